@@ -1,0 +1,1 @@
+"""Continuous-time representation learning over linked EHR events and wearable signals, in JAX."""

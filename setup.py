@@ -1,0 +1,56 @@
+"""Installation of ehrwear_jax: `pip install -e .`, with the extras gpu, tpu, test and dev."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+# Lower bounds are the oldest releases that the package is known to work with. JAX 0.10.2 is the
+# last release for Python 3.11; newer Pythons resolve to newer JAX.
+INSTALL_REQUIRES = [
+    "absl-py>=2.1",
+    "chex>=0.1.90",
+    "dask[distributed]>=2025.1",
+    "flax>=0.12",
+    "grain>=0.2.18",
+    "jax>=0.10.2",
+    "matplotlib>=3.9",
+    "ml_collections>=1.1",
+    "numpy>=2.0",
+    "optax>=0.2.6",
+    "orbax-checkpoint>=0.12",
+    "polars>=1.20",
+    "pyarrow>=18",
+    "scikit-learn>=1.5",
+    "scipy>=1.14",
+    "tensorboardX>=2.6.2",
+    "tqdm>=4.66",
+]
+
+# Oracles and tools of the test suite; nothing in the package imports them.
+TEST_REQUIRES = [
+    "hypothesis>=6.100",
+    "lifelines>=0.30",
+    "pytest>=8",
+    "pytest-xdist>=3.6",
+    "ruff>=0.9",
+    "statsmodels>=0.14.4",
+]
+
+setup(
+    name="ehrwear_jax",
+    version="0.1.0",
+    description="Continuous-time representations of linked EHR events and wearable signals, in JAX",
+    long_description=(Path(__file__).parent / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=find_packages(include=["ehrwear_jax", "ehrwear_jax.*"]),
+    install_requires=INSTALL_REQUIRES,
+    extras_require={
+        # CUDA 13 needs a 580 or newer driver; with an older one install jax[cuda12] instead.
+        "gpu": ["jax[cuda13]>=0.10.2"],
+        "tpu": ["jax[tpu]>=0.10.2"],
+        "test": TEST_REQUIRES,
+        "dev": [*TEST_REQUIRES, "ipykernel>=6.29", "pre-commit>=4", "py-spy>=0.4", "xprof>=2.20"],
+    },
+)

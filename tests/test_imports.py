@@ -1,0 +1,223 @@
+"""Imports go one way: the layers of the package, and which library may be used where."""
+
+import ast
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+import ehrwear_jax
+
+PACKAGE = Path(ehrwear_jax.__file__).parent
+STDLIB = set(sys.stdlib_module_names)
+
+
+@dataclass(frozen=True)
+class Layer:
+    """What the modules under `name` may import.
+
+    internal: modules or subpackages of the package (its own subpackage included, if it is one).
+    external: top-level libraries beside the standard library; None allows any that is not in
+      `banned`, ANYWHERE_BANNED or ONLY_IN.
+    """
+
+    name: str
+    internal: frozenset[str]
+    external: frozenset[str] | None = None
+    banned: frozenset[str] = frozenset()
+
+
+def _layer(name: str, internal: str, *, external: str | None = None, banned: str = "") -> Layer:
+    only = None if external is None else frozenset(external.split())
+    return Layer(name, frozenset(internal.split()), only, frozenset(banned.split()))
+
+
+ACCELERATOR = "jax jaxlib flax optax chex orbax"
+LEAVES = "models losses schedules sharding checkpoint"
+
+# The first entry whose name is the module or one of its parents decides.
+LAYERS = (
+    _layer("batch", "", banned=ACCELERATOR),
+    _layer("data", "data batch", banned=ACCELERATOR),
+    _layer("ops", "ops", external="jax jaxlib numpy"),
+    _layer("models", "models ops batch"),
+    _layer("losses", "ops batch"),
+    _layer("schedules", "ops batch"),
+    _layer("sharding", "ops batch"),
+    _layer("checkpoint", "ops batch"),
+    _layer("evals", "evals models losses ops batch"),
+    _layer("report", "report", external="numpy matplotlib polars"),
+    _layer("train", f"data ops batch {LEAVES}"),
+    # Turns a ConfigDict into the dataclasses that each part declares; joins nothing.
+    _layer("config", "data models schedules train"),
+    # Orchestration: joins the stages, and reaches the networks only through train. The tabular
+    # rows of comparison are no networks and need no train.
+    _layer("stages", "stages config data train evals report batch models.baselines"),
+    _layer("main", "stages config train"),
+    _layer("", ""),
+)
+
+# External modules, by dotted prefix, that only some modules may import.
+ONLY_IN = {
+    "orbax": {"checkpoint"},
+    "absl.flags": {"main"},
+    "ml_collections": {"main", "config"},
+}
+# clu needs TensorFlow; scikit-survival is GPL; lifelines and statsmodels are oracles of the tests;
+# linen is the module system, never both.
+ANYWHERE_BANNED = {
+    "torch", "tensorflow", "clu", "sksurv", "lifelines", "statsmodels", "flax.nnx", "pytest",
+}  # fmt: skip
+NEVER_IMPORTED = {"configs", "launch", "main"}
+
+
+def _is_under(module: str, prefixes) -> bool:
+    return any(module == p or module.startswith(p + ".") for p in prefixes)
+
+
+def _imports(path: Path, module: str, is_package: bool) -> Iterator[tuple[int, str]]:
+    """(line, dotted name) for each import, at any depth; `from a import b` yields `a.b`."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"), filename=str(path))):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                parts = module.split(".")
+                up = node.level - (1 if is_package else 0)
+                base = ".".join(filter(None, [*parts[: len(parts) - up], base]))
+            yield from ((node.lineno, f"{base}.{alias.name}") for alias in node.names)
+        elif isinstance(node, ast.Call):
+            function = node.func
+            name = getattr(function, "attr", getattr(function, "id", ""))
+            if name in {"import_module", "__import__"} and node.args:
+                argument = node.args[0]
+                if isinstance(argument, ast.Constant) and isinstance(argument.value, str):
+                    yield node.lineno, argument.value
+
+
+def find_violations(package: Path) -> list[str]:
+    """One sentence per import in `package` that breaks a rule; layers are relative to `package`."""
+    root = package.name
+    found = []
+    for path in sorted(package.rglob("*.py")):
+        parts = list(path.relative_to(package).with_suffix("").parts)
+        is_package = parts[-1] == "__init__"
+        own = ".".join(parts[:-1] if is_package else parts)
+        layer = next(x for x in LAYERS if not x.name or _is_under(own, [x.name]))
+        for line, name in _imports(path, f"{root}.{own}" if own else root, is_package):
+            where = f"{path.relative_to(package.parent)}:{line}"
+            if _is_under(name, NEVER_IMPORTED):
+                found.append(f"{where}: nobody imports {name}")
+            elif _is_under(name, [root]):
+                target = name.removeprefix(root).removeprefix(".")
+                if _is_under(target, NEVER_IMPORTED) or not _is_under(target, layer.internal):
+                    found.append(f"{where}: {own or root} may not import {target or root}")
+            else:
+                found += [f"{where}: {reason}" for reason in _external_faults(own, layer, name)]
+    return found
+
+
+def _external_faults(own: str, layer: Layer, name: str) -> Iterator[str]:
+    top = name.split(".")[0]
+    if _is_under(name, ANYWHERE_BANNED):
+        yield f"no module may import {name}"
+    for library, owners in ONLY_IN.items():
+        if _is_under(name, [library]) and not _is_under(own, owners):
+            yield f"only {', '.join(sorted(owners))} may import {library}"
+    if top in layer.banned:
+        yield f"{layer.name} may not import {top}"
+    if layer.external is not None and top not in layer.external | STDLIB:
+        yield f"{layer.name} may import only {', '.join(sorted(layer.external))}, not {top}"
+
+
+def test_package_follows_the_layers():
+    assert find_violations(PACKAGE) == []
+
+
+def test_every_module_has_a_layer():
+    """A new top-level module is given its layer here before it imports anything."""
+    known = {layer.name for layer in LAYERS}
+    modules = {p.stem for p in PACKAGE.iterdir() if p.suffix == ".py" and p.stem != "__init__"}
+    packages = {p.parent.name for p in PACKAGE.glob("*/__init__.py")}
+    assert modules | packages <= known
+
+
+def _plant(tmp_path: Path, file: str, line: str) -> list[str]:
+    path = tmp_path / "pkg" / file
+    path.parent.mkdir(parents=True)
+    path.write_text(line + "\n")
+    return find_violations(tmp_path / "pkg")
+
+
+@pytest.mark.parametrize(
+    ("file", "line"),
+    [
+        ("batch.py", "import jax.numpy as jnp"),
+        ("batch.py", "import chex"),
+        ("batch.py", "from pkg import data"),
+        ("data/signal.py", "import jax"),
+        ("data/signal.py", "from flax import linen"),
+        ("data/signal.py", "def f():\n    import jax"),
+        ("data/signal.py", "from pkg import models"),
+        ("data/signal.py", "from ..train import loop"),
+        ("data/__init__.py", "from .. import losses"),
+        ("ops/kernel_attention/api.py", "import flax"),
+        ("ops/kernel_attention/api.py", "from pkg.models import heads"),
+        ("ops/kernel_attention/api.py", "from ...models import heads"),
+        ("models/heads.py", "from pkg.data import meds"),
+        ("models/heads.py", "import importlib\nimportlib.import_module('pkg.train')"),
+        ("losses.py", "from pkg.models import heads"),
+        ("schedules.py", "import pkg.train"),
+        ("sharding.py", "from pkg import report"),
+        ("evals/metrics.py", "from pkg.train import fit"),
+        ("evals/metrics.py", "from pkg import stages"),
+        ("evals/metrics.py", "import configs.tiny"),
+        ("report/build.py", "import jax"),
+        ("report/build.py", "from pkg.evals import metrics"),
+        ("report/build.py", "from pkg import main"),
+        ("stages.py", "from pkg.models import heads"),
+        ("stages.py", "from pkg import main"),
+        ("stages.py", "from absl import flags"),
+        ("main.py", "from pkg import data"),
+        ("train.py", "from pkg import config"),
+        ("train.py", "import ml_collections"),
+        ("stages/model.py", "from ..models import heads"),
+        ("main.py", "import configs"),
+        ("train.py", "from orbax import checkpoint"),
+        ("train.py", "import orbax.checkpoint as ocp"),
+        ("train.py", "from clu import metrics"),
+        ("evals/metrics.py", "import torch.nn"),
+        ("evals/metrics.py", "from sksurv import metrics"),
+        ("models/heads.py", "from flax import nnx"),
+        ("models/heads.py", "import ml_collections"),
+        ("unknown.py", "from pkg import data"),
+    ],
+)
+def test_a_planted_violation_is_found(tmp_path, file, line):
+    violations = _plant(tmp_path, file, line)
+    assert len(violations) == 1
+    assert violations[0].startswith(f"pkg/{file}:")
+
+
+@pytest.mark.parametrize(
+    ("file", "line"),
+    [
+        ("batch.py", "import numpy as np"),
+        ("data/pipeline.py", "import grain\nfrom pkg import batch\nfrom .meds import read_shard"),
+        ("ops/kernel_attention/api.py", "import jax\nfrom .reference import attend"),
+        ("models/heads.py", "from flax import linen\nfrom pkg.ops.kernel_attention import api"),
+        ("checkpoint.py", "import orbax.checkpoint as ocp"),
+        ("train.py", "from absl import logging\nfrom pkg import data, models"),
+        (
+            "stages/model.py",
+            "from pkg import config, train\nfrom pkg.models.baselines import tabular",
+        ),
+        ("main.py", "from absl import app, flags\nfrom pkg import stages"),
+        ("report/build.py", "import json\nimport matplotlib.figure\nfrom . import page"),
+    ],
+)
+def test_an_allowed_import_is_not_reported(tmp_path, file, line):
+    assert _plant(tmp_path, file, line) == []
