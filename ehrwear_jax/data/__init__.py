@@ -1,0 +1,1 @@
+"""Read, simulate, prepare and serve the data: numpy, polars, pyarrow, scipy, grain; never jax."""

@@ -1,0 +1,115 @@
+"""What the MEDS and wearable readers share: dtypes, nulls, contiguity, atomic files."""
+
+from collections.abc import Collection, Iterable
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+
+def read_parquet(path: Path) -> pl.DataFrame:
+    """A parquet file; FileNotFoundError or ValueError that names it."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file")
+    try:
+        return pl.read_parquet(path, hive_partitioning=False)
+    except (pl.exceptions.PolarsError, OSError) as error:
+        raise ValueError(f"{path}: not a readable parquet file ({error})") from error
+
+
+def _cast(column: pl.Series, dtype: pl.DataType, where: str) -> pl.Series:
+    """Casts, but never a date to midnight, a zoned time to a naive one, or a 0/1 to a boolean."""
+    mine = column.dtype
+    if isinstance(mine, pl.Datetime) and mine.time_zone is not None:
+        raise ValueError(f"{where} has time zone {mine.time_zone}; times are naive local times")
+    refused = (isinstance(dtype, pl.Datetime) and not isinstance(mine, pl.Datetime)) or (dtype == pl.Boolean)
+    if refused and mine != pl.Null:
+        raise ValueError(f"{where} is {mine}, expected {dtype}")
+    if dtype.is_integer() and mine.is_float():
+        fractional = ~((column % 1) == 0)
+        if fractional.any():
+            row = int(fractional.arg_max())
+            raise ValueError(f"{where} holds {column[row]} in row {row}, expected {dtype}")
+    try:
+        return column.cast(dtype)
+    except pl.exceptions.PolarsError as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"{where} is {mine} and cannot become {dtype} ({reason})") from error
+
+
+def normalise(
+    df: pl.DataFrame, schema: dict[str, pl.DataType], source, *, optional: Iterable[str] = ()
+) -> pl.DataFrame:
+    """Selects the columns of `schema` in its order and casts them without loss of meaning.
+
+    Args:
+      df: any frame.
+      schema: column -> dtype of the result.
+      source: file or words for the error messages.
+      optional: columns that become all-null when absent.
+
+    Raises:
+      ValueError: a column is absent, has a time zone, or holds a value that the type cannot hold.
+    """
+    columns = []
+    for name, dtype in schema.items():
+        if name not in df.columns:
+            if name not in optional:
+                raise ValueError(f"{source}: column '{name}' is missing (found {df.columns})")
+            columns.append(pl.lit(None, dtype=dtype).alias(name))
+            continue
+        column = df[name]
+        if column.dtype != dtype:
+            column = _cast(column, dtype, f"{source}: column '{name}'")
+        columns.append(column)
+    return df.select(columns) if df.width else pl.DataFrame(schema=schema)
+
+
+def require_not_null(df: pl.DataFrame, columns: Iterable[str], source) -> None:
+    """Raises ValueError naming the first row (0-based) of a column that must not be null."""
+    for name in columns:
+        if df[name].null_count():
+            row = int(df[name].is_null().arg_max())
+            raise ValueError(f"{source}: row {row}: column '{name}' is null")
+
+
+def require_contiguous(subject_id_N: np.ndarray, source) -> None:
+    """Raises ValueError if the rows of a subject are interrupted by another subject's."""
+    if not len(subject_id_N):
+        return
+    first_row_R = np.flatnonzero(np.r_[True, subject_id_N[1:] != subject_id_N[:-1]])
+    run_subject_R = subject_id_N[first_row_R]
+    _, first_run = np.unique(run_subject_R, return_index=True)
+    if len(first_run) == len(run_subject_R):
+        return
+    again = np.setdiff1d(np.arange(len(run_subject_R)), first_run)[0]
+    raise ValueError(f"{source}: row {first_row_R[again]}: rows of subject {run_subject_R[again]} are not contiguous")
+
+
+def write_parquet(
+    path: Path,
+    df: pl.DataFrame,
+    arrow_types: dict[str, pa.DataType],
+    *,
+    not_null: Collection[str] = (),
+    **options,
+) -> None:
+    """Writes zstd parquet with exactly these Arrow types; the file appears whole or not at all."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    table = df.to_arrow()
+    fields = [pa.field(name, arrow_types[name], nullable=name not in not_null) for name in df.columns]
+    temporary = path.with_name(f".{path.name}.tmp")
+    pq.write_table(table.cast(pa.schema(fields)), temporary, compression="zstd", **options)
+    temporary.replace(path)
+
+
+def parquet_files(folder: Path) -> list[Path]:
+    """All parquet files below `folder` in path order; hidden files (half-written ones) are not."""
+    return sorted(
+        path
+        for path in Path(folder).rglob("*.parquet")
+        if not any(part.startswith((".", "_")) for part in path.relative_to(folder).parts)
+    )
