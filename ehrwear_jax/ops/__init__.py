@@ -1,0 +1,1 @@
+"""Operations that no library has; each in a folder of its own."""
