@@ -1,0 +1,1 @@
+"""Numbers in; tables, figures and one self-contained HTML page out."""

@@ -1,0 +1,107 @@
+"""Builds the report of a run: report.html, report.md and results.json."""
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ehrwear_jax.report import page, sections
+from ehrwear_jax.report.records import Record, check_records, first_seed
+from ehrwear_jax.report.trajectories import Trajectory
+
+__all__ = ["ReportInputs", "Trajectory", "build_report"]
+
+
+@dataclass(frozen=True)
+class ReportInputs:
+    """All that a report shows. Whatever is empty is said to be missing.
+
+    Attributes:
+      title: the page's heading.
+      subtitle: one line below it.
+      dataset: name that every record carries.
+      results: records as in `report.records`; the order of tasks is kept.
+      losses: per pretrained row, the lines of its metrics.jsonl: {"step": 100, "loss/total": ...}.
+      predictions: predictions[task][row] = (y_N, p_N), outcomes 0 or 1 and probabilities.
+      trajectories: patients to draw.
+      cohort: steps {"step", "n", "dropped", "reason"} in order.
+      facts: configuration, seed, parameter counts, versions, durations.
+      notes: limitations and remarks, one sentence each.
+    """
+
+    title: str
+    subtitle: str
+    dataset: str
+    results: Sequence[Record]
+    losses: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
+    predictions: sections.Predictions = field(default_factory=dict)
+    trajectories: Sequence[Trajectory] = ()
+    cohort: Sequence[Mapping[str, Any]] = ()
+    facts: Mapping[str, str] = field(default_factory=dict)
+    notes: Sequence[str] = ()
+
+
+def build_report(inputs: ReportInputs, out_dir: str | os.PathLike) -> Path:
+    """Writes report.html, report.md and results.json into `out_dir`, which is made if absent.
+
+    The same inputs give the same bytes. Nothing is written if an input is wrong.
+
+    Returns:
+      The path of report.html.
+
+    Raises:
+      ValueError: a record, prediction, log line or cohort step is malformed.
+    """
+    records = check_records(inputs.results, inputs.dataset)
+    _check_predictions(inputs.predictions)
+    content = report_page(inputs, records)
+    texts = {
+        "results.json": json.dumps(records, indent=1, allow_nan=False) + "\n",
+        "report.md": page.to_markdown_page(content),
+        "report.html": page.to_html_page(content),
+    }
+    out_dir = Path(out_dir)
+    out_dir.mkdir(parents=True, exist_ok=True)
+    for name, text in texts.items():
+        part = out_dir / f".{name}.part"
+        part.write_text(text, encoding="utf-8")
+        part.replace(out_dir / name)
+    return out_dir / "report.html"
+
+
+def report_page(inputs: ReportInputs, records: Sequence[Record]) -> page.Page:
+    """The report's content; the tables show the lowest seed where there are several."""
+    shown = first_seed(records)
+    return page.Page(
+        inputs.title,
+        inputs.subtitle,
+        (
+            sections.summary(shown),
+            sections.forecasting(shown),
+            sections.differences(shown),
+            sections.survival(shown),
+            sections.calibration(shown, inputs.predictions),
+            sections.patients(inputs.trajectories),
+            sections.pretraining(inputs.losses),
+            sections.cohort(inputs.cohort),
+            sections.facts(inputs.facts),
+            sections.limitations(inputs.notes),
+            sections.every_number(records),
+        ),
+    )
+
+
+def _check_predictions(predictions: sections.Predictions) -> None:
+    for task, rows in predictions.items():
+        for row, (y_N, p_N) in rows.items():
+            where = f"predictions of {row!r} on {task!r}"
+            if np.ndim(y_N) != 1 or np.shape(y_N) != np.shape(p_N) or not len(y_N):
+                raise ValueError(f"{where}: shapes {np.shape(y_N)} and {np.shape(p_N)} do not match")
+            if not np.all(np.isin(y_N, (0, 1))):
+                raise ValueError(f"{where}: an outcome is neither 0 nor 1")
+            if not np.all((np.asarray(p_N) >= 0) & (np.asarray(p_N) <= 1)):
+                raise ValueError(f"{where}: a probability lies outside [0, 1]")

@@ -1,0 +1,238 @@
+"""Result records: their schema, names and order, and how their numbers are written.
+
+A record is one number about one row of comparison:
+`{"dataset", "row", "task", "metric", "value", "lo", "hi", "n", "n_positive", "seed"}`.
+"""
+
+import math
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+Record = dict[str, Any]
+
+FIELDS = ("dataset", "row", "task", "metric", "value", "lo", "hi", "n", "n_positive", "seed")
+ORACLE = "oracle"
+DIFFERENCE = "_difference"
+P_VALUE = "_difference_p"
+MINUS = "\N{MINUS SIGN}"
+ABSENT = "\N{EN DASH}"
+
+
+@dataclass(frozen=True)
+class Metric:
+    """How a metric is named and read; `definition` is a key of definitions.DEFINITIONS."""
+
+    label: str
+    higher_is_better: bool | None = None
+    definition: str | None = None
+
+
+METRICS = {
+    "auroc": Metric("AUROC", True, "auroc"),
+    "auprc": Metric("AUPRC", True, "auprc"),
+    "c_index": Metric("C-index", True, "c_index"),
+    "brier": Metric("Brier score", False, "brier"),
+    "ece": Metric("ECE", False, "ece"),
+    "ece_floor": Metric("ECE by chance", None, "ece_floor"),
+}
+
+# (label, label where space is short) of the known rows, in the order in which they are shown: the
+# model first, then what it is compared with.
+ROWS = {
+    "joint": ("Joint model (EHR + wearable)", "Joint"),
+    "ehr_only": ("EHR only", "EHR only"),
+    "wear_only": ("Wearable only", "Wearable only"),
+    "late_fusion": ("Late fusion", "Late fusion"),
+    "gradient_boosting": ("Gradient boosting (tabular)", "Gradient boosting"),
+    "gradient_boosting_ehr": ("Gradient boosting (tabular, EHR only)", "Boosting, EHR"),
+    "gradient_boosting_wear": ("Gradient boosting (tabular, wearable only)", "Boosting, wearable"),
+    "logistic_regression": ("Logistic regression (tabular)", "Logistic regression"),
+    "cox_table": ("Cox regression (tabular)", "Cox regression"),
+    "cox_table_ehr": ("Cox regression (tabular, EHR only)", "Cox, EHR"),
+    "cox_table_wear": ("Cox regression (tabular, wearable only)", "Cox, wearable"),
+    ORACLE: ("Oracle (true risk)", "Oracle"),
+}
+
+
+def check_records(records: Sequence[Record], dataset: str) -> list[Record]:
+    """The records with their fields in order and undefined numbers as None.
+
+    Raises:
+      ValueError: a record lacks a field or has another one, a field has the wrong type, an interval
+        is reversed or half given, a count is impossible, `dataset` is another one, or two records
+        report the same (row, task, metric, seed). The sentence names the record and the field.
+    """
+    checked: list[Record] = []
+    seen: dict[tuple, int] = {}
+    for index, record in enumerate(records):
+        where = f"results record {index}"
+        if not isinstance(record, dict):
+            raise ValueError(f"{where} is {type(record).__name__}, not a dict")
+        if set(record) != set(FIELDS):
+            missing = ", ".join(f for f in FIELDS if f not in record) or "none"
+            unknown = ", ".join(sorted(str(f) for f in set(record) - set(FIELDS))) or "none"
+            raise ValueError(f"{where}: missing fields: {missing}; unknown fields: {unknown}")
+        where += f" ({record['row']}, {record['task']}, {record['metric']})"
+        for field in FIELDS[:4]:
+            if not isinstance(record[field], str) or not record[field].strip():
+                raise ValueError(f"{where}: {field} must be a name, got {record[field]!r}")
+        if record["dataset"] != dataset:
+            raise ValueError(f"{where}: dataset is {record['dataset']!r}, expected {dataset!r}")
+        record = record | {f: _number(record[f], f, where) for f in ("value", "lo", "hi")}
+        record |= {f: _count(record[f], f, where) for f in ("n", "n_positive", "seed")}
+        if (record["lo"] is None) != (record["hi"] is None):
+            raise ValueError(f"{where}: lo and hi must both be given or both be None")
+        if record["lo"] is not None and record["lo"] > record["hi"]:
+            raise ValueError(f"{where}: lo {record['lo']} is above hi {record['hi']}")
+        if record["n"] is None:
+            raise ValueError(f"{where}: n must be a count, got None")
+        if record["n_positive"] is not None and record["n_positive"] > record["n"]:
+            raise ValueError(f"{where}: n_positive {record['n_positive']} is above n {record['n']}")
+        key = tuple(record[f] for f in ("row", "task", "metric", "seed"))
+        if key in seen:
+            raise ValueError(f"{where}: same row, task, metric and seed as record {seen[key]}")
+        seen[key] = index
+        checked.append({field: record[field] for field in FIELDS})
+    return checked
+
+
+def _number(value: Any, field: str, where: str) -> float | None:
+    if value is None:
+        return None
+    if isinstance(value, bool) or not hasattr(value, "__float__"):
+        raise ValueError(f"{where}: {field} must be a number or None, got {value!r}")
+    value = float(value)
+    if math.isinf(value):
+        raise ValueError(f"{where}: {field} is infinite")
+    return None if math.isnan(value) else value
+
+
+def _count(value: Any, field: str, where: str) -> int | None:
+    if value is None:
+        return None
+    if isinstance(value, bool) or not hasattr(value, "__index__") or int(value) < 0:
+        raise ValueError(f"{where}: {field} must be a whole number >= 0 or None, got {value!r}")
+    return int(value)
+
+
+def first_seed(records: Iterable[Record]) -> list[Record]:
+    """One record per (row, task, metric): that of the lowest seed, in the order given."""
+    best: dict[tuple, Record] = {}
+    for record in records:
+        key = (record["row"], record["task"], record["metric"])
+        if key not in best or (record["seed"] or 0) < (best[key]["seed"] or 0):
+            best[key] = record
+    return list(best.values())
+
+
+def tasks_of(records: Iterable[Record]) -> list[str]:
+    """Tasks in order of first appearance, which is the order that the caller chose."""
+    return list(dict.fromkeys(r["task"] for r in records))
+
+
+def sorted_rows(rows: Iterable[str]) -> list[str]:
+    """Rows without repeats: the known ones in ROWS' order, then others, the oracle last."""
+    rows = list(dict.fromkeys(rows))
+    known = [r for r in ROWS if r in rows and r != ORACLE]
+    other = [r for r in rows if r not in ROWS]
+    return known + other + [ORACLE] * (ORACLE in rows)
+
+
+def main_row(rows: Iterable[str]) -> str | None:
+    """The row that the report is about: the joint model, else the first one shown."""
+    rows = sorted_rows(rows)
+    return rows[0] if rows and rows[0] != ORACLE else None
+
+
+def best_rows(values: dict[str, float | None], higher_is_better: bool | None) -> set[str]:
+    """Rows with the best value as printed; the oracle never competes."""
+    shown = {row: round(value, 3) for row, value in values.items() if value is not None and row != ORACLE}
+    if not shown or higher_is_better is None:
+        return set()
+    best = (max if higher_is_better else min)(shown.values())
+    return {row for row, value in shown.items() if value == best}
+
+
+def row_label(row: str) -> str:
+    """A row's name for tables; a comparison `a - b` names both sides."""
+    if " - " in row:
+        return f" {MINUS} ".join(short_row_label(part) for part in row.split(" - "))
+    return ROWS[row][0] if row in ROWS else _words(row)
+
+
+def short_row_label(row: str) -> str:
+    """A row's name for narrow figures and sentences."""
+    return ROWS[row][1] if row in ROWS else _words(row)
+
+
+def inline_row_label(row: str) -> str:
+    """The short label as it reads inside a sentence."""
+    label = short_row_label(row)
+    is_name = label[:2].isupper() or label.startswith("Cox")
+    return label if is_name else label[:1].lower() + label[1:]
+
+
+def task_label(task: str) -> str:
+    """`new_diagnosis_365d` reads `New diagnosis, 365 days`."""
+    horizon = re.fullmatch(r"(.+?)_?(\d+)d", task)
+    return f"{_words(horizon[1])}, {horizon[2]} days" if horizon else _words(task)
+
+
+def metric_of(name: str) -> Metric:
+    base = name.removesuffix("_p").removesuffix(DIFFERENCE) if DIFFERENCE in name else name
+    return METRICS.get(base) or Metric(_words(base))
+
+
+def is_difference(record: Record) -> bool:
+    return record["metric"].endswith(DIFFERENCE)
+
+
+def _words(name: str) -> str:
+    text = re.sub(r"\behr\b", "EHR", name.replace("_", " ").replace("/", ", ").strip())
+    return text[:1].upper() + text[1:]
+
+
+def term_label(term: str) -> str:
+    """`loss/ehr_masked` reads `EHR masked`; `validation/loss/total`, `Validation, total`."""
+    return _words(term.removeprefix("loss/").replace("/loss/", "/"))
+
+
+def format_number(value: float | None, *, signed: bool = False) -> str:
+    """Three decimals with a true minus sign; a dash for an undefined number."""
+    if value is None or math.isnan(value):
+        return ABSENT
+    text = f"{value:+.3f}" if signed else f"{value:.3f}"
+    if float(text) == 0:
+        return "0.000"
+    return text.replace("-", MINUS)
+
+
+def format_interval(record: Record) -> str:
+    """`0.748 [0.731, 0.765]`, or the value alone where there is no interval."""
+    signed = is_difference(record)
+    value = format_number(record["value"], signed=signed)
+    if record["lo"] is None or record["value"] is None:
+        return value
+    lo, hi = (format_number(record[f], signed=signed) for f in ("lo", "hi"))
+    return f"{value} [{lo}, {hi}]"
+
+
+def format_p_value(p: float | None) -> str:
+    if p is None:
+        return ABSENT
+    return f"{p:.3f}" if p >= 0.0005 else "< 0.001"
+
+
+def format_count(n: int | None) -> str:
+    return ABSENT if n is None else f"{n:,}"
+
+
+def format_population(record: Record, *, event: str = "positive") -> str:
+    """`n = 7,914, 198 positive (2.5%)`."""
+    text = f"n = {format_count(record['n'])}"
+    if record["n_positive"] is None:
+        return text
+    share = f" ({100 * record['n_positive'] / record['n']:.1f}%)" if record["n"] else ""
+    return f"{text}, {format_count(record['n_positive'])} {event}{share}"
