@@ -1,0 +1,112 @@
+"""The contract between data and model: every batch field, its shape, dtype and unit.
+
+A batch is a dict of numpy (later JAX) arrays. A row packs the contexts of several patients; a *context* is the tail of
+one patient's tokens, ordered by (time, wearable before EHR, source order), behind the patient's static tokens. A *read*
+is a place where a prediction is made: at an EHR event (fields `event_*`) or at a free time (fields `query_*`).
+
+Axes: B rows, T tokens, W wearable windows, L steps in a window, C channels, P patches in a window, M masked events,
+E event reads, Q query reads, H future windows, K future codes, F summary statistics (three per channel).
+"""
+
+import dataclasses
+
+import numpy as np
+
+PAD, MASK, WEAR = 0, 1, 2  # token ids that are no codes
+N_SPECIAL = 3
+MODALITY_PAD, MODALITY_EHR, MODALITY_WEAR, MODALITY_QUERY = 0, 1, 2, 3
+N_MODALITY = 4
+SUMMARIES = ("mean", "std", "mean_abs_step")  # per channel: level, spread, roughness from step to step
+
+
+@dataclasses.dataclass(frozen=True)
+class BatchShape:
+    """Sizes of the axes of a batch; zero windows means that a dataset has no wearable part."""
+
+    tokens: int
+    windows: int
+    steps: int
+    channels: int
+    patches: int
+    masked: int
+    events: int
+    queries: int
+    future_windows: int
+    future_codes: int
+
+    def axes(self, batch_size):
+        return {
+            "B": batch_size,
+            "T": self.tokens,
+            "W": self.windows,
+            "L": self.steps,
+            "C": self.channels,
+            "P": self.patches,
+            "M": self.masked,
+            "E": self.events,
+            "Q": self.queries,
+            "H": self.future_windows,
+            "K": self.future_codes,
+            "F": len(SUMMARIES) * self.channels,
+            "2": 2,
+        }
+
+
+# name: (axes after B, dtype, value where nothing is, meaning and unit)
+FIELDS = {
+    # inputs
+    "token": ("T", np.int32, PAD, "vocabulary id; MASK where hidden, WEAR for a wearable token"),
+    "value": ("T", np.float32, 0, "standardised numeric value; 0 where there is none or it is hidden"),
+    "modality": ("T", np.int32, MODALITY_PAD, "MODALITY_*"),
+    "time": ("T", np.float32, 0, "kernel time: days since the first token of the context"),
+    "age": ("T2", np.float32, 0, "days since birth, else since the first record: (whole days, fraction)"),
+    "segment": ("T", np.int32, 0, "context of the token, 1, 2, ... along the row; 0 is padding"),
+    "kv_range": ("T2", np.int32, 0, "half-open range of the token positions that the token sees"),
+    "window": ("T", np.int32, -1, "slot of a wearable token's window along W"),
+    "wear": ("WLC", np.float32, 0, "standardised signal, unmasked; 0 where missing"),
+    "observed": ("WLC", np.bool_, False, "whether the step was measured"),
+    "patch_mask": ("WP", np.bool_, False, "patches hidden from the model"),
+    "window_position": ("W", np.int32, -1, "token position of the window"),
+    "query_time": ("Q", np.float32, 0, "kernel time of the query, on its context's clock"),
+    "query_age": ("Q2", np.float32, 0, "as age"),
+    "query_segment": ("Q", np.int32, 0, "context of the query; 0 is padding"),
+    "query_kv_range": ("Q2", np.int32, 0, "token positions known at the query's time"),
+    # targets
+    "masked_position": ("M", np.int32, -1, "token position of a hidden event"),
+    "masked_target": ("M", np.int32, PAD, "its vocabulary id"),
+    "event_position": ("E", np.int32, -1, "token position of an event read: the last event of its time"),
+    "event_next": ("E", np.int32, PAD, "first code at the next distinct time"),
+    "event_pool": ("E2", np.int32, 0, "token positions inside [t - tau, t], for pooling wearable latents"),
+    "event_summary": ("EF", np.float32, 0, "summary statistics of the signal in (t, t + tau']"),
+    "event_summary_mask": ("EF", np.bool_, False, "whether the statistic exists"),
+    "query_next": ("Q", np.int32, PAD, "as event_next"),
+    "query_pool": ("Q2", np.int32, 0, "as event_pool"),
+    "query_summary": ("QF", np.float32, 0, "as event_summary"),
+    "query_summary_mask": ("QF", np.bool_, False, "as event_summary_mask"),
+    "query_window": ("QH", np.int32, -1, "slots of the windows that end next after the query"),
+    "query_code_bin": ("QK", np.uint8, 255, "first horizon within which code k occurs after the query; 255: none"),
+    "query_horizons": ("Q", np.int32, 0, "how many horizons end inside the follow-up"),
+    "step_window": ("WH", np.int32, -1, "slots of the windows that follow window w"),
+}
+
+
+def empty_batch(shape, batch_size):
+    """A batch that holds nothing: {name: array of shape [B, ...]}."""
+    axes = shape.axes(batch_size)
+    return {
+        name: np.full([axes["B"], *(axes[a] for a in dims)], fill, dtype)
+        for name, (dims, dtype, fill, _) in FIELDS.items()
+    }
+
+
+def check_batch(batch, shape, batch_size):
+    """Raises ValueError unless every field is there with its shape and dtype."""
+    axes = shape.axes(batch_size)
+    if missing := FIELDS.keys() ^ batch.keys():
+        raise ValueError(f"batch fields differ from the contract: {sorted(missing)}")
+    for name, (dims, dtype, _, _) in FIELDS.items():
+        want = (axes["B"], *(axes[a] for a in dims))
+        if batch[name].shape != want or batch[name].dtype != dtype:
+            raise ValueError(
+                f"batch field {name}: {batch[name].shape} {batch[name].dtype}, expected {want} {np.dtype(dtype)}"
+            )

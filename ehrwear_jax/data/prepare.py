@@ -1,0 +1,400 @@
+"""prepare: raw MEDS and wearable tables -> harmonised tables -> a fitted vocabulary and training records.
+
+Two parts. `prepare_tables` does what depends on no split: event tables with known times, wearable windows and their
+summaries. `prepare_split` fits vocabulary and channel statistics on the training patients of one split (or fold) and
+writes records. Each output file is written under a temporary name and renamed, so a killed run resumes at the file.
+"""
+
+import dataclasses
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+from array_record.python.array_record_module import ArrayRecordWriter
+from tqdm import tqdm
+
+from ehrwear_jax.data import meds, records, signal, tokenizer, wearable
+from ehrwear_jax.data.source import hashed_uniform
+
+FOLLOWUP_END = "FOLLOWUP_END"
+LAST_MICROSECOND = signal.DAY_US - 1
+NO_BIRTH = np.iinfo(np.int64).min
+
+
+@dataclasses.dataclass(frozen=True)
+class PrepareConfig:
+    """Thresholds of the prepare stage.
+
+    Attributes:
+      channels: wearable channels to use, in order; empty means none. log_channels: those taken as log(1 + x).
+      window_hours, step_minutes, min_coverage: see signal.WindowSpec.
+      min_subjects, value_bins, min_values: see tokenizer.fit_vocabulary.
+      drop_codes: codes that never become input (administrative ones).
+      date_only_at_day_end: an event stamped exactly midnight is taken as a date without a time, known at the day's end.
+      subjects_per_shard: patients in a record shard.
+      tuning_fraction: with folds, the share of groups outside the fold that chooses hyper-parameters.
+    """
+
+    channels: tuple = ()
+    log_channels: tuple = ()
+    window_hours: int = 6
+    step_minutes: int = 5
+    min_coverage: float = 0.1
+    min_subjects: int = 10
+    value_bins: int = 10
+    min_values: int = 50
+    drop_codes: tuple = (FOLLOWUP_END,)
+    date_only_at_day_end: bool = True
+    subjects_per_shard: int = 2000
+    tuning_fraction: float = 0.1
+
+    def window_spec(self):
+        return signal.WindowSpec(tuple(self.channels), self.window_hours, self.step_minutes, self.min_coverage)
+
+
+def _write(table, path):
+    partial = path.with_name(path.name + ".partial")
+    table.write_parquet(partial)
+    os.replace(partial, path)
+
+
+def _write_json(value, path):
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(json.dumps(value, indent=1))
+    os.replace(partial, path)
+
+
+def shard_names(paths, root):
+    """File names that are unique and tell where the shard came from."""
+    return ["__".join(Path(p).relative_to(root).with_suffix("").parts) for p in paths]
+
+
+def harmonise_events(events, config):
+    """Known times and input codes of one MEDS shard.
+
+    Returns:
+      (events, births, ends): events to learn from; MEDS_BIRTH per subject; last known follow-up per subject.
+    """
+    is_birth = pl.col("code").str.starts_with(meds.BIRTH_CODE)
+    births = (
+        events.filter(is_birth & pl.col("time").is_not_null())
+        .group_by("subject_id")
+        .agg(pl.col("time").min().alias("birth_time"))
+    )
+    timed = events.filter(~is_birth)
+    if config.date_only_at_day_end:
+        midnight = pl.col("time") == pl.col("time").dt.truncate("1d")
+        timed = timed.with_columns(
+            pl.when(midnight)
+            .then(pl.col("time") + pl.duration(microseconds=LAST_MICROSECOND))
+            .otherwise(pl.col("time"))
+            .alias("time")
+        )
+    ends = timed.group_by("subject_id").agg(
+        pl.col("time").max().alias("end_time"), pl.col("code").str.starts_with(meds.DEATH_CODE).any().alias("died")
+    )
+    kept = timed.filter(~pl.col("code").is_in(config.drop_codes))
+    kept = kept.select("subject_id", "time", "code", "numeric_value").sort(
+        "subject_id", "time", nulls_last=False, maintain_order=True
+    )
+    return kept, births, ends
+
+
+def prepare_tables(meds_dir, wearable_dir, out_dir, config):
+    """Writes events/, windows/ (summaries), window_values/ and subjects.parquet below out_dir.
+
+    Args:
+      meds_dir: MEDS dataset. wearable_dir: wearable tables, or None.
+
+    Returns:
+      Counts: list of {step, n, dropped, reason}.
+    """
+    out = Path(out_dir)
+    for name in ("events", "windows", "window_values", "people"):
+        (out / name).mkdir(parents=True, exist_ok=True)
+    counts = {"rows read": 0, "birth rows (age only)": 0, "administrative rows": 0}
+    shards = meds.list_shards(meds_dir)
+    for path, name in zip(
+        tqdm(shards, "events", unit="shard", disable=None), shard_names(shards, meds_dir), strict=True
+    ):
+        target, tally = out / "events" / f"{name}.parquet", out / "people" / f"{name}.json"
+        if not tally.exists():
+            raw = meds.read_shard(path)
+            kept, births, ends = harmonise_events(raw, config)
+            n_birth = raw.filter(pl.col("code").str.starts_with(meds.BIRTH_CODE)).height
+            people = raw.select("subject_id").unique(maintain_order=True)
+            people = people.join(births, on="subject_id", how="left").join(ends, on="subject_id", how="left")
+            _write(kept, target)
+            _write(people, out / "people" / f"{name}.parquet")
+            _write_json([raw.height, n_birth, raw.height - n_birth - kept.height], tally)
+        for key, n in zip(counts, json.loads(tally.read_text()), strict=True):
+            counts[key] += n
+    n_events = counts["rows read"] - counts["birth rows (age only)"] - counts["administrative rows"]
+    report = [
+        {
+            "step": "EHR rows kept as events",
+            "n": n_events,
+            "dropped": counts["rows read"] - n_events,
+            "reason": f"{counts['birth rows (age only)']} birth rows give the age, "
+            f"{counts['administrative rows']} administrative rows",
+        }
+    ]
+    if wearable_dir is not None and config.channels:
+        report.append(_prepare_windows(Path(wearable_dir), out, config))
+    people = pl.concat([pl.read_parquet(p) for p in sorted((out / "people").glob("*.parquet"))])
+    if people["subject_id"].is_duplicated().any():
+        bad = people.filter(pl.col("subject_id").is_duplicated())["subject_id"][0]
+        raise ValueError(f"{meds_dir}: subject {bad} is in more than one shard")
+    splits = meds.read_splits(meds_dir)
+    subjects = splits.join(people, on="subject_id", how="left").sort("subject_id")
+    groups, folds = meds.read_groups(meds_dir), meds.read_folds(meds_dir)
+    subjects = (
+        subjects.with_columns(pl.col("subject_id").alias("group_id"))
+        if groups is None
+        else subjects.join(groups, on="subject_id", how="left").with_columns(
+            pl.col("group_id").fill_null(-pl.col("subject_id") - 1)
+        )
+    )
+    if folds is not None:
+        subjects = subjects.join(folds, on="subject_id", how="left").with_columns(pl.col("fold").fill_null(-1))
+    lost = people.join(splits, on="subject_id", how="anti").height
+    report.append(
+        {
+            "step": "people with a split",
+            "n": subjects.height,
+            "dropped": lost,
+            "reason": "no row in subject_splits.parquet",
+        }
+    )
+    _write(subjects, out / "subjects.parquet")
+    return report
+
+
+def _prepare_windows(wearable_dir, out, config):
+    spec = config.window_spec()
+    table = wearable.read_channels(wearable_dir)
+    known = set(table["channel"])
+    if unknown := set(config.channels) - known:
+        raise ValueError(
+            f"{wearable_dir}: no channel {sorted(unknown)} in metadata/channels.parquet; there are {sorted(known)}"
+        )
+    limits = {r["channel"]: (r["valid_min"], r["valid_max"]) for r in table.iter_rows(named=True)}
+    shards = wearable.list_shards(wearable_dir)
+    n_rows = n_other = n_windows = 0
+    for path, name in zip(
+        tqdm(shards, "wearable", unit="shard", disable=None), shard_names(shards, wearable_dir), strict=True
+    ):
+        values_path, tally = out / "window_values" / f"{name}.npy", out / "windows" / f"{name}.json"
+        if not tally.exists():
+            rows = wearable.read_shard(path, table)
+            used = rows.filter(pl.col("channel").is_in(list(config.channels)))
+            ids, ends, values = [], [], []
+            for (subject,), part in used.group_by(["subject_id"], maintain_order=True):
+                stretches = zip(
+                    part["start_time"].to_physical(),
+                    part["sample_rate_hz"],
+                    part["channel"],
+                    part["values"],
+                    strict=True,
+                )
+                end, window = signal.window_subject(((t, f, c, v.to_numpy()) for t, f, c, v in stretches), spec, limits)
+                for c in set(config.log_channels) & set(config.channels):
+                    at = spec.channels.index(c)
+                    window[..., at] = np.log1p(np.maximum(window[..., at], 0.0))
+                ids.append(np.full(len(end), subject, np.int64))
+                ends.append(end)
+                values.append(window)
+            shape = (0, spec.steps, len(spec.channels))
+            window = np.concatenate(values) if values else np.zeros(shape, np.float32)
+            columns = {
+                "subject_id": np.concatenate(ids) if ids else np.zeros(0, np.int64),
+                "time": pl.Series(np.concatenate(ends) if ends else np.zeros(0, np.int64)).cast(pl.Datetime("us")),
+            }
+            for stat, x in signal.summaries(window).items():
+                for i, c in enumerate(spec.channels):
+                    columns[f"{c}__{stat}"] = pl.Series(x[:, i]).fill_nan(None)
+            partial = values_path.with_suffix(".partial")
+            with open(partial, "wb") as f:
+                np.save(f, window)
+            os.replace(partial, values_path)
+            _write(pl.DataFrame(columns), out / "windows" / f"{name}.parquet")
+            _write_json([rows.height, rows.height - used.height, len(window)], tally)
+        a, b, c = json.loads(tally.read_text())
+        n_rows, n_other, n_windows = n_rows + a, n_other + b, n_windows + c
+    return {
+        "step": f"wearable windows of {config.window_hours} h",
+        "n": n_windows,
+        "dropped": n_other,
+        "reason": f"of {n_rows} recorded stretches, those of channels that the config does not use",
+    }
+
+
+def assign_split(subjects, fold, config):
+    """The split of each subject: the dataset's own, or with folds `fold` held out and hashed groups for tuning."""
+    if fold is None:
+        return subjects
+    if "fold" not in subjects.columns:
+        raise ValueError("config.data.n_folds is set but the dataset has no metadata/subject_folds.parquet")
+    tuning = pl.Series(hashed_uniform(subjects["group_id"].to_numpy(), fold, "tuning") < config.tuning_fraction)
+    return subjects.with_columns(
+        pl.when(pl.col("fold") == fold)
+        .then(pl.lit("held_out"))
+        .when(pl.lit(tuning) & (pl.col("fold") >= 0))
+        .then(pl.lit("tuning"))
+        .otherwise(pl.lit("train"))
+        .alias("split")
+    )
+
+
+def prepare_split(tables_dir, codes, out_dir, config, fold=None):
+    """Fits on the training patients and writes vocabulary.csv, codes.csv, meta.json, records/ and index.parquet.
+
+    Args:
+      tables_dir: written by prepare_tables.
+      codes: MEDS codes.parquet (code, description, parent_codes), or None.
+      fold: None, or which fold is held out.
+
+    Returns:
+      Counts: list of {step, n, dropped, reason}.
+    """
+    tables, out = Path(tables_dir), Path(out_dir)
+    (out / "records").mkdir(parents=True, exist_ok=True)
+    subjects = assign_split(pl.read_parquet(tables / "subjects.parquet"), fold, config)
+    _write(subjects, out / "subjects.parquet")
+    train = subjects.filter(pl.col("split") == "train")["subject_id"]
+    events = pl.scan_parquet(sorted((tables / "events").glob("*.parquet")))
+    if (out / "meta.json").exists():
+        vocabulary, meta = tokenizer.Vocabulary.load(out), json.loads((out / "meta.json").read_text())
+    else:
+        parents = {} if codes is None else dict(zip(codes["code"], codes["parent_codes"].to_list(), strict=True))
+        of_train = events.join(train.to_frame().lazy(), on="subject_id", how="semi")
+        vocabulary = tokenizer.fit_vocabulary(
+            of_train,
+            parents,
+            min_subjects=config.min_subjects,
+            value_bins=config.value_bins,
+            min_values=config.min_values,
+        )
+        vocabulary.save(out)
+        vocabulary = tokenizer.Vocabulary.load(out)  # what a later stage reads, to the last digit
+        meta = {
+            "steps": config.window_spec().steps,
+            "window_hours": config.window_hours,
+            "channels": list(config.channels),
+            "shards": [f"{s:05d}.array_record" for s in range(-(-subjects.height // config.subjects_per_shard))],
+            **_channel_statistics(tables, set(train.to_list()), config),
+        }
+        _write_json(meta, out / "meta.json")
+    places = _window_places(tables)
+    parts = []
+    chunks = subjects.iter_slices(config.subjects_per_shard)
+    for name, chunk in zip(tqdm(meta["shards"], "records", unit="shard", disable=None), chunks, strict=True):
+        part = out / "records" / f"{name}.parquet"
+        if not part.exists():
+            _write(_write_records(chunk, events, places, vocabulary, meta, out / "records" / name), part)
+        parts.append(pl.read_parquet(part))
+    index = pl.concat(parts).with_row_index("position")
+    _write(index, out / "index.parquet")
+    n_events, n_unknown = int(index["n_events"].sum() + index["n_static"].sum()), int(index["n_unknown"].sum())
+    return [
+        {
+            "step": f"events in the vocabulary of {len(vocabulary)} tokens",
+            "n": n_events,
+            "dropped": n_unknown,
+            "reason": f"codes of fewer than {config.min_subjects} training patients, no ancestor with as many",
+        }
+    ]
+
+
+def _channel_statistics(tables, train, config):
+    """Mean and standard deviation per channel over the observed steps of training patients."""
+    n = len(config.channels)
+    count, total, square = np.zeros(n), np.zeros(n), np.zeros(n)
+    for path in sorted((tables / "windows").glob("*.parquet")) if n else []:
+        mine = np.isin(pl.read_parquet(path, columns=["subject_id"])["subject_id"].to_numpy(), list(train))
+        values = np.load(tables / "window_values" / f"{path.stem}.npy", mmap_mode="r")
+        for begin in range(0, len(values), 4096):
+            x = values[begin : begin + 4096][mine[begin : begin + 4096]].astype(np.float64)
+            count += np.isfinite(x).sum(axis=(0, 1))
+            total += np.nansum(x, axis=(0, 1))
+            square += np.nansum(x * x, axis=(0, 1))
+    mean = total / np.maximum(count, 1)
+    std = np.sqrt(np.maximum(square / np.maximum(count, 1) - mean**2, 1e-12))
+    return {"mean": mean.tolist(), "std": std.tolist()}
+
+
+def _window_places(tables):
+    """{subject: (file, first row, number of rows, end times)}."""
+    places = {}
+    for path in sorted((tables / "windows").glob("*.parquet")):
+        table = pl.read_parquet(path, columns=["subject_id", "time"])
+        ids, ends = table["subject_id"].to_numpy(), table["time"].to_physical().to_numpy()
+        start = np.flatnonzero(np.append(True, ids[1:] != ids[:-1])) if len(ids) else []
+        for lo, hi in zip(start, np.append(start[1:], len(ids)) if len(ids) else [], strict=True):
+            if int(ids[lo]) in places:
+                raise ValueError(f"{path.stem}: subject {ids[lo]} has wearable rows in more than one file")
+            places[int(ids[lo])] = (tables / "window_values" / f"{path.stem}.npy", int(lo), int(hi), ends[lo:hi])
+    return places
+
+
+def _write_records(chunk, events, places, vocabulary, meta, path):
+    """Writes one ArrayRecord shard; returns its index rows in order."""
+    coded = vocabulary.encode(events.join(chunk.select("subject_id").lazy(), on="subject_id", how="semi").collect())
+    by_subject = {k[0]: v for k, v in coded.partition_by("subject_id", as_dict=True).items()}
+    empty = coded.head(0)
+    mean, std = np.asarray(meta["mean"], np.float32), np.asarray(meta["std"], np.float32)
+    opened, index = {}, []
+    partial = path.with_name(path.name + ".partial")
+    writer = ArrayRecordWriter(str(partial), "group_size:1")
+    for row in chunk.iter_rows(named=True):
+        mine = by_subject.get(row["subject_id"], empty)
+        known = mine.filter(pl.col("token").is_not_null())
+        static, timed = known.filter(pl.col("time").is_null()), known.filter(pl.col("time").is_not_null())
+        window = np.zeros((0, meta["steps"], len(meta["channels"])), np.float16)
+        end = np.zeros(0, np.int64)
+        if row["subject_id"] in places:
+            file, lo, hi, end = places[row["subject_id"]]
+            if file not in opened:
+                opened[file] = np.load(file, mmap_mode="r")
+            window = np.clip((opened[file][lo:hi] - mean) / std, -10.0, 10.0).astype(np.float16)
+        time_us = timed["time"].to_physical().to_numpy()
+        end_us = max([_micros(row["end_time"]), *end[-1:].tolist(), *time_us[-1:].tolist()])
+        writer.write(
+            records.encode(
+                {
+                    "static_token": static["token"].to_numpy(),
+                    "static_value": static["value"].to_numpy(),
+                    "token": timed["token"].to_numpy(),
+                    "value": timed["value"].to_numpy(),
+                    "time_us": time_us,
+                    "window_end_us": end,
+                    "window": window,
+                    "birth_us": np.int64(_micros(row["birth_time"])),
+                    "end_us": np.int64(end_us),
+                    "died": np.bool_(bool(row["died"])),
+                }
+            )
+        )
+        index.append(
+            (
+                row["subject_id"],
+                row["split"],
+                row["group_id"],
+                static.height,
+                timed.height,
+                len(end),
+                mine.height - known.height,
+            )
+        )
+    writer.close()
+    os.replace(partial, path)
+    return pl.DataFrame(
+        index, ["subject_id", "split", "group_id", "n_static", "n_events", "n_windows", "n_unknown"], orient="row"
+    )
+
+
+def _micros(time):
+    """Microseconds since the epoch of a naive datetime; NO_BIRTH for None."""
+    return NO_BIRTH if time is None else int(np.datetime64(time, "us").astype(np.int64))

@@ -1,0 +1,140 @@
+"""Wearable signals on a regular grid: range checks, pooling to a common step, windows that end at fixed clock times."""
+
+import dataclasses
+
+import numpy as np
+
+DAY_US = 86_400_000_000
+
+
+@dataclasses.dataclass(frozen=True)
+class WindowSpec:
+    """How a dense signal becomes windows.
+
+    Attributes:
+      channels: names, in the order of the last array axis.
+      window_hours: length of a window; divides 24. Windows end at multiples of it on the recording's clock.
+      step_minutes: pooled sampling interval; divides the window.
+      min_coverage: a window exists if any channel has at least this share of its steps.
+    """
+
+    channels: tuple
+    window_hours: int = 6
+    step_minutes: int = 5
+    min_coverage: float = 0.1
+
+    def __post_init__(self):
+        if 24 % self.window_hours or (self.window_hours * 60) % self.step_minutes:
+            raise ValueError(f"window of {self.window_hours} h and step of {self.step_minutes} min do not divide a day")
+
+    @property
+    def steps(self):
+        return self.window_hours * 60 // self.step_minutes
+
+
+def pool_row(start_us, rate_hz, values_N, spec, low=-np.inf, high=np.inf):
+    """Pools one recorded stretch to the grid.
+
+    A sample that lasts longer than a step is known only at its end, so it fills only the steps of the window in which
+    it ends; shorter ones are averaged per step. Values outside [low, high] count as missing.
+
+    Args:
+      start_us: time of the first sample, microseconds since the epoch.
+      rate_hz: samples per second.
+      values_N: float array; NaN is missing.
+
+    Returns:
+      (step_M int64, sum_M f64, weight_M f64): grid step since the epoch, sum of samples, number of samples.
+    """
+    step_us = spec.step_minutes * 60_000_000
+    values_N = np.asarray(values_N, np.float64)
+    good_N = np.isfinite(values_N) & (values_N >= low) & (values_N <= high)
+    period_us = 1e6 / rate_hz
+    begin_N = start_us + np.round(np.arange(len(values_N)) * period_us).astype(np.int64)
+    if period_us <= step_us:
+        step_N = begin_N // step_us
+        first = step_N[0]
+        n = int(step_N[-1] - first) + 1
+        total = np.bincount((step_N - first)[good_N], values_N[good_N], n)
+        weight = np.bincount((step_N - first)[good_N], None, n).astype(np.float64)
+        keep = weight > 0
+        return first + np.nonzero(keep)[0], total[keep], weight[keep]
+    window_us = spec.window_hours * 3_600_000_000
+    steps, totals = [], []
+    for begin, value in zip(begin_N[good_N], values_N[good_N], strict=True):
+        last = int(begin + period_us - 1)
+        first = max(int(begin), last // window_us * window_us)
+        covered = np.arange(first // step_us, last // step_us + 1)
+        steps.append(covered)
+        totals.append(np.full(len(covered), value))
+    if not steps:
+        return np.zeros(0, np.int64), np.zeros(0), np.zeros(0)
+    step = np.concatenate(steps)
+    return step, np.concatenate(totals), np.ones(len(step))
+
+
+def window_subject(rows, spec, limits):
+    """Windows of one person.
+
+    Args:
+      rows: iterable of (start_us, rate_hz, channel, values_N).
+      spec: WindowSpec; rows of channels that it does not name are ignored.
+      limits: {channel: (low, high)} plausible range, either may be None.
+
+    Returns:
+      (end_us_M int64, values_MxLxC float32 with NaN where missing), ordered by time.
+    """
+    index = {c: i for i, c in enumerate(spec.channels)}
+    step_us = spec.step_minutes * 60_000_000
+    parts = []
+    for start_us, rate_hz, channel, values in rows:
+        if channel in index and len(values):
+            low, high = limits.get(channel, (None, None))
+            part = pool_row(
+                start_us, rate_hz, values, spec, -np.inf if low is None else low, np.inf if high is None else high
+            )
+            parts.append((index[channel], *part))
+    parts = [p for p in parts if len(p[1])]
+    if not parts:
+        return np.zeros(0, np.int64), np.zeros((0, spec.steps, len(spec.channels)), np.float32)
+    window_N = np.unique(np.concatenate([p[1] // spec.steps for p in parts]))
+    total = np.zeros((len(window_N), spec.steps, len(spec.channels)))
+    weight = np.zeros_like(total)
+    for channel, step, value, count in parts:
+        at = (np.searchsorted(window_N, step // spec.steps), step % spec.steps, channel)
+        np.add.at(total, at, value)
+        np.add.at(weight, at, count)
+    with np.errstate(invalid="ignore"):
+        values = np.where(weight > 0, total / weight, np.nan).astype(np.float32)
+    covered = np.isfinite(values).mean(axis=1).max(axis=1) >= spec.min_coverage
+    end_us = (window_N + 1) * spec.steps * step_us
+    return end_us[covered], values[covered]
+
+
+def summaries(values_MxLxC):
+    """Mean, standard deviation, mean absolute step, minimum, maximum and coverage per window and channel.
+
+    Returns:
+      {name: float32 [M, C]}; NaN where a statistic needs more values than there are. A step is a difference of
+      neighbouring grid points that are both observed.
+    """
+    seen = np.isfinite(values_MxLxC)
+    count = seen.sum(axis=1)
+    filled = np.where(seen, values_MxLxC, 0.0).astype(np.float64)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        mean = filled.sum(axis=1) / count
+        var = np.where(seen, (values_MxLxC - mean[:, None]) ** 2, 0.0).sum(axis=1) / count
+        pair = seen[:, 1:] & seen[:, :-1]
+        step = np.abs(np.where(pair, np.diff(values_MxLxC, axis=1), 0.0)).sum(axis=1) / pair.sum(axis=1)
+        std = np.sqrt(np.where(count > 1, var, np.nan))
+    low = np.where(seen, values_MxLxC, np.inf).min(axis=1, initial=np.inf)
+    high = np.where(seen, values_MxLxC, -np.inf).max(axis=1, initial=-np.inf)
+    out = {
+        "mean": mean,
+        "std": std,
+        "mean_abs_step": step,
+        "min": np.where(count > 0, low, np.nan),
+        "max": np.where(count > 0, high, np.nan),
+        "coverage": seen.mean(axis=1),
+    }
+    return {k: v.astype(np.float32) for k, v in out.items()}

@@ -1,0 +1,230 @@
+"""Contexts, targets and packing on a small random cohort, against slow recomputation in plain Python."""
+
+import cohort
+import numpy as np
+import polars as pl
+import pytest
+
+from ehrwear_jax import batch as batch_lib
+from ehrwear_jax.data import meds, pipeline, prepare
+
+OPTIONS = {
+    "tokens": 64,
+    "windows": 32,
+    "context_tokens": 40,
+    "queries": 8,
+    "events": 8,
+    "patch_steps": 3,
+    "future_windows": 3,
+    "future_codes": 5,
+}
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    root = cohort.write_cohort(tmp_path_factory.mktemp("cohort"))
+    config = prepare.PrepareConfig(
+        channels=cohort.CHANNELS,
+        log_channels=("activity",),
+        min_subjects=2,
+        min_values=10,
+        value_bins=4,
+        subjects_per_shard=8,
+        step_minutes=30,
+    )
+    prepare.prepare_tables(root / "meds", root / "wearable", root / "tables", config)
+    prepare.prepare_split(root / "tables", meds.read_codes(root / "meds"), root / "all", config)
+    return root
+
+
+def patients(prepared, split="train", **options):
+    return pipeline.Patients(prepared / "all", pipeline.ContextConfig(**OPTIONS | options), split)
+
+
+def test_rows_keep_the_contract_and_the_order(prepared):
+    rows = pipeline.TrainRows(patients(prepared), seed=0)
+    for g in range(3 * rows.rows_per_epoch):
+        row = {k: v[None] for k, v in rows[g].items()}
+        batch_lib.check_batch(row, rows.shape, 1)
+        row = rows[g]
+        for name in ("kv_range", "query_kv_range"):
+            assert np.all(np.diff(row[name], axis=0) >= 0), "fast implementations rely on monotone ranges"
+        n = int((row["segment"] > 0).sum())
+        assert np.all(row["segment"][n:] == 0) and np.all(row["modality"][n:] == 0)
+        for s in range(1, row["segment"].max() + 1):
+            own = np.nonzero(row["segment"] == s)[0]
+            assert np.all(np.diff(own) == 1) and np.all(np.diff(row["time"][own]) >= 0)
+            assert np.all(row["kv_range"][own, 0] == own[0])
+            np.testing.assert_array_equal(row["kv_range"][own, 1], own + 1)
+        wear = row["modality"] == batch_lib.MODALITY_WEAR
+        np.testing.assert_array_equal(row["window_position"][row["window"][wear]], np.nonzero(wear)[0])
+
+
+def test_every_patient_once_per_epoch_and_rows_are_a_function_of_seed_and_index(prepared):
+    people = patients(prepared)
+    rows, again = pipeline.TrainRows(people, 1), pipeline.TrainRows(patients(prepared), 1)
+    assert sorted(rows.subjects(range(rows.rows_per_epoch))) == sorted(
+        people.index.filter(pl.col("n_events") + pl.col("n_windows") > 0)["subject_id"].to_list()
+    )
+    for g in (0, 5, 3 * rows.rows_per_epoch + 1):
+        one, two = rows[g], again[g]
+        for name in one:
+            np.testing.assert_array_equal(one[name], two[name])
+    assert any(np.any(rows[0][k] != pipeline.TrainRows(people, 2)[0][k]) for k in ("token", "time"))
+
+
+def test_batches_do_not_depend_on_processes_or_on_where_a_run_resumes(prepared):
+    rows = pipeline.TrainRows(patients(prepared), 0)
+    whole = [next(it) for it in [pipeline.train_batches(rows, 4)] for _ in range(6)]
+    resumed = pipeline.train_batches(rows, 4, start_step=4)
+    halves = [pipeline.train_batches(rows, 4, process_index=p, process_count=2) for p in range(2)]
+    for step in range(6):
+        parts = [next(h) for h in halves]
+        for name in whole[step]:
+            merged = np.empty_like(whole[step][name])
+            merged[0::2], merged[1::2] = parts[0][name], parts[1][name]
+            np.testing.assert_array_equal(merged, whole[step][name])
+        if step >= 4:
+            np.testing.assert_array_equal(next(resumed)["token"], whole[step]["token"])
+
+
+def contexts(row):
+    """Slices of the row's contexts."""
+    return [np.nonzero(row["segment"] == s)[0] for s in range(1, row["segment"].max() + 1)]
+
+
+def identify(people, row, own):
+    """The patient of a context, by the values of its tokens' times, ages and kinds."""
+    found = []
+    for i in range(len(people)):
+        p = people[i]
+        start = len(p.static_token_S)
+        n = len(own) - start
+        for begin in range(len(p.time_N) - n + 1):
+            days = (p.time_N[begin : begin + n] - p.time_N[begin]) / pipeline.DAY_US
+            same_kind = np.array_equal(
+                p.is_wear_N[begin : begin + n], row["modality"][own[start:]] == batch_lib.MODALITY_WEAR
+            )
+            if n > 0 and same_kind and np.allclose(days, row["time"][own[start:]], atol=1e-4):
+                found.append((i, begin, begin + n))
+    return found
+
+
+def test_targets_match_a_slow_recomputation(prepared):
+    people = patients(prepared, masked_contexts=0.0)
+    rows = pipeline.TrainRows(people, 0)
+    checked = dict.fromkeys(("event", "query", "code", "window", "summary"), 0)
+    for g in range(rows.rows_per_epoch):
+        row = rows[g]
+        for s, own in enumerate(contexts(row), start=1):
+            (i, begin, stop) = next(c for c in identify(people, row, own))
+            p = people[i]
+            anchor = p.time_N[begin]
+            reads = [
+                ("query", q, anchor + round(float(row["query_time"][q]) * pipeline.DAY_US))
+                for q in np.nonzero(row["query_segment"] == s)[0]
+            ]
+            reads += [
+                ("event", e, anchor + round(float(row["time"][t]) * pipeline.DAY_US))
+                for e, t in enumerate(row["event_position"])
+                if t in own
+            ]
+            for kind, at, time in reads:
+                slack = 60_000_000  # float32 days resolve to seconds
+                later = [(t, c) for t, c in zip(p.event_time_K, p.event_token_K, strict=True) if t > time + slack]
+                near = np.abs(p.event_time_K - time) <= slack
+                if kind == "query" and near.any():
+                    later = [
+                        (t, c)
+                        for t, c in zip(p.event_time_K, p.event_token_K, strict=True)
+                        if t > p.event_time_K[near].max()
+                    ]
+                    if p.event_time_K[near].max() > time + slack / 2:
+                        continue
+                if kind == "event":
+                    later = [x for x in later if x[0] > p.event_time_K[near].max()]
+                assert row[f"{kind}_next"][at] == (later[0][1] if later else batch_lib.PAD)
+                checked[kind] += 1
+                if kind != "query" or near.any():
+                    continue
+                for k, code in enumerate(people.future_codes):
+                    ids = set(people.vocabulary.tokens.filter(pl.col("code") == code)["token_id"].to_list())
+                    gaps = [(t - time) / pipeline.DAY_US for t, c in later if c in ids]
+                    want = next((h for h, days in enumerate(people.config.horizons) if gaps and min(gaps) <= days), 255)
+                    assert row["query_code_bin"][at, k] == want
+                    checked["code"] += want != 255
+                want = sum(p.died or time + h * pipeline.DAY_US <= p.end_us for h in people.config.horizons)
+                assert row["query_horizons"][at] == want
+                if min(time % people.window_us, -time % people.window_us) < slack:
+                    continue  # on the edge of two windows, where rounding of the query's time decides
+                for h, slot in enumerate(row["query_window"][at], start=1):
+                    ends = [
+                        e
+                        for e in p.window_end_M
+                        if time + (h - 1) * people.window_us < e <= time + h * people.window_us
+                    ]
+                    if slot >= 0:
+                        position = row["window_position"][slot]
+                        end = anchor + round(float(row["time"][position]) * pipeline.DAY_US)
+                        assert ends and abs(ends[0] - end) < slack
+                        checked["window"] += 1
+                inside = (p.window_end_M - people.window_us >= time) & (p.window_end_M <= time + 7 * pipeline.DAY_US)
+                assert row["query_summary_mask"][at].any() == (
+                    inside.any() and np.isfinite(p.window_MxLxC[inside]).any()
+                )
+                if inside.any():
+                    mean = np.nanmean([np.nanmean(w, axis=0) for w in p.window_MxLxC[inside]], axis=0)
+                    np.testing.assert_allclose(row["query_summary"][at][:2], mean, atol=2e-3)
+                    checked["summary"] += 1
+    assert all(n > 3 for n in checked.values()), checked
+
+
+def test_hidden_events_lose_token_and_value(prepared):
+    rows, plain = (pipeline.TrainRows(patients(prepared, masked_contexts=m), 0) for m in (1.0, 0.0))
+    hidden = 0
+    for g in range(rows.rows_per_epoch):
+        row, whole = rows[g], plain[g]
+        at = row["masked_position"][row["masked_position"] >= 0]
+        assert np.all(row["token"][at] == batch_lib.MASK) and np.all(row["value"][at] == 0)
+        np.testing.assert_array_equal(row["masked_target"][: len(at)], whole["token"][at])
+        others = np.setdiff1d(np.arange(len(row["token"])), at)
+        np.testing.assert_array_equal(row["token"][others], whole["token"][others])
+        np.testing.assert_array_equal(row["time"], whole["time"])
+        windows = row["window_position"] >= 0
+        assert np.all(row["patch_mask"][windows].sum(-1) == 1) and not row["patch_mask"][~windows].any()
+        hidden += len(at)
+    assert hidden > 10
+
+
+def test_one_modality_only(prepared):
+    ehr, wear = (pipeline.TrainRows(patients(prepared, modalities=(m,)), 0) for m in ("ehr", "wear"))
+    assert ehr.shape.windows == 0 and wear.shape.windows == 32
+    for g in range(3):
+        assert not np.any(ehr[g]["modality"] == batch_lib.MODALITY_WEAR)
+        row = wear[g]
+        assert (
+            not np.any(row["modality"] == batch_lib.MODALITY_EHR)
+            and not row["event_next"].any()
+            and not row["query_next"].any()
+        )
+        # a birth date is an EHR fact: without EHR, age counts from the first record
+        assert row["age"][..., 0].max() < 10
+    assert ehr[0]["age"][..., 0].max() > 7000
+
+
+def test_inference_reads_each_place_once_and_only_the_past(prepared):
+    people = patients(prepared, split=None)
+    rng = np.random.default_rng(0)
+    index = rng.integers(0, len(people), 40)
+    times = np.array([people[int(i)].origin_us + int(rng.integers(7000, 26000)) * pipeline.DAY_US for i in index])
+    seen = []
+    for batch, where in pipeline.inference_batches(people, index, times, 2):
+        batch_lib.check_batch(batch, people.batch_shape(), 2)
+        assert not batch["patch_mask"].any() and np.all(batch["masked_position"] < 0)
+        for b, q in zip(*np.nonzero(where >= 0), strict=True):
+            p, t = people[int(index[where[b, q]])], times[where[b, q]]
+            lo, hi = batch["query_kv_range"][b, q]
+            assert hi - lo == min(len(p.static_token_S) + np.sum(p.time_N <= t), 40)
+            assert np.all(batch["time"][b, lo:hi] <= batch["query_time"][b, q] + 1e-3)
+            seen.append(where[b, q])
+    assert sorted(seen) == list(range(40))
