@@ -16,6 +16,8 @@ if "PYTEST_XDIST_WORKER_COUNT" in os.environ:
         os.environ.setdefault(f"{library}_THREADS", str(threads))
 
 os.environ["JAX_PLATFORMS"] = "cpu"
+# Tests compile more than they compute: unoptimised machine code halves their time.
+os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_backend_optimization_level=0"
 os.environ.setdefault(
     "JAX_COMPILATION_CACHE_DIR",
     os.path.join(tempfile.gettempdir(), f"ehrwear_jax-{getpass.getuser()}", "jax"),

@@ -1,0 +1,51 @@
+"""NAFLD: 17,549 people of Olmsted County (R package survival), laboratory values and first diagnoses; no wearable.
+
+    python -m ehrwear_jax.main --config=configs/nafld.py --config.data.source_dir=DIR
+
+DIR holds nafld1.csv, nafld2.csv, nafld3.csv. A new diagnosis (other than NAFLD) within 30, 90, 180, 365 days.
+"""
+
+from ehrwear_jax import config as config_lib
+
+
+def get_config(variant=""):
+    if variant:
+        raise ValueError(f"configs/nafld.py has no variant {variant!r}")
+    config = config_lib.base()
+    config.name = "nafld"
+    config.data.source = "nafld"
+    config.rows = {"ehr_only": ("ehr",)}
+    config.prepare.update({"min_subjects": 20, "value_bins": 10})
+    config.context.update(
+        {
+            "tokens": 128,
+            "context_tokens": 128,
+            "queries": 16,
+            "events": 24,
+            "future_codes": 32,
+            "masked_contexts": 0.3,
+        }
+    )
+    config.model.update(
+        {"width": 128, "n_layers": 3, "n_heads": 4, "mlp_width": 384, "token_width": 64, "time_features": 64}
+    )
+    config.train.update(
+        {
+            "steps": 1500,
+            "batch_size": 32,
+            "peak_learning_rate": 1e-3,
+            "warmup_steps": 100,
+            "log_every": 50,
+            "validate_every": 250,
+            "checkpoint_every": 250,
+        }
+    )
+    config.evaluate.update(
+        {
+            "tasks": tuple(f"new_diagnosis_{h}d" for h in (30, 90, 180, 365)),
+            "reference_row": "ehr_only",
+            "late_fusion": (),
+        }
+    )
+    config.report.update({"title": "NAFLD: new diagnoses in Olmsted County", "reliability_task": "new_diagnosis_365d"})
+    return config

@@ -1,0 +1,66 @@
+"""The whole path on a simulated cohort, in minutes on two CPU cores.
+
+    python -m ehrwear_jax.main --config=configs/tiny.py
+
+A few minutes. The joint model's AUROC of hospitalisation within a year is to lie between the unimodal rows' and the
+oracle's.
+"""
+
+from ehrwear_jax import config as config_lib
+
+
+def get_config(variant=""):
+    if variant:
+        raise ValueError(f"configs/tiny.py has no variant {variant!r}")
+    config = config_lib.base()
+    config.name = "tiny"
+    config.data.source = "synthetic"
+    config.prepare.update(
+        {
+            "channels": ("heart_rate", "activity"),
+            "log_channels": ("activity",),
+            "step_minutes": 15,
+            "min_subjects": 15,
+            "value_bins": 6,
+        }
+    )
+    config.context.update(
+        {
+            "tokens": 192,
+            "context_tokens": 192,
+            "windows": 96,
+            "queries": 12,
+            "events": 16,
+            "patch_steps": 4,
+            "future_codes": 48,
+        }
+    )
+    config.model.update(
+        {
+            "width": 64,
+            "n_layers": 2,
+            "n_heads": 4,
+            "mlp_width": 256,
+            "token_width": 64,
+            "time_features": 32,
+            "wear_width": 48,
+            "wear_layers": 1,
+            "wear_heads": 2,
+            "dropout": 0.1,
+        }
+    )
+    config.train.update(
+        {
+            "steps": 400,
+            "batch_size": 8,
+            "peak_learning_rate": 2e-3,
+            "warmup_steps": 40,
+            "log_every": 20,
+            "validate_every": 200,
+            "checkpoint_every": 200,
+        }
+    )
+    config.train.weights.wear_to_ehr = (0.2, 1.0, 100)
+    config.evaluate.tasks = tuple(f"hospitalization_{h}d" for h in (30, 90, 180, 365))
+    config.report.update({"title": "Simulated cohort, small model", "reliability_task": "hospitalization_365d"})
+    return config

@@ -1,0 +1,1 @@
+"""Evaluation: embeddings, predictions and labels in, numbers out."""

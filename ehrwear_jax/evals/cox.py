@@ -1,0 +1,177 @@
+"""Ridge Cox regression: Efron's partial likelihood, Newton's method, Breslow's baseline hazard.
+
+Array suffixes: N subjects, D features, E events, T times. As in `probes`, the objective is on the
+mean scale, -log PL / N + l2 / 2 ||coef||^2, over features standardised on the training rows.
+"""
+
+import dataclasses
+
+import numpy as np
+
+from ehrwear_jax.evals.probes import L2_GRID, Standardizer, check_features, check_grid
+
+
+class PartialLikelihood:
+    """Efron's log partial likelihood of fixed follow-up times, as a function of the log-hazards.
+
+    Subjects are sorted by time once. With d events tied at a time, Efron's l-th term (l = 0..d-1)
+    removes l/d of the tied events' hazard from the risk set's sum (Efron 1977).
+    """
+
+    def __init__(self, time_N, event_N):
+        time_N, event_N = check_survival(time_N, event_N, "survival")
+        self.order = np.argsort(time_N, kind="stable")
+        self.time, self.event = time_N[self.order], event_N[self.order]
+        self.events = np.flatnonzero(self.event)  # positions in time order, [E]
+        event_times = self.time[self.events]
+        self.risk_start = np.searchsorted(self.time, event_times, "left")
+        first = np.searchsorted(event_times, event_times, "left")
+        last = np.searchsorted(event_times, event_times, "right")
+        self.tie_start, self.tie_group = np.unique(first, return_inverse=True)
+        self.tie_fraction = (np.arange(len(self.events)) - first) / (last - first)
+
+    @property
+    def n_events(self) -> int:
+        return len(self.events)
+
+    def _terms(self, eta_N: np.ndarray):
+        """Sorted log-hazards, hazards scaled by exp(-max), and Efron's risk sums [E]."""
+        eta = eta_N[self.order]
+        hazard = np.exp(eta - eta.max())
+        at_risk = np.cumsum(hazard[::-1])[::-1][self.risk_start]
+        tied = self._sum_ties(hazard[self.events])
+        return eta, hazard, at_risk - self.tie_fraction * tied
+
+    def _sum_ties(self, values_E):
+        """Sum of `values_E` ([E] or [E, D]) over the events at the same time, for each event."""
+        return np.add.reduceat(values_E, self.tie_start, axis=0)[self.tie_group]
+
+    def value(self, eta_N: np.ndarray) -> float:
+        """Log partial likelihood of the log-hazards eta_N; -inf where it overflows."""
+        if not self.n_events:
+            return 0.0
+        eta, _, risk_sum = self._terms(eta_N)
+        if not (np.isfinite(eta).all() and (risk_sum > 0).all()):
+            return -np.inf
+        return float(np.sum(eta[self.events] - eta.max() - np.log(risk_sum)))
+
+    def gradient_hessian(self, x_NxD: np.ndarray, eta_N: np.ndarray):
+        """Gradient [D] and Hessian [D, D] with respect to coef, where eta = x @ coef."""
+        _, hazard, risk_sum = self._terms(eta_N)
+        x = x_NxD[self.order]
+        weighted = hazard[:, None] * x
+        at_risk_sum = np.cumsum(weighted[::-1], axis=0)[::-1][self.risk_start]
+        tied_sum = self._sum_ties(weighted[self.events])
+        mean_ExD = (at_risk_sum - self.tie_fraction[:, None] * tied_sum) / risk_sum[:, None]
+        # How often each subject's hazard enters the sum of second moments over all terms.
+        inverse = 1 / risk_sum
+        passed = np.searchsorted(self.time[self.events], self.time, "right")
+        share = np.concatenate([[0.0], np.cumsum(inverse)])[passed]
+        share[self.events] -= self._sum_ties(self.tie_fraction * inverse)
+        gradient_D = x[self.events].sum(0) - mean_ExD.sum(0)
+        hessian_DxD = mean_ExD.T @ mean_ExD - x.T @ ((hazard * share)[:, None] * x)
+        return gradient_D, hessian_DxD
+
+
+def check_survival(time_N, event_N, name: str) -> tuple[np.ndarray, np.ndarray]:
+    """(float64 [N] times, bool [N] events); ValueError on bad shapes or values."""
+    time_N, event_N = np.asarray(time_N, np.float64), np.asarray(event_N)
+    if time_N.ndim != 1 or time_N.shape != event_N.shape or not time_N.size:
+        raise ValueError(f"{name}: times {time_N.shape} and events {event_N.shape} must be [N]")
+    bad = ~np.isfinite(time_N) | (time_N < 0)
+    if bad.any():
+        row = int(np.flatnonzero(bad)[0])
+        raise ValueError(f"{name}: time is {time_N[row]} in row {row}, expected 0 or more")
+    if not np.isin(event_N, (0, 1)).all():
+        row = int(np.flatnonzero(~np.isin(event_N, (0, 1)))[0])
+        raise ValueError(f"{name}: event is {event_N[row]} in row {row}, expected 0 or 1")
+    return time_N, event_N.astype(bool)
+
+
+def _maximise(likelihood, x_NxD, l2: float, coef_D, max_iterations: int = 100) -> np.ndarray:
+    """Newton's method with step halving on the penalised partial likelihood, from coef_D."""
+    n = len(x_NxD)
+
+    def objective(coef):
+        return likelihood.value(x_NxD @ coef) / n - l2 / 2 * coef @ coef
+
+    current = objective(coef_D)
+    for _ in range(max_iterations):
+        gradient, hessian = likelihood.gradient_hessian(x_NxD, x_NxD @ coef_D)
+        gradient = gradient / n - l2 * coef_D
+        step = np.linalg.solve(l2 * np.eye(len(coef_D)) - hessian / n, gradient)
+        if gradient @ step < 1e-14:  # twice the expected gain in mean log-likelihood
+            return coef_D
+        scale = 1.0
+        while not (proposed := objective(coef_D + scale * step)) > current:
+            scale /= 2
+            if scale < 1e-6:  # no representable gain is left
+                return coef_D
+        coef_D, current = coef_D + scale * step, proposed
+    raise ValueError(f"Cox regression did not converge in {max_iterations} Newton steps, l2={l2}")
+
+
+@dataclasses.dataclass(frozen=True)
+class CoxModel:
+    """A fitted Cox model on standardised features."""
+
+    standardizer: Standardizer
+    coef_D: np.ndarray
+    l2: float
+    validation_loss: dict[float, float]  # l2 -> -log PL per validation event
+    event_times_T: np.ndarray
+    cumulative_hazard_T: np.ndarray  # Breslow's baseline at log-hazard 0
+
+    def log_hazard(self, x) -> np.ndarray:
+        """Linear predictor float64 [N]: higher means an earlier event. 0 = the training mean."""
+        x = check_features(x, "x", len(self.coef_D))
+        return self.standardizer(x) @ self.coef_D
+
+    def survival(self, x, times_T) -> np.ndarray:
+        """P(no event by each time), float64 [N, T]; flat beyond the last training event."""
+        position = np.searchsorted(self.event_times_T, np.asarray(times_T, np.float64), "right")
+        baseline_T = np.concatenate([[0.0], self.cumulative_hazard_T])[position]
+        with np.errstate(over="ignore"):
+            return np.exp(-np.exp(self.log_hazard(x))[:, None] * baseline_T)
+
+
+def breslow(time_N, event_N, eta_N) -> tuple[np.ndarray, np.ndarray]:
+    """Breslow's estimate: (distinct event times [T], baseline cumulative hazard [T])."""
+    time_N, event_N = check_survival(time_N, event_N, "survival")
+    order = np.argsort(time_N, kind="stable")
+    time, hazard = time_N[order], np.exp(np.asarray(eta_N)[order])
+    event_times, counts = np.unique(time_N[event_N], return_counts=True)
+    at_risk = np.cumsum(hazard[::-1])[::-1][np.searchsorted(time, event_times, "left")]
+    return event_times, np.cumsum(counts / at_risk)
+
+
+def fit_cox(x_train, time_train, event_train, x_val, time_val, event_val, *, l2_grid=L2_GRID) -> CoxModel:
+    """Ridge Cox regression; strength by the validation partial likelihood (ties: the stronger).
+
+    Args:
+      x_train, x_val: float [N, D].
+      time_train, time_val: follow-up, any unit, 0 or more, [N].
+      event_train, event_val: bool or 0/1 [N].
+      l2_grid: strengths to try, from strong to weak by warm starts. No refit on validation rows.
+
+    Raises:
+      ValueError: bad shapes or values, or no event among the training or the validation rows.
+    """
+    x_train = check_features(x_train, "x_train")
+    x_val = check_features(x_val, "x_val", x_train.shape[1])
+    train = PartialLikelihood(time_train, event_train)
+    validation = PartialLikelihood(time_val, event_val)
+    for name, x, likelihood in (("train", x_train, train), ("val", x_val, validation)):
+        if len(likelihood.time) != len(x):
+            raise ValueError(f"x_{name} has {len(x)} rows, time_{name} {len(likelihood.time)}")
+        if not likelihood.n_events:
+            raise ValueError(f"event_{name} holds no event among {len(x)} rows")
+    standardizer = Standardizer.fit(x_train)
+    z_train, z_val = standardizer(x_train), standardizer(x_val)
+    coef_D, losses, fits = np.zeros(x_train.shape[1]), {}, {}
+    for l2 in check_grid(l2_grid):
+        coef_D = fits[l2] = _maximise(train, z_train, l2, coef_D)
+        losses[float(l2)] = -validation.value(z_val @ coef_D) / validation.n_events
+    best = min(losses, key=losses.get)
+    baseline = breslow(time_train, event_train, z_train @ fits[best])
+    return CoxModel(standardizer, fits[best], best, losses, *baseline)

@@ -1,0 +1,189 @@
+"""Frozen linear probes: what a linear model can read from a fixed embedding.
+
+Protocol, the same for every probe: features are standardised with the training mean and standard
+deviation; one model per L2 strength is fitted on the training rows, from the strongest to the
+weakest; the strength with the lowest validation loss is kept (on a tie, the stronger). There is no
+refit on training + validation, so validation rows stay usable for thresholds and fusion. The
+problems are convex and the solvers deterministic: no seed.
+
+L2 is on the scale of the mean loss: mean_n loss_n + l2 / 2 ||coef||^2, intercept unpenalised, so
+one grid serves any number of rows. Array suffixes: N rows, D features, K targets.
+"""
+
+import dataclasses
+import warnings
+
+import numpy as np
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.linear_model import LogisticRegression
+
+L2_GRID = (10.0, 1.0, 1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
+
+
+def check_features(x, name: str, n_features: int | None = None) -> np.ndarray:
+    """`x` as float64 [N, D]; ValueError when it is empty, of another width, or not finite."""
+    x = np.asarray(x, dtype=np.float64)
+    if x.ndim != 2 or 0 in x.shape:
+        raise ValueError(f"{name} must be a non-empty [N, D] array, got shape {x.shape}")
+    if n_features is not None and x.shape[1] != n_features:
+        raise ValueError(f"{name} has {x.shape[1]} features, expected {n_features}")
+    if not np.isfinite(x).all():
+        row, column = np.argwhere(~np.isfinite(x))[0]
+        raise ValueError(f"{name} is {x[row, column]} in row {row}, column {column}")
+    return x
+
+
+def check_grid(l2_grid) -> np.ndarray:
+    """The L2 strengths from strong to weak; ValueError unless all are positive."""
+    grid = np.sort(np.asarray(l2_grid, dtype=np.float64).ravel())[::-1]
+    if not grid.size or not np.isfinite(grid).all() or grid[-1] <= 0:
+        raise ValueError(f"the L2 grid must hold positive numbers, got {list(l2_grid)}")
+    return grid
+
+
+@dataclasses.dataclass(frozen=True)
+class Standardizer:
+    """x -> (x - mean) / scale with statistics of the training rows; constant features give 0."""
+
+    mean_D: np.ndarray
+    scale_D: np.ndarray
+    varies_D: np.ndarray
+
+    @classmethod
+    def fit(cls, x_NxD: np.ndarray) -> "Standardizer":
+        mean_D, std_D = x_NxD.mean(0), x_NxD.std(0)
+        # Below the rounding error of the mean, spread is noise and dividing by it would amplify it.
+        varies_D = std_D > 1e-10 * np.maximum(np.abs(mean_D), 1e-100)
+        return cls(mean_D, np.where(varies_D, std_D, 1.0), varies_D)
+
+    def __call__(self, x_NxD: np.ndarray) -> np.ndarray:
+        return np.where(self.varies_D, (x_NxD - self.mean_D) / self.scale_D, 0.0)
+
+
+@dataclasses.dataclass(frozen=True)
+class LogisticProbe:
+    """A fitted logistic regression on standardised features."""
+
+    standardizer: Standardizer
+    coef_D: np.ndarray
+    intercept: float
+    l2: float
+    validation_loss: dict[float, float]  # l2 -> mean log loss on the validation rows
+
+    def logit(self, x) -> np.ndarray:
+        x = check_features(x, "x", len(self.coef_D))
+        return self.standardizer(x) @ self.coef_D + self.intercept
+
+    def predict_proba(self, x) -> np.ndarray:
+        """P(y = 1), float64 [N]."""
+        return sigmoid(self.logit(x))
+
+
+def sigmoid(logit: np.ndarray) -> np.ndarray:
+    """1 / (1 + exp(-logit)) without overflow."""
+    return np.exp(-np.logaddexp(0.0, -logit))
+
+
+def log_loss(y_N: np.ndarray, logit_N: np.ndarray) -> float:
+    """Mean negative log-likelihood of 0/1 labels given logits."""
+    return float(np.mean(np.logaddexp(0.0, logit_N) - y_N * logit_N))
+
+
+def _labels(y, name: str, n_rows: int) -> np.ndarray:
+    y = np.asarray(y, dtype=np.float64)
+    if y.shape != (n_rows,):
+        raise ValueError(f"{name} has shape {y.shape}, expected ({n_rows},)")
+    wrong = (y != 0) & (y != 1)
+    if wrong.any():
+        row = int(np.flatnonzero(wrong)[0])
+        raise ValueError(f"{name} is {y[row]} in row {row}, expected 0 or 1")
+    return y
+
+
+def fit_logistic(x_train, y_train, x_val, y_val, *, l2_grid=L2_GRID) -> LogisticProbe:
+    """L2-regularised logistic regression, strength chosen by validation log loss.
+
+    Args:
+      x_train, x_val: float [N, D] features.
+      y_train, y_val: bool or 0/1 [N] labels; training needs both classes.
+      l2_grid: strengths to try.
+
+    Raises:
+      ValueError: bad shapes or values, one class in training, no validation rows.
+    """
+    x_train = check_features(x_train, "x_train")
+    x_val = check_features(x_val, "x_val", x_train.shape[1])
+    y_train = _labels(y_train, "y_train", len(x_train))
+    y_val = _labels(y_val, "y_val", len(x_val))
+    if len(np.unique(y_train)) < 2:
+        raise ValueError(f"y_train holds one class only ({int(y_train[0])}, {len(y_train)} rows)")
+    standardizer = Standardizer.fit(x_train)
+    x_train, z_val = standardizer(x_train), standardizer(x_val)
+    # Newton steps started from the next stronger penalty's solution: two or three each.
+    model = LogisticRegression(solver="newton-cholesky", warm_start=True, tol=1e-8, max_iter=200)
+    losses, fits = {}, {}
+    for l2 in check_grid(l2_grid):
+        model.set_params(C=1.0 / (l2 * len(x_train)))
+        with warnings.catch_warnings():
+            # An unconverged fit is still a valid candidate: validation loss judges it.
+            warnings.simplefilter("ignore", ConvergenceWarning)
+            model.fit(x_train, y_train)
+        fits[l2] = model.coef_[0].copy(), float(model.intercept_[0])
+        losses[float(l2)] = log_loss(y_val, z_val @ fits[l2][0] + fits[l2][1])
+    best = min(losses, key=losses.get)
+    return LogisticProbe(standardizer, *fits[best], best, losses)
+
+
+@dataclasses.dataclass(frozen=True)
+class RidgeProbe:
+    """A fitted ridge regression on standardised features; one strength per target."""
+
+    standardizer: Standardizer
+    coef_DxK: np.ndarray
+    intercept_K: np.ndarray
+    l2_K: np.ndarray
+    validation_mse_LxK: np.ndarray  # rows in the order of the grid, strong to weak
+    is_vector: bool  # the target was [N], not [N, K]
+
+    def predict(self, x) -> np.ndarray:
+        """Float64 [N], or [N, K] when fitted on [N, K]."""
+        x = check_features(x, "x", len(self.coef_DxK))
+        predicted_NxK = self.standardizer(x) @ self.coef_DxK + self.intercept_K
+        return predicted_NxK[:, 0] if self.is_vector else predicted_NxK
+
+
+def _targets(y, name: str, n_rows: int) -> np.ndarray:
+    y = np.asarray(y, dtype=np.float64)
+    if y.ndim not in (1, 2) or len(y) != n_rows:
+        raise ValueError(f"{name} has shape {y.shape}, expected ({n_rows},) or ({n_rows}, K)")
+    return check_features(y.reshape(n_rows, -1), name)
+
+
+def fit_ridge(x_train, y_train, x_val, y_val, *, l2_grid=L2_GRID) -> RidgeProbe:
+    """Ridge regression by one eigendecomposition, strength per target by validation MSE.
+
+    Minimises mean (y - f(x))^2 / 2 + l2 / 2 ||coef||^2 per target.
+
+    Args:
+      x_train, x_val: float [N, D].
+      y_train, y_val: float [N] or [N, K].
+      l2_grid: strengths to try.
+    """
+    x_train = check_features(x_train, "x_train")
+    x_val = check_features(x_val, "x_val", x_train.shape[1])
+    is_vector = np.ndim(y_train) == 1
+    y_train = _targets(y_train, "y_train", len(x_train))
+    y_val = _targets(y_val, "y_val", len(x_val))
+    if y_train.shape[1] != y_val.shape[1]:
+        raise ValueError(f"y_train has {y_train.shape[1]} targets, y_val {y_val.shape[1]}")
+    grid, standardizer = check_grid(l2_grid), Standardizer.fit(x_train)
+    z_train, z_val = standardizer(x_train), standardizer(x_val)
+    intercept_K = y_train.mean(0)
+    eigenvalues, vectors = np.linalg.eigh(z_train.T @ z_train / len(z_train))
+    projected = vectors.T @ (z_train.T @ (y_train - intercept_K)) / len(z_train)
+    coef_LxDxK = np.stack([vectors @ (projected / (np.maximum(eigenvalues, 0)[:, None] + l2)) for l2 in grid])
+    predicted = z_val @ coef_LxDxK + intercept_K
+    mse_LxK = np.mean((y_val - predicted) ** 2, axis=1)
+    best_K = mse_LxK.argmin(0)
+    coef_DxK = coef_LxDxK[best_K, :, np.arange(len(best_K))].T
+    return RidgeProbe(standardizer, coef_DxK, intercept_K, grid[best_K], mse_LxK, is_vector)

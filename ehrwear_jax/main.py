@@ -1,0 +1,62 @@
+"""Runs the stages that a config names: prepare, pretrain, embed, evaluate, report.
+
+python -m ehrwear_jax.main --config=configs/tiny.py
+"""
+
+import logging
+import os
+import sys
+from pathlib import Path
+
+import jax
+from absl import app, flags
+from absl import logging as absl_logging
+from ml_collections import config_flags
+
+from ehrwear_jax import stages
+from ehrwear_jax.train import NonFiniteStep
+
+CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "Experiment file, e.g. configs/tiny.py or configs/full.py:220m."
+)
+WORKDIR = flags.DEFINE_string("workdir", None, "Where results go; runs/<config> by default.")
+STAGES = flags.DEFINE_list("stages", list(stages.ORDER), "Stages to run, in order.")
+DEBUG = flags.DEFINE_bool("debug", False, "Show the traceback of an error.")
+
+
+def main(argv):
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected argument {argv[1]!r}; flags look like --config=configs/tiny.py")
+    absl_logging.use_absl_handler()
+    absl_logging.get_absl_handler().setFormatter(logging.Formatter("%(message)s"))
+    absl_logging.set_verbosity(absl_logging.INFO)
+    logging.getLogger("absl").setLevel(logging.WARNING)  # the checkpoint library's own chatter
+    for name in ("jax", "orbax"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    if CONFIG.value is None:
+        raise app.UsageError("say which experiment to run: --config=configs/tiny.py")
+    cache = os.environ.get("JAX_COMPILATION_CACHE_DIR") or os.path.join(
+        os.path.expanduser("~"), ".cache", "ehrwear_jax", "jax"
+    )
+    jax.config.update("jax_compilation_cache_dir", cache)
+    try:
+        config = CONFIG.value
+        workdir = Path(WORKDIR.value or Path("runs") / config.name)
+        stages.run(config, workdir, STAGES.value)
+    except (ValueError, OSError, NonFiniteStep) as error:
+        if DEBUG.value:
+            raise
+        sys.exit(f"ehrwear_jax: {error}")
+
+
+def _parse(argv):
+    """absl's flag parsing with one sentence for a mistake in a flag, a config file or a config key."""
+    try:
+        return app.parse_flags_with_usage(argv)
+    except (AttributeError, KeyError, TypeError, ValueError, OSError, ImportError, SyntaxError) as error:
+        sys.exit(f"ehrwear_jax: {' '.join(str(error).split())}")
+
+
+if __name__ == "__main__":
+    jax.config.config_with_absl()
+    app.run(main, flags_parser=_parse)

@@ -1,0 +1,1 @@
+"""The multimodal model and the models it is compared with."""

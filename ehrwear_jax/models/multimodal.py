@@ -1,0 +1,143 @@
+"""The joint model: encoders, backbone, heads. Batch in; latents and predictions out."""
+
+import dataclasses
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from ehrwear_jax.batch import MODALITY_WEAR, SUMMARIES
+from ehrwear_jax.models import heads, time_encoding
+from ehrwear_jax.models.backbone import Backbone
+from ehrwear_jax.models.ehr_embedder import EhrEmbedder
+from ehrwear_jax.models.wearable_encoder import WearableEncoder
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """Sizes of the model (paper, appendix A.4 for the defaults of configs/full.py).
+
+    Attributes:
+      vocabulary, steps, channels, patch_steps, future_windows, future_codes, horizons: from data, see batch.BatchShape.
+      time_features: q of rho. kernel: mixture, rational_quadratic or none. n_components: R.
+    """
+
+    vocabulary: int
+    steps: int
+    channels: int
+    patch_steps: int
+    future_windows: int
+    future_codes: int
+    horizons: int
+    width: int = 1024
+    n_layers: int = 24
+    n_heads: int = 16
+    mlp_width: int = 4096
+    token_width: int = 512
+    time_features: int = 128
+    wear_width: int = 512
+    wear_layers: int = 6
+    wear_heads: int = 8
+    kernel: str = "mixture"
+    n_components: int = 4
+    source_width: int = 16
+    dropout: float = 0.1
+    attention_dropout: float = 0.0
+    stochastic_depth: float = 0.0
+    attention: str | None = None
+    remat: bool = False
+    unroll: int = 1
+    dtype: str = "float32"
+
+
+class MultimodalModel(nn.Module):
+    """Encoders, shared backbone and heads over one batch (see batch.FIELDS)."""
+
+    config: ModelConfig
+
+    def setup(self):
+        c = self.config
+        dtype = jnp.dtype(c.dtype)
+        self.ehr = EhrEmbedder(c.vocabulary, c.token_width, c.width, dtype)
+        self.rho = nn.Dense(c.width, dtype=dtype)  # W_rho, q x p
+        self.modality = nn.Embed(4, c.width, embedding_init=nn.initializers.normal(0.02))
+        if c.channels:
+            self.wear = WearableEncoder(c.wear_width, c.width, c.wear_layers, c.wear_heads, c.patch_steps, dtype)
+            self.decoder = heads.SignalDecoder(c.steps, c.channels, c.future_windows, c.width)
+            self.summary = heads.Mlp(c.width, len(SUMMARIES) * c.channels)
+            self.pool = heads.WearablePool()
+            self.pool_norm = nn.LayerNorm()
+            self.pool_mlp = heads.Mlp(c.width, c.width)
+        self.query = self.param("query", nn.initializers.normal(0.02), (c.width,))
+        self.next_mlp = heads.Mlp(c.width, c.width)
+        self.later = nn.Dense(c.future_codes * c.horizons)
+        self.backbone = Backbone(
+            c.n_layers,
+            c.width,
+            c.n_heads,
+            c.mlp_width,
+            c.kernel,
+            c.n_components,
+            c.source_width,
+            c.dropout,
+            c.attention_dropout,
+            c.stochastic_depth,
+            c.attention,
+            c.remat,
+            c.unroll,
+            dtype,
+        )
+
+    def encode(self, batch, deterministic=True):
+        """Latents of the tokens and of the queries.
+
+        Returns:
+          (z_BxTxD, z_BxQxD) float32.
+        """
+        c = self.config
+        dtype = jnp.dtype(c.dtype)
+        x = self.ehr(batch["token"], batch["value"])
+        if c.channels and batch["wear"].shape[1]:
+            h_BxWxD = self.wear(batch["wear"], batch["observed"], batch["patch_mask"])
+            slot_BxTx1 = jnp.maximum(batch["window"], 0)[..., None]
+            is_wear_BxTx1 = (batch["modality"] == MODALITY_WEAR)[..., None]
+            x = jnp.where(is_wear_BxTx1, jnp.take_along_axis(h_BxWxD, slot_BxTx1, axis=1), x)
+        x = x + self._time(batch["age"]) + self.modality(batch["modality"]).astype(dtype)
+        y = self.query.astype(dtype)[None, None] + self._time(batch["query_age"])
+        return self.backbone(x, y, batch, deterministic)
+
+    def _time(self, age):
+        return self.rho(time_encoding.sinusoidal(age, self.config.time_features).astype(self.config.dtype))
+
+    def __call__(self, batch, deterministic=True):
+        """All predictions that the losses need.
+
+        Returns:
+          dict: z_token, z_query; masked_logits_BxMxV; next_logits_{event,query}; later_logits_BxQxKxA; with wearables
+          also rebuilt_BxWxLxC, ahead_window_BxWxHxLxC, ahead_query_BxQxHxLxC, summary_{event,query}, pooled_logits_*,
+          pooled_exists_*.
+        """
+        c = self.config
+        z_BxTxD, z_BxQxD = self.encode(batch, deterministic)
+        z_masked, z_event = _take(z_BxTxD, batch["masked_position"]), _take(z_BxTxD, batch["event_position"])
+        out = {"z_token": z_BxTxD, "z_query": z_BxQxD, "masked_logits": self.ehr.logits(z_masked)}
+        for name, z in (("event", z_event), ("query", z_BxQxD)):
+            out[f"next_logits_{name}"] = self.ehr.logits(z + self.next_mlp(z))
+        later = self.later(z_BxQxD)
+        out["later_logits"] = later.reshape(*z_BxQxD.shape[:2], c.future_codes, c.horizons)
+        if c.channels and batch["wear"].shape[1]:
+            z_window = _take(z_BxTxD, batch["window_position"])
+            out["rebuilt"] = self.decoder(z_window, 0)
+            steps = range(1, c.future_windows + 1)
+            out["ahead_window"] = jnp.stack([self.decoder(z_window, h) for h in steps], axis=2)
+            out["ahead_query"] = jnp.stack([self.decoder(z_BxQxD, h) for h in steps], axis=2)
+            is_wear = batch["modality"] == MODALITY_WEAR
+            for name, z in (("event", z_event), ("query", z_BxQxD)):
+                out[f"summary_{name}"] = self.summary(z)
+                pooled, exists = self.pool(z_BxTxD, is_wear, batch[f"{name}_pool"])
+                out[f"pooled_logits_{name}"] = self.ehr.logits(self.pool_mlp(self.pool_norm(pooled)))
+                out[f"pooled_exists_{name}"] = exists
+        return out
+
+
+def _take(z_BxTxD, position_BxN):
+    return jnp.take_along_axis(z_BxTxD, jnp.maximum(position_BxN, 0)[..., None], axis=1)

@@ -1,0 +1,150 @@
+"""The prepare stage: a raw dataset (simulated, adapted or the user's) with its labels, then tables and records."""
+
+import json
+import logging
+import os
+from datetime import timedelta
+from pathlib import Path
+
+import polars as pl
+
+from ehrwear_jax import config as config_lib
+from ehrwear_jax.data import labels, meds, nafld, nhanes, synthetic, wearable
+from ehrwear_jax.data import prepare as prepare_lib
+
+
+def raw_root(config, workdir):
+    """Where the raw dataset of simulated and adapted sources lies."""
+    return Path(workdir) / "prepare" / "raw"
+
+
+def meds_dir(config, workdir):
+    return Path(config.data.meds_dir) if config.data.source == "meds" else raw_root(config, workdir) / "meds"
+
+
+def wearable_dir(config, workdir):
+    if config.data.source == "meds":
+        return Path(config.data.wearable_dir) if config.data.wearable_dir else None
+    folder = raw_root(config, workdir) / "wearable"
+    return folder if folder.is_dir() else None
+
+
+def labels_dir(config, workdir):
+    if config.data.source == "meds" and config.data.labels_dir:
+        return Path(config.data.labels_dir)
+    return raw_root(config, workdir) / "labels"
+
+
+def run(config, workdir):
+    """Writes prepare/{raw,tables,<fold>}/ and counts.json; prints what each step kept and dropped."""
+    folder, root = Path(workdir) / "prepare", raw_root(config, workdir)
+    root.mkdir(parents=True, exist_ok=True)
+    counts = _raw(config, root)
+    if config.data.source == "meds" and not config.data.labels_dir:
+        counts += _hospitalisation_labels(config, workdir)
+    options = config_lib.prepare_config(config)
+    source = meds_dir(config, workdir)
+    counts += prepare_lib.prepare_tables(source, wearable_dir(config, workdir), folder / "tables", options)
+    has_codes = (source / "metadata" / "codes.parquet").exists()
+    codes = meds.read_codes(source) if has_codes else None
+    for name, fold in config_lib.folds(config):
+        fitted = prepare_lib.prepare_split(folder / "tables", codes, folder / name, options, fold)
+        counts += [{**c, "step": c["step"] if fold is None else f"{name}: {c['step']}"} for c in fitted]
+    for c in counts:
+        logging.info(
+            "  %-58s %12s kept %10s dropped  %s",
+            c["step"],
+            f"{c['n']:,}",
+            f"{c['dropped']:,}",
+            c["reason"] if c["dropped"] else "",
+        )
+    (folder / "counts.json").write_text(json.dumps(counts, indent=1))
+
+
+def _raw(config, root):
+    """Builds the raw dataset; returns its counts."""
+    if config.data.source == "synthetic":
+        return synthetic.simulate(root, config_lib.simulator_config(config), workers=os.cpu_count() or 1)
+    if config.data.source == "meds":
+        return []
+    done = root / "counts.json"  # written last by the adapters
+    if done.exists():
+        return json.loads(done.read_text())
+    if config.data.source == "nafld":
+        return nafld.build(Path(config.data.source_dir), root, seed=config.seed)
+    return nhanes.build(Path(config.data.source_dir), root, seed=config.seed, n_folds=config.data.n_folds)
+
+
+def _hospitalisation_labels(config, workdir):
+    """Label tables hospitalization_<h>d at random prediction times per person."""
+    c, source, out = config.labels, meds_dir(config, workdir), labels_dir(config, workdir)
+    out.mkdir(parents=True, exist_ok=True)
+    index = labels.prediction_times(
+        source,
+        per_subject=c.per_subject,
+        min_history_days=c.min_history_days,
+        seed=config.seed,
+        not_before=_first_wear(config, workdir) if c.after_wearable else None,
+        not_after=_last_observable(source, max(c.horizons_days)),
+        admission_code_prefix=c.admission_code_prefix,
+    )
+    tables = labels.hospitalization_labels(
+        source, horizons_days=tuple(c.horizons_days), index=index, admission_code_prefix=c.admission_code_prefix
+    )
+    counts = []
+    for horizon, table in tables.items():
+        meds.write_labels(out / f"hospitalization_{horizon}d.parquet", table)
+        counts.append(
+            {
+                "step": f"label rows hospitalization_{horizon}d",
+                "n": table.height,
+                "dropped": index.height - table.height,
+                "reason": "follow-up ends inside the horizon without an admission",
+            }
+        )
+    return counts
+
+
+def _first_wear(config, workdir):
+    """subject_id, time: the day after the first recorded stretch; None without wearables."""
+    folder = wearable_dir(config, workdir)
+    if folder is None:
+        return None
+    stretches = pl.concat([pl.scan_parquet(p).select("subject_id", "start_time") for p in wearable.list_shards(folder)])
+    first = stretches.group_by("subject_id").agg(pl.col("start_time").min().dt.cast_time_unit("us").alias("time"))
+    return first.with_columns(pl.col("time") + pl.duration(days=1)).sort("subject_id").collect()
+
+
+def _last_observable(meds_folder, horizon_days):
+    """subject_id, time: the end of the whole dataset less the longest horizon, the same for everyone.
+
+    Later prediction times could be labelled only if something happens soon, which would select rows by outcome. A
+    person's own last record does not serve: it is their death for some.
+    """
+    people = pl.concat([pl.scan_parquet(p).select("subject_id", "time") for p in meds.list_shards(meds_folder)])
+    end = people.select(pl.col("time").max()).collect().item()
+    ids = people.select("subject_id").unique().sort("subject_id").collect()
+    last = end - timedelta(days=horizon_days)
+    return ids.with_columns(pl.lit(last).cast(pl.Datetime("us")).alias("time"))
+
+
+def label_table(config, workdir, task):
+    """One task's labels, e.g. hospitalization_365d.
+
+    Raises:
+      FileNotFoundError: naming the tasks that there are.
+    """
+    folder = labels_dir(config, workdir)
+    path = folder / f"{task}.parquet"
+    if not path.exists():
+        there = sorted(p.stem for p in folder.glob("*.parquet"))
+        raise FileNotFoundError(f"config.evaluate.tasks: no label table {path}; there are {', '.join(there) or 'none'}")
+    return meds.read_labels(path)
+
+
+def prediction_index(config, workdir):
+    """All distinct (subject_id, prediction_time) of the configured tasks, sorted."""
+    keys = [label_table(config, workdir, t).select("subject_id", "prediction_time") for t in config.evaluate.tasks]
+    if not keys:
+        raise ValueError("config.evaluate.tasks is empty: name at least one label table")
+    return pl.concat(keys).unique().sort("subject_id", "prediction_time")

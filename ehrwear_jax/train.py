@@ -1,0 +1,352 @@
+"""Pretraining and embedding: where data meets the model. Pure steps first, then the loops, in data-flow order."""
+
+import dataclasses
+import json
+import logging
+import os
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import polars as pl
+from tensorboardX import SummaryWriter
+from tqdm import tqdm
+
+from ehrwear_jax import batch as batch_lib
+from ehrwear_jax import losses, schedules, sharding
+from ehrwear_jax.checkpoint import Checkpoints
+from ehrwear_jax.data import pipeline
+from ehrwear_jax.models.multimodal import ModelConfig, MultimodalModel
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """Optimisation (paper, section 3.5 and appendix A.4).
+
+    Attributes:
+      steps, batch_size: optimiser steps; rows of the global batch.
+      peak_learning_rate, warmup_steps, weight_decay, clip_norm, adam_b2: AdamW.
+      weights: {loss term: schedules.Ramp}.
+      log_every, validate_every, validate_batches, checkpoint_every, keep: in steps, steps, batches, steps, checkpoints.
+      stop_after: end the process's work at this step (the run can be resumed); None runs to `steps`.
+    """
+
+    steps: int
+    batch_size: int
+    peak_learning_rate: float
+    warmup_steps: int
+    weights: dict
+    weight_decay: float = 0.01
+    clip_norm: float = 1.0
+    adam_b2: float = 0.98
+    seed: int = 0
+    log_every: int = 50
+    validate_every: int = 500
+    validate_batches: int = 8
+    checkpoint_every: int = 500
+    keep: int = 2
+    data_threads: int = 2
+    stop_after: int | None = None
+
+
+class NonFiniteStep(RuntimeError):
+    """Too many steps in a row had a loss or gradient that is not finite."""
+
+
+# ------------------------------------------------------------------------------------------------ model and optimiser
+
+
+def make_model(patients, options):
+    """The model that fits the patients' data; options: the ModelConfig fields that are not given by data."""
+    shape = patients.batch_shape()
+    return MultimodalModel(
+        ModelConfig(
+            vocabulary=len(patients.vocabulary),
+            steps=shape.steps,
+            channels=shape.channels if shape.windows else 0,
+            patch_steps=patients.config.patch_steps,
+            future_windows=shape.future_windows,
+            future_codes=shape.future_codes,
+            horizons=len(patients.config.horizons),
+            **options,
+        )
+    )
+
+
+def active_terms(model, patients):
+    """Names of the loss terms that the given modalities can feed."""
+    wear = model.config.channels > 0
+    ehr = "ehr" in patients.config.modalities
+    return [t for t in losses.TERMS if (wear or t not in losses.NEED_WEAR) and (ehr or t not in losses.NEED_EHR)]
+
+
+def decayed(params):
+    """Weight decay acts on matrices only: not on norms, biases, embeddings or time-kernel parameters."""
+    return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key == "kernel", params)
+
+
+def make_optimizer(config):
+    rate = schedules.learning_rate(config.peak_learning_rate, config.warmup_steps, config.steps)
+    return optax.chain(
+        optax.clip_by_global_norm(config.clip_norm),
+        optax.adamw(rate, b2=config.adam_b2, weight_decay=config.weight_decay, mask=decayed),
+    )
+
+
+def init_state(model, optimizer, patients, seed, mesh):
+    """{"step", "params", "optimizer", "skipped"}, replicated over the mesh."""
+    shape = patients.batch_shape()
+    example = batch_lib.empty_batch(shape, 1)
+
+    def init():
+        params = model.init(jax.random.key(seed), example)["params"]
+        zero = jnp.zeros((), jnp.int32)
+        return {"step": zero, "params": params, "optimizer": optimizer.init(params), "skipped": zero}
+
+    return jax.jit(init, out_shardings=sharding.replicated(mesh))()
+
+
+# ------------------------------------------------------------------------------------------------------- pure steps
+
+
+def train_step(state, batch, *, model, optimizer, curriculum, seed):
+    """One update; a step whose loss or gradient is not finite changes nothing but the counters.
+
+    Returns:
+      (state, metrics: {name: float32 scalar}).
+    """
+    key = jax.random.fold_in(jax.random.key(seed), state["step"])
+
+    def objective(params):
+        out = model.apply({"params": params}, batch, deterministic=False, rngs={"dropout": key})
+        return losses.total(out, batch, curriculum(state["step"]))
+
+    (loss, metrics), grads = jax.value_and_grad(objective, has_aux=True)(state["params"])
+    norm = optax.tree.norm(grads)
+    finite = jnp.isfinite(loss) & jnp.isfinite(norm)
+    updates, optimizer_state = optimizer.update(grads, state["optimizer"], state["params"])
+    params = optax.apply_updates(state["params"], updates)
+    keep = lambda new, old: jnp.where(finite, new, old)  # noqa: E731
+    new = {
+        "step": state["step"] + 1,
+        "params": jax.tree.map(keep, params, state["params"]),
+        "optimizer": jax.tree.map(keep, optimizer_state, state["optimizer"]),
+        "skipped": jnp.where(finite, 0, state["skipped"] + 1),
+    }
+    return new, metrics | {"gradient_norm": norm, "finite": finite.astype(jnp.float32), "skipped": new["skipped"]}
+
+
+def validation_step(params, batch, *, model, weights):
+    """The losses without dropout, at the final loss weights."""
+    out = model.apply({"params": params}, batch, deterministic=True)
+    return losses.total(out, batch, weights)[1]
+
+
+# ------------------------------------------------------------------------------------------------------- the loop
+
+
+class MetricsLog:
+    """metrics.jsonl and TensorBoard curves; after a resume, lines of steps that will be repeated are removed."""
+
+    def __init__(self, folder, from_step):
+        self._path = Path(folder) / "metrics.jsonl"
+        if self._path.exists():
+            lines = [x for x in self._path.read_text().splitlines() if x and json.loads(x)["step"] <= from_step]
+            self._path.write_text("".join(x + "\n" for x in lines))
+        self._file = open(self._path, "a")  # noqa: SIM115 (open as long as the loop runs)
+        self._board = SummaryWriter(str(Path(folder) / "tensorboard"), purge_step=from_step + 1)
+
+    def write(self, step, values):
+        values = {k: float(v) for k, v in values.items()}
+        self._file.write(json.dumps({"step": step, **values}) + "\n")
+        self._file.flush()
+        for name, value in values.items():
+            self._board.add_scalar(name, value, step)
+
+    def close(self):
+        self._file.close()
+        self._board.close()
+
+
+def pretrain(folder, patients, validation, model_options, config, max_skipped=20):
+    """Trains to config.steps, resuming from the newest checkpoint in `folder`.
+
+    Args:
+      folder: receives checkpoints/, metrics.jsonl, tensorboard/, parameters.json.
+      patients, validation: pipeline.Patients of the training and tuning splits.
+
+    Returns:
+      (params, step reached).
+
+    Raises:
+      NonFiniteStep: max_skipped steps in a row were not finite.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    mesh = sharding.make_mesh()
+    model = make_model(patients, model_options)
+    optimizer = make_optimizer(config)
+    curriculum = schedules.curriculum(config.weights, active_terms(model, patients))
+    state = init_state(model, optimizer, patients, config.seed, mesh)
+    n_params = sum(x.size for x in jax.tree.leaves(state["params"]))
+    (folder / "parameters.json").write_text(json.dumps({"parameters": n_params}))
+    with Checkpoints(folder / "checkpoints", config.keep) as checkpoints:
+        start = checkpoints.latest_step() or 0
+        if start:
+            state = checkpoints.restore(start, state)
+        last = config.steps if config.stop_after is None else min(config.steps, config.stop_after)
+        if start >= last:
+            return state["params"], start
+        logging.info("%s: %d parameters, steps %d to %d", folder.name, n_params, start, last)
+        rows = pipeline.TrainRows(patients, config.seed)
+        batches = pipeline.train_batches(
+            rows,
+            config.batch_size,
+            start_step=start,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+            threads=config.data_threads,
+        )
+        held = _validation_batches(validation, config, mesh)
+        step_fn = jax.jit(
+            lambda s, b: train_step(s, b, model=model, optimizer=optimizer, curriculum=curriculum, seed=config.seed),
+            donate_argnums=0,
+        )
+        validate = jax.jit(lambda p, b: validation_step(p, b, model=model, weights=curriculum(config.steps)))
+        log = MetricsLog(folder, start)
+        window = {"began": time.perf_counter(), "waited": 0.0, "step": start}
+        pending = None
+        bar = tqdm(
+            range(start, last), folder.name, unit="step", initial=start, total=config.steps, disable=None, mininterval=2
+        )
+        for step in bar:
+            waiting = time.perf_counter()
+            batch = sharding.device_batch(next(batches), mesh)
+            window["waited"] += time.perf_counter() - waiting
+            state, metrics = step_fn(state, batch)
+            if pending is not None:  # one step late, so that the device is never waited for
+                _report(log, bar, *pending, window, rows, config, max_skipped)
+            pending = (step + 1, metrics)
+            done = step + 1
+            if done % config.validate_every == 0 or done == config.steps:
+                log.write(done, _validate(validate, state["params"], held))
+            if done % config.checkpoint_every == 0 or done == last:
+                checkpoints.save(done, state)
+        _report(log, bar, *pending, window, rows, config, max_skipped)
+        checkpoints.wait()
+        log.close()
+    return state["params"], last
+
+
+def _report(log, bar, step, metrics, window, rows, config, max_skipped):
+    """Logs every log_every steps, and any step that was not finite, with its patients."""
+    if step % config.log_every == 0 or step == config.steps:
+        elapsed = time.perf_counter() - window["began"]
+        values = {k: float(v) for k, v in jax.device_get(metrics).items()}
+        values["steps_per_second"] = (step - window["step"]) / elapsed
+        values["waiting_share"] = window["waited"] / elapsed
+        log.write(step, values)
+        bar.set_postfix(loss=f"{values['loss/total']:.3f}", refresh=False)
+        window.update(began=time.perf_counter(), waited=0.0, step=step)
+    if float(metrics["finite"]) < 1.0:
+        ids = rows.subjects(range((step - 1) * config.batch_size, step * config.batch_size))
+        logging.warning("step %d was not finite and not applied; subjects %s", step, ids)
+        if int(metrics["skipped"]) >= max_skipped:
+            raise NonFiniteStep(
+                f"{max_skipped} steps in a row up to step {step} were not finite; subjects of the last: {ids}"
+            )
+
+
+def _validation_batches(validation, config, mesh):
+    if validation is None or not len(validation):
+        return []
+    rows = pipeline.TrainRows(validation, config.seed)
+    n = min(config.validate_batches, max(1, rows.rows_per_epoch // config.batch_size))
+    batches = pipeline.train_batches(
+        rows,
+        config.batch_size,
+        n_steps=n,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+        threads=0,
+    )
+    return [sharding.device_batch(b, mesh) for b in batches]
+
+
+def _validate(validate, params, batches):
+    results = [jax.device_get(validate(params, b)) for b in batches]
+    return {f"validation/{k}": np.mean([r[k] for r in results]) for k in (results[0] if results else {})}
+
+
+# ------------------------------------------------------------------------------------------------------- embedding
+
+
+def make_encoder(patients, model_options, params):
+    """batch -> z_BxQxD float32 of the queries, on the host."""
+    model = make_model(patients, model_options)
+    mesh = sharding.make_mesh(jax.local_devices()[:1])
+    params = jax.device_put(params, sharding.replicated(mesh))
+    encode = jax.jit(lambda p, b: model.apply({"params": p}, b, method="encode")[1])
+    return lambda batch: np.asarray(encode(params, sharding.device_batch(batch, mesh)))
+
+
+def restore_params(folder, patients, model_options, config):
+    """Parameters of the newest checkpoint of a pretraining folder, and its step."""
+    mesh = sharding.make_mesh()
+    state = init_state(make_model(patients, model_options), make_optimizer(config), patients, config.seed, mesh)
+    with Checkpoints(Path(folder) / "checkpoints", config.keep) as checkpoints:
+        step = checkpoints.latest_step()
+        if step is None:
+            raise FileNotFoundError(f"{folder}: no checkpoint; run the pretrain stage first")
+        return checkpoints.restore(step, state)["params"], step
+
+
+def embed(encode, patients, index, batch_size):
+    """z at each (subject, prediction time), from what is known then.
+
+    Args:
+      encode: from make_encoder.
+      index: subject_id, prediction_time (datetime us), all subjects prepared.
+
+    Returns:
+      float32 [N, D] in the order of index.
+    """
+    place = dict(zip(patients.index["subject_id"].to_list(), range(len(patients)), strict=True))
+    if missing := set(index["subject_id"].to_list()) - place.keys():
+        raise ValueError(
+            f"{patients.folder}: {len(missing)} subjects of the labels were not prepared, e.g. {min(missing)}"
+        )
+    index_N = np.array([place[s] for s in index["subject_id"].to_list()], np.int64)
+    time_N = index["prediction_time"].to_physical().to_numpy()
+    out = None
+    for batch, where in pipeline.inference_batches(patients, index_N, time_N, batch_size):
+        z_BxQxD = encode(batch)
+        out = np.zeros((len(index_N), z_BxQxD.shape[-1]), np.float32) if out is None else out
+        out[where[where >= 0]] = z_BxQxD[where >= 0]
+    return out
+
+
+def embed_to(path, encode, patients, index, batch_size, part_rows=20_000):
+    """Writes the embeddings of `index` as parquet: its columns and `embedding` list<f32>; resumes at the part."""
+    path = Path(path)
+    parts_dir = path.with_suffix(".parts")
+    parts_dir.mkdir(parents=True, exist_ok=True)
+    parts = []
+    for begin in tqdm(range(0, index.height, part_rows), f"embed {path.stem}", unit="part", disable=None):
+        part = parts_dir / f"{begin:09d}.parquet"
+        if not part.exists():
+            rows = index.slice(begin, part_rows)
+            z = embed(encode, patients, rows, batch_size)
+            rows.with_columns(pl.Series("embedding", z.tolist(), dtype=pl.List(pl.Float32))).write_parquet(
+                f"{part}.partial"
+            )
+            os.replace(f"{part}.partial", part)
+        parts.append(part)
+    pl.concat([pl.read_parquet(p) for p in parts]).write_parquet(f"{path}.partial")
+    os.replace(f"{path}.partial", path)
+    for part in parts:
+        part.unlink()
+    parts_dir.rmdir()
