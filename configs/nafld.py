@@ -31,15 +31,16 @@ def get_config(variant=""):
     )
     config.train.update(
         {
-            "steps": 1500,
+            "steps": 600,
             "batch_size": 32,
-            "peak_learning_rate": 1e-3,
+            "peak_learning_rate": 2e-3,
             "warmup_steps": 100,
             "log_every": 50,
             "validate_every": 250,
             "checkpoint_every": 250,
         }
     )
+    config.train.weights.ehr_later = (3.0, 3.0, 0)
     config.evaluate.update(
         {
             "tasks": tuple(f"new_diagnosis_{h}d" for h in (30, 90, 180, 365)),

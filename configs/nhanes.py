@@ -2,10 +2,26 @@
 
     python -m ehrwear_jax.main --config=configs/nhanes.py --config.data.source_dir=DIR
 
-DIR holds the joined tables described in ehrwear_jax/data/nhanes.py. C-index of all-cause mortality.
+DIR holds the files listed in ehrwear_jax/data/nhanes_source.py. C-index of all-cause mortality.
 """
 
 from ehrwear_jax import config as config_lib
+
+# beside the minute streams, what the published table gives per person and week, known at the week's end
+CHANNELS = (
+    "wear_flag",
+    "activity_count",
+    "activity_profile",
+    "total_activity",
+    "total_log_activity",
+    "wear_time",
+    "sedentary_time",
+    "mvpa_time",
+    "active_bout_length",
+    "sedentary_bout_length",
+    "sedentary_to_active",
+    "active_to_sedentary",
+)
 
 
 def get_config(variant=""):
@@ -14,6 +30,51 @@ def get_config(variant=""):
     config = config_lib.base()
     config.name = "nhanes"
     config.data.update({"source": "nhanes", "n_folds": 5})
+    config.prepare.update(
+        {
+            "channels": CHANNELS,
+            "log_channels": ("activity_count",),
+            "step_minutes": 30,
+            "min_subjects": 20,
+            "value_bins": 8,
+        }
+    )
+    config.context.update(
+        {
+            "tokens": 128,
+            "context_tokens": 128,
+            "windows": 64,
+            "queries": 12,
+            "events": 12,
+            "patch_steps": 4,
+            "future_codes": 16,
+        }
+    )
+    config.model.update(
+        {
+            "width": 64,
+            "n_layers": 2,
+            "n_heads": 4,
+            "mlp_width": 256,
+            "token_width": 64,
+            "time_features": 32,
+            "wear_width": 48,
+            "wear_layers": 1,
+            "wear_heads": 2,
+        }
+    )
+    config.train.update(
+        {
+            "steps": 500,
+            "batch_size": 16,
+            "peak_learning_rate": 2e-3,
+            "warmup_steps": 50,
+            "log_every": 50,
+            "validate_every": 250,
+            "checkpoint_every": 250,
+        }
+    )
+    config.train.weights.wear_to_ehr = (0.2, 1.0, 100)
     config.evaluate.update({"tasks": ("all_cause_mortality",)})
     config.report.update({"title": "NHANES 2003-2006: all-cause mortality"})
     return config

@@ -5,7 +5,8 @@ one patient's tokens, ordered by (time, wearable before EHR, source order), behi
 is a place where a prediction is made: at an EHR event (fields `event_*`) or at a free time (fields `query_*`).
 
 Axes: B rows, T tokens, W wearable windows, L steps in a window, C channels, P patches in a window, M masked events,
-E event reads, Q query reads, H future windows, K future codes, F summary statistics (three per channel).
+E event reads, Q query reads, H future windows, K future codes, R recalled tokens, F summary
+statistics (three per channel).
 """
 
 import dataclasses
@@ -33,6 +34,7 @@ class BatchShape:
     queries: int
     future_windows: int
     future_codes: int
+    recalled_tokens: int
 
     def axes(self, batch_size):
         return {
@@ -47,6 +49,7 @@ class BatchShape:
             "Q": self.queries,
             "H": self.future_windows,
             "K": self.future_codes,
+            "R": self.recalled_tokens,
             "F": len(SUMMARIES) * self.channels,
             "2": 2,
         }
@@ -86,6 +89,9 @@ FIELDS = {
     "query_window": ("QH", np.int32, -1, "slots of the windows that end next after the query"),
     "query_code_bin": ("QK", np.uint8, 255, "first horizon within which code k occurs after the query; 255: none"),
     "query_horizons": ("Q", np.int32, 0, "how many horizons end inside the follow-up"),
+    "query_token_bin": ("QR", np.uint8, 255, "shortest horizon back within which token r was seen; 254: longer ago"),
+    "query_past": ("QF", np.float32, 0, "summary statistics of the signal in (t - tau', t]"),
+    "query_past_mask": ("QF", np.bool_, False, "whether the statistic exists"),
     "step_window": ("WH", np.int32, -1, "slots of the windows that follow window w"),
 }
 

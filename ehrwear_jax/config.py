@@ -16,7 +16,17 @@ from ehrwear_jax.schedules import Ramp
 from ehrwear_jax.train import TrainConfig
 
 SOURCES = ("synthetic", "meds", "nafld", "nhanes")
-_MODEL_FROM_DATA = ("vocabulary", "steps", "channels", "patch_steps", "future_windows", "future_codes", "horizons")
+_MODEL_FROM_DATA = (
+    "vocabulary",
+    "steps",
+    "channels",
+    "patch_steps",
+    "future_windows",
+    "future_codes",
+    "horizons",
+    "later_rates",
+    "recalled_tokens",
+)
 
 
 def _defaults(cls, leave_out=()):
@@ -65,6 +75,8 @@ def base():
             "ehr_masked": (1.0, 1.0, 0),
             "ehr_next": (1.0, 1.0, 0),
             "ehr_later": (1.0, 1.0, 0),
+            "ehr_recall": (1.0, 1.0, 0),
+            "wear_recall": (1.0, 1.0, 0),
             "wear_masked": (1.0, 1.0, 0),
             "wear_ahead": (1.0, 1.0, 0),
             "wear_to_ehr": (0.2, 1.0, 50_000),
@@ -142,3 +154,5 @@ def check(config):
             raise ValueError(
                 f"config.evaluate names the row {row!r}, which is not in config.rows {sorted(config.rows)}"
             )
+    if (task := config.report.reliability_task) and task not in config.evaluate.tasks:
+        raise ValueError(f"config.report.reliability_task is {task!r}, which is not in config.evaluate.tasks")

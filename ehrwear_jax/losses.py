@@ -51,16 +51,42 @@ def _both(out, batch, logits, exists):
 
 
 def later_codes(out, batch):
-    """Which codes occur within each horizon after a query: binary cross-entropy summed over codes, mean over pairs.
+    """Which codes occur within each horizon after a query: binary cross-entropy over a pair's entropy, mean over pairs.
 
-    The EHR counterpart of multi-step prediction. A horizon that ends after the patient's follow-up has no term.
+    The EHR counterpart of multi-step prediction. Divided by its entropy at the expected rate, a pair costs about 1 for
+    a model that knows rates only, whether its code is rare or frequent. A horizon that ends after the patient's
+    follow-up has no term.
     """
     horizon_1x1x1xA = jnp.arange(out["later_logits"].shape[-1])[None, None, None]
     occurs = batch["query_code_bin"][..., None] <= horizon_1x1x1xA
     known = horizon_1x1x1xA < jnp.where(batch["query_segment"] > 0, batch["query_horizons"], 0)[..., None, None]
     logits = out["later_logits"].astype(jnp.float32)
-    nll = jnp.where(occurs, jax.nn.softplus(-logits), jax.nn.softplus(logits))
-    return masked_mean(nll, known) * nll.shape[2], {"positives": masked_mean(occurs, known), "count": jnp.sum(known)}
+    nll = jnp.where(occurs, jax.nn.softplus(-logits), jax.nn.softplus(logits)) / out["later_entropy"][None, None]
+    return masked_mean(nll, known), {"positives": masked_mean(occurs, known), "count": jnp.sum(known)}
+
+
+def ehr_recall(out, batch):
+    """When each frequent token was last seen, read from z of a query: the mirror image of `later_codes`.
+
+    The latent is to be a summary of the record, and attention alone forgets what no later event depends on. Binary
+    cross-entropy of "seen within the horizon back" (and of "seen"), over the entropy of its rate in the batch.
+    """
+    n_horizon = out["recall_logits"].shape[-1] - 1
+    bound = jnp.append(jnp.arange(n_horizon), 254)[None, None, None]
+    seen = (batch["query_token_bin"][..., None] <= bound).astype(jnp.float32)
+    real = jnp.broadcast_to((batch["query_segment"] > 0)[..., None, None], seen.shape)
+    count = jnp.maximum(jnp.sum(real, (0, 1), keepdims=True), 1)
+    rate = jnp.clip(jnp.sum(jnp.where(real, seen, 0.0), (0, 1), keepdims=True) / count, 0.01, 0.99)
+    entropy = -rate * jnp.log(rate) - (1 - rate) * jnp.log1p(-rate)
+    logits = out["recall_logits"].astype(jnp.float32)
+    nll = (jax.nn.softplus(logits) - seen * logits) / entropy
+    return masked_mean(nll, real), {"seen": masked_mean(seen, real)}
+
+
+def wear_recall(out, batch):
+    """Summary statistics of the signal in (t - tau', t], read from z of a query: the mirror image of `ehr_to_wear`."""
+    error = jnp.square(out["past_summary"] - batch["query_past"])
+    return masked_mean(error, batch["query_past_mask"]), {"count": jnp.sum(batch["query_past_mask"])}
 
 
 def masked_wear(out, batch):
@@ -101,13 +127,15 @@ TERMS = {
     "ehr_masked": masked_ehr,
     "ehr_next": next_event,
     "ehr_later": later_codes,
+    "ehr_recall": ehr_recall,
     "wear_masked": masked_wear,
     "wear_ahead": ahead_wear,
+    "wear_recall": wear_recall,
     "wear_to_ehr": wear_to_ehr,
     "ehr_to_wear": ehr_to_wear,
 }
-NEED_WEAR = ("wear_masked", "wear_ahead", "wear_to_ehr", "ehr_to_wear")
-NEED_EHR = ("ehr_masked", "ehr_next", "ehr_later", "wear_to_ehr", "ehr_to_wear")
+NEED_WEAR = ("wear_masked", "wear_ahead", "wear_recall", "wear_to_ehr", "ehr_to_wear")
+NEED_EHR = ("ehr_masked", "ehr_next", "ehr_later", "ehr_recall", "wear_to_ehr", "ehr_to_wear")
 
 
 def total(out, batch, weights):

@@ -26,7 +26,7 @@ DEBUG = flags.DEFINE_bool("debug", False, "Show the traceback of an error.")
 
 def main(argv):
     if len(argv) > 1:
-        raise app.UsageError(f"unexpected argument {argv[1]!r}; flags look like --config=configs/tiny.py")
+        sys.exit(f"ehrwear_jax: unexpected argument {argv[1]!r}; flags look like --config=configs/tiny.py")
     absl_logging.use_absl_handler()
     absl_logging.get_absl_handler().setFormatter(logging.Formatter("%(message)s"))
     absl_logging.set_verbosity(absl_logging.INFO)
@@ -34,7 +34,7 @@ def main(argv):
     for name in ("jax", "orbax"):
         logging.getLogger(name).setLevel(logging.WARNING)
     if CONFIG.value is None:
-        raise app.UsageError("say which experiment to run: --config=configs/tiny.py")
+        sys.exit("ehrwear_jax: say which experiment to run, e.g. --config=configs/tiny.py (all flags: --help)")
     cache = os.environ.get("JAX_COMPILATION_CACHE_DIR") or os.path.join(
         os.path.expanduser("~"), ".cache", "ehrwear_jax", "jax"
     )
@@ -46,15 +46,27 @@ def main(argv):
     except (ValueError, OSError, NonFiniteStep) as error:
         if DEBUG.value:
             raise
-        sys.exit(f"ehrwear_jax: {error}")
+        sys.exit(f"ehrwear_jax: {' '.join(str(error).split())}")
 
 
 def _parse(argv):
-    """absl's flag parsing with one sentence for a mistake in a flag, a config file or a config key."""
+    """absl's flag parsing, with one sentence for a mistake in a flag, a config file or a config key."""
+    for flag, following in zip(argv, [*argv[1:], ""], strict=True):
+        name, equals, value = flag.partition("=")
+        path = (value if equals else following).split(":")[0]
+        if name in ("--config", "-config") and not os.path.isfile(path):
+            sys.exit(f"ehrwear_jax: there is no config file {path}")
     try:
-        return app.parse_flags_with_usage(argv)
-    except (AttributeError, KeyError, TypeError, ValueError, OSError, ImportError, SyntaxError) as error:
-        sys.exit(f"ehrwear_jax: {' '.join(str(error).split())}")
+        return flags.FLAGS(argv)
+    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError, ImportError, SyntaxError) as error:
+        while error.args and isinstance(error.args[0], Exception):  # ml_collections wraps a KeyError
+            error = error.args[0]
+        text = str(error.args[0] if error.args else error).strip()
+        if isinstance(error, KeyError):
+            text = "the config has no key " + ": ".join(text.splitlines())
+        elif "Traceback" in text:  # an error raised by the config file itself
+            text = text.splitlines()[-1].partition(": ")[2]
+        sys.exit(f"ehrwear_jax: {' '.join(text.split())}")
 
 
 if __name__ == "__main__":

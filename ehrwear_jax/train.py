@@ -71,6 +71,8 @@ def make_model(patients, options):
             future_windows=shape.future_windows,
             future_codes=shape.future_codes,
             horizons=len(patients.config.horizons),
+            later_rates=patients.later_rates(),
+            recalled_tokens=shape.recalled_tokens,
             **options,
         )
     )
@@ -149,9 +151,15 @@ def validation_step(params, batch, *, model, weights):
 
 
 class MetricsLog:
-    """metrics.jsonl and TensorBoard curves; after a resume, lines of steps that will be repeated are removed."""
+    """metrics.jsonl and TensorBoard curves; after a resume, lines of steps that will be repeated are removed.
+
+    Of several processes the first one writes.
+    """
 
     def __init__(self, folder, from_step):
+        self._file = self._board = None
+        if jax.process_index():
+            return
         self._path = Path(folder) / "metrics.jsonl"
         if self._path.exists():
             lines = [x for x in self._path.read_text().splitlines() if x and json.loads(x)["step"] <= from_step]
@@ -160,6 +168,8 @@ class MetricsLog:
         self._board = SummaryWriter(str(Path(folder) / "tensorboard"), purge_step=from_step + 1)
 
     def write(self, step, values):
+        if self._file is None:
+            return
         values = {k: float(v) for k, v in values.items()}
         self._file.write(json.dumps({"step": step, **values}) + "\n")
         self._file.flush()
@@ -167,8 +177,9 @@ class MetricsLog:
             self._board.add_scalar(name, value, step)
 
     def close(self):
-        self._file.close()
-        self._board.close()
+        if self._file is not None:
+            self._file.close()
+            self._board.close()
 
 
 def pretrain(folder, patients, validation, model_options, config, max_skipped=20):
@@ -192,7 +203,8 @@ def pretrain(folder, patients, validation, model_options, config, max_skipped=20
     curriculum = schedules.curriculum(config.weights, active_terms(model, patients))
     state = init_state(model, optimizer, patients, config.seed, mesh)
     n_params = sum(x.size for x in jax.tree.leaves(state["params"]))
-    (folder / "parameters.json").write_text(json.dumps({"parameters": n_params}))
+    if jax.process_index() == 0:
+        (folder / "parameters.json").write_text(json.dumps({"parameters": n_params}))
     with Checkpoints(folder / "checkpoints", config.keep) as checkpoints:
         start = checkpoints.latest_step() or 0
         if start:
@@ -214,13 +226,20 @@ def pretrain(folder, patients, validation, model_options, config, max_skipped=20
         step_fn = jax.jit(
             lambda s, b: train_step(s, b, model=model, optimizer=optimizer, curriculum=curriculum, seed=config.seed),
             donate_argnums=0,
+            out_shardings=sharding.replicated(mesh),  # as it came in, so that the second step does not compile again
         )
         validate = jax.jit(lambda p, b: validation_step(p, b, model=model, weights=curriculum(config.steps)))
         log = MetricsLog(folder, start)
         window = {"began": time.perf_counter(), "waited": 0.0, "step": start}
         pending = None
         bar = tqdm(
-            range(start, last), folder.name, unit="step", initial=start, total=config.steps, disable=None, mininterval=2
+            range(start, last),
+            folder.name,
+            unit="step",
+            initial=start,
+            total=config.steps,
+            disable=True if jax.process_index() else None,
+            mininterval=2,
         )
         for step in bar:
             waiting = time.perf_counter()
@@ -234,8 +253,10 @@ def pretrain(folder, patients, validation, model_options, config, max_skipped=20
             if done % config.validate_every == 0 or done == config.steps:
                 log.write(done, _validate(validate, state["params"], held))
             if done % config.checkpoint_every == 0 or done == last:
+                # logged first: a run killed after the checkpoint resumes behind this step
+                _report(log, bar, *pending, window, rows, config, max_skipped)
+                pending = None
                 checkpoints.save(done, state)
-        _report(log, bar, *pending, window, rows, config, max_skipped)
         checkpoints.wait()
         log.close()
     return state["params"], last

@@ -10,8 +10,13 @@ from ehrwear_jax.data import meds, wearable
 CHANNELS = ("heart_rate", "activity")
 
 
-def write_cohort(root, n_subjects=30, seed=0, wear_days=3):
-    """Writes MEDS and wearable tables; every fifth subject has no wearable, every seventh no EHR events."""
+def write_cohort(root, n_subjects=30, seed=0, wear_days=3, ehr_only=(), folds=None):
+    """Writes MEDS and wearable tables; every fifth subject has no wearable, every seventh no EHR events.
+
+    Args:
+      ehr_only: further subjects without a wearable.
+      folds: optional (subject_id, fold) for metadata/subject_folds.parquet.
+    """
     rng = np.random.default_rng(seed)
     events, rows, splits = [], [], []
     for subject in range(1, n_subjects + 1):
@@ -49,6 +54,7 @@ def write_cohort(root, n_subjects=30, seed=0, wear_days=3):
                         "watch",
                     )
                 )
+    rows = [row for row in rows if row[0] not in ehr_only]
     frame = pl.DataFrame(
         events,
         {"subject_id": pl.Int64, "time": pl.Datetime("us"), "code": pl.String, "numeric_value": pl.Float32},
@@ -66,6 +72,7 @@ def write_cohort(root, n_subjects=30, seed=0, wear_days=3):
         name="test cohort",
         version="1",
         subjects_per_shard=12,
+        folds=folds,
     )
     channels = pl.DataFrame(
         {
@@ -97,3 +104,24 @@ def write_cohort(root, n_subjects=30, seed=0, wear_days=3):
             root / "wearable" / f"{i}.parquet", table.filter(pl.col("subject_id").is_in(part.to_list()))
         )
     return root
+
+
+def write_labels(folder, n_subjects=30, seed=0):
+    """Label tables for everyone, two prediction times each: readmission (binary) and relapse (survival).
+
+    Both outcomes occur in every split. They are drawn at random: nothing can be learnt from them.
+    """
+    rng = np.random.default_rng(seed)
+    subject = np.repeat(np.arange(1, n_subjects + 1), 2)
+    day = np.where(np.arange(len(subject)) % 2, 300, 500) + rng.integers(0, 60, len(subject))
+    index = pl.DataFrame({"subject_id": subject, "day": day}).select(
+        "subject_id", prediction_time=pl.lit(datetime(2015, 1, 1)) + pl.duration(days="day")
+    )
+    index = index.with_columns(pl.col("prediction_time").cast(pl.Datetime("us")))
+    binary = index.with_columns(boolean_value=pl.Series((subject // 5 + np.arange(len(subject))) % 3 == 0))
+    time = pl.Series(np.round(rng.exponential(200.0, len(subject)) + 1, 1))
+    survival = index.with_columns(time_to_event_days=time, event_observed=pl.Series(np.arange(len(subject)) % 4 != 1))
+    folder.mkdir(parents=True, exist_ok=True)
+    meds.write_labels(folder / "readmission.parquet", binary)
+    meds.write_labels(folder / "relapse.parquet", survival)
+    return {"readmission": meds.read_labels(folder / "readmission.parquet"), "relapse": survival}

@@ -164,7 +164,7 @@ def test_gradient_of_a_prediction_is_zero_for_what_it_may_not_see(setting):
         out = model.apply({"params": params}, batch | {"value": value, "wear": wear})
         return jnp.sum(out["z_query"][0, q] * jnp.arange(1.0, 17.0))
 
-    value, wear = jax.grad(read, argnums=(0, 1))(jnp.asarray(batch["value"]), jnp.asarray(batch["wear"]))
+    value, wear = jax.jit(jax.grad(read, argnums=(0, 1)))(jnp.asarray(batch["value"]), jnp.asarray(batch["wear"]))
     lo, hi = batch["query_kv_range"][0, q]
     seen = np.zeros(batch["value"].shape[1], bool)
     seen[lo:hi] = True
@@ -196,7 +196,9 @@ def test_packed_contexts_equal_contexts_alone(root, setting):
 
 def cut_cohort(source, target, times):
     """The same raw data without anything after each subject's cut."""
-    cut = pl.DataFrame({"subject_id": list(times), "cut": list(times.values())}, {"subject_id": pl.Int64, "cut": pl.Datetime("us")})
+    cut = pl.DataFrame(
+        {"subject_id": list(times), "cut": list(times.values())}, {"subject_id": pl.Int64, "cut": pl.Datetime("us")}
+    )
     for path in meds.list_shards(source / "meds"):
         events = meds.read_shard(path).join(cut, on="subject_id", how="left")
         events = events.filter(pl.col("time").is_null() | pl.col("cut").is_null() | (pl.col("time") <= pl.col("cut")))
@@ -206,7 +208,9 @@ def cut_cohort(source, target, times):
         if "values" in rows.columns:
             kept = []
             for row in rows.join(cut, on="subject_id", how="left").iter_rows(named=True):
-                limit = (row["cut"] - row["start_time"]).total_seconds() * row["sample_rate_hz"] if row["cut"] else np.inf
+                limit = (
+                    (row["cut"] - row["start_time"]).total_seconds() * row["sample_rate_hz"] if row["cut"] else np.inf
+                )
                 values = row["values"][: max(0, int(np.floor(min(limit, 1e9))))]
                 if values:
                     kept.append(row | {"values": values})
@@ -303,6 +307,8 @@ def test_one_modality_trains_and_embeds_everyone(root, tmp_path, modality):
 
 def test_embed_names_a_subject_that_was_not_prepared(root, setting):
     people, _, _, params, _ = setting
-    index = pl.DataFrame({"subject_id": [10**6], "prediction_time": [0]}).with_columns(pl.col("prediction_time").cast(pl.Datetime("us")))
+    index = pl.DataFrame({"subject_id": [10**6], "prediction_time": [0]}).with_columns(
+        pl.col("prediction_time").cast(pl.Datetime("us"))
+    )
     with pytest.raises(ValueError, match="1 subjects of the labels were not prepared, e.g. 1000000"):
         train.embed(lambda b: None, people, index, 4)

@@ -32,6 +32,7 @@ class ContextConfig:
       future_windows: steps of multi-step prediction.
       horizons: for the prediction of later codes.
       future_codes: how many codes (the most frequent) are predicted.
+      recalled_tokens: how many tokens (the most frequent) are recalled.
       pool_days: tau of the wearable-to-EHR term. summary_days: tau' of the EHR-to-wearable term.
       patch_steps: steps in a patch of the wearable encoder.
       ehr_mask, wear_mask: share hidden. mask_temperature: see masking.token_weights.
@@ -47,6 +48,7 @@ class ContextConfig:
     future_windows: int = 4
     horizons: tuple = (30, 90, 180, 365)
     future_codes: int = 128
+    recalled_tokens: int = 256
     pool_days: float = 30.0
     summary_days: float = 7.0
     patch_steps: int = 6
@@ -138,6 +140,7 @@ class Patients:
     def __init__(self, folder, config, split=None, cache=20_000):
         self.folder, self.config, self._cache, self._size = Path(folder), config, {}, cache
         index = pl.read_parquet(self.folder / "index.parquet")
+        self.train_days = float(index.filter(pl.col("split") == "train")["days"].sum())
         if split is not None:
             index = index.filter(pl.col("split") == split)
         self.index = index
@@ -159,6 +162,11 @@ class Patients:
         place = {c: i for i, c in enumerate(codes)}
         self.future_class_V = np.array([place.get(c, -1) for c in self.vocabulary.tokens["code"]])
 
+        recalled = self.vocabulary.recalled_tokens(config.recalled_tokens)
+        self.n_recalled = len(recalled)
+        self.recalled_class_V = np.full(len(self.vocabulary), -1)
+        self.recalled_class_V[recalled] = np.arange(len(recalled))
+
     def __len__(self):
         return len(self.position)
 
@@ -169,6 +177,17 @@ class Patients:
             if len(self._cache) < self._size:
                 self._cache[i] = patient
         return patient
+
+    def later_rates(self):
+        """Expected share of queries with a later code per horizon: 1 - exp(-events per day of training x days).
+
+        Returns:
+          tuple of floats, [future_codes x horizons] in row-major order.
+        """
+        tokens = self.vocabulary.tokens.group_by("code").agg(pl.col("count").sum())
+        counts = dict(tokens.iter_rows())
+        per_day = np.array([counts[c] for c in self.future_codes], np.float64) / max(self.train_days, 1.0)
+        return tuple((-np.expm1(-np.outer(per_day, self.config.horizons))).ravel().tolist())
 
     def batch_shape(self):
         c = self.config
@@ -184,6 +203,7 @@ class Patients:
             queries=c.queries,
             future_windows=c.future_windows,
             future_codes=len(self.future_codes),
+            recalled_tokens=self.n_recalled,
         )
 
 
@@ -247,9 +267,8 @@ def fill_context(row, at, patients, patient, start, stop, query_us, rng):
     if rng is not None:
         hidden = rng.random() < config.masked_contexts
         _fill_masks(row, at, patients, token, value, ehr_at[n_static:], t0, w0, m, rng, hidden)
-        _fill_targets(
-            row, at, patients, p, original, time_us, ehr_at[n_static:], t0, w0, m, windows, query_us, anchor, rng
-        )
+        _fill_targets(row, at, patients, p, original, time_us, ehr_at[n_static:], t0, w0, m, windows, query_us, rng)
+        _fill_recall(row, q, patients, p, token, n_static, time_us, windows, query_us)
     row["token"][s], row["value"][s] = token, value
     at["tokens"] += n
     at["windows"] += m
@@ -276,7 +295,7 @@ def _fill_masks(row, at, patients, token, value, event_at, t0, w0, m, rng, hidde
         row["patch_mask"][w0 : w0 + m] = patches
 
 
-def _fill_targets(row, at, patients, p, token, time_us, event_at, t0, w0, m, windows, query_us, anchor, rng):
+def _fill_targets(row, at, patients, p, token, time_us, event_at, t0, w0, m, windows, query_us, rng):
     config = patients.config
     n = len(time_us)
     # event reads: the last event of each distinct time, so that simultaneous codes count once
@@ -315,19 +334,44 @@ def _fill_targets(row, at, patients, p, token, time_us, event_at, t0, w0, m, win
         row["query_horizons"][q.start + i] = len(horizon_us) if p.died else np.sum(t + horizon_us <= p.end_us)
 
 
+def _fill_recall(row, q, patients, p, token, n_static, time_us, windows, query_us):
+    """What a query should still know: when each token was last seen, and how the signal was of late.
+
+    Only what the context shows counts: neither hidden events nor what lies before its first token.
+    """
+    config = patients.config
+    horizon_us = (np.asarray(config.horizons) * DAY_US).astype(np.int64)
+    cls = patients.recalled_class_V[token]
+    for i, (t, stop) in enumerate(
+        zip(query_us, row["query_kv_range"][q, 1] - row["query_kv_range"][q, 0], strict=True)
+    ):
+        ago = np.searchsorted(horizon_us, t - time_us[:stop], side="left")
+        ago = np.where((ago == len(horizon_us)) | (np.arange(stop) < n_static), 254, ago).astype(np.uint8)
+        known = cls[:stop] >= 0
+        np.minimum.at(row["query_token_bin"][q.start + i], cls[:stop][known], ago[known])
+    if len(windows) and len(query_us):
+        end = p.window_end_M[windows]
+        lo = np.searchsorted(end, query_us - int(config.summary_days * DAY_US), side="right")
+        hi = np.searchsorted(end, query_us, side="right")
+        row["query_past"][q], row["query_past_mask"][q] = _average(p.window_summary()[windows], lo, hi)
+
+
 def _following(p, read_us, config, window_us):
     """Mean summary statistics of the windows that lie inside (t, t + summary_days]: ([N, F], mask [N, F])."""
-    table = p.window_summary()
     lo = np.searchsorted(p.window_end_M, read_us + window_us, side="left")
     hi = np.searchsorted(p.window_end_M, read_us + int(config.summary_days * DAY_US), side="right")
-    good = np.isfinite(table)
-    total = np.concatenate(
-        [np.zeros((1, table.shape[1])), np.cumsum(np.where(good, table, 0.0), axis=0, dtype=np.float64)]
-    )
-    count = np.concatenate([np.zeros((1, table.shape[1])), np.cumsum(good, axis=0)])
-    hi = np.maximum(hi, lo)
-    seen = count[hi] - count[lo]
-    return ((total[hi] - total[lo]) / np.maximum(seen, 1)).astype(np.float32), seen > 0
+    return _average(p.window_summary(), lo, hi)
+
+
+def _average(table_MxF, lo_N, hi_N):
+    """Means of the rows lo to hi, leaving out NaN: (float32 [N, F], whether there was any [N, F])."""
+    good = np.isfinite(table_MxF)
+    zero = np.zeros((1, table_MxF.shape[1]))
+    total = np.concatenate([zero, np.cumsum(np.where(good, table_MxF, 0.0), axis=0, dtype=np.float64)])
+    count = np.concatenate([zero, np.cumsum(good, axis=0)])
+    hi_N = np.maximum(hi_N, lo_N)
+    seen = count[hi_N] - count[lo_N]
+    return ((total[hi_N] - total[lo_N]) / np.maximum(seen, 1)).astype(np.float32), seen > 0
 
 
 def _next_windows(time_us, end_M, window_us, steps, w0):

@@ -159,7 +159,9 @@ def prepare_tables(meds_dir, wearable_dir, out_dir, config):
     )
     if folds is not None:
         subjects = subjects.join(folds, on="subject_id", how="left").with_columns(pl.col("fold").fill_null(-1))
-    lost = people.join(splits, on="subject_id", how="anti").height
+    worn = [pl.read_parquet(p, columns=["subject_id"]) for p in sorted((out / "windows").glob("*.parquet"))]
+    seen = pl.concat([people.select("subject_id"), *worn]).unique()
+    lost = seen.join(splits, on="subject_id", how="anti").height
     report.append(
         {
             "step": "people with a split",
@@ -232,20 +234,34 @@ def _prepare_windows(wearable_dir, out, config):
 
 
 def assign_split(subjects, fold, config):
-    """The split of each subject: the dataset's own, or with folds `fold` held out and hashed groups for tuning."""
+    """The split of each subject: the dataset's own, or with folds `fold` held out and hashed groups for tuning.
+
+    Raises:
+      ValueError: no folds in the dataset, or a group in more than one split.
+    """
     if fold is None:
-        return subjects
+        return _require_whole_groups(subjects)
     if "fold" not in subjects.columns:
         raise ValueError("config.data.n_folds is set but the dataset has no metadata/subject_folds.parquet")
     tuning = pl.Series(hashed_uniform(subjects["group_id"].to_numpy(), fold, "tuning") < config.tuning_fraction)
-    return subjects.with_columns(
-        pl.when(pl.col("fold") == fold)
-        .then(pl.lit("held_out"))
-        .when(pl.lit(tuning) & (pl.col("fold") >= 0))
-        .then(pl.lit("tuning"))
-        .otherwise(pl.lit("train"))
-        .alias("split")
+    return _require_whole_groups(
+        subjects.with_columns(
+            pl.when(pl.col("fold") == fold)
+            .then(pl.lit("held_out"))
+            .when(pl.lit(tuning) & (pl.col("fold") >= 0))
+            .then(pl.lit("tuning"))
+            .otherwise(pl.lit("train"))
+            .alias("split")
+        )
     )
+
+
+def _require_whole_groups(subjects):
+    spread = subjects.group_by("group_id").agg(pl.col("split").unique().sort()).filter(pl.col("split").list.len() > 1)
+    if spread.height:
+        group, splits = spread.sort("group_id").row(0)
+        raise ValueError(f"metadata/subject_groups.parquet: group {group} is in {' and '.join(splits)}")
+    return subjects
 
 
 def prepare_split(tables_dir, codes, out_dir, config, fold=None):
@@ -386,12 +402,17 @@ def _write_records(chunk, events, places, vocabulary, meta, path):
                 timed.height,
                 len(end),
                 mine.height - known.height,
+                (end_us - min([*end[:1].tolist(), *time_us[:1].tolist(), end_us])) / signal.DAY_US
+                if end_us > NO_BIRTH
+                else 0.0,
             )
         )
     writer.close()
     os.replace(partial, path)
     return pl.DataFrame(
-        index, ["subject_id", "split", "group_id", "n_static", "n_events", "n_windows", "n_unknown"], orient="row"
+        index,
+        ["subject_id", "split", "group_id", "n_static", "n_events", "n_windows", "n_unknown", "days"],
+        orient="row",
     )
 
 

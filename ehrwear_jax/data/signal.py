@@ -35,8 +35,9 @@ class WindowSpec:
 def pool_row(start_us, rate_hz, values_N, spec, low=-np.inf, high=np.inf):
     """Pools one recorded stretch to the grid.
 
-    A sample that lasts longer than a step is known only at its end, so it fills only the steps of the window in which
-    it ends; shorter ones are averaged per step. Values outside [low, high] count as missing.
+    A sample is known only at its end, so it counts only in the window in which it ends. One that lasts longer than a
+    step fills the steps that it covers there; shorter ones are averaged per step. Values outside [low, high] count as
+    missing.
 
     Args:
       start_us: time of the first sample, microseconds since the epoch.
@@ -50,20 +51,20 @@ def pool_row(start_us, rate_hz, values_N, spec, low=-np.inf, high=np.inf):
     values_N = np.asarray(values_N, np.float64)
     good_N = np.isfinite(values_N) & (values_N >= low) & (values_N <= high)
     period_us = 1e6 / rate_hz
-    begin_N = start_us + np.round(np.arange(len(values_N)) * period_us).astype(np.int64)
+    window_us = spec.window_hours * 3_600_000_000
+    edge_us = start_us + np.round(np.arange(len(values_N) + 1) * period_us).astype(np.int64)
+    last_N = edge_us[1:] - 1
+    first_N = np.maximum(edge_us[:-1], last_N // window_us * window_us)
     if period_us <= step_us:
-        step_N = begin_N // step_us
+        step_N = first_N // step_us
         first = step_N[0]
         n = int(step_N[-1] - first) + 1
         total = np.bincount((step_N - first)[good_N], values_N[good_N], n)
         weight = np.bincount((step_N - first)[good_N], None, n).astype(np.float64)
         keep = weight > 0
         return first + np.nonzero(keep)[0], total[keep], weight[keep]
-    window_us = spec.window_hours * 3_600_000_000
     steps, totals = [], []
-    for begin, value in zip(begin_N[good_N], values_N[good_N], strict=True):
-        last = int(begin + period_us - 1)
-        first = max(int(begin), last // window_us * window_us)
+    for first, last, value in zip(first_N[good_N], last_N[good_N], values_N[good_N], strict=True):
         covered = np.arange(first // step_us, last // step_us + 1)
         steps.append(covered)
         totals.append(np.full(len(covered), value))

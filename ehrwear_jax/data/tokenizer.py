@@ -23,7 +23,7 @@ def ancestors(parents):
     for code in parents:
         seen, level = [], list(parents[code] or [])
         while level:
-            seen += [p for p in level if p not in seen and p != code]
+            seen += [p for p in dict.fromkeys(level) if p not in seen and p != code]
             level = [g for p in level for g in (parents.get(p) or []) if g not in seen and g != code]
         out[code] = seen
     return out
@@ -82,6 +82,11 @@ class Vocabulary:
         by_code = self.tokens.filter(pl.col("token_id") >= N_SPECIAL).group_by("code").agg(pl.col("count").sum())
         return by_code.sort("count", "code", descending=[True, False]).head(limit)["code"].to_list()
 
+    def recalled_tokens(self, limit):
+        """Ids of the most frequent tokens, bins apart, whose earlier occurrence is recalled."""
+        seen = self.tokens.filter((pl.col("token_id") >= N_SPECIAL) & (pl.col("count") > 0))
+        return seen.sort("count", "token_id", descending=[True, False]).head(limit)["token_id"].to_list()
+
     def save(self, folder):
         self.tokens.write_csv(Path(folder) / "vocabulary.csv")
         self.codes.write_csv(Path(folder) / "codes.csv")
@@ -137,15 +142,27 @@ def fit_vocabulary(events, parents, *, min_subjects, value_bins, min_values):
     frequent = set(stats.filter(pl.col("subjects") >= min_subjects)["code"])
     lineage = ancestors(parents)
     # an ancestor earns a token by the patients of its rare descendants together with its own
-    pooled = {}
-    for code, count in stats.filter(pl.col("subjects") < min_subjects).select("code", "subjects").iter_rows():
-        for parent in lineage.get(code, ()):
-            pooled[parent] = pooled.get(parent, 0) + count
-    frequent |= {code for code, count in pooled.items() if count >= min_subjects}
-    alias = {
-        c: c if c in frequent else next((p for p in lineage.get(c, ()) if p in frequent), None)
-        for c in [*stats["code"], *sorted(frequent - set(stats["code"]))]
-    }
+    rare = stats.filter(pl.col("subjects") < min_subjects)["code"]
+    pairs = [(code, ancestor) for code in rare for ancestor in (code, *lineage.get(code, ()))]
+    pooled = (
+        events.lazy()
+        .select("subject_id", "code")
+        .join(pl.LazyFrame(pairs, {"code": pl.String, "ancestor": pl.String}, orient="row"), on="code")
+        .group_by("ancestor")
+        .agg(pl.col("subject_id").n_unique())
+        .filter(pl.col("subject_id") >= min_subjects)
+        .collect()
+    )
+    frequent |= set(pooled["ancestor"])
+
+    def nearest(code):
+        return code if code in frequent else next((p for p in lineage.get(code, ()) if p in frequent), None)
+
+    alias = {code: nearest(code) for code in stats["code"]}
+    frequent = set(alias.values()) - {None}  # an ancestor that stands for nothing would be a token without training
+    # codes that only other patients have are as rare as can be
+    unseen = {code: nearest(code) for code in sorted((frequent | lineage.keys()) - alias.keys())}
+    alias |= {code: target for code, target in unseen.items() if target is not None}
     counts = {}
     for code, count in stats.select("code", "count").iter_rows():
         counts[alias[code]] = counts.get(alias[code], 0) + count

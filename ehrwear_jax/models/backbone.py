@@ -44,7 +44,11 @@ class TimeKernel(nn.Module):
         gamma_HxR = 1.0 / span.reshape(self.n_components, self.n_heads).T
         raw_gamma = self.param("gamma", lambda _: _log_softplus_inverse(gamma_HxR))
         raw_beta = self.param(
-            "beta", lambda _: jnp.full((self.n_heads, self.n_components), _softplus_inverse(1.0 / self.n_components))
+            "beta",
+            # a dtype, for a weakly typed parameter would compile the training step twice
+            lambda _: jnp.full(
+                (self.n_heads, self.n_components), _softplus_inverse(1.0 / self.n_components), jnp.float32
+            ),
         )
         return ExponentialMixture(beta_HxR=nn.softplus(raw_beta), gamma_HxR=nn.softplus(raw_gamma))
 

@@ -16,7 +16,9 @@ class SignalDecoder(nn.Module):
     def __call__(self, z, horizon):
         """z [..., D], horizon int -> [..., L, C]; one trunk, a learned vector per horizon."""
         horizon_HxD = self.param("horizon", nn.initializers.normal(0.02), (self.n_future + 1, self.width))
-        hidden = nn.gelu(nn.Dense(self.width, name="trunk")(z) + horizon_HxD[horizon].reshape((1,) * (z.ndim - 1) + (-1,)))
+        hidden = nn.gelu(
+            nn.Dense(self.width, name="trunk")(z) + horizon_HxD[horizon].reshape((1,) * (z.ndim - 1) + (-1,))
+        )
         out = nn.Dense(self.steps * self.channels, name="out")(hidden)
         return out.reshape(*z.shape[:-1], self.steps, self.channels)
 

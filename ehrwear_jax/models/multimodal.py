@@ -4,6 +4,7 @@ import dataclasses
 
 import flax.linen as nn
 import jax.numpy as jnp
+import numpy as np
 
 from ehrwear_jax.batch import MODALITY_WEAR, SUMMARIES
 from ehrwear_jax.models import heads, time_encoding
@@ -17,7 +18,9 @@ class ModelConfig:
     """Sizes of the model (paper, appendix A.4 for the defaults of configs/full.py).
 
     Attributes:
-      vocabulary, steps, channels, patch_steps, future_windows, future_codes, horizons: from data, see batch.BatchShape.
+      vocabulary, steps, channels, patch_steps, future_windows, future_codes, horizons, recalled_tokens: from data,
+        see batch.BatchShape.
+      later_rates: [future_codes x horizons] expected share of positives, where the head of later codes starts.
       time_features: q of rho. kernel: mixture, rational_quadratic or none. n_components: R.
     """
 
@@ -28,6 +31,8 @@ class ModelConfig:
     future_windows: int
     future_codes: int
     horizons: int
+    later_rates: tuple
+    recalled_tokens: int
     width: int = 1024
     n_layers: int = 24
     n_heads: int = 16
@@ -63,13 +68,20 @@ class MultimodalModel(nn.Module):
         if c.channels:
             self.wear = WearableEncoder(c.wear_width, c.width, c.wear_layers, c.wear_heads, c.patch_steps, dtype)
             self.decoder = heads.SignalDecoder(c.steps, c.channels, c.future_windows, c.width)
+            self.past = nn.Dense(len(SUMMARIES) * c.channels)
             self.summary = heads.Mlp(c.width, len(SUMMARIES) * c.channels)
             self.pool = heads.WearablePool()
             self.pool_norm = nn.LayerNorm()
             self.pool_mlp = heads.Mlp(c.width, c.width)
         self.query = self.param("query", nn.initializers.normal(0.02), (c.width,))
         self.next_mlp = heads.Mlp(c.width, c.width)
-        self.later = nn.Dense(c.future_codes * c.horizons)
+        rate = np.clip(np.asarray(c.later_rates, np.float64).reshape(c.future_codes, c.horizons), 1e-5, 1 - 1e-5)
+        start = np.log(rate) - np.log1p(-rate)
+        self.later = nn.Dense(start.size, bias_init=lambda *_: jnp.asarray(start.ravel(), jnp.float32))
+        # a code's binary entropy: dividing by it lets rare codes count as much as frequent ones
+        self.later_entropy = -(rate * np.log(rate) + (1 - rate) * np.log1p(-rate))
+        self.recall = nn.Dense(c.recalled_tokens * (c.horizons + 1))
+        self.stream = heads.Mlp(4 * time_encoding.N_STREAM, c.width)
         self.backbone = Backbone(
             c.n_layers,
             c.width,
@@ -101,20 +113,27 @@ class MultimodalModel(nn.Module):
             slot_BxTx1 = jnp.maximum(batch["window"], 0)[..., None]
             is_wear_BxTx1 = (batch["modality"] == MODALITY_WEAR)[..., None]
             x = jnp.where(is_wear_BxTx1, jnp.take_along_axis(h_BxWxD, slot_BxTx1, axis=1), x)
+        before = jnp.broadcast_to(jnp.arange(-1, x.shape[1] - 1)[None], x.shape[:2])
         x = x + self._time(batch["age"]) + self.modality(batch["modality"]).astype(dtype)
+        x = x + self._stream(batch["time"], batch["kv_range"], before, batch["time"])
+        last = batch["query_kv_range"][..., 1] - 1
         y = self.query.astype(dtype)[None, None] + self._time(batch["query_age"])
+        y = y + self._stream(batch["query_time"], batch["query_kv_range"], last, batch["time"])
         return self.backbone(x, y, batch, deterministic)
 
     def _time(self, age):
         return self.rho(time_encoding.sinusoidal(age, self.config.time_features).astype(self.config.dtype))
 
+    def _stream(self, *position):
+        return self.stream(time_encoding.stream_features(*position)).astype(self.config.dtype)
+
     def __call__(self, batch, deterministic=True):
         """All predictions that the losses need.
 
         Returns:
-          dict: z_token, z_query; masked_logits_BxMxV; next_logits_{event,query}; later_logits_BxQxKxA; with wearables
-          also rebuilt_BxWxLxC, ahead_window_BxWxHxLxC, ahead_query_BxQxHxLxC, summary_{event,query}, pooled_logits_*,
-          pooled_exists_*.
+          dict: z_token, z_query; masked_logits_BxMxV; next_logits_{event,query}; later_logits_BxQxKxA,
+          later_entropy_KxA, recall_logits_BxQxRx(A+1); with wearables also rebuilt_BxWxLxC, ahead_window_BxWxHxLxC,
+          ahead_query_BxQxHxLxC, summary_{event,query}, past_summary, pooled_logits_*, pooled_exists_*.
         """
         c = self.config
         z_BxTxD, z_BxQxD = self.encode(batch, deterministic)
@@ -124,7 +143,10 @@ class MultimodalModel(nn.Module):
             out[f"next_logits_{name}"] = self.ehr.logits(z + self.next_mlp(z))
         later = self.later(z_BxQxD)
         out["later_logits"] = later.reshape(*z_BxQxD.shape[:2], c.future_codes, c.horizons)
+        out["later_entropy"] = jnp.asarray(self.later_entropy, jnp.float32)
+        out["recall_logits"] = self.recall(z_BxQxD).reshape(*z_BxQxD.shape[:2], c.recalled_tokens, c.horizons + 1)
         if c.channels and batch["wear"].shape[1]:
+            out["past_summary"] = self.past(z_BxQxD)
             z_window = _take(z_BxTxD, batch["window_position"])
             out["rebuilt"] = self.decoder(z_window, 0)
             steps = range(1, c.future_windows + 1)

@@ -1,5 +1,6 @@
 """Continuous-time encodings rho of an age given as whole days and a fraction of a day."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -32,3 +33,32 @@ def sinusoidal(age_x2, n_features, shortest_days=0.25, longest_days=36525.0):
     turn = high * coarse + low * fine + age_x2[..., 1:] * step
     angle = 2.0 * np.pi * (turn - jnp.floor(turn))
     return jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], axis=-1)
+
+
+N_STREAM = 7
+
+
+def stream_features(time_BxN, seen_BxNx2, previous_BxN, key_time_BxT):
+    """How much record lies behind a position: what normalised attention and an encoding of age cannot express.
+
+    Softmax weights sum to one however many keys there are and however old they are, so the number of known tokens,
+    the span of the record and the time since its last token are given as inputs.
+
+    Args:
+      time_BxN: kernel time of the position, days since the context's first token.
+      seen_BxNx2: range of the tokens that the position sees.
+      previous_BxN: token whose age is the gap; below the range's start: there is none.
+      key_time_BxT: kernel times of the tokens.
+
+    Returns:
+      float32 [B, N, N_STREAM].
+    """
+    count = (seen_BxNx2[..., 1] - seen_BxNx2[..., 0]).astype(jnp.float32)
+    exists = previous_BxN >= seen_BxNx2[..., 0]
+    at = jnp.clip(previous_BxN, 0, key_time_BxT.shape[1] - 1)
+    gap = jnp.maximum(time_BxN - jnp.take_along_axis(key_time_BxT, at, axis=1), 0.0)
+    gap = jnp.where(exists, gap, 0.0)
+    span = jnp.maximum(time_BxN, 0.0)
+    features = (jnp.log1p(count), 1.0 / (1.0 + count), jnp.log1p(span), jnp.exp(-span / 30.0), jnp.log1p(gap),
+                jnp.exp(-gap / 30.0), exists.astype(jnp.float32))  # fmt: skip
+    return jax.lax.stop_gradient(jnp.stack(features, axis=-1))

@@ -39,21 +39,30 @@ class WearableEncoder(nn.Module):
 
     @nn.compact
     def __call__(self, wear_BxWxLxC, observed_BxWxLxC, patch_mask_BxWxP):
-        """Returns h_BxWxD; hidden patches contribute a learned vector and nothing of their signal."""
+        """Returns h_BxWxD; hidden patches contribute a learned vector and nothing of their signal.
+
+        Raises:
+          ValueError: patches do not divide the window.
+        """
         n_batch, n_window, n_step, n_channel = wear_BxWxLxC.shape
         n_patch = patch_mask_BxWxP.shape[-1]
-        used = n_patch * self.patch_steps
+        if n_patch * self.patch_steps != n_step:
+            raise ValueError(f"patches of {self.patch_steps} steps do not divide a window of {n_step} steps")
         hidden = jnp.repeat(patch_mask_BxWxP, self.patch_steps, axis=-1)[..., None]
-        seen = observed_BxWxLxC[:, :, :used] & ~hidden
+        seen = observed_BxWxLxC & ~hidden
         # the coverage mask is an input (paper, appendix A.2), so that absence can be told from a value of zero
-        signal = jnp.concatenate([jnp.where(seen, wear_BxWxLxC[:, :, :used], 0.0), seen.astype(jnp.float32)], axis=-1)
+        signal = jnp.concatenate([jnp.where(seen, wear_BxWxLxC, 0.0), seen.astype(jnp.float32)], axis=-1)
         scale_C = self.param("channel_scale", nn.initializers.ones, (2 * n_channel,))
-        patch = (signal * scale_C[None, None, None]).reshape(n_batch * n_window, n_patch, self.patch_steps * 2 * n_channel)
+        patch = (signal * scale_C[None, None, None]).reshape(
+            n_batch * n_window, n_patch, self.patch_steps * 2 * n_channel
+        )
         x_NxPxD = nn.Dense(self.width, dtype=self.dtype, name="channel_projection")(patch.astype(self.dtype))
         mask_D = self.param("mask_vector", nn.initializers.normal(0.02), (self.width,))
         position_PxD = self.param("position", nn.initializers.normal(0.02), (n_patch, self.width))
         flat_mask = patch_mask_BxWxP.reshape(n_batch * n_window, n_patch, 1)
-        x_NxPxD = jnp.where(flat_mask, mask_D.astype(self.dtype)[None, None], x_NxPxD) + position_PxD.astype(self.dtype)[None]
+        x_NxPxD = (
+            jnp.where(flat_mask, mask_D.astype(self.dtype)[None, None], x_NxPxD) + position_PxD.astype(self.dtype)[None]
+        )
         for i in range(self.n_layers):
             x_NxPxD = LocalBlock(self.width, self.n_heads, self.dtype, name=f"block_{i}")(x_NxPxD)
         x_NxPxD = nn.LayerNorm(dtype=self.dtype, name="norm_out")(x_NxPxD)

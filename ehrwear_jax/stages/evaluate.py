@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 from pathlib import Path
 
 import numpy as np
@@ -28,10 +29,17 @@ def run(config, workdir):
         if not path.exists():
             survival = "event_observed" in table.columns
             found = (_survival if survival else _binary)(config, workdir, task, table, features)
-            path.write_text(json.dumps(found, indent=1))
+            _write_json(found, path)
         records += json.loads(path.read_text())
         _log(task, records)
-    (workdir / "evaluate" / "results.json").write_text(json.dumps(records, indent=1))
+    _write_json(records, workdir / "evaluate" / "results.json")
+
+
+def _write_json(value, path):
+    # written whole or not at all: what is there is not computed again when the stage resumes
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(json.dumps(value, indent=1))
+    os.replace(partial, path)
 
 
 def _log(task, records):
@@ -65,7 +73,8 @@ def _features(config, workdir, fold, index):
                 keys.select("subject_id", "prediction_time"),
                 train_subject_ids=subjects.filter(pl.col("split") == "train")["subject_id"],
                 max_codes=config.evaluate.tabular_codes,
-            ).write_parquet(path)
+            ).write_parquet(f"{path}.partial")
+            os.replace(f"{path}.partial", path)
         out["tabular"] = pl.read_parquet(path)
     subjects = pl.read_parquet(workdir / "prepare" / fold / "subjects.parquet")
     return keys.join(subjects.select("subject_id", "group_id"), on="subject_id", how="left").with_row_index("at"), out

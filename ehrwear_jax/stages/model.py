@@ -65,6 +65,9 @@ def _trajectory_subjects(config, workdir, fold, rows):
     """Held-out people to draw: with wearable windows where there are any, then those with the most events."""
     index = pl.read_parquet(Path(workdir) / "prepare" / fold / "index.parquet")
     held = index.join(rows.filter(pl.col("split") == "held_out"), on="subject_id", how="semi")
+    columns = {"ehr": "n_events", "wear": "n_windows"}
+    given = [columns[m] for m in config.rows[config.evaluate.reference_row]]
+    held = held.filter(pl.sum_horizontal(given) > 0)  # others have no time to draw
     ranked = held.sort(pl.col("n_windows") > 0, "n_events", "subject_id", descending=[True, True, False])
     return ranked["subject_id"].head(config.embed.trajectories).to_list()
 

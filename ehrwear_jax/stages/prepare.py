@@ -47,6 +47,7 @@ def run(config, workdir):
     counts += prepare_lib.prepare_tables(source, wearable_dir(config, workdir), folder / "tables", options)
     has_codes = (source / "metadata" / "codes.parquet").exists()
     codes = meds.read_codes(source) if has_codes else None
+    _require_all_folds(config, source)
     for name, fold in config_lib.folds(config):
         fitted = prepare_lib.prepare_split(folder / "tables", codes, folder / name, options, fold)
         counts += [{**c, "step": c["step"] if fold is None else f"{name}: {c['step']}"} for c in fitted]
@@ -59,6 +60,18 @@ def run(config, workdir):
             c["reason"] if c["dropped"] else "",
         )
     (folder / "counts.json").write_text(json.dumps(counts, indent=1))
+
+
+def _require_all_folds(config, source):
+    """With fewer or more folds than the dataset has, some people would never be predicted, or a fold be empty."""
+    n, table = config.data.n_folds, meds.read_folds(source)
+    if n > 1 and table is not None:
+        there = sorted(set(table["fold"].to_list()) - {-1})
+        if there != list(range(n)):
+            raise ValueError(
+                f"config.data.n_folds is {n} but metadata/subject_folds.parquet has the folds "
+                f"{', '.join(map(str, there)) or 'none'}"
+            )
 
 
 def _raw(config, root):

@@ -20,11 +20,11 @@ WORK = {
     "report": report.run,
 }
 ORDER = tuple(WORK)
-# Which parts of the config each stage reads; a change elsewhere leaves its result valid.
+# Which parts of the config each stage reads ("a.b": one value of a part); a change elsewhere leaves its result valid.
 READS = {
     "prepare": ("seed", "data", "simulate", "labels", "prepare"),
     "pretrain": ("seed", "context", "model", "train", "rows"),
-    "embed": ("context", "model", "rows", "embed"),
+    "embed": ("context", "model", "rows", "embed", "evaluate.tasks", "evaluate.reference_row"),
     "evaluate": ("name", "seed", "evaluate", "rows"),
     "report": ("name", "seed", "report", "evaluate"),
 }
@@ -54,7 +54,9 @@ def settings(config, stage):
     """The part of the config that decides the stage's result."""
     out = {}
     for key in READS[stage]:
-        value = config[key].to_dict() if hasattr(config[key], "to_dict") else config[key]
+        part, _, name = key.partition(".")
+        value = config[part][name] if name else config[part]
+        value = value.to_dict() if hasattr(value, "to_dict") else value
         if isinstance(value, dict):
             value = {
                 k: v
@@ -126,6 +128,8 @@ def run(config, workdir, stage_names):
                 )
                 raise ValueError(f"the stage {later[0]} needs {stage}, which {state} in {workdir}: add it to --stages")
             continue
+        if stage == "pretrain" and set(stage_names) & set(ORDER[ORDER.index("embed") :]):
+            prepare.prediction_index(config, workdir)  # a label table that is not there is said before the long work
         if same and done:
             logging.info("%s: done before, skipped", stage)
             continue

@@ -105,7 +105,10 @@ def identify(people, row, own):
             same_kind = np.array_equal(
                 p.is_wear_N[begin : begin + n], row["modality"][own[start:]] == batch_lib.MODALITY_WEAR
             )
-            if n > 0 and same_kind and np.allclose(days, row["time"][own[start:]], atol=1e-4):
+            slots = row["window"][own][row["window"][own] >= 0]
+            refs = p.ref_N[begin : begin + n][p.is_wear_N[begin : begin + n]]
+            same_signal = len(slots) == len(refs) and np.array_equal(row["wear"][slots], np.nan_to_num(p.window_MxLxC[refs]))
+            if n > 0 and same_kind and same_signal and np.allclose(days, row["time"][own[start:]], atol=1e-4):
                 found.append((i, begin, begin + n))
     return found
 
@@ -113,8 +116,8 @@ def identify(people, row, own):
 def test_targets_match_a_slow_recomputation(prepared):
     people = patients(prepared, masked_contexts=0.0)
     rows = pipeline.TrainRows(people, 0)
-    checked = dict.fromkeys(("event", "query", "code", "window", "summary"), 0)
-    for g in range(rows.rows_per_epoch):
+    checked = dict.fromkeys(("event", "query", "code", "window", "summary", "recall", "past"), 0)
+    for g in range(16 * rows.rows_per_epoch):
         row = rows[g]
         for s, own in enumerate(contexts(row), start=1):
             (i, begin, stop) = next(c for c in identify(people, row, own))
@@ -153,6 +156,28 @@ def test_targets_match_a_slow_recomputation(prepared):
                     want = next((h for h, days in enumerate(people.config.horizons) if gaps and min(gaps) <= days), 255)
                     assert row["query_code_bin"][at, k] == want
                     checked["code"] += want != 255
+                lo, hi = row["query_kv_range"][at]
+                for r, token in enumerate(people.vocabulary.recalled_tokens(people.config.recalled_tokens)):
+                    here = np.nonzero(row["token"][lo:hi] == token)[0]
+                    ago = [float(row["query_time"][at] - row["time"][lo + x]) for x in here]
+                    within = [h for h, days in enumerate(people.config.horizons) if ago and min(ago) <= days]
+                    static = len(here) and here[-1] < len(p.static_token_S)
+                    assert row["query_token_bin"][at, r] == (
+                        255 if not ago else 254 if static or not within else within[0]
+                    )
+                    checked["recall"] += row["query_token_bin"][at, r] < 254
+                wear = row["modality"][lo:hi] == batch_lib.MODALITY_WEAR
+                ends = anchor / pipeline.DAY_US + row["time"][lo:hi][wear].astype(np.float64)
+                age = time / pipeline.DAY_US - ends
+                if len(age) and np.all(np.abs(age - 7) > 0.01):
+                    assert row["query_past_mask"][at].any() == (age < 7).any()
+                    recent = np.array(
+                        [np.any(np.abs(e / pipeline.DAY_US - ends[age < 7]) < 1e-3) for e in p.window_end_M]
+                    )
+                    if recent.any():
+                        mean = np.nanmean([np.nanmean(w, axis=0) for w in p.window_MxLxC[recent]], axis=0)
+                        np.testing.assert_allclose(row["query_past"][at][:2], mean, atol=2e-3)
+                        checked["past"] += 1
                 want = sum(p.died or time + h * pipeline.DAY_US <= p.end_us for h in people.config.horizons)
                 assert row["query_horizons"][at] == want
                 if min(time % people.window_us, -time % people.window_us) < slack:

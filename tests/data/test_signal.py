@@ -1,0 +1,177 @@
+"""Windows of recorded stretches against loops over single samples, and what a window may know."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ehrwear_jax.data import signal
+
+MINUTE_US = 60_000_000
+HOUR_US = 60 * MINUTE_US
+SPEC = signal.WindowSpec(("hr", "steps"), window_hours=6, step_minutes=30, min_coverage=0.0)
+PERIODS_S = (60.0, 90.0, 7.3, 1800.0, 2000.0, 2400.0, 3600.0, 21600.0, 86400.0, 604800.0)
+
+
+def slow_windows(rows, spec, limits):
+    """{window end: [L, C] float64} by loops over samples and steps."""
+    step_us, window_us = spec.step_minutes * MINUTE_US, spec.window_hours * HOUR_US
+    cells = {}
+    for start, rate, channel, values in rows:
+        if channel not in spec.channels:
+            continue
+        low, high = limits.get(channel, (None, None))
+        for i, value in enumerate(np.asarray(values, np.float64)):
+            if not math.isfinite(value) or (low is not None and value < low) or (high is not None and value > high):
+                continue
+            begin, end = (start + round(k * 1e6 / rate) for k in (i, i + 1))
+            window = (end - 1) // window_us  # the window in which the sample is complete
+            at = max(begin, window * window_us)
+            last = end - 1 if 1e6 / rate > step_us else at
+            for step in range(at // step_us, last // step_us + 1):
+                key = (window, step - window * spec.steps, spec.channels.index(channel))
+                total, count = cells.get(key, (0.0, 0))
+                cells[key] = (total + value, count + 1)
+    out = {}
+    for (window, step, channel), (total, count) in cells.items():
+        values = out.setdefault((window + 1) * window_us, np.full((spec.steps, len(spec.channels)), np.nan))
+        values[step, channel] = total / count
+    return {end: x for end, x in sorted(out.items()) if np.isfinite(x).mean(axis=0).max() >= spec.min_coverage}
+
+
+@st.composite
+def stretches(draw):
+    """Recorded rows of one person on both sides of the epoch, at any phase of the clock."""
+    rows = []
+    for _ in range(draw(st.integers(1, 4))):
+        period = draw(st.sampled_from(PERIODS_S))
+        start = draw(st.integers(-3 * 24 * HOUR_US, 3 * 24 * HOUR_US))
+        if draw(st.booleans()):
+            start = start // (15 * MINUTE_US) * 15 * MINUTE_US
+        rng = np.random.default_rng(draw(st.integers(0, 10**6)))
+        n = int(min(draw(st.integers(1, 400)), 3 * 86400 / period + 2))
+        values = rng.normal(70, 30, n)
+        values[rng.random(n) < 0.2] = np.nan
+        rows.append((start, 1.0 / period, draw(st.sampled_from(("hr", "steps", "other"))), values.astype(np.float32)))
+    return rows
+
+
+LIMITS = {"hr": (30.0, 110.0), "steps": (None, 100.0)}
+
+
+@settings(max_examples=60)
+@given(rows=stretches(), min_coverage=st.sampled_from([0.0, 0.1, 0.5]))
+def test_windows_equal_loops_over_samples(rows, min_coverage):
+    spec = signal.WindowSpec(SPEC.channels, 6, 30, min_coverage)
+    end_M, values_MxLxC = signal.window_subject(rows, spec, LIMITS)
+    want = slow_windows(rows, spec, LIMITS)
+    assert end_M.tolist() == list(want) and end_M.dtype == np.int64
+    assert values_MxLxC.dtype == np.float32 and values_MxLxC.shape[1:] == (12, 2)
+    for got, expected in zip(values_MxLxC, want.values(), strict=True):
+        np.testing.assert_allclose(got, expected, rtol=1e-6)
+
+
+@settings(max_examples=40)
+@given(rows=stretches(), cut=st.integers(-3 * 24 * HOUR_US, 4 * 24 * HOUR_US))
+def test_windows_that_ended_do_not_know_what_was_recorded_later(rows, cut):
+    """Only samples that were complete at the cut are kept; no bit of a window that ended by then changes."""
+    whole_end, whole = signal.window_subject(rows, SPEC, LIMITS)
+    known = []
+    for start, rate, channel, values in rows:
+        n = sum(start + round((i + 1) * 1e6 / rate) <= cut for i in range(len(values)))
+        known.append((start, rate, channel, values[:n]))
+    part_end, part = signal.window_subject(known, SPEC, LIMITS)
+    np.testing.assert_array_equal(part_end[part_end <= cut], whole_end[whole_end <= cut])
+    np.testing.assert_array_equal(part[part_end <= cut], whole[whole_end <= cut])
+
+
+def test_a_long_sample_stands_only_in_the_window_in_which_it_ends():
+    day = 24 * HOUR_US
+    end_M, values = signal.window_subject([(0, 1 / (7 * 86400), "hr", [3.0])], SPEC, {})
+    assert end_M.tolist() == [7 * day] and np.all(values[0, :, 0] == 3.0)
+    # a sample from 05:00 to 07:00 is known at 07:00: the steps 06:00-07:00 of the second window
+    end_M, values = signal.window_subject([(5 * HOUR_US, 1 / 7200, "hr", [3.0])], SPEC, {})
+    assert end_M.tolist() == [12 * HOUR_US]
+    np.testing.assert_array_equal(np.isfinite(values[0, :, 0]), [True] * 2 + [False] * 10)
+    # one that ends exactly with the window belongs to it
+    end_M, _ = signal.window_subject([(5 * HOUR_US, 1 / 3600, "hr", [3.0])], SPEC, {})
+    assert end_M.tolist() == [6 * HOUR_US]
+
+
+def test_a_short_sample_across_the_end_of_a_window_is_known_in_the_next():
+    begin = 6 * HOUR_US - 30_000_000  # 05:59:30, one minute long
+    end_M, values = signal.window_subject([(begin, 1 / 60, "hr", [3.0])], SPEC, {})
+    assert end_M.tolist() == [12 * HOUR_US]
+    np.testing.assert_array_equal(np.nonzero(np.isfinite(values[0, :, 0]))[0], [0])
+
+
+def test_short_samples_are_averaged_by_their_number_also_across_rows():
+    rows = [(0, 1 / 60, "hr", [1.0, 2.0, 3.0]), (10 * MINUTE_US, 1 / 60, "hr", [10.0]), (0, 1 / 60, "other", [9.0])]
+    _, values = signal.window_subject(rows, SPEC, {})
+    assert values[0, 0, 0] == 4.0 and np.isnan(values[0, 1:]).all() and np.isnan(values[0, :, 1]).all()
+
+
+def test_limits_are_inclusive_and_each_may_be_absent():
+    rows = [(0, 1 / 1800, "hr", [29.9, 30.0, 200.0, 200.1])]
+    for limit, want in (
+        ((30.0, 200.0), [False, True, True, False]),
+        ((None, 200.0), [True, True, True, False]),
+        ((30.0, None), [False, True, True, True]),
+        ((None, None), [True] * 4),
+    ):
+        _, values = signal.window_subject(rows, SPEC, {"hr": limit})
+        np.testing.assert_array_equal(np.isfinite(values[0, :4, 0]), want)
+
+
+@pytest.mark.parametrize(("n", "kept"), [(2, False), (3, True)])
+def test_one_channel_with_the_coverage_makes_a_window(n, kept):
+    spec = signal.WindowSpec(("hr", "steps"), 6, 30, min_coverage=0.25)
+    end_M, values = signal.window_subject([(0, 1 / 1800, "steps", np.ones(n))], spec, {})
+    assert len(end_M) == len(values) == int(kept)
+
+
+def test_nothing_recorded_gives_no_window():
+    for rows in ([], [(0, 1 / 60, "hr", [np.nan, np.nan])], [(0, 1.0, "other", [1.0])], [(0, 1.0, "hr", [])]):
+        end_M, values = signal.window_subject(rows, SPEC, {})
+        assert end_M.shape == (0,) and values.shape == (0, 12, 2)
+
+
+@pytest.mark.parametrize(("hours", "minutes"), [(5, 5), (6, 7), (48, 5)])
+def test_windows_that_do_not_divide_the_day_are_refused(hours, minutes):
+    with pytest.raises(ValueError, match="do not divide a day"):
+        signal.WindowSpec(("hr",), hours, minutes)
+
+
+def slow_summary(x):
+    seen = [float(v) for v in x if math.isfinite(v)]
+    steps = [abs(float(b) - float(a)) for a, b in zip(x, x[1:], strict=False) if math.isfinite(a) and math.isfinite(b)]
+    mean = sum(seen) / len(seen) if seen else math.nan
+    return {
+        "mean": mean,
+        "std": math.sqrt(sum((v - mean) ** 2 for v in seen) / len(seen)) if len(seen) > 1 else math.nan,
+        "mean_abs_step": sum(steps) / len(steps) if steps else math.nan,
+        "min": min(seen, default=math.nan),
+        "max": max(seen, default=math.nan),
+        "coverage": len(seen) / len(x),
+    }
+
+
+@given(seed=st.integers(0, 10**6), share=st.sampled_from([0.0, 0.3, 0.8, 1.0]), level=st.sampled_from([0.0, -5.0, 1e4]))
+def test_summaries_equal_loops(seed, share, level):
+    rng = np.random.default_rng(seed)
+    values = rng.normal(level, 3.0, (3, 7, 2)).astype(np.float32)
+    values[rng.random(values.shape) < share] = np.nan
+    got = signal.summaries(values)
+    for m in range(3):
+        for c in range(2):
+            for name, want in slow_summary(values[m, :, c]).items():
+                assert got[name].dtype == np.float32 and got[name].shape == (3, 2)
+                np.testing.assert_allclose(got[name][m, c], want, rtol=1e-5, atol=1e-6, err_msg=name)
+
+
+def test_summaries_of_no_windows_are_empty():
+    assert {k: v.shape for k, v in signal.summaries(np.zeros((0, 4, 3), np.float32)).items()} == dict.fromkeys(
+        ("mean", "std", "mean_abs_step", "min", "max", "coverage"), (0, 3)
+    )

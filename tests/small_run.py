@@ -1,0 +1,44 @@
+"""A configuration of the main job that is small enough for tests, on the cohort of cohort.py."""
+
+import cohort
+
+from ehrwear_jax import config as config_lib
+
+N_SUBJECTS = 30
+EHR_ONLY, WEAR_ONLY = 9, 14  # two held-out people with one modality, given ehr_only=(EHR_ONLY,)
+
+
+def write_inputs(root, folds=None):
+    """Writes raw/ (MEDS and wearable) and labels/ below root; returns the label tables."""
+    cohort.write_cohort(root / "raw", N_SUBJECTS, ehr_only=(EHR_ONLY,), folds=folds)
+    return cohort.write_labels(root / "labels", N_SUBJECTS)
+
+
+def small_config(root):
+    """Reads what write_inputs wrote. All three rows and late fusion, a binary and a survival task."""
+    config = config_lib.base()
+    config.name = "small"
+    config.data.update({"source": "meds", "meds_dir": str(root / "raw" / "meds"),
+                        "wearable_dir": str(root / "raw" / "wearable"), "labels_dir": str(root / "labels")})  # fmt: skip
+    config.labels.update({"horizons_days": (30, 90), "min_history_days": 30.0})
+    config.prepare.update({"channels": cohort.CHANNELS, "log_channels": ("activity",), "min_subjects": 2,
+                           "min_values": 10, "value_bins": 4, "subjects_per_shard": 8, "step_minutes": 60})  # fmt: skip
+    config.context.update({"tokens": 48, "windows": 16, "context_tokens": 40, "queries": 8, "events": 8,
+                           "patch_steps": 3, "future_windows": 2, "future_codes": 5})  # fmt: skip
+    config.model.update({"width": 8, "n_layers": 1, "n_heads": 2, "mlp_width": 16, "token_width": 8,
+                         "time_features": 8, "wear_width": 8, "wear_layers": 1, "wear_heads": 2,
+                         "source_width": 4})  # fmt: skip
+    config.train.update({"steps": 6, "batch_size": 4, "peak_learning_rate": 3e-3, "warmup_steps": 2, "log_every": 1,
+                         "validate_every": 3, "validate_batches": 1, "checkpoint_every": 2})  # fmt: skip
+    config.train.weights.wear_to_ehr = (0.2, 1.0, 4)
+    config.embed.update({"batch_size": 4, "trajectories": 2, "trajectory_points": 12})
+    config.evaluate.update({"tasks": ("readmission", "relapse"), "n_resamples": 50, "tabular_codes": 8})
+    config.report.update({"title": "A small run", "reliability_task": "readmission"})
+    return config
+
+
+def only_ehr(config):
+    """One row instead of three."""
+    config.rows = {"ehr_only": ("ehr",)}
+    config.evaluate.update({"late_fusion": (), "reference_row": "ehr_only"})
+    return config

@@ -1,0 +1,128 @@
+"""The configuration covers every option, translates without loss, and what cannot run is said in a sentence."""
+
+import dataclasses
+import runpy
+
+import ml_collections
+import pytest
+from conftest import REPO
+
+from ehrwear_jax import config as config_lib
+from ehrwear_jax import losses
+from ehrwear_jax.data.pipeline import ContextConfig
+from ehrwear_jax.data.prepare import PrepareConfig
+from ehrwear_jax.data.synthetic import SimulatorConfig
+from ehrwear_jax.models.multimodal import ModelConfig
+from ehrwear_jax.schedules import Ramp
+from ehrwear_jax.train import TrainConfig
+
+
+def names(cls):
+    return {f.name for f in dataclasses.fields(cls)}
+
+
+def load(name, variant=""):
+    return runpy.run_path(str(REPO / "configs" / name))["get_config"](variant)
+
+
+@pytest.mark.parametrize(
+    "part, cls, elsewhere",
+    [
+        ("simulate", SimulatorConfig, set()),
+        ("prepare", PrepareConfig, set()),
+        ("context", ContextConfig, {"modalities"}),
+        ("model", ModelConfig, set(config_lib._MODEL_FROM_DATA)),
+        ("train", TrainConfig, {"seed"}),
+    ],
+)
+def test_every_option_of_a_dataclass_can_be_set_in_its_part_of_the_config(part, cls, elsewhere):
+    assert set(config_lib.base()[part]) == names(cls) - elsewhere
+    assert elsewhere <= names(cls)
+
+
+def test_every_loss_term_has_a_weight():
+    assert set(config_lib.base().train.weights) == set(losses.TERMS)
+
+
+def test_the_translation_keeps_defaults_and_changes():
+    config = config_lib.base()
+    assert config_lib.prepare_config(config) == PrepareConfig()
+    assert config_lib.simulator_config(config) == SimulatorConfig()
+    config.seed = 3
+    config.context.queries = 5
+    config.train.stop_after = 7
+    config.train.weights.wear_to_ehr = (0.5, 2.0, 9)
+    assert config_lib.context_config(config, "wear_only") == ContextConfig(queries=5, modalities=("wear",))
+    train = config_lib.train_config(config)
+    assert (train.seed, train.stop_after, train.steps) == (3, 7, 500_000)
+    assert train.weights["wear_to_ehr"] == Ramp(0.5, 2.0, 9)
+    hash(config_lib.context_config(config, "joint"))  # frozen all through
+
+
+def test_folds():
+    config = config_lib.base()
+    assert config_lib.folds(config) == [("all", None)]
+    config.data.n_folds = 3
+    assert config_lib.folds(config) == [("fold0", 0), ("fold1", 1), ("fold2", 2)]
+
+
+@pytest.mark.parametrize(
+    "name, variant",
+    [("full.py", ""), ("full.py", "220m"), ("tiny.py", ""), ("nafld.py", ""), ("nhanes.py", "")],
+)
+def test_each_experiment_file_gives_a_whole_config(name, variant, tmp_path):
+    config = load(name, variant)
+    assert config.name == name.removesuffix(".py") + (f"-{variant}" if variant else "")
+    assert set(config) == set(config_lib.base()) and config.evaluate.tasks
+    for row in config.rows:
+        config_lib.context_config(config, row)
+    train = config_lib.train_config(config)
+    assert set(train.weights) == set(losses.TERMS) and 0 < train.warmup_steps < train.steps
+    missing = {"tiny.py": None, "full.py": "meds_dir"}.get(name, "source_dir")
+    if missing is not None:
+        with pytest.raises(ValueError, match=rf"^no data: set --config\.data\.{missing} to "):
+            config_lib.check(config)
+        config.data[missing] = str(tmp_path)
+    config_lib.check(config)
+
+
+@pytest.mark.parametrize("name", sorted(p.name for p in (REPO / "configs").glob("*.py")))
+def test_an_unknown_variant_is_refused(name):
+    with pytest.raises(ValueError, match=f"configs/{name} has no variant 'big'"):
+        load(name, "big")
+
+
+def test_a_config_refuses_a_key_that_it_does_not_have():
+    config = config_lib.base()
+    assert isinstance(config, ml_collections.ConfigDict) and config.is_locked
+    with pytest.raises(AttributeError, match='Did you mean "steps"'):
+        config.train.stepps = 3
+
+
+def runnable(tmp_path):
+    config = config_lib.base()
+    config.data.meds_dir = str(tmp_path)
+    config.evaluate.tasks = ("a",)
+    config_lib.check(config)
+    return config
+
+
+@pytest.mark.parametrize(
+    "key, value, error, sentence",
+    [
+        ("data.source", "omop", ValueError, "config.data.source is 'omop'; it can be synthetic, meds, nafld, nhanes"),
+        ("data.meds_dir", "/no/such", FileNotFoundError, "config.data.meds_dir: there is no folder /no/such"),
+        ("data.wearable_dir", "/no/such", FileNotFoundError, "config.data.wearable_dir: there is no folder /no/such"),
+        ("data.labels_dir", "/no/such", FileNotFoundError, "config.data.labels_dir: there is no folder /no/such"),
+        ("evaluate.late_fusion", ("x", "joint"), ValueError, "config.evaluate names the row 'x', which is not in con"),
+        ("evaluate.reference_row", "x", ValueError, "config.evaluate names the row 'x', which is not in config.rows"),
+        ("report.reliability_task", "b", ValueError, "config.report.reliability_task is 'b', which is not in config"),
+    ],
+)
+def test_a_config_that_cannot_run_is_refused(tmp_path, key, value, error, sentence):
+    config = runnable(tmp_path)
+    part, name = key.split(".")
+    config[part][name] = value
+    with pytest.raises(error) as caught:
+        config_lib.check(config)
+    assert str(caught.value).startswith(sentence) and "\n" not in str(caught.value)

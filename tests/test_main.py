@@ -1,0 +1,128 @@
+"""The command line: a mistake gives one sentence on stderr, an exit code that is not 0 and no traceback."""
+
+import logging
+import os
+import subprocess
+import sys
+
+import jax
+import pytest
+from absl import flags
+from absl import logging as absl_logging
+from absl.testing import flagsaver
+from conftest import REPO
+
+from ehrwear_jax import main, stages
+
+TINY = "--config=configs/tiny.py"
+
+
+@pytest.fixture(autouse=True)
+def untouched(monkeypatch):
+    """The repository as working folder; flags, logging and jax settings as they were afterwards."""
+    monkeypatch.chdir(REPO)
+    root, absl = logging.getLogger(), logging.getLogger("absl")
+    before = root.handlers[:], root.level, absl.level, absl_logging.get_absl_handler().formatter
+    cache = jax.config.jax_compilation_cache_dir
+    with flagsaver.flagsaver():
+        yield
+    root.handlers[:], level, absl_level, formatter = before
+    root.setLevel(level)
+    absl.setLevel(absl_level)
+    absl_logging.get_absl_handler().setFormatter(formatter)
+    jax.config.update("jax_compilation_cache_dir", cache)
+
+
+def command(*arguments):
+    """What `python -m ehrwear_jax.main` does with these arguments; returns the message that it exits with."""
+    flags.FLAGS.unparse_flags()
+    try:
+        with pytest.raises(SystemExit) as stop:
+            main.main(main._parse(["main", *arguments]))
+    finally:
+        flags.FLAGS.mark_as_parsed()
+    assert isinstance(stop.value.code, str), "a text gives exit code 1"
+    return stop.value.code
+
+
+@pytest.mark.parametrize(
+    "arguments, sentence",
+    [
+        (["--confg=configs/tiny.py"], "Unknown command line flag 'confg'. Did you mean: config ?"),
+        ([], "say which experiment to run, e.g. --config=configs/tiny.py"),
+        ([TINY, "prepare"], "unexpected argument 'prepare'"),
+        (["--config=configs/none.py"], "there is no config file configs/none.py"),
+        (["--config", "configs/none.py"], "there is no config file configs/none.py"),
+        (["--config=configs/tiny.py:big"], "configs/tiny.py has no variant 'big'"),
+        (["--config=configs/full.py:220"], "configs/full.py has no variant '220'; there is 220m"),
+        ([TINY, "--config.train.stepps=3"], "the config has no key 'stepps': Did you mean \"steps\""),
+        ([TINY, "--config.trin.steps=3"], "the config has no key 'trin': Did you mean \"train\""),
+        ([TINY, "--config.train.steps=many"], "flag --config.train.steps=many: invalid literal for int()"),
+        ([TINY, "--stages=prepare,trian"], "unknown stage 'trian'; stages are prepare, pretrain, embed, evaluate, rep"),
+        ([TINY, "--workdir=/dev/null/run"], "cannot write to the workdir /dev/null/run: Not a directory"),
+        (["--config=configs/full.py"], "no data: set --config.data.meds_dir to a MEDS dataset"),
+        (["--config=configs/full.py", "--config.data.meds_dir=/no"], "config.data.meds_dir: there is no folder /no"),
+        (["--config=configs/nafld.py"], "no data: set --config.data.source_dir to the folder with the nafld CSV"),
+        ([TINY, "--config.evaluate.reference_row=x"], "config.evaluate names the row 'x', which is not in"),
+    ],
+)
+def test_a_mistake_gives_one_sentence(tmp_path, arguments, sentence):
+    workdir = [] if any(a.startswith("--workdir") for a in arguments) else [f"--workdir={tmp_path}"]
+    message = command(*arguments, *workdir)
+    assert message.startswith(f"ehrwear_jax: {sentence}"), message
+    assert "\n" not in message and "Traceback" not in message
+
+
+@pytest.mark.parametrize("stage", stages.ORDER[1:])
+def test_a_stage_without_the_one_before_it_is_refused(tmp_path, stage):
+    message = command(TINY, f"--workdir={tmp_path}", f"--stages={stage}")
+    assert message.startswith(f"ehrwear_jax: the stage {stage} needs prepare, which has not been run in {tmp_path}")
+
+
+def test_an_error_inside_a_config_file_is_said(tmp_path):
+    (tmp_path / "broken.py").write_text("def get_config(variant=''):\n    return 1 / 0\n")
+    (tmp_path / "syntax.py").write_text("def get_config(:\n")
+    for name, word in (("broken", "division by zero"), ("syntax", "invalid syntax")):
+        message = command(f"--config={tmp_path}/{name}.py")
+        assert message.startswith("ehrwear_jax: ") and word in message and "\n" not in message
+
+
+def test_an_error_of_several_lines_becomes_one(tmp_path, monkeypatch):
+    monkeypatch.setattr(stages, "run", lambda *_: (_ for _ in ()).throw(ValueError("table.parquet:\n  row 3 is bad")))
+    assert command(TINY, f"--workdir={tmp_path}") == "ehrwear_jax: table.parquet: row 3 is bad"
+
+
+def test_what_is_run(tmp_path, monkeypatch):
+    """The workdir is runs/<config> by default, all stages run by default, and overrides reach the config."""
+    seen = []
+    monkeypatch.setattr(stages, "run", lambda config, workdir, names: seen.append((config, workdir, names)))
+    for arguments in (["--config.train.steps=3"], [f"--workdir={tmp_path}", "--stages=embed,report"]):
+        with flagsaver.flagsaver():
+            flags.FLAGS.unparse_flags()
+            main.main(main._parse(["main", TINY, *arguments]))
+    (config, workdir, names), (_, other, some) = seen
+    assert config.train.steps == 3 and str(workdir) == "runs/tiny" and names == list(stages.ORDER)
+    assert other == tmp_path and some == ["embed", "report"]
+
+
+def test_debug_shows_the_traceback(tmp_path):
+    flags.FLAGS.unparse_flags()
+    with pytest.raises(ValueError, match="unknown stage"):
+        main.main(main._parse(["main", TINY, f"--workdir={tmp_path}", "--stages=x", "--debug"]))
+
+
+@pytest.mark.parametrize(
+    "arguments, sentence",
+    [
+        (["--config=configs/full.py"], "no data: set --config.data.meds_dir"),
+        ([TINY, "--config.train.stepps=3"], "the config has no key 'stepps'"),
+    ],
+)
+def test_a_mistake_in_a_real_process(tmp_path, arguments, sentence):
+    done = subprocess.run(
+        [sys.executable, "-m", "ehrwear_jax.main", *arguments, f"--workdir={tmp_path}"],
+        cwd=REPO, env=os.environ | {"JAX_PLATFORMS": "cpu"}, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    lines = done.stderr.strip().splitlines()
+    assert done.returncode != 0 and done.stdout == ""
+    assert len(lines) == 1 and lines[0].startswith(f"ehrwear_jax: {sentence}"), done.stderr

@@ -1,0 +1,133 @@
+"""Batches over devices: where rows lie, and that the number of devices changes no loss."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ehrwear_jax import batch as batch_lib
+from ehrwear_jax import losses, sharding
+from ehrwear_jax.models.multimodal import ModelConfig, MultimodalModel
+
+SHAPE = batch_lib.BatchShape(
+    tokens=6, windows=2, steps=4, channels=1, patches=2, masked=3, events=3, queries=3, future_windows=2,
+    future_codes=3, recalled_tokens=2,
+)  # fmt: skip
+CONFIG = ModelConfig(
+    vocabulary=9, steps=4, channels=1, patch_steps=2, future_windows=2, future_codes=3, horizons=2,
+    later_rates=(0.1,) * 6, recalled_tokens=2, width=8, n_layers=1, n_heads=2, mlp_width=8, token_width=4,
+    time_features=4, wear_width=4, wear_layers=1, wear_heads=1, source_width=2,
+)  # fmt: skip
+
+
+def make_batch(n_rows):
+    """Random targets, few of them in the first rows, so that devices hold different numbers of terms."""
+    rng = np.random.default_rng(0)
+    batch = batch_lib.empty_batch(SHAPE, n_rows)
+    for name, (dims, dtype, _, _) in batch_lib.FIELDS.items():
+        shape = batch[name].shape
+        values = {
+            np.bool_: lambda s: rng.random(s) < 0.5,
+            np.float32: lambda s: rng.normal(size=s),
+            np.int32: lambda s: rng.integers(0, 3, s),
+            np.uint8: lambda s: rng.integers(0, 3, s),
+        }[dtype](shape)
+        sparse = rng.random(shape) < np.linspace(0.1, 1.0, n_rows).reshape(-1, *(1,) * len(dims))
+        batch[name] = np.where(sparse, values, batch[name]).astype(dtype)
+    for name, places in (("window", 2), ("step_window", 2), ("query_window", 2)):
+        batch[name] = np.minimum(batch[name], places - 1).astype(np.int32)
+    batch["token"] = rng.integers(0, 9, batch["token"].shape).astype(np.int32)
+    batch["modality"] = rng.integers(0, 3, batch["modality"].shape).astype(np.int32)
+    batch["time"] = np.sort(np.abs(batch["time"]), axis=1)
+    batch["age"], batch["query_age"] = np.abs(batch["age"]), np.abs(batch["query_age"])
+    batch["kv_range"][..., 0], batch["kv_range"][..., 1] = 0, 1 + np.arange(SHAPE.tokens)
+    batch["query_kv_range"][..., 0], batch["query_kv_range"][..., 1] = 0, SHAPE.tokens
+    return batch
+
+
+def test_mesh_has_all_devices_or_those_given():
+    assert dict(sharding.make_mesh().shape) == {"data": 4}
+    mesh = sharding.make_mesh(jax.devices()[1:3])
+    assert list(mesh.devices.flat) == jax.devices()[1:3]
+
+
+def test_rows_lie_in_order_over_the_devices():
+    mesh = sharding.make_mesh()
+    batch = {"a": np.arange(24, dtype=np.int32).reshape(8, 3), "b": np.arange(8.0, dtype=np.float32)}
+    placed = sharding.device_batch(batch, mesh)
+    for name, whole in batch.items():
+        np.testing.assert_array_equal(placed[name], whole)
+        assert placed[name].dtype == whole.dtype
+        for i, shard in enumerate(sorted(placed[name].addressable_shards, key=lambda s: s.device.id)):
+            np.testing.assert_array_equal(shard.data, whole[2 * i : 2 * i + 2])
+    copies = jax.device_put(batch["a"], sharding.replicated(mesh)).addressable_shards
+    assert len(copies) == 4 and all(np.array_equal(s.data, batch["a"]) for s in copies)
+
+
+def test_rows_that_do_not_divide_are_refused():
+    with pytest.raises(ValueError, match="a batch of 6 rows does not divide over 4 devices"):
+        sharding.device_batch({"a": np.zeros((6, 2))}, sharding.make_mesh())
+
+
+def over_devices(n, function, shared, batch):
+    """function(shared, batch) with the batch over n devices, on the host."""
+    mesh = sharding.make_mesh(jax.devices()[:n])
+    out = function(jax.device_put(shared, sharding.replicated(mesh)), sharding.device_batch(batch, mesh))
+    return jax.tree.map(np.asarray, out)
+
+
+def assert_same_training(one, four):
+    ((loss, metrics), grads), ((loss_4, metrics_4), grads_4) = one, four
+    assert np.isfinite(loss) and all(metrics[f"loss/{t}"] > 0 for t in losses.TERMS)
+    np.testing.assert_allclose(loss_4, loss, rtol=1e-5)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), metrics_4, metrics)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5), grads_4, grads)
+
+
+def test_losses_and_gradients_do_not_depend_on_the_number_of_devices():
+    """Means are over the global batch: rows hold unequal numbers of terms, so a mean of means would differ."""
+    n_rows, shape = 8, SHAPE
+    batch = make_batch(n_rows)
+    batch_lib.check_batch(batch, shape, n_rows)
+    rng = np.random.default_rng(1)
+    axes = shape.axes(n_rows) | {"V": 9, "A": 2, "G": 3}
+    made = {"masked_logits": "MV", "next_logits_event": "EV", "next_logits_query": "QV", "pooled_logits_event": "EV",
+            "pooled_logits_query": "QV", "later_logits": "QKA", "recall_logits": "QRG", "rebuilt": "WLC",
+            "ahead_window": "WHLC", "ahead_query": "QHLC", "summary_event": "EF", "summary_query": "QF",
+            "past_summary": "QF"}  # fmt: skip
+    out = {k: rng.normal(size=[n_rows, *(axes[a] for a in dims)]).astype(np.float32) for k, dims in made.items()}
+    out |= {f"pooled_exists_{n}": rng.random((n_rows, axes[n[0].upper()])) < 0.5 for n in ("event", "query")}
+
+    @jax.jit
+    def step(scale, rows):
+        def objective(scale):
+            scaled = {k: v * scale[k] if k in scale else v for k, v in rows["out"].items()}
+            scaled["later_entropy"] = jnp.full((3, 2), 0.5)
+            return losses.total(scaled, rows["batch"], dict.fromkeys(losses.TERMS, 1.0))
+
+        return jax.value_and_grad(objective, has_aux=True)(scale)
+
+    def spread(scale, flat):
+        return step(scale, {"out": {k: flat[k] for k in out}, "batch": {k: flat[k] for k in batch}})
+
+    scale = dict.fromkeys(made, np.float32(1.0))
+    assert_same_training(*(over_devices(n, spread, scale, {**batch, **out}) for n in (1, 4)))
+    # the test can tell: the mean of per-device means is another number
+    wear, observed = jnp.asarray(batch["wear"]), batch["observed"]
+    means = [losses.masked_mean(wear[i : i + 2], observed[i : i + 2]) for i in (0, 2, 4, 6)]
+    assert abs(np.mean(means) - losses.masked_mean(wear, observed)) > 1e-3
+
+
+@pytest.mark.slow
+def test_training_of_the_whole_model_does_not_depend_on_the_number_of_devices():
+    model = MultimodalModel(CONFIG)
+    params = jax.jit(model.init)(jax.random.key(0), batch_lib.empty_batch(SHAPE, 1))["params"]
+
+    @jax.jit
+    def step(params, batch):
+        def objective(params):
+            return losses.total(model.apply({"params": params}, batch), batch, dict.fromkeys(losses.TERMS, 1.0))
+
+        return jax.value_and_grad(objective, has_aux=True)(params)
+
+    assert_same_training(*(over_devices(n, step, params, make_batch(8)) for n in (1, 4)))
