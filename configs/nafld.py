@@ -15,14 +15,15 @@ def get_config(variant=""):
     config.name = "nafld"
     config.data.source = "nafld"
     config.rows = {"ehr_only": ("ehr",)}
-    config.prepare.update({"min_subjects": 20, "value_bins": 10})
+    config.prepare.update({"min_subjects": 20, "value_bins": 5})
     config.context.update(
         {
             "tokens": 128,
             "context_tokens": 128,
-            "queries": 16,
-            "events": 24,
+            "queries": 48,
+            "events": 12,
             "future_codes": 32,
+            "recalled_tokens": 128,
             "masked_contexts": 0.3,
         }
     )
@@ -31,7 +32,7 @@ def get_config(variant=""):
     )
     config.train.update(
         {
-            "steps": 600,
+            "steps": 900,
             "batch_size": 32,
             "peak_learning_rate": 2e-3,
             "warmup_steps": 100,
@@ -40,7 +41,14 @@ def get_config(variant=""):
             "checkpoint_every": 250,
         }
     )
-    config.train.weights.ehr_later = (3.0, 3.0, 0)
+    config.train.weights.update(
+        {
+            "ehr_masked": (0.3, 0.3, 0),
+            "ehr_next": (0.5, 0.5, 0),
+            "ehr_later": (3.0, 3.0, 0),
+            "ehr_recall": (1.0, 1.0, 0),
+        }
+    )
     config.evaluate.update(
         {
             "tasks": tuple(f"new_diagnosis_{h}d" for h in (30, 90, 180, 365)),

@@ -21,18 +21,19 @@ def get_config(variant=""):
             "log_channels": ("activity",),
             "step_minutes": 15,
             "min_subjects": 15,
-            "value_bins": 6,
+            "value_bins": 5,
         }
     )
     config.context.update(
         {
-            "tokens": 192,
-            "context_tokens": 192,
-            "windows": 96,
-            "queries": 12,
-            "events": 16,
+            "tokens": 160,
+            "context_tokens": 160,
+            "windows": 84,
+            "queries": 16,
+            "events": 8,
             "patch_steps": 4,
             "future_codes": 48,
+            "recalled_tokens": 96,
         }
     )
     config.model.update(
@@ -40,27 +41,29 @@ def get_config(variant=""):
             "width": 64,
             "n_layers": 2,
             "n_heads": 4,
-            "mlp_width": 256,
-            "token_width": 64,
+            "mlp_width": 192,
+            "token_width": 48,
             "time_features": 32,
-            "wear_width": 48,
+            "wear_width": 32,
             "wear_layers": 1,
             "wear_heads": 2,
-            "dropout": 0.1,
         }
     )
     config.train.update(
         {
-            "steps": 400,
+            "steps": 250,
             "batch_size": 8,
-            "peak_learning_rate": 2e-3,
-            "warmup_steps": 40,
-            "log_every": 20,
-            "validate_every": 200,
-            "checkpoint_every": 200,
+            "peak_learning_rate": 3e-3,
+            "warmup_steps": 25,
+            "log_every": 10,
+            "validate_every": 125,
+            "validate_batches": 4,
+            "checkpoint_every": 125,
         }
     )
     config.train.weights.wear_to_ehr = (0.2, 1.0, 100)
+    config.simulate.update({"n_subjects": 1400, "predictions_per_subject": 3})
+    config.evaluate.tabular_by_modality = False
     config.evaluate.tasks = tuple(f"hospitalization_{h}d" for h in (30, 90, 180, 365))
     config.report.update({"title": "Simulated cohort, small model", "reliability_task": "hospitalization_365d"})
     return config

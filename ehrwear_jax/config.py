@@ -93,10 +93,13 @@ def base():
             "reference_row": "joint",
             "late_fusion": ("ehr_only", "wear_only"),
             "tabular": True,
+            "tabular_by_modality": True,
             "tabular_codes": 64,
         }
     )
     config.report = ml_collections.ConfigDict({"title": "ehrwear_jax", "reliability_task": ""})
+    config.lock()  # a misspelt key is an error, not a new key
+    config.rows.unlock()
     return config
 
 

@@ -58,7 +58,9 @@ def _parse(argv):
             sys.exit(f"ehrwear_jax: there is no config file {path}")
     try:
         return flags.FLAGS(argv)
-    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError, ImportError, SyntaxError) as error:
+    except Exception as error:  # a config file is code: anything may come out of it
+        if "--debug" in argv:
+            raise
         while error.args and isinstance(error.args[0], Exception):  # ml_collections wraps a KeyError
             error = error.args[0]
         text = str(error.args[0] if error.args else error).strip()

@@ -309,7 +309,8 @@ def make_encoder(patients, model_options, params):
     """batch -> z_BxQxD float32 of the queries, on the host."""
     model = make_model(patients, model_options)
     mesh = sharding.make_mesh(jax.local_devices()[:1])
-    params = jax.device_put(params, sharding.replicated(mesh))
+    # by way of the host: parameters that lie on all processes cannot be moved to this one's device directly
+    params = jax.device_put(jax.device_get(params), sharding.replicated(mesh))
     encode = jax.jit(lambda p, b: model.apply({"params": p}, b, method="encode")[1])
     return lambda batch: np.asarray(encode(params, sharding.device_batch(batch, mesh)))
 

@@ -18,8 +18,9 @@ def small_config(root):
     """Reads what write_inputs wrote. All three rows and late fusion, a binary and a survival task."""
     config = config_lib.base()
     config.name = "small"
-    config.data.update({"source": "meds", "meds_dir": str(root / "raw" / "meds"),
-                        "wearable_dir": str(root / "raw" / "wearable"), "labels_dir": str(root / "labels")})  # fmt: skip
+    raw = root / "raw"
+    config.data.update({"meds_dir": str(raw / "meds"), "wearable_dir": str(raw / "wearable"),
+                        "labels_dir": str(root / "labels")})  # fmt: skip
     config.labels.update({"horizons_days": (30, 90), "min_history_days": 30.0})
     config.prepare.update({"channels": cohort.CHANNELS, "log_channels": ("activity",), "min_subjects": 2,
                            "min_values": 10, "value_bins": 4, "subjects_per_shard": 8, "step_minutes": 60})  # fmt: skip
@@ -37,8 +38,8 @@ def small_config(root):
     return config
 
 
-def only_ehr(config):
-    """One row instead of three."""
-    config.rows = {"ehr_only": ("ehr",)}
-    config.evaluate.update({"late_fusion": (), "reference_row": "ehr_only"})
+def one_row(config, row):
+    """One pretrained row instead of three."""
+    config.rows = {row: config.rows[row]}
+    config.evaluate.update({"late_fusion": (), "reference_row": row})
     return config

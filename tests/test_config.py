@@ -97,6 +97,10 @@ def test_a_config_refuses_a_key_that_it_does_not_have():
     assert isinstance(config, ml_collections.ConfigDict) and config.is_locked
     with pytest.raises(AttributeError, match='Did you mean "steps"'):
         config.train.stepps = 3
+    with pytest.raises(KeyError, match='Did you mean "steps"'):
+        config.train.update({"stepps": 3})
+    config.rows.joint_again = ("ehr", "wear")  # rows are the user's to name
+    assert config_lib.context_config(config, "joint_again").modalities == ("ehr", "wear")
 
 
 def runnable(tmp_path):

@@ -24,8 +24,7 @@ def untouched(monkeypatch):
     root, absl = logging.getLogger(), logging.getLogger("absl")
     before = root.handlers[:], root.level, absl.level, absl_logging.get_absl_handler().formatter
     cache = jax.config.jax_compilation_cache_dir
-    with flagsaver.flagsaver():
-        yield
+    yield
     root.handlers[:], level, absl_level, formatter = before
     root.setLevel(level)
     absl.setLevel(absl_level)
@@ -33,14 +32,22 @@ def untouched(monkeypatch):
     jax.config.update("jax_compilation_cache_dir", cache)
 
 
-def command(*arguments):
-    """What `python -m ehrwear_jax.main` does with these arguments; returns the message that it exits with."""
+def start(*arguments):
+    """What `python -m ehrwear_jax.main` does with these arguments."""
+    argv = ["main", *arguments]
     flags.FLAGS.unparse_flags()
-    try:
-        with pytest.raises(SystemExit) as stop:
-            main.main(main._parse(["main", *arguments]))
-    finally:
-        flags.FLAGS.mark_as_parsed()
+    with flagsaver.flagsaver(), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", argv)  # where ml_collections looks for overrides
+        try:
+            main.main(main._parse(argv))
+        finally:
+            flags.FLAGS.mark_as_parsed()
+
+
+def command(*arguments):
+    """The message that it exits with."""
+    with pytest.raises(SystemExit) as stop:
+        start(*arguments)
     assert isinstance(stop.value.code, str), "a text gives exit code 1"
     return stop.value.code
 
@@ -97,18 +104,18 @@ def test_what_is_run(tmp_path, monkeypatch):
     seen = []
     monkeypatch.setattr(stages, "run", lambda config, workdir, names: seen.append((config, workdir, names)))
     for arguments in (["--config.train.steps=3"], [f"--workdir={tmp_path}", "--stages=embed,report"]):
-        with flagsaver.flagsaver():
-            flags.FLAGS.unparse_flags()
-            main.main(main._parse(["main", TINY, *arguments]))
+        start(TINY, *arguments)
     (config, workdir, names), (_, other, some) = seen
     assert config.train.steps == 3 and str(workdir) == "runs/tiny" and names == list(stages.ORDER)
     assert other == tmp_path and some == ["embed", "report"]
 
 
 def test_debug_shows_the_traceback(tmp_path):
-    flags.FLAGS.unparse_flags()
     with pytest.raises(ValueError, match="unknown stage"):
-        main.main(main._parse(["main", TINY, f"--workdir={tmp_path}", "--stages=x", "--debug"]))
+        start(TINY, f"--workdir={tmp_path}", "--stages=x", "--debug")
+    (tmp_path / "broken.py").write_text("def get_config(variant=''):\n    return 1 / 0\n")
+    with pytest.raises(ZeroDivisionError):
+        start(f"--config={tmp_path}/broken.py", "--debug")
 
 
 @pytest.mark.parametrize(

@@ -357,17 +357,20 @@ def _window_places(tables):
 
 def _write_records(chunk, events, places, vocabulary, meta, path):
     """Writes one ArrayRecord shard; returns its index rows in order."""
-    coded = vocabulary.encode(events.join(chunk.select("subject_id").lazy(), on="subject_id", how="semi").collect())
-    by_subject = {k[0]: v for k, v in coded.partition_by("subject_id", as_dict=True).items()}
-    empty = coded.head(0)
+    ids = chunk["subject_id"].sort()
+    coded = vocabulary.encode(events.join(ids.to_frame().lazy(), on="subject_id", how="semi").collect())
+    coded = coded.sort("subject_id", maintain_order=True)
+    # one frame operation per person would take longer than everything else: slices of plain arrays instead
+    subject_N, token_N = coded["subject_id"].to_numpy(), coded["token"].fill_null(-1).to_numpy()
+    value_N, time_N = coded["value"].to_numpy(), coded["time"].to_physical().fill_null(NO_BIRTH).to_numpy()
     mean, std = np.asarray(meta["mean"], np.float32), np.asarray(meta["std"], np.float32)
     opened, index = {}, []
     partial = path.with_name(path.name + ".partial")
     writer = ArrayRecordWriter(str(partial), "group_size:1")
     for row in chunk.iter_rows(named=True):
-        mine = by_subject.get(row["subject_id"], empty)
-        known = mine.filter(pl.col("token").is_not_null())
-        static, timed = known.filter(pl.col("time").is_null()), known.filter(pl.col("time").is_not_null())
+        mine = slice(*np.searchsorted(subject_N, [row["subject_id"], row["subject_id"] + 1]))
+        known = np.flatnonzero(token_N[mine] >= 0) + mine.start
+        static, timed = known[time_N[known] == NO_BIRTH], known[time_N[known] != NO_BIRTH]
         window = np.zeros((0, meta["steps"], len(meta["channels"])), np.float16)
         end = np.zeros(0, np.int64)
         if row["subject_id"] in places:
@@ -375,15 +378,15 @@ def _write_records(chunk, events, places, vocabulary, meta, path):
             if file not in opened:
                 opened[file] = np.load(file, mmap_mode="r")
             window = np.clip((opened[file][lo:hi] - mean) / std, -10.0, 10.0).astype(np.float16)
-        time_us = timed["time"].to_physical().to_numpy()
+        time_us = time_N[timed]
         end_us = max([_micros(row["end_time"]), *end[-1:].tolist(), *time_us[-1:].tolist()])
         writer.write(
             records.encode(
                 {
-                    "static_token": static["token"].to_numpy(),
-                    "static_value": static["value"].to_numpy(),
-                    "token": timed["token"].to_numpy(),
-                    "value": timed["value"].to_numpy(),
+                    "static_token": token_N[static],
+                    "static_value": value_N[static],
+                    "token": token_N[timed],
+                    "value": value_N[timed],
                     "time_us": time_us,
                     "window_end_us": end,
                     "window": window,
@@ -398,10 +401,10 @@ def _write_records(chunk, events, places, vocabulary, meta, path):
                 row["subject_id"],
                 row["split"],
                 row["group_id"],
-                static.height,
-                timed.height,
+                len(static),
+                len(timed),
                 len(end),
-                mine.height - known.height,
+                mine.stop - mine.start - len(known),
                 (end_us - min([*end[:1].tolist(), *time_us[:1].tolist(), end_us])) / signal.DAY_US
                 if end_us > NO_BIRTH
                 else 0.0,

@@ -78,8 +78,10 @@ class MultimodalModel(nn.Module):
         rate = np.clip(np.asarray(c.later_rates, np.float64).reshape(c.future_codes, c.horizons), 1e-5, 1 - 1e-5)
         start = np.log(rate) - np.log1p(-rate)
         self.later = nn.Dense(start.size, bias_init=lambda *_: jnp.asarray(start.ravel(), jnp.float32))
-        # a code's binary entropy: dividing by it lets rare codes count as much as frequent ones
-        self.later_entropy = -(rate * np.log(rate) + (1 - rate) * np.log1p(-rate))
+        # A code's binary entropy: dividing by it lets rare codes count as much as frequent ones, down to a rate of 1%;
+        # below that, single events would decide the gradient.
+        floored = np.clip(rate, 0.01, 0.99)
+        self.later_entropy = -(floored * np.log(floored) + (1 - floored) * np.log1p(-floored))
         self.recall = nn.Dense(c.recalled_tokens * (c.horizons + 1))
         self.stream = heads.Mlp(4 * time_encoding.N_STREAM, c.width)
         self.backbone = Backbone(

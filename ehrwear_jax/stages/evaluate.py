@@ -100,11 +100,11 @@ def _column(rows, name, dtype):
     return {s: rows.filter(pl.col("split") == s)[name].to_numpy().astype(dtype) for s in SPLITS}
 
 
-def _tabular_matrices(table):
+def _tabular_matrices(table, by_modality):
     """{row suffix: matrix}: all hand-made features, and those of one modality where both are there."""
     groups = tabular.feature_groups(table)
     out = {"": [*groups["ehr"], *groups["wear"]]}
-    if groups["wear"] and groups["ehr"]:
+    if by_modality and groups["wear"] and groups["ehr"]:
         out |= {"_ehr": groups["ehr"], "_wear": groups["wear"]}
     return {k: table.select(v).cast(pl.Float64).fill_null(float("nan")).to_numpy() for k, v in out.items()}
 
@@ -118,7 +118,7 @@ def _binary(config, workdir, task, table, features):
         held.append(rows.filter(pl.col("split") == "held_out"))
         for row, matrix in matrices.items():
             if row == "tabular":
-                for suffix, m in _tabular_matrices(matrix).items():
+                for suffix, m in _tabular_matrices(matrix, config.evaluate.tabular_by_modality).items():
                     x = _by_split(rows, m)
                     for name, fit in (
                         ("gradient_boosting", tabular_models.fit_gradient_boosting),
@@ -167,7 +167,7 @@ def _survival(config, workdir, task, table, features):
         held.append(rows.filter(pl.col("split") == "held_out"))
         for row, matrix in matrices.items():
             if row == "tabular":
-                for suffix, m in _tabular_matrices(matrix).items():
+                for suffix, m in _tabular_matrices(matrix, config.evaluate.tabular_by_modality).items():
                     x = _by_split(rows, m)
                     encoder = tabular_models.TableEncoder(x["train"])
                     x = {s: encoder(v) for s, v in x.items()}

@@ -63,7 +63,7 @@ def test_stream_features_count_what_lies_behind():
     rng = np.random.default_rng(0)
     key_time = np.sort(rng.gamma(1.0, 90.0, (2, 6)), axis=1).astype(np.float32)
     key_time[:, 0] = 0.0
-    time = np.array([[0.0, 5.0, 400.0, 7.0], [1e4, 3.0, 2.0, 0.5]], np.float32)
+    time = np.array([[9.0, 5.0, 400.0, 7.0], [1e4, 800.0, 2.0, 0.5]], np.float32)
     seen = np.array([[(0, 0), (0, 1), (0, 6), (2, 4)], [(0, 5), (3, 3), (1, 2), (4, 6)]], np.int32)
     got = np.asarray(jax.jit(time_encoding.stream_features)(time, seen, seen[..., 1] - 1, key_time))
     assert got.shape == (2, 4, time_encoding.N_STREAM) and got.dtype == np.float32 and np.isfinite(got).all()
