@@ -1,6 +1,7 @@
 """Training on a small random cohort: no leak, exact resume, frozen reads that a cut record repeats."""
 
 import json
+from datetime import datetime
 
 import cohort
 import jax
@@ -227,10 +228,8 @@ def test_a_record_cut_at_t_gives_the_same_z_at_t_as_the_whole(root, setting, tmp
     _, _, model, params, _ = setting
     people = patients(root, split=None)
     held = [i for i in range(len(people)) if len(people[i].time_N) > 4]
-    index = pl.DataFrame({
-        "subject_id": people.index["subject_id"].gather(held),
-        "prediction_time": pl.Series([int(people[i].time_N[len(people[i].time_N) * 2 // 3]) for i in held]).cast(pl.Datetime("us")),
-    })  # fmt: skip
+    times = pl.Series("prediction_time", [int(people[i].time_N[len(people[i].time_N) * 2 // 3]) for i in held])
+    index = pl.DataFrame([people.index["subject_id"].gather(held), times.cast(pl.Datetime("us"))])
     cut_cohort(root, tmp_path, dict(index.iter_rows()))
     prepare.prepare_tables(tmp_path / "meds", tmp_path / "wearable", tmp_path / "tables", prepared_config())
     # the fitted parts (vocabulary, statistics) stay those of training, as for a new patient
@@ -298,8 +297,8 @@ def test_one_modality_trains_and_embeds_everyone(root, tmp_path, modality):
     assert ("loss/ehr_masked" in terms) == (modality == "ehr") and ("loss/wear_masked" in terms) == (modality == "wear")
     everyone = patients(root, split=None, modalities=(modality,))
     ids = everyone.index["subject_id"]
-    index = pl.DataFrame({"subject_id": ids, "prediction_time": [np.datetime64("2016-01-01T00:00:00", "us").item()] * len(ids)},
-                         {"subject_id": pl.Int64, "prediction_time": pl.Datetime("us")})  # fmt: skip
+    when = pl.Series("prediction_time", [datetime(2016, 1, 1)] * len(ids), pl.Datetime("us"))
+    index = pl.DataFrame([ids, when])
     encode = train.make_encoder(everyone, MODEL, params)
     z = train.embed(encode, everyone, index, 4)
     assert z.shape == (25, 16) and np.all(np.isfinite(z)) and step == 3

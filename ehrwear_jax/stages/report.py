@@ -15,7 +15,6 @@ from ehrwear_jax.report.build import ReportInputs, Trajectory, build_report
 from ehrwear_jax.stages import prepare
 
 PACKAGES = ("jax", "flax", "optax", "grain", "polars", "scikit-learn")
-MAX_LABELLED_EVENTS = 400
 
 
 def run(config, workdir):
@@ -130,9 +129,7 @@ def _trajectories(config, workdir):
         saved = np.load(path)
         origin = int(saved["time_us"][0])
         mine = events.filter((pl.col("subject_id") == subject) & pl.col("time").is_not_null()).collect().sort("time")
-        mine = mine.filter(pl.col("time").to_physical().is_between(origin, int(saved["time_us"][-1]))).tail(
-            MAX_LABELLED_EVENTS
-        )
+        mine = mine.filter(pl.col("time").to_physical().is_between(origin, int(saved["time_us"][-1])))
         signal_time, signal, signal_names = None, None, ()
         if windows:
             table = (

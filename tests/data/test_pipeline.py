@@ -107,7 +107,9 @@ def identify(people, row, own):
             )
             slots = row["window"][own][row["window"][own] >= 0]
             refs = p.ref_N[begin : begin + n][p.is_wear_N[begin : begin + n]]
-            same_signal = len(slots) == len(refs) and np.array_equal(row["wear"][slots], np.nan_to_num(p.window_MxLxC[refs]))
+            same_signal = len(slots) == len(refs) and np.array_equal(
+                row["wear"][slots], np.nan_to_num(p.window_MxLxC[refs])
+            )
             if n > 0 and same_kind and same_signal and np.allclose(days, row["time"][own[start:]], atol=1e-4):
                 found.append((i, begin, begin + n))
     return found
