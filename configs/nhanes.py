@@ -65,13 +65,13 @@ def get_config(variant=""):
     )
     config.train.update(
         {
-            "steps": 500,
+            "steps": 250,
             "batch_size": 16,
             "peak_learning_rate": 2e-3,
-            "warmup_steps": 50,
+            "warmup_steps": 25,
             "log_every": 50,
-            "validate_every": 250,
-            "checkpoint_every": 250,
+            "validate_every": 125,
+            "checkpoint_every": 125,
         }
     )
     config.train.weights.wear_to_ehr = (0.2, 1.0, 100)

@@ -1,4 +1,4 @@
-"""Pretraining by two processes is pretraining by one, but for dropout: the same global batches and losses."""
+"""Pretraining by two processes is pretraining by one: the same global batches, dropout and losses."""
 
 import json
 import os

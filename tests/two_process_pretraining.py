@@ -28,8 +28,6 @@ from ehrwear_jax.data import pipeline  # noqa: E402
 
 assert len(jax.devices()) == 2 and jax.process_count() == n_processes
 config = small_run.small_config(folder.parent)
-# dropout is drawn by place in the global batch, and the processes hold its rows in another order than one process does
-config.model.dropout = 0.0
 context, options = config_lib.context_config(config, "joint"), config_lib.model_options(config)
 people, tuning = (pipeline.Patients(folder, context, split) for split in ("train", "tuning"))
 params, step = train.pretrain(out / "joint", people, tuning, options, config_lib.train_config(config))

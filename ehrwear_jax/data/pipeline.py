@@ -485,13 +485,18 @@ def train_batches(rows, batch_size, *, start_step=0, n_steps=None, process_index
     """
     if batch_size % process_count:
         raise ValueError(f"global batch {batch_size} is not divisible by {process_count} processes")
-    stop = None if n_steps is None else n_steps * batch_size
-    source = grain.MapDataset.range(stop if stop is not None else np.iinfo(np.int64).max // 2)
-    dataset = source.map(lambda g: rows[g])[process_index::process_count]
-    dataset = dataset.batch(batch_size // process_count, drop_remainder=True)[start_step:]
-    return iter(
-        dataset.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=4 * max(threads, 1)))
-    )
+    share = batch_size // process_count
+    first = process_index * share
+
+    def row(k):
+        # contiguous shares: a row's place in the global batch, and so its dropout, is the same for any process count
+        step, place = divmod(k, share)
+        return rows[step * batch_size + first + place]
+
+    n_rows = np.iinfo(np.int64).max // 2 if n_steps is None else n_steps * share
+    dataset = grain.MapDataset.range(n_rows).map(row).batch(share, drop_remainder=True)[start_step:]
+    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=4 * max(threads, 1))
+    return iter(dataset.to_iter_dataset(options))
 
 
 def inference_batches(patients, index_N, time_us_N, batch_size):
