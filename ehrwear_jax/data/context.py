@@ -1,0 +1,307 @@
+"""One patient's context in a row: the tokens, what is hidden of them, and the reads with their targets."""
+
+import dataclasses
+
+import numpy as np
+
+from ehrwear_jax import batch as batch_lib
+from ehrwear_jax.batch import MASK, MODALITY_EHR, MODALITY_WEAR, PAD, WEAR
+from ehrwear_jax.data import masking, signal
+
+DAY_US = signal.DAY_US
+NO_BIRTH = np.iinfo(np.int64).min
+
+
+@dataclasses.dataclass(frozen=True)
+class ContextConfig:
+    """How patients become rows; times in days.
+
+    Attributes:
+      tokens, windows: capacity of a row.
+      context_tokens: most tokens of one patient in a row, static ones included.
+      queries, events: capacity of a row for query and event reads; shared among its contexts by their length.
+      future_windows: steps of multi-step prediction.
+      horizons: for the prediction of later codes.
+      future_codes: how many codes (the most frequent) are predicted.
+      recalled_tokens: how many tokens (the most frequent) are recalled.
+      pool_days: tau of the wearable-to-EHR term. summary_days: tau' of the EHR-to-wearable term.
+      patch_steps: steps in a patch of the wearable encoder.
+      ehr_mask, wear_mask: share hidden. mask_temperature: see masking.token_weights.
+      masked_contexts: share of contexts in which anything is hidden; the others look as they do at inference.
+      modalities: which of "ehr" and "wear" the model is given.
+    """
+
+    tokens: int = 128
+    windows: int = 64
+    context_tokens: int = 128
+    queries: int = 8
+    events: int = 16
+    future_windows: int = 4
+    horizons: tuple = (30, 90, 180, 365)
+    future_codes: int = 128
+    recalled_tokens: int = 256
+    pool_days: float = 30.0
+    summary_days: float = 7.0
+    patch_steps: int = 6
+    ehr_mask: float = 0.15
+    wear_mask: float = 0.25
+    mask_temperature: float = 0.3
+    masked_contexts: float = 0.5
+    modalities: tuple = ("ehr", "wear")
+
+
+@dataclasses.dataclass
+class Patient:
+    """One patient's stream after the choice of modalities, merged in time order.
+
+    Attributes:
+      time_N: int64 us, when each token is known. ref_N: index into events or windows. is_wear_N: bool.
+      static_token_S, static_value_S; event_token_K, event_value_K, event_time_K; window_end_M, window_MxLxC (float32,
+      standardised, NaN missing); origin_us: birth, else first record; end_us: end of follow-up; died: bool.
+    """
+
+    time_N: np.ndarray
+    ref_N: np.ndarray
+    is_wear_N: np.ndarray
+    static_token_S: np.ndarray
+    static_value_S: np.ndarray
+    event_token_K: np.ndarray
+    event_value_K: np.ndarray
+    event_time_K: np.ndarray
+    window_end_M: np.ndarray
+    window_MxLxC: np.ndarray
+    origin_us: int
+    end_us: int
+    died: bool
+    _summary: tuple | None = None
+
+    def window_summary(self):
+        """(end_M, summary_MxF): mean, std and mean absolute step per channel, F = statistic-major; NaN missing."""
+        if self._summary is None:
+            table = signal.summaries(self.window_MxLxC)
+            self._summary = np.concatenate([table[k] for k in batch_lib.SUMMARIES], axis=1)
+        return self._summary
+
+
+def make_patient(record, modalities):
+    """Patient from a decoded record, with only the named modalities; a birth date is an EHR fact."""
+    ehr, wear = "ehr" in modalities, "wear" in modalities
+    token, value, time = record["token"], record["value"], record["time_us"]
+    static_token, static_value = record["static_token"], record["static_value"]
+    end, window = record["window_end_us"], record["window"]
+    if not ehr:
+        token, value, time, static_token, static_value = (
+            x[:0] for x in (token, value, time, static_token, static_value)
+        )
+    if not wear:
+        end, window = end[:0], window[:0]
+    times = np.concatenate([end, time])
+    is_wear = np.arange(len(times)) < len(end)
+    order = np.lexsort((np.arange(len(times)), ~is_wear, times))
+    ref = np.concatenate([np.arange(len(end)), np.arange(len(time))])
+    birth = int(record["birth_us"]) if ehr else NO_BIRTH
+    first = int(times.min()) if len(times) else int(record["end_us"])
+    return Patient(
+        time_N=times[order],
+        ref_N=ref[order],
+        is_wear_N=is_wear[order],
+        static_token_S=static_token,
+        static_value_S=static_value,
+        event_token_K=token,
+        event_value_K=value,
+        event_time_K=time,
+        window_end_M=end,
+        window_MxLxC=window.astype(np.float32),
+        origin_us=first if birth == NO_BIRTH else birth,
+        end_us=int(record["end_us"]),
+        died=bool(record["died"]),
+    )
+
+
+def first_token(patient, stop, config, max_windows):
+    """Where a context that ends before merged token `stop` begins, within the capacities of tokens and windows."""
+    start = max(0, stop - max(config.context_tokens - len(patient.static_token_S), 1))
+    n_wear = np.cumsum(patient.is_wear_N[start:stop][::-1])
+    if len(n_wear) and n_wear[-1] > max_windows:
+        start = stop - int(np.searchsorted(n_wear, max_windows, side="right"))
+    return start
+
+
+def fill_context(row, at, patients, patient, start, stop, query_us, rng):
+    """Writes one context into a row and moves the cursors.
+
+    Args:
+      row: dict of arrays without the batch axis, see batch.FIELDS.
+      at: dict of cursors: tokens, windows, masked, events, queries, segment.
+      start, stop: the merged tokens of the context.
+      query_us: int64 sorted times of its queries, absolute.
+      rng: numpy Generator for masks and event reads; None at inference (nothing hidden, no targets).
+    """
+    config, p = patients.config, patient
+    n_static = min(len(p.static_token_S), config.context_tokens - 1)
+    is_wear = np.concatenate([np.zeros(n_static, bool), p.is_wear_N[start:stop]])
+    n, t0, w0 = len(is_wear), at["tokens"], at["windows"]
+    at["segment"] += 1
+    anchor = int(p.time_N[start]) if stop > start else p.origin_us
+    time_us = np.concatenate([np.full(n_static, anchor), p.time_N[start:stop]]).astype(np.int64)
+    ref = p.ref_N[start:stop]
+    events, windows = ref[~is_wear[n_static:]], ref[is_wear[n_static:]]
+    token = np.full(n, WEAR, np.int32)
+    value = np.zeros(n, np.float32)
+    ehr_at = np.nonzero(~is_wear)[0]
+    token[ehr_at] = np.concatenate([p.static_token_S[:n_static], p.event_token_K[events]])
+    value[ehr_at] = np.nan_to_num(np.concatenate([p.static_value_S[:n_static], p.event_value_K[events]]))
+    original = token.copy()
+    s = slice(t0, t0 + n)
+    row["modality"][s] = np.where(is_wear, MODALITY_WEAR, MODALITY_EHR)
+    row["time"][s] = (time_us - anchor) / DAY_US
+    row["age"][s] = _age(time_us, p.origin_us)
+    row["segment"][s] = at["segment"]
+    row["kv_range"][s, 0] = t0
+    row["kv_range"][s, 1] = t0 + 1 + np.arange(n)
+    wear_at = np.nonzero(is_wear)[0]
+    m = len(wear_at)
+    row["window"][t0 + wear_at] = w0 + np.arange(m)
+    if m:
+        signal_MxLxC = p.window_MxLxC[windows]
+        row["wear"][w0 : w0 + m] = np.nan_to_num(signal_MxLxC)
+        row["observed"][w0 : w0 + m] = np.isfinite(signal_MxLxC)
+        row["window_position"][w0 : w0 + m] = t0 + wear_at
+    q0, nq = at["queries"], len(query_us)
+    q = slice(q0, q0 + nq)
+    row["query_time"][q] = (query_us - anchor) / DAY_US
+    row["query_age"][q] = _age(query_us, p.origin_us)
+    row["query_segment"][q] = at["segment"]
+    row["query_kv_range"][q, 0] = t0
+    known = np.searchsorted(time_us[n_static:], query_us, side="right")
+    row["query_kv_range"][q, 1] = t0 + n_static + known
+    if rng is not None:
+        hidden = rng.random() < config.masked_contexts
+        _fill_masks(row, at, patients, token, value, ehr_at[n_static:], t0, w0, m, rng, hidden)
+        _fill_targets(row, at, patients, p, original, time_us, ehr_at[n_static:], t0, w0, m, windows, query_us, rng)
+        _fill_recall(row, q, patients, p, token, n_static, time_us, windows, query_us)
+    row["token"][s], row["value"][s] = token, value
+    at["tokens"] += n
+    at["windows"] += m
+    at["queries"] += nq
+
+
+def _age(time_us, origin_us):
+    days, rest = np.divmod(np.asarray(time_us, np.int64) - origin_us, DAY_US)
+    return np.stack([days.astype(np.float32), (rest / DAY_US).astype(np.float32)], axis=-1)
+
+
+def _fill_masks(row, at, patients, token, value, event_at, t0, w0, m, rng, hidden):
+    config = patients.config
+    chosen = event_at[masking.mask_events(rng, token[event_at], patients.mask_weight_V, config.ehr_mask)]
+    patches = masking.mask_patches(rng, m, row["patch_mask"].shape[-1], config.wear_mask)
+    if not hidden:
+        return
+    chosen = chosen[: len(row["masked_position"]) - at["masked"]]
+    s = slice(at["masked"], at["masked"] + len(chosen))
+    row["masked_position"][s], row["masked_target"][s] = t0 + chosen, token[chosen]
+    at["masked"] += len(chosen)
+    token[chosen], value[chosen] = MASK, 0.0
+    if m:
+        row["patch_mask"][w0 : w0 + m] = patches
+
+
+def _fill_targets(row, at, patients, p, token, time_us, event_at, t0, w0, m, windows, query_us, rng):
+    config = patients.config
+    n = len(time_us)
+    # event reads: the last event of each distinct time, so that simultaneous codes count once
+    last = event_at[np.append(time_us[event_at][1:] != time_us[event_at][:-1], True)] if len(event_at) else event_at
+    quota = min(len(row["event_position"]) - at["events"], max(1, config.events * n // config.tokens))
+    reads = np.sort(rng.permutation(last)[: max(quota, 0)]).astype(np.int64)
+    e = slice(at["events"], at["events"] + len(reads))
+    row["event_position"][e] = t0 + reads
+    at["events"] += len(reads)
+    q = slice(at["queries"], at["queries"] + len(query_us))
+    for name, s, read_us, stop in (
+        ("event", e, time_us[reads], reads + 1),
+        ("query", q, query_us, row["query_kv_range"][q, 1] - t0),
+    ):
+        if not len(read_us):
+            continue
+        nxt = np.searchsorted(p.event_time_K, read_us, side="right")
+        row[f"{name}_next"][s] = np.where(nxt < len(p.event_token_K), np.append(p.event_token_K, PAD)[nxt], PAD)
+        begin = np.searchsorted(time_us, read_us - int(config.pool_days * DAY_US), side="left")
+        row[f"{name}_pool"][s, 0], row[f"{name}_pool"][s, 1] = t0 + begin, t0 + stop
+        if len(p.window_end_M):
+            row[f"{name}_summary"][s], row[f"{name}_summary_mask"][s] = _following(
+                p, read_us, config, patients.window_us
+            )
+    if m:
+        end = p.window_end_M[windows]
+        row["step_window"][w0 : w0 + m] = _next_windows(end, end, patients.window_us, config.future_windows, w0)
+        if len(query_us):
+            row["query_window"][q] = _next_windows(query_us, end, patients.window_us, config.future_windows, w0)
+    horizon_us = (np.asarray(config.horizons) * DAY_US).astype(np.int64)
+    for i, t in enumerate(query_us):
+        later = slice(*np.searchsorted(p.event_time_K, [t, t + horizon_us[-1]], side="right"))
+        cls = patients.future_class_V[p.event_token_K[later]]
+        first = np.searchsorted(horizon_us, p.event_time_K[later] - t, side="left").astype(np.uint8)
+        np.minimum.at(row["query_code_bin"][q.start + i], cls[cls >= 0], first[cls >= 0])
+        row["query_horizons"][q.start + i] = len(horizon_us) if p.died else np.sum(t + horizon_us <= p.end_us)
+
+
+def _fill_recall(row, q, patients, p, token, n_static, time_us, windows, query_us):
+    """What a query should still know: when each token was last seen, and how the signal was of late.
+
+    Only what the context shows counts: neither hidden events nor what lies before its first token.
+    """
+    config = patients.config
+    horizon_us = (np.asarray(config.horizons) * DAY_US).astype(np.int64)
+    cls = patients.recalled_class_V[token]
+    for i, (t, stop) in enumerate(
+        zip(query_us, row["query_kv_range"][q, 1] - row["query_kv_range"][q, 0], strict=True)
+    ):
+        ago = np.searchsorted(horizon_us, t - time_us[:stop], side="left")
+        ago = np.where((ago == len(horizon_us)) | (np.arange(stop) < n_static), 254, ago).astype(np.uint8)
+        known = cls[:stop] >= 0
+        np.minimum.at(row["query_token_bin"][q.start + i], cls[:stop][known], ago[known])
+    if len(windows) and len(query_us):
+        end = p.window_end_M[windows]
+        lo = np.searchsorted(end, query_us - int(config.summary_days * DAY_US), side="right")
+        hi = np.searchsorted(end, query_us, side="right")
+        row["query_past"][q], row["query_past_mask"][q] = _average(p.window_summary()[windows], lo, hi)
+
+
+def _following(p, read_us, config, window_us):
+    """Mean summary statistics of the windows that lie inside (t, t + summary_days]: ([N, F], mask [N, F])."""
+    lo = np.searchsorted(p.window_end_M, read_us + window_us, side="left")
+    hi = np.searchsorted(p.window_end_M, read_us + int(config.summary_days * DAY_US), side="right")
+    return _average(p.window_summary(), lo, hi)
+
+
+def _average(table_MxF, lo_N, hi_N):
+    """Means of the rows lo to hi, leaving out NaN: (float32 [N, F], whether there was any [N, F])."""
+    good = np.isfinite(table_MxF)
+    zero = np.zeros((1, table_MxF.shape[1]))
+    total = np.concatenate([zero, np.cumsum(np.where(good, table_MxF, 0.0), axis=0, dtype=np.float64)])
+    count = np.concatenate([zero, np.cumsum(good, axis=0)])
+    hi_N = np.maximum(hi_N, lo_N)
+    seen = count[hi_N] - count[lo_N]
+    return ((total[hi_N] - total[lo_N]) / np.maximum(seen, 1)).astype(np.float32), seen > 0
+
+
+def _next_windows(time_us, end_M, window_us, steps, w0):
+    """Slots of the windows that end in (t + (h-1) window, t + h window], h = 1..steps; -1 where there is none."""
+    h = np.arange(1, steps + 1)
+    until = np.asarray(time_us)[:, None] + h[None] * window_us
+    slot = np.searchsorted(end_M, until, side="right") - 1
+    found = (slot >= 0) & (end_M[np.maximum(slot, 0)] > until - window_us)
+    return np.where(found, w0 + slot, -1)
+
+
+def new_row(shape):
+    """An empty row and its cursors."""
+    row = {k: v[0] for k, v in batch_lib.empty_batch(shape, 1).items()}
+    return row, dict.fromkeys(("tokens", "windows", "masked", "events", "queries", "segment"), 0)
+
+
+def close_row(row, at):
+    """Gives padding an empty key range at the end, which keeps kv_range non-decreasing."""
+    row["kv_range"][at["tokens"] :] = at["tokens"]
+    row["query_kv_range"][at["queries"] :] = at["tokens"]
+    return row
