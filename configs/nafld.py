@@ -3,6 +3,7 @@
     python -m ehrwear_jax.main --config=configs/nafld.py --config.data.source_dir=DIR
 
 DIR holds nafld1.csv, nafld2.csv, nafld3.csv. A new diagnosis (other than NAFLD) within 30, 90, 180, 365 days.
+Under an hour on two CPU cores. The frozen probe does not reach gradient boosting on tabular features yet.
 """
 
 from ehrwear_jax import config as config_lib
