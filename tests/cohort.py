@@ -60,8 +60,9 @@ def write_cohort(root, n_subjects=30, seed=0, wear_days=3, ehr_only=(), folds=No
         {"subject_id": pl.Int64, "time": pl.Datetime("us"), "code": pl.String, "numeric_value": pl.Float32},
         orient="row",
     )
+    names = sorted(set(frame["code"]))
     codes = pl.DataFrame(
-        {"code": sorted(set(frame["code"])), "description": "", "parent_codes": [None] * frame["code"].n_unique()},
+        {"code": names, "description": "", "parent_codes": [["DX"] if c.startswith("DX") else None for c in names]},
         {"code": pl.String, "description": pl.String, "parent_codes": pl.List(pl.String)},
     )
     meds.write_dataset(

@@ -22,7 +22,7 @@ class ContextConfig:
       queries, events: capacity of a row for query and event reads; shared among its contexts by their length.
       future_windows: steps of multi-step prediction.
       horizons: for the prediction of later codes.
-      future_codes: how many codes (the most frequent) are predicted.
+      future_codes: how many codes and ancestors of codes (the most frequent) are predicted.
       recalled_tokens: how many tokens (the most frequent) are recalled.
       pool_days: tau of the wearable-to-EHR term. summary_days: tau' of the EHR-to-wearable term.
       patch_steps: steps in a patch of the wearable encoder.
@@ -239,8 +239,9 @@ def _fill_targets(row, at, patients, p, token, time_us, event_at, t0, w0, m, win
     horizon_us = (np.asarray(config.horizons) * DAY_US).astype(np.int64)
     for i, t in enumerate(query_us):
         later = slice(*np.searchsorted(p.event_time_K, [t, t + horizon_us[-1]], side="right"))
-        cls = patients.future_class_V[p.event_token_K[later]]
+        cls = patients.future_class_VxA[p.event_token_K[later]]
         first = np.searchsorted(horizon_us, p.event_time_K[later] - t, side="left").astype(np.uint8)
+        first = np.broadcast_to(first[:, None], cls.shape)
         np.minimum.at(row["query_code_bin"][q.start + i], cls[cls >= 0], first[cls >= 0])
         row["query_horizons"][q.start + i] = len(horizon_us) if p.died else np.sum(t + horizon_us <= p.end_us)
 

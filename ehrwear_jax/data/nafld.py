@@ -99,6 +99,15 @@ BASELINE = {
     "weight": ("VITAL//weight", "Weight, kg"),
     "bmi": ("VITAL//bmi", "Body mass index, kg/m2"),
 }
+# ICD-10 chapters of the diagnoses, as their parents.
+CHAPTERS = {
+    "ICD10//IV": ("Endocrine, nutritional and metabolic diseases", ("diabetes", "dyslipidemia")),
+    "ICD10//IX": (
+        "Diseases of the circulatory system",
+        ("htn", "ang/isc", "MI", "heart failure", "afib", "stroke", "cardiac arrest"),
+    ),
+    "ICD10//XI": ("Diseases of the digestive system", ("nafld",)),
+}
 _OTHER_CODES = {
     meds.BIRTH_CODE: "Birth",
     meds.DEATH_CODE: "Death",
@@ -401,8 +410,14 @@ def build(
     splits = groups.select("subject_id", pl.Series("split", hashed_splits(groups["group_id"].to_numpy(), seed)))
     events = _events(people, values, diagnoses, seed, ledger)
     described = {**_OTHER_CODES, **dict([*TESTS.values(), *DIAGNOSES.values(), *BASELINE.values()])}
-    codes = pl.DataFrame({"code": list(described), "description": list(described.values())}).with_columns(
-        parent_codes=pl.lit([], dtype=pl.List(pl.String))
+    described |= {chapter: text for chapter, (text, _) in CHAPTERS.items()}
+    parents = {DIAGNOSES[name][0]: [chapter] for chapter, (_, names) in CHAPTERS.items() for name in names}
+    codes = pl.DataFrame(
+        {
+            "code": list(described),
+            "description": list(described.values()),
+            "parent_codes": pl.Series([parents.get(c, []) for c in described], dtype=pl.List(pl.String)),
+        }
     )
     with staged(root) as folder:
         meds.write_dataset(folder, events, codes, splits, name="nafld", version="survival", groups=groups)

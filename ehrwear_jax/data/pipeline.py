@@ -49,10 +49,16 @@ class Patients:
         self.position = index["position"].to_numpy()
         counts = self.vocabulary.tokens["count"].to_numpy()
         self.mask_weight_V = masking.token_weights(counts, config.mask_temperature)
-        codes = self.vocabulary.future_codes(config.future_codes)
-        self.future_codes = codes
-        place = {c: i for i, c in enumerate(codes)}
-        self.future_class_V = np.array([place.get(c, -1) for c in self.vocabulary.tokens["code"]])
+        self.future_codes = self.vocabulary.future_codes(config.future_codes)
+        classes = {}
+        for k, (_, codes) in enumerate(self.future_codes.values()):
+            for code in codes:
+                classes.setdefault(code, []).append(k)
+        of_token = [classes.get(c, []) for c in self.vocabulary.tokens["code"]]
+        # a code belongs to itself and to its ancestors; -1 fills up
+        self.future_class_VxA = np.full((len(of_token), max(map(len, of_token), default=0)), -1)
+        for v, found in enumerate(of_token):
+            self.future_class_VxA[v, : len(found)] = found
 
         recalled = self.vocabulary.recalled_tokens(config.recalled_tokens)
         self.n_recalled = len(recalled)
@@ -76,9 +82,8 @@ class Patients:
         Returns:
           tuple of floats, [future_codes x horizons] in row-major order.
         """
-        tokens = self.vocabulary.tokens.group_by("code").agg(pl.col("count").sum())
-        counts = dict(tokens.iter_rows())
-        per_day = np.array([counts[c] for c in self.future_codes], np.float64) / max(self.train_days, 1.0)
+        counts = np.array([count for count, _ in self.future_codes.values()], np.float64)
+        per_day = counts / max(self.train_days, 1.0)
         return tuple((-np.expm1(-np.outer(per_day, self.config.horizons))).ravel().tolist())
 
     def batch_shape(self):

@@ -6,6 +6,7 @@ it (paper, A.2: collapsing infrequent codes); one without such an ancestor is le
 """
 
 import dataclasses
+import json
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,13 @@ from ehrwear_jax.batch import N_SPECIAL
 
 SPECIAL = ("<pad>", "<mask>", "<wear>")
 VALUE_CLIP = 5.0  # standard deviations
+_CODES_SCHEMA = {
+    "code": pl.String,
+    "alias": pl.String,
+    "value_mean": pl.Float64,
+    "value_std": pl.Float64,
+    "ancestors": pl.String,
+}
 
 
 def ancestors(parents):
@@ -36,7 +44,8 @@ class Vocabulary:
     Attributes:
       tokens: token_id i32, token str, code str, bin i32 (-1: no bin), low f64, high f64, count i64. A bin holds values
         in (low, high].
-      codes: code str, alias str (the vocabulary code that stands for it), value_mean f64, value_std f64.
+      codes: code str, alias str (the vocabulary code that stands for it), value_mean f64, value_std f64, ancestors str
+        (JSON list, nearest first).
     """
 
     tokens: pl.DataFrame
@@ -78,9 +87,26 @@ class Vocabulary:
         return events.with_columns(pl.Series("token", token).replace(-1, None), pl.Series("value", value))
 
     def future_codes(self, limit):
-        """The most frequent codes, whose later occurrence is predicted; bins are counted with their code."""
+        """The most frequent codes and ancestors of codes, whose later occurrence is predicted.
+
+        A code is counted with all its bins, and what descends from it counts for it too. An ancestor that stands for
+        the same codes as a nearer one would be the same target twice and is left out.
+
+        Returns:
+          {name: (count, the vocabulary codes that it stands for)}, most frequent first.
+        """
         by_code = self.tokens.filter(pl.col("token_id") >= N_SPECIAL).group_by("code").agg(pl.col("count").sum())
-        return by_code.sort("count", "code", descending=[True, False]).head(limit)["code"].to_list()
+        count = dict(by_code.sort("count", "code", descending=[True, False]).iter_rows())
+        lineage = {c: json.loads(a) for c, a in self.codes.select("code", "ancestors").iter_rows() if c in count}
+        members = {code: {code} for code in count}
+        for code in count:
+            for ancestor in lineage.get(code, ()):
+                members.setdefault(ancestor, set()).add(code)
+        first = {}
+        for name, codes in members.items():
+            first.setdefault(frozenset(codes), name)
+        total = {name: (sum(count[c] for c in codes), sorted(codes)) for codes, name in first.items()}
+        return dict(sorted(total.items(), key=lambda item: (-item[1][0], item[0]))[:limit])
 
     def recalled_tokens(self, limit):
         """Ids of the most frequent tokens, bins apart, whose earlier occurrence is recalled."""
@@ -107,7 +133,7 @@ class Vocabulary:
         )
         codes = pl.read_csv(
             Path(folder) / "codes.csv",
-            schema_overrides={"code": pl.String, "alias": pl.String, "value_mean": pl.Float64, "value_std": pl.Float64},
+            schema_overrides=_CODES_SCHEMA,
         )
         return cls(tokens, codes)
 
@@ -191,6 +217,5 @@ def fit_vocabulary(events, parents, *, min_subjects, value_bins, min_values):
         "high": pl.Float64,
         "count": pl.Int64,
     }
-    codes = [(c, a, *scales.get(c, (None, None))) for c, a in alias.items()]
-    code_schema = {"code": pl.String, "alias": pl.String, "value_mean": pl.Float64, "value_std": pl.Float64}
-    return Vocabulary(pl.DataFrame(tokens, schema, orient="row"), pl.DataFrame(codes, code_schema, orient="row"))
+    codes = [(c, a, *scales.get(c, (None, None)), json.dumps(lineage.get(c, []))) for c, a in alias.items()]
+    return Vocabulary(pl.DataFrame(tokens, schema, orient="row"), pl.DataFrame(codes, _CODES_SCHEMA, orient="row"))

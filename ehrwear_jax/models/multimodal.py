@@ -9,6 +9,7 @@ import numpy as np
 from ehrwear_jax.batch import MODALITY_WEAR, SUMMARIES
 from ehrwear_jax.models import heads, time_encoding
 from ehrwear_jax.models.backbone import Backbone
+from ehrwear_jax.models.decayed_counts import DecayedCounts
 from ehrwear_jax.models.ehr_embedder import EhrEmbedder
 from ehrwear_jax.models.wearable_encoder import WearableEncoder
 
@@ -22,6 +23,7 @@ class ModelConfig:
         see batch.BatchShape.
       later_rates: [future_codes x horizons] expected share of positives, where the head of later codes starts.
       time_features: q of rho. kernel: mixture, rational_quadratic or none. n_components: R.
+      count_width: features that decayed counts sum over the record; 0 leaves them out.
     """
 
     vocabulary: int
@@ -45,6 +47,7 @@ class ModelConfig:
     kernel: str = "mixture"
     n_components: int = 4
     source_width: int = 16
+    count_width: int = 64
     dropout: float = 0.1
     attention_dropout: float = 0.0
     stochastic_depth: float = 0.0
@@ -84,6 +87,8 @@ class MultimodalModel(nn.Module):
         self.later_entropy = -(floored * np.log(floored) + (1 - floored) * np.log1p(-floored))
         self.recall = nn.Dense(c.recalled_tokens * (c.horizons + 1))
         self.stream = heads.Mlp(4 * time_encoding.N_STREAM, c.width)
+        if c.count_width:
+            self.counts = DecayedCounts(c.count_width, c.width, dtype=dtype)
         self.backbone = Backbone(
             c.n_layers,
             c.width,
@@ -115,12 +120,13 @@ class MultimodalModel(nn.Module):
             slot_BxTx1 = jnp.maximum(batch["window"], 0)[..., None]
             is_wear_BxTx1 = (batch["modality"] == MODALITY_WEAR)[..., None]
             x = jnp.where(is_wear_BxTx1, jnp.take_along_axis(h_BxWxD, slot_BxTx1, axis=1), x)
+        counts = self.counts(x, batch) if c.count_width else (0.0, 0.0)
         before = jnp.broadcast_to(jnp.arange(-1, x.shape[1] - 1)[None], x.shape[:2])
         x = x + self._time(batch["age"]) + self.modality(batch["modality"]).astype(dtype)
-        x = x + self._stream(batch["time"], batch["kv_range"], before, batch["time"])
+        x = x + self._stream(batch["time"], batch["kv_range"], before, batch["time"]) + counts[0]
         last = batch["query_kv_range"][..., 1] - 1
         y = self.query.astype(dtype)[None, None] + self._time(batch["query_age"])
-        y = y + self._stream(batch["query_time"], batch["query_kv_range"], last, batch["time"])
+        y = y + self._stream(batch["query_time"], batch["query_kv_range"], last, batch["time"]) + counts[1]
         return self.backbone(x, y, batch, deterministic)
 
     def _time(self, age):

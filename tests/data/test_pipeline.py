@@ -16,7 +16,7 @@ OPTIONS = {
     "events": 8,
     "patch_steps": 3,
     "future_windows": 3,
-    "future_codes": 5,
+    "future_codes": 6,
 }
 
 
@@ -151,8 +151,8 @@ def test_targets_match_a_slow_recomputation(prepared):
                 checked[kind] += 1
                 if kind != "query" or near.any():
                     continue
-                for k, code in enumerate(people.future_codes):
-                    ids = set(people.vocabulary.tokens.filter(pl.col("code") == code)["token_id"].to_list())
+                for k, (_, codes) in enumerate(people.future_codes.values()):
+                    ids = set(people.vocabulary.tokens.filter(pl.col("code").is_in(codes))["token_id"].to_list())
                     gaps = [(t - time) / pipeline.DAY_US for t, c in later if c in ids]
                     want = next((h for h, days in enumerate(people.config.horizons) if gaps and min(gaps) <= days), 255)
                     assert row["query_code_bin"][at, k] == want

@@ -187,9 +187,34 @@ def test_ids_are_positions_specials_first_then_by_frequency():
 
 
 def test_future_codes_count_a_code_with_all_its_bins():
-    rows = [(s, "lab", float(s)) for s in range(30)] + [(s, "dx", None) for s in range(20)] + [(0, "rare", None)]
+    rows = [(s, "lab", float(s)) for s in range(32)] + [(s, "dx", None) for s in range(20)] + [(0, "rare", None)]
     v = fit(rows)
-    assert v.future_codes(2) == ["lab", "dx"] and v.future_codes(99) == ["lab", "dx", "rare"]
+    assert v.future_codes(99) == {"lab": (32, ["lab"]), "dx": (20, ["dx"]), "rare": (1, ["rare"])}
+    assert list(v.future_codes(2)) == ["lab", "dx"]
+
+
+def test_future_codes_include_ancestors_that_stand_for_more_than_one_code(tmp_path):
+    rows = [(s, code, None) for code, n in (("I21.0", 9), ("I21", 4), ("I50", 6), ("E11", 3)) for s in range(n)]
+    parents = {
+        "I21.0": ["I21"],
+        "I21": ["heart"],
+        "I50": ["heart"],
+        "E11": ["sugar"],
+        "heart": ["all"],
+        "sugar": ["all"],
+    }
+    v = fit(rows, parents)
+    want = {
+        "all": (22, ["E11", "I21", "I21.0", "I50"]),
+        "heart": (19, ["I21", "I21.0", "I50"]),
+        "I21": (13, ["I21", "I21.0"]),  # a code with a token of its own and a descendant
+        "I21.0": (9, ["I21.0"]),
+        "I50": (6, ["I50"]),
+        "E11": (3, ["E11"]),  # "sugar" would be the same target again
+    }
+    assert v.future_codes(99) == want and list(v.future_codes(99)) == list(want)
+    v.save(tmp_path)
+    assert tokenizer.Vocabulary.load(tmp_path).future_codes(3) == v.future_codes(3)
 
 
 def test_recalled_tokens_are_the_most_frequent_bins_apart():
