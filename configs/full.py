@@ -33,7 +33,15 @@ def get_config(variant=""):
             "future_codes": 1024,
         }
     )
-    config.model.update({"dtype": "bfloat16", "attention_dropout": 0.1, "stochastic_depth": 0.1, "remat": True})
+    config.model.update(
+        {
+            "dtype": "bfloat16",
+            "attention_dropout": 0.1,
+            "stochastic_depth": 0.1,
+            "remat": True,
+            "count_width": 128,
+        }
+    )
     if variant == "220m":
         config.model.n_layers = 16
     config.train.update({"log_every": 100, "validate_every": 5000, "checkpoint_every": 1000, "data_threads": 16})

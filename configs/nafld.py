@@ -29,17 +29,26 @@ def get_config(variant=""):
         }
     )
     config.model.update(
-        {"width": 128, "n_layers": 3, "n_heads": 4, "mlp_width": 384, "token_width": 64, "time_features": 64}
+        {
+            "width": 128,
+            "n_layers": 3,
+            "n_heads": 4,
+            "mlp_width": 384,
+            "token_width": 64,
+            "time_features": 64,
+            "shortest_period_days": 1000.0,
+        }
     )
     config.train.update(
         {
-            "steps": 900,
+            "steps": 1200,
             "batch_size": 32,
+            "weight_decay": 0.1,
             "peak_learning_rate": 2e-3,
             "warmup_steps": 100,
             "log_every": 50,
-            "validate_every": 250,
-            "checkpoint_every": 250,
+            "validate_every": 300,
+            "checkpoint_every": 300,
         }
     )
     config.train.weights.update(

@@ -99,7 +99,8 @@ BASELINE = {
     "weight": ("VITAL//weight", "Weight, kg"),
     "bmi": ("VITAL//bmi", "Body mass index, kg/m2"),
 }
-# ICD-10 chapters of the diagnoses, as their parents.
+# ICD-10 chapters of the diagnoses, as their parents; the chapters' parent is the classification.
+ICD10 = "ICD10"
 CHAPTERS = {
     "ICD10//IV": ("Endocrine, nutritional and metabolic diseases", ("diabetes", "dyslipidemia")),
     "ICD10//IX": (
@@ -411,7 +412,9 @@ def build(
     events = _events(people, values, diagnoses, seed, ledger)
     described = {**_OTHER_CODES, **dict([*TESTS.values(), *DIAGNOSES.values(), *BASELINE.values()])}
     described |= {chapter: text for chapter, (text, _) in CHAPTERS.items()}
+    described[ICD10] = "Any diagnosis of ICD-10"
     parents = {DIAGNOSES[name][0]: [chapter] for chapter, (_, names) in CHAPTERS.items() for name in names}
+    parents |= {chapter: [ICD10] for chapter in CHAPTERS}
     codes = pl.DataFrame(
         {
             "code": list(described),

@@ -22,7 +22,8 @@ class ModelConfig:
       vocabulary, steps, channels, patch_steps, future_windows, future_codes, horizons, recalled_tokens: from data,
         see batch.BatchShape.
       later_rates: [future_codes x horizons] expected share of positives, where the head of later codes starts.
-      time_features: q of rho. kernel: mixture, rational_quadratic or none. n_components: R.
+      time_features: q of rho. shortest_period_days: of rho; data by the day have no use for less than months, and
+        fine phases of an age tell people apart. kernel: mixture, rational_quadratic or none. n_components: R.
       count_width: features that decayed counts sum over the record; 0 leaves them out.
     """
 
@@ -41,6 +42,7 @@ class ModelConfig:
     mlp_width: int = 4096
     token_width: int = 512
     time_features: int = 128
+    shortest_period_days: float = 0.25
     wear_width: int = 512
     wear_layers: int = 6
     wear_heads: int = 8
@@ -130,7 +132,8 @@ class MultimodalModel(nn.Module):
         return self.backbone(x, y, batch, deterministic)
 
     def _time(self, age):
-        return self.rho(time_encoding.sinusoidal(age, self.config.time_features).astype(self.config.dtype))
+        c = self.config
+        return self.rho(time_encoding.sinusoidal(age, c.time_features, c.shortest_period_days).astype(c.dtype))
 
     def _stream(self, *position):
         return self.stream(time_encoding.stream_features(*position)).astype(self.config.dtype)

@@ -6,7 +6,7 @@ import random
 import polars as pl
 import pytest
 
-from ehrwear_jax.data import meds, nafld
+from ehrwear_jax.data import meds, nafld, tokenizer
 
 DAY = datetime.timedelta(days=1)
 PEOPLE_HEADER = ["id", "age", "male", "weight", "height", "bmi", "case.id", "futime", "status"]
@@ -162,6 +162,16 @@ def test_events_are_the_rows_of_the_source(cohort, built):
     assert dict(sex.select("subject_id", "code").iter_rows()) == {
         row[0]: "GENDER//M" if row[2] else "GENDER//F" for row in people
     }
+
+
+def test_diagnoses_and_nothing_else_descend_from_icd10(built):
+    codes = meds.read_codes(built[0] / "meds")
+    parents = {c: p or [] for c, p in codes.select("code", "parent_codes").iter_rows()}
+    assert {p for ps in parents.values() for p in ps} <= parents.keys(), "every parent is described"
+    lineage = tokenizer.ancestors(parents)
+    for code in set(read_events(built[0])["code"]):
+        assert (nafld.ICD10 in lineage[code]) == code.startswith("DX//")
+    assert lineage["DX//mi"] == ["ICD10//IX", nafld.ICD10]
 
 
 def test_body_mass_is_not_visible_before_the_index_date(cohort, built):

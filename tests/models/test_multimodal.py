@@ -1,0 +1,63 @@
+"""What the options of the joint model switch."""
+
+import jax
+import numpy as np
+import pytest
+
+from ehrwear_jax import batch as batch_lib
+from ehrwear_jax.models.multimodal import ModelConfig, MultimodalModel
+
+N_TOKENS = 5
+SHAPE = batch_lib.BatchShape(
+    tokens=N_TOKENS, windows=0, steps=4, channels=0, patches=2, masked=1, events=1, queries=2, future_windows=1,
+    future_codes=2, recalled_tokens=2,
+)  # fmt: skip
+
+
+def model(**options):
+    return MultimodalModel(
+        ModelConfig(
+            vocabulary=6, steps=4, channels=0, patch_steps=2, future_windows=1, future_codes=2, horizons=1,
+            later_rates=(0.1, 0.1), recalled_tokens=2, width=8, n_layers=1, n_heads=2, mlp_width=8, token_width=4,
+            time_features=8, source_width=2, **options,
+        )
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def batch():
+    """One context of distinct codes; the first query knows all of it, the second its first three tokens."""
+    batch = batch_lib.empty_batch(SHAPE, 1)
+    batch["token"][:] = 3, 4, 5, 3, 4
+    batch["modality"][:] = batch_lib.MODALITY_EHR
+    batch["time"][:] = 0.0, 10.0, 30.0, 31.0, 90.0
+    batch["age"][..., 0] = 9000.0 + batch["time"]
+    batch["kv_range"][..., 1] = 1 + np.arange(N_TOKENS)
+    batch["query_time"][:], batch["query_kv_range"][..., 1] = (95.0, 30.5), (5, 3)
+    batch["query_age"][..., 0] = 9095.0, 9030.0
+    return batch
+
+
+def latents(options, batch):
+    m = model(**options)
+    params = m.init(jax.random.key(0), batch)["params"]
+    encode = jax.jit(lambda b: m.apply({"params": params}, b, method="encode")[1])
+    return params, encode
+
+
+def test_without_width_there_are_no_decayed_counts(batch):
+    with_counts, encode = latents({"count_width": 4}, batch)
+    without, encode0 = latents({"count_width": 0}, batch)
+    assert with_counts.keys() - without.keys() == {"counts"}
+    assert np.isfinite(encode0(batch)).all() and np.isfinite(encode(batch)).all()
+    with pytest.raises(AssertionError):
+        np.testing.assert_allclose(encode(batch), encode0(batch), atol=1e-3)
+
+
+def test_a_long_shortest_period_hides_the_time_of_day(batch):
+    later = {**batch, "query_age": batch["query_age"] + np.float32([0, 0.37])}
+    shift = {}
+    for period in (0.25, 1000.0):
+        _, encode = latents({"shortest_period_days": period}, batch)
+        shift[period] = np.abs(np.asarray(encode(later)) - np.asarray(encode(batch))).max()
+    assert shift[0.25] > 0.05 and shift[1000.0] < 0.01 * shift[0.25]
