@@ -2,12 +2,13 @@
 
 import logging
 
+import jax
 import jax.numpy as jnp
 
-from ehrwear_jax.ops.kernel_attention import reference
+from ehrwear_jax.ops.kernel_attention import reference, xla
 
 # Name -> callable; the first that can run the call is taken when none is named.
-IMPLEMENTATIONS = {"reference": reference.kernel_attention_reference}
+IMPLEMENTATIONS = {"xla": xla.kernel_attention_xla, "reference": reference.kernel_attention_reference}
 _logged = set()
 
 
@@ -30,7 +31,11 @@ def kernel_attention(
     scale=None,
     dropout_rate=0.0,
     dropout_key=None,
+    skip_tolerance=0.0,
     implementation=None,
+    return_residuals=False,
+    newest_time_BxT=None,
+    first_index=(0, 0, 0, 0),
 ):
     """Attention with logits scale * q.k + bias[modality of the query] + log K(time gap); see `reference`.
 
@@ -77,12 +82,12 @@ def kernel_attention(
     if name not in _logged:
         _logged.add(name)
         logging.info("kernel_attention: implementation %s", name)
-    return IMPLEMENTATIONS[name](
+    out, log_sum_exp = IMPLEMENTATIONS[name](
         q_BxTxHxD,
         k_BxSxHxD,
         v_BxSxHxD,
-        q_time_BxT=q_time_BxT,
-        k_time_BxS=k_time_BxS,
+        q_time_BxT=jax.lax.stop_gradient(q_time_BxT),
+        k_time_BxS=jax.lax.stop_gradient(k_time_BxS),
         kv_range_BxTx2=kv_range_BxTx2,
         kernel=kernel,
         source_bias_BxHxMxS=source_bias_BxHxMxS,
@@ -90,4 +95,8 @@ def kernel_attention(
         scale=scale,
         dropout_rate=dropout_rate,
         dropout_key=dropout_key,
+        skip_tolerance=skip_tolerance,
+        newest_time_BxT=newest_time_BxT,
+        first_index=first_index,
     )
+    return (out, log_sum_exp) if return_residuals else out

@@ -9,8 +9,17 @@ The operation (paper, section 3.2), for batch b, head h, query i and visible key
     RationalQuadratic:   K(d) = (1 + d^2 / (2 alpha length^2)) ** -alpha
     None:                K(d) = 1
 
-Key j is visible to query i when kv_range[b, i, 0] <= j < kv_range[b, i, 1]; a query with no visible key gets
-zeros. Every faster implementation is tested against this file.
+Key j is visible to query i when kv_range[b, i, 0] <= j < kv_range[b, i, 1]; a query with no visible key gets zeros.
+
+Softmax ignores a factor per row, so everything here works with K relative to the query's newest visible key. With
+n_i the time of that key (at most t_i), g_i = t_i - n_i and u_ij = n_i - min(t_j, t_i) >= 0:
+
+    K(g_i + u_ij) / K(g_i) = sum_r p_ir exp(-gamma_r u_ij),   p_ir = softmax_r(log beta_r - gamma_r g_i)
+    ... and for the quadratic  (1 + u_ij (2 g_i + u_ij) / c_i) ** -alpha,   c_i = 2 alpha length^2 + g_i^2
+
+Without this, years after the last event every log K is a large negative number, and float32 has no digits left for the
+differences between keys, nor for the gradient of gamma, whose terms cancel. p and c depend on the query and the head
+alone. Every faster implementation shares `kernel_rows` and is tested against this file.
 """
 
 import dataclasses
@@ -54,32 +63,69 @@ def visible_BxTxS(kv_range_BxTx2, n_keys):
     return (position_S[None, None] >= start_BxTx1) & (position_S[None, None] < stop_BxTx1)
 
 
-def log_kernel_BxHxTxS(kernel, q_time_BxT, k_time_BxS, mask_BxTxS):
-    """log K(max(t_i - t_j, 0)) up to a constant per query, which softmax ignores.
+def newest_visible(k_time_BxS, kv_range_BxTx2):
+    """Time of the newest key in each query's range, -inf for an empty one: [B, T], in O((S + T) log S).
 
-    For the mixture, the slowest decay is taken out of the sum and measured from the query's newest visible key:
-    log K = -gamma_min (gap - gap_newest) + log sum_r beta_r exp(-(gamma_r - gamma_min) gap). Without this, after a
-    gap of years every logit is a large negative number and float32 has no digits left for their differences.
+    Maxima over all stretches of 2^l keys; a range is the union of two of them.
     """
-    q_BxTx1, k_Bx1xS = q_time_BxT[:, :, None], k_time_BxS[:, None, :]
-    gap_Bx1xTxS = jnp.where(mask_BxTxS, jnp.maximum(q_BxTx1 - k_Bx1xS, 0.0), 0.0)[:, None]
+    n_key = k_time_BxS.shape[1]
+    levels = [k_time_BxS]
+    while 2 ** len(levels) <= n_key:
+        last, half = levels[-1], 2 ** (len(levels) - 1)
+        # the tail, where a stretch would leave the keys, is never asked for
+        levels.append(jnp.concatenate([jnp.maximum(last[:, :-half], last[:, half:]), last[:, -half:]], axis=1))
+    table_BxLS = jnp.concatenate(levels, axis=1)
+    start_BxT = jnp.clip(kv_range_BxTx2[..., 0], 0, n_key)
+    length_BxT = jnp.clip(kv_range_BxTx2[..., 1], 0, n_key) - start_BxT
+    level_BxT = 31 - jax.lax.clz(jnp.maximum(length_BxT, 1).astype(jnp.int32))
+    width_BxT = jnp.left_shift(jnp.int32(1), level_BxT)
+    first_BxT = level_BxT * n_key + jnp.minimum(start_BxT, n_key - 1)
+    ends = [first_BxT, first_BxT + jnp.maximum(length_BxT - width_BxT, 0)]
+    newest_BxT = jnp.maximum(*(jnp.take_along_axis(table_BxLS, at, axis=1) for at in ends))
+    return jnp.where(length_BxT > 0, newest_BxT, -jnp.inf)
+
+
+def row_times(q_time_BxT, k_time_BxS, kv_range_BxTx2, newest_BxT=None):
+    """(n_BxT, g_BxT) of the module docstring; an empty range gives n = t, g = 0."""
+    if newest_BxT is None:
+        newest_BxT = newest_visible(k_time_BxS, kv_range_BxTx2)
+    newest_BxT = jnp.minimum(jnp.where(jnp.isfinite(newest_BxT), newest_BxT, q_time_BxT), q_time_BxT)
+    return newest_BxT, q_time_BxT - newest_BxT
+
+
+def kernel_rows(kernel, gap_BxT):
+    """What the kernel is for one query: constants per row and component, and per component.
+
+    Returns:
+      (kind, row_BxHxTxR, head_HxR): kind "mixture": log p and gamma; "quadratic" (R = 1): c and alpha; "none" (R = 0).
+    """
+    gap_Bx1xTx1 = gap_BxT[:, None, :, None]
+    if kernel is None:
+        shape = (gap_BxT.shape[0], 1, gap_BxT.shape[1], 0)
+        return "none", jnp.zeros(shape, gap_BxT.dtype), jnp.zeros((1, 0), gap_BxT.dtype)
     if isinstance(kernel, RationalQuadratic):
-        alpha_Hx1x1, length_Hx1x1 = kernel.alpha_H[:, None, None], kernel.length_H[:, None, None]
-        ratio = jnp.square(gap_Bx1xTxS / length_Hx1x1[None]) / (2.0 * alpha_Hx1x1[None])
-        return -alpha_Hx1x1[None] * jnp.log1p(ratio)
-    newest_BxTx1 = jnp.max(
-        jnp.where(mask_BxTxS, jnp.broadcast_to(k_Bx1xS, mask_BxTxS.shape), -jnp.inf), -1, keepdims=True
-    )
-    newest_BxTx1 = jnp.minimum(jnp.where(jnp.isfinite(newest_BxTx1), newest_BxTx1, q_BxTx1), q_BxTx1)
-    behind_Bx1xTxS = jnp.where(mask_BxTxS, newest_BxTx1 - jnp.minimum(k_Bx1xS, q_BxTx1), 0.0)[:, None]
-    slowest_1xHx1x1 = jnp.min(kernel.gamma_HxR, axis=-1)[None, :, None, None]
-    total = 0.0
-    for r in range(kernel.gamma_HxR.shape[-1]):  # a loop keeps memory at one [B, H, T, S] array per term
-        beta = kernel.beta_HxR[:, r][None, :, None, None]
-        gamma = kernel.gamma_HxR[:, r][None, :, None, None]
-        total = total + beta * jnp.exp(-(gamma - slowest_1xHx1x1) * gap_Bx1xTxS)
-    # far out only the slowest component is left and cannot underflow: its exponent is zero
-    return -slowest_1xHx1x1 * behind_Bx1xTxS + jnp.log(total)
+        alpha_Hx1, length_Hx1 = (x.astype(gap_BxT.dtype)[:, None] for x in (kernel.alpha_H, kernel.length_H))
+        row = (2.0 * alpha_Hx1 * jnp.square(length_Hx1))[None, :, None] + jnp.square(gap_Bx1xTx1)
+        return "quadratic", row, alpha_Hx1
+    beta_HxR, gamma_HxR = (x.astype(gap_BxT.dtype) for x in (kernel.beta_HxR, kernel.gamma_HxR))
+    log_beta_HxR = jnp.log(jnp.maximum(beta_HxR, jnp.finfo(gap_BxT.dtype).tiny))
+    row = jax.nn.log_softmax(log_beta_HxR[None, :, None] - gamma_HxR[None, :, None] * gap_Bx1xTx1, axis=-1)
+    return "mixture", row, gamma_HxR
+
+
+def log_kernel(kind, row_BxHxTxR, head_HxR, behind_BxTxS, gap_BxT):
+    """log K(g + u) - log K(g), [B, H, T, S], for u = behind_BxTxS >= 0; differentiable without loss of digits."""
+    u = behind_BxTxS[:, None]
+    if kind == "quadratic":
+        ratio = u * (2.0 * gap_BxT[:, None, :, None] + u) / row_BxHxTxR
+        return -head_HxR[None, :, :, None] * jnp.log1p(ratio)
+    terms = [(row_BxHxTxR[..., r, None], -head_HxR[None, :, r, None, None] * u) for r in range(head_HxR.shape[1])]
+    # near 1 by what is missing from 1; far below 1 in logarithms, which cannot underflow
+    missing = sum(jnp.exp(log_p) * jnp.expm1(decay) for log_p, decay in terms)
+    near = missing > -0.9
+    peak = jax.lax.stop_gradient(jnp.max(jnp.stack([a + b for a, b in terms]), axis=0))
+    far = peak + jnp.log(sum(jnp.exp(log_p + decay - peak) for log_p, decay in terms))
+    return jnp.where(near, jnp.log1p(jnp.where(near, missing, 0.0)), far)
 
 
 def _mix(word):
@@ -89,20 +135,26 @@ def _mix(word):
     return word ^ (word >> 16)
 
 
-def dropout_keep(key, batch, head, query, position, rate):
+def dropout_seed(key):
+    """uint32 [2] of a JAX PRNG key, typed or raw."""
+    data = jax.random.key_data(key) if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) else key
+    data = data.ravel().astype(jnp.uint32)
+    return jnp.stack([data[0], data[-1]])
+
+
+def dropout_keep(seed, batch, head, query, position, rate):
     """Which attention weights survive dropout: a pure function of global indices.
 
     Args:
-      key: a JAX PRNG key, typed or raw uint32[2].
-      batch, head, query, position: uint32 arrays of *global* indices, broadcast against one another.
+      seed: pair of uint32, see dropout_seed.
+      batch, head, query, position: arrays of *global* indices, broadcast against one another.
       rate: probability of dropping.
 
     Returns:
       Boolean array of the broadcast shape. The same entries are dropped by every implementation and sharding.
     """
-    data = jax.random.key_data(key) if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) else key
-    word = _mix(data.ravel()[0].astype(jnp.uint32))
-    for counter in (data.ravel()[-1], batch, head, query, position):
+    word = _mix(seed[0])
+    for counter in (seed[1], batch, head, query, position):
         word = _mix(word + jnp.asarray(counter).astype(jnp.uint32) * jnp.uint32(0x9E3779B9) + jnp.uint32(0x85EBCA6B))
     # 24 bits fit a float32 exactly, so the threshold means the same on every platform
     return (word >> 8).astype(jnp.float32) >= jnp.float32(rate * 2.0**24)
@@ -122,15 +174,23 @@ def kernel_attention_reference(
     scale=None,
     dropout_rate=0.0,
     dropout_key=None,
+    skip_tolerance=0.0,
+    newest_time_BxT=None,
+    first_index=(0, 0, 0, 0),
 ):
-    """The definition above; arguments, result and errors as in `api.kernel_attention`."""
+    """The definition above; arguments and errors as in `api.kernel_attention`; nothing is ever skipped.
+
+    Returns:
+      (out_BxTxHxD, log_sum_exp_BxHxT).
+    """
+    del skip_tolerance
     n_batch, n_query, n_head, depth = q_BxTxHxD.shape
     n_key = k_BxSxHxD.shape[1]
     scale = depth**-0.5 if scale is None else scale
     dtype = jnp.promote_types(q_BxTxHxD.dtype, jnp.float32)
     q, k, v = (x.astype(dtype) for x in (q_BxTxHxD, k_BxSxHxD, v_BxSxHxD))
     mask_BxTxS = visible_BxTxS(kv_range_BxTx2, n_key)
-    logit_BxHxTxS = scale * jnp.einsum("bthd,bshd->bhts", q, k, precision="highest")
+    logit_BxHxTxS = jnp.einsum("bthd,bshd->bhts", q * scale, k, precision="highest")
     if source_bias_BxHxMxS is not None:
         n_modality = source_bias_BxHxMxS.shape[2]
         onehot_BxTxM = jax.nn.one_hot(q_modality_BxT, n_modality, dtype=dtype)
@@ -138,19 +198,30 @@ def kernel_attention_reference(
             "btm,bhms->bhts", onehot_BxTxM, source_bias_BxHxMxS.astype(dtype), precision="highest"
         )
     if kernel is not None:
-        logit_BxHxTxS += log_kernel_BxHxTxS(kernel, q_time_BxT.astype(dtype), k_time_BxS.astype(dtype), mask_BxTxS)
+        q_time_BxT, k_time_BxS = q_time_BxT.astype(dtype), k_time_BxS.astype(dtype)
+        n_BxT, gap_BxT = row_times(q_time_BxT, k_time_BxS, kv_range_BxTx2, newest_time_BxT)
+        known_BxTxS = jnp.minimum(k_time_BxS[:, None], q_time_BxT[..., None])
+        behind_BxTxS = jnp.where(mask_BxTxS, jnp.maximum(n_BxT[..., None] - known_BxTxS, 0.0), 0.0)
+        kind, row, head = kernel_rows(kernel, gap_BxT)
+        logit_BxHxTxS += log_kernel(kind, row, head, behind_BxTxS, gap_BxT)
     mask_Bx1xTxS = mask_BxTxS[:, None]
     logit_BxHxTxS = jnp.where(mask_Bx1xTxS, logit_BxHxTxS, -jnp.inf)
     peak = jax.lax.stop_gradient(jnp.max(logit_BxHxTxS, axis=-1, keepdims=True))
-    weight = jnp.where(mask_Bx1xTxS, jnp.exp(logit_BxHxTxS - jnp.where(jnp.isfinite(peak), peak, 0.0)), 0.0)
+    peak = jnp.where(jnp.isfinite(peak), peak, 0.0)
+    weight = jnp.where(mask_Bx1xTxS, jnp.exp(logit_BxHxTxS - peak), 0.0)
     total = jnp.sum(weight, axis=-1, keepdims=True)
-    weight = weight / jnp.where(total > 0, total, 1.0)
+    any_visible = total > 0
+    log_sum_exp = jnp.where(any_visible, peak + jnp.log(jnp.where(any_visible, total, 1.0)), -jnp.inf)
+    weight = weight / jnp.where(any_visible, total, 1.0)
     if dropout_rate > 0.0:
+        b, h, t, s = first_index
         index = (
-            jnp.arange(n_batch)[:, None, None, None],
-            jnp.arange(n_head)[None, :, None, None],
-            jnp.arange(n_query)[None, None, :, None],
-            jnp.arange(n_key)[None, None, None, :],
+            (b + jnp.arange(n_batch))[:, None, None, None],
+            (h + jnp.arange(n_head))[None, :, None, None],
+            (t + jnp.arange(n_query))[None, None, :, None],
+            (s + jnp.arange(n_key))[None, None, None, :],
         )
-        weight = jnp.where(dropout_keep(dropout_key, *index, dropout_rate), weight / (1.0 - dropout_rate), 0.0)
-    return jnp.einsum("bhts,bshd->bthd", weight, v, precision="highest").astype(q_BxTxHxD.dtype)
+        keep = dropout_keep(dropout_seed(dropout_key), *index, dropout_rate)
+        weight = jnp.where(keep, weight / (1.0 - dropout_rate), 0.0)
+    out = jnp.einsum("bhts,bshd->bthd", weight, v, precision="highest").astype(q_BxTxHxD.dtype)
+    return out, log_sum_exp[..., 0]

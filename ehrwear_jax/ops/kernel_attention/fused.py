@@ -1,0 +1,188 @@
+"""What all fused implementations share: arguments in the form that tiles need, and the custom derivative.
+
+An implementation is a pair of passes, each over one problem:
+
+    forward(spec, problem) -> (out_BxHxTxD, log_sum_exp_BxHxT, saved)
+    backward(spec, problem, saved, d_out_BxHxTxD, log_sum_exp_BxHxT, delta_BxHxT) -> gradients by name, see `GRADIENTS`
+
+`log_sum_exp` is of s_ij + log(K_ij / K(g_i)) over the visible keys, -inf where there is none; `delta` is the row sum of
+out * d_out, less the cotangent of log_sum_exp; both passes use the notation of `reference` and `tiles`. `saved` is any
+pytree of arrays that the forward pass leaves for the backward one.
+"""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ehrwear_jax.ops.kernel_attention import reference
+
+# The entries of a problem that have a gradient.
+GRADIENTS = ("q", "k", "v", "extra_k", "row", "head")
+# A problem's other entries.
+CONSTANTS = ("extra_q", "q_time", "newest", "start", "stop", "k_time", "seed", "first")
+
+
+@dataclasses.dataclass(frozen=True)
+class Spec:
+    """What is static.
+
+    Attributes:
+      kind: "mixture", "quadratic" or "none", see reference.kernel_rows.
+      passes: (forward, backward).
+      block_q, block_k: rows and columns of a tile.
+      dropout_rate, skip_tolerance: as in api.kernel_attention.
+      options: what else an implementation needs, hashable.
+    """
+
+    kind: str
+    passes: tuple
+    block_q: int
+    block_k: int
+    dropout_rate: float
+    skip_tolerance: float
+    options: tuple = ()
+
+
+def call(
+    passes,
+    q_BxTxHxD,
+    k_BxSxHxD,
+    v_BxSxHxD,
+    *,
+    q_time_BxT,
+    k_time_BxS,
+    kv_range_BxTx2,
+    kernel,
+    source_bias_BxHxMxS,
+    q_modality_BxT,
+    scale,
+    dropout_rate,
+    dropout_key,
+    skip_tolerance,
+    newest_time_BxT,
+    first_index,
+    block_q,
+    block_k,
+    dtype,
+    one_row_at_a_time=False,
+    options=(),
+):
+    """Runs an implementation's passes; arguments as in `api.kernel_attention`.
+
+    Args:
+      dtype: of q, k and v inside the products.
+      one_row_at_a_time: loop over the batch, so that each row visits only the tiles that it needs.
+
+    A problem is a dict of
+      q [B, H, T, D], scaled; k [B, H, S, D]; v [B, H, S, D]: in `dtype`,
+      extra_q [B, T, X], extra_k [B, H, S, X]: more columns of q and k, which carry the modality bias (X = 0: none),
+      row [B, H, T, R], head [H, R]: the kernel, see reference.kernel_rows ([B, 1, T, 0] and [1, 0] without one),
+      q_time, newest [B, T]; start, stop [B, T] int32; k_time [B, S]; seed uint32 [2]; first int32 [4].
+
+    Returns:
+      (out_BxTxHxD in q's dtype, log_sum_exp_BxHxT).
+    """
+    n_batch, n_query, n_head, depth = q_BxTxHxD.shape
+    n_key = k_BxSxHxD.shape[1]
+    scale = depth**-0.5 if scale is None else scale
+    wide = jnp.promote_types(q_BxTxHxD.dtype, jnp.float32)
+    q, k, v = (jnp.moveaxis(x, 2, 1).astype(dtype) for x in (q_BxTxHxD.astype(wide) * scale, k_BxSxHxD, v_BxSxHxD))
+    if source_bias_BxHxMxS is None:
+        extra_q, extra_k = jnp.zeros((n_batch, n_query, 0), dtype), jnp.zeros((n_batch, n_head, n_key, 0), dtype)
+    else:
+        onehot_BxTxM = jax.nn.one_hot(q_modality_BxT, source_bias_BxHxMxS.shape[2], dtype=dtype)
+        parts = [jnp.swapaxes(x, 2, 3) for x in _parts(source_bias_BxHxMxS.astype(wide), dtype)]
+        extra_q = jnp.concatenate([onehot_BxTxM] * len(parts), axis=-1)
+        extra_k = jnp.concatenate(parts, axis=-1)
+    q_time_BxT, k_time_BxS = q_time_BxT.astype(wide), k_time_BxS.astype(wide)
+    newest_BxT, gap_BxT = reference.row_times(q_time_BxT, k_time_BxS, kv_range_BxTx2, newest_time_BxT)
+    kind, row_BxHxTxR, head_HxR = reference.kernel_rows(kernel, gap_BxT)
+    range_BxTx2 = jnp.clip(kv_range_BxTx2.astype(jnp.int32), 0, n_key)
+    spec = Spec(
+        kind,
+        passes,
+        min(block_q, n_query),
+        min(block_k, n_key),
+        float(dropout_rate),
+        float(skip_tolerance),
+        options,
+    )
+    by_row = {
+        "q": q,
+        "k": k,
+        "v": v,
+        "extra_q": extra_q,
+        "extra_k": extra_k,
+        "row": row_BxHxTxR,
+        "q_time": q_time_BxT,
+        "newest": newest_BxT,
+        "start": range_BxTx2[..., 0],
+        "stop": range_BxTx2[..., 1],
+        "k_time": k_time_BxS,
+    }
+    seed = reference.dropout_seed(dropout_key) if dropout_rate > 0.0 else jnp.zeros((2,), jnp.uint32)
+    first = jnp.stack([jnp.asarray(x, jnp.int32) for x in first_index])
+
+    def run(by_row, first):
+        return _attention(spec, by_row | {"head": head_HxR, "seed": seed, "first": first})
+
+    if one_row_at_a_time and n_batch > 1:
+
+        def one(b, by_row):
+            return jax.tree.map(lambda x: x[0], run({n: x[None] for n, x in by_row.items()}, first.at[0].add(b)))
+
+        out, log_sum_exp = jax.lax.map(lambda x: one(*x), (jnp.arange(n_batch), by_row))
+    else:
+        out, log_sum_exp = run(by_row, first)
+    return jnp.moveaxis(out, 1, 2).astype(q_BxTxHxD.dtype), log_sum_exp
+
+
+def _parts(x, dtype):
+    """x as summands of `dtype`: itself, or bfloat16 halves that together keep 16 bits."""
+    high = x.astype(dtype)
+    return (high,) if dtype != jnp.bfloat16 else (high, (x - high.astype(x.dtype)).astype(dtype))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _attention(spec, problem):
+    return spec.passes[0](spec, problem)[:2]
+
+
+def _attention_fwd(spec, problem):
+    out, log_sum_exp, saved = spec.passes[0](spec, problem)
+    return (out, log_sum_exp), (problem, saved, out, log_sum_exp)
+
+
+def _attention_bwd(spec, residuals, cotangents):
+    problem, saved, out, log_sum_exp = residuals
+    d_out, d_log_sum_exp = cotangents
+    problem |= _first_order_only({name: problem[name] for name in GRADIENTS})
+    d_out = _first_order_only(d_out)
+    delta = jnp.sum(d_out * out, axis=-1) - jnp.where(jnp.isfinite(log_sum_exp), d_log_sum_exp, 0.0)
+    grads = spec.passes[1](spec, problem, saved, d_out, log_sum_exp, delta)
+    nothing = {name: _no_gradient(problem[name]) for name in CONSTANTS}
+    return ({name: grads[name].astype(problem[name].dtype) for name in GRADIENTS} | nothing,)
+
+
+_attention.defvjp(_attention_fwd, _attention_bwd)
+
+
+def _no_gradient(x):
+    return jnp.zeros_like(x) if jnp.issubdtype(x.dtype, jnp.inexact) else np.zeros(x.shape, jax.dtypes.float0)
+
+
+@jax.custom_jvp
+def _first_order_only(x):
+    """The identity; differentiating what depends on it says why that is not possible."""
+    return x
+
+
+@_first_order_only.defjvp
+def _refuse(primals, tangents):
+    raise NotImplementedError(
+        "kernel_attention: second derivatives exist with implementation='reference' only; the fused ones recompute "
+        "their tiles in the backward pass, which cannot be differentiated again"
+    )
