@@ -109,7 +109,9 @@ def kernel_rows(kernel, gap_BxT):
         return "quadratic", row, alpha_Hx1
     beta_HxR, gamma_HxR = (x.astype(gap_BxT.dtype) for x in (kernel.beta_HxR, kernel.gamma_HxR))
     log_beta_HxR = jnp.log(jnp.maximum(beta_HxR, jnp.finfo(gap_BxT.dtype).tiny))
-    row = jax.nn.log_softmax(log_beta_HxR[None, :, None] - gamma_HxR[None, :, None] * gap_Bx1xTx1, axis=-1)
+    # relative to the slowest rate: large numbers, which round differently wherever XLA computes them again, cancel here
+    over_HxR = gamma_HxR - jax.lax.stop_gradient(jnp.min(gamma_HxR, axis=-1, keepdims=True))
+    row = jax.nn.log_softmax(log_beta_HxR[None, :, None] - over_HxR[None, :, None] * gap_Bx1xTx1, axis=-1)
     return "mixture", row, gamma_HxR
 
 
