@@ -1,4 +1,4 @@
-"""What every test runs under: a CPU split into four devices, strict broadcasting, bounded threads.
+"""What every test runs under: a CPU split into eight devices, strict broadcasting, bounded threads.
 
 Nothing that reads these settings may be imported above them.
 """
@@ -30,7 +30,7 @@ from absl import flags
 from hypothesis import settings
 
 # Set here and not in the environment: a program that a test starts has its own devices.
-jax.config.update("jax_num_cpu_devices", 4)
+jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 # Worker processes of grain and anything else that reads absl flags work outside absl.app.

@@ -1,8 +1,83 @@
 """The blockwise implementation in plain XLA."""
 
-from kernel_attention_suite import Suite
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from kernel_attention_suite import Shape, Suite, arguments, device_arrays
+
+from ehrwear_jax.ops.kernel_attention import bench, kernel_attention
+
+SMALL = {"block_q": 16, "block_k": 16}
+LONG = Shape(1, 256, 256, 2, 16, 2)
 
 
 class TestXla(Suite):
     implementation = "xla"
-    options = (("block_q", 16), ("block_k", 16))
+    options = tuple(SMALL.items())
+
+
+def attend(x, **more):
+    learned, rest = device_arrays(LONG, x)
+    args, keywords = arguments(LONG, rest, learned)
+    return jax.jit(lambda: kernel_attention(*args, **keywords, implementation="xla", options=SMALL, **more))()
+
+
+def forgetful(seed, peak=1.0):
+    """A case whose slowest component forgets within a tenth of the history."""
+    return Suite().case(LONG, seed=seed, span=256.0, rates=(-0.3, 0.3), peak=peak, ties=0.0)
+
+
+@pytest.mark.parametrize("tolerance", [1e-6, 1e-3, 0.05])
+@pytest.mark.parametrize("peak", [0.1, 1.0, 5.0])
+def test_skipping_moves_the_output_within_its_bound(tolerance, peak):
+    for seed in range(3):
+        x = forgetful(seed, peak)
+        exact, skipped = attend(x), attend(x, skip_tolerance=tolerance)
+        bound = 2 * tolerance * np.abs(x["v"]).max() + 1e-6
+        assert np.abs(np.asarray(exact) - np.asarray(skipped)).max() <= bound
+
+
+def test_what_is_skipped_is_not_read():
+    """Values of the oldest keys that would make any sum with them infinite."""
+    x = forgetful(0)
+    x["v"][:, :64] = np.inf
+    exact, skipped = (np.asarray(attend(x, skip_tolerance=t))[:, 200:] for t in (0.0, 1e-4))
+    assert not np.any(np.isfinite(exact))
+    assert np.all(np.isfinite(skipped))
+
+
+def test_no_tolerance_skips_nothing_bit_for_bit():
+    x = forgetful(0)
+    np.testing.assert_array_equal(attend(x, skip_tolerance=0.0), attend(x))
+    # a bound too tight to be met visits the same tiles in the same order
+    np.testing.assert_array_equal(attend(x, skip_tolerance=1e-300), attend(x))
+
+
+def test_gradients_with_skipping_are_near_the_exact_ones():
+    learned, rest = device_arrays(LONG, forgetful(0))
+
+    def loss(learned, tolerance):
+        args, keywords = arguments(LONG, rest, learned)
+        out = kernel_attention(*args, **keywords, implementation="xla", options=SMALL, skip_tolerance=tolerance)
+        return jnp.sum(out**2)
+
+    exact, skipped = (jax.jit(jax.grad(lambda x, t=t: loss(x, t)))(learned) for t in (0.0, 1e-6))
+    for name, want in exact.items():
+        assert np.linalg.norm(skipped[name] - want) <= 1e-4 * np.linalg.norm(want), name
+
+
+def temporary_mib(length, implementation, block=128):
+    case = bench.Case(1, length, 2, 32, "float32", 2, 2)
+    options = {"block_q": block, "block_k": block} if implementation == "xla" else None
+    compiled = bench.compile_passes(case, implementation, options)["forward_backward"]
+    return compiled.memory_analysis().temp_size_in_bytes / 2**20
+
+
+def test_memory_is_linear_in_the_length_and_far_below_the_plain_formula():
+    mib = {n: temporary_mib(n, "xla") for n in (4096, 16384, 65536)}
+    plain = temporary_mib(4096, "plain")
+    print({n: round(x, 1) for n, x in mib.items()}, "MiB; plain formula at 4096:", round(plain, 1), "MiB")
+    assert mib[4096] <= plain / 8
+    assert mib[16384] <= 4.2 * mib[4096]
+    assert mib[65536] <= 4.2 * mib[16384]

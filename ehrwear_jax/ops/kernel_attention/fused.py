@@ -163,14 +163,15 @@ def _attention_bwd(spec, residuals, cotangents):
     d_out = _first_order_only(d_out)
     delta = jnp.sum(d_out * out, axis=-1) - jnp.where(jnp.isfinite(log_sum_exp), d_log_sum_exp, 0.0)
     grads = spec.passes[1](spec, problem, saved, d_out, log_sum_exp, delta)
-    nothing = {name: _no_gradient(problem[name]) for name in CONSTANTS}
+    nothing = {name: no_gradient(problem[name]) for name in CONSTANTS}
     return ({name: grads[name].astype(problem[name].dtype) for name in GRADIENTS} | nothing,)
 
 
 _attention.defvjp(_attention_fwd, _attention_bwd)
 
 
-def _no_gradient(x):
+def no_gradient(x):
+    """The cotangent of an argument that has none: float0 for integers, zeros for times."""
     return jnp.zeros_like(x) if jnp.issubdtype(x.dtype, jnp.inexact) else np.zeros(x.shape, jax.dtypes.float0)
 
 

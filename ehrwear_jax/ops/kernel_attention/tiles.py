@@ -96,10 +96,22 @@ class Tile:
         u = newest[..., None] - jnp.minimum(self.keys["time"][:, None], time[..., None])
         return jnp.maximum(u, 0.0), time - newest
 
+    def terms(self):
+        """Lists over r of -gamma_r u_ij and log(p_ir exp(-gamma_r u_ij)); the maximum of the latter over r."""
+        u, _ = self.behind()
+        row = self.block["row"]
+        decay = [-self.rate_1xHx1xR[..., r, None] * u[:, None] for r in range(row.shape[-1])]
+        terms = [row[..., r, None] + x for r, x in enumerate(decay)]
+        return decay, terms, functools.reduce(jnp.maximum, terms)
+
     def log_kernel(self):
+        """log(K_ij / K(g_i)) to an absolute error of float32's epsilon: enough for a weight."""
         if self.spec.kind == "none":
             return 0.0
-        return reference.log_kernel(self.spec.kind, self.block["row"], self.rate_1xHx1xR[0, :, 0], *self.behind())
+        if self.spec.kind == "quadratic":
+            return reference.log_kernel("quadratic", self.block["row"], self.rate_1xHx1xR[0, :, 0], *self.behind())
+        _, terms, peak = self.terms()
+        return peak + jnp.log(sum(jnp.exp(x - peak) for x in terms))
 
     # ------------------------------------------------------------------------------------------------------ forward
 
@@ -176,8 +188,7 @@ class Tile:
 
     def _direct_gradients(self):
         kind, row, rate = self.spec.kind, self.block["row"], self.rate_1xHx1xR
-        log_k = self.log_kernel()
-        weight = self._weights(self.scores() + log_k)
+        weight = self._weights(self.scores() + self.log_kernel())
         d_score = weight * self._value_product()
         shares = self._from(weight, d_score)
         if kind == "none":
@@ -188,17 +199,24 @@ class Tile:
             ratio = u * (2.0 * g_BxQ[:, None, :, None] + u) / row
             d_row = jnp.sum(d_score * ratio / (1.0 + ratio), axis=-1, keepdims=True) * rate / row
             return *shares, d_row, -jnp.sum(d_score * jnp.log1p(ratio), axis=-1, keepdims=True)
-        p = jnp.exp(row)
-        k = jnp.exp(log_k)
-        decay = [-rate[..., r, None] * u for r in range(row.shape[-1])]
-        less = [jnp.expm1(x) for x in decay]
-        mean_less = sum(p[..., r, None] * x for r, x in enumerate(less))
-        d_row, d_head = [], []
-        for r, x in enumerate(less):
-            share = jnp.exp(row[..., r, None] + decay[r] - log_k)
-            near = p[..., r, None] * (x - mean_less) / jnp.maximum(k, NEAR)
-            d_row.append(jnp.sum(d_score * jnp.where(k > NEAR, near, share - p[..., r, None]), axis=-1))
-            d_head.append(-jnp.sum(d_score * share * u, axis=-1))
+        decay, terms, peak = self.terms()
+        p = [jnp.exp(row[..., r, None]) for r in range(row.shape[-1])]
+        # barriers keep XLA from computing the exponentials again in each of the sums below
+        part = [jnp.exp(x - peak) for x in terms]
+        part, scale, d_score = jax.lax.optimization_barrier((part, jnp.exp(peak), d_score))
+        total = sum(part)
+        # pi_r - p_r: of K near 1 through p_r (exp(-gamma_r u) - 1), which is exact for small gamma_r u
+        less = [jnp.where(x > -0.3, a * jnp.expm1(x), e * scale - a) for x, e, a in zip(decay, part, p, strict=True)]
+        less, all_less = jax.lax.optimization_barrier((less, sum(less)))
+        near = scale * total > NEAR
+        per_k, per_lag = jax.lax.optimization_barrier(
+            (d_score / jnp.where(near, scale * total, total), d_score * u / total)
+        )
+        d_row = [
+            jnp.sum(per_k * jnp.where(near, x - a * all_less, e - a * total), axis=-1)
+            for x, e, a in zip(less, part, p, strict=True)
+        ]
+        d_head = [-jnp.sum(per_lag * e, axis=-1) for e in part]
         return *shares, jnp.stack(d_row, axis=-1), jnp.stack(d_head, axis=-1)
 
 

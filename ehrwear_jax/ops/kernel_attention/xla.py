@@ -10,12 +10,16 @@ import jax.numpy as jnp
 
 from ehrwear_jax.ops.kernel_attention import fused, tiles
 
-BLOCK = 256
+# Rows and columns of a tile: what fits a CPU's second-level cache, and what fills an accelerator.
+CPU_BLOCK, BLOCK = 128, 256
+# Up to so many keys a CPU takes them, and all rows of the batch, at once.
+WHOLE = 256
 
 
-def kernel_attention_xla(q_BxTxHxD, k_BxSxHxD, v_BxSxHxD, *, block_q=BLOCK, block_k=BLOCK, **arguments):
+def kernel_attention_xla(q_BxTxHxD, k_BxSxHxD, v_BxSxHxD, *, block_q=None, block_k=None, **arguments):
     """Arguments, results and errors as in `reference`; block_q, block_k: rows and columns of a tile."""
     on_cpu = jax.default_backend() == "cpu"
+    block = CPU_BLOCK if on_cpu and k_BxSxHxD.shape[1] > WHOLE else BLOCK
     # CPUs have no fast product of bfloat16
     narrow = q_BxTxHxD.dtype == jnp.bfloat16 and not on_cpu
     return fused.call(
@@ -24,10 +28,10 @@ def kernel_attention_xla(q_BxTxHxD, k_BxSxHxD, v_BxSxHxD, *, block_q=BLOCK, bloc
         k_BxSxHxD,
         v_BxSxHxD,
         **arguments,
-        block_q=block_q,
-        block_k=block_k,
+        block_q=block_q or block,
+        block_k=block_k or block,
         dtype=jnp.bfloat16 if narrow else jnp.promote_types(q_BxTxHxD.dtype, jnp.float32),
-        one_row_at_a_time=on_cpu,
+        one_row_at_a_time=on_cpu and k_BxSxHxD.shape[1] > WHOLE,
     )
 
 

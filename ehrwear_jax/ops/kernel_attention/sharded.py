@@ -1,0 +1,233 @@
+"""Kernel attention over the devices of a mesh: batch, heads and sequence may all be split.
+
+Batch rows and heads are independent. Where the *keys'* sequence is split, a device has queries whose keys lie
+elsewhere:
+
+    gather: keys, values, bias and key times are gathered (one all-gather each; their gradients come back by one
+            reduce-scatter each). Needs room for a whole row's keys, and little else.
+    ring:   they travel around the devices (one collective-permute each a step), and partial results are joined by
+            their log-sum-exp. Needs room for one part of the keys; only the key times are gathered, which the
+            reference time of every row is made of.
+
+The kernel's parameters lie with their heads; their gradients are summed over all other axes (one all-reduce each).
+Dropout is that of the whole call, whatever the mesh.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec
+
+from ehrwear_jax.ops.kernel_attention import reference
+from ehrwear_jax.ops.kernel_attention.api import kernel_attention
+from ehrwear_jax.ops.kernel_attention.fused import no_gradient
+
+METHODS = ("gather", "ring")
+
+
+def sharded_kernel_attention(
+    q_BxTxHxD,
+    k_BxSxHxD,
+    v_BxSxHxD,
+    *,
+    mesh,
+    q_spec,
+    k_spec,
+    q_time_BxT,
+    k_time_BxS,
+    kv_range_BxTx2,
+    kernel,
+    source_bias_BxHxMxS=None,
+    q_modality_BxT=None,
+    method="gather",
+    **options,
+):
+    """`api.kernel_attention` on global arrays that are split over a mesh.
+
+    Args:
+      mesh: a jax.sharding.Mesh. Inside jax.jit the arrays may lie anyhow; XLA moves them to the specs.
+      q_spec: PartitionSpec of q [B, T, H, D]; D is not split.
+      k_spec: of k and v [B, S, H, D]; B and H as in q_spec, S over at most one mesh axis.
+      method: "gather" or "ring", where k_spec splits S.
+      options: further arguments of api.kernel_attention, but return_residuals.
+
+    Returns:
+      out_BxTxHxD, split as q_spec says.
+
+    Raises:
+      ValueError: specs that disagree, or sizes that the mesh does not divide.
+    """
+    q_spec, k_spec = (PartitionSpec(*spec, *[None] * (4 - len(spec))) for spec in (q_spec, k_spec))
+    batch, queries, heads, _ = q_spec
+    keys = k_spec[1]
+    if (k_spec[0], k_spec[2]) != (batch, heads) or q_spec[3] is not None or k_spec[3] is not None:
+        raise ValueError(f"kernel_attention: q {q_spec} and k {k_spec} must split batch and heads alike, and no depth")
+    if isinstance(keys, tuple):
+        if len(keys) > 1:
+            raise ValueError(f"kernel_attention: keys over several mesh axes {keys}; they can lie over one")
+        keys = keys[0] if keys else None
+    if method not in METHODS:
+        raise ValueError(f"kernel_attention: method {method!r}; there are {METHODS}")
+    sizes = {
+        "batch": (q_BxTxHxD.shape[0], batch),
+        "queries": (q_BxTxHxD.shape[1], queries),
+        "heads": (q_BxTxHxD.shape[2], heads),
+        "keys": (k_BxSxHxD.shape[1], keys),
+    }
+    for what, (size, axes) in sizes.items():
+        if size % _count(mesh, axes):
+            raise ValueError(f"kernel_attention: {size} {what} do not divide over mesh axes {axes}")
+    arrays = {
+        "q": q_BxTxHxD,
+        "k": k_BxSxHxD,
+        "v": v_BxSxHxD,
+        "q_time": q_time_BxT,
+        "k_time": k_time_BxS,
+        "kv_range": kv_range_BxTx2,
+    }
+    specs = {
+        "q": q_spec,
+        "k": k_spec,
+        "v": k_spec,
+        "q_time": PartitionSpec(batch, queries),
+        "k_time": PartitionSpec(batch, k_spec[1]),
+        "kv_range": PartitionSpec(batch, queries, None),
+    }
+    if source_bias_BxHxMxS is not None:
+        arrays |= {"bias": source_bias_BxHxMxS, "modality": q_modality_BxT}
+        specs |= {"bias": PartitionSpec(batch, heads, None, k_spec[1]), "modality": PartitionSpec(batch, queries)}
+    key = options.pop("dropout_key", None)
+    if key is not None:
+        arrays["seed"], specs["seed"] = reference.dropout_seed(key), PartitionSpec(None)
+    kernel_spec = jax.tree.map(lambda x: PartitionSpec(heads, *[None] * (x.ndim - 1)), kernel)
+    local = functools.partial(
+        _local, batch=batch, queries=queries, heads=heads, keys=keys, mesh=mesh, method=method, options=options
+    )
+    # check_vma cannot look into a custom derivative with Pallas inside; replicated inputs get summed gradients anyway
+    return jax.shard_map(local, mesh=mesh, in_specs=(specs, kernel_spec), out_specs=q_spec, check_vma=False)(
+        arrays, kernel
+    )
+
+
+def _axes(axes):
+    return () if axes is None else axes if isinstance(axes, tuple) else (axes,)
+
+
+def _count(mesh, axes):
+    count = 1
+    for axis in _axes(axes):
+        count *= mesh.shape[axis]
+    return count
+
+
+def _first(axes, size):
+    """Global index of this device's first entry along a dimension that is split over `axes`."""
+    return jax.lax.axis_index(_axes(axes)) * size if _axes(axes) else jnp.int32(0)
+
+
+def _local(arrays, kernel, *, batch, queries, heads, keys, mesh, method, options):
+    """What one device does with its parts."""
+    q = arrays["q"]
+    first = (_first(batch, q.shape[0]), _first(heads, q.shape[2]), _first(queries, q.shape[1]))
+    if keys is not None and _count(mesh, keys) > 1 and method == "ring":
+        return _ring(arrays, kernel, first, keys, mesh.shape[keys], options)
+    if keys is not None:
+        gather = functools.partial(jax.lax.all_gather, axis_name=keys, tiled=True)
+        arrays = arrays | {name: gather(arrays[name], axis=1) for name in ("k", "v", "k_time")}
+        if "bias" in arrays:
+            arrays = arrays | {"bias": gather(arrays["bias"], axis=3)}
+    return _attend(arrays, kernel, (*first, 0), options)
+
+
+def _attend(arrays, kernel, first_index, options):
+    return kernel_attention(
+        arrays["q"],
+        arrays["k"],
+        arrays["v"],
+        q_time_BxT=arrays["q_time"],
+        k_time_BxS=arrays["k_time"],
+        kv_range_BxTx2=arrays["kv_range"],
+        kernel=kernel,
+        source_bias_BxHxMxS=arrays.get("bias"),
+        q_modality_BxT=arrays.get("modality"),
+        first_index=first_index,
+        dropout_key=arrays.get("seed"),
+        **options,
+    )
+
+
+def _ring(arrays, kernel, first, axis, n_device, options):
+    """Attention to the keys of all devices of `axis`, part by part."""
+    travelling = ("k", "v", "bias") if "bias" in arrays else ("k", "v")
+    n_local = arrays["k"].shape[1]
+    all_times = jax.lax.all_gather(arrays["k_time"], axis, axis=1, tiled=True)
+    newest = reference.newest_visible(all_times, arrays["kv_range"])
+    constants = {n: x for n, x in arrays.items() if n not in (*travelling, "q", "k_time")}
+    constants |= {"all_times": all_times, "newest": newest, "first": jnp.stack(first), "me": jax.lax.axis_index(axis)}
+    onward = [(i, (i + 1) % n_device) for i in range(n_device)]
+
+    def part(q, moving, kernel, constants, step):
+        """(out, log_sum_exp) of the keys that have come here after `step` steps."""
+        start = ((constants["me"] - step) % n_device) * n_local
+        keys = constants | moving | {"q": q}
+        keys["k_time"] = jax.lax.dynamic_slice_in_dim(constants["all_times"], start, n_local, axis=1)
+        keys["kv_range"] = jnp.clip(constants["kv_range"] - start, 0, n_local)
+        more = {"newest_time_BxT": constants["newest"], "return_residuals": True}
+        out, log_sum_exp = _attend(keys, kernel, (*constants["first"], start), options | more)
+        return out.astype(jnp.promote_types(out.dtype, jnp.float32)), log_sum_exp
+
+    def pass_on(moving):
+        return jax.tree.map(lambda x: jax.lax.ppermute(x, axis, onward), moving)
+
+    def forward(q, moving, kernel, constants):
+        def step(carry, i):
+            out, log_sum_exp, moving = carry
+            more, log_more = part(q, moving, kernel, constants, i)
+            joined = jnp.logaddexp(log_sum_exp, log_more)
+            out = _share(log_sum_exp, joined) * out + _share(log_more, joined) * more
+            return (out, joined, pass_on(moving)), None
+
+        dtype = jnp.promote_types(q.dtype, jnp.float32)
+        start = jnp.zeros((*q.shape[:3], moving["v"].shape[-1]), dtype)
+        nothing = jnp.full((q.shape[0], q.shape[2], q.shape[1]), -jnp.inf, dtype)
+        (out, log_sum_exp, _), _ = jax.lax.scan(step, (start, nothing, moving), jnp.arange(n_device))
+        return out, log_sum_exp
+
+    @jax.custom_vjp
+    def ring(q, moving, kernel, constants):
+        return forward(q, moving, kernel, constants)[0].astype(q.dtype)
+
+    def ring_fwd(q, moving, kernel, constants):
+        out, log_sum_exp = forward(q, moving, kernel, constants)
+        return out.astype(q.dtype), (q, moving, kernel, constants, out, log_sum_exp)
+
+    def ring_bwd(saved, d_out):
+        """Once more around, each part's gradients travelling with its keys until they are home again."""
+        q, moving, kernel, constants, out, log_sum_exp = saved
+        d_out = d_out.astype(out.dtype)
+        mean = jnp.sum(d_out * out, axis=-1)
+
+        def step(carry, i):
+            dq, d_kernel, moving, d_moving = carry
+            (more, log_more), pull = jax.vjp(lambda q, m, k: part(q, m, k, constants, i), q, moving, kernel)
+            share = _share(log_more, log_sum_exp)
+            d_log = jnp.moveaxis(share[..., 0] * (jnp.sum(d_out * more, axis=-1) - mean), 1, 2)
+            to_q, to_moving, to_kernel = pull((share * d_out, d_log))
+            add = functools.partial(jax.tree.map, lambda a, b: a + b.astype(a.dtype))
+            return (add(dq, to_q), add(d_kernel, to_kernel), *pass_on((moving, add(d_moving, to_moving)))), None
+
+        wide = functools.partial(jax.tree.map, lambda x: jnp.zeros(x.shape, jnp.promote_types(x.dtype, jnp.float32)))
+        start = (wide(q), wide(kernel), moving, wide(moving))
+        (dq, d_kernel, _, d_moving), _ = jax.lax.scan(step, start, jnp.arange(n_device))
+        narrow = functools.partial(jax.tree.map, lambda g, x: g.astype(x.dtype))
+        return narrow(dq, q), narrow(d_moving, moving), narrow(d_kernel, kernel), jax.tree.map(no_gradient, constants)
+
+    ring.defvjp(ring_fwd, ring_bwd)
+    return ring(arrays["q"], {n: arrays[n] for n in travelling}, kernel, constants)
+
+
+def _share(log_part_BxHxT, log_whole_BxHxT):
+    """Weight of a part in the whole, [B, T, H, 1]; 0 for an empty part."""
+    share = jnp.where(jnp.isfinite(log_part_BxHxT), jnp.exp(log_part_BxHxT - log_whole_BxHxT), 0.0)
+    return jnp.moveaxis(share, 1, 2)[..., None]
