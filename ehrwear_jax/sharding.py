@@ -3,6 +3,9 @@
 import jax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
+from ehrwear_jax.ops.kernel_attention import kernel_attention
+from ehrwear_jax.ops.kernel_attention.sharded import sharded_kernel_attention
+
 AXES = ("data",)
 
 
@@ -34,3 +37,19 @@ def device_batch(batch, mesh):
         raise ValueError(f"a batch of {n_global} rows does not divide over {n_devices} devices")
     sharding = batch_sharding(mesh)
     return {k: jax.make_array_from_process_local_data(sharding, v) for k, v in batch.items()}
+
+
+def attention(mesh):
+    """The kernel attention op for arrays of global batches on this mesh, called like `kernel_attention`.
+
+    Left to itself, XLA would gather the batch around a fused kernel, or ask all devices what each tile sees.
+    """
+
+    def attend(q_BxTxHxD, *arguments, **keywords):
+        # an example of one row, as parameters are initialised with, has no place on several devices
+        if mesh.size == 1 or q_BxTxHxD.shape[0] % mesh.shape["data"]:
+            return kernel_attention(q_BxTxHxD, *arguments, **keywords)
+        specs = {"mesh": mesh, "q_spec": PartitionSpec("data"), "k_spec": PartitionSpec("data")}
+        return sharded_kernel_attention(q_BxTxHxD, *arguments, **specs, **keywords)
+
+    return attend

@@ -20,6 +20,7 @@ from ehrwear_jax import losses, schedules, sharding
 from ehrwear_jax.checkpoint import Checkpoints
 from ehrwear_jax.data import pipeline
 from ehrwear_jax.models.multimodal import ModelConfig, MultimodalModel
+from ehrwear_jax.ops.kernel_attention import kernel_attention
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,11 +60,15 @@ class NonFiniteStep(RuntimeError):
 # ------------------------------------------------------------------------------------------------ model and optimiser
 
 
-def make_model(patients, options):
-    """The model that fits the patients' data; options: the ModelConfig fields that are not given by data."""
+def make_model(patients, options, mesh=None):
+    """The model that fits the patients' data; options: the ModelConfig fields that are not given by data.
+
+    mesh: where its batches will lie; None for one device.
+    """
     shape = patients.batch_shape()
     return MultimodalModel(
-        ModelConfig(
+        attend=sharding.attention(mesh) if mesh is not None else kernel_attention,
+        config=ModelConfig(
             vocabulary=len(patients.vocabulary),
             steps=shape.steps,
             channels=shape.channels if shape.windows else 0,
@@ -74,7 +79,7 @@ def make_model(patients, options):
             later_rates=patients.later_rates(),
             recalled_tokens=shape.recalled_tokens,
             **options,
-        )
+        ),
     )
 
 
@@ -198,7 +203,7 @@ def pretrain(folder, patients, validation, model_options, config, max_skipped=20
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     mesh = sharding.make_mesh()
-    model = make_model(patients, model_options)
+    model = make_model(patients, model_options, mesh)
     optimizer = make_optimizer(config)
     curriculum = schedules.curriculum(config.weights, active_terms(model, patients))
     state = init_state(model, optimizer, patients, config.seed, mesh)

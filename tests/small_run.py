@@ -29,7 +29,7 @@ def small_config(root):
     config.model.update({"width": 8, "n_layers": 1, "n_heads": 2, "mlp_width": 16, "token_width": 8,
                          "time_features": 8, "wear_width": 8, "wear_layers": 1, "wear_heads": 2,
                          "source_width": 4})  # fmt: skip
-    config.train.update({"steps": 6, "batch_size": 4, "peak_learning_rate": 3e-3, "warmup_steps": 2, "log_every": 1,
+    config.train.update({"steps": 6, "batch_size": 8, "peak_learning_rate": 3e-3, "warmup_steps": 2, "log_every": 1,
                          "validate_every": 3, "validate_batches": 1, "checkpoint_every": 2})  # fmt: skip
     config.train.weights.wear_to_ehr = (0.2, 1.0, 4)
     config.embed.update({"batch_size": 4, "trajectories": 2, "trajectory_points": 12})

@@ -36,7 +36,7 @@ def assert_same(got, want):
 @pytest.fixture(scope="module")
 def meshes():
     devices = jax.devices()
-    assert len(devices) == 4
+    assert len(devices) >= 4
     return {n: sharding.make_mesh(devices[:n]) for n in (1, 2, 4)}
 
 

@@ -4,10 +4,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from kernel_attention_suite import Shape, Suite, arguments, device_arrays
 
 from ehrwear_jax import batch as batch_lib
 from ehrwear_jax import losses, sharding
 from ehrwear_jax.models.multimodal import ModelConfig, MultimodalModel
+from ehrwear_jax.ops.kernel_attention import kernel_attention
 
 SHAPE = batch_lib.BatchShape(
     tokens=6, windows=2, steps=4, channels=1, patches=2, masked=3, events=3, queries=3, future_windows=2,
@@ -46,13 +48,14 @@ def make_batch(n_rows):
 
 
 def test_mesh_has_all_devices_or_those_given():
-    assert dict(sharding.make_mesh().shape) == {"data": 4}
+    assert dict(sharding.make_mesh().shape) == {"data": len(jax.devices())}
+    assert len(jax.devices()) == 8
     mesh = sharding.make_mesh(jax.devices()[1:3])
     assert list(mesh.devices.flat) == jax.devices()[1:3]
 
 
 def test_rows_lie_in_order_over_the_devices():
-    mesh = sharding.make_mesh()
+    mesh = sharding.make_mesh(jax.devices()[:4])
     batch = {"a": np.arange(24, dtype=np.int32).reshape(8, 3), "b": np.arange(8.0, dtype=np.float32)}
     placed = sharding.device_batch(batch, mesh)
     for name, whole in batch.items():
@@ -66,7 +69,7 @@ def test_rows_lie_in_order_over_the_devices():
 
 def test_rows_that_do_not_divide_are_refused():
     with pytest.raises(ValueError, match="a batch of 6 rows does not divide over 4 devices"):
-        sharding.device_batch({"a": np.zeros((6, 2))}, sharding.make_mesh())
+        sharding.device_batch({"a": np.zeros((6, 2))}, sharding.make_mesh(jax.devices()[:4]))
 
 
 def over_devices(n, function, shared, batch):
@@ -120,14 +123,40 @@ def test_losses_and_gradients_do_not_depend_on_the_number_of_devices():
 
 @pytest.mark.slow
 def test_training_of_the_whole_model_does_not_depend_on_the_number_of_devices():
-    model = MultimodalModel(CONFIG)
-    params = jax.jit(model.init)(jax.random.key(0), batch_lib.empty_batch(SHAPE, 1))["params"]
+    params = jax.jit(MultimodalModel(CONFIG).init)(jax.random.key(0), batch_lib.empty_batch(SHAPE, 1))["params"]
 
-    @jax.jit
-    def step(params, batch):
-        def objective(params):
-            return losses.total(model.apply({"params": params}, batch), batch, dict.fromkeys(losses.TERMS, 1.0))
+    def step(n):
+        # the attention op over the mesh, as in training
+        model = MultimodalModel(CONFIG, sharding.attention(sharding.make_mesh(jax.devices()[:n])))
 
-        return jax.value_and_grad(objective, has_aux=True)(params)
+        @jax.jit
+        def run(params, batch):
+            def objective(params):
+                out = model.apply({"params": params}, batch)
+                return losses.total(out, batch, dict.fromkeys(losses.TERMS, 1.0))
 
-    assert_same_training(*(over_devices(n, step, params, make_batch(8)) for n in (1, 4)))
+            return jax.value_and_grad(objective, has_aux=True)(params)
+
+        return run
+
+    assert_same_training(*(over_devices(n, step(n), params, make_batch(8)) for n in (1, 4)))
+
+
+def test_attention_over_the_mesh_moves_no_keys():
+    """Rows stay where they are: the compiled op has no collective but the sum of the kernel's gradients."""
+    case = Suite().case(shape := Shape(8, 8, 8, 2, 8, 2))
+    learned, rest = device_arrays(shape, case)
+    mesh = sharding.make_mesh()
+    place = sharding.batch_sharding(mesh)
+    learned |= {n: jax.device_put(learned[n], place) for n in ("q", "k", "v", "bias")}
+    rest = {n: jax.device_put(x, place) for n, x in rest.items()}
+
+    def objective(learned, attend):
+        args, keywords = arguments(shape, rest, learned)
+        return jnp.sum(attend(*args, **keywords) ** 2)
+
+    grad = jax.jit(jax.grad(lambda x: objective(x, sharding.attention(mesh))))
+    text = grad.lower(learned).compile().as_text()
+    assert "all-reduce" in text and "all-gather" not in text and "all-to-all" not in text
+    want = jax.grad(lambda x: objective(x, kernel_attention))(device_arrays(shape, case)[0])
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), grad(learned), want)

@@ -18,7 +18,7 @@ CONTEXT = {"tokens": 64, "windows": 32, "context_tokens": 40, "queries": 8, "eve
            "future_windows": 3, "future_codes": 5, "masked_contexts": 1.0, "ehr_mask": 0.4}  # fmt: skip
 MODEL = {"width": 16, "n_layers": 2, "n_heads": 2, "mlp_width": 32, "token_width": 8, "time_features": 8,
          "wear_width": 8, "wear_layers": 1, "wear_heads": 2, "source_width": 4}  # fmt: skip
-BATCH = 4
+BATCH = 8
 
 
 def train_config(**options):

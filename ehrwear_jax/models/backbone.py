@@ -1,6 +1,7 @@
 """The shared backbone: a causal transformer with kernel attention over tokens, and free-time queries over them."""
 
 import math
+from collections.abc import Callable
 
 import flax.linen as nn
 import jax
@@ -71,6 +72,7 @@ class Block(nn.Module):
     attention_dropout: float
     stochastic_depth: float
     attention: str | None
+    attend: Callable
     dtype: jnp.dtype
     deterministic: bool
 
@@ -96,7 +98,7 @@ class Block(nn.Module):
 
         def attend(norm_x, time, kv_range, modality):
             return merge(
-                kernel_attention(
+                self.attend(
                     project["query"](norm_x),
                     key,
                     value,
@@ -139,7 +141,8 @@ class Backbone(nn.Module):
 
     Attributes:
       remat: recompute blocks in the backward pass. unroll: layers per step of the scan.
-      attention: implementation of the op, None for the best available.
+      attention: implementation of the op, None for the best available. attend: the op itself, or what spreads it over
+        the devices of a mesh.
     """
 
     n_layers: int
@@ -153,6 +156,7 @@ class Backbone(nn.Module):
     attention_dropout: float = 0.0
     stochastic_depth: float = 0.0
     attention: str | None = None
+    attend: Callable = kernel_attention
     remat: bool = False
     unroll: int = 1
     dtype: jnp.dtype = jnp.float32
@@ -181,6 +185,7 @@ class Backbone(nn.Module):
             self.attention_dropout,
             self.stochastic_depth,
             self.attention,
+            self.attend,
             self.dtype,
             deterministic,
             name="blocks",

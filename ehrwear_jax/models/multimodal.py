@@ -1,6 +1,7 @@
 """The joint model: encoders, backbone, heads. Batch in; latents and predictions out."""
 
 import dataclasses
+from collections.abc import Callable
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -12,6 +13,7 @@ from ehrwear_jax.models.backbone import Backbone
 from ehrwear_jax.models.decayed_counts import DecayedCounts
 from ehrwear_jax.models.ehr_embedder import EhrEmbedder
 from ehrwear_jax.models.wearable_encoder import WearableEncoder
+from ehrwear_jax.ops.kernel_attention import kernel_attention
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,9 +62,14 @@ class ModelConfig:
 
 
 class MultimodalModel(nn.Module):
-    """Encoders, shared backbone and heads over one batch (see batch.FIELDS)."""
+    """Encoders, shared backbone and heads over one batch (see batch.FIELDS).
+
+    Attributes:
+      attend: the kernel attention op, or what spreads it over the devices of a mesh (sharding.attention).
+    """
 
     config: ModelConfig
+    attend: Callable = kernel_attention
 
     def setup(self):
         c = self.config
@@ -103,6 +110,7 @@ class MultimodalModel(nn.Module):
             c.attention_dropout,
             c.stochastic_depth,
             c.attention,
+            self.attend,
             c.remat,
             c.unroll,
             dtype,

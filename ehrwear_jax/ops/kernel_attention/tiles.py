@@ -119,7 +119,10 @@ class Tile:
         return self.dot("bhqe,bhke->bhqk", self.block["q"], self.keys["k"])
 
     def accumulate(self, direct, peak, total, acc):
-        """The running maximum [B, H, Q], sum of weights and weighted sum of values, with this tile."""
+        """The running maximum [B, H, Q], sum of weights and weighted sum of values, with this tile.
+
+        direct: whether to take log K without factors; True decides it when compiling.
+        """
 
         def add(logit, factor):
             logit = jnp.where(self.mask(), logit, -jnp.inf)
@@ -131,7 +134,7 @@ class Tile:
             value = self.dot("bhqk,bhkd->bhqd", self.dropped(weight).astype(self.keys["v"].dtype), self.keys["v"])
             return new, total * shrink + jnp.sum(weight, axis=-1), acc * shrink[..., None] + value
 
-        if self.spec.kind != "mixture":
+        if direct is True:
             return add(self.scores() + self.log_kernel(), None)
         return jax.lax.cond(
             direct | ~self.factorable(),
@@ -143,7 +146,7 @@ class Tile:
 
     def gradients(self, direct):
         """(dk, dv, dq, d_row, d_head): this tile's share; d_head row by row."""
-        if self.spec.kind != "mixture":
+        if direct is True:
             return self._direct_gradients()
         return jax.lax.cond(direct | ~self.factorable(), self._direct_gradients, self._factored_gradients)
 

@@ -71,6 +71,11 @@ def _key_blocks(spec, problem):
     return blocks | {"newest": jnp.max(jnp.where(real, blocks["time"], -jnp.inf), axis=-1)}
 
 
+def _is_one_block(spec, problem):
+    """A single block of keys needs no loop, and is best taken directly: it has every query's newest key."""
+    return problem["k"].shape[2] <= spec.block_k
+
+
 def _forward(spec, problem):
     """Saves the oldest key block that each query block visited, and whether all tiles were taken directly."""
     n_query = problem["q"].shape[2]
@@ -93,7 +98,10 @@ def _forward(spec, problem):
                     more = ~tiles.rest_is_negligible(spec, block, bounds, j, problem["head"], *sums[:2])
                 return (j - 1, more, *sums)
 
-            last, _, peak, total, acc = jax.lax.while_loop(lambda s: (s[0] >= block["lo"]) & s[1], visit, start)
+            if _is_one_block(spec, problem):
+                last, _, peak, total, acc = visit((jnp.int32(0), *start[1:]))
+            else:
+                last, _, peak, total, acc = jax.lax.while_loop(lambda s: (s[0] >= block["lo"]) & s[1], visit, start)
             safe = jnp.where(total > 0, total, 1.0)
             log_sum_exp = jnp.where(total > 0, peak + jnp.log(safe), -jnp.inf)
             sees = (block["stop"] > block["start"])[:, None]
@@ -103,16 +111,19 @@ def _forward(spec, problem):
         out, log_sum_exp, oldest, lost = jax.lax.map(one_block, queries)
         return _unblocked(out, 2, n_query), _unblocked(log_sum_exp, 2, n_query), oldest, jnp.any(lost)
 
-    out, log_sum_exp, oldest, lost = run(jnp.bool_(False))
-    if spec.kind == "mixture":
-        # factors that underflow together with the weights of all keys of a row: once more, in logarithms
-        found = (out, log_sum_exp, oldest)
-        out, log_sum_exp, oldest = jax.lax.cond(lost, lambda: run(jnp.bool_(True))[:3], lambda: found)
+    if spec.kind != "mixture" or _is_one_block(spec, problem):
+        out, log_sum_exp, *saved = run(True)
+        return out, log_sum_exp, tuple(saved)
+    *found, lost = run(jnp.bool_(False))
+    # factors that underflow together with the weights of all keys of a row: once more, in logarithms
+    out, log_sum_exp, oldest = jax.lax.cond(lost, lambda: run(jnp.bool_(True))[:3], lambda: tuple(found))
     return out, log_sum_exp, (oldest, lost)
 
 
 def _backward(spec, problem, saved, d_out, log_sum_exp, delta):
     oldest, direct = saved
+    if spec.kind != "mixture" or _is_one_block(spec, problem):
+        direct = True
     depth, n_query, n_key = problem["q"].shape[-1], problem["q"].shape[2], problem["k"].shape[2]
     queries = _query_blocks(spec, problem, d_out=d_out, log_sum_exp=log_sum_exp, delta=delta) | {"lo": oldest}
     keys = _key_blocks(spec, problem)
@@ -127,7 +138,10 @@ def _backward(spec, problem, saved, d_out, log_sum_exp, delta):
             return (j - 1, dk, dv, *(a + b for a, b in zip(per_query, more, strict=True)))
 
         zeros = [jnp.zeros(block[name].shape, dtype) for name in ("q", "row", "row")]
-        state = jax.lax.while_loop(lambda s: s[0] >= block["lo"], visit, (block["hi"] - 1, *carry, *zeros))
+        if _is_one_block(spec, problem):
+            state = visit((jnp.int32(0), *carry, *zeros))
+        else:
+            state = jax.lax.while_loop(lambda s: s[0] >= block["lo"], visit, (block["hi"] - 1, *carry, *zeros))
         return state[1:3], state[3:]
 
     zeros = tuple(jnp.zeros(keys[name].shape, dtype) for name in ("k", "v"))
