@@ -17,6 +17,13 @@ class TestXla(Suite):
     options = tuple(SMALL.items())
 
 
+class TestXlaOneBlock(Suite):
+    """Short sequences: one block of keys, all rows at once."""
+
+    implementation = "xla"
+    shapes = (Shape(2, 37, 70, 1, 32, 4), Shape(1, 40, 50, 2, 16, -1), Shape(2, 20, 60, 1, 16, 2, dtype="bfloat16"))
+
+
 def attend(x, **more):
     learned, rest = device_arrays(LONG, x)
     args, keywords = arguments(LONG, rest, learned)
