@@ -17,7 +17,8 @@ from jax.experimental.pallas import tpu as pltpu
 from ehrwear_jax.ops.kernel_attention import fused, tiles
 from ehrwear_jax.ops.kernel_attention.mosaic_tpu_tile import ROWS, Tile
 
-BLOCK_Q, BLOCK_K = 256, 512
+BLOCK_Q, BLOCK_K = 256, 256
+TILES_PER_STEP = 4  # at most; a step of the grid has a price of its own
 LANES = 128  # columns of a register: blocks are multiples of it
 VMEM_BYTES = 64 * 2**20  # of 128 MiB; the compiler's own limit is 16 MiB
 
@@ -91,6 +92,12 @@ def _up(n, multiple):
     return -(-n // multiple) * multiple
 
 
+def _per_step(n, block):
+    """Tiles that a step of the grid visits along an axis of n entries: at most TILES_PER_STEP, alike in all steps."""
+    n_tile = _up(n, block) // block
+    return _up(n_tile, -(-n_tile // TILES_PER_STEP)) // -(-n_tile // TILES_PER_STEP)
+
+
 def _padded(x, axis, multiple, value=0):
     pads = [(0, _up(x.shape[axis], multiple) - x.shape[axis] if a == axis % x.ndim else 0) for a in range(x.ndim)]
     return jnp.pad(x, pads, constant_values=value)
@@ -100,22 +107,23 @@ def _inputs(spec, problem):
     """(inputs by name as in LAYOUT, scalars by name): padded to whole blocks; padded queries see nothing."""
     n_head, n_key = problem["k"].shape[1:3]
     n_batch, n_query = problem["q_time"].shape
+    all_q, all_k = (b * _per_step(n, b) for n, b in ((n_query, spec.block_q), (n_key, spec.block_k)))
     extra_q = jnp.broadcast_to(problem["extra_q"][:, None], (n_batch, n_head, *problem["extra_q"].shape[1:]))
-    q = _padded(jnp.concatenate([problem["q"], extra_q], axis=-1), 2, spec.block_q)
-    k = _padded(jnp.concatenate([problem["k"], problem["extra_k"]], axis=-1), 2, spec.block_k)
-    v = _padded(problem["v"], 2, spec.block_k)
+    q = _padded(jnp.concatenate([problem["q"], extra_q], axis=-1), 2, all_q)
+    k = _padded(jnp.concatenate([problem["k"], problem["extra_k"]], axis=-1), 2, all_k)
+    v = _padded(problem["v"], 2, all_k)
     inputs = {"q": jnp.swapaxes(q, 2, 3), "k": k, "k_t": jnp.swapaxes(k, 2, 3), "v": v, "v_t": jnp.swapaxes(v, 2, 3)}
-    inputs["range"] = _padded(jnp.stack([problem["start"], problem["stop"]], axis=1), 2, spec.block_q)
+    inputs["range"] = _padded(jnp.stack([problem["start"], problem["stop"]], axis=1), 2, all_q)
     n_block_k = k.shape[2] // spec.block_k
     scalars = {"n_block_k": n_block_k, "flags": None}
     if spec.kind != "none":
-        inputs["times"] = _padded(jnp.stack([problem["q_time"], problem["newest"]], axis=1), 2, spec.block_q)
-        inputs["k_time"] = _padded(problem["k_time"][:, None], 2, spec.block_k)
+        inputs["times"] = _padded(jnp.stack([problem["q_time"], problem["newest"]], axis=1), 2, all_q)
+        inputs["k_time"] = _padded(problem["k_time"][:, None], 2, all_k)
         # log p = -1e30 makes the weight of a padded component exactly 0
         row = _padded(jnp.swapaxes(problem["row"], 2, 3), 2, ROWS, -1e30 if spec.kind == "mixture" else 1.0)
-        inputs["row"] = _padded(row, 3, spec.block_q)
+        inputs["row"] = _padded(row, 3, all_q)
         inputs["head"] = _padded(problem["head"][..., None], 1, ROWS)
-        real = _padded(problem["k_time"], 1, spec.block_k, -jnp.inf)
+        real = _padded(problem["k_time"], 1, all_k, -jnp.inf)
         scalars["newest"] = jnp.max(real.reshape(n_batch, n_block_k, spec.block_k), axis=-1).ravel()
     start, stop = (inputs["range"][:, i].reshape(n_batch, -1, spec.block_q) for i in (0, 1))
     seen = stop > start
@@ -134,81 +142,104 @@ def _flags(problem, direct):
 # -------------------------------------------------------------------------------------------------------- the kernels
 
 
-def _launch(spec, problem, inputs, scalars, direct, *, names, outputs, queries_innermost, visit, cost):
-    """Runs `visit(tile, refs of outputs, ...)` on every tile that some row sees; see `_forward` for its use.
+def _launch(spec, problem, inputs, scalars, direct, *, names, outputs, inner, scratch=(), visit, cost):
+    """Runs a kernel over all tiles that some row sees.
 
     Args:
-      names: of the inputs. outputs: name -> (layout, rows or columns of "1", dtype).
-      queries_innermost: whether accumulators belong to a key block.
-      cost: products of [K, Q] tiles, each as deep as q or v.
-    """
-    n_batch, n_head, _, n_query = inputs["q"].shape
-    n_block_q, n_block_k = n_query // spec.block_q, scalars["n_block_k"]
-    n_component = problem["head"].shape[1]
-    sizes = {"Q": spec.block_q, "K": spec.block_k}
-    prefetched = [n for n in ("newest", "lo", "hi", "first_q", "last_q") if n in scalars]
+      names: of the inputs. outputs: name -> (layout, size of its "1", dtype).
+      inner: "K" or "Q", the axis that the last, sequential axis of the grid goes along; outputs belong to the other.
+      scratch: shapes of float32 scratch memory.
+      visit: object with start(refs), tile(tile, refs, works) and stop(refs), of references by name and to scratch.
+      cost: products of a [K, Q] tile, each as deep as q.
 
-    def block_indices(named, outer, step):
-        """(query block, key block, whether to work) of a step; steps without work repeat the last copy."""
-        b, _, o = outer
-        if queries_innermost:
-            lo, hi = (named[n][b * n_block_k + o] for n in ("first_q", "last_q"))
-            i = jnp.clip(lo + step, 0, jnp.maximum(hi - 1, 0))
-            own = (named[n][b * n_block_q + i] for n in ("lo", "hi"))
-            j, works = o, lo + step < hi
-            lo, hi = own
-            return i, j, works & (lo <= j) & (j < hi)
-        lo, hi = (named[n][b * n_block_q + o] for n in ("lo", "hi"))
-        j = hi - 1 - step
-        return o, jnp.clip(j, jnp.minimum(lo, n_block_k - 1), n_block_k - 1), j >= lo
+    Returns:
+      Outputs by name.
+    """
+    n_batch, n_head, wide, n_query = inputs["q"].shape
+    count = {"Q": n_query // spec.block_q, "K": scalars["n_block_k"]}
+    outer = "QK".replace(inner, "")
+    sizes = {"Q": spec.block_q, "K": spec.block_k}
+    per_step = _per_step(problem["q" if inner == "Q" else "k"].shape[2], sizes[inner])
+    blocks = sizes | {inner: sizes[inner] * per_step}
+    prefetched = [n for n in ("newest", "lo", "hi", "first_q", "last_q") if n in scalars]
+    first, last = ("lo", "hi") if inner == "K" else ("first_q", "last_q")
+
+    def bounds(named, b, o):
+        return (named[n][b * count[outer] + o] for n in (first, last))
+
+    def group(named, b, o, step):
+        """Which tiles of the inner axis a step has; steps without work repeat the last, which costs no copy."""
+        lo, hi = bounds(named, b, o)
+        lo, hi = lo // per_step, (hi + per_step - 1) // per_step
+        at = hi - 1 - step
+        return jnp.clip(at, jnp.minimum(lo, count[inner] // per_step - 1), None), at >= lo
 
     def index_map(layout):
-        def at(*args):
-            *outer, step = args[:4]
-            i, j, _ = block_indices(dict(zip(["flags", *prefetched], args[4:], strict=True)), outer, step)
-            where = {"B": outer[0], "H": outer[1], "Q": i, "K": j, "1": 0}
+        def at(b, h, o, step, *scalar_refs):
+            named = dict(zip(["flags", *prefetched], scalar_refs, strict=True))
+            where = {"B": b, "H": h, outer: o, "1": 0}
+            if inner in layout:
+                where[inner] = group(named, b, o, step)[0]
             return tuple(where[axis] for axis in layout)
 
         return at
 
     def block_spec(layout, shape):
-        block = tuple(None if a in "BH" else sizes.get(a, n) for a, n in zip(layout, shape, strict=True))
-        if layout == "H11":
-            block = (None, *shape[1:])
-        return pl.BlockSpec(block, index_map(layout))
-
-    dims = {"B": n_batch, "H": n_head, "Q": n_query, "K": n_block_k * spec.block_k}
-    out_shapes = {
-        name: jax.ShapeDtypeStruct(tuple(dims.get(a, size) for a in layout), dtype)
-        for name, (layout, size, dtype) in outputs.items()
-    }
+        return pl.BlockSpec(
+            tuple(None if a in "BH" else blocks.get(a, n) for a, n in zip(layout, shape, strict=True)),
+            index_map(layout),
+        )
 
     def body(*refs):
-        named = dict(zip(["flags", *prefetched, *names, *outputs], refs, strict=False))
-        outer, step = [pl.program_id(a) for a in range(3)], pl.program_id(3)
-        i, j, works = block_indices(named, outer, step)
-        tile = Tile(spec, n_component, named, (*outer[:2], i, j), named | {"n_block_k": n_block_k})
-        visit(tile, named, refs[1 + len(prefetched) + len(names) + len(outputs) :], step, works)
+        names_all = ["flags", *prefetched, *names, *outputs]
+        named = dict(zip(names_all, refs, strict=False)) | {"scratch": refs[len(names_all) :]}
+        b, h, o, step = (pl.program_id(a) for a in range(4))
+        pl.when(step == 0)(lambda: visit.start(named))
+        lo, hi = bounds(named, b, o)
+        at, works = group(named, b, o, step)
 
-    grid = (n_batch, n_head, n_block_k, n_block_q) if queries_innermost else (n_batch, n_head, n_block_q, n_block_k)
-    scratch = [pltpu.VMEM((1, spec.block_q), jnp.float32)] * (2 if "out" in outputs else 0)
-    n_element = n_batch * n_head * n_query * n_block_k * spec.block_k
+        def one(n, _):
+            number = at * per_step + per_step - 1 - n  # newest first
+            i, j = (o, number) if inner == "K" else (number, o)
+            seen = works & (lo <= number) & (number < hi)
+            if inner == "Q":
+                own_lo, own_hi = (named[x][b * count["Q"] + i] for x in ("lo", "hi"))
+                seen = seen & (own_lo <= j) & (j < own_hi)
+            cut = pl.ds(pl.multiple_of((per_step - 1 - n) * sizes[inner], sizes[inner]), sizes[inner])
+            tile_refs = {
+                name: named[name].at[tuple(cut if a == inner else slice(None) for a in LAYOUT[name] if a not in "BH")]
+                if inner in LAYOUT[name]
+                else named[name]
+                for name in names
+            }
+            tile = Tile(spec, problem["head"].shape[1], tile_refs, (b, h, i, j), named | {"n_block_k": count["K"]})
+            visit.tile(tile, named, seen)
+            return 0
+
+        jax.lax.fori_loop(0, per_step, one, 0)
+        pl.when(step == pl.num_programs(3) - 1)(lambda: visit.stop(named))
+
+    dims = {"B": n_batch, "H": n_head, "Q": n_query, "K": count["K"] * spec.block_k}
+    out_shapes = [
+        jax.ShapeDtypeStruct(tuple(dims.get(a, size) for a in layout), dtype) for layout, size, dtype in outputs.values()
+    ]
+    n_element = n_batch * n_head * n_query * count["K"] * spec.block_k
     found = pl.pallas_call(
         body,
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=1 + len(prefetched),
-            grid=grid,
+            grid=(n_batch, n_head, count[outer], count[inner] // per_step),
             in_specs=[block_spec(LAYOUT[n], inputs[n].shape) for n in names],
-            out_specs=[block_spec(layout, out_shapes[n].shape) for n, (layout, _, _) in outputs.items()],
-            scratch_shapes=scratch,
+            out_specs=[block_spec(o[0], s.shape) for o, s in zip(outputs.values(), out_shapes, strict=True)],
+            scratch_shapes=[pltpu.VMEM(shape, jnp.float32) for shape in scratch],
         ),
-        out_shape=list(out_shapes.values()),
+        out_shape=out_shapes,
         interpret=spec.options[0] or False,
         name=f"kernel_attention_{'_'.join(outputs)}",
         cost_estimate=pl.CostEstimate(
-            flops=2 * cost * n_element * inputs["q"].shape[2],
+            flops=2 * cost * n_element * wide,
             transcendentals=n_element,
-            bytes_accessed=sum(inputs[n].size * inputs[n].dtype.itemsize for n in names) * n_block_q,
+            bytes_accessed=sum(inputs[n].size * inputs[n].dtype.itemsize for n in names) * count[outer],
         ),
         compiler_params=_compiler_params(),
     )(_flags(problem, direct), *(scalars[n] for n in prefetched), *(inputs[n] for n in names))
@@ -221,9 +252,9 @@ def _compiler_params():
     return make(dimension_semantics=("parallel", "parallel", "parallel", "arbitrary"), vmem_limit_bytes=VMEM_BYTES)
 
 
-def _both_ways(spec, tile, works, run):
+def _both_ways(tile, works, run):
     """run(factored) where there is work, factored or directly as the tile allows."""
-    if spec.kind != "mixture":
+    if tile.spec.kind != "mixture":
         pl.when(works)(functools.partial(run, False))
         return
 
@@ -232,6 +263,41 @@ def _both_ways(spec, tile, works, run):
         directly = tile.taken_directly()
         pl.when(directly)(functools.partial(run, False))
         pl.when(jnp.logical_not(directly))(functools.partial(run, True))
+
+
+class _Forward:
+    def start(self, refs):
+        peak_ref, total_ref = refs["scratch"]
+        peak_ref[...] = jnp.full(peak_ref.shape, -jnp.inf, jnp.float32)
+        total_ref[...] = jnp.zeros(total_ref.shape, jnp.float32)
+        refs["out"][...] = jnp.zeros(refs["out"].shape, jnp.float32)
+
+    def tile(self, tile, refs, works):
+        _both_ways(tile, works, functools.partial(tile.accumulate, *refs["scratch"], refs["out"]))
+
+    def stop(self, refs):
+        peak, total = (ref[...] for ref in refs["scratch"])
+        safe = jnp.where(total > 0.0, total, 1.0)
+        refs["out"][...] = refs["out"][...] / safe
+        refs["stats"][0:1] = jnp.where(total > 0.0, peak + jnp.log(safe), -jnp.inf)
+        refs["stats"][1:2] = total
+
+
+class _Backward:
+    """Gradients of the named outputs, by a method of Tile that adds to them."""
+
+    def __init__(self, method, names):
+        self.method, self.names = method, names
+
+    def start(self, refs):
+        for name in self.names:
+            refs[name][...] = jnp.zeros(refs[name].shape, jnp.float32)
+
+    def tile(self, tile, refs, works):
+        _both_ways(tile, works, functools.partial(getattr(tile, self.method), [refs[n] for n in self.names]))
+
+    def stop(self, refs):
+        pass
 
 
 def _names(spec, *names):
@@ -244,25 +310,6 @@ def _forward(spec, problem):
     inputs, scalars = _inputs(spec, problem)
     n_query, depth = problem["q"].shape[2], problem["v"].shape[3]
 
-    def visit(tile, refs, scratch, step, works):
-        peak_ref, total_ref = scratch
-
-        @pl.when(step == 0)
-        def _():
-            peak_ref[...] = jnp.full(peak_ref.shape, -jnp.inf, jnp.float32)
-            total_ref[...] = jnp.zeros(total_ref.shape, jnp.float32)
-            refs["out"][...] = jnp.zeros(refs["out"].shape, jnp.float32)
-
-        _both_ways(spec, tile, works, functools.partial(tile.accumulate, peak_ref, total_ref, refs["out"]))
-
-        @pl.when(step == pl.num_programs(3) - 1)
-        def _():
-            total = total_ref[...]
-            safe = jnp.where(total > 0.0, total, 1.0)
-            refs["out"][...] = refs["out"][...] / safe
-            refs["stats"][0:1] = jnp.where(total > 0.0, peak_ref[...] + jnp.log(safe), -jnp.inf)
-            refs["stats"][1:2] = total
-
     def run(direct):
         found = _launch(
             spec,
@@ -272,8 +319,9 @@ def _forward(spec, problem):
             direct,
             names=_names(spec, "q", "k", "v_t"),
             outputs={"out": ("BH1Q", depth, jnp.float32), "stats": ("BH1Q", 2, jnp.float32)},
-            queries_innermost=False,
-            visit=visit,
+            inner="K",
+            scratch=[(1, spec.block_q)] * 2,
+            visit=_Forward(),
             cost=2,
         )
         stats = found["stats"][..., :n_query]
@@ -293,24 +341,12 @@ def _backward(spec, problem, direct, d_out, log_sum_exp, delta):
     inputs, scalars = _inputs(spec, problem)
     n_batch, n_head, n_query, depth = problem["q"].shape
     n_key = problem["k"].shape[2]
-    wide = inputs["q"].shape[2]  # depth and the columns of the bias
-    inputs["d_out"] = _padded(jnp.swapaxes(d_out.astype(problem["v"].dtype), 2, 3), 3, spec.block_q)
+    wide, padded_q = inputs["q"].shape[2:]  # depth and the columns of the bias
+    inputs["d_out"] = _padded(jnp.swapaxes(d_out.astype(problem["v"].dtype), 2, 3), 3, padded_q)
     safe = jnp.where(jnp.isfinite(log_sum_exp), log_sum_exp, 0.0)
-    inputs["stats"] = _padded(jnp.stack([safe, delta], axis=2), 3, spec.block_q)
+    inputs["stats"] = _padded(jnp.stack([safe, delta], axis=2), 3, padded_q)
     has_kernel = spec.kind != "none"
-
-    def visit(method, tile, refs, scratch, step, works):
-        grads = [refs[n] for n in ("dk", "dv", "dq", "d_row", "d_head") if n in refs]
-
-        @pl.when(step == 0)
-        def _():
-            for ref in grads:
-                ref[...] = jnp.zeros(ref.shape, ref.dtype)
-
-        grads = grads if len(grads) > 1 else [*grads, None, None]
-        _both_ways(spec, tile, works, functools.partial(getattr(tile, method), *grads))
-
-    def launch(method, names, outputs, queries_innermost, cost):
+    def launch(method, names, outputs, inner, cost):
         return _launch(
             spec,
             problem,
@@ -319,15 +355,15 @@ def _backward(spec, problem, direct, d_out, log_sum_exp, delta):
             direct,
             names=_names(spec, "q", "k", "v", "d_out", "stats", *names),
             outputs={name: (*rest, jnp.float32) for name, rest in outputs.items()},
-            queries_innermost=queries_innermost,
-            visit=functools.partial(visit, method),
+            inner=inner,
+            visit=_Backward(method, list(outputs)),
             cost=cost,
         )
 
     to_queries = {"dq": ("BH1Q", wide)}
     if has_kernel:
         to_queries |= {n: ("BH1Q", inputs["row"].shape[2]) for n in ("d_row", "d_head")}
-    grads = launch("to_queries", ["k_t"], to_queries, False, 3)
+    grads = launch("to_queries", ["k_t"], to_queries, "K", 3)
     # the query blocks between the first and the last that see a key block
     lo, hi = (scalars[n].reshape(n_batch, -1, 1) for n in ("lo", "hi"))
     key_block = jnp.arange(scalars["n_block_k"])[None, None]
@@ -335,7 +371,7 @@ def _backward(spec, problem, direct, d_out, log_sum_exp, delta):
     number = jnp.arange(lo.shape[1])[None, :, None]
     scalars["first_q"] = jnp.min(jnp.where(sees, number, lo.shape[1]), axis=1).ravel()
     scalars["last_q"] = jnp.max(jnp.where(sees, number + 1, 0), axis=1).ravel()
-    grads |= launch("to_keys", [], {"dk": ("BHK1", wide), "dv": ("BHK1", depth)}, True, 4)
+    grads |= launch("to_keys", [], {"dk": ("BHK1", wide), "dv": ("BHK1", depth)}, "Q", 4)
     grads = {n: g[..., :n_query] if g.shape[-1] == inputs["q"].shape[3] else g[:, :, :n_key] for n, g in grads.items()}
     n_component = problem["head"].shape[1]
     if has_kernel:

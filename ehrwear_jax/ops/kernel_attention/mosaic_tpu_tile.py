@@ -166,21 +166,26 @@ class Tile:
         v, d_out = self.refs["v"][...], self.refs["d_out"][...]
         return e, factor, self.dropped(dot(v, d_out, (1, 0))) - self.refs["stats"][1:2], more
 
-    def to_keys(self, dk_ref, dv_ref, factored):
+    def to_keys(self, grads, factored):
         """Adds to the gradients of k [K, E] and v [K, D]."""
+        dk_ref, dv_ref = grads
         e, factor, value, _ = self.weights(factored)
         weight = e if factor is None else e * factor
         q, d_out = self.refs["q"][...], self.refs["d_out"][...]
         dk_ref[...] += dot((weight * value).astype(q.dtype), q, (1, 1))
         dv_ref[...] += dot(self.dropped(weight).astype(d_out.dtype), d_out, (1, 1))
 
-    def to_queries(self, dq_ref, d_row_ref, d_head_ref, factored):
+    def to_queries(self, grads, factored):
         """Adds to the gradients of q [E, Q] and of the kernel's row and head, row by row [R, Q]."""
+        dq_ref, *of_kernel = grads
         e, factor, value, more = self.weights(factored)
         w = e * value
         d_score = w if factor is None else w * factor
         k_t = self.refs["k_t"][...]
         dq_ref[...] += dot(k_t, d_score.astype(k_t.dtype), (1, 0))
+        if not of_kernel:
+            return
+        d_row_ref, d_head_ref = of_kernel
         if factored:
             d_row, d_head = self._factored_gradients(w, *more)
             d_row_ref[...] += d_row
@@ -190,7 +195,7 @@ class Tile:
             each = self.refs["head"][0:1] * d_score * ratio / ((1.0 + ratio) * c)
             d_row_ref[0:1] += jnp.sum(each, axis=0, keepdims=True)
             d_head_ref[0:1] -= jnp.sum(d_score * jnp.log1p(ratio), axis=0, keepdims=True)
-        elif self.spec.kind == "mixture":
+        else:
             u = self.behind()
             k = jnp.exp(more)
             mean_less = sum(jnp.exp(log_p) * expm1(decay) for log_p, _, decay in self.parts(u))
