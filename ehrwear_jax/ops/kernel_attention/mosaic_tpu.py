@@ -221,7 +221,8 @@ def _launch(spec, problem, inputs, scalars, direct, *, names, outputs, inner, sc
 
     dims = {"B": n_batch, "H": n_head, "Q": n_query, "K": count["K"] * spec.block_k}
     out_shapes = [
-        jax.ShapeDtypeStruct(tuple(dims.get(a, size) for a in layout), dtype) for layout, size, dtype in outputs.values()
+        jax.ShapeDtypeStruct(tuple(dims.get(a, size) for a in layout), dtype)
+        for layout, size, dtype in outputs.values()
     ]
     n_element = n_batch * n_head * n_query * count["K"] * spec.block_k
     found = pl.pallas_call(
@@ -346,6 +347,7 @@ def _backward(spec, problem, direct, d_out, log_sum_exp, delta):
     safe = jnp.where(jnp.isfinite(log_sum_exp), log_sum_exp, 0.0)
     inputs["stats"] = _padded(jnp.stack([safe, delta], axis=2), 3, padded_q)
     has_kernel = spec.kind != "none"
+
     def launch(method, names, outputs, inner, cost):
         return _launch(
             spec,
@@ -362,7 +364,7 @@ def _backward(spec, problem, direct, d_out, log_sum_exp, delta):
 
     to_queries = {"dq": ("BH1Q", wide)}
     if has_kernel:
-        to_queries |= {n: ("BH1Q", inputs["row"].shape[2]) for n in ("d_row", "d_head")}
+        to_queries |= dict.fromkeys(("d_row", "d_head"), ("BH1Q", inputs["row"].shape[2]))
     grads = launch("to_queries", ["k_t"], to_queries, "K", 3)
     # the query blocks between the first and the last that see a key block
     lo, hi = (scalars[n].reshape(n_batch, -1, 1) for n in ("lo", "hi"))

@@ -5,6 +5,8 @@ components) then fills whole registers, sums over keys are additions of register
 What is per key is kept with keys along lanes too, [R, K], and meets the tile in products on the matrix unit only.
 """
 
+import math
+
 import jax
 import jax.numpy as jnp
 
@@ -29,10 +31,10 @@ def _halves(x):
 
 def expm1(x):
     """exp(x) - 1 for x <= 0; Mosaic has none that keeps its digits."""
-    series = jnp.ones_like(x)
-    for n in range(9, 1, -1):
-        series = 1.0 + series * x * (1.0 / n)
-    return jnp.where(x > -0.5, x * series, jnp.exp(x) - 1.0)
+    series = jnp.full_like(x, 1.0 / math.factorial(7))
+    for n in range(6, 0, -1):
+        series = series * x + 1.0 / math.factorial(n)
+    return jnp.where(x > -0.25, x * series, jnp.exp(x) - 1.0)
 
 
 class Tile:
@@ -196,15 +198,23 @@ class Tile:
             d_row_ref[0:1] += jnp.sum(each, axis=0, keepdims=True)
             d_head_ref[0:1] -= jnp.sum(d_score * jnp.log1p(ratio), axis=0, keepdims=True)
         else:
-            u = self.behind()
-            k = jnp.exp(more)
-            mean_less = sum(jnp.exp(log_p) * expm1(decay) for log_p, _, decay in self.parts(u))
-            for r, (log_p, _, decay) in enumerate(self.parts(u)):
-                p, share = jnp.exp(log_p), jnp.exp(log_p + decay - more)
-                near = p * (expm1(decay) - mean_less) / jnp.maximum(k, tiles.NEAR)
-                each = d_score * jnp.where(k > tiles.NEAR, near, share - p)
-                d_row_ref[r : r + 1] += jnp.sum(each, axis=0, keepdims=True)
-                d_head_ref[r : r + 1] -= jnp.sum(d_score * share * u, axis=0, keepdims=True)
+            self._direct_gradients(d_row_ref, d_head_ref, d_score, more)
+
+    def _direct_gradients(self, d_row_ref, d_head_ref, d_score, log_k):
+        """Adds to those of log p and gamma [R, Q]: like `_factored_gradients`, near and far decided for each key."""
+        u = self.behind()
+        far = log_k < math.log(tiles.NEAR)
+        d_near = jnp.where(far, 0.0, d_score * jnp.exp(-jnp.maximum(log_k, math.log(tiles.NEAR))))
+        d_far, d_lag = jnp.where(far, d_score, 0.0), d_score * u
+        far_total, mean_less, found = jnp.sum(d_far, axis=0, keepdims=True), 0.0, []
+        for r, (log_p, _, decay) in enumerate(self.parts(u)):
+            p, share = jnp.exp(log_p), jnp.exp(log_p + decay - log_k)
+            less = jnp.sum(d_near * expm1(decay), axis=0, keepdims=True)
+            mean_less = mean_less + p * less
+            found.append((p, less, jnp.sum(d_far * share, axis=0, keepdims=True)))
+            d_head_ref[r : r + 1] -= jnp.sum(d_lag * share, axis=0, keepdims=True)
+        for r, (p, less, from_far) in enumerate(found):
+            d_row_ref[r : r + 1] += p * (less - mean_less) + (from_far - p * far_total)
 
     def _factored_gradients(self, w_KxQ, log_b, h, kappa, a):
         """Of log p and gamma [R, Q]; see `tiles` for the two ways to take the former."""
