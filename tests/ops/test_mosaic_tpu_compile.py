@@ -63,7 +63,7 @@ compiled = jax.jit(step).lower(*arguments).compile()
 memory = compiled.memory_analysis()
 print(devices[0].device_kind, memory)
 print("flops", compiled.cost_analysis()["flops"])
-kernels = compiled.as_text().count("custom_call_target=\"tpu_custom_call\"")
+kernels = compiled.as_text().count('custom_call_target="tpu_custom_call"')
 print("temporary", memory.temp_size_in_bytes, "kernels", kernels)
 """
 

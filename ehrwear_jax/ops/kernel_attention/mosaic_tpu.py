@@ -20,7 +20,7 @@ from ehrwear_jax.ops.kernel_attention.mosaic_tpu_tile import ROWS, Tile
 BLOCK_Q, BLOCK_K = 256, 256
 TILES_PER_STEP = 4  # at most; a step of the grid has a price of its own
 LANES = 128  # columns of a register: blocks are multiples of it
-VMEM_BYTES = 64 * 2**20  # of 128 MiB; the compiler's own limit is 16 MiB
+VMEM_BYTES = 32 * 2**20  # room for tiles of 512 x 512; the compiler allows 16 MiB unless told otherwise
 
 # Blocks that kernels read and write: axes, B batch, H head, Q query, K key, 1 whole. E: depth and bias columns.
 LAYOUT = {
