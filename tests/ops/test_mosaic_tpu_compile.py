@@ -22,7 +22,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from ehrwear_jax.ops.kernel_attention import ExponentialMixture, RationalQuadratic, mosaic_tpu
 
-topology, kind, dtype, dropout, n_key, rows, heads, depth, n_component, n_modality = sys.argv[1:]
+topology, kind, dtype, dropout, skip, n_key, rows, heads, depth, n_component, n_modality = sys.argv[1:]
 n_key, rows, heads, depth, n, m = (int(x) for x in (n_key, rows, heads, depth, n_component, n_modality))
 mosaic_tpu.jax.default_backend = lambda: "tpu"  # there is none: what follows is only compiled
 devices = topologies.get_topology_desc(topology, platform="tpu").devices
@@ -38,7 +38,7 @@ def loss(q, k, v, bias, first, second, q_time, k_time, kv_range, modality):
     out, _ = mosaic_tpu.kernel_attention_mosaic_tpu(
         q, k, v, q_time_BxT=q_time, k_time_BxS=k_time, kv_range_BxTx2=kv_range, kernel=kernel,
         source_bias_BxHxMxS=bias, q_modality_BxT=modality, scale=None, dropout_rate=float(dropout),
-        dropout_key=jax.random.key(0), skip_tolerance=0.0, newest_time_BxT=None, first_index=(0, 0, 0, 0),
+        dropout_key=jax.random.key(0), skip_tolerance=float(skip), newest_time_BxT=None, first_index=(0, 0, 0, 0),
     )
     return jnp.mean(out.astype(jnp.float32) ** 2)
 
@@ -74,17 +74,17 @@ pytestmark = [
 
 
 @pytest.mark.parametrize(
-    ("topology", "kind", "dtype", "dropout", "depth", "n_component"),
+    ("topology", "kind", "dtype", "dropout", "skip", "depth", "n_component"),
     [
-        ("v5e:4x4", "mixture", "bfloat16", 0.0, 64, 4),
-        ("v6e:4x4", "mixture", "bfloat16", 0.1, 64, 4),
-        ("v6e:4x4", "mixture", "float32", 0.0, 128, 8),
-        ("v5e:4x4", "quadratic", "float32", 0.1, 64, 1),
-        ("v5e:4x4", "none", "bfloat16", 0.0, 16, 1),
+        ("v5e:4x4", "mixture", "bfloat16", 0.0, 0.0, 64, 4),
+        ("v6e:4x4", "mixture", "bfloat16", 0.1, 0.0, 64, 4),
+        ("v6e:4x4", "mixture", "float32", 0.0, 1e-4, 128, 8),
+        ("v5e:4x4", "quadratic", "float32", 0.1, 1e-4, 64, 1),
+        ("v5e:4x4", "none", "bfloat16", 0.0, 1e-4, 16, 1),
     ],
 )
-def test_compiles_for_a_chip_in_memory_linear_in_the_keys(topology, kind, dtype, dropout, depth, n_component):
-    values = (topology, kind, dtype, dropout, N_KEY, ROWS, HEADS, depth, n_component, 4)
+def test_compiles_for_a_chip_in_memory_linear_in_the_keys(topology, kind, dtype, dropout, skip, depth, n_component):
+    values = (topology, kind, dtype, dropout, skip, N_KEY, ROWS, HEADS, depth, n_component, 4)
     # libtpu looks for the chips of a cloud machine unless told otherwise; the flags of conftest are for the CPU
     settings = {"JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost", "XLA_FLAGS": ""}
     settings["JAX_ENABLE_COMPILATION_CACHE"] = "false"

@@ -42,11 +42,12 @@ class Tile:
       spec: fused.Spec with the block sizes in use; n_component: R, without padding.
       refs: blocks by name, see mosaic_tpu.LAYOUT.
       at: indices (batch, head, query block, key block), all scalars.
-      scalars: references to what is prefetched, see mosaic_tpu._scalars.
+      flags: reference to mosaic_tpu._flags. scalar: (name, block) -> what mosaic_tpu._inputs has of a block.
     """
 
-    def __init__(self, spec, n_component, refs, at, scalars):
-        self.spec, self.n_component, self.refs, self.at, self.scalars = spec, n_component, refs, at, scalars
+    def __init__(self, spec, n_component, refs, at, flags, scalar):
+        self.spec, self.n_component, self.refs, self.at = spec, n_component, refs, at
+        self.flags, self.scalar = flags, scalar
         self.narrow = refs["k"].dtype == jnp.bfloat16
         if spec.kind != "none":
             self.time_1xQ, self.newest_1xQ = refs["times"][0:1], refs["times"][1:2]
@@ -63,7 +64,7 @@ class Tile:
         rate = self.spec.dropout_rate
         if rate == 0.0:
             return x_KxQ
-        b, h, t, s, *seed = (self.scalars["flags"][i] for i in range(1, 7))
+        b, h, t, s, *seed = (self.flags[i] for i in range(1, 7))
         query = t + self.at[2] * self.spec.block_q + jax.lax.broadcasted_iota(jnp.int32, (1, x_KxQ.shape[1]), 1)
         key = s + self.at[3] * self.spec.block_k + jax.lax.broadcasted_iota(jnp.int32, x_KxQ.shape, 0)
         seed = [x.astype(jnp.uint32) for x in seed]
@@ -74,7 +75,7 @@ class Tile:
 
     def c(self):
         """Newest key time of the tile, a scalar."""
-        return self.scalars["newest"][self.at[0] * self.scalars["n_block_k"] + self.at[3]]
+        return self.scalar("newest", self.at[3])
 
     def taken_directly(self):
         """Whether this is asked for, or some row that sees a key of the tile has a newest key older than the tile's."""
@@ -82,7 +83,7 @@ class Tile:
         start, stop = self.refs["range"][0:1], self.refs["range"][1:2]
         sees = (start < lo + self.spec.block_k) & (stop > lo) & (stop > start)
         late = jnp.max(jnp.where(sees & (self.newest_1xQ < self.c()), 1.0, 0.0))
-        return (self.scalars["flags"][0] != 0) | (late > 0.0)
+        return (self.flags[0] != 0) | (late > 0.0)
 
     def factors(self):
         """log b [R, K]; h = n - c [1, Q]; kappa [1, Q]; A [R, Q]; padded components have A = 0."""
@@ -102,7 +103,9 @@ class Tile:
         return dot(b_RxK, a_RxQ, (0, 0))
 
     def behind(self):
-        """u [K, Q]."""
+        """u [K, Q], None without a kernel."""
+        if self.spec.kind == "none":
+            return None
         spread = jnp.broadcast_to(self.refs["k_time"][...], (ROWS, self.spec.block_k))
         time_Kx1 = jnp.transpose(spread)[:, :1]  # a [K, 1] array in memory would be padded to 128 columns
         return jnp.maximum(self.newest_1xQ - jnp.minimum(time_Kx1, self.time_1xQ), 0.0)
@@ -113,10 +116,10 @@ class Tile:
             rate = self.refs["head"][r : r + 1]
             yield self.refs["row"][r : r + 1], rate, -rate * u_KxQ
 
-    def log_kernel(self):
+    def log_kernel(self, u):
+        """log(K(g + u) / K(g)) for u [K or 1, Q], which without a kernel may be anything."""
         if self.spec.kind == "none":
             return 0.0
-        u = self.behind()
         if self.spec.kind == "quadratic":
             return -self.refs["head"][0:1] * jnp.log1p(self.ratio(u))
         peak = None
@@ -139,7 +142,7 @@ class Tile:
             log_b, _, shift, a = self.factors()
             factor, logit = self.mixed(jnp.exp(log_b), a), self.scores()
         else:
-            factor, shift, logit = None, 0.0, self.scores() + self.log_kernel()
+            factor, shift, logit = None, 0.0, self.scores() + self.log_kernel(self.behind())
         logit = jnp.where(self.mask(), logit, -jnp.inf)
         peak = peak_ref[...]
         new = jnp.maximum(peak, jnp.max(logit, axis=0, keepdims=True) + shift)
@@ -152,6 +155,20 @@ class Tile:
         total_ref[...] = total_ref[...] * shrink + jnp.sum(weight, axis=0, keepdims=True)
         acc_ref[...] = acc_ref[...] * shrink + dot(v_t, self.dropped(weight).astype(v_t.dtype), (1, 0))
 
+    def rest_is_negligible(self, peak_1xQ, total_1xQ):
+        """A scalar: whether what lies before this tile may be left out, by the bound of `tiles.rest_is_negligible`."""
+        before = jnp.maximum(self.at[3] - 1, 0)
+        q = self.refs["q"][...].astype(jnp.float32)
+        most = jnp.sqrt(jnp.sum(q * q, axis=0, keepdims=True)) * self.scalar("norm", before)
+        start, stop = self.refs["range"][0:1], self.refs["range"][1:2]
+        n_rest = jnp.where(stop > start, jnp.maximum(self.at[3] * self.spec.block_k - start, 0), 0)
+        age = None
+        if self.spec.kind != "none":
+            age = jnp.maximum(self.newest_1xQ - self.scalar("older", before), 0.0)
+        rest = jnp.log(jnp.maximum(n_rest, 1).astype(jnp.float32)) + most + self.log_kernel(age) - peak_1xQ
+        matters = (rest > jnp.log(total_1xQ) + math.log(self.spec.skip_tolerance)) & (n_rest > 0)
+        return jnp.max(jnp.where(matters, 1.0, 0.0)) == 0.0
+
     # ----------------------------------------------------------------------------------------------------- backward
 
     def weights(self, factored):
@@ -160,7 +177,7 @@ class Tile:
             more = self.factors()
             logit, factor = self.scores() + more[2], self.mixed(jnp.exp(more[0]), more[3])
         else:
-            more = self.log_kernel()
+            more = self.log_kernel(self.behind())
             logit, factor = self.scores() + more, None
         e = jnp.exp(jnp.where(self.mask(), logit - self.refs["stats"][0:1], -jnp.inf))
         v, d_out = self.refs["v"][...], self.refs["d_out"][...]
