@@ -87,7 +87,8 @@ def test_compiles_for_a_chip_in_memory_linear_in_the_keys(topology, kind, dtype,
     values = (topology, kind, dtype, dropout, skip, N_KEY, ROWS, HEADS, depth, n_component, 4)
     # libtpu looks for the chips of a cloud machine unless told otherwise; the flags of conftest are for the CPU
     settings = {"JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost", "XLA_FLAGS": ""}
-    settings["JAX_ENABLE_COMPILATION_CACHE"] = "false"
+    # and one process at a time has it unless told that it may be loaded beside another
+    settings |= {"ALLOW_MULTIPLE_LIBTPU_LOAD": "1", "JAX_ENABLE_COMPILATION_CACHE": "false"}
     repo = str(Path(__file__).resolve().parents[2])
     found = subprocess.run(
         [sys.executable, "-c", PROGRAM, *map(str, values)],
