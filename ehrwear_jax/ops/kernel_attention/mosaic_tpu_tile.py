@@ -5,6 +5,7 @@ components) then fills whole registers, sums over keys are additions of register
 What is per key is kept with keys along lanes too, [R, K], and meets the tile in products on the matrix unit only.
 """
 
+import functools
 import math
 
 import jax
@@ -29,10 +30,17 @@ def _halves(x):
     return high, x - high
 
 
+SMALL = -0.0625
+
+
+def small_expm1(x):
+    """exp(x) - 1 for SMALL < x <= 0, to 2e-7 of itself."""
+    return x * (1.0 + x * (1 / 2 + x * (1 / 6 + x * (1 / 24))))
+
+
 def expm1(x):
-    """exp(x) - 1 for x <= 0 to 1e-6 of itself; Mosaic has none."""
-    series = 1.0 + x * (1 / 2 + x * (1 / 6 + x * (1 / 24 + x * (1 / 120))))
-    return jnp.where(x > -0.0625, x * series, jnp.exp(x) - 1.0)
+    """exp(x) - 1 for x <= 0, to 2e-6 of itself; Mosaic has none."""
+    return jnp.where(x > SMALL, small_expm1(x), jnp.exp(x) - 1.0)
 
 
 class Tile:
@@ -110,22 +118,23 @@ class Tile:
         time_Kx1 = jnp.transpose(spread)[:, :1]  # a [K, 1] array in memory would be padded to 128 columns
         return jnp.maximum(self.newest_1xQ - jnp.minimum(time_Kx1, self.time_1xQ), 0.0)
 
-    def parts(self, u_KxQ):
-        """Per component: (log p [1, Q], gamma [1, 1], decay = -gamma u [K, Q])."""
-        for r in range(self.n_component):
-            rate = self.refs["head"][r : r + 1]
-            yield self.refs["row"][r : r + 1], rate, -rate * u_KxQ
+    def components(self, u):
+        """Lists over r: p [1, Q], -gamma u [K or 1, Q] and p exp(-gamma u) / exp(peak); and peak, the greatest log."""
+        row = [self.refs["row"][r : r + 1] for r in range(self.n_component)]
+        decay = [-self.refs["head"][r : r + 1] * u for r in range(self.n_component)]
+        peak = functools.reduce(jnp.maximum, [a + b for a, b in zip(row, decay, strict=True)])
+        part = [jnp.exp(a + b - peak) for a, b in zip(row, decay, strict=True)]
+        return [jnp.exp(a) for a in row], decay, part, peak
 
     def log_kernel(self, u):
-        """log(K(g + u) / K(g)) for u [K or 1, Q], which without a kernel may be anything."""
+        """log(K(g + u) / K(g)) for u [K or 1, Q] (without a kernel anything), and what a mixture's gradients need."""
         if self.spec.kind == "none":
-            return 0.0
+            return 0.0, None
         if self.spec.kind == "quadratic":
-            return -self.refs["head"][0:1] * jnp.log1p(self.ratio(u))
-        peak = None
-        for log_p, _, decay in self.parts(u):
-            peak = log_p + decay if peak is None else jnp.maximum(peak, log_p + decay)
-        return peak + jnp.log(sum(jnp.exp(log_p + decay - peak) for log_p, _, decay in self.parts(u)))
+            return -self.refs["head"][0:1] * jnp.log1p(self.ratio(u)), None
+        components = self.components(u)
+        log_total = jnp.log(sum(components[2]))
+        return components[3] + log_total, (log_total, *components)
 
     def ratio(self, u_KxQ):
         gap = self.time_1xQ - self.newest_1xQ
@@ -142,7 +151,7 @@ class Tile:
             log_b, _, shift, a = self.factors()
             factor, logit = self.mixed(jnp.exp(log_b), a), self.scores()
         else:
-            factor, shift, logit = None, 0.0, self.scores() + self.log_kernel(self.behind())
+            factor, shift, logit = None, 0.0, self.scores() + self.log_kernel(self.behind())[0]
         logit = jnp.where(self.mask(), logit, -jnp.inf)
         peak = peak_ref[...]
         new = jnp.maximum(peak, jnp.max(logit, axis=0, keepdims=True) + shift)
@@ -165,20 +174,20 @@ class Tile:
         age = None
         if self.spec.kind != "none":
             age = jnp.maximum(self.newest_1xQ - self.scalar("older", before), 0.0)
-        rest = jnp.log(jnp.maximum(n_rest, 1).astype(jnp.float32)) + most + self.log_kernel(age) - peak_1xQ
+        rest = jnp.log(jnp.maximum(n_rest, 1).astype(jnp.float32)) + most + self.log_kernel(age)[0] - peak_1xQ
         matters = (rest > jnp.log(total_1xQ) + math.log(self.spec.skip_tolerance)) & (n_rest > 0)
         return jnp.max(jnp.where(matters, 1.0, 0.0)) == 0.0
 
     # ----------------------------------------------------------------------------------------------------- backward
 
     def weights(self, factored):
-        """(E, K, dP - delta, log K or the factors): the weights are E K, and dS = E K (dP - delta); K None is 1."""
+        """(E, K, dP - delta, factors or components): the weights are E K, and dS = E K (dP - delta); K None is 1."""
         if factored:
             more = self.factors()
             logit, factor = self.scores() + more[2], self.mixed(jnp.exp(more[0]), more[3])
         else:
-            more = self.log_kernel(self.behind())
-            logit, factor = self.scores() + more, None
+            log_k, more = self.log_kernel(self.behind())
+            logit, factor = self.scores() + log_k, None
         e = jnp.exp(jnp.where(self.mask(), logit - self.refs["stats"][0:1], -jnp.inf))
         v, d_out = self.refs["v"][...], self.refs["d_out"][...]
         return e, factor, self.dropped(dot(v, d_out, (1, 0))) - self.refs["stats"][1:2], more
@@ -213,23 +222,21 @@ class Tile:
             d_row_ref[0:1] += jnp.sum(each, axis=0, keepdims=True)
             d_head_ref[0:1] -= jnp.sum(d_score * jnp.log1p(ratio), axis=0, keepdims=True)
         else:
-            self._direct_gradients(d_row_ref, d_head_ref, d_score, more)
+            self._direct_gradients(d_row_ref, d_head_ref, d_score, *more)
 
-    def _direct_gradients(self, d_row_ref, d_head_ref, d_score, log_k):
+    def _direct_gradients(self, d_row_ref, d_head_ref, d_score, log_total, p, decay, part, peak):
         """Adds to those of log p and gamma [R, Q]: like `_factored_gradients`, near and far decided for each key."""
-        u = self.behind()
-        far = log_k < math.log(tiles.NEAR)
-        d_near = jnp.where(far, 0.0, d_score * jnp.exp(-jnp.maximum(log_k, math.log(tiles.NEAR))))
-        d_far, d_lag = jnp.where(far, d_score, 0.0), d_score * u
-        far_total, mean_less, found = jnp.sum(d_far, axis=0, keepdims=True), 0.0, []
-        for r, (log_p, _, decay) in enumerate(self.parts(u)):
-            p, share = jnp.exp(log_p), jnp.exp(log_p + decay - log_k)
-            less = jnp.sum(d_near * expm1(decay), axis=0, keepdims=True)
-            mean_less = mean_less + p * less
-            found.append((p, less, jnp.sum(d_far * share, axis=0, keepdims=True)))
-            d_head_ref[r : r + 1] -= jnp.sum(d_lag * share, axis=0, keepdims=True)
-        for r, (p, less, from_far) in enumerate(found):
-            d_row_ref[r : r + 1] += p * (less - mean_less) + (from_far - p * far_total)
+        scale, log_k = jnp.exp(peak), peak + log_total
+        near = log_k > math.log(tiles.NEAR)
+        per_k = d_score * jnp.exp(-jnp.where(near, log_k, log_total))  # exponentials cost less than divisions
+        per_lag = d_score * self.behind() * jnp.exp(-log_total)
+        sums = []
+        for a, x, e in zip(p, decay, part, strict=True):
+            less = jnp.where(x > SMALL, a * small_expm1(x), e * scale - a)  # p (exp(-gamma u) - 1)
+            sums.append(jnp.sum(per_k * jnp.where(near, less, e), axis=0, keepdims=True))
+        for r, (a, e) in enumerate(zip(p, part, strict=True)):
+            d_row_ref[r : r + 1] += sums[r] - a * sum(sums)
+            d_head_ref[r : r + 1] -= jnp.sum(per_lag * e, axis=0, keepdims=True)
 
     def _factored_gradients(self, w_KxQ, log_b, h, kappa, a):
         """Of log p and gamma [R, Q]; see `tiles` for the two ways to take the former."""
