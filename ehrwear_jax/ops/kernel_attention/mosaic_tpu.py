@@ -30,7 +30,7 @@ LAYOUT = {
     "times": "B1Q",  # [2, Q]: time, newest visible
     "row": "BH1Q",  # [R, Q]
     "head": "H11",  # [R, 1]
-    "stats": "BH1Q",  # [2, Q]: log-sum-exp and delta; the forward pass writes log-sum-exp and sum of weights
+    "stats": "BH1Q",  # [2, Q]: log-sum-exp and delta; forward writes log-sum-exp, sum of weights, oldest block
     "d_out": "BH1Q",  # [D, Q]
     "k": "BHK1",  # [K, E]
     "k_t": "BH1K",  # [E, K]
