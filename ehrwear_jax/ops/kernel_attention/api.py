@@ -5,10 +5,14 @@ import logging
 import jax
 import jax.numpy as jnp
 
-from ehrwear_jax.ops.kernel_attention import reference, xla
+from ehrwear_jax.ops.kernel_attention import mosaic_tpu, reference, xla
 
 # Name -> callable that raises NotImplementedError where it cannot run; the first that can is taken when none is named.
-IMPLEMENTATIONS = {"xla": xla.kernel_attention_xla, "reference": reference.kernel_attention_reference}
+IMPLEMENTATIONS = {
+    "mosaic_tpu": mosaic_tpu.kernel_attention_mosaic_tpu,
+    "xla": xla.kernel_attention_xla,
+    "reference": reference.kernel_attention_reference,
+}
 _logged = set()
 
 
