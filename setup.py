@@ -29,8 +29,6 @@ INSTALL_REQUIRES = [
 # Oracles and tools of the test suite; nothing in the package imports them.
 TEST_REQUIRES = [
     "hypothesis>=6.100",
-    # libtpu, the TPU compiler, as this JAX pins it: the kernels are compiled for TPUs without one
-    "jax[tpu]>=0.10.2; sys_platform == 'linux' and platform_machine == 'x86_64'",
     "lifelines>=0.30",
     "pytest>=8",
     "pytest-xdist>=3.6",

@@ -64,3 +64,18 @@ ensure_env() {
   export JAX_COMPILATION_CACHE_DIR="${JAX_COMPILATION_CACHE_DIR:-${XDG_CACHE_HOME:-${HOME:-/tmp}/.cache}/ehrwear_jax/jax-${features%% *}}"
   export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="${JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS:-0.3}"
 }
+
+# libtpu, the TPU compiler, as the installed JAX pins it, for tests that compile kernels without a TPU. It stays beside
+# the other packages: wherever libtpu can be imported, every start of JAX looks for a TPU and complains.
+ensure_libtpu() {
+  local folder="$REPO/.venv/libtpu" wanted
+  wanted="$("$PYTHON" -c 'import importlib.metadata as m, re
+print(next(re.match(r"[\w.=*]+", r.replace(" ", ""))[0] for r in m.requires("jax") if r.startswith("libtpu")))')"
+  if [ "$(cat "$folder/.installed" 2>/dev/null)" = "$wanted" ]; then return 0; fi
+  rm -rf "$folder"
+  if "$PYTHON" -m pip install --quiet --disable-pip-version-check --no-deps --target "$folder" "$wanted"; then
+    echo "$wanted" >"$folder/.installed"
+  else
+    echo "No $wanted for this machine: the tests that compile for TPUs will be skipped." >&2
+  fi
+}

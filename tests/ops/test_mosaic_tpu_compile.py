@@ -9,6 +9,17 @@ from pathlib import Path
 
 import pytest
 
+
+def _library():
+    """Path of libtpu.so: beside the environment's packages, where launch/setup_env.sh puts it, or among them."""
+    beside = Path(sys.prefix) / "libtpu" / "libtpu" / "libtpu.so"
+    if beside.exists():
+        return beside
+    spec = importlib.util.find_spec("libtpu")
+    return Path(spec.origin).parent / "libtpu.so" if spec else None
+
+
+LIBRARY = _library()
 N_KEY = 2048
 ROWS, HEADS = 2, 16  # on each chip
 PROGRAM = """
@@ -69,7 +80,7 @@ print("temporary", memory.temp_size_in_bytes, "kernels", kernels)
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu, the TPU compiler, is not installed"),
+    pytest.mark.skipif(LIBRARY is None, reason="libtpu, the TPU compiler, is not installed (launch/setup_env.sh)"),
 ]
 
 
@@ -87,6 +98,7 @@ def test_compiles_for_a_chip_in_memory_linear_in_the_keys(topology, kind, dtype,
     values = (topology, kind, dtype, dropout, skip, N_KEY, ROWS, HEADS, depth, n_component, 4)
     # libtpu looks for the chips of a cloud machine unless told otherwise; the flags of conftest are for the CPU
     settings = {"JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost", "XLA_FLAGS": ""}
+    settings["TPU_LIBRARY_PATH"] = str(LIBRARY)
     # and one process at a time has it unless told that it may be loaded beside another
     settings |= {"ALLOW_MULTIPLE_LIBTPU_LOAD": "1", "JAX_ENABLE_COMPILATION_CACHE": "false"}
     repo = str(Path(__file__).resolve().parents[2])

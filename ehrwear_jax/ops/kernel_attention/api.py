@@ -71,8 +71,8 @@ def kernel_attention(
       taken it keeps its digits however old the keys are. It is -inf where no key is visible.
 
     Raises:
-      ValueError: shapes that disagree, a missing companion argument, an unknown implementation, or a named one that
-        cannot run the call.
+      ValueError: shapes that disagree, a missing companion argument, an unknown implementation.
+      NotImplementedError: the named implementation cannot run the call, with the reason.
     """
     _check(q_BxTxHxD.ndim == 4 and k_BxSxHxD.ndim == 4, "q, k and v need four axes: batch, length, head, depth")
     n_batch, n_query, n_head, depth = q_BxTxHxD.shape

@@ -254,4 +254,5 @@ def rest_is_negligible(spec, block, bounds, j, head_HxR, peak, total):
         log_k = reference.log_kernel(spec.kind, block["row"], head_HxR, age[..., None], gap)[..., 0]
     bound = jnp.log(jnp.maximum(n_rest, 1).astype(peak.dtype))[:, None] + most + log_k - peak
     fits = bound <= jnp.log(spec.skip_tolerance) + jnp.log(total)
-    return jnp.all(fits | (n_rest <= 0)[:, None])
+    done = (n_rest <= 0) | (block["stop"] <= block["start"])
+    return jnp.all(fits | done[:, None])
