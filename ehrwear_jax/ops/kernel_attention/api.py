@@ -5,11 +5,12 @@ import logging
 import jax
 import jax.numpy as jnp
 
-from ehrwear_jax.ops.kernel_attention import mosaic_tpu, reference, xla
+from ehrwear_jax.ops.kernel_attention import mosaic_tpu, reference, triton, xla
 
 # Name -> callable that raises NotImplementedError where it cannot run; the first that can is taken when none is named.
 IMPLEMENTATIONS = {
     "mosaic_tpu": mosaic_tpu.kernel_attention_mosaic_tpu,
+    "triton": triton.kernel_attention_triton,
     "xla": xla.kernel_attention_xla,
     "reference": reference.kernel_attention_reference,
 }

@@ -94,7 +94,7 @@ def call(
         extra_q, extra_k = jnp.zeros((n_batch, n_query, 0), dtype), jnp.zeros((n_batch, n_head, n_key, 0), dtype)
     else:
         onehot_BxTxM = jax.nn.one_hot(q_modality_BxT, source_bias_BxHxMxS.shape[2], dtype=dtype)
-        parts = [jnp.swapaxes(x, 2, 3) for x in _parts(source_bias_BxHxMxS.astype(wide), dtype)]
+        parts = [jnp.swapaxes(x, 2, 3) for x in parts(source_bias_BxHxMxS.astype(wide), dtype)]
         extra_q = jnp.concatenate([onehot_BxTxM] * len(parts), axis=-1)
         extra_k = jnp.concatenate(parts, axis=-1)
     q_time_BxT, k_time_BxS = q_time_BxT.astype(wide), k_time_BxS.astype(wide)
@@ -140,7 +140,7 @@ def call(
     return jnp.moveaxis(out, 1, 2).astype(q_BxTxHxD.dtype), log_sum_exp
 
 
-def _parts(x, dtype):
+def parts(x, dtype):
     """x as summands of `dtype`: itself, or bfloat16 halves that together keep 16 bits."""
     high = x.astype(dtype)
     return (high,) if dtype != jnp.bfloat16 else (high, (x - high.astype(x.dtype)).astype(dtype))

@@ -1,0 +1,341 @@
+"""Kernel attention as Pallas-Triton kernels, for NVIDIA GPUs of the Ampere and Hopper generations.
+
+Three kernels: the forward pass and the gradients of a query block loop over the key blocks that it sees, the gradients
+of a key block over the query blocks that see it, so that no sum needs atomics. The mathematics is that of `tiles`; here
+is what a GPU adds to it:
+
+- A tile is *plain* when every row of it sees all of its keys and K factors. `_bounds` finds the longest run of plain
+  tiles, whose loop has no mask and no branch; the few tiles at the edges of what is visible take K element by element.
+- The products with K's factors, and with the columns of the modality bias, run on the tensor cores. In bfloat16 both
+  factors are split in high and low halves, whose three products stand side by side in 16 columns (R <= 5).
+- A query block in which the factors lose a row (`tiles.SMALLEST_SUM`) starts again, element by element.
+- kappa_i = max_r log a_ir serves as well as log sum_r a_ir, and needs no logarithm.
+- Everything that depends on a key and its block alone, b and the columns that the gradients contract with, is computed
+  before the kernels, in XLA.
+
+Arrays are padded to whole blocks and to depths that are powers of two, as Triton wants them; nothing inside a kernel is
+sliced but references. Layout of q, k, v and out is [B, T, H, D], so that the transposes around `fused.call` cancel.
+"""
+
+import dataclasses
+import types
+
+import jax
+import jax.numpy as jnp
+
+from ehrwear_jax.ops.kernel_attention import fused, reference, triton_tile
+from ehrwear_jax.ops.kernel_attention.triton_tile import pl, plgpu
+
+MOST_COMPONENTS = 8
+MOST_DEPTH = 128
+
+
+@dataclasses.dataclass(frozen=True)
+class Tuning:
+    """Sizes of one kernel.
+
+    Attributes:
+      block_q, block_k: rows and columns of a plain tile, powers of two from 16.
+      num_warps: of a program. num_stages: depth of the pipeline of its loops.
+      edge: width of tiles at the edges, along the kernel's loop; narrow ones waste less and leave registers free.
+    """
+
+    block_q: int
+    block_k: int
+    num_warps: int = 4
+    num_stages: int = 2
+    edge: int = 32
+
+
+# Of the forward pass, the gradients of queries and of keys; float32 products run without tensor cores.
+NARROW = ((64, 128), (64, 64), (64, 64))
+WIDE = ((32, 32, 4, 2, 16),) * 3
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Static; `forward`, `query` and `key` tune the forward pass and the gradients of queries and of keys."""
+
+    forward: Tuning
+    query: Tuning
+    key: Tuning
+    interpret: bool
+
+
+def kernel_attention_triton(
+    q_BxTxHxD,
+    k_BxSxHxD,
+    v_BxSxHxD,
+    *,
+    block_q=None,
+    block_k=None,
+    forward=None,
+    query=None,
+    key=None,
+    interpret=False,
+    check_device=True,
+    **arguments,
+):
+    """Arguments, results and errors as in `reference`.
+
+    Args:
+      block_q, block_k: powers of two from 16, rows and columns of a tile in all kernels, in place of what follows.
+      forward, query, key: sequences of what `Tuning` takes, for the forward pass and the gradients of queries and keys.
+      interpret: run on any device, slowly.
+      check_device: False lets the call be lowered where there is no GPU.
+
+    Raises:
+      NotImplementedError: no such device here, or arguments that the kernels do not take.
+    """
+    _check(q_BxTxHxD, v_BxSxHxD, arguments, check_device and not interpret)
+    narrow = q_BxTxHxD.dtype == jnp.bfloat16
+    tuning = []
+    for given, default in zip((forward, query, key), NARROW if narrow else WIDE, strict=True):
+        size = Tuning(*(given or default))
+        tuning.append(dataclasses.replace(size, block_q=block_q or size.block_q, block_k=block_k or size.block_k))
+    for size in (n for t in tuning for n in (t.block_q, t.block_k, t.edge)):
+        if size < 16 or size & (size - 1):
+            raise ValueError(f"kernel_attention: blocks must be powers of two from 16, got {size}")
+    return fused.call(
+        (_forward, _backward),
+        q_BxTxHxD,
+        k_BxSxHxD,
+        v_BxSxHxD,
+        **arguments,
+        block_q=tuning[0].block_q,
+        block_k=tuning[0].block_k,
+        dtype=jnp.bfloat16 if narrow else jnp.promote_types(q_BxTxHxD.dtype, jnp.float32),
+        options=Options(*tuning, interpret),
+    )
+
+
+def _check(q, v, arguments, check_device):
+    def require(condition, message):
+        if not condition:
+            raise NotImplementedError(f"the Triton kernels {message}")
+
+    require(plgpu is not None, "need a JAX that has Pallas-Triton")
+    require(jnp.promote_types(q.dtype, jnp.float32) == jnp.float32, f"have no {q.dtype}")
+    require(max(q.shape[-1], v.shape[-1]) <= MOST_DEPTH, f"have a depth of at most {MOST_DEPTH}")
+    kernel = arguments["kernel"]
+    if isinstance(kernel, reference.ExponentialMixture):
+        require(kernel.beta_HxR.shape[1] <= MOST_COMPONENTS, f"mix at most {MOST_COMPONENTS} components")
+    require(arguments.get("skip_tolerance", 0.0) == 0.0, "skip nothing (implementation 'xla' does)")
+    if check_device:
+        require(jax.default_backend() == "gpu", "need a GPU")
+        capability = getattr(jax.devices()[0], "compute_capability", "")
+        # AMD's are names like gfx942
+        good = capability.replace(".", "", 1).isdigit() and float(capability) >= 8.0
+        require(good, f"need compute capability 8.0, this is {capability or 'unknown'}")
+
+
+# ------------------------------------------------------------------------------------------------ around the kernels
+
+
+def _pad(x, axis, size, value=0):
+    return jnp.pad(x, [(0, size - n if a == axis else 0) for a, n in enumerate(x.shape)], constant_values=value)
+
+
+def _static(spec, problem, tuning, by_key=False):
+    block_q, block_k = (
+        min(size, triton_tile.power(problem[n].shape[2])) for size, n in ((tuning.block_q, "q"), (tuning.block_k, "k"))
+    )
+    edge = min(tuning.edge, block_q if by_key else block_k)
+    n_component, has_bias = problem["row"].shape[-1], problem["extra_q"].shape[-1] > 0
+    return triton_tile.Static(spec, block_q, block_k, edge, problem["q"].dtype, n_component, has_bias, by_key)
+
+
+def _arrange(static, problem, **more):
+    """What a kernel reads: name -> (axes, array), where b, h and . mark batch, head and what a program sees whole.
+
+    more: further arrays [B, H, T, ...] by row.
+    """
+    kind, block_q, block_k = static.spec.kind, static.block_q, static.block_k
+    n_query, n_key = problem["q"].shape[2], problem["k"].shape[2]
+    n_row, n_col = n_query + -n_query % block_q, n_key + -n_key % block_k
+
+    def by_token(x_BxHxLxD, size):
+        x_BxLxHxD = jnp.moveaxis(_pad(x_BxHxLxD, 3, triton_tile.power(x_BxHxLxD.shape[3])), 1, 2)
+        return "b.h.", _pad(x_BxLxHxD, 1, size)
+
+    start, stop, newest = (_pad(problem[n], 1, n_row) for n in ("start", "stop", "newest"))
+    time = _pad(problem["k_time"], 1, n_col)
+    arrays = {
+        "q": by_token(problem["q"], n_row),
+        "k": by_token(problem["k"], n_col),
+        "v": by_token(problem["v"], n_col),
+        "start": ("b.", start),
+        "stop": ("b.", stop),
+        "first": (".", problem["first"]),
+        "seed": (".", problem["seed"]),
+    }
+    for name, x in more.items():
+        # padding: no query, which exp(s - log_sum_exp) = 0 says best
+        padded = _pad(x, 2, n_row, triton_tile.HIGHEST) if name == "log_sum_exp" else x
+        arrays[name] = ("bh.", _pad(padded, 2, n_row)) if x.ndim == 3 else by_token(x, n_row)
+    if static.has_bias:
+        width = triton_tile.power(problem["extra_q"].shape[-1])
+        arrays["extra_q"] = "b..", _pad(_pad(problem["extra_q"], 2, width), 1, n_row)
+        arrays["extra_k"] = "bh..", _pad(_pad(problem["extra_k"], 3, width), 2, n_col)
+
+    def blocks(x_BxL, block):
+        return x_BxL.reshape(x_BxL.shape[0], -1, block)
+
+    def extent(block):
+        """(least, largest start, least, largest stop) of the rows of a block that see anything, [B, M, 1] each."""
+        begin, end = blocks(start, block), blocks(stop, block)
+        empty = begin >= end
+        least = [jnp.min(jnp.where(empty, n_col, x), -1)[..., None] for x in (begin, end)]
+        most = [jnp.max(jnp.where(empty, 0, x), -1)[..., None] for x in (begin, end)]
+        return least[0], most[0], least[1], most[1]
+
+    def low(block):
+        return jnp.arange(n_col // block)[None, None] * block
+
+    fine_q, fine_k = (static.edge, block_k) if static.by_key else (block_q, static.edge)
+    first, _, _, last = extent(fine_q)
+    seen_BxMxN = (first < low(fine_k) + fine_k) & (last > low(fine_k))
+    first, begin, end, last = extent(block_q)
+    plain_BxMxN = (begin <= low(block_k)) & (end >= low(block_k) + block_k) & (first < last)
+    if kind != "none":
+        arrays |= {"newest": ("b.", newest), "q_time": ("b.", _pad(problem["q_time"], 1, n_row))}
+        arrays |= {"time": ("b.", time), "head": ("h.", problem["head"])}
+        # padding of the quadratic's rows divides
+        arrays["row"] = "bh..", _pad(problem["row"], 2, n_row, 1 if kind == "quadratic" else 0)
+    if kind == "mixture":
+        real_BxNxK = blocks(_pad(jnp.ones_like(problem["k_time"], jnp.bool_), 1, n_col), block_k)
+        c_BxN = jnp.max(jnp.where(real_BxNxK, blocks(time, block_k), -jnp.inf), axis=-1)
+        oldest_BxM = jnp.min(jnp.where(blocks(start >= stop, block_q), jnp.inf, blocks(newest, block_q)), axis=-1)
+        plain_BxMxN &= c_BxN[:, None] <= oldest_BxM[..., None]
+        lag = jnp.maximum(c_BxN[..., None] - blocks(time, block_k), 0.0).reshape(time.shape)[:, None, :, None]
+        log_b = -problem["head"][None, :, None] * lag
+        b = jnp.exp(log_b)
+        high, *low = fused.parts(b, static.dtype)
+        arrays |= {"c": ("b.", c_BxN), "b": ("bh..", _columns(static, high, *low, *low and [high]))}
+        if "delta" in more and not static.by_key:
+            arrays["contracted"] = "bh..", jnp.swapaxes(_columns(static, b, jnp.expm1(log_b), b * lag), 2, 3)
+    tables = [jnp.swapaxes(x, 1, 2) if static.by_key else x for x in (plain_BxMxN, seen_BxMxN)]
+    return arrays | {"bounds": ("b..", _bounds(*tables))}
+
+
+def _columns(static, *sets_BxHxSxR):
+    """[B, H, S, C]: up to three sets of components side by side."""
+    return _pad(jnp.concatenate(sets_BxHxSxR, axis=-1), 3, static.n_column)
+
+
+def _bounds(plain_BxMxN, seen_BxMxL):
+    """Where block m has work: int32 [B, M, 6] (a, b, c, d, start, stop).
+
+    [start, stop) is the longest run of plain blocks; [a, b) and [c, d) are what is seen beside it, in the units of L.
+    """
+    n, n_fine = plain_BxMxN.shape[2], seen_BxMxL.shape[2]
+    at = jnp.arange(n)[None, None]
+    length = at - jax.lax.cummax(jnp.where(plain_BxMxN, -1, at), axis=2)  # of the run that ends here
+    stop = jnp.argmax(length, axis=2) + 1
+    start = stop - jnp.max(length, axis=2)
+    some = jnp.any(seen_BxMxL, axis=2)
+    lo = jnp.where(some, jnp.argmax(seen_BxMxL, axis=2), 0)
+    hi = jnp.where(some, n_fine - jnp.argmax(seen_BxMxL[..., ::-1], axis=2), 0)
+    before, after = (jnp.where(start < stop, x * (n_fine // n), lo) for x in (start, stop))
+    # rows that see nothing may begin or end a plain block, which then reaches beyond what is seen
+    lo, hi = jnp.minimum(lo, before), jnp.maximum(hi, after)
+    return jnp.stack([lo, before, after, hi, start, stop], axis=-1).astype(jnp.int32)
+
+
+def _run(kernel, static, tuning, n_block, arrays, outputs):
+    """Calls kernel(static, references by name) once per block, head and batch row.
+
+    Args:
+      arrays: see `_arrange`. outputs: name -> (axes, shape, dtype).
+    """
+    n_batch, n_head = arrays["q"][1].shape[0], arrays["q"][1].shape[2]
+
+    def block(axes, shape):
+        sizes = tuple(None if a in "bh" else n for a, n in zip(axes, shape, strict=True))
+        return pl.BlockSpec(sizes, lambda i, h, b: tuple({"b": b, "h": h}.get(a, 0) for a in axes))
+
+    names = [*arrays, *outputs]
+
+    def body(*references):
+        kernel(static, types.SimpleNamespace(**dict(zip(names, references, strict=True))))
+
+    found = pl.pallas_call(
+        body,
+        grid=(n_block, n_head, n_batch),
+        in_specs=[block(axes, x.shape) for axes, x in arrays.values()],
+        out_specs=[block(axes, shape) for axes, shape, _ in outputs.values()],
+        out_shape=[jax.ShapeDtypeStruct(shape, dtype) for _, shape, dtype in outputs.values()],
+        compiler_params=plgpu.CompilerParams(num_warps=tuning.num_warps, num_stages=tuning.num_stages),
+        interpret=static.spec.options.interpret,
+        name=f"kernel_attention_{kernel.__name__}",
+    )(*(x for _, x in arrays.values()))
+    return dict(zip(outputs, found, strict=True))
+
+
+def _by_head(x_BxLxHxD, size, depth):
+    """Inverse of _arrange's by_token: [B, H, size, depth]."""
+    return jnp.moveaxis(x_BxLxHxD[:, :size, :, :depth], 2, 1)
+
+
+def _forward(spec, problem):
+    """Saves which rows stand in blocks without a plain tile, and what bfloat16 outputs lack."""
+    tuning = spec.options.forward
+    static = _static(spec, problem, tuning)
+    n_batch, n_head, n_query, _ = problem["q"].shape
+    arrays = _arrange(static, problem)
+    n_row = arrays["q"][1].shape[1]
+    n_block = n_row // static.block_q
+    outputs = {
+        "out": ("b.h.", (n_batch, n_row, n_head, arrays["v"][1].shape[3]), static.dtype),
+        "log_sum_exp": ("bh.", (n_batch, n_head, n_row), jnp.float32),
+        "lost": ("bh.", (n_batch, n_head, n_block), jnp.int32),
+    }
+    if static.narrow:
+        outputs["low"] = outputs["out"]
+    found = _run(triton_tile.forward, static, tuning, n_block, arrays, outputs)
+    out, *low = (_by_head(found[n], n_query, problem["v"].shape[3]) for n in ("out", "low") if n in found)
+    lost_BxHxT = jnp.repeat(found["lost"], static.block_q, axis=2)[..., :n_query]
+    # float32 for what follows; XLA drops the conversion where it ends in bfloat16 again
+    return out.astype(jnp.float32), found["log_sum_exp"][..., :n_query], (lost_BxHxT, low)
+
+
+def _backward(spec, problem, saved, d_out, log_sum_exp, delta):
+    lost_BxHxT, low = saved
+    for x in low:
+        delta += jnp.sum(d_out * x.astype(jnp.float32), axis=-1)
+    n_batch, n_head, n_query, _ = problem["q"].shape
+    n_key, n_component = problem["k"].shape[2], problem["row"].shape[-1]
+    more = {
+        "d_out": d_out.astype(problem["q"].dtype),
+        "log_sum_exp": jnp.where(jnp.isfinite(log_sum_exp), log_sum_exp, triton_tile.HIGHEST),
+        "delta": delta.astype(jnp.float32),
+    }
+    static = _static(spec, problem, spec.options.query)
+    arrays = _arrange(static, problem, **more)
+    n_row = arrays["q"][1].shape[1]
+    n_block = n_row // static.block_q
+    lost = _pad(lost_BxHxT, 2, n_row).reshape(n_batch, n_head, n_block, static.block_q)
+    arrays["lost"] = "bh.", jnp.max(lost, axis=3)
+    outputs = {"dq": ("b.h.", arrays["q"][1].shape, static.dtype)}
+    if spec.kind != "none":
+        outputs["d_row"] = "bh..", (n_batch, n_head, n_component, n_row), jnp.float32
+        outputs["d_head"] = "bh..", (n_batch, n_head, n_component, n_block), jnp.float32
+    found = _run(triton_tile.query_gradients, static, spec.options.query, n_block, arrays, outputs)
+
+    static = _static(spec, problem, spec.options.key, by_key=True)
+    arrays = _arrange(static, problem, **more)
+    n_block = arrays["k"][1].shape[1] // static.block_k
+    arrays["lost"] = "bh.", jnp.broadcast_to(jnp.max(lost, axis=(2, 3))[..., None], (n_batch, n_head, n_block))
+    outputs = {"d" + n: ("b.h.", arrays[n][1].shape, static.dtype) for n in ("k", "v")}
+    if static.has_bias:
+        outputs["d_extra_k"] = "bh..", arrays["extra_k"][1].shape, static.dtype
+    found |= _run(triton_tile.key_gradients, static, spec.options.key, n_block, arrays, outputs)
+
+    grads = {name: jnp.zeros_like(problem[name]) for name in ("row", "head", "extra_k")}
+    grads |= {name: _by_head(found["d" + name], *problem[name].shape[2:]) for name in ("q", "k", "v")}
+    if spec.kind != "none":
+        grads["row"] = jnp.moveaxis(found["d_row"][..., :n_query], 2, 3)
+        grads["head"] = jnp.sum(found["d_head"], axis=(0, 3))
+    if static.has_bias:
+        grads["extra_k"] = found["d_extra_k"][..., :n_key, : problem["extra_k"].shape[-1]]
+    return grads
