@@ -94,9 +94,9 @@ def call(
         extra_q, extra_k = jnp.zeros((n_batch, n_query, 0), dtype), jnp.zeros((n_batch, n_head, n_key, 0), dtype)
     else:
         onehot_BxTxM = jax.nn.one_hot(q_modality_BxT, source_bias_BxHxMxS.shape[2], dtype=dtype)
-        parts = [jnp.swapaxes(x, 2, 3) for x in parts(source_bias_BxHxMxS.astype(wide), dtype)]
-        extra_q = jnp.concatenate([onehot_BxTxM] * len(parts), axis=-1)
-        extra_k = jnp.concatenate(parts, axis=-1)
+        columns = [jnp.swapaxes(x, 2, 3) for x in parts(source_bias_BxHxMxS.astype(wide), dtype)]
+        extra_q = jnp.concatenate([onehot_BxTxM] * len(columns), axis=-1)
+        extra_k = jnp.concatenate(columns, axis=-1)
     q_time_BxT, k_time_BxS = q_time_BxT.astype(wide), k_time_BxS.astype(wide)
     newest_BxT, gap_BxT = reference.row_times(q_time_BxT, k_time_BxS, kv_range_BxTx2, newest_time_BxT)
     kind, row_BxHxTxR, head_HxR = reference.kernel_rows(kernel, gap_BxT)
