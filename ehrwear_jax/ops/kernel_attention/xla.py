@@ -10,16 +10,12 @@ import jax.numpy as jnp
 
 from ehrwear_jax.ops.kernel_attention import fused, tiles
 
-# Rows and columns of a tile: what fits a CPU's second-level cache, and what fills an accelerator.
-CPU_BLOCK, BLOCK = 128, 256
-# Up to so many keys a CPU takes them, and all rows of the batch, at once.
-WHOLE = 256
+BLOCK = 256  # rows and columns of a tile, the fastest of 128 to 512 on a CPU
 
 
-def kernel_attention_xla(q_BxTxHxD, k_BxSxHxD, v_BxSxHxD, *, block_q=None, block_k=None, **arguments):
+def kernel_attention_xla(q_BxTxHxD, k_BxSxHxD, v_BxSxHxD, *, block_q=BLOCK, block_k=BLOCK, **arguments):
     """Arguments, results and errors as in `reference`; block_q, block_k: rows and columns of a tile."""
     on_cpu = jax.default_backend() == "cpu"
-    block = CPU_BLOCK if on_cpu and k_BxSxHxD.shape[1] > WHOLE else BLOCK
     # CPUs have no fast product of bfloat16
     narrow = q_BxTxHxD.dtype == jnp.bfloat16 and not on_cpu
     return fused.call(
@@ -28,10 +24,11 @@ def kernel_attention_xla(q_BxTxHxD, k_BxSxHxD, v_BxSxHxD, *, block_q=None, block
         k_BxSxHxD,
         v_BxSxHxD,
         **arguments,
-        block_q=block_q or block,
-        block_k=block_k or block,
+        block_q=block_q,
+        block_k=block_k,
         dtype=jnp.bfloat16 if narrow else jnp.promote_types(q_BxTxHxD.dtype, jnp.float32),
-        one_row_at_a_time=on_cpu and k_BxSxHxD.shape[1] > WHOLE,
+        # a CPU gains by visiting only the tiles that each row needs, unless there is just one
+        one_row_at_a_time=on_cpu and k_BxSxHxD.shape[1] > block_k,
     )
 
 
