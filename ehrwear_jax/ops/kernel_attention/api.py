@@ -115,13 +115,14 @@ def kernel_attention(
     if implementation is not None:
         found = IMPLEMENTATIONS[implementation](q_BxTxHxD, k_BxSxHxD, v_BxSxHxD, **arguments, **(options or {}))
         return found if return_residuals else found[0]
+    passed_over = []
     for name, run in IMPLEMENTATIONS.items():
         try:
             found = run(q_BxTxHxD, k_BxSxHxD, v_BxSxHxD, **arguments, **(options or {}))
         except NotImplementedError as error:
-            _log_once(f"kernel_attention: implementation {name} cannot run this: {error}")
+            passed_over.append(f"not {name}: {error}")
             continue
-        _log_once(f"kernel_attention: implementation {name}")
+        _log_once(f"kernel_attention: implementation {'; '.join([name, *passed_over])}")
         return found if return_residuals else found[0]
     raise AssertionError("the reference runs everywhere")
 
