@@ -20,6 +20,7 @@ def get_config(variant=""):
             "step_minutes": 1,
             "min_subjects": 100,
             "min_values": 1000,
+            "implied_parents": True,
         }
     )
     config.context.update(

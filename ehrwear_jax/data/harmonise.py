@@ -95,6 +95,15 @@ def _read(path, required, numbers):
     return table
 
 
+def dataset_units(codes_path):
+    """{code: unit} of a MEDS codes.parquet that has a column `unit`; {} otherwise."""
+    path = Path(codes_path)
+    if not path.exists() or "unit" not in pl.read_parquet_schema(path):
+        return {}
+    table = pl.read_parquet(path, columns=["code", "unit"]).drop_nulls()
+    return dict(table.iter_rows())
+
+
 def read_mapping(paths, units=None):
     """One mapping of all tables.
 

@@ -15,7 +15,7 @@ import polars as pl
 from array_record.python.array_record_module import ArrayRecordWriter
 from tqdm import tqdm
 
-from ehrwear_jax.data import meds, records, signal, tokenizer, wearable
+from ehrwear_jax.data import harmonise, meds, records, signal, tokenizer, wearable
 from ehrwear_jax.data.source import hashed_uniform
 
 FOLLOWUP_END = "FOLLOWUP_END"
@@ -31,6 +31,9 @@ class PrepareConfig:
       channels: wearable channels to use, in order; empty means none. log_channels: those taken as log(1 + x).
       window_hours, step_minutes, min_coverage: see signal.WindowSpec.
       min_subjects, value_bins, min_values: see tokenizer.fit_vocabulary.
+      mapping_files, ranges_file: user tables, see harmonise.read_mapping and read_ranges.
+      implied_parents: give ICD-10 and ATC codes the ancestors that they spell out, beside those of codes.parquet.
+      max_per_day: most events of one code for a person and day, the first ones; 0: all.
       drop_codes: codes that never become input (administrative ones).
       date_only_at_day_end: an event stamped exactly midnight is taken as a date without a time, known at the day's end.
       subjects_per_shard: patients in a record shard.
@@ -45,6 +48,10 @@ class PrepareConfig:
     min_subjects: int = 10
     value_bins: int = 10
     min_values: int = 50
+    mapping_files: tuple = ()
+    ranges_file: str = ""
+    implied_parents: bool = False
+    max_per_day: int = 0
     drop_codes: tuple = (FOLLOWUP_END,)
     date_only_at_day_end: bool = True
     subjects_per_shard: int = 2000
@@ -114,7 +121,8 @@ def prepare_tables(meds_dir, wearable_dir, out_dir, config):
     out = Path(out_dir)
     for name in ("events", "windows", "window_values", "people"):
         (out / name).mkdir(parents=True, exist_ok=True)
-    counts = {"rows read": 0, "birth rows (age only)": 0, "administrative rows": 0}
+    counts = dict.fromkeys(("rows read", "birth rows (age only)", "administrative rows", "mapped", "beyond the cap"), 0)
+    mapping = harmonise.read_mapping(config.mapping_files, _units(meds_dir))
     shards = meds.list_shards(meds_dir)
     for path, name in zip(
         tqdm(shards, "events", unit="shard", disable=None), shard_names(shards, meds_dir), strict=True
@@ -122,13 +130,15 @@ def prepare_tables(meds_dir, wearable_dir, out_dir, config):
         target, tally = out / "events" / f"{name}.parquet", out / "people" / f"{name}.json"
         if not tally.exists():
             raw = meds.read_shard(path)
-            kept, births, ends = harmonise_events(raw, config)
+            known, births, ends = harmonise_events(raw, config)
+            kept, n_mapped = harmonise.map_codes(known, mapping)
+            kept, n_capped = harmonise.cap_frequency(kept, config.max_per_day)
             n_birth = raw.filter(pl.col("code").str.starts_with(meds.BIRTH_CODE)).height
             people = raw.select("subject_id").unique(maintain_order=True)
             people = people.join(births, on="subject_id", how="left").join(ends, on="subject_id", how="left")
             _write(kept, target)
             _write(people, out / "people" / f"{name}.parquet")
-            _write_json([raw.height, n_birth, raw.height - n_birth - kept.height], tally)
+            _write_json([raw.height, n_birth, raw.height - n_birth - known.height, n_mapped, n_capped], tally)
         for key, n in zip(counts, json.loads(tally.read_text()), strict=True):
             counts[key] += n
     n_events = counts["rows read"] - counts["birth rows (age only)"] - counts["administrative rows"]
@@ -141,6 +151,13 @@ def prepare_tables(meds_dir, wearable_dir, out_dir, config):
             f"{counts['administrative rows']} administrative rows",
         }
     ]
+    if config.mapping_files:
+        report.append({"step": "EHR rows mapped to other codes", "n": counts["mapped"], "dropped": 0, "reason": ""})
+    if config.max_per_day:
+        n_capped, reason = counts["beyond the cap"], f"more than {config.max_per_day} of a code, person and day"
+        report.append(
+            {"step": "EHR rows within the cap", "n": n_events - n_capped, "dropped": n_capped, "reason": reason}
+        )
     if wearable_dir is not None and config.channels:
         report.append(_prepare_windows(Path(wearable_dir), out, config))
     people = pl.concat([pl.read_parquet(p) for p in sorted((out / "people").glob("*.parquet"))])
@@ -172,6 +189,10 @@ def prepare_tables(meds_dir, wearable_dir, out_dir, config):
     )
     _write(subjects, out / "subjects.parquet")
     return report
+
+
+def _units(meds_dir):
+    return harmonise.dataset_units(Path(meds_dir) / "metadata" / "codes.parquet")
 
 
 def _prepare_windows(wearable_dir, out, config):
@@ -264,13 +285,14 @@ def _require_whole_groups(subjects):
     return subjects
 
 
-def prepare_split(tables_dir, codes, out_dir, config, fold=None):
+def prepare_split(tables_dir, codes, out_dir, config, fold=None, units=None):
     """Fits on the training patients and writes vocabulary.csv, codes.csv, meta.json, records/ and index.parquet.
 
     Args:
       tables_dir: written by prepare_tables.
       codes: MEDS codes.parquet (code, description, parent_codes), or None.
       fold: None, or which fold is held out.
+      units: {code: unit}, against which a table of ranges is checked.
 
     Returns:
       Counts: list of {step, n, dropped, reason}.
@@ -285,6 +307,9 @@ def prepare_split(tables_dir, codes, out_dir, config, fold=None):
         vocabulary, meta = tokenizer.Vocabulary.load(out), json.loads((out / "meta.json").read_text())
     else:
         parents = {} if codes is None else dict(zip(codes["code"], codes["parent_codes"].to_list(), strict=True))
+        if config.implied_parents:
+            found = events.select(pl.col("code").unique()).collect()["code"].sort()
+            parents = harmonise.complete_parents(parents, found.to_list())
         of_train = events.join(train.to_frame().lazy(), on="subject_id", how="semi")
         vocabulary = tokenizer.fit_vocabulary(
             of_train,
@@ -292,6 +317,7 @@ def prepare_split(tables_dir, codes, out_dir, config, fold=None):
             min_subjects=config.min_subjects,
             value_bins=config.value_bins,
             min_values=config.min_values,
+            ranges=harmonise.read_ranges(config.ranges_file, units) if config.ranges_file else None,
         )
         vocabulary.save(out)
         vocabulary = tokenizer.Vocabulary.load(out)  # what a later stage reads, to the last digit

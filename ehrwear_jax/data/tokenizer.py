@@ -138,7 +138,7 @@ class Vocabulary:
         return cls(tokens, codes)
 
 
-def fit_vocabulary(events, parents, *, min_subjects, value_bins, min_values):
+def fit_vocabulary(events, parents, *, min_subjects, value_bins, min_values, ranges=None):
     """Fits a Vocabulary on the events of the training patients.
 
     Args:
@@ -147,6 +147,7 @@ def fit_vocabulary(events, parents, *, min_subjects, value_bins, min_values):
       min_subjects: a code needs this many patients to have its own token.
       value_bins: number of train quantile bins of a code's values (equal edges are merged).
       min_values: a code needs this many values to be binned and standardised.
+      ranges: {code: inner bounds of its clinical ranges}, which take the place of quantiles where they are given.
     """
     stats = (
         events.lazy()
@@ -193,21 +194,23 @@ def fit_vocabulary(events, parents, *, min_subjects, value_bins, min_values):
     for code, count in stats.select("code", "count").iter_rows():
         counts[alias[code]] = counts.get(alias[code], 0) + count
     by_code = {row["code"]: row for row in stats.iter_rows(named=True)}
+    cuts = {
+        code: (ranges or {}).get(code) or sorted({by_code[code][f"q{q}"] for q in range(1, value_bins)})
+        for code in frequent & by_code.keys()
+        if by_code[code]["n_values"] >= min_values
+    }
+    in_bin = _bin_counts(events, cuts)
     tokens = [(i, name, name, -1, None, None, 0) for i, name in enumerate(SPECIAL)]
     scales = {}
     for code in sorted(frequent, key=lambda c: (-counts.get(c, 0), c)):
-        row = by_code.get(code)
-        valued = row is not None and row["n_values"] >= min_values
-        cuts = sorted({row[f"q{q}"] for q in range(1, value_bins)}) if valued else []
-        n_binned = row["n_values"] if valued else 0
-        tokens.append((len(tokens), code, code, -1, None, None, counts.get(code, 0) - n_binned))
-        if valued:
+        n_in_bin = in_bin.get(code, [])
+        tokens.append((len(tokens), code, code, -1, None, None, counts.get(code, 0) - sum(n_in_bin)))
+        if code in cuts:
+            row = by_code[code]
             scales[code] = (row["mean"], max(row["std"] or 0.0, 1e-6))
-            limits = [float("-inf"), *cuts, float("inf")]
-            for b in range(len(limits) - 1):
-                tokens.append(
-                    (len(tokens), f"{code}//Q{b}", code, b, limits[b], limits[b + 1], n_binned // (len(limits) - 1))
-                )
+            limits = [float("-inf"), *cuts[code], float("inf")]
+            for b, n in enumerate(n_in_bin):
+                tokens.append((len(tokens), f"{code}//Q{b}", code, b, limits[b], limits[b + 1], n))
     schema = {
         "token_id": pl.Int32,
         "token": pl.String,
@@ -219,3 +222,27 @@ def fit_vocabulary(events, parents, *, min_subjects, value_bins, min_values):
     }
     codes = [(c, a, *scales.get(c, (None, None)), json.dumps(lineage.get(c, []))) for c, a in alias.items()]
     return Vocabulary(pl.DataFrame(tokens, schema, orient="row"), pl.DataFrame(codes, _CODES_SCHEMA, orient="row"))
+
+
+def _bin_counts(events, cuts):
+    """{code: how many values lie in each of its bins}, for cuts {code: increasing inner bounds}."""
+    if not cuts:
+        return {}
+    width = max(map(len, cuts.values()))
+    padded = [(code, *bounds, *[None] * (width - len(bounds))) for code, bounds in cuts.items()]
+    names = [f"cut{i}" for i in range(width)]
+    table = pl.LazyFrame(padded, {"code": pl.String} | dict.fromkeys(names, pl.Float64), orient="row")
+    value = pl.col("numeric_value").cast(pl.Float64)
+    up_to = (
+        events.lazy()
+        .filter(pl.col("numeric_value").is_not_null())
+        .join(table, on="code")
+        .group_by("code")
+        .agg(pl.len().alias("all"), *((value <= pl.col(name)).sum().alias(name) for name in names))
+        .collect()
+    )
+    found = {}
+    for row in up_to.iter_rows(named=True):
+        sums = [0, *(row[n] for n in names[: len(cuts[row["code"]])]), row["all"]]
+        found[row["code"]] = [b - a for a, b in zip(sums[:-1], sums[1:], strict=True)]
+    return found

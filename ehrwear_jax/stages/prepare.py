@@ -9,7 +9,7 @@ from pathlib import Path
 import polars as pl
 
 from ehrwear_jax import config as config_lib
-from ehrwear_jax.data import labels, meds, nafld, nhanes, synthetic, wearable
+from ehrwear_jax.data import harmonise, labels, meds, nafld, nhanes, synthetic, wearable
 from ehrwear_jax.data import prepare as prepare_lib
 
 
@@ -49,7 +49,8 @@ def run(config, workdir):
     codes = meds.read_codes(source) if has_codes else None
     _require_all_folds(config, source)
     for name, fold in config_lib.folds(config):
-        fitted = prepare_lib.prepare_split(folder / "tables", codes, folder / name, options, fold)
+        units = harmonise.dataset_units(source / "metadata" / "codes.parquet")
+        fitted = prepare_lib.prepare_split(folder / "tables", codes, folder / name, options, fold, units)
         counts += [{**c, "step": c["step"] if fold is None else f"{name}: {c['step']}"} for c in fitted]
     for c in counts:
         logging.info(

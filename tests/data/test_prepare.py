@@ -1,5 +1,6 @@
 """prepare on a small random cohort: known times, what is fitted on whom, counts, records, resuming."""
 
+import dataclasses
 import json
 import math
 from datetime import datetime, time, timedelta
@@ -110,6 +111,31 @@ def test_counts_reconcile_with_the_raw_rows(root, counts):
     index = pl.read_parquet(root / "all" / "index.parquet")
     assert tables[1]["n"] == index["n_windows"].sum() > 100
     assert tables[2]["n"] == index.height == N_SUBJECTS and tables[2]["dropped"] == 0
+
+
+def test_user_tables_harmonise_codes_and_values_and_counts_reconcile(root, counts, tmp_path):
+    mapping, ranges = tmp_path / "mapping.csv", tmp_path / "ranges.csv"
+    mapping.write_text(
+        "code,target,factor\nLAB//glucose,LAB//mmol,0.0555\nDX//E11,ICD10CM/E11.9,\nDX//I10,ICD10CM/I10,\n"
+    )
+    ranges.write_text("code,low,high\nLAB//mmol,,4.0\nLAB//mmol,4.0,7.0\n")
+    config = dataclasses.replace(
+        CONFIG, mapping_files=(str(mapping),), ranges_file=str(ranges), implied_parents=True, max_per_day=1
+    )
+    (tables, split) = run(root, tmp_path, config)
+    raw = raw_events(root)
+    n_mapped = raw.filter(pl.col("code").is_in(["LAB//glucose", "DX//E11", "DX//I10"])).height
+    by_step = {c["step"]: c for c in tables}
+    assert by_step["EHR rows mapped to other codes"]["n"] == n_mapped > 100
+    kept, capped = (by_step["EHR rows within the cap"][k] for k in ("n", "dropped"))
+    assert kept + capped == counts[0][0]["n"] and capped > 20
+    assert split[0]["n"] + split[0]["dropped"] == kept
+    v = tokenizer.Vocabulary.load(tmp_path / "all")
+    assert v.tokens.filter(pl.col("code") == "LAB//mmol")["high"].drop_nulls().to_list() == [4.0, 7.0, math.inf]
+    assert "LAB//glucose" not in v.tokens["code"].to_list()
+    lineage = dict(v.codes.select("code", "ancestors").iter_rows())
+    assert json.loads(lineage["ICD10CM/E11.9"]) == ["ICD10CM/E11", "ICD10CM/CHAPTER IV", "ICD10CM"]
+    assert "ICD10CM" in v.future_codes(99)  # any diagnosis
 
 
 def test_rare_codes_are_counted_as_left_out(root, counts, tmp_path):

@@ -218,11 +218,31 @@ def test_future_codes_include_ancestors_that_stand_for_more_than_one_code(tmp_pa
 
 
 def test_recalled_tokens_are_the_most_frequent_bins_apart():
-    rows = [(s, "lab", float(s)) for s in range(40)] + [(s, "dx", None) for s in range(15)] + [(0, "rare", None)]
-    v = fit(rows)  # four bins of ten values; the lab itself never occurs without a value
+    rows = [(s, "lab", float(s)) for s in range(60)] + [(s, "dx", None) for s in range(20)] + [(0, "rare", None)]
+    v = fit(rows)  # four bins of about 15 values; the lab itself never occurs without a value
     names = dict(v.tokens.select("token_id", "token").iter_rows())
-    assert [names[t] for t in v.recalled_tokens(99)] == ["dx", *(f"lab//Q{b}" for b in range(4)), "rare"]
+    found = [names[t] for t in v.recalled_tokens(99)]
+    assert found[0] == "dx" and found[-1] == "rare" and sorted(found[1:-1]) == [f"lab//Q{b}" for b in range(4)]
+    counts = dict(v.tokens.select("token", "count").iter_rows())
+    assert [counts[t] for t in found] == sorted((counts[t] for t in found), reverse=True)
     assert v.recalled_tokens(2) == v.recalled_tokens(99)[:2]
+
+
+@settings(max_examples=30, deadline=None, derandomize=True)
+@given(st.lists(st.sampled_from([0.5, 1.0, 2.0, 3.5, 3.5, 7.0, 100.0]), min_size=10, max_size=60), st.booleans())
+def test_counts_of_bins_are_those_of_their_tokens(values, in_ranges):
+    """In quantiles and in clinical ranges: what the vocabulary counts is what encoding gives."""
+    rows = [(i, "lab", v) for i, v in enumerate(values)] + [(0, "lab", None), (1, "dx", None)]
+    ranges = {"lab": [1.0, 3.5]} if in_ranges else None
+    v = tokenizer.fit_vocabulary(frame(rows), {}, min_subjects=1, value_bins=4, min_values=10, ranges=ranges)
+    encoded = v.encode(frame(rows))["token"].value_counts()
+    seen = dict(encoded.iter_rows())
+    assert {t: n for t, n in v.tokens.select("token_id", "count").iter_rows() if n} == seen
+    if in_ranges:
+        bins = v.tokens.filter(pl.col("bin") >= 0).select("low", "high", "count").rows()
+        x = np.array(values)
+        want = [np.sum(x <= 1.0), np.sum((x > 1.0) & (x <= 3.5)), np.sum(x > 3.5)]
+        assert bins == [(-math.inf, 1.0, want[0]), (1.0, 3.5, want[1]), (3.5, math.inf, want[2])]
 
 
 def test_an_empty_training_set_knows_the_specials_only():
