@@ -2,17 +2,21 @@
 
     python -m ehrwear_jax.main --config=configs/full.py --config.data.meds_dir=MEDS --config.data.wearable_dir=WEARABLE
 
-Variant 220m: 16 backbone layers. Needs accelerators: 500,000 steps of 32 contexts.
+Variants, several of them joined by "+": 220m has 16 backbone layers; cohort applies the inclusion criteria of appendix
+A.2; relaxed does so with a month of EHR and three days of wear. Needs accelerators: 500,000 steps of 32 contexts.
 """
 
 from ehrwear_jax import config as config_lib
 
+VARIANTS = ("220m", "cohort", "relaxed")
+
 
 def get_config(variant=""):
-    if variant not in ("", "220m"):
-        raise ValueError(f"configs/full.py has no variant {variant!r}; there is 220m")
+    variants = [v for v in variant.split("+") if v]
+    if unknown := [v for v in variants if v not in VARIANTS]:
+        raise ValueError(f"configs/full.py has no variant {unknown[0]!r}; there are {', '.join(VARIANTS)}")
     config = config_lib.base()
-    config.name = "full" + (f"-{variant}" if variant else "")
+    config.name = "-".join(["full", *variants])
     config.prepare.update(
         {
             "channels": ("heart_rate", "activity"),
@@ -43,8 +47,12 @@ def get_config(variant=""):
             "count_width": 128,
         }
     )
-    if variant == "220m":
+    if "220m" in variants:
         config.model.n_layers = 16
+    if "cohort" in variants or "relaxed" in variants:
+        config.cohort.update({"min_ehr_days": 365.0, "min_wear_days": 14, "min_age_years": 18.0, "max_age_years": 89.0})
+    if "relaxed" in variants:
+        config.cohort.update({"min_ehr_days": 30.0, "min_wear_days": 3})
     config.train.update({"log_every": 100, "validate_every": 5000, "checkpoint_every": 1000, "data_threads": 16})
     config.evaluate.update({"tasks": tuple(f"hospitalization_{h}d" for h in (30, 90, 180, 365)), "n_resamples": 5000})
     config.report.update({"title": "Joint EHR and wearable model", "reliability_task": "hospitalization_365d"})

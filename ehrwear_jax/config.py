@@ -8,6 +8,7 @@ import os
 
 import ml_collections
 
+from ehrwear_jax.data.cohort import CohortConfig
 from ehrwear_jax.data.pipeline import ContextConfig
 from ehrwear_jax.data.prepare import PrepareConfig
 from ehrwear_jax.data.synthetic import SimulatorConfig
@@ -63,6 +64,7 @@ def base():
         }
     )
     config.prepare = _defaults(PrepareConfig)
+    config.cohort = _defaults(CohortConfig)
     config.context = _defaults(ContextConfig, leave_out=("modalities",))
     config.model = _defaults(ModelConfig, leave_out=_MODEL_FROM_DATA)
     config.model.attention = ml_collections.config_dict.placeholder(str)
@@ -107,6 +109,15 @@ def prepare_config(config):
     return PrepareConfig(**config.prepare)
 
 
+def cohort_config(config):
+    return CohortConfig(**config.cohort)
+
+
+def user_tables(config):
+    """Paths of the tables that harmonise codes and values."""
+    return [*config.prepare.mapping_files, *([config.prepare.ranges_file] if config.prepare.ranges_file else [])]
+
+
 def simulator_config(config):
     return SimulatorConfig(**config.simulate)
 
@@ -149,6 +160,9 @@ def check(config):
     for key in ("meds_dir", "wearable_dir", "labels_dir", "source_dir"):
         if data[key] and not os.path.isdir(data[key]):
             raise FileNotFoundError(f"config.data.{key}: there is no folder {data[key]}")
+    for path in user_tables(config):
+        if not os.path.isfile(path):
+            raise FileNotFoundError(f"config.prepare.mapping_files or ranges_file: there is no table {path}")
     for row in (
         *config.evaluate.late_fusion,
         *([config.evaluate.reference_row] if config.evaluate.reference_row else []),

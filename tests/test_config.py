@@ -68,7 +68,14 @@ def test_folds():
 
 @pytest.mark.parametrize(
     "name, variant",
-    [("full.py", ""), ("full.py", "220m"), ("tiny.py", ""), ("nafld.py", ""), ("nhanes.py", "")],
+    [
+        ("full.py", ""),
+        ("full.py", "220m"),
+        ("full.py", "220m+relaxed"),
+        ("tiny.py", ""),
+        ("nafld.py", ""),
+        ("nhanes.py", ""),
+    ],
 )
 def test_each_experiment_file_gives_a_whole_config(name, variant, tmp_path):
     config = load(name, variant)

@@ -61,7 +61,7 @@ def command(*arguments):
         (["--config=configs/none.py"], "there is no config file configs/none.py"),
         (["--config", "configs/none.py"], "there is no config file configs/none.py"),
         (["--config=configs/tiny.py:big"], "configs/tiny.py has no variant 'big'"),
-        (["--config=configs/full.py:220"], "configs/full.py has no variant '220'; there is 220m"),
+        (["--config=configs/full.py:220"], "configs/full.py has no variant '220'; there are 220m, cohort, relaxed"),
         ([TINY, "--config.train.stepps=3"], "the config has no key 'stepps': Did you mean \"steps\""),
         ([TINY, "--config.trin.steps=3"], "the config has no key 'trin': Did you mean \"train\""),
         ([TINY, "--config.train.steps=many"], "flag --config.train.steps=many: invalid literal for int()"),

@@ -15,7 +15,7 @@ import polars as pl
 from array_record.python.array_record_module import ArrayRecordWriter
 from tqdm import tqdm
 
-from ehrwear_jax.data import harmonise, meds, records, signal, tokenizer, wearable
+from ehrwear_jax.data import cohort, harmonise, meds, records, signal, tokenizer, wearable
 from ehrwear_jax.data.source import hashed_uniform
 
 FOLLOWUP_END = "FOLLOWUP_END"
@@ -109,11 +109,12 @@ def harmonise_events(events, config):
     return kept, births, ends
 
 
-def prepare_tables(meds_dir, wearable_dir, out_dir, config):
+def prepare_tables(meds_dir, wearable_dir, out_dir, config, criteria=None):
     """Writes events/, windows/ (summaries), window_values/ and subjects.parquet below out_dir.
 
     Args:
       meds_dir: MEDS dataset. wearable_dir: wearable tables, or None.
+      criteria: cohort.CohortConfig of who gets into subjects.parquet, None for everybody.
 
     Returns:
       Counts: list of {step, n, dropped, reason}.
@@ -187,8 +188,29 @@ def prepare_tables(meds_dir, wearable_dir, out_dir, config):
             "reason": "no row in subject_splits.parquet",
         }
     )
+    if criteria is not None and not criteria.is_open:
+        subjects, steps = _included(subjects, out, config, criteria)
+        report += steps
     _write(subjects, out / "subjects.parquet")
     return report
+
+
+def _included(subjects, out, config, criteria):
+    """The subjects that meet the criteria, and the counts; see cohort.select."""
+    events = pl.scan_parquet(sorted((out / "events").glob("*.parquet")))
+    first = events.group_by("subject_id").agg(pl.col("time").min().alias("first_time")).collect()
+    flag = pl.any_horizontal(pl.lit(False), *(pl.col("code").str.starts_with(x) for x in criteria.excluded_codes))
+    windows = [pl.read_parquet(p, columns=["subject_id", "time"]) for p in sorted((out / "windows").glob("*.parquet"))]
+    ids, steps = cohort.select(
+        subjects.join(first, on="subject_id", how="left"),
+        pl.concat(windows or [pl.DataFrame(schema={"subject_id": pl.Int64, "time": pl.Datetime("us")})]),
+        events.filter(flag).select("subject_id", "time").collect(),
+        config.window_hours,
+        criteria,
+    )
+    if not len(ids):
+        raise ValueError("config.cohort lets nobody in: " + "; ".join(f"{s['step']} {s['n']:,}" for s in steps))
+    return subjects.filter(pl.col("subject_id").is_in(ids.implode())), steps
 
 
 def _units(meds_dir):

@@ -44,7 +44,9 @@ def run(config, workdir):
         counts += _hospitalisation_labels(config, workdir)
     options = config_lib.prepare_config(config)
     source = meds_dir(config, workdir)
-    counts += prepare_lib.prepare_tables(source, wearable_dir(config, workdir), folder / "tables", options)
+    counts += prepare_lib.prepare_tables(
+        source, wearable_dir(config, workdir), folder / "tables", options, config_lib.cohort_config(config)
+    )
     has_codes = (source / "metadata" / "codes.parquet").exists()
     codes = meds.read_codes(source) if has_codes else None
     _require_all_folds(config, source)

@@ -22,7 +22,7 @@ WORK = {
 ORDER = tuple(WORK)
 # Which parts of the config each stage reads ("a.b": one value of a part); a change elsewhere leaves its result valid.
 READS = {
-    "prepare": ("seed", "data", "simulate", "labels", "prepare"),
+    "prepare": ("seed", "data", "simulate", "labels", "prepare", "cohort"),
     "pretrain": ("seed", "context", "model", "train", "rows"),
     "embed": ("context", "model", "rows", "embed", "evaluate.tasks", "evaluate.reference_row"),
     "evaluate": ("name", "seed", "evaluate", "rows"),
@@ -73,6 +73,7 @@ def fingerprints(config):
     """{stage: fingerprint}, each with those of the stages before it."""
     out, before = {}, ""
     inputs = {k: digest_files(config.data[k]) for k in INPUTS if config.data[k]}
+    inputs |= {str(path): digest(Path(path).read_bytes().hex()) for path in config_lib.user_tables(config)}
     for stage in ORDER:
         before = out[stage] = digest([stage, settings(config, stage), inputs if stage == "prepare" else {}, before])
     return out

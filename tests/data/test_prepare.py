@@ -12,6 +12,7 @@ import pytest
 from array_record.python.array_record_module import ArrayRecordReader
 
 from ehrwear_jax.data import meds, prepare, records, signal, tokenizer, wearable
+from ehrwear_jax.data.cohort import CohortConfig
 
 CONFIG = prepare.PrepareConfig(
     channels=cohort.CHANNELS,
@@ -136,6 +137,18 @@ def test_user_tables_harmonise_codes_and_values_and_counts_reconcile(root, count
     lineage = dict(v.codes.select("code", "ancestors").iter_rows())
     assert json.loads(lineage["ICD10CM/E11.9"]) == ["ICD10CM/E11", "ICD10CM/CHAPTER IV", "ICD10CM"]
     assert "ICD10CM" in v.future_codes(99)  # any diagnosis
+
+
+def test_only_the_cohort_is_prepared(root, counts, tmp_path):
+    criteria = CohortConfig(min_ehr_days=100.0, min_wear_days=1, min_wear_hours=6.0)
+    steps = prepare.prepare_tables(root / "meds", root / "wearable", tmp_path / "tables", CONFIG, criteria)[3:]
+    assert [s["step"] for s in steps] == ["people", "people with enough EHR history", "people with enough wear"]
+    assert steps[0]["n"] == N_SUBJECTS > steps[1]["n"] > steps[2]["n"] > 5
+    prepare.prepare_split(tmp_path / "tables", None, tmp_path / "all", CONFIG)
+    index = pl.read_parquet(tmp_path / "all" / "index.parquet")
+    assert index.height == steps[2]["n"] and index["n_windows"].min() > 0 and index["n_events"].min() > 0
+    with pytest.raises(ValueError, match="config.cohort lets nobody in: people 36; people of the right age 0"):
+        prepare.prepare_tables(root / "meds", None, tmp_path / "none", CONFIG, CohortConfig(min_age_years=150))
 
 
 def test_rare_codes_are_counted_as_left_out(root, counts, tmp_path):
