@@ -79,7 +79,7 @@ def test_folds():
 )
 def test_each_experiment_file_gives_a_whole_config(name, variant, tmp_path):
     config = load(name, variant)
-    assert config.name == name.removesuffix(".py") + (f"-{variant}" if variant else "")
+    assert config.name == name.removesuffix(".py") + (f"-{variant.replace('+', '-')}" if variant else "")
     assert set(config) == set(config_lib.base()) and config.evaluate.tasks
     for row in config.rows:
         config_lib.context_config(config, row)
