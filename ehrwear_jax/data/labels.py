@@ -5,7 +5,7 @@ strictly after t. A death before the event is a negative label, not a missing on
 competing event. A person is followed up to the last record, or to a time that the caller knows.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,19 +16,19 @@ from ehrwear_jax.data import meds, tables
 _DAY_US = 86_400_000_000
 
 
-def _key_events(meds_dir: Path, prefixes: Iterable[str]) -> Iterable[tuple[pl.DataFrame, dict]]:
+def _key_events(meds_dir: Path, wanted: Mapping[str, pl.Expr]) -> Iterable[tuple[pl.DataFrame, dict]]:
     """For each shard: first and last record of each subject, and the times of some codes.
 
     Yields:
       (subject_id, first, last): first and last time of any event but the birth; and
-      {prefix: DataFrame[subject_id, time]} in time order.
+      {name: DataFrame[subject_id, time]} of the rows that each expression wants, in time order.
     """
     for shard in meds.list_shards(meds_dir):
         events = meds.read_shard(shard).filter(pl.col("time").is_not_null() & ~_has_prefix(meds.BIRTH_CODE))
         span = events.group_by("subject_id").agg(
             pl.col("time").min().alias("first"), pl.col("time").max().alias("last")
         )
-        times = {prefix: events.filter(_has_prefix(prefix)).select("subject_id", "time") for prefix in prefixes}
+        times = {name: events.filter(of_name).select("subject_id", "time") for name, of_name in wanted.items()}
         yield span.sort("subject_id"), times
 
 
@@ -97,7 +97,7 @@ def prediction_times(
     if discharge_code_prefix is not None:
         prefixes.append(discharge_code_prefix)
     subject_ids, times = [], []
-    for span, key_times in _key_events(meds_dir, prefixes):
+    for span, key_times in _key_events(meds_dir, {prefix: _has_prefix(prefix) for prefix in prefixes}):
         found = {prefix: _by_subject(part) for prefix, part in key_times.items()}
         span = span.with_columns(pl.col("first", "last").to_physical())
         for subject_id, first, last in span.iter_rows():
@@ -184,14 +184,20 @@ def hospitalization_labels(
         admission_code_prefix=admission_code_prefix,
         end_of_followup=end_of_followup,
     )
-    out = {}
-    for horizon in horizons_days:
-        if horizon <= 0:
-            raise ValueError(f"a horizon is {horizon} days, must be positive")
-        within = pl.col("event_observed") & (pl.col("time_to_event_days") <= horizon)
-        known = within | pl.col("died") | (pl.col("time_to_event_days") >= horizon)
-        out[horizon] = joined.filter(known).select("subject_id", "prediction_time", within.alias("boolean_value"))
-    return out
+    return {horizon: within_horizon(joined, horizon) for horizon in horizons_days}
+
+
+def within_horizon(times: pl.DataFrame, horizon_days: float) -> pl.DataFrame:
+    """Binary labels of one horizon from time_to_admission or onset_times; see hospitalization_labels.
+
+    Raises:
+      ValueError: a horizon that is not positive.
+    """
+    if horizon_days <= 0:
+        raise ValueError(f"a horizon is {horizon_days} days, must be positive")
+    within = pl.col("event_observed") & (pl.col("time_to_event_days") <= horizon_days)
+    known = within | pl.col("died") | (pl.col("time_to_event_days") >= horizon_days)
+    return times.filter(known).select("subject_id", "prediction_time", within.alias("boolean_value"))
 
 
 def time_to_admission(
@@ -210,27 +216,35 @@ def time_to_admission(
       bool (death ended the time), rows in the order of `index`. Without `died` these are survival
       labels for the cause-specific hazard.
     """
+    wanted = _has_prefix(admission_code_prefix)
+    return _time_to_next(meds_dir, wanted, index, end_of_followup).drop("before")
+
+
+def _time_to_next(meds_dir, wanted, index, end_of_followup) -> pl.DataFrame:
+    """time_to_admission for any rows of interest; `before` says whether one came at or before the prediction."""
     schema = {"subject_id": pl.Int64, "prediction_time": pl.Datetime("us")}
     index = tables.normalise(index, schema, "index")
     tables.require_not_null(index, schema, "index")
-    spans, admissions, deaths = [], [], []
-    for span, times in _key_events(meds_dir, (admission_code_prefix, meds.DEATH_CODE)):
+    spans, events, deaths = [], [], []
+    for span, times in _key_events(meds_dir, {"event": wanted, "death": _has_prefix(meds.DEATH_CODE)}):
         spans.append(span.select("subject_id", pl.col("last").alias("end")))
-        admissions.append(times[admission_code_prefix])
-        deaths.append(times[meds.DEATH_CODE])
+        events.append(times["event"])
+        deaths.append(times["death"])
     ends = pl.concat(spans)
     if end_of_followup is not None:
         _times_table(end_of_followup, "end_of_followup")
         ends = end_of_followup.select("subject_id", pl.col("time").cast(pl.Datetime("us")).alias("end"))
     death = pl.concat(deaths).group_by("subject_id").agg(pl.col("time").min().alias("death"))
-    admission = pl.concat(admissions).sort("time").with_columns(admission=pl.col("time"))
+    event = pl.concat(events).sort("time").with_columns(event=pl.col("time"))
+    first = event.group_by("subject_id").agg(pl.col("time").min().alias("first"))
     joined = (
         index.with_row_index("row")
         .join(ends, on="subject_id", how="left")
         .join(death, on="subject_id", how="left")
+        .join(first, on="subject_id", how="left")
         .sort("prediction_time")
         .join_asof(
-            admission,
+            event,
             left_on="prediction_time",
             right_on="time",
             by="subject_id",
@@ -248,14 +262,44 @@ def time_to_admission(
         if bad.any():
             row = joined.row(int(bad.arg_max()), named=True)
             raise ValueError(f"index: row {row['row']}: subject {row['subject_id']} at {row['prediction_time']} {what}")
-    # follow-up may be known to end before a later admission or death
-    seen_admission = pl.col("admission").is_not_null() & (pl.col("admission") <= pl.col("end"))
+    # follow-up may be known to end before a later event or death
+    seen = pl.col("event").is_not_null() & (pl.col("event") <= pl.col("end"))
     seen_death = pl.col("death").is_not_null() & (pl.col("death") <= pl.col("end"))
-    until = pl.when(seen_admission).then("admission").when(seen_death).then("death").otherwise("end")
+    until = pl.when(seen).then("event").when(seen_death).then("death").otherwise("end")
     return joined.select(
         "subject_id",
         "prediction_time",
         ((until - pl.col("prediction_time")).dt.total_microseconds() / _DAY_US).alias("time_to_event_days"),
-        seen_admission.alias("event_observed"),
-        (seen_death & ~seen_admission).alias("died"),
+        seen.alias("event_observed"),
+        (seen_death & ~seen).alias("died"),
+        (pl.col("first") <= pl.col("prediction_time")).fill_null(False).alias("before"),
     )
+
+
+def onset_times(
+    meds_dir: Path,
+    *,
+    code_prefixes: Sequence[str],
+    index: pl.DataFrame,
+    end_of_followup: pl.DataFrame | None = None,
+) -> pl.DataFrame:
+    """Days from each prediction to the first diagnosis of a group, for people who never had one before.
+
+    Left-censored rows are left out: a person with a code of the group at or before the prediction has no onset to
+    come, and the model would read the answer in the record (paper, section A.2). How far back a record reaches
+    decides how sure "never before" is: give prediction times with enough history.
+
+    Args:
+      code_prefixes: what the group's codes start with, such as ("ICD10CM/I21", "ICD10CM/I22").
+      others, errors: as hospitalization_labels.
+
+    Returns:
+      As time_to_admission, for the rows of `index` that are at risk.
+
+    Raises:
+      ValueError: no prefix.
+    """
+    if not code_prefixes:
+        raise ValueError("code_prefixes is empty: name what the codes of the diagnosis group start with")
+    wanted = pl.any_horizontal(pl.col("code").str.starts_with(prefix) for prefix in code_prefixes)
+    return _time_to_next(meds_dir, wanted, index, end_of_followup).filter(~pl.col("before")).drop("before")

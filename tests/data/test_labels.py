@@ -216,3 +216,40 @@ def test_stays_never_closed_and_stays_ignored(tmp_path):
     assert len(labels.prediction_times(root, discharge_code_prefix=None, **arguments)) == 40
     with pytest.raises(ValueError, match="per_subject"):
         labels.prediction_times(root, per_subject=0, min_history_days=0, seed=0)
+
+
+# ------------------------------------------------------------------------------------------------ first diagnoses
+MI, STROKE = "ICD10CM/I21.9", "ICD10CM/I63.0"
+ONSET_CASES = [
+    # events, prediction day, (days to onset, observed, died) or None where a diagnosis came first
+    ([(0, "A"), (50, MI), (500, END)], 20, (30.0, True, False)),
+    ([(0, "A"), (50, STROKE), (60, MI), (500, END)], 20, (40.0, True, False)),  # a stroke is of another group
+    ([(0, "A"), (10, MI), (50, MI), (500, END)], 20, None),
+    ([(0, "A"), (20, MI), (500, END)], 20, None),  # at the time itself: known
+    ([(0, "A"), (50, MI), (60, MI), (500, END)], 55, None),
+    ([(0, "A"), (100, END)], 20, (80.0, False, False)),
+    ([(0, "A"), (70, meds.DEATH_CODE)], 20, (50.0, False, True)),
+]
+
+
+def test_onsets_and_who_is_at_risk(tmp_path):
+    root = write(tmp_path, {k: events for k, (events, *_) in enumerate(ONSET_CASES)})
+    index = make_index([(k, case[1]) for k, case in enumerate(ONSET_CASES)])
+    got = labels.onset_times(root, code_prefixes=("ICD10CM/I21", "ICD10CM/I22"), index=index)
+    want = {k: case[2] for k, case in enumerate(ONSET_CASES) if case[2] is not None}
+    assert {row[0]: row[2:] for row in got.rows()} == want
+    binary = labels.within_horizon(got, 30)
+    assert dict(binary.select("subject_id", "boolean_value").iter_rows()) == {0: True, 1: False, 5: False, 6: False}
+    assert labels.within_horizon(got, 365)["subject_id"].to_list() == [0, 1, 6]  # 5 is censored
+    with pytest.raises(ValueError, match="code_prefixes is empty"):
+        labels.onset_times(root, code_prefixes=(), index=index)
+    with pytest.raises(ValueError, match="must be positive"):
+        labels.within_horizon(got, 0)
+
+
+def test_what_follows_the_prediction_decides_nothing_about_being_at_risk(tmp_path):
+    early = write(tmp_path / "a", {0: [(0, "A"), (90, END)], 1: [(0, "A"), (5, MI), (90, END)]})
+    late = write(tmp_path / "b", {0: [(0, "A"), (30, MI), (90, END)], 1: [(0, "A"), (5, MI), (30, MI), (90, END)]})
+    index = make_index([(0, 20), (1, 20)])
+    at_risk = [labels.onset_times(r, code_prefixes=("ICD10CM/I21",), index=index)["subject_id"] for r in (early, late)]
+    assert at_risk[0].to_list() == at_risk[1].to_list() == [0]
