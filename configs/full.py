@@ -8,6 +8,12 @@ A.2; relaxed does so with a month of EHR and three days of wear. Needs accelerat
 
 from ehrwear_jax import config as config_lib
 
+# ICD-10 categories of the paper's two groups of first diagnoses, in the spellings of codes that datasets use
+GROUPS = {
+    "cardiovascular": ("I20", "I21", "I22", "I24", "I25", "I48", "I50", "I60", "I61", "I63", "I64"),
+    "metabolic": ("E10", "E11", "E13", "E14", "E66", "E78"),
+}
+SPELLINGS = ("ICD10CM/", "ICD10//", "DIAGNOSIS//ICD//10//")
 VARIANTS = ("220m", "cohort", "relaxed")
 
 
@@ -47,6 +53,8 @@ def get_config(variant=""):
             "count_width": 128,
         }
     )
+    for group, categories in GROUPS.items():
+        config.labels.diagnosis_groups[group] = tuple(s + c for s in SPELLINGS for c in categories)
     if "220m" in variants:
         config.model.n_layers = 16
     if "cohort" in variants or "relaxed" in variants:

@@ -61,6 +61,8 @@ def base():
             "min_history_days": 180.0,
             "after_wearable": True,
             "admission_code_prefix": "HOSPITAL_ADMISSION",
+            # name -> what the codes of a diagnosis group start with; its first onset is labelled
+            "diagnosis_groups": {},
         }
     )
     config.prepare = _defaults(PrepareConfig)
@@ -102,6 +104,7 @@ def base():
     config.report = ml_collections.ConfigDict({"title": "ehrwear_jax", "reliability_task": ""})
     config.lock()  # a misspelt key is an error, not a new key
     config.rows.unlock()
+    config.labels.diagnosis_groups.unlock()
     return config
 
 

@@ -41,7 +41,7 @@ def run(config, workdir):
     root.mkdir(parents=True, exist_ok=True)
     counts = _raw(config, root)
     if config.data.source == "meds" and not config.data.labels_dir:
-        counts += _hospitalisation_labels(config, workdir)
+        counts += _event_labels(config, workdir)
     options = config_lib.prepare_config(config)
     source = meds_dir(config, workdir)
     counts += prepare_lib.prepare_tables(
@@ -91,8 +91,8 @@ def _raw(config, root):
     return nhanes.build(Path(config.data.source_dir), root, seed=config.seed, n_folds=config.data.n_folds)
 
 
-def _hospitalisation_labels(config, workdir):
-    """Label tables hospitalization_<h>d at random prediction times per person."""
+def _event_labels(config, workdir):
+    """Label tables hospitalization_<h>d, onset_<group>_<h>d and time_to_<group>, at random times of each person."""
     c, source, out = config.labels, meds_dir(config, workdir), labels_dir(config, workdir)
     out.mkdir(parents=True, exist_ok=True)
     index = labels.prediction_times(
@@ -104,21 +104,28 @@ def _hospitalisation_labels(config, workdir):
         not_after=_last_observable(source, max(c.horizons_days)),
         admission_code_prefix=c.admission_code_prefix,
     )
-    tables = labels.hospitalization_labels(
-        source, horizons_days=tuple(c.horizons_days), index=index, admission_code_prefix=c.admission_code_prefix
-    )
+    at_risk = {
+        "hospitalization": labels.time_to_admission(source, index=index, admission_code_prefix=c.admission_code_prefix)
+    }
+    for group, prefixes in c.diagnosis_groups.items():
+        at_risk[f"onset_{group}"] = labels.onset_times(source, code_prefixes=tuple(prefixes), index=index)
     counts = []
-    for horizon, table in tables.items():
-        meds.write_labels(out / f"hospitalization_{horizon}d.parquet", table)
-        counts.append(
-            {
-                "step": f"label rows hospitalization_{horizon}d",
-                "n": table.height,
-                "dropped": index.height - table.height,
-                "reason": "follow-up ends inside the horizon without an admission",
-            }
-        )
+    for name, times in at_risk.items():
+        if name != "hospitalization":
+            survival = times.select(*meds.SURVIVAL_LABEL_SCHEMA)
+            meds.write_labels(out / f"time_to_{name}.parquet", survival)
+            reason = "a diagnosis of the group came first"
+            counts.append(_count(f"time_to_{name}", survival, index, reason))
+        for horizon in c.horizons_days:
+            table = labels.within_horizon(times, horizon)
+            meds.write_labels(out / f"{name}_{horizon}d.parquet", table)
+            reason = "follow-up ends inside the horizon without an event"
+            counts.append(_count(f"{name}_{horizon}d", table, times, reason))
     return counts
+
+
+def _count(name, table, index, reason):
+    return {"step": f"label rows {name}", "n": table.height, "dropped": index.height - table.height, "reason": reason}
 
 
 def _first_wear(config, workdir):

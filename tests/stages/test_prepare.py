@@ -62,6 +62,29 @@ def test_labels_are_made_from_the_events_where_no_folder_of_labels_is_given(root
     assert index.equals(index.unique().sort("subject_id", "prediction_time")) and index.height <= seen.pop()
 
 
+def test_first_onsets_of_configured_groups_are_labelled(root, tmp_path):
+    config = small_run.small_config(root)
+    config.data.labels_dir = ""
+    config.labels.diagnosis_groups["diabetes"] = ("DX//E11",)
+    config.evaluate.tasks = ("onset_diabetes_90d", "time_to_onset_diabetes")
+    counts = {c["step"]: c for c in run(config, tmp_path)}
+    times = prepare.label_table(config, tmp_path, "time_to_onset_diabetes")
+    assert 0 < times.height == counts["label rows time_to_onset_diabetes"]["n"]
+    assert counts["label rows time_to_onset_diabetes"]["dropped"] > 0, "some had it before"
+    assert (
+        counts["label rows onset_diabetes_90d"]["n"] + counts["label rows onset_diabetes_90d"]["dropped"]
+        == times.height
+    )
+    events = pl.concat([meds.read_shard(p) for p in meds.list_shards(root / "raw" / "meds")])
+    diabetes = events.filter(pl.col("code") == "DX//E11")
+    for subject, at, days, observed in times.iter_rows():
+        mine = diabetes.filter(pl.col("subject_id") == subject)["time"]
+        assert (mine > at).all(), "nobody at risk has had it"
+        assert observed == (len(mine) > 0)
+        if observed:
+            assert abs((mine.min() - at) / timedelta(days=1) - days) < 1e-6
+
+
 def test_without_a_wearable_folder_the_labels_need_no_wear(root, tmp_path):
     config = small_run.small_config(root)
     config.data.update({"labels_dir": "", "wearable_dir": ""})
