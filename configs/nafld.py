@@ -3,7 +3,8 @@
     python -m ehrwear_jax.main --config=configs/nafld.py --config.data.source_dir=DIR
 
 DIR holds nafld1.csv, nafld2.csv, nafld3.csv. A new diagnosis (other than NAFLD) within 30, 90, 180, 365 days.
-Under an hour on two CPU cores. The frozen probe does not reach gradient boosting on tabular features yet.
+Twenty minutes on two CPU cores. Seen, frozen probe (gradient boosting on tabular features): AUROC .730/.715/.714/.701
+(.756/.739/.719/.703), AUPRC .127/.155/.190/.242 (.117/.136/.176/.240); no difference's 95% interval excludes zero.
 """
 
 from ehrwear_jax import config as config_lib

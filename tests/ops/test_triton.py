@@ -56,8 +56,8 @@ def test_kernels_lower_to_triton(shape, rate):
     traced = jax.jit(jax.grad(loss)).trace(learned, rest, like(2, dtype="uint32"))
     try:
         text = traced.lower(lowering_platforms=("cuda",)).as_text()
-    except RuntimeError as error:  # from JAX 0.11 on, lowering includes compilation, by a plugin
-        if "compilation handler" not in str(error):
+    except RuntimeError as error:  # from JAX 0.11 on, lowering includes compilation, by a plugin or for a present GPU
+        if "compilation handler" not in str(error) and "No supported GPU" not in str(error):
             raise
         pytest.skip(str(error))
     for name in ("forward", "query_gradients", "key_gradients"):

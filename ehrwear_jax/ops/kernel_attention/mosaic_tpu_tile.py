@@ -243,7 +243,12 @@ class Tile:
         b = jnp.exp(log_b)
         n = b.shape[0]
         lag = jnp.maximum(self.c() - self.refs["k_time"][...], 0.0)
-        columns = jnp.concatenate([jnp.ones_like(b), b, expm1(log_b), b * lag], axis=0)
+        sees = self.refs["range"][1:2] > self.refs["range"][0:1]
+        alive = jnp.max(jnp.where(sees, self.refs["row"][...], -1e30), axis=1, keepdims=True) > math.log(tiles.ALIVE)
+        lowest = jnp.min(jnp.where(alive, log_b, 0.0), axis=0, keepdims=True)
+        is_near = jnp.broadcast_to(lowest, b.shape) > math.log(tiles.NEAR)
+        less = jnp.where(is_near, expm1(log_b), b)
+        columns = jnp.concatenate([jnp.where(is_near, 1.0, 0.0), b, less, b * lag], axis=0)
         if self.narrow:
             (high, low), (w_high, w_low) = _halves(columns), _halves(w_KxQ)
             both = jnp.concatenate([high, low], axis=0).astype(jnp.bfloat16)

@@ -13,10 +13,13 @@ log K directly. With W = exp(s + kappa - log_sum_exp) (dP - delta) the backward 
 
 Gradients of log p. The sum over all keys of dS is zero, so a component's sum of dS pi_r (pi_r its share of K) may be
 taken of dS (pi_r - p_r) instead, which is small when all keys are equally far; it is multiplied by g, which may be
-years. Near keys use expm1 for that difference, so that it keeps its digits.
+years. Near keys use expm1 for that difference, so that it keeps its digits: of a key's terms W exp(-gamma_r u), any
+constant may be taken that is the same for all r. For keys that have decayed it must not be, for W = dS / K is large
+there and would not cancel to the last digit.
 """
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +30,8 @@ from ehrwear_jax.ops.kernel_attention import reference
 SMALLEST_SUM = 1e-30
 # Of K relative to the newest key; above, the difference pi - p is taken by expm1.
 NEAR = 0.1
+# Share p of a component in some row; below, whether it has decayed does not make a key near or far.
+ALIVE = 0.01
 
 
 class Tile:
@@ -173,9 +178,13 @@ class Tile:
         factor = self.mixed()
         e = self._weights(self.scores() + kappa[..., None])
         w = e * self._value_product()
-        # w against 1, b, b - 1 and b (c - t), for all components in one product
+        # w against 1 (of near keys), b, b less that, and b (c - t), for all components in one product
         lag = jnp.maximum(self.keys["newest"][:, None] - self.keys["time"], 0.0)[:, None, :, None]
-        columns = jnp.concatenate([jnp.ones_like(b[..., :1]), b, jnp.expm1(log_b), b * lag], axis=-1)
+        sees = (self.block["stop"] > self.block["start"])[:, None, :, None]
+        alive = jnp.max(jnp.where(sees, self.block["row"], -jnp.inf), axis=2, keepdims=True) > math.log(ALIVE)
+        is_near = jnp.min(jnp.where(alive, log_b, 0.0), axis=-1, keepdims=True) > math.log(NEAR)
+        less = jnp.where(is_near, jnp.expm1(log_b), b)
+        columns = jnp.concatenate([is_near.astype(b.dtype), b, less, b * lag], axis=-1)
         n = a.shape[-1]
         sums = jnp.einsum("bhqk,bhkc->bhqc", w, columns, precision="highest")
         one, with_b, with_less, with_lag = jnp.split(sums, (1, n + 1, 2 * n + 1), axis=-1)

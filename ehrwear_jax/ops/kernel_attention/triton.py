@@ -18,12 +18,13 @@ sliced but references. Layout of q, k, v and out is [B, T, H, D], so that the tr
 """
 
 import dataclasses
+import math
 import types
 
 import jax
 import jax.numpy as jnp
 
-from ehrwear_jax.ops.kernel_attention import fused, reference, triton_tile
+from ehrwear_jax.ops.kernel_attention import fused, reference, tiles, triton_tile
 from ehrwear_jax.ops.kernel_attention.triton_tile import pl, plgpu
 
 MOST_COMPONENTS = 8
@@ -213,13 +214,17 @@ def _arrange(static, problem, **more):
         high, *low = fused.parts(b, static.dtype)
         arrays |= {"c": ("b.", c_BxN), "b": ("bh..", _columns(static, high, *low, *low and [high]))}
         if "delta" in more and not static.by_key:
-            arrays["contracted"] = "bh..", jnp.swapaxes(_columns(static, b, jnp.expm1(log_b), b * lag), 2, 3)
+            sees = (problem["stop"] > problem["start"])[:, None, :, None]
+            alive = jnp.max(jnp.where(sees, problem["row"], -jnp.inf), 2, keepdims=True) > math.log(tiles.ALIVE)
+            is_near = jnp.min(jnp.where(alive, log_b, 0.0), 3, keepdims=True) > math.log(tiles.NEAR)
+            less = jnp.where(is_near, jnp.expm1(log_b), b)
+            arrays["contracted"] = "bh..", jnp.swapaxes(_columns(static, b, less, b * lag, is_near * 1.0), 2, 3)
     tables = [jnp.swapaxes(x, 1, 2) if static.by_key else x for x in (plain_BxMxN, seen_BxMxN)]
     return arrays | {"bounds": ("b..", _bounds(*tables))}
 
 
 def _columns(static, *sets_BxHxSxR):
-    """[B, H, S, C]: up to three sets of components side by side."""
+    """[B, H, S, C]: up to three sets of components side by side, and one column more."""
     return _pad(jnp.concatenate(sets_BxHxSxR, axis=-1), 3, static.n_column)
 
 

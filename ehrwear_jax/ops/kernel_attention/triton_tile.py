@@ -62,8 +62,8 @@ class Static:
 
     @property
     def n_column(self):
-        """C: columns for three sets of components; component r is in all columns c with c % R = r."""
-        return power(3 * self.n_component)
+        """C: columns for three sets of components and one; component r is in all columns c < 3 R with c % R = r."""
+        return power(3 * self.n_component + 1)
 
 
 class Program:
@@ -265,13 +265,14 @@ class Tile:
         return weight, w * factor, lambda: self._contracted(w)
 
     def _contracted(self, w):
-        """A plain tile's W against b, b - 1 and b (c - t)."""
+        """A plain tile's W against b, b - 1 of near keys (b of others), b (c - t), and 1 of near keys; see `tiles`."""
         program, query, n, column = self.program, self.query, self.n, self.program.column()[None]
         # sum_r p_r y_r must vanish with b - 1 and expm1(-gamma h), digit by digit, where K is near 1
         scale = jnp.maximum(self.kappa, math.log(tiles.NEAR))[:, None]
         start = program.expm1(-query.rate * self.h[:, None], self.exp(query.row, scale), self.a)
-        start *= jnp.sum(w, axis=1)[:, None]
-        sums = self.a * program.dot(w, program.ref.contracted[:, self.key.at], 1)
+        found = program.dot(w, program.ref.contracted[:, self.key.at], 1)
+        start *= jnp.sum(jnp.where(column == 3 * n, found, 0.0), axis=1)[:, None]
+        sums = self.a * found
         near = self.kappa[:, None] > math.log(tiles.NEAR)
         y = jnp.where((column < n) & ~near, sums, 0.0)
         y += jnp.where((column >= n) & (column < 2 * n) & near, sums + start, 0.0)
