@@ -31,6 +31,10 @@ def get_config(variant=""):
             "events": 128,
             "patch_steps": 10,
             "future_codes": 1024,
+            "patient_days": 1.0,
+            "time_warp": 0.05,
+            "noise": 0.1,
+            "channel_dropout": 0.1,
         }
     )
     config.model.update(
