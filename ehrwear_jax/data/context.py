@@ -35,8 +35,9 @@ class ContextConfig:
         without masks, which masked_contexts provides, keep that from being all they learn.
       administrative_codes, administrative_weight: codes that start with one of these are hidden, and their days
         sampled, less often by this factor than their counts say.
-      patient_days: share of contexts that end with a sampled patient-day, see patient.sample_day; the others end at the last
-        token of a patient whose tokens fit into a context, else at a token that has a full context before it.
+      patient_days: share of contexts that end with a sampled patient-day, see patient.sample_day; the others end with
+        the record where it fits into a context, else at a token that has a full context before it. Contexts that end
+        early are shorter, and rows emptier.
       day_temperature: of the sampling of patient-days by their codes, see masking.token_weights.
       time_warp: most that a step moves, as a share of a window. noise: standard deviation over the local one, which is
         that of noise_steps steps. channel_dropout: chance of a loss per window and channel. drop_ehr, drop_wear:
@@ -85,23 +86,26 @@ class ContextConfig:
             raise ValueError(
                 f"config.context.wear_mask_kind is {self.wear_mask_kind!r}; it can be {', '.join(masking.WEAR_MASKS)}"
             )
-        chances = {k: getattr(self, k) for k in ("patient_days", "channel_dropout", "drop_ehr", "drop_wear")}
-        for name, value in (chances | {"drop_ehr + drop_wear": self.drop_ehr + self.drop_wear}).items():
-            if not 0 <= value <= 1:
-                raise ValueError(f"config.context.{name} is {value}; it must lie in [0, 1]")
-        if not 0 <= self.time_warp < augment.MAX_WARP:
-            raise ValueError(
-                f"config.context.time_warp is {self.time_warp}; it must lie in [0, {augment.MAX_WARP:.3f}), else time "
-                "could run backwards"
-            )
-        positive = {"interest_factor": self.interest_factor, "noise_steps": self.noise_steps}
-        for name, value in positive.items():
-            if value <= 0:
-                raise ValueError(f"config.context.{name} is {value}; it must be above 0")
-        least = {k: getattr(self, k) for k in ("noise", "interest_days", "administrative_weight")}
-        for name, value in least.items():
-            if value < 0:
-                raise ValueError(f"config.context.{name} is {value}; it must be at least 0")
+        for name in ("interest_codes", "administrative_codes"):
+            if isinstance(getattr(self, name), str):
+                raise ValueError(
+                    f"config.context.{name} is a string; it must be a tuple of strings, as in ('DX//I10',)"
+                )
+        limits = {
+            "interest_factor": (1, np.inf),
+            "interest_days": (0, np.inf),
+            "administrative_weight": (0, np.inf),
+            "patient_days": (0, 1),
+            "time_warp": (0, augment.MAX_WARP),
+            "noise": (0, np.inf),
+            "noise_steps": (2, np.inf),
+            "channel_dropout": (0, 1),
+            "drop_ehr": (0, 1),
+            "drop_wear": (0, 1 - self.drop_ehr),
+        }
+        for name, (low, high) in limits.items():
+            if not low <= getattr(self, name) <= high:
+                raise ValueError(f"config.context.{name} is {getattr(self, name)}; it must lie in [{low}, {high:g}]")
 
     @property
     def augments_signal(self):
@@ -205,10 +209,9 @@ def _change_signal(rng, signal_MxLxC, config):
 
 def _add_noise(rng, row, signal_MxLxC, w, config):
     """Noise on the steps of the windows `w` of a row that the model sees."""
-    n_steps = signal_MxLxC.shape[1]
     hidden_MxL = np.zeros(signal_MxLxC.shape[:2], bool)
-    patches = np.repeat(row["patch_mask"][w], config.patch_steps, axis=1)[:, :n_steps]
-    hidden_MxL[:, : patches.shape[1]] = patches
+    in_patches = np.repeat(row["patch_mask"][w], config.patch_steps, axis=1)
+    hidden_MxL[:, : in_patches.shape[1]] = in_patches
     seen_MxLxC = ~(hidden_MxL[..., None] | row["channel_mask"][w][:, None]) & np.isfinite(signal_MxLxC)
     seen_only = np.where(seen_MxLxC, signal_MxLxC, np.nan)
     noisy = augment.add_noise(rng, seen_only, config.noise, config.noise_steps)

@@ -77,21 +77,14 @@ class Patients:
     def __getitem__(self, i):
         patient = self._cache.get(i)
         if patient is None:
-            patient = patient_lib.make_patient(
-                records.decode(self.source[int(self.position[i])]), self.config.modalities
-            )
+            record = records.decode(self.source[int(self.position[i])])
+            patient = patient_lib.make_patient(record, self.config.modalities)
             if len(self._cache) < self._size:
                 self._cache[i] = patient
         return patient
 
     def _starting_with(self, prefixes):
-        """Which tokens are of a code that starts with one of the prefixes: bool [V].
-
-        Raises:
-          ValueError: a string instead of a sequence of strings, whose every letter would be a prefix.
-        """
-        if isinstance(prefixes, str):
-            raise ValueError(f"code prefixes are a sequence of strings, not the string {prefixes!r}")
+        """Which tokens are of a code that starts with one of the prefixes: bool [V]."""
         codes = self.vocabulary.tokens["code"].to_list()
         return np.array([c.startswith(tuple(prefixes)) for c in codes], bool)
 
