@@ -307,17 +307,22 @@ def test_one_modality_trains_and_embeds_everyone(root, tmp_path, modality):
     assert z.shape == (25, 16) and np.all(np.isfinite(z)) and step == 3
 
 
-def test_changed_examples_train_and_validation_leaves_them_unchanged(root, tmp_path):
+def test_changed_examples_have_every_loss_and_validation_leaves_them_unchanged(root, setting):
+    _, _, _, _, predict = setting
     options = {"wear_mask_kind": "channel", "patient_days": 1.0, "interest_codes": ("DX//",), "time_warp": 0.05,
                "noise": 0.2, "channel_dropout": 0.2, "drop_ehr": 0.2, "drop_wear": 0.2}  # fmt: skip
-    people, config = patients(root, **options), train_config(steps=3)
-    _, step = train.pretrain(tmp_path, people, people, MODEL, config)
-    lines = [json.loads(x) for x in (tmp_path / "metrics.jsonl").read_text().splitlines()]
-    assert step == 3 and all(np.isfinite(v) for x in lines for v in x.values())
-    assert any(x.get("wear_masked/count", 0) > 0 for x in lines)
-    plain = pipeline.TrainRows(people, config.seed, augmented=False)
-    batches = train._validation_batches(people, config, sharding.make_mesh())
-    np.testing.assert_array_equal(batches[0]["wear"][0], plain[0]["wear"])
+    people, config = patients(root, **options), train_config()
+    rows, plain = (pipeline.TrainRows(people, config.seed, augmented=a) for a in (True, False))
+    values = []
+    for g in range(6):
+        batch = one_row_batch(rows, g)
+        values.append(host(losses.total(predict(batch), batch, dict.fromkeys(losses.TERMS, 1.0))[1]))
+    assert all(np.isfinite(v) for metrics in values for v in metrics.values())
+    assert all(any(metrics[f"loss/{term}"] > 0 for metrics in values) for term in losses.TERMS)
+    assert any(np.any(rows[g]["wear"] != plain[g]["wear"]) for g in range(6))
+    held = train._validation_batches(people, config, sharding.make_mesh())[0]
+    for g in range(2):
+        np.testing.assert_array_equal(held["wear"][g], plain[g]["wear"])
 
 
 def test_embed_names_a_subject_that_was_not_prepared(root, setting):

@@ -17,9 +17,9 @@ MAX_WARP = 0.1  # up to 1 / (pi * N_WAVES) = 0.106 time runs forward everywhere,
 def warp_positions(rng, n_windows, n_steps, bound):
     """Where each step of a warped window is read: a smooth, increasing map of [0, n_steps - 1] onto itself.
 
-    On u = step / (n_steps - 1) it is u + sum_k c_k sin(pi k u), k = 1..3, with sum_k |c_k| uniform in [0, bound]: the
-    ends stay (a window's end time remains true), no step moves by more than bound times the duration, and the slope
-    is at least 1 - 3 pi bound.
+    On u = step / (n_steps - 1) it is u + sum_k c_k sin(pi k u), k = 1..3, with c_k normal over k, scaled so that
+    sum_k |c_k| is uniform in [0, bound]: the ends stay (a window's end time remains true), no step moves by more than
+    bound times the duration, and the slope is at least 1 - 3 pi bound.
 
     Returns:
       float64 [M, L], in steps.

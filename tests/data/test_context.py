@@ -79,8 +79,9 @@ def test_options_that_ask_for_nothing_change_nothing(folder, neutral):
 # ----------------------------------------------------------------------------------------------------------- signal
 
 
-def test_noise_is_on_what_the_model_sees_and_leaves_every_target_but_the_next_windows(folder):
-    plain, noisy = (read(make_rows(folder, noise=0.5, augmented=a)) for a in (False, True))
+@pytest.mark.parametrize("kind", ["contiguous", "random", "channel"])
+def test_noise_is_on_what_the_model_sees_and_leaves_every_target_but_the_next_windows(folder, kind):
+    plain, noisy = (read(make_rows(folder, noise=0.5, wear_mask_kind=kind, augmented=a)) for a in (False, True))
     assert_same(plain, noisy, set(batch_lib.FIELDS) - {"wear"})
     moved = seen = 0
     for one, two in zip(plain, noisy, strict=True):
@@ -135,6 +136,22 @@ def test_lost_channels_are_missing_for_the_model_and_for_the_targets(folder, cha
     low, high = chance - chance**2 / 2, chance
     slack = 5 * np.sqrt(chance / n)
     assert n > 500 and low - slack < hit / n < high + slack
+
+
+@pytest.mark.parametrize("options", [{"channel_dropout": 0.6}, {"time_warp": 0.1}])
+def test_the_past_to_be_recalled_is_the_one_that_was_shown(folder, options):
+    checked = 0
+    for row in read(make_rows(folder, summary_days=10_000.0, **options), 4):
+        for (lo, hi), past, mask in zip(row["query_kv_range"], row["query_past"], row["query_past_mask"], strict=True):
+            slots = np.nonzero((row["window_position"] >= lo) & (row["window_position"] < hi))[0]
+            shown = np.where(row["observed"][slots], row["wear"][slots], np.nan).astype(np.float64)
+            for c in range(len(cohort.CHANNELS)):
+                means = [np.nanmean(w[:, c]) for w in shown if np.isfinite(w[:, c]).any()]
+                assert mask[c] == bool(means)
+                if means:
+                    np.testing.assert_allclose(past[c], np.mean(means), atol=1e-4)
+                    checked += 1
+    assert checked > 100
 
 
 def test_a_warp_changes_signal_and_target_alike_and_keeps_the_ends(folder):
