@@ -3,6 +3,10 @@
     python -m ehrwear_jax.main --config=configs/full.py --config.data.meds_dir=MEDS --config.data.wearable_dir=WEARABLE
 
 Variant 220m: 16 backbone layers. Needs accelerators: 500,000 steps of 32 contexts.
+
+The signal is changed as in appendix A.3, and contexts end with sampled patient-days (section 3.5). Which codes are
+administrative, and which events of interest, is named differently in every dataset: set
+--config.context.administrative_codes and --config.context.interest_codes to tuples of code prefixes.
 """
 
 from ehrwear_jax import config as config_lib

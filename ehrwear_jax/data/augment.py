@@ -73,17 +73,19 @@ def local_std(signal_MxLxC, span):
     value = np.where(seen, signal_MxLxC, 0.0).astype(np.float64)
     # about the window's mean, for the sake of rounding: a variance does not depend on a shift
     value = np.where(seen, value - value.sum(1, keepdims=True) / np.maximum(seen.sum(1, keepdims=True), 1), 0.0)
-    n_steps = signal_MxLxC.shape[1]
-    low = np.maximum(np.arange(n_steps) - span // 2, 0)
-    high = np.minimum(np.arange(n_steps) + span - span // 2, n_steps)
+    before = span // 2
 
     def around(x_MxLxC):
-        total = np.concatenate([np.zeros_like(x_MxLxC[:, :1]), np.cumsum(x_MxLxC, axis=1)], axis=1)
-        return total[:, high] - total[:, low]
+        """Sums over the span, cut at the window's ends."""
+        n_steps = x_MxLxC.shape[1]
+        total = np.zeros((x_MxLxC.shape[0], n_steps + span, x_MxLxC.shape[2]), x_MxLxC.dtype)
+        np.cumsum(x_MxLxC, axis=1, out=total[:, before + 1 : before + 1 + n_steps])
+        total[:, before + 1 + n_steps :] = total[:, before + n_steps, None]
+        return total[:, span:] - total[:, :n_steps]
 
-    count = around(seen.astype(np.float64))
-    mean = around(value) / np.maximum(count, 1)
-    variance = around(value**2) / np.maximum(count, 1) - mean**2
+    count = around(seen.astype(np.int32))
+    share = 1.0 / np.maximum(count, 1)
+    variance = around(value * value) * share - (around(value) * share) ** 2
     return np.sqrt(np.where(count > 1, np.maximum(variance, 0.0), 0.0))
 
 
@@ -95,7 +97,7 @@ def add_noise(rng, signal_MxLxC, scale, span):
     Returns:
       Array of the shape and dtype of `signal_MxLxC`.
     """
-    noise_MxLxC = rng.normal(size=signal_MxLxC.shape) * (scale * local_std(signal_MxLxC, span))
+    noise_MxLxC = rng.standard_normal(signal_MxLxC.shape, np.float32) * (scale * local_std(signal_MxLxC, span))
     return (signal_MxLxC + noise_MxLxC).astype(signal_MxLxC.dtype)
 
 
