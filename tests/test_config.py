@@ -91,7 +91,8 @@ def test_the_papers_augmentation_is_on_in_the_full_config_and_off_elsewhere():
     assert full.augments_signal and full.time_warp == 0.05 and full.patient_days == 1.0
     assert (full.ehr_mask, full.wear_mask, full.wear_mask_kind) == (0.15, 0.25, "contiguous")
     for name in ("tiny.py", "nafld.py", "nhanes.py"):
-        other = config_lib.context_config(load(name), "joint")
+        config = load(name)
+        other = config_lib.context_config(config, next(iter(config.rows)))
         assert not other.augments_signal and not other.patient_days and not other.drop_ehr and not other.drop_wear
 
 

@@ -31,8 +31,8 @@ class ContextConfig:
       wear_mask_kind: "contiguous", "random", "window" (see masking.mask_patches) or "channel" (masking.mask_channels).
       interest_codes, interest_factor, interest_days: events within so many days of an event whose code starts with one
         of these, before or after, are hidden more often by this factor and the others of the context less, see
-        masking.mask_chances. Causal latents can read from many hidden events that such an event may follow: contexts
-        without masks, which masked_contexts provides, keep that from being all they learn.
+        masking.mask_chances. Many hidden events hint to a causal model that such an event follows; contexts without
+        masks, as at inference, have no such hint.
       administrative_codes, administrative_weight: codes that start with one of these are hidden, and their days
         sampled, less often by this factor than their counts say.
       patient_days: share of contexts that end with a sampled patient-day, see patient.sample_day; the others end with
@@ -185,8 +185,10 @@ def fill_context(row, at, patients, patient, start, stop, query_us, rng, augment
         if changed and config.noise:
             _add_noise(augment_rng, row, signal_MxLxC, slice(w0, w0 + m), config)
         _fill_targets(row, at, patients, p, original, time_us, ehr_at[n_static:], t0, w0, m, windows, query_us, rng)
-        shown_MxF = summary_table(signal_MxLxC) if changed else p.window_summary()[windows]
-        _fill_recall(row, q, patients, token, n_static, time_us, p.window_end_M[windows], shown_MxF, query_us)
+        _fill_recall(row, q, patients, token, n_static, time_us, query_us)
+        if m and nq:
+            shown_MxF = summary_table(signal_MxLxC) if changed else p.window_summary()[windows]
+            _fill_past(row, q, config, p.window_end_M[windows], shown_MxF, query_us)
     row["token"][s], row["value"][s] = token, value
     at["tokens"] += n
     at["windows"] += m
@@ -283,8 +285,8 @@ def _fill_targets(row, at, patients, p, token, time_us, event_at, t0, w0, m, win
         row["query_horizons"][q.start + i] = len(horizon_us) if p.died else np.sum(t + horizon_us <= p.end_us)
 
 
-def _fill_recall(row, q, patients, token, n_static, time_us, end_M, shown_MxF, query_us):
-    """What a query should still know: when each token was last seen, and how the signal was of late.
+def _fill_recall(row, q, patients, token, n_static, time_us, query_us):
+    """What a query should still know of the events: when each token was last seen.
 
     Only what the context shows counts: neither hidden events nor what lies before its first token.
     """
@@ -298,10 +300,13 @@ def _fill_recall(row, q, patients, token, n_static, time_us, end_M, shown_MxF, q
         ago = np.where((ago == len(horizon_us)) | (np.arange(stop) < n_static), 254, ago).astype(np.uint8)
         known = cls[:stop] >= 0
         np.minimum.at(row["query_token_bin"][q.start + i], cls[:stop][known], ago[known])
-    if len(end_M) and len(query_us):
-        lo = np.searchsorted(end_M, query_us - int(config.summary_days * DAY_US), side="right")
-        hi = np.searchsorted(end_M, query_us, side="right")
-        row["query_past"][q], row["query_past_mask"][q] = _average(shown_MxF, lo, hi)
+
+
+def _fill_past(row, q, config, end_M, shown_MxF, query_us):
+    """What a query should still know of the signal: how the windows that the context shows were of late."""
+    lo = np.searchsorted(end_M, query_us - int(config.summary_days * DAY_US), side="right")
+    hi = np.searchsorted(end_M, query_us, side="right")
+    row["query_past"][q], row["query_past_mask"][q] = _average(shown_MxF, lo, hi)
 
 
 def _following(p, read_us, config, window_us):

@@ -34,10 +34,10 @@ class Patient:
     origin_us: int
     end_us: int
     died: bool
-    _summary: tuple | None = None
+    _summary: np.ndarray | None = None
 
     def window_summary(self):
-        """(end_M, summary_MxF): mean, std and mean absolute step per channel, F = statistic-major; NaN missing."""
+        """`summary_table` of all windows, computed once."""
         if self._summary is None:
             self._summary = summary_table(self.window_MxLxC)
         return self._summary
