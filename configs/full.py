@@ -4,6 +4,10 @@
 
 Variants, several of them joined by "+": 220m has 16 backbone layers; cohort applies the inclusion criteria of appendix
 A.2; relaxed does so with a month of EHR and three days of wear. Needs accelerators: 500,000 steps of 32 contexts.
+
+The signal is changed as in appendix A.3, and contexts end with sampled patient-days (section 3.5). Which codes are
+administrative, and which events of interest, is named differently in every dataset: set
+--config.context.administrative_codes and --config.context.interest_codes to tuples of code prefixes.
 """
 
 from ehrwear_jax import config as config_lib
@@ -42,6 +46,10 @@ def get_config(variant=""):
             "events": 128,
             "patch_steps": 10,
             "future_codes": 1024,
+            "patient_days": 1.0,
+            "time_warp": 0.05,
+            "noise": 0.1,
+            "channel_dropout": 0.1,
         }
     )
     config.model.update(

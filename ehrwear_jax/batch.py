@@ -69,6 +69,7 @@ FIELDS = {
     "wear": ("WLC", np.float32, 0, "standardised signal, unmasked; 0 where missing"),
     "observed": ("WLC", np.bool_, False, "whether the step was measured"),
     "patch_mask": ("WP", np.bool_, False, "patches hidden from the model"),
+    "channel_mask": ("WC", np.bool_, False, "channels hidden from the model in all steps of the window"),
     "window_position": ("W", np.int32, -1, "token position of the window"),
     "query_time": ("Q", np.float32, 0, "kernel time of the query, on its context's clock"),
     "query_age": ("Q2", np.float32, 0, "as age"),

@@ -95,6 +95,7 @@ def masked_wear(out, batch):
     patch_steps = steps // batch["patch_mask"].shape[-1]
     hidden = jnp.repeat(batch["patch_mask"], patch_steps, axis=-1)
     hidden = jnp.pad(hidden, ((0, 0), (0, 0), (0, steps - hidden.shape[-1])))[..., None]
+    hidden = hidden | batch["channel_mask"][:, :, None]
     mask = hidden & batch["observed"] & (batch["window_position"] >= 0)[:, :, None, None]
     return masked_mean(jnp.square(out["rebuilt"] - batch["wear"]), mask), {"count": jnp.sum(mask)}
 

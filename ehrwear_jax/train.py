@@ -289,7 +289,7 @@ def _report(log, bar, step, metrics, window, rows, config, max_skipped):
 def _validation_batches(validation, config, mesh):
     if validation is None or not len(validation):
         return []
-    rows = pipeline.TrainRows(validation, config.seed)
+    rows = pipeline.TrainRows(validation, config.seed, augmented=False)
     n = min(config.validate_batches, max(1, rows.rows_per_epoch // config.batch_size))
     batches = pipeline.train_batches(
         rows,

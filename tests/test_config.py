@@ -93,6 +93,16 @@ def test_each_experiment_file_gives_a_whole_config(name, variant, tmp_path):
     config_lib.check(config)
 
 
+def test_the_papers_augmentation_is_on_in_the_full_config_and_off_elsewhere():
+    full = config_lib.context_config(load("full.py"), "joint")
+    assert full.augments_signal and full.time_warp == 0.05 and full.patient_days == 1.0
+    assert (full.ehr_mask, full.wear_mask, full.wear_mask_kind) == (0.15, 0.25, "contiguous")
+    for name in ("tiny.py", "nafld.py", "nhanes.py"):
+        config = load(name)
+        other = config_lib.context_config(config, next(iter(config.rows)))
+        assert not other.augments_signal and not other.patient_days and not other.drop_ehr and not other.drop_wear
+
+
 @pytest.mark.parametrize("name", sorted(p.name for p in (REPO / "configs").glob("*.py")))
 def test_an_unknown_variant_is_refused(name):
     with pytest.raises(ValueError, match=f"configs/{name} has no variant 'big'"):

@@ -62,6 +62,7 @@ def random_batch(seed):
     for name in ("event_summary", "query_summary", "query_past"):
         some(f"{name}_mask", True, 0.6)
         batch[name] = rng.normal(size=batch[name].shape).astype(np.float32)
+    some("channel_mask", True, 0.3)
     return batch
 
 
@@ -160,7 +161,7 @@ def slow_wear_recall(out, batch):
 def slow_masked_wear(out, batch):
     errors, width = [], SHAPE.steps // SHAPE.patches
     for b, w, step, c in cells(B, SHAPE.windows, SHAPE.steps, SHAPE.channels):
-        hidden = batch["patch_mask"][b, w, step // width]
+        hidden = batch["patch_mask"][b, w, step // width] or batch["channel_mask"][b, w, c]
         if hidden and batch["observed"][b, w, step, c] and batch["window_position"][b, w] >= 0:
             errors.append((float(out["rebuilt"][b, w, step, c]) - float(batch["wear"][b, w, step, c])) ** 2)
     return mean(errors)
@@ -236,7 +237,8 @@ def test_gradient_is_zero_where_there_is_no_target(case):
     assert not grads["masked_logits"][batch["masked_position"] < 0].any()
     censored = np.arange(A) >= batch["query_horizons"][..., None]
     assert not grads["later_logits"].transpose(0, 1, 3, 2)[censored].any()
-    hidden = np.repeat(batch["patch_mask"], 2, axis=-1)[..., None] & batch["observed"]
+    hidden = np.repeat(batch["patch_mask"], 2, axis=-1)[..., None] | batch["channel_mask"][:, :, None]
+    hidden &= batch["observed"]
     assert not grads["rebuilt"][~hidden].any()
 
 

@@ -130,14 +130,17 @@ def test_other_patients_of_the_row_change_no_bit(setting):
     np.testing.assert_array_equal(after["z_query"][0, mine], before["z_query"][0, mine])
 
 
-def test_hidden_content_does_not_reach_its_prediction(setting):
+@pytest.mark.parametrize("kind", ["contiguous", "channel"])
+def test_hidden_content_does_not_reach_its_prediction(root, setting, kind):
     """Two records that differ only in what is hidden give the same predictions; the targets differ."""
-    people, rows, _, _, predict = setting
+    people, _, _, _, predict = setting
+    rows = pipeline.TrainRows(patients(root, wear_mask_kind=kind), 0)
     found = {"event": 0, "patch": 0}
     for g in range(6):
         batch = one_row_batch(rows, g)
         before = host(predict(batch))
         hidden = np.repeat(batch["patch_mask"], people.config.patch_steps, axis=-1)[..., None]
+        hidden = hidden | batch["channel_mask"][:, :, None]
         changed = batch | {
             "wear": np.where(hidden, np.random.default_rng(g).normal(size=batch["wear"].shape), batch["wear"]),
             "observed": np.where(hidden, ~batch["observed"], batch["observed"]),
@@ -302,6 +305,24 @@ def test_one_modality_trains_and_embeds_everyone(root, tmp_path, modality):
     encode = train.make_encoder(everyone, MODEL, params)
     z = train.embed(encode, everyone, index, 4)
     assert z.shape == (25, 16) and np.all(np.isfinite(z)) and step == 3
+
+
+def test_changed_examples_have_every_loss_and_validation_leaves_them_unchanged(root, setting):
+    _, _, _, _, predict = setting
+    options = {"wear_mask_kind": "channel", "patient_days": 1.0, "interest_codes": ("DX//",), "time_warp": 0.05,
+               "noise": 0.2, "channel_dropout": 0.2, "drop_ehr": 0.2, "drop_wear": 0.2}  # fmt: skip
+    people, config = patients(root, **options), train_config()
+    rows, plain = (pipeline.TrainRows(people, config.seed, augmented=a) for a in (True, False))
+    values = []
+    for g in range(6):
+        batch = one_row_batch(rows, g)
+        values.append(host(losses.total(predict(batch), batch, dict.fromkeys(losses.TERMS, 1.0))[1]))
+    assert all(np.isfinite(v) for metrics in values for v in metrics.values())
+    assert all(any(metrics[f"loss/{term}"] > 0 for metrics in values) for term in losses.TERMS)
+    assert any(np.any(rows[g]["wear"] != plain[g]["wear"]) for g in range(6))
+    held = train._validation_batches(people, config, sharding.make_mesh())[0]
+    for g in range(2):
+        np.testing.assert_array_equal(held["wear"][g], plain[g]["wear"])
 
 
 def test_embed_names_a_subject_that_was_not_prepared(root, setting):

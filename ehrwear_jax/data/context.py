@@ -6,10 +6,10 @@ import numpy as np
 
 from ehrwear_jax import batch as batch_lib
 from ehrwear_jax.batch import MASK, MODALITY_EHR, MODALITY_WEAR, PAD, WEAR
-from ehrwear_jax.data import masking, signal
+from ehrwear_jax.data import augment, masking, signal
+from ehrwear_jax.data.patient import summary_table
 
 DAY_US = signal.DAY_US
-NO_BIRTH = np.iinfo(np.int64).min
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,7 +28,25 @@ class ContextConfig:
       patch_steps: steps in a patch of the wearable encoder.
       ehr_mask, wear_mask: share hidden. mask_temperature: see masking.token_weights.
       masked_contexts: share of contexts in which anything is hidden; the others look as they do at inference.
+      wear_mask_kind: "contiguous", "random", "window" (see masking.mask_patches) or "channel" (masking.mask_channels).
+      interest_codes, interest_factor, interest_days: events within so many days of an event whose code starts with one
+        of these, before or after, are hidden more often by this factor and the others of the context less, see
+        masking.mask_chances. Many hidden events hint to a causal model that such an event follows; contexts without
+        masks, as at inference, have no such hint.
+      administrative_codes, administrative_weight: codes that start with one of these are hidden, and their days
+        sampled, less often by this factor than their counts say.
+      patient_days: share of contexts that end with a sampled patient-day, see patient.sample_day; the others end with
+        the record where it fits into a context, else at a token that has a full context before it. Contexts that end
+        early are shorter, and rows emptier.
+      day_temperature: of the sampling of patient-days by their codes, see masking.token_weights.
+      time_warp: most that a step moves, as a share of a window. noise: standard deviation over the local one, which is
+        that of noise_steps steps. channel_dropout: chance of a loss per window and channel. drop_ehr, drop_wear:
+        chance that a context of both is given without its EHR, its wearables. See augment.py; validation leaves these
+        five out.
       modalities: which of "ehr" and "wear" the model is given.
+
+    Raises:
+      ValueError: a kind of mask, a chance or a bound that there is not.
     """
 
     tokens: int = 128
@@ -47,75 +65,51 @@ class ContextConfig:
     wear_mask: float = 0.25
     mask_temperature: float = 0.3
     masked_contexts: float = 0.5
+    wear_mask_kind: str = "contiguous"
+    interest_codes: tuple = ()
+    interest_factor: float = 3.0
+    interest_days: float = 7.0
+    administrative_codes: tuple = ()
+    administrative_weight: float = 0.1
+    patient_days: float = 0.0
+    day_temperature: float = 0.3
+    time_warp: float = 0.0
+    noise: float = 0.0
+    noise_steps: int = 8
+    channel_dropout: float = 0.0
+    drop_ehr: float = 0.0
+    drop_wear: float = 0.0
     modalities: tuple = ("ehr", "wear")
 
+    def __post_init__(self):
+        if self.wear_mask_kind not in masking.WEAR_MASKS:
+            raise ValueError(
+                f"config.context.wear_mask_kind is {self.wear_mask_kind!r}; it can be {', '.join(masking.WEAR_MASKS)}"
+            )
+        for name in ("interest_codes", "administrative_codes"):
+            if isinstance(getattr(self, name), str):
+                raise ValueError(
+                    f"config.context.{name} is a string; it must be a tuple of strings, as in ('DX//I10',)"
+                )
+        limits = {
+            "interest_factor": (1, np.inf),
+            "interest_days": (0, np.inf),
+            "administrative_weight": (0, np.inf),
+            "patient_days": (0, 1),
+            "time_warp": (0, augment.MAX_WARP),
+            "noise": (0, np.inf),
+            "noise_steps": (2, np.inf),
+            "channel_dropout": (0, 1),
+            "drop_ehr": (0, 1),
+            "drop_wear": (0, 1 - self.drop_ehr),
+        }
+        for name, (low, high) in limits.items():
+            if not low <= getattr(self, name) <= high:
+                raise ValueError(f"config.context.{name} is {getattr(self, name)}; it must lie in [{low}, {high:g}]")
 
-@dataclasses.dataclass
-class Patient:
-    """One patient's stream after the choice of modalities, merged in time order.
-
-    Attributes:
-      time_N: int64 us, when each token is known. ref_N: index into events or windows. is_wear_N: bool.
-      static_token_S, static_value_S; event_token_K, event_value_K, event_time_K; window_end_M, window_MxLxC (float32,
-      standardised, NaN missing); origin_us: birth, else first record; end_us: end of follow-up; died: bool.
-    """
-
-    time_N: np.ndarray
-    ref_N: np.ndarray
-    is_wear_N: np.ndarray
-    static_token_S: np.ndarray
-    static_value_S: np.ndarray
-    event_token_K: np.ndarray
-    event_value_K: np.ndarray
-    event_time_K: np.ndarray
-    window_end_M: np.ndarray
-    window_MxLxC: np.ndarray
-    origin_us: int
-    end_us: int
-    died: bool
-    _summary: tuple | None = None
-
-    def window_summary(self):
-        """(end_M, summary_MxF): mean, std and mean absolute step per channel, F = statistic-major; NaN missing."""
-        if self._summary is None:
-            table = signal.summaries(self.window_MxLxC)
-            self._summary = np.concatenate([table[k] for k in batch_lib.SUMMARIES], axis=1)
-        return self._summary
-
-
-def make_patient(record, modalities):
-    """Patient from a decoded record, with only the named modalities; a birth date is an EHR fact."""
-    ehr, wear = "ehr" in modalities, "wear" in modalities
-    token, value, time = record["token"], record["value"], record["time_us"]
-    static_token, static_value = record["static_token"], record["static_value"]
-    end, window = record["window_end_us"], record["window"]
-    if not ehr:
-        token, value, time, static_token, static_value = (
-            x[:0] for x in (token, value, time, static_token, static_value)
-        )
-    if not wear:
-        end, window = end[:0], window[:0]
-    times = np.concatenate([end, time])
-    is_wear = np.arange(len(times)) < len(end)
-    order = np.lexsort((np.arange(len(times)), ~is_wear, times))
-    ref = np.concatenate([np.arange(len(end)), np.arange(len(time))])
-    birth = int(record["birth_us"]) if ehr else NO_BIRTH
-    first = int(times.min()) if len(times) else int(record["end_us"])
-    return Patient(
-        time_N=times[order],
-        ref_N=ref[order],
-        is_wear_N=is_wear[order],
-        static_token_S=static_token,
-        static_value_S=static_value,
-        event_token_K=token,
-        event_value_K=value,
-        event_time_K=time,
-        window_end_M=end,
-        window_MxLxC=window.astype(np.float32),
-        origin_us=first if birth == NO_BIRTH else birth,
-        end_us=int(record["end_us"]),
-        died=bool(record["died"]),
-    )
+    @property
+    def augments_signal(self):
+        return bool(self.time_warp or self.noise or self.channel_dropout)
 
 
 def first_token(patient, stop, config, max_windows):
@@ -127,7 +121,7 @@ def first_token(patient, stop, config, max_windows):
     return start
 
 
-def fill_context(row, at, patients, patient, start, stop, query_us, rng):
+def fill_context(row, at, patients, patient, start, stop, query_us, rng, augment_rng=None):
     """Writes one context into a row and moves the cursors.
 
     Args:
@@ -136,6 +130,13 @@ def fill_context(row, at, patients, patient, start, stop, query_us, rng):
       start, stop: the merged tokens of the context.
       query_us: int64 sorted times of its queries, absolute.
       rng: numpy Generator for masks and event reads; None at inference (nothing hidden, no targets).
+      augment_rng: numpy Generator for changes of the signal; None leaves it as recorded.
+
+    A warp and a loss of channels change what the model sees and what it is to rebuild alike; the past summary is that
+    of the changed signal, the summary of the following windows that of the recording. Noise is added to what the model
+    sees only: hidden steps, the targets of reconstruction, stay clean, and their values do not scale the noise around
+    them. Prediction of the next windows has the visible steps as targets, noise included: independent and with mean
+    zero, it adds a constant to the expected squared error.
     """
     config, p = patients.config, patient
     n_static = min(len(p.static_token_S), config.context_tokens - 1)
@@ -162,8 +163,11 @@ def fill_context(row, at, patients, patient, start, stop, query_us, rng):
     wear_at = np.nonzero(is_wear)[0]
     m = len(wear_at)
     row["window"][t0 + wear_at] = w0 + np.arange(m)
+    changed = augment_rng is not None and config.augments_signal and m > 0
+    signal_MxLxC = p.window_MxLxC[windows]
+    if changed:
+        signal_MxLxC = _change_signal(augment_rng, signal_MxLxC, config)
     if m:
-        signal_MxLxC = p.window_MxLxC[windows]
         row["wear"][w0 : w0 + m] = np.nan_to_num(signal_MxLxC)
         row["observed"][w0 : w0 + m] = np.isfinite(signal_MxLxC)
         row["window_position"][w0 : w0 + m] = t0 + wear_at
@@ -177,9 +181,14 @@ def fill_context(row, at, patients, patient, start, stop, query_us, rng):
     row["query_kv_range"][q, 1] = t0 + n_static + known
     if rng is not None:
         hidden = rng.random() < config.masked_contexts
-        _fill_masks(row, at, patients, token, value, ehr_at[n_static:], t0, w0, m, rng, hidden)
+        _fill_masks(row, at, patients, token, value, time_us, ehr_at[n_static:], t0, w0, m, rng, hidden)
+        if changed and config.noise:
+            _add_noise(augment_rng, row, signal_MxLxC, slice(w0, w0 + m), config)
         _fill_targets(row, at, patients, p, original, time_us, ehr_at[n_static:], t0, w0, m, windows, query_us, rng)
-        _fill_recall(row, q, patients, p, token, n_static, time_us, windows, query_us)
+        _fill_recall(row, q, patients, token, n_static, time_us, query_us)
+        if m and nq:
+            shown_MxF = summary_table(signal_MxLxC) if changed else p.window_summary()[windows]
+            _fill_past(row, q, config, p.window_end_M[windows], shown_MxF, query_us)
     row["token"][s], row["value"][s] = token, value
     at["tokens"] += n
     at["windows"] += m
@@ -191,10 +200,40 @@ def _age(time_us, origin_us):
     return np.stack([days.astype(np.float32), (rest / DAY_US).astype(np.float32)], axis=-1)
 
 
-def _fill_masks(row, at, patients, token, value, event_at, t0, w0, m, rng, hidden):
+def _change_signal(rng, signal_MxLxC, config):
+    """The windows of a context warped, with channels lost."""
+    if config.time_warp:
+        signal_MxLxC = augment.time_warp(rng, signal_MxLxC, config.time_warp)
+    if config.channel_dropout:
+        signal_MxLxC = augment.drop_channels(rng, signal_MxLxC, config.channel_dropout)
+    return signal_MxLxC
+
+
+def _add_noise(rng, row, signal_MxLxC, w, config):
+    """Noise on the steps of the windows `w` of a row that the model sees."""
+    hidden_MxL = np.zeros(signal_MxLxC.shape[:2], bool)
+    in_patches = np.repeat(row["patch_mask"][w], config.patch_steps, axis=1)
+    hidden_MxL[:, : in_patches.shape[1]] = in_patches
+    seen_MxLxC = ~(hidden_MxL[..., None] | row["channel_mask"][w][:, None]) & np.isfinite(signal_MxLxC)
+    seen_only = np.where(seen_MxLxC, signal_MxLxC, np.nan)
+    noisy = augment.add_noise(rng, seen_only, config.noise, config.noise_steps)
+    row["wear"][w] = np.where(seen_MxLxC, noisy, row["wear"][w])
+
+
+def _fill_masks(row, at, patients, token, value, time_us, event_at, t0, w0, m, rng, hidden):
     config = patients.config
-    chosen = event_at[masking.mask_events(rng, token[event_at], patients.mask_weight_V, config.ehr_mask)]
-    patches = masking.mask_patches(rng, m, row["patch_mask"].shape[-1], config.wear_mask)
+    boost = None
+    if config.interest_codes:
+        near = masking.near_events(time_us[event_at], patients.interest_V[token[event_at]], config.interest_days)
+        boost = np.where(near, config.interest_factor, 1.0)
+    chosen = event_at[masking.mask_events(rng, token[event_at], patients.mask_weight_V, config.ehr_mask, boost)]
+    kind = config.wear_mask_kind
+    field = "channel_mask" if kind == "channel" else "patch_mask"
+    n_parts = row[field].shape[-1]
+    if kind == "channel":
+        parts = masking.mask_channels(rng, m, n_parts, config.wear_mask)
+    else:
+        parts = masking.mask_patches(rng, m, n_parts, config.wear_mask, kind)
     if not hidden:
         return
     chosen = chosen[: len(row["masked_position"]) - at["masked"]]
@@ -203,7 +242,7 @@ def _fill_masks(row, at, patients, token, value, event_at, t0, w0, m, rng, hidde
     at["masked"] += len(chosen)
     token[chosen], value[chosen] = MASK, 0.0
     if m:
-        row["patch_mask"][w0 : w0 + m] = patches
+        row[field][w0 : w0 + m] = parts
 
 
 def _fill_targets(row, at, patients, p, token, time_us, event_at, t0, w0, m, windows, query_us, rng):
@@ -246,8 +285,8 @@ def _fill_targets(row, at, patients, p, token, time_us, event_at, t0, w0, m, win
         row["query_horizons"][q.start + i] = len(horizon_us) if p.died else np.sum(t + horizon_us <= p.end_us)
 
 
-def _fill_recall(row, q, patients, p, token, n_static, time_us, windows, query_us):
-    """What a query should still know: when each token was last seen, and how the signal was of late.
+def _fill_recall(row, q, patients, token, n_static, time_us, query_us):
+    """What a query should still know of the events: when each token was last seen.
 
     Only what the context shows counts: neither hidden events nor what lies before its first token.
     """
@@ -261,11 +300,13 @@ def _fill_recall(row, q, patients, p, token, n_static, time_us, windows, query_u
         ago = np.where((ago == len(horizon_us)) | (np.arange(stop) < n_static), 254, ago).astype(np.uint8)
         known = cls[:stop] >= 0
         np.minimum.at(row["query_token_bin"][q.start + i], cls[:stop][known], ago[known])
-    if len(windows) and len(query_us):
-        end = p.window_end_M[windows]
-        lo = np.searchsorted(end, query_us - int(config.summary_days * DAY_US), side="right")
-        hi = np.searchsorted(end, query_us, side="right")
-        row["query_past"][q], row["query_past_mask"][q] = _average(p.window_summary()[windows], lo, hi)
+
+
+def _fill_past(row, q, config, end_M, shown_MxF, query_us):
+    """What a query should still know of the signal: how the windows that the context shows were of late."""
+    lo = np.searchsorted(end_M, query_us - int(config.summary_days * DAY_US), side="right")
+    hi = np.searchsorted(end_M, query_us, side="right")
+    row["query_past"][q], row["query_past_mask"][q] = _average(shown_MxF, lo, hi)
 
 
 def _following(p, read_us, config, window_us):

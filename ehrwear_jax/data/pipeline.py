@@ -12,11 +12,14 @@ import numpy as np
 import polars as pl
 
 from ehrwear_jax import batch as batch_lib
-from ehrwear_jax.data import context, masking, records
+from ehrwear_jax.data import augment, context, masking, records
+from ehrwear_jax.data import patient as patient_lib
 from ehrwear_jax.data.context import DAY_US, ContextConfig
 from ehrwear_jax.data.tokenizer import Vocabulary
 
 __all__ = ["DAY_US", "ContextConfig", "Patients", "TrainRows", "inference_batches", "train_batches"]
+
+_AUGMENTATION = 1  # names a stream of random numbers beside that of the masks and reads
 
 
 class Patients:
@@ -48,7 +51,10 @@ class Patients:
         self.n_windows = index["n_windows"].to_numpy() * wear
         self.position = index["position"].to_numpy()
         counts = self.vocabulary.tokens["count"].to_numpy()
-        self.mask_weight_V = masking.token_weights(counts, config.mask_temperature)
+        self.interest_V = self._starting_with(config.interest_codes)
+        scale_V = np.where(self._starting_with(config.administrative_codes), config.administrative_weight, 1.0)
+        self.mask_weight_V = masking.token_weights(counts, config.mask_temperature, scale_V)
+        self.day_weight_V = masking.token_weights(counts, config.day_temperature, scale_V)
         self.future_codes = self.vocabulary.future_codes(config.future_codes)
         classes = {}
         for k, (_, codes) in enumerate(self.future_codes.values()):
@@ -71,10 +77,16 @@ class Patients:
     def __getitem__(self, i):
         patient = self._cache.get(i)
         if patient is None:
-            patient = context.make_patient(records.decode(self.source[int(self.position[i])]), self.config.modalities)
+            record = records.decode(self.source[int(self.position[i])])
+            patient = patient_lib.make_patient(record, self.config.modalities)
             if len(self._cache) < self._size:
                 self._cache[i] = patient
         return patient
+
+    def _starting_with(self, prefixes):
+        """Which tokens are of a code that starts with one of the prefixes: bool [V]."""
+        codes = self.vocabulary.tokens["code"].to_list()
+        return np.array([c.startswith(tuple(prefixes)) for c in codes], bool)
 
     def later_rates(self):
         """Expected share of queries with a later code per horizon: 1 - exp(-events per day of training x days).
@@ -107,12 +119,17 @@ class Patients:
 class TrainRows:
     """Training rows at random access: `rows[g]` is a function of (seed, g).
 
-    Each epoch permutes the patients, draws where each context ends, and packs contexts next-fit. Every epoch has the
-    same number of rows as epoch 0; what does not fit is left out of that epoch (another part each time).
+    Each epoch permutes the patients, draws where each context ends, and packs contexts next-fit by the most that each
+    may need. Every epoch has the same number of rows as epoch 0; what does not fit is left out of that epoch (another
+    part each time).
+
+    Args:
+      augmented: whether the signal is changed and a modality may be dropped, as the patients' config says. These draws
+        have a Generator of their own per (seed, epoch, patient): masks and reads are the same without them.
     """
 
-    def __init__(self, patients, seed):
-        self.patients, self.seed, self._plans = patients, seed, {}
+    def __init__(self, patients, seed, augmented=True):
+        self.patients, self.seed, self.augmented, self._plans = patients, seed, augmented, {}
         self.shape = patients.batch_shape()
         total = patients.n_events + patients.n_windows
         self.eligible = np.nonzero(total > 0)[0]
@@ -156,7 +173,7 @@ class TrainRows:
         r %= len(bounds) - 1
         row, at = context.new_row(self.shape)
         for i in order[bounds[r] : bounds[r + 1]]:
-            self._add(row, at, int(i), np.random.default_rng([self.seed, epoch, int(i)]))
+            self._add(row, at, int(i), epoch)
         return context.close_row(row, at)
 
     def subjects(self, indices):
@@ -170,11 +187,22 @@ class TrainRows:
             found |= set(ids.gather(order[bounds[r] : bounds[r + 1]]).to_list())
         return sorted(found)
 
-    def _add(self, row, at, i, rng):
+    def _add(self, row, at, i, epoch):
         patient, c = self.patients[i], self.patients.config
+        rng, augment_rng = np.random.default_rng([self.seed, epoch, i]), None
+        if self.augmented:
+            augment_rng = np.random.default_rng([self.seed, epoch, i, _AUGMENTATION])
+            if c.drop_ehr or c.drop_wear:
+                n_wear = int(patient.is_wear_N.sum())
+                has_ehr, has_wear = n_wear < len(patient.is_wear_N), n_wear > 0
+                keep = augment.drop_modality(augment_rng, has_ehr, has_wear, c.drop_ehr, c.drop_wear)
+                patient = patient_lib.without(patient, *keep)
         n = len(patient.time_N)
         limit = max(c.context_tokens - len(patient.static_token_S), 1)
-        stop = n if n <= limit else int(rng.integers(limit, n + 1))
+        if c.patient_days and rng.random() < c.patient_days:
+            stop = patient_lib.sample_day(rng, patient, self.patients.day_weight_V)
+        else:
+            stop = n if n <= limit else int(rng.integers(limit, n + 1))
         start = context.first_token(patient, stop, c, self.shape.windows)
         static = min(len(patient.static_token_S), c.context_tokens - 1)
         n_query = min(int(self.query_count(stop - start + static)), c.queries - at["queries"])
@@ -182,7 +210,7 @@ class TrainRows:
         span = patient.time_N[start], patient.time_N[stop - 1]
         anywhere = rng.integers(span[0], span[1] + 1, n_query)
         query_us = np.sort(np.where(rng.random(n_query) < 0.5, at_token, anywhere))
-        context.fill_context(row, at, self.patients, patient, start, stop, query_us, rng)
+        context.fill_context(row, at, self.patients, patient, start, stop, query_us, rng, augment_rng)
 
 
 def train_batches(rows, batch_size, *, start_step=0, n_steps=None, process_index=0, process_count=1, threads=2):

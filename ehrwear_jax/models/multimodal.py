@@ -126,7 +126,7 @@ class MultimodalModel(nn.Module):
         dtype = jnp.dtype(c.dtype)
         x = self.ehr(batch["token"], batch["value"])
         if c.channels and batch["wear"].shape[1]:
-            h_BxWxD = self.wear(batch["wear"], batch["observed"], batch["patch_mask"])
+            h_BxWxD = self.wear(batch["wear"], batch["observed"], batch["patch_mask"], batch["channel_mask"])
             slot_BxTx1 = jnp.maximum(batch["window"], 0)[..., None]
             is_wear_BxTx1 = (batch["modality"] == MODALITY_WEAR)[..., None]
             x = jnp.where(is_wear_BxTx1, jnp.take_along_axis(h_BxWxD, slot_BxTx1, axis=1), x)

@@ -38,8 +38,10 @@ class WearableEncoder(nn.Module):
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, wear_BxWxLxC, observed_BxWxLxC, patch_mask_BxWxP):
+    def __call__(self, wear_BxWxLxC, observed_BxWxLxC, patch_mask_BxWxP, channel_mask_BxWxC=None):
         """Returns h_BxWxD; hidden patches contribute a learned vector and nothing of their signal.
+
+        Hidden channels look like channels that were not measured.
 
         Raises:
           ValueError: patches do not divide the window.
@@ -50,6 +52,8 @@ class WearableEncoder(nn.Module):
             raise ValueError(f"patches of {self.patch_steps} steps do not divide a window of {n_step} steps")
         hidden = jnp.repeat(patch_mask_BxWxP, self.patch_steps, axis=-1)[..., None]
         seen = observed_BxWxLxC & ~hidden
+        if channel_mask_BxWxC is not None:
+            seen = seen & ~channel_mask_BxWxC[:, :, None]
         # the coverage mask is an input (paper, appendix A.2), so that absence can be told from a value of zero
         signal = jnp.concatenate([jnp.where(seen, wear_BxWxLxC, 0.0), seen.astype(jnp.float32)], axis=-1)
         scale_C = self.param("channel_scale", nn.initializers.ones, (2 * n_channel,))

@@ -6,7 +6,7 @@ import polars as pl
 import pytest
 
 from ehrwear_jax import batch as batch_lib
-from ehrwear_jax.data import meds, pipeline, prepare
+from ehrwear_jax.data import masking, meds, pipeline, prepare
 
 OPTIONS = {
     "tokens": 64,
@@ -17,6 +17,19 @@ OPTIONS = {
     "patch_steps": 3,
     "future_windows": 3,
     "future_codes": 6,
+}
+
+
+EVERYTHING = {
+    "patient_days": 0.5,
+    "administrative_codes": ("HOSPITAL_ADMISSION", "LAB//hdl"),
+    "interest_codes": ("DX//E11",),
+    "interest_days": 20.0,
+    "time_warp": 0.05,
+    "noise": 0.2,
+    "channel_dropout": 0.3,
+    "drop_ehr": 0.2,
+    "drop_wear": 0.2,
 }
 
 
@@ -41,8 +54,10 @@ def patients(prepared, split="train", **options):
     return pipeline.Patients(prepared / "all", pipeline.ContextConfig(**OPTIONS | options), split)
 
 
-def test_rows_keep_the_contract_and_the_order(prepared):
-    rows = pipeline.TrainRows(patients(prepared), seed=0)
+@pytest.mark.parametrize("kind", [None, *masking.WEAR_MASKS])
+def test_rows_keep_the_contract_and_the_order(prepared, kind):
+    options = {} if kind is None else EVERYTHING | {"wear_mask_kind": kind}
+    rows = pipeline.TrainRows(patients(prepared, **options), seed=0)
     for g in range(3 * rows.rows_per_epoch):
         row = {k: v[None] for k, v in rows[g].items()}
         batch_lib.check_batch(row, rows.shape, 1)
@@ -73,18 +88,23 @@ def test_every_patient_once_per_epoch_and_rows_are_a_function_of_seed_and_index(
     assert any(np.any(rows[0][k] != pipeline.TrainRows(people, 2)[0][k]) for k in ("token", "time"))
 
 
-def test_batches_do_not_depend_on_processes_or_on_where_a_run_resumes(prepared):
-    rows = pipeline.TrainRows(patients(prepared), 0)
+@pytest.mark.parametrize("options", [{}, EVERYTHING, EVERYTHING | {"wear_mask_kind": "channel"}])
+def test_batches_do_not_depend_on_processes_threads_or_where_a_run_resumes(prepared, options):
+    rows = pipeline.TrainRows(patients(prepared, **options), 0)
     whole = [next(it) for it in [pipeline.train_batches(rows, 4)] for _ in range(6)]
-    resumed = pipeline.train_batches(rows, 4, start_step=4)
-    halves = [pipeline.train_batches(rows, 4, process_index=p, process_count=2) for p in range(2)]
+    # what a run has read before, and how much of it its cache holds, is no part of the state
+    fresh = pipeline.TrainRows(pipeline.Patients(rows.patients.folder, rows.patients.config, "train", cache=2), 0)
+    resumed = pipeline.train_batches(fresh, 4, start_step=4, threads=7)
+    halves = [pipeline.train_batches(rows, 4, process_index=p, process_count=2, threads=p) for p in range(2)]
     for step in range(6):
         parts = [next(h) for h in halves]
         for name in whole[step]:
             merged = np.concatenate([parts[0][name], parts[1][name]])
             np.testing.assert_array_equal(merged, whole[step][name])
         if step >= 4:
-            np.testing.assert_array_equal(next(resumed)["token"], whole[step]["token"])
+            again = next(resumed)
+            for name in whole[step]:
+                np.testing.assert_array_equal(again[name], whole[step][name], err_msg=name)
 
 
 def contexts(row):

@@ -92,6 +92,22 @@ def test_hidden_and_missing_steps_say_nothing(setting):
     assert np.any(encode(wear, observed, np.zeros_like(mask)) != encode(wear, observed, mask))
 
 
+def test_hidden_channels_say_nothing_and_look_unmeasured(setting):
+    _, _, encode = setting
+    wear, observed, mask = inputs()
+    channel_BxWxC = np.random.default_rng(1).random((B, W, C)) < 0.5
+    hidden = channel_BxWxC[:, :, None]
+    got = encode(wear, observed, mask, channel_BxWxC)
+    np.testing.assert_array_equal(
+        encode(np.where(hidden, np.float32(np.nan), wear), observed ^ hidden, mask, channel_BxWxC), got
+    )
+    np.testing.assert_array_equal(encode(wear, observed & ~hidden, mask), got)
+    assert np.any(got != encode(wear, observed, mask))
+    np.testing.assert_array_equal(
+        encode(wear, observed, mask, np.zeros_like(channel_BxWxC)), encode(wear, observed, mask)
+    )
+
+
 def test_absence_is_not_a_value_of_zero(setting):
     _, _, encode = setting
     wear, observed, mask = inputs()
