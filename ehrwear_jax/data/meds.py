@@ -10,25 +10,17 @@ label schema.
 import json
 from pathlib import Path
 
-import numpy as np
 import polars as pl
 import pyarrow as pa
 
 from ehrwear_jax.data import tables
+from ehrwear_jax.data.meds_checks import EVENT_SCHEMA, validate_events
 
 BIRTH_CODE = "MEDS_BIRTH"
 DEATH_CODE = "MEDS_DEATH"
 SPLITS = ("train", "tuning", "held_out")
 MEDS_VERSION = "0.4.0"
 
-# What read_shard returns, whatever the version on disk.
-EVENT_SCHEMA = {
-    "subject_id": pl.Int64,
-    "time": pl.Datetime("us"),
-    "code": pl.String,
-    "numeric_value": pl.Float32,
-    "text_value": pl.String,
-}
 BINARY_LABEL_SCHEMA = {
     "subject_id": pl.Int64,
     "prediction_time": pl.Datetime("us"),
@@ -69,38 +61,6 @@ def _write(path: Path, df: pl.DataFrame) -> None:
 
 
 # --------------------------------------------------------------------------------------- events
-def validate_events(events: pl.DataFrame, source) -> pl.DataFrame:
-    """Checks one shard of events and returns it with the dtypes of EVENT_SCHEMA.
-
-    A NaN in numeric_value means missing and becomes null.
-
-    Raises:
-      ValueError: a missing column or impossible dtype; a null subject or code; an empty code; an
-        infinite value; a subject whose rows are not contiguous or not in time order (static events,
-        null time, first).
-    """
-    events = tables.normalise(events, EVENT_SCHEMA, source, optional=("numeric_value", "text_value"))
-    events = events.with_columns(pl.col("numeric_value").fill_nan(None))
-    tables.require_not_null(events, ("subject_id", "code"), source)
-    for what, bad in (
-        ("column 'code' is empty", events["code"] == ""),
-        ("column 'numeric_value' is infinite", events["numeric_value"].is_infinite()),
-    ):
-        if bad.any():
-            raise ValueError(f"{source}: row {int(bad.fill_null(False).arg_max())}: {what}")
-    subject_id_N = events["subject_id"].to_numpy()
-    tables.require_contiguous(subject_id_N, source)
-    time_N = events["time"].to_physical().fill_null(np.iinfo(np.int64).min).to_numpy()
-    backwards = (subject_id_N[1:] == subject_id_N[:-1]) & (time_N[1:] < time_N[:-1])
-    if backwards.any():
-        row = int(np.argmax(backwards)) + 1
-        raise ValueError(
-            f"{source}: row {row}: column 'time' ({events['time'][row]}) is earlier than the row "
-            f"before ({events['time'][row - 1]}) of subject {subject_id_N[row]}"
-        )
-    return events
-
-
 def list_shards(meds_dir: Path) -> list[Path]:
     """Event shards of a MEDS dataset, at any depth below `data/`, in path order.
 
