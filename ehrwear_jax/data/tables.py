@@ -1,6 +1,8 @@
 """What the MEDS and wearable readers share: dtypes, nulls, contiguity, atomic files."""
 
 import contextlib
+import json
+import os
 from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 
@@ -126,6 +128,28 @@ def require_contiguous(subject_id_N: np.ndarray, source, row_N: np.ndarray | Non
     )
 
 
+@contextlib.contextmanager
+def writing(path: Path, *, ending: str = ".partial") -> Iterator[Path]:
+    """A name to write to, which becomes `path` when the block ends: the file appears whole or not at all.
+
+    Raises:
+      OSError (PermissionError where that is the reason): naming `path`, for instance with a full disk; what was
+        written so far is removed.
+    """
+    path = Path(path)
+    partial = path.with_name(path.name + ending)
+    try:
+        yield partial
+        os.replace(partial, path)
+    except (OSError, pl.exceptions.PolarsError, pa.ArrowException, RuntimeError) as error:
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        if isinstance(error, PermissionError):
+            raise PermissionError(f"{path}: no permission to write it") from error
+        raise OSError(f"{path}: cannot be written ({reason})") from error
+
+
 def write_parquet(
     path: Path,
     df: pl.DataFrame,
@@ -134,14 +158,30 @@ def write_parquet(
     not_null: Collection[str] = (),
     **options,
 ) -> None:
-    """Writes zstd parquet with exactly these Arrow types; the file appears whole or not at all."""
+    """Writes zstd parquet with exactly these Arrow types; errors as `writing`."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     table = df.to_arrow()
     fields = [pa.field(name, arrow_types[name], nullable=name not in not_null) for name in df.columns]
-    temporary = path.with_name(f".{path.name}.tmp")
-    pq.write_table(table.cast(pa.schema(fields)), temporary, compression="zstd", **options)
-    temporary.replace(path)
+    with writing(path) as partial:
+        pq.write_table(table.cast(pa.schema(fields)), partial, compression="zstd", **options)
+
+
+def write_frame(table: pl.DataFrame, path: Path) -> None:
+    """Writes a table of the product's own, with whatever types it has; errors as `writing`."""
+    with writing(path) as partial:
+        table.write_parquet(partial)
+
+
+def write_json(value, path: Path) -> None:
+    """Writes a JSON file; errors as `writing`."""
+    with writing(path) as partial:
+        partial.write_text(json.dumps(value, indent=1))
+
+
+def shard_names(paths: Iterable[Path], root: Path) -> list[str]:
+    """File names that are unique and tell where the shard came from."""
+    return ["__".join(Path(p).relative_to(root).with_suffix("").parts) for p in paths]
 
 
 def parquet_files(folder: Path) -> list[Path]:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 from datetime import datetime, time, timedelta
 
 import cohort
@@ -312,10 +313,10 @@ def failing(function, after):
 @pytest.mark.parametrize(
     ("module", "name", "after"),
     [
-        (prepare.meds, "read_shard", 1),
-        (prepare.wearable, "read_shard", 1),
+        (prepare.meds_checks, "screen_shard", 1),
+        (wearable, "read_subjects", 1),
         (prepare, "_write_json", 2),  # a shard written, its tally not
-        (prepare.os, "replace", 5),
+        (os, "replace", 5),
         (prepare, "_channel_statistics", 0),  # vocabulary written, statistics not
         (prepare, "_write_records", 2),
         (prepare, "_write", 13),  # a shard of records written, its part of the index not
