@@ -11,12 +11,14 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from ehrwear_jax.data import meds, tables
+from ehrwear_jax.data import meds, meds_checks, tables
 
 _DAY_US = 86_400_000_000
 
 
-def _key_events(meds_dir: Path, prefixes: Iterable[str]) -> Iterable[tuple[pl.DataFrame, dict]]:
+def _key_events(
+    meds_dir: Path, prefixes: Iterable[str], bounds: meds_checks.TimeBounds | None
+) -> Iterable[tuple[pl.DataFrame, dict]]:
     """For each shard: first and last record of each subject, and the times of some codes.
 
     Yields:
@@ -24,7 +26,8 @@ def _key_events(meds_dir: Path, prefixes: Iterable[str]) -> Iterable[tuple[pl.Da
       {prefix: DataFrame[subject_id, time]} in time order.
     """
     for shard in meds.list_shards(meds_dir):
-        events = meds.read_shard(shard).filter(pl.col("time").is_not_null() & ~_has_prefix(meds.BIRTH_CODE))
+        events = meds.read_shard(shard) if bounds is None else meds_checks.screen_shard(shard, bounds)[0]
+        events = events.filter(pl.col("time").is_not_null() & ~_has_prefix(meds.BIRTH_CODE))
         span = events.group_by("subject_id").agg(
             pl.col("time").min().alias("first"), pl.col("time").max().alias("last")
         )
@@ -64,6 +67,7 @@ def prediction_times(
     not_after: pl.DataFrame | None = None,
     admission_code_prefix: str = "HOSPITAL_ADMISSION",
     discharge_code_prefix: str | None = "HOSPITAL_DISCHARGE",
+    bounds: meds_checks.TimeBounds | None = None,
 ) -> pl.DataFrame:
     """Random midnights at which a prediction is made, the same for (seed, subject_id) always.
 
@@ -84,6 +88,7 @@ def prediction_times(
         wear; a subject that is not in it gets no prediction time.
       not_after: optional (subject_id, time): the latest time, same rule.
       admission_code_prefix, discharge_code_prefix: mark stays; discharge None: ignore stays.
+      bounds: leave out the rows that meds_checks.screen sets aside; None: such a row is an error.
 
     Returns:
       subject_id i64, prediction_time datetime[us], in that order.
@@ -97,7 +102,7 @@ def prediction_times(
     if discharge_code_prefix is not None:
         prefixes.append(discharge_code_prefix)
     subject_ids, times = [], []
-    for span, key_times in _key_events(meds_dir, prefixes):
+    for span, key_times in _key_events(meds_dir, prefixes, bounds):
         found = {prefix: _by_subject(part) for prefix, part in key_times.items()}
         span = span.with_columns(pl.col("first", "last").to_physical())
         for subject_id, first, last in span.iter_rows():
@@ -156,6 +161,7 @@ def hospitalization_labels(
     index: pl.DataFrame,
     admission_code_prefix: str = "HOSPITAL_ADMISSION",
     end_of_followup: pl.DataFrame | None = None,
+    bounds: meds_checks.TimeBounds | None = None,
 ) -> dict[int, pl.DataFrame]:
     """Whether an admission follows within each horizon, in the MEDS label schema.
 
@@ -170,6 +176,7 @@ def hospitalization_labels(
       admission_code_prefix: the code, or what it starts with before "//".
       end_of_followup: optional (subject_id, time) for every subject of `index`; the default is the
         subject's last record.
+      bounds: as prediction_times.
 
     Returns:
       {horizon: subject_id, prediction_time, boolean_value}, rows in the order of `index`.
@@ -183,6 +190,7 @@ def hospitalization_labels(
         index=index,
         admission_code_prefix=admission_code_prefix,
         end_of_followup=end_of_followup,
+        bounds=bounds,
     )
     out = {}
     for horizon in horizons_days:
@@ -200,6 +208,7 @@ def time_to_admission(
     index: pl.DataFrame,
     admission_code_prefix: str = "HOSPITAL_ADMISSION",
     end_of_followup: pl.DataFrame | None = None,
+    bounds: meds_checks.TimeBounds | None = None,
 ) -> pl.DataFrame:
     """Days from each prediction to the first admission after it, else to death or end of follow-up.
 
@@ -214,7 +223,7 @@ def time_to_admission(
     index = tables.normalise(index, schema, "index")
     tables.require_not_null(index, schema, "index")
     spans, admissions, deaths = [], [], []
-    for span, times in _key_events(meds_dir, (admission_code_prefix, meds.DEATH_CODE)):
+    for span, times in _key_events(meds_dir, (admission_code_prefix, meds.DEATH_CODE), bounds):
         spans.append(span.select("subject_id", pl.col("last").alias("end")))
         admissions.append(times[admission_code_prefix])
         deaths.append(times[meds.DEATH_CODE])

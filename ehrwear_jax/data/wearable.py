@@ -21,7 +21,8 @@ import pyarrow.parquet as pq
 from ehrwear_jax.data import tables, wearable_checks
 from ehrwear_jax.data.meds_checks import TimeBounds
 from ehrwear_jax.data.wearable_checks import ARROW_TYPES, CHANNEL_SCHEMA, validate_rows
-from ehrwear_jax.data.wearable_checks import ROW_SCHEMA as ROW_SCHEMA  # part of this module's interface
+
+ROW_SCHEMA = wearable_checks.ROW_SCHEMA
 
 
 def list_shards(wearable_dir: Path) -> list[Path]:
