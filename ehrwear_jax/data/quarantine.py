@@ -16,9 +16,9 @@ def set_aside(bad: pl.DataFrame, path: Path) -> None:
 
 
 def count_reasons(bad: pl.DataFrame) -> dict[str, int]:
-    """{"column 'time' before 1900-01-01": rows}, in that order."""
+    """{"column 'time': before 1900-01-01": rows}, in that order."""
     counted = bad.group_by("column", "reason").len().sort("column", "reason")
-    return {f"column '{column}' {reason}": n for column, reason, n in counted.iter_rows()}
+    return {f"column '{column}': {reason}": n for column, reason, n in counted.iter_rows()}
 
 
 def quarantine_counts(kind: str, reasons: dict[str, int]) -> list[dict]:

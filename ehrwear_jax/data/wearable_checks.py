@@ -90,7 +90,7 @@ def row_faults(rows: pl.DataFrame, channels: pl.DataFrame | None, bounds: TimeBo
             ),
         ]
     if bounds is not None:
-        days = (n - 1).cast(pl.Float64) / rate / 86_400
+        days = (n.cast(pl.Float64) - 1) / rate / 86_400
         faults += [("start_time", which, pl.lit(reason)) for which, reason in bounds.outside("start_time")]
         room = (pl.lit(bounds.end) - pl.col("start_time")).dt.total_microseconds() / 86_400e6
         longer = good_rate & (pl.col("start_time") < bounds.end) & ((days > _DAYS_AT_MOST) | (days >= room))
@@ -109,7 +109,9 @@ def row_faults(rows: pl.DataFrame, channels: pl.DataFrame | None, bounds: TimeBo
 
 def describe(fault: dict, source) -> str:
     """One sentence for a row of row_faults."""
-    return f"{source}: row {fault['row']} (subject {fault['subject_id']}): column '{fault['column']}' {fault['reason']}"
+    return (
+        f"{source}: row {fault['row']} (subject {fault['subject_id']}): column '{fault['column']}': {fault['reason']}"
+    )
 
 
 def validate_rows(rows: pl.DataFrame, source, channels: pl.DataFrame | None = None) -> pl.DataFrame:
