@@ -117,10 +117,13 @@ def prepare_tables(meds_dir, wearable_dir, out_dir, config, quarantine_dir=None)
     report = _prepare_events(meds_dir, out, quarantine, config)
     if wearable_dir is not None and config.channels:
         report[1:1] = prepare_windows(Path(wearable_dir), out, quarantine, config)
-    people = pl.concat([pl.read_parquet(p) for p in sorted((out / "people").glob("*.parquet"))])
+    shards = sorted((out / "people").glob("*.parquet"))
+    people = pl.concat([pl.read_parquet(p).with_columns(pl.lit(p.stem).alias("shard")) for p in shards])
     if people["subject_id"].is_duplicated().any():
         bad = people.filter(pl.col("subject_id").is_duplicated())["subject_id"][0]
-        raise ValueError(f"{meds_dir}: subject {bad} is in more than one shard")
+        where = " and ".join(people.filter(pl.col("subject_id") == bad)["shard"])
+        raise ValueError(f"{meds_dir}: subject {bad} is in more than one shard: {where}")
+    people = people.drop("shard")
     splits = meds.read_splits(meds_dir)
     subjects = splits.join(people, on="subject_id", how="left").sort("subject_id")
     groups, folds = meds.read_groups(meds_dir), meds.read_folds(meds_dir)
@@ -310,8 +313,6 @@ def _window_places(tables):
         ids, ends = table["subject_id"].to_numpy(), table["time"].to_physical().to_numpy()
         start = np.flatnonzero(np.append(True, ids[1:] != ids[:-1])) if len(ids) else []
         for lo, hi in zip(start, np.append(start[1:], len(ids)) if len(ids) else [], strict=True):
-            if int(ids[lo]) in places:
-                raise ValueError(f"{path.stem}: subject {ids[lo]} has wearable rows in more than one file")
             places[int(ids[lo])] = (tables / "window_values" / f"{path.stem}.npy", int(lo), int(hi), ends[lo:hi])
     return places
 

@@ -41,6 +41,7 @@ def prepare_windows(wearable_dir, out, quarantine, config):
             reasons[reason] = reasons.get(reason, 0) + n
         for key, n in counted.items():
             total[key] += n
+    _require_one_file_each(wearable_dir, out)
     report = [
         {
             "step": f"wearable windows of {config.window_hours} h",
@@ -55,6 +56,18 @@ def prepare_windows(wearable_dir, out, quarantine, config):
         if total[key]:
             report.append({"step": f"wearable {key}", "n": 0, "dropped": total[key], "reason": reason})
     return report + quarantine_counts("wearable", reasons)
+
+
+def _require_one_file_each(wearable_dir, out):
+    paths = sorted((out / "windows").glob("*.parquet"))
+    homes = pl.concat(
+        [pl.read_parquet(p, columns=["subject_id"]).unique().with_columns(pl.lit(p.stem).alias("file")) for p in paths]
+    )
+    twice = homes.filter(pl.col("subject_id").is_duplicated()).sort("subject_id", "file")
+    if twice.height:
+        subject = twice["subject_id"][0]
+        where = " and ".join(twice.filter(pl.col("subject_id") == subject)["file"])
+        raise ValueError(f"{wearable_dir}: subject {subject} has wearable rows in more than one file: {where}")
 
 
 def _one_shard(path, name, table, limits, out, quarantine, config):

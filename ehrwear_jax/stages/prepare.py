@@ -60,7 +60,7 @@ def run(config, workdir):
             c["step"],
             f"{c['n']:,}",
             f"{c['dropped']:,}",
-            c["reason"] if c["dropped"] else "",
+            c["reason"] if c["dropped"] or " read = " in c["reason"] else "",
         )
     if undescribed:
         logging.info(
