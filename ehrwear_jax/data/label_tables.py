@@ -117,9 +117,16 @@ def task_files(folder: Path, task: str) -> list[Path]:
 
 
 def tasks(folder: Path) -> list[str]:
-    """Tasks of a folder of labels: files by name, folders that hold files (or shards in split folders) by name."""
-    folder = Path(folder)
-    return sorted({path.relative_to(folder).with_suffix("").parts[0] for path in tables.parquet_files(folder)})
+    """Tasks that task_files finds; numbered files and folders named like a split are taken as shards of theirs."""
+    folder, names = Path(folder), set()
+    for path in tables.parquet_files(folder):
+        *parts, stem = path.relative_to(folder).with_suffix("").parts
+        if not stem.isdigit():
+            parts.append(stem)
+        while len(parts) > 1 and parts[-1] in ("train", "tuning", "held_out"):
+            parts.pop()
+        names.add("/".join(parts) or stem)
+    return sorted(names)
 
 
 def read_labels(path: Path | list[Path]) -> pl.DataFrame:

@@ -13,10 +13,10 @@ from pathlib import Path
 import polars as pl
 import pyarrow as pa
 
-from ehrwear_jax.data import label_tables, tables
+from ehrwear_jax.data import label_tables, meds_checks, tables
 from ehrwear_jax.data.meds_checks import EVENT_SCHEMA, validate_events
 
-BIRTH_CODE = "MEDS_BIRTH"
+BIRTH_CODE = meds_checks.BIRTH_CODE
 DEATH_CODE = "MEDS_DEATH"
 SPLITS = ("train", "tuning", "held_out")
 MEDS_VERSION = "0.4.0"

@@ -24,11 +24,13 @@ EVENT_SCHEMA = {
 }
 # Dates of de-identified records are often shifted into the 22nd century (MIMIC-IV: 2110 to 2212).
 LATEST_WITHOUT_EXTRACTION = datetime(2300, 1, 1)
+BIRTH_CODE = "MEDS_BIRTH"
+LIFETIME = timedelta(days=36_524)  # a birth may lie this long before the first possible event
 
 
 @dataclasses.dataclass(frozen=True)
 class TimeBounds:
-    """Times that a row can have: not before `first`, before `end`."""
+    """Times that a row can have: not before `first` (a birth: not before LIFETIME earlier), before `end`."""
 
     first: datetime = datetime(1900, 1, 1)
     end: datetime = LATEST_WITHOUT_EXTRACTION
@@ -77,7 +79,12 @@ def _row_faults(bounds: TimeBounds | None) -> list[tuple[str, pl.Expr, str]]:
         ("numeric_value", pl.col("numeric_value").is_infinite(), "infinite"),
     ]
     if bounds is not None:
-        faults += [("time", which, reason) for which, reason in bounds.outside("time")]
+        birth = pl.col("code").str.starts_with(BIRTH_CODE)
+        at_birth = dataclasses.replace(bounds, first=bounds.first - LIFETIME)
+        for which, reason in bounds.outside("time"):
+            faults.append(("time", which & ~birth, reason))
+        for which, reason in at_birth.outside("time"):
+            faults.append(("time", which & birth, reason))
     return faults
 
 

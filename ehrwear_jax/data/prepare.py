@@ -36,7 +36,7 @@ class PrepareConfig:
       window_hours, step_minutes, min_coverage: see signal.WindowSpec.
       min_subjects, value_bins, min_values: see tokenizer.fit_vocabulary.
       drop_codes: codes that never become input (administrative ones).
-      first_date: ISO date; a row with an earlier time is set aside.
+      first_date: ISO date; a row with an earlier time is set aside (a birth: a lifetime of 100 years earlier).
       extraction_date: ISO date on which the data were taken from their source; a row more than a year later is set
         aside. Empty: not known, the limit is 2300 (de-identified dates are shifted forwards).
       date_only_at_day_end: an event stamped exactly midnight is taken as a date without a time, known at the day's end.

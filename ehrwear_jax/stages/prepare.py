@@ -62,6 +62,8 @@ def run(config, workdir):
             f"{c['dropped']:,}",
             c["reason"] if c["dropped"] or " read = " in c["reason"] else "",
         )
+        if c["dropped"] and not c["n"] and "events in the vocabulary" in c["step"]:
+            logging.info("  no code is in the vocabulary: lower config.prepare.min_subjects (%d)", options.min_subjects)
     if undescribed:
         logging.info(
             "  %s of %s codes are used by name, without parents: no row in metadata/codes.parquet (the first: %s)",
@@ -177,9 +179,7 @@ def label_table(config, workdir, task):
     files = label_tables.task_files(folder, task)
     if not files:
         there = ", ".join(label_tables.tasks(folder)) or "none"
-        raise FileNotFoundError(
-            f"config.evaluate.tasks: no label table {folder / task}.parquet (nor a folder {task}); there are {there}"
-        )
+        raise FileNotFoundError(f"config.evaluate.tasks: no label table {folder / task}.parquet; there are {there}")
     table = meds.read_labels(files)
     if table.columns[2] not in ("boolean_value", "time_to_event_days"):
         raise ValueError(

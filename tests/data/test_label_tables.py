@@ -86,7 +86,7 @@ def test_a_task_is_a_file_or_a_folder_of_shards_at_any_depth(tmp_path):
     label_tables.write_labels(tmp_path / "readmission.parquet", labels())
     assert label_tables.task_files(tmp_path, "readmission") == [tmp_path / "readmission.parquet"]
     assert label_tables.task_files(tmp_path, "death") == []
-    assert label_tables.tasks(tmp_path) == ["mortality", "readmission"]
+    assert label_tables.tasks(tmp_path) == ["mortality/in_icu/first_24h", "readmission"]
 
 
 @pytest.mark.parametrize("version", label_tables.VERSIONS)

@@ -46,7 +46,7 @@ def test_each_bad_row_is_set_aside_with_its_place_and_reason(name):
         return
     assert good.drop("text_value").equals(GOOD[[0, 1, 3, 4]].cast({"numeric_value": pl.Float32}))
     assert bad.select("file", "row", "column", "reason").rows() == [("0.parquet", 2, *expected)]
-    (column,) = change
+    column = expected[0]
     assert (bad["value"].item() is None) == (change[column] is None)
 
 
@@ -81,6 +81,16 @@ def test_a_bad_time_does_not_count_as_out_of_order():
     raw = GOOD.with_columns(time=pl.Series([None, datetime(9999, 1, 1), T0, T0, T0], dtype=pl.Datetime("us")))
     good, bad = meds_checks.screen(raw, "x", BOUNDS)
     assert good.height == 4 and bad["row"].to_list() == [1]
+
+
+def test_a_birth_may_lie_a_lifetime_before_the_first_event():
+    born = GOOD.with_columns(
+        time=pl.Series([None, datetime(1890, 1, 1), T0, datetime(1700, 1, 1), T0], dtype=pl.Datetime("us")),
+        code=pl.Series(["SEX", "MEDS_BIRTH", "B", "MEDS_BIRTH//x", "A"]),
+    )
+    good, bad = meds_checks.screen(born, "x", BOUNDS)
+    assert good["code"].to_list() == ["SEX", "MEDS_BIRTH", "B", "A"]
+    assert bad.select("row", "reason").rows() == [(3, "before 1800-01-01")]
 
 
 def test_bounds_follow_the_extraction_by_a_year():
