@@ -190,8 +190,8 @@ def _prepare_events(meds_dir, out, quarantine, config):
             "step": "EHR rows kept as events",
             "n": total["kept"],
             "dropped": dropped + total["set aside"],
-            "reason": f"{total['read']:,} rows read = {total['kept']:,} kept + {total['birth']} birth rows (they give "
-            f"the age) + {total['administrative']} administrative rows + {total['set aside']} quarantined",
+            "reason": f"{total['read']:,} rows read = {total['kept']:,} kept + {total['birth']:,} birth rows (they "
+            f"give the age) + {total['administrative']:,} administrative rows + {total['set aside']:,} quarantined",
         },
         *quarantine_counts("EHR", reasons),
     ]

@@ -48,8 +48,8 @@ def prepare_windows(wearable_dir, out, quarantine, config):
             "n": total["windows"],
             "dropped": total["other channels"] + total["set aside"],
             "reason": f"{total['rows']:,} recorded stretches read = "
-            f"{total['rows'] - total['other channels'] - total['set aside']:,} used + {total['other channels']} of "
-            f"channels that the config does not use + {total['set aside']} quarantined",
+            f"{total['rows'] - total['other channels'] - total['set aside']:,} used + {total['other channels']:,} of "
+            f"channels that the config does not use + {total['set aside']:,} quarantined",
         }
     ]
     for key, reason in overlap.COUNTS.items():

@@ -37,7 +37,12 @@ def reading(path: Path) -> Iterator[None]:
 
 
 def read_parquet(path: Path, columns: list[str] | None = None) -> pl.DataFrame:
-    """A parquet file, or some of its columns; errors as `reading`."""
+    """A parquet file, or some of its columns; errors as `reading`, ValueError for a column that is not there."""
+    with reading(path):
+        there = pq.read_schema(path).names if columns else []
+    for name in columns or ():
+        if name not in there:
+            raise ValueError(f"{path}: column '{name}' is missing (found {there})")
     with reading(path):
         return pl.read_parquet(path, columns=columns, hive_partitioning=False)
 

@@ -23,6 +23,7 @@ from ehrwear_jax.data.meds_checks import TimeBounds
 from ehrwear_jax.data.wearable_checks import ARROW_TYPES, CHANNEL_SCHEMA, validate_rows
 
 ROW_SCHEMA = wearable_checks.ROW_SCHEMA
+_SAMPLES_PER_GROUP = 4_000_000  # what a reader holds at a time
 
 
 def list_shards(wearable_dir: Path) -> list[Path]:
@@ -117,9 +118,11 @@ def _require_contiguous(ids: pl.Series, first_row: int, seen: set, last: int | N
 
 
 def write_shard(path: Path, rows: pl.DataFrame, channels: pl.DataFrame | None = None) -> None:
-    """Validates and writes recordings; the file appears whole or not at all."""
+    """Validates and writes recordings, in row groups of about 16 MB; the file appears whole or not at all."""
     rows = validate_rows(rows, path, channels)
-    tables.write_parquet(path, rows, ARROW_TYPES, row_group_size=1024)
+    n_samples = int(rows["values"].list.len().sum())
+    per_group = min(max(_SAMPLES_PER_GROUP * rows.height // max(n_samples, 1), 1), 1024)
+    tables.write_parquet(path, rows, ARROW_TYPES, row_group_size=per_group)
 
 
 def _validate_channels(channels: pl.DataFrame, source) -> pl.DataFrame:

@@ -3,13 +3,12 @@
 import json
 import logging
 import os
-from datetime import timedelta
 from pathlib import Path
 
 import polars as pl
 
 from ehrwear_jax import config as config_lib
-from ehrwear_jax.data import label_tables, labels, meds, nafld, nhanes, synthetic, wearable
+from ehrwear_jax.data import label_tables, labels, meds, nafld, nhanes, synthetic, tables, wearable
 from ehrwear_jax.data import prepare as prepare_lib
 
 
@@ -117,7 +116,7 @@ def _hospitalisation_labels(config, workdir):
         admission_code_prefix=c.admission_code_prefix,
         bounds=bounds,
     )
-    tables = labels.hospitalization_labels(
+    by_horizon = labels.hospitalization_labels(
         source,
         horizons_days=tuple(c.horizons_days),
         index=index,
@@ -125,7 +124,7 @@ def _hospitalisation_labels(config, workdir):
         bounds=bounds,
     )
     counts = []
-    for horizon, table in tables.items():
+    for horizon, table in by_horizon.items():
         meds.write_labels(out / f"hospitalization_{horizon}d.parquet", table)
         counts.append(
             {
@@ -139,10 +138,10 @@ def _hospitalisation_labels(config, workdir):
 
 
 def _times(path, column, bounds):
-    """Lazy (subject_id, time) of one file, those within the bounds."""
-    time = pl.col(column).dt.replace_time_zone(None).dt.cast_time_unit("us").alias("time")
-    table = pl.scan_parquet(path, hive_partitioning=False).select(pl.col("subject_id").cast(pl.Int64), time)
-    return table.filter(pl.col("time").is_null() | pl.col("time").is_between(bounds.first, bounds.end, closed="left"))
+    """(subject_id, time) of one file, those within the bounds."""
+    schema = {"subject_id": pl.Int64, column: pl.Datetime("us")}
+    table = tables.normalise(tables.read_parquet(path, list(schema)), schema, path).rename({column: "time"})
+    return table.filter(pl.col("time").is_between(bounds.first, bounds.end, closed="left"))
 
 
 def _first_wear(config, workdir, bounds):
@@ -150,9 +149,12 @@ def _first_wear(config, workdir, bounds):
     folder = wearable_dir(config, workdir)
     if folder is None:
         return None
-    stretches = pl.concat([_times(p, "start_time", bounds) for p in wearable.list_shards(folder)])
-    first = stretches.drop_nulls().group_by("subject_id").agg(pl.col("time").min())
-    return first.with_columns(pl.col("time") + pl.duration(days=1)).sort("subject_id").collect()
+    firsts = [
+        _times(p, "start_time", bounds).group_by("subject_id").agg(pl.col("time").min())
+        for p in wearable.list_shards(folder)
+    ]
+    first = pl.concat(firsts).drop_nulls().group_by("subject_id").agg(pl.col("time").min())
+    return first.with_columns(pl.col("time") + pl.duration(days=1)).sort("subject_id")
 
 
 def _last_observable(meds_folder, horizon_days, bounds):
@@ -161,11 +163,13 @@ def _last_observable(meds_folder, horizon_days, bounds):
     Later prediction times could be labelled only if something happens soon, which would select rows by outcome. A
     person's own last record does not serve: it is their death for some.
     """
-    people = pl.concat([_times(p, "time", bounds) for p in meds.list_shards(meds_folder)])
-    end = people.select(pl.col("time").max()).collect().item()
-    ids = people.select("subject_id").drop_nulls().unique().sort("subject_id").collect()
-    last = None if end is None else end - timedelta(days=horizon_days)
-    return ids.with_columns(pl.lit(last).cast(pl.Datetime("us")).alias("time")).drop_nulls()
+    lasts = [
+        _times(p, "time", bounds).group_by("subject_id").agg(pl.col("time").max())
+        for p in meds.list_shards(meds_folder)
+    ]
+    people = pl.concat(lasts).drop_nulls()
+    last = pl.lit(people["time"].max(), pl.Datetime("us")) - pl.duration(days=horizon_days)
+    return people.select("subject_id", last.alias("time")).unique("subject_id").sort("subject_id")
 
 
 def label_table(config, workdir, task):

@@ -264,6 +264,30 @@ def test_labels_do_not_see_absurd_times(tmp_path):
     assert len(list((tmp_path / "bad" / "prepare" / "quarantine").iterdir())) == 2
 
 
+@pytest.mark.parametrize("kind", ["meds_dir", "wearable_dir"])
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        (torn, "not a readable parquet file"),
+        (lambda p: change(p, lambda t: t.rename({"subject_id": "patient_id"})), "column 'subject_id' is missing"),
+        (
+            lambda p: change(p, lambda t: t.with_columns(pl.col(pl.Datetime).dt.replace_time_zone("Asia/Tokyo"))),
+            "time' has time zone Asia/Tokyo",
+        ),
+    ],
+)
+def test_a_fault_of_a_file_is_named_also_where_labels_are_made(tmp_path, kind, fault, message):
+    small_run.write_inputs(tmp_path)
+    config = small_run.small_config(tmp_path)
+    config.data.labels_dir = ""
+    folder = Path(config.data[kind])
+    path = (meds.list_shards(folder) if kind == "meds_dir" else wearable.list_shards(folder))[0]
+    fault(path)
+    with pytest.raises(ValueError, match=message) as error:
+        stage.run(config, tmp_path / "run")
+    assert str(error.value).startswith(f"{path}: ") and "\n" not in str(error.value)
+
+
 def test_labels_in_folders_and_those_that_cannot_be_evaluated(tmp_path):
     small_run.write_inputs(tmp_path)
     config = small_run.small_config(tmp_path)

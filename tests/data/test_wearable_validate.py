@@ -191,3 +191,11 @@ def test_the_reader_gives_the_rows_of_read_shard_one_row_group_at_a_time(tmp_pat
         ahead.append(sum(opened) - sum(map(len, got)))
     assert pl.concat(got).equals(wearable.read_shard(path, CHANNELS))
     assert max(ahead) <= group, "never more than one row group beyond what has been given out"
+
+
+def test_long_recordings_are_written_in_small_row_groups(tmp_path, monkeypatch):
+    monkeypatch.setattr(wearable, "_SAMPLES_PER_GROUP", 100)
+    wearable.write_shard(tmp_path / "0.parquet", table(*[{"values": [1.0] * 30}] * 10))
+    assert [part.height for _, part in wearable.row_groups(tmp_path / "0.parquet")] == [3, 3, 3, 1]
+    wearable.write_shard(tmp_path / "1.parquet", table(*[{"values": [1.0] * 300}] * 2))
+    assert [part.height for _, part in wearable.row_groups(tmp_path / "1.parquet")] == [1, 1]
