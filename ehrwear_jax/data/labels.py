@@ -11,12 +11,14 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from ehrwear_jax.data import meds, tables
+from ehrwear_jax.data import meds, meds_checks, tables
 
 _DAY_US = 86_400_000_000
 
 
-def _key_events(meds_dir: Path, wanted: Mapping[str, pl.Expr]) -> Iterable[tuple[pl.DataFrame, dict]]:
+def _key_events(
+    meds_dir: Path, wanted: Mapping[str, pl.Expr], bounds: meds_checks.TimeBounds | None
+) -> Iterable[tuple[pl.DataFrame, dict]]:
     """For each shard: first and last record of each subject, and the times of some codes.
 
     Yields:
@@ -24,7 +26,8 @@ def _key_events(meds_dir: Path, wanted: Mapping[str, pl.Expr]) -> Iterable[tuple
       {name: DataFrame[subject_id, time]} of the rows that each expression wants, in time order.
     """
     for shard in meds.list_shards(meds_dir):
-        events = meds.read_shard(shard).filter(pl.col("time").is_not_null() & ~_has_prefix(meds.BIRTH_CODE))
+        events = meds.read_shard(shard) if bounds is None else meds_checks.screen_shard(shard, bounds)[0]
+        events = events.filter(pl.col("time").is_not_null() & ~_has_prefix(meds.BIRTH_CODE))
         span = events.group_by("subject_id").agg(
             pl.col("time").min().alias("first"), pl.col("time").max().alias("last")
         )
@@ -64,6 +67,7 @@ def prediction_times(
     not_after: pl.DataFrame | None = None,
     admission_code_prefix: str = "HOSPITAL_ADMISSION",
     discharge_code_prefix: str | None = "HOSPITAL_DISCHARGE",
+    bounds: meds_checks.TimeBounds | None = None,
 ) -> pl.DataFrame:
     """Random midnights at which a prediction is made, the same for (seed, subject_id) always.
 
@@ -84,6 +88,7 @@ def prediction_times(
         wear; a subject that is not in it gets no prediction time.
       not_after: optional (subject_id, time): the latest time, same rule.
       admission_code_prefix, discharge_code_prefix: mark stays; discharge None: ignore stays.
+      bounds: leave out the rows that meds_checks.screen sets aside; None: such a row is an error.
 
     Returns:
       subject_id i64, prediction_time datetime[us], in that order.
@@ -97,7 +102,8 @@ def prediction_times(
     if discharge_code_prefix is not None:
         prefixes.append(discharge_code_prefix)
     subject_ids, times = [], []
-    for span, key_times in _key_events(meds_dir, {prefix: _has_prefix(prefix) for prefix in prefixes}):
+    wanted = {prefix: _has_prefix(prefix) for prefix in prefixes}
+    for span, key_times in _key_events(meds_dir, wanted, bounds):
         found = {prefix: _by_subject(part) for prefix, part in key_times.items()}
         span = span.with_columns(pl.col("first", "last").to_physical())
         for subject_id, first, last in span.iter_rows():
@@ -156,6 +162,7 @@ def hospitalization_labels(
     index: pl.DataFrame,
     admission_code_prefix: str = "HOSPITAL_ADMISSION",
     end_of_followup: pl.DataFrame | None = None,
+    bounds: meds_checks.TimeBounds | None = None,
 ) -> dict[int, pl.DataFrame]:
     """Whether an admission follows within each horizon, in the MEDS label schema.
 
@@ -170,6 +177,7 @@ def hospitalization_labels(
       admission_code_prefix: the code, or what it starts with before "//".
       end_of_followup: optional (subject_id, time) for every subject of `index`; the default is the
         subject's last record.
+      bounds: as prediction_times.
 
     Returns:
       {horizon: subject_id, prediction_time, boolean_value}, rows in the order of `index`.
@@ -183,6 +191,7 @@ def hospitalization_labels(
         index=index,
         admission_code_prefix=admission_code_prefix,
         end_of_followup=end_of_followup,
+        bounds=bounds,
     )
     return {horizon: within_horizon(joined, horizon) for horizon in horizons_days}
 
@@ -206,6 +215,7 @@ def time_to_admission(
     index: pl.DataFrame,
     admission_code_prefix: str = "HOSPITAL_ADMISSION",
     end_of_followup: pl.DataFrame | None = None,
+    bounds: meds_checks.TimeBounds | None = None,
 ) -> pl.DataFrame:
     """Days from each prediction to the first admission after it, else to death or end of follow-up.
 
@@ -217,16 +227,16 @@ def time_to_admission(
       labels for the cause-specific hazard.
     """
     wanted = _has_prefix(admission_code_prefix)
-    return _time_to_next(meds_dir, wanted, index, end_of_followup).drop("before")
+    return _time_to_next(meds_dir, wanted, index, end_of_followup, bounds).drop("before")
 
 
-def _time_to_next(meds_dir, wanted, index, end_of_followup) -> pl.DataFrame:
+def _time_to_next(meds_dir, wanted, index, end_of_followup, bounds) -> pl.DataFrame:
     """time_to_admission for any rows of interest; `before` says whether one came at or before the prediction."""
     schema = {"subject_id": pl.Int64, "prediction_time": pl.Datetime("us")}
     index = tables.normalise(index, schema, "index")
     tables.require_not_null(index, schema, "index")
     spans, events, deaths = [], [], []
-    for span, times in _key_events(meds_dir, {"event": wanted, "death": _has_prefix(meds.DEATH_CODE)}):
+    for span, times in _key_events(meds_dir, {"event": wanted, "death": _has_prefix(meds.DEATH_CODE)}, bounds):
         spans.append(span.select("subject_id", pl.col("last").alias("end")))
         events.append(times["event"])
         deaths.append(times["death"])
@@ -282,6 +292,7 @@ def onset_times(
     code_prefixes: Sequence[str],
     index: pl.DataFrame,
     end_of_followup: pl.DataFrame | None = None,
+    bounds: meds_checks.TimeBounds | None = None,
 ) -> pl.DataFrame:
     """Days from each prediction to the first diagnosis of a group, for people who never had one before.
 
@@ -302,4 +313,4 @@ def onset_times(
     if not code_prefixes:
         raise ValueError("code_prefixes is empty: name what the codes of the diagnosis group start with")
     wanted = pl.any_horizontal(pl.col("code").str.starts_with(prefix) for prefix in code_prefixes)
-    return _time_to_next(meds_dir, wanted, index, end_of_followup).filter(~pl.col("before")).drop("before")
+    return _time_to_next(meds_dir, wanted, index, end_of_followup, bounds).filter(~pl.col("before")).drop("before")

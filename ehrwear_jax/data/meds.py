@@ -1,45 +1,28 @@
 """MEDS datasets on disk: events, code metadata, splits and labels, validated on the way in and out.
 
 Writes MEDS 0.4; reads MEDS 0.3.3 and 0.4, with shards at any depth below `data/`. The schemas are
-those of the Medical Event Data Standard (https://github.com/Medical-Event-Data-Standard/meds); two
-optional files are ours: `metadata/subject_groups.parquet` (the unit of splitting and of the
-bootstrap) and `metadata/subject_folds.parquet` (out-of-fold evaluation), and so is the survival
-label schema.
+those of the Medical Event Data Standard (https://github.com/Medical-Event-Data-Standard/meds). The
+checks of events are in meds_checks.py, label tables in label_tables.py. Two optional files are ours:
+`metadata/subject_groups.parquet` (the unit of splitting and of the bootstrap) and
+`metadata/subject_folds.parquet` (out-of-fold evaluation).
 """
 
 import json
 from pathlib import Path
 
-import numpy as np
 import polars as pl
 import pyarrow as pa
 
-from ehrwear_jax.data import tables
+from ehrwear_jax.data import label_tables, meds_checks, tables
+from ehrwear_jax.data.meds_checks import EVENT_SCHEMA, validate_events
 
-BIRTH_CODE = "MEDS_BIRTH"
+BIRTH_CODE = meds_checks.BIRTH_CODE
 DEATH_CODE = "MEDS_DEATH"
 SPLITS = ("train", "tuning", "held_out")
 MEDS_VERSION = "0.4.0"
-
-# What read_shard returns, whatever the version on disk.
-EVENT_SCHEMA = {
-    "subject_id": pl.Int64,
-    "time": pl.Datetime("us"),
-    "code": pl.String,
-    "numeric_value": pl.Float32,
-    "text_value": pl.String,
-}
-BINARY_LABEL_SCHEMA = {
-    "subject_id": pl.Int64,
-    "prediction_time": pl.Datetime("us"),
-    "boolean_value": pl.Boolean,
-}
-SURVIVAL_LABEL_SCHEMA = {
-    "subject_id": pl.Int64,
-    "prediction_time": pl.Datetime("us"),
-    "time_to_event_days": pl.Float64,
-    "event_observed": pl.Boolean,
-}
+# Labels are part of a MEDS dataset.
+BINARY_LABEL_SCHEMA, SURVIVAL_LABEL_SCHEMA = label_tables.BINARY_LABEL_SCHEMA, label_tables.SURVIVAL_LABEL_SCHEMA
+read_labels, write_labels = label_tables.read_labels, label_tables.write_labels
 
 # Arrow types that MEDS 0.4 prescribes; polars alone would write large_string everywhere.
 _ARROW_TYPES = {
@@ -53,15 +36,8 @@ _ARROW_TYPES = {
     "split": pa.string(),
     "group_id": pa.int64(),
     "fold": pa.int32(),
-    "prediction_time": pa.timestamp("us"),
-    "boolean_value": pa.bool_(),
-    "time_to_event_days": pa.float64(),
-    "event_observed": pa.bool_(),
 }
-_NOT_NULL = {
-    "subject_id", "code", "split", "group_id", "fold", "prediction_time", "boolean_value",
-    "time_to_event_days", "event_observed",
-}  # fmt: skip
+_NOT_NULL = {"subject_id", "code", "split", "group_id", "fold"}
 
 
 def _write(path: Path, df: pl.DataFrame) -> None:
@@ -69,38 +45,6 @@ def _write(path: Path, df: pl.DataFrame) -> None:
 
 
 # --------------------------------------------------------------------------------------- events
-def validate_events(events: pl.DataFrame, source) -> pl.DataFrame:
-    """Checks one shard of events and returns it with the dtypes of EVENT_SCHEMA.
-
-    A NaN in numeric_value means missing and becomes null.
-
-    Raises:
-      ValueError: a missing column or impossible dtype; a null subject or code; an empty code; an
-        infinite value; a subject whose rows are not contiguous or not in time order (static events,
-        null time, first).
-    """
-    events = tables.normalise(events, EVENT_SCHEMA, source, optional=("numeric_value", "text_value"))
-    events = events.with_columns(pl.col("numeric_value").fill_nan(None))
-    tables.require_not_null(events, ("subject_id", "code"), source)
-    for what, bad in (
-        ("column 'code' is empty", events["code"] == ""),
-        ("column 'numeric_value' is infinite", events["numeric_value"].is_infinite()),
-    ):
-        if bad.any():
-            raise ValueError(f"{source}: row {int(bad.fill_null(False).arg_max())}: {what}")
-    subject_id_N = events["subject_id"].to_numpy()
-    tables.require_contiguous(subject_id_N, source)
-    time_N = events["time"].to_physical().fill_null(np.iinfo(np.int64).min).to_numpy()
-    backwards = (subject_id_N[1:] == subject_id_N[:-1]) & (time_N[1:] < time_N[:-1])
-    if backwards.any():
-        row = int(np.argmax(backwards)) + 1
-        raise ValueError(
-            f"{source}: row {row}: column 'time' ({events['time'][row]}) is earlier than the row "
-            f"before ({events['time'][row - 1]}) of subject {subject_id_N[row]}"
-        )
-    return events
-
-
 def list_shards(meds_dir: Path) -> list[Path]:
     """Event shards of a MEDS dataset, at any depth below `data/`, in path order.
 
@@ -142,7 +86,7 @@ def check_subjects(meds_dir: Path) -> int:
     meds_dir = Path(meds_dir)
     home: dict[int, Path] = {}
     for path in list_shards(meds_dir):
-        ids = pl.read_parquet(path, columns=["subject_id"], hive_partitioning=False)
+        ids = tables.read_parquet(path, ["subject_id"])
         for subject_id in ids["subject_id"].unique().to_list():
             if subject_id in home:
                 raise ValueError(f"{path}: subject {subject_id} is also in {home[subject_id]}")
@@ -221,6 +165,16 @@ def read_codes(meds_dir: Path) -> pl.DataFrame:
     )
     descriptions = codes.group_by("code").agg(pl.col("description").drop_nulls().first())
     return descriptions.join(parents, on="code", how="left").sort("code")
+
+
+def undescribed_codes(meds_dir: Path, codes: pl.DataFrame | None) -> tuple[int, list[str]]:
+    """(number of codes in the events, those among them that `codes` lacks, sorted).
+
+    MEDS asks that metadata/codes.parquet hold every code; real datasets lack many, which is no error here.
+    """
+    used = [tables.read_parquet(path, ["code"])["code"].cast(pl.String).unique() for path in list_shards(meds_dir)]
+    used = set(pl.concat(used).drop_nulls().to_list()) - {""}
+    return len(used), sorted(used if codes is None else used.difference(codes["code"]))
 
 
 def write_metadata(
@@ -328,49 +282,3 @@ def write_dataset(
             last = min(start + subjects_per_shard, len(ids)) - 1
             inside = pl.col("subject_id").is_between(ids[start], ids[last])
             write_shard(meds_dir / "data" / split / f"{shard}.parquet", part.filter(inside))
-
-
-# --------------------------------------------------------------------------------------- labels
-def _validate_labels(labels: pl.DataFrame, source) -> pl.DataFrame:
-    survival = {"time_to_event_days", "event_observed"}.intersection(labels.columns)
-    if survival and "boolean_value" in labels.columns:
-        raise ValueError(f"{source}: holds both boolean_value and {min(survival)}")
-    if not survival and "boolean_value" not in labels.columns:
-        raise ValueError(f"{source}: column 'boolean_value' (binary) or 'time_to_event_days' (survival) is missing")
-    schema = SURVIVAL_LABEL_SCHEMA if survival else BINARY_LABEL_SCHEMA
-    labels = tables.normalise(labels, schema, source)
-    tables.require_not_null(labels, labels.columns, source)
-    if survival:
-        bad = ~(labels["time_to_event_days"].is_finite() & (labels["time_to_event_days"] >= 0))
-        if bad.any():
-            row = int(bad.arg_max())
-            raise ValueError(
-                f"{source}: row {row}: column 'time_to_event_days' is "
-                f"{labels['time_to_event_days'][row]}, must be finite and not negative"
-            )
-    repeated = labels.select("subject_id", "prediction_time").is_duplicated()
-    if repeated.any():
-        row = int(repeated.arg_max())
-        raise ValueError(
-            f"{source}: row {row}: subject {labels['subject_id'][row]} has more than one label at "
-            f"{labels['prediction_time'][row]}"
-        )
-    return labels
-
-
-def write_labels(path: Path, labels: pl.DataFrame) -> None:
-    """Writes binary or survival labels by (subject_id, prediction_time); raises ValueError."""
-    labels = _validate_labels(labels, path).sort("subject_id", "prediction_time")
-    _write(path, labels)
-
-
-def read_labels(path: Path) -> pl.DataFrame:
-    """Binary labels (BINARY_LABEL_SCHEMA) or survival labels (SURVIVAL_LABEL_SCHEMA), validated.
-
-    Raises:
-      FileNotFoundError: no such file.
-      ValueError: neither schema or both; a null; a negative or infinite time; a repeated
-        (subject_id, prediction_time).
-    """
-    path = Path(path)
-    return _validate_labels(tables.read_parquet(path), path)

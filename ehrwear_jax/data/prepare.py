@@ -7,7 +7,6 @@ writes records. Each output file is written under a temporary name and renamed, 
 
 import dataclasses
 import json
-import os
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +14,13 @@ import polars as pl
 from array_record.python.array_record_module import ArrayRecordWriter
 from tqdm import tqdm
 
-from ehrwear_jax.data import cohort, harmonise, meds, records, signal, tokenizer, wearable
+from ehrwear_jax.data import cohort, harmonise, meds, meds_checks, records, signal, tokenizer
+from ehrwear_jax.data.prepare_windows import prepare_windows
+from ehrwear_jax.data.quarantine import count_reasons, quarantine_counts, set_aside
 from ehrwear_jax.data.source import hashed_uniform
+from ehrwear_jax.data.tables import shard_names, writing
+from ehrwear_jax.data.tables import write_frame as _write
+from ehrwear_jax.data.tables import write_json as _write_json
 
 FOLLOWUP_END = "FOLLOWUP_END"
 LAST_MICROSECOND = signal.DAY_US - 1
@@ -35,6 +39,9 @@ class PrepareConfig:
       implied_parents: give ICD-10 and ATC codes the ancestors that they spell out, beside those of codes.parquet.
       max_per_day: most events of one code for a person and day, the first ones; 0: all.
       drop_codes: codes that never become input (administrative ones).
+      first_date: ISO date; a row with an earlier time is set aside (a birth: a lifetime of 100 years earlier).
+      extraction_date: ISO date on which the data were taken from their source; a row more than a year later is set
+        aside. Empty: not known, the limit is 2300 (de-identified dates are shifted forwards).
       date_only_at_day_end: an event stamped exactly midnight is taken as a date without a time, known at the day's end.
       subjects_per_shard: patients in a record shard.
       tuning_fraction: with folds, the share of groups outside the fold that chooses hyper-parameters.
@@ -53,29 +60,17 @@ class PrepareConfig:
     implied_parents: bool = False
     max_per_day: int = 0
     drop_codes: tuple = (FOLLOWUP_END,)
+    first_date: str = "1900-01-01"
+    extraction_date: str = ""
     date_only_at_day_end: bool = True
     subjects_per_shard: int = 2000
     tuning_fraction: float = 0.1
 
+    def time_bounds(self):
+        return meds_checks.time_bounds(self.first_date, self.extraction_date)
+
     def window_spec(self):
         return signal.WindowSpec(tuple(self.channels), self.window_hours, self.step_minutes, self.min_coverage)
-
-
-def _write(table, path):
-    partial = path.with_name(path.name + ".partial")
-    table.write_parquet(partial)
-    os.replace(partial, path)
-
-
-def _write_json(value, path):
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(value, indent=1))
-    os.replace(partial, path)
-
-
-def shard_names(paths, root):
-    """File names that are unique and tell where the shard came from."""
-    return ["__".join(Path(p).relative_to(root).with_suffix("").parts) for p in paths]
 
 
 def harmonise_events(events, config):
@@ -109,62 +104,34 @@ def harmonise_events(events, config):
     return kept, births, ends
 
 
-def prepare_tables(meds_dir, wearable_dir, out_dir, config, criteria=None):
+def prepare_tables(meds_dir, wearable_dir, out_dir, config, criteria=None, quarantine_dir=None):
     """Writes events/, windows/ (summaries), window_values/ and subjects.parquet below out_dir.
+
+    Rows that cannot be used (meds_checks.screen, wearable_checks.screen) go to files below quarantine_dir, with the
+    file, row, column and reason; there is no file for a shard without such rows.
 
     Args:
       meds_dir: MEDS dataset. wearable_dir: wearable tables, or None.
       criteria: cohort.CohortConfig of who gets into subjects.parquet, None for everybody.
+      quarantine_dir: OUT_DIR/quarantine by default.
 
     Returns:
       Counts: list of {step, n, dropped, reason}.
     """
     out = Path(out_dir)
-    for name in ("events", "windows", "window_values", "people"):
-        (out / name).mkdir(parents=True, exist_ok=True)
-    counts = dict.fromkeys(("rows read", "birth rows (age only)", "administrative rows", "mapped", "beyond the cap"), 0)
-    mapping = harmonise.read_mapping(config.mapping_files, _units(meds_dir))
-    shards = meds.list_shards(meds_dir)
-    for path, name in zip(
-        tqdm(shards, "events", unit="shard", disable=None), shard_names(shards, meds_dir), strict=True
-    ):
-        target, tally = out / "events" / f"{name}.parquet", out / "people" / f"{name}.json"
-        if not tally.exists():
-            raw = meds.read_shard(path)
-            known, births, ends = harmonise_events(raw, config)
-            kept, n_mapped = harmonise.map_codes(known, mapping)
-            kept, n_capped = harmonise.cap_frequency(kept, config.max_per_day)
-            n_birth = raw.filter(pl.col("code").str.starts_with(meds.BIRTH_CODE)).height
-            people = raw.select("subject_id").unique(maintain_order=True)
-            people = people.join(births, on="subject_id", how="left").join(ends, on="subject_id", how="left")
-            _write(kept, target)
-            _write(people, out / "people" / f"{name}.parquet")
-            _write_json([raw.height, n_birth, raw.height - n_birth - known.height, n_mapped, n_capped], tally)
-        for key, n in zip(counts, json.loads(tally.read_text()), strict=True):
-            counts[key] += n
-    n_events = counts["rows read"] - counts["birth rows (age only)"] - counts["administrative rows"]
-    report = [
-        {
-            "step": "EHR rows kept as events",
-            "n": n_events,
-            "dropped": counts["rows read"] - n_events,
-            "reason": f"{counts['birth rows (age only)']} birth rows give the age, "
-            f"{counts['administrative rows']} administrative rows",
-        }
-    ]
-    if config.mapping_files:
-        report.append({"step": "EHR rows mapped to other codes", "n": counts["mapped"], "dropped": 0, "reason": ""})
-    if config.max_per_day:
-        n_capped, reason = counts["beyond the cap"], f"more than {config.max_per_day} of a code, person and day"
-        report.append(
-            {"step": "EHR rows within the cap", "n": n_events - n_capped, "dropped": n_capped, "reason": reason}
-        )
+    quarantine = Path(quarantine_dir or out / "quarantine")
+    for folder in (*(out / name for name in ("events", "windows", "window_values", "people")), quarantine):
+        folder.mkdir(parents=True, exist_ok=True)
+    report = _prepare_events(meds_dir, out, quarantine, config)
     if wearable_dir is not None and config.channels:
-        report.append(_prepare_windows(Path(wearable_dir), out, config))
-    people = pl.concat([pl.read_parquet(p) for p in sorted((out / "people").glob("*.parquet"))])
+        report[1:1] = prepare_windows(Path(wearable_dir), out, quarantine, config)
+    shards = sorted((out / "people").glob("*.parquet"))
+    people = pl.concat([pl.read_parquet(p).with_columns(pl.lit(p.stem).alias("shard")) for p in shards])
     if people["subject_id"].is_duplicated().any():
         bad = people.filter(pl.col("subject_id").is_duplicated())["subject_id"][0]
-        raise ValueError(f"{meds_dir}: subject {bad} is in more than one shard")
+        where = " and ".join(people.filter(pl.col("subject_id") == bad)["shard"])
+        raise ValueError(f"{meds_dir}: subject {bad} is in more than one shard: {where}")
+    people = people.drop("shard")
     splits = meds.read_splits(meds_dir)
     subjects = splits.join(people, on="subject_id", how="left").sort("subject_id")
     groups, folds = meds.read_groups(meds_dir), meds.read_folds(meds_dir)
@@ -217,63 +184,58 @@ def _units(meds_dir):
     return harmonise.dataset_units(Path(meds_dir) / "metadata" / "codes.parquet")
 
 
-def _prepare_windows(wearable_dir, out, config):
-    spec = config.window_spec()
-    table = wearable.read_channels(wearable_dir)
-    known = set(table["channel"])
-    if unknown := set(config.channels) - known:
-        raise ValueError(
-            f"{wearable_dir}: no channel {sorted(unknown)} in metadata/channels.parquet; there are {sorted(known)}"
-        )
-    limits = {r["channel"]: (r["valid_min"], r["valid_max"]) for r in table.iter_rows(named=True)}
-    shards = wearable.list_shards(wearable_dir)
-    n_rows = n_other = n_windows = 0
+def _prepare_events(meds_dir, out, quarantine, config):
+    """events/ and people/, one file each per shard; returns their counts, which add up to the rows read."""
+    total = dict.fromkeys(("read", "kept", "birth", "administrative", "beyond the cap", "mapped", "set aside"), 0)
+    mapping, reasons = harmonise.read_mapping(config.mapping_files, _units(meds_dir)), {}
+    shards = meds.list_shards(meds_dir)
     for path, name in zip(
-        tqdm(shards, "wearable", unit="shard", disable=None), shard_names(shards, wearable_dir), strict=True
+        tqdm(shards, "events", unit="shard", disable=None), shard_names(shards, meds_dir), strict=True
     ):
-        values_path, tally = out / "window_values" / f"{name}.npy", out / "windows" / f"{name}.json"
+        tally = out / "people" / f"{name}.json"
         if not tally.exists():
-            rows = wearable.read_shard(path, table)
-            used = rows.filter(pl.col("channel").is_in(list(config.channels)))
-            ids, ends, values = [], [], []
-            for (subject,), part in used.group_by(["subject_id"], maintain_order=True):
-                stretches = zip(
-                    part["start_time"].to_physical(),
-                    part["sample_rate_hz"],
-                    part["channel"],
-                    part["values"],
-                    strict=True,
-                )
-                end, window = signal.window_subject(((t, f, c, v.to_numpy()) for t, f, c, v in stretches), spec, limits)
-                for c in set(config.log_channels) & set(config.channels):
-                    at = spec.channels.index(c)
-                    window[..., at] = np.log1p(np.maximum(window[..., at], 0.0))
-                ids.append(np.full(len(end), subject, np.int64))
-                ends.append(end)
-                values.append(window)
-            shape = (0, spec.steps, len(spec.channels))
-            window = np.concatenate(values) if values else np.zeros(shape, np.float32)
-            columns = {
-                "subject_id": np.concatenate(ids) if ids else np.zeros(0, np.int64),
-                "time": pl.Series(np.concatenate(ends) if ends else np.zeros(0, np.int64)).cast(pl.Datetime("us")),
+            raw, bad = meds_checks.screen_shard(path, config.time_bounds())
+            known, births, ends = harmonise_events(raw, config)
+            mapped, n_mapped = harmonise.map_codes(known, mapping)
+            kept, n_capped = harmonise.cap_frequency(mapped, config.max_per_day)
+            is_birth = pl.col("code").str.starts_with(meds.BIRTH_CODE)
+            people = raw.select("subject_id").unique(maintain_order=True)
+            people = people.join(births, on="subject_id", how="left").join(ends, on="subject_id", how="left")
+            _write(kept, out / "events" / f"{name}.parquet")
+            _write(people, out / "people" / f"{name}.parquet")
+            set_aside(bad, quarantine / f"ehr__{name}.parquet")
+            counted = {
+                "read": raw.height + bad.height,
+                "kept": kept.height,
+                "birth": raw.filter(is_birth).height,
+                "administrative": raw.filter(~is_birth & pl.col("code").is_in(config.drop_codes)).height,
+                "beyond the cap": n_capped,
+                "mapped": n_mapped,
+                "set aside": bad.height,
             }
-            for stat, x in signal.summaries(window).items():
-                for i, c in enumerate(spec.channels):
-                    columns[f"{c}__{stat}"] = pl.Series(x[:, i]).fill_nan(None)
-            partial = values_path.with_suffix(".partial")
-            with open(partial, "wb") as f:
-                np.save(f, window)
-            os.replace(partial, values_path)
-            _write(pl.DataFrame(columns), out / "windows" / f"{name}.parquet")
-            _write_json([rows.height, rows.height - used.height, len(window)], tally)
-        a, b, c = json.loads(tally.read_text())
-        n_rows, n_other, n_windows = n_rows + a, n_other + b, n_windows + c
-    return {
-        "step": f"wearable windows of {config.window_hours} h",
-        "n": n_windows,
-        "dropped": n_other,
-        "reason": f"of {n_rows} recorded stretches, those of channels that the config does not use",
-    }
+            _write_json({"rows": counted, "reasons": count_reasons(bad)}, tally)
+        counted = json.loads(tally.read_text())
+        for key, n in counted["rows"].items():
+            total[key] += n
+        for reason, n in counted["reasons"].items():
+            reasons[reason] = reasons.get(reason, 0) + n
+    dropped = total["birth"] + total["administrative"] + total["beyond the cap"]
+    if total["read"] != total["kept"] + dropped + total["set aside"]:
+        raise ValueError(f"{meds_dir}: the rows read do not add up: {total}")
+    capped = f" + {total['beyond the cap']:,} beyond the cap per code and day" if config.max_per_day else ""
+    steps = [{"step": "EHR rows mapped to other codes", "n": total["mapped"], "dropped": 0, "reason": ""}]
+    return [
+        {
+            "step": "EHR rows kept as events",
+            "n": total["kept"],
+            "dropped": dropped + total["set aside"],
+            "reason": f"{total['read']:,} rows read = {total['kept']:,} kept + {total['birth']:,} birth rows (they "
+            f"give the age) + {total['administrative']:,} administrative rows{capped} + {total['set aside']:,} "
+            "quarantined",
+        },
+        *(steps if config.mapping_files else []),
+        *quarantine_counts("EHR", reasons),
+    ]
 
 
 def assign_split(subjects, fold, config):
@@ -397,8 +359,6 @@ def _window_places(tables):
         ids, ends = table["subject_id"].to_numpy(), table["time"].to_physical().to_numpy()
         start = np.flatnonzero(np.append(True, ids[1:] != ids[:-1])) if len(ids) else []
         for lo, hi in zip(start, np.append(start[1:], len(ids)) if len(ids) else [], strict=True):
-            if int(ids[lo]) in places:
-                raise ValueError(f"{path.stem}: subject {ids[lo]} has wearable rows in more than one file")
             places[int(ids[lo])] = (tables / "window_values" / f"{path.stem}.npy", int(lo), int(hi), ends[lo:hi])
     return places
 
@@ -413,53 +373,52 @@ def _write_records(chunk, events, places, vocabulary, meta, path):
     value_N, time_N = coded["value"].to_numpy(), coded["time"].to_physical().fill_null(NO_BIRTH).to_numpy()
     mean, std = np.asarray(meta["mean"], np.float32), np.asarray(meta["std"], np.float32)
     opened, index = {}, []
-    partial = path.with_name(path.name + ".partial")
-    writer = ArrayRecordWriter(str(partial), "group_size:1")
-    for row in chunk.iter_rows(named=True):
-        mine = slice(*np.searchsorted(subject_N, [row["subject_id"], row["subject_id"] + 1]))
-        known = np.flatnonzero(token_N[mine] >= 0) + mine.start
-        static, timed = known[time_N[known] == NO_BIRTH], known[time_N[known] != NO_BIRTH]
-        window = np.zeros((0, meta["steps"], len(meta["channels"])), np.float16)
-        end = np.zeros(0, np.int64)
-        if row["subject_id"] in places:
-            file, lo, hi, end = places[row["subject_id"]]
-            if file not in opened:
-                opened[file] = np.load(file, mmap_mode="r")
-            window = np.clip((opened[file][lo:hi] - mean) / std, -10.0, 10.0).astype(np.float16)
-        time_us = time_N[timed]
-        end_us = max([_micros(row["end_time"]), *end[-1:].tolist(), *time_us[-1:].tolist()])
-        writer.write(
-            records.encode(
-                {
-                    "static_token": token_N[static],
-                    "static_value": value_N[static],
-                    "token": token_N[timed],
-                    "value": value_N[timed],
-                    "time_us": time_us,
-                    "window_end_us": end,
-                    "window": window,
-                    "birth_us": np.int64(_micros(row["birth_time"])),
-                    "end_us": np.int64(end_us),
-                    "died": np.bool_(bool(row["died"])),
-                }
+    with writing(path) as partial:
+        writer = ArrayRecordWriter(str(partial), "group_size:1")
+        for row in chunk.iter_rows(named=True):
+            mine = slice(*np.searchsorted(subject_N, [row["subject_id"], row["subject_id"] + 1]))
+            known = np.flatnonzero(token_N[mine] >= 0) + mine.start
+            static, timed = known[time_N[known] == NO_BIRTH], known[time_N[known] != NO_BIRTH]
+            window = np.zeros((0, meta["steps"], len(meta["channels"])), np.float16)
+            end = np.zeros(0, np.int64)
+            if row["subject_id"] in places:
+                file, lo, hi, end = places[row["subject_id"]]
+                if file not in opened:
+                    opened[file] = np.load(file, mmap_mode="r")
+                window = np.clip((opened[file][lo:hi] - mean) / std, -10.0, 10.0).astype(np.float16)
+            time_us = time_N[timed]
+            end_us = max([_micros(row["end_time"]), *end[-1:].tolist(), *time_us[-1:].tolist()])
+            writer.write(
+                records.encode(
+                    {
+                        "static_token": token_N[static],
+                        "static_value": value_N[static],
+                        "token": token_N[timed],
+                        "value": value_N[timed],
+                        "time_us": time_us,
+                        "window_end_us": end,
+                        "window": window,
+                        "birth_us": np.int64(_micros(row["birth_time"])),
+                        "end_us": np.int64(end_us),
+                        "died": np.bool_(bool(row["died"])),
+                    }
+                )
             )
-        )
-        index.append(
-            (
-                row["subject_id"],
-                row["split"],
-                row["group_id"],
-                len(static),
-                len(timed),
-                len(end),
-                mine.stop - mine.start - len(known),
-                (end_us - min([*end[:1].tolist(), *time_us[:1].tolist(), end_us])) / signal.DAY_US
-                if end_us > NO_BIRTH
-                else 0.0,
+            index.append(
+                (
+                    row["subject_id"],
+                    row["split"],
+                    row["group_id"],
+                    len(static),
+                    len(timed),
+                    len(end),
+                    mine.stop - mine.start - len(known),
+                    (end_us - min([*end[:1].tolist(), *time_us[:1].tolist(), end_us])) / signal.DAY_US
+                    if end_us > NO_BIRTH
+                    else 0.0,
+                )
             )
-        )
-    writer.close()
-    os.replace(partial, path)
+        writer.close()
     return pl.DataFrame(
         index,
         ["subject_id", "split", "group_id", "n_static", "n_events", "n_windows", "n_unknown", "days"],

@@ -4,6 +4,8 @@ import dataclasses
 
 import numpy as np
 
+from ehrwear_jax.data import overlap
+
 DAY_US = 86_400_000_000
 
 
@@ -52,7 +54,7 @@ def pool_row(start_us, rate_hz, values_N, spec, low=-np.inf, high=np.inf):
     good_N = np.isfinite(values_N) & (values_N >= low) & (values_N <= high)
     period_us = 1e6 / rate_hz
     window_us = spec.window_hours * 3_600_000_000
-    edge_us = start_us + np.round(np.arange(len(values_N) + 1) * period_us).astype(np.int64)
+    edge_us = overlap.sample_edges(start_us, rate_hz, len(values_N))
     last_N = edge_us[1:] - 1
     first_N = np.maximum(edge_us[:-1], last_N // window_us * window_us)
     if period_us <= step_us:
@@ -78,38 +80,52 @@ def window_subject(rows, spec, limits):
     """Windows of one person.
 
     Args:
-      rows: iterable of (start_us, rate_hz, channel, values_N).
+      rows: iterable of (start_us, rate_hz, channel, values_N) or (..., device); see overlap.py for overlapping ones.
       spec: WindowSpec; rows of channels that it does not name are ignored.
       limits: {channel: (low, high)} plausible range, either may be None.
 
     Returns:
       (end_us_M int64, values_MxLxC float32 with NaN where missing), ordered by time.
     """
-    index = {c: i for i, c in enumerate(spec.channels)}
+    return window_person(rows, spec, limits)[:2]
+
+
+def window_person(rows, spec, limits):
+    """As window_subject; returns also {name: count} of overlap.COUNTS."""
     step_us = spec.step_minutes * 60_000_000
-    parts = []
-    for start_us, rate_hz, channel, values in rows:
-        if channel in index and len(values):
-            low, high = limits.get(channel, (None, None))
-            part = pool_row(
-                start_us, rate_hz, values, spec, -np.inf if low is None else low, np.inf if high is None else high
+    counts = dict.fromkeys(overlap.COUNTS, 0)
+    of = {}
+    for start_us, rate_hz, channel, values, *device in rows:
+        if channel in spec.channels and len(values):
+            of.setdefault((overlap.source(device[0] if device else None, rate_hz), channel), []).append(
+                (start_us, rate_hz, values)
             )
-            parts.append((index[channel], *part))
-    parts = [p for p in parts if len(p[1])]
+    parts = []
+    for (source, channel), stretches in of.items():
+        stretches, n_left_out = overlap.without_repeats(stretches)
+        counts["samples of overlapping stretches"] += n_left_out
+        low, high = limits.get(channel, (None, None))
+        low, high = -np.inf if low is None else low, np.inf if high is None else high
+        for start_us, rate_hz, values in stretches:
+            part = pool_row(start_us, rate_hz, values, spec, low, high)
+            if len(part[0]):
+                parts.append((source, spec.channels.index(channel), *part))
     if not parts:
-        return np.zeros(0, np.int64), np.zeros((0, spec.steps, len(spec.channels)), np.float32)
-    window_N = np.unique(np.concatenate([p[1] // spec.steps for p in parts]))
-    total = np.zeros((len(window_N), spec.steps, len(spec.channels)))
+        return np.zeros(0, np.int64), np.zeros((0, spec.steps, len(spec.channels)), np.float32), counts
+    window_N = np.unique(np.concatenate([p[2] // spec.steps for p in parts]))
+    sources = sorted({p[0] for p in parts})
+    total = np.zeros((len(sources), len(window_N), spec.steps, len(spec.channels)))
     weight = np.zeros_like(total)
-    for channel, step, value, count in parts:
-        at = (np.searchsorted(window_N, step // spec.steps), step % spec.steps, channel)
+    for source, channel, step, value, count in parts:
+        at = (sources.index(source), np.searchsorted(window_N, step // spec.steps), step % spec.steps, channel)
         np.add.at(total, at, value)
         np.add.at(weight, at, count)
     with np.errstate(invalid="ignore"):
         values = np.where(weight > 0, total / weight, np.nan).astype(np.float32)
+    values, counts["steps of a further device"] = overlap.choose_source(values)
     covered = np.isfinite(values).mean(axis=1).max(axis=1) >= spec.min_coverage
     end_us = (window_N + 1) * spec.steps * step_us
-    return end_us[covered], values[covered]
+    return end_us[covered], values[covered], counts
 
 
 def summaries(values_MxLxC):

@@ -1,6 +1,9 @@
 """What the MEDS and wearable readers share: dtypes, nulls, contiguity, atomic files."""
 
-from collections.abc import Collection, Iterable
+import contextlib
+import json
+import os
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -8,23 +11,55 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+# Names under which a time zone without offset is written.
+UTC_NAMES = ("UTC", "Etc/UTC", "Z", "+00:00", "Zulu", "Etc/Zulu", "Universal", "Etc/Universal", "GMT", "Etc/GMT")
 
-def read_parquet(path: Path) -> pl.DataFrame:
-    """A parquet file; FileNotFoundError or ValueError that names it."""
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file")
+
+@contextlib.contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Turns what the parquet libraries raise inside the block into one sentence that names the file.
+
+    Raises:
+      FileNotFoundError, PermissionError: no such file, or it may not be read.
+      ValueError: torn, or not parquet.
+    """
     try:
-        return pl.read_parquet(path, hive_partitioning=False)
-    except (pl.exceptions.PolarsError, OSError) as error:
-        raise ValueError(f"{path}: not a readable parquet file ({error})") from error
+        if not path.is_file():
+            raise FileNotFoundError(f"{path}: no such file")
+        yield
+    except PermissionError as error:
+        raise PermissionError(f"{path}: no permission to read it") from error
+    except FileNotFoundError:
+        raise
+    except (pl.exceptions.PolarsError, pa.ArrowException, OSError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ValueError(f"{path}: not a readable parquet file ({reason})") from error
+
+
+def read_parquet(path: Path, columns: list[str] | None = None) -> pl.DataFrame:
+    """A parquet file, or some of its columns; errors as `reading`, ValueError for a column that is not there."""
+    with reading(path):
+        there = pq.read_schema(path).names if columns else []
+    for name in columns or ():
+        if name not in there:
+            raise ValueError(f"{path}: column '{name}' is missing (found {there})")
+    with reading(path):
+        return pl.read_parquet(path, columns=columns, hive_partitioning=False)
 
 
 def _cast(column: pl.Series, dtype: pl.DataType, where: str) -> pl.Series:
-    """Casts, but never a date to midnight, a zoned time to a naive one, or a 0/1 to a boolean."""
+    """Casts, but never a date to midnight, a zoned time other than UTC to a naive one, or a 0/1 to a boolean."""
     mine = column.dtype
     if isinstance(mine, pl.Datetime) and mine.time_zone is not None:
-        raise ValueError(f"{where} has time zone {mine.time_zone}; times are naive local times")
-    refused = (isinstance(dtype, pl.Datetime) and not isinstance(mine, pl.Datetime)) or (dtype == pl.Boolean)
+        if mine.time_zone not in UTC_NAMES or not isinstance(dtype, pl.Datetime):
+            raise ValueError(f"{where} has time zone {mine.time_zone}; write times without a zone, or in UTC")
+        column = column.dt.replace_time_zone(None)  # stored as UTC: the clock of the result is UTC
+    refused = (
+        (isinstance(dtype, pl.Datetime) and not isinstance(mine, pl.Datetime))
+        or (dtype == pl.Boolean)
+        or (dtype == pl.String and mine.is_numeric())
+        or (dtype.is_numeric() and not mine.is_numeric())
+    )
     if refused and mine != pl.Null:
         raise ValueError(f"{where} is {mine}, expected {dtype}")
     if dtype.is_integer() and mine.is_float():
@@ -35,6 +70,10 @@ def _cast(column: pl.Series, dtype: pl.DataType, where: str) -> pl.Series:
     try:
         return column.cast(dtype)
     except pl.exceptions.PolarsError as error:
+        lost = (column.cast(dtype, strict=False).is_null() & column.is_not_null()) if mine.is_numeric() else None
+        if lost is not None and lost.any():
+            row = int(lost.arg_max())
+            raise ValueError(f"{where} holds {column[row]} in row {row}, which {dtype} cannot hold") from error
         reason = str(error).splitlines()[0]
         raise ValueError(f"{where} is {mine} and cannot become {dtype} ({reason})") from error
 
@@ -51,7 +90,7 @@ def normalise(
       optional: columns that become all-null when absent.
 
     Raises:
-      ValueError: a column is absent, has a time zone, or holds a value that the type cannot hold.
+      ValueError: a column is absent, has a time zone other than UTC, or holds a value that the type cannot hold.
     """
     columns = []
     for name, dtype in schema.items():
@@ -75,8 +114,11 @@ def require_not_null(df: pl.DataFrame, columns: Iterable[str], source) -> None:
             raise ValueError(f"{source}: row {row}: column '{name}' is null")
 
 
-def require_contiguous(subject_id_N: np.ndarray, source) -> None:
-    """Raises ValueError if the rows of a subject are interrupted by another subject's."""
+def require_contiguous(subject_id_N: np.ndarray, source, row_N: np.ndarray | None = None) -> None:
+    """Raises ValueError if the rows of a subject are interrupted by another subject's.
+
+    row_N: what to call each row in the message; by default its place.
+    """
     if not len(subject_id_N):
         return
     first_row_R = np.flatnonzero(np.r_[True, subject_id_N[1:] != subject_id_N[:-1]])
@@ -85,7 +127,32 @@ def require_contiguous(subject_id_N: np.ndarray, source) -> None:
     if len(first_run) == len(run_subject_R):
         return
     again = np.setdiff1d(np.arange(len(run_subject_R)), first_run)[0]
-    raise ValueError(f"{source}: row {first_row_R[again]}: rows of subject {run_subject_R[again]} are not contiguous")
+    row = first_row_R[again] if row_N is None else row_N[first_row_R[again]]
+    raise ValueError(
+        f"{source}: row {row}: column 'subject_id': rows of subject {run_subject_R[again]} are not contiguous"
+    )
+
+
+@contextlib.contextmanager
+def writing(path: Path, *, ending: str = ".partial") -> Iterator[Path]:
+    """A name to write to, which becomes `path` when the block ends: the file appears whole or not at all.
+
+    Raises:
+      OSError (PermissionError where that is the reason): naming `path`, for instance with a full disk; what was
+        written so far is removed.
+    """
+    path = Path(path)
+    partial = path.with_name(path.name + ending)
+    try:
+        yield partial
+        os.replace(partial, path)
+    except (OSError, pl.exceptions.PolarsError, pa.ArrowException, RuntimeError) as error:
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        if isinstance(error, PermissionError):
+            raise PermissionError(f"{path}: no permission to write it") from error
+        raise OSError(f"{path}: cannot be written ({reason})") from error
 
 
 def write_parquet(
@@ -96,14 +163,30 @@ def write_parquet(
     not_null: Collection[str] = (),
     **options,
 ) -> None:
-    """Writes zstd parquet with exactly these Arrow types; the file appears whole or not at all."""
+    """Writes zstd parquet with exactly these Arrow types; errors as `writing`."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     table = df.to_arrow()
     fields = [pa.field(name, arrow_types[name], nullable=name not in not_null) for name in df.columns]
-    temporary = path.with_name(f".{path.name}.tmp")
-    pq.write_table(table.cast(pa.schema(fields)), temporary, compression="zstd", **options)
-    temporary.replace(path)
+    with writing(path) as partial:
+        pq.write_table(table.cast(pa.schema(fields)), partial, compression="zstd", **options)
+
+
+def write_frame(table: pl.DataFrame, path: Path) -> None:
+    """Writes a table of the product's own, with whatever types it has; errors as `writing`."""
+    with writing(path) as partial:
+        table.write_parquet(partial)
+
+
+def write_json(value, path: Path) -> None:
+    """Writes a JSON file; errors as `writing`."""
+    with writing(path) as partial:
+        partial.write_text(json.dumps(value, indent=1))
+
+
+def shard_names(paths: Iterable[Path], root: Path) -> list[str]:
+    """File names that are unique and tell where the shard came from."""
+    return ["__".join(Path(p).relative_to(root).with_suffix("").parts) for p in paths]
 
 
 def parquet_files(folder: Path) -> list[Path]:

@@ -5,93 +5,25 @@ subject_id i64 | start_time timestamp[us] | sample_rate_hz f64 | channel str | v
 (NaN: missing) | unit str | device str (nullable). Sample k of a row was taken at
 start_time + k / sample_rate_hz. Files lie at any depth below the folder, for instance one folder
 per split; `metadata/channels.parquet` declares the channels. Rows of a subject are contiguous, in
-one file.
+one file. Stretches may overlap, also those of one channel; see overlap.py for what is then used.
+
+    python -m ehrwear_jax.data.wearable validate DIR
 """
 
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import polars as pl
-import pyarrow as pa
+import pyarrow.parquet as pq
 
-from ehrwear_jax.data import tables
+from ehrwear_jax.data import tables, wearable_checks
+from ehrwear_jax.data.meds_checks import TimeBounds
+from ehrwear_jax.data.wearable_checks import ARROW_TYPES, CHANNEL_SCHEMA, validate_rows
 
-ROW_SCHEMA = {
-    "subject_id": pl.Int64,
-    "start_time": pl.Datetime("us"),
-    "sample_rate_hz": pl.Float64,
-    "channel": pl.String,
-    "values": pl.List(pl.Float32),
-    "unit": pl.String,
-    "device": pl.String,
-}
-CHANNEL_SCHEMA = {
-    "channel": pl.String,
-    "unit": pl.String,
-    "description": pl.String,
-    "valid_min": pl.Float64,
-    "valid_max": pl.Float64,
-}
-_ARROW_TYPES = {
-    "subject_id": pa.int64(),
-    "start_time": pa.timestamp("us"),
-    "sample_rate_hz": pa.float64(),
-    "channel": pa.string(),
-    "values": pa.list_(pa.float32()),
-    "unit": pa.string(),
-    "device": pa.string(),
-    "description": pa.string(),
-    "valid_min": pa.float64(),
-    "valid_max": pa.float64(),
-}
-
-
-def validate_rows(rows: pl.DataFrame, source, channels: pl.DataFrame | None = None) -> pl.DataFrame:
-    """Checks recordings and returns them with the dtypes of ROW_SCHEMA.
-
-    A null inside `values` means missing and becomes NaN.
-
-    Args:
-      rows: any frame with the columns of ROW_SCHEMA (`device` may be absent).
-      source: file or words for the error messages.
-      channels: if given, as read_channels returns; channel and unit must agree with it.
-
-    Raises:
-      ValueError: a missing column or impossible dtype; a null; a rate that is not positive and
-        finite; no samples; an infinite sample; an undeclared channel; a unit other than the
-        channel's; a subject whose rows are not contiguous.
-    """
-    if "values" in rows.columns and isinstance(rows.schema["values"], pl.Array):
-        rows = rows.with_columns(pl.col("values").arr.to_list())
-    rows = tables.normalise(rows, ROW_SCHEMA, source, optional=("device",))
-    tables.require_not_null(rows, [c for c in ROW_SCHEMA if c != "device"], source)
-
-    def fail_where(bad: pl.Series, what: str) -> None:
-        if bad.any():
-            row = int(bad.arg_max())
-            raise ValueError(f"{source}: row {row} (subject {rows['subject_id'][row]}): {what}")
-
-    rate = rows["sample_rate_hz"]
-    fail_where(~(rate.is_finite() & (rate > 0)), "column 'sample_rate_hz' must be positive")
-    fail_where(rows["values"].list.len() == 0, "column 'values' holds no sample")
-    flat = rows["values"].explode()
-    if flat.is_infinite().any():
-        bad = rows.select(pl.col("values").list.eval(pl.element().is_infinite()).list.any())
-        fail_where(bad["values"].fill_null(False), "column 'values' holds an infinite sample")
-    if flat.null_count():
-        rows = rows.with_columns(pl.col("values").list.eval(pl.element().fill_null(float("nan"))))
-    if channels is not None:
-        declared = dict(zip(channels["channel"], channels["unit"], strict=True))
-        for name in rows["channel"].unique().sort():
-            mine = rows["channel"] == name
-            if name not in declared:
-                fail_where(mine, f"channel '{name}' is not in metadata/channels.parquet")
-            fail_where(
-                mine & (rows["unit"] != declared[name]),
-                f"column 'unit' is not '{declared[name]}', the unit of channel '{name}'",
-            )
-    tables.require_contiguous(rows["subject_id"].to_numpy(), source)
-    return rows
+ROW_SCHEMA = wearable_checks.ROW_SCHEMA
+_SAMPLES_PER_GROUP = 4_000_000  # what a reader holds at a time
 
 
 def list_shards(wearable_dir: Path) -> list[Path]:
@@ -116,10 +48,81 @@ def read_shard(path: Path, channels: pl.DataFrame | None = None) -> pl.DataFrame
     return validate_rows(tables.read_parquet(Path(path)), path, channels)
 
 
+def row_groups(path: Path) -> Iterator[tuple[int, pl.DataFrame]]:
+    """(number of its first row, rows as stored) of each row group: no more than one is in memory.
+
+    Raises:
+      FileNotFoundError, PermissionError, ValueError: as tables.reading.
+    """
+    path, first_row = Path(path), 0
+    with tables.reading(path):
+        file = pq.ParquetFile(path)
+    with file:
+        for group in range(file.num_row_groups):
+            with tables.reading(path):
+                rows = pl.from_arrow(file.read_row_group(group))
+            yield first_row, rows
+            first_row += rows.height
+        if not file.num_row_groups:
+            yield 0, pl.from_arrow(file.schema_arrow.empty_table())
+
+
+def read_subjects(
+    path: Path, channels: pl.DataFrame, bounds: TimeBounds, aside: list[pl.DataFrame]
+) -> Iterator[tuple[int, pl.DataFrame]]:
+    """(subject_id, its rows) for each subject of a file, in the order of the file.
+
+    Memory: one row group and the rows of one subject.
+
+    Args:
+      path: one file of recordings.
+      channels: as read_channels returns.
+      bounds: which times can be.
+      aside: bad rows are appended to it; see wearable_checks.screen.
+
+    Raises:
+      FileNotFoundError, PermissionError, ValueError: the file cannot be read, lacks a column or has one of another
+        type, or a subject's rows are not contiguous.
+    """
+    seen, last, pending = set(), None, None
+    for first_row, stored in row_groups(path):
+        rows, bad = wearable_checks.screen(stored, path, channels, bounds, first_row)
+        aside.append(bad)
+        last = _require_contiguous(stored["subject_id"], first_row, seen, last, path)
+        if pending is not None:
+            rows = pl.concat([pending, rows])
+        pending, begin = None, 0
+        for n, subject_id in rows["subject_id"].rle().struct.unnest().iter_rows():
+            mine, begin = rows[begin : begin + n], begin + n
+            if begin < rows.height:
+                yield subject_id, mine
+            else:
+                pending = mine  # may go on in the next row group
+    if pending is not None:
+        yield pending["subject_id"][0], pending
+
+
+def _require_contiguous(ids: pl.Series, first_row: int, seen: set, last: int | None, path: Path) -> int | None:
+    """Checks a row group's subjects against those seen before it; returns the last one."""
+    row = first_row
+    for n, subject_id in ids.rle().struct.unnest().iter_rows():
+        if subject_id is not None and subject_id != last:
+            if subject_id in seen:
+                raise ValueError(
+                    f"{path}: row {row}: column 'subject_id': rows of subject {subject_id} are not contiguous"
+                )
+            seen.add(subject_id)
+            last = subject_id
+        row += n
+    return last
+
+
 def write_shard(path: Path, rows: pl.DataFrame, channels: pl.DataFrame | None = None) -> None:
-    """Validates and writes recordings; the file appears whole or not at all."""
+    """Validates and writes recordings, in row groups of about 16 MB; the file appears whole or not at all."""
     rows = validate_rows(rows, path, channels)
-    tables.write_parquet(path, rows, _ARROW_TYPES, row_group_size=1024)
+    n_samples = int(rows["values"].list.len().sum())
+    per_group = min(max(_SAMPLES_PER_GROUP * rows.height // max(n_samples, 1), 1), 1024)
+    tables.write_parquet(path, rows, ARROW_TYPES, row_group_size=per_group)
 
 
 def _validate_channels(channels: pl.DataFrame, source) -> pl.DataFrame:
@@ -146,7 +149,7 @@ def write_channels(wearable_dir: Path, channels: pl.DataFrame) -> None:
     """Writes `metadata/channels.parquet`; raises ValueError for a malformed table."""
     channels = _validate_channels(channels, "channels").sort("channel")
     path = Path(wearable_dir) / "metadata" / "channels.parquet"
-    tables.write_parquet(path, channels, _ARROW_TYPES)
+    tables.write_parquet(path, channels, ARROW_TYPES)
 
 
 def valid_range(channels: pl.DataFrame, channel: str) -> tuple[float, float]:
@@ -162,3 +165,9 @@ def sample_times(row: dict) -> np.ndarray:
     step_us = 1e6 / row["sample_rate_hz"]
     offset_us = np.rint(np.arange(len(row["values"])) * step_us).astype("timedelta64[us]")
     return np.datetime64(row["start_time"], "us") + offset_us
+
+
+if __name__ == "__main__":
+    from ehrwear_jax.data import wearable_validate
+
+    sys.exit(wearable_validate.main(sys.argv[1:]))

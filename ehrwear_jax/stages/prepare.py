@@ -3,13 +3,12 @@
 import json
 import logging
 import os
-from datetime import timedelta
 from pathlib import Path
 
 import polars as pl
 
 from ehrwear_jax import config as config_lib
-from ehrwear_jax.data import harmonise, labels, meds, nafld, nhanes, synthetic, wearable
+from ehrwear_jax.data import harmonise, label_tables, labels, meds, nafld, nhanes, synthetic, tables, wearable
 from ehrwear_jax.data import prepare as prepare_lib
 
 
@@ -45,10 +44,16 @@ def run(config, workdir):
     options = config_lib.prepare_config(config)
     source = meds_dir(config, workdir)
     counts += prepare_lib.prepare_tables(
-        source, wearable_dir(config, workdir), folder / "tables", options, config_lib.cohort_config(config)
+        source,
+        wearable_dir(config, workdir),
+        folder / "tables",
+        options,
+        config_lib.cohort_config(config),
+        folder / "quarantine",
     )
     has_codes = (source / "metadata" / "codes.parquet").exists()
     codes = meds.read_codes(source) if has_codes else None
+    n_codes, undescribed = meds.undescribed_codes(source, codes)
     _require_all_folds(config, source)
     for name, fold in config_lib.folds(config):
         units = harmonise.dataset_units(source / "metadata" / "codes.parquet")
@@ -60,8 +65,19 @@ def run(config, workdir):
             c["step"],
             f"{c['n']:,}",
             f"{c['dropped']:,}",
-            c["reason"] if c["dropped"] else "",
+            c["reason"] if c["dropped"] or " read = " in c["reason"] else "",
         )
+        if c["dropped"] and not c["n"] and "events in the vocabulary" in c["step"]:
+            logging.info("  no code is in the vocabulary: lower config.prepare.min_subjects (%d)", options.min_subjects)
+    if undescribed:
+        logging.info(
+            "  %s of %s codes are used by name, without parents: no row in metadata/codes.parquet (the first: %s)",
+            f"{len(undescribed):,}",
+            f"{n_codes:,}",
+            undescribed[0],
+        )
+    if any((folder / "quarantine").iterdir()):
+        logging.info("  quarantined rows, with file, row, column and reason: %s", folder / "quarantine")
     (folder / "counts.json").write_text(json.dumps(counts, indent=1))
 
 
@@ -95,20 +111,26 @@ def _event_labels(config, workdir):
     """Label tables hospitalization_<h>d, onset_<group>_<h>d and time_to_<group>, at random times of each person."""
     c, source, out = config.labels, meds_dir(config, workdir), labels_dir(config, workdir)
     out.mkdir(parents=True, exist_ok=True)
+    bounds = config_lib.prepare_config(config).time_bounds()
     index = labels.prediction_times(
         source,
         per_subject=c.per_subject,
         min_history_days=c.min_history_days,
         seed=config.seed,
-        not_before=_first_wear(config, workdir) if c.after_wearable else None,
-        not_after=_last_observable(source, max(c.horizons_days)),
+        not_before=_first_wear(config, workdir, bounds) if c.after_wearable else None,
+        not_after=_last_observable(source, max(c.horizons_days), bounds),
         admission_code_prefix=c.admission_code_prefix,
+        bounds=bounds,
     )
     at_risk = {
-        "hospitalization": labels.time_to_admission(source, index=index, admission_code_prefix=c.admission_code_prefix)
+        "hospitalization": labels.time_to_admission(
+            source, index=index, admission_code_prefix=c.admission_code_prefix, bounds=bounds
+        )
     }
     for group, prefixes in c.diagnosis_groups.items():
-        at_risk[f"onset_{group}"] = labels.onset_times(source, code_prefixes=tuple(prefixes), index=index)
+        at_risk[f"onset_{group}"] = labels.onset_times(
+            source, code_prefixes=tuple(prefixes), index=index, bounds=bounds
+        )
     counts = []
     for name, times in at_risk.items():
         if name != "hospitalization":
@@ -128,41 +150,59 @@ def _count(name, table, index, reason):
     return {"step": f"label rows {name}", "n": table.height, "dropped": index.height - table.height, "reason": reason}
 
 
-def _first_wear(config, workdir):
+def _times(path, column, bounds):
+    """(subject_id, time) of one file, those within the bounds."""
+    schema = {"subject_id": pl.Int64, column: pl.Datetime("us")}
+    table = tables.normalise(tables.read_parquet(path, list(schema)), schema, path).rename({column: "time"})
+    return table.filter(pl.col("time").is_between(bounds.first, bounds.end, closed="left"))
+
+
+def _first_wear(config, workdir, bounds):
     """subject_id, time: the day after the first recorded stretch; None without wearables."""
     folder = wearable_dir(config, workdir)
     if folder is None:
         return None
-    stretches = pl.concat([pl.scan_parquet(p).select("subject_id", "start_time") for p in wearable.list_shards(folder)])
-    first = stretches.group_by("subject_id").agg(pl.col("start_time").min().dt.cast_time_unit("us").alias("time"))
-    return first.with_columns(pl.col("time") + pl.duration(days=1)).sort("subject_id").collect()
+    firsts = [
+        _times(p, "start_time", bounds).group_by("subject_id").agg(pl.col("time").min())
+        for p in wearable.list_shards(folder)
+    ]
+    first = pl.concat(firsts).drop_nulls().group_by("subject_id").agg(pl.col("time").min())
+    return first.with_columns(pl.col("time") + pl.duration(days=1)).sort("subject_id")
 
 
-def _last_observable(meds_folder, horizon_days):
+def _last_observable(meds_folder, horizon_days, bounds):
     """subject_id, time: the end of the whole dataset less the longest horizon, the same for everyone.
 
     Later prediction times could be labelled only if something happens soon, which would select rows by outcome. A
     person's own last record does not serve: it is their death for some.
     """
-    people = pl.concat([pl.scan_parquet(p).select("subject_id", "time") for p in meds.list_shards(meds_folder)])
-    end = people.select(pl.col("time").max()).collect().item()
-    ids = people.select("subject_id").unique().sort("subject_id").collect()
-    last = end - timedelta(days=horizon_days)
-    return ids.with_columns(pl.lit(last).cast(pl.Datetime("us")).alias("time"))
+    lasts = [
+        _times(p, "time", bounds).group_by("subject_id").agg(pl.col("time").max())
+        for p in meds.list_shards(meds_folder)
+    ]
+    people = pl.concat(lasts).drop_nulls()
+    last = pl.lit(people["time"].max(), pl.Datetime("us")) - pl.duration(days=horizon_days)
+    return people.select("subject_id", last.alias("time")).unique("subject_id").sort("subject_id")
 
 
 def label_table(config, workdir, task):
-    """One task's labels, e.g. hospitalization_365d.
+    """One task's labels, e.g. hospitalization_365d, from one file or a folder of shards.
 
     Raises:
       FileNotFoundError: naming the tasks that there are.
+      ValueError: a faulty table, or labels that are neither boolean nor survival.
     """
     folder = labels_dir(config, workdir)
-    path = folder / f"{task}.parquet"
-    if not path.exists():
-        there = sorted(p.stem for p in folder.glob("*.parquet"))
-        raise FileNotFoundError(f"config.evaluate.tasks: no label table {path}; there are {', '.join(there) or 'none'}")
-    return meds.read_labels(path)
+    files = label_tables.task_files(folder, task)
+    if not files:
+        there = ", ".join(label_tables.tasks(folder)) or "none"
+        raise FileNotFoundError(f"config.evaluate.tasks: no label table {folder / task}.parquet; there are {there}")
+    table = meds.read_labels(files)
+    if table.columns[2] not in ("boolean_value", "time_to_event_days"):
+        raise ValueError(
+            f"config.evaluate.tasks: {task} holds {table.columns[2]}; boolean and survival labels are evaluated"
+        )
+    return table
 
 
 def prediction_index(config, workdir):

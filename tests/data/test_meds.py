@@ -1,8 +1,6 @@
 """The MEDS reader and writer: round trips, both versions in the field, a message per fault."""
 
-import os
 from datetime import datetime
-from pathlib import Path
 
 import numpy as np
 import polars as pl
@@ -14,7 +12,6 @@ from hypothesis import strategies as st
 
 from ehrwear_jax.data import meds
 
-SHARED = Path(os.environ.get("EHRWEAR_SHARED_DATA", Path(__file__).parents[3] / "shared" / "data"))
 T0, T1 = datetime(2016, 1, 1), datetime(2016, 1, 2, 3, 4, 5, 678901)
 CODES = pl.DataFrame(
     {
@@ -135,7 +132,7 @@ def test_optional_numeric_value_may_be_absent(tmp_path):
         (lambda e: pl.concat([e, make_events(2)[4:5], e[1:]]), "not contiguous"),
         (lambda e: e.with_columns(numeric_value=pl.lit(np.inf)), "row 0: .* infinite"),
         (lambda e: e.with_columns(pl.col("time").dt.date()), "column 'time' is Date, expected"),
-        (lambda e: e.with_columns(pl.col("time").dt.replace_time_zone("UTC")), "time zone UTC"),
+        (lambda e: e.with_columns(pl.col("time").dt.replace_time_zone("Europe/Paris")), "time zone Europe/Paris"),
         (
             lambda e: e.with_columns(subject_id=pl.lit(0.5)),
             "column 'subject_id' holds 0.5 in row 0",
@@ -275,13 +272,14 @@ def test_faulty_labels_are_named(tmp_path, labels, message):
     assert not (tmp_path / "out.parquet").exists()
 
 
-@pytest.mark.skipif(not (SHARED / "mimic4_demo_meds").is_dir(), reason=f"no MIMIC-IV demo in {SHARED}")
-def test_mimic_demo():
-    root = SHARED / "mimic4_demo_meds"
+def test_mimic_demo(shared_data):
+    root = shared_data("mimic4_demo_meds")
     shards = [meds.read_shard(path) for path in meds.list_shards(root)]
     assert sum(map(len, shards)) == 916_166
     assert meds.check_subjects(root) == 100
     assert meds.read_splits(root)["split"].value_counts().sort("count")["count"].to_list() == [
         10, 10, 80,
     ]  # fmt: skip
-    assert len(meds.read_codes(root)) > 0
+    n_codes, undescribed = meds.undescribed_codes(root, meds.read_codes(root))
+    assert (n_codes, len(undescribed)) == (7_035, 4_374)
+    assert meds.undescribed_codes(root, None)[1][:1] != [] and len(meds.undescribed_codes(root, None)[1]) == 7_035

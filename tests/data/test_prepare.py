@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import os
 from datetime import datetime, time, timedelta
 
 import cohort
@@ -128,9 +129,10 @@ def test_user_tables_harmonise_codes_and_values_and_counts_reconcile(root, count
     n_mapped = raw.filter(pl.col("code").is_in(["LAB//glucose", "DX//E11", "DX//I10"])).height
     by_step = {c["step"]: c for c in tables}
     assert by_step["EHR rows mapped to other codes"]["n"] == n_mapped > 100
-    kept, capped = (by_step["EHR rows within the cap"][k] for k in ("n", "dropped"))
-    assert kept + capped == counts[0][0]["n"] and capped > 20
-    assert split[0]["n"] + split[0]["dropped"] == kept
+    kept = by_step["EHR rows kept as events"]
+    capped = counts[0][0]["n"] - kept["n"]
+    assert capped > 20 and f"{capped:,} beyond the cap per code and day" in kept["reason"]
+    assert split[0]["n"] + split[0]["dropped"] == kept["n"]
     v = tokenizer.Vocabulary.load(tmp_path / "all")
     assert v.tokens.filter(pl.col("code") == "LAB//mmol")["high"].drop_nulls().to_list() == [4.0, 7.0, math.inf]
     assert "LAB//glucose" not in v.tokens["code"].to_list()
@@ -351,10 +353,10 @@ def failing(function, after):
 @pytest.mark.parametrize(
     ("module", "name", "after"),
     [
-        (prepare.meds, "read_shard", 1),
-        (prepare.wearable, "read_shard", 1),
+        (prepare.meds_checks, "screen_shard", 1),
+        (wearable, "read_subjects", 1),
         (prepare, "_write_json", 2),  # a shard written, its tally not
-        (prepare.os, "replace", 5),
+        (os, "replace", 5),
         (prepare, "_channel_statistics", 0),  # vocabulary written, statistics not
         (prepare, "_write_records", 2),
         (prepare, "_write", 13),  # a shard of records written, its part of the index not

@@ -83,7 +83,7 @@ def test_other_writers_types_are_normalised(tmp_path):
         (lambda r: r.with_columns(channel=None), "row 0: column 'channel' is null"),
         (lambda r: r.with_columns(sample_rate_hz=pl.lit(0.0)), "row 0 .*sample_rate_hz"),
         (lambda r: r.with_columns(sample_rate_hz=pl.lit(np.nan)), "row 0 .*sample_rate_hz"),
-        (lambda r: r[[0, 2, 1]], "row 2: rows of subject 1 are not contiguous"),
+        (lambda r: r[[0, 2, 1]], "row 2: column .subject_id.: rows of subject 1 are not contiguous"),
         (lambda r: r.with_columns(channel=pl.lit("steps")), "channel 'steps' is not in"),
         (lambda r: r.with_columns(unit=pl.lit("bpm")), r"row 1 \(subject 1\): column 'unit'"),
         (

@@ -1,0 +1,164 @@
+"""Which rows of a MEDS event table are usable: faults of the file stop with one sentence, bad rows are set aside.
+
+A fault of the file (not parquet, a column missing or of another type, a subject in two pieces or out of time order)
+says that the writer went wrong: nothing of it can be trusted. A bad row (no subject, no code, an infinite value, a
+time that cannot be) is a fault of one entry, as every hospital has: `screen` takes it out and says why.
+"""
+
+import dataclasses
+from datetime import date, datetime, timedelta
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+
+from ehrwear_jax.data import tables
+
+# What the readers return, whatever the version on disk.
+EVENT_SCHEMA = {
+    "subject_id": pl.Int64,
+    "time": pl.Datetime("us"),
+    "code": pl.String,
+    "numeric_value": pl.Float32,
+    "text_value": pl.String,
+}
+# Dates of de-identified records are often shifted into the 22nd century (MIMIC-IV: 2110 to 2212).
+LATEST_WITHOUT_EXTRACTION = datetime(2300, 1, 1)
+BIRTH_CODE = "MEDS_BIRTH"
+LIFETIME = timedelta(days=36_524)  # a birth may lie this long before the first possible event
+
+
+@dataclasses.dataclass(frozen=True)
+class TimeBounds:
+    """Times that a row can have: not before `first` (a birth: not before LIFETIME earlier), before `end`."""
+
+    first: datetime = datetime(1900, 1, 1)
+    end: datetime = LATEST_WITHOUT_EXTRACTION
+
+    def outside(self, column: str) -> tuple[tuple[pl.Expr, str], ...]:
+        """(which rows, the reason) for a column of times; null times are not outside."""
+        return (
+            (pl.col(column) < self.first, f"before {self.first:%Y-%m-%d}"),
+            (pl.col(column) >= self.end, f"on or after {self.end:%Y-%m-%d}"),
+        )
+
+
+def time_bounds(first_date: str, extraction_date: str) -> TimeBounds:
+    """Bounds from two ISO dates: the earliest possible day and the day of extraction, "" if unknown.
+
+    Times may follow the extraction by a year (booked appointments). With the day unknown the end is
+    LATEST_WITHOUT_EXTRACTION: `created_at` of dataset.json cannot stand in, because shifted dates lie after it.
+
+    Raises:
+      ValueError: not an ISO date, or an end that does not follow the first day.
+    """
+    parsed = {}
+    for name, text in (("first_date", first_date), ("extraction_date", extraction_date)):
+        try:
+            parsed[name] = datetime.combine(date.fromisoformat(text), datetime.min.time()) if text else None
+        except ValueError:
+            raise ValueError(f"config.prepare.{name} is {text!r}, expected a date such as 1900-01-01") from None
+    extracted = parsed["extraction_date"]
+    bounds = TimeBounds(
+        parsed["first_date"] or TimeBounds.first,
+        LATEST_WITHOUT_EXTRACTION if extracted is None else extracted + timedelta(days=366),
+    )
+    if bounds.first >= bounds.end:
+        raise ValueError(
+            f"config.prepare.first_date {bounds.first:%Y-%m-%d} is not before the end of times {bounds.end:%Y-%m-%d}"
+        )
+    return bounds
+
+
+def _row_faults(bounds: TimeBounds | None) -> list[tuple[str, pl.Expr, str]]:
+    """(column, which rows, the reason), the first that applies to a row decides."""
+    faults = [
+        ("subject_id", pl.col("subject_id").is_null(), "null"),
+        ("code", pl.col("code").is_null(), "null"),
+        ("code", pl.col("code") == "", "empty"),
+        ("numeric_value", pl.col("numeric_value").is_infinite(), "infinite"),
+    ]
+    if bounds is not None:
+        birth = pl.col("code").str.starts_with(BIRTH_CODE)
+        at_birth = dataclasses.replace(bounds, first=bounds.first - LIFETIME)
+        for which, reason in bounds.outside("time"):
+            faults.append(("time", which & ~birth, reason))
+        for which, reason in at_birth.outside("time"):
+            faults.append(("time", which & birth, reason))
+    return faults
+
+
+def _normalise(events: pl.DataFrame, source) -> pl.DataFrame:
+    events = tables.normalise(events, EVENT_SCHEMA, source, optional=("numeric_value", "text_value"))
+    return events.with_columns(pl.col("numeric_value").fill_nan(None))
+
+
+def _require_order(events: pl.DataFrame, source, row_N: np.ndarray) -> None:
+    """Raises ValueError for a subject in two pieces or out of time order; row_N: each row's number in the file."""
+    subject_id_N = events["subject_id"].to_numpy()
+    tables.require_contiguous(subject_id_N, source, row_N)
+    time_N = events["time"].to_physical().fill_null(np.iinfo(np.int64).min).to_numpy()
+    backwards = (subject_id_N[1:] == subject_id_N[:-1]) & (time_N[1:] < time_N[:-1])
+    if backwards.any():
+        at = int(np.argmax(backwards)) + 1
+        raise ValueError(
+            f"{source}: row {row_N[at]}: column 'time' ({events['time'][at] or 'null'}) is earlier than the row "
+            f"before ({events['time'][at - 1]}) of subject {subject_id_N[at]}"
+        )
+
+
+def validate_events(events: pl.DataFrame, source) -> pl.DataFrame:
+    """Checks one shard of events and returns it with the dtypes of EVENT_SCHEMA.
+
+    A NaN in numeric_value means missing and becomes null.
+
+    Raises:
+      ValueError: a missing column or impossible dtype; a null subject or code; an empty code; an
+        infinite value; a subject whose rows are not contiguous or not in time order (static events,
+        null time, first).
+    """
+    events = _normalise(events, source)
+    for column, which, reason in _row_faults(None):
+        bad = events.select(which.fill_null(False)).to_series()
+        if bad.any():
+            raise ValueError(f"{source}: row {int(bad.arg_max())}: column '{column}' is {reason}")
+    _require_order(events, source, np.arange(events.height))
+    return events
+
+
+def screen(events: pl.DataFrame, source, bounds: TimeBounds) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """Takes the bad rows out of one shard and checks the rest as validate_events does.
+
+    Args:
+      events: as read from the file.
+      source: the file, for messages and for the quarantine.
+      bounds: which times can be.
+
+    Returns:
+      (events, quarantined): EVENT_SCHEMA, and file, row (0-based, in the file), column, reason, value (the cell as
+      text), then the columns of EVENT_SCHEMA. Together they hold every row of the file once.
+
+    Raises:
+      ValueError: a missing column or impossible dtype, or the rows that remain are not contiguous per subject or not
+        in time order.
+    """
+    events = _normalise(events, source).with_row_index("row")
+    column = reason = value = pl.lit(None, pl.String)
+    for name, which, why in reversed(_row_faults(bounds)):
+        which = which.fill_null(False)
+        column = pl.when(which).then(pl.lit(name)).otherwise(column)
+        reason = pl.when(which).then(pl.lit(why)).otherwise(reason)
+        value = pl.when(which).then(pl.col(name).cast(pl.String)).otherwise(value)
+    events = events.with_columns(column.alias("column"), reason.alias("reason"), value.alias("value"))
+    bad = pl.col("reason").is_not_null()
+    good = events.filter(~bad)
+    _require_order(good, source, good["row"].to_numpy())
+    quarantined = events.filter(bad).select(
+        pl.lit(str(source)).alias("file"), pl.col("row").cast(pl.Int64), "column", "reason", "value", *EVENT_SCHEMA
+    )
+    return good.select(list(EVENT_SCHEMA)), quarantined
+
+
+def screen_shard(path: Path, bounds: TimeBounds) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """(events, quarantined) of one shard on disk; see screen. Raises also as tables.read_parquet."""
+    return screen(tables.read_parquet(Path(path)), path, bounds)
