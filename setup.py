@@ -30,6 +30,7 @@ INSTALL_REQUIRES = [
 TEST_REQUIRES = [
     "hypothesis>=6.100",
     "lifelines>=0.30",
+    "neurokit2>=0.2.13",
     "pytest>=8",
     "pytest-xdist>=3.6",
     "ruff>=0.9",

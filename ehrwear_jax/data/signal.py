@@ -1,12 +1,20 @@
-"""Wearable signals on a regular grid: range checks, pooling to a common step, windows that end at fixed clock times."""
+"""Wearable signals on a regular grid: cleaning, pooling to a common step, windows that end at fixed clock times.
+
+NaN is missing everywhere. Flags lie beside the values and never change them. Whatever works forwards and backwards in
+time (the filter, the imputation, the noise of a segment) knows only the array that it is given, so the caller passes
+the samples that were complete at the end of the window (`complete_by`), or the ends of the windows themselves.
+"""
 
 import dataclasses
 
 import numpy as np
+from scipy.linalg import solveh_banded
+from scipy.signal import butter, detrend, lfilter, sosfiltfilt
 
 from ehrwear_jax.data import overlap
 
 DAY_US = 86_400_000_000
+PULSE_HZ = (0.5, 3.5)  # band of the pulse wave's fundamental: 30 to 210 beats a minute
 
 
 @dataclasses.dataclass(frozen=True)
@@ -155,3 +163,225 @@ def summaries(values_MxLxC):
         "coverage": seen.mean(axis=1),
     }
     return {k: v.astype(np.float32) for k, v in out.items()}
+
+
+def runs(mask_T):
+    """Half-open index ranges [R, 2] int64 of the runs of True, in order."""
+    edge = np.diff(np.concatenate([[0], np.asarray(mask_T, np.int8), [0]]))
+    return np.stack([np.flatnonzero(edge == 1), np.flatnonzero(edge == -1)], axis=1)
+
+
+def complete_by(start_us, rate_hz, n, end_us):
+    """How many of n samples are complete at end_us: sample i ends at start + (i + 1) / rate, as in `pool_row`."""
+    end_N = start_us + np.round(np.arange(1, n + 1) * (1e6 / rate_hz)).astype(np.int64)
+    return int(np.searchsorted(end_N, end_us, side="right"))
+
+
+def holds_band(rate_hz, high_hz=PULSE_HZ[1]):
+    """Whether sampling at rate_hz can carry frequencies up to high_hz (Nyquist)."""
+    return rate_hz > 2 * high_hz
+
+
+def band_pass(values_T, rate_hz, low_hz=PULSE_HZ[0], high_hz=PULSE_HZ[1], order=2, ends=()):
+    """Zero-phase Butterworth band-pass of every finite stretch by itself.
+
+    The filter (Butterworth 1930) runs forwards and backwards, so its gain is the squared magnitude of one pass and
+    its phase is zero. A stretch is extended by its odd reflection, one period of low_hz long, at both of its ends.
+
+    Args:
+      values_T: [T] any unit.
+      rate_hz: samples per second.
+      low_hz, high_hz: -3 dB points of one pass.
+      order: of one pass, per edge.
+      ends: sample indices at which windows end, increasing. What is returned before an end depends on no sample at
+        or after it. The array's own end always counts as one.
+
+    Returns:
+      [T] float64 in the unit of the values. NaN where the value is not finite, where the stretch up to the window's
+      end is shorter than two periods of low_hz, and everywhere if the rate does not hold the band.
+    """
+    values_T = np.asarray(values_T, np.float64)
+    out_T = np.full(len(values_T), np.nan)
+    if not holds_band(rate_hz, high_hz):
+        return out_T
+    sos = butter(order, (low_hz, high_hz), "bandpass", fs=rate_hz, output="sos")
+    pad = int(np.ceil(rate_hz / low_hz))
+    lead = 16 * pad  # past it the filter has forgotten how it began
+    edges = [0, *ends, len(values_T)]
+    for first, last in runs(np.isfinite(values_T)):
+        for previous, end in zip(edges[:-1], edges[1:], strict=True):
+            lo, hi = max(first, previous), min(last, end)
+            begin = max(first, lo - lead)
+            if lo < hi and hi - begin >= 2 * pad:
+                out_T[lo:hi] = sosfiltfilt(sos, values_T[begin:hi], padlen=pad)[lo - begin :]
+    return out_T
+
+
+def pulse_snr(values_T, rate_hz, segment_s=8.0, min_coverage=0.9):
+    """Power of the pulse and of everything else, segment by segment.
+
+    After de Haan and Jeanne (2013, IEEE TBME 60:2878): the pulse is what lies around one frequency of the pulse band
+    and around two and three times that frequency; the noise is the rest between 0.5 and 8 Hz (or Nyquist). The
+    frequency is the one that explains most. Segments are detrended and tapered (Hann); "around" is the half width of
+    the taper's main lobe, 2 / segment_s. (There: the fundamental and one harmonic, margins of their own.)
+
+    Args:
+      values_T: [T] raw signal, any unit.
+      segment_s: seconds; the segments tile the array from its first sample, and the last may be cut short.
+
+    Returns:
+      (pulse_S, noise_S) float64 mean squares in the unit of the values, squared. NaN where less than min_coverage of
+      the segment is finite, and everywhere if the rate does not hold the pulse band.
+    """
+    x_SxN = _segments(values_T, rate_hz, segment_s)
+    n_segments, n = x_SxN.shape
+    nan_S = np.full(n_segments, np.nan)
+    if not holds_band(rate_hz) or n_segments == 0:
+        return nan_S, nan_S.copy()
+    seen = np.isfinite(x_SxN)
+    enough_S = seen.mean(axis=1) >= min_coverage
+    mean_Sx1 = np.where(seen, x_SxN, 0.0).sum(axis=1, keepdims=True) / np.maximum(seen.sum(axis=1, keepdims=True), 1)
+    taper_N = np.hanning(n + 2)[1:-1]
+    x_SxN = detrend(np.where(seen, x_SxN - mean_Sx1, 0.0), axis=1) * taper_N
+    hz_F = np.fft.rfftfreq(n, 1 / rate_hz)
+    power_SxF = 2 * np.abs(np.fft.rfft(x_SxN, axis=1)) ** 2 / (n * (taper_N**2).sum())
+    power_SxF[:, (hz_F < PULSE_HZ[0]) | (hz_F > 8.0)] = 0.0
+    pulse_K = hz_F[(hz_F >= PULSE_HZ[0]) & (hz_F <= PULSE_HZ[1])]
+    off_FxKx3 = hz_F[:, None, None] - pulse_K[:, None] * np.arange(1, 4)
+    near_FxK = (np.abs(off_FxKx3) <= 2 / segment_s + 1e-9).any(axis=2)
+    pulse_S = (power_SxF @ near_FxK).max(axis=1)
+    noise_S = np.maximum(power_SxF.sum(axis=1) - pulse_S, 0.0)
+    return np.where(enough_S, pulse_S, np.nan), np.where(enough_S, noise_S, np.nan)
+
+
+def _segments(values_T, rate_hz, segment_s):
+    """[S, N]: the array cut into segments, the last filled up with NaN."""
+    n = max(int(round(segment_s * rate_hz)), 1)
+    values_T = np.asarray(values_T, np.float64)
+    return np.pad(values_T, (0, -len(values_T) % n), constant_values=np.nan).reshape(-1, n)
+
+
+def artefacts(values_T, rate_hz, low=-np.inf, high=np.inf, flat_s=1.0, min_snr_db=3.0, max_swing=3.0, segment_s=8.0):
+    """Observed samples that are not to be trusted; the values stay as they are.
+
+    A sample is flagged if it lies outside [low, high], and, where the rate holds the pulse band, if it is one of a
+    run of equal values that lasts flat_s seconds or longer, or if the segment around it is noisy or moved. These are
+    judged by `pulse_snr` of what the other two rules leave: noisy is a ratio below min_snr_db decibels (white noise
+    reaches about 0, because the best frequency counts; a rhythm as irregular as atrial fibrillation may fall below);
+    moved is a root mean square between 0.5 and 8 Hz above max_swing times the median of at least three segments.
+
+    Returns:
+      [T] bool; False where there is no value, and where too little of a segment is left to judge its noise.
+    """
+    values_T = np.asarray(values_T, np.float64)
+    seen_T = np.isfinite(values_T)
+    bad_T = seen_T & ((values_T < low) | (values_T > high))
+    if not holds_band(rate_hz):
+        return bad_T
+    for first, last in runs(np.diff(values_T) == 0):  # last + 1 - first equal values
+        if last + 1 - first >= flat_s * rate_hz:
+            bad_T[first : last + 1] = True
+    pulse_S, noise_S = pulse_snr(np.where(bad_T, np.nan, values_T), rate_hz, segment_s)
+    noisy_S = pulse_S < noise_S * 10 ** (min_snr_db / 10)
+    power_S = pulse_S + noise_S
+    if np.isfinite(power_S).sum() >= 3:
+        noisy_S |= power_S > max_swing**2 * np.nanmedian(power_S)
+    n = max(int(round(segment_s * rate_hz)), 1)
+    return bad_T | (seen_T & np.repeat(noisy_S, n)[: len(values_T)])
+
+
+def segment_quality(values_T, rate_hz, artefact_T, segment_s=8.0):
+    """Quality of each segment, from 0 (nothing usable) to 1 (a clean pulse without a hole).
+
+    The share of the segment's samples that are observed and no artefact, times the share of the power between 0.5
+    and 8 Hz that the pulse explains (`pulse_snr` of all observed samples). Where the rate does not hold the pulse
+    band the second factor is left out.
+
+    Returns:
+      [S] float64; segments as in `pulse_snr`. NaN where the pulse's share cannot be judged.
+    """
+    seen_SxN = np.isfinite(_segments(values_T, rate_hz, segment_s))
+    bad_SxN = _segments(np.asarray(artefact_T, np.float64), rate_hz, segment_s) == 1
+    usable_S = (seen_SxN & ~bad_SxN).mean(axis=1)
+    if not holds_band(rate_hz):
+        return usable_S
+    pulse_S, noise_S = pulse_snr(values_T, rate_hz, segment_s)
+    with np.errstate(invalid="ignore"):
+        return usable_S * (pulse_S / (pulse_S + noise_S))
+
+
+def long_gaps(values_T, rate_hz, max_gap_minutes=10.0):
+    """[T] bool: the sample lies in a run without values that lasts longer than max_gap_minutes.
+
+    Such a run is missing; shorter ones are small enough to be bridged by `impute_ar`. A run that the array's end cuts
+    off counts with the length seen.
+    """
+    gap_T = np.zeros(len(values_T), bool)
+    for first, last in runs(~np.isfinite(values_T)):
+        gap_T[first:last] = last - first > max_gap_minutes * 60 * rate_hz * (1 + 1e-9)
+    return gap_T
+
+
+def burg(centred_T, order):
+    """Coefficients a [order] of x_t = sum_k a_k x_{t-k} + noise, from a zero-mean array with gaps.
+
+    Burg's recursion (1967): each reflection coefficient minimises the squared forward and backward errors over the
+    places where both exist, so a gap only takes its neighbours out and the model is never explosive.
+    """
+    forward = backward = np.asarray(centred_T, np.float64)
+    filter_P = np.ones(1)
+    for _ in range(order):
+        f, b = forward[1:], backward[:-1]
+        both = np.isfinite(f) & np.isfinite(b)
+        energy = (f[both] ** 2).sum() + (b[both] ** 2).sum()
+        k = 2 * (f[both] * b[both]).sum() / energy if energy > 0 else 0.0
+        forward, backward = f - k * b, b - k * f
+        filter_P = np.append(filter_P, 0.0) - k * np.append(filter_P, 0.0)[::-1]
+    return -filter_P[1:]
+
+
+def impute_ar(values_T, rate_hz, order=3, max_gap_minutes=10.0):
+    """Short gaps filled by a short autoregressive model; for normalisation only, never as input of a model.
+
+    The model is fitted to the observed samples (`burg`, after their mean is taken off). The filled values are those
+    that make its squared prediction errors smallest given everything observed (Janssen, Veldhuis and Vries 1986, IEEE
+    TASSP 34:317): the conditional mean of a Gaussian process, pulled to the mean before the first value.
+
+    Args:
+      values_T: [T] any unit.
+      max_gap_minutes: longer gaps stay NaN, and so does what precedes the first value. Neither is bridged.
+
+    Returns:
+      (filled_T float64, imputed_T bool). Nothing is imputed if fewer than 10 * order samples are observed.
+    """
+    values_T = np.asarray(values_T, np.float64)
+    seen_T = np.isfinite(values_T)
+    filled_T, imputed_T = np.where(seen_T, values_T, np.nan), np.zeros(len(values_T), bool)
+    if seen_T.sum() < 10 * order:
+        return filled_T, imputed_T
+    mean = values_T[seen_T].mean()
+    filter_P = np.concatenate([[1.0], -burg(filled_T - mean, order)])
+    for first, last in runs(~long_gaps(values_T, rate_hz, max_gap_minutes)):
+        first += int(np.argmax(seen_T[first:last]))
+        unknown_N = ~seen_T[first:last]
+        if seen_T[first] and unknown_N.any():
+            filled_T[first:last][unknown_N] = mean + _interpolate(filled_T[first:last] - mean, unknown_N, filter_P)
+            imputed_T[first:last] = unknown_N
+    return filled_T, imputed_T
+
+
+def _interpolate(centred_N, unknown_N, filter_P):
+    """The unknown values [U] that minimise the sum of squares of filter * x: a banded, positive definite system."""
+    n, order = len(centred_N), len(filter_P) - 1
+    # element (i, i + d) of the normal matrix: products of the filter with itself at lag d, cut off at the array's end
+    lagged_DxP = np.stack([np.concatenate([np.zeros(d), filter_P[: order + 1 - d]]) for d in range(order + 1)])
+    normal_DxP = np.cumsum(filter_P * lagged_DxP, axis=1)
+    at_U = np.flatnonzero(unknown_N)
+    reach_U = np.minimum(order, n - 1 - at_U)
+    band = np.zeros((min(order, len(at_U) - 1) + 1, len(at_U)))
+    for q in range(len(band)):
+        lag = at_U[q:] - at_U[: len(at_U) - q]
+        near = lag <= order
+        band[q, : len(lag)][near] = normal_DxP[lag[near], reach_U[: len(lag)][near]]
+    error_N = lfilter(filter_P, 1.0, np.where(unknown_N, 0.0, centred_N))
+    return solveh_banded(band, -lfilter(filter_P, 1.0, error_N[::-1])[::-1][at_U], lower=True)
