@@ -70,7 +70,8 @@ ensure_env() {
 ensure_libtpu() {
   local folder="$REPO/.venv/libtpu" wanted
   wanted="$("$PYTHON" -c 'import importlib.metadata as m, re
-print(next(re.match(r"[\w.=*]+", r.replace(" ", ""))[0] for r in m.requires("jax") if r.startswith("libtpu")))')"
+found = (re.match(r"[\w.=*]+", r.replace(" ", ""))[0] for r in m.requires("jax") if r.startswith("libtpu"))
+print(next(found, "libtpu"))')"
   if [ "$(cat "$folder/.installed" 2>/dev/null)" = "$wanted" ]; then return 0; fi
   rm -rf "$folder"
   if "$PYTHON" -m pip install --quiet --disable-pip-version-check --no-deps --target "$folder" "$wanted"; then

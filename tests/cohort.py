@@ -5,7 +5,7 @@ from datetime import datetime, timedelta
 import numpy as np
 import polars as pl
 
-from ehrwear_jax.data import meds, wearable
+from ehrwear_jax.data import meds, prepare, wearable
 
 CHANNELS = ("heart_rate", "activity")
 
@@ -126,3 +126,12 @@ def write_labels(folder, n_subjects=30, seed=0):
     meds.write_labels(folder / "readmission.parquet", binary)
     meds.write_labels(folder / "relapse.parquet", survival)
     return {"readmission": meds.read_labels(folder / "readmission.parquet"), "relapse": survival}
+
+
+def prepare_cohort(root, **options):
+    """Tables and records of a written cohort, below root/tables and root/all; returns root."""
+    defaults = {"channels": CHANNELS, "log_channels": ("activity",), "min_subjects": 2, "min_values": 10}
+    config = prepare.PrepareConfig(**defaults | {"value_bins": 4, "step_minutes": 30} | options)
+    prepare.prepare_tables(root / "meds", root / "wearable", root / "tables", config)
+    prepare.prepare_split(root / "tables", meds.read_codes(root / "meds"), root / "all", config)
+    return root

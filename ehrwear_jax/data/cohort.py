@@ -20,6 +20,7 @@ class CohortConfig:
       min_age_years, max_age_years: in completed years, both included; 0 sets no limit. Whose birth date is not known
         fails any limit.
       excluded_codes: prefixes of codes, such as flags of bad data; who has one up to the reference time is out.
+        Codes are as mapping tables leave them; those of config.prepare.drop_codes are not seen.
     """
 
     cutoff: str = ""

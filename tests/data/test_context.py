@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from ehrwear_jax import batch as batch_lib
-from ehrwear_jax.data import meds, pipeline, prepare
+from ehrwear_jax.data import pipeline
 from ehrwear_jax.data.context import ContextConfig
 
 OPTIONS = {
@@ -25,17 +25,7 @@ INPUTS_BUT_SIGNAL = ("token", "value", "modality", "time", "age", "segment", "kv
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     root = cohort.write_cohort(tmp_path_factory.mktemp("cohort"), n_subjects=100, wear_days=2)
-    config = prepare.PrepareConfig(
-        channels=cohort.CHANNELS,
-        log_channels=("activity",),
-        min_subjects=2,
-        min_values=10,
-        value_bins=4,
-        step_minutes=30,
-    )
-    prepare.prepare_tables(root / "meds", root / "wearable", root / "tables", config)
-    prepare.prepare_split(root / "tables", meds.read_codes(root / "meds"), root / "all", config)
-    return root / "all"
+    return cohort.prepare_cohort(root) / "all"
 
 
 def make_rows(folder, augmented=True, **options):

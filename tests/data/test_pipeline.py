@@ -6,7 +6,7 @@ import polars as pl
 import pytest
 
 from ehrwear_jax import batch as batch_lib
-from ehrwear_jax.data import masking, meds, pipeline, prepare
+from ehrwear_jax.data import masking, pipeline
 
 OPTIONS = {
     "tokens": 64,
@@ -35,19 +35,7 @@ EVERYTHING = {
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory):
-    root = cohort.write_cohort(tmp_path_factory.mktemp("cohort"))
-    config = prepare.PrepareConfig(
-        channels=cohort.CHANNELS,
-        log_channels=("activity",),
-        min_subjects=2,
-        min_values=10,
-        value_bins=4,
-        subjects_per_shard=8,
-        step_minutes=30,
-    )
-    prepare.prepare_tables(root / "meds", root / "wearable", root / "tables", config)
-    prepare.prepare_split(root / "tables", meds.read_codes(root / "meds"), root / "all", config)
-    return root
+    return cohort.prepare_cohort(cohort.write_cohort(tmp_path_factory.mktemp("cohort")), subjects_per_shard=8)
 
 
 def patients(prepared, split="train", **options):
