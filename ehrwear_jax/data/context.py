@@ -7,7 +7,6 @@ import numpy as np
 from ehrwear_jax import batch as batch_lib
 from ehrwear_jax.batch import MASK, MODALITY_EHR, MODALITY_WEAR, PAD, WEAR
 from ehrwear_jax.data import augment, masking, signal
-from ehrwear_jax.data.patient import summary_table
 
 DAY_US = signal.DAY_US
 
@@ -187,7 +186,9 @@ def fill_context(row, at, patients, patient, start, stop, query_us, rng, augment
         _fill_targets(row, at, patients, p, original, time_us, ehr_at[n_static:], t0, w0, m, windows, query_us, rng)
         _fill_recall(row, q, patients, token, n_static, time_us, query_us)
         if m and nq:
-            shown_MxF = summary_table(signal_MxLxC) if changed else p.window_summary()[windows]
+            shown_MxF = p.window_summary()[windows]
+            if changed:
+                shown_MxF = p.shown_summary(windows, signal_MxLxC, patients.further_channel_X)
             _fill_past(row, q, config, p.window_end_M[windows], shown_MxF, query_us)
     row["token"][s], row["value"][s] = token, value
     at["tokens"] += n

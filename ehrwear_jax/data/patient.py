@@ -18,7 +18,8 @@ class Patient:
     Attributes:
       time_N: int64 us, when each token is known. ref_N: index into events or windows. is_wear_N: bool.
       static_token_S, static_value_S; event_token_K, event_value_K, event_time_K; window_end_M, window_MxLxC (float32,
-      standardised, NaN missing); origin_us: birth, else first record; end_us: end of follow-up; died: bool.
+      standardised, NaN missing); further_MxX: float32, standardised, NaN missing, see window_summaries.py; origin_us:
+      birth, else first record; end_us: end of follow-up; died: bool.
     """
 
     time_N: np.ndarray
@@ -31,16 +32,29 @@ class Patient:
     event_time_K: np.ndarray
     window_end_M: np.ndarray
     window_MxLxC: np.ndarray
+    further_MxX: np.ndarray
     origin_us: int
     end_us: int
     died: bool
     _summary: np.ndarray | None = None
 
     def window_summary(self):
-        """`summary_table` of all windows, computed once."""
+        """`summary_table` of all windows and their further summaries [M, F], computed once."""
         if self._summary is None:
-            self._summary = summary_table(self.window_MxLxC)
+            self._summary = np.concatenate([summary_table(self.window_MxLxC), self.further_MxX], axis=1)
         return self._summary
+
+    def shown_summary(self, windows, shown_MxLxC, channel_X):
+        """As `window_summary` of some windows whose signal was changed.
+
+        Args:
+          windows: indices. shown_MxLxC: their changed signal.
+          channel_X: the channel of the signal that each further summary is of, -1 for none of them. A summary is
+            missing where that channel was lost.
+        """
+        lost_MxC = np.append(~np.isfinite(shown_MxLxC).any(axis=1), np.zeros((len(windows), 1), bool), axis=1)
+        further_MxX = np.where(lost_MxC[:, channel_X], np.nan, self.further_MxX[windows])
+        return np.concatenate([summary_table(shown_MxLxC), further_MxX.astype(np.float32)], axis=1)
 
 
 def summary_table(window_MxLxC):
@@ -54,13 +68,13 @@ def make_patient(record, modalities):
     ehr, wear = "ehr" in modalities, "wear" in modalities
     token, value, time = record["token"], record["value"], record["time_us"]
     static_token, static_value = record["static_token"], record["static_value"]
-    end, window = record["window_end_us"], record["window"]
+    end, window, further = record["window_end_us"], record["window"], record["summary"]
     if not ehr:
         token, value, time, static_token, static_value = (
             x[:0] for x in (token, value, time, static_token, static_value)
         )
     if not wear:
-        end, window = end[:0], window[:0]
+        end, window, further = end[:0], window[:0], further[:0]
     times = np.concatenate([end, time])
     is_wear = np.arange(len(times)) < len(end)
     order = np.lexsort((np.arange(len(times)), ~is_wear, times))
@@ -78,6 +92,7 @@ def make_patient(record, modalities):
         event_time_K=time,
         window_end_M=end,
         window_MxLxC=window.astype(np.float32),
+        further_MxX=further.astype(np.float32),
         origin_us=first if birth == NO_BIRTH else birth,
         end_us=int(record["end_us"]),
         died=bool(record["died"]),
