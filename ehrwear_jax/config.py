@@ -9,6 +9,7 @@ import os
 import ml_collections
 
 from ehrwear_jax.data.cohort import CohortConfig
+from ehrwear_jax.data.labels_physiology import PhysiologyConfig
 from ehrwear_jax.data.pipeline import ContextConfig
 from ehrwear_jax.data.prepare import PrepareConfig
 from ehrwear_jax.data.synthetic import SimulatorConfig
@@ -66,6 +67,7 @@ def base():
             "diagnosis_groups": {},
         }
     )
+    config.labels.physiology = _defaults(PhysiologyConfig)
     config.prepare = _defaults(PrepareConfig)
     config.cohort = _defaults(CohortConfig)
     config.context = _defaults(ContextConfig, leave_out=("modalities",))
@@ -111,6 +113,10 @@ def base():
 
 def prepare_config(config):
     return PrepareConfig(**config.prepare)
+
+
+def physiology_config(config):
+    return PhysiologyConfig(**config.labels.physiology)
 
 
 def cohort_config(config):

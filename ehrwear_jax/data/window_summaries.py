@@ -84,28 +84,42 @@ def of_person(rows, end_us_M, values_MxLxC, spec, limits, wanted):
     for channel, kind in wanted:
         if kind == "entropy":
             out.append(rest_activity.evenness(values_MxLxC[:, :, spec.channels.index(channel)])[:, None])
-            continue
-        low, high = limits.get(channel, (None, None))
-        low, high = -np.inf if low is None else low, np.inf if high is None else high
-        of_source = {}
-        for start_us, rate_hz, name, values_N, device in rows:
-            if name == channel and len(values_N):
-                of_source.setdefault(overlap.source(device, rate_hz), []).append((start_us, rate_hz, values_N))
-        table, best_s = np.full((len(end_us_M), len(KINDS[kind])), np.nan), np.zeros(len(end_us_M))
-        cut = _cut_intervals if kind == "intervals" else _cut_wave
-        for source in sorted(of_source):  # the device with the longest signal in a window, as in overlap.py
-            stretches, _ = overlap.without_repeats(of_source[source])
-            for end_us, parts in _by_window(stretches, cut, spec.window_hours * 3_600_000_000).items():
-                m = int(np.searchsorted(end_us_M, end_us))
-                if m == len(end_us_M) or end_us_M[m] != end_us:
-                    n_outside += len(parts)
-                    continue
-                observed_s = sum(np.isfinite(v).sum() / rate for rate, v in parts)
-                if observed_s > best_s[m]:
-                    best_s[m] = observed_s
-                    table[m] = _numbers(parts, kind, low, high)
-        out.append(table)
+        else:
+            table, n = of_signal(rows, end_us_M, spec.window_hours * 3_600_000_000, limits, channel, kind)
+            n_outside += n
+            out.append(table)
     return np.concatenate(out, axis=1).astype(np.float32), n_outside
+
+
+def of_signal(rows, end_us_M, window_us, limits, channel, kind):
+    """As of_person, for one channel of raw waves or of intervals.
+
+    Args:
+      end_us_M: increasing multiples of window_us, the length of the windows.
+
+    Returns:
+      (float64 [M, X], n_outside).
+    """
+    low, high = limits.get(channel, (None, None))
+    low, high = -np.inf if low is None else low, np.inf if high is None else high
+    of_source, n_outside = {}, 0
+    for start_us, rate_hz, name, values_N, device in rows:
+        if name == channel and len(values_N):
+            of_source.setdefault(overlap.source(device, rate_hz), []).append((start_us, rate_hz, values_N))
+    table, best_s = np.full((len(end_us_M), len(KINDS[kind])), np.nan), np.zeros(len(end_us_M))
+    cut = _cut_intervals if kind == "intervals" else _cut_wave
+    for source in sorted(of_source):  # the device with the longest signal in a window, as in overlap.py
+        stretches, _ = overlap.without_repeats(of_source[source])
+        for end_us, parts in _by_window(stretches, cut, window_us).items():
+            m = int(np.searchsorted(end_us_M, end_us))
+            if m == len(end_us_M) or end_us_M[m] != end_us:
+                n_outside += len(parts)
+                continue
+            observed_s = sum(np.isfinite(v).sum() / rate for rate, v in parts)
+            if observed_s > best_s[m]:
+                best_s[m] = observed_s
+                table[m] = _numbers(parts, kind, low, high)
+    return table, n_outside
 
 
 def _by_window(stretches, cut, window_us):

@@ -8,7 +8,18 @@ from pathlib import Path
 import polars as pl
 
 from ehrwear_jax import config as config_lib
-from ehrwear_jax.data import harmonise, label_tables, labels, meds, nafld, nhanes, synthetic, tables, wearable
+from ehrwear_jax.data import (
+    harmonise,
+    label_tables,
+    labels,
+    labels_physiology,
+    meds,
+    nafld,
+    nhanes,
+    synthetic,
+    tables,
+    wearable,
+)
 from ehrwear_jax.data import prepare as prepare_lib
 
 
@@ -34,6 +45,11 @@ def labels_dir(config, workdir):
     return raw_root(config, workdir) / "labels"
 
 
+def made_labels_dir(workdir):
+    """Label tables that are made here and do not belong to the raw dataset."""
+    return Path(workdir) / "prepare" / "labels"
+
+
 def run(config, workdir):
     """Writes prepare/{raw,tables,<fold>}/ and counts.json; prints what each step kept and dropped."""
     folder, root = Path(workdir) / "prepare", raw_root(config, workdir)
@@ -41,6 +57,7 @@ def run(config, workdir):
     counts = _raw(config, root)
     if config.data.source == "meds" and not config.data.labels_dir:
         counts += _event_labels(config, workdir)
+    counts += _physiology_labels(config, workdir)
     options = config_lib.prepare_config(config)
     source = meds_dir(config, workdir)
     counts += prepare_lib.prepare_tables(
@@ -146,6 +163,21 @@ def _event_labels(config, workdir):
     return counts
 
 
+def _physiology_labels(config, workdir):
+    """Label tables <measure>_<days>d; see labels_physiology.py."""
+    c, folder = config_lib.physiology_config(config), wearable_dir(config, workdir)
+    if not c.measures:
+        return []
+    if folder is None:
+        raise ValueError("config.labels.physiology.measures needs wearable recordings: set config.data.wearable_dir")
+    bounds = config_lib.prepare_config(config).time_bounds()
+    made, index = labels_physiology.label_wearables(folder, c, seed=config.seed, bounds=bounds)
+    for name, table in made.items():
+        meds.write_labels(made_labels_dir(workdir) / f"{name}.parquet", table)
+    reason = "too few usable days in the period"
+    return [_count(name, table, index, reason) for name, table in made.items()]
+
+
 def _count(name, table, index, reason):
     return {"step": f"label rows {name}", "n": table.height, "dropped": index.height - table.height, "reason": reason}
 
@@ -192,10 +224,10 @@ def label_table(config, workdir, task):
       FileNotFoundError: naming the tasks that there are.
       ValueError: a faulty table, or labels that are neither boolean nor survival.
     """
-    folder = labels_dir(config, workdir)
-    files = label_tables.task_files(folder, task)
+    folder, made = labels_dir(config, workdir), made_labels_dir(workdir)
+    files = label_tables.task_files(folder, task) or label_tables.task_files(made, task)
     if not files:
-        there = ", ".join(label_tables.tasks(folder)) or "none"
+        there = ", ".join(sorted({*label_tables.tasks(folder), *label_tables.tasks(made)})) or "none"
         raise FileNotFoundError(f"config.evaluate.tasks: no label table {folder / task}.parquet; there are {there}")
     table = meds.read_labels(files)
     if table.columns[2] not in ("boolean_value", "time_to_event_days"):
