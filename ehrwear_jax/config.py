@@ -8,6 +8,7 @@ import os
 
 import ml_collections
 
+from ehrwear_jax.data import deidentify
 from ehrwear_jax.data.cohort import CohortConfig
 from ehrwear_jax.data.labels_physiology import PhysiologyConfig
 from ehrwear_jax.data.pipeline import ContextConfig
@@ -170,6 +171,11 @@ def check(config):
     for key in ("meds_dir", "wearable_dir", "labels_dir", "source_dir"):
         if data[key] and not os.path.isdir(data[key]):
             raise FileNotFoundError(f"config.data.{key}: there is no folder {data[key]}")
+    if deidentify.of(prepare_config(config)).active and data.source != "meds":
+        raise ValueError(
+            f"config.prepare asks for de-identification, which config.data.source {data.source!r} does not have: its "
+            "raw tables would lie beside the result"
+        )
     for path in user_tables(config):
         if not os.path.isfile(path):
             raise FileNotFoundError(f"config.prepare.mapping_files or ranges_file: there is no table {path}")

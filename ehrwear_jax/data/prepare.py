@@ -14,7 +14,17 @@ import polars as pl
 from array_record.python.array_record_module import ArrayRecordWriter
 from tqdm import tqdm
 
-from ehrwear_jax.data import cohort, harmonise, meds, meds_checks, records, signal, tokenizer, window_summaries
+from ehrwear_jax.data import (
+    cohort,
+    deidentify,
+    harmonise,
+    meds,
+    meds_checks,
+    records,
+    signal,
+    tokenizer,
+    window_summaries,
+)
 from ehrwear_jax.data.prepare_windows import prepare_windows
 from ehrwear_jax.data.quarantine import count_reasons, quarantine_counts, set_aside
 from ehrwear_jax.data.source import hashed_uniform
@@ -33,8 +43,7 @@ class PrepareConfig:
 
     Attributes:
       channels: wearable channels to use, in order; empty means none. log_channels: those taken as log(1 + x).
-      window_hours, step_minutes, min_coverage: see signal.WindowSpec.
-      summaries: further statistics of a window as "channel:kind", see window_summaries.py.
+      window_hours, step_minutes, min_coverage: see signal.WindowSpec. summaries: see window_summaries.py.
       min_subjects, value_bins, min_values: see tokenizer.fit_vocabulary.
       mapping_files, ranges_file: user tables, see harmonise.read_mapping and read_ranges.
       implied_parents: give ICD-10 and ATC codes the ancestors that they spell out, beside those of codes.parquet.
@@ -45,6 +54,7 @@ class PrepareConfig:
         aside. Empty: not known, the limit is 2300 (de-identified dates are shifted forwards).
       date_only_at_day_end: an event stamped exactly midnight is taken as a date without a time, known at the day's end.
       subjects_per_shard: patients in a record shard.
+      pseudonymise, shift_days, shift_whole_weeks, max_age_years, key_file: see deidentify.py.
       tuning_fraction: with folds, the share of groups outside the fold that chooses hyper-parameters.
     """
 
@@ -67,6 +77,11 @@ class PrepareConfig:
     date_only_at_day_end: bool = True
     subjects_per_shard: int = 2000
     tuning_fraction: float = 0.1
+    pseudonymise: bool = False
+    shift_days: int = 0
+    shift_whole_weeks: bool = False
+    max_age_years: float = 0.0
+    key_file: str = ""
 
     def time_bounds(self):
         return meds_checks.time_bounds(self.first_date, self.extraction_date)
@@ -124,6 +139,7 @@ def prepare_tables(meds_dir, wearable_dir, out_dir, config, criteria=None, quara
     quarantine = Path(quarantine_dir or out / "quarantine")
     for folder in (*(out / name for name in ("events", "windows", "window_values", "people")), quarantine):
         folder.mkdir(parents=True, exist_ok=True)
+    deidentifier = deidentify.begin(out, config)
     report = _prepare_events(meds_dir, out, quarantine, config)
     if wearable_dir is not None and config.channels:
         report[1:1] = prepare_windows(Path(wearable_dir), out, quarantine, config)
@@ -134,9 +150,9 @@ def prepare_tables(meds_dir, wearable_dir, out_dir, config, criteria=None, quara
         where = " and ".join(people.filter(pl.col("subject_id") == bad)["shard"])
         raise ValueError(f"{meds_dir}: subject {bad} is in more than one shard: {where}")
     people = people.drop("shard")
-    splits = meds.read_splits(meds_dir)
+    found = meds.read_splits(meds_dir), meds.read_groups(meds_dir), meds.read_folds(meds_dir)
+    splits, groups, folds = (t if t is None else deidentifier.table(t) for t in found)
     subjects = splits.join(people, on="subject_id", how="left").sort("subject_id")
-    groups, folds = meds.read_groups(meds_dir), meds.read_folds(meds_dir)
     subjects = (
         subjects.with_columns(pl.col("subject_id").alias("group_id"))
         if groups is None
@@ -182,21 +198,18 @@ def _included(subjects, out, config, criteria):
     return subjects.filter(pl.col("subject_id").is_in(ids.implode())), steps
 
 
-def _units(meds_dir):
-    return harmonise.dataset_units(Path(meds_dir) / "metadata" / "codes.parquet")
-
-
 def _prepare_events(meds_dir, out, quarantine, config):
     """events/ and people/, one file each per shard; returns their counts, which add up to the rows read."""
     total = dict.fromkeys(("read", "kept", "birth", "administrative", "beyond the cap", "mapped", "set aside"), 0)
-    mapping, reasons = harmonise.read_mapping(config.mapping_files, _units(meds_dir)), {}
+    units = harmonise.dataset_units(Path(meds_dir) / "metadata" / "codes.parquet")
+    mapping, reasons = harmonise.read_mapping(config.mapping_files, units), {}
     shards = meds.list_shards(meds_dir)
     for path, name in zip(
         tqdm(shards, "events", unit="shard", disable=None), shard_names(shards, meds_dir), strict=True
     ):
         tally = out / "people" / f"{name}.json"
         if not tally.exists():
-            raw, bad = meds_checks.screen_shard(path, config.time_bounds())
+            raw, bad = deidentify.of(config).events(*meds_checks.screen_shard(path, config.time_bounds()))
             known, births, ends = harmonise_events(raw, config)
             mapped, n_mapped = harmonise.map_codes(known, mapping)
             kept, n_capped = harmonise.cap_frequency(mapped, config.max_per_day)

@@ -6,7 +6,7 @@ import numpy as np
 import polars as pl
 from tqdm import tqdm
 
-from ehrwear_jax.data import overlap, signal, wearable, window_summaries
+from ehrwear_jax.data import deidentify, overlap, signal, wearable, window_summaries
 from ehrwear_jax.data.quarantine import count_reasons, quarantine_counts, set_aside
 from ehrwear_jax.data.tables import shard_names, write_frame, write_json, writing
 
@@ -77,12 +77,13 @@ def _require_one_file_each(wearable_dir, out):
 
 def _one_shard(path, name, table, limits, out, quarantine, config):
     """Writes the windows of one file of recordings; returns its counts."""
-    spec, aside = config.window_spec(), []
+    spec, aside, deidentifier = config.window_spec(), [], deidentify.of(config)
     wanted = window_summaries.parse(config.summaries, config.channels)
     needed = list(dict.fromkeys([*config.channels, *(channel for channel, _ in wanted)]))
     counted = {"rows": 0, "other channels": 0, "windows": 0, "outside": 0} | dict.fromkeys(overlap.COUNTS, 0)
     ids, ends, values, further = [], [], [], []
     for subject, rows in wearable.read_subjects(path, table, config.time_bounds(), aside):
+        subject, rows = deidentifier.recordings(subject, rows)
         used = rows.filter(pl.col("channel").is_in(needed))
         counted["rows"] += rows.height
         counted["other channels"] += rows.height - used.height
@@ -99,6 +100,9 @@ def _one_shard(path, name, table, limits, out, quarantine, config):
         ends.append(end)
         values.append(window)
         further.append(summed)
+    if config.pseudonymise:  # an order of the file would tell the order of the ids
+        order = sorted(range(len(ids)), key=lambda i: ids[i][:1].tolist())
+        ids, ends, values, further = ([part[i] for i in order] for part in (ids, ends, values, further))
     window = np.concatenate(values) if values else np.zeros((0, spec.steps, len(spec.channels)), np.float32)
     columns = {
         "subject_id": np.concatenate(ids) if ids else np.zeros(0, np.int64),
@@ -114,7 +118,7 @@ def _one_shard(path, name, table, limits, out, quarantine, config):
     with writing(out / "window_values" / f"{name}.npy") as partial, open(partial, "wb") as f:
         np.save(f, window)
     write_frame(pl.DataFrame(columns), out / "windows" / f"{name}.parquet")
-    bad = pl.concat(aside)
+    bad = deidentifier.recordings_aside(pl.concat(aside))
     set_aside(bad, quarantine / f"wearable__{name}.parquet")
     return counted | {
         "rows": counted["rows"] + bad.height,

@@ -9,6 +9,7 @@ import polars as pl
 
 from ehrwear_jax import config as config_lib
 from ehrwear_jax.data import (
+    deidentify,
     harmonise,
     label_tables,
     labels,
@@ -40,6 +41,8 @@ def wearable_dir(config, workdir):
 
 
 def labels_dir(config, workdir):
+    if deidentify.of(config_lib.prepare_config(config)).active:
+        return made_labels_dir(workdir)
     if config.data.source == "meds" and config.data.labels_dir:
         return Path(config.data.labels_dir)
     return raw_root(config, workdir) / "labels"
@@ -57,6 +60,8 @@ def run(config, workdir):
     counts = _raw(config, root)
     if config.data.source == "meds" and not config.data.labels_dir:
         counts += _event_labels(config, workdir)
+    elif config.data.source == "meds":
+        _deidentify_labels(config, workdir)
     counts += _physiology_labels(config, workdir)
     options = config_lib.prepare_config(config)
     source = meds_dir(config, workdir)
@@ -152,15 +157,30 @@ def _event_labels(config, workdir):
     for name, times in at_risk.items():
         if name != "hospitalization":
             survival = times.select(*meds.SURVIVAL_LABEL_SCHEMA)
-            meds.write_labels(out / f"time_to_{name}.parquet", survival)
+            _write_labels(config, out, f"time_to_{name}", survival)
             reason = "a diagnosis of the group came first"
             counts.append(_count(f"time_to_{name}", survival, index, reason))
         for horizon in c.horizons_days:
             table = labels.within_horizon(times, horizon)
-            meds.write_labels(out / f"{name}_{horizon}d.parquet", table)
+            _write_labels(config, out, f"{name}_{horizon}d", table)
             reason = "follow-up ends inside the horizon without an event"
             counts.append(_count(f"{name}_{horizon}d", table, times, reason))
     return counts
+
+
+def _write_labels(config, folder, task, table):
+    """Labels made from, or read with, the ids and dates of the source."""
+    table = deidentify.of(config_lib.prepare_config(config)).table(table)
+    meds.write_labels(Path(folder) / f"{task}.parquet", table)
+
+
+def _deidentify_labels(config, workdir):
+    """Copies the user's label tables, if the ids or dates of the dataset are changed."""
+    folder = Path(config.data.labels_dir)
+    if deidentify.of(config_lib.prepare_config(config)).active:
+        for task in label_tables.tasks(folder):
+            table = meds.read_labels(label_tables.task_files(folder, task))
+            _write_labels(config, made_labels_dir(workdir), task, table)
 
 
 def _physiology_labels(config, workdir):
@@ -173,7 +193,7 @@ def _physiology_labels(config, workdir):
     bounds = config_lib.prepare_config(config).time_bounds()
     made, index = labels_physiology.label_wearables(folder, c, seed=config.seed, bounds=bounds)
     for name, table in made.items():
-        meds.write_labels(made_labels_dir(workdir) / f"{name}.parquet", table)
+        _write_labels(config, made_labels_dir(workdir), name, table)
     reason = "too few usable days in the period"
     return [_count(name, table, index, reason) for name, table in made.items()]
 
