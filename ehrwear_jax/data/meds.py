@@ -8,6 +8,7 @@ checks of events are in meds_checks.py, label tables in label_tables.py. Two opt
 """
 
 import json
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import polars as pl
@@ -102,6 +103,48 @@ def check_subjects(meds_dir: Path) -> int:
 
 
 # ------------------------------------------------------------------------------------- metadata
+def extraction_date(
+    meds_dir: Path, given: str = "", slack_days: int = 366, most_later: float = 0.01
+) -> tuple[str, str]:
+    """The day on which the data were taken from their source, and how it is known.
+
+    `created_at` of metadata/dataset.json (MEDS 0.3.3 and 0.4) if `given` is empty. De-identified dates may be shifted
+    into the future: if more than most_later of the timed rows follow created_at by more than slack_days, it says
+    nothing about them and is not used.
+
+    Args:
+      given: an ISO date, taken as it is; "none": none is used; "".
+
+    Returns:
+      (ISO date, "" if none, and a few words for the log).
+
+    Raises:
+      ValueError: dataset.json is not JSON.
+    """
+    if given:
+        return ("", "not used, as config.prepare.extraction_date says") if given == "none" else (given, "given")
+    path = Path(meds_dir) / "metadata" / "dataset.json"
+    try:
+        written = json.loads(path.read_text()).get("created_at") if path.is_file() else None
+    except (json.JSONDecodeError, UnicodeDecodeError, AttributeError) as error:
+        raise ValueError(f"{path}: not a JSON object ({str(error).splitlines()[0]})") from error
+    if not written:
+        return "", "no created_at in metadata/dataset.json"
+    try:
+        created = datetime.fromisoformat(str(written)).replace(tzinfo=None)
+    except ValueError:
+        return "", f"created_at {written!r} of metadata/dataset.json is no ISO date"
+    timed = later = 0
+    for shard in list_shards(meds_dir):
+        time = tables.read_parquet(shard, ["time"])["time"]
+        if isinstance(time.dtype, pl.Datetime):  # another type is reported where the shard is read
+            time = time.dt.replace_time_zone(None).drop_nulls()
+            timed, later = timed + len(time), later + int((time >= created + timedelta(days=slack_days)).sum())
+    if later > most_later * timed:
+        return "", f"{later:,} of {timed:,} rows are later than created_at {created:%Y-%m-%d}: their dates are shifted"
+    return f"{created:%Y-%m-%d}", "created_at of metadata/dataset.json"
+
+
 def _validate_subject_table(df: pl.DataFrame, column: str, dtype: pl.DataType, source) -> pl.DataFrame:
     df = tables.normalise(df, {"subject_id": pl.Int64, column: dtype}, source)
     tables.require_not_null(df, df.columns, source)

@@ -44,10 +44,10 @@ class TimeBounds:
 
 
 def time_bounds(first_date: str, extraction_date: str) -> TimeBounds:
-    """Bounds from two ISO dates: the earliest possible day and the day of extraction, "" if unknown.
+    """Bounds from two ISO dates: the earliest possible day and the day of extraction, "" or "none" if unknown.
 
     Times may follow the extraction by a year (booked appointments). With the day unknown the end is
-    LATEST_WITHOUT_EXTRACTION: `created_at` of dataset.json cannot stand in, because shifted dates lie after it.
+    LATEST_WITHOUT_EXTRACTION: shifted dates may lie far ahead.
 
     Raises:
       ValueError: not an ISO date, or an end that does not follow the first day.
@@ -55,7 +55,9 @@ def time_bounds(first_date: str, extraction_date: str) -> TimeBounds:
     parsed = {}
     for name, text in (("first_date", first_date), ("extraction_date", extraction_date)):
         try:
-            parsed[name] = datetime.combine(date.fromisoformat(text), datetime.min.time()) if text else None
+            parsed[name] = (
+                datetime.combine(date.fromisoformat(text), datetime.min.time()) if text not in ("", "none") else None
+            )
         except ValueError:
             raise ValueError(f"config.prepare.{name} is {text!r}, expected a date such as 1900-01-01") from None
     extracted = parsed["extraction_date"]

@@ -51,7 +51,7 @@ class PrepareConfig:
       drop_codes: codes that never become input (administrative ones).
       first_date: ISO date; a row with an earlier time is set aside (a birth: a lifetime of 100 years earlier).
       extraction_date: ISO date on which the data were taken from their source; a row more than a year later is set
-        aside. Empty: not known, the limit is 2300 (de-identified dates are shifted forwards).
+        aside. Empty: see meds.extraction_date; none known: the limit is 2300 (shifted dates lie in the future).
       date_only_at_day_end: an event stamped exactly midnight is taken as a date without a time, known at the day's end.
       subjects_per_shard: patients in a record shard.
       pseudonymise, shift_days, shift_whole_weeks, max_age_years, key_file: see deidentify.py.

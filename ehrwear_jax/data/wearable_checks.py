@@ -1,9 +1,12 @@
 """Which rows of a wearable table are usable; the schemas, and what each row must satisfy."""
 
+import functools
+import logging
+
 import polars as pl
 import pyarrow as pa
 
-from ehrwear_jax.data import tables
+from ehrwear_jax.data import tables, units
 from ehrwear_jax.data.meds_checks import TimeBounds
 
 ROW_SCHEMA = {
@@ -53,13 +56,44 @@ def fill_missing(rows: pl.DataFrame) -> pl.DataFrame:
     return rows.with_columns(pl.col("values").list.eval(pl.element().fill_null(float("nan"))))
 
 
-def row_faults(rows: pl.DataFrame, channels: pl.DataFrame | None, bounds: TimeBounds | None) -> pl.DataFrame:
+def _other_units(rows: pl.DataFrame, channels: pl.DataFrame) -> list[tuple]:
+    """(channel, unit, declared unit, factor, offset) of the rows whose values can be turned into the declared unit."""
+    declared, found = dict(channels.select("channel", "unit").iter_rows()), []
+    for channel, unit in rows.select("channel", "unit").unique().sort("channel", "unit").iter_rows():
+        known = units.conversion(unit, declared.get(channel)) if unit != declared.get(channel) else None
+        if known is not None:
+            found.append((channel, unit, declared[channel], *known))
+    return found
+
+
+@functools.cache
+def _say_conversion(channel, unit, declared):
+    logging.warning("  channel %s: recordings in %r are converted to %r, its declared unit", channel, unit, declared)
+
+
+def convert_units(rows: pl.DataFrame, channels: pl.DataFrame) -> pl.DataFrame:
+    """Rows in a unit that `units.UNITS` can turn into the channel's own; each such unit is logged once."""
+    for channel, unit, declared, factor, offset in _other_units(rows, channels):
+        _say_conversion(channel, unit, declared)
+        which = (pl.col("channel") == channel) & (pl.col("unit") == unit)
+        values = pl.col("values").list.eval(pl.element().cast(pl.Float64) * factor + offset).cast(pl.List(pl.Float32))
+        rows = rows.with_columns(
+            values=pl.when(which).then(values).otherwise("values"),
+            unit=pl.when(which).then(pl.lit(declared)).otherwise("unit"),
+        )
+    return rows
+
+
+def row_faults(
+    rows: pl.DataFrame, channels: pl.DataFrame | None, bounds: TimeBounds | None, convertible: bool = False
+) -> pl.DataFrame:
     """Everything that is wrong with each row.
 
     Args:
       rows: normalised.
       channels: if given, as read_channels returns; channel and unit must agree with it.
       bounds: if given, a stretch lies within it from its first sample to its last.
+      convertible: whether a unit that convert_units knows is no fault.
 
     Returns:
       row (0-based), subject_id, column, reason: one row per fault, by row.
@@ -77,6 +111,9 @@ def row_faults(rows: pl.DataFrame, channels: pl.DataFrame | None, bounds: TimeBo
         unit = pl.col("channel").replace_strict(
             channels["channel"].to_list(), channels["unit"].to_list(), default=None, return_dtype=pl.String
         )
+        other = pl.col("unit") != unit
+        for name, its_unit, *_ in _other_units(rows, channels) if convertible else ():
+            other &= ~((pl.col("channel") == name) & (pl.col("unit") == its_unit))
         faults += [
             (
                 "channel",
@@ -85,7 +122,7 @@ def row_faults(rows: pl.DataFrame, channels: pl.DataFrame | None, bounds: TimeBo
             ),
             (
                 "unit",
-                pl.col("unit") != unit,
+                other,
                 pl.format("'{}' is not '{}', the unit of channel '{}'", "unit", unit, "channel"),
             ),
         ]
@@ -141,7 +178,7 @@ def validate_rows(rows: pl.DataFrame, source, channels: pl.DataFrame | None = No
 def screen(
     rows: pl.DataFrame, source, channels: pl.DataFrame, bounds: TimeBounds, first_row: int = 0
 ) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """Takes the bad rows out of (a part of) a file.
+    """Takes the bad rows out of (a part of) a file, and brings the others to the declared units.
 
     Args:
       rows: as read from the file.
@@ -158,7 +195,7 @@ def screen(
       ValueError: a missing column or impossible dtype.
     """
     rows = normalise(rows, source)
-    faults = row_faults(rows, channels, bounds).unique("row", keep="first", maintain_order=True)
+    faults = row_faults(rows, channels, bounds, convertible=True).unique("row", keep="first", maintain_order=True)
     rows = rows.with_row_index("row").with_columns(pl.col("row").cast(pl.Int64))
     bad = faults.select("row", "column", "reason").join(rows, on="row", how="inner", maintain_order="left")
     bad = bad.select(
@@ -170,4 +207,4 @@ def screen(
         pl.col("values").list.len().cast(pl.Int64).alias("n_samples"),
     )
     good = rows.join(faults, on="row", how="anti", maintain_order="left")
-    return fill_missing(good.select(list(ROW_SCHEMA))), bad
+    return fill_missing(convert_units(good.select(list(ROW_SCHEMA)), channels)), bad

@@ -100,7 +100,7 @@ def validate(wearable_dir: Path, bounds: meds_checks.TimeBounds, summary: Summar
             for first_row, stored in wearable.row_groups(path):
                 rows = wearable_checks.normalise(stored, path)
                 summary.rows += rows.height
-                for fault in wearable_checks.row_faults(rows, channels, bounds).iter_rows(named=True):
+                for fault in wearable_checks.row_faults(rows, channels, bounds, True).iter_rows(named=True):
                     yield wearable_checks.describe(fault | {"row": fault["row"] + first_row}, path)
             aside = []
             for subject_id, rows in wearable.read_subjects(path, channels, bounds, aside):

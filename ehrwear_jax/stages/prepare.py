@@ -1,5 +1,6 @@
 """The prepare stage: a raw dataset (simulated, adapted or the user's) with its labels, then tables and records."""
 
+import dataclasses
 import json
 import logging
 import os
@@ -58,12 +59,12 @@ def run(config, workdir):
     folder, root = Path(workdir) / "prepare", raw_root(config, workdir)
     root.mkdir(parents=True, exist_ok=True)
     counts = _raw(config, root)
+    options = _options(config, workdir)
     if config.data.source == "meds" and not config.data.labels_dir:
-        counts += _event_labels(config, workdir)
+        counts += _event_labels(config, workdir, options)
     elif config.data.source == "meds":
-        _deidentify_labels(config, workdir)
-    counts += _physiology_labels(config, workdir)
-    options = config_lib.prepare_config(config)
+        _deidentify_labels(config, workdir, options)
+    counts += _physiology_labels(config, workdir, options)
     source = meds_dir(config, workdir)
     counts += prepare_lib.prepare_tables(
         source,
@@ -103,6 +104,22 @@ def run(config, workdir):
     (folder / "counts.json").write_text(json.dumps(counts, indent=1))
 
 
+def _options(config, workdir):
+    """PrepareConfig with the day of extraction, which is said loudly: later rows are set aside."""
+    options = config_lib.prepare_config(config)
+    day, source = meds.extraction_date(meds_dir(config, workdir), options.extraction_date)
+    options = dataclasses.replace(options, extraction_date=day)
+    bounds = options.time_bounds()
+    logging.info(
+        "  times before %s (births: a lifetime earlier) or on or after %s are set aside; day of extraction: %s (%s)",
+        f"{bounds.first:%Y-%m-%d}",
+        f"{bounds.end:%Y-%m-%d}",
+        day or "unknown",
+        source,
+    )
+    return options
+
+
 def _require_all_folds(config, source):
     """With fewer or more folds than the dataset has, some people would never be predicted, or a fold be empty."""
     n, table = config.data.n_folds, meds.read_folds(source)
@@ -129,11 +146,11 @@ def _raw(config, root):
     return nhanes.build(Path(config.data.source_dir), root, seed=config.seed, n_folds=config.data.n_folds)
 
 
-def _event_labels(config, workdir):
+def _event_labels(config, workdir, options):
     """Label tables hospitalization_<h>d, onset_<group>_<h>d and time_to_<group>, at random times of each person."""
     c, source, out = config.labels, meds_dir(config, workdir), labels_dir(config, workdir)
     out.mkdir(parents=True, exist_ok=True)
-    bounds = config_lib.prepare_config(config).time_bounds()
+    bounds = options.time_bounds()
     index = labels.prediction_times(
         source,
         per_subject=c.per_subject,
@@ -157,43 +174,43 @@ def _event_labels(config, workdir):
     for name, times in at_risk.items():
         if name != "hospitalization":
             survival = times.select(*meds.SURVIVAL_LABEL_SCHEMA)
-            _write_labels(config, out, f"time_to_{name}", survival)
+            _write_labels(options, out, f"time_to_{name}", survival)
             reason = "a diagnosis of the group came first"
             counts.append(_count(f"time_to_{name}", survival, index, reason))
         for horizon in c.horizons_days:
             table = labels.within_horizon(times, horizon)
-            _write_labels(config, out, f"{name}_{horizon}d", table)
+            _write_labels(options, out, f"{name}_{horizon}d", table)
             reason = "follow-up ends inside the horizon without an event"
             counts.append(_count(f"{name}_{horizon}d", table, times, reason))
     return counts
 
 
-def _write_labels(config, folder, task, table):
+def _write_labels(options, folder, task, table):
     """Labels made from, or read with, the ids and dates of the source."""
-    table = deidentify.of(config_lib.prepare_config(config)).table(table)
+    table = deidentify.of(options).table(table)
     meds.write_labels(Path(folder) / f"{task}.parquet", table)
 
 
-def _deidentify_labels(config, workdir):
+def _deidentify_labels(config, workdir, options):
     """Copies the user's label tables, if the ids or dates of the dataset are changed."""
     folder = Path(config.data.labels_dir)
-    if deidentify.of(config_lib.prepare_config(config)).active:
+    if deidentify.of(options).active:
         for task in label_tables.tasks(folder):
             table = meds.read_labels(label_tables.task_files(folder, task))
-            _write_labels(config, made_labels_dir(workdir), task, table)
+            _write_labels(options, made_labels_dir(workdir), task, table)
 
 
-def _physiology_labels(config, workdir):
+def _physiology_labels(config, workdir, options):
     """Label tables <measure>_<days>d; see labels_physiology.py."""
     c, folder = config_lib.physiology_config(config), wearable_dir(config, workdir)
     if not c.measures:
         return []
     if folder is None:
         raise ValueError("config.labels.physiology.measures needs wearable recordings: set config.data.wearable_dir")
-    bounds = config_lib.prepare_config(config).time_bounds()
+    bounds = options.time_bounds()
     made, index = labels_physiology.label_wearables(folder, c, seed=config.seed, bounds=bounds)
     for name, table in made.items():
-        _write_labels(config, made_labels_dir(workdir), name, table)
+        _write_labels(options, made_labels_dir(workdir), name, table)
     reason = "too few usable days in the period"
     return [_count(name, table, index, reason) for name, table in made.items()]
 

@@ -1,6 +1,7 @@
 """Prepare on bad input: a named error, or a quarantine row and counts that add up; nothing is lost silently."""
 
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -262,6 +263,28 @@ def test_labels_do_not_see_absurd_times(tmp_path):
         one, two = (tmp_path / k / "prepare" / "raw" / "labels" / name for k in ("clean", "bad"))
         assert one.read_bytes() == two.read_bytes()
     assert len(list((tmp_path / "bad" / "prepare" / "quarantine").iterdir())) == 2
+
+
+def test_the_limit_of_times_is_said_and_comes_from_the_dataset(tmp_path, caplog):
+    small_run.write_inputs(tmp_path)
+    config = small_run.small_config(tmp_path)
+    path = Path(config.data.meds_dir) / "metadata" / "dataset.json"
+    shard = meds.list_shards(Path(config.data.meds_dir))[0]
+    change(
+        shard, lambda t: pl.concat([t, t[-1:].with_columns(time=pl.lit(datetime(2031, 1, 1)).cast(pl.Datetime("us")))])
+    )
+    for created, day, n_aside in ((None, "unknown", 0), ("2022-02-02T00:00:00", "2022-02-02", 1)):
+        if created:
+            path.write_text(json.dumps(json.loads(path.read_text()) | {"created_at": created}))
+        caplog.clear()
+        with caplog.at_level(logging.INFO):
+            stage.run(config, tmp_path / day)
+        (said,) = [r.getMessage() for r in caplog.records if "day of extraction" in r.getMessage()]
+        assert (
+            f"on or after {'2023-02-03' if created else '2300-01-01'} are set aside; day of extraction: {day}" in said
+        )
+        found = list((tmp_path / day / "prepare" / "quarantine").iterdir())
+        assert len(found) == n_aside
 
 
 @pytest.mark.parametrize("kind", ["meds_dir", "wearable_dir"])

@@ -1,5 +1,6 @@
 """The MEDS reader and writer: round trips, both versions in the field, a message per fault."""
 
+import json
 from datetime import datetime
 
 import numpy as np
@@ -283,3 +284,43 @@ def test_mimic_demo(shared_data):
     n_codes, undescribed = meds.undescribed_codes(root, meds.read_codes(root))
     assert (n_codes, len(undescribed)) == (7_035, 4_374)
     assert meds.undescribed_codes(root, None)[1][:1] != [] and len(meds.undescribed_codes(root, None)[1]) == 7_035
+
+
+# ------------------------------------------------------------------------------------------------------- extraction
+def dated(root, created_at, years):
+    """A dataset with an event in each of the years, whose dataset.json says when it was created."""
+    events = pl.DataFrame(
+        {"subject_id": 1, "time": [datetime(y, 6, 1) for y in years], "code": "A", "numeric_value": None},
+        {"subject_id": pl.Int64, "time": pl.Datetime("us"), "code": pl.String, "numeric_value": pl.Float32},
+    )
+    codes = pl.DataFrame({"code": ["A"], "description": [None], "parent_codes": [None]})
+    splits = pl.DataFrame({"subject_id": [1], "split": ["train"]})
+    meds.write_dataset(root, events, codes, splits, name="x", version="1")
+    path = root / "meds" / "metadata" / "dataset.json"
+    if created_at is not None:
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"created_at": created_at}))
+    return root / "meds"
+
+
+@pytest.mark.parametrize("written", ["2024-03-05T10:11:12.131415", "2024-03-05T10:11:12+00:00", "2024-03-05"])
+def test_the_day_of_extraction_is_that_of_dataset_json(tmp_path, written):
+    root = dated(tmp_path, written, [2001, 2023, 2024])
+    assert meds.extraction_date(root) == ("2024-03-05", "created_at of metadata/dataset.json")
+    assert meds.extraction_date(root, "2020-01-01") == ("2020-01-01", "given")
+    assert meds.extraction_date(root, "none")[0] == ""
+
+
+def test_a_day_that_says_nothing_of_the_dates_is_not_used(tmp_path):
+    shifted = dated(tmp_path / "a", "2024-03-05", [2111, 2150, 2024])
+    assert meds.extraction_date(shifted) == (
+        "", "2 of 3 rows are later than created_at 2024-03-05: their dates are shifted",
+    )  # fmt: skip
+    typo = dated(tmp_path / "b", "2024-03-05", [2020] * 1999 + [2999])
+    assert meds.extraction_date(typo)[0] == "2024-03-05", "one row in two thousand is a slip"
+    assert meds.extraction_date(dated(tmp_path / "c", None, [2020])) == ("", "no created_at in metadata/dataset.json")
+    day, why = meds.extraction_date(dated(tmp_path / "d", "last spring", [2020]))
+    assert day == "" and "'last spring' of metadata/dataset.json is no ISO date" in why
+    root = dated(tmp_path / "e", None, [2020])
+    (root / "metadata" / "dataset.json").write_text("{")
+    with pytest.raises(ValueError, match="dataset.json: not a JSON object"):
+        meds.extraction_date(root)

@@ -83,7 +83,7 @@ FAULTS = [
     ({"sample_rate_hz": 1e-300}, "column 'sample_rate_hz': 4 samples end on or after 2300-01-01"),
     ({"channel": "steps"}, "column 'channel': channel 'steps' is not in metadata/channels.parquet"),
     ({"channel": None}, "column 'channel': null"),
-    ({"unit": "Hz"}, "column 'unit': 'Hz' is not 'bpm', the unit of channel 'heart_rate'"),
+    ({"unit": "mmHg"}, "column 'unit': 'mmHg' is not 'bpm', the unit of channel 'heart_rate'"),
     ({"values": []}, "column 'values': holds no sample"),
     ({"values": None}, "column 'values': null"),
     ({"values": [1.0, float("inf")]}, "column 'values': holds an infinite sample"),
