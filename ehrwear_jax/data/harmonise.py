@@ -16,6 +16,8 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
+from ehrwear_jax.data import tables
+
 # First letter and number of the last category of each chapter (WHO, ICD-10; D49 is of the clinical modification).
 _CHAPTERS = (
     ("I", "B99"), ("II", "D49"), ("III", "D89"), ("IV", "E99"), ("V", "F99"), ("VI", "G99"), ("VII", "H59"),
@@ -96,12 +98,13 @@ def _read(path, required, numbers):
 
 
 def dataset_units(codes_path):
-    """{code: unit} of a MEDS codes.parquet that has a column `unit`; {} otherwise."""
+    """{code: unit} of a MEDS codes.parquet that has a column `unit`; {} otherwise. Raises as tables.read_parquet."""
     path = Path(codes_path)
-    if not path.exists() or "unit" not in pl.read_parquet_schema(path):
+    if not path.exists():
         return {}
-    table = pl.read_parquet(path, columns=["code", "unit"]).drop_nulls()
-    return dict(table.iter_rows())
+    with tables.reading(path):
+        has_units = "unit" in pl.read_parquet_schema(path)
+    return dict(tables.read_parquet(path, ["code", "unit"]).drop_nulls().iter_rows()) if has_units else {}
 
 
 def read_mapping(paths, units=None):

@@ -72,6 +72,19 @@ def time_bounds(first_date: str, extraction_date: str) -> TimeBounds:
     return bounds
 
 
+def printable(column: str) -> pl.Expr:
+    """A column of times with null for what no calendar holds (years outside 1 to 9999): to print such one crashes."""
+    first, last = datetime(1, 1, 1), datetime(9999, 12, 31, 23, 59, 59, 999_999)
+    return pl.when(pl.col(column).is_between(pl.lit(first), pl.lit(last))).then(pl.col(column)).alias(column)
+
+
+def _text(column: str) -> pl.Expr:
+    """A cell as text; a time that is not printable as its number of microseconds since 1970."""
+    if column != "time":
+        return pl.col(column).cast(pl.String)
+    return printable("time").cast(pl.String).fill_null(pl.format("{} us", pl.col("time").to_physical()))
+
+
 def _row_faults(bounds: TimeBounds | None) -> list[tuple[str, pl.Expr, str]]:
     """(column, which rows, the reason), the first that applies to a row decides."""
     faults = [
@@ -138,7 +151,8 @@ def screen(events: pl.DataFrame, source, bounds: TimeBounds) -> tuple[pl.DataFra
 
     Returns:
       (events, quarantined): EVENT_SCHEMA, and file, row (0-based, in the file), column, reason, value (the cell as
-      text), then the columns of EVENT_SCHEMA. Together they hold every row of the file once.
+      text), then the columns of EVENT_SCHEMA, with null for a time that no calendar holds. Together they hold every
+      row of the file once.
 
     Raises:
       ValueError: a missing column or impossible dtype, or the rows that remain are not contiguous per subject or not
@@ -150,13 +164,17 @@ def screen(events: pl.DataFrame, source, bounds: TimeBounds) -> tuple[pl.DataFra
         which = which.fill_null(False)
         column = pl.when(which).then(pl.lit(name)).otherwise(column)
         reason = pl.when(which).then(pl.lit(why)).otherwise(reason)
-        value = pl.when(which).then(pl.col(name).cast(pl.String)).otherwise(value)
+        value = pl.when(which).then(_text(name)).otherwise(value)
     events = events.with_columns(column.alias("column"), reason.alias("reason"), value.alias("value"))
     bad = pl.col("reason").is_not_null()
     good = events.filter(~bad)
     _require_order(good, source, good["row"].to_numpy())
-    quarantined = events.filter(bad).select(
-        pl.lit(str(source)).alias("file"), pl.col("row").cast(pl.Int64), "column", "reason", "value", *EVENT_SCHEMA
+    quarantined = (
+        events.filter(bad)
+        .with_columns(printable("time"))
+        .select(
+            pl.lit(str(source)).alias("file"), pl.col("row").cast(pl.Int64), "column", "reason", "value", *EVENT_SCHEMA
+        )
     )
     return good.select(list(EVENT_SCHEMA)), quarantined
 

@@ -147,7 +147,8 @@ def _validate_channels(channels: pl.DataFrame, source) -> pl.DataFrame:
     if repeated.any():
         row = int(repeated.arg_max())
         raise ValueError(f"{source}: row {row}: channel '{channels['channel'][row]}' has more than one row")
-    empty = ~(channels["valid_min"] < channels["valid_max"])
+    nan = channels["valid_min"].is_nan() | channels["valid_max"].is_nan()  # which polars orders above every number
+    empty = ~(channels["valid_min"] < channels["valid_max"]) | nan
     if empty.any():
         row = int(empty.arg_max())
         raise ValueError(f"{source}: row {row}: valid_min must be less than valid_max")

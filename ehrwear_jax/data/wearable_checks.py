@@ -7,7 +7,7 @@ import polars as pl
 import pyarrow as pa
 
 from ehrwear_jax.data import tables, units
-from ehrwear_jax.data.meds_checks import TimeBounds
+from ehrwear_jax.data.meds_checks import TimeBounds, printable
 
 ROW_SCHEMA = {
     "subject_id": pl.Int64,
@@ -198,7 +198,7 @@ def screen(
     faults = row_faults(rows, channels, bounds, convertible=True).unique("row", keep="first", maintain_order=True)
     rows = rows.with_row_index("row").with_columns(pl.col("row").cast(pl.Int64))
     bad = faults.select("row", "column", "reason").join(rows, on="row", how="inner", maintain_order="left")
-    bad = bad.select(
+    bad = bad.with_columns(printable("start_time")).select(
         pl.lit(str(source)).alias("file"),
         pl.col("row") + first_row,
         "column",
