@@ -39,7 +39,7 @@ class PhysiologyConfig:
       measures: of MEASURES. A task is called MEASURE_<days>d.
       period_days: lengths of the period after the prediction.
       per_subject: prediction times drawn for each person, midnights of the recording's clock.
-      min_history_days: wear begins at least so long before a prediction.
+      min_history_days: wear begins at least so long before a prediction, see draw_times.
       min_days: fewest usable days (for sleep: nights with both ends seen) in a period.
       min_day_share: a day is usable for the rhythm if this share of it was observed.
       activity_channel: counts per minute, non-negative. heart_rate_channel: beats per minute, "" if there is none.
@@ -154,17 +154,26 @@ def label_wearables(wearable_dir, config, *, seed, bounds, index=None):
 
 
 def draw_times(stretches, subject, config, seed):
-    """Midnights (us), without replacement: wear begins min_history_days before, and ends with the longest period."""
+    """Midnights (us), without replacement, of those that wear precedes and follows.
+
+    Wear begins min_history_days or more before, and min_days of the days of the longest period have a recording.
+    """
     if not stretches:
         return []
-    first = min(row[0] for row in stretches) + int(config.min_history_days * DAY_US)
-    last = max(row[0] + int(len(row[3]) * 1e6 / row[1]) for row in stretches) - int(max(config.period_days) * DAY_US)
-    first_day, n_days = -(-first // DAY_US), last // DAY_US - -(-first // DAY_US) + 1
-    if n_days < 1:
-        return []
+    n_period = int(max(config.period_days))
+    first_us = min(row[0] for row in stretches)
+    last_us = [row[0] + int(len(row[3]) * 1e6 / row[1]) - 1 for row in stretches]
+    origin, n_days = first_us // DAY_US, max(last_us) // DAY_US - first_us // DAY_US + 1
+    worn_D = np.zeros(n_days + n_period, np.int64)
+    for row, end_us in zip(stretches, last_us, strict=True):
+        worn_D[row[0] // DAY_US - origin : end_us // DAY_US - origin + 1] = 1
+    total = np.concatenate([[0], np.cumsum(worn_D)])
+    follows_D = total[n_period : n_period + n_days] - total[:n_days] >= config.min_days
+    day_D = origin + np.arange(n_days)
+    candidates = day_D[follows_D & (day_D * DAY_US >= first_us + config.min_history_days * DAY_US)]
     rng = np.random.default_rng((seed, subject & (2**64 - 1)))
-    drawn = rng.choice(n_days, min(config.per_subject, n_days), replace=False)
-    return [int(first_day + d) * DAY_US for d in np.sort(drawn)]
+    drawn = rng.choice(len(candidates), min(config.per_subject, len(candidates)), replace=False)
+    return [int(day) * DAY_US for day in candidates[np.sort(drawn)]]
 
 
 def label(stretches, begin_us, days, config, limits):

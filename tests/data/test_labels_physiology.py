@@ -205,13 +205,13 @@ def test_tables_hold_one_row_per_prediction_with_enough_days(tmp_path):
     assert list(tables) == config.tasks() == [
         "sleep_efficiency_5d", "sleep_efficiency_7d", "activity_regularity_5d", "activity_regularity_7d",
     ]  # fmt: skip
-    assert index.group_by("subject_id").len().sort("subject_id").rows() == [(1, 3), (3, 3)], "2 was worn too shortly"
+    assert index.group_by("subject_id").len().sort("subject_id").rows() == [(1, 3), (2, 1)], "3 was worn too shortly"
     for table in tables.values():
         assert table.schema == labels_physiology.LABEL_SCHEMA and set(table["subject_id"]) == {1}
         label_tables.validate_labels(table, "labels")
         for t in table["prediction_time"]:
             assert t == datetime.combine(t.date(), datetime.min.time())
-            assert START + timedelta(days=1) <= t <= START + timedelta(days=13)
+            assert START + timedelta(days=1) <= t <= START + timedelta(days=17)
     again, _ = labels_physiology.label_wearables(root, config, seed=0, bounds=meds_checks.TimeBounds())
     assert all(again[k].equals(tables[k]) for k in tables)
     other = labels_physiology.label_wearables(root, config, seed=1, bounds=meds_checks.TimeBounds())[1]
@@ -219,6 +219,25 @@ def test_tables_hold_one_row_per_prediction_with_enough_days(tmp_path):
     given = pl.DataFrame({"subject_id": [1, 9], "prediction_time": [START + timedelta(days=3, hours=5)] * 2})
     made, _ = labels_physiology.label_wearables(root, config, seed=0, bounds=meds_checks.TimeBounds(), index=given)
     assert made["activity_regularity_7d"].select("subject_id", "prediction_time").rows() == [given.row(0)]
+
+
+@settings(max_examples=50)
+@given(
+    stretches=st.lists(st.tuples(st.integers(0, 40 * 24), st.integers(1, 10 * 24)), min_size=1, max_size=4),
+    history=st.floats(0, 5),
+    period=st.integers(4, 9),
+)
+def test_prediction_times_are_those_that_wear_precedes_and_follows(stretches, history, period):
+    hour = DAY_US // 24
+    rows = [(START_US + a * hour, 1 / 60, "activity", np.zeros(n * 60), None) for a, n in stretches]
+    config = PhysiologyConfig(period_days=(4, period), per_subject=10**4, min_history_days=history)
+    worn = {(a + h) // 24 for a, n in stretches for h in range(n)}
+    first = min(a for a, _ in stretches) / 24
+    want = [d for d in range(60) if d >= first + history and sum(d + k in worn for k in range(period)) >= 4]
+    got = labels_physiology.draw_times(rows, 1, config, 0)
+    assert [(t - START_US) // DAY_US for t in got] == want and all(t % DAY_US == 0 for t in got)
+    fewer = labels_physiology.draw_times(rows, 1, PhysiologyConfig(period_days=(period,), min_history_days=history), 0)
+    assert len(fewer) == min(2, len(want)) and set(fewer) <= set(got)
 
 
 @pytest.mark.parametrize(
