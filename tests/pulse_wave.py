@@ -1,4 +1,4 @@
-"""Simulated pulse waves whose beats are known, and what rate and variability they have."""
+"""Simulated pulse waves and electrocardiograms whose beats are known, and what rate and variability they have."""
 
 import numpy as np
 
@@ -20,3 +20,14 @@ def truth(beat_s):
         "sdnn_ms": d.std(ddof=1),
         "rmssd_ms": np.sqrt(np.mean(np.diff(d) ** 2)),
     }
+
+
+def simulated_ecg(rate, seconds, mean_s=0.85, sd_s=0.03, noise=0.0, seed=0):
+    """(ECG [T] mV, times of R peaks [B] s): P, QRS and T waves, a wandering baseline, white noise."""
+    rng = np.random.default_rng(seed)
+    beat_s = np.cumsum(mean_s + sd_s * rng.standard_normal(int(1.3 * seconds / mean_s) + 9)) - 2.0
+    t = np.arange(int(rate * seconds)) / rate
+    waves = ((-0.16, 0.12, 0.025), (-0.028, -0.12, 0.01), (0.0, 1.1, 0.011), (0.028, -0.2, 0.01), (0.25, 0.3, 0.04))
+    ecg = sum(h * np.exp(-0.5 * ((t - b - at) / width) ** 2) for b in beat_s for at, h, width in waves)
+    ecg = ecg + 0.3 * np.sin(2 * np.pi * 0.2 * t) + noise * rng.standard_normal(len(t))
+    return ecg, beat_s[(beat_s > 0.05) & (beat_s < seconds - 0.05)]

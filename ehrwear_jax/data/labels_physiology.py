@@ -27,7 +27,7 @@ MEASURES = {
     "activity_entropy": "0 to 1: of the average day's hours",
     "resting_heart_rate": "beats a minute",
 }
-HRV_KINDS = ("rmssd", "pulse", "intervals")
+HRV_KINDS = ("rmssd", "pulse", "ecg", "intervals")
 LABEL_SCHEMA = {"subject_id": pl.Int64, "prediction_time": pl.Datetime("us"), "float_value": pl.Float32}
 
 
@@ -48,8 +48,8 @@ class PhysiologyConfig:
         time not worn; 0: zeros are taken as they are.
       sleep_around, max_wake_minutes: of rest_activity.sleep_windows. min_night_share: of sleep_efficiency.
       still_counts, still_minutes, min_rest_minutes: of rest_activity.resting_heart_rate.
-      hrv_channel: "" if there is none. hrv_kind: "rmssd" (the channel is RMSSD in ms), or "pulse" or "intervals" (see
-        window_summaries.py), for which there is a value per hrv_minutes.
+      hrv_channel: "" if there is none. hrv_kind: "rmssd" (the channel is RMSSD in ms), or "pulse", "ecg" or "intervals"
+        (see window_summaries.py), for which there is a value per hrv_minutes.
       hrv_minutes: divides a day. min_hrv_values: fewest values of a usable day.
 
     Raises:

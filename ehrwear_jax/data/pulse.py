@@ -1,4 +1,4 @@
-"""Pulse waves: from a raw signal to beats, intervals between beats, heart rate and its variability.
+"""Pulse waves and electrocardiograms: from a raw signal to beats, the intervals between them, rate and variability.
 
 An interval is what lies between two successive beats of one stretch of signal. One that cannot be trusted stays in
 its place as NaN, so two intervals are neighbours in the array only if they are neighbours in time.
@@ -55,13 +55,34 @@ def clean(rate_hz, values_T, low=-np.inf, high=np.inf, segment_s=8.0):
     )
 
 
-def find_beats(filtered_T, rate_hz, min_delay_s=0.3):
-    """Systolic peaks of a band-passed pulse wave, by two moving averages.
+@dataclasses.dataclass(frozen=True)
+class Wave:
+    """How the beats of a kind of signal are found: by two moving averages of its energy, see find_beats.
 
-    Elgendi et al. (2013, PLoS ONE 8:e76585): the squared positive part of the wave is averaged over 111 ms and over
-    667 ms; where the short average is above the long one by 2 % of the stretch's mean, for 111 ms or longer, there is
-    a beat, at the largest value. Here each finite stretch is taken by itself, a beat at the very edge of a stretch is
-    dropped (its peak may lie beyond), and a parabola through three samples places the peak between them.
+    Attributes:
+      band_hz: pass band. short_s, long_s: widths of the averages, about one wave and one beat.
+      offset: what the short one must exceed, over the mean energy. upright: only positive values are a beat's.
+    """
+
+    band_hz: tuple
+    short_s: float
+    long_s: float
+    offset: float
+    upright: bool
+
+
+# Elgendi et al. (2013, PLoS ONE 8:e76585), and for the QRS complex Elgendi (2013, PLoS ONE 8:e73557).
+PPG = Wave(signal.PULSE_HZ, 0.111, 0.667, 0.02, True)
+ECG = Wave((8.0, 20.0), 0.097, 0.611, 0.08, False)
+
+
+def find_beats(filtered_T, rate_hz, min_delay_s=0.3, wave=PPG):
+    """Beats of a band-passed wave, by two moving averages.
+
+    The squared wave (of a pulse wave: its positive part) is averaged over short_s and over long_s; where the short
+    average is above the long one by a share of the stretch's mean, for short_s or longer, there is a beat, at the
+    largest value. See Wave for the sources; here each finite stretch is taken by itself, a beat at the very edge of a
+    stretch is dropped (its peak may lie beyond), and a parabola through three samples places the peak between them.
 
     Args:
       filtered_T: [T], see `signal.band_pass`; NaN where missing.
@@ -74,28 +95,29 @@ def find_beats(filtered_T, rate_hz, min_delay_s=0.3):
     """
     filtered_T = np.asarray(filtered_T, np.float64)
     parts = [
-        (first / rate_hz + _beats_of_stretch(filtered_T[first:last], rate_hz, min_delay_s))
+        (first / rate_hz + _beats_of_stretch(filtered_T[first:last], rate_hz, min_delay_s, wave))
         for first, last in signal.runs(np.isfinite(filtered_T))
     ]
     stretch_B = np.repeat(np.arange(len(parts)), [len(p) for p in parts])
     return (np.concatenate(parts) if parts else np.zeros(0)), stretch_B.astype(np.int64)
 
 
-def _beats_of_stretch(x_N, rate_hz, min_delay_s):
+def _beats_of_stretch(x_N, rate_hz, min_delay_s, wave):
     """Seconds after the stretch's first sample [B]."""
-    energy_N = np.clip(x_N, 0.0, None) ** 2
-    short = max(int(round(0.111 * rate_hz)), 1)
-    long = max(int(round(0.667 * rate_hz)), 1)
-    level_N = uniform_filter1d(energy_N, long, mode="nearest") + 0.02 * energy_N.mean()
+    height_N = np.clip(x_N, 0.0, None) if wave.upright else np.abs(x_N)
+    energy_N = height_N**2
+    short = max(int(round(wave.short_s * rate_hz)), 1)
+    long = max(int(round(wave.long_s * rate_hz)), 1)
+    level_N = uniform_filter1d(energy_N, long, mode="nearest") + wave.offset * energy_N.mean()
     blocks = signal.runs(uniform_filter1d(energy_N, short, mode="nearest") > level_N)
     peaks, previous = [], -np.inf
     for first, last in blocks[blocks[:, 1] - blocks[:, 0] >= short]:
-        peak = first + int(np.argmax(x_N[first:last]))
+        peak = first + int(np.argmax(height_N[first:last]))
         if 0 < peak < len(x_N) - 1 and peak - previous >= min_delay_s * rate_hz:
             peaks.append(peak)
             previous = peak
     peak_B = np.asarray(peaks, np.int64)
-    before_B, at_B, after_B = x_N[peak_B - 1], x_N[peak_B], x_N[peak_B + 1]
+    before_B, at_B, after_B = (np.sign(x_N[peak_B]) * x_N[peak_B + k] for k in (-1, 0, 1))
     bend_B = before_B - 2 * at_B + after_B
     with np.errstate(invalid="ignore", divide="ignore"):
         shift_B = np.where(bend_B < 0, 0.5 * (before_B - after_B) / bend_B, 0.0)
@@ -202,10 +224,11 @@ def summarise_window(start_us, rate_hz, values_T, end_us, low=-np.inf, high=np.i
     return summarise([(rate_hz, known_T)], low, high, min_share, min_intervals)
 
 
-def summarise(stretches, low=-np.inf, high=np.inf, min_share=0.5, min_intervals=10):
-    """Heart rate, variability and quality of stretches of raw pulse signal, none of which reaches into another.
+def summarise(stretches, low=-np.inf, high=np.inf, min_share=0.5, min_intervals=10, wave=PPG):
+    """Heart rate, variability and quality of stretches of raw signal, none of which reaches into another.
 
-    Chains `clean`, `find_beats` and `beat_intervals` for each stretch.
+    Chains cleaning, `find_beats` and `beat_intervals` for each stretch. An electrocardiogram is cleaned of values out
+    of range and flat ones only: its noise shows in the intervals, most of which are then not trustworthy.
 
     Args:
       stretches: list of (rate_hz, values_T), in order of time.
@@ -214,18 +237,27 @@ def summarise(stretches, low=-np.inf, high=np.inf, min_share=0.5, min_intervals=
       min_intervals: as in `hrv`.
 
     Returns:
-      {"heart_rate_bpm", "quality", and all of `hrv`}: numbers; quality is the mean over the segments that could be
-      judged. Rate and variability are NaN where too little is there.
+      {"heart_rate_bpm", "quality", and all of `hrv`}: numbers. Quality is the mean over the segments that could be
+      judged; of an electrocardiogram, the share of the time that trustworthy intervals fill. Rate and variability are
+      NaN where too little is there.
     """
     interval, quality, seconds = [np.zeros(0)], [np.zeros(0)], 0.0
     for rate_hz, values_T in stretches:
-        cleaned = clean(rate_hz, values_T, low, high)
+        if wave is PPG:
+            cleaned = clean(rate_hz, values_T, low, high)
+            filtered_T = cleaned.filtered_T
+            quality.append(cleaned.quality_S)
+        else:
+            values_T = np.asarray(values_T, np.float64)
+            bad_T = signal.artefacts(values_T, rate_hz, low, high, min_snr_db=-np.inf, max_swing=np.inf)
+            filtered_T = signal.band_pass(np.where(bad_T, np.nan, values_T), rate_hz, *wave.band_hz)
         # a NaN behind each stretch: what follows it is no neighbour
-        interval += [beat_intervals(*find_beats(cleaned.filtered_T, rate_hz)), np.full(1, np.nan)]
-        quality.append(cleaned.quality_S)
+        interval += [beat_intervals(*find_beats(filtered_T, rate_hz, wave=wave)), np.full(1, np.nan)]
         seconds += len(values_T) / rate_hz
     interval_N = np.concatenate(interval)
-    if np.nansum(interval_N) / 1000 < min_share * seconds:
+    filled = np.nansum(interval_N) / 1000
+    if filled < min_share * seconds:
         min_intervals = np.inf
-    out = {"heart_rate_bpm": heart_rate(interval_N, min_intervals), "quality": _mean(np.concatenate(quality))[0]}
+    judged = _mean(np.concatenate(quality))[0] if wave is PPG else filled / seconds if seconds else np.nan
+    out = {"heart_rate_bpm": heart_rate(interval_N, min_intervals), "quality": judged}
     return {**out, **hrv(interval_N, min_intervals)}

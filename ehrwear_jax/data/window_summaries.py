@@ -4,9 +4,10 @@ Which are made is said by `config.prepare.summaries`, a tuple of "channel:kind":
 
     entropy    how evenly a non-negative channel is spread over the window's steps, see rest_activity.evenness.
     pulse      a raw pulse wave (PPG, sampled above 7 Hz): beats, then rate, variability and quality, see pulse.py.
+    ecg        the same of an electrocardiogram (sampled above 40 Hz).
     intervals  successive intervals between beats in milliseconds, one value per beat, NaN where one is missing.
 
-The channels of the last two need not be among the model's. A summary uses only samples that are complete at the
+The channels of the last three need not be among the model's. A summary uses only samples that are complete at the
 window's end and were not in the window before; it is NaN where it cannot be computed.
 """
 
@@ -21,6 +22,7 @@ from ehrwear_jax.data import overlap, pulse, rest_activity, signal
 KINDS = {
     "entropy": ("entropy",),
     "pulse": ("heart_rate_bpm", "rmssd_ms", "sdnn_ms", "pnn50_percent", "quality"),
+    "ecg": ("heart_rate_bpm", "rmssd_ms", "sdnn_ms", "pnn50_percent", "quality"),
     "intervals": ("heart_rate_bpm", "rmssd_ms", "sdnn_ms", "pnn50_percent"),
 }
 TARGETS = ("entropy", "heart_rate_bpm", "rmssd_ms", "sdnn_ms")
@@ -50,10 +52,10 @@ def parse(summaries, channels, declared=None):
                 f"config.prepare.summaries holds {text!r}: no such channel in metadata/channels.parquet; there are "
                 f"{sorted(declared)}"
             )
-        if kind != "entropy" and (channel, {"pulse": "intervals", "intervals": "pulse"}[kind]) in found:
-            raise ValueError(f"config.prepare.summaries takes channel {channel!r} for a wave and for intervals")
         if (channel, kind) in found:
             raise ValueError(f"config.prepare.summaries holds {text!r} twice")
+        if kind != "entropy" and any(c == channel and k != "entropy" for c, k in found):
+            raise ValueError(f"config.prepare.summaries takes channel {channel!r} for two kinds of heart beats")
         found.append((channel, kind))
     return found
 
@@ -149,13 +151,13 @@ def _cut_intervals(start_us, rate_hz, values_N):
 
 def _numbers(parts, kind, low, high):
     """The columns of one window."""
-    if kind == "pulse":
+    if kind != "intervals":
         worn = [
             (rate_hz, v[a:b])  # what is missing for long is no part of the stretch
             for rate_hz, v in parts
             for a, b in signal.runs(~signal.long_gaps(v, rate_hz))
         ]
-        found = pulse.summarise(worn, low, high)
+        found = pulse.summarise(worn, low, high, wave=pulse.ECG if kind == "ecg" else pulse.PPG)
     else:
         joined = []
         for _, v in parts:  # a NaN behind each stretch: what follows it is no neighbour

@@ -245,7 +245,7 @@ def test_prediction_times_are_those_that_wear_precedes_and_follows(stretches, hi
     [
         ({"measures": ("sleep",)}, "holds 'sleep'; there are sleep_efficiency"),
         ({"measures": ("hrv_rmssd",)}, "name the channel in config.labels.physiology.hrv_channel"),
-        ({"hrv_kind": "ecg"}, "hrv_kind is 'ecg'"),
+        ({"hrv_kind": "eeg"}, "hrv_kind is 'eeg'"),
         ({"hrv_minutes": 7}, "must divide a day"),
         ({"period_days": (3,)}, "period_days holds 3, less than min_days 4"),
         ({"per_subject": 0}, "per_subject is 0"),

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pulse_wave import simulated, truth
+from pulse_wave import simulated, simulated_ecg, truth
 
 from ehrwear_jax.data import pulse, signal
 
@@ -50,6 +50,41 @@ def test_rate_and_variability_are_recovered_from_a_noisy_wave_with_gaps(rate, no
     assert got["rmssd_ms"] == pytest.approx(want["rmssd_ms"], rel=0.1)
     assert 0.6 * len(beat_s) < got["n_intervals"] < 0.95 * len(beat_s)
     assert got["n_differences"] <= got["n_intervals"] - 6
+
+
+@pytest.mark.parametrize("rate", [100.0, 250.0])
+@pytest.mark.parametrize(("noise", "gap", "share"), [(0.0, False, 0.02), (0.05, False, 0.05), (0.05, True, 0.10)])
+def test_an_electrocardiogram_gives_its_r_peaks_also_with_noise_and_gaps(rate, noise, gap, share):
+    ecg, beat_s = simulated_ecg(rate, 180, noise=noise, seed=2)
+    if gap:
+        ecg[int(60 * rate) : int(75 * rate)] = np.nan
+        ecg[int(120 * rate) : int(124 * rate)] = 0.0  # a loose electrode
+    for sign in (1, -1):  # electrodes swapped
+        got, want = pulse.summarise([(rate, sign * ecg)], wave=pulse.ECG), truth(beat_s)
+        assert got["heart_rate_bpm"] == pytest.approx(want["heart_rate_bpm"], rel=0.01)
+        assert got["rmssd_ms"] == pytest.approx(want["rmssd_ms"], rel=share, abs=1.0)
+        assert got["sdnn_ms"] == pytest.approx(want["sdnn_ms"], rel=max(share, 0.02), abs=1.0)
+        assert got["quality"] > (0.85 if gap else 0.97)
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.05])
+def test_r_peaks_agree_with_neurokit(noise):
+    neurokit = pytest.importorskip("neurokit2")
+    ecg, beat_s = simulated_ecg(250.0, 60, noise=noise, seed=1)
+    _, found = neurokit.ecg_peaks(neurokit.ecg_clean(ecg, sampling_rate=250), sampling_rate=250)
+    theirs = np.asarray(found["ECG_R_Peaks"]) / 250
+    mine, _ = pulse.find_beats(signal.band_pass(ecg, 250.0, *pulse.ECG.band_hz), 250.0, wave=pulse.ECG)
+    nearest = np.abs(theirs[:, None] - mine[None]).min(axis=1)
+    assert len(mine) == pytest.approx(len(theirs), abs=1) and np.median(nearest) < 0.006
+    assert (np.abs(mine[:, None] - beat_s[None]).min(axis=1) < 0.006).mean() > 0.98
+
+
+def test_noise_is_no_electrocardiogram():
+    noise = np.random.default_rng(0).standard_normal(250 * 120)
+    got = pulse.summarise([(250.0, noise)], wave=pulse.ECG)
+    assert got["quality"] < 0.5 and np.isnan([got["heart_rate_bpm"], got["rmssd_ms"]]).all()
+    too_slow = pulse.summarise([(25.0, simulated_ecg(25.0, 60)[0])], wave=pulse.ECG)
+    assert too_slow["quality"] == 0 and np.isnan(too_slow["heart_rate_bpm"])
 
 
 def test_a_parabola_finds_peaks_between_the_samples():

@@ -12,7 +12,7 @@ import polars as pl
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pulse_wave import simulated, truth
+from pulse_wave import simulated, simulated_ecg, truth
 
 from ehrwear_jax import batch as batch_lib
 from ehrwear_jax import losses, train
@@ -63,6 +63,20 @@ def test_a_wave_across_the_end_of_a_window_is_cut_there_and_the_past_does_not_kn
     other[n:] = np.random.default_rng(0).normal(0, 5, len(wave) - n)
     changed, _ = of_windows([(start_us, 25.0, "ppg", other, None)], 2, PULSE)
     assert changed[0] == whole[0] and changed[1] != whole[1]
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_a_window_of_an_electrocardiogram_has_its_rate_and_variability(seed):
+    rows, want = [], []
+    for hour, mean_s in enumerate((0.9, 0.6)):
+        ecg, beat_s = simulated_ecg(128.0, 120, mean_s=mean_s, noise=0.02, seed=seed)
+        rows.append((hour * HOUR_US + 60_000_000, 128.0, "ecg", ecg, None))
+        want.append(truth(beat_s))
+    got, _ = of_windows(rows, 2, [("ecg", "ecg")], {"ecg": (-5.0, 5.0)})
+    for found, true in zip(got, want, strict=True):
+        assert found["heart_rate_bpm"] == pytest.approx(true["heart_rate_bpm"], rel=0.005)
+        assert found["rmssd_ms"] == pytest.approx(true["rmssd_ms"], rel=0.03, abs=1.0)
+        assert found["quality"] > 0.95
 
 
 def test_noise_lowers_quality_and_an_unusable_wave_gives_no_rate():
@@ -141,12 +155,12 @@ def test_entropy_equals_a_loop(seed, lost, zeros):
 @pytest.mark.parametrize(
     ("texts", "message"),
     [
-        (("activity",), "expected 'channel:kind' with a kind of entropy, pulse, intervals"),
+        (("activity",), "expected 'channel:kind' with a kind of entropy, pulse, ecg, intervals"),
         (("activity:rhythm",), "expected 'channel:kind'"),
         (("ppg:entropy",), "the channel is not in config.prepare.channels"),
         (("rr:intervals",), "no such channel in metadata/channels.parquet"),
         (("ppg:pulse", "ppg:pulse"), "twice"),
-        (("ppg:pulse", "ppg:intervals"), "for a wave and for intervals"),
+        (("ppg:pulse", "ppg:intervals"), "for two kinds of heart beats"),
     ],
 )
 def test_what_cannot_be_summed_up_is_named(texts, message):
