@@ -176,7 +176,10 @@ def fit(tables_dir, train, wanted):
     names = targets(wanted)
     if not names:
         return {"summaries": [], "summary_mean": [], "summary_std": []}
-    windows = pl.scan_parquet(sorted((Path(tables_dir) / "windows").glob("*.parquet")))
+    files = sorted((Path(tables_dir) / "windows").glob("*.parquet"))
+    if not files:  # no wearables at all
+        return {"summaries": names, "summary_mean": [0.0] * len(names), "summary_std": [1.0] * len(names)}
+    windows = pl.scan_parquet(files)
     mine = windows.join(train.to_frame().lazy(), on="subject_id", how="semi").select(names).cast(pl.Float64)
     mean, std = (mine.select(pl.all().mean()).collect().row(0), mine.select(pl.all().std(ddof=0)).collect().row(0))
     return {

@@ -269,3 +269,14 @@ def test_a_lost_channel_takes_the_summaries_made_of_it(root):
     np.testing.assert_array_equal(got[1:], same[1:])
     np.testing.assert_array_equal(got[0, 7:], same[0, 7:])
     np.testing.assert_array_equal(got[:, :6], patient.summary_table(shown))
+
+
+def test_a_dataset_without_wearables_needs_no_other_config(tmp_path):
+    root = cohort.write_cohort(tmp_path, 12, wear_days=1)
+    config = prepare.PrepareConfig(cohort.CHANNELS, summaries=("activity:entropy",), min_subjects=2)
+    prepare.prepare_tables(root / "meds", None, root / "tables", config)
+    prepare.prepare_split(root / "tables", meds.read_codes(root / "meds"), root / "all", config)
+    meta = json.loads((root / "all" / "meta.json").read_text())
+    assert (meta["summaries"], meta["summary_mean"], meta["summary_std"]) == (["activity__entropy"], [0.0], [1.0])
+    people = pipeline.Patients(root / "all", ContextConfig(patch_steps=3))
+    assert all(people[i].window_summary().shape == (0, 7) for i in range(len(people)))
