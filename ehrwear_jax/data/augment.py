@@ -33,11 +33,12 @@ def warp_positions(rng, n_windows, n_steps, bound):
     total_Mx1 = np.abs(c_MxK).sum(axis=1, keepdims=True)
     c_MxK = c_MxK * (bound * rng.random((n_windows, 1)) / np.maximum(total_Mx1, 1e-12))
     u_L = np.linspace(0.0, 1.0, n_steps)
-    wave_KxL = np.sin(np.pi * np.arange(1, N_WAVES + 1)[:, None] * u_L[None])
-    moved_MxL = (c_MxK[..., None] * wave_KxL).sum(axis=1)  # no BLAS, whose last bits depend on the machine's threads
-    position_MxL = (u_L[None] + moved_MxL) * (n_steps - 1)
+    position_MxL = np.tile(u_L, (n_windows, 1))
+    for k in range(N_WAVES):  # no BLAS, whose last bits depend on the machine's threads
+        position_MxL += c_MxK[:, k, None] * np.sin(np.pi * (k + 1) * u_L)
+    position_MxL *= n_steps - 1
     position_MxL[:, :1], position_MxL[:, -1:] = 0.0, n_steps - 1
-    return np.clip(position_MxL, 0.0, n_steps - 1)
+    return np.clip(position_MxL, 0.0, n_steps - 1, out=position_MxL)
 
 
 def time_warp(rng, signal_MxLxC, bound=0.05):
@@ -50,43 +51,78 @@ def time_warp(rng, signal_MxLxC, bound=0.05):
     Returns:
       Array of the shape and dtype of `signal_MxLxC`.
     """
-    n_windows, n_steps, _ = signal_MxLxC.shape
-    if n_steps < 2 or not n_windows:
+    signal_MxCxL = _channels_first(signal_MxLxC)
+    n_windows, n_channels, n_steps = signal_MxCxL.shape
+    if n_steps < 2 or not signal_MxCxL.size:
         return signal_MxLxC.copy()
     position_MxL = warp_positions(rng, n_windows, n_steps, bound)
-    left_MxL = np.minimum(position_MxL.astype(np.int64), n_steps - 2)
-    share_MxLx1 = (position_MxL - left_MxL).astype(signal_MxLxC.dtype)[..., None]
-    left_MxLxC = np.take_along_axis(signal_MxLxC, left_MxL[..., None], axis=1)
-    right_MxLxC = np.take_along_axis(signal_MxLxC, left_MxL[..., None] + 1, axis=1)
-    between_MxLxC = left_MxLxC + share_MxLx1 * (right_MxLxC - left_MxLxC)
-    nearest_MxLxC = np.where(share_MxLx1 > 0.5, right_MxLxC, left_MxLxC)
-    return np.where(np.isnan(between_MxLxC), nearest_MxLxC, between_MxLxC)
+    left_MxL = np.minimum(position_MxL.astype(np.intp), n_steps - 2)
+    share_MxL = (position_MxL - left_MxL).astype(signal_MxLxC.dtype)
+    nearer_is_right_MxL = share_MxL > 0.5
+    start_MxC = (np.arange(n_windows * n_channels) * n_steps).reshape(n_windows, n_channels)
+    flat, out_MxCxL = signal_MxCxL.reshape(-1), np.empty_like(signal_MxCxL)
+    for c in range(n_channels):
+        at_MxL = left_MxL + start_MxC[:, c, None]
+        left, right = flat.take(at_MxL), flat[1:].take(at_MxL)
+        between = right - left
+        between *= share_MxL
+        between += left
+        gap = np.isnan(between)
+        if gap.any():
+            between = np.where(gap, np.where(nearer_is_right_MxL, right, left), between)
+        out_MxCxL[:, c] = between
+    return out_MxCxL.transpose(0, 2, 1)
+
+
+def _channels_first(signal_MxLxC):
+    """The signal as a contiguous [M, C, L]: a view where it lies in memory so, as `Patient.signal` gives it.
+
+    Steps are many and channels few: loops over steps are the ones to vectorise.
+    """
+    return np.ascontiguousarray(signal_MxLxC.transpose(0, 2, 1))
 
 
 def local_std(signal_MxLxC, span):
     """Standard deviation of the observed steps among the `span` around each step of its window and channel.
 
     Returns:
-      float64 [M, L, C]; 0 where fewer than two are observed.
+      float32 [M, L, C]; 0 where fewer than two are observed.
     """
-    seen = np.isfinite(signal_MxLxC)
-    value = np.where(seen, signal_MxLxC, 0.0).astype(np.float64)
+    signal_MxCxL = _channels_first(signal_MxLxC)
+    seen = np.isfinite(signal_MxCxL)
+    complete = bool(seen.all())
+    value = signal_MxCxL.astype(np.float64)
+    if not complete:
+        value[~seen] = 0.0
     # about the window's mean, for the sake of rounding: a variance does not depend on a shift
-    value = np.where(seen, value - value.sum(1, keepdims=True) / np.maximum(seen.sum(1, keepdims=True), 1), 0.0)
-    before = span // 2
+    value -= value.sum(-1, keepdims=True) / np.maximum(np.count_nonzero(seen, axis=-1, keepdims=True), 1)
+    if not complete:
+        value[~seen] = 0.0
+    before, n_steps = span // 2, value.shape[-1]
 
-    def around(x_MxLxC):
-        """Sums over the span, cut at the window's ends."""
-        n_steps = x_MxLxC.shape[1]
-        total = np.zeros((x_MxLxC.shape[0], n_steps + span, x_MxLxC.shape[2]), x_MxLxC.dtype)
-        np.cumsum(x_MxLxC, axis=1, out=total[:, before + 1 : before + 1 + n_steps])
-        total[:, before + 1 + n_steps :] = total[:, before + n_steps, None]
-        return total[:, span:] - total[:, :n_steps]
+    def around(x_MxCxL):
+        """Sums over the span, cut at the window's ends; rounding errors do not add up as in a cumulative sum."""
+        part = np.zeros((*x_MxCxL.shape[:2], n_steps + span), x_MxCxL.dtype)
+        part[..., before : before + n_steps] = x_MxCxL
+        total, done, width, left = np.zeros_like(x_MxCxL), 0, 1, span
+        while left:  # part holds sums of `width` steps, a power of two
+            if left & 1:
+                total += part[..., done : done + n_steps]
+                done += width
+            left >>= 1
+            if left:
+                part = part[..., :-width] + part[..., width:]
+                width *= 2
+        return total
 
-    count = around(seen.astype(np.int32))
-    share = 1.0 / np.maximum(count, 1)
-    variance = around(value * value) * share - (around(value) * share) ** 2
-    return np.sqrt(np.where(count > 1, np.maximum(variance, 0.0), 0.0))
+    count = around((seen[:1, :1] if complete else seen).astype(np.float32))
+    share = np.float32(1) / np.maximum(count, 1)
+    mean = around(value) * share
+    variance = around(value * value)
+    variance *= share
+    variance -= mean * mean
+    std = np.sqrt(np.maximum(variance, 0.0, out=variance).astype(np.float32))
+    return np.where(count > 1, std, np.float32(0)).transpose(0, 2, 1)
 
 
 def add_noise(rng, signal_MxLxC, scale, span):
@@ -97,8 +133,11 @@ def add_noise(rng, signal_MxLxC, scale, span):
     Returns:
       Array of the shape and dtype of `signal_MxLxC`.
     """
-    noise_MxLxC = rng.standard_normal(signal_MxLxC.shape, np.float32) * (scale * local_std(signal_MxLxC, span))
-    return (signal_MxLxC + noise_MxLxC).astype(signal_MxLxC.dtype)
+    n_windows, n_steps, n_channels = signal_MxLxC.shape
+    noise_MxCxL = rng.standard_normal((n_windows, n_channels, n_steps), np.float32)
+    noise_MxCxL *= _channels_first(local_std(signal_MxLxC, span))
+    noise_MxCxL *= np.float32(scale)
+    return (signal_MxLxC + noise_MxCxL.transpose(0, 2, 1)).astype(signal_MxLxC.dtype, copy=False)
 
 
 def drop_channels(rng, signal_MxLxC, chance):
@@ -116,12 +155,14 @@ def drop_channels(rng, signal_MxLxC, chance):
     lost_MxC, whole_MxC = rng.random(shape) < chance, rng.random(shape) < 0.5
     length_MxC = np.where(whole_MxC, n_steps, rng.integers(1, n_steps + 1, shape))
     start_MxC = (rng.random(shape) * (n_steps - length_MxC + 1)).astype(np.int64)
-    step_1xLx1 = np.arange(n_steps)[None, :, None]
-    gone_MxLxC = (
-        lost_MxC[:, None] & (step_1xLx1 >= start_MxC[:, None]) & (step_1xLx1 < (start_MxC + length_MxC)[:, None])
-    )
-    left_M = (np.isfinite(signal_MxLxC) & ~gone_MxLxC).any(axis=(1, 2))
-    return np.where(gone_MxLxC & left_M[:, None, None], np.nan, signal_MxLxC).astype(signal_MxLxC.dtype)
+    kept_MxCxL = np.array(_channels_first(signal_MxLxC))
+    hit_M = np.flatnonzero(lost_MxC.any(axis=1))
+    first_HxCx1, n_HxCx1 = start_MxC[hit_M, :, None], length_MxC[hit_M, :, None]
+    step_L = np.arange(n_steps)
+    gone_HxCxL = lost_MxC[hit_M, :, None] & (step_L >= first_HxCx1) & (step_L < first_HxCx1 + n_HxCx1)
+    left_H = (np.isfinite(kept_MxCxL[hit_M]) & ~gone_HxCxL).any(axis=(1, 2))
+    kept_MxCxL[hit_M] = np.where(gone_HxCxL & left_H[:, None, None], np.nan, kept_MxCxL[hit_M])
+    return kept_MxCxL.transpose(0, 2, 1)
 
 
 def drop_modality(rng, has_ehr, has_wear, drop_ehr, drop_wear):

@@ -11,14 +11,17 @@ DAY_US = signal.DAY_US
 NO_BIRTH = np.iinfo(np.int64).min
 
 
+BLOCK = 32  # windows that are worked on at a time: their temporaries stay in a core's cache
+
+
 @dataclasses.dataclass
 class Patient:
     """One patient's stream after the choice of modalities, merged in time order.
 
     Attributes:
       time_N: int64 us, when each token is known. ref_N: index into events or windows. is_wear_N: bool.
-      static_token_S, static_value_S; event_token_K, event_value_K, event_time_K; window_end_M, window_MxLxC (float32,
-      standardised, NaN missing); origin_us: birth, else first record; end_us: end of follow-up; died: bool.
+      static_token_S, static_value_S; event_token_K, event_value_K, event_time_K; window_end_M, window_MxLxC (float16 as
+      recorded, standardised, NaN missing); origin_us: birth, else first record; end_us: end of follow-up; died: bool.
     """
 
     time_N: np.ndarray
@@ -34,19 +37,47 @@ class Patient:
     origin_us: int
     end_us: int
     died: bool
-    _summary: np.ndarray | None = None
 
-    def window_summary(self):
-        """`summary_table` of all windows, computed once."""
-        if self._summary is None:
-            self._summary = summary_table(self.window_MxLxC)
-        return self._summary
+    @property
+    def nbytes(self):
+        """Memory held, bytes."""
+        return sum(x.nbytes for x in vars(self).values() if isinstance(x, np.ndarray))
+
+    def signal(self, lo, hi):
+        """Windows lo to hi: float32 [hi - lo, L, C], in memory with the steps of a channel side by side."""
+        return self.window_MxLxC[lo:hi].transpose(0, 2, 1).astype(np.float32, order="C").transpose(0, 2, 1)
+
+    def summary(self, lo, hi):
+        """`summary_table` of the windows lo to hi."""
+        blocks = [summary_table(self.signal(k, min(k + BLOCK, hi))) for k in range(lo, hi, BLOCK)]
+        return np.concatenate(blocks or [summary_table(self.signal(lo, lo))])
 
 
 def summary_table(window_MxLxC):
-    """Mean, std and mean absolute step per channel, statistic-major: float32 [M, F], NaN missing."""
-    table = signal.summaries(window_MxLxC)
-    return np.concatenate([table[k] for k in batch_lib.SUMMARIES], axis=1)
+    """Mean, std and mean absolute step per channel, statistic-major: float32 [M, F], NaN missing.
+
+    The definition is signal.summaries; these run for every context and work on float32 along contiguous steps.
+    """
+    x_MxCxL = np.ascontiguousarray(window_MxLxC.transpose(0, 2, 1), np.float32)
+    n_steps = x_MxCxL.shape[-1]
+    seen = np.isfinite(x_MxCxL)
+    complete = bool(seen.all())
+    count = np.full(seen.shape[:2], n_steps) if complete else np.count_nonzero(seen, axis=-1)
+    step = np.abs(np.diff(x_MxCxL, axis=-1))
+    n_pairs = np.full_like(count, max(n_steps - 1, 0))
+    if not complete:
+        pair = seen[..., 1:] & seen[..., :-1]
+        n_pairs = np.count_nonzero(pair, axis=-1)
+        step, x_MxCxL = np.where(pair, step, np.float32(0)), np.where(seen, x_MxCxL, np.float32(0))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        mean = x_MxCxL.sum(axis=-1) / count
+        apart = x_MxCxL - mean[..., None].astype(np.float32)
+        if not complete:
+            apart[~seen] = 0.0
+        std = np.sqrt(np.einsum("mcl,mcl->mc", apart, apart) / np.where(count > 1, count, np.nan))
+        mean_abs_step = step.sum(axis=-1) / n_pairs
+    table = {"mean": mean, "std": std, "mean_abs_step": mean_abs_step}
+    return np.concatenate([table[k] for k in batch_lib.SUMMARIES], axis=1).astype(np.float32)
 
 
 def make_patient(record, modalities):
@@ -60,10 +91,12 @@ def make_patient(record, modalities):
             x[:0] for x in (token, value, time, static_token, static_value)
         )
     if not wear:
-        end, window = end[:0], window[:0]
+        end, window = end[:0].copy(), window[:0].copy()
+        # copies, since a view keeps the whole record with its windows in memory
+        token, value, time, static_token, static_value = map(np.copy, (token, value, time, static_token, static_value))
     times = np.concatenate([end, time])
     is_wear = np.arange(len(times)) < len(end)
-    order = np.lexsort((np.arange(len(times)), ~is_wear, times))
+    order = np.argsort(times, kind="stable")  # of the same time: windows, which come first here, before events
     ref = np.concatenate([np.arange(len(end)), np.arange(len(time))])
     birth = int(record["birth_us"]) if ehr else NO_BIRTH
     first = int(times.min()) if len(times) else int(record["end_us"])
@@ -77,7 +110,7 @@ def make_patient(record, modalities):
         event_value_K=value,
         event_time_K=time,
         window_end_M=end,
-        window_MxLxC=window.astype(np.float32),
+        window_MxLxC=window,
         origin_us=first if birth == NO_BIRTH else birth,
         end_us=int(record["end_us"]),
         died=bool(record["died"]),
@@ -93,7 +126,6 @@ def without(patient, keep_ehr, keep_wear):
     keep_N = np.where(patient.is_wear_N, keep_wear, keep_ehr)
     if keep_N.all() and keep_ehr:
         return patient
-    patient.window_summary()  # computed once, shared by every such copy
     time_N = patient.time_N[keep_N]
     no_birth = not keep_ehr or patient.origin_us == int(patient.time_N[0])
     return dataclasses.replace(
@@ -107,18 +139,21 @@ def without(patient, keep_ehr, keep_wear):
     )
 
 
-def sample_day(rng, patient, weight_V):
+def sample_day(draw, patient, weight_V):
     """A context's end: how many merged tokens there are up to the end of a sampled patient-day.
 
     A patient-day is drawn with a probability proportional to the weight of its tokens (paper, section 3.5: mini-batches
     sample patient-days, with rare codes upsampled and administrative tokens downsampled): an event has its code's
     weight, 1 on average, and a wearable window has 1. A token known at midnight belongs to the day that ends then.
+
+    Args:
+      draw: uniform in [0, 1).
     """
     weight_N = np.ones(len(patient.time_N))
     weight_N[~patient.is_wear_N] = weight_V[patient.event_token_K[patient.ref_N[~patient.is_wear_N]]]
     total_N = np.cumsum(weight_N)
     if not total_N[-1] > 0:
         total_N = np.arange(1.0, len(weight_N) + 1)
-    token = min(int(np.searchsorted(total_N, rng.random() * total_N[-1], side="right")), len(total_N) - 1)
-    day_N = (patient.time_N - 1) // DAY_US
-    return int(np.searchsorted(day_N, day_N[token], side="right"))
+    token = min(int(np.searchsorted(total_N, draw * total_N[-1], side="right")), len(total_N) - 1)
+    day_end = -(-int(patient.time_N[token]) // DAY_US) * DAY_US
+    return int(np.searchsorted(patient.time_N, day_end, side="right"))
