@@ -5,6 +5,9 @@
 Variants, several of them joined by "+": 220m has 16 backbone layers; cohort applies the inclusion criteria of appendix
 A.2; relaxed does so with a month of EHR and three days of wear. Needs accelerators: 500,000 steps of 32 contexts.
 
+Beside level and spread, the model predicts the activity's entropy. With raw PPG or intervals between beats it predicts
+heart rate variability too: --config.prepare.summaries="('activity:entropy', 'ppg:pulse')".
+
 The signal is changed as in appendix A.3, and contexts end with sampled patient-days (section 3.5). Which codes are
 administrative, and which events of interest, is named differently in every dataset: set
 --config.context.administrative_codes and --config.context.interest_codes to tuples of code prefixes.
@@ -32,6 +35,7 @@ def get_config(variant=""):
             "channels": ("heart_rate", "activity"),
             "log_channels": ("activity",),
             "step_minutes": 1,
+            "summaries": ("activity:entropy",),
             "min_subjects": 100,
             "min_values": 1000,
             "implied_parents": True,

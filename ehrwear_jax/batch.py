@@ -6,7 +6,7 @@ is a place where a prediction is made: at an EHR event (fields `event_*`) or at 
 
 Axes: B rows, T tokens, W wearable windows, L steps in a window, C channels, P patches in a window, M masked events,
 E event reads, Q query reads, H future windows, K future codes, R recalled tokens, F summary
-statistics (three per channel).
+statistics (three per channel, then the further ones of a window, see data/window_summaries.py).
 """
 
 import dataclasses
@@ -35,6 +35,12 @@ class BatchShape:
     future_windows: int
     future_codes: int
     recalled_tokens: int
+    further_summaries: int = 0
+
+    @property
+    def summaries(self):
+        """How many summary statistics of a window there are."""
+        return len(SUMMARIES) * self.channels + self.further_summaries
 
     def axes(self, batch_size):
         return {
@@ -50,7 +56,7 @@ class BatchShape:
             "H": self.future_windows,
             "K": self.future_codes,
             "R": self.recalled_tokens,
-            "F": len(SUMMARIES) * self.channels,
+            "F": self.summaries,
             "2": 2,
         }
 

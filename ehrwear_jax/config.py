@@ -27,6 +27,7 @@ _MODEL_FROM_DATA = (
     "horizons",
     "later_rates",
     "recalled_tokens",
+    "further_summaries",
 )
 
 

@@ -78,6 +78,7 @@ def make_model(patients, options, mesh=None):
             horizons=len(patients.config.horizons),
             later_rates=patients.later_rates(),
             recalled_tokens=shape.recalled_tokens,
+            further_summaries=shape.further_summaries,
             **options,
         ),
     )

@@ -8,7 +8,7 @@ import numpy as np
 from ehrwear_jax import batch as batch_lib
 from ehrwear_jax.batch import MASK, MODALITY_EHR, MODALITY_WEAR, WEAR
 from ehrwear_jax.data import augment, masking, signal, targets
-from ehrwear_jax.data.patient import BLOCK, summary_table
+from ehrwear_jax.data.patient import BLOCK
 
 DAY_US = signal.DAY_US
 
@@ -191,7 +191,7 @@ def fill_context(row, at, patients, patient, span, query_us, rng, augment_rng=No
     if rng is not None:
         hidden = rng.random() < config.masked_contexts
         _fill_masks(row, at, patients, token, value, time_us, ehr_at[n_static:], t0, w0, m, rng, hidden)
-    shown_MxF = _fill_signal(row, w, p, windows, config, augment_rng)
+    shown_MxF = _fill_signal(row, w, patients, p, windows, augment_rng)
     if rng is not None:
         targets.fill_targets(row, at, patients, p, original, time_us, ehr_at[n_static:], windows, query_us, rng)
         if nq:
@@ -209,14 +209,15 @@ def _age(time_us, origin_us):
     return np.stack([days.astype(np.float32), (rest / DAY_US).astype(np.float32)], axis=-1)
 
 
-def _fill_signal(row, w, p, windows, config, augment_rng):
+def _fill_signal(row, w, patients, p, windows, augment_rng):
     """The windows of a context, a block at a time; returns the summaries of what is shown, noise apart: [m, F].
 
     Consecutive windows, since all windows between two tokens of a patient are tokens.
     """
     if not len(windows):
         return p.summary(0, 0)
-    changed, shown = augment_rng is not None and config.augments_signal, []
+    config, shown = patients.config, []
+    changed = augment_rng is not None and config.augments_signal
     for lo in range(0, len(windows), BLOCK):
         hi = min(lo + BLOCK, len(windows))
         signal_MxLxC = p.signal(windows[lo], windows[lo] + hi - lo)
@@ -226,7 +227,7 @@ def _fill_signal(row, w, p, windows, config, augment_rng):
             signal_MxLxC = augment.drop_channels(augment_rng, signal_MxLxC, config.channel_dropout)
         observed_MxLxC = np.isfinite(signal_MxLxC)
         clean_MxLxC = np.where(observed_MxLxC, signal_MxLxC, np.float32(0))
-        shown.append(summary_table(signal_MxLxC))
+        shown.append(p.shown_summary(windows[lo], signal_MxLxC, patients.further_channel_X if changed else None))
         part = slice(w.start + lo, w.start + hi)
         if changed and config.noise:
             clean_MxLxC = _with_noise(augment_rng, row, signal_MxLxC, clean_MxLxC, part, config)

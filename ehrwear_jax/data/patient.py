@@ -21,7 +21,8 @@ class Patient:
     Attributes:
       time_N: int64 us, when each token is known. ref_N: index into events or windows. is_wear_N: bool.
       static_token_S, static_value_S; event_token_K, event_value_K, event_time_K; window_end_M, window_MxLxC (float16 as
-      recorded, standardised, NaN missing); origin_us: birth, else first record; end_us: end of follow-up; died: bool.
+      recorded, standardised, NaN missing); further_MxX: float32, standardised, NaN missing, see window_summaries.py;
+      origin_us: birth, else first record; end_us: end of follow-up; died: bool.
     """
 
     time_N: np.ndarray
@@ -34,6 +35,7 @@ class Patient:
     event_time_K: np.ndarray
     window_end_M: np.ndarray
     window_MxLxC: np.ndarray
+    further_MxX: np.ndarray
     origin_us: int
     end_us: int
     died: bool
@@ -48,9 +50,24 @@ class Patient:
         return self.window_MxLxC[lo:hi].transpose(0, 2, 1).astype(np.float32, order="C").transpose(0, 2, 1)
 
     def summary(self, lo, hi):
-        """`summary_table` of the windows lo to hi."""
-        blocks = [summary_table(self.signal(k, min(k + BLOCK, hi))) for k in range(lo, hi, BLOCK)]
-        return np.concatenate(blocks or [summary_table(self.signal(lo, lo))])
+        """`shown_summary` of the windows lo to hi as they were recorded."""
+        starts = range(lo, max(hi, lo + 1), BLOCK)
+        return np.concatenate([self.shown_summary(k, self.signal(k, min(k + BLOCK, hi))) for k in starts])
+
+    def shown_summary(self, first, shown_MxLxC, channel_X=None):
+        """`summary_table` of a signal and the further summaries: float32 [M, F].
+
+        Args:
+          first: the window that shown_MxLxC begins with.
+          channel_X: where the signal was changed, the channel that each further summary is of, -1 for none of them. A
+            summary is missing where that channel was lost.
+        """
+        further_MxX = self.further_MxX[first : first + len(shown_MxLxC)]
+        if channel_X is not None and len(channel_X):
+            here_MxC = np.isfinite(shown_MxLxC).any(axis=1)
+            here_MxC = np.append(here_MxC, np.ones((len(here_MxC), 1), bool), axis=1)
+            further_MxX = np.where(here_MxC[:, channel_X], further_MxX, np.float32(np.nan))
+        return np.concatenate([summary_table(shown_MxLxC), further_MxX], axis=1)
 
 
 def summary_table(window_MxLxC):
@@ -85,13 +102,13 @@ def make_patient(record, modalities):
     ehr, wear = "ehr" in modalities, "wear" in modalities
     token, value, time = record["token"], record["value"], record["time_us"]
     static_token, static_value = record["static_token"], record["static_value"]
-    end, window = record["window_end_us"], record["window"]
+    end, window, further = record["window_end_us"], record["window"], record["summary"]
     if not ehr:
         token, value, time, static_token, static_value = (
             x[:0] for x in (token, value, time, static_token, static_value)
         )
     if not wear:
-        end, window = end[:0].copy(), window[:0].copy()
+        end, window, further = (x[:0].copy() for x in (end, window, further))
         # copies, since a view keeps the whole record with its windows in memory
         token, value, time, static_token, static_value = map(np.copy, (token, value, time, static_token, static_value))
     times = np.concatenate([end, time])
@@ -111,6 +128,7 @@ def make_patient(record, modalities):
         event_time_K=time,
         window_end_M=end,
         window_MxLxC=window,
+        further_MxX=further.astype(np.float32),
         origin_us=first if birth == NO_BIRTH else birth,
         end_us=int(record["end_us"]),
         died=bool(record["died"]),

@@ -49,6 +49,8 @@ class Patients:
         self.index = index
         meta = json.loads((self.folder / "meta.json").read_text())
         self.steps, self.channels = meta["steps"], tuple(meta["channels"])
+        names = [name.rpartition("__")[0] for name in meta["summaries"]]
+        self.further_channel_X = np.array([self.channels.index(c) if c in self.channels else -1 for c in names], int)
         self.window_us = meta["window_hours"] * 3_600_000_000
         self.vocabulary = Vocabulary.load(self.folder)
         paths = [str(self.folder / "records" / name) for name in meta["shards"]]
@@ -126,6 +128,7 @@ class Patients:
             future_windows=c.future_windows,
             future_codes=len(self.future_codes),
             recalled_tokens=self.n_recalled,
+            further_summaries=len(self.further_channel_X),
         )
 
 

@@ -14,7 +14,7 @@ import polars as pl
 from array_record.python.array_record_module import ArrayRecordWriter
 from tqdm import tqdm
 
-from ehrwear_jax.data import cohort, harmonise, meds, meds_checks, records, signal, tokenizer
+from ehrwear_jax.data import cohort, harmonise, meds, meds_checks, records, signal, tokenizer, window_summaries
 from ehrwear_jax.data.prepare_windows import prepare_windows
 from ehrwear_jax.data.quarantine import count_reasons, quarantine_counts, set_aside
 from ehrwear_jax.data.source import hashed_uniform
@@ -34,6 +34,7 @@ class PrepareConfig:
     Attributes:
       channels: wearable channels to use, in order; empty means none. log_channels: those taken as log(1 + x).
       window_hours, step_minutes, min_coverage: see signal.WindowSpec.
+      summaries: further statistics of a window as "channel:kind", see window_summaries.py.
       min_subjects, value_bins, min_values: see tokenizer.fit_vocabulary.
       mapping_files, ranges_file: user tables, see harmonise.read_mapping and read_ranges.
       implied_parents: give ICD-10 and ATC codes the ancestors that they spell out, beside those of codes.parquet.
@@ -52,6 +53,7 @@ class PrepareConfig:
     window_hours: int = 6
     step_minutes: int = 5
     min_coverage: float = 0.1
+    summaries: tuple = ()
     min_subjects: int = 10
     value_bins: int = 10
     min_values: int = 50
@@ -311,6 +313,7 @@ def prepare_split(tables_dir, codes, out_dir, config, fold=None, units=None):
             "channels": list(config.channels),
             "shards": [f"{s:05d}.array_record" for s in range(-(-subjects.height // config.subjects_per_shard))],
             **_channel_statistics(tables, set(train.to_list()), config),
+            **window_summaries.fit(tables, train, window_summaries.parse(config.summaries, config.channels)),
         }
         _write_json(meta, out / "meta.json")
     places = _window_places(tables)
@@ -380,12 +383,14 @@ def _write_records(chunk, events, places, vocabulary, meta, path):
             known = np.flatnonzero(token_N[mine] >= 0) + mine.start
             static, timed = known[time_N[known] == NO_BIRTH], known[time_N[known] != NO_BIRTH]
             window = np.zeros((0, meta["steps"], len(meta["channels"])), np.float16)
+            summary = np.zeros((0, len(meta["summaries"])), np.float16)
             end = np.zeros(0, np.int64)
             if row["subject_id"] in places:
                 file, lo, hi, end = places[row["subject_id"]]
                 if file not in opened:
-                    opened[file] = np.load(file, mmap_mode="r")
-                window = np.clip((opened[file][lo:hi] - mean) / std, -10.0, 10.0).astype(np.float16)
+                    opened[file] = np.load(file, mmap_mode="r"), window_summaries.standardised(file, meta)
+                window = np.clip((opened[file][0][lo:hi] - mean) / std, -10.0, 10.0).astype(np.float16)
+                summary = opened[file][1][lo:hi]
             time_us = time_N[timed]
             end_us = max([_micros(row["end_time"]), *end[-1:].tolist(), *time_us[-1:].tolist()])
             writer.write(
@@ -398,6 +403,7 @@ def _write_records(chunk, events, places, vocabulary, meta, path):
                         "time_us": time_us,
                         "window_end_us": end,
                         "window": window,
+                        "summary": summary,
                         "birth_us": np.int64(_micros(row["birth_time"])),
                         "end_us": np.int64(end_us),
                         "died": np.bool_(bool(row["died"])),

@@ -6,7 +6,7 @@ import numpy as np
 import polars as pl
 from tqdm import tqdm
 
-from ehrwear_jax.data import overlap, signal, wearable
+from ehrwear_jax.data import overlap, signal, wearable, window_summaries
 from ehrwear_jax.data.quarantine import count_reasons, quarantine_counts, set_aside
 from ehrwear_jax.data.tables import shard_names, write_frame, write_json, writing
 
@@ -27,8 +27,10 @@ def prepare_windows(wearable_dir, out, quarantine, config):
             f"{wearable_dir}: no channel {sorted(unknown)} in metadata/channels.parquet; there are {sorted(known)}"
         )
     limits = {r["channel"]: (r["valid_min"], r["valid_max"]) for r in table.iter_rows(named=True)}
+    window_summaries.parse(config.summaries, config.channels, known)
     shards = wearable.list_shards(wearable_dir)
-    total = {"rows": 0, "other channels": 0, "set aside": 0, "windows": 0} | dict.fromkeys(overlap.COUNTS, 0)
+    total = {"rows": 0, "other channels": 0, "set aside": 0, "windows": 0, "outside": 0}
+    total |= dict.fromkeys(overlap.COUNTS, 0)
     reasons = {}
     for path, name in zip(
         tqdm(shards, "wearable", unit="shard", disable=None), shard_names(shards, wearable_dir), strict=True
@@ -55,6 +57,9 @@ def prepare_windows(wearable_dir, out, quarantine, config):
     for key, reason in overlap.COUNTS.items():
         if total[key]:
             report.append({"step": f"wearable {key}", "n": 0, "dropped": total[key], "reason": reason})
+    if total["outside"]:
+        reason = "no channel of the config covers the window, so it does not exist"
+        report.append({"step": "stretches to sum up", "n": 0, "dropped": total["outside"], "reason": reason})
     return report + quarantine_counts("wearable", reasons)
 
 
@@ -73,22 +78,18 @@ def _require_one_file_each(wearable_dir, out):
 def _one_shard(path, name, table, limits, out, quarantine, config):
     """Writes the windows of one file of recordings; returns its counts."""
     spec, aside = config.window_spec(), []
-    counted = {"rows": 0, "other channels": 0, "windows": 0} | dict.fromkeys(overlap.COUNTS, 0)
-    ids, ends, values = [], [], []
+    wanted = window_summaries.parse(config.summaries, config.channels)
+    needed = list(dict.fromkeys([*config.channels, *(channel for channel, _ in wanted)]))
+    counted = {"rows": 0, "other channels": 0, "windows": 0, "outside": 0} | dict.fromkeys(overlap.COUNTS, 0)
+    ids, ends, values, further = [], [], [], []
     for subject, rows in wearable.read_subjects(path, table, config.time_bounds(), aside):
-        used = rows.filter(pl.col("channel").is_in(list(config.channels)))
+        used = rows.filter(pl.col("channel").is_in(needed))
         counted["rows"] += rows.height
         counted["other channels"] += rows.height - used.height
-        stretches = zip(
-            used["start_time"].to_physical(),
-            used["sample_rate_hz"],
-            used["channel"],
-            used["values"],
-            used["device"],
-            strict=True,
-        )
-        end, window, resolved = signal.window_person(((t, f, c, v.to_numpy(), d) for t, f, c, v, d in stretches),
-                                                     spec, limits)  # fmt: skip
+        stretches = wearable.stretches(used)
+        end, window, resolved = signal.window_person(stretches, spec, limits)
+        summed, n_outside = window_summaries.of_person(stretches, end, window, spec, limits, wanted)
+        counted["outside"] += n_outside
         for key, n in resolved.items():
             counted[key] += n
         for c in set(config.log_channels) & set(config.channels):
@@ -97,6 +98,7 @@ def _one_shard(path, name, table, limits, out, quarantine, config):
         ids.append(np.full(len(end), subject, np.int64))
         ends.append(end)
         values.append(window)
+        further.append(summed)
     window = np.concatenate(values) if values else np.zeros((0, spec.steps, len(spec.channels)), np.float32)
     columns = {
         "subject_id": np.concatenate(ids) if ids else np.zeros(0, np.int64),
@@ -105,6 +107,10 @@ def _one_shard(path, name, table, limits, out, quarantine, config):
     for stat, x in signal.summaries(window).items():
         for i, c in enumerate(spec.channels):
             columns[f"{c}__{stat}"] = pl.Series(x[:, i]).fill_nan(None)
+    for i, column in enumerate(window_summaries.columns(wanted)):
+        columns[column] = pl.Series(np.concatenate([np.zeros(0, np.float32), *(x[:, i] for x in further)])).fill_nan(
+            None
+        )
     with writing(out / "window_values" / f"{name}.npy") as partial, open(partial, "wb") as f:
         np.save(f, window)
     write_frame(pl.DataFrame(columns), out / "windows" / f"{name}.parquet")

@@ -39,13 +39,19 @@ def clean_window(start_us, rate_hz, values_T, end_us, low=-np.inf, high=np.inf, 
     Returns:
       Cleaned, with T the number of samples complete at end_us.
     """
-    known_T = np.asarray(values_T, np.float64)[: signal.complete_by(start_us, rate_hz, len(values_T), end_us)]
-    artefact_T = signal.artefacts(known_T, rate_hz, low, high, segment_s=segment_s)
+    known_T = np.asarray(values_T)[: signal.complete_by(start_us, rate_hz, len(values_T), end_us)]
+    return clean(rate_hz, known_T, low, high, segment_s)
+
+
+def clean(rate_hz, values_T, low=-np.inf, high=np.inf, segment_s=8.0):
+    """Cleaned of a stretch all of whose samples are known; as `clean_window`."""
+    values_T = np.asarray(values_T, np.float64)
+    artefact_T = signal.artefacts(values_T, rate_hz, low, high, segment_s=segment_s)
     return Cleaned(
-        filtered_T=signal.band_pass(np.where(artefact_T, np.nan, known_T), rate_hz),
+        filtered_T=signal.band_pass(np.where(artefact_T, np.nan, values_T), rate_hz),
         artefact_T=artefact_T,
-        missing_T=signal.long_gaps(known_T, rate_hz),
-        quality_S=signal.segment_quality(known_T, rate_hz, artefact_T, segment_s),
+        missing_T=signal.long_gaps(values_T, rate_hz),
+        quality_S=signal.segment_quality(values_T, rate_hz, artefact_T, segment_s),
     )
 
 
@@ -97,28 +103,41 @@ def _beats_of_stretch(x_N, rate_hz, min_delay_s):
 
 
 def beat_intervals(beat_s_B, stretch_B=None, low_ms=300.0, high_ms=2000.0, max_change=0.2):
-    """Intervals between successive beats; NaN where there is no trustworthy one.
-
-    NaN stands for an interval across two stretches (beats were missed in between), outside [low_ms, high_ms], or
-    further than max_change from the median of the five around it: the 20 % rule of Malik et al. (1989, Eur Heart J
-    10:1060) against a local median instead of one neighbour. It takes out ectopic beats (a short interval, then a
-    long one) and beats that were missed or found twice. True intervals that differ as much go too, so variability is
-    too low where intervals vary by more than about 5 % at random; a larger max_change spares them.
+    """Intervals between successive beats; NaN where there is no `trustworthy` one, or two stretches meet.
 
     Args:
       beat_s_B: [B] seconds, increasing.
-      stretch_B: [B] which stretch the beat is from; None for one stretch.
+      stretch_B: [B] which stretch the beat is from; None for one stretch. Between two, beats were missed.
 
     Returns:
       [max(B - 1, 0)] float64, milliseconds.
     """
     interval_N = np.diff(np.asarray(beat_s_B, np.float64)) * 1000
+    if stretch_B is not None:
+        interval_N = np.where(np.diff(stretch_B) == 0, interval_N, np.nan)
+    return trustworthy(interval_N, low_ms, high_ms, max_change)
+
+
+def trustworthy(interval_ms_N, low_ms=300.0, high_ms=2000.0, max_change=0.2):
+    """The intervals with NaN in the place of those that no two successive normal beats make.
+
+    These lie outside [low_ms, high_ms], or further than max_change from the median of the five around it: the 20 %
+    rule of Malik et al. (1989, Eur Heart J 10:1060) against a local median instead of one neighbour. It takes out
+    ectopic beats (a short interval, then a long one) and beats that were missed or found twice. True intervals that
+    differ as much go too, so variability is too low where intervals vary by more than about 5 % at random; a larger
+    max_change spares them.
+
+    Args:
+      interval_ms_N: [N] milliseconds, successive; NaN where one is missing.
+
+    Returns:
+      [N] float64.
+    """
+    interval_N = np.asarray(interval_ms_N, np.float64)
     if len(interval_N) == 0:
         return np.zeros(0)
-    keep_N = (interval_N >= low_ms) & (interval_N <= high_ms)
-    if stretch_B is not None:
-        keep_N &= np.diff(stretch_B) == 0
-    interval_N = np.where(keep_N, interval_N, np.nan)
+    with np.errstate(invalid="ignore"):
+        interval_N = np.where((interval_N >= low_ms) & (interval_N <= high_ms), interval_N, np.nan)
     sorted_Nx5 = np.sort(np.lib.stride_tricks.sliding_window_view(np.pad(interval_N, 2, constant_values=np.nan), 5))
     last_N = np.maximum(np.isfinite(sorted_Nx5).sum(axis=1) - 1, 0)  # NaN is sorted behind
     at_Nx2 = np.stack([last_N // 2, (last_N + 1) // 2], axis=1)
@@ -175,22 +194,38 @@ def _mean(x_xN):
 
 
 def summarise_window(start_us, rate_hz, values_T, end_us, low=-np.inf, high=np.inf, min_share=0.5, min_intervals=10):
-    """Heart rate, variability and quality of a raw pulse signal up to the end of a window.
+    """As `summarise`, of one stretch of raw signal up to the end of a window.
 
-    Chains `clean_window`, `find_beats` and `beat_intervals`; samples that are not complete at end_us change nothing.
+    Samples that are not complete at end_us (microseconds since the epoch, as start_us) change nothing.
+    """
+    known_T = np.asarray(values_T)[: signal.complete_by(start_us, rate_hz, len(values_T), end_us)]
+    return summarise([(rate_hz, known_T)], low, high, min_share, min_intervals)
+
+
+def summarise(stretches, low=-np.inf, high=np.inf, min_share=0.5, min_intervals=10):
+    """Heart rate, variability and quality of stretches of raw pulse signal, none of which reaches into another.
+
+    Chains `clean`, `find_beats` and `beat_intervals` for each stretch.
 
     Args:
-      min_share: least share of the time up to end_us that trustworthy intervals must fill.
+      stretches: list of (rate_hz, values_T), in order of time.
+      low, high: plausible range in the unit of the values.
+      min_share: least share of the stretches' time that trustworthy intervals must fill.
       min_intervals: as in `hrv`.
 
     Returns:
       {"heart_rate_bpm", "quality", and all of `hrv`}: numbers; quality is the mean over the segments that could be
       judged. Rate and variability are NaN where too little is there.
     """
-    cleaned = clean_window(start_us, rate_hz, values_T, end_us, low, high)
-    interval_N = beat_intervals(*find_beats(cleaned.filtered_T, rate_hz))
-    filled_s = np.nansum(interval_N) / 1000
-    if filled_s < min_share * len(cleaned.filtered_T) / rate_hz:
+    interval, quality, seconds = [np.zeros(0)], [np.zeros(0)], 0.0
+    for rate_hz, values_T in stretches:
+        cleaned = clean(rate_hz, values_T, low, high)
+        # a NaN behind each stretch: what follows it is no neighbour
+        interval += [beat_intervals(*find_beats(cleaned.filtered_T, rate_hz)), np.full(1, np.nan)]
+        quality.append(cleaned.quality_S)
+        seconds += len(values_T) / rate_hz
+    interval_N = np.concatenate(interval)
+    if np.nansum(interval_N) / 1000 < min_share * seconds:
         min_intervals = np.inf
-    out = {"heart_rate_bpm": heart_rate(interval_N, min_intervals), "quality": _mean(cleaned.quality_S)[0]}
+    out = {"heart_rate_bpm": heart_rate(interval_N, min_intervals), "quality": _mean(np.concatenate(quality))[0]}
     return {**out, **hrv(interval_N, min_intervals)}

@@ -389,8 +389,25 @@ def activity_entropy(bins_DxP, min_days=1):
       A number; NaN if a bin of the day was seen on fewer than min_days days, or if there was no activity.
     """
     profile_P = mean_profile(np.asarray(bins_DxP, np.float64), max(min_days, 1))
-    total = profile_P.sum()
-    if not total > 0:
-        return np.nan
-    share_P = profile_P[profile_P > 0] / total
-    return float(-(share_P * np.log(share_P)).sum() / np.log(len(profile_P)) + 0.0)
+    return float(evenness(profile_P[None], min_coverage=1.0)[0])
+
+
+def evenness(values_MxP, min_coverage=0.5):
+    """Shannon's entropy (1948) of the shares that the values of a row have of its sum, over the log of their number.
+
+    Args:
+      values_MxP: non-negative; NaN where missing, and left out.
+      min_coverage: least share of a row that must be there.
+
+    Returns:
+      [M] float64: 0 if all of the sum is in one value, 1 if all values are the same; NaN if fewer than two values or
+      too few are there, or their sum is zero.
+    """
+    values_MxP = np.asarray(values_MxP, np.float64)
+    seen = np.isfinite(values_MxP)
+    count_M = seen.sum(axis=1)
+    total_M = np.where(seen, values_MxP, 0.0).sum(axis=1)
+    enough_M = (count_M >= np.maximum(min_coverage * values_MxP.shape[1], 2)) & (total_M > 0)
+    share_MxP = np.where(seen & enough_M[:, None], values_MxP, 0.0) / np.where(enough_M, total_M, 1.0)[:, None]
+    bits_M = -np.sum(share_MxP * np.log(np.where(share_MxP > 0, share_MxP, 1.0)), axis=1)
+    return np.where(enough_M, np.maximum(bits_M, 0.0) / np.log(np.maximum(count_M, 2)), np.nan)

@@ -102,6 +102,21 @@ def read_subjects(
         yield pending["subject_id"][0], pending
 
 
+def stretches(rows: pl.DataFrame) -> list[tuple]:
+    """[(start_us, sample_rate_hz, channel, values_N float32, device)] of one person's rows."""
+    parts = zip(
+        rows["start_time"].to_physical(),
+        rows["sample_rate_hz"],
+        rows["channel"],
+        rows["values"],
+        rows["device"],
+        strict=True,
+    )
+    return [
+        (start_us, rate_hz, channel, values.to_numpy(), device) for start_us, rate_hz, channel, values, device in parts
+    ]
+
+
 def _require_contiguous(ids: pl.Series, first_row: int, seen: set, last: int | None, path: Path) -> int | None:
     """Checks a row group's subjects against those seen before it; returns the last one."""
     row = first_row

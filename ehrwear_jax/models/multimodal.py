@@ -21,8 +21,8 @@ class ModelConfig:
     """Sizes of the model (paper, appendix A.4 for the defaults of configs/full.py).
 
     Attributes:
-      vocabulary, steps, channels, patch_steps, future_windows, future_codes, horizons, recalled_tokens: from data,
-        see batch.BatchShape.
+      vocabulary, steps, channels, patch_steps, future_windows, future_codes, horizons, recalled_tokens,
+        further_summaries: from data, see batch.BatchShape.
       later_rates: [future_codes x horizons] expected share of positives, where the head of later codes starts.
       time_features: q of rho. shortest_period_days: of rho; data by the day have no use for less than months, and
         fine phases of an age tell people apart. kernel: mixture, rational_quadratic or none. n_components: R.
@@ -38,6 +38,7 @@ class ModelConfig:
     horizons: int
     later_rates: tuple
     recalled_tokens: int
+    further_summaries: int = 0
     width: int = 1024
     n_layers: int = 24
     n_heads: int = 16
@@ -80,8 +81,9 @@ class MultimodalModel(nn.Module):
         if c.channels:
             self.wear = WearableEncoder(c.wear_width, c.width, c.wear_layers, c.wear_heads, c.patch_steps, dtype)
             self.decoder = heads.SignalDecoder(c.steps, c.channels, c.future_windows, c.width)
-            self.past = nn.Dense(len(SUMMARIES) * c.channels)
-            self.summary = heads.Mlp(c.width, len(SUMMARIES) * c.channels)
+            n_summaries = len(SUMMARIES) * c.channels + c.further_summaries
+            self.past = nn.Dense(n_summaries)
+            self.summary = heads.Mlp(c.width, n_summaries)
             self.pool = heads.WearablePool()
             self.pool_norm = nn.LayerNorm()
             self.pool_mlp = heads.Mlp(c.width, c.width)

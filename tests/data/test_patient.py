@@ -20,6 +20,7 @@ def make(event_days, tokens, window_days, birth=True):
         "time_us": START + (at * DAY_US).astype(np.int64),
         "window_end_us": START + (np.array(window_days, float) * DAY_US).astype(np.int64),
         "window": np.random.default_rng(0).normal(size=(len(window_days), 6, 2)).astype(np.float16),
+        "summary": np.zeros((len(window_days), 0), np.float16),
         "birth_us": np.int64(START - 9000 * DAY_US if birth else patient_lib.NO_BIRTH),
         "end_us": np.int64(START + 900 * DAY_US),
         "died": np.bool_(False),
