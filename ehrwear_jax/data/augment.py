@@ -8,6 +8,8 @@ nothing of a window depends on another window, so that what a window's end makes
 Missing steps are NaN. Axes: M windows, L steps, C channels.
 """
 
+import functools
+
 import numpy as np
 
 N_WAVES = 3
@@ -32,13 +34,21 @@ def warp_positions(rng, n_windows, n_steps, bound):
     c_MxK = rng.normal(size=(n_windows, N_WAVES)) / np.arange(1, N_WAVES + 1)
     total_Mx1 = np.abs(c_MxK).sum(axis=1, keepdims=True)
     c_MxK = c_MxK * (bound * rng.random((n_windows, 1)) / np.maximum(total_Mx1, 1e-12))
-    u_L = np.linspace(0.0, 1.0, n_steps)
-    position_MxL = np.tile(u_L, (n_windows, 1))
-    for k in range(N_WAVES):  # no BLAS, whose last bits depend on the machine's threads
-        position_MxL += c_MxK[:, k, None] * np.sin(np.pi * (k + 1) * u_L)
+    u_L, wave_KxL = _waves(n_steps)
+    position_MxL = c_MxK[:, :1] * wave_KxL[0]
+    for k in range(1, N_WAVES):  # no BLAS, whose last bits depend on the machine's threads
+        position_MxL += c_MxK[:, k, None] * wave_KxL[k]
+    position_MxL += u_L
     position_MxL *= n_steps - 1
     position_MxL[:, :1], position_MxL[:, -1:] = 0.0, n_steps - 1
     return np.clip(position_MxL, 0.0, n_steps - 1, out=position_MxL)
+
+
+@functools.lru_cache(maxsize=8)
+def _waves(n_steps):
+    """(u [L], sin(pi k u) [K, L])."""
+    u_L = np.linspace(0.0, 1.0, n_steps)
+    return u_L, np.sin(np.pi * np.arange(1, N_WAVES + 1)[:, None] * u_L)
 
 
 def time_warp(rng, signal_MxLxC, bound=0.05):
@@ -67,9 +77,10 @@ def time_warp(rng, signal_MxLxC, bound=0.05):
         between = right - left
         between *= share_MxL
         between += left
-        gap = np.isnan(between)
-        if gap.any():
-            between = np.where(gap, np.where(nearer_is_right_MxL, right, left), between)
+        gap = np.flatnonzero(np.isnan(between))
+        if len(gap):
+            nearest = np.where(nearer_is_right_MxL.reshape(-1)[gap], right.reshape(-1)[gap], left.reshape(-1)[gap])
+            between.reshape(-1)[gap] = nearest
         out_MxCxL[:, c] = between
     return out_MxCxL.transpose(0, 2, 1)
 
@@ -89,40 +100,45 @@ def local_std(signal_MxLxC, span):
       float32 [M, L, C]; 0 where fewer than two are observed.
     """
     signal_MxCxL = _channels_first(signal_MxLxC)
-    seen = np.isfinite(signal_MxCxL)
-    complete = bool(seen.all())
-    value = signal_MxCxL.astype(np.float64)
-    if not complete:
-        value[~seen] = 0.0
+    n_windows, n_channels, n_steps = signal_MxCxL.shape
+    finite = np.isfinite(signal_MxCxL)
+    # Rows behind each other with `span` zeros between them: a shift of this flat array is a shift of every window.
+    seen, value, variance = (np.zeros((n_windows, n_channels, n_steps + span), np.float32) for _ in range(3))
+    inside = slice(span // 2, span // 2 + n_steps)
+    seen[..., inside] = finite
+    value[..., inside] = np.where(finite, signal_MxCxL, 0)
     # about the window's mean, for the sake of rounding: a variance does not depend on a shift
-    value -= value.sum(-1, keepdims=True) / np.maximum(np.count_nonzero(seen, axis=-1, keepdims=True), 1)
-    if not complete:
-        value[~seen] = 0.0
-    before, n_steps = span // 2, value.shape[-1]
+    mean_MxCx1 = value.sum(-1, keepdims=True) / np.maximum(seen.sum(-1, keepdims=True), 1)
+    value -= mean_MxCx1
+    value *= seen
+    seen, value = seen.reshape(-1), value.reshape(-1)
+    count = _sums(seen, span)
+    share = 1 / np.maximum(count, 1)
+    mean = _sums(value, span) * share
+    apart, total = np.empty_like(mean), variance.reshape(-1)[: len(mean)]
+    for k in range(span):
+        np.subtract(value[k : k + len(mean)], mean, out=apart)
+        apart *= apart
+        apart *= seen[k : k + len(mean)]
+        total += apart
+    total *= share
+    total *= count > 1
+    return np.sqrt(variance[..., :n_steps], dtype=np.float32).transpose(0, 2, 1)
 
-    def around(x_MxCxL):
-        """Sums over the span, cut at the window's ends; rounding errors do not add up as in a cumulative sum."""
-        part = np.zeros((*x_MxCxL.shape[:2], n_steps + span), x_MxCxL.dtype)
-        part[..., before : before + n_steps] = x_MxCxL
-        total, done, width, left = np.zeros_like(x_MxCxL), 0, 1, span
-        while left:  # part holds sums of `width` steps, a power of two
-            if left & 1:
-                total += part[..., done : done + n_steps]
-                done += width
-            left >>= 1
-            if left:
-                part = part[..., :-width] + part[..., width:]
-                width *= 2
-        return total
 
-    count = around((seen[:1, :1] if complete else seen).astype(np.float32))
-    share = np.float32(1) / np.maximum(count, 1)
-    mean = around(value) * share
-    variance = around(value * value)
-    variance *= share
-    variance -= mean * mean
-    std = np.sqrt(np.maximum(variance, 0.0, out=variance).astype(np.float32))
-    return np.where(count > 1, std, np.float32(0)).transpose(0, 2, 1)
+def _sums(x_N, span):
+    """Sums of `span` neighbours, [N - span + 1], from sums of powers of two: errors do not add up along x."""
+    n, total, done, width, left, part = len(x_N) - span + 1, None, 0, 1, span, x_N
+    while left:  # part holds sums of `width` neighbours
+        if left & 1:
+            here = part[done : done + n]
+            total = here if total is None else total + here
+            done += width
+        left >>= 1
+        if left:
+            part = part[:-width] + part[width:]
+            width *= 2
+    return total
 
 
 def add_noise(rng, signal_MxLxC, scale, span):

@@ -8,7 +8,6 @@ import numpy as np
 from ehrwear_jax import batch as batch_lib
 from ehrwear_jax.batch import MASK, MODALITY_EHR, MODALITY_WEAR, WEAR
 from ehrwear_jax.data import augment, masking, signal, targets
-from ehrwear_jax.data.patient import BLOCK
 
 DAY_US = signal.DAY_US
 
@@ -218,17 +217,16 @@ def _fill_signal(row, w, patients, p, windows, augment_rng):
         return p.summary(0, 0)
     config, shown = patients.config, []
     changed = augment_rng is not None and config.augments_signal
-    for lo in range(0, len(windows), BLOCK):
-        hi = min(lo + BLOCK, len(windows))
-        signal_MxLxC = p.signal(windows[lo], windows[lo] + hi - lo)
+    for a, b in p.blocks(int(windows[0]), int(windows[-1]) + 1):
+        signal_MxLxC = p.signal(a, b)
         if changed and config.time_warp:
             signal_MxLxC = augment.time_warp(augment_rng, signal_MxLxC, config.time_warp)
         if changed and config.channel_dropout:
             signal_MxLxC = augment.drop_channels(augment_rng, signal_MxLxC, config.channel_dropout)
         observed_MxLxC = np.isfinite(signal_MxLxC)
         clean_MxLxC = np.where(observed_MxLxC, signal_MxLxC, np.float32(0))
-        shown.append(p.shown_summary(windows[lo], signal_MxLxC, patients.further_channel_X if changed else None))
-        part = slice(w.start + lo, w.start + hi)
+        shown.append(p.shown_summary(a, signal_MxLxC, patients.further_channel_X if changed else None))
+        part = slice(w.start + a - windows[0], w.start + b - windows[0])
         if changed and config.noise:
             clean_MxLxC = _with_noise(augment_rng, row, signal_MxLxC, clean_MxLxC, part, config)
         row["observed"][part], row["wear"][part] = observed_MxLxC, clean_MxLxC

@@ -26,7 +26,7 @@ _AUGMENTATION = 1  # names a stream of random numbers beside that of the masks a
 _PLANNED, _FURTHER = 0, 1  # so that no two appearances share a key
 _GOLDEN = 0.6180339887498949  # phases of successive rows that cover [0, 1) evenly
 _LEAST_FREE = 32  # a row is full when less than this part of its tokens is free
-_MOST_FAILED = 8  # further patients for whose windows a row has no room, after which it is left as it is
+_MOST_FAILED = 3  # further patients for whose windows a row has no room, after which it is left as it is
 
 
 class Patients:

@@ -32,20 +32,16 @@ def fill_targets(row, at, patients, p, token, time_us, event_at, windows, query_
     row["event_position"][e] = t0 + reads
     at["events"] += len(reads)
     q = slice(at["queries"], at["queries"] + len(query_us))
-    for name, s, read_us, stop in (
-        ("event", e, time_us[reads], reads + 1),
-        ("query", q, query_us, row["query_kv_range"][q, 1] - t0),
-    ):
-        if not len(read_us):
-            continue
-        nxt = np.searchsorted(p.event_time_K, read_us, side="right")
-        row[f"{name}_next"][s] = np.where(nxt < len(p.event_token_K), np.append(p.event_token_K, PAD)[nxt], PAD)
-        begin = np.searchsorted(time_us, read_us - int(config.pool_days * DAY_US), side="left")
-        row[f"{name}_pool"][s, 0], row[f"{name}_pool"][s, 1] = t0 + begin, t0 + stop
-        if len(p.window_end_M):
-            row[f"{name}_summary"][s], row[f"{name}_summary_mask"][s] = _following(
-                p, read_us, config, patients.window_us
-            )
+    reads_us, n_event = np.concatenate([time_us[reads], query_us]), len(reads)
+    stop_R = np.concatenate([reads + 1, row["query_kv_range"][q, 1] - t0])
+    next_R = np.append(p.event_token_K, PAD)[np.searchsorted(p.event_time_K, reads_us, side="right")]
+    begin_R = np.searchsorted(time_us, reads_us - int(config.pool_days * DAY_US), side="left")
+    following = _following(p, reads_us, config, patients.window_us) if len(p.window_end_M) and len(reads_us) else None
+    for name, s, mine in (("event", e, slice(n_event)), ("query", q, slice(n_event, None))):
+        row[f"{name}_next"][s] = next_R[mine]
+        row[f"{name}_pool"][s, 0], row[f"{name}_pool"][s, 1] = t0 + begin_R[mine], t0 + stop_R[mine]
+        if following is not None:
+            row[f"{name}_summary"][s], row[f"{name}_summary_mask"][s] = (x[mine] for x in following)
     if m:
         end = p.window_end_M[windows]
         row["step_window"][w0 : w0 + m] = _next_windows(end, end, patients.window_us, config.future_windows, w0)
