@@ -67,22 +67,20 @@ def time_warp(rng, signal_MxLxC, bound=0.05):
         return signal_MxLxC.copy()
     position_MxL = warp_positions(rng, n_windows, n_steps, bound)
     left_MxL = np.minimum(position_MxL.astype(np.intp), n_steps - 2)
-    share_MxL = (position_MxL - left_MxL).astype(signal_MxLxC.dtype)
-    nearer_is_right_MxL = share_MxL > 0.5
-    start_MxC = (np.arange(n_windows * n_channels) * n_steps).reshape(n_windows, n_channels)
-    flat, out_MxCxL = signal_MxCxL.reshape(-1), np.empty_like(signal_MxCxL)
-    for c in range(n_channels):
-        at_MxL = left_MxL + start_MxC[:, c, None]
-        left, right = flat.take(at_MxL), flat[1:].take(at_MxL)
-        between = right - left
-        between *= share_MxL
-        between += left
-        gap = np.flatnonzero(np.isnan(between))
-        if len(gap):
-            nearest = np.where(nearer_is_right_MxL.reshape(-1)[gap], right.reshape(-1)[gap], left.reshape(-1)[gap])
-            between.reshape(-1)[gap] = nearest
-        out_MxCxL[:, c] = between
-    return out_MxCxL.transpose(0, 2, 1)
+    position_MxL -= left_MxL
+    share_MxL = position_MxL.astype(signal_MxLxC.dtype)
+    flat, first_MxC = signal_MxCxL.reshape(-1), np.arange(0, signal_MxCxL.size, n_steps).reshape(n_windows, n_channels)
+    at_MxCxL = left_MxL[:, None] + first_MxC[..., None]
+    left_MxCxL, right_MxCxL = flat.take(at_MxCxL), flat[1:].take(at_MxCxL)
+    between_MxCxL = right_MxCxL - left_MxCxL
+    between_MxCxL *= share_MxL[:, None]
+    between_MxCxL += left_MxCxL
+    gap = np.flatnonzero(np.isnan(between_MxCxL))
+    if len(gap):
+        m, step = gap // (n_channels * n_steps), gap % n_steps
+        right, left = right_MxCxL.reshape(-1)[gap], left_MxCxL.reshape(-1)[gap]
+        between_MxCxL.reshape(-1)[gap] = np.where(share_MxL[m, step] > 0.5, right, left)
+    return between_MxCxL.transpose(0, 2, 1)
 
 
 def _channels_first(signal_MxLxC):

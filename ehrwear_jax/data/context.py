@@ -235,11 +235,13 @@ def _fill_signal(row, w, patients, p, windows, augment_rng):
 
 def _with_noise(rng, row, signal_MxLxC, clean_MxLxC, w, config):
     """Noise on the steps of the windows `w` of a row that the model sees; the others as in clean_MxLxC."""
-    in_patches = np.repeat(row["patch_mask"][w], config.patch_steps, axis=1)
-    hidden_MxCxL = np.zeros(signal_MxLxC.transpose(0, 2, 1).shape, bool)
-    hidden_MxCxL[..., : in_patches.shape[1]] = in_patches[:, None]
-    hidden_MxCxL |= row["channel_mask"][w][..., None]
-    seen_only = np.where(hidden_MxCxL.transpose(0, 2, 1), np.float32(np.nan), signal_MxLxC)
+    seen_only = signal_MxLxC
+    if row["patch_mask"][w].any() or row["channel_mask"][w].any():
+        in_patches = np.repeat(row["patch_mask"][w], config.patch_steps, axis=1)
+        seen_only = signal_MxLxC.transpose(0, 2, 1).copy()
+        np.copyto(seen_only[..., : in_patches.shape[1]], np.float32(np.nan), where=in_patches[:, None])
+        np.copyto(seen_only, np.float32(np.nan), where=row["channel_mask"][w][..., None])
+        seen_only = seen_only.transpose(0, 2, 1)
     noisy = augment.add_noise(rng, seen_only, config.noise, config.noise_steps)
     return np.where(np.isfinite(noisy), noisy, clean_MxLxC)
 
