@@ -255,3 +255,29 @@ def test_inference_reads_each_place_once_and_only_the_past(prepared):
             assert np.all(batch["time"][b, lo:hi] <= batch["query_time"][b, q] + 1e-3)
             seen.append(where[b, q])
     assert sorted(seen) == list(range(40))
+
+
+def test_the_cache_stays_within_its_bytes(prepared):
+    people = pipeline.Patients(prepared / "all", pipeline.ContextConfig(**OPTIONS), None)
+    total = sum(people[i].nbytes for i in range(len(people)))
+    assert all(people[i] is people[i] for i in range(len(people)))
+    small = pipeline.Patients(prepared / "all", pipeline.ContextConfig(**OPTIONS), None, cache_bytes=total // 2)
+    kept = [small[i] is small[i] for i in range(len(small))]
+    assert 0 < sum(p.nbytes for p in small._cache.values()) <= total // 2 and 0 < sum(kept) < len(kept)
+    ehr = pipeline.Patients(prepared / "all", pipeline.ContextConfig(**OPTIONS, modalities=("ehr",)), None)
+    assert all(x.base is None for x in (ehr[0].event_time_K, ehr[0].window_MxLxC)), "a view would keep the windows"
+
+
+@pytest.mark.slow  # a worker process imports everything anew
+@pytest.mark.parametrize("workers", [1, 2])
+def test_worker_processes_make_the_same_batches(prepared, workers):
+    rows = pipeline.TrainRows(patients(prepared, **EVERYTHING), 0)
+    here = pipeline.train_batches(rows, 4, start_step=1, n_steps=6, threads=0)
+    there = pipeline.train_batches(rows, 4, start_step=1, n_steps=6, threads=1, workers=workers)
+    n = 0
+    for one, two in zip(here, there, strict=True):
+        n += 1
+        assert one.keys() == two.keys()
+        for name in one:
+            assert one[name].dtype == two[name].dtype and one[name].tobytes() == two[name].tobytes(), name
+    assert n == 5
