@@ -12,7 +12,7 @@ NO_BIRTH = np.iinfo(np.int64).min
 
 
 # Windows are worked on in blocks of this size in float32: their temporaries stay in a core's cache.
-BLOCK_BYTES = 200_000
+BLOCK_BYTES = 256_000
 
 
 @dataclasses.dataclass
@@ -40,6 +40,8 @@ class Patient:
     origin_us: int
     end_us: int
     died: bool
+    _summary_MxF: np.ndarray
+    _summed_M: np.ndarray
 
     @property
     def nbytes(self):
@@ -56,9 +58,12 @@ class Patient:
         return [(k, min(k + size, hi)) for k in range(lo, hi, size)]
 
     def summary(self, lo, hi):
-        """`shown_summary` of the windows lo to hi as they were recorded."""
-        blocks = self.blocks(lo, hi) or [(lo, lo)]
-        return np.concatenate([self.shown_summary(a, self.signal(a, b)) for a, b in blocks])
+        """`shown_summary` of the windows lo to hi as they were recorded, each computed once."""
+        for a, b in self.blocks(lo, hi):
+            if not self._summed_M[a:b].all():
+                self._summary_MxF[a:b] = self.shown_summary(a, self.signal(a, b))
+                self._summed_M[a:b] = True  # after the numbers, since other threads read them
+        return self._summary_MxF[lo:hi]
 
     def shown_summary(self, first, shown_MxLxC, channel_X=None):
         """`summary_table` of a signal and the further summaries: float32 [M, F].
@@ -133,6 +138,8 @@ def make_patient(record, modalities):
         origin_us=first if birth == NO_BIRTH else birth,
         end_us=int(record["end_us"]),
         died=bool(record["died"]),
+        _summary_MxF=np.empty((len(end), len(batch_lib.SUMMARIES) * window.shape[2] + further.shape[1]), np.float32),
+        _summed_M=np.zeros(len(end), bool),
     )
 
 

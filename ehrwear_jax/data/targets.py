@@ -73,9 +73,10 @@ def _fill_later(row, q, patients, p, query_us):
     last_J = np.searchsorted(query_us, p.event_time_K[event_J], side="left") - 1
     class_JxA = patients.future_class_VxA[p.event_token_K[event_J]]
     j, a = np.nonzero(class_JxA >= 0)
-    next_QxK = np.full((len(query_us), row["query_code_bin"].shape[1]), n)
+    next_QxK = np.full((len(query_us), row["query_code_bin"].shape[1]), n, np.int32)
     next_QxK[last_J[j], class_JxA[j, a]] = event_J[j]
-    next_QxK = np.minimum.accumulate(next_QxK[::-1], axis=0)[::-1]
+    for k in range(len(query_us) - 1, 0, -1):
+        np.minimum(next_QxK[k - 1], next_QxK[k], out=next_QxK[k - 1])
     never = np.iinfo(np.int64).max // 2
     bin_QxK = _bins(np.append(p.event_time_K, never)[next_QxK] - query_us[:, None], horizon_us)
     row["query_code_bin"][q] = np.where(bin_QxK < len(horizon_us), bin_QxK, 255)
@@ -93,9 +94,10 @@ def fill_recall(row, q, patients, token, n_static, time_us, query_us):
     class_N = patients.recalled_class_V[token]
     known = np.flatnonzero((class_N >= 0) & (np.arange(len(token)) < stop_Q[-1]))
     # noted at the first query that knows it, then handed on to those after; of several notes the latest token's stays
-    last_QxR = np.full((len(query_us), row["query_token_bin"].shape[1]), -1)
+    last_QxR = np.full((len(query_us), row["query_token_bin"].shape[1]), -1, np.int32)
     last_QxR[np.searchsorted(stop_Q, known, side="right"), class_N[known]] = known
-    last_QxR = np.maximum.accumulate(last_QxR, axis=0)
+    for k in range(1, len(query_us)):
+        np.maximum(last_QxR[k - 1], last_QxR[k], out=last_QxR[k])
     bin_QxR = _bins(query_us[:, None] - time_us[last_QxR], horizon_us)
     bin_QxR[(bin_QxR == len(horizon_us)) | (last_QxR < n_static)] = 254
     row["query_token_bin"][q] = np.where(last_QxR < 0, 255, bin_QxR)
