@@ -105,11 +105,13 @@ FIELDS = {
 
 def empty_batch(shape, batch_size):
     """A batch that holds nothing: {name: array of shape [B, ...]}."""
-    axes = shape.axes(batch_size)
-    return {
-        name: np.full([axes["B"], *(axes[a] for a in dims)], fill, dtype)
-        for name, (dims, dtype, fill, _) in FIELDS.items()
-    }
+    axes, batch = shape.axes(batch_size), {}
+    for name, (dims, dtype, fill, _) in FIELDS.items():
+        size = (axes["B"], *(axes[a] for a in dims))
+        batch[name] = (
+            np.full(size, fill, dtype) if fill else np.zeros(size, dtype)
+        )  # zeros take no memory until written
+    return batch
 
 
 def check_batch(batch, shape, batch_size):

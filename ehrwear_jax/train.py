@@ -32,6 +32,7 @@ class TrainConfig:
       peak_learning_rate, warmup_steps, weight_decay, clip_norm, adam_b2: AdamW.
       weights: {loss term: schedules.Ramp}.
       log_every, validate_every, validate_batches, checkpoint_every, keep: in steps, steps, batches, steps, checkpoints.
+      data_threads, data_workers: see pipeline.train_batches.
       stop_after: end the process's work at this step (the run can be resumed); None runs to `steps`.
     """
 
@@ -50,6 +51,7 @@ class TrainConfig:
     checkpoint_every: int = 500
     keep: int = 2
     data_threads: int = 2
+    data_workers: int = 0
     stop_after: int | None = None
 
 
@@ -227,6 +229,7 @@ def pretrain(folder, patients, validation, model_options, config, max_skipped=20
             process_index=jax.process_index(),
             process_count=jax.process_count(),
             threads=config.data_threads,
+            workers=config.data_workers,
         )
         held = _validation_batches(validation, config, mesh)
         step_fn = jax.jit(

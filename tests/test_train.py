@@ -162,7 +162,8 @@ def test_gradient_of_a_prediction_is_zero_for_what_it_may_not_see(setting):
     people, rows, model, params, _ = setting
     batch = busiest(rows)
     n = int((batch["segment"][0] > 0).sum())
-    q = int(np.argmax(batch["query_kv_range"][0, :, 1] * (batch["query_segment"][0] > 0)))
+    events = np.append(0, np.cumsum(batch["modality"][0] == batch_lib.MODALITY_EHR))
+    q = int(np.argmax(events[batch["query_kv_range"][0]] @ [-1, 1]))  # the one that sees the most events
 
     def read(value, wear):
         out = model.apply({"params": params}, batch | {"value": value, "wear": wear})

@@ -8,6 +8,8 @@ nothing of a window depends on another window, so that what a window's end makes
 Missing steps are NaN. Axes: M windows, L steps, C channels.
 """
 
+import functools
+
 import numpy as np
 
 N_WAVES = 3
@@ -32,12 +34,21 @@ def warp_positions(rng, n_windows, n_steps, bound):
     c_MxK = rng.normal(size=(n_windows, N_WAVES)) / np.arange(1, N_WAVES + 1)
     total_Mx1 = np.abs(c_MxK).sum(axis=1, keepdims=True)
     c_MxK = c_MxK * (bound * rng.random((n_windows, 1)) / np.maximum(total_Mx1, 1e-12))
-    u_L = np.linspace(0.0, 1.0, n_steps)
-    wave_KxL = np.sin(np.pi * np.arange(1, N_WAVES + 1)[:, None] * u_L[None])
-    moved_MxL = (c_MxK[..., None] * wave_KxL).sum(axis=1)  # no BLAS, whose last bits depend on the machine's threads
-    position_MxL = (u_L[None] + moved_MxL) * (n_steps - 1)
+    u_L, wave_KxL = _waves(n_steps)
+    position_MxL = c_MxK[:, :1] * wave_KxL[0]
+    for k in range(1, N_WAVES):  # no BLAS, whose last bits depend on the machine's threads
+        position_MxL += c_MxK[:, k, None] * wave_KxL[k]
+    position_MxL += u_L
+    position_MxL *= n_steps - 1
     position_MxL[:, :1], position_MxL[:, -1:] = 0.0, n_steps - 1
-    return np.clip(position_MxL, 0.0, n_steps - 1)
+    return np.clip(position_MxL, 0.0, n_steps - 1, out=position_MxL)
+
+
+@functools.lru_cache(maxsize=8)
+def _waves(n_steps):
+    """(u [L], sin(pi k u) [K, L])."""
+    u_L = np.linspace(0.0, 1.0, n_steps)
+    return u_L, np.sin(np.pi * np.arange(1, N_WAVES + 1)[:, None] * u_L)
 
 
 def time_warp(rng, signal_MxLxC, bound=0.05):
@@ -50,43 +61,82 @@ def time_warp(rng, signal_MxLxC, bound=0.05):
     Returns:
       Array of the shape and dtype of `signal_MxLxC`.
     """
-    n_windows, n_steps, _ = signal_MxLxC.shape
-    if n_steps < 2 or not n_windows:
+    signal_MxCxL = _channels_first(signal_MxLxC)
+    n_windows, n_channels, n_steps = signal_MxCxL.shape
+    if n_steps < 2 or not signal_MxCxL.size:
         return signal_MxLxC.copy()
     position_MxL = warp_positions(rng, n_windows, n_steps, bound)
-    left_MxL = np.minimum(position_MxL.astype(np.int64), n_steps - 2)
-    share_MxLx1 = (position_MxL - left_MxL).astype(signal_MxLxC.dtype)[..., None]
-    left_MxLxC = np.take_along_axis(signal_MxLxC, left_MxL[..., None], axis=1)
-    right_MxLxC = np.take_along_axis(signal_MxLxC, left_MxL[..., None] + 1, axis=1)
-    between_MxLxC = left_MxLxC + share_MxLx1 * (right_MxLxC - left_MxLxC)
-    nearest_MxLxC = np.where(share_MxLx1 > 0.5, right_MxLxC, left_MxLxC)
-    return np.where(np.isnan(between_MxLxC), nearest_MxLxC, between_MxLxC)
+    left_MxL = np.minimum(position_MxL.astype(np.intp), n_steps - 2)
+    position_MxL -= left_MxL
+    share_MxL = position_MxL.astype(signal_MxLxC.dtype)
+    flat, first_MxC = signal_MxCxL.reshape(-1), np.arange(0, signal_MxCxL.size, n_steps).reshape(n_windows, n_channels)
+    at_MxCxL = left_MxL[:, None] + first_MxC[..., None]
+    left_MxCxL, right_MxCxL = flat.take(at_MxCxL), flat[1:].take(at_MxCxL)
+    between_MxCxL = right_MxCxL - left_MxCxL
+    between_MxCxL *= share_MxL[:, None]
+    between_MxCxL += left_MxCxL
+    gap = np.flatnonzero(np.isnan(between_MxCxL))
+    if len(gap):
+        m, step = gap // (n_channels * n_steps), gap % n_steps
+        right, left = right_MxCxL.reshape(-1)[gap], left_MxCxL.reshape(-1)[gap]
+        between_MxCxL.reshape(-1)[gap] = np.where(share_MxL[m, step] > 0.5, right, left)
+    return between_MxCxL.transpose(0, 2, 1)
+
+
+def _channels_first(signal_MxLxC):
+    """The signal as a contiguous [M, C, L]: a view where it lies in memory so, as `Patient.signal` gives it.
+
+    Steps are many and channels few: loops over steps are the ones to vectorise.
+    """
+    return np.ascontiguousarray(signal_MxLxC.transpose(0, 2, 1))
 
 
 def local_std(signal_MxLxC, span):
     """Standard deviation of the observed steps among the `span` around each step of its window and channel.
 
     Returns:
-      float64 [M, L, C]; 0 where fewer than two are observed.
+      float32 [M, L, C]; 0 where fewer than two are observed.
     """
-    seen = np.isfinite(signal_MxLxC)
-    value = np.where(seen, signal_MxLxC, 0.0).astype(np.float64)
+    signal_MxCxL = _channels_first(signal_MxLxC)
+    n_windows, n_channels, n_steps = signal_MxCxL.shape
+    finite = np.isfinite(signal_MxCxL)
+    # Rows behind each other with `span` zeros between them: a shift of this flat array is a shift of every window.
+    seen, value, variance = (np.zeros((n_windows, n_channels, n_steps + span), np.float32) for _ in range(3))
+    inside = slice(span // 2, span // 2 + n_steps)
+    seen[..., inside] = finite
+    value[..., inside] = np.where(finite, signal_MxCxL, 0)
     # about the window's mean, for the sake of rounding: a variance does not depend on a shift
-    value = np.where(seen, value - value.sum(1, keepdims=True) / np.maximum(seen.sum(1, keepdims=True), 1), 0.0)
-    before = span // 2
+    mean_MxCx1 = value.sum(-1, keepdims=True) / np.maximum(seen.sum(-1, keepdims=True), 1)
+    value -= mean_MxCx1
+    value *= seen
+    seen, value = seen.reshape(-1), value.reshape(-1)
+    count = _sums(seen, span)
+    share = 1 / np.maximum(count, 1)
+    mean = _sums(value, span) * share
+    apart, total = np.empty_like(mean), variance.reshape(-1)[: len(mean)]
+    for k in range(span):
+        np.subtract(value[k : k + len(mean)], mean, out=apart)
+        apart *= apart
+        apart *= seen[k : k + len(mean)]
+        total += apart
+    total *= share
+    total *= count > 1
+    return np.sqrt(variance[..., :n_steps], dtype=np.float32).transpose(0, 2, 1)
 
-    def around(x_MxLxC):
-        """Sums over the span, cut at the window's ends."""
-        n_steps = x_MxLxC.shape[1]
-        total = np.zeros((x_MxLxC.shape[0], n_steps + span, x_MxLxC.shape[2]), x_MxLxC.dtype)
-        np.cumsum(x_MxLxC, axis=1, out=total[:, before + 1 : before + 1 + n_steps])
-        total[:, before + 1 + n_steps :] = total[:, before + n_steps, None]
-        return total[:, span:] - total[:, :n_steps]
 
-    count = around(seen.astype(np.int32))
-    share = 1.0 / np.maximum(count, 1)
-    variance = around(value * value) * share - (around(value) * share) ** 2
-    return np.sqrt(np.where(count > 1, np.maximum(variance, 0.0), 0.0))
+def _sums(x_N, span):
+    """Sums of `span` neighbours, [N - span + 1], from sums of powers of two: errors do not add up along x."""
+    n, total, done, width, left, part = len(x_N) - span + 1, None, 0, 1, span, x_N
+    while left:  # part holds sums of `width` neighbours
+        if left & 1:
+            here = part[done : done + n]
+            total = here if total is None else total + here
+            done += width
+        left >>= 1
+        if left:
+            part = part[:-width] + part[width:]
+            width *= 2
+    return total
 
 
 def add_noise(rng, signal_MxLxC, scale, span):
@@ -97,8 +147,11 @@ def add_noise(rng, signal_MxLxC, scale, span):
     Returns:
       Array of the shape and dtype of `signal_MxLxC`.
     """
-    noise_MxLxC = rng.standard_normal(signal_MxLxC.shape, np.float32) * (scale * local_std(signal_MxLxC, span))
-    return (signal_MxLxC + noise_MxLxC).astype(signal_MxLxC.dtype)
+    n_windows, n_steps, n_channels = signal_MxLxC.shape
+    noise_MxCxL = rng.standard_normal((n_windows, n_channels, n_steps), np.float32)
+    noise_MxCxL *= _channels_first(local_std(signal_MxLxC, span))
+    noise_MxCxL *= np.float32(scale)
+    return (signal_MxLxC + noise_MxCxL.transpose(0, 2, 1)).astype(signal_MxLxC.dtype, copy=False)
 
 
 def drop_channels(rng, signal_MxLxC, chance):
@@ -116,12 +169,14 @@ def drop_channels(rng, signal_MxLxC, chance):
     lost_MxC, whole_MxC = rng.random(shape) < chance, rng.random(shape) < 0.5
     length_MxC = np.where(whole_MxC, n_steps, rng.integers(1, n_steps + 1, shape))
     start_MxC = (rng.random(shape) * (n_steps - length_MxC + 1)).astype(np.int64)
-    step_1xLx1 = np.arange(n_steps)[None, :, None]
-    gone_MxLxC = (
-        lost_MxC[:, None] & (step_1xLx1 >= start_MxC[:, None]) & (step_1xLx1 < (start_MxC + length_MxC)[:, None])
-    )
-    left_M = (np.isfinite(signal_MxLxC) & ~gone_MxLxC).any(axis=(1, 2))
-    return np.where(gone_MxLxC & left_M[:, None, None], np.nan, signal_MxLxC).astype(signal_MxLxC.dtype)
+    kept_MxCxL = np.array(_channels_first(signal_MxLxC))
+    hit_M = np.flatnonzero(lost_MxC.any(axis=1))
+    first_HxCx1, n_HxCx1 = start_MxC[hit_M, :, None], length_MxC[hit_M, :, None]
+    step_L = np.arange(n_steps)
+    gone_HxCxL = lost_MxC[hit_M, :, None] & (step_L >= first_HxCx1) & (step_L < first_HxCx1 + n_HxCx1)
+    left_H = (np.isfinite(kept_MxCxL[hit_M]) & ~gone_HxCxL).any(axis=(1, 2))
+    kept_MxCxL[hit_M] = np.where(gone_HxCxL & left_H[:, None, None], np.nan, kept_MxCxL[hit_M])
+    return kept_MxCxL.transpose(0, 2, 1)
 
 
 def drop_modality(rng, has_ehr, has_wear, drop_ehr, drop_wear):

@@ -1,12 +1,13 @@
 """One patient's context in a row: the tokens, what is hidden of them, and the reads with their targets."""
 
 import dataclasses
+from typing import NamedTuple
 
 import numpy as np
 
 from ehrwear_jax import batch as batch_lib
-from ehrwear_jax.batch import MASK, MODALITY_EHR, MODALITY_WEAR, PAD, WEAR
-from ehrwear_jax.data import augment, masking, signal
+from ehrwear_jax.batch import MASK, MODALITY_EHR, MODALITY_WEAR, WEAR
+from ehrwear_jax.data import augment, masking, signal, targets
 
 DAY_US = signal.DAY_US
 
@@ -35,9 +36,10 @@ class ContextConfig:
       administrative_codes, administrative_weight: codes that start with one of these are hidden, and their days
         sampled, less often by this factor than their counts say.
       patient_days: share of contexts that end with a sampled patient-day, see patient.sample_day; the others end with
-        the record where it fits into a context, else at a token that has a full context before it. Contexts that end
-        early are shorter, and rows emptier.
+        the record where it fits into a context, else at a token that has a full context before it.
       day_temperature: of the sampling of patient-days by their codes, see masking.token_weights.
+      patient_temperature: of the sampling of patients by the rarity of their codes, see plan.patient_weights; 0: every
+        patient once in an epoch.
       time_warp: most that a step moves, as a share of a window. noise: standard deviation over the local one, which is
         that of noise_steps steps. channel_dropout: chance of a loss per window and channel. drop_ehr, drop_wear:
         chance that a context of both is given without its EHR, its wearables. See augment.py; validation leaves these
@@ -72,6 +74,7 @@ class ContextConfig:
     administrative_weight: float = 0.1
     patient_days: float = 0.0
     day_temperature: float = 0.3
+    patient_temperature: float = 0.0
     time_warp: float = 0.0
     noise: float = 0.0
     noise_steps: int = 8
@@ -95,6 +98,7 @@ class ContextConfig:
             "interest_days": (0, np.inf),
             "administrative_weight": (0, np.inf),
             "patient_days": (0, 1),
+            "patient_temperature": (0, np.inf),
             "time_warp": (0, augment.MAX_WARP),
             "noise": (0, np.inf),
             "noise_steps": (2, np.inf),
@@ -111,22 +115,34 @@ class ContextConfig:
         return bool(self.time_warp or self.noise or self.channel_dropout)
 
 
-def first_token(patient, stop, config, max_windows):
-    """Where a context that ends before merged token `stop` begins, within the capacities of tokens and windows."""
-    start = max(0, stop - max(config.context_tokens - len(patient.static_token_S), 1))
+class Span(NamedTuple):
+    """What of a patient a context shows: its first static tokens and the merged tokens start to stop."""
+
+    n_static: int
+    start: int
+    stop: int
+
+    @property
+    def n_tokens(self):
+        return self.n_static + self.stop - self.start
+
+
+def fit(patient, stop, max_tokens, max_windows):
+    """The longest context that ends before merged token `stop` within the capacities."""
+    start = max(0, stop - max(max_tokens - len(patient.static_token_S), 1))
     n_wear = np.cumsum(patient.is_wear_N[start:stop][::-1])
     if len(n_wear) and n_wear[-1] > max_windows:
         start = stop - int(np.searchsorted(n_wear, max_windows, side="right"))
-    return start
+    return Span(min(len(patient.static_token_S), max_tokens - 1), start, stop)
 
 
-def fill_context(row, at, patients, patient, start, stop, query_us, rng, augment_rng=None):
+def fill_context(row, at, patients, patient, span, query_us, rng, augment_rng=None):
     """Writes one context into a row and moves the cursors.
 
     Args:
       row: dict of arrays without the batch axis, see batch.FIELDS.
-      at: dict of cursors: tokens, windows, masked, events, queries, segment.
-      start, stop: the merged tokens of the context.
+      at: dict of cursors, see new_row.
+      span: what of the patient it shows, see fit.
       query_us: int64 sorted times of its queries, absolute.
       rng: numpy Generator for masks and event reads; None at inference (nothing hidden, no targets).
       augment_rng: numpy Generator for changes of the signal; None leaves it as recorded.
@@ -137,8 +153,7 @@ def fill_context(row, at, patients, patient, start, stop, query_us, rng, augment
     them. Prediction of the next windows has the visible steps as targets, noise included: independent and with mean
     zero, it adds a constant to the expected squared error.
     """
-    config, p = patients.config, patient
-    n_static = min(len(p.static_token_S), config.context_tokens - 1)
+    config, p, (n_static, start, stop) = patients.config, patient, span
     is_wear = np.concatenate([np.zeros(n_static, bool), p.is_wear_N[start:stop]])
     n, t0, w0 = len(is_wear), at["tokens"], at["windows"]
     at["segment"] += 1
@@ -162,14 +177,8 @@ def fill_context(row, at, patients, patient, start, stop, query_us, rng, augment
     wear_at = np.nonzero(is_wear)[0]
     m = len(wear_at)
     row["window"][t0 + wear_at] = w0 + np.arange(m)
-    changed = augment_rng is not None and config.augments_signal and m > 0
-    signal_MxLxC = p.window_MxLxC[windows]
-    if changed:
-        signal_MxLxC = _change_signal(augment_rng, signal_MxLxC, config)
-    if m:
-        row["wear"][w0 : w0 + m] = np.nan_to_num(signal_MxLxC)
-        row["observed"][w0 : w0 + m] = np.isfinite(signal_MxLxC)
-        row["window_position"][w0 : w0 + m] = t0 + wear_at
+    w = slice(w0, w0 + m)
+    row["window_position"][w] = t0 + wear_at
     q0, nq = at["queries"], len(query_us)
     q = slice(q0, q0 + nq)
     row["query_time"][q] = (query_us - anchor) / DAY_US
@@ -181,15 +190,13 @@ def fill_context(row, at, patients, patient, start, stop, query_us, rng, augment
     if rng is not None:
         hidden = rng.random() < config.masked_contexts
         _fill_masks(row, at, patients, token, value, time_us, ehr_at[n_static:], t0, w0, m, rng, hidden)
-        if changed and config.noise:
-            _add_noise(augment_rng, row, signal_MxLxC, slice(w0, w0 + m), config)
-        _fill_targets(row, at, patients, p, original, time_us, ehr_at[n_static:], t0, w0, m, windows, query_us, rng)
-        _fill_recall(row, q, patients, token, n_static, time_us, query_us)
+    shown_MxF = _fill_signal(row, w, patients, p, windows, augment_rng)
+    if rng is not None:
+        targets.fill_targets(row, at, patients, p, original, time_us, ehr_at[n_static:], windows, query_us, rng)
+        if nq:
+            targets.fill_recall(row, q, patients, token, n_static, time_us, query_us)
         if m and nq:
-            shown_MxF = p.window_summary()[windows]
-            if changed:
-                shown_MxF = p.shown_summary(windows, signal_MxLxC, patients.further_channel_X)
-            _fill_past(row, q, config, p.window_end_M[windows], shown_MxF, query_us)
+            targets.fill_past(row, q, config, p.window_end_M[windows], shown_MxF, query_us)
     row["token"][s], row["value"][s] = token, value
     at["tokens"] += n
     at["windows"] += m
@@ -201,24 +208,42 @@ def _age(time_us, origin_us):
     return np.stack([days.astype(np.float32), (rest / DAY_US).astype(np.float32)], axis=-1)
 
 
-def _change_signal(rng, signal_MxLxC, config):
-    """The windows of a context warped, with channels lost."""
-    if config.time_warp:
-        signal_MxLxC = augment.time_warp(rng, signal_MxLxC, config.time_warp)
-    if config.channel_dropout:
-        signal_MxLxC = augment.drop_channels(rng, signal_MxLxC, config.channel_dropout)
-    return signal_MxLxC
+def _fill_signal(row, w, patients, p, windows, augment_rng):
+    """The windows of a context, a block at a time; returns the summaries of what is shown, noise apart: [m, F].
+
+    Consecutive windows, since all windows between two tokens of a patient are tokens.
+    """
+    if not len(windows):
+        return p.summary(0, 0)
+    config, shown = patients.config, []
+    changed = augment_rng is not None and config.augments_signal
+    for a, b in p.blocks(int(windows[0]), int(windows[-1]) + 1):
+        signal_MxLxC = p.signal(a, b)
+        if changed and config.time_warp:
+            signal_MxLxC = augment.time_warp(augment_rng, signal_MxLxC, config.time_warp)
+        if changed and config.channel_dropout:
+            signal_MxLxC = augment.drop_channels(augment_rng, signal_MxLxC, config.channel_dropout)
+        observed_MxLxC = np.isfinite(signal_MxLxC)
+        clean_MxLxC = np.where(observed_MxLxC, signal_MxLxC, np.float32(0))
+        shown.append(p.shown_summary(a, signal_MxLxC, patients.further_channel_X if changed else None))
+        part = slice(w.start + a - windows[0], w.start + b - windows[0])
+        if changed and config.noise:
+            clean_MxLxC = _with_noise(augment_rng, row, signal_MxLxC, clean_MxLxC, part, config)
+        row["observed"][part], row["wear"][part] = observed_MxLxC, clean_MxLxC
+    return np.concatenate(shown)
 
 
-def _add_noise(rng, row, signal_MxLxC, w, config):
-    """Noise on the steps of the windows `w` of a row that the model sees."""
-    hidden_MxL = np.zeros(signal_MxLxC.shape[:2], bool)
-    in_patches = np.repeat(row["patch_mask"][w], config.patch_steps, axis=1)
-    hidden_MxL[:, : in_patches.shape[1]] = in_patches
-    seen_MxLxC = ~(hidden_MxL[..., None] | row["channel_mask"][w][:, None]) & np.isfinite(signal_MxLxC)
-    seen_only = np.where(seen_MxLxC, signal_MxLxC, np.nan)
+def _with_noise(rng, row, signal_MxLxC, clean_MxLxC, w, config):
+    """Noise on the steps of the windows `w` of a row that the model sees; the others as in clean_MxLxC."""
+    seen_only = signal_MxLxC
+    if row["patch_mask"][w].any() or row["channel_mask"][w].any():
+        in_patches = np.repeat(row["patch_mask"][w], config.patch_steps, axis=1)
+        seen_only = signal_MxLxC.transpose(0, 2, 1).copy()
+        np.copyto(seen_only[..., : in_patches.shape[1]], np.float32(np.nan), where=in_patches[:, None])
+        np.copyto(seen_only, np.float32(np.nan), where=row["channel_mask"][w][..., None])
+        seen_only = seen_only.transpose(0, 2, 1)
     noisy = augment.add_noise(rng, seen_only, config.noise, config.noise_steps)
-    row["wear"][w] = np.where(seen_MxLxC, noisy, row["wear"][w])
+    return np.where(np.isfinite(noisy), noisy, clean_MxLxC)
 
 
 def _fill_masks(row, at, patients, token, value, time_us, event_at, t0, w0, m, rng, hidden):
@@ -246,101 +271,14 @@ def _fill_masks(row, at, patients, token, value, time_us, event_at, t0, w0, m, r
         row[field][w0 : w0 + m] = parts
 
 
-def _fill_targets(row, at, patients, p, token, time_us, event_at, t0, w0, m, windows, query_us, rng):
-    config = patients.config
-    n = len(time_us)
-    # event reads: the last event of each distinct time, so that simultaneous codes count once
-    last = event_at[np.append(time_us[event_at][1:] != time_us[event_at][:-1], True)] if len(event_at) else event_at
-    quota = min(len(row["event_position"]) - at["events"], max(1, config.events * n // config.tokens))
-    reads = np.sort(rng.permutation(last)[: max(quota, 0)]).astype(np.int64)
-    e = slice(at["events"], at["events"] + len(reads))
-    row["event_position"][e] = t0 + reads
-    at["events"] += len(reads)
-    q = slice(at["queries"], at["queries"] + len(query_us))
-    for name, s, read_us, stop in (
-        ("event", e, time_us[reads], reads + 1),
-        ("query", q, query_us, row["query_kv_range"][q, 1] - t0),
-    ):
-        if not len(read_us):
-            continue
-        nxt = np.searchsorted(p.event_time_K, read_us, side="right")
-        row[f"{name}_next"][s] = np.where(nxt < len(p.event_token_K), np.append(p.event_token_K, PAD)[nxt], PAD)
-        begin = np.searchsorted(time_us, read_us - int(config.pool_days * DAY_US), side="left")
-        row[f"{name}_pool"][s, 0], row[f"{name}_pool"][s, 1] = t0 + begin, t0 + stop
-        if len(p.window_end_M):
-            row[f"{name}_summary"][s], row[f"{name}_summary_mask"][s] = _following(
-                p, read_us, config, patients.window_us
-            )
-    if m:
-        end = p.window_end_M[windows]
-        row["step_window"][w0 : w0 + m] = _next_windows(end, end, patients.window_us, config.future_windows, w0)
-        if len(query_us):
-            row["query_window"][q] = _next_windows(query_us, end, patients.window_us, config.future_windows, w0)
-    horizon_us = (np.asarray(config.horizons) * DAY_US).astype(np.int64)
-    for i, t in enumerate(query_us):
-        later = slice(*np.searchsorted(p.event_time_K, [t, t + horizon_us[-1]], side="right"))
-        cls = patients.future_class_VxA[p.event_token_K[later]]
-        first = np.searchsorted(horizon_us, p.event_time_K[later] - t, side="left").astype(np.uint8)
-        first = np.broadcast_to(first[:, None], cls.shape)
-        np.minimum.at(row["query_code_bin"][q.start + i], cls[cls >= 0], first[cls >= 0])
-        row["query_horizons"][q.start + i] = len(horizon_us) if p.died else np.sum(t + horizon_us <= p.end_us)
-
-
-def _fill_recall(row, q, patients, token, n_static, time_us, query_us):
-    """What a query should still know of the events: when each token was last seen.
-
-    Only what the context shows counts: neither hidden events nor what lies before its first token.
-    """
-    config = patients.config
-    horizon_us = (np.asarray(config.horizons) * DAY_US).astype(np.int64)
-    cls = patients.recalled_class_V[token]
-    for i, (t, stop) in enumerate(
-        zip(query_us, row["query_kv_range"][q, 1] - row["query_kv_range"][q, 0], strict=True)
-    ):
-        ago = np.searchsorted(horizon_us, t - time_us[:stop], side="left")
-        ago = np.where((ago == len(horizon_us)) | (np.arange(stop) < n_static), 254, ago).astype(np.uint8)
-        known = cls[:stop] >= 0
-        np.minimum.at(row["query_token_bin"][q.start + i], cls[:stop][known], ago[known])
-
-
-def _fill_past(row, q, config, end_M, shown_MxF, query_us):
-    """What a query should still know of the signal: how the windows that the context shows were of late."""
-    lo = np.searchsorted(end_M, query_us - int(config.summary_days * DAY_US), side="right")
-    hi = np.searchsorted(end_M, query_us, side="right")
-    row["query_past"][q], row["query_past_mask"][q] = _average(shown_MxF, lo, hi)
-
-
-def _following(p, read_us, config, window_us):
-    """Mean summary statistics of the windows that lie inside (t, t + summary_days]: ([N, F], mask [N, F])."""
-    lo = np.searchsorted(p.window_end_M, read_us + window_us, side="left")
-    hi = np.searchsorted(p.window_end_M, read_us + int(config.summary_days * DAY_US), side="right")
-    return _average(p.window_summary(), lo, hi)
-
-
-def _average(table_MxF, lo_N, hi_N):
-    """Means of the rows lo to hi, leaving out NaN: (float32 [N, F], whether there was any [N, F])."""
-    good = np.isfinite(table_MxF)
-    zero = np.zeros((1, table_MxF.shape[1]))
-    total = np.concatenate([zero, np.cumsum(np.where(good, table_MxF, 0.0), axis=0, dtype=np.float64)])
-    count = np.concatenate([zero, np.cumsum(good, axis=0)])
-    hi_N = np.maximum(hi_N, lo_N)
-    seen = count[hi_N] - count[lo_N]
-    return ((total[hi_N] - total[lo_N]) / np.maximum(seen, 1)).astype(np.float32), seen > 0
-
-
-def _next_windows(time_us, end_M, window_us, steps, w0):
-    """Slots of the windows that end in (t + (h-1) window, t + h window], h = 1..steps; -1 where there is none."""
-    h = np.arange(1, steps + 1)
-    until = np.asarray(time_us)[:, None] + h[None] * window_us
-    slot = np.searchsorted(end_M, until, side="right") - 1
-    found = (slot >= 0) & (end_M[np.maximum(slot, 0)] > until - window_us)
-    return np.where(found, w0 + slot, -1)
-
-
 def new_row(shape):
-    """An empty row and its cursors."""
-    row = {k: v[0] for k, v in batch_lib.empty_batch(shape, 1).items()}
-    return row, dict.fromkeys(("tokens", "windows", "masked", "events", "queries", "segment"), 0)
+    """An empty row and its cursors: see `cursors`."""
+    return {k: v[0] for k, v in batch_lib.empty_batch(shape, 1).items()}, cursors()
+
+
+def cursors(phase=0.0):
+    """How much of each axis of a row is used, the number of contexts, and the phase in [0, 1) of targets.share."""
+    return {**dict.fromkeys(("tokens", "windows", "masked", "events", "queries", "segment"), 0), "phase": phase}
 
 
 def close_row(row, at):

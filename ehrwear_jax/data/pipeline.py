@@ -4,7 +4,9 @@ Everything random is a function of (seed, epoch, patient); a row is a function o
 function of (seed, step) however many hosts read it and wherever a run resumes.
 """
 
+import dataclasses
 import json
+import threading
 from pathlib import Path
 
 import grain
@@ -12,14 +14,19 @@ import numpy as np
 import polars as pl
 
 from ehrwear_jax import batch as batch_lib
-from ehrwear_jax.data import augment, context, masking, records
+from ehrwear_jax.data import augment, context, masking, records, targets
 from ehrwear_jax.data import patient as patient_lib
+from ehrwear_jax.data import plan as plan_lib
 from ehrwear_jax.data.context import DAY_US, ContextConfig
 from ehrwear_jax.data.tokenizer import Vocabulary
 
 __all__ = ["DAY_US", "ContextConfig", "Patients", "TrainRows", "inference_batches", "train_batches"]
 
 _AUGMENTATION = 1  # names a stream of random numbers beside that of the masks and reads
+_PLANNED, _FURTHER = 0, 1  # so that no two appearances share a key
+_GOLDEN = 0.6180339887498949  # phases of successive rows that cover [0, 1) evenly
+_LEAST_FREE = 32  # a row is full when less than this part of its tokens is free
+_MOST_FAILED = 3  # further patients for whose windows a row has no room, after which it is left as it is
 
 
 class Patients:
@@ -29,11 +36,12 @@ class Patients:
       folder: written by `prepare.prepare_split`.
       split: "train", "tuning", "held_out" or None for all.
       config: ContextConfig.
-      cache: how many decoded patients to keep in memory.
+      cache_bytes: how much memory decoded patients may take; those beyond it are decoded at every use.
     """
 
-    def __init__(self, folder, config, split=None, cache=20_000):
-        self.folder, self.config, self._cache, self._size = Path(folder), config, {}, cache
+    def __init__(self, folder, config, split=None, cache_bytes=2**29):
+        self.folder, self.config, self.cache_bytes = Path(folder), config, cache_bytes
+        self._cache, self._cached_bytes = {}, 0
         index = pl.read_parquet(self.folder / "index.parquet")
         self.train_days = float(index.filter(pl.col("split") == "train")["days"].sum())
         if split is not None:
@@ -81,9 +89,14 @@ class Patients:
         if patient is None:
             record = records.decode(self.source[int(self.position[i])])
             patient = patient_lib.make_patient(record, self.config.modalities)
-            if len(self._cache) < self._size:
+            if self._cached_bytes + patient.nbytes <= self.cache_bytes:
+                self._cached_bytes += patient.nbytes
                 self._cache[i] = patient
         return patient
+
+    def __getstate__(self):
+        """For worker processes, which fill caches of their own."""
+        return vars(self) | {"_cache": {}, "_cached_bytes": 0}
 
     def _starting_with(self, prefixes):
         """Which tokens are of a code that starts with one of the prefixes: bool [V]."""
@@ -119,105 +132,183 @@ class Patients:
         )
 
 
+@dataclasses.dataclass
+class Appearance:
+    """A patient's appearance in a row before its length is settled."""
+
+    patient: patient_lib.Patient
+    place: int
+    stop: int
+    rng: np.random.Generator
+    augment_rng: np.random.Generator | None
+
+
 class TrainRows:
     """Training rows at random access: `rows[g]` is a function of (seed, g).
 
-    Each epoch permutes the patients, draws where each context ends, and packs contexts next-fit by the most that each
-    may need. Every epoch has the same number of rows as epoch 0; what does not fit is left out of that epoch (another
-    part each time).
+    Each epoch permutes the patients, draws where each context ends, and packs contexts next-fit by what the index tells
+    of their lengths. Every epoch has the same number of rows as epoch 0; what does not fit is left out of that epoch
+    (another part each time). In a row whose contexts turn out longer than planned, the longest lose their oldest
+    tokens; what is left free goes to further appearances of randomly drawn patients, the last of which shows as many
+    of the latest tokens as there is room for.
 
     Args:
       augmented: whether the signal is changed and a modality may be dropped, as the patients' config says. These draws
-        have a Generator of their own per (seed, epoch, patient): masks and reads are the same without them.
+        have a Generator of their own: masks and reads are the same without them.
+
+    Raises:
+      ValueError: nobody has a token; or patients are to be weighted and the index has no column `rarity`.
     """
 
     def __init__(self, patients, seed, augmented=True):
-        self.patients, self.seed, self.augmented, self._plans = patients, seed, augmented, {}
+        self.patients, self.seed, self.augmented = patients, seed, augmented
+        self._plans, self._lock = {}, threading.Lock()
         self.shape = patients.batch_shape()
         total = patients.n_events + patients.n_windows
         self.eligible = np.nonzero(total > 0)[0]
         if not len(self.eligible):
             raise ValueError(f"{patients.folder}: no training patient has a token of {patients.config.modalities}")
-        self.rows_per_epoch = len(self._plan(0)[1]) - 1
+        self.weight = self._weights()
+        self.rows_per_epoch = self.plan(0).n_rows
 
-    def _plan(self, epoch):
-        """(order of patients, boundaries of rows in it)."""
-        plan = self._plans.get(epoch)
-        if plan is None:
-            c, p = self.patients.config, self.patients
-            order = np.random.default_rng([self.seed, epoch]).permutation(self.eligible)
-            static = np.minimum(p.n_static[order], c.context_tokens - 1)
-            windows = np.minimum(p.n_windows[order], self.shape.windows)
-            tokens = np.minimum(p.n_events[order] + windows + static, c.context_tokens)
-            needs = np.stack([tokens, windows, self.query_count(tokens)], axis=1)
-            limit = (c.tokens, self.shape.windows, c.queries)
-            bounds, used = [0], (0, 0, 0)
-            for i, need in enumerate(needs.tolist()):
-                total = tuple(map(sum, zip(used, need, strict=True)))
-                if any(t > m for t, m in zip(total, limit, strict=True)):
-                    bounds.append(i)
-                    total = need
-                used = total
-            plan = order, np.append(bounds, len(order))
-            # reader threads share the plans: replace the dict, never change it
-            self._plans = {k: v for k, v in self._plans.items() if k >= epoch - 1} | {epoch: plan}
-        return plan
+    def __getstate__(self):
+        """For worker processes: they plan for themselves."""
+        return {k: v for k, v in vars(self).items() if k not in ("_plans", "_lock")}
 
-    def query_count(self, n_tokens):
-        c = self.patients.config
-        return np.maximum(1, c.queries * n_tokens // c.tokens)
+    def __setstate__(self, state):
+        vars(self).update(state, _plans={}, _lock=threading.Lock())
+
+    def _weights(self):
+        """plan.patient_weights of the eligible patients, or None where all are alike."""
+        config, index = self.patients.config, self.patients.index
+        if not config.patient_temperature or "ehr" not in config.modalities:  # rarity is an EHR fact
+            return None
+        if "rarity" not in index.columns:
+            raise ValueError(
+                f"{self.patients.folder}/index.parquet has no column rarity, which config.context.patient_temperature "
+                "needs: prepare the data again, or set it to 0"
+            )
+        rarity = index["rarity"].cast(pl.Float64).fill_null(np.nan).to_numpy()[self.eligible]
+        return plan_lib.patient_weights(rarity, config.patient_temperature)
+
+    def plan(self, epoch):
+        """The EpochPlan of an epoch; reader threads share it."""
+        with self._lock:
+            if epoch not in self._plans:
+                rng, p = np.random.default_rng([self.seed, epoch]), self.patients
+                plan = plan_lib.plan_epoch(
+                    rng, p.config, self.shape.windows, self.eligible, self.weight, p.n_static, p.n_events, p.n_windows
+                )
+                self._plans = {k: v for k, v in self._plans.items() if k >= epoch - 1} | {epoch: plan}
+            return self._plans[epoch]
 
     def __len__(self):
         return np.iinfo(np.int64).max
 
     def __getitem__(self, g):
-        epoch, r = divmod(int(g), self.rows_per_epoch)
-        order, bounds = self._plan(epoch)
-        r %= len(bounds) - 1
-        row, at = context.new_row(self.shape)
-        for i in order[bounds[r] : bounds[r + 1]]:
-            self._add(row, at, int(i), epoch)
-        return context.close_row(row, at)
+        row = {k: v[0] for k, v in batch_lib.empty_batch(self.shape, 1).items()}
+        self.fill(row, g)
+        return row
+
+    def fill(self, row, g):
+        """Writes row g into the empty arrays of `row`."""
+        at = context.cursors(phase=(int(g) * _GOLDEN) % 1.0)
+        for drawn, span in self.contexts(int(g)):
+            self._add(row, at, drawn, span)
+        context.close_row(row, at)
 
     def subjects(self, indices):
         """Sorted subject ids in the rows of the given global indices."""
-        ids = self.patients.index["subject_id"]
-        found = set()
-        for g in indices:
-            epoch, r = divmod(int(g), self.rows_per_epoch)
-            order, bounds = self._plan(epoch)
-            r %= len(bounds) - 1
-            found |= set(ids.gather(order[bounds[r] : bounds[r + 1]]).to_list())
-        return sorted(found)
+        places = {drawn.place for g in indices for drawn, _ in self.contexts(int(g))}
+        return sorted(self.patients.index["subject_id"].gather(sorted(places)).to_list())
 
-    def _add(self, row, at, i, epoch):
+    def contexts(self, g):
+        """Yields (Appearance, context.Span) of the contexts of row g: the planned ones, then those that fill it up."""
+        c, shape = self.patients.config, self.shape
+        epoch, r = divmod(g, self.rows_per_epoch)
+        plan = self.plan(epoch)
+        mine = plan.members(r)
+        planned = [
+            self._draw([epoch, i, copy, _PLANNED], i, by_day, end)
+            for i, copy, by_day, end in zip(
+                *(x[mine].tolist() for x in (plan.patient_N, plan.copy_N, plan.by_day_N, plan.end_N)), strict=True
+            )
+        ]
+        spans = [context.fit(d.patient, d.stop, c.context_tokens, shape.windows) for d in planned]
+        most = plan_lib.level([s.n_tokens for s in spans], shape.tokens)
+        if most < np.inf:
+            spans = [context.fit(d.patient, d.stop, min(most, c.context_tokens), shape.windows) for d in planned]
+        counts = [
+            int(np.count_nonzero(d.patient.is_wear_N[s.start : s.stop])) for d, s in zip(planned, spans, strict=True)
+        ]
+        most_wear = plan_lib.level(counts, shape.windows)
+        tokens = windows = 0
+        for drawn, span, n_wear in zip(planned, spans, counts, strict=True):
+            if n_wear > most_wear:
+                span = context.fit(drawn.patient, drawn.stop, span.n_tokens, most_wear)
+                n_wear = most_wear
+            tokens, windows = tokens + span.n_tokens, windows + n_wear
+            yield drawn, span
+        r %= plan.n_rows
+        least, failed, k = max(1, shape.tokens // _LEAST_FREE), 0, 0
+        while failed < _MOST_FAILED:
+            free, free_windows = shape.tokens - tokens, shape.windows - windows
+            if min(free, free if "ehr" in c.modalities else free_windows) < least:
+                break
+            drawn = self._draw_any(plan, epoch, r, k)
+            span = context.fit(drawn.patient, drawn.stop, min(free, c.context_tokens), free_windows)
+            k += 1
+            if span.stop == span.start or (span.n_tokens < least and span.start > 0):  # no room for its windows
+                failed += 1
+                continue
+            tokens += span.n_tokens
+            windows += int(np.count_nonzero(drawn.patient.is_wear_N[span.start : span.stop]))
+            yield drawn, span
+
+    def _draw_any(self, plan, epoch, r, k):
+        """A further appearance in row r: patients as often as in the plan, ends as there."""
+        rng = np.random.default_rng([self.seed, epoch, r, k, _FURTHER])
+        place, by_day, end = rng.integers(len(plan.patient_N)), rng.random(), rng.random()
+        i = int(plan.patient_N[place])
+        return self._draw([epoch, r, k, _FURTHER + 1], i, by_day < self.patients.config.patient_days, end)
+
+    def _draw(self, key, i, by_day, end):
+        """Patient i up to the end that the uniform draw `end` gives; key: unique to the appearance."""
         patient, c = self.patients[i], self.patients.config
-        rng, augment_rng = np.random.default_rng([self.seed, epoch, i]), None
+        rng, augment_rng = np.random.default_rng([self.seed, *key, 0]), None
         if self.augmented:
-            augment_rng = np.random.default_rng([self.seed, epoch, i, _AUGMENTATION])
+            # SFC64 is the fastest of numpy's generators, and what is drawn most is noise
+            augment_rng = np.random.Generator(np.random.SFC64([self.seed, *key, _AUGMENTATION]))
             if c.drop_ehr or c.drop_wear:
                 n_wear = int(patient.is_wear_N.sum())
                 has_ehr, has_wear = n_wear < len(patient.is_wear_N), n_wear > 0
                 keep = augment.drop_modality(augment_rng, has_ehr, has_wear, c.drop_ehr, c.drop_wear)
                 patient = patient_lib.without(patient, *keep)
-        n = len(patient.time_N)
-        limit = max(c.context_tokens - len(patient.static_token_S), 1)
-        if c.patient_days and rng.random() < c.patient_days:
-            stop = patient_lib.sample_day(rng, patient, self.patients.day_weight_V)
+        if by_day:
+            stop = patient_lib.sample_day(end, patient, self.patients.day_weight_V)
         else:
-            stop = n if n <= limit else int(rng.integers(limit, n + 1))
-        start = context.first_token(patient, stop, c, self.shape.windows)
-        static = min(len(patient.static_token_S), c.context_tokens - 1)
-        n_query = min(int(self.query_count(stop - start + static)), c.queries - at["queries"])
-        at_token = patient.time_N[start:stop][rng.integers(0, stop - start, n_query)]
-        span = patient.time_N[start], patient.time_N[stop - 1]
-        anywhere = rng.integers(span[0], span[1] + 1, n_query)
+            n, limit = len(patient.time_N), max(c.context_tokens - len(patient.static_token_S), 1)
+            stop = n if n <= limit else limit + int(end * (n + 1 - limit))
+        return Appearance(patient, i, stop, rng, augment_rng)
+
+    def _add(self, row, at, drawn, span):
+        patient, rng, c = drawn.patient, drawn.rng, self.patients.config
+        n_query = targets.share(c.queries, at, span.n_tokens, c)
+        at_token = patient.time_N[span.start : span.stop][rng.integers(0, span.stop - span.start, n_query)]
+        anywhere = rng.integers(patient.time_N[span.start], patient.time_N[span.stop - 1] + 1, n_query)
         query_us = np.sort(np.where(rng.random(n_query) < 0.5, at_token, anywhere))
-        context.fill_context(row, at, self.patients, patient, start, stop, query_us, rng, augment_rng)
+        context.fill_context(row, at, self.patients, patient, span, query_us, rng, drawn.augment_rng)
 
 
-def train_batches(rows, batch_size, *, start_step=0, n_steps=None, process_index=0, process_count=1, threads=2):
+def train_batches(
+    rows, batch_size, *, start_step=0, n_steps=None, process_index=0, process_count=1, threads=2, workers=0
+):
     """Iterator over this process's share of each global batch, from `start_step` on.
+
+    Args:
+      threads: that read ahead, in each process.
+      workers: further processes that make the batches, each in turn; 0: this one does. They are spawned: a program
+        that asks for them keeps its work under `if __name__ == "__main__"` and has its absl flags parsed.
 
     Raises:
       ValueError: batch_size is not divisible by process_count.
@@ -225,17 +316,32 @@ def train_batches(rows, batch_size, *, start_step=0, n_steps=None, process_index
     if batch_size % process_count:
         raise ValueError(f"global batch {batch_size} is not divisible by {process_count} processes")
     share = batch_size // process_count
-    first = process_index * share
+    n_steps = np.iinfo(np.int64).max // 2 if n_steps is None else n_steps
+    # contiguous shares: a row's place in the global batch, and so its dropout, is the same for any process count
+    make = _Batches(rows, batch_size, process_index * share, share)
+    dataset = grain.MapDataset.range(n_steps).map(make)[start_step:]
+    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * max(threads, 1))
+    dataset = dataset.to_iter_dataset(options)
+    if workers:
+        dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2))
+    return iter(dataset)
 
-    def row(k):
-        # contiguous shares: a row's place in the global batch, and so its dropout, is the same for any process count
-        step, place = divmod(k, share)
-        return rows[step * batch_size + first + place]
 
-    n_rows = np.iinfo(np.int64).max // 2 if n_steps is None else n_steps * share
-    dataset = grain.MapDataset.range(n_rows).map(row).batch(share, drop_remainder=True)[start_step:]
-    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=4 * max(threads, 1))
-    return iter(dataset.to_iter_dataset(options))
+@dataclasses.dataclass(frozen=True)
+class _Batches:
+    """step -> rows `first` to first + share of that step's global batch; a class, since workers unpickle it."""
+
+    rows: TrainRows
+    batch_size: int
+    first: int
+    share: int
+
+    def __call__(self, step):
+        batch = batch_lib.empty_batch(self.rows.shape, self.share)
+        for place in range(self.share):
+            row = {name: array[place] for name, array in batch.items()}
+            self.rows.fill(row, int(step) * self.batch_size + self.first + place)
+        return batch
 
 
 def inference_batches(patients, index_N, time_us_N, batch_size):
@@ -251,11 +357,10 @@ def inference_batches(patients, index_N, time_us_N, batch_size):
     for k, (i, t) in enumerate(zip(index_N, time_us_N, strict=True)):
         patient = patients[int(i)]
         stop = int(np.searchsorted(patient.time_N, t, side="right"))
-        start = context.first_token(patient, stop, c, shape.windows)
-        n_tokens = stop - start + min(len(patient.static_token_S), c.context_tokens - 1)
-        n_windows = int(patient.is_wear_N[start:stop].sum())
+        span = context.fit(patient, stop, c.context_tokens, shape.windows)
+        n_windows = int(patient.is_wear_N[span.start : stop].sum())
         if (
-            at["tokens"] + n_tokens > shape.tokens
+            at["tokens"] + span.n_tokens > shape.tokens
             or at["windows"] + n_windows > shape.windows
             or at["queries"] + 1 > shape.queries
         ):
@@ -267,7 +372,7 @@ def inference_batches(patients, index_N, time_us_N, batch_size):
                 yield _stack(rows), np.stack(places)
                 rows, places = [], []
         place[at["queries"]] = k
-        context.fill_context(row, at, patients, patient, start, stop, np.array([t], np.int64), None)
+        context.fill_context(row, at, patients, patient, span, np.array([t], np.int64), None)
     if at["queries"]:
         rows.append(context.close_row(row, at))
         places.append(place)

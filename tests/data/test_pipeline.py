@@ -81,7 +81,9 @@ def test_batches_do_not_depend_on_processes_threads_or_where_a_run_resumes(prepa
     rows = pipeline.TrainRows(patients(prepared, **options), 0)
     whole = [next(it) for it in [pipeline.train_batches(rows, 4)] for _ in range(6)]
     # what a run has read before, and how much of it its cache holds, is no part of the state
-    fresh = pipeline.TrainRows(pipeline.Patients(rows.patients.folder, rows.patients.config, "train", cache=2), 0)
+    fresh = pipeline.TrainRows(
+        pipeline.Patients(rows.patients.folder, rows.patients.config, "train", cache_bytes=30_000), 0
+    )
     resumed = pipeline.train_batches(fresh, 4, start_step=4, threads=7)
     halves = [pipeline.train_batches(rows, 4, process_index=p, process_count=2, threads=p) for p in range(2)]
     for step in range(6):
@@ -100,26 +102,17 @@ def contexts(row):
     return [np.nonzero(row["segment"] == s)[0] for s in range(1, row["segment"].max() + 1)]
 
 
-def identify(people, row, own):
-    """The patient of a context, by the values of its tokens' times, ages and kinds."""
-    found = []
-    for i in range(len(people)):
-        p = people[i]
-        start = len(p.static_token_S)
-        n = len(own) - start
-        for begin in range(len(p.time_N) - n + 1):
-            days = (p.time_N[begin : begin + n] - p.time_N[begin]) / pipeline.DAY_US
-            same_kind = np.array_equal(
-                p.is_wear_N[begin : begin + n], row["modality"][own[start:]] == batch_lib.MODALITY_WEAR
-            )
-            slots = row["window"][own][row["window"][own] >= 0]
-            refs = p.ref_N[begin : begin + n][p.is_wear_N[begin : begin + n]]
-            same_signal = len(slots) == len(refs) and np.array_equal(
-                row["wear"][slots], np.nan_to_num(p.window_MxLxC[refs])
-            )
-            if n > 0 and same_kind and same_signal and np.allclose(days, row["time"][own[start:]], atol=1e-4):
-                found.append((i, begin, begin + n))
-    return found
+def assert_shows(p, span, row, own):
+    """The context holds the patient's tokens start to stop behind static ones: times, kinds, signal."""
+    timed, refs = own[span.n_static :], p.ref_N[span.start : span.stop]
+    days = (p.time_N[span.start : span.stop] - p.time_N[span.start]) / pipeline.DAY_US
+    np.testing.assert_allclose(days, row["time"][timed], atol=1e-4)
+    is_wear = p.is_wear_N[span.start : span.stop]
+    np.testing.assert_array_equal(is_wear, row["modality"][timed] == batch_lib.MODALITY_WEAR)
+    np.testing.assert_array_equal(row["token"][timed][~is_wear], p.event_token_K[refs[~is_wear]])
+    slots = row["window"][timed][is_wear]
+    np.testing.assert_array_equal(row["wear"][slots], np.nan_to_num(p.window_MxLxC[refs[is_wear]]))
+    np.testing.assert_array_equal(row["observed"][slots], np.isfinite(p.window_MxLxC[refs[is_wear]]))
 
 
 def test_targets_match_a_slow_recomputation(prepared):
@@ -128,10 +121,10 @@ def test_targets_match_a_slow_recomputation(prepared):
     checked = dict.fromkeys(("event", "query", "code", "window", "summary", "recall", "past"), 0)
     for g in range(16 * rows.rows_per_epoch):
         row = rows[g]
-        for s, own in enumerate(contexts(row), start=1):
-            (i, begin, stop) = next(c for c in identify(people, row, own))
-            p = people[i]
-            anchor = p.time_N[begin]
+        for s, (own, (drawn, span)) in enumerate(zip(contexts(row), rows.contexts(g), strict=True), start=1):
+            p = people[drawn.place]
+            assert_shows(p, span, row, own)
+            anchor = p.time_N[span.start]
             reads = [
                 ("query", q, anchor + round(float(row["query_time"][q]) * pipeline.DAY_US))
                 for q in np.nonzero(row["query_segment"] == s)[0]
@@ -170,7 +163,7 @@ def test_targets_match_a_slow_recomputation(prepared):
                     here = np.nonzero(row["token"][lo:hi] == token)[0]
                     ago = [float(row["query_time"][at] - row["time"][lo + x]) for x in here]
                     within = [h for h, days in enumerate(people.config.horizons) if ago and min(ago) <= days]
-                    static = len(here) and here[-1] < len(p.static_token_S)
+                    static = len(here) and here[-1] < span.n_static
                     assert row["query_token_bin"][at, r] == (
                         255 if not ago else 254 if static or not within else within[0]
                     )
@@ -184,7 +177,7 @@ def test_targets_match_a_slow_recomputation(prepared):
                         [np.any(np.abs(e / pipeline.DAY_US - ends[age < 7]) < 1e-3) for e in p.window_end_M]
                     )
                     if recent.any():
-                        mean = np.nanmean([np.nanmean(w, axis=0) for w in p.window_MxLxC[recent]], axis=0)
+                        mean = np.nanmean([np.nanmean(w, axis=0) for w in np.float32(p.window_MxLxC[recent])], axis=0)
                         np.testing.assert_allclose(row["query_past"][at][:2], mean, atol=2e-3)
                         checked["past"] += 1
                 want = sum(p.died or time + h * pipeline.DAY_US <= p.end_us for h in people.config.horizons)
@@ -207,7 +200,7 @@ def test_targets_match_a_slow_recomputation(prepared):
                     inside.any() and np.isfinite(p.window_MxLxC[inside]).any()
                 )
                 if inside.any():
-                    mean = np.nanmean([np.nanmean(w, axis=0) for w in p.window_MxLxC[inside]], axis=0)
+                    mean = np.nanmean([np.nanmean(w, axis=0) for w in np.float32(p.window_MxLxC[inside])], axis=0)
                     np.testing.assert_allclose(row["query_summary"][at][:2], mean, atol=2e-3)
                     checked["summary"] += 1
     assert all(n > 3 for n in checked.values()), checked
@@ -262,3 +255,29 @@ def test_inference_reads_each_place_once_and_only_the_past(prepared):
             assert np.all(batch["time"][b, lo:hi] <= batch["query_time"][b, q] + 1e-3)
             seen.append(where[b, q])
     assert sorted(seen) == list(range(40))
+
+
+def test_the_cache_stays_within_its_bytes(prepared):
+    people = pipeline.Patients(prepared / "all", pipeline.ContextConfig(**OPTIONS), None)
+    total = sum(people[i].nbytes for i in range(len(people)))
+    assert all(people[i] is people[i] for i in range(len(people)))
+    small = pipeline.Patients(prepared / "all", pipeline.ContextConfig(**OPTIONS), None, cache_bytes=total // 2)
+    kept = [small[i] is small[i] for i in range(len(small))]
+    assert 0 < sum(p.nbytes for p in small._cache.values()) <= total // 2 and 0 < sum(kept) < len(kept)
+    ehr = pipeline.Patients(prepared / "all", pipeline.ContextConfig(**OPTIONS, modalities=("ehr",)), None)
+    assert all(x.base is None for x in (ehr[0].event_time_K, ehr[0].window_MxLxC)), "a view would keep the windows"
+
+
+@pytest.mark.slow  # a worker process imports everything anew
+@pytest.mark.parametrize("workers", [1, 2])
+def test_worker_processes_make_the_same_batches(prepared, workers):
+    rows = pipeline.TrainRows(patients(prepared, **EVERYTHING), 0)
+    here = pipeline.train_batches(rows, 4, start_step=1, n_steps=6, threads=0)
+    there = pipeline.train_batches(rows, 4, start_step=1, n_steps=6, threads=1, workers=workers)
+    n = 0
+    for one, two in zip(here, there, strict=True):
+        n += 1
+        assert one.keys() == two.keys()
+        for name in one:
+            assert one[name].dtype == two[name].dtype and one[name].tobytes() == two[name].tobytes(), name
+    assert n == 5

@@ -1,0 +1,138 @@
+"""The plan of an epoch: who appears in it, roughly up to where, and who shares a row; from the index alone.
+
+Numpy over all patients at once, so that an epoch of millions is planned in seconds. No record is read: how long a
+context really becomes is known once its day has been drawn from the record's codes, see pipeline.TrainRows.
+"""
+
+import dataclasses
+
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True)
+class EpochPlan:
+    """Contexts in the order in which they are packed; row r holds those from bound_R[r] to bound_R[r + 1].
+
+    Attributes:
+      patient_N: place in the index. copy_N: number of the patient's earlier appearances in this epoch.
+      by_day_N: whether the context ends with a sampled patient-day. end_N: float32 uniform draw of its end.
+      bound_R: int64 [rows + 1].
+    """
+
+    patient_N: np.ndarray
+    copy_N: np.ndarray
+    by_day_N: np.ndarray
+    end_N: np.ndarray
+    bound_R: np.ndarray
+
+    @property
+    def n_rows(self):
+        return len(self.bound_R) - 1
+
+    def members(self, r):
+        """The contexts of row r, modulo the number of rows: a slice of the order."""
+        r %= self.n_rows
+        return slice(int(self.bound_R[r]), int(self.bound_R[r + 1]))
+
+
+def patient_weights(rarity_N, temperature):
+    """How often patients appear relative to each other: exp(temperature * rarity), 1 on average.
+
+    Rarity is the mean over a patient's events of -log(their token's share of the training tokens): the weight is the
+    geometric mean of share ** -temperature, as masking.token_weights has it for tokens (paper, section 3.5: rare codes
+    upsampled). Who has none (NaN: no event) gets the average weight.
+    """
+    rarity_N = np.asarray(rarity_N, np.float64)
+    known = np.isfinite(rarity_N)
+    if not known.any():
+        return np.ones(len(rarity_N))
+    weight_N = np.exp(temperature * (rarity_N - rarity_N[known].max()))
+    weight_N = np.where(known, weight_N, weight_N[known].mean())
+    return weight_N / weight_N.mean()
+
+
+def appearances(weight_N, draw):
+    """How often each appears in an epoch of len(weight_N) appearances: systematic resampling (Kitagawa, 1996).
+
+    The expectation over `draw`, uniform in [0, 1), is the weight over its mean; a count differs from it by less than 1.
+
+    Returns:
+      int64 [N].
+    """
+    total_N = np.cumsum(np.asarray(weight_N, np.float64))
+    total_N *= len(total_N) / total_N[-1]
+    total_N[-1] = len(total_N)
+    return np.diff(np.floor(total_N + draw).astype(np.int64), prepend=0)
+
+
+def pack(needs, limits):
+    """Next fit: the bounds of rows whose needs stay within the limits.
+
+    Args:
+      needs: int64 arrays [N], one per resource, none of them above its limit.
+      limits: one number per resource.
+
+    Returns:
+      int64 [rows + 1], from 0 to N.
+    """
+    n = len(needs[0])
+    after = np.full(n, n, np.int64)  # where the row ends that begins here
+    for need_N, limit in zip(needs, limits, strict=True):
+        total = np.cumsum(need_N, dtype=np.int64)
+        np.minimum(after, np.searchsorted(total, total - need_N + limit, side="right"), out=after)
+    steps, bounds, at = memoryview(after), [np.zeros(1, np.int64)], 0
+    while at < n:
+        chunk = np.empty(65536, np.int64)
+        for k in range(len(chunk)):
+            chunk[k] = at = steps[at]
+            if at == n:
+                break
+        bounds.append(chunk[: k + 1])
+    return np.concatenate(bounds)
+
+
+def plan_epoch(rng, config, max_windows, eligible_N, weight_N, n_static, n_events, n_windows):
+    """Draws an epoch.
+
+    Args:
+      rng: numpy Generator.
+      config: ContextConfig. max_windows: capacity of a row.
+      eligible_N: places in the index of those who have something. weight_N: see patient_weights; None: all alike.
+      n_static, n_events, n_windows: columns of the index.
+
+    Returns:
+      EpochPlan.
+    """
+    if weight_N is None:
+        patient_N, copy_N = rng.permutation(eligible_N), np.zeros(len(eligible_N), np.int32)
+    else:
+        count_N = appearances(weight_N, rng.random())
+        first_N = np.cumsum(count_N) - count_N
+        order = rng.permutation(len(eligible_N))
+        copy_N = (np.arange(len(eligible_N)) - np.repeat(first_N, count_N)).astype(np.int32)[order]
+        patient_N = np.repeat(eligible_N, count_N)[order]
+    n = len(patient_N)
+    by_day_N, end_N = rng.random(n, np.float32) < config.patient_days, rng.random(n, np.float32)
+    static = np.minimum(n_static[patient_N], config.context_tokens - 1)
+    total = n_events[patient_N] + n_windows[patient_N]
+    # where a day's end lies is not known here: as if days were as long and codes as rare everywhere
+    seen = np.where(by_day_N, np.ceil(end_N * total).astype(np.int64), total)
+    merged = np.clip(seen, 1, config.context_tokens - static)
+    windows = np.minimum(np.minimum(n_windows[patient_N], max_windows), merged)
+    bound_R = pack((merged + static, windows), (config.tokens, max_windows))
+    return EpochPlan(patient_N, copy_N, by_day_N, end_N, bound_R)
+
+
+def level(needs, capacity):
+    """The highest level c with sum(min(need, c)) <= capacity; infinite if all needs fit.
+
+    What is too much is taken from the largest. Non-negative ints in; the level is an int or np.inf.
+    """
+    if sum(needs) <= capacity:
+        return np.inf
+    left = capacity
+    for k, need in enumerate(sorted(needs)):
+        if need * (len(needs) - k) > left:
+            return left // (len(needs) - k)
+        left -= need
+    raise AssertionError("the needs fit")
