@@ -331,12 +331,13 @@ def restore_params(folder, patients, model_options, config):
         return checkpoints.restore(step, state)["params"], step
 
 
-def embed(encode, patients, index, batch_size):
+def embed(encode, patients, index, batch_size, transform=None):
     """z at each (subject, prediction time), from what is known then.
 
     Args:
       encode: from make_encoder.
       index: subject_id, prediction_time (datetime us), all subjects prepared.
+      transform: what becomes of a patient before the read, see pipeline.inference_batches.
 
     Returns:
       float32 [N, D] in the order of index.
@@ -349,7 +350,7 @@ def embed(encode, patients, index, batch_size):
     index_N = np.array([place[s] for s in index["subject_id"].to_list()], np.int64)
     time_N = index["prediction_time"].to_physical().to_numpy()
     out = None
-    for batch, where in pipeline.inference_batches(patients, index_N, time_N, batch_size):
+    for batch, where in pipeline.inference_batches(patients, index_N, time_N, batch_size, transform):
         z_BxQxD = encode(batch)
         out = np.zeros((len(index_N), z_BxQxD.shape[-1]), np.float32) if out is None else out
         out[where[where >= 0]] = z_BxQxD[where >= 0]

@@ -235,8 +235,10 @@ def train_batches(rows, batch_size, *, start_step=0, n_steps=None, process_index
     return iter(dataset.to_iter_dataset(options))
 
 
-def inference_batches(patients, index_N, time_us_N, batch_size):
+def inference_batches(patients, index_N, time_us_N, batch_size, transform=None):
     """Batches whose query i is a read of patient index_N[i] at time_us_N[i]; nothing is hidden, no targets.
+
+    transform: (patient, time_us) -> the patient as read then, see robustness.py; None reads the record as it is.
 
     Yields:
       (batch, where): where_RxQ int64 gives, for each query slot, its place in index_N, or -1.
@@ -247,6 +249,8 @@ def inference_batches(patients, index_N, time_us_N, batch_size):
     place = np.full(shape.queries, -1)
     for k, (i, t) in enumerate(zip(index_N, time_us_N, strict=True)):
         patient = patients[int(i)]
+        if transform is not None:
+            patient = transform(patient, int(t))
         stop = int(np.searchsorted(patient.time_N, t, side="right"))
         start = context.first_token(patient, stop, c, shape.windows)
         n_tokens = stop - start + min(len(patient.static_token_S), c.context_tokens - 1)

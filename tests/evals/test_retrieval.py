@@ -27,7 +27,7 @@ def test_hits_are_the_share_of_tie_orders_that_hit(n, levels, seed):
 def test_identical_orthogonal_and_collapsed_vectors():
     same = retrieval.recall(np.eye(20), np.eye(20) * 3)
     assert all(same[d][k].mean() == 1.0 for d in ("ehr_to_wear", "wear_to_ehr") for k in (1, 10))
-    assert same["chance"] == {1: 1 / 20, 10: 0.5}
+    assert same["chance"] == pytest.approx({1: 1 / 20, 10: 0.5})
     collapsed = retrieval.recall(np.ones((20, 4)), np.ones((20, 4)))
     assert collapsed["ehr_to_wear"][1].mean() == pytest.approx(1 / 20)
     assert collapsed["wear_to_ehr"][10].mean() == pytest.approx(0.5)
