@@ -101,6 +101,32 @@ def base():
             "tabular_codes": 64,
         }
     )
+    # geometry, robustness and mechanisms of what was trained; 0 or an empty tuple leaves a part out
+    config.interpret = ml_collections.ConfigDict(
+        {
+            "enabled": True,
+            "task": "",  # a binary task; empty: report.reliability_task, else the first binary one
+            "max_reads": 0,  # held-out reads that are read again under every condition; 0: all
+            "histories_days": (7.0, 30.0, 90.0),
+            "noise_db": 6.0,
+            "missing_share": 0.5,
+            "slice_days": 30.0,
+            "slices": 6,
+            "geometry_people": 500,
+            "n_permutations": 200,
+            "dropout_samples": 10,
+            "mechanism_people": 2000,
+            "event_prefixes": ("HOSPITAL_ADMISSION",),
+            "drug_prefixes": ("ATC//", "RX//", "MEDICATION//"),
+            "raised_channel": "heart_rate",
+            "raised_sd": 1.0,
+            "precursor_channels": ("rmssd", "hrv", "heart_rate", "activity"),
+            "response_channels": ("rmssd", "hrv", "heart_rate"),  # the first that there is stands for HRV
+            "people": 3,
+            "gradient_steps": 32,
+            "individuals": False,  # explain single people of cohorts that are not simulated
+        }
+    )
     config.report = ml_collections.ConfigDict({"title": "ehrwear_jax", "reliability_task": ""})
     config.lock()  # a misspelt key is an error, not a new key
     config.rows.unlock()

@@ -1,6 +1,7 @@
 """Pretraining and embedding: where data meets the model. Pure steps first, then the loops, in data-flow order."""
 
 import dataclasses
+import itertools
 import json
 import logging
 import os
@@ -310,14 +311,27 @@ def _validate(validate, params, batches):
 # ------------------------------------------------------------------------------------------------------- embedding
 
 
-def make_encoder(patients, model_options, params):
-    """batch -> z_BxQxD float32 of the queries, on the host."""
+def make_encoder(patients, model_options, params, dropout_seed=None):
+    """batch -> z_BxQxD float32 of the queries, on the host.
+
+    dropout_seed: with it the dropout of training stays on, other masks for each row and each call in turn; the same
+      seed and calls give the same masks (Monte Carlo dropout, evals/uncertainty.py).
+    """
     model = make_model(patients, model_options)
     mesh = sharding.make_mesh(jax.local_devices()[:1])
     # by way of the host: parameters that lie on all processes cannot be moved to this one's device directly
     params = jax.device_put(jax.device_get(params), sharding.replicated(mesh))
-    encode = jax.jit(lambda p, b: model.apply({"params": p}, b, method="encode")[1])
-    return lambda batch: np.asarray(encode(params, sharding.device_batch(batch, mesh)))
+    if dropout_seed is None:
+        encode = jax.jit(lambda p, b: model.apply({"params": p}, b, method="encode")[1])
+        return lambda batch: np.asarray(encode(params, sharding.device_batch(batch, mesh)))
+    key, calls = jax.random.key(dropout_seed), itertools.count()
+
+    @jax.jit
+    def encode_with_dropout(p, b, call):
+        rngs = {"dropout": jax.random.fold_in(key, call)}
+        return model.apply({"params": p}, b, deterministic=False, method="encode", rngs=rngs)[1]
+
+    return lambda batch: np.asarray(encode_with_dropout(params, sharding.device_batch(batch, mesh), next(calls)))
 
 
 def restore_params(folder, patients, model_options, config):

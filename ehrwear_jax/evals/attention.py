@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ehrwear_jax.batch import MODALITY_QUERY
 from ehrwear_jax.models.backbone import TimeKernel
 from ehrwear_jax.ops.kernel_attention import reference
 
@@ -27,15 +26,11 @@ def attention_weights(model, params, batch) -> tuple[jax.Array, jax.Array]:
     """
     _, sown = model.apply({"params": params}, batch, method="encode", mutable=["intermediates"])
     tokens, queries = sown["intermediates"]["backbone"]["blocks"]["attention_calls"]
-    at_query = jnp.full(batch["query_time"].shape, MODALITY_QUERY)
-    reads = (
-        (tokens, batch["time"], batch["kv_range"], batch["modality"]),
-        (queries, batch["query_time"], batch["query_kv_range"], at_query),
-    )
-    return tuple(jax.lax.map(lambda call, r=r: _weights(call, batch["time"], *r[1:]), r[0]) for r in reads)
+    return jax.lax.map(_weights, tokens), jax.lax.map(_weights, queries)
 
 
-def _weights(call, key_time_BxS, time_BxT, kv_range_BxTx2, modality_BxT):
+def _weights(call):
+    """[B, H, T, S] of one call of the op in models/backbone.py."""
     n_batch, n_key, n_head, _ = call["key"].shape
     # with the identity as values, what attention returns are its weights
     identity = jnp.broadcast_to(jnp.eye(n_key)[None, :, None], (n_batch, n_key, n_head, n_key))
@@ -43,12 +38,12 @@ def _weights(call, key_time_BxS, time_BxT, kv_range_BxTx2, modality_BxT):
         call["query"].astype(jnp.float32),
         call["key"],
         identity,
-        q_time_BxT=time_BxT,
-        k_time_BxS=key_time_BxS,
-        kv_range_BxTx2=kv_range_BxTx2,
+        q_time_BxT=call["time"],
+        k_time_BxS=call["key_time"],
+        kv_range_BxTx2=call["kv_range"],
         kernel=call["kernel"],
         source_bias_BxHxMxS=call["bias"],
-        q_modality_BxT=modality_BxT,
+        q_modality_BxT=call["modality"],
     )
     return weight_BxTxHxS.transpose(0, 2, 1, 3)
 

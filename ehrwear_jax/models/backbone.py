@@ -99,7 +99,8 @@ class Block(nn.Module):
         def attend(norm_x, time, kv_range, modality):
             query = project["query"](norm_x)
             # for evals/attention.py; nothing is stored unless the caller makes "intermediates" mutable
-            call = {"query": query, "key": key, "bias": bias_BxHxMxT, "kernel": kernel}
+            call = {"query": query, "key": key, "bias": bias_BxHxMxT, "kernel": kernel, "key_time": fields["time"]}
+            call |= {"time": time, "kv_range": kv_range, "modality": modality}
             self.sow("intermediates", "attention_calls", call)
             return merge(
                 self.attend(
