@@ -4,6 +4,7 @@ configs/*.py start from `base()` and change what their experiment needs; only `s
 """
 
 import dataclasses
+import json
 import os
 
 import ml_collections
@@ -132,6 +133,24 @@ def base():
     config.rows.unlock()
     config.labels.diagnosis_groups.unlock()
     return config
+
+
+def read(path):
+    """The config of a run from the config.json in its workdir."""
+    with open(path) as f:
+        return read_dict(json.load(f))
+
+
+def read_dict(values):
+    """The config of what JSON holds."""
+    return ml_collections.ConfigDict(_with_tuples(values))
+
+
+def _with_tuples(value):
+    """JSON knows lists only."""
+    if isinstance(value, dict):
+        return {k: _with_tuples(v) for k, v in value.items()}
+    return tuple(_with_tuples(v) for v in value) if isinstance(value, list) else value
 
 
 def prepare_config(config):
