@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import polars as pl
 
-from ehrwear_jax.data.patient import DAY_US, Patient
+from ehrwear_jax.data.patient import DAY_US, Patient, select
 
 Transform = Callable[[Patient, int], Patient]
 
@@ -41,15 +41,7 @@ def _keep(patient, keep_N, time_us, static=True):
     no_birth = not static or (len(patient.time_N) > 0 and patient.origin_us == int(patient.time_N[0]))
     known_N = time_N[time_N <= time_us]
     first = int(known_N[0]) if len(known_N) else int(time_us)
-    return dataclasses.replace(
-        patient,
-        time_N=time_N,
-        ref_N=patient.ref_N[keep_N],
-        is_wear_N=patient.is_wear_N[keep_N],
-        static_token_S=patient.static_token_S if static else patient.static_token_S[:0],
-        static_value_S=patient.static_value_S if static else patient.static_value_S[:0],
-        origin_us=first if no_birth else patient.origin_us,
-    )
+    return select(patient, keep_N, static, first if no_birth else patient.origin_us)
 
 
 # ------------------------------------------------------------------------------------------------- less of the record

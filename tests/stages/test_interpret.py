@@ -180,12 +180,7 @@ def test_projected_pairs_are_one_per_patient():
     unit = retrieval.unit_rows(rng.normal(size=(6, 3)))
     patient = np.array([[4, 4, -1], [7, 9, -1]])
     batches = [{"pair_patient": p[None]} for p in patient]
-    outputs = iter(
-        [
-            {"pair_ehr": unit[None, :3], "pair_wear": unit[None, :3]},
-            {"pair_ehr": unit[None, 3:], "pair_wear": unit[None, 3:]},
-        ]
-    )
+    outputs = iter([{"pair_ehr": u[None], "pair_wear": u[None]} for u in (unit[:3], unit[3:])])
     ehr, wear, who = interpret_people.collect_pairs(lambda _: next(outputs), batches)
     assert who.tolist() == [4, 7, 9]
     np.testing.assert_array_equal(ehr, unit[[0, 3, 4]])
