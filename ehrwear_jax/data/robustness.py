@@ -65,7 +65,7 @@ def drop_ehr() -> Transform:
 
 
 def drop_codes(matches: Callable[[np.ndarray], np.ndarray], begin_days=np.inf, end_days=0.0) -> Transform:
-    """No events of some codes from `begin_days` to `end_days` before the read.
+    """No events of some codes from `begin_days` to `end_days` before the read; without a begin no static ones either.
 
     Args:
       matches: token ids int [K] -> bool [K]; see `code_matcher`.
@@ -75,7 +75,12 @@ def drop_codes(matches: Callable[[np.ndarray], np.ndarray], begin_days=np.inf, e
         gone_N = np.zeros(len(patient.time_N), bool)
         event_N = ~patient.is_wear_N
         gone_N[event_N] = matches(patient.event_token_K[patient.ref_N[event_N]])
-        return _keep(patient, ~(gone_N & _in_period(patient.time_N, time_us, begin_days, end_days)), time_us)
+        found = _keep(patient, ~(gone_N & _in_period(patient.time_N, time_us, begin_days, end_days)), time_us)
+        left_S = ~matches(patient.static_token_S)
+        if np.isfinite(begin_days) or left_S.all():
+            return found
+        static = patient.static_token_S[left_S], patient.static_value_S[left_S]
+        return dataclasses.replace(found, static_token_S=static[0], static_value_S=static[1])
 
     return apply
 

@@ -1,8 +1,7 @@
 """Parts of the interpret stage that follow people through time: mechanisms, and what single predictions rest on.
 
 mechanisms.json   {"jump": {event, pseudo_event: {offset_days, mean, lo, hi, n, first_share, half_days}}: distance of
-                  whitened z from the read a day before a first event, and before the same people's time 120 days
-                  earlier.
+                  whitened z from the read a day before an event, and before the same people's time 120 days earlier.
                   "drift": {channel, raised_sd, offset_days, mean, ...}: distance between z with a channel raised from
                   day 0 on and z without.
                   "precursors": {name: {mean, lo, hi, difference, difference_lo, difference_hi, p_value, n}}: |change|
@@ -62,9 +61,10 @@ def _people(study, row, *splits):
         yield subject, patients[place[subject]]
 
 
-def _first_time(patient, matches):
-    """When a code first occurs, None if it does not; events in time order."""
+def _first_time(patient, matches, not_before=-np.inf):
+    """When a code first occurs from a time on, None if it does not."""
     times = patient.event_time_K[matches(patient.event_token_K)]
+    times = times[times >= not_before]
     return int(times.min()) if len(times) else None
 
 
@@ -78,13 +78,14 @@ def _summary(displacement_NxK, offset_days, groups, study):
 
 
 def _jump(study, row, whiten):
-    """Reads around a first event, and around a time without one in the same records."""
+    """Reads around the first event that has 122 days of record before it, and around a time 120 days earlier."""
     matches = robustness.code_matcher(study.rows[row].patients.vocabulary, study.config.interpret.event_prefixes)
     people, onsets = [], []
     for subject, patient in _people(study, row, "held_out"):
-        onset = _first_time(patient, matches)
-        early = PSEUDO_EVENT_DAYS + 2.0
-        if onset is not None and len(patient.time_N) and onset - early * DAY_US > patient.time_N[0]:
+        if not len(patient.time_N):
+            continue
+        onset = _first_time(patient, matches, patient.time_N[0] + (PSEUDO_EVENT_DAYS + 2.0) * DAY_US)
+        if onset is not None:
             people.append(subject)
             onsets.append(onset)
     if len(people) < 2:

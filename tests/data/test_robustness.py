@@ -91,6 +91,11 @@ def test_codes_and_channels_of_a_period_only():
     left = found.event_time_K[found.ref_N[~found.is_wear_N]]
     np.testing.assert_array_equal(left, patient().event_time_K[~gone])
     assert 0 < gone.sum() < (patient().event_token_K == 4).sum()
+    assert len(found.static_token_S) == 1
+    ever = robustness.drop_codes(lambda token: np.isin(token, (4, 9)))(patient(), READ)
+    assert not len(ever.static_token_S) and not len(ever.static_value_S)
+    kept = ever.event_token_K[ever.ref_N[~ever.is_wear_N & (ever.time_N <= READ)]]
+    assert 4 not in kept and len(kept)
     one = robustness.occlude_channels([1], 5, 2)(patient(), READ)
     before = (READ - one.window_end_M) / DAY_US
     inside = (before < 5) & (before >= 2)
