@@ -4,9 +4,10 @@ mechanisms.json   {"jump": {event, pseudo_event: {offset_days, mean, lo, hi, n, 
                   whitened z from the read a day before an event, and before the same people's time 120 days earlier.
                   "drift": {channel, raised_sd, offset_days, mean, ...}: distance between z with a channel raised from
                   day 0 on and z without.
-                  "precursors": {name: {mean, lo, hi, difference, difference_lo, difference_hi, p_value, n}}: |change|
-                  of the probe's logit just before an event when a channel is hidden 30 to 7 days before it; control:
-                  the same 53 to 30 days before it.
+                  "precursors": {name: {mean, lo, hi, difference, difference_lo, difference_hi, p_value, n,
+                  control_seen}}: |change| of the probe's logit just before an event when a channel is hidden 30 to 7
+                  days before it; control: the same 53 to 30 days before it. control_seen is the share of reads whose
+                  context reaches a window of the control's period; where it is small, the difference says nothing.
                   "drug_start": {channel, edge_days, mean, lo, hi, n}: a channel around the first drug code, in
                   standard deviations, as the change from the 28 days before.}
                   A part is null where the cohort has no such people.
@@ -26,6 +27,7 @@ import polars as pl
 
 from ehrwear_jax.batch import MODALITY_EHR
 from ehrwear_jax.data import pipeline, robustness
+from ehrwear_jax.data.context import first_token
 from ehrwear_jax.data.signal import DAY_US
 from ehrwear_jax.evals import attention, attribution, geometry, mechanisms
 from ehrwear_jax.stages.study import reads
@@ -123,16 +125,18 @@ def _drift(study, row, whiten):
 
 
 def _precursors(study, row):
-    """Reads just before the events of held-out and tuning people who wore a device 30 to 7 days earlier."""
+    """Reads just before the events of held-out and tuning people, with a window 30 to 7 days earlier in the context."""
     patients, probe = study.rows[row].patients, study.probes[row]
     matches = robustness.code_matcher(patients.vocabulary, study.config.interpret.event_prefixes)
-    people, times = [], []
+    people, times, control = [], [], []
     for subject, patient in _people(study, row, "held_out", "tuning"):
         for event in np.unique(patient.event_time_K[matches(patient.event_token_K)]):
-            before_M = (event - patient.window_end_M) / DAY_US
-            if ((before_M < PRECURSOR_DAYS[0]) & (before_M >= PRECURSOR_DAYS[1])).any():
+            before_M = (event - _windows_read(patients, patient, event - 1)) / DAY_US
+            seen = [((before_M < b) & (before_M >= e)).any() for b, e in (PRECURSOR_DAYS, CONTROL_DAYS)]
+            if seen[0]:
                 people.append(subject)
                 times.append(int(event) - 1)  # the event itself is not known yet
+                control.append(seen[1])
     names = [c for c in study.config.interpret.precursor_channels if c in study.channels]
     if len(set(people)) < 2 or not names:
         return None
@@ -146,8 +150,15 @@ def _precursors(study, row):
     for name in names:
         mine = {k: v for k, v in effects.items() if k.startswith(f"{name}, ")}
         found = mechanisms.precursors(mine, list(mine)[1], people, n_resamples=study.config.evaluate.n_resamples)
-        out |= {k: v._asdict() for k, v in found.items()}
+        out |= {k: v._asdict() | {"control_seen": float(np.mean(control))} for k, v in found.items()}
     return out
+
+
+def _windows_read(patients, patient, time_us):
+    """When the windows end that the context of a read holds."""
+    stop = int(np.searchsorted(patient.time_N, time_us, side="right"))
+    start = first_token(patient, stop, patients.config, patients.batch_shape().windows)
+    return patient.time_N[start:stop][patient.is_wear_N[start:stop]]
 
 
 def _drug_start(study):

@@ -48,6 +48,7 @@ def done(tmp_path_factory, patched):
     config, workdir = small_run.small_config(root), root / "run"
     config.rows = {row: config.rows[row] for row in ROWS}
     config.evaluate.late_fusion = ()
+    config.prepare.window_hours = 24  # a context of 16 windows reaches back into the periods that are occluded
     config.embed.trajectories = 0
     config.interpret.update(
         {"enabled": True, "individuals": True, "drug_prefixes": ("DX//E11",), "histories_days": (30.0,), "people": 2,
@@ -141,8 +142,14 @@ def test_mechanisms_and_people(done):
     assert drift["channel"] == "heart_rate" and drift["offset_days"] == [1, 3, 7, 14]
     names = {f"{c}, {p}" for c in ("heart_rate", "activity") for p in ("30 to 7 days", "53 to 30 days (control)")}
     assert set(precursors) == names and precursors["activity, 30 to 7 days"]["mean"] > 0
-    start = found["drug_start"]
-    assert start["channel"] == "heart_rate" and len(start["mean"]) == len(start["edge_days"]) - 1
+    assert 0 <= precursors["activity, 30 to 7 days"]["control_seen"] <= 1
+    study, starts = Study(*done), []
+    for prefix in ("LAB//glucose", "LAB//hdl", "DX//I10", "HOSPITAL_ADMISSION"):  # few begin while a device is worn
+        study.config.interpret.drug_prefixes = (prefix,)
+        starts.append(interpret_people._drug_start(study))
+    study.config.interpret.drug_prefixes = ("DX//E11",)
+    starts = [s for s in starts if s is not None]
+    assert starts and all(s["channel"] == "heart_rate" and len(s["mean"]) == len(s["edge_days"]) - 1 for s in starts)
     people = load(done, "people")
     arrays = np.load(done[1] / "interpret" / "people.npz")
     assert len(people) == 2
