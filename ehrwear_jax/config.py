@@ -4,6 +4,7 @@ configs/*.py start from `base()` and change what their experiment needs; only `s
 """
 
 import dataclasses
+import json
 import os
 
 import ml_collections
@@ -105,11 +106,55 @@ def base():
             "tabular_codes": 64,
         }
     )
+    # geometry, robustness and mechanisms of what was trained; 0 or an empty tuple leaves a part out
+    config.interpret = ml_collections.ConfigDict(
+        {
+            "enabled": True,
+            "task": "",  # a binary task; empty: report.reliability_task, else the first binary one
+            "max_reads": 0,  # held-out reads that are read again under every condition; 0: all
+            "histories_days": (7.0, 30.0, 90.0),
+            "noise_db": 6.0,
+            "missing_share": 0.5,
+            "slice_days": 30.0,
+            "slices": 6,
+            "geometry_people": 500,
+            "n_permutations": 200,
+            "dropout_samples": 10,
+            "mechanism_people": 2000,
+            "event_prefixes": ("HOSPITAL_ADMISSION",),
+            "drug_prefixes": ("ATC//", "RX//", "MEDICATION//"),
+            "raised_channel": "heart_rate",
+            "raised_sd": 1.0,
+            "precursor_channels": ("rmssd", "hrv", "heart_rate", "activity"),
+            "response_channels": ("rmssd", "hrv", "heart_rate"),  # the first that there is stands for HRV
+            "people": 3,
+            "gradient_steps": 32,
+            "individuals": False,  # explain single people of cohorts that are not simulated
+        }
+    )
     config.report = ml_collections.ConfigDict({"title": "ehrwear_jax", "reliability_task": ""})
     config.lock()  # a misspelt key is an error, not a new key
     config.rows.unlock()
     config.labels.diagnosis_groups.unlock()
     return config
+
+
+def read(path):
+    """The config of a run from the config.json in its workdir."""
+    with open(path) as f:
+        return read_dict(json.load(f))
+
+
+def read_dict(values):
+    """The config of what JSON holds."""
+    return ml_collections.ConfigDict(_with_tuples(values))
+
+
+def _with_tuples(value):
+    """JSON knows lists only."""
+    if isinstance(value, dict):
+        return {k: _with_tuples(v) for k, v in value.items()}
+    return tuple(_with_tuples(v) for v in value) if isinstance(value, list) else value
 
 
 def prepare_config(config):

@@ -1,4 +1,4 @@
-"""Runs the stages that a config names: prepare, pretrain, embed, evaluate, report.
+"""Runs the stages that a config names: prepare, pretrain, embed, evaluate, interpret, report.
 
 python -m ehrwear_jax.main --config=configs/tiny.py
 """

@@ -1,6 +1,7 @@
 """Pretraining and embedding: where data meets the model. Pure steps first, then the loops, in data-flow order."""
 
 import dataclasses
+import itertools
 import json
 import logging
 import os
@@ -314,14 +315,27 @@ def _validate(validate, params, batches):
 # ------------------------------------------------------------------------------------------------------- embedding
 
 
-def make_encoder(patients, model_options, params):
-    """batch -> z_BxQxD float32 of the queries, on the host."""
+def make_encoder(patients, model_options, params, dropout_seed=None):
+    """batch -> z_BxQxD float32 of the queries, on the host.
+
+    dropout_seed: with it the dropout of training stays on, other masks for each row and each call in turn; the same
+      seed and calls give the same masks (Monte Carlo dropout, evals/uncertainty.py).
+    """
     model = make_model(patients, model_options)
     mesh = sharding.make_mesh(jax.local_devices()[:1])
     # by way of the host: parameters that lie on all processes cannot be moved to this one's device directly
     params = jax.device_put(jax.device_get(params), sharding.replicated(mesh))
-    encode = jax.jit(lambda p, b: model.apply({"params": p}, b, method="encode")[1])
-    return lambda batch: np.asarray(encode(params, sharding.device_batch(batch, mesh)))
+    if dropout_seed is None:
+        encode = jax.jit(lambda p, b: model.apply({"params": p}, b, method="encode")[1])
+        return lambda batch: np.asarray(encode(params, sharding.device_batch(batch, mesh)))
+    key, calls = jax.random.key(dropout_seed), itertools.count()
+
+    @jax.jit
+    def encode_with_dropout(p, b, call):
+        rngs = {"dropout": jax.random.fold_in(key, call)}
+        return model.apply({"params": p}, b, deterministic=False, method="encode", rngs=rngs)[1]
+
+    return lambda batch: np.asarray(encode_with_dropout(params, sharding.device_batch(batch, mesh), next(calls)))
 
 
 def restore_params(folder, patients, model_options, config):
@@ -335,12 +349,13 @@ def restore_params(folder, patients, model_options, config):
         return checkpoints.restore(step, state)["params"], step
 
 
-def embed(encode, patients, index, batch_size):
+def embed(encode, patients, index, batch_size, transform=None):
     """z at each (subject, prediction time), from what is known then.
 
     Args:
       encode: from make_encoder.
       index: subject_id, prediction_time (datetime us), all subjects prepared.
+      transform: what becomes of a patient before the read, see pipeline.inference_batches.
 
     Returns:
       float32 [N, D] in the order of index.
@@ -353,7 +368,7 @@ def embed(encode, patients, index, batch_size):
     index_N = np.array([place[s] for s in index["subject_id"].to_list()], np.int64)
     time_N = index["prediction_time"].to_physical().to_numpy()
     out = None
-    for batch, where in pipeline.inference_batches(patients, index_N, time_N, batch_size):
+    for batch, where in pipeline.inference_batches(patients, index_N, time_N, batch_size, transform):
         z_BxQxD = encode(batch)
         out = np.zeros((len(index_N), z_BxQxD.shape[-1]), np.float32) if out is None else out
         out[where[where >= 0]] = z_BxQxD[where >= 0]

@@ -34,6 +34,7 @@ def small_config(root):
     config.train.weights.wear_to_ehr = (0.2, 1.0, 4)
     config.embed.update({"batch_size": 4, "trajectories": 2, "trajectory_points": 12})
     config.evaluate.update({"tasks": ("readmission", "relapse"), "n_resamples": 50, "tabular_codes": 8})
+    config.interpret.enabled = False  # has tests of its own
     config.report.update({"title": "A small run", "reliability_task": "readmission"})
     return config
 

@@ -65,7 +65,7 @@ def command(*arguments):
         ([TINY, "--config.train.stepps=3"], "the config has no key 'stepps': Did you mean \"steps\""),
         ([TINY, "--config.trin.steps=3"], "the config has no key 'trin': Did you mean \"train\""),
         ([TINY, "--config.train.steps=many"], "flag --config.train.steps=many: invalid literal for int()"),
-        ([TINY, "--stages=prepare,trian"], "unknown stage 'trian'; stages are prepare, pretrain, embed, evaluate, rep"),
+        ([TINY, "--stages=prepare,trian"], "unknown stage 'trian'; stages are prepare, pretrain, embed, evaluate, int"),
         ([TINY, "--workdir=/dev/null/run"], "cannot write to the workdir /dev/null/run: Not a directory"),
         (["--config=configs/full.py"], "no data: set --config.data.meds_dir to a MEDS dataset"),
         (["--config=configs/full.py", "--config.data.meds_dir=/no"], "config.data.meds_dir: there is no folder /no"),

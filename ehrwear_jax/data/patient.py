@@ -143,6 +143,19 @@ def make_patient(record, modalities):
     )
 
 
+def select(patient, keep_N, keep_static, origin_us):
+    """The patient with some of the tokens of the stream, with or without the static ones, and the origin of ages."""
+    return dataclasses.replace(
+        patient,
+        time_N=patient.time_N[keep_N],
+        ref_N=patient.ref_N[keep_N],
+        is_wear_N=patient.is_wear_N[keep_N],
+        static_token_S=patient.static_token_S if keep_static else patient.static_token_S[:0],
+        static_value_S=patient.static_value_S if keep_static else patient.static_value_S[:0],
+        origin_us=origin_us,
+    )
+
+
 def without(patient, keep_ehr, keep_wear):
     """The patient whose context shows one stream only; the other one remains what is predicted.
 
@@ -154,15 +167,7 @@ def without(patient, keep_ehr, keep_wear):
         return patient
     time_N = patient.time_N[keep_N]
     no_birth = not keep_ehr or patient.origin_us == int(patient.time_N[0])
-    return dataclasses.replace(
-        patient,
-        time_N=time_N,
-        ref_N=patient.ref_N[keep_N],
-        is_wear_N=patient.is_wear_N[keep_N],
-        static_token_S=patient.static_token_S if keep_ehr else patient.static_token_S[:0],
-        static_value_S=patient.static_value_S if keep_ehr else patient.static_value_S[:0],
-        origin_us=int(time_N[0]) if no_birth else patient.origin_us,
-    )
+    return select(patient, keep_N, keep_ehr, int(time_N[0]) if no_birth else patient.origin_us)
 
 
 def sample_day(draw, patient, weight_V):

@@ -344,8 +344,10 @@ class _Batches:
         return batch
 
 
-def inference_batches(patients, index_N, time_us_N, batch_size):
+def inference_batches(patients, index_N, time_us_N, batch_size, transform=None):
     """Batches whose query i is a read of patient index_N[i] at time_us_N[i]; nothing is hidden, no targets.
+
+    transform: (patient, time_us) -> the patient as read then, see robustness.py; None reads the record as it is.
 
     Yields:
       (batch, where): where_RxQ int64 gives, for each query slot, its place in index_N, or -1.
@@ -356,6 +358,8 @@ def inference_batches(patients, index_N, time_us_N, batch_size):
     place = np.full(shape.queries, -1)
     for k, (i, t) in enumerate(zip(index_N, time_us_N, strict=True)):
         patient = patients[int(i)]
+        if transform is not None:
+            patient = transform(patient, int(t))
         stop = int(np.searchsorted(patient.time_N, t, side="right"))
         span = context.fit(patient, stop, c.context_tokens, shape.windows)
         n_windows = int(patient.is_wear_N[span.start : stop].sum())

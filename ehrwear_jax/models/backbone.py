@@ -97,9 +97,14 @@ class Block(nn.Module):
         drop_rate = 0.0 if self.deterministic else self.attention_dropout
 
         def attend(norm_x, time, kv_range, modality):
+            query = project["query"](norm_x)
+            # for evals/attention.py; nothing is stored unless the caller makes "intermediates" mutable
+            call = {"query": query, "key": key, "bias": bias_BxHxMxT, "kernel": kernel, "key_time": fields["time"]}
+            call |= {"time": time, "kv_range": kv_range, "modality": modality}
+            self.sow("intermediates", "attention_calls", call)
             return merge(
                 self.attend(
-                    project["query"](norm_x),
+                    query,
                     key,
                     value,
                     q_time_BxT=time,
@@ -167,7 +172,7 @@ class Backbone(nn.Module):
         block = nn.remat(Block, prevent_cse=False) if self.remat else Block
         scan = nn.scan(
             block,
-            variable_axes={"params": 0},
+            variable_axes={"params": 0, "intermediates": 0},
             split_rngs={"params": True, "dropout": True},
             length=self.n_layers,
             in_axes=(0, nn.broadcast),

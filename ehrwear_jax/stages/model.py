@@ -16,6 +16,14 @@ def _patients(config, workdir, fold, row, split=None):
     return pipeline.Patients(Path(workdir) / "prepare" / fold, config_lib.context_config(config, row), split)
 
 
+def restored(config, workdir, fold, row):
+    """(patients of all splits, parameters of the newest checkpoint) of a pretrained row."""
+    patients = _patients(config, workdir, fold, row)
+    folder = Path(workdir) / "pretrain" / fold / row
+    options = config_lib.model_options(config), config_lib.train_config(config)
+    return patients, train.restore_params(folder, patients, *options)[0]
+
+
 def pretrain(config, workdir):
     """Pretrains every row; False if config.train.stop_after ended it before the last step."""
     complete, options = True, config_lib.train_config(config)
@@ -49,11 +57,7 @@ def embed(config, workdir):
             missing = [s for s in wanted if not (target.parent / "trajectories" / f"{s}.npz").exists()]
             if target.exists() and not missing:
                 continue
-            patients = _patients(config, workdir, fold, row)
-            folder = Path(workdir) / "pretrain" / fold / row
-            params, _ = train.restore_params(
-                folder, patients, config_lib.model_options(config), config_lib.train_config(config)
-            )
+            patients, params = restored(config, workdir, fold, row)
             encode = train.make_encoder(patients, config_lib.model_options(config), params)
             for subject in missing:
                 _trajectory(config, target.parent / "trajectories", encode, patients, subject)

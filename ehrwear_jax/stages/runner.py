@@ -10,13 +10,14 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from ehrwear_jax import config as config_lib
-from ehrwear_jax.stages import evaluate, model, prepare, report
+from ehrwear_jax.stages import evaluate, interpret, model, prepare, report
 
 WORK = {
     "prepare": prepare.run,
     "pretrain": model.pretrain,
     "embed": model.embed,
     "evaluate": evaluate.run,
+    "interpret": interpret.run,
     "report": report.run,
 }
 ORDER = tuple(WORK)
@@ -26,6 +27,7 @@ READS = {
     "pretrain": ("seed", "context", "model", "train", "rows"),
     "embed": ("context", "model", "rows", "embed", "evaluate.tasks", "evaluate.reference_row"),
     "evaluate": ("name", "seed", "evaluate", "rows"),
+    "interpret": ("name", "seed", "interpret", "evaluate", "report.reliability_task", "rows"),
     "report": ("name", "seed", "report", "evaluate"),
 }
 # Settings that change how a result is reached but not the result.

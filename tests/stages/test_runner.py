@@ -11,7 +11,7 @@ from ehrwear_jax.stages import runner
 
 
 class Work:
-    """Stands for the five stages: records the calls, writes one file each."""
+    """Stands for the stages: records the calls, writes one file each."""
 
     def __init__(self):
         self.calls, self.fail, self.unfinished = [], None, None
@@ -89,7 +89,8 @@ ALL = list(runner.ORDER)
         ("evaluate.n_resamples", 10, ALL[3:]),
         ("evaluate.late_fusion", (), ALL[3:]),
         ("name", "other", ALL[3:]),
-        ("report.title", "Another title", ALL[4:]),
+        ("interpret.people", 1, ALL[4:]),
+        ("report.title", "Another title", ALL[5:]),
         # how a result is reached, not what it is; and what this source does not read
         ("train.log_every", 5, []),
         ("train.checkpoint_every", 5, []),
@@ -201,7 +202,7 @@ def test_a_stage_whose_predecessor_is_missing_stale_or_unfinished_is_refused(wor
 
 
 def test_an_unknown_stage_and_an_unwritable_workdir_are_said(work, config, tmp_path):
-    with pytest.raises(ValueError, match="unknown stage 'trian'; stages are prepare, pretrain, embed, evaluate, rep"):
+    with pytest.raises(ValueError, match="unknown stage 'trian'; stages are prepare, pretrain, embed, evaluate, int"):
         runner.run(config, tmp_path, ["prepare", "trian"])
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError, match="^cannot write to the workdir .*file/run: Not a directory$"):

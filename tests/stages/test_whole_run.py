@@ -1,4 +1,4 @@
-"""All five stages for real on a small cohort: one run, looked at from many sides. Slow only: with all three rows."""
+"""All stages for real on a small cohort: one run, looked at from many sides. Slow only: with all three rows."""
 
 import html
 import json
