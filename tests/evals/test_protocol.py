@@ -9,7 +9,7 @@ import pytest
 from lifelines.utils import concordance_index
 from sklearn.metrics import average_precision_score, brier_score_loss, roc_auc_score
 
-from ehrwear_jax.evals import bootstrap, metrics, probes, protocol
+from ehrwear_jax.evals import bootstrap, calibration, concordance, inference, probes, protocol
 
 FIELDS = {"dataset", "row", "task", "metric", "value", "lo", "hi", "n", "n_positive", "seed"}
 
@@ -58,8 +58,8 @@ def test_records_equal_library_metrics_and_resamples_done_by_hand():
             bounds = np.quantile(samples, [0.025, 0.975])
             np.testing.assert_allclose([record["lo"], record["hi"]], bounds, atol=1e-12)
             assert (record["n"], record["n_positive"], record["seed"]) == (400, y.sum(), 4)
-        assert find(records, row, "ece")["value"] == pytest.approx(metrics.ece(y, p))
-        assert find(records, row, "ece_floor")["value"] == metrics.ece_floor(p, seed=4)
+        assert find(records, row, "ece")["value"] == pytest.approx(calibration.ece(y, p))
+        assert find(records, row, "ece_floor")["value"] == calibration.ece_floor(p, seed=4)
     samples = [
         roc_auc_score(y[rows], predictions["joint"][rows]) - roc_auc_score(y[rows], predictions["other"][rows])
         for rows in expanded
@@ -68,7 +68,7 @@ def test_records_equal_library_metrics_and_resamples_done_by_hand():
     bounds = np.quantile(samples, [0.025, 0.975])
     np.testing.assert_allclose([difference["lo"], difference["hi"]], bounds, atol=1e-12)
     p_value = find(records, "joint - other", "auroc_difference_p")
-    assert p_value["value"] == pytest.approx(bootstrap.paired_pvalue(samples))
+    assert p_value["value"] == pytest.approx(inference.paired_pvalue(samples))
     assert p_value["lo"] is None
 
 
@@ -172,7 +172,7 @@ def test_survival_records_equal_lifelines_on_shared_resamples():
     difference = find(records, "joint - cox_table", "c_index_difference")
     assert difference["hi"] == pytest.approx(np.quantile(delta, 0.975))
     p_value = find(records, "joint - cox_table", "c_index_difference_p")["value"]
-    assert p_value == pytest.approx(bootstrap.paired_pvalue(delta))
+    assert p_value == pytest.approx(inference.paired_pvalue(delta))
     assert difference["n_positive"] == event.sum()
 
 
@@ -204,7 +204,7 @@ def test_predict_survival_ranks_the_held_out_rows():
     fitted = protocol.predict_survival(x, time, event)
     assert fitted.risk.keys() == {"tuning", "held_out"}
     risk = fitted.risk["held_out"]
-    assert metrics.concordance_index(time["held_out"], event["held_out"], risk) > 0.75
+    assert concordance.concordance_index(time["held_out"], event["held_out"], risk) > 0.75
 
 
 def test_late_fusion_beats_its_members():
@@ -216,7 +216,7 @@ def test_late_fusion_beats_its_members():
     fused = protocol.late_fusion_binary(members, y["tuning"])["held_out"]
     scores = [roc_auc_score(y["held_out"], m["held_out"]) for m in members]
     assert roc_auc_score(y["held_out"], fused) > max(scores) + 0.02
-    assert metrics.ece(y["held_out"], fused) < 0.03
+    assert calibration.ece(y["held_out"], fused) < 0.03
     with pytest.raises(ValueError, match="at least one member"):
         protocol.late_fusion_binary([], y["tuning"])
 
@@ -227,8 +227,8 @@ def test_late_fusion_of_risks_beats_its_members():
     members = [{s: v[:, 0] + noise.normal(size=len(v)) for s, v in x.items() if s != "train"} for _ in range(2)]
     fused = protocol.late_fusion_survival(members, time["tuning"], event["tuning"])["held_out"]
     outcome = time["held_out"], event["held_out"]
-    scores = [metrics.concordance_index(*outcome, m["held_out"]) for m in members]
-    assert metrics.concordance_index(*outcome, fused) > max(scores)
+    scores = [concordance.concordance_index(*outcome, m["held_out"]) for m in members]
+    assert concordance.concordance_index(*outcome, fused) > max(scores)
 
 
 def test_reliability_table_reconciles_and_its_intervals_cover_calibrated_risk():
