@@ -82,6 +82,57 @@ def ece_floor(p_N, *, n_bins: int = 10, edges=None, n_draws: int = 200, seed: in
     return total / n_draws
 
 
+class CorrectedECE(NamedTuple):
+    """Calibration error freed of what noise adds to it; lo = 0 is compatible with calibration."""
+
+    value: float
+    lo: float
+    hi: float
+
+
+def corrected_ece(gap_K, gap_BxK, level: float = 0.95) -> CorrectedECE:
+    """The calibration error under which the observed one would be usual, and its interval.
+
+    Every bin's noise can only add to the sum of absolute gaps: the plain value is biased upwards,
+    its bootstrap doubly, and a percentile interval covers too rarely. Instead the true error e is
+    varied: gaps of sum e, in the proportions observed (each less its variance), plus the bootstrap's
+    deviations, give a distribution of what would be observed. `value` is the e whose mean equals
+    the observed error, and the interval holds every e for which the observed error lies inside the
+    central `level` of that distribution.
+
+    Args:
+      gap_K: signed gaps on the data as it is, `gap_<k>` of `Calibration(..., gaps=True)`.
+      gap_BxK: the same under the resamples.
+      level: nominal coverage.
+
+    Raises:
+      ValueError: fewer than two resamples, or a level outside (0, 1).
+    """
+    gap_K, gap_BxK = np.asarray(gap_K, np.float64), np.asarray(gap_BxK, np.float64)
+    if not 0 < level < 1:
+        raise ValueError(f"level must lie between 0 and 1, got {level}")
+    noise_BxK = gap_BxK[np.isfinite(gap_BxK).all(1)] - gap_K
+    if len(noise_BxK) < 2:
+        raise ValueError("the correction needs two resamples or more")
+    excess_K = np.sqrt(np.maximum(gap_K**2 - noise_BxK.var(0), 0))
+    shape_K = np.sign(gap_K) * (excess_K if excess_K.any() else np.abs(gap_K))
+    shape_K /= max(np.abs(shape_K).sum(), np.finfo(float).tiny)
+    observed = np.abs(gap_K).sum()
+
+    def solve(summary) -> float:
+        """The error at which `summary` of what would be observed equals what was; 0 if below."""
+        lo, hi = 0.0, 1.0
+        for _ in range(30):
+            middle = (lo + hi) / 2
+            usual_B = np.abs(middle * shape_K + noise_BxK).sum(1)
+            lo, hi = (middle, hi) if summary(usual_B) < observed else (lo, middle)
+        return lo
+
+    tail = (1 - level) / 2
+    bounds = [solve(lambda v, q=q: np.quantile(v, q)) for q in (1 - tail, tail)]
+    return CorrectedECE(solve(np.mean), *bounds)
+
+
 def equal_mass_edges(p_N, n_bins: int = 10) -> np.ndarray:
     """Increasing float64 edges [K + 1], K <= n_bins, that cut p_N into bins of equal count."""
     if n_bins < 1:

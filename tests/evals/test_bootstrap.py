@@ -75,3 +75,31 @@ def test_bad_input_is_named():
 def test_blocks_of_resamples_are_independent_draws():
     weight = bootstrap.patient_weights(np.arange(40), 3 * weighting.LANES, seed=0)
     assert len(np.unique(weight, axis=0)) == len(weight)
+
+
+def test_narrow_blocks_hold_the_same_resamples(monkeypatch):
+    group = np.random.default_rng(0).integers(0, 40, 90)
+    wide = bootstrap.patient_weights(group, 300, seed=5)
+    assert next(bootstrap.weight_blocks(group, 300, 5)).shape == (90, 250)
+    monkeypatch.setattr(weighting, "MAX_BLOCK_CELLS", 90 * 7)
+    assert next(bootstrap.weight_blocks(group, 300, 5)).shape == (90, 7)
+    np.testing.assert_array_equal(bootstrap.patient_weights(group, 300, seed=5), wide)
+
+
+def test_the_jackknife_leaves_out_one_group_or_one_set_of_groups_at_a_time():
+    group = np.array([7, 3, 7, 9])
+    weight = np.concatenate(list(bootstrap.jackknife_blocks(group)), axis=1)
+    np.testing.assert_array_equal(weight.T, [[1, 0, 1, 1], [0, 1, 0, 1], [1, 1, 1, 0]])
+    grouped = np.concatenate(list(bootstrap.jackknife_blocks(np.arange(1000), max_parts=30)), axis=1)
+    assert grouped.shape == (1000, 30)
+    left_out = (grouped == 0).sum(0)
+    assert left_out.sum() == 1000 and set(left_out) == {33, 34}
+    assert ((grouped == 0).sum(1) == 1).all()
+
+
+def test_a_failing_statistic_is_heard_through_the_threads():
+    def broken(weight_NxB):
+        raise ValueError("cannot be computed")
+
+    with pytest.raises(ValueError, match="cannot be computed"):
+        bootstrap.resample({"a": broken}, np.arange(9), 600, 0)

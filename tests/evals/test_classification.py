@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from sklearn.metrics import average_precision_score, brier_score_loss, roc_auc_score
+from sklearn.metrics import average_precision_score, brier_score_loss, confusion_matrix, roc_auc_score
 
 from ehrwear_jax.evals import calibration, classification, concordance, weighting
 
@@ -120,3 +120,51 @@ def test_perfect_reversed_and_constant_scores():
 def test_bad_input_is_named(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+@pytest.mark.parametrize("sensitivity", [0.5, 0.8, 1.0])
+def test_the_threshold_is_the_largest_that_reaches_the_sensitivity(sensitivity):
+    y, p, _ = random_binary()
+    threshold = classification.sensitivity_threshold(y, p, sensitivity)
+    reached = [t for t in np.unique(p) if (p[y] >= t).mean() >= sensitivity]
+    assert threshold == max(reached)
+    assert classification.sensitivity_threshold([0, 1, 1, 1, 1, 1], [9, 1, 2, 3, 4, 5], 0.8) == 2
+    with pytest.raises(ValueError, match="no positive row"):
+        classification.sensitivity_threshold([0, 0], [0.1, 0.2], 0.8)
+    with pytest.raises(ValueError, match="sensitivity must lie"):
+        classification.sensitivity_threshold(y, p, 80)
+
+
+def test_confusion_equals_sklearn_under_weights():
+    y, p, rng = random_binary()
+    weight = rng.integers(0, 3, (4, len(y)))
+    result = weighting.evaluate(classification.Confusion(y, p, 0.6), len(y), weight)
+    for b, w in enumerate(weight):
+        tn, fp, fn, tp = confusion_matrix(y, p >= 0.6, sample_weight=w).ravel()
+        assert [result[k][b] for k in ("tn", "fp", "fn", "tp")] == [tn, fp, fn, tp]
+        assert result["sensitivity"][b] == tp / (tp + fn)
+        assert result["specificity"][b] == tn / (tn + fp)
+        assert result["ppv"][b] == tp / (tp + fp)
+        assert result["npv"][b] == tn / (tn + fn)
+    everything = weighting.evaluate(classification.Confusion(y, p, -1), len(y))
+    assert np.isnan(everything["npv"]) and everything["sensitivity"] == 1
+
+
+def test_a_factor_restricts_to_its_rows_and_multiplies_weights():
+    y, p, rng = random_binary()
+    factor = rng.integers(0, 3, len(y)).astype(float)
+    weight, inside = rng.integers(0, 4, (5, len(y))), factor > 0
+    edges = calibration.equal_mass_edges(p)
+    for build in (
+        classification.BinaryRanking,
+        classification.Prevalence,
+        lambda y, p, **f: classification.Confusion(y, p, 0.5, **f),
+        lambda y, p, **f: calibration.Calibration(y, p, edges=edges, **f),
+    ):
+        arguments = (y,) if build is classification.Prevalence else (y, p)
+        whole = weighting.evaluate(build(*arguments, factor_N=factor), len(y), weight)
+        part = weighting.evaluate(build(*(a[inside] for a in arguments)), inside.sum(), (weight * factor)[:, inside])
+        for name in whole:
+            np.testing.assert_allclose(whole[name], part[name], atol=1e-12)
+    with pytest.raises(ValueError, match="not negative"):
+        classification.BinaryRanking(y, p, factor_N=factor - 1)
