@@ -114,8 +114,10 @@ def corrected_ece(gap_K, gap_BxK, level: float = 0.95) -> CorrectedECE:
     noise_BxK = gap_BxK[np.isfinite(gap_BxK).all(1)] - gap_K
     if len(noise_BxK) < 2:
         raise ValueError("the correction needs two resamples or more")
-    excess_K = np.sqrt(np.maximum(gap_K**2 - noise_BxK.var(0), 0))
-    shape_K = np.sign(gap_K) * (excess_K if excess_K.any() else np.abs(gap_K))
+    variance_K = noise_BxK.var(0)
+    # A bin whose gap drowns in noise keeps half a standard deviation: with none, all of the error
+    # would sit in the other bins and be underestimated (simulated coverage 77-97%; so, 93-98%).
+    shape_K = np.copysign(np.sqrt(np.maximum(gap_K**2 - variance_K, variance_K / 4)), gap_K)
     shape_K /= max(np.abs(shape_K).sum(), np.finfo(float).tiny)
     observed = np.abs(gap_K).sum()
 

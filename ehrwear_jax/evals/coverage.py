@@ -1,6 +1,6 @@
 """Do the intervals cover, are the p-values uniform, is the false discovery rate held?
 
-`python -m ehrwear_jax.evals.coverage [--studies=1000] [--resamples=1000] [--json=FILE]`
+`python -m ehrwear_jax.evals.coverage [--studies=1000] [--resamples=1000] [--patients=800] [--json=FILE]`
 simulates studies of patients with several rows each, evaluates each as a real one would be, and
 compares with the truth of the population that they were drawn from.
 """
@@ -134,7 +134,7 @@ def evaluate_study(study: Study, n_resamples: int, seed: int, expected: Truth) -
     }
 
 
-def run(n_studies: int, n_resamples: int, *, n_patients: int = 400, seed: int = 0, progress: bool = False) -> dict:
+def run(n_studies: int, n_resamples: int, *, n_patients: int = 800, seed: int = 0, progress: bool = False) -> dict:
     """{name: number}: coverage of each interval, and how p-values and discoveries behave under the null."""
     expected, covered, tests = truth(), [], []
     for i in tqdm(range(n_studies), desc="studies", disable=not progress, file=sys.stderr):
@@ -157,7 +157,7 @@ def main(argv=None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--studies", type=int, default=1000)
     parser.add_argument("--resamples", type=int, default=1000)
-    parser.add_argument("--patients", type=int, default=400)
+    parser.add_argument("--patients", type=int, default=800)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path, help="also write the numbers to this file")
     flags = parser.parse_args(argv)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from ehrwear_jax.evals import calibration
+from ehrwear_jax.evals import bootstrap, calibration, weighting
 
 
 def random_binary(n=500, seed=0, levels=40):
@@ -52,3 +52,39 @@ def test_reliability_curve_reconciles_with_ece_and_totals():
     np.testing.assert_allclose(resampled.observed[3], single.observed)
     inside = (p >= curve.edges[2]) & (p < curve.edges[3])
     np.testing.assert_allclose(curve.observed[2], y[inside].mean())
+
+
+def gaps_of(y, p, group, n_resamples=400):
+    statistic = calibration.Calibration(y, p, gaps=True)
+    n_bins = len(statistic.edges) - 1
+    samples = bootstrap.resample({"": statistic}, group, n_resamples, 0)[""]
+    value = weighting.evaluate(statistic, len(y))
+    names = [f"gap_{k}" for k in range(n_bins)]
+    return np.array([value[g] for g in names]), np.stack([samples[g] for g in names], axis=1), value["ece"]
+
+
+def test_corrected_error_is_zero_when_calibrated_and_right_when_not():
+    rng = np.random.default_rng(0)
+    risk = rng.beta(2, 5, 2000)
+    y = rng.random(2000) < risk
+    gap, samples, plain = gaps_of(y, risk, np.arange(2000))
+    assert plain == pytest.approx(np.abs(gap).sum()) and plain > 0.01
+    calibrated = calibration.corrected_ece(gap, samples)
+    assert calibrated.lo == pytest.approx(0, abs=1e-6) and calibrated.value < plain - 0.005
+    shifted = np.minimum(risk + 0.1, 1)  # every prediction 0.1 too high
+    result = calibration.corrected_ece(*gaps_of(y, shifted, np.arange(2000))[:2])
+    assert result.lo < 0.1 < result.hi and result.value == pytest.approx(0.1, abs=0.025)
+    wide = calibration.corrected_ece(*gaps_of(y, shifted, np.arange(2000))[:2], level=0.99)
+    assert wide.lo < result.lo and wide.hi > result.hi
+    with pytest.raises(ValueError, match="two resamples"):
+        calibration.corrected_ece(gap, samples[:1])
+    with pytest.raises(ValueError, match="level"):
+        calibration.corrected_ece(gap, samples, level=95)
+
+
+def test_signed_gaps_show_the_direction():
+    rng = np.random.default_rng(0)
+    y, p = rng.random(500) < 0.2, np.full(500, 0.5)
+    gap, samples, plain = gaps_of(y, p, np.arange(500), 50)
+    assert gap.sum() == pytest.approx(0.5 - y.mean()) and plain == pytest.approx(abs(gap.sum()))
+    assert samples.shape == (50, len(gap))
