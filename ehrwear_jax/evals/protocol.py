@@ -303,24 +303,3 @@ def reliability_table(y_N, p_N, group_N, *, n_bins: int = 10, n_resamples: int =
             "hi": [b.hi for b in bounds],
         }
     ).fill_nan(None)
-
-
-def meds_predictions(subject_id_N, prediction_time_N, y_N, p_N, *, threshold: float = 0.5) -> pl.DataFrame:
-    """Predictions in the MEDS prediction schema (the label schema plus two predicted columns).
-
-    Columns: subject_id i64, prediction_time timestamp[us], boolean_value bool,
-    predicted_boolean_value bool (probability >= threshold), predicted_boolean_probability f32.
-    """
-    p_N = np.asarray(p_N, np.float64)
-    if not ((p_N >= 0) & (p_N <= 1)).all():
-        row = int(np.flatnonzero(~((p_N >= 0) & (p_N <= 1)))[0])
-        raise ValueError(f"p is {p_N[row]} in row {row}, expected a probability")
-    return pl.DataFrame(
-        {
-            "subject_id": pl.Series(subject_id_N).cast(pl.Int64),
-            "prediction_time": pl.Series(prediction_time_N).cast(pl.Datetime("us")),
-            "boolean_value": pl.Series(np.asarray(y_N)).cast(pl.Boolean),
-            "predicted_boolean_value": p_N >= threshold,
-            "predicted_boolean_probability": p_N.astype(np.float32),
-        }
-    )

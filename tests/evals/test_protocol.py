@@ -1,10 +1,8 @@
 """The evaluation protocol: predictions, records with shared resamples, MEDS predictions."""
 
 import json
-from datetime import datetime
 
 import numpy as np
-import polars as pl
 import pytest
 from lifelines.utils import concordance_index
 from sklearn.metrics import average_precision_score, brier_score_loss, roc_auc_score
@@ -242,18 +240,3 @@ def test_reliability_table_reconciles_and_its_intervals_cover_calibrated_risk():
     assert ((table["lo"] <= table["observed"]) & (table["observed"] <= table["hi"])).all()
     bare = protocol.reliability_table(y, p, np.arange(4000), n_resamples=0)
     assert bare["lo"].null_count() == len(bare)
-
-
-def test_meds_predictions_follow_the_schema():
-    times = [datetime(2020, 1, 1), datetime(2021, 1, 1)]
-    frame = protocol.meds_predictions([3, 4], times, [True, False], [0.5, 0.25])
-    assert frame.schema == {
-        "subject_id": pl.Int64,
-        "prediction_time": pl.Datetime("us"),
-        "boolean_value": pl.Boolean,
-        "predicted_boolean_value": pl.Boolean,
-        "predicted_boolean_probability": pl.Float32,
-    }
-    assert frame["predicted_boolean_value"].to_list() == [True, False]
-    with pytest.raises(ValueError, match="p is nan in row 1"):
-        protocol.meds_predictions([3, 4], times, [True, False], [0.5, np.nan])
