@@ -17,13 +17,17 @@ from ehrwear_jax.evals.weighting import (
     vector,
 )
 
+# Prefix of the signed gaps among the metrics of `Calibration`.
+GAP = "gap_"
+
 
 class Calibration:
     """Brier score and expected calibration error of one probability vector.
 
     `edges`: fixed bin edges, the predictions' own `equal_mass_edges` by default. With
     `gaps=True` also the signed gap of every bin, "gap_0" .. "gap_<K-1>": its sum over the bin of
-    p - y, divided by the number of rows, as `corrected_ece` wants them.
+    p - y, divided by the number of rows, as `corrected_ece` wants them; and "mean_gap", mean
+    prediction less prevalence (calibration in the large).
     """
 
     def __init__(self, y_N, p_N, *, n_bins: int = 10, edges=None, factor_N=None, gaps: bool = False):
@@ -45,7 +49,8 @@ class Calibration:
         # sum_k (n_k / n) |mean p - mean y| = sum_k |sum (p - y)| / n
         result = {"brier": ratio(squared_B, total_B), "ece": ratio(np.abs(gap_KxB).sum(0), total_B)}
         if self._gaps:
-            result |= {f"gap_{k}": ratio(gap_B, total_B) for k, gap_B in enumerate(gap_KxB)}
+            result |= {f"{GAP}{k}": ratio(gap_B, total_B) for k, gap_B in enumerate(gap_KxB)}
+            result["mean_gap"] = ratio(sum(gap_KxB), total_B)
         return result
 
 

@@ -88,3 +88,5 @@ def test_signed_gaps_show_the_direction():
     gap, samples, plain = gaps_of(y, p, np.arange(500), 50)
     assert gap.sum() == pytest.approx(0.5 - y.mean()) and plain == pytest.approx(abs(gap.sum()))
     assert samples.shape == (50, len(gap))
+    found = weighting.evaluate(calibration.Calibration(y, p, gaps=True), 500)
+    assert found["mean_gap"] == pytest.approx(0.5 - y.mean())
