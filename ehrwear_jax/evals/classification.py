@@ -9,44 +9,44 @@ class BinaryRanking:
     """AUROC and average precision of one score vector under many weightings.
 
     Only tie groups that contain a positive enter either metric, so the negatives are summed per
-    interval between consecutive positive scores.
+    interval between consecutive positive scores. `auprc=False` leaves the average precision out,
+    which is most of the work.
     """
 
-    def __init__(self, y_N, score_N, *, factor_N=None):
+    def __init__(self, y_N, score_N, *, factor_N=None, auprc: bool = True):
         same_length(y=y_N, score=score_N)
-        n_rows = len(y_N)
+        n_rows, self._auprc = len(y_N), auprc
         rows, factor_N = kept_rows(factor_N, n_rows)
         y_N, score_N = binary(np.asarray(y_N)[rows], "y"), vector(np.asarray(score_N)[rows], "score")
         levels = np.unique(score_N[y_N])
-        left_N = np.searchsorted(levels, score_N, "left")
-        tied_N = left_N < np.searchsorted(levels, score_N, "right")
-        # Row blocks: positives per level | negatives per level | negatives between levels.
-        n_levels = len(levels)
-        row_N = np.where(y_N, left_N, np.where(tied_N, n_levels, 2 * n_levels) + left_N)
-        self._n_levels = n_levels
-        self._sums = group_rows(row_N, rows, 3 * n_levels + 1, n_rows, factor_N)
+        left_N, right_N = (np.searchsorted(levels, score_N, side) for side in ("left", "right"))
+        # Row blocks: positives at a level | negatives lower than it but not lower than the one before.
+        self._n_levels = len(levels)
+        row_N = np.where(y_N, left_N, self._n_levels + right_N)
+        self._sums = group_rows(row_N, rows, 2 * self._n_levels + 1, n_rows, factor_N)
+        tied = np.flatnonzero(~y_N & (left_N < right_N))
+        self._tied_levels, of = np.unique(left_N[tied], return_inverse=True)
+        self._tied_sums = group_rows(of, rows[tied], len(self._tied_levels), n_rows, factor_N[tied])
 
     def __call__(self, weight_NxB: np.ndarray) -> dict[str, np.ndarray]:
         """{"auroc": [B], "auprc": [B]}, NaN where undefined (one class; no positives)."""
-        n = self._n_levels
-        sums = self._sums @ weight_NxB
-        positive, tied, between = sums[:n], sums[n : 2 * n], sums[2 * n :]
-        negatives_B = tied.sum(0) + between.sum(0)
-        at_most = np.cumsum(between[:n] + tied, axis=0)
+        positive, negative = np.split(self._sums @ weight_NxB, [self._n_levels])
+        positives_B, negatives_B = positive.sum(0), negative.sum(0)
+        lower = np.cumsum(negative[:-1], axis=0, out=negative[:-1])
+        concordant_B = np.einsum("gb,gb->b", positive, lower)
+        if len(self._tied_levels):
+            tied = self._tied_sums @ weight_NxB
+            concordant_B += np.einsum("gb,gb->b", positive[self._tied_levels], tied) / 2
+        result = {"auroc": ratio(concordant_B, positives_B * negatives_B)}
+        if not self._auprc:
+            return result
         true_positive = np.cumsum(positive[::-1], axis=0)[::-1]
-        predicted_positive = true_positive + negatives_B - (at_most - tied)
-        precision = np.divide(
-            true_positive,
-            predicted_positive,
-            out=np.zeros_like(positive),
-            where=predicted_positive > 0,
-        )
-        positives_B = positive.sum(0)
-        concordant_B = np.einsum("gb,gb->b", positive, at_most - tied / 2)
-        return {
-            "auroc": ratio(concordant_B, positives_B * negatives_B),
-            "auprc": ratio(np.einsum("gb,gb->b", positive, precision), positives_B),
-        }
+        predicted_positive = np.subtract(negatives_B, lower, out=lower)
+        predicted_positive += true_positive
+        # A level without weight has no true positives either: 0 / 1 adds nothing.
+        predicted_positive[predicted_positive == 0] = 1
+        positive *= np.divide(true_positive, predicted_positive, out=true_positive)
+        return result | {"auprc": ratio(positive.sum(0), positives_B)}
 
 
 def sensitivity_threshold(y_N, p_N, sensitivity: float, weights=None) -> float:

@@ -140,7 +140,7 @@ def dynamic_auc(
     weight = _inverse(censoring, time_N, needed, left) + (time_N > horizon)
     kept = np.zeros(len(time_N))
     kept[rows] = factor
-    ranking = BinaryRanking(case, risk_N, factor_N=weight * kept)
+    ranking = BinaryRanking(case, risk_N, factor_N=weight * kept, auprc=False)
     return lambda weight_NxB: {"auc": ranking(weight_NxB)["auroc"]}
 
 
