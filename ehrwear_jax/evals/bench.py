@@ -139,6 +139,7 @@ def main(argv=None) -> None:
     parser.add_argument("--resamples", type=int, default=N_RESAMPLES)
     parser.add_argument("--large-patients", type=int, default=500_000, help="0 leaves this part out")
     parser.add_argument("--large-resamples", type=int, default=100)
+    parser.add_argument("--models", type=int, default=8, help="of the whole evaluation")
     parser.add_argument("--no-complete", action="store_true", help="leave the whole evaluation out")
     parser.add_argument("--json", type=Path, help="also write the numbers to this file")
     flags = parser.parse_args(argv)
@@ -147,7 +148,7 @@ def main(argv=None) -> None:
     if flags.large_patients:
         large(flags.large_patients, flags.large_resamples, result)
     if not flags.no_complete:
-        complete(flags.patients, flags.resamples, result)
+        complete(flags.patients, flags.resamples, result, n_models=flags.models)
     if flags.json:
         flags.json.write_text(json.dumps(result, indent=1) + "\n")
 
