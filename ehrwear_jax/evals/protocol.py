@@ -275,6 +275,34 @@ def _score(common, statistics, group_N, n_resamples, reference_row, compared, un
     return records
 
 
+def adjust(
+    records: Sequence[Record], *, family: Sequence[str] = ("dataset", "metric"), rate: float = 0.05
+) -> list[Record]:
+    """False discovery control of the paired p-values: one "<metric>_difference_q" record per p.
+
+    Args:
+      records: from `score_binary` and `score_survival`, of all tasks that are reported together.
+      family: the fields that name a family; within one, all rows and tasks are tested together.
+      rate: false discovery rate to hold.
+
+    Returns:
+      New records: `value` is Benjamini and Hochberg's q, to be called significant where it is at
+      most `rate`; None where p is undefined.
+    """
+    families: dict[tuple, dict[int, float]] = {}
+    for i, record in enumerate(records):
+        if record["metric"].endswith("_difference_p"):
+            p = math.nan if record["value"] is None else record["value"]
+            families.setdefault(tuple(record[f] for f in family), {})[i] = p
+    found = {}
+    for p_by_record in families.values():
+        found |= inference.benjamini_hochberg(p_by_record, rate)
+    return [
+        records[i] | {"metric": records[i]["metric"].removesuffix("p") + "q", "value": _number(found[i].q)}
+        for i in sorted(found)
+    ]
+
+
 def reliability_table(y_N, p_N, group_N, *, n_bins: int = 10, n_resamples: int = 1000, seed: int = 0) -> pl.DataFrame:
     """Points of a reliability diagram with patient-bootstrap intervals of the observed risk.
 

@@ -15,17 +15,16 @@ from ehrwear_jax.evals import (
 )
 
 
-def problem(n=700, seed=0):
-    rng = np.random.default_rng(seed)
-    x = rng.normal(size=n)
-    died, censored = np.ceil(rng.exponential(200 * np.exp(-x))), np.ceil(rng.uniform(0, 500, n))
-    time, event = np.minimum(died, censored), died <= censored
-    risk = {"joint": x + 0.3 * rng.normal(size=n), "other": x + 2 * rng.normal(size=n)}
+def problem(n=700):
+    """Follow-up of 200 to 1,200 days, risks of two models, patients of several rows, a split."""
+    time, event, risk = bench.cohort(n, 2)
+    rng = np.random.default_rng(0)
+    risk = {"joint": risk["model 0"], "other": risk["model 1"] + rng.normal(size=n)}
     return time, event, risk, rng.integers(0, 300, n), rng.choice(["a", "b"], n)
 
 
 def probability(risk):
-    return 1 - np.exp(-np.exp(risk) * 0.45)
+    return 1 - np.exp(-np.exp(risk) * 365 / 2600)
 
 
 def value(records, row, level, metric):
@@ -35,7 +34,7 @@ def value(records, row, level, metric):
 
 def test_binary_metrics_with_censored_rows_left_out():
     time, event, risk, group, split = problem()
-    y, known = survival.horizon_labels(time, event, 90)
+    y, known = survival.horizon_labels(time, event, 365)
     predictions = {row: probability(v) for row, v in risk.items()}
     points = {row: classification.sensitivity_threshold(y[known], p[known], 0.8) for row, p in predictions.items()}
     build = builders.binary(y, predictions, operating_points=points, factor_N=known.astype(float))
@@ -61,34 +60,34 @@ def test_survival_metrics_are_named_by_their_times():
     time, event, risk, group, split = problem()
     train = time.copy(), event.copy()
     censoring, null = survival.censoring_survival(*train), survival.kaplan_meier(*train)
-    times = np.array([30.0, 90.0, 180.0])
-    curves = {"joint": np.exp(-np.exp(risk["joint"])[:, None] * times / 200)}
+    times = np.array([90.0, 365.0, 600.0])
+    curves = {"joint": np.exp(-np.exp(risk["joint"])[:, None] * times / 2600)}
     build = builders.time_to_event(
-        censoring, time, event, risk, horizons=[90, 180], tau=200, curves=curves, times_T=times, null=null
+        censoring, time, event, risk, horizons=[365, 600], tau=900, curves=curves, times_T=times, null=null
     )
     records = subgroups.score(
-        build, {"split": split}, event, group, n_resamples=20, compared=("c_index", "auc_90"), reference_row="joint"
+        build, {"split": split}, event, group, n_resamples=20, compared=("c_index", "auc_365"), reference_row="joint"
     )
     inside = split == "b"
     expected = survival.survival_metrics(
         *train, time[inside], event[inside],
-        risk_N=risk["joint"][inside], survival_NxT=curves["joint"][inside], times_T=times, tau=200,
+        risk_N=risk["joint"][inside], survival_NxT=curves["joint"][inside], times_T=times, tau=900,
     )  # fmt: skip
     for mine, theirs in (
         ("c_index", "c_index"),
         ("uno_c", "uno_c"),
-        ("auc_90", "auc_1"),
-        ("auc_180", "auc_2"),
-        ("brier_30", "brier_0"),
-        ("brier_180_null", "brier_2_null"),
+        ("auc_365", "auc_1"),
+        ("auc_600", "auc_2"),
+        ("brier_90", "brier_0"),
+        ("brier_600_null", "brier_2_null"),
         ("ibs", "ibs"),
         ("ibs_skill", "ibs_skill"),
     ):
         assert value(records, "joint", "b", mine) == pytest.approx(expected[theirs]), mine
     assert not [r for r in records if r["row"] == "other" and r["metric"] == "ibs"]
-    difference = value(records, "joint - other", "all", "auc_90_difference")
+    difference = value(records, "joint - other", "all", "auc_365_difference")
     assert difference == pytest.approx(
-        value(records, "joint", "all", "auc_90") - value(records, "other", "all", "auc_90")
+        value(records, "joint", "all", "auc_365") - value(records, "other", "all", "auc_365")
     )
 
 

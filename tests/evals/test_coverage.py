@@ -18,7 +18,8 @@ def check(result, lo, hi):
     intervals = {k: v for k, v in result.items() if k.startswith("coverage_") and "percentile" not in k}
     assert len(intervals) == 10
     for name, value in intervals.items():
-        assert lo <= value <= hi, name
+        # A true error of zero can be missed on one side only: at least 97.5% there.
+        assert lo <= value <= (1 if name.endswith("_calibrated") else hi), name
     assert result["null_p_ks_p"] > 1e-3
     # Six of eight models are truly equal: discoveries are false in at most 0.05 * 6 / 8.
     assert result["false_discovery_rate"] <= bounds(result["studies"], 0.05 * 6 / 8)[1]
