@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from ehrwear_jax.evals import (
+    bench,
     builders,
     calibration,
     classification,
