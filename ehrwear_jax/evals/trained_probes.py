@@ -61,8 +61,9 @@ def efron_loss(eta_N, time_N, event_N):
     at_risk_N = jnp.cumsum(hazard_N[::-1])[::-1][first]
     rank_N = events[:-1] - events[first]  # how many tied events come before
     share_N = rank_N / jnp.maximum(events[last] - events[first], 1.0)
-    risk_sum_N = at_risk_N - share_N * (tied[last] - tied[first])
-    terms_N = jnp.where(event_N, eta_N - top - jnp.log(jnp.where(event_N, risk_sum_N, 1.0)), 0.0)
+    # Where all that is left lies 88 below the top, its sum underflows: bounded, not infinite.
+    risk_sum_N = jnp.maximum(at_risk_N - share_N * (tied[last] - tied[first]), jnp.finfo(eta_N.dtype).tiny)
+    terms_N = jnp.where(event_N, eta_N - top - jnp.log(risk_sum_N), 0.0)
     return -terms_N.sum() / n
 
 

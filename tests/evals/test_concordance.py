@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from lifelines.utils import concordance_index as lifelines_concordance
 
-from ehrwear_jax.evals import concordance
+from ehrwear_jax.evals import concordance, weighting
 
 
 @st.composite
@@ -18,13 +18,13 @@ def survival_problems(draw):
     return column(6), column(1).astype(bool), column(5), column(3)
 
 
-def pairs_concordance(time, event, risk, weight):
+def pairs_concordance(time, event, risk, weight, event_factor=None):
     """Harrell's C by listing all pairs."""
     concordant = comparable = 0.0
     for i in np.flatnonzero(event):
         for j in range(len(time)):
             if time[j] > time[i] or (time[j] == time[i] and not event[j]):
-                pair = weight[i] * weight[j]
+                pair = weight[i] * weight[j] * (1 if event_factor is None else event_factor[i])
                 comparable += pair
                 concordant += pair * (np.sign(risk[i] - risk[j]) + 1) / 2
     return concordant / comparable if comparable else np.nan
@@ -35,6 +35,22 @@ def test_concordance_equals_all_pairs(problem):
     time, event, risk, weight = problem
     result = concordance.concordance_index(time, event, risk, weight)
     np.testing.assert_allclose(result, pairs_concordance(time, event, risk, weight), atol=1e-12)
+
+
+@given(survival_problems())
+def test_every_level_and_weighted_events_equal_all_pairs(problem):
+    """With blocks of one row all pairs go through the levels; events weigh by their time."""
+
+    class Levels(concordance.Concordance):
+        _SMALLEST_LEVEL = 0
+
+    time, event, risk, weight = problem
+    by_time = 1 / (1 + time)
+    statistic = Levels(time, event, risk, event_factor={"plain": np.ones(len(time)), "weighted": by_time})
+    result = weighting.evaluate(statistic, len(time), weight)
+    np.testing.assert_allclose(result["plain"], pairs_concordance(time, event, risk, weight), atol=1e-12)
+    expected = pairs_concordance(time, event, risk, weight, by_time)
+    np.testing.assert_allclose(result["weighted"], expected, atol=1e-12)
 
 
 def test_concordance_equals_lifelines_over_many_chunks():
