@@ -99,12 +99,15 @@ def complete(n: int, n_resamples: int, into: dict, *, n_models: int = 8, n_tasks
             for horizon in HORIZONS:
                 y_N, known_N = survival.horizon_labels(time_N, event_N, horizon)
                 predictions = {r: _probability(v, horizon) for r, v in risk.items()}
-                points = {r: classification.sensitivity_threshold(y_N, p, 0.8) for r, p in predictions.items()}
+                points = {
+                    r: classification.sensitivity_threshold(y_N[known_N], p[known_N], 0.8)
+                    for r, p in predictions.items()
+                }
                 build = builders.binary(
                     y_N, predictions, operating_points=points, factor_N=known_N.astype(np.float64)
                 )  # fmt: skip
                 score = subgroups.score(
-                    build, attributes, y_N, group_N, compared=("auroc", "auprc"), **settings
+                    build, attributes, y_N, group_N, compared=("auroc", "auprc"), counted_N=known_N, **settings
                 )  # fmt: skip
                 counts.append(len(score))
 

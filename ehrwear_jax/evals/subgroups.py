@@ -75,7 +75,7 @@ class Cell:
 
 
 def cells(
-    attributes: Mapping[str, np.ndarray], y_N, group_N, suppression: Suppression | None = None
+    attributes: Mapping[str, np.ndarray], y_N, group_N, suppression: Suppression | None = None, *, counted_N=None
 ) -> dict[tuple[str, str], Cell]:
     """The cells of every attribute, with those that are too small marked.
 
@@ -87,6 +87,7 @@ def cells(
       y_N: 0/1: label, or event.
       group_N: patient of each row.
       suppression: limits, by default 20 patients and 10 of each class.
+      counted_N: bool, rows that can be scored at all (a horizon's label is known); default all.
 
     Returns:
       (attribute, level) -> Cell, EVERYONE first.
@@ -94,9 +95,11 @@ def cells(
     rules, y_N, group_N = suppression or Suppression(), binary(y_N, "y"), np.asarray(group_N)
     if len(y_N) != len(group_N):
         raise ValueError(f"group has {len(group_N)} rows, expected {len(y_N)}")
+    counted_N = np.ones(len(y_N), bool) if counted_N is None else binary(counted_N, "counted")
     found = {}
 
     def add(attribute, level, mask_N):
+        mask_N = mask_N & counted_N
         patients, positive, negative = (
             len(np.unique(group_N[mask_N & rows])) for rows in (np.ones_like(y_N), y_N, ~y_N)
         )
@@ -132,7 +135,7 @@ def statistics_by_cell(
       found: from `cells`.
     """
     return {
-        (row, *key): make(None if key == EVERYONE else cell.mask_N.astype(np.float64))
+        (row, *key): make(None if cell.mask_N.all() else cell.mask_N.astype(np.float64))
         for key, cell in found.items()
         if not cell.suppressed
         for row, make in build.items()
@@ -152,11 +155,12 @@ def score(
     reference_levels: Mapping[str, str] | None = None,
     compared: Sequence[str] = ("auroc",),
     suppression: Suppression | None = None,
+    counted_N=None,
 ) -> list[dict]:
     """Every metric of every row in every cell, with intervals, and the gaps.
 
     Args:
-      build, attributes, y_N, group_N, suppression: as in `statistics_by_cell` and `cells`.
+      build, attributes, y_N, group_N, suppression, counted_N: as in `statistics_by_cell`, `cells`.
       n_resamples, seed, universe: of the patient bootstrap.
       reference_row: adds, per cell, "<metric>_difference" of this row minus each other.
       reference_levels: attribute -> level that gaps refer to; by default the one with most
@@ -170,7 +174,7 @@ def score(
       record "ece_corrected". "p" is given for gaps and differences. Values are NaN
       where a metric is undefined.
     """
-    found = cells(attributes, y_N, group_N, suppression)
+    found = cells(attributes, y_N, group_N, suppression, counted_N=counted_N)
     statistics = statistics_by_cell(build, found)
     samples = bootstrap.resample(statistics, group_N, n_resamples, seed, universe=universe)
     values = {key: evaluate(statistic, len(np.asarray(group_N))) for key, statistic in statistics.items()}
@@ -189,6 +193,8 @@ def score(
         )  # fmt: skip
 
     def add_difference(row, cell, metric, first, second, name):
+        if not (name in values[first] and name in values[second]):
+            return  # a row without curves has no Brier score to compare
         delta_B = samples[first][name] - samples[second][name] if samples else ()
         add(row, cell, metric, values[first][name] - values[second][name], delta_B, inference.paired_pvalue(delta_B))
 

@@ -184,6 +184,7 @@ def _prepare(objective: str, x, target, name: str, n_features: int | None = None
     x = probes.check_features(x, f"x_{name}", n_features)
     if objective == "survival":
         time, event = check_survival(*target, name)
+        _same_rows(x, time, name)
         if not event.any():
             raise ValueError(f"{name} holds no event among {len(event)} rows")
         order = np.argsort(time, kind="stable")
@@ -196,9 +197,13 @@ def _prepare(objective: str, x, target, name: str, n_features: int | None = None
         arrays = (probes.check_features(np.asarray(target, np.float64).reshape(-1, 1), f"y_{name}")[:, 0],)
     else:
         raise ValueError(f"objective must be one of {OBJECTIVES}, got {objective!r}")
-    if len(arrays[0]) != len(x):
-        raise ValueError(f"x_{name} has {len(x)} rows, its target {len(arrays[0])}")
+    _same_rows(x, arrays[0], name)
     return x, arrays
+
+
+def _same_rows(x, target, name: str) -> None:
+    if len(target) != len(x):
+        raise ValueError(f"x_{name} has {len(x)} rows, its target {len(target)}")
 
 
 def fit_probe(

@@ -39,8 +39,10 @@ def test_binary_metrics_with_censored_rows_left_out():
     predictions = {row: probability(v) for row, v in risk.items()}
     points = {row: classification.sensitivity_threshold(y[known], p[known], 0.8) for row, p in predictions.items()}
     build = builders.binary(y, predictions, operating_points=points, factor_N=known.astype(float))
-    records = subgroups.score(build, {"split": split}, y, group, n_resamples=30)
+    records = subgroups.score(build, {"split": split}, y, group, n_resamples=30, counted_N=known)
     for level, rows in (("all", known), ("a", known & (split == "a"))):
+        counts = {(r["n_patients"], r["n_positive"]) for r in records if r["level"] == level}
+        assert counts == {(len(np.unique(group[rows])), len(np.unique(group[rows & y])))}
         for row, p in predictions.items():
             y_level, p_level = y[rows], p[rows]
             assert value(records, row, level, "auroc") == pytest.approx(classification.auroc(y_level, p_level))
@@ -67,7 +69,13 @@ def test_survival_metrics_are_named_by_their_times():
         censoring, time, event, risk, horizons=[365, 600], tau=900, curves=curves, times_T=times, null=null
     )
     records = subgroups.score(
-        build, {"split": split}, event, group, n_resamples=20, compared=("c_index", "auc_365"), reference_row="joint"
+        build,
+        {"split": split},
+        event,
+        group,
+        n_resamples=20,
+        compared=("c_index", "auc_365", "ibs"),
+        reference_row="joint",
     )
     inside = split == "b"
     expected = survival.survival_metrics(
@@ -85,7 +93,10 @@ def test_survival_metrics_are_named_by_their_times():
         ("ibs_skill", "ibs_skill"),
     ):
         assert value(records, "joint", "b", mine) == pytest.approx(expected[theirs]), mine
+    # One of the two has no curves: nothing to score, nothing to compare.
     assert not [r for r in records if r["row"] == "other" and r["metric"] == "ibs"]
+    assert not [r for r in records if r["metric"] == "ibs_difference"]
+    assert [r for r in records if r["row"] == "joint" and r["metric"] == "ibs_gap"]
     difference = value(records, "joint - other", "all", "auc_365_difference")
     assert difference == pytest.approx(
         value(records, "joint", "all", "auc_365") - value(records, "other", "all", "auc_365")

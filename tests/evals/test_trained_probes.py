@@ -142,6 +142,8 @@ def test_bad_input_is_named():
         trained_probes.fit_probe("ranking", x, y, x, y)
     with pytest.raises(ValueError, match="its target 59"):
         trained_probes.fit_probe("regression", x, targets["regression"][1:], x, targets["regression"])
+    with pytest.raises(ValueError, match="x_train has 60 rows, its target 59"):
+        trained_probes.fit_probe("survival", x, (y[1:] + 1.0, y[1:]), x, (y + 1.0, y))
     with pytest.raises(ValueError, match="needs a seed"):
         trained_probes.ProbeSettings(seeds=())
     with pytest.raises(ValueError, match="not a survival one"):
