@@ -103,3 +103,20 @@ def test_bootstrap_z_grows_with_patients_and_cohens_d_does_not():
 
 def test_the_pvalue_floor_is_reached_by_a_difference_of_one_sign():
     assert inference.paired_pvalue(np.full(5000, 0.1)) == inference.pvalue_floor(5000)
+
+
+def test_the_bootstrap_of_a_paired_auroc_difference_agrees_with_delong():
+    """DeLong's variance from the placements of each positive and negative."""
+    rng = np.random.default_rng(0)
+    y = rng.random(1500) < 0.3
+    shared = y + rng.normal(size=1500)
+    scores = [shared + s * rng.normal(size=1500) for s in (0.3, 0.8)]
+    above = [(s[y][:, None] > s[~y]).astype(float) for s in scores]
+    difference = above[0] - above[1]
+    variance = difference.mean(1).var(ddof=1) / y.sum() + difference.mean(0).var(ddof=1) / (~y).sum()
+    statistics = {str(i): classification.BinaryRanking(y, s) for i, s in enumerate(scores)}
+    samples = bootstrap.resample(statistics, np.arange(1500), 2000, 0)
+    delta = samples["0"]["auroc"] - samples["1"]["auroc"]
+    assert delta.std() == pytest.approx(np.sqrt(variance), rel=0.06)
+    z = inference.bootstrap_z(difference.mean(), delta)
+    assert z == pytest.approx(difference.mean() / np.sqrt(variance), rel=0.06)
