@@ -28,12 +28,15 @@ INSTALL_REQUIRES = [
 
 # Oracles and tools of the test suite; nothing in the package imports them.
 TEST_REQUIRES = [
+    "dcurves>=1.1",
     "hypothesis>=6.100",
     "lifelines>=0.30",
+    "meds-evaluation>=0.0.6",
     "neurokit2>=0.2.13",
     "pytest>=8",
     "pytest-xdist>=3.6",
     "ruff>=0.9",
+    "scikit-survival>=0.25",  # GPL: never imported by the package
     "statsmodels>=0.14.4",
 ]
 

@@ -2,22 +2,37 @@
 
 Groups (patients, or matched sets) are resampled with replacement; a row weighs as often as its
 group was drawn. The weights depend on (seed, set of groups) only, so paired differences compare
-models on the same resamples.
+models on the same resamples. What is made of the resampled values is in `inference`.
 """
 
-from collections.abc import Iterator, Mapping
-from typing import NamedTuple
+import os
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from ehrwear_jax.evals.metrics import LANES, Statistic
+from ehrwear_jax.evals.weighting import LANES, Statistic, lanes_of
+
+
+def _places(group_N, universe) -> tuple[np.ndarray, int]:
+    """(place of each row's group among the sorted groups, number of groups)."""
+    group_N = np.asarray(group_N)
+    if group_N.ndim != 1 or group_N.size == 0:
+        raise ValueError(f"group must be a non-empty vector, got shape {group_N.shape}")
+    groups = np.unique(group_N if universe is None else np.asarray(universe))
+    index_N = np.searchsorted(groups, group_N)
+    known_N = groups[np.minimum(index_N, len(groups) - 1)] == group_N
+    if not known_N.all():
+        raise ValueError(f"group {group_N[~known_N][0]} is not in the universe of groups")
+    return index_N, len(groups)
 
 
 def weight_blocks(group_N, n_resamples: int, seed: int, *, universe=None) -> Iterator[np.ndarray]:
-    """Yields float64 weights [N, b], b <= 250 resamples at a time, in the layout of the statistics.
+    """Yields float64 weights [N, b], in the layout of the statistics.
 
-    Block k is drawn from (seed, k), so the first resamples do not depend on n_resamples and memory
-    does not grow with it.
+    b is at most 250 and shrinks with N, so that a block stays within 64 MB (or one resample). Every
+    250 resamples have their own generator, from (seed, block): the first resamples depend neither
+    on n_resamples nor on b.
 
     Args:
       group_N: unit of resampling of each row.
@@ -29,22 +44,33 @@ def weight_blocks(group_N, n_resamples: int, seed: int, *, universe=None) -> Ite
     Raises:
       ValueError: no rows, or a group that the universe lacks.
     """
-    group_N = np.asarray(group_N)
-    if group_N.ndim != 1 or group_N.size == 0:
-        raise ValueError(f"group must be a non-empty vector, got shape {group_N.shape}")
-    groups = np.unique(group_N if universe is None else np.asarray(universe))
-    index_N = np.searchsorted(groups, group_N)
-    known_N = groups[np.minimum(index_N, len(groups) - 1)] == group_N
-    if not known_N.all():
-        raise ValueError(f"group {group_N[~known_N][0]} is not in the universe of groups")
-    n_groups = len(groups)
-    offset = np.arange(LANES)[:, None] * n_groups
+    index_N, n_groups = _places(group_N, universe)
+    lanes = lanes_of(max(n_groups, len(index_N)))
+    offset = np.arange(lanes)[:, None] * n_groups
     for block in range(-(-n_resamples // LANES)):
         rng = np.random.default_rng([seed, block])
-        drawn = rng.integers(0, n_groups, (LANES, n_groups), dtype=np.int32) + offset
-        count_BxG = np.bincount(drawn.ravel(), minlength=LANES * n_groups).reshape(LANES, n_groups)
-        lanes = min(LANES, n_resamples - block * LANES)
-        yield np.ascontiguousarray(count_BxG[:lanes].T, dtype=np.float64)[index_N]
+        wanted = min(LANES, n_resamples - block * LANES)
+        for first in range(0, wanted, lanes):
+            b = min(lanes, wanted - first)
+            drawn = rng.integers(0, n_groups, (b, n_groups), dtype=np.int32) + offset[:b]
+            count_bxG = np.bincount(drawn.ravel(), minlength=b * n_groups).reshape(b, n_groups)
+            yield np.ascontiguousarray(count_bxG.T, dtype=np.float64)[index_N]
+
+
+def jackknife_blocks(group_N, *, max_parts: int = 5000) -> Iterator[np.ndarray]:
+    """Yields weights [N, b] that leave out one group at a time.
+
+    Above `max_parts` groups, that many near-equal random sets of groups are left out instead.
+    """
+    index_N, n_groups = _places(group_N, None)
+    n_parts = min(n_groups, max_parts)
+    part_G = np.arange(n_groups) % n_parts
+    if n_parts < n_groups:
+        part_G = np.random.default_rng(0).permutation(part_G)
+    part_N, lanes = part_G[index_N], lanes_of(len(index_N))
+    for first in range(0, n_parts, lanes):
+        left_out = np.arange(first, min(first + lanes, n_parts))
+        yield (part_N[:, None] != left_out).astype(np.float64)
 
 
 def patient_weights(group_N, n_resamples: int, seed: int, *, universe=None) -> np.ndarray:
@@ -61,10 +87,24 @@ def resample(
     statistics: Mapping[str, Statistic], group_N, n_resamples: int, seed: int, *, universe=None
 ) -> dict[str, dict[str, np.ndarray]]:
     """Evaluates several statistics on shared resamples: {row: {metric: float64 [B]}}."""
+    return over_blocks(statistics, weight_blocks(group_N, n_resamples, seed, universe=universe))
+
+
+def over_blocks(statistics: Mapping[str, Statistic], blocks: Iterator[np.ndarray]) -> dict[str, dict[str, np.ndarray]]:
+    """Evaluates every statistic on every block of weights, one thread per core.
+
+    Sparse products and sums release the interpreter lock; the next block is drawn meanwhile. The
+    numbers do not depend on the number of threads.
+    """
     parts: dict[str, list[dict[str, np.ndarray]]] = {name: [] for name in statistics}
-    for weight_NxB in weight_blocks(group_N, n_resamples, seed, universe=universe):
-        for name, statistic in statistics.items():
-            parts[name].append(statistic(weight_NxB))
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        weight_NxB = next(blocks, None)
+        while weight_NxB is not None:
+            following = pool.submit(next, blocks, None)
+            results = [pool.submit(_call, s, weight_NxB) for s in statistics.values()]
+            for name, result in zip(statistics, results, strict=True):
+                parts[name].append(result.result())
+            weight_NxB = following.result()
     return {
         name: {metric: np.concatenate([p[metric] for p in blocks]) for metric in blocks[0]}
         for name, blocks in parts.items()
@@ -72,33 +112,5 @@ def resample(
     }
 
 
-class Interval(NamedTuple):
-    lo: float
-    hi: float
-    n_valid: int  # resamples in which the metric was defined
-    n_degenerate: int  # resamples in which it was not (NaN), for instance a single class
-
-
-def interval(samples_B, level: float = 0.95) -> Interval:
-    """Percentile interval over the defined resamples; lo = hi = NaN when there is none."""
-    if not 0 < level < 1:
-        raise ValueError(f"level must lie between 0 and 1, got {level}")
-    samples_B = np.asarray(samples_B, np.float64)
-    valid = samples_B[np.isfinite(samples_B)]
-    tail = (1 - level) / 2
-    lo, hi = np.quantile(valid, [tail, 1 - tail]) if valid.size else (np.nan, np.nan)
-    return Interval(float(lo), float(hi), valid.size, samples_B.size - valid.size)
-
-
-def paired_pvalue(delta_B) -> float:
-    """Two-sided bootstrap p-value of a paired difference.
-
-    2 min(1 + #{delta <= 0}, 1 + #{delta >= 0}) / (B + 1), at most 1, over the B resamples in which
-    the difference is defined: never below 2 / (B + 1). NaN when there is none.
-    """
-    delta_B = np.asarray(delta_B, np.float64)
-    valid = delta_B[np.isfinite(delta_B)]
-    if not valid.size:
-        return float("nan")
-    smaller_tail = 1 + min((valid <= 0).sum(), (valid >= 0).sum())
-    return float(min(1.0, 2 * smaller_tail / (valid.size + 1)))
+def _call(statistic: Callable, weight_NxB: np.ndarray) -> dict[str, np.ndarray]:
+    return statistic(weight_NxB)

@@ -89,7 +89,8 @@ def log_loss(y_N: np.ndarray, logit_N: np.ndarray) -> float:
     return float(np.mean(np.logaddexp(0.0, logit_N) - y_N * logit_N))
 
 
-def _labels(y, name: str, n_rows: int) -> np.ndarray:
+def check_labels(y, name: str, n_rows: int) -> np.ndarray:
+    """`y` as float64 0/1 [N]; ValueError on another shape or value."""
     y = np.asarray(y, dtype=np.float64)
     if y.shape != (n_rows,):
         raise ValueError(f"{name} has shape {y.shape}, expected ({n_rows},)")
@@ -113,8 +114,8 @@ def fit_logistic(x_train, y_train, x_val, y_val, *, l2_grid=L2_GRID) -> Logistic
     """
     x_train = check_features(x_train, "x_train")
     x_val = check_features(x_val, "x_val", x_train.shape[1])
-    y_train = _labels(y_train, "y_train", len(x_train))
-    y_val = _labels(y_val, "y_val", len(x_val))
+    y_train = check_labels(y_train, "y_train", len(x_train))
+    y_val = check_labels(y_val, "y_val", len(x_val))
     if len(np.unique(y_train)) < 2:
         raise ValueError(f"y_train holds one class only ({int(y_train[0])}, {len(y_train)} rows)")
     standardizer = Standardizer.fit(x_train)

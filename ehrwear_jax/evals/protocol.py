@@ -14,7 +14,16 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from ehrwear_jax.evals import bootstrap, cox, metrics, probes
+from ehrwear_jax.evals import (
+    bootstrap,
+    calibration,
+    classification,
+    concordance,
+    cox,
+    inference,
+    probes,
+    weighting,
+)
 
 Record = dict[str, Any]
 
@@ -168,7 +177,7 @@ def score_binary(
       universe: all groups of the held-out set, to share resamples between tasks in which some
         groups have no row; default: the groups of group_N.
 
-    Also per row ece_floor (what perfect calibration would show, see `metrics.ece_floor`), and, when
+    Also per row ece_floor (what perfect calibration would show, see `calibration.ece_floor`), and, when
     resamples had one class only, one record of row "bootstrap", metric "degenerate_resamples".
 
     Raises:
@@ -177,16 +186,16 @@ def score_binary(
     statistics = {}
     for row, p_N in predictions.items():
         try:
-            parts = metrics.BinaryRanking(y_N, p_N), metrics.Calibration(y_N, p_N)
+            parts = classification.BinaryRanking(y_N, p_N), calibration.Calibration(y_N, p_N)
         except ValueError as error:
             raise ValueError(f"task {task}, row {row}: {error}") from error
-        statistics[row] = _merged(*parts)
+        statistics[row] = weighting.merge(*parts)
     common = {"dataset": dataset, "task": task}
     common |= {"n": len(y_N), "n_positive": int(np.sum(y_N)), "seed": seed}
     compared = "auroc", "auprc"
     records = _score(common, statistics, group_N, n_resamples, reference_row, compared, universe)
     for row, p_N in predictions.items():
-        floor = {"metric": "ece_floor", "value": metrics.ece_floor(p_N, seed=seed)}
+        floor = {"metric": "ece_floor", "value": calibration.ece_floor(p_N, seed=seed)}
         records.append({**records[0], "row": row, "lo": None, "hi": None, **floor})
     return records
 
@@ -212,17 +221,13 @@ def score_survival(
     statistics = {}
     for row, risk_N in predictions.items():
         try:
-            statistics[row] = metrics.Concordance(time_N, event_N, risk_N)
+            statistics[row] = concordance.Concordance(time_N, event_N, risk_N)
         except ValueError as error:
             raise ValueError(f"task {task}, row {row}: {error}") from error
     common = {"dataset": dataset, "task": task}
     common |= {"n": len(time_N), "n_positive": int(np.sum(event_N)), "seed": seed}
     compared = ("c_index",)
     return _score(common, statistics, group_N, n_resamples, reference_row, compared, universe)
-
-
-def _merged(*statistics: metrics.Statistic) -> metrics.Statistic:
-    return lambda weight_NxB: {k: v for s in statistics for k, v in s(weight_NxB).items()}
 
 
 def _number(value: float) -> float | None:
@@ -243,14 +248,14 @@ def _score(common, statistics, group_N, n_resamples, reference_row, compared, un
     records, values, n_degenerate = [], {}, 0
 
     def add(row, metric, value, samples_B=nothing):
-        bounds = bootstrap.interval(samples_B)
+        bounds = inference.interval(samples_B)
         record = {"row": row, "metric": metric, "value": _number(value)}
         record |= {"lo": _number(bounds.lo), "hi": _number(bounds.hi)}
         records.append({"dataset": common["dataset"], **record, **common})
         return bounds.n_degenerate
 
     for row, statistic in statistics.items():
-        values[row] = metrics.evaluate(statistic, n)
+        values[row] = weighting.evaluate(statistic, n)
         for metric, value in values[row].items():
             samples_B = samples[row][metric] if samples else nothing
             n_degenerate = max(n_degenerate, add(row, metric, value, samples_B))
@@ -264,10 +269,38 @@ def _score(common, statistics, group_N, n_resamples, reference_row, compared, un
                 delta_B = samples[reference_row][metric] - samples[other][metric]
             name = f"{reference_row} - {other}"
             add(name, f"{metric}_difference", difference, delta_B)
-            add(name, f"{metric}_difference_p", bootstrap.paired_pvalue(delta_B))
+            add(name, f"{metric}_difference_p", inference.paired_pvalue(delta_B))
     if n_degenerate:
         add("bootstrap", "degenerate_resamples", n_degenerate)
     return records
+
+
+def adjust(
+    records: Sequence[Record], *, family: Sequence[str] = ("dataset", "metric"), rate: float = 0.05
+) -> list[Record]:
+    """False discovery control of the paired p-values: one "<metric>_difference_q" record per p.
+
+    Args:
+      records: from `score_binary` and `score_survival`, of all tasks that are reported together.
+      family: the fields that name a family; within one, all rows and tasks are tested together.
+      rate: false discovery rate to hold.
+
+    Returns:
+      New records: `value` is Benjamini and Hochberg's q, to be called significant where it is at
+      most `rate`; None where p is undefined.
+    """
+    families: dict[tuple, dict[int, float]] = {}
+    for i, record in enumerate(records):
+        if record["metric"].endswith("_difference_p"):
+            p = math.nan if record["value"] is None else record["value"]
+            families.setdefault(tuple(record[f] for f in family), {})[i] = p
+    found = {}
+    for p_by_record in families.values():
+        found |= inference.benjamini_hochberg(p_by_record, rate)
+    return [
+        records[i] | {"metric": records[i]["metric"].removesuffix("p") + "q", "value": _number(found[i].q)}
+        for i in sorted(found)
+    ]
 
 
 def reliability_table(y_N, p_N, group_N, *, n_bins: int = 10, n_resamples: int = 1000, seed: int = 0) -> pl.DataFrame:
@@ -276,17 +309,17 @@ def reliability_table(y_N, p_N, group_N, *, n_bins: int = 10, n_resamples: int =
     Columns, one row per equal-mass bin: p_min, p_max (bin edges), n, mean_predicted, observed, lo,
     hi (null where no resample had a row in the bin).
     """
-    curve = metrics.reliability_curve(y_N, p_N, n_bins=n_bins)
+    curve = calibration.reliability_curve(y_N, p_N, n_bins=n_bins)
 
     def observed(weight_NxB):
-        resampled = metrics.reliability_curve(y_N, p_N, weight_NxB.T, edges=curve.edges)
+        resampled = calibration.reliability_curve(y_N, p_N, weight_NxB.T, edges=curve.edges)
         return dict(enumerate(resampled.observed.T))
 
     if len(group_N) != len(y_N):
         raise ValueError(f"group has {len(group_N)} rows, expected {len(y_N)}")
     samples = bootstrap.resample({"observed": observed}, group_N, n_resamples, seed)
     samples_by_bin = samples.get("observed", dict.fromkeys(range(len(curve.weight)), []))
-    bounds = [bootstrap.interval(samples_B) for samples_B in samples_by_bin.values()]
+    bounds = [inference.interval(samples_B) for samples_B in samples_by_bin.values()]
     return pl.DataFrame(
         {
             "p_min": curve.edges[:-1],
@@ -298,24 +331,3 @@ def reliability_table(y_N, p_N, group_N, *, n_bins: int = 10, n_resamples: int =
             "hi": [b.hi for b in bounds],
         }
     ).fill_nan(None)
-
-
-def meds_predictions(subject_id_N, prediction_time_N, y_N, p_N, *, threshold: float = 0.5) -> pl.DataFrame:
-    """Predictions in the MEDS prediction schema (the label schema plus two predicted columns).
-
-    Columns: subject_id i64, prediction_time timestamp[us], boolean_value bool,
-    predicted_boolean_value bool (probability >= threshold), predicted_boolean_probability f32.
-    """
-    p_N = np.asarray(p_N, np.float64)
-    if not ((p_N >= 0) & (p_N <= 1)).all():
-        row = int(np.flatnonzero(~((p_N >= 0) & (p_N <= 1)))[0])
-        raise ValueError(f"p is {p_N[row]} in row {row}, expected a probability")
-    return pl.DataFrame(
-        {
-            "subject_id": pl.Series(subject_id_N).cast(pl.Int64),
-            "prediction_time": pl.Series(prediction_time_N).cast(pl.Datetime("us")),
-            "boolean_value": pl.Series(np.asarray(y_N)).cast(pl.Boolean),
-            "predicted_boolean_value": p_N >= threshold,
-            "predicted_boolean_probability": p_N.astype(np.float32),
-        }
-    )

@@ -10,7 +10,7 @@ import polars as pl
 
 from ehrwear_jax import config as config_lib
 from ehrwear_jax.data import synthetic, tabular
-from ehrwear_jax.evals import protocol
+from ehrwear_jax.evals import meds_predictions, protocol
 from ehrwear_jax.models.baselines import tabular as tabular_models
 from ehrwear_jax.stages import prepare
 
@@ -142,9 +142,8 @@ def _binary(config, workdir, task, table, features):
         truth = prepare.raw_root(config, workdir) / "truth"
         predictions["oracle"] = synthetic.oracle_risk(truth, rows.select("subject_id", "prediction_time"), horizon)
     for row, p_N in predictions.items():
-        protocol.meds_predictions(rows["subject_id"], rows["prediction_time"], y_N, p_N).write_parquet(
-            folder / f"{row}.parquet"
-        )
+        table = meds_predictions.predictions(rows["subject_id"], rows["prediction_time"], y_N, p_N)
+        meds_predictions.write(table, folder / f"{row}.parquet")
     return protocol.score_binary(
         dataset=config.name,
         task=task,

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
 
-from ehrwear_jax.evals import bootstrap, metrics
+from ehrwear_jax.evals import bootstrap, classification, inference, weighting
 
 
 def test_rows_of_a_group_share_a_weight_and_groups_are_drawn_with_replacement():
@@ -45,55 +45,22 @@ def test_resampled_metric_equals_sklearn_on_the_expanded_rows():
     rng = np.random.default_rng(0)
     y, score = rng.random(80) < 0.4, rng.integers(0, 9, 80) / 9
     group = rng.integers(0, 30, 80)
-    samples = bootstrap.resample({"row": metrics.BinaryRanking(y, score)}, group, 40, seed=0)
+    samples = bootstrap.resample({"row": classification.BinaryRanking(y, score)}, group, 40, seed=0)
     weight = bootstrap.patient_weights(group, 40, seed=0)
     expected = [roc_auc_score(np.repeat(y, w), np.repeat(score, w)) for w in weight]
     np.testing.assert_allclose(samples["row"]["auroc"], expected, atol=1e-12)
-
-
-def test_interval_of_a_mean_covers_and_matches_the_normal_one():
-    rng = np.random.default_rng(0)
-    y = rng.random(2000) < 0.3
-    p = np.full(2000, 0.3)
-    samples = bootstrap.resample({"r": metrics.Calibration(y, p)}, np.arange(2000), 2000, seed=0)
-    bounds = bootstrap.interval(samples["r"]["brier"])
-    loss = (p - y) ** 2
-    half = 1.96 * loss.std() / np.sqrt(2000)
-    assert bounds.lo == pytest.approx(loss.mean() - half, abs=half / 8)
-    assert bounds.hi == pytest.approx(loss.mean() + half, abs=half / 8)
 
 
 def test_resampling_groups_is_wider_than_resampling_their_copied_rows():
     rng = np.random.default_rng(0)
     y, score = rng.random(100) < 0.5, rng.random(100)
     copies = np.repeat(np.arange(100), 9)
-    statistic = {"r": metrics.BinaryRanking(y[copies], score[copies])}
+    statistic = {"r": classification.BinaryRanking(y[copies], score[copies])}
     width = {}
     for name, group in (("patients", copies), ("rows", np.arange(900))):
-        bounds = bootstrap.interval(bootstrap.resample(statistic, group, 500, 0)["r"]["auroc"])
+        bounds = inference.interval(bootstrap.resample(statistic, group, 500, 0)["r"]["auroc"])
         width[name] = bounds.hi - bounds.lo
     assert width["patients"] == pytest.approx(3 * width["rows"], rel=0.2)
-
-
-def test_degenerate_resamples_are_counted_and_left_out():
-    y, score, group = np.array([1, 0, 0]), np.array([0.9, 0.2, 0.1]), np.arange(3)
-    samples = bootstrap.resample({"r": metrics.BinaryRanking(y, score)}, group, 900, 0)
-    bounds = bootstrap.interval(samples["r"]["auroc"])
-    # Without the positive: (2/3)^3; with nothing else: (1/3)^3.
-    assert bounds.n_degenerate == pytest.approx(900 * 9 / 27, abs=60)
-    assert bounds.n_valid + bounds.n_degenerate == 900
-    assert bounds.lo == bounds.hi == 1.0
-    assert np.isnan(bootstrap.interval([np.nan, np.nan]).lo)
-
-
-def test_pvalue_by_hand_and_its_limits():
-    assert bootstrap.paired_pvalue(np.ones(99)) == pytest.approx(2 / 100)
-    assert bootstrap.paired_pvalue(-np.ones(99)) == pytest.approx(2 / 100)
-    assert bootstrap.paired_pvalue(np.zeros(99)) == 1.0
-    delta = np.r_[np.ones(90), -np.ones(9)]
-    assert bootstrap.paired_pvalue(delta) == pytest.approx(2 * 10 / 100)
-    assert bootstrap.paired_pvalue(np.r_[delta, np.nan]) == pytest.approx(2 * 10 / 100)
-    assert np.isnan(bootstrap.paired_pvalue([]))
 
 
 def test_bad_input_is_named():
@@ -102,9 +69,37 @@ def test_bad_input_is_named():
     with pytest.raises(ValueError, match="non-empty"):
         bootstrap.patient_weights([], 3, 0)
     with pytest.raises(ValueError, match="level"):
-        bootstrap.interval([1.0], level=95)
+        inference.interval([1.0], level=95)
 
 
 def test_blocks_of_resamples_are_independent_draws():
-    weight = bootstrap.patient_weights(np.arange(40), 3 * metrics.LANES, seed=0)
+    weight = bootstrap.patient_weights(np.arange(40), 3 * weighting.LANES, seed=0)
     assert len(np.unique(weight, axis=0)) == len(weight)
+
+
+def test_narrow_blocks_hold_the_same_resamples(monkeypatch):
+    group = np.random.default_rng(0).integers(0, 40, 90)
+    wide = bootstrap.patient_weights(group, 300, seed=5)
+    assert next(bootstrap.weight_blocks(group, 300, 5)).shape == (90, 250)
+    monkeypatch.setattr(weighting, "MAX_BLOCK_CELLS", 90 * 7)
+    assert next(bootstrap.weight_blocks(group, 300, 5)).shape == (90, 7)
+    np.testing.assert_array_equal(bootstrap.patient_weights(group, 300, seed=5), wide)
+
+
+def test_the_jackknife_leaves_out_one_group_or_one_set_of_groups_at_a_time():
+    group = np.array([7, 3, 7, 9])
+    weight = np.concatenate(list(bootstrap.jackknife_blocks(group)), axis=1)
+    np.testing.assert_array_equal(weight.T, [[1, 0, 1, 1], [0, 1, 0, 1], [1, 1, 1, 0]])
+    grouped = np.concatenate(list(bootstrap.jackknife_blocks(np.arange(1000), max_parts=30)), axis=1)
+    assert grouped.shape == (1000, 30)
+    left_out = (grouped == 0).sum(0)
+    assert left_out.sum() == 1000 and set(left_out) == {33, 34}
+    assert ((grouped == 0).sum(1) == 1).all()
+
+
+def test_a_failing_statistic_is_heard_through_the_threads():
+    def broken(weight_NxB):
+        raise ValueError("cannot be computed")
+
+    with pytest.raises(ValueError, match="cannot be computed"):
+        bootstrap.resample({"a": broken}, np.arange(9), 600, 0)

@@ -1,15 +1,14 @@
 """The evaluation protocol: predictions, records with shared resamples, MEDS predictions."""
 
 import json
-from datetime import datetime
 
 import numpy as np
-import polars as pl
 import pytest
 from lifelines.utils import concordance_index
 from sklearn.metrics import average_precision_score, brier_score_loss, roc_auc_score
+from statsmodels.stats.multitest import multipletests
 
-from ehrwear_jax.evals import bootstrap, metrics, probes, protocol
+from ehrwear_jax.evals import bootstrap, calibration, concordance, inference, probes, protocol
 
 FIELDS = {"dataset", "row", "task", "metric", "value", "lo", "hi", "n", "n_positive", "seed"}
 
@@ -58,8 +57,8 @@ def test_records_equal_library_metrics_and_resamples_done_by_hand():
             bounds = np.quantile(samples, [0.025, 0.975])
             np.testing.assert_allclose([record["lo"], record["hi"]], bounds, atol=1e-12)
             assert (record["n"], record["n_positive"], record["seed"]) == (400, y.sum(), 4)
-        assert find(records, row, "ece")["value"] == pytest.approx(metrics.ece(y, p))
-        assert find(records, row, "ece_floor")["value"] == metrics.ece_floor(p, seed=4)
+        assert find(records, row, "ece")["value"] == pytest.approx(calibration.ece(y, p))
+        assert find(records, row, "ece_floor")["value"] == calibration.ece_floor(p, seed=4)
     samples = [
         roc_auc_score(y[rows], predictions["joint"][rows]) - roc_auc_score(y[rows], predictions["other"][rows])
         for rows in expanded
@@ -68,7 +67,7 @@ def test_records_equal_library_metrics_and_resamples_done_by_hand():
     bounds = np.quantile(samples, [0.025, 0.975])
     np.testing.assert_allclose([difference["lo"], difference["hi"]], bounds, atol=1e-12)
     p_value = find(records, "joint - other", "auroc_difference_p")
-    assert p_value["value"] == pytest.approx(bootstrap.paired_pvalue(samples))
+    assert p_value["value"] == pytest.approx(inference.paired_pvalue(samples))
     assert p_value["lo"] is None
 
 
@@ -172,7 +171,7 @@ def test_survival_records_equal_lifelines_on_shared_resamples():
     difference = find(records, "joint - cox_table", "c_index_difference")
     assert difference["hi"] == pytest.approx(np.quantile(delta, 0.975))
     p_value = find(records, "joint - cox_table", "c_index_difference_p")["value"]
-    assert p_value == pytest.approx(bootstrap.paired_pvalue(delta))
+    assert p_value == pytest.approx(inference.paired_pvalue(delta))
     assert difference["n_positive"] == event.sum()
 
 
@@ -204,7 +203,7 @@ def test_predict_survival_ranks_the_held_out_rows():
     fitted = protocol.predict_survival(x, time, event)
     assert fitted.risk.keys() == {"tuning", "held_out"}
     risk = fitted.risk["held_out"]
-    assert metrics.concordance_index(time["held_out"], event["held_out"], risk) > 0.75
+    assert concordance.concordance_index(time["held_out"], event["held_out"], risk) > 0.75
 
 
 def test_late_fusion_beats_its_members():
@@ -216,7 +215,7 @@ def test_late_fusion_beats_its_members():
     fused = protocol.late_fusion_binary(members, y["tuning"])["held_out"]
     scores = [roc_auc_score(y["held_out"], m["held_out"]) for m in members]
     assert roc_auc_score(y["held_out"], fused) > max(scores) + 0.02
-    assert metrics.ece(y["held_out"], fused) < 0.03
+    assert calibration.ece(y["held_out"], fused) < 0.03
     with pytest.raises(ValueError, match="at least one member"):
         protocol.late_fusion_binary([], y["tuning"])
 
@@ -227,8 +226,8 @@ def test_late_fusion_of_risks_beats_its_members():
     members = [{s: v[:, 0] + noise.normal(size=len(v)) for s, v in x.items() if s != "train"} for _ in range(2)]
     fused = protocol.late_fusion_survival(members, time["tuning"], event["tuning"])["held_out"]
     outcome = time["held_out"], event["held_out"]
-    scores = [metrics.concordance_index(*outcome, m["held_out"]) for m in members]
-    assert metrics.concordance_index(*outcome, fused) > max(scores)
+    scores = [concordance.concordance_index(*outcome, m["held_out"]) for m in members]
+    assert concordance.concordance_index(*outcome, fused) > max(scores)
 
 
 def test_reliability_table_reconciles_and_its_intervals_cover_calibrated_risk():
@@ -244,16 +243,23 @@ def test_reliability_table_reconciles_and_its_intervals_cover_calibrated_risk():
     assert bare["lo"].null_count() == len(bare)
 
 
-def test_meds_predictions_follow_the_schema():
-    times = [datetime(2020, 1, 1), datetime(2021, 1, 1)]
-    frame = protocol.meds_predictions([3, 4], times, [True, False], [0.5, 0.25])
-    assert frame.schema == {
-        "subject_id": pl.Int64,
-        "prediction_time": pl.Datetime("us"),
-        "boolean_value": pl.Boolean,
-        "predicted_boolean_value": pl.Boolean,
-        "predicted_boolean_probability": pl.Float32,
+def test_adjusted_p_values_equal_statsmodels_within_each_family():
+    y, group, predictions = scored()
+    rng = np.random.default_rng(5)
+    predictions |= {
+        f"noise {i}": np.clip(predictions["joint"] + rng.normal(size=400) * 0.1 * i, 0, 1) for i in (1, 2, 3)
     }
-    assert frame["predicted_boolean_value"].to_list() == [True, False]
-    with pytest.raises(ValueError, match="p is nan in row 1"):
-        protocol.meds_predictions([3, 4], times, [True, False], [0.5, np.nan])
+    records = score(y, group, predictions)
+    records += [r | {"task": "second"} for r in score(1 - y, group, predictions)]
+    adjusted = protocol.adjust(records)
+    assert {r["metric"] for r in adjusted} == {"auroc_difference_q", "auprc_difference_q"}
+    assert len(adjusted) == 2 * 2 * 4 and all(r.keys() == FIELDS for r in adjusted)
+    for metric in ("auroc", "auprc"):
+        p = {(r["task"], r["row"]): r["value"] for r in records if r["metric"] == f"{metric}_difference_p"}
+        q = {(r["task"], r["row"]): r["value"] for r in adjusted if r["metric"] == f"{metric}_difference_q"}
+        expected = multipletests(list(p.values()), method="fdr_bh")[1]
+        np.testing.assert_allclose([q[k] for k in p], expected, atol=1e-12)
+    by_task = protocol.adjust(records, family=("dataset", "task", "metric"))
+    assert [r["value"] for r in by_task] != [r["value"] for r in adjusted]
+    undefined = protocol.adjust([r | {"value": None} for r in records if r["metric"] == "auroc_difference_p"])
+    assert all(r["value"] is None for r in undefined)

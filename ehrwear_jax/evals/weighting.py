@@ -1,0 +1,127 @@
+"""What the metrics share: input checks, weighted sums as sparse products, evaluation in blocks.
+
+Every metric is a function of sums that are linear in the row weights. A statistic object
+(`classification.BinaryRanking`, `concordance.Concordance`, ...) sorts its rows once and keeps those
+sums as a sparse matrix; evaluating B weightings (bootstrap resamples) is then a sparse product with
+the weights as lanes. Float64 throughout, so integer weights give exact counts.
+
+Every statistic takes `factor_N`, a fixed multiplier of the row weights: a 0/1 mask restricts it to
+a subgroup while all subgroups share the resamples, inverse probabilities correct for censoring.
+Rows of factor 0 are left out and may hold any value.
+
+Array suffixes: N rows, B weightings, K bins or thresholds. The plain functions take `weights` as
+None, [N] (they return a float) or [B, N] (they return [B]); statistics take the lane layout [N, B].
+"""
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+import scipy.sparse as sp
+
+# Weightings processed together: wide enough to vectorise, narrow enough to stay in cache.
+LANES = 250
+# Bound on rows * lanes of one block: 64 MB of float64.
+MAX_BLOCK_CELLS = 2**23
+
+Statistic = Callable[[np.ndarray], dict[str, np.ndarray]]
+
+
+def vector(values, name: str) -> np.ndarray:
+    """`values` as float64 [N]; ValueError when empty or not finite."""
+    array = np.asarray(values, dtype=np.float64)
+    if array.ndim != 1 or array.size == 0:
+        raise ValueError(f"{name} must be a non-empty vector, got shape {array.shape}")
+    if not np.isfinite(array).all():
+        row = int(np.flatnonzero(~np.isfinite(array))[0])
+        raise ValueError(f"{name} is {array[row]} in row {row}")
+    return array
+
+
+def binary(values, name: str) -> np.ndarray:
+    """`values` as bool [N]; ValueError unless all are 0 or 1."""
+    array = vector(values, name)
+    wrong = (array != 0) & (array != 1)
+    if wrong.any():
+        row = int(np.flatnonzero(wrong)[0])
+        raise ValueError(f"{name} is {array[row]} in row {row}, expected 0 or 1")
+    return array.astype(bool)
+
+
+def probability(values, name: str) -> np.ndarray:
+    """`values` as float64 [N]; ValueError unless all lie in [0, 1]."""
+    array = vector(values, name)
+    wrong = (array < 0) | (array > 1)
+    if wrong.any():
+        row = int(np.flatnonzero(wrong)[0])
+        raise ValueError(f"{name} is {array[row]} in row {row}, expected a probability")
+    return array
+
+
+def same_length(**vectors: np.ndarray) -> None:
+    """ValueError, naming the lengths, unless all are equal."""
+    lengths = {name: len(v) for name, v in vectors.items()}
+    if len(set(lengths.values())) > 1:
+        raise ValueError(f"vectors differ in length: {lengths}")
+
+
+def kept_rows(factor_N, n_rows: int) -> tuple[np.ndarray, np.ndarray]:
+    """(rows with a positive factor [M], their factors [M]); None means all ones."""
+    if factor_N is None:
+        return np.arange(n_rows), np.ones(n_rows)
+    factor_N = vector(factor_N, "factor")
+    if len(factor_N) != n_rows or (factor_N < 0).any():
+        raise ValueError(f"factor must be [{n_rows}] and not negative")
+    rows = np.flatnonzero(factor_N)
+    return rows, factor_N[rows]
+
+
+def group_rows(row_of, column, n_rows: int, n_columns: int, values=None) -> sp.csr_array:
+    """Sparse [n_rows, n_columns] with values[i] (default 1) at (row_of[i], column[i])."""
+    order = np.argsort(row_of, kind="stable")
+    indptr = np.searchsorted(row_of[order], np.arange(n_rows + 1))
+    data = np.ones(len(order)) if values is None else np.asarray(values, np.float64)[order]
+    return sp.csr_array((data, column[order], indptr), shape=(n_rows, n_columns))
+
+
+def ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
+    """numerator / denominator, NaN where the denominator is not positive."""
+    nan = np.full(np.broadcast(numerator, denominator).shape, np.nan)
+    return np.divide(numerator, denominator, out=nan, where=denominator > 0)
+
+
+def lanes_of(n_rows: int) -> int:
+    """How many weightings of n_rows are held at a time."""
+    return int(np.clip(MAX_BLOCK_CELLS // max(n_rows, 1), 1, LANES))
+
+
+def merge(*statistics: Statistic) -> Statistic:
+    """One statistic with the metrics of all."""
+    return lambda weight_NxB: {k: v for s in statistics for k, v in s(weight_NxB).items()}
+
+
+def rename(statistic: Statistic, names: Mapping[str, str] | Callable[[str], str]) -> Statistic:
+    """`statistic` with its metrics renamed by a mapping or a function."""
+    new = names if callable(names) else names.__getitem__
+    return lambda weight_NxB: {new(k): v for k, v in statistic(weight_NxB).items()}
+
+
+def evaluate(statistic: Statistic, n_rows: int, weights=None) -> dict[str, np.ndarray | float]:
+    """A statistic under `weights`: None or [N] gives floats, [B, N] gives [B].
+
+    Raises:
+      ValueError: weights of another shape, negative, or not finite.
+    """
+    weights = np.ones(n_rows) if weights is None else np.asarray(weights)
+    if weights.ndim not in (1, 2) or weights.shape[-1] != n_rows:
+        raise ValueError(f"weights must be [{n_rows}] or [B, {n_rows}], got {weights.shape}")
+    if not np.isfinite(weights).all() or (weights < 0).any():
+        raise ValueError("weights must be finite and not negative")
+    weight_BxN, lanes = np.atleast_2d(weights), lanes_of(n_rows)
+    blocks = [
+        statistic(np.ascontiguousarray(weight_BxN[i : i + lanes].T, dtype=np.float64))
+        for i in range(0, len(weight_BxN), lanes)
+    ]
+    if not blocks:
+        raise ValueError("weights hold no weighting (B = 0)")
+    result = {name: np.concatenate([block[name] for block in blocks]) for name in blocks[0]}
+    return {name: float(v[0]) for name, v in result.items()} if weights.ndim == 1 else result
