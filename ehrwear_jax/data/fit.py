@@ -161,8 +161,9 @@ def _moments(path, tables, out):
 
 def _of_columns(x_NxC):
     """Count, mean and sum of squared deviations of the finite values of each column: float64 [3, C]."""
-    seen = np.isfinite(x_NxC)
-    x_NxC = np.where(seen, x_NxC, 0).astype(np.float64)
-    count = seen.sum(axis=0).astype(np.float64)
-    mean = x_NxC.sum(axis=0) / np.maximum(count, 1)
-    return np.stack([count, mean, (np.where(seen, x_NxC - mean, 0.0) ** 2).sum(axis=0)])
+    x_CxN = np.ascontiguousarray(x_NxC.T)
+    seen = np.isfinite(x_CxN)
+    filled = np.where(seen, x_CxN, 0).astype(np.float64)
+    count = seen.sum(axis=1).astype(np.float64)
+    mean = filled.sum(axis=1) / np.maximum(count, 1)
+    return np.stack([count, mean, (np.where(seen, filled - mean[:, None], 0.0) ** 2).sum(axis=1)])

@@ -15,6 +15,12 @@ import pyarrow.parquet as pq
 UTC_NAMES = ("UTC", "Etc/UTC", "Z", "+00:00", "Zulu", "Etc/Zulu", "Universal", "Etc/Universal", "GMT", "Etc/GMT")
 
 
+def _named(error: OSError) -> OSError:
+    """The error, marked as saying already which file it is about: a block around it passes it on as it is."""
+    error.names_its_file = True
+    return error
+
+
 @contextlib.contextmanager
 def reading(path: Path) -> Iterator[None]:
     """Turns what the parquet libraries raise inside the block into one sentence that names the file.
@@ -25,10 +31,10 @@ def reading(path: Path) -> Iterator[None]:
     """
     try:
         if not path.is_file():
-            raise FileNotFoundError(f"{path}: no such file")
+            raise _named(FileNotFoundError(f"{path}: no such file"))
         yield
     except PermissionError as error:
-        raise PermissionError(f"{path}: no permission to read it") from error
+        raise _named(PermissionError(f"{path}: no permission to read it")) from error
     except FileNotFoundError:
         raise
     except (pl.exceptions.PolarsError, pa.ArrowException, OSError) as error:
@@ -173,10 +179,12 @@ def writing(path: Path, *, ending: str = ".partial") -> Iterator[Path]:
     except (OSError, pl.exceptions.PolarsError, pa.ArrowException, RuntimeError) as error:
         with contextlib.suppress(OSError):
             partial.unlink(missing_ok=True)
+        if getattr(error, "names_its_file", False):
+            raise
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         if isinstance(error, PermissionError):
-            raise PermissionError(f"{path}: no permission to write it") from error
-        raise OSError(f"{path}: cannot be written ({reason})") from error
+            raise _named(PermissionError(f"{path}: no permission to write it")) from error
+        raise _named(OSError(f"{path}: cannot be written ({reason})")) from error
 
 
 def write_parquet(
