@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 JOB_QUEUES = {
     "slurm": "SLURMCluster", "pbs": "PBSCluster", "sge": "SGECluster", "lsf": "LSFCluster", "oar": "OARCluster",
-    "htcondor": "HTCondorCluster", "moab": "MoabCluster", "local": "local.LocalCluster",
+    "htcondor": "HTCondorCluster", "moab": "MoabCluster",
 }  # fmt: skip
 _ONE_THREAD = {
     "POLARS_MAX_THREADS": "1",
@@ -31,6 +31,7 @@ _ONE_THREAD = {
     "MALLOC_TRIM_THRESHOLD_": "65536",
 }
 _WAITING_PER_WORKER = 4  # tasks handed out at a time
+_CONNECT_S = 60
 
 
 def check(scheduler: str) -> None:
@@ -129,13 +130,13 @@ class Pool:
                 memory = f"{self.memory_gb}GB" if self.memory_gb else "auto"
                 target = self._cluster = LocalCluster(
                     n_workers=self.workers or os.cpu_count(), threads_per_worker=1, processes=True,
-                    memory_limit=memory, dashboard_address=None, silence_logs=40,
+                    memory_limit=memory, dashboard_address="127.0.0.1:0", silence_logs=40,
                 )  # fmt: skip
             elif target.startswith("jobqueue:"):
                 target = self._cluster = _job_queue(target.partition(":")[2])
                 self._cluster.scale(jobs=self.workers or 1)
             try:
-                self._client = Client(target, timeout=60)
+                self._client = Client(target, timeout=_CONNECT_S)
             except OSError as error:
                 raise OSError(f"config.prepare.scheduler: no dask scheduler answers at {target}") from error
         return self._client
@@ -147,13 +148,12 @@ def _counted(bar, result):
 
 
 def _job_queue(name):
-    module, _, cluster = f"dask_jobqueue.{JOB_QUEUES[name]}".rpartition(".")
     try:
-        return getattr(importlib.import_module(module), cluster)(
-            job_script_prologue=[f"export {key}={value}" for key, value in _ONE_THREAD.items()], python=sys.executable
-        )
+        module = importlib.import_module("dask_jobqueue")
     except ModuleNotFoundError as error:
         raise ValueError(f"jobqueue:{name} needs dask-jobqueue: pip install 'ehrwear_jax[cluster]'") from error
+    prologue = [f"export {key}={value}" for key, value in _ONE_THREAD.items()]
+    return getattr(module, JOB_QUEUES[name])(job_script_prologue=prologue, python=sys.executable)
 
 
 def open_pool(config) -> Pool:

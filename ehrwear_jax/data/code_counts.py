@@ -39,7 +39,8 @@ def count_codes(events):
 def count_values(events):
     """VALUES of one shard, by (code, value)."""
     valued = events.filter(pl.col("numeric_value").is_not_null())
-    value = pl.col("numeric_value").cast(pl.Float64) + 0.0  # -0 and 0 are one value
+    value = pl.col("numeric_value").cast(pl.Float64)
+    value = pl.when(value == 0).then(0.0).otherwise(value)  # not -0, whichever comes first
     found = valued.group_by("code", value.alias("value")).agg(pl.len().alias("n"))
     return found.cast(VALUES).sort("code", "value")
 
