@@ -1,7 +1,7 @@
 """How fast, and in how much memory, prepare turns raw tables into records: see bench.py.
 
-The cohort is made up (bench_cohort.py). A rate covers all of prepare, from the raw files to the manifest of the records,
-the start of the worker processes included.
+The cohort is made up (bench_cohort.py). A rate covers all of prepare, from the raw files to the manifest of the
+records, the start of the worker processes included.
 """
 
 import argparse

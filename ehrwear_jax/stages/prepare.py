@@ -8,7 +8,7 @@ from pathlib import Path
 import polars as pl
 
 from ehrwear_jax import config as config_lib
-from ehrwear_jax.data import harmonise, label_tables, labels, meds, nafld, nhanes, synthetic, tables, wearable
+from ehrwear_jax.data import cluster, harmonise, label_tables, labels, meds, nafld, nhanes, synthetic, tables, wearable
 from ehrwear_jax.data import prepare as prepare_lib
 
 
@@ -43,22 +43,24 @@ def run(config, workdir):
         counts += _event_labels(config, workdir)
     options = config_lib.prepare_config(config)
     source = meds_dir(config, workdir)
-    counts += prepare_lib.prepare_tables(
-        source,
-        wearable_dir(config, workdir),
-        folder / "tables",
-        options,
-        config_lib.cohort_config(config),
-        folder / "quarantine",
-    )
     has_codes = (source / "metadata" / "codes.parquet").exists()
     codes = meds.read_codes(source) if has_codes else None
-    n_codes, undescribed = meds.undescribed_codes(source, codes)
     _require_all_folds(config, source)
-    for name, fold in config_lib.folds(config):
-        units = harmonise.dataset_units(source / "metadata" / "codes.parquet")
-        fitted = prepare_lib.prepare_split(folder / "tables", codes, folder / name, options, fold, units)
-        counts += [{**c, "step": c["step"] if fold is None else f"{name}: {c['step']}"} for c in fitted]
+    units = harmonise.dataset_units(source / "metadata" / "codes.parquet")
+    with cluster.open_pool(options) as pool:
+        counts += prepare_lib.prepare_tables(
+            source,
+            wearable_dir(config, workdir),
+            folder / "tables",
+            options,
+            config_lib.cohort_config(config),
+            folder / "quarantine",
+            pool,
+        )
+        n_codes, undescribed = meds.undescribed_codes(source, codes)
+        for name, fold in config_lib.folds(config):
+            fitted = prepare_lib.prepare_split(folder / "tables", codes, folder / name, options, fold, units, pool)
+            counts += [{**c, "step": c["step"] if fold is None else f"{name}: {c['step']}"} for c in fitted]
     for c in counts:
         logging.info(
             "  %-58s %12s kept %10s dropped  %s",
@@ -96,7 +98,8 @@ def _require_all_folds(config, source):
 def _raw(config, root):
     """Builds the raw dataset; returns its counts."""
     if config.data.source == "synthetic":
-        return synthetic.simulate(root, config_lib.simulator_config(config), workers=os.cpu_count() or 1)
+        workers = config.prepare.workers or os.cpu_count() or 1
+        return synthetic.simulate(root, config_lib.simulator_config(config), workers=workers)
     if config.data.source == "meds":
         return []
     done = root / "counts.json"  # written last by the adapters

@@ -54,7 +54,9 @@ def test_what_a_task_raises_is_raised_as_it_is_and_the_pool_goes_on(two):
 
 
 def test_a_running_scheduler_is_used():
-    with LocalCluster(1, threads_per_worker=1, processes=False, protocol="tcp", dashboard_address="127.0.0.1:0") as running:
+    with LocalCluster(
+        1, threads_per_worker=1, processes=False, protocol="tcp", dashboard_address="127.0.0.1:0"
+    ) as running:
         assert running.scheduler_address.startswith("tcp://127.0.0.1:")
         with cluster.Pool(scheduler=running.scheduler_address) as pool:
             assert [f[0] for f in pool.map(slower_at_first, range(3), "test")] == [0, 1, 4]
@@ -82,7 +84,7 @@ def test_a_task_that_kills_its_workers_is_named():
 
 
 SBATCH = """#!/bin/sh
-nohup sh "$1" >job.out 2>&1 &
+cp "$1" job.sh && nohup sh job.sh >job.out 2>&1 &
 echo $! >job.pid
 echo Submitted batch job 1
 """

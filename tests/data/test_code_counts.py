@@ -13,7 +13,11 @@ rows = st.lists(
     st.tuples(
         st.integers(1, 12),
         st.sampled_from(["a", "b", "ü//µg"]),
-        st.one_of(st.none(), st.floats(-(2.0**90), 2.0**90, width=32, allow_subnormal=False), st.sampled_from([0.0, -0.0, 1.5, 2.5])),
+        st.one_of(
+            st.none(),
+            st.floats(-(2.0**90), 2.0**90, width=32, allow_subnormal=False),
+            st.sampled_from([0.0, -0.0, 1.5, 2.5]),
+        ),
     ),
     max_size=60,
 )

@@ -10,7 +10,7 @@ import cohort
 import pytest
 from conftest import REPO
 
-from ehrwear_jax.data import manifest, meds, prepare
+from ehrwear_jax.data import manifest, meds
 
 OPTIONS = {"subjects_per_shard": 8, "step_minutes": 60}
 
