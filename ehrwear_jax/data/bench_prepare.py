@@ -19,7 +19,7 @@ from ehrwear_jax.data import bench_cohort, meds, prepare
 
 WORKERS = 2
 # Subjects of the small cohort (the large one has ten times as many), and events or days of each.
-SIZES = {"ehr": (4000, 250), "wear": (100, 60)}
+SIZES = {"ehr": (4000, 250), "wear": (50, 60)}
 _UNITS = {"ehr": "ehr_events", "wear": "patient_days"}
 
 
