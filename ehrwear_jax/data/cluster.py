@@ -87,7 +87,7 @@ class Pool:
         items = list(items)
         n_workers = self.workers or os.cpu_count() or 1
         with tqdm(total=len(items), desc=description, unit=unit, disable=None) as bar:
-            if not self.scheduler and min(n_workers, len(items)) <= 1:
+            if not items or (not self.scheduler and min(n_workers, len(items)) == 1):
                 return [_counted(bar, function(item)) for item in items]
             return self._map(function, items, bar)
 

@@ -32,7 +32,8 @@ def two():
 
 
 def test_one_worker_or_one_shard_needs_no_cluster():
-    for pool, items in ((cluster.Pool(workers=1), range(5)), (cluster.Pool(workers=4), range(1)), (cluster.Pool(), [])):
+    of_nobody = cluster.Pool(scheduler="tcp://127.0.0.1:9")
+    for pool, items in ((cluster.Pool(workers=1), range(5)), (cluster.Pool(workers=4), range(1)), (of_nobody, [])):
         with pool:
             found = pool.map(slower_at_first, items, "test")
             assert [f[0] for f in found] == [x * x for x in items] and {f[1] for f in found} <= {os.getpid()}
