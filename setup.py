@@ -1,4 +1,4 @@
-"""Installation of ehrwear_jax: `pip install -e .`, with the extras gpu, tpu, test and dev."""
+"""Installation of ehrwear_jax: `pip install -e .`, with the extras gpu, tpu, cluster, test and dev."""
 
 from pathlib import Path
 
@@ -19,6 +19,7 @@ INSTALL_REQUIRES = [
     "optax>=0.2.6",
     "orbax-checkpoint>=0.12",
     "polars>=1.20",
+    "psutil>=6",
     "pyarrow>=18",
     "scikit-learn>=1.5",
     "scipy>=1.14",
@@ -28,6 +29,7 @@ INSTALL_REQUIRES = [
 
 # Oracles and tools of the test suite; nothing in the package imports them.
 TEST_REQUIRES = [
+    "dask-jobqueue>=0.9",
     "dcurves>=1.1",
     "hypothesis>=6.100",
     "lifelines>=0.30",
@@ -54,6 +56,8 @@ setup(
         # CUDA 13 needs a 580 or newer driver; with an older one install jax[cuda12] instead.
         "gpu": ["jax[cuda13]>=0.10.2"],
         "tpu": ["jax[tpu]>=0.10.2"],
+        # Jobs of a batch system (Slurm, PBS, ...) as workers of prepare.
+        "cluster": ["dask-jobqueue>=0.9"],
         "test": TEST_REQUIRES,
         "dev": [*TEST_REQUIRES, "ipykernel>=6.29", "pre-commit>=4", "py-spy>=0.4", "xprof>=2.20"],
     },

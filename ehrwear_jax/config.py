@@ -9,7 +9,7 @@ import os
 
 import ml_collections
 
-from ehrwear_jax.data import deidentify
+from ehrwear_jax.data import cluster, deidentify
 from ehrwear_jax.data.cohort import CohortConfig
 from ehrwear_jax.data.labels_physiology import PhysiologyConfig
 from ehrwear_jax.data.pipeline import ContextConfig
@@ -71,6 +71,7 @@ def base():
     )
     config.labels.physiology = _defaults(PhysiologyConfig)
     config.prepare = _defaults(PrepareConfig)
+    config.prepare.workers = 0  # one per core
     config.cohort = _defaults(CohortConfig)
     config.context = _defaults(ContextConfig, leave_out=("modalities",))
     config.model = _defaults(ModelConfig, leave_out=_MODEL_FROM_DATA)
@@ -224,6 +225,7 @@ def check(config):
     for path in user_tables(config):
         if not os.path.isfile(path):
             raise FileNotFoundError(f"config.prepare.mapping_files or ranges_file: there is no table {path}")
+    cluster.check(config.prepare.scheduler)
     for row in (
         *config.evaluate.late_fusion,
         *([config.evaluate.reference_row] if config.evaluate.reference_row else []),

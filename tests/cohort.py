@@ -128,10 +128,10 @@ def write_labels(folder, n_subjects=30, seed=0):
     return {"readmission": meds.read_labels(folder / "readmission.parquet"), "relapse": survival}
 
 
-def prepare_cohort(root, **options):
-    """Tables and records of a written cohort, below root/tables and root/all; returns root."""
+def prepare_cohort(root, pool=None, **options):
+    """Tables and records of a written cohort, below root/tables and root/all, on a cluster.Pool; returns root."""
     defaults = {"channels": CHANNELS, "log_channels": ("activity",), "min_subjects": 2, "min_values": 10}
     config = prepare.PrepareConfig(**defaults | {"value_bins": 4, "step_minutes": 30} | options)
-    prepare.prepare_tables(root / "meds", root / "wearable", root / "tables", config)
-    prepare.prepare_split(root / "tables", meds.read_codes(root / "meds"), root / "all", config)
+    prepare.prepare_tables(root / "meds", root / "wearable", root / "tables", config, pool=pool)
+    prepare.prepare_split(root / "tables", meds.read_codes(root / "meds"), root / "all", config, pool=pool)
     return root

@@ -23,7 +23,8 @@ def small_config(root):
                         "labels_dir": str(root / "labels")})  # fmt: skip
     config.labels.update({"horizons_days": (30, 90), "min_history_days": 30.0})
     config.prepare.update({"channels": cohort.CHANNELS, "log_channels": ("activity",), "min_subjects": 2,
-                           "min_values": 10, "value_bins": 4, "subjects_per_shard": 8, "step_minutes": 60})  # fmt: skip
+                           "min_values": 10, "value_bins": 4, "subjects_per_shard": 8, "step_minutes": 60,
+                           "workers": 1})  # fmt: skip
     config.context.update({"tokens": 48, "windows": 16, "context_tokens": 40, "queries": 8, "events": 8,
                            "patch_steps": 3, "future_windows": 2, "future_codes": 5})  # fmt: skip
     config.model.update({"width": 8, "n_layers": 1, "n_heads": 2, "mlp_width": 16, "token_width": 8,

@@ -6,6 +6,7 @@ time that cannot be) is a fault of one entry, as every hospital has: `screen` ta
 """
 
 import dataclasses
+from collections.abc import Iterator
 from datetime import date, datetime, timedelta
 from pathlib import Path
 
@@ -141,6 +142,24 @@ def validate_events(events: pl.DataFrame, source) -> pl.DataFrame:
     return events
 
 
+def _screen_rows(events: pl.DataFrame, source, bounds: TimeBounds, first_row: int) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """As `screen`, of a part of a file that begins with row first_row; events keep the column row, not yet in order."""
+    events = _normalise(events, source).with_row_index("row", first_row)
+    faults = [(name, which.fill_null(False), why) for name, which, why in _row_faults(bounds)]
+    bad = pl.any_horizontal(which for _, which, _ in faults)
+    good, aside = events.filter(~bad), events.filter(bad)
+    column = reason = value = pl.lit(None, pl.String)
+    for name, which, why in reversed(faults):
+        column = pl.when(which).then(pl.lit(name)).otherwise(column)
+        reason = pl.when(which).then(pl.lit(why)).otherwise(reason)
+        value = pl.when(which).then(_text(name)).otherwise(value)
+    quarantined = aside.select(
+        pl.lit(str(source)).alias("file"), pl.col("row").cast(pl.Int64), column.alias("column"),
+        reason.alias("reason"), value.alias("value"), *EVENT_SCHEMA,
+    ).with_columns(printable("time"))  # fmt: skip
+    return good, quarantined
+
+
 def screen(events: pl.DataFrame, source, bounds: TimeBounds) -> tuple[pl.DataFrame, pl.DataFrame]:
     """Takes the bad rows out of one shard and checks the rest as validate_events does.
 
@@ -158,27 +177,46 @@ def screen(events: pl.DataFrame, source, bounds: TimeBounds) -> tuple[pl.DataFra
       ValueError: a missing column or impossible dtype, or the rows that remain are not contiguous per subject or not
         in time order.
     """
-    events = _normalise(events, source).with_row_index("row")
-    column = reason = value = pl.lit(None, pl.String)
-    for name, which, why in reversed(_row_faults(bounds)):
-        which = which.fill_null(False)
-        column = pl.when(which).then(pl.lit(name)).otherwise(column)
-        reason = pl.when(which).then(pl.lit(why)).otherwise(reason)
-        value = pl.when(which).then(_text(name)).otherwise(value)
-    events = events.with_columns(column.alias("column"), reason.alias("reason"), value.alias("value"))
-    bad = pl.col("reason").is_not_null()
-    good = events.filter(~bad)
+    good, quarantined = _screen_rows(events, source, bounds, 0)
     _require_order(good, source, good["row"].to_numpy())
-    quarantined = (
-        events.filter(bad)
-        .with_columns(printable("time"))
-        .select(
-            pl.lit(str(source)).alias("file"), pl.col("row").cast(pl.Int64), "column", "reason", "value", *EVENT_SCHEMA
-        )
-    )
-    return good.select(list(EVENT_SCHEMA)), quarantined
+    return good.drop("row"), quarantined
 
 
 def screen_shard(path: Path, bounds: TimeBounds) -> tuple[pl.DataFrame, pl.DataFrame]:
     """(events, quarantined) of one shard on disk; see screen. Raises also as tables.read_parquet."""
     return screen(tables.read_parquet(Path(path)), path, bounds)
+
+
+def screen_pieces(path: Path, bounds: TimeBounds, max_rows: int) -> Iterator[tuple[pl.DataFrame, pl.DataFrame]]:
+    """(events, quarantined), as `screen`, of consecutive pieces of one shard.
+
+    A piece ends where a subject ends and has about max_rows rows, or those of one subject if they are more. A shard has
+    at least one piece. Memory: about three pieces.
+
+    Raises: as screen_shard.
+    """
+    path, seen, aside = Path(path), set(), []
+    with tables.reading(path):
+        there = pl.read_parquet_schema(path)
+    columns = [c for c in EVENT_SCHEMA if c in there or c not in ("numeric_value", "text_value")]
+    batches = tables.row_batches(path, columns, max_rows)
+    following, waiting = next(batches), None
+    while following is not None:
+        (first_row, stored), following = following, next(batches, None)
+        good, bad = _screen_rows(stored, path, bounds, first_row)
+        good = good if waiting is None else pl.concat([waiting, good])
+        aside.append(bad)
+        row_N, subject_N = good["row"].to_numpy(), good["subject_id"].to_numpy()
+        _require_order(good, path, row_N)
+        cut = good.height
+        if following is not None and cut:  # the last subject may go on
+            cut = int(np.argmax(subject_N == subject_N[-1]))
+        for subject in seen.intersection(subject_N[:cut]) if seen else ():
+            row = row_N[np.argmax(subject_N == subject)]
+            raise ValueError(f"{path}: row {row}: column 'subject_id': rows of subject {subject} are not contiguous")
+        if following is not None:
+            seen.update(subject_N[:cut].tolist())
+        waiting = good[cut:]
+        if cut or following is None:
+            yield good[:cut].drop("row"), pl.concat(aside)
+            aside = []

@@ -69,6 +69,8 @@ def choose_source(values_DxMxLxC):
     Returns:
       (values_MxLxC, n_steps): n_steps values of further sources are left out.
     """
+    if len(values_DxMxLxC) == 1:
+        return values_DxMxLxC[0], 0
     seen = np.isfinite(values_DxMxLxC)
     order_DxMx1xC = np.argsort(-seen.sum(axis=2, keepdims=True), axis=0, kind="stable")
     first_1xMxLxC = np.take_along_axis(seen, order_DxMx1xC, axis=0).argmax(axis=0, keepdims=True)

@@ -1,21 +1,27 @@
-"""prepare, the wearable part: recorded stretches -> windows on a regular grid and their summaries."""
+"""prepare, second part: recorded stretches -> windows on a regular grid and their summaries."""
 
-import json
+import functools
 
 import numpy as np
 import polars as pl
-from tqdm import tqdm
+import pyarrow.parquet as pq
 
-from ehrwear_jax.data import deidentify, overlap, signal, wearable, window_summaries
+from ehrwear_jax.data import manifest, npy, overlap, signal, wearable, window_summaries
 from ehrwear_jax.data.quarantine import count_reasons, quarantine_counts, set_aside
-from ehrwear_jax.data.tables import shard_names, write_frame, write_json, writing
+from ehrwear_jax.data.tables import shard_names, write_frame, write_json, writing_table
+
+_WINDOWS_AT_ONCE = 2048  # summarised and written together
 
 
-def prepare_windows(wearable_dir, out, quarantine, config):
-    """Writes OUT/windows/ and OUT/window_values/, one file each per shard.
+def prepare_windows(wearable_dir, out, quarantine, config, deidentifier, pool):
+    """Writes OUT/windows/, OUT/window_values/ and OUT/wearers/, one file each per shard.
+
+    windows/NAME.parquet: subject_id, time (the end) and summaries of each window. window_values/NAME.npy: float32
+    [windows, steps, channels]. wearers/NAME.parquet: subject_id, first_row, n_windows; wearers/NAME.npy: window_dtype
+    [windows].
 
     Returns:
-      Counts: list of {step, n, dropped, reason}.
+      (steps [{step, n, dropped, reason}], counts of the manifest, files of the manifest).
 
     Raises:
       ValueError: a channel that is not declared, or a fault of a file; see wearable.read_subjects.
@@ -27,47 +33,48 @@ def prepare_windows(wearable_dir, out, quarantine, config):
             f"{wearable_dir}: no channel {sorted(unknown)} in metadata/channels.parquet; there are {sorted(known)}"
         )
     limits = {r["channel"]: (r["valid_min"], r["valid_max"]) for r in table.iter_rows(named=True)}
-    window_summaries.parse(config.summaries, config.channels, known)
+    wanted = window_summaries.parse(config.summaries, config.channels, known)
     shards = wearable.list_shards(wearable_dir)
-    total = {"rows": 0, "other channels": 0, "set aside": 0, "windows": 0, "outside": 0}
-    total |= dict.fromkeys(overlap.COUNTS, 0)
-    reasons = {}
-    for path, name in zip(
-        tqdm(shards, "wearable", unit="shard", disable=None), shard_names(shards, wearable_dir), strict=True
-    ):
-        tally = out / "windows" / f"{name}.json"
-        if not tally.exists():
-            write_json(_one_shard(path, name, table, limits, out, quarantine, config), tally)
-        counted = json.loads(tally.read_text())
-        for reason, n in counted.pop("reasons").items():
-            reasons[reason] = reasons.get(reason, 0) + n
-        for key, n in counted.items():
-            total[key] += n
+    jobs = list(zip(shards, shard_names(shards, wearable_dir), strict=True))
+    work = functools.partial(
+        _one_shard,
+        table=table,
+        limits=limits,
+        wanted=wanted,
+        out=out,
+        quarantine=quarantine,
+        config=config,
+        deidentifier=deidentifier,
+    )
+    paths = [out / "windows" / f"{name}.json" for _, name in jobs]
+    tallies = manifest.run_jobs(work, jobs, paths, out, pool, "wearable")
     _require_one_file_each(wearable_dir, out)
-    report = [
+    total = manifest.add_up(t["rows"] for t in tallies)
+    reasons = manifest.add_up(t["reasons"] for t in tallies)
+    counts = {"in": total["read"], "out": {key: total[key] for key in ("used", "other channels")} | reasons}
+    n_aside = sum(reasons.values())
+    steps = [
         {
             "step": f"wearable windows of {config.window_hours} h",
             "n": total["windows"],
-            "dropped": total["other channels"] + total["set aside"],
-            "reason": f"{total['rows']:,} recorded stretches read = "
-            f"{total['rows'] - total['other channels'] - total['set aside']:,} used + {total['other channels']:,} of "
-            f"channels that the config does not use + {total['set aside']:,} quarantined",
+            "dropped": total["other channels"] + n_aside,
+            "reason": f"{total['read']:,} recorded stretches read = {total['used']:,} used + "
+            f"{total['other channels']:,} of channels that the config does not use + {n_aside:,} quarantined",
         }
     ]
     for key, reason in overlap.COUNTS.items():
         if total[key]:
-            report.append({"step": f"wearable {key}", "n": 0, "dropped": total[key], "reason": reason})
+            steps.append({"step": f"wearable {key}", "n": 0, "dropped": total[key], "reason": reason})
     if total["outside"]:
         reason = "no channel of the config covers the window, so it does not exist"
-        report.append({"step": "stretches to sum up", "n": 0, "dropped": total["outside"], "reason": reason})
-    return report + quarantine_counts("wearable", reasons)
+        steps.append({"step": "stretches to sum up", "n": 0, "dropped": total["outside"], "reason": reason})
+    steps += quarantine_counts("wearable", reasons)
+    return steps, {"recorded stretches": counts}, manifest.merge_files(tallies)
 
 
 def _require_one_file_each(wearable_dir, out):
-    paths = sorted((out / "windows").glob("*.parquet"))
-    homes = pl.concat(
-        [pl.read_parquet(p, columns=["subject_id"]).unique().with_columns(pl.lit(p.stem).alias("file")) for p in paths]
-    )
+    paths = sorted((out / "wearers").glob("*.parquet"))
+    homes = pl.concat([pl.read_parquet(p).select("subject_id", pl.lit(p.stem).alias("file")) for p in paths])
     twice = homes.filter(pl.col("subject_id").is_duplicated()).sort("subject_id", "file")
     if twice.height:
         subject = twice["subject_id"][0]
@@ -75,54 +82,104 @@ def _require_one_file_each(wearable_dir, out):
         raise ValueError(f"{wearable_dir}: subject {subject} has wearable rows in more than one file: {where}")
 
 
-def _one_shard(path, name, table, limits, out, quarantine, config):
-    """Writes the windows of one file of recordings; returns its counts."""
-    spec, aside, deidentifier = config.window_spec(), [], deidentify.of(config)
-    wanted = window_summaries.parse(config.summaries, config.channels)
-    needed = list(dict.fromkeys([*config.channels, *(channel for channel, _ in wanted)]))
-    counted = {"rows": 0, "other channels": 0, "windows": 0, "outside": 0} | dict.fromkeys(overlap.COUNTS, 0)
-    ids, ends, values, further = [], [], [], []
-    for subject, rows in wearable.read_subjects(path, table, config.time_bounds(), aside):
-        subject, rows = deidentifier.recordings(subject, rows)
-        used = rows.filter(pl.col("channel").is_in(needed))
-        counted["rows"] += rows.height
-        counted["other channels"] += rows.height - used.height
-        stretches = wearable.stretches(used)
-        end, window, resolved = signal.window_person(stretches, spec, limits)
-        summed, n_outside = window_summaries.of_person(stretches, end, window, spec, limits, wanted)
-        counted["outside"] += n_outside
-        for key, n in resolved.items():
-            counted[key] += n
-        for c in set(config.log_channels) & set(config.channels):
-            at = spec.channels.index(c)
-            window[..., at] = np.log1p(np.maximum(window[..., at], 0.0))
-        ids.append(np.full(len(end), subject, np.int64))
-        ends.append(end)
-        values.append(window)
-        further.append(summed)
-    if config.pseudonymise:  # an order of the file would tell the order of the ids
-        order = sorted(range(len(ids)), key=lambda i: ids[i][:1].tolist())
-        ids, ends, values, further = ([part[i] for i in order] for part in (ids, ends, values, further))
-    window = np.concatenate(values) if values else np.zeros((0, spec.steps, len(spec.channels)), np.float32)
-    columns = {
-        "subject_id": np.concatenate(ids) if ids else np.zeros(0, np.int64),
-        "time": pl.Series(np.concatenate(ends) if ends else np.zeros(0, np.int64)).cast(pl.Datetime("us")),
+def window_dtype(wanted):
+    """One window in wearers/NAME.npy: its end, microseconds since the epoch, and the summaries that are predicted."""
+    return np.dtype([("end", "<i8"), ("summary", "<f4", (len(window_summaries.targets(wanted)),))])
+
+
+def _one_shard(job, table, limits, wanted, out, quarantine, config, deidentifier):
+    """Writes the windows of one file of recordings, a few people at a time; its tally comes last."""
+    path, name = job
+    spec, aside, wearers, waiting = config.window_spec(), [], [], []
+    counted = {"used": 0, "other channels": 0, "windows": 0, "outside": 0} | dict.fromkeys(overlap.COUNTS, 0)
+    windows, values = out / "windows" / f"{name}.parquet", out / "window_values" / f"{name}.npy"
+    people, ends = out / "wearers" / f"{name}.parquet", out / "wearers" / f"{name}.npy"
+    with (
+        npy.writing_rows(values, (spec.steps, len(spec.channels)), np.float32) as add_values,
+        npy.writing_rows(ends, (), window_dtype(wanted)) as add_ends,
+        writing_table(windows) as add_windows,
+    ):
+
+        def flush():
+            parts = zip(*[_no_windows(spec, wanted), *waiting], strict=True)
+            id_M, end_M, window_MxLxC, further_MxX = map(np.concatenate, parts)
+            frame = _frame(id_M, end_M, window_MxLxC, further_MxX, spec, wanted)
+            row_M = np.zeros(len(id_M), window_dtype(wanted))
+            row_M["end"] = end_M
+            targets = [window_summaries.columns(wanted).index(c) for c in window_summaries.targets(wanted)]
+            row_M["summary"] = further_MxX[:, targets]
+            add_values(window_MxLxC)
+            add_ends(row_M)
+            add_windows(frame)
+            waiting.clear()
+
+        for subject, rows in wearable.read_subjects(path, table, config.time_bounds(), aside):
+            subject, rows = deidentifier.recordings(subject, rows)
+            end_M, window_MxLxC, further_MxX = _one_person(rows, spec, limits, wanted, config, counted)
+            wearers.append((subject, counted["windows"], len(end_M)))
+            counted["windows"] += len(end_M)
+            waiting.append((np.full(len(end_M), subject, np.int64), end_M, window_MxLxC, further_MxX))
+            if sum(len(part[0]) for part in waiting) >= _WINDOWS_AT_ONCE:
+                flush()
+        flush()
+    order = pl.DataFrame(wearers, dict.fromkeys(("subject_id", "first_row", "n_windows"), pl.Int64), orient="row")
+    if config.pseudonymise:
+        order = _in_order_of_pseudonyms(order, windows, values, ends)
+    write_frame(order, people)
+    bad, bad_path = deidentifier.recordings_aside(pl.concat(aside)), quarantine / f"wearable__{name}.parquet"
+    set_aside(bad, bad_path)
+    written = [windows, values, people, ends, *([bad_path] if bad.height else [])]
+    tally = {
+        "rows": counted | {"read": pq.read_metadata(path).num_rows},
+        "reasons": count_reasons(bad),
+        "files": manifest.fingerprints(out, written),
     }
-    for stat, x in signal.summaries(window).items():
+    write_json(tally, out / "windows" / f"{name}.json")
+    return tally
+
+
+def _in_order_of_pseudonyms(wearers, windows, *arrays):
+    """Sorts the people of a file anew, as their first order would tell that of the ids; returns the sorted wearers."""
+    table = wearers.sort("subject_id")
+    write_frame(pl.read_parquet(windows).sort("subject_id", maintain_order=True), windows)
+    for path in arrays:
+        with npy.OpenRows() as opened, npy.writing_rows(path, opened[path].shape[1:], opened[path].dtype) as append:
+            for _, first, n in table.iter_rows():
+                append(opened[path].read(first, n))
+    return table.with_columns((pl.col("n_windows").cum_sum() - pl.col("n_windows")).alias("first_row"))
+
+
+def _no_windows(spec, wanted):
+    """Zero windows: subject, end, values and further summaries."""
+    none = np.zeros(0, np.int64)
+    further = np.zeros((0, len(window_summaries.columns(wanted))), np.float32)
+    return none, none, np.zeros((0, spec.steps, len(spec.channels)), np.float32), further
+
+
+def _one_person(rows, spec, limits, wanted, config, counted):
+    """(end_M int64, window_MxLxC float32, further summaries float32 [M, X]) of one person; adds to the counts."""
+    needed = dict.fromkeys([*config.channels, *(channel for channel, _ in wanted)])
+    used = rows.filter(pl.col("channel").is_in(list(needed)))
+    counted["used"] += used.height
+    counted["other channels"] += rows.height - used.height
+    stretches = wearable.stretches(used)
+    end, window, resolved = signal.window_person(stretches, spec, limits)
+    further, n_outside = window_summaries.of_person(stretches, end, window, spec, limits, wanted)
+    counted["outside"] += n_outside
+    for key, n in resolved.items():
+        counted[key] += n
+    for c in set(config.log_channels) & set(config.channels):
+        at = spec.channels.index(c)
+        window[..., at] = np.log1p(np.maximum(window[..., at], 0.0))
+    return end, window, further
+
+
+def _frame(id_M, end_M, window_MxLxC, further_MxX, spec, wanted):
+    """subject_id, time, and CHANNEL__STATISTIC of each window."""
+    columns = {"subject_id": id_M, "time": pl.Series(end_M).cast(pl.Datetime("us"))}
+    for stat, x in signal.summaries(window_MxLxC).items():
         for i, c in enumerate(spec.channels):
             columns[f"{c}__{stat}"] = pl.Series(x[:, i]).fill_nan(None)
     for i, column in enumerate(window_summaries.columns(wanted)):
-        columns[column] = pl.Series(np.concatenate([np.zeros(0, np.float32), *(x[:, i] for x in further)])).fill_nan(
-            None
-        )
-    with writing(out / "window_values" / f"{name}.npy") as partial, open(partial, "wb") as f:
-        np.save(f, window)
-    write_frame(pl.DataFrame(columns), out / "windows" / f"{name}.parquet")
-    bad = deidentifier.recordings_aside(pl.concat(aside))
-    set_aside(bad, quarantine / f"wearable__{name}.parquet")
-    return counted | {
-        "rows": counted["rows"] + bad.height,
-        "set aside": bad.height,
-        "windows": len(window),
-        "reasons": count_reasons(bad),
-    }
+        columns[column] = pl.Series(further_MxX[:, i]).fill_nan(None)
+    return pl.DataFrame(columns)

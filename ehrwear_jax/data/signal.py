@@ -120,18 +120,25 @@ def window_person(rows, spec, limits):
                 parts.append((source, spec.channels.index(channel), *part))
     if not parts:
         return np.zeros(0, np.int64), np.zeros((0, spec.steps, len(spec.channels)), np.float32), counts
-    window_N = np.unique(np.concatenate([p[2] // spec.steps for p in parts]))
+    window_of = [p[2] // spec.steps for p in parts]  # increasing in each part, all but always
+    window_N = np.unique(np.concatenate([w[np.append(True, w[1:] != w[:-1])] for w in window_of]))
+    place_W = np.searchsorted(window_N, np.arange(window_N[0], window_N[-1] + 1))
     sources = sorted({p[0] for p in parts})
-    total = np.zeros((len(sources), len(window_N), spec.steps, len(spec.channels)))
+    # steps last: sums over them run along memory
+    total = np.zeros((len(sources), len(window_N), len(spec.channels), spec.steps))
     weight = np.zeros_like(total)
-    for source, channel, step, value, count in parts:
-        at = (sources.index(source), np.searchsorted(window_N, step // spec.steps), step % spec.steps, channel)
-        np.add.at(total, at, value)
-        np.add.at(weight, at, count)
+    for (source, channel, step, value, count), window in zip(parts, window_of, strict=True):
+        at = (sources.index(source), place_W[window - window_N[0]], channel, step % spec.steps)
+        if (step[1:] > step[:-1]).all():  # no step twice
+            total[at] += value
+            weight[at] += count
+        else:
+            np.add.at(total, at, value)
+            np.add.at(weight, at, count)
     with np.errstate(invalid="ignore"):
         values = np.where(weight > 0, total / weight, np.nan).astype(np.float32)
-    values, counts["steps of a further device"] = overlap.choose_source(values)
-    covered = np.isfinite(values).mean(axis=1).max(axis=1) >= spec.min_coverage
+    values, counts["steps of a further device"] = overlap.choose_source(np.moveaxis(values, 3, 2))
+    covered = np.isfinite(np.moveaxis(values, 2, 1)).mean(axis=2).max(axis=1) >= spec.min_coverage
     end_us = (window_N + 1) * spec.steps * step_us
     return end_us[covered], values[covered], counts
 
@@ -143,24 +150,25 @@ def summaries(values_MxLxC):
       {name: float32 [M, C]}; NaN where a statistic needs more values than there are. A step is a difference of
       neighbouring grid points that are both observed.
     """
-    seen = np.isfinite(values_MxLxC)
-    count = seen.sum(axis=1)
-    filled = np.where(seen, values_MxLxC, 0.0).astype(np.float64)
+    values_MxCxL = np.ascontiguousarray(np.moveaxis(values_MxLxC, 1, 2))  # sums over steps run along memory
+    seen = np.isfinite(values_MxCxL)
+    count = seen.sum(axis=2)
+    filled = np.where(seen, values_MxCxL, 0.0).astype(np.float64)
     with np.errstate(invalid="ignore", divide="ignore"):
-        mean = filled.sum(axis=1) / count
-        var = np.where(seen, (values_MxLxC - mean[:, None]) ** 2, 0.0).sum(axis=1) / count
-        pair = seen[:, 1:] & seen[:, :-1]
-        step = np.abs(np.where(pair, np.diff(values_MxLxC, axis=1), 0.0)).sum(axis=1) / pair.sum(axis=1)
+        mean = filled.sum(axis=2) / count
+        var = np.where(seen, (filled - mean[..., None]) ** 2, 0.0).sum(axis=2) / count
+        pair = seen[..., 1:] & seen[..., :-1]
+        step = np.abs(np.where(pair, np.diff(filled, axis=2), 0.0)).sum(axis=2) / pair.sum(axis=2)
         std = np.sqrt(np.where(count > 1, var, np.nan))
-    low = np.where(seen, values_MxLxC, np.inf).min(axis=1, initial=np.inf)
-    high = np.where(seen, values_MxLxC, -np.inf).max(axis=1, initial=-np.inf)
+    low = np.where(seen, values_MxCxL, np.inf).min(axis=2, initial=np.inf)
+    high = np.where(seen, values_MxCxL, -np.inf).max(axis=2, initial=-np.inf)
     out = {
         "mean": mean,
         "std": std,
         "mean_abs_step": step,
         "min": np.where(count > 0, low, np.nan),
         "max": np.where(count > 0, high, np.nan),
-        "coverage": seen.mean(axis=1),
+        "coverage": seen.mean(axis=2),
     }
     return {k: v.astype(np.float32) for k, v in out.items()}
 

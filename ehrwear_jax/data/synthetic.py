@@ -7,7 +7,8 @@ Two components of the state matter for admissions; the EHR shows mostly one of t
 mostly the other.
 
 Random numbers are a function of (seed, subject_id, purpose), so neither sharding nor the number of
-workers changes a byte of the data. A shard is written whole or not at all, and not written again.
+workers changes a byte of the data. A shard is written whole or not at all, and not written again. A worker holds one
+shard: its memory depends on subjects_per_shard and wear_days (0.45 GB for 25 people with 180 days), not on the cohort.
 """
 
 import dataclasses
@@ -55,6 +56,7 @@ class SimulatorConfig:
       ehr_information: 0 to 1, multiplies every effect of the state on the EHR but admission, death.
       wearable_information: 0 to 1, multiplies every effect of the state on wearables.
       wearable_subjects_fraction: share of people with a wearable.
+      temperature: whether wearables also record skin temperature, once a minute.
       ppg_subjects_fraction: share of wearers who also have raw PPG.
       ppg_stretches: raw PPG recordings of 60 s in each stretch of wear.
       first_year, last_year: observation starts on a random day of these years, both included.
@@ -76,6 +78,7 @@ class SimulatorConfig:
     ehr_information: float = 1.0
     wearable_information: float = 1.0
     wearable_subjects_fraction: float = 0.95
+    temperature: bool = False
     ppg_subjects_fraction: float = 0.2
     ppg_stretches: int = 3
     first_year: int = 2015
@@ -200,7 +203,7 @@ def _write_shard(root: Path, config: SimulatorConfig, split: str, shard: int, id
 
     event_table = _event_table(events)
     if rows:
-        wearable.write_shard(paths["wearable"], _recording_table(rows), worn.CHANNELS)
+        wearable.write_shard(paths["wearable"], _recording_table(rows), worn.channels(config))
     truth_table = pl.DataFrame(
         [np.concatenate(column) for column in zip(*truth, strict=True)], schema=list(LATENT_TYPES)
     ).with_columns(pl.col("time").cast(pl.Datetime("us")))
@@ -284,7 +287,7 @@ def simulate(root: Path, config: SimulatorConfig, *, workers: int = 1, progress:
     _claim(root, config)
     splits = _splits(config)
     meds.write_metadata(root / "meds", synthetic_codes.code_table(), splits, name="ehrwear_simulated", version="1")
-    wearable.write_channels(root / "wearable", worn.CHANNELS)
+    wearable.write_channels(root / "wearable", worn.channels(config))
     table_path = root / "truth" / RISK_FILE
     if not table_path.exists():
         table = latent.solve_risk(config.process, config.horizons_days, _offset_range(config))

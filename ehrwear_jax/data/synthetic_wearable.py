@@ -25,7 +25,17 @@ CHANNELS = pl.DataFrame(
     schema=["channel", "unit", "description", "valid_min", "valid_max"],
     orient="row",
 )
-_UNITS = dict(zip(CHANNELS["channel"], CHANNELS["unit"], strict=True))
+_TEMPERATURE = pl.DataFrame(
+    [("skin_temperature", "degC", "Skin temperature, one value a minute", 15.0, 45.0)],
+    schema=CHANNELS.columns,
+    orient="row",
+)
+_UNITS = dict(pl.concat([CHANNELS, _TEMPERATURE]).select("channel", "unit").iter_rows())
+
+
+def channels(config) -> pl.DataFrame:
+    """The channels that a SimulatorConfig records."""
+    return pl.concat([CHANNELS, _TEMPERATURE]) if config.temperature else CHANNELS
 
 
 class Device(NamedTuple):
@@ -76,8 +86,11 @@ def person_recordings(rng: np.random.Generator, person: Person, path: dict, conf
             minute_N = minute_N[minute_N < int(np.argmin(alive)) * MINUTES]
         heart_rate_N, activity_N = _minutes(rng, person, traits, device, path, minute_N, config)
         start_us = person.start_us + int(minute_N[0]) * MINUTE_US if len(minute_N) else 0
+        recorded = {"heart_rate": heart_rate_N, "activity": activity_N}
+        if config.temperature:  # a child generator: the other channels are the same without it
+            recorded["skin_temperature"] = _temperature(rng.spawn(1)[0], path, minute_N, heart_rate_N, config)
         for begin, end in _pieces(rng, len(minute_N), config):
-            for channel, values in (("heart_rate", heart_rate_N), ("activity", activity_N)):
+            for channel, values in recorded.items():
                 if not np.isnan(values[begin:end]).all():
                     rows.append((start_us + begin * MINUTE_US, 1 / 60, channel, values[begin:end]))
         if ppg_wearer:
@@ -211,6 +224,17 @@ def _minutes(rng, person, traits, device, path, minute_N, config):
     heart_N[off_N | lost_N] = np.nan
     counts_N[off_N] = 0 if device.zero_when_off else np.nan
     return heart_N, counts_N
+
+
+def _temperature(rng, path, minute_N, heart_rate_N, config):
+    """Skin temperature (degC), f32 [N]: warmest at four in the morning; missing where the heart rate is."""
+    if not len(minute_N):
+        return np.empty(0, np.float32)
+    state_N = (config.wearable_information * path["wearable"][minute_N // MINUTES]).astype(np.float32)
+    rhythm_N = np.cos((minute_N % MINUTES - 240).astype(np.float32) * np.float32(2 * np.pi / MINUTES))
+    noise_N = np.float32(0.4 * config.noise) * _smooth_noise(rng, len(minute_N), 0.98)
+    temperature_N = 33.0 + (0.9 - 0.15 * np.tanh(state_N)) * rhythm_N + 0.15 * state_N + noise_N
+    return np.where(np.isnan(heart_rate_N), np.nan, np.round(temperature_N, 1)).astype(np.float32)
 
 
 def _pieces(rng, n, config):

@@ -15,6 +15,12 @@ import pyarrow.parquet as pq
 UTC_NAMES = ("UTC", "Etc/UTC", "Z", "+00:00", "Zulu", "Etc/Zulu", "Universal", "Etc/Universal", "GMT", "Etc/GMT")
 
 
+def _named(error: OSError) -> OSError:
+    """The error, marked as saying already which file it is about: a block around it passes it on as it is."""
+    error.names_its_file = True
+    return error
+
+
 @contextlib.contextmanager
 def reading(path: Path) -> Iterator[None]:
     """Turns what the parquet libraries raise inside the block into one sentence that names the file.
@@ -25,10 +31,10 @@ def reading(path: Path) -> Iterator[None]:
     """
     try:
         if not path.is_file():
-            raise FileNotFoundError(f"{path}: no such file")
+            raise _named(FileNotFoundError(f"{path}: no such file"))
         yield
     except PermissionError as error:
-        raise PermissionError(f"{path}: no permission to read it") from error
+        raise _named(PermissionError(f"{path}: no permission to read it")) from error
     except FileNotFoundError:
         raise
     except (pl.exceptions.PolarsError, pa.ArrowException, OSError) as error:
@@ -45,6 +51,30 @@ def read_parquet(path: Path, columns: list[str] | None = None) -> pl.DataFrame:
             raise ValueError(f"{path}: column '{name}' is missing (found {there})")
     with reading(path):
         return pl.read_parquet(path, columns=columns, hive_partitioning=False)
+
+
+def row_batches(path: Path, columns: list[str], max_rows: int) -> Iterator[tuple[int, pl.DataFrame]]:
+    """(number of its first row, rows) of consecutive parts of about max_rows; one part, maybe empty, of a small file.
+
+    Memory: one part, however large the file's row groups are. Errors as read_parquet.
+    """
+    with reading(path):
+        file = pq.ParquetFile(path, buffer_size=1 << 20)
+    with file:
+        if file.metadata.num_rows <= max_rows:
+            yield 0, read_parquet(path, columns)
+            return
+        batches, first_row, waiting = file.iter_batches(max_rows, columns=columns), 0, []
+        while True:
+            with reading(path):
+                batch = next(batches, None)
+            waiting += [] if batch is None else [batch]
+            n = sum(b.num_rows for b in waiting)
+            if n and (batch is None or n >= max_rows):
+                yield first_row, pl.from_arrow(pa.Table.from_batches(waiting))
+                first_row, waiting = first_row + n, []
+            if batch is None:
+                return
 
 
 def _cast(column: pl.Series, dtype: pl.DataType, where: str) -> pl.Series:
@@ -149,10 +179,12 @@ def writing(path: Path, *, ending: str = ".partial") -> Iterator[Path]:
     except (OSError, pl.exceptions.PolarsError, pa.ArrowException, RuntimeError) as error:
         with contextlib.suppress(OSError):
             partial.unlink(missing_ok=True)
+        if getattr(error, "names_its_file", False):
+            raise
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         if isinstance(error, PermissionError):
-            raise PermissionError(f"{path}: no permission to write it") from error
-        raise OSError(f"{path}: cannot be written ({reason})") from error
+            raise _named(PermissionError(f"{path}: no permission to write it")) from error
+        raise _named(OSError(f"{path}: cannot be written ({reason})")) from error
 
 
 def write_parquet(
@@ -176,6 +208,25 @@ def write_frame(table: pl.DataFrame, path: Path) -> None:
     """Writes a table of the product's own, with whatever types it has; errors as `writing`."""
     with writing(path) as partial:
         table.write_parquet(partial)
+
+
+@contextlib.contextmanager
+def writing_table(path: Path) -> Iterator:
+    """A function that appends frames of one schema to a parquet file, one or more row groups each; errors as `writing`.
+
+    At least one frame must be appended, which may have no rows.
+    """
+    with writing(path) as partial, contextlib.ExitStack() as stack:
+        writer = None
+
+        def append(frame: pl.DataFrame) -> None:
+            nonlocal writer
+            table = frame.to_arrow()
+            if writer is None:
+                writer = stack.enter_context(pq.ParquetWriter(partial, table.schema, compression="zstd"))
+            writer.write_table(table)
+
+        yield append
 
 
 def write_json(value, path: Path) -> None:

@@ -6,16 +6,28 @@ it (paper, A.2: collapsing infrequent codes); one without such an ancestor is le
 """
 
 import dataclasses
+import functools
 import json
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import polars as pl
 
 from ehrwear_jax.batch import N_SPECIAL
+from ehrwear_jax.data import code_counts
 
 SPECIAL = ("<pad>", "<mask>", "<wear>")
 VALUE_CLIP = 5.0  # standard deviations
+_TOKENS_SCHEMA = {
+    "token_id": pl.Int32,
+    "token": pl.String,
+    "code": pl.String,
+    "bin": pl.Int32,
+    "low": pl.Float64,
+    "high": pl.Float64,
+    "count": pl.Int64,
+}
 _CODES_SCHEMA = {
     "code": pl.String,
     "alias": pl.String,
@@ -60,31 +72,60 @@ class Vocabulary:
         Args:
           events: subject_id, time, code str, numeric_value f32 nullable; more columns pass through.
         """
-        edges = {}
-        binned = self.tokens.filter(pl.col("bin") >= 0).sort("code", "bin")
-        for (code,), part in binned.group_by(["code"], maintain_order=True):
-            edges[code] = (part["high"].to_numpy()[:-1], part["token_id"].to_numpy())
-        base = self.tokens.filter((pl.col("bin") < 0) & (pl.col("token_id") >= N_SPECIAL))
-        out = (
-            events.with_row_index("_row")
-            .join(self.codes, on="code", how="left")
-            .join(base.select(pl.col("code").alias("alias"), pl.col("token_id").alias("token")), on="alias", how="left")
-            .sort("_row")
-        )
-        token = out["token"].fill_null(-1).cast(pl.Int32).to_numpy(writable=True)
-        raw = out["numeric_value"].cast(pl.Float64).fill_null(float("nan")).to_numpy()
-        value = (raw - out["value_mean"].fill_null(float("nan")).to_numpy()) / out["value_std"].fill_null(
-            1.0
-        ).to_numpy()
-        value = np.clip(value, -VALUE_CLIP, VALUE_CLIP).astype(np.float32)
-        same = (out["alias"] == out["code"]).fill_null(False).to_numpy()  # an ancestor's bins are another quantity's
-        rows = out.filter(pl.Series(same) & out["numeric_value"].is_not_null() & out["code"].is_in(list(edges)))
-        for (code,), part in rows.group_by(["code"]):
-            cut, ids = edges[code]
-            row = part["_row"].to_numpy()
-            token[row] = ids[np.searchsorted(cut, raw[row], side="left")]
-        value = np.where(same, value, np.nan).astype(np.float32)
+        token, value = self.encode_columns(events["code"], events["numeric_value"])
         return events.with_columns(pl.Series("token", token).replace(-1, None), pl.Series("value", value))
+
+    def encode_columns(self, code, numeric_value):
+        """Tokens and standardised values of many events at once.
+
+        Args:
+          code: str Series. numeric_value: float Series, null where there is none.
+
+        Returns:
+          (token int32 [N], -1: not in the vocabulary; value float32 [N], NaN: none).
+        """
+        table = self._lookup
+        row = code.to_frame("code").join(table.place, on="code", how="left", maintain_order="left")["row"]
+        row_N = row.fill_null(len(table.token) - 1).to_numpy()
+        raw_N = numeric_value.cast(pl.Float64).fill_null(float("nan")).to_numpy()
+        token_N = table.token[row_N]
+        value_N = np.clip((raw_N - table.mean[row_N]) / table.std[row_N], -VALUE_CLIP, VALUE_CLIP).astype(np.float32)
+        at_K = np.flatnonzero(table.is_binned[row_N] & ~np.isnan(raw_N))
+        row_K, raw_K = row_N[at_K], raw_N[at_K]
+        bin_K, size = np.zeros(len(at_K), np.int64), table.cut.shape[1] // 2
+        while size:  # binary search among the cuts of each row's own code
+            bin_K += size * (table.cut[row_K, bin_K + size - 1] < raw_K)
+            size //= 2
+        token_N[at_K] = table.bin_token[row_K, bin_K]
+        return token_N, value_N
+
+    @functools.cached_property
+    def _lookup(self):
+        """The tables as arrays by row of `codes`, and a last row for codes that it lacks."""
+        alias, code = self.codes["alias"].to_list(), self.codes["code"].to_list()
+        base, bins = {}, {}
+        for name, b, token, high in self.tokens.filter(pl.col("token_id") >= N_SPECIAL).sort("code", "bin").select(
+            "code", "bin", "token_id", "high"
+        ).iter_rows():  # fmt: skip
+            if b < 0:
+                base[name] = token
+            else:
+                bins.setdefault(name, []).append((high, token))
+        width = 1 << max(map(len, bins.values()), default=1).bit_length()
+        token_C = np.array([*(base.get(a, -1) for a in alias), -1], np.int32)
+        # an ancestor's bins and scale are another quantity's
+        own = [a is not None and a == c for a, c in zip(alias, code, strict=True)]
+        mean, std = (self.codes[name].to_list() for name in ("value_mean", "value_std"))
+        mean_C = np.array([*(m if o and m is not None else np.nan for m, o in zip(mean, own, strict=True)), np.nan])
+        std_C = np.array([*(1.0 if s is None else s for s in std), 1.0])
+        cut_CxB, bin_token_CxB = np.full((len(token_C), width), np.inf), np.full((len(token_C), width), -1, np.int32)
+        is_binned_C = np.zeros(len(token_C), bool)
+        for i, (name, is_own) in enumerate(zip(code, own, strict=True)):
+            if is_own and name in bins:
+                high, token = zip(*bins[name], strict=True)
+                cut_CxB[i, : len(high)], bin_token_CxB[i, : len(token)], is_binned_C[i] = high, token, True
+        place = pl.DataFrame({"code": code, "row": range(len(code))}, {"code": pl.String, "row": pl.Int32})
+        return _Lookup(place, token_C, mean_C, std_C, is_binned_C, cut_CxB, bin_token_CxB)
 
     def future_codes(self, limit):
         """The most frequent codes and ancestors of codes, whose later occurrence is predicted.
@@ -121,15 +162,7 @@ class Vocabulary:
     def load(cls, folder):
         tokens = pl.read_csv(
             Path(folder) / "vocabulary.csv",
-            schema_overrides={
-                "token_id": pl.Int32,
-                "token": pl.String,
-                "code": pl.String,
-                "bin": pl.Int32,
-                "low": pl.Float64,
-                "high": pl.Float64,
-                "count": pl.Int64,
-            },
+            schema_overrides=_TOKENS_SCHEMA,
         )
         codes = pl.read_csv(
             Path(folder) / "codes.csv",
@@ -138,8 +171,20 @@ class Vocabulary:
         return cls(tokens, codes)
 
 
+class _Lookup(NamedTuple):
+    """What encode_columns looks up; cut [C, B] inf beyond a code's cuts, B a power of two above the number of bins."""
+
+    place: pl.DataFrame
+    token: np.ndarray
+    mean: np.ndarray
+    std: np.ndarray
+    is_binned: np.ndarray
+    cut: np.ndarray
+    bin_token: np.ndarray
+
+
 def fit_vocabulary(events, parents, *, min_subjects, value_bins, min_values, ranges=None):
-    """Fits a Vocabulary on the events of the training patients.
+    """Fits a Vocabulary on the events of the training patients, all in memory; fit.py does the same shard by shard.
 
     Args:
       events: LazyFrame or DataFrame of training events: subject_id, code, numeric_value.
@@ -149,100 +194,59 @@ def fit_vocabulary(events, parents, *, min_subjects, value_bins, min_values, ran
       min_values: a code needs this many values to be binned and standardised.
       ranges: {code: inner bounds of its clinical ranges}, which take the place of quantiles where they are given.
     """
-    stats = (
-        events.lazy()
-        .group_by("code")
-        .agg(
-            pl.len().alias("count"),
-            pl.col("subject_id").n_unique().alias("subjects"),
-            pl.col("numeric_value").count().alias("n_values"),
-            pl.col("numeric_value").cast(pl.Float64).mean().alias("mean"),
-            pl.col("numeric_value").cast(pl.Float64).std().alias("std"),
-            *(
-                pl.col("numeric_value").cast(pl.Float64).quantile(q / value_bins).alias(f"q{q}")
-                for q in range(1, value_bins)
-            ),
-        )
-        .sort("count", "code", descending=[True, False])
-        .collect()
-    )
-    frequent = set(stats.filter(pl.col("subjects") >= min_subjects)["code"])
+    events = events.lazy().select("subject_id", "code", "numeric_value").collect()
+    counts = code_counts.add_counts([code_counts.count_codes(events)])
+    scales = code_counts.scales(code_counts.count_values(events), value_bins, min_values, ranges)
     lineage = ancestors(parents)
-    # an ancestor earns a token by the patients of its rare descendants together with its own
-    rare = stats.filter(pl.col("subjects") < min_subjects)["code"]
+    pairs = rare_pairs(counts, lineage, min_subjects)
+    return build_vocabulary(counts, scales, lineage, code_counts.count_pooled(events, pairs), min_subjects)
+
+
+def rare_pairs(counts, lineage, min_subjects):
+    """DataFrame code, ancestor: each rare code with itself and with its ancestors.
+
+    An ancestor earns a token by the patients of its rare descendants together with its own.
+    """
+    rare = counts.filter(pl.col("subjects") < min_subjects)["code"]
     pairs = [(code, ancestor) for code in rare for ancestor in (code, *lineage.get(code, ()))]
-    pooled = (
-        events.lazy()
-        .select("subject_id", "code")
-        .join(pl.LazyFrame(pairs, {"code": pl.String, "ancestor": pl.String}, orient="row"), on="code")
-        .group_by("ancestor")
-        .agg(pl.col("subject_id").n_unique())
-        .filter(pl.col("subject_id") >= min_subjects)
-        .collect()
-    )
-    frequent |= set(pooled["ancestor"])
+    return pl.DataFrame(pairs, {"code": pl.String, "ancestor": pl.String}, orient="row")
+
+
+def build_vocabulary(counts, scales, lineage, pooled, min_subjects):
+    """A Vocabulary from what was counted.
+
+    Args:
+      counts, scales: as code_counts.add_counts and code_counts.scales return.
+      lineage: as `ancestors` returns.
+      pooled: {ancestor: patients}, see rare_pairs.
+      min_subjects: see fit_vocabulary.
+    """
+    frequent = set(counts.filter(pl.col("subjects") >= min_subjects)["code"])
+    frequent |= {ancestor for ancestor, n in pooled.items() if n >= min_subjects}
 
     def nearest(code):
         return code if code in frequent else next((p for p in lineage.get(code, ()) if p in frequent), None)
 
-    alias = {code: nearest(code) for code in stats["code"]}
+    alias = {code: nearest(code) for code in counts["code"]}
     frequent = set(alias.values()) - {None}  # an ancestor that stands for nothing would be a token without training
     # codes that only other patients have are as rare as can be
     unseen = {code: nearest(code) for code in sorted((frequent | lineage.keys()) - alias.keys())}
     alias |= {code: target for code, target in unseen.items() if target is not None}
-    counts = {}
-    for code, count in stats.select("code", "count").iter_rows():
-        counts[alias[code]] = counts.get(alias[code], 0) + count
-    by_code = {row["code"]: row for row in stats.iter_rows(named=True)}
-    cuts = {
-        code: (ranges or {}).get(code) or sorted({by_code[code][f"q{q}"] for q in range(1, value_bins)})
-        for code in frequent & by_code.keys()
-        if by_code[code]["n_values"] >= min_values
-    }
-    in_bin = _bin_counts(events, cuts)
+    total = {}
+    for code, count in counts.select("code", "count").iter_rows():
+        total[alias[code]] = total.get(alias[code], 0) + count
+    scale = {row[0]: row[1:] for row in scales.iter_rows() if row[0] in frequent}
     tokens = [(i, name, name, -1, None, None, 0) for i, name in enumerate(SPECIAL)]
-    scales = {}
-    for code in sorted(frequent, key=lambda c: (-counts.get(c, 0), c)):
-        n_in_bin = in_bin.get(code, [])
-        tokens.append((len(tokens), code, code, -1, None, None, counts.get(code, 0) - sum(n_in_bin)))
-        if code in cuts:
-            row = by_code[code]
-            scales[code] = (row["mean"], max(row["std"] or 0.0, 1e-6))
-            limits = [float("-inf"), *cuts[code], float("inf")]
-            for b, n in enumerate(n_in_bin):
-                tokens.append((len(tokens), f"{code}//Q{b}", code, b, limits[b], limits[b + 1], n))
-    schema = {
-        "token_id": pl.Int32,
-        "token": pl.String,
-        "code": pl.String,
-        "bin": pl.Int32,
-        "low": pl.Float64,
-        "high": pl.Float64,
-        "count": pl.Int64,
-    }
-    codes = [(c, a, *scales.get(c, (None, None)), json.dumps(lineage.get(c, []))) for c, a in alias.items()]
-    return Vocabulary(pl.DataFrame(tokens, schema, orient="row"), pl.DataFrame(codes, _CODES_SCHEMA, orient="row"))
-
-
-def _bin_counts(events, cuts):
-    """{code: how many values lie in each of its bins}, for cuts {code: increasing inner bounds}."""
-    if not cuts:
-        return {}
-    width = max(map(len, cuts.values()))
-    padded = [(code, *bounds, *[None] * (width - len(bounds))) for code, bounds in cuts.items()]
-    names = [f"cut{i}" for i in range(width)]
-    table = pl.LazyFrame(padded, {"code": pl.String} | dict.fromkeys(names, pl.Float64), orient="row")
-    value = pl.col("numeric_value").cast(pl.Float64)
-    up_to = (
-        events.lazy()
-        .filter(pl.col("numeric_value").is_not_null())
-        .join(table, on="code")
-        .group_by("code")
-        .agg(pl.len().alias("all"), *((value <= pl.col(name)).sum().alias(name) for name in names))
-        .collect()
+    for code in sorted(frequent, key=lambda c: (-total.get(c, 0), c)):
+        _, _, cuts, in_bin = scale.get(code, (None, None, [], []))
+        tokens.append((len(tokens), code, code, -1, None, None, total.get(code, 0) - sum(in_bin)))
+        limits = [float("-inf"), *cuts, float("inf")]
+        for b, n in enumerate(in_bin):
+            tokens.append((len(tokens), f"{code}//Q{b}", code, b, limits[b], limits[b + 1], n))
+    rows = []
+    for code, target in alias.items():
+        mean, std, _, _ = scale.get(code, (None, None, None, None))
+        rows.append((code, target, mean, None if std is None else max(std, 1e-6), json.dumps(lineage.get(code, []))))
+    return Vocabulary(
+        pl.DataFrame(tokens, _TOKENS_SCHEMA, orient="row"), pl.DataFrame(rows, _CODES_SCHEMA, orient="row")
     )
-    found = {}
-    for row in up_to.iter_rows(named=True):
-        sums = [0, *(row[n] for n in names[: len(cuts[row["code"]])]), row["all"]]
-        found[row["code"]] = [b - a for a, b in zip(sums[:-1], sums[1:], strict=True)]
-    return found

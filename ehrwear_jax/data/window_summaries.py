@@ -11,10 +11,7 @@ The channels of the last three need not be among the model's. A summary uses onl
 window's end and were not in the window before; it is NaN where it cannot be computed.
 """
 
-from pathlib import Path
-
 import numpy as np
-import polars as pl
 
 from ehrwear_jax.data import overlap, pulse, rest_activity, signal
 
@@ -165,40 +162,3 @@ def _numbers(parts, kind, low, high):
         interval_N = np.concatenate(joined)
         found = {"heart_rate_bpm": pulse.heart_rate(interval_N), **pulse.hrv(interval_N)}
     return [found[name] for name in KINDS[kind]]
-
-
-def fit(tables_dir, train, wanted):
-    """{"summaries": names of the targets, "summary_mean", "summary_std"} over the windows of training patients.
-
-    Args:
-      tables_dir: holds windows/. train: Series of subject ids.
-    """
-    names = targets(wanted)
-    if not names:
-        return {"summaries": [], "summary_mean": [], "summary_std": []}
-    files = sorted((Path(tables_dir) / "windows").glob("*.parquet"))
-    if not files:  # no wearables at all
-        return {"summaries": names, "summary_mean": [0.0] * len(names), "summary_std": [1.0] * len(names)}
-    windows = pl.scan_parquet(files)
-    mine = windows.join(train.to_frame().lazy(), on="subject_id", how="semi").select(names).cast(pl.Float64)
-    mean, std = (mine.select(pl.all().mean()).collect().row(0), mine.select(pl.all().std(ddof=0)).collect().row(0))
-    return {
-        "summaries": names,
-        "summary_mean": [0.0 if m is None else m for m in mean],
-        "summary_std": [s if s else 1.0 for s in std],
-    }
-
-
-def standardised(values_path, meta):
-    """float16 [N, X]: the targets of all windows of one file, NaN where missing.
-
-    Args:
-      values_path: TABLES/window_values/NAME.npy. meta: as `fit` returns.
-    """
-    path = Path(values_path)
-    table = pl.read_parquet(
-        path.parent.parent / "windows" / f"{path.stem}.parquet", columns=["subject_id"] + meta["summaries"]
-    )
-    values = table.drop("subject_id").cast(pl.Float64).fill_null(float("nan")).to_numpy()
-    values = values.reshape(table.height, len(meta["summaries"]))
-    return np.clip((values - meta["summary_mean"]) / np.asarray(meta["summary_std"]), -10.0, 10.0).astype(np.float16)

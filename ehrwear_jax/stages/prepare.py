@@ -10,6 +10,7 @@ import polars as pl
 
 from ehrwear_jax import config as config_lib
 from ehrwear_jax.data import (
+    cluster,
     deidentify,
     harmonise,
     label_tables,
@@ -66,22 +67,24 @@ def run(config, workdir):
         _deidentify_labels(config, workdir, options)
     counts += _physiology_labels(config, workdir, options)
     source = meds_dir(config, workdir)
-    counts += prepare_lib.prepare_tables(
-        source,
-        wearable_dir(config, workdir),
-        folder / "tables",
-        options,
-        config_lib.cohort_config(config),
-        folder / "quarantine",
-    )
     has_codes = (source / "metadata" / "codes.parquet").exists()
     codes = meds.read_codes(source) if has_codes else None
-    n_codes, undescribed = meds.undescribed_codes(source, codes)
     _require_all_folds(config, source)
-    for name, fold in config_lib.folds(config):
-        units = harmonise.dataset_units(source / "metadata" / "codes.parquet")
-        fitted = prepare_lib.prepare_split(folder / "tables", codes, folder / name, options, fold, units)
-        counts += [{**c, "step": c["step"] if fold is None else f"{name}: {c['step']}"} for c in fitted]
+    units = harmonise.dataset_units(source / "metadata" / "codes.parquet")
+    with cluster.open_pool(options) as pool:
+        counts += prepare_lib.prepare_tables(
+            source,
+            wearable_dir(config, workdir),
+            folder / "tables",
+            options,
+            config_lib.cohort_config(config),
+            folder / "quarantine",
+            pool,
+        )
+        n_codes, undescribed = meds.undescribed_codes(source, codes)
+        for name, fold in config_lib.folds(config):
+            fitted = prepare_lib.prepare_split(folder / "tables", codes, folder / name, options, fold, units, pool)
+            counts += [{**c, "step": c["step"] if fold is None else f"{name}: {c['step']}"} for c in fitted]
     for c in counts:
         logging.info(
             "  %-58s %12s kept %10s dropped  %s",
@@ -135,7 +138,8 @@ def _require_all_folds(config, source):
 def _raw(config, root):
     """Builds the raw dataset; returns its counts."""
     if config.data.source == "synthetic":
-        return synthetic.simulate(root, config_lib.simulator_config(config), workers=os.cpu_count() or 1)
+        workers = config.prepare.workers or os.cpu_count() or 1
+        return synthetic.simulate(root, config_lib.simulator_config(config), workers=workers)
     if config.data.source == "meds":
         return []
     done = root / "counts.json"  # written last by the adapters

@@ -31,7 +31,10 @@ READS = {
     "report": ("name", "seed", "report", "evaluate"),
 }
 # Settings that change how a result is reached but not the result.
-NOT_RESULTS = {"train": ("log_every", "keep", "data_threads", "stop_after", "checkpoint_every")}
+NOT_RESULTS = {
+    "train": ("log_every", "keep", "data_threads", "stop_after", "checkpoint_every"),
+    "prepare": ("scheduler", "workers", "worker_memory_gb"),
+}
 INPUTS = ("meds_dir", "wearable_dir", "labels_dir", "source_dir")
 
 

@@ -8,7 +8,7 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ehrwear_jax.data import meds, meds_checks
@@ -185,3 +185,41 @@ def test_a_shard_without_rows_is_an_empty_shard(tmp_path):
     GOOD[:0].write_parquet(path)
     good, bad = meds_checks.screen_shard(path, BOUNDS)
     assert good.is_empty() and bad.is_empty() and dict(good.schema) == meds.EVENT_SCHEMA
+
+
+# ---------------------------------------------------------------------------------------------------- in pieces
+@settings(max_examples=40)
+@given(
+    sizes=st.lists(st.integers(1, 6), min_size=1, max_size=8),
+    bad=st.sets(st.integers(0, 40), max_size=5),
+    max_rows=st.integers(1, 50),
+    group_size=st.integers(1, 20),
+)
+def test_pieces_of_a_shard_are_the_whole_shard(tmp_path_factory, sizes, bad, max_rows, group_size):
+    """Whatever the row groups are: whole subjects, no piece empty, rows and quarantine as in one go."""
+    path = tmp_path_factory.mktemp("pieces") / "0.parquet"
+    subject = np.repeat(np.arange(len(sizes)) * 7, sizes)
+    time = [datetime(2020, 1, 1) + timedelta(hours=i) for i in range(len(subject))]
+    value = [np.inf if i in bad else float(i) for i in range(len(subject))]
+    events = pl.DataFrame({"subject_id": subject, "time": time, "code": "x", "numeric_value": value})
+    events.write_parquet(path, row_group_size=group_size)
+    whole, quarantined = meds_checks.screen_shard(path, BOUNDS)
+    pieces = list(meds_checks.screen_pieces(path, BOUNDS, max_rows))
+    assert pl.concat([good for good, _ in pieces]).equals(whole)
+    assert pl.concat([aside for _, aside in pieces]).equals(quarantined)
+    homes = [set(good["subject_id"]) for good, _ in pieces]
+    assert sum(map(len, homes)) == whole["subject_id"].n_unique()
+    largest = max(sizes)
+    assert all(good.height <= 2 * max(max_rows, largest) + largest for good, _ in pieces)
+    assert len(pieces) > 1 or whole.height <= 2 * (max_rows + largest)
+
+
+def test_a_subject_that_comes_back_in_a_later_piece_is_named(tmp_path):
+    subject = np.repeat([1, 2, 3, 1], 5)
+    time = [datetime(2020, 1, 1) + timedelta(hours=i) for i in range(20)]
+    events = pl.DataFrame({"subject_id": subject, "time": time, "code": "x", "numeric_value": 1.0})
+    events.write_parquet(tmp_path / "0.parquet", row_group_size=5)
+    with pytest.raises(
+        ValueError, match="0.parquet: row 15: column 'subject_id': rows of subject 1 are not contiguous"
+    ):
+        list(meds_checks.screen_pieces(tmp_path / "0.parquet", BOUNDS, 5))

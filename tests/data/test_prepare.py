@@ -12,7 +12,19 @@ import polars as pl
 import pytest
 from array_record.python.array_record_module import ArrayRecordReader
 
-from ehrwear_jax.data import meds, prepare, records, signal, tokenizer, wearable
+from ehrwear_jax.data import (
+    fit,
+    manifest,
+    meds,
+    meds_checks,
+    prepare,
+    prepare_events,
+    prepare_records,
+    records,
+    signal,
+    tokenizer,
+    wearable,
+)
 from ehrwear_jax.data.cohort import CohortConfig
 
 CONFIG = prepare.PrepareConfig(
@@ -85,7 +97,7 @@ def test_a_date_without_a_time_is_known_at_the_days_end():
         (1, day + timedelta(days=2), "FOLLOWUP_END", None),
     ]
     schema = {"subject_id": pl.Int64, "time": pl.Datetime("us"), "code": pl.String, "numeric_value": pl.Float32}
-    kept, births, ends = prepare.harmonise_events(pl.DataFrame(rows, schema, orient="row"), CONFIG)
+    kept, births, ends = prepare_events.harmonise_events(pl.DataFrame(rows, schema, orient="row"), CONFIG)
     assert kept.select("time", "code").rows() == [
         (None, "GENDER//F"),
         (day + timedelta(hours=8), "LAB//b"),
@@ -95,7 +107,7 @@ def test_a_date_without_a_time_is_known_at_the_days_end():
     ]
     assert births.rows() == [(1, datetime(1950, 5, 5))], "the birth is an age, not an event"
     assert ends.rows() == [(1, day + timedelta(days=3) - US, True)], "follow-up ends with the administrative row"
-    kept, _, _ = prepare.harmonise_events(
+    kept, _, _ = prepare_events.harmonise_events(
         pl.DataFrame(rows, schema, orient="row"), prepare.PrepareConfig(date_only_at_day_end=False)
     )
     assert kept["time"].to_list()[1:3] == [day, day]
@@ -213,7 +225,7 @@ def test_records_equal_the_raw_tables(root, counts):
         assert record["window"].dtype == np.float16 and record["window"].shape == values.shape
         np.testing.assert_allclose(record["window"], np.clip((values - mean) / std, -10, 10), rtol=2e-3, atol=2e-3)
         times = [*mine["time"].drop_nulls().to_physical().to_list(), *end.tolist()]
-        assert record["end_us"] == max(times, default=prepare.NO_BIRTH)
+        assert record["end_us"] == max(times, default=prepare_records.NO_BIRTH)
         assert bool(record["died"]) == ("MEDS_DEATH" in mine["code"].to_list())
         assert row["split"] == splits[subject] and row["group_id"] == subject
         n = (len(record["static_token"]), len(record["token"]), len(end))
@@ -228,7 +240,7 @@ def test_people_with_one_modality_or_none_keep_their_place(root, counts):
     for subject, kind in kinds.items():
         assert kind == (subject % 7 != 0, subject % 5 != 0)
     assert set(kinds.values()) == {(True, True), (True, False), (False, True), (False, False)}
-    assert found[35][1]["birth_us"] != prepare.NO_BIRTH and found[35][1]["end_us"] == prepare.NO_BIRTH
+    assert found[35][1]["birth_us"] != prepare_records.NO_BIRTH and found[35][1]["end_us"] == prepare_records.NO_BIRTH
 
 
 def test_no_wearables_at_all(root, tmp_path):
@@ -320,7 +332,7 @@ def test_folds_without_a_table_of_folds_are_refused():
 
 def test_the_records_of_a_fold_follow_its_split(root, counts, tmp_path):
     subjects = pl.read_parquet(root / "tables" / "subjects.parquet")
-    for name in ("events", "windows", "window_values"):
+    for name in ("events", "windows", "window_values", "wearers"):
         (tmp_path / "tables" / name).parent.mkdir(exist_ok=True)
         (tmp_path / "tables" / name).symlink_to(root / "tables" / name)
     subjects.with_columns((pl.col("subject_id") % 3).alias("fold")).write_parquet(tmp_path / "tables/subjects.parquet")
@@ -353,14 +365,16 @@ def failing(function, after):
 @pytest.mark.parametrize(
     ("module", "name", "after"),
     [
-        (prepare.meds_checks, "screen_shard", 1),
+        (meds_checks, "screen_pieces", 1),
         (wearable, "read_subjects", 1),
-        (prepare, "_write_json", 2),  # a shard written, its tally not
+        (prepare_events, "write_json", 2),  # a shard written, its tally not
         (os, "replace", 5),
-        (prepare, "_channel_statistics", 0),  # vocabulary written, statistics not
-        (prepare, "_write_records", 2),
-        (prepare, "_write", 13),  # a shard of records written, its part of the index not
-        (prepare.records, "encode", 11),  # in the middle of a shard of records
+        (fit, "_count", 2),
+        (fit, "channel_statistics", 0),  # vocabulary written, statistics not
+        (prepare_records, "_code", 2),
+        (prepare_records, "_record", 11),  # in the middle of a shard of records
+        (prepare_records, "write_json", 2),  # a shard of records written, its tally not
+        (manifest, "write", 1),  # everything but the manifest
     ],
 )
 def test_a_killed_run_resumes_to_the_same_bytes(root, counts, tmp_path, monkeypatch, module, name, after):
@@ -378,8 +392,8 @@ def test_a_killed_run_resumes_to_the_same_bytes(root, counts, tmp_path, monkeypa
 
 def test_what_is_done_is_not_done_again(root, counts, monkeypatch):
     before = files(root / "all")
-    for name in ("_write_records", "_channel_statistics", "harmonise_events"):
-        monkeypatch.setattr(prepare, name, failing(getattr(prepare, name), 0))
+    for module, name in ((prepare_records, "_record"), (fit, "_count"), (prepare_events, "harmonise_events")):
+        monkeypatch.setattr(module, name, failing(getattr(module, name), 0))
     assert run(root) == counts
     assert files(root / "all") == before
 
