@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from ehrwear_jax.evals import bootstrap, metrics
+from ehrwear_jax.evals import bootstrap, classification, inference, weighting
 
 COMPARED = ("auroc", "auprc")
 
@@ -41,20 +41,20 @@ def score_conditions(
     if lacking := [row for row, by_condition in predictions.items() if clean not in by_condition]:
         raise ValueError(f"row {lacking[0]!r} lacks the condition {clean!r}")
     statistics = {
-        (row, condition): metrics.BinaryRanking(y_N, score_N)
+        (row, condition): classification.BinaryRanking(y_N, score_N)
         for row, by_condition in predictions.items()
         for condition, score_N in by_condition.items()
     }
     samples = bootstrap.resample(statistics, group_N, n_resamples, seed, universe=universe)
-    values = {key: metrics.evaluate(statistic, len(y_N)) for key, statistic in statistics.items()}
+    values = {key: weighting.evaluate(statistic, len(y_N)) for key, statistic in statistics.items()}
     nothing, out = np.empty(0), []
     for row, condition in statistics:
         for metric in COMPARED:
             sample_B = samples[row, condition][metric] if samples else nothing
             delta_B = sample_B - (samples[row, clean][metric] if samples else nothing)
-            bounds, change = bootstrap.interval(sample_B), bootstrap.interval(delta_B)
+            bounds, change = inference.interval(sample_B), inference.interval(delta_B)
             difference = values[row, condition][metric] - values[row, clean][metric]
-            p_value = bootstrap.paired_pvalue(delta_B) if condition != clean else np.nan
+            p_value = inference.paired_pvalue(delta_B) if condition != clean else np.nan
             out.append(
                 {
                     "row": row,

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ehrwear_jax.evals import bootstrap
+from ehrwear_jax.evals import bootstrap, inference
 
 BLOCK = 1024  # rows of the kernel matrix that are in memory at a time
 
@@ -142,7 +142,7 @@ def _paired_products(x_NxD, y_NxD, bandwidth):
     return np.ones(n), product
 
 
-def mmd_paired_interval(x_NxD, y_NxD, bandwidth: float, *, n_resamples: int, seed: int = 0) -> bootstrap.Interval:
+def mmd_paired_interval(x_NxD, y_NxD, bandwidth: float, *, n_resamples: int, seed: int = 0) -> inference.Interval:
     """Percentile interval of `mmd_paired` over resampled patients; copies of a patient are not compared."""
     ones_N, product = _paired_products(x_NxD, y_NxD, bandwidth)
 
@@ -151,7 +151,7 @@ def mmd_paired_interval(x_NxD, y_NxD, bandwidth: float, *, n_resamples: int, see
         return {"mmd2": product(weight_NxB) / np.where(pairs_B > 0, pairs_B, np.nan)}
 
     samples = bootstrap.resample({"": statistic}, np.arange(len(ones_N)), n_resamples, seed)
-    return bootstrap.interval(samples[""]["mmd2"] if samples else [])
+    return inference.interval(samples[""]["mmd2"] if samples else [])
 
 
 def adjacent_slices(group_N, time_days_N, *, slice_days: float = 30.0) -> list[tuple[int, np.ndarray, np.ndarray]]:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ehrwear_jax.evals import bootstrap
+from ehrwear_jax.evals import bootstrap, inference
 
 
 class Profile(NamedTuple):
@@ -43,7 +43,7 @@ def profile(value_NxK, group_N, *, n_resamples: int = 1000, seed: int = 0) -> Pr
 
     mean_K = np.array([m[0] for m in means(np.ones((len(group_N), 1))).values()])
     samples = bootstrap.resample({"": means}, group_N, n_resamples, seed).get("", {})
-    bounds = [bootstrap.interval(samples.get(k, [])) for k in range(value_NxK.shape[1])]
+    bounds = [inference.interval(samples.get(k, [])) for k in range(value_NxK.shape[1])]
     return Profile(mean_K, np.array([b.lo for b in bounds]), np.array([b.hi for b in bounds]), seen_NxK.sum(0))
 
 
@@ -135,8 +135,8 @@ def precursors(
     out = {}
     for name in names:
         delta = samples[name] - samples[names[at]]
-        own, other = bootstrap.interval(samples[name]), bootstrap.interval(delta)
-        p_value = bootstrap.paired_pvalue(delta) if name != control else float("nan")
+        own, other = inference.interval(samples[name]), inference.interval(delta)
+        p_value = inference.paired_pvalue(delta) if name != control else float("nan")
         difference = mean[name] - mean[control]
         out[name] = Precursor(
             float(mean[name]), own.lo, own.hi, float(difference), other.lo, other.hi, p_value, len(value_NxK)
