@@ -5,8 +5,8 @@ one patient's tokens, ordered by (time, wearable before EHR, source order), behi
 is a place where a prediction is made: at an EHR event (fields `event_*`) or at a free time (fields `query_*`).
 
 Axes: B rows, T tokens, W wearable windows, L steps in a window, C channels, P patches in a window, M masked events,
-E event reads, Q query reads, H future windows, K future codes, R recalled tokens, F summary
-statistics (three per channel).
+E event reads, Q query reads, N co-located pairs, H future windows, K future codes, R recalled
+tokens, F summary statistics (three per channel).
 """
 
 import dataclasses
@@ -35,6 +35,7 @@ class BatchShape:
     future_windows: int
     future_codes: int
     recalled_tokens: int
+    pairs: int = 0
 
     def axes(self, batch_size):
         return {
@@ -50,6 +51,7 @@ class BatchShape:
             "H": self.future_windows,
             "K": self.future_codes,
             "R": self.recalled_tokens,
+            "N": self.pairs,
             "F": len(SUMMARIES) * self.channels,
             "2": 2,
         }
@@ -94,6 +96,9 @@ FIELDS = {
     "query_past": ("QF", np.float32, 0, "summary statistics of the signal in (t - tau', t]"),
     "query_past_mask": ("QF", np.bool_, False, "whether the statistic exists"),
     "step_window": ("WH", np.int32, -1, "slots of the windows that follow window w"),
+    "pair_position": ("N", np.int32, -1, "token position of a window that has visible events near its end"),
+    "pair_near": ("N2", np.int32, 0, "token positions within colocated_days of that end, before or after it"),
+    "pair_patient": ("N", np.int32, -1, "number of the pair's patient in its split; -1: no pair"),
 }
 
 

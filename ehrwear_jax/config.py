@@ -27,6 +27,7 @@ _MODEL_FROM_DATA = (
     "horizons",
     "later_rates",
     "recalled_tokens",
+    "pairs",
 )
 
 
@@ -85,6 +86,9 @@ def base():
             "wear_ahead": (1.0, 1.0, 0),
             "wear_to_ehr": (0.2, 1.0, 50_000),
             "ehr_to_wear": (0.1, 0.1, 0),
+            "contrast": (0.0, 0.0, 0),
+            "content_norm": (0.0, 0.0, 0),
+            "latent_kl": (0.0, 0.0, 0),
         }
     )
     # the models to pretrain: row name -> modalities that it is given

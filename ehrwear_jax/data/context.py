@@ -24,6 +24,8 @@ class ContextConfig:
       horizons: for the prediction of later codes.
       future_codes: how many codes and ancestors of codes (the most frequent) are predicted.
       recalled_tokens: how many tokens (the most frequent) are recalled.
+      pairs: capacity of a row for pairs of a wearable window and the EHR events within colocated_days of its end, which
+        contrastive alignment compares (paper, section 3.3: temporally co-located); 0 leaves it out.
       pool_days: tau of the wearable-to-EHR term. summary_days: tau' of the EHR-to-wearable term.
       patch_steps: steps in a patch of the wearable encoder.
       ehr_mask, wear_mask: share hidden. mask_temperature: see masking.token_weights.
@@ -58,6 +60,8 @@ class ContextConfig:
     horizons: tuple = (30, 90, 180, 365)
     future_codes: int = 128
     recalled_tokens: int = 256
+    pairs: int = 0
+    colocated_days: float = 7.0
     pool_days: float = 30.0
     summary_days: float = 7.0
     patch_steps: int = 6
@@ -126,7 +130,7 @@ def fill_context(row, at, patients, patient, start, stop, query_us, rng, augment
 
     Args:
       row: dict of arrays without the batch axis, see batch.FIELDS.
-      at: dict of cursors: tokens, windows, masked, events, queries, segment.
+      at: dict of cursors: tokens, windows, masked, events, queries, pairs, segment.
       start, stop: the merged tokens of the context.
       query_us: int64 sorted times of its queries, absolute.
       rng: numpy Generator for masks and event reads; None at inference (nothing hidden, no targets).
@@ -189,6 +193,7 @@ def fill_context(row, at, patients, patient, start, stop, query_us, rng, augment
         if m and nq:
             shown_MxF = summary_table(signal_MxLxC) if changed else p.window_summary()[windows]
             _fill_past(row, q, config, p.window_end_M[windows], shown_MxF, query_us)
+        _fill_pairs(row, at, config, time_us, token, is_wear, n_static, t0, w0, rng)
     row["token"][s], row["value"][s] = token, value
     at["tokens"] += n
     at["windows"] += m
@@ -309,6 +314,32 @@ def _fill_past(row, q, config, end_M, shown_MxF, query_us):
     row["query_past"][q], row["query_past_mask"][q] = _average(shown_MxF, lo, hi)
 
 
+def _fill_pairs(row, at, config, time_us, token, is_wear, n_static, t0, w0, rng):
+    """Windows with something visible, and with visible events near their end, in random choice.
+
+    Static tokens have no time and are near to nothing.
+    """
+    quota = min(len(row["pair_position"]) - at["pairs"], max(1, config.pairs * len(time_us) // config.tokens))
+    wear_at = np.nonzero(is_wear)[0]
+    if quota <= 0 or not len(wear_at):
+        return
+    near_us = np.array([-1, 1]) * int(config.colocated_days * DAY_US)
+    lo, hi = (
+        n_static + np.searchsorted(time_us[n_static:], time_us[wear_at] + s, side=side)
+        for s, side in zip(near_us, ("left", "right"), strict=True)
+    )
+    visible = np.concatenate([[0], np.cumsum(~is_wear & (token != MASK))])
+    w = slice(w0, w0 + len(wear_at))
+    hidden = row["patch_mask"][w].all(axis=1) | row["channel_mask"][w].all(axis=1)
+    shown = row["observed"][w].any(axis=(1, 2)) & ~hidden
+    found = np.nonzero(shown & (visible[hi] > visible[lo]))[0]
+    chosen = np.sort(rng.permutation(found)[:quota]).astype(np.int64)
+    s = slice(at["pairs"], at["pairs"] + len(chosen))
+    row["pair_position"][s] = t0 + wear_at[chosen]
+    row["pair_near"][s] = t0 + np.stack([lo[chosen], hi[chosen]], axis=1)
+    at["pairs"] += len(chosen)
+
+
 def _following(p, read_us, config, window_us):
     """Mean summary statistics of the windows that lie inside (t, t + summary_days]: ([N, F], mask [N, F])."""
     lo = np.searchsorted(p.window_end_M, read_us + window_us, side="left")
@@ -339,7 +370,7 @@ def _next_windows(time_us, end_M, window_us, steps, w0):
 def new_row(shape):
     """An empty row and its cursors."""
     row = {k: v[0] for k, v in batch_lib.empty_batch(shape, 1).items()}
-    return row, dict.fromkeys(("tokens", "windows", "masked", "events", "queries", "segment"), 0)
+    return row, dict.fromkeys(("tokens", "windows", "masked", "events", "queries", "pairs", "segment"), 0)
 
 
 def close_row(row, at):

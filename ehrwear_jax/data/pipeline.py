@@ -113,6 +113,8 @@ class Patients:
             future_windows=c.future_windows,
             future_codes=len(self.future_codes),
             recalled_tokens=self.n_recalled,
+            # what there is to align takes both modalities
+            pairs=c.pairs if wear and "ehr" in c.modalities else 0,
         )
 
 
@@ -210,7 +212,9 @@ class TrainRows:
         span = patient.time_N[start], patient.time_N[stop - 1]
         anywhere = rng.integers(span[0], span[1] + 1, n_query)
         query_us = np.sort(np.where(rng.random(n_query) < 0.5, at_token, anywhere))
+        first_pair = at["pairs"]
         context.fill_context(row, at, self.patients, patient, start, stop, query_us, rng, augment_rng)
+        row["pair_patient"][first_pair : at["pairs"]] = i
 
 
 def train_batches(rows, batch_size, *, start_step=0, n_steps=None, process_index=0, process_count=1, threads=2):
