@@ -251,7 +251,7 @@ def slow_latent_kl(out, batch):
     for b in range(B):
         for s in range(1, batch["segment"][b].max() + 1):
             tokens = np.nonzero(batch["segment"][b] == s)[0]
-            clock = {t: 0.0 for t in tokens[:1]}  # the prior's time: an hour at least passes between states
+            clock = dict.fromkeys(tokens[:1], 0.0)  # the prior's time: an hour at least passes between states
             for before, t in zip(tokens, tokens[1:], strict=False):
                 gap = float(batch["time"][b, t]) - float(batch["time"][b, before])
                 clock[t] = clock[before] + max(gap, 1 / 24)

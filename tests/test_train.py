@@ -15,9 +15,11 @@ from ehrwear_jax import losses, schedules, sharding, train
 from ehrwear_jax.data import meds, pipeline, prepare
 
 CONTEXT = {"tokens": 64, "windows": 32, "context_tokens": 40, "queries": 8, "events": 8, "patch_steps": 3,
-           "future_windows": 3, "future_codes": 5, "pairs": 8, "colocated_days": 90.0, "masked_contexts": 1.0, "ehr_mask": 0.4}  # fmt: skip
+           "future_windows": 3, "future_codes": 5, "pairs": 8, "colocated_days": 90.0,
+           "masked_contexts": 1.0, "ehr_mask": 0.4}  # fmt: skip
 MODEL = {"width": 16, "n_layers": 2, "n_heads": 2, "mlp_width": 32, "token_width": 8, "time_features": 8,
-         "wear_width": 8, "wear_layers": 1, "wear_heads": 2, "source_width": 4, "posterior": "normal", "align_width": 8}  # fmt: skip
+         "wear_width": 8, "wear_layers": 1, "wear_heads": 2, "source_width": 4, "posterior": "normal",
+         "align_width": 8}  # fmt: skip
 BATCH = 8
 
 
