@@ -5,7 +5,7 @@ one patient's tokens, ordered by (time, wearable before EHR, source order), behi
 is a place where a prediction is made: at an EHR event (fields `event_*`) or at a free time (fields `query_*`).
 
 Axes: B rows, T tokens, W wearable windows, L steps in a window, C channels, P patches in a window, M masked events,
-E event reads, Q query reads, N co-located pairs, H future windows, K future codes, R recalled
+E event reads, Q query reads, J co-located pairs, H future windows, K future codes, R recalled
 tokens, F summary statistics (three per channel).
 """
 
@@ -51,7 +51,7 @@ class BatchShape:
             "H": self.future_windows,
             "K": self.future_codes,
             "R": self.recalled_tokens,
-            "N": self.pairs,
+            "J": self.pairs,
             "F": len(SUMMARIES) * self.channels,
             "2": 2,
         }
@@ -96,9 +96,9 @@ FIELDS = {
     "query_past": ("QF", np.float32, 0, "summary statistics of the signal in (t - tau', t]"),
     "query_past_mask": ("QF", np.bool_, False, "whether the statistic exists"),
     "step_window": ("WH", np.int32, -1, "slots of the windows that follow window w"),
-    "pair_position": ("N", np.int32, -1, "token position of a window that has visible events near its end"),
-    "pair_near": ("N2", np.int32, 0, "token positions within colocated_days of that end, before or after it"),
-    "pair_patient": ("N", np.int32, -1, "number of the pair's patient in its split; -1: no pair"),
+    "pair_position": ("J", np.int32, -1, "token position of a window that has visible events near its end"),
+    "pair_near": ("J2", np.int32, 0, "token positions within colocated_days of that end, before or after it"),
+    "pair_patient": ("J", np.int32, -1, "number of the pair's patient in its split; -1: no pair"),
 }
 
 

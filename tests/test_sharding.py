@@ -97,7 +97,7 @@ def test_losses_and_gradients_do_not_depend_on_the_number_of_devices():
     made = {"masked_logits": "MV", "next_logits_event": "EV", "next_logits_query": "QV", "pooled_logits_event": "EV",
             "pooled_logits_query": "QV", "later_logits": "QKA", "recall_logits": "QRG", "rebuilt": "WLC",
             "ahead_window": "WHLC", "ahead_query": "QHLC", "summary_event": "EF", "summary_query": "QF",
-            "past_summary": "QF", "pair_ehr": "NS", "pair_wear": "NS", "content": "TS", "mean_token": "TS",
+            "past_summary": "QF", "pair_ehr": "JS", "pair_wear": "JS", "content": "TS", "mean_token": "TS",
             "mean_query": "QS", "variance_token": "TS", "variance_query": "QS"}  # fmt: skip
     out = {k: rng.normal(size=[n_rows, *(axes[a] for a in dims)]).astype(np.float32) for k, dims in made.items()}
     out |= {k: np.exp(v) for k, v in out.items() if k.startswith("variance")}
