@@ -3,7 +3,8 @@
     python -m ehrwear_jax.main --config=configs/full.py --config.data.meds_dir=MEDS --config.data.wearable_dir=WEARABLE
 
 Variants, several of them joined by "+": 220m has 16 backbone layers; cohort applies the inclusion criteria of appendix
-A.2; relaxed does so with a month of EHR and three days of wear. Needs accelerators: 500,000 steps of 32 contexts.
+A.2; relaxed does so with a month of EHR and three days of wear; config.VARIANTS has the ablations of Table 4 and
+appendix A.6. Needs accelerators: 500,000 steps of 32 contexts.
 
 Beside level and spread, the model predicts the activity's entropy. With raw PPG or intervals between beats it predicts
 heart rate variability too: --config.prepare.summaries="('activity:entropy', 'ppg:pulse')".
@@ -21,15 +22,13 @@ GROUPS = {
     "metabolic": ("E10", "E11", "E13", "E14", "E66", "E78"),
 }
 SPELLINGS = ("ICD10CM/", "ICD10//", "DIAGNOSIS//ICD//10//")
-VARIANTS = ("220m", "cohort", "relaxed")
+OWN = ("220m", "cohort", "relaxed")
 
 
 def get_config(variant=""):
-    variants = [v for v in variant.split("+") if v]
-    if unknown := [v for v in variants if v not in VARIANTS]:
-        raise ValueError(f"configs/full.py has no variant {unknown[0]!r}; there are {', '.join(VARIANTS)}")
+    variants = config_lib.variants(variant, "full.py", OWN)
     config = config_lib.base()
-    config.name = "-".join(["full", *variants])
+    config.name = "full"
     config.prepare.update(
         {
             "channels": ("heart_rate", "activity"),
@@ -54,6 +53,7 @@ def get_config(variant=""):
             "time_warp": 0.05,
             "noise": 0.1,
             "channel_dropout": 0.1,
+            "pairs": 8,
         }
     )
     config.model.update(
@@ -73,7 +73,10 @@ def get_config(variant=""):
         config.cohort.update({"min_ehr_days": 365.0, "min_wear_days": 14, "min_age_years": 18.0, "max_age_years": 89.0})
     if "relaxed" in variants:
         config.cohort.update({"min_ehr_days": 30.0, "min_wear_days": 3})
+    config.train.weights.contrast = (0.05, 0.05, 0)  # "a small weight" (section 3.3)
+    config.train.weights.content_norm = (0.001, 0.001, 0)
     config.train.update({"log_every": 100, "validate_every": 5000, "checkpoint_every": 1000, "data_threads": 16})
     config.evaluate.update({"tasks": tuple(f"hospitalization_{h}d" for h in (30, 90, 180, 365)), "n_resamples": 5000})
     config.report.update({"title": "Joint EHR and wearable model", "reliability_task": "hospitalization_365d"})
+    config_lib.apply_variants(config, variants)
     return config

@@ -3,15 +3,14 @@
     python -m ehrwear_jax.main --config=configs/tiny.py
 
 A few minutes. The joint model's AUROC of hospitalisation within a year is to lie between the unimodal rows' and the
-oracle's.
+oracle's. Variants, several of them joined by "+": those of config.VARIANTS, as in tiny.py:no_cross_modal+r1.
 """
 
 from ehrwear_jax import config as config_lib
 
 
 def get_config(variant=""):
-    if variant:
-        raise ValueError(f"configs/tiny.py has no variant {variant!r}")
+    variants = config_lib.variants(variant, "tiny.py")
     config = config_lib.base()
     config.name = "tiny"
     config.data.source = "synthetic"
@@ -67,4 +66,5 @@ def get_config(variant=""):
     config.evaluate.tasks = tuple(f"hospitalization_{h}d" for h in (30, 90, 180, 365))
     config.interpret.update({"max_reads": 200, "geometry_people": 30, "mechanism_people": 100, "dropout_samples": 4})
     config.report.update({"title": "Simulated cohort, small model", "reliability_task": "hospitalization_365d"})
+    config_lib.apply_variants(config, variants)
     return config

@@ -5,8 +5,9 @@ one patient's tokens, ordered by (time, wearable before EHR, source order), behi
 is a place where a prediction is made: at an EHR event (fields `event_*`) or at a free time (fields `query_*`).
 
 Axes: B rows, T tokens, W wearable windows, L steps in a window, C channels, P patches in a window, M masked events,
-E event reads, Q query reads, H future windows, K future codes, R recalled tokens, F summary
-statistics (three per channel, then the further ones of a window, see data/window_summaries.py).
+E event reads, Q query reads, J co-located pairs, H future windows, K future codes, R recalled
+tokens, F summary statistics (three per channel, then the further ones of a window, see
+data/window_summaries.py).
 """
 
 import dataclasses
@@ -36,6 +37,7 @@ class BatchShape:
     future_codes: int
     recalled_tokens: int
     further_summaries: int = 0
+    pairs: int = 0
 
     @property
     def summaries(self):
@@ -56,6 +58,7 @@ class BatchShape:
             "H": self.future_windows,
             "K": self.future_codes,
             "R": self.recalled_tokens,
+            "J": self.pairs,
             "F": self.summaries,
             "2": 2,
         }
@@ -100,6 +103,9 @@ FIELDS = {
     "query_past": ("QF", np.float32, 0, "summary statistics of the signal in (t - tau', t]"),
     "query_past_mask": ("QF", np.bool_, False, "whether the statistic exists"),
     "step_window": ("WH", np.int32, -1, "slots of the windows that follow window w"),
+    "pair_position": ("J", np.int32, -1, "token position of a window that has visible events near its end"),
+    "pair_near": ("J2", np.int32, 0, "token positions within colocated_days of that end, before or after it"),
+    "pair_patient": ("J", np.int32, -1, "number of the pair's patient in its split; -1: no pair"),
 }
 
 

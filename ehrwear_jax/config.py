@@ -31,7 +31,64 @@ _MODEL_FROM_DATA = (
     "later_rates",
     "recalled_tokens",
     "further_summaries",
+    "pairs",
 )
+
+
+_OFF = (0.0, 0.0, 0)
+# what the paper compares: {name: {option: value}}, for `apply_variants`
+VARIANTS = {
+    # Table 4: without cross-modal losses; half of each wearable window hidden
+    "no_wear_to_ehr": {"train.weights.wear_to_ehr": _OFF},
+    "no_ehr_to_wear": {"train.weights.ehr_to_wear": _OFF},
+    "no_cross_modal": {"train.weights.wear_to_ehr": _OFF, "train.weights.ehr_to_wear": _OFF},
+    "half_masked": {"context.wear_mask": 0.5},
+    # appendix A.6: other time kernels
+    **{f"r{n}": {"model.kernel": "mixture", "model.n_components": n} for n in (1, 2, 4, 8)},
+    "single_exponential": {"model.kernel": "mixture", "model.n_components": 1},
+    "rational_quadratic": {"model.kernel": "rational_quadratic"},
+    "no_time_kernel": {"model.kernel": "none"},
+    # section 3.3: the regularisers, and the readout of the wearable window
+    "contrast": {"context.pairs": 8, "train.weights.contrast": (0.05, 0.05, 0)},
+    "no_contrast": {"context.pairs": 0, "train.weights.contrast": _OFF},
+    "fixed_temperature": {"model.learn_temperature": False},
+    "temporal_readout": {"model.pool": "temporal"},
+    # section 3.4; the other terms are means per prediction, where the ELBO sums over the steps of a window
+    "elbo": {"model.posterior": "normal", "train.weights.latent_kl": (0.0, 0.01, 50_000)},
+    # no loss across modalities shapes z; their heads are trained all the same
+    "detached": {"model.detach_cross_modal": True},
+    "averaged": {"train.ema_decay": 0.9999},
+}
+
+
+def variants(argument, file, own=()):
+    """The names in the argument of a config file, joined by "+": its own ones and those of VARIANTS.
+
+    Raises:
+      ValueError: another name.
+    """
+    names = [v for v in argument.split("+") if v]
+    if unknown := [v for v in names if v not in own and v not in VARIANTS]:
+        known = ", ".join((*own, *VARIANTS))
+        raise ValueError(f"configs/{file} has no variant {unknown[0]!r}; there are {known}")
+    return names
+
+
+def apply_variants(config, names):
+    """Sets what VARIANTS says for each name in it, in this order, and appends all names to that of the config.
+
+    Ramps that are longer than the run's first tenth, as in a small experiment, are cut to it.
+    """
+    for name in names:
+        for option, value in VARIANTS.get(name, {}).items():
+            part, _, key = option.rpartition(".")
+            target = config
+            for step in part.split("."):
+                target = target[step]
+            if part == "train.weights":
+                value = (*value[:2], min(value[2], config.train.steps // 10))
+            target[key] = value
+    config.name = "-".join([config.name, *names])
 
 
 def _defaults(cls, leave_out=()):
@@ -91,6 +148,9 @@ def base():
             "wear_ahead": (1.0, 1.0, 0),
             "wear_to_ehr": (0.2, 1.0, 50_000),
             "ehr_to_wear": (0.1, 0.1, 0),
+            "contrast": (0.0, 0.0, 0),
+            "content_norm": (0.0, 0.0, 0),
+            "latent_kl": (0.0, 0.0, 0),
         }
     )
     # the models to pretrain: row name -> modalities that it is given
@@ -226,6 +286,7 @@ def check(config):
         if not os.path.isfile(path):
             raise FileNotFoundError(f"config.prepare.mapping_files or ranges_file: there is no table {path}")
     cluster.check(config.prepare.scheduler)
+    _check_training(config)
     for row in (
         *config.evaluate.late_fusion,
         *([config.evaluate.reference_row] if config.evaluate.reference_row else []),
@@ -236,3 +297,21 @@ def check(config):
             )
     if (task := config.report.reliability_task) and task not in config.evaluate.tasks:
         raise ValueError(f"config.report.reliability_task is {task!r}, which is not in config.evaluate.tasks")
+
+
+def _check_training(config):
+    weighted = {name for name, (start, end, _) in config.train.weights.items() if start or end}
+    if "contrast" in weighted and not config.context.pairs:
+        raise ValueError("config.train.weights.contrast needs pairs to align: set config.context.pairs")
+    if ("latent_kl" in weighted) != (config.model.posterior == "normal"):
+        raise ValueError(
+            f"config.model.posterior is {config.model.posterior!r} and config.train.weights.latent_kl is "
+            f"{tuple(config.train.weights.latent_kl)}: a posterior that is normal has a prior, and no other has"
+        )
+    if config.train.accumulate < 1 or config.train.batch_size % config.train.accumulate:
+        raise ValueError(
+            f"config.train.accumulate is {config.train.accumulate}; "
+            f"it must divide config.train.batch_size, {config.train.batch_size}"
+        )
+    if not 0 <= config.train.ema_decay < 1:
+        raise ValueError(f"config.train.ema_decay is {config.train.ema_decay}; it must lie in [0, 1)")

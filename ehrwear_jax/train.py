@@ -1,6 +1,7 @@
 """Pretraining and embedding: where data meets the model. Pure steps first, then the loops, in data-flow order."""
 
 import dataclasses
+import functools
 import itertools
 import json
 import logging
@@ -22,6 +23,7 @@ from ehrwear_jax.checkpoint import Checkpoints
 from ehrwear_jax.data import pipeline
 from ehrwear_jax.models.multimodal import ModelConfig, MultimodalModel
 from ehrwear_jax.ops.kernel_attention import kernel_attention
+from ehrwear_jax.optimizer import average, make_optimizer, summed_gradients
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,6 +33,8 @@ class TrainConfig:
     Attributes:
       steps, batch_size: optimiser steps; rows of the global batch.
       peak_learning_rate, warmup_steps, weight_decay, clip_norm, adam_b2: AdamW.
+      accumulate: micro-batches per step: as many fewer rows at a time, the same sums (see losses.py).
+      ema_decay: of the average of the weights that validation and embedding use; 0: they use the weights themselves.
       weights: {loss term: schedules.Ramp}.
       log_every, validate_every, validate_batches, checkpoint_every, keep: in steps, steps, batches, steps, checkpoints.
       data_threads, data_workers: see pipeline.train_batches.
@@ -45,6 +49,8 @@ class TrainConfig:
     weight_decay: float = 0.01
     clip_norm: float = 1.0
     adam_b2: float = 0.98
+    accumulate: int = 1
+    ema_decay: float = 0.0
     seed: int = 0
     log_every: int = 50
     validate_every: int = 500
@@ -82,40 +88,33 @@ def make_model(patients, options, mesh=None):
             later_rates=patients.later_rates(),
             recalled_tokens=shape.recalled_tokens,
             further_summaries=shape.further_summaries,
+            pairs=shape.pairs,
             **options,
         ),
     )
 
 
 def active_terms(model, patients):
-    """Names of the loss terms that the given modalities can feed."""
+    """Names of the loss terms that the given modalities can feed, and the model's options."""
     wear = model.config.channels > 0
     ehr = "ehr" in patients.config.modalities
-    return [t for t in losses.TERMS if (wear or t not in losses.NEED_WEAR) and (ehr or t not in losses.NEED_EHR)]
+    off = set() if model.config.pairs else {"contrast"}
+    off |= set() if model.config.posterior == "normal" else {"latent_kl"}
+    off |= set() if wear else set(losses.NEED_WEAR)
+    off |= set() if ehr else set(losses.NEED_EHR)
+    return [t for t in losses.TERMS if t not in off]
 
 
-def decayed(params):
-    """Weight decay acts on matrices only: not on norms, biases, embeddings or time-kernel parameters."""
-    return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key == "kernel", params)
-
-
-def make_optimizer(config):
-    rate = schedules.learning_rate(config.peak_learning_rate, config.warmup_steps, config.steps)
-    return optax.chain(
-        optax.clip_by_global_norm(config.clip_norm),
-        optax.adamw(rate, b2=config.adam_b2, weight_decay=config.weight_decay, mask=decayed),
-    )
-
-
-def init_state(model, optimizer, patients, seed, mesh):
-    """{"step", "params", "optimizer", "skipped"}, replicated over the mesh."""
+def init_state(model, optimizer, patients, seed, mesh, averaged=False):
+    """{"step", "params", "optimizer", "skipped"} and, if averaged, "average" of the params; replicated on the mesh."""
     shape = patients.batch_shape()
     example = batch_lib.empty_batch(shape, 1)
 
     def init():
         params = model.init(jax.random.key(seed), example)["params"]
         zero = jnp.zeros((), jnp.int32)
-        return {"step": zero, "params": params, "optimizer": optimizer.init(params), "skipped": zero}
+        state = {"step": zero, "params": params, "optimizer": optimizer.init(params), "skipped": zero}
+        return state | ({"average": jax.tree.map(jnp.copy, params)} if averaged else {})
 
     return jax.jit(init, out_shardings=sharding.replicated(mesh))()
 
@@ -123,19 +122,26 @@ def init_state(model, optimizer, patients, seed, mesh):
 # ------------------------------------------------------------------------------------------------------- pure steps
 
 
-def train_step(state, batch, *, model, optimizer, curriculum, seed):
+def read_params(state):
+    """The weights that validation and embedding use."""
+    return state.get("average", state["params"])
+
+
+def train_step(state, batch, *, model, optimizer, curriculum, seed, accumulate=1, ema_decay=0.0):
     """One update; a step whose loss or gradient is not finite changes nothing but the counters.
 
     Returns:
       (state, metrics: {name: float32 scalar}).
     """
     key = jax.random.fold_in(jax.random.key(seed), state["step"])
+    weights = curriculum(state["step"])
+    whole = losses.normalisers(batch, weights, model.config.horizons)
 
-    def objective(params):
-        out = model.apply({"params": params}, batch, deterministic=False, rngs={"dropout": key})
-        return losses.total(out, batch, curriculum(state["step"]))
+    def objective(params, rows, key):
+        out = model.apply({"params": params}, rows, deterministic=False, rngs={"dropout": key})
+        return losses.total(out, rows, weights, whole)
 
-    (loss, metrics), grads = jax.value_and_grad(objective, has_aux=True)(state["params"])
+    (loss, metrics), grads = summed_gradients(objective, state["params"], batch, key, accumulate)
     norm = optax.tree.norm(grads)
     finite = jnp.isfinite(loss) & jnp.isfinite(norm)
     updates, optimizer_state = optimizer.update(grads, state["optimizer"], state["params"])
@@ -147,6 +153,8 @@ def train_step(state, batch, *, model, optimizer, curriculum, seed):
         "optimizer": jax.tree.map(keep, optimizer_state, state["optimizer"]),
         "skipped": jnp.where(finite, 0, state["skipped"] + 1),
     }
+    if ema_decay:
+        new["average"] = average(state["average"], new["params"], state["step"], ema_decay)
     return new, metrics | {"gradient_norm": norm, "finite": finite.astype(jnp.float32), "skipped": new["skipped"]}
 
 
@@ -199,7 +207,7 @@ def pretrain(folder, patients, validation, model_options, config, max_skipped=20
       patients, validation: pipeline.Patients of the training and tuning splits.
 
     Returns:
-      (params, step reached).
+      (params: averaged ones if config.ema_decay, step reached).
 
     Raises:
       NonFiniteStep: max_skipped steps in a row were not finite.
@@ -210,7 +218,7 @@ def pretrain(folder, patients, validation, model_options, config, max_skipped=20
     model = make_model(patients, model_options, mesh)
     optimizer = make_optimizer(config)
     curriculum = schedules.curriculum(config.weights, active_terms(model, patients))
-    state = init_state(model, optimizer, patients, config.seed, mesh)
+    state = init_state(model, optimizer, patients, config.seed, mesh, config.ema_decay > 0)
     n_params = sum(x.size for x in jax.tree.leaves(state["params"]))
     if jax.process_index() == 0:
         (folder / "parameters.json").write_text(json.dumps({"parameters": n_params}))
@@ -220,7 +228,7 @@ def pretrain(folder, patients, validation, model_options, config, max_skipped=20
             state = checkpoints.restore(start, state)
         last = config.steps if config.stop_after is None else min(config.steps, config.stop_after)
         if start >= last:
-            return state["params"], start
+            return read_params(state), start
         logging.info("%s: %d parameters, steps %d to %d", folder.name, n_params, start, last)
         rows = pipeline.TrainRows(patients, config.seed)
         batches = pipeline.train_batches(
@@ -234,7 +242,15 @@ def pretrain(folder, patients, validation, model_options, config, max_skipped=20
         )
         held = _validation_batches(validation, config, mesh)
         step_fn = jax.jit(
-            lambda s, b: train_step(s, b, model=model, optimizer=optimizer, curriculum=curriculum, seed=config.seed),
+            functools.partial(
+                train_step,
+                model=model,
+                optimizer=optimizer,
+                curriculum=curriculum,
+                seed=config.seed,
+                accumulate=config.accumulate,
+                ema_decay=config.ema_decay,
+            ),
             donate_argnums=0,
             out_shardings=sharding.replicated(mesh),  # as it came in, so that the second step does not compile again
         )
@@ -261,7 +277,7 @@ def pretrain(folder, patients, validation, model_options, config, max_skipped=20
             pending = (step + 1, metrics)
             done = step + 1
             if done % config.validate_every == 0 or done == config.steps:
-                log.write(done, _validate(validate, state["params"], held))
+                log.write(done, _validate(validate, read_params(state), held))
             if done % config.checkpoint_every == 0 or done == last:
                 # logged first: a run killed after the checkpoint resumes behind this step
                 _report(log, bar, *pending, window, rows, config, max_skipped)
@@ -269,7 +285,7 @@ def pretrain(folder, patients, validation, model_options, config, max_skipped=20
                 checkpoints.save(done, state)
         checkpoints.wait()
         log.close()
-    return state["params"], last
+    return read_params(state), last
 
 
 def _report(log, bar, step, metrics, window, rows, config, max_skipped):
@@ -339,14 +355,15 @@ def make_encoder(patients, model_options, params, dropout_seed=None):
 
 
 def restore_params(folder, patients, model_options, config):
-    """Parameters of the newest checkpoint of a pretraining folder, and its step."""
+    """Parameters (averaged ones if there are) of the newest checkpoint of a pretraining folder, and its step."""
     mesh = sharding.make_mesh()
-    state = init_state(make_model(patients, model_options), make_optimizer(config), patients, config.seed, mesh)
+    model, optimizer = make_model(patients, model_options), make_optimizer(config)
+    state = init_state(model, optimizer, patients, config.seed, mesh, config.ema_decay > 0)
     with Checkpoints(Path(folder) / "checkpoints", config.keep) as checkpoints:
         step = checkpoints.latest_step()
         if step is None:
             raise FileNotFoundError(f"{folder}: no checkpoint; run the pretrain stage first")
-        return checkpoints.restore(step, state)["params"], step
+        return read_params(checkpoints.restore(step, state)), step
 
 
 def embed(encode, patients, index, batch_size, transform=None):

@@ -7,7 +7,7 @@ from ehrwear_jax import batch as batch_lib
 
 SHAPE = batch_lib.BatchShape(
     tokens=7, windows=3, steps=12, channels=2, patches=4, masked=5, events=6, queries=8, future_windows=9,
-    future_codes=10, recalled_tokens=13,
+    future_codes=10, recalled_tokens=13, pairs=14,
 )  # fmt: skip
 
 

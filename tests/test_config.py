@@ -72,7 +72,9 @@ def test_folds():
         ("full.py", ""),
         ("full.py", "220m"),
         ("full.py", "220m+relaxed"),
+        ("full.py", "elbo+no_contrast"),
         ("tiny.py", ""),
+        ("tiny.py", "contrast+detached"),
         ("nafld.py", ""),
         ("nhanes.py", ""),
     ],
@@ -101,6 +103,40 @@ def test_the_papers_augmentation_is_on_in_the_full_config_and_off_elsewhere():
         config = load(name)
         other = config_lib.context_config(config, next(iter(config.rows)))
         assert not other.augments_signal and not other.patient_days and not other.drop_ehr and not other.drop_wear
+
+
+@pytest.mark.parametrize("file", ["full.py", "tiny.py"])
+@pytest.mark.parametrize("variant", config_lib.VARIANTS)
+def test_a_variant_sets_its_options_and_nothing_else_but_the_name(file, variant, tmp_path):
+    plain, changed = load(file), load(file, variant)
+    assert changed.name == f"{plain.name}-{variant}"
+    changed.name = plain.name
+    for option, value in config_lib.VARIANTS[variant].items():
+        part, _, key = option.rpartition(".")
+        before, after = plain, changed
+        for step in part.split("."):
+            before, after = before[step], after[step]
+        if part == "train.weights":
+            value = (*value[:2], min(value[2], plain.train.steps // 10))
+        assert after[key] == value
+        after[key] = before[key]
+    assert changed.to_dict() == plain.to_dict()
+    runnable = load(file, variant)
+    runnable.data.meds_dir = str(tmp_path)
+    config_lib.check(runnable)
+
+
+def test_the_ablations_of_the_paper_are_what_they_are_called():
+    full = {v: load("full.py", v) for v in ("", "no_cross_modal", "no_wear_to_ehr", "half_masked", "r8", "elbo")}
+    ramps = {v: config_lib.train_config(c).weights for v, c in full.items()}
+    assert ramps[""]["wear_to_ehr"] == Ramp(0.2, 1.0, 50_000) and ramps[""]["ehr_to_wear"] == Ramp(0.1, 0.1)
+    assert ramps["no_cross_modal"]["wear_to_ehr"] == ramps["no_cross_modal"]["ehr_to_wear"] == Ramp(0.0, 0.0)
+    assert ramps["no_wear_to_ehr"]["ehr_to_wear"] == Ramp(0.1, 0.1)
+    assert full[""].context.wear_mask == 0.25 and full["half_masked"].context.wear_mask == 0.5
+    assert full[""].model.n_components == 4 and full["r8"].model.n_components == 8
+    assert full["elbo"].model.posterior == "normal" and ramps["elbo"]["latent_kl"] == Ramp(0.0, 0.01, 50_000)
+    assert full[""].context.pairs == 8 and ramps[""]["contrast"].end == 0.05, "the regulariser has a small weight"
+    assert load("tiny.py", "elbo").train.weights.latent_kl == (0.0, 0.01, 25), "ramps fit a short run"
 
 
 @pytest.mark.parametrize("name", sorted(p.name for p in (REPO / "configs").glob("*.py")))
@@ -137,13 +173,21 @@ def runnable(tmp_path):
         ("data.labels_dir", "/no/such", FileNotFoundError, "config.data.labels_dir: there is no folder /no/such"),
         ("evaluate.late_fusion", ("x", "joint"), ValueError, "config.evaluate names the row 'x', which is not in con"),
         ("evaluate.reference_row", "x", ValueError, "config.evaluate names the row 'x', which is not in config.rows"),
+        ("train.weights.contrast", (0.1, 0.1, 0), ValueError, "config.train.weights.contrast needs pairs to align: se"),
+        ("train.weights.latent_kl", (0.0, 0.1, 9), ValueError, "config.model.posterior is 'point' and config.train.we"),
+        ("model.posterior", "normal", ValueError, "config.model.posterior is 'normal' and config.train.weights.latent"),
+        ("train.accumulate", 3, ValueError, "config.train.accumulate is 3; it must divide config.train.batch_size, 32"),
+        ("train.ema_decay", 1.0, ValueError, "config.train.ema_decay is 1.0; it must lie in [0, 1)"),
         ("report.reliability_task", "b", ValueError, "config.report.reliability_task is 'b', which is not in config"),
     ],
 )
 def test_a_config_that_cannot_run_is_refused(tmp_path, key, value, error, sentence):
     config = runnable(tmp_path)
-    part, name = key.split(".")
-    config[part][name] = value
+    *parts, name = key.split(".")
+    target = config
+    for part in parts:
+        target = target[part]
+    target[name] = value
     with pytest.raises(error) as caught:
         config_lib.check(config)
     assert str(caught.value).startswith(sentence) and "\n" not in str(caught.value)

@@ -35,7 +35,7 @@ def _layer(name: str, internal: str, *, external: str | None = None, banned: str
 
 
 ACCELERATOR = "jax jaxlib flax optax chex orbax"
-LEAVES = "models losses schedules sharding checkpoint"
+LEAVES = "models losses schedules sharding checkpoint optimizer"
 
 # The first entry whose name is the module or one of its parents decides.
 LAYERS = (
@@ -43,9 +43,11 @@ LAYERS = (
     _layer("data", "data batch", banned=ACCELERATOR),
     _layer("ops", "ops", external="jax jaxlib numpy"),
     _layer("models", "models ops batch"),
-    _layer("losses", "ops batch"),
+    _layer("losses", "losses_latent ops batch"),
+    _layer("losses_latent", "ops batch"),
     _layer("schedules", "ops batch"),
     _layer("sharding", "ops batch"),
+    _layer("optimizer", "schedules"),
     _layer("checkpoint", "ops batch"),
     _layer("evals", "evals models losses ops batch"),
     _layer("report", "report", external="numpy matplotlib polars"),

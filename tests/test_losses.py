@@ -10,10 +10,10 @@ import pytest
 from ehrwear_jax import batch as batch_lib
 from ehrwear_jax import losses
 
-V, A, B = 11, 4, 3  # vocabulary, horizons, rows
+V, A, B, S, D = 11, 4, 3, 5, 4  # vocabulary, horizons, rows, width of the common space, width of z
 SHAPE = batch_lib.BatchShape(
     tokens=9, windows=5, steps=6, channels=2, patches=3, masked=4, events=4, queries=5, future_windows=3,
-    future_codes=4, recalled_tokens=3,
+    future_codes=4, recalled_tokens=3, pairs=3,
 )  # fmt: skip
 OUTPUTS = {
     "masked_logits": (SHAPE.masked, V),
@@ -29,7 +29,16 @@ OUTPUTS = {
     "summary_event": (SHAPE.events, 3 * SHAPE.channels),
     "summary_query": (SHAPE.queries, 3 * SHAPE.channels),
     "past_summary": (SHAPE.queries, 3 * SHAPE.channels),
+    "pair_ehr": (SHAPE.pairs, S),
+    "pair_wear": (SHAPE.pairs, S),
+    "content": (SHAPE.tokens, D),
+    "mean_token": (SHAPE.tokens, D),
+    "mean_query": (SHAPE.queries, D),
+    "variance_token": (SHAPE.tokens, D),
+    "variance_query": (SHAPE.queries, D),
 }
+PRIOR = {"prior_rate": np.float32([0.02, 0.3, 1.0, 5.0]), "prior_variance": np.float32([0.5, 1.0, 2.0, 1.5])}
+TEMPERATURE = np.float32(0.4)
 WEIGHTS = {term: 0.25 * (i + 1) for i, term in enumerate(losses.TERMS)}
 RATE = np.linspace(0.02, 0.9, SHAPE.future_codes * A).reshape(SHAPE.future_codes, A)
 
@@ -63,15 +72,41 @@ def random_batch(seed):
         some(f"{name}_mask", True, 0.6)
         batch[name] = rng.normal(size=batch[name].shape).astype(np.float32)
     some("channel_mask", True, 0.3)
+    some("pair_patient", rng.integers(0, 3, batch["pair_patient"].shape), 0.8)
+    some("modality", rng.integers(1, 3, batch["modality"].shape), 0.9)
+    for name in ("event_pool", "query_pool"):
+        some(name, np.sort(rng.integers(0, SHAPE.tokens + 1, batch[name].shape), axis=-1), 1.0)
+    fill_states(batch, rng)
     return batch
+
+
+def fill_states(batch, rng):
+    """Two contexts in a row (one in the last but one), with ties, and queries in them; the last row stays empty."""
+    for b, starts in ((0, (0, 5)), (1, (1,))):
+        for s, begin in enumerate(starts, 1):
+            stop = (*starts, SHAPE.tokens)[s]
+            batch["segment"][b, begin:stop], batch["kv_range"][b, begin:stop, 0] = s, begin
+            batch["kv_range"][b, begin:stop, 1] = 1 + np.arange(begin, stop)
+            batch["time"][b, begin:stop] = np.cumsum(rng.choice([0.0, 0.01, 0.3, 40.0], stop - begin))
+    for b, q in cells(B - 1, SHAPE.queries):
+        known = np.nonzero(batch["segment"][b] == max(batch["query_segment"][b, q], 1))[0]
+        hi = rng.integers(0, len(known) + 1) if len(known) else 0
+        lo = known[0] if len(known) else 0
+        batch["query_kv_range"][b, q] = lo, lo + hi
+        last = batch["time"][b, lo + hi - 1] if hi else 0.0
+        batch["query_time"][b, q] = last + rng.choice([0.0, 3.0])
 
 
 def random_outputs(seed):
     rng = np.random.default_rng(seed)
     out = {name: rng.normal(0, 2, (B, *shape)).astype(np.float32) for name, shape in OUTPUTS.items()}
-    for name, n in (("event", SHAPE.events), ("query", SHAPE.queries)):
-        out[f"pooled_exists_{name}"] = rng.random((B, n)) < 0.5
-    return out | {"later_entropy": -RATE * np.log(RATE) - (1 - RATE) * np.log(1 - RATE)}
+    for name in ("pair_ehr", "pair_wear"):
+        out[name] /= np.linalg.norm(out[name], axis=-1, keepdims=True)
+    for name in ("variance_token", "variance_query"):
+        out[name] = np.exp(0.5 * out[name])
+    return out | PRIOR | {
+        "later_entropy": -RATE * np.log(RATE) - (1 - RATE) * np.log(1 - RATE), "temperature": TEMPERATURE,
+    }  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -119,11 +154,12 @@ def slow_masked_ehr(out, batch):
     return mean([nll(out["masked_logits"][i], batch["masked_target"][i]) for i in at])
 
 
-def slow_next(out, batch, logits="next_logits", exists=None):
+def slow_next(out, batch, logits="next_logits", pooled=False):
     terms = []
     for name, n in (("event", SHAPE.events), ("query", SHAPE.queries)):
         for i in cells(B, n):
-            if batch[f"{name}_next"][i] != batch_lib.PAD and (exists is None or out[f"{exists}_{name}"][i]):
+            there = batch["modality"][i[0], slice(*batch[f"{name}_pool"][i])] == batch_lib.MODALITY_WEAR
+            if batch[f"{name}_next"][i] != batch_lib.PAD and (not pooled or there.any()):
                 terms.append(nll(out[f"{logits}_{name}"][i], batch[f"{name}_next"][i]))
     return mean(terms)
 
@@ -190,6 +226,69 @@ def slow_ehr_to_wear(out, batch):
     return mean(errors)
 
 
+def slow_contrast(out, batch):
+    pairs = [i for i in cells(B, SHAPE.pairs) if batch["pair_patient"][i] >= 0]
+    costs = []
+    for i in pairs:
+        own = math.fsum(out["pair_ehr"][i] * out["pair_wear"][i]) / TEMPERATURE
+        others = [j for j in pairs if batch["pair_patient"][j] != batch["pair_patient"][i]]
+        scores = [math.fsum(out["pair_ehr"][i] * out["pair_wear"][j]) / TEMPERATURE for j in others]
+        costs.append(math.log(math.exp(own) + sum(map(math.exp, scores))) - own)
+    return mean(costs)
+
+
+def slow_content_norm(out, batch):
+    return sum(
+        mean([np.mean(np.square(out["content"][i].astype(np.float64))) for i in zip(*np.nonzero(batch["modality"] == m),
+                                                                                    strict=True)])
+        for m in (batch_lib.MODALITY_EHR, batch_lib.MODALITY_WEAR)
+    )  # fmt: skip
+
+
+def slow_latent_kl(out, batch):
+    """Dense Gaussian algebra: the covariance of each context's states, in which queries hang on the last seen token."""
+    total, n = 0.0, 0
+    for b in range(B):
+        for s in range(1, batch["segment"][b].max() + 1):
+            tokens = np.nonzero(batch["segment"][b] == s)[0]
+            clock = dict.fromkeys(tokens[:1], 0.0)  # the prior's time: an hour at least passes between states
+            for before, t in zip(tokens, tokens[1:], strict=False):
+                gap = float(batch["time"][b, t]) - float(batch["time"][b, before])
+                clock[t] = clock[before] + max(gap, 1 / 24)
+            states = [("token", t, clock[t], 0.0) for t in tokens]
+            for q in np.nonzero(batch["query_segment"][b] == s)[0]:
+                lo, hi = batch["query_kv_range"][b, q]
+                if hi > lo:
+                    gap = max(float(batch["query_time"][b, q]) - float(batch["time"][b, hi - 1]), 1 / 24)
+                    states.append(("query", q, clock[hi - 1], gap))
+                else:
+                    states.append(("query", q, np.inf, 0.0))
+            n += len(states)
+            total += sum(dense_kl(out, b, states, d) for d in range(D))
+        loose = [
+            ("query", q, np.inf, 0.0) for q in np.nonzero(batch["query_segment"][b] > batch["segment"][b].max())[0]
+        ]
+        n += len(loose)
+        total += sum(dense_kl(out, b, [x], d) for x in loose for d in range(D))
+    return total / n
+
+
+def dense_kl(out, b, states, d):
+    """KL of independent normals from N(0, K): K = variance * exp(-rate * length of the way between two states)."""
+    n, rate = len(states), float(PRIOR["prior_rate"][d])
+    way = np.zeros((n, n))
+    for i, j in np.ndindex(n, n):
+        if i != j:
+            at_i, at_j = states[i][2], states[j][2]
+            way[i, j] = np.inf if np.isinf([at_i, at_j]).any() else abs(at_i - at_j) + states[i][3] + states[j][3]
+    K = float(PRIOR["prior_variance"][d]) * np.exp(-rate * way)
+    mu = np.array([out[f"mean_{name}"][b, i, d] for name, i, *_ in states], np.float64)
+    sigma = np.diag([float(out[f"variance_{name}"][b, i, d]) for name, i, *_ in states])
+    inverse = np.linalg.inv(K)
+    logdet = np.linalg.slogdet(K)[1] - np.linalg.slogdet(sigma)[1]
+    return 0.5 * (np.trace(inverse @ sigma) + mu @ inverse @ mu - n + logdet)
+
+
 SLOW = {
     "ehr_masked": slow_masked_ehr,
     "ehr_next": slow_next,
@@ -198,9 +297,19 @@ SLOW = {
     "wear_masked": slow_masked_wear,
     "wear_ahead": slow_ahead,
     "wear_recall": slow_wear_recall,
-    "wear_to_ehr": lambda out, batch: slow_next(out, batch, "pooled_logits", "pooled_exists"),
+    "wear_to_ehr": lambda out, batch: slow_next(out, batch, "pooled_logits", pooled=True),
     "ehr_to_wear": slow_ehr_to_wear,
+    "contrast": slow_contrast,
+    "content_norm": slow_content_norm,
+    "latent_kl": slow_latent_kl,
 }
+
+
+def quiet(out):
+    """Zeros where a network would speak, entropies of one."""
+    ones = {"later_entropy": np.ones((SHAPE.future_codes, A)), "temperature": TEMPERATURE} | PRIOR
+    ones |= {k: np.ones_like(v) for k, v in out.items() if k.startswith("variance")}
+    return {k: np.zeros_like(v) for k, v in out.items()} | ones
 
 
 @pytest.mark.parametrize("term", losses.TERMS)
@@ -249,7 +358,7 @@ def test_padding_changes_nothing(case, evaluate):
     for name in OUTPUTS:
         loud[name][-1] = 1e4
     loud["masked_logits"][batch["masked_position"] < 0] = -1e4
-    for name in ("later_logits", "recall_logits"):
+    for name in ("later_logits", "recall_logits", "mean_query"):
         loud[name][batch["query_segment"] == 0] = 1e4
     assert evaluate(loud, batch)[0] == loss
 
@@ -266,7 +375,7 @@ def test_a_code_that_comes_after_follow_up_ends_is_no_negative(case, evaluate):
     batch = batch_lib.empty_batch(SHAPE, B)
     batch["query_segment"][0, 0], batch["query_horizons"][0, 0] = 1, 2
     batch["query_code_bin"][0, 0, 1] = 2
-    out = {k: np.zeros_like(v) for k, v in case[0].items()} | {"later_entropy": np.ones((SHAPE.future_codes, A))}
+    out = quiet(case[0])
     _, metrics, grads = evaluate(out, batch)
     np.testing.assert_allclose(metrics["loss/ehr_later"], math.log(2), rtol=1e-6)
     assert metrics["ehr_later/positives"] == 0.0
@@ -278,7 +387,7 @@ def test_a_code_that_comes_after_follow_up_ends_is_no_negative(case, evaluate):
 
 def test_certainty_costs_nothing_and_extreme_logits_stay_finite(case, evaluate):
     batch = random_batch(5)
-    out = {k: np.zeros_like(v) for k, v in case[0].items()} | {"later_entropy": np.ones((SHAPE.future_codes, A))}
+    out = quiet(case[0])
     for logits, target in (("masked_logits", "masked_target"), ("next_logits_event", "event_next")):
         out[logits] = 1e4 * np.eye(V, dtype=np.float32)[batch[target]]
     out["rebuilt"] = batch["wear"]

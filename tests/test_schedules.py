@@ -1,5 +1,7 @@
 """Learning rate and loss weights at their knots and between."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ehrwear_jax import config as config_lib
 from ehrwear_jax import schedules
 
 
@@ -62,3 +65,24 @@ def test_curriculum_leaves_out_terms_that_are_off_throughout():
     weights = schedules.curriculum(ramps, ["a", "b", "c"])
     assert {k: float(v) for k, v in weights(0).items()} == {"b": 0.0, "c": 1.0}
     assert {k: float(v) for k, v in weights(5).items()} == {"b": 0.5, "c": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("step", "rate", "wear_to_ehr"),
+    [
+        (0, 1e-8, 0.2),
+        (10_000, 1e-4, 0.36),
+        (50_000, 5e-5 * (1 + math.cos(math.pi * 40 / 490)), 1.0),
+        (500_000, 0.0, 1.0),
+    ],
+)
+def test_the_schedules_of_the_paper(step, rate, wear_to_ehr):
+    """Appendix A.4: 1e-4 after 10,000 steps of warmup, a cosine to 500,000; 0.2 to 1.0 over 50,000 steps."""
+    config = config_lib.train_config(config_lib.base())
+    learning_rate = schedules.learning_rate(config.peak_learning_rate, config.warmup_steps, config.steps)
+    np.testing.assert_allclose(learning_rate(step), rate, rtol=1e-5, atol=1e-11)
+    weights = schedules.curriculum(config.weights, config.weights)(step)
+    np.testing.assert_allclose(weights.pop("wear_to_ehr"), wear_to_ehr, rtol=1e-6)
+    np.testing.assert_allclose(weights.pop("ehr_to_wear"), 0.1, rtol=1e-6)
+    assert all(w == 1.0 for w in weights.values()), "within a modality the weight is 1 throughout"
+    assert (config.weight_decay, config.clip_norm, config.batch_size) == (0.01, 1.0, 32)

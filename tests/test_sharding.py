@@ -13,12 +13,12 @@ from ehrwear_jax.ops.kernel_attention import kernel_attention
 
 SHAPE = batch_lib.BatchShape(
     tokens=6, windows=2, steps=4, channels=1, patches=2, masked=3, events=3, queries=3, future_windows=2,
-    future_codes=3, recalled_tokens=2,
+    future_codes=3, recalled_tokens=2, pairs=3,
 )  # fmt: skip
 CONFIG = ModelConfig(
     vocabulary=9, steps=4, channels=1, patch_steps=2, future_windows=2, future_codes=3, horizons=2,
-    later_rates=(0.1,) * 6, recalled_tokens=2, width=8, n_layers=1, n_heads=2, mlp_width=8, token_width=4,
-    time_features=4, wear_width=4, wear_layers=1, wear_heads=1, source_width=2,
+    later_rates=(0.1,) * 6, recalled_tokens=2, pairs=3, posterior="normal", width=8, n_layers=1, n_heads=2, mlp_width=8,
+    token_width=4, align_width=4, time_features=4, wear_width=4, wear_layers=1, wear_heads=1, source_width=2,
 )  # fmt: skip
 
 
@@ -93,20 +93,22 @@ def test_losses_and_gradients_do_not_depend_on_the_number_of_devices():
     batch = make_batch(n_rows)
     batch_lib.check_batch(batch, shape, n_rows)
     rng = np.random.default_rng(1)
-    axes = shape.axes(n_rows) | {"V": 9, "A": 2, "G": 3}
+    axes = shape.axes(n_rows) | {"V": 9, "A": 2, "G": 3, "S": 4}
     made = {"masked_logits": "MV", "next_logits_event": "EV", "next_logits_query": "QV", "pooled_logits_event": "EV",
             "pooled_logits_query": "QV", "later_logits": "QKA", "recall_logits": "QRG", "rebuilt": "WLC",
             "ahead_window": "WHLC", "ahead_query": "QHLC", "summary_event": "EF", "summary_query": "QF",
-            "past_summary": "QF"}  # fmt: skip
+            "past_summary": "QF", "pair_ehr": "JS", "pair_wear": "JS", "content": "TS", "mean_token": "TS",
+            "mean_query": "QS", "variance_token": "TS", "variance_query": "QS"}  # fmt: skip
     out = {k: rng.normal(size=[n_rows, *(axes[a] for a in dims)]).astype(np.float32) for k, dims in made.items()}
-    out |= {f"pooled_exists_{n}": rng.random((n_rows, axes[n[0].upper()])) < 0.5 for n in ("event", "query")}
+    out |= {k: np.exp(v) for k, v in out.items() if k.startswith("variance")}
+    constant = {"later_entropy": jnp.full((3, 2), 0.5), "temperature": jnp.float32(0.5),
+                "prior_rate": jnp.arange(1.0, 5.0), "prior_variance": jnp.ones(4)}  # fmt: skip
 
     @jax.jit
     def step(scale, rows):
         def objective(scale):
             scaled = {k: v * scale[k] if k in scale else v for k, v in rows["out"].items()}
-            scaled["later_entropy"] = jnp.full((3, 2), 0.5)
-            return losses.total(scaled, rows["batch"], dict.fromkeys(losses.TERMS, 1.0))
+            return losses.total(scaled | constant, rows["batch"], dict.fromkeys(losses.TERMS, 1.0))
 
         return jax.value_and_grad(objective, has_aux=True)(scale)
 

@@ -15,9 +15,11 @@ from ehrwear_jax import losses, schedules, sharding, train
 from ehrwear_jax.data import meds, pipeline, prepare
 
 CONTEXT = {"tokens": 64, "windows": 32, "context_tokens": 40, "queries": 8, "events": 8, "patch_steps": 3,
-           "future_windows": 3, "future_codes": 5, "masked_contexts": 1.0, "ehr_mask": 0.4}  # fmt: skip
+           "future_windows": 3, "future_codes": 5, "pairs": 8, "colocated_days": 90.0,
+           "masked_contexts": 1.0, "ehr_mask": 0.4}  # fmt: skip
 MODEL = {"width": 16, "n_layers": 2, "n_heads": 2, "mlp_width": 32, "token_width": 8, "time_features": 8,
-         "wear_width": 8, "wear_layers": 1, "wear_heads": 2, "source_width": 4}  # fmt: skip
+         "wear_width": 8, "wear_layers": 1, "wear_heads": 2, "source_width": 4, "posterior": "normal",
+         "align_width": 8}  # fmt: skip
 BATCH = 8
 
 
@@ -254,24 +256,31 @@ def losses_of(folder):
 
 
 def test_resume_gives_the_same_losses_and_parameters(root, tmp_path):
+    """With micro-batches and averaged weights, which a checkpoint holds beside those that are trained."""
     people, tuning = patients(root), patients(root, "tuning")
-    whole, _ = train.pretrain(tmp_path / "whole", people, tuning, MODEL, train_config())
+    options = {"accumulate": 2, "ema_decay": 0.9}
+    whole, _ = train.pretrain(tmp_path / "whole", people, tuning, MODEL, train_config(**options))
     for stop in (2, 5, None):  # before, on neither side of a checkpoint, to the end
-        params, step = train.pretrain(tmp_path / "parts", people, tuning, MODEL, train_config(stop_after=stop))
+        config = train_config(stop_after=stop, **options)
+        params, step = train.pretrain(tmp_path / "parts", people, tuning, MODEL, config)
     assert step == 8 and losses_of(tmp_path / "whole") == losses_of(tmp_path / "parts")
     assert len(losses_of(tmp_path / "whole")) == 8 and len(set(losses_of(tmp_path / "whole").values())) == 8
     jax.tree.map(np.testing.assert_array_equal, host(whole), host(params))
     # a finished run does nothing more
-    again, _ = train.pretrain(tmp_path / "parts", people, tuning, MODEL, train_config())
+    again, _ = train.pretrain(tmp_path / "parts", people, tuning, MODEL, train_config(**options))
     jax.tree.map(np.testing.assert_array_equal, host(again), host(params))
+    read, at = train.restore_params(tmp_path / "parts", people, MODEL, train_config(**options))
+    jax.tree.map(np.testing.assert_array_equal, host(read), host(params))
+    assert at == 8
 
 
 def test_a_step_that_is_not_finite_is_not_applied(root, tmp_path, caplog):
     people = patients(root)
     model, optimizer, mesh = train.make_model(people, MODEL), train.make_optimizer(train_config()), sharding.make_mesh()
-    state = train.init_state(model, optimizer, people, 0, mesh)
+    state = train.init_state(model, optimizer, people, 0, mesh, averaged=True)
     curriculum = schedules.curriculum(train_config().weights, train.active_terms(model, people))
-    step = jax.jit(lambda s, b: train.train_step(s, b, model=model, optimizer=optimizer, curriculum=curriculum, seed=0))
+    options = {"model": model, "optimizer": optimizer, "curriculum": curriculum, "seed": 0, "ema_decay": 0.5}
+    step = jax.jit(lambda s, b: train.train_step(s, b, **options))
     batch = next(pipeline.train_batches(pipeline.TrainRows(people, 0), BATCH))
     batch["value"][0, 0] = np.nan
     new, metrics = step(state, sharding.device_batch(batch, mesh))
@@ -280,6 +289,10 @@ def test_a_step_that_is_not_finite_is_not_applied(root, tmp_path, caplog):
     good = sharding.device_batch(next(pipeline.train_batches(pipeline.TrainRows(people, 0), BATCH)), mesh)
     newer, metrics = step(new, good)
     assert metrics["finite"] == 1 and metrics["skipped"] == 0
+    for before, after in ((state, new), (new, newer)):  # the average follows the weights, or stays with them
+        decay = min(0.5, (1 + int(before["step"])) / (10 + int(before["step"])))
+        want = jax.tree.map(lambda a, p, d=decay: d * a + (1 - d) * p, before["average"], after["params"])
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), host(after["average"]), host(want))
     changed = jax.tree.map(lambda a, b: np.any(np.asarray(a) != np.asarray(b)), newer["params"], new["params"])
     assert any(jax.tree.leaves(changed))
 

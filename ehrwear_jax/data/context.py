@@ -24,6 +24,8 @@ class ContextConfig:
       horizons: for the prediction of later codes.
       future_codes: how many codes and ancestors of codes (the most frequent) are predicted.
       recalled_tokens: how many tokens (the most frequent) are recalled.
+      pairs: capacity of a row for pairs of a wearable window and the EHR events within colocated_days of its end, which
+        contrastive alignment compares (paper, section 3.3: temporally co-located); 0 leaves it out.
       pool_days: tau of the wearable-to-EHR term. summary_days: tau' of the EHR-to-wearable term.
       patch_steps: steps in a patch of the wearable encoder.
       ehr_mask, wear_mask: share hidden. mask_temperature: see masking.token_weights.
@@ -59,6 +61,8 @@ class ContextConfig:
     horizons: tuple = (30, 90, 180, 365)
     future_codes: int = 128
     recalled_tokens: int = 256
+    pairs: int = 0
+    colocated_days: float = 7.0
     pool_days: float = 30.0
     summary_days: float = 7.0
     patch_steps: int = 6
@@ -197,6 +201,7 @@ def fill_context(row, at, patients, patient, span, query_us, rng, augment_rng=No
             targets.fill_recall(row, q, patients, token, n_static, time_us, query_us)
         if m and nq:
             targets.fill_past(row, q, config, p.window_end_M[windows], shown_MxF, query_us)
+        targets.fill_pairs(row, at, config, time_us, token, is_wear, n_static, t0, w0, rng)
     row["token"][s], row["value"][s] = token, value
     at["tokens"] += n
     at["windows"] += m
@@ -278,7 +283,8 @@ def new_row(shape):
 
 def cursors(phase=0.0):
     """How much of each axis of a row is used, the number of contexts, and the phase in [0, 1) of targets.share."""
-    return {**dict.fromkeys(("tokens", "windows", "masked", "events", "queries", "segment"), 0), "phase": phase}
+    used = ("tokens", "windows", "masked", "events", "queries", "pairs", "segment")
+    return {**dict.fromkeys(used, 0), "phase": phase}
 
 
 def close_row(row, at):

@@ -129,6 +129,8 @@ class Patients:
             future_codes=len(self.future_codes),
             recalled_tokens=self.n_recalled,
             further_summaries=len(self.further_channel_X),
+            # what there is to align takes both modalities
+            pairs=c.pairs if wear and "ehr" in c.modalities else 0,
         )
 
 
@@ -297,7 +299,9 @@ class TrainRows:
         at_token = patient.time_N[span.start : span.stop][rng.integers(0, span.stop - span.start, n_query)]
         anywhere = rng.integers(patient.time_N[span.start], patient.time_N[span.stop - 1] + 1, n_query)
         query_us = np.sort(np.where(rng.random(n_query) < 0.5, at_token, anywhere))
+        first_pair = at["pairs"]
         context.fill_context(row, at, self.patients, patient, span, query_us, rng, drawn.augment_rng)
+        row["pair_patient"][first_pair : at["pairs"]] = drawn.place
 
 
 def train_batches(

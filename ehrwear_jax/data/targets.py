@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from ehrwear_jax.batch import PAD
+from ehrwear_jax.batch import MASK, PAD
 from ehrwear_jax.data.signal import DAY_US
 
 
@@ -136,3 +136,29 @@ def _next_windows(time_us, end_M, window_us, steps, w0):
     slot = np.searchsorted(end_M, until, side="right") - 1
     found = (slot >= 0) & (end_M[np.maximum(slot, 0)] > until - window_us)
     return np.where(found, w0 + slot, -1)
+
+
+def fill_pairs(row, at, config, time_us, token, is_wear, n_static, t0, w0, rng):
+    """Windows with something visible, and with visible events near their end, in random choice.
+
+    Static tokens have no time and are near to nothing.
+    """
+    quota = min(len(row["pair_position"]) - at["pairs"], share(config.pairs, at, len(time_us), config))
+    wear_at = np.nonzero(is_wear)[0]
+    if quota <= 0 or not len(wear_at):
+        return
+    near_us = np.array([-1, 1]) * int(config.colocated_days * DAY_US)
+    lo, hi = (
+        n_static + np.searchsorted(time_us[n_static:], time_us[wear_at] + s, side=side)
+        for s, side in zip(near_us, ("left", "right"), strict=True)
+    )
+    visible = np.concatenate([[0], np.cumsum(~is_wear & (token != MASK))])
+    w = slice(w0, w0 + len(wear_at))
+    hidden = row["patch_mask"][w].all(axis=1) | row["channel_mask"][w].all(axis=1)
+    shown = row["observed"][w].any(axis=(1, 2)) & ~hidden
+    found = np.nonzero(shown & (visible[hi] > visible[lo]))[0]
+    chosen = np.sort(rng.permutation(found)[:quota]).astype(np.int64)
+    s = slice(at["pairs"], at["pairs"] + len(chosen))
+    row["pair_position"][s] = t0 + wear_at[chosen]
+    row["pair_near"][s] = t0 + np.stack([lo[chosen], hi[chosen]], axis=1)
+    at["pairs"] += len(chosen)

@@ -1,6 +1,7 @@
 """EHR events to vectors: token embedding, value along a learned direction of the token."""
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 
 
@@ -29,7 +30,11 @@ class EhrEmbedder(nn.Module):
         vector = self.table(token) + value[..., None] * self.value_table(token)
         return self.project(vector.astype(self.dtype))
 
-    def logits(self, hidden):
-        """Scores of every token, [..., out_width] -> float32 [..., vocabulary]; the table is shared with the input."""
+    def logits(self, hidden, train_table=True):
+        """Scores of every token, [..., out_width] -> float32 [..., vocabulary]; the table is shared with the input.
+
+        train_table: whether a loss on the scores changes the table.
+        """
         vector = self.to_token(self.norm(hidden)).astype(jnp.float32)
-        return vector @ self.table.embedding.T + self.bias_V.reshape((1,) * (vector.ndim - 1) + (-1,))
+        table = self.table.embedding if train_table else jax.lax.stop_gradient(self.table.embedding)
+        return vector @ table.T + self.bias_V.reshape((1,) * (vector.ndim - 1) + (-1,))

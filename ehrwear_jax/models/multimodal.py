@@ -4,10 +4,11 @@ import dataclasses
 from collections.abc import Callable
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ehrwear_jax.batch import MODALITY_WEAR, SUMMARIES
+from ehrwear_jax.batch import MASK, MODALITY_EHR, MODALITY_WEAR, SUMMARIES
 from ehrwear_jax.models import heads, time_encoding
 from ehrwear_jax.models.backbone import Backbone
 from ehrwear_jax.models.decayed_counts import DecayedCounts
@@ -22,10 +23,15 @@ class ModelConfig:
 
     Attributes:
       vocabulary, steps, channels, patch_steps, future_windows, future_codes, horizons, recalled_tokens,
-        further_summaries: from data, see batch.BatchShape.
+        further_summaries, pairs: from data, see batch.BatchShape.
       later_rates: [future_codes x horizons] expected share of positives, where the head of later codes starts.
       time_features: q of rho. shortest_period_days: of rho; data by the day have no use for less than months, and
         fine phases of an age tell people apart. kernel: mixture, rational_quadratic or none. n_components: R.
+      pool: Agg of the wearable-to-EHR term, see heads.WearablePool.
+      align_width, temperature, learn_temperature: see heads.Alignment.
+      posterior: "point" or, for the ELBO variant, "normal": z is drawn while training, its mean is read otherwise.
+      detach_cross_modal: the cross-modal terms train their heads and nothing before them: what the terms cost if they
+        do not shape z.
       count_width: features that decayed counts sum over the record; 0 leaves them out.
     """
 
@@ -39,6 +45,7 @@ class ModelConfig:
     later_rates: tuple
     recalled_tokens: int
     further_summaries: int = 0
+    pairs: int = 0
     width: int = 1024
     n_layers: int = 24
     n_heads: int = 16
@@ -53,6 +60,12 @@ class ModelConfig:
     n_components: int = 4
     source_width: int = 16
     count_width: int = 64
+    pool: str = "attention"
+    align_width: int = 128
+    temperature: float = 0.1
+    learn_temperature: bool = True
+    posterior: str = "point"
+    detach_cross_modal: bool = False
     dropout: float = 0.1
     attention_dropout: float = 0.0
     stochastic_depth: float = 0.0
@@ -84,9 +97,15 @@ class MultimodalModel(nn.Module):
             n_summaries = len(SUMMARIES) * c.channels + c.further_summaries
             self.past = nn.Dense(n_summaries)
             self.summary = heads.Mlp(c.width, n_summaries)
-            self.pool = heads.WearablePool()
+            self.pool = heads.WearablePool(c.pool)
             self.pool_norm = nn.LayerNorm()
             self.pool_mlp = heads.Mlp(c.width, c.width)
+        if c.pairs:
+            self.align = heads.Alignment(c.align_width, c.temperature, c.learn_temperature)
+        if c.posterior == "normal":
+            self.posterior = heads.Posterior(c.width)
+        elif c.posterior != "point":
+            raise ValueError(f"unknown posterior {c.posterior!r}: point or normal")
         self.query = self.param("query", nn.initializers.normal(0.02), (c.width,))
         self.next_mlp = heads.Mlp(c.width, c.width)
         rate = np.clip(np.asarray(c.later_rates, np.float64).reshape(c.future_codes, c.horizons), 1e-5, 1 - 1e-5)
@@ -124,6 +143,10 @@ class MultimodalModel(nn.Module):
         Returns:
           (z_BxTxD, z_BxQxD) float32.
         """
+        return self._encode(batch, deterministic)[:2]
+
+    def _encode(self, batch, deterministic):
+        """(z_BxTxD, z_BxQxD, h_BxTxD: what the tokens say, without their time)."""
         c = self.config
         dtype = jnp.dtype(c.dtype)
         x = self.ehr(batch["token"], batch["value"])
@@ -132,6 +155,8 @@ class MultimodalModel(nn.Module):
             slot_BxTx1 = jnp.maximum(batch["window"], 0)[..., None]
             is_wear_BxTx1 = (batch["modality"] == MODALITY_WEAR)[..., None]
             x = jnp.where(is_wear_BxTx1, jnp.take_along_axis(h_BxWxD, slot_BxTx1, axis=1), x)
+        # where tests differentiate with respect to what tokens say; adds nothing otherwise
+        h_BxTxD = x = self.perturb("content", x)
         counts = self.counts(x, batch) if c.count_width else (0.0, 0.0)
         before = jnp.broadcast_to(jnp.arange(-1, x.shape[1] - 1)[None], x.shape[:2])
         x = x + self._time(batch["age"]) + self.modality(batch["modality"]).astype(dtype)
@@ -139,7 +164,7 @@ class MultimodalModel(nn.Module):
         last = batch["query_kv_range"][..., 1] - 1
         y = self.query.astype(dtype)[None, None] + self._time(batch["query_age"])
         y = y + self._stream(batch["query_time"], batch["query_kv_range"], last, batch["time"]) + counts[1]
-        return self.backbone(x, y, batch, deterministic)
+        return *self.backbone(x, y, batch, deterministic), h_BxTxD
 
     def _time(self, age):
         c = self.config
@@ -154,12 +179,16 @@ class MultimodalModel(nn.Module):
         Returns:
           dict: z_token, z_query; masked_logits_BxMxV; next_logits_{event,query}; later_logits_BxQxKxA,
           later_entropy_KxA, recall_logits_BxQxRx(A+1); with wearables also rebuilt_BxWxLxC, ahead_window_BxWxHxLxC,
-          ahead_query_BxQxHxLxC, summary_{event,query}, past_summary, pooled_logits_*, pooled_exists_*.
+          ahead_query_BxQxHxLxC, summary_{event,query}, past_summary, pooled_logits_*; what losses_latent.py needs.
         """
         c = self.config
-        z_BxTxD, z_BxQxD = self.encode(batch, deterministic)
+        z_BxTxD, z_BxQxD, h_BxTxD = self._encode(batch, deterministic)
+        out = {"z_token": z_BxTxD, "z_query": z_BxQxD, "content": h_BxTxD}
+        if c.posterior == "normal":
+            z_BxTxD, z_BxQxD = self._draw(out, deterministic)
+        cross = jax.lax.stop_gradient if c.detach_cross_modal else lambda x: x
         z_masked, z_event = _take(z_BxTxD, batch["masked_position"]), _take(z_BxTxD, batch["event_position"])
-        out = {"z_token": z_BxTxD, "z_query": z_BxQxD, "masked_logits": self.ehr.logits(z_masked)}
+        out["masked_logits"] = self.ehr.logits(z_masked)
         for name, z in (("event", z_event), ("query", z_BxQxD)):
             out[f"next_logits_{name}"] = self.ehr.logits(z + self.next_mlp(z))
         later = self.later(z_BxQxD)
@@ -174,12 +203,30 @@ class MultimodalModel(nn.Module):
             out["ahead_window"] = jnp.stack([self.decoder(z_window, h) for h in steps], axis=2)
             out["ahead_query"] = jnp.stack([self.decoder(z_BxQxD, h) for h in steps], axis=2)
             is_wear = batch["modality"] == MODALITY_WEAR
-            for name, z in (("event", z_event), ("query", z_BxQxD)):
-                out[f"summary_{name}"] = self.summary(z)
-                pooled, exists = self.pool(z_BxTxD, is_wear, batch[f"{name}_pool"])
-                out[f"pooled_logits_{name}"] = self.ehr.logits(self.pool_mlp(self.pool_norm(pooled)))
-                out[f"pooled_exists_{name}"] = exists
+            event_time = _take(batch["time"][..., None], batch["event_position"])[..., 0]
+            for name, z, time in (("event", z_event, event_time), ("query", z_BxQxD, batch["query_time"])):
+                out[f"summary_{name}"] = self.summary(cross(z))
+                pooled, _ = self.pool(cross(z_BxTxD), is_wear, batch[f"{name}_pool"], batch["time"], time)
+                hidden = self.pool_mlp(self.pool_norm(pooled))
+                out[f"pooled_logits_{name}"] = self.ehr.logits(hidden, train_table=not c.detach_cross_modal)
+        if c.pairs:
+            # contents before time and context: through attention one could copy the other, and the encoding of an age
+            # tells patients apart without a look at what the two modalities say
+            visible = (batch["modality"] == MODALITY_EHR) & (batch["token"] != MASK)
+            pair = self.align(cross(h_BxTxD), visible, batch["pair_position"], batch["pair_near"])
+            out |= dict(zip(("pair_ehr", "pair_wear", "temperature"), pair, strict=True))
         return out
+
+    def _draw(self, out, deterministic):
+        """States of tokens and queries drawn from q(z) (their means if deterministic); puts q and p into `out`."""
+        drawn = []
+        for name in ("token", "query"):
+            mean = out[f"mean_{name}"] = out[f"z_{name}"]
+            variance = out[f"variance_{name}"] = self.posterior.variance(mean)
+            noise = 0.0 if deterministic else jax.random.normal(self.make_rng("dropout"), mean.shape)
+            drawn.append(mean + jnp.sqrt(variance) * noise)
+        out["prior_rate"], out["prior_variance"] = self.posterior.prior()
+        return drawn
 
 
 def _take(z_BxTxD, position_BxN):

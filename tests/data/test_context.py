@@ -282,3 +282,46 @@ def test_options_that_cannot_be_are_refused(options, sentence):
     with pytest.raises(ValueError) as caught:
         ContextConfig(**options)
     assert str(caught.value).startswith("config.context.") and sentence in str(caught.value)
+
+
+# ---------------------------------------------------------------------------------------------------- co-located pairs
+
+
+def test_pairs_are_windows_with_visible_events_near_their_end(folder):
+    days, options = 20.0, {"pairs": 6, "colocated_days": 20.0, "masked_contexts": 1.0, "ehr_mask": 0.5}
+    rows = make_rows(folder, **options)
+    order, bounds = rows._plan(0)
+    ids, n_pairs, later = [], 0, 0
+    for g, row in enumerate(read(rows, 1)):
+        real = row["pair_patient"] >= 0
+        assert np.array_equal(real, row["pair_position"] >= 0)
+        inside = order[bounds[g] : bounds[g + 1]]
+        for position, (lo, hi), patient in zip(
+            row["pair_position"][real], row["pair_near"][real], row["pair_patient"][real], strict=True
+        ):
+            segment = row["segment"][position]
+            assert row["modality"][position] == batch_lib.MODALITY_WEAR and inside[segment - 1] == patient
+            assert row["observed"][row["window"][position]].any()
+            n_static = len(rows.patients[int(patient)].static_token_S)
+            mine = np.nonzero(row["segment"] == segment)[0][n_static:]
+            near = mine[np.abs(row["time"][mine] - row["time"][position]) <= days]
+            assert (near[0], near[-1] + 1) == (lo, hi) and len(near) == hi - lo
+            events = near[row["modality"][near] == batch_lib.MODALITY_EHR]
+            assert (row["token"][events] != batch_lib.MASK).any()
+            later += (row["time"][events] > row["time"][position]).any()
+            ids.append(patient)
+        n_pairs += real.sum()
+    assert n_pairs > 20 and len(set(ids)) > 5 and later > 3, "events on either side"
+
+
+def test_pairs_change_nothing_else(folder):
+    """They are drawn last: masks and reads are the same without them."""
+    pairs = {"pair_position", "pair_near", "pair_patient"}
+    plain, paired = read(make_rows(folder)), read(make_rows(folder, pairs=4))
+    assert_same(plain, paired, set(batch_lib.FIELDS) - pairs)
+    assert all(row[name].shape[0] == 0 for row in plain for name in pairs)
+
+
+def test_one_modality_has_no_pairs(folder):
+    for modality in ("ehr", "wear"):
+        assert make_rows(folder, pairs=4, modalities=(modality,)).shape.pairs == 0

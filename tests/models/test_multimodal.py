@@ -1,10 +1,15 @@
 """What the options of the joint model switch."""
 
+import dataclasses
+
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from test_sharding import CONFIG, make_batch
 
 from ehrwear_jax import batch as batch_lib
+from ehrwear_jax import losses
 from ehrwear_jax.models.multimodal import ModelConfig, MultimodalModel
 
 N_TOKENS = 5
@@ -61,3 +66,55 @@ def test_a_long_shortest_period_hides_the_time_of_day(batch):
         _, encode = latents({"shortest_period_days": period}, batch)
         shift[period] = np.abs(np.asarray(encode(later)) - np.asarray(encode(batch))).max()
     assert shift[0.25] > 0.05 and shift[1000.0] < 0.01 * shift[0.25]
+
+
+# ------------------------------------------------------------------------- posterior, and terms that do not shape z
+
+
+@pytest.fixture(scope="module")
+def normal(batch):
+    m = model(posterior="normal")
+    params = m.init(jax.random.key(0), batch)["params"]
+    apply = jax.jit(
+        lambda key, b: m.apply({"params": params}, b, deterministic=False, rngs={"dropout": key})["next_logits_query"]
+    )
+    return m, params, apply
+
+
+def test_z_is_drawn_while_training_and_its_mean_is_read_otherwise(batch, normal):
+    m, params, apply = normal
+    drawn = [np.asarray(apply(jax.random.key(i), batch)) for i in range(3)]
+    assert np.std(drawn, axis=0).min() > 0
+    out = m.apply({"params": params}, batch)
+    np.testing.assert_array_equal(out["mean_query"], out["z_query"])
+    np.testing.assert_allclose(out["z_query"], m.apply({"params": params}, batch, method="encode")[1], atol=1e-6)
+    np.testing.assert_allclose(out["variance_query"], np.exp(-2.0), rtol=1e-5)
+    assert out["prior_rate"].shape == out["prior_variance"].shape == (8,)
+
+
+def test_a_posterior_that_there_is_not_is_refused(batch):
+    with pytest.raises(ValueError, match="unknown posterior 'cauchy': point or normal"):
+        model(posterior="cauchy").init(jax.random.key(0), batch)
+
+
+@pytest.mark.parametrize("detached", [True, False])
+def test_detached_cross_modal_terms_train_their_heads_and_nothing_before_them(detached):
+    m = MultimodalModel(dataclasses.replace(CONFIG, detach_cross_modal=detached))
+    batch = make_batch(4)
+    params = jax.jit(m.init)(jax.random.key(0), batch)["params"]
+
+    @jax.jit
+    def gradient(params):
+        weights = dict.fromkeys(("wear_to_ehr", "ehr_to_wear", "contrast"), 1.0)
+        return jax.grad(lambda p: losses.total(m.apply({"params": p}, batch), batch, weights)[0])(params)
+
+    grads = jax.tree.map(lambda x: bool(jnp.any(x != 0)), gradient(params))
+    heads = ("summary", "pool", "pool_mlp", "align")
+    assert all(any(jax.tree.leaves(grads[name])) for name in heads)
+    shaped = {name for name, found in grads.items() if any(jax.tree.leaves(found))} - {*heads, "pool_norm"}
+    if detached:
+        assert shaped == {"ehr"}, "the projection and bias of the scores"
+        assert not any(grads["ehr"][name]["embedding"] for name in ("table", "value_table"))
+        assert not any(jax.tree.leaves(grads["ehr"]["project"]))
+    else:
+        assert {"backbone", "wear", "ehr", "rho", "query"} <= shaped
