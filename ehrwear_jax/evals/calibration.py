@@ -129,7 +129,7 @@ def corrected_ece(gap_K, gap_BxK, level: float = 0.95) -> CorrectedECE:
     def solve(summary) -> float:
         """The error at which `summary` of what would be observed equals what was; 0 if below."""
         lo, hi = 0.0, 1.0
-        for _ in range(30):
+        for _ in range(18):  # to 4e-6
             middle = (lo + hi) / 2
             usual_B = np.abs(middle * shape_K + noise_BxK).sum(1)
             lo, hi = (middle, hi) if summary(usual_B) < observed else (lo, middle)
