@@ -57,7 +57,7 @@ def get_config(variant=""):
             "dtype": "bfloat16",
             "attention_dropout": 0.1,
             "stochastic_depth": 0.1,
-            "remat": True,
+            "remat": "products",
             "count_width": 128,
         }
     )
