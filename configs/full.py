@@ -2,8 +2,15 @@
 
     python -m ehrwear_jax.main --config=configs/full.py --config.data.meds_dir=MEDS --config.data.wearable_dir=WEARABLE
 
-Variants, several of them joined by "+": 220m has 16 backbone layers; cohort applies the inclusion criteria of appendix
-A.2; relaxed does so with a month of EHR and three days of wear. Needs accelerators: 500,000 steps of 32 contexts.
+Variants, several of them joined by "+" or ",": 220m has 16 backbone layers; cohort applies the inclusion criteria of
+appendix A.2; relaxed does so with a month of EHR and three days of wear; layers=N and seq=N (tokens of a row, and of a
+context) trim the model to the compute at hand, e.g. configs/full.py:layers=4,seq=512. Needs accelerators: 500,000 steps
+of 32 contexts. What it takes of them, without any:
+
+    python -m ehrwear_jax.main --config=configs/full.py --stages=describe
+    python -m ehrwear_jax.main --config=configs/full.py --stages=compile --config.topology=v5e:16x16
+
+PARAMETERS
 
 The signal is changed as in appendix A.3, and contexts end with sampled patient-days (section 3.5). Which codes are
 administrative, and which events of interest, is named differently in every dataset: set
@@ -19,14 +26,30 @@ GROUPS = {
 }
 SPELLINGS = ("ICD10CM/", "ICD10//", "DIAGNOSIS//ICD//10//")
 VARIANTS = ("220m", "cohort", "relaxed")
+SIZES = ("layers", "seq")
+
+
+def _parse(variant):
+    """ "220m+layers=4,seq=512" -> (["220m"], {"layers": 4, "seq": 512})."""
+    variants, sizes = [], {}
+    for part in (p for p in variant.replace("+", ",").split(",") if p):
+        name, equals, number = part.partition("=")
+        if name not in (SIZES if equals else VARIANTS):
+            there_are = ", ".join((*VARIANTS, *(f"{s}=N" for s in SIZES)))
+            raise ValueError(f"configs/full.py has no variant {part!r}; there are {there_are}")
+        if not equals:
+            variants.append(part)
+        elif not number.isdigit() or not int(number):
+            raise ValueError(f"configs/full.py: {name} is {number!r}, it must be a number above 0")
+        else:
+            sizes[name] = int(number)
+    return variants, sizes
 
 
 def get_config(variant=""):
-    variants = [v for v in variant.split("+") if v]
-    if unknown := [v for v in variants if v not in VARIANTS]:
-        raise ValueError(f"configs/full.py has no variant {unknown[0]!r}; there are {', '.join(VARIANTS)}")
+    variants, sizes = _parse(variant)
     config = config_lib.base()
-    config.name = "-".join(["full", *variants])
+    config.name = "-".join(["full", *variants, *(f"{name}{n}" for name, n in sizes.items())])
     config.prepare.update(
         {
             "channels": ("heart_rate", "activity"),
@@ -39,11 +62,11 @@ def get_config(variant=""):
     )
     config.context.update(
         {
-            "tokens": 2048,
-            "context_tokens": 2048,
-            "windows": 1024,
-            "queries": 64,
-            "events": 128,
+            "tokens": (tokens := sizes.get("seq", 2048)),
+            "context_tokens": tokens,
+            "windows": tokens // 2,
+            "queries": max(tokens // 32, 1),
+            "events": max(tokens // 16, 1),
             "patch_steps": 10,
             "future_codes": 1024,
             "patient_days": 1.0,
@@ -59,12 +82,15 @@ def get_config(variant=""):
             "stochastic_depth": 0.1,
             "remat": "products",
             "count_width": 128,
+            "wear_span_days": 1.0,
         }
     )
     for group, categories in GROUPS.items():
         config.labels.diagnosis_groups[group] = tuple(s + c for s in SPELLINGS for c in categories)
-    if "220m" in variants:
-        config.model.n_layers = 16
+    config.model.n_layers = sizes.get("layers", 16 if "220m" in variants else 24)
+    # parameters and optimiser state over all devices, and rows too: the same config on one GPU and on a pod
+    config.mesh.update({"data": 1, "fsdp": -1})
+    config.compile.rows_per_device = 8
     if "cohort" in variants or "relaxed" in variants:
         config.cohort.update({"min_ehr_days": 365.0, "min_wear_days": 14, "min_age_years": 18.0, "max_age_years": 89.0})
     if "relaxed" in variants:

@@ -89,6 +89,13 @@ def base():
         }
     )
     config.mesh = _defaults(MeshConfig)  # devices along each axis; -1: the rest
+    config.topology = "v5e:16x16"  # the TPU slice that --stages=compile compiles for
+    config.compile = ml_collections.ConfigDict(
+        {
+            "rows_per_device": 0,  # 0: rows of the batch as in train.batch_size
+            "vocabulary": 32_768,  # which data decide; assumed by --stages=compile and describe
+        }
+    )
     # the models to pretrain: row name -> modalities that it is given
     config.rows = ml_collections.ConfigDict({"joint": ("ehr", "wear"), "ehr_only": ("ehr",), "wear_only": ("wear",)})
     config.embed = ml_collections.ConfigDict({"batch_size": 32, "trajectories": 3, "trajectory_points": 120})

@@ -15,11 +15,11 @@ AXES = ("data", "fsdp", "tensor", "context")
 # What a dimension is -> the mesh axes that it lies over. A dimension that they do not divide is not split.
 LOGICAL = {
     "batch": ("data", "fsdp"),  # rows: parameters are gathered over fsdp where they are used, rows never
-    "length": "context",  # tokens, windows
-    "heads": "tensor",
-    "mlp": "tensor",  # hidden units between two products
-    "vocab": "tensor",
-    "embed": "fsdp",  # the model's width in parameters; activations keep it whole
+    "length": ("context",),  # tokens, windows
+    "heads": ("tensor",),
+    "mlp": ("tensor",),  # hidden units between two products
+    "vocab": ("tensor",),
+    "embed": ("fsdp",),  # the model's width in parameters; activations keep it whole
 }
 
 # The first pattern found in a parameter's path says what its dimensions are; all others lie whole on every device. A
@@ -76,17 +76,19 @@ def make_mesh(devices=None, config=None):
 
 
 def _count(mesh, axes):
-    return int(np.prod([mesh.shape[a] for a in ((axes,) if isinstance(axes, str) else axes)]))
+    return int(np.prod([mesh.shape[a] for a in axes]))
 
 
 def spec(mesh, shape, names):
     """PartitionSpec of an array whose dimensions have these logical names (None: never split)."""
 
-    def axes(size, name):
-        split = LOGICAL[name] if name else None
-        return split if split and size % _count(mesh, split) == 0 else None
+    def split(size, name):
+        axes = tuple(a for a in (LOGICAL[name] if name else ()) if mesh.shape[a] > 1)
+        if not axes or size % _count(mesh, axes):
+            return None
+        return axes if len(axes) > 1 else axes[0]
 
-    return PartitionSpec(*(axes(size, name) for size, name in zip(shape, names, strict=True)))
+    return PartitionSpec(*(split(size, name) for size, name in zip(shape, names, strict=True)))
 
 
 def path_name(path):

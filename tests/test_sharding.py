@@ -48,10 +48,53 @@ def make_batch(n_rows):
 
 
 def test_mesh_has_all_devices_or_those_given():
-    assert dict(sharding.make_mesh().shape) == {"data": len(jax.devices())}
-    assert len(jax.devices()) == 8
+    assert dict(sharding.make_mesh().shape) == {"data": 8, "fsdp": 1, "tensor": 1, "context": 1}
     mesh = sharding.make_mesh(jax.devices()[1:3])
     assert list(mesh.devices.flat) == jax.devices()[1:3]
+
+
+@pytest.mark.parametrize(
+    "sizes, shape",
+    [((-1, 2, 2, 1), (2, 2, 2, 1)), ((1, -1, 1, 1), (1, 8, 1, 1)), ((2, 2, 1, 2), (2, 2, 1, 2))],
+)
+def test_the_config_shapes_the_mesh(sizes, shape):
+    mesh = sharding.make_mesh(config=sharding.MeshConfig(*sizes))
+    assert tuple(mesh.shape.values()) == shape and tuple(mesh.shape) == sharding.AXES
+
+
+@pytest.mark.parametrize("sizes", [(-1, 3, 1, 1), (-1, -1, 1, 1), (2, 1, 1, 1), (8, 2, 1, 1), (0, 1, 1, 1)])
+def test_a_mesh_that_does_not_fit_is_refused(sizes):
+    named = ", ".join(f"{a}={n}" for a, n in zip(sharding.AXES, sizes, strict=True))
+    with pytest.raises(ValueError, match=f"config.mesh {named} does not fit 8 devices"):
+        sharding.make_mesh(config=sharding.MeshConfig(*sizes))
+
+
+def test_a_dimension_that_does_not_divide_is_not_split():
+    mesh = sharding.make_mesh(config=sharding.MeshConfig(1, 2, 2, 2))
+    spec = lambda *pairs: tuple(sharding.spec(mesh, *zip(*pairs, strict=True)))  # noqa: E731
+    assert spec((8, "batch"), (6, "length"), (4, "heads"), (5, None)) == ("fsdp", "context", "tensor", None)
+    assert spec((7, "batch"), (5, "length"), (4, "heads"), (8, "embed")) == (None, None, "tensor", "fsdp")
+    both = sharding.make_mesh(config=sharding.MeshConfig(4, 2))
+    assert tuple(sharding.spec(both, (8, 8), ("batch", "heads"))) == (("data", "fsdp"), None)
+
+
+@pytest.mark.parametrize(
+    "sizes, per_process, shares",
+    [  # rows, over 8 devices of 4 processes; then processes that share a row's tokens
+        ((8, 1, 1, 1), 2, [(0, 4), (1, 4), (2, 4), (3, 4)]),
+        ((2, 4, 1, 1), 4, [(0, 2), (1, 2)]),
+        ((2, 1, 2, 2), 2, [(0, 2), (0, 2), (1, 2), (1, 2)]),
+        ((1, 1, 1, 8), 4, [(0, 1), (0, 1)]),
+    ],
+)
+def test_processes_that_hold_the_same_rows_read_the_same_part(sizes, per_process, shares, monkeypatch):
+    mesh = sharding.make_mesh(config=sharding.MeshConfig(*sizes))
+    whole = sharding.batch_sharding(mesh).devices_indices_map
+    for process, share in enumerate(shares):
+        mine = jax.devices()[process * per_process :][:per_process]
+        held = lambda _, shape, mine=mine: {d: i for d, i in whole(shape).items() if d in mine}  # noqa: E731
+        monkeypatch.setattr(jax.sharding.NamedSharding, "addressable_devices_indices_map", held)
+        assert sharding.row_share(mesh) == share
 
 
 def test_rows_lie_in_order_over_the_devices():
