@@ -45,21 +45,30 @@ def parameters(patients, model_options):
     return cost.parameters(jax.eval_shape(lambda k: model.init(k, example), jax.random.key(0))["params"])
 
 
+def tpu_library():
+    """Path of libtpu.so: beside the environment's packages, where launch/setup_env.sh puts it, or among them.
+
+    Raises:
+      FileNotFoundError: it is not installed.
+    """
+    beside = Path(sys.prefix) / "libtpu" / "libtpu" / "libtpu.so"
+    if beside.exists():
+        return beside
+    if spec := importlib.util.find_spec("libtpu"):
+        return Path(spec.origin).parent / "libtpu.so"
+    raise FileNotFoundError("compiling for TPUs needs libtpu; launch/setup_env.sh's ensure_libtpu installs it")
+
+
 def tpu_devices(topology):
-    """The devices of a TPU slice that need not exist, e.g. "v5e:16x16", by the compiler library libtpu.
+    """The devices of a TPU slice that need not exist, e.g. "v5e:16x16".
 
     Raises:
       FileNotFoundError: libtpu is not installed.
       ValueError: it does not know the topology.
     """
-    beside = Path(sys.prefix) / "libtpu" / "libtpu" / "libtpu.so"  # where launch/setup_env.sh puts it
-    spec = None if beside.exists() else importlib.util.find_spec("libtpu")
-    if not beside.exists() and spec is None:
-        raise FileNotFoundError("compiling for TPUs needs libtpu; launch/setup_env.sh's ensure_libtpu installs it")
-    library = beside if beside.exists() else Path(spec.origin).parent / "libtpu.so"
     # libtpu looks for the chips of a cloud machine unless told otherwise, and wants to be alone
-    os.environ.setdefault("TPU_LIBRARY_PATH", str(library))
-    os.environ |= {"TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
+    settings = {"TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
+    os.environ.update(settings | {"TPU_LIBRARY_PATH": str(tpu_library())})
     try:
         return topologies.get_topology_desc(topology, platform="tpu").devices
     except Exception as error:  # jaxlib's errors have no common class

@@ -26,10 +26,10 @@ CONTEXT = ContextConfig(tokens=8, context_tokens=8, windows=4, queries=3, events
 PREPARE = PrepareConfig(channels=("a", "b"), window_hours=6, step_minutes=90)
 MODEL = {"width": 16, "n_layers": 2, "n_heads": 2, "mlp_width": 32, "token_width": 8, "time_features": 8,
          "wear_width": 8, "wear_layers": 1, "wear_heads": 2, "wear_span_days": 1.0, "source_width": 2,
-         "count_width": 8, "qk_norm": True, "remat": "products", "stochastic_depth": 0.1,
-         "attention_dropout": 0.1}  # fmt: skip
+         "count_width": 8, "stochastic_depth": 0.1, "attention": "reference"}  # fmt: skip
+TERMS = ("ehr_masked", "ehr_next", "ehr_later", "wear_masked", "wear_to_ehr")  # one for each way of reading z
 CONFIG = train.TrainConfig(steps=STEPS, batch_size=ROWS, peak_learning_rate=3e-3, warmup_steps=2,
-                           weights=dict.fromkeys(losses.TERMS, schedules.Ramp(1.0, 1.0)))  # fmt: skip
+                           weights={t: schedules.Ramp(*[float(t in TERMS)] * 2) for t in losses.TERMS})  # fmt: skip
 PATIENTS = dry_run.AssumedPatients(CONTEXT, PREPARE, 12)
 
 

@@ -106,6 +106,7 @@ class MultimodalModel(nn.Module):
                 c.kernel,
                 c.n_components,
                 c.remat,
+                c.attention,
                 self.attend,
                 self.place,
                 dtype,

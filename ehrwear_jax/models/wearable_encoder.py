@@ -38,7 +38,7 @@ class LocalBlock(nn.Module):
     """Pre-norm attention and feed-forward block over patches; each sees its window, and windows of the span before it.
 
     Attributes:
-      attend, place, kernel, n_components: as in backbone.Block, for windows that see others.
+      attention, attend, place, kernel, n_components: as in backbone.Block, for windows that see others.
       span_days: how far back; 0: each window by itself.
     """
 
@@ -47,6 +47,7 @@ class LocalBlock(nn.Module):
     span_days: float
     kernel: str
     n_components: int
+    attention: str | None
     attend: Callable
     place: Callable
     dtype: jnp.dtype
@@ -60,7 +61,8 @@ class LocalBlock(nn.Module):
         if self.span_days:
             kernel = TimeKernel(self.kernel, self.n_heads, self.n_components, 0.25, self.span_days, name="kernel")()
             flat = (n_batch, n_window * n_patch, *heads)
-            y = self.attend(q.reshape(flat), k.reshape(flat), v.reshape(flat), kernel=kernel, **seen)
+            options = {"kernel": kernel, "implementation": self.attention}
+            y = self.attend(q.reshape(flat), k.reshape(flat), v.reshape(flat), **options, **seen)
             y = y.reshape(n_batch, n_window, n_patch, *heads)
         else:
             y = nn.dot_product_attention(q, k, v)
@@ -107,7 +109,7 @@ class WearableEncoder(nn.Module):
       kind: "transformer", or "tcn": residual blocks of dilated convolutions.
       span_days: patches see those of the windows that end within so many days before their own window does: 1 for a
         day in all; 0 for their own window only. Each layer reaches a span further.
-      kernel, n_components, remat, attend, place: as in backbone.Backbone.
+      kernel, n_components, remat, attention, attend, place: as in backbone.Backbone.
     """
 
     width: int
@@ -120,6 +122,7 @@ class WearableEncoder(nn.Module):
     kernel: str = "mixture"
     n_components: int = 4
     remat: str = "none"
+    attention: str | None = None
     attend: Callable = kernel_attention
     place: Callable = anywhere
     dtype: jnp.dtype = jnp.float32
@@ -195,7 +198,7 @@ class WearableEncoder(nn.Module):
             length=self.n_layers,
             in_axes=nn.broadcast,
         )
-        sizes = (self.width, self.n_heads, self.span_days, self.kernel, self.n_components)
+        sizes = (self.width, self.n_heads, self.span_days, self.kernel, self.n_components, self.attention)
         return scan(*sizes, self.attend, self.place, self.dtype, name="blocks")(x_BxWxPxD, seen)[0]
 
     def _convolutions(self, x_BxWxPxD, first_BxW):

@@ -1,6 +1,5 @@
 """The TPU kernels compiled for real chips, which libtpu does without one: Mosaic rejects what the interpreter takes."""
 
-import importlib.util
 import os
 import re
 import subprocess
@@ -9,17 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from ehrwear_jax import dry_run
 
-def _library():
-    """Path of libtpu.so: beside the environment's packages, where launch/setup_env.sh puts it, or among them."""
-    beside = Path(sys.prefix) / "libtpu" / "libtpu" / "libtpu.so"
-    if beside.exists():
-        return beside
-    spec = importlib.util.find_spec("libtpu")
-    return Path(spec.origin).parent / "libtpu.so" if spec else None
-
-
-LIBRARY = _library()
+try:
+    LIBRARY = dry_run.tpu_library()
+except FileNotFoundError:
+    LIBRARY = None
 N_KEY = 2048
 ROWS, HEADS = 2, 16  # on each chip
 PROGRAM = """
