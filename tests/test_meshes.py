@@ -8,11 +8,11 @@ import pytest
 from conftest import REPO
 
 from ehrwear_jax import batch as batch_lib
-from ehrwear_jax import dry_run, losses, schedules, sharding, train
+from ehrwear_jax import dry_run, hlo, losses, schedules, sharding, train
 from ehrwear_jax.data.pipeline import ContextConfig
 from ehrwear_jax.data.prepare import PrepareConfig
 
-GOLDEN = REPO / "tests" / "golden_sharding.json"  # written anew by: python tests/test_meshes.py
+GOLDEN = REPO / "tests" / "golden_sharding.json"  # written anew by this file as a program
 MESHES = {
     "data": (8, 1, 1, 1),
     "fsdp": (1, 8, 1, 1),
@@ -63,38 +63,56 @@ def batches():
         yield batch
 
 
-def run(mesh):
-    """Losses of STEPS steps, and where the parameters lay at their end."""
+def run(mesh, start=None):
+    """(losses of STEPS steps, last state, collectives of a step); start: the first state, on the host."""
     model, optimizer = train.make_model(PATIENTS, MODEL, mesh), train.make_optimizer(CONFIG)
     curriculum = schedules.curriculum(CONFIG.weights, train.active_terms(model, PATIENTS))
-    state = train.init_state(model, optimizer, PATIENTS, CONFIG.seed, mesh)
+    if start is None:
+        state = train.init_state(model, optimizer, PATIENTS, CONFIG.seed, mesh)
+    else:
+        like = train.abstract_state(model, optimizer, PATIENTS, mesh)
+        state = jax.tree.map(lambda x, s: jax.device_put(x, s.sharding), start, like)
     before = jax.tree.map(lambda x: x.sharding, state)
-    step = train.jit_step(model, optimizer, curriculum, CONFIG.seed, state)
+    placed = [sharding.device_batch(batch, mesh) for batch in batches()]
+    step = train.jit_step(model, optimizer, curriculum, CONFIG.seed, state).lower(state, placed[0]).compile()
     found = []
-    for batch in batches():
-        state, metrics = step(state, sharding.device_batch(batch, mesh))
+    for batch in placed:
+        state, metrics = step(state, batch)
         found.append(float(metrics["loss/total"]))
-    assert step._cache_size() == 1, "compiled once"
     assert jax.tree.map(lambda x: x.sharding, state) == before
-    return np.array(found), state
+    travelled = {kind: list(count) for kind, count in hlo.collectives(step.as_text()).items()}
+    return np.array(found), jax.device_get(state), travelled
 
 
 @pytest.fixture(scope="module")
-def on_one_device():
-    found, state = run(sharding.make_mesh(jax.devices()[:1]))
-    return found, jax.device_get(state)
+def start():
+    """The first state, made by eight devices that each make their part."""
+    model, optimizer = train.make_model(PATIENTS, MODEL), train.make_optimizer(CONFIG)
+    return jax.device_get(train.init_state(model, optimizer, PATIENTS, CONFIG.seed, mesh_of("mixed")))
+
+
+@pytest.fixture(scope="module")
+def on_one_device(start):
+    return run(sharding.make_mesh(jax.devices()[:1]), start)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", MESHES)
-def test_losses_of_twenty_steps_are_those_of_one_device(name, on_one_device):
-    """With dropout and stochastic depth: what is dropped does not depend on the mesh either."""
-    want, state = on_one_device
-    got, state_there = run(mesh_of(name))
-    assert np.all(np.isfinite(want)) and len(set(want)) == STEPS
+def test_losses_of_twenty_steps_are_those_of_one_device(name, start, on_one_device):
+    """With dropout and stochastic depth: what is dropped does not depend on the mesh either.
+
+    Collectives: counts to the one; bytes to a twentieth, as versions of the compiler differ in what they combine.
+    """
+    want, state, alone = on_one_device
+    got, state_there, travelled = run(mesh_of(name), start)
+    assert np.all(np.isfinite(want)) and len(set(want)) == STEPS and not alone
     np.testing.assert_allclose(got, want, rtol=1e-4)
-    gap = jax.tree.map(lambda a, b: np.abs(np.asarray(a) - b).max(), state_there["params"], state["params"])
+    gap = jax.tree.map(lambda a, b: np.abs(a - b).max(), state_there["params"], state["params"])
     assert max(jax.tree.leaves(gap)) < 1e-3
+    golden_counts = golden()["collectives"][name]
+    assert travelled.keys() == golden_counts.keys()
+    for kind, (count, size) in golden_counts.items():
+        assert travelled[kind][0] == count and travelled[kind][1] == pytest.approx(size, rel=0.05), kind
 
 
 def lies(name):
@@ -104,11 +122,6 @@ def lies(name):
     )
     leaves = jax.tree_util.tree_leaves_with_path(state)
     return {sharding.path_name(p): [str(a) if a else "" for a in (*x.sharding.spec,)] for p, x in leaves}
-
-
-def travels(name):
-    done = dry_run.compile_step(PATIENTS, MODEL, CONFIG, mesh_of(name), ROWS)
-    return {kind: list(found) for kind, found in done.collectives.items()}
 
 
 def golden():
@@ -133,16 +146,6 @@ def test_every_matrix_of_the_layers_is_split_and_moments_lie_with_their_paramete
             assert len(moments) == 2 and all(found[p] == spec for p in moments), path
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["data", "fsdp", "mixed"])
-def test_the_steps_collectives_are_those_of_the_golden_file(name):
-    """Counts to the one; bytes to a twentieth, as the compiler's versions differ in what they combine."""
-    found, want = travels(name), golden()["collectives"][name]
-    assert found.keys() == want.keys()
-    for kind, (count, size) in want.items():
-        assert found[kind][0] == count and found[kind][1] == pytest.approx(size, rel=0.05), kind
-
-
-if __name__ == "__main__":
-    written = {"sharding": lies("mixed"), "collectives": {n: travels(n) for n in ("data", "fsdp", "mixed")}}
+if __name__ == "__main__":  # python tests/test_meshes.py, with tests/ and the repository on PYTHONPATH
+    written = {"sharding": lies("mixed"), "collectives": {name: run(mesh_of(name))[2] for name in MESHES}}
     GOLDEN.write_text(json.dumps(written, indent=1, sort_keys=True) + "\n")

@@ -8,17 +8,11 @@ from kernel_attention_suite import Shape, Suite, arguments, device_arrays
 
 from ehrwear_jax import batch as batch_lib
 from ehrwear_jax import losses, sharding
-from ehrwear_jax.models.multimodal import ModelConfig, MultimodalModel
 from ehrwear_jax.ops.kernel_attention import kernel_attention
 
 SHAPE = batch_lib.BatchShape(
     tokens=6, windows=2, steps=4, channels=1, patches=2, masked=3, events=3, queries=3, future_windows=2,
     future_codes=3, recalled_tokens=2,
-)  # fmt: skip
-CONFIG = ModelConfig(
-    vocabulary=9, steps=4, channels=1, patch_steps=2, future_windows=2, future_codes=3, horizons=2,
-    later_rates=(0.1,) * 6, recalled_tokens=2, width=8, n_layers=1, n_heads=2, mlp_width=8, token_width=4,
-    time_features=4, wear_width=4, wear_layers=1, wear_heads=1, source_width=2,
 )  # fmt: skip
 
 
@@ -162,27 +156,6 @@ def test_losses_and_gradients_do_not_depend_on_the_number_of_devices():
     wear, observed = jnp.asarray(batch["wear"]), batch["observed"]
     means = [losses.masked_mean(wear[i : i + 2], observed[i : i + 2]) for i in (0, 2, 4, 6)]
     assert abs(np.mean(means) - losses.masked_mean(wear, observed)) > 1e-3
-
-
-@pytest.mark.slow
-def test_training_of_the_whole_model_does_not_depend_on_the_number_of_devices():
-    params = jax.jit(MultimodalModel(CONFIG).init)(jax.random.key(0), batch_lib.empty_batch(SHAPE, 1))["params"]
-
-    def step(n):
-        # the attention op over the mesh, as in training
-        model = MultimodalModel(CONFIG, sharding.attention(sharding.make_mesh(jax.devices()[:n])))
-
-        @jax.jit
-        def run(params, batch):
-            def objective(params):
-                out = model.apply({"params": params}, batch)
-                return losses.total(out, batch, dict.fromkeys(losses.TERMS, 1.0))
-
-            return jax.value_and_grad(objective, has_aux=True)(params)
-
-        return run
-
-    assert_same_training(*(over_devices(n, step(n), params, make_batch(8)) for n in (1, 4)))
 
 
 def test_attention_over_the_mesh_moves_no_keys():
