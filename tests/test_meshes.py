@@ -101,7 +101,8 @@ def on_one_device(start):
 def test_losses_of_twenty_steps_are_those_of_one_device(name, start, on_one_device):
     """With dropout and stochastic depth: what is dropped does not depend on the mesh either.
 
-    Collectives, of the mesh that has all axes: counts to the one; bytes to a twentieth, as versions of the compiler differ in what they combine.
+    Collectives, of the mesh that has all axes: counts to the one; bytes to a twentieth, as versions of the compiler
+    differ in what they combine.
     """
     want, state, alone = on_one_device
     got, state_there, travelled = run(mesh_of(name), start)
