@@ -2,9 +2,15 @@
 
     python -m ehrwear_jax.main --config=configs/full.py --config.data.meds_dir=MEDS --config.data.wearable_dir=WEARABLE
 
-Variants, several of them joined by "+": 220m has 16 backbone layers; cohort applies the inclusion criteria of appendix
-A.2; relaxed does so with a month of EHR and three days of wear; config.VARIANTS has the ablations of Table 4 and
-appendix A.6. Needs accelerators: 500,000 steps of 32 contexts.
+Variants, several of them joined by "+" or ",": 220m has 16 backbone layers; cohort applies the inclusion criteria of
+appendix A.2; relaxed does so with a month of EHR and three days of wear; layers=N and seq=N (tokens of a row, and of a
+context) trim the model to the compute at hand, e.g. configs/full.py:layers=4,seq=512; config.VARIANTS has the ablations
+of Table 4 and appendix A.6. Needs accelerators: 500,000 steps of 32 contexts. What it takes of them, without any:
+
+    python -m ehrwear_jax.main --config=configs/full.py --stages=describe
+    python -m ehrwear_jax.main --config=configs/full.py --stages=compile --config.topology=v5e:16x16
+
+PARAMETERS
 
 Beside level and spread, the model predicts the activity's entropy. With raw PPG or intervals between beats it predicts
 heart rate variability too: --config.prepare.summaries="('activity:entropy', 'ppg:pulse')".
@@ -23,12 +29,26 @@ GROUPS = {
 }
 SPELLINGS = ("ICD10CM/", "ICD10//", "DIAGNOSIS//ICD//10//")
 OWN = ("220m", "cohort", "relaxed")
+SIZES = ("layers", "seq")
+
+
+def _parse(argument):
+    """ "220m+layers=4,seq=512" -> (["220m"], {"layers": 4, "seq": 512})."""
+    parts = [p for p in argument.replace(",", "+").split("+") if p]
+    sizes = dict(p.split("=", 1) for p in parts if p.split("=")[0] in SIZES and "=" in p)
+    for name, number in sizes.items():
+        if not number.isdigit() or not int(number):
+            raise ValueError(f"configs/full.py: {name} is {number!r}, it must be a number above 0")
+    others = "+".join(p for p in parts if p.split("=")[0] not in sizes)
+    return config_lib.variants(others, "full.py", (*OWN, *(f"{s}=N" for s in SIZES))), {
+        name: int(number) for name, number in sizes.items()
+    }
 
 
 def get_config(variant=""):
-    variants = config_lib.variants(variant, "full.py", OWN)
+    variants, sizes = _parse(variant)
     config = config_lib.base()
-    config.name = "full"
+    config.name = "-".join(["full", *(f"{name}{n}" for name, n in sizes.items())])
     config.prepare.update(
         {
             "channels": ("heart_rate", "activity"),
@@ -42,11 +62,11 @@ def get_config(variant=""):
     )
     config.context.update(
         {
-            "tokens": 2048,
-            "context_tokens": 2048,
-            "windows": 1024,
-            "queries": 64,
-            "events": 128,
+            "tokens": (tokens := sizes.get("seq", 2048)),
+            "context_tokens": tokens,
+            "windows": tokens // 2,
+            "queries": max(tokens // 32, 1),
+            "events": max(tokens // 16, 1),
             "patch_steps": 10,
             "future_codes": 1024,
             "patient_days": 1.0,
@@ -61,14 +81,17 @@ def get_config(variant=""):
             "dtype": "bfloat16",
             "attention_dropout": 0.1,
             "stochastic_depth": 0.1,
-            "remat": True,
+            "remat": "products",
             "count_width": 128,
+            "wear_span_days": 1.0,
         }
     )
     for group, categories in GROUPS.items():
         config.labels.diagnosis_groups[group] = tuple(s + c for s in SPELLINGS for c in categories)
-    if "220m" in variants:
-        config.model.n_layers = 16
+    config.model.n_layers = sizes.get("layers", 16 if "220m" in variants else 24)
+    # parameters and optimiser state over all devices, and rows too: the same config on one GPU and on a pod
+    config.mesh.update({"data": 1, "fsdp": -1})
+    config.compile.rows_per_device = 8
     if "cohort" in variants or "relaxed" in variants:
         config.cohort.update({"min_ehr_days": 365.0, "min_wear_days": 14, "min_age_years": 18.0, "max_age_years": 89.0})
     if "relaxed" in variants:

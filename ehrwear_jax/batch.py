@@ -7,7 +7,7 @@ is a place where a prediction is made: at an EHR event (fields `event_*`) or at 
 Axes: B rows, T tokens, W wearable windows, L steps in a window, C channels, P patches in a window, M masked events,
 E event reads, Q query reads, J co-located pairs, H future windows, K future codes, R recalled
 tokens, F summary statistics (three per channel, then the further ones of a window, see
-data/window_summaries.py).
+data/window_summaries.py); N raw windows, S samples in one, A raw channels (of optional fields only).
 """
 
 import dataclasses
@@ -108,6 +108,15 @@ FIELDS = {
     "pair_patient": ("J", np.int32, -1, "number of the pair's patient in its split; -1: no pair"),
 }
 
+# as FIELDS; a batch has those of one source of data or none
+OPTIONAL = {
+    "quality": ("WPC", np.float32, 0, "signal quality of a patch, 0 to 1; without the field: its share of known steps"),
+    "raw": ("NSA", np.float32, 0, "standardised samples of a raw window, 30 s by default; 0 where missing"),
+    "raw_observed": ("NSA", np.bool_, False, "whether the sample was measured"),
+    "raw_window": ("N", np.int32, -1, "slot along W of the window that the raw window lies in; -1: padding"),
+    "raw_patch": ("N", np.int32, 0, "the patch of that window that the raw window lies in"),
+}
+
 
 def empty_batch(shape, batch_size):
     """A batch that holds nothing: {name: array of shape [B, ...]}."""
@@ -121,12 +130,17 @@ def empty_batch(shape, batch_size):
 
 
 def check_batch(batch, shape, batch_size):
-    """Raises ValueError unless every field is there with its shape and dtype."""
+    """Raises ValueError unless every field is there with its shape and dtype, and of OPTIONAL the raw ones together."""
     axes = shape.axes(batch_size)
-    if missing := FIELDS.keys() ^ batch.keys():
+    given = {n: OPTIONAL[n] for n in OPTIONAL.keys() & batch.keys()}
+    raw = {n for n in OPTIONAL if n.startswith("raw")}
+    wanted = FIELDS.keys() | (raw if raw & batch.keys() else set())
+    if missing := wanted ^ (batch.keys() - {"quality"}):
         raise ValueError(f"batch fields differ from the contract: {sorted(missing)}")
-    for name, (dims, dtype, _, _) in FIELDS.items():
-        want = (axes["B"], *(axes[a] for a in dims))
+    if raw <= given.keys() and batch["raw"].ndim == 4:
+        axes |= dict(zip("NSA", batch["raw"].shape[1:], strict=True))
+    for name, (dims, dtype, _, _) in (FIELDS | given).items():
+        want = (axes["B"], *(axes.get(a) for a in dims))
         if batch[name].shape != want or batch[name].dtype != dtype:
             raise ValueError(
                 f"batch field {name}: {batch[name].shape} {batch[name].dtype}, expected {want} {np.dtype(dtype)}"

@@ -17,6 +17,7 @@ from ehrwear_jax.data.prepare import PrepareConfig
 from ehrwear_jax.data.synthetic import SimulatorConfig
 from ehrwear_jax.models.multimodal import ModelConfig
 from ehrwear_jax.schedules import Ramp
+from ehrwear_jax.sharding import MeshConfig
 from ehrwear_jax.train import TrainConfig
 
 SOURCES = ("synthetic", "meds", "nafld", "nhanes")
@@ -153,6 +154,14 @@ def base():
             "latent_kl": (0.0, 0.0, 0),
         }
     )
+    config.mesh = _defaults(MeshConfig)  # devices along each axis; -1: the rest
+    config.topology = "v5e:16x16"  # the TPU slice that --stages=compile compiles for
+    config.compile = ml_collections.ConfigDict(
+        {
+            "rows_per_device": 0,  # 0: rows of the batch as in train.batch_size
+            "vocabulary": 32_768,  # which data decide; assumed by --stages=compile and describe
+        }
+    )
     # the models to pretrain: row name -> modalities that it is given
     config.rows = ml_collections.ConfigDict({"joint": ("ehr", "wear"), "ehr_only": ("ehr",), "wear_only": ("wear",)})
     config.embed = ml_collections.ConfigDict({"batch_size": 32, "trajectories": 3, "trajectory_points": 120})
@@ -251,6 +260,10 @@ def train_config(config):
     options = {k: v for k, v in config.train.items() if k != "weights"}
     weights = {k: Ramp(*v) for k, v in config.train.weights.items()}
     return TrainConfig(seed=config.seed, weights=weights, **options)
+
+
+def mesh_config(config):
+    return MeshConfig(**config.mesh)
 
 
 def folds(config):

@@ -14,14 +14,16 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import polars as pl
-from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
 from ehrwear_jax import batch as batch_lib
 from ehrwear_jax import losses, schedules, sharding
 from ehrwear_jax.checkpoint import Checkpoints
 from ehrwear_jax.data import pipeline
+from ehrwear_jax.models import cost
+from ehrwear_jax.models.backbone import anywhere
 from ehrwear_jax.models.multimodal import ModelConfig, MultimodalModel
+from ehrwear_jax.monitor import MetricsLog, Throughput
 from ehrwear_jax.ops.kernel_attention import kernel_attention
 from ehrwear_jax.optimizer import average, make_optimizer, summed_gradients
 
@@ -77,6 +79,7 @@ def make_model(patients, options, mesh=None):
     shape = patients.batch_shape()
     return MultimodalModel(
         attend=sharding.attention(mesh) if mesh is not None else kernel_attention,
+        place=sharding.placement(mesh) if mesh is not None else anywhere,
         config=ModelConfig(
             vocabulary=len(patients.vocabulary),
             steps=shape.steps,
@@ -105,10 +108,8 @@ def active_terms(model, patients):
     return [t for t in losses.TERMS if t not in off]
 
 
-def init_state(model, optimizer, patients, seed, mesh, averaged=False):
-    """{"step", "params", "optimizer", "skipped"} and, if averaged, "average" of the params; replicated on the mesh."""
-    shape = patients.batch_shape()
-    example = batch_lib.empty_batch(shape, 1)
+def _initial(model, optimizer, patients, seed, averaged):
+    example = batch_lib.empty_batch(patients.batch_shape(), 1)
 
     def init():
         params = model.init(jax.random.key(seed), example)["params"]
@@ -116,7 +117,24 @@ def init_state(model, optimizer, patients, seed, mesh, averaged=False):
         state = {"step": zero, "params": params, "optimizer": optimizer.init(params), "skipped": zero}
         return state | ({"average": jax.tree.map(jnp.copy, params)} if averaged else {})
 
-    return jax.jit(init, out_shardings=sharding.replicated(mesh))()
+    return init
+
+
+def abstract_state(model, optimizer, patients, mesh, averaged=False):
+    """Shapes and shardings of the training state; nothing is computed.
+
+    The state: {"step", "params", "optimizer", "skipped"} and, if averaged, "average" of the params.
+    """
+    shapes = jax.eval_shape(_initial(model, optimizer, patients, 0, averaged))
+    place = lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s)  # noqa: E731
+    return jax.tree.map(place, shapes, sharding.state_sharding(shapes, mesh))
+
+
+def init_state(model, optimizer, patients, seed, mesh, averaged=False):
+    """The state that `abstract_state` describes; no device ever holds more of it than its part."""
+    like = abstract_state(model, optimizer, patients, mesh, averaged)
+    places = jax.tree.map(lambda x: x.sharding, like)
+    return jax.jit(_initial(model, optimizer, patients, seed, averaged), out_shardings=places)()
 
 
 # ------------------------------------------------------------------------------------------------------- pure steps
@@ -167,44 +185,32 @@ def validation_step(params, batch, *, model, weights):
 # ------------------------------------------------------------------------------------------------------- the loop
 
 
-class MetricsLog:
-    """metrics.jsonl and TensorBoard curves; after a resume, lines of steps that will be repeated are removed.
-
-    Of several processes the first one writes.
-    """
-
-    def __init__(self, folder, from_step):
-        self._file = self._board = None
-        if jax.process_index():
-            return
-        self._path = Path(folder) / "metrics.jsonl"
-        if self._path.exists():
-            lines = [x for x in self._path.read_text().splitlines() if x and json.loads(x)["step"] <= from_step]
-            self._path.write_text("".join(x + "\n" for x in lines))
-        self._file = open(self._path, "a")  # noqa: SIM115 (open as long as the loop runs)
-        self._board = SummaryWriter(str(Path(folder) / "tensorboard"), purge_step=from_step + 1)
-
-    def write(self, step, values):
-        if self._file is None:
-            return
-        values = {k: float(v) for k, v in values.items()}
-        self._file.write(json.dumps({"step": step, **values}) + "\n")
-        self._file.flush()
-        for name, value in values.items():
-            self._board.add_scalar(name, value, step)
-
-    def close(self):
-        if self._file is not None:
-            self._file.close()
-            self._board.close()
+def jit_step(model, optimizer, curriculum, config, state):
+    """train_step as a TrainConfig has it, compiled; the new state takes the old one's place."""
+    shardings = jax.tree.map(lambda x: x.sharding, state)
+    return jax.jit(
+        functools.partial(
+            train_step,
+            model=model,
+            optimizer=optimizer,
+            curriculum=curriculum,
+            seed=config.seed,
+            accumulate=config.accumulate,
+            ema_decay=config.ema_decay,
+        ),
+        donate_argnums=0,
+        # as it came in, so that the second step does not compile again
+        out_shardings=(shardings, sharding.replicated(next(iter(jax.tree.leaves(shardings))).mesh)),
+    )
 
 
-def pretrain(folder, patients, validation, model_options, config, max_skipped=20):
+def pretrain(folder, patients, validation, model_options, config, mesh_config=None, max_skipped=20):
     """Trains to config.steps, resuming from the newest checkpoint in `folder`.
 
     Args:
       folder: receives checkpoints/, metrics.jsonl, tensorboard/, parameters.json.
       patients, validation: pipeline.Patients of the training and tuning splits.
+      mesh_config: sharding.MeshConfig; None spreads rows over all devices.
 
     Returns:
       (params: averaged ones if config.ema_decay, step reached).
@@ -214,12 +220,14 @@ def pretrain(folder, patients, validation, model_options, config, max_skipped=20
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    mesh = sharding.make_mesh()
+    mesh = sharding.make_mesh(config=mesh_config)
+    share, n_shares = sharding.row_share(mesh)
     model = make_model(patients, model_options, mesh)
     optimizer = make_optimizer(config)
     curriculum = schedules.curriculum(config.weights, active_terms(model, patients))
     state = init_state(model, optimizer, patients, config.seed, mesh, config.ema_decay > 0)
-    n_params = sum(x.size for x in jax.tree.leaves(state["params"]))
+    sizes = cost.parameters(state["params"])
+    n_params = sum(sizes.values())
     if jax.process_index() == 0:
         (folder / "parameters.json").write_text(json.dumps({"parameters": n_params}))
     with Checkpoints(folder / "checkpoints", config.keep) as checkpoints:
@@ -235,28 +243,16 @@ def pretrain(folder, patients, validation, model_options, config, max_skipped=20
             rows,
             config.batch_size,
             start_step=start,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
+            process_index=share,
+            process_count=n_shares,
             threads=config.data_threads,
             workers=config.data_workers,
         )
         held = _validation_batches(validation, config, mesh)
-        step_fn = jax.jit(
-            functools.partial(
-                train_step,
-                model=model,
-                optimizer=optimizer,
-                curriculum=curriculum,
-                seed=config.seed,
-                accumulate=config.accumulate,
-                ema_decay=config.ema_decay,
-            ),
-            donate_argnums=0,
-            out_shardings=sharding.replicated(mesh),  # as it came in, so that the second step does not compile again
-        )
+        step_fn = jit_step(model, optimizer, curriculum, config, state)
         validate = jax.jit(lambda p, b: validation_step(p, b, model=model, weights=curriculum(config.steps)))
         log = MetricsLog(folder, start)
-        window = {"began": time.perf_counter(), "waited": 0.0, "step": start}
+        throughput = Throughput(model, sizes, mesh, start)
         pending = None
         bar = tqdm(
             range(start, last),
@@ -269,18 +265,18 @@ def pretrain(folder, patients, validation, model_options, config, max_skipped=20
         )
         for step in bar:
             waiting = time.perf_counter()
-            batch = sharding.device_batch(next(batches), mesh)
-            window["waited"] += time.perf_counter() - waiting
-            state, metrics = step_fn(state, batch)
+            batch = next(batches)
+            throughput.add(batch, time.perf_counter() - waiting)
+            state, metrics = step_fn(state, sharding.device_batch(batch, mesh))
             if pending is not None:  # one step late, so that the device is never waited for
-                _report(log, bar, *pending, window, rows, config, max_skipped)
+                _report(log, bar, *pending, throughput, rows, config, max_skipped)
             pending = (step + 1, metrics)
             done = step + 1
             if done % config.validate_every == 0 or done == config.steps:
                 log.write(done, _validate(validate, read_params(state), held))
             if done % config.checkpoint_every == 0 or done == last:
                 # logged first: a run killed after the checkpoint resumes behind this step
-                _report(log, bar, *pending, window, rows, config, max_skipped)
+                _report(log, bar, *pending, throughput, rows, config, max_skipped)
                 pending = None
                 checkpoints.save(done, state)
         checkpoints.wait()
@@ -288,16 +284,12 @@ def pretrain(folder, patients, validation, model_options, config, max_skipped=20
     return read_params(state), last
 
 
-def _report(log, bar, step, metrics, window, rows, config, max_skipped):
+def _report(log, bar, step, metrics, throughput, rows, config, max_skipped):
     """Logs every log_every steps, and any step that was not finite, with its patients."""
     if step % config.log_every == 0 or step == config.steps:
-        elapsed = time.perf_counter() - window["began"]
-        values = {k: float(v) for k, v in jax.device_get(metrics).items()}
-        values["steps_per_second"] = (step - window["step"]) / elapsed
-        values["waiting_share"] = window["waited"] / elapsed
+        values = {k: float(v) for k, v in jax.device_get(metrics).items()} | throughput.read(step)
         log.write(step, values)
         bar.set_postfix(loss=f"{values['loss/total']:.3f}", refresh=False)
-        window.update(began=time.perf_counter(), waited=0.0, step=step)
     if float(metrics["finite"]) < 1.0:
         ids = rows.subjects(range((step - 1) * config.batch_size, step * config.batch_size))
         logging.warning("step %d was not finite and not applied; subjects %s", step, ids)
@@ -316,8 +308,8 @@ def _validation_batches(validation, config, mesh):
         rows,
         config.batch_size,
         n_steps=n,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
+        process_index=sharding.row_share(mesh)[0],
+        process_count=sharding.row_share(mesh)[1],
         threads=0,
     )
     return [sharding.device_batch(b, mesh) for b in batches]
@@ -358,7 +350,7 @@ def restore_params(folder, patients, model_options, config):
     """Parameters (averaged ones if there are) of the newest checkpoint of a pretraining folder, and its step."""
     mesh = sharding.make_mesh()
     model, optimizer = make_model(patients, model_options), make_optimizer(config)
-    state = init_state(model, optimizer, patients, config.seed, mesh, config.ema_decay > 0)
+    state = abstract_state(model, optimizer, patients, mesh, config.ema_decay > 0)
     with Checkpoints(Path(folder) / "checkpoints", config.keep) as checkpoints:
         step = checkpoints.latest_step()
         if step is None:

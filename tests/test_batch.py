@@ -56,3 +56,19 @@ def test_every_fault_is_named(name):
 def test_an_unknown_field_is_named():
     with pytest.raises(ValueError, match="'surprise'"):
         batch_lib.check_batch(batch_lib.empty_batch(SHAPE, 2) | {"surprise": np.zeros(2)}, SHAPE, 2)
+
+
+def test_optional_fields_are_checked_where_they_are_given():
+    good = batch_lib.empty_batch(SHAPE, 2)
+    quality = np.zeros((2, SHAPE.windows, SHAPE.patches, SHAPE.channels), np.float32)
+    batch_lib.check_batch(good | {"quality": quality}, SHAPE, 2)
+    raw = {"raw": np.zeros((2, 5, 30, 3), np.float32), "raw_observed": np.zeros((2, 5, 30, 3), bool),
+           "raw_window": np.zeros((2, 5), np.int32), "raw_patch": np.zeros((2, 5), np.int32)}  # fmt: skip
+    batch_lib.check_batch(good | raw, SHAPE, 2)
+    for name in raw:
+        with pytest.raises(ValueError, match=f"'{name}'"):
+            batch_lib.check_batch(good | {k: v for k, v in raw.items() if k != name}, SHAPE, 2)
+        with pytest.raises(ValueError, match="batch field raw"):
+            batch_lib.check_batch(good | raw | {name: raw[name][:, :-1]}, SHAPE, 2)
+    with pytest.raises(ValueError, match="batch field quality:"):
+        batch_lib.check_batch(good | {"quality": quality[..., :-1]}, SHAPE, 2)

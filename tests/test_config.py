@@ -14,6 +14,7 @@ from ehrwear_jax.data.prepare import PrepareConfig
 from ehrwear_jax.data.synthetic import SimulatorConfig
 from ehrwear_jax.models.multimodal import ModelConfig
 from ehrwear_jax.schedules import Ramp
+from ehrwear_jax.sharding import MeshConfig
 from ehrwear_jax.train import TrainConfig
 
 
@@ -33,6 +34,7 @@ def load(name, variant=""):
         ("context", ContextConfig, {"modalities"}),
         ("model", ModelConfig, set(config_lib._MODEL_FROM_DATA)),
         ("train", TrainConfig, {"seed"}),
+        ("mesh", MeshConfig, set()),
     ],
 )
 def test_every_option_of_a_dataclass_can_be_set_in_its_part_of_the_config(part, cls, elsewhere):
@@ -73,6 +75,8 @@ def test_folds():
         ("full.py", "220m"),
         ("full.py", "220m+relaxed"),
         ("full.py", "elbo+no_contrast"),
+        ("full.py", "layers=4,seq=512"),
+        ("small.py", ""),
         ("tiny.py", ""),
         ("tiny.py", "contrast+detached"),
         ("nafld.py", ""),
@@ -81,13 +85,15 @@ def test_folds():
 )
 def test_each_experiment_file_gives_a_whole_config(name, variant, tmp_path):
     config = load(name, variant)
-    assert config.name == name.removesuffix(".py") + (f"-{variant.replace('+', '-')}" if variant else "")
+    named = variant.replace("+", "-").replace(",", "-").replace("=", "")
+    assert config.name == name.removesuffix(".py") + (f"-{named}" if named else "")
     assert set(config) == set(config_lib.base()) and config.evaluate.tasks
     for row in config.rows:
         config_lib.context_config(config, row)
     train = config_lib.train_config(config)
     assert set(train.weights) == set(losses.TERMS) and 0 < train.warmup_steps < train.steps
-    missing = {"tiny.py": None, "full.py": "meds_dir"}.get(name, "source_dir")
+    assert config_lib.mesh_config(config) == MeshConfig(**config.mesh)
+    missing = {"tiny.py": None, "small.py": None, "full.py": "meds_dir"}.get(name, "source_dir")
     if missing is not None:
         with pytest.raises(ValueError, match=rf"^no data: set --config\.data\.{missing} to "):
             config_lib.check(config)
@@ -137,6 +143,23 @@ def test_the_ablations_of_the_paper_are_what_they_are_called():
     assert full["elbo"].model.posterior == "normal" and ramps["elbo"]["latent_kl"] == Ramp(0.0, 0.01, 50_000)
     assert full[""].context.pairs == 8 and ramps[""]["contrast"].end == 0.05, "the regulariser has a small weight"
     assert load("tiny.py", "elbo").train.weights.latent_kl == (0.0, 0.01, 25), "ramps fit a short run"
+
+
+def test_the_full_config_is_appendix_a4_and_can_be_trimmed():
+    full = load("full.py").model
+    backbone = (full.n_layers, full.width, full.mlp_width, full.n_heads, full.kernel, full.n_components, full.dropout)
+    assert backbone == (24, 1024, 4096, 16, "mixture", 4, 0.1)
+    assert (full.wear_layers, full.wear_width, full.token_width, full.time_features) == (6, 512, 512, 128)
+    assert load("full.py", "220m").model.n_layers == 16
+    trimmed = load("full.py", "220m,layers=4,seq=512")
+    assert (trimmed.model.n_layers, trimmed.model.width) == (4, 1024)
+    context = config_lib.context_config(trimmed, "joint")
+    assert (context.tokens, context.context_tokens, context.windows, context.queries) == (512, 512, 256, 16)
+    refused = {"layers=0": "layers is '0', it must be a number above 0", "seq=long": "seq is 'long', it must",
+               "width=8": "has no variant 'width=8'"}  # fmt: skip
+    for variant, sentence in refused.items():
+        with pytest.raises(ValueError, match=sentence):
+            load("full.py", variant)
 
 
 @pytest.mark.parametrize("name", sorted(p.name for p in (REPO / "configs").glob("*.py")))

@@ -35,7 +35,7 @@ def _layer(name: str, internal: str, *, external: str | None = None, banned: str
 
 
 ACCELERATOR = "jax jaxlib flax optax chex orbax"
-LEAVES = "models losses schedules sharding checkpoint optimizer"
+LEAVES = "models losses schedules sharding checkpoint optimizer monitor"
 
 # The first entry whose name is the module or one of its parents decides.
 LAYERS = (
@@ -49,14 +49,18 @@ LAYERS = (
     _layer("sharding", "ops batch"),
     _layer("optimizer", "schedules"),
     _layer("checkpoint", "ops batch"),
+    _layer("monitor", "models sharding ops batch"),
     _layer("evals", "evals models losses ops batch"),
     _layer("report", "report", external="numpy matplotlib polars"),
     _layer("train", f"data ops batch {LEAVES}"),
+    _layer("hlo", ""),
+    # The training step without data: what `train` makes, compiled.
+    _layer("dry_run", f"train hlo data ops batch {LEAVES}"),
     # Turns a ConfigDict into the dataclasses that each part declares; joins nothing.
-    _layer("config", "data models schedules train"),
+    _layer("config", "data models schedules sharding train"),
     # Orchestration: joins the stages, and reaches the networks only through train. The tabular
     # rows of comparison are no networks and need no train.
-    _layer("stages", "stages config data train evals report batch models.baselines"),
+    _layer("stages", "stages config data train dry_run sharding evals report batch models.baselines"),
     _layer("main", "stages config train"),
     _layer("", ""),
 )

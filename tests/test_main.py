@@ -61,7 +61,10 @@ def command(*arguments):
         (["--config=configs/none.py"], "there is no config file configs/none.py"),
         (["--config", "configs/none.py"], "there is no config file configs/none.py"),
         (["--config=configs/tiny.py:big"], "configs/tiny.py has no variant 'big'"),
-        (["--config=configs/full.py:220"], "configs/full.py has no variant '220'; there are 220m, cohort, relaxed"),
+        (
+            ["--config=configs/full.py:220"],
+            "configs/full.py has no variant '220'; there are 220m, cohort, relaxed, lay",
+        ),
         ([TINY, "--config.train.stepps=3"], "the config has no key 'stepps': Did you mean \"steps\""),
         ([TINY, "--config.trin.steps=3"], "the config has no key 'trin': Did you mean \"train\""),
         ([TINY, "--config.train.steps=many"], "flag --config.train.steps=many: invalid literal for int()"),
@@ -108,6 +111,18 @@ def test_what_is_run(tmp_path, monkeypatch):
     (config, workdir, names), (_, other, some) = seen
     assert config.train.steps == 3 and str(workdir) == "runs/tiny" and names == list(stages.ORDER)
     assert other == tmp_path and some == ["embed", "report"]
+
+
+def test_describe_needs_no_data_and_leaves_nothing(tmp_path, capsys):
+    start("--config=configs/full.py:layers=2", f"--workdir={tmp_path}/run", "--stages=describe")
+    lines = capsys.readouterr().out.splitlines()
+    parts = {name: int(n.replace(",", "")) for name, n in (line.split() for line in lines[1:])}
+    assert lines[0] == (f"full-layers2, joint: {sum(parts.values()):,} parameters with a vocabulary of 32,768 tokens, "
+                        "assumed")  # fmt: skip
+    # two layers of four products, biases and norms, R = 4 kernels, modality tags; and the last norm
+    products = 4 * 1024 * 1024 + 2 * 1024 * 4096 + 1024 * 16 * 16
+    assert parts["backbone"] == 2 * (products + 9 * 1024 + 4096 + 256 + 2 * 16 * 4 + 4 * 16 * 16) + 2048
+    assert not (tmp_path / "run").exists()
 
 
 def test_debug_shows_the_traceback(tmp_path):

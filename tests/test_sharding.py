@@ -8,17 +8,11 @@ from kernel_attention_suite import Shape, Suite, arguments, device_arrays
 
 from ehrwear_jax import batch as batch_lib
 from ehrwear_jax import losses, sharding
-from ehrwear_jax.models.multimodal import ModelConfig, MultimodalModel
 from ehrwear_jax.ops.kernel_attention import kernel_attention
 
 SHAPE = batch_lib.BatchShape(
     tokens=6, windows=2, steps=4, channels=1, patches=2, masked=3, events=3, queries=3, future_windows=2,
     future_codes=3, recalled_tokens=2, pairs=3,
-)  # fmt: skip
-CONFIG = ModelConfig(
-    vocabulary=9, steps=4, channels=1, patch_steps=2, future_windows=2, future_codes=3, horizons=2,
-    later_rates=(0.1,) * 6, recalled_tokens=2, pairs=3, posterior="normal", width=8, n_layers=1, n_heads=2, mlp_width=8,
-    token_width=4, align_width=4, time_features=4, wear_width=4, wear_layers=1, wear_heads=1, source_width=2,
 )  # fmt: skip
 
 
@@ -48,10 +42,53 @@ def make_batch(n_rows):
 
 
 def test_mesh_has_all_devices_or_those_given():
-    assert dict(sharding.make_mesh().shape) == {"data": len(jax.devices())}
-    assert len(jax.devices()) == 8
+    assert dict(sharding.make_mesh().shape) == {"data": 8, "fsdp": 1, "tensor": 1, "context": 1}
     mesh = sharding.make_mesh(jax.devices()[1:3])
     assert list(mesh.devices.flat) == jax.devices()[1:3]
+
+
+@pytest.mark.parametrize(
+    "sizes, shape",
+    [((-1, 2, 2, 1), (2, 2, 2, 1)), ((1, -1, 1, 1), (1, 8, 1, 1)), ((2, 2, 1, 2), (2, 2, 1, 2))],
+)
+def test_the_config_shapes_the_mesh(sizes, shape):
+    mesh = sharding.make_mesh(config=sharding.MeshConfig(*sizes))
+    assert tuple(mesh.shape.values()) == shape and tuple(mesh.shape) == sharding.AXES
+
+
+@pytest.mark.parametrize("sizes", [(-1, 3, 1, 1), (-1, -1, 1, 1), (2, 1, 1, 1), (8, 2, 1, 1), (0, 1, 1, 1)])
+def test_a_mesh_that_does_not_fit_is_refused(sizes):
+    named = ", ".join(f"{a}={n}" for a, n in zip(sharding.AXES, sizes, strict=True))
+    with pytest.raises(ValueError, match=f"config.mesh {named} does not fit 8 devices"):
+        sharding.make_mesh(config=sharding.MeshConfig(*sizes))
+
+
+def test_a_dimension_that_does_not_divide_is_not_split():
+    mesh = sharding.make_mesh(config=sharding.MeshConfig(1, 2, 2, 2))
+    spec = lambda *pairs: tuple(sharding.spec(mesh, *zip(*pairs, strict=True)))  # noqa: E731
+    assert spec((8, "batch"), (6, "length"), (4, "heads"), (5, None)) == ("fsdp", "context", "tensor", None)
+    assert spec((7, "batch"), (5, "length"), (4, "heads"), (8, "embed")) == (None, None, "tensor", "fsdp")
+    both = sharding.make_mesh(config=sharding.MeshConfig(4, 2))
+    assert tuple(sharding.spec(both, (8, 8), ("batch", "heads"))) == (("data", "fsdp"), None)
+
+
+@pytest.mark.parametrize(
+    "sizes, per_process, shares",
+    [  # rows, over 8 devices of 4 processes; then processes that share a row's tokens
+        ((8, 1, 1, 1), 2, [(0, 4), (1, 4), (2, 4), (3, 4)]),
+        ((2, 4, 1, 1), 4, [(0, 2), (1, 2)]),
+        ((2, 1, 2, 2), 2, [(0, 2), (0, 2), (1, 2), (1, 2)]),
+        ((1, 1, 1, 8), 4, [(0, 1), (0, 1)]),
+    ],
+)
+def test_processes_that_hold_the_same_rows_read_the_same_part(sizes, per_process, shares, monkeypatch):
+    mesh = sharding.make_mesh(config=sharding.MeshConfig(*sizes))
+    whole = sharding.batch_sharding(mesh).devices_indices_map
+    for process, share in enumerate(shares):
+        mine = jax.devices()[process * per_process :][:per_process]
+        held = lambda _, shape, mine=mine: {d: i for d, i in whole(shape).items() if d in mine}  # noqa: E731
+        monkeypatch.setattr(jax.sharding.NamedSharding, "addressable_devices_indices_map", held)
+        assert sharding.row_share(mesh) == share
 
 
 def test_rows_lie_in_order_over_the_devices():
@@ -121,27 +158,6 @@ def test_losses_and_gradients_do_not_depend_on_the_number_of_devices():
     wear, observed = jnp.asarray(batch["wear"]), batch["observed"]
     means = [losses.masked_mean(wear[i : i + 2], observed[i : i + 2]) for i in (0, 2, 4, 6)]
     assert abs(np.mean(means) - losses.masked_mean(wear, observed)) > 1e-3
-
-
-@pytest.mark.slow
-def test_training_of_the_whole_model_does_not_depend_on_the_number_of_devices():
-    params = jax.jit(MultimodalModel(CONFIG).init)(jax.random.key(0), batch_lib.empty_batch(SHAPE, 1))["params"]
-
-    def step(n):
-        # the attention op over the mesh, as in training
-        model = MultimodalModel(CONFIG, sharding.attention(sharding.make_mesh(jax.devices()[:n])))
-
-        @jax.jit
-        def run(params, batch):
-            def objective(params):
-                out = model.apply({"params": params}, batch)
-                return losses.total(out, batch, dict.fromkeys(losses.TERMS, 1.0))
-
-            return jax.value_and_grad(objective, has_aux=True)(params)
-
-        return run
-
-    assert_same_training(*(over_devices(n, step(n), params, make_batch(8)) for n in (1, 4)))
 
 
 def test_attention_over_the_mesh_moves_no_keys():

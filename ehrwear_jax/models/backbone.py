@@ -6,9 +6,38 @@ from collections.abc import Callable
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from ehrwear_jax import batch as batch_lib
 from ehrwear_jax.ops.kernel_attention import ExponentialMixture, RationalQuadratic, kernel_attention
+
+# What the forward pass keeps of a block for the backward pass, which computes the rest again: everything; the block's
+# input; that and its projections and the attention's result; that and the first product of the feed-forward part.
+REMAT = {
+    "none": None,
+    "full": (),
+    "attention": ("qkv", "attended"),
+    "products": ("qkv", "attended", "hidden"),
+}
+
+
+def rematerialised(block, remat):
+    """A block class that keeps for the backward pass what REMAT[remat] says.
+
+    Raises:
+      ValueError: there is no such policy.
+    """
+    if remat not in REMAT:
+        raise ValueError(f"config.model.remat is {remat!r}; it can be {', '.join(REMAT)}")
+    if REMAT[remat] is None:
+        return block
+    return nn.remat(block, prevent_cse=False, policy=jax.checkpoint_policies.save_only_these_names(*REMAT[remat]))
+
+
+def anywhere(x, *names):
+    """Says nothing of where an activation lies; sharding.placement does, by the names of its dimensions."""
+    del names
+    return x
 
 
 def _softplus_inverse(x):
@@ -73,11 +102,14 @@ class Block(nn.Module):
     stochastic_depth: float
     attention: str | None
     attend: Callable
+    place: Callable
+    qk_norm: bool
     dtype: jnp.dtype
     deterministic: bool
 
     @nn.compact
     def __call__(self, carry, layer_drop, fields):
+        """One layer: (x_BxTxD, y_BxQxD), its chance of being dropped, and the batch's fields -> (carry, None)."""
         x_BxTxD, y_BxQxD = carry
         depth = self.width // self.n_heads
         norm = nn.LayerNorm(dtype=self.dtype, name="norm_attention")
@@ -85,8 +117,14 @@ class Block(nn.Module):
             n: nn.DenseGeneral((self.n_heads, depth), dtype=self.dtype, name=n) for n in ("query", "key", "value")
         }
         merge = nn.DenseGeneral(self.width, axis=(-2, -1), dtype=self.dtype, name="out")
+        scaled = {n: nn.RMSNorm(dtype=self.dtype, name=f"{n}_norm") for n in ("query", "key") if self.qk_norm}
+
+        def projected(name, x):
+            heads = self.place(project[name](x), "batch", "length", "heads", None)
+            return checkpoint_name(scaled[name](heads) if name in scaled else heads, "qkv")
+
         x_norm, y_norm = norm(x_BxTxD), norm(y_BxQxD)
-        key, value = project["key"](x_norm), project["value"](x_norm)
+        key, value = projected("key", x_norm), projected("value", x_norm)
         # b[m, j] = u_m . v_j: a bias per head from the query's modality and a small projection of the source token
         tag_MxHxS = self.param(
             "modality_tag", nn.initializers.normal(0.02), (batch_lib.N_MODALITY, self.n_heads, self.source_width)
@@ -97,27 +135,26 @@ class Block(nn.Module):
         drop_rate = 0.0 if self.deterministic else self.attention_dropout
 
         def attend(norm_x, time, kv_range, modality):
-            query = project["query"](norm_x)
+            query = projected("query", norm_x)
             # for evals/attention.py; nothing is stored unless the caller makes "intermediates" mutable
             call = {"query": query, "key": key, "bias": bias_BxHxMxT, "kernel": kernel, "key_time": fields["time"]}
             call |= {"time": time, "kv_range": kv_range, "modality": modality}
             self.sow("intermediates", "attention_calls", call)
-            return merge(
-                self.attend(
-                    query,
-                    key,
-                    value,
-                    q_time_BxT=time,
-                    k_time_BxS=fields["time"],
-                    kv_range_BxTx2=kv_range,
-                    kernel=kernel,
-                    source_bias_BxHxMxS=bias_BxHxMxT,
-                    q_modality_BxT=modality,
-                    dropout_rate=drop_rate,
-                    dropout_key=self.make_rng("dropout") if drop_rate else None,
-                    implementation=self.attention,
-                )
+            attended = self.attend(
+                query,
+                key,
+                value,
+                q_time_BxT=time,
+                k_time_BxS=fields["time"],
+                kv_range_BxTx2=kv_range,
+                kernel=kernel,
+                source_bias_BxHxMxS=bias_BxHxMxT,
+                q_modality_BxT=modality,
+                dropout_rate=drop_rate,
+                dropout_key=self.make_rng("dropout") if drop_rate else None,
+                implementation=self.attention,
             )
+            return merge(checkpoint_name(attended, "attended"))
 
         up = nn.Dense(self.mlp_width, dtype=self.dtype, name="up")
         down = nn.Dense(self.width, dtype=self.dtype, name="down")
@@ -131,13 +168,17 @@ class Block(nn.Module):
                 keep = 1.0 - layer_drop
                 kept = jax.random.bernoulli(self.make_rng("dropout"), keep, (x.shape[0], 1, 1))
                 update = jnp.where(kept, update / keep.astype(update.dtype), 0.0)
-            return x + update
+            return self.place(x + update, "batch", "length", None)
+
+        def feed_forward(x):
+            hidden = self.place(up(norm_mlp(x)), "batch", "length", "mlp")
+            return down(nn.gelu(checkpoint_name(hidden, "hidden")))
 
         queries = jnp.full(y_BxQxD.shape[:2], batch_lib.MODALITY_QUERY)
         x_BxTxD = residual(x_BxTxD, attend(x_norm, fields["time"], fields["kv_range"], fields["modality"]))
         y_BxQxD = residual(y_BxQxD, attend(y_norm, fields["query_time"], fields["query_kv_range"], queries))
-        x_BxTxD = residual(x_BxTxD, down(nn.gelu(up(norm_mlp(x_BxTxD)))))
-        y_BxQxD = residual(y_BxQxD, down(nn.gelu(up(norm_mlp(y_BxQxD)))))
+        x_BxTxD = residual(x_BxTxD, feed_forward(x_BxTxD))
+        y_BxQxD = residual(y_BxQxD, feed_forward(y_BxQxD))
         return (x_BxTxD, y_BxQxD), None
 
 
@@ -145,9 +186,10 @@ class Backbone(nn.Module):
     """g_theta of the paper's section 3.2: token and query vectors to latents z, by scanned blocks.
 
     Attributes:
-      remat: recompute blocks in the backward pass. unroll: layers per step of the scan.
+      qk_norm: queries and keys of each head have norm sqrt(depth), times a learned scale (Henry et al. 2020).
+      remat: a name in REMAT. unroll: layers per step of the scan.
       attention: implementation of the op, None for the best available. attend: the op itself, or what spreads it over
-        the devices of a mesh.
+        the devices of a mesh. place: where activations lie on a mesh, see sharding.placement.
     """
 
     n_layers: int
@@ -162,16 +204,17 @@ class Backbone(nn.Module):
     stochastic_depth: float = 0.0
     attention: str | None = None
     attend: Callable = kernel_attention
-    remat: bool = False
+    place: Callable = anywhere
+    qk_norm: bool = False
+    remat: str = "none"
     unroll: int = 1
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
     def __call__(self, x_BxTxD, y_BxQxD, fields, deterministic):
         """Args: x tokens, y queries, fields of the batch (times, ranges, modality). Returns (z_BxTxD, z_BxQxD)."""
-        block = nn.remat(Block, prevent_cse=False) if self.remat else Block
         scan = nn.scan(
-            block,
+            rematerialised(Block, self.remat),
             variable_axes={"params": 0, "intermediates": 0},
             split_rngs={"params": True, "dropout": True},
             length=self.n_layers,
@@ -191,6 +234,8 @@ class Backbone(nn.Module):
             self.stochastic_depth,
             self.attention,
             self.attend,
+            self.place,
+            self.qk_norm,
             self.dtype,
             deterministic,
             name="blocks",

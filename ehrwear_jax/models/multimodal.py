@@ -10,11 +10,14 @@ import numpy as np
 
 from ehrwear_jax.batch import MASK, MODALITY_EHR, MODALITY_WEAR, SUMMARIES
 from ehrwear_jax.models import heads, time_encoding
-from ehrwear_jax.models.backbone import Backbone
+from ehrwear_jax.models.backbone import Backbone, anywhere
 from ehrwear_jax.models.decayed_counts import DecayedCounts
 from ehrwear_jax.models.ehr_embedder import EhrEmbedder
+from ehrwear_jax.models.raw_encoder import RawEncoder
 from ehrwear_jax.models.wearable_encoder import WearableEncoder
 from ehrwear_jax.ops.kernel_attention import kernel_attention
+
+BACKBONE_FIELDS = ("time", "kv_range", "modality", "query_time", "query_kv_range")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,13 +29,18 @@ class ModelConfig:
         further_summaries, pairs: from data, see batch.BatchShape.
       later_rates: [future_codes x horizons] expected share of positives, where the head of later codes starts.
       time_features: q of rho. shortest_period_days: of rho; data by the day have no use for less than months, and
-        fine phases of an age tell people apart. kernel: mixture, rational_quadratic or none. n_components: R.
+        fine phases of an age tell people apart. time_encoding: log_linear or gaussian (gaussian_period_days, see
+        time_encoding). day_bins: all times in bins of one day. kernel: mixture, rational_quadratic or none.
+        n_components: R; 1 is a single exponential.
+      wear_encoder, wear_span_days: kind and span of WearableEncoder. raw_width: of the encoder of raw windows, for
+        batches that hold them; 0: none.
       pool: Agg of the wearable-to-EHR term, see heads.WearablePool.
       align_width, temperature, learn_temperature: see heads.Alignment.
       posterior: "point" or, for the ELBO variant, "normal": z is drawn while training, its mean is read otherwise.
       detach_cross_modal: the cross-modal terms train their heads and nothing before them: what the terms cost if they
         do not shape z.
       count_width: features that decayed counts sum over the record; 0 leaves them out.
+      qk_norm, remat, unroll: see backbone.Backbone.
     """
 
     vocabulary: int
@@ -53,6 +61,12 @@ class ModelConfig:
     token_width: int = 512
     time_features: int = 128
     shortest_period_days: float = 0.25
+    time_encoding: str = "log_linear"
+    gaussian_period_days: float = 365.25
+    day_bins: bool = False
+    wear_encoder: str = "transformer"
+    wear_span_days: float = 0.0
+    raw_width: int = 0
     wear_width: int = 512
     wear_layers: int = 6
     wear_heads: int = 8
@@ -69,8 +83,9 @@ class ModelConfig:
     dropout: float = 0.1
     attention_dropout: float = 0.0
     stochastic_depth: float = 0.0
+    qk_norm: bool = False
     attention: str | None = None
-    remat: bool = False
+    remat: str = "none"
     unroll: int = 1
     dtype: str = "float32"
 
@@ -80,10 +95,12 @@ class MultimodalModel(nn.Module):
 
     Attributes:
       attend: the kernel attention op, or what spreads it over the devices of a mesh (sharding.attention).
+      place: where activations lie on a mesh (sharding.placement).
     """
 
     config: ModelConfig
     attend: Callable = kernel_attention
+    place: Callable = anywhere
 
     def setup(self):
         c = self.config
@@ -92,7 +109,24 @@ class MultimodalModel(nn.Module):
         self.rho = nn.Dense(c.width, dtype=dtype)  # W_rho, q x p
         self.modality = nn.Embed(4, c.width, embedding_init=nn.initializers.normal(0.02))
         if c.channels:
-            self.wear = WearableEncoder(c.wear_width, c.width, c.wear_layers, c.wear_heads, c.patch_steps, dtype)
+            self.wear = WearableEncoder(
+                c.wear_width,
+                c.width,
+                c.wear_layers,
+                c.wear_heads,
+                c.patch_steps,
+                c.wear_encoder,
+                c.wear_span_days,
+                c.kernel,
+                c.n_components,
+                c.remat,
+                c.attention,
+                self.attend,
+                self.place,
+                dtype,
+            )
+            if c.raw_width:
+                self.raw = RawEncoder(c.raw_width, c.wear_width, dtype=dtype)
             self.decoder = heads.SignalDecoder(c.steps, c.channels, c.future_windows, c.width)
             n_summaries = len(SUMMARIES) * c.channels + c.further_summaries
             self.past = nn.Dense(n_summaries)
@@ -132,6 +166,8 @@ class MultimodalModel(nn.Module):
             c.stochastic_depth,
             c.attention,
             self.attend,
+            self.place,
+            c.qk_norm,
             c.remat,
             c.unroll,
             dtype,
@@ -151,12 +187,13 @@ class MultimodalModel(nn.Module):
         dtype = jnp.dtype(c.dtype)
         x = self.ehr(batch["token"], batch["value"])
         if c.channels and batch["wear"].shape[1]:
-            h_BxWxD = self.wear(batch["wear"], batch["observed"], batch["patch_mask"], batch["channel_mask"])
+            h_BxWxD = self._windows(batch)
             slot_BxTx1 = jnp.maximum(batch["window"], 0)[..., None]
             is_wear_BxTx1 = (batch["modality"] == MODALITY_WEAR)[..., None]
             x = jnp.where(is_wear_BxTx1, jnp.take_along_axis(h_BxWxD, slot_BxTx1, axis=1), x)
         # where tests differentiate with respect to what tokens say; adds nothing otherwise
         h_BxTxD = x = self.perturb("content", x)
+        batch = time_encoding.in_day_bins(batch) if c.day_bins else batch
         counts = self.counts(x, batch) if c.count_width else (0.0, 0.0)
         before = jnp.broadcast_to(jnp.arange(-1, x.shape[1] - 1)[None], x.shape[:2])
         x = x + self._time(batch["age"]) + self.modality(batch["modality"]).astype(dtype)
@@ -164,11 +201,24 @@ class MultimodalModel(nn.Module):
         last = batch["query_kv_range"][..., 1] - 1
         y = self.query.astype(dtype)[None, None] + self._time(batch["query_age"])
         y = y + self._stream(batch["query_time"], batch["query_kv_range"], last, batch["time"]) + counts[1]
-        return *self.backbone(x, y, batch, deterministic), h_BxTxD
+        x, y = (self.place(z, "batch", "length", None) for z in (x, y))
+        return *self.backbone(x, y, {n: batch[n] for n in BACKBONE_FIELDS}, deterministic), h_BxTxD
+
+    def _windows(self, batch):
+        detail = None
+        if self.config.raw_width and "raw" in batch:
+            detail = self.raw(batch, *batch["patch_mask"].shape[1:])
+        return self.wear(batch, detail)
 
     def _time(self, age):
         c = self.config
-        return self.rho(time_encoding.sinusoidal(age, c.time_features, c.shortest_period_days).astype(c.dtype))
+        if c.time_encoding == "gaussian":
+            cycles_F = time_encoding.gaussian_frequencies(c.time_features, c.gaussian_period_days)
+        elif c.time_encoding == "log_linear":
+            cycles_F = time_encoding.frequencies(c.time_features, c.shortest_period_days, 36525.0)
+        else:
+            raise ValueError(f"config.model.time_encoding is {c.time_encoding!r}; it can be log_linear or gaussian")
+        return self.rho(time_encoding.encode(age, cycles_F).astype(c.dtype))
 
     def _stream(self, *position):
         return self.stream(time_encoding.stream_features(*position)).astype(self.config.dtype)

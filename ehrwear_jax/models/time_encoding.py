@@ -10,19 +10,27 @@ def frequencies(n_features, shortest_days, longest_days):
     return 1.0 / np.geomspace(shortest_days, longest_days, n_features // 2)
 
 
-def sinusoidal(age_x2, n_features, shortest_days=0.25, longest_days=36525.0):
-    """rho(t) = [sin(w_1 t), cos(w_1 t), ...], exact to 1e-3 rad for a century of days in float32.
+def gaussian_frequencies(n_features, period_days, seed=0):
+    """n_features / 2 frequencies in cycles per day, normal with standard deviation 1 / period_days: never trained.
+
+    Random Fourier features (Rahimi and Recht 2007) of the Gaussian kernel exp(-(2 pi dt / period_days)^2 / 2).
+    """
+    return np.abs(np.random.default_rng(seed).normal(0.0, 1.0 / period_days, n_features // 2))
+
+
+def encode(age_x2, cycles_F):
+    """rho(t) = [sin(w_1 t), ..., cos(w_1 t), ...], exact to 1e-3 rad for a century of days in float32.
 
     The phase of a fast component after 30,000 days has no digits left in float32, so the day count is split into
     multiples of 256 and a rest, and whole turns are removed from the frequencies in float64 beforehand.
 
     Args:
       age_x2: float32 [..., 2]: whole days (>= 0 and below 2 ** 20) and fraction in [0, 1).
+      cycles_F: float64 numpy, cycles per day.
 
     Returns:
-      float32 [..., n_features].
+      float32 [..., 2 F].
     """
-    cycles_F = frequencies(n_features, shortest_days, longest_days)
     high = jnp.floor(age_x2[..., :1] / 256.0)
     low = age_x2[..., :1] - 256.0 * high
     # trailing axis of age_x2's rank, so that nothing relies on rank promotion
@@ -33,6 +41,17 @@ def sinusoidal(age_x2, n_features, shortest_days=0.25, longest_days=36525.0):
     turn = high * coarse + low * fine + age_x2[..., 1:] * step
     angle = 2.0 * np.pi * (turn - jnp.floor(turn))
     return jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], axis=-1)
+
+
+def in_day_bins(batch):
+    """The batch with every time and age rounded down to whole days: time in bins of one day (paper, Table 4).
+
+    Kernel times count from the first token of their context. Which tokens a position sees stays as it is.
+    """
+    times = {n: jnp.floor(batch[n]) for n in ("time", "query_time")}
+    whole = jnp.asarray([1.0, 0.0], jnp.float32)
+    ages = {n: batch[n] * whole.reshape((1,) * (batch[n].ndim - 1) + (2,)) for n in ("age", "query_age")}
+    return batch | times | ages
 
 
 N_STREAM = 7

@@ -31,7 +31,8 @@ def pretrain(config, workdir):
         for row in config.rows:
             patients, tuning = (_patients(config, workdir, fold, row, s) for s in ("train", "tuning"))
             folder = Path(workdir) / "pretrain" / fold / row
-            _, step = train.pretrain(folder, patients, tuning, config_lib.model_options(config), options)
+            model = config_lib.model_options(config)
+            _, step = train.pretrain(folder, patients, tuning, model, options, config_lib.mesh_config(config))
             complete &= step >= options.steps
     return complete
 

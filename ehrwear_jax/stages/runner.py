@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from ehrwear_jax import config as config_lib
-from ehrwear_jax.stages import evaluate, interpret, model, prepare, report
+from ehrwear_jax.stages import dry_run, evaluate, interpret, model, prepare, report
 
 WORK = {
     "prepare": prepare.run,
@@ -21,6 +21,8 @@ WORK = {
     "report": report.run,
 }
 ORDER = tuple(WORK)
+# What only prints: needs no data, leaves nothing behind, runs when it is named and before the others.
+PRINTED = {"describe": dry_run.describe, "compile": dry_run.compile_step}
 # Which parts of the config each stage reads ("a.b": one value of a part); a change elsewhere leaves its result valid.
 READS = {
     "prepare": ("seed", "data", "simulate", "labels", "prepare", "cohort"),
@@ -108,8 +110,13 @@ def run(config, workdir, stage_names):
       OSError: missing input, unwritable workdir.
     """
     workdir = Path(workdir)
-    if unknown := [s for s in stage_names if s not in ORDER]:
-        raise ValueError(f"unknown stage {unknown[0]!r}; stages are {', '.join(ORDER)}")
+    if unknown := [s for s in stage_names if s not in ORDER and s not in PRINTED]:
+        raise ValueError(f"unknown stage {unknown[0]!r}; stages are {', '.join((*ORDER, *PRINTED))}")
+    for stage in (s for s in PRINTED if s in stage_names):
+        PRINTED[stage](config)
+    stage_names = [s for s in stage_names if s in ORDER]
+    if not stage_names:
+        return
     config_lib.check(config)
     try:
         workdir.mkdir(parents=True, exist_ok=True)

@@ -1,6 +1,7 @@
 """The backbone against its formula in float64, and what it may not do."""
 
 import jax
+import jax.ad_checkpoint
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -163,13 +164,44 @@ def test_every_layer_has_its_own_parameters(setting):
     assert np.any(apply(swapped, *vectors(), fields())[0] != apply(params, *vectors(), fields())[0])
 
 
-@pytest.mark.parametrize("options", [{"remat": True}, {"unroll": 2}])
+@pytest.mark.parametrize("options", [{"remat": "full"}, {"remat": "attention"}, {"remat": "products", "unroll": 2}])
 def test_remat_and_unrolling_change_no_value(setting, options):
     params, apply = setting
     module = Backbone(**SIZES, **options)
     got = jax.jit(lambda p: module.apply({"params": p}, *vectors(), fields(), True))(params)
     for a, b in zip(got, apply(params, *vectors(), fields()), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-5)
+
+
+@pytest.mark.parametrize("remat, kept", [("full", (1, 0, 0)), ("attention", (1, 4, 0)), ("products", (1, 4, 1))])
+def test_remat_keeps_what_its_name_says(remat, kept, capsys):
+    """Per layer: its input; query, key, value and the attention's result; the hidden units."""
+    module = Backbone(**SIZES, remat=remat)
+    read = lambda p: module.apply({"params": p}, *vectors(), fields(), True)[0].sum()  # noqa: E731
+    jax.ad_checkpoint.print_saved_residuals(read, random_params(module))
+    text = capsys.readouterr().out
+    layers_of = (f"f32[2,{B},{T},{D}]", f"f32[2,{B},{T},{H},{D // H}]", f"f32[2,{B},{T},12]")
+    assert tuple(text.count(shape) for shape in layers_of) == kept
+
+
+def test_qk_norm_bounds_logits_and_leaves_values_alone(setting):
+    """With it, scaling the projections of queries and keys changes nothing."""
+    module = Backbone(**SIZES, qk_norm=True)
+    params = random_params(module)
+    run = jax.jit(lambda p: module.apply({"params": p}, *vectors(), fields(), True))
+    assert params["blocks"]["query_norm"]["scale"].shape == (2, D // H)
+
+    def scaled(params, names):
+        blocks = params["blocks"]
+        return params | {"blocks": blocks | {n: jax.tree.map(lambda x: 30.0 * x, blocks[n]) for n in names}}
+
+    want = run(params)
+    for a, b in zip(run(scaled(params, ("query", "key"))), want, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-3)
+    assert np.abs(run(scaled(params, ("value",)))[0] - want[0]).max() > 0.1
+    plain, apply = setting
+    moved = apply(scaled(plain, ("query", "key")), *vectors(), fields())[0] - apply(plain, *vectors(), fields())[0]
+    assert np.abs(moved).max() > 0.1, "the test can tell"
 
 
 # ----------------------------------------------------------------------------------------------- randomness

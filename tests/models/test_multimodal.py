@@ -45,7 +45,7 @@ def batch():
 
 def latents(options, batch):
     m = model(**options)
-    params = m.init(jax.random.key(0), batch)["params"]
+    params = jax.jit(lambda k: m.init(k, batch, method="encode"))(jax.random.key(0))["params"]
     encode = jax.jit(lambda b: m.apply({"params": params}, b, method="encode")[1])
     return params, encode
 
@@ -118,3 +118,36 @@ def test_detached_cross_modal_terms_train_their_heads_and_nothing_before_them(de
         assert not any(jax.tree.leaves(grads["ehr"]["project"]))
     else:
         assert {"backbone", "wear", "ehr", "rho", "query"} <= shaped
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"time_encoding": "gaussian"}, {"kernel": "none"}, {"kernel": "rational_quadratic"}, {"n_components": 8}],
+)
+def test_variants_give_other_finite_latents(batch, options):
+    _, encode = latents({}, batch)
+    params, encode_variant = latents(options, batch)
+    z, z_variant = np.asarray(encode(batch)), np.asarray(encode_variant(batch))
+    assert np.isfinite(z_variant).all() and np.abs(z - z_variant).max() > 1e-5
+    if "n_components" in options:
+        assert params["backbone"]["blocks"]["kernel"]["gamma"].shape == (1, 2, options["n_components"])
+
+
+def test_day_bins_hide_the_hour_and_keep_the_day(batch):
+    _, encode = latents({"day_bins": True}, batch)
+    _, exact = latents({}, batch)
+
+    def later(days):
+        moved = {**batch, "time": batch["time"] + np.float32([0, 0, 0, days, 0])}
+        moved["query_time"] = batch["query_time"] + np.float32([days, 0])
+        whole = np.floor(batch["query_age"][..., :1] + days)
+        return moved | {"query_age": np.concatenate([whole, np.full_like(whole, days % 1)], -1)}
+
+    np.testing.assert_array_equal(encode(later(0.3)), encode(batch))
+    assert np.abs(np.asarray(exact(later(0.3))) - np.asarray(exact(batch))).max() > 1e-4
+    assert np.abs(np.asarray(encode(later(2.0))) - np.asarray(encode(batch))).max() > 1e-4
+
+
+def test_an_unknown_time_encoding_is_refused(batch):
+    with pytest.raises(ValueError, match="config.model.time_encoding is 'rotary'; it can be log_linear or gaussian"):
+        jax.eval_shape(model(time_encoding="rotary").init, jax.random.key(0), batch)

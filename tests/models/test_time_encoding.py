@@ -20,7 +20,10 @@ def in_float64(days, n_features, shortest=0.25, longest=36525.0):
 
 @pytest.fixture(scope="module")
 def encode():
-    return jax.jit(time_encoding.sinusoidal, static_argnums=(1, 2, 3))
+    def rho(age, n_features, shortest=0.25, longest=36525.0):
+        return time_encoding.encode(age, time_encoding.frequencies(n_features, shortest, longest))
+
+    return jax.jit(rho, static_argnums=(1, 2, 3))
 
 
 def test_exact_to_a_thousandth_over_a_century(encode):
@@ -74,3 +77,30 @@ def test_stream_features_count_what_lies_behind():
         want = [np.log1p(hi - lo), 1 / (1 + hi - lo), np.log1p(span), np.exp(-span / 30), np.log1p(gap),
                 np.exp(-gap / 30), float(hi > lo)]  # fmt: skip
         np.testing.assert_allclose(got[b, n], want, rtol=1e-5, atol=1e-6)
+
+
+def test_gaussian_features_approximate_the_gaussian_kernel_and_never_change():
+    """Bochner: the mean of cos(w_j (s - t)) over normal frequencies is exp(-(2 pi dt / period)^2 / 2)."""
+    period = 400.0
+    cycles = time_encoding.gaussian_frequencies(20_000, period)
+    np.testing.assert_array_equal(cycles, time_encoding.gaussian_frequencies(20_000, period))
+    assert cycles.shape == (10_000,) and np.any(cycles != time_encoding.gaussian_frequencies(20_000, period, seed=1))
+    days = np.array([20_000.0, 20_010.25, 20_050.5, 20_100.0, 21_000.0])
+    rho = np.asarray(time_encoding.encode(split(days), cycles))
+    gap = days[:, None] - days[None]
+    want = np.exp(-((2 * np.pi * gap / period) ** 2) / 2)
+    np.testing.assert_allclose(rho @ rho.T / 10_000, want, atol=0.03)
+    assert want[0, 3] < 0.7 < want[0, 1], "the gaps tell the kernel from a constant"
+
+
+def test_day_bins_keep_the_day_and_nothing_below_it():
+    rng = np.random.default_rng(0)
+    batch = {"time": rng.gamma(1.0, 9.0, (2, 5)), "query_time": rng.gamma(1.0, 9.0, (2, 3)), "token": np.ones((2, 5))}
+    batch |= {"age": split(8000 + batch["time"]), "query_age": split(8000 + batch["query_time"])}
+    got = time_encoding.in_day_bins({k: np.float32(v) for k, v in batch.items()})
+    for name in ("time", "query_time"):
+        np.testing.assert_array_equal(got[name], np.floor(batch[name]))
+    for name in ("age", "query_age"):
+        np.testing.assert_array_equal(got[name][..., 0], batch[name][..., 0])
+        np.testing.assert_array_equal(got[name][..., 1], 0.0)
+    np.testing.assert_array_equal(got["token"], batch["token"])

@@ -1,6 +1,5 @@
 """The TPU kernels compiled for real chips, which libtpu does without one: Mosaic rejects what the interpreter takes."""
 
-import importlib.util
 import os
 import re
 import subprocess
@@ -9,17 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from ehrwear_jax import dry_run
 
-def _library():
-    """Path of libtpu.so: beside the environment's packages, where launch/setup_env.sh puts it, or among them."""
-    beside = Path(sys.prefix) / "libtpu" / "libtpu" / "libtpu.so"
-    if beside.exists():
-        return beside
-    spec = importlib.util.find_spec("libtpu")
-    return Path(spec.origin).parent / "libtpu.so" if spec else None
-
-
-LIBRARY = _library()
+try:
+    LIBRARY = dry_run.tpu_library()
+except FileNotFoundError:
+    LIBRARY = None
 N_KEY = 2048
 ROWS, HEADS = 2, 16  # on each chip
 PROGRAM = """
@@ -31,11 +25,10 @@ import numpy as np
 from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from ehrwear_jax.ops.kernel_attention import ExponentialMixture, RationalQuadratic, mosaic_tpu
+from ehrwear_jax.ops.kernel_attention import ExponentialMixture, RationalQuadratic, mosaic_tpu, target
 
 topology, kind, dtype, dropout, skip, n_key, rows, heads, depth, n_component, n_modality = sys.argv[1:]
 n_key, rows, heads, depth, n, m = (int(x) for x in (n_key, rows, heads, depth, n_component, n_modality))
-mosaic_tpu.jax.default_backend = lambda: "tpu"  # there is none: what follows is only compiled
 devices = topologies.get_topology_desc(topology, platform="tpu").devices
 mesh = Mesh(np.array(devices), ("batch",))
 
@@ -70,7 +63,8 @@ arguments = [
     jax.ShapeDtypeStruct(*shape, sharding=NamedSharding(mesh, spec)) for shape, spec in zip(shapes, specs, strict=True)
 ]
 step = jax.shard_map(gradients, mesh=mesh, in_specs=specs, out_specs=(sharded, replicated), check_vma=False)
-compiled = jax.jit(step).lower(*arguments).compile()
+with target.compiling_for("tpu"):  # there is none
+    compiled = jax.jit(step).lower(*arguments).compile()
 memory = compiled.memory_analysis()
 print(devices[0].device_kind, memory)
 print("flops", compiled.cost_analysis()["flops"])

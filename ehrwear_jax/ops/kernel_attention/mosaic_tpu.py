@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from ehrwear_jax.ops.kernel_attention import fused, tiles
+from ehrwear_jax.ops.kernel_attention import fused, target, tiles
 from ehrwear_jax.ops.kernel_attention.mosaic_tpu_tile import ROWS, Tile
 
 BLOCK_Q, BLOCK_K = 256, 256
@@ -59,8 +59,8 @@ def kernel_attention_mosaic_tpu(
     Raises:
       NotImplementedError: no TPU and no interpret; a dtype that is neither float32 nor bfloat16.
     """
-    if not interpret and jax.default_backend() != "tpu":
-        raise NotImplementedError(f"mosaic_tpu runs on TPUs, and this is a {jax.default_backend()}; see `interpret`")
+    if not interpret and target.platform() != "tpu":
+        raise NotImplementedError(f"mosaic_tpu runs on TPUs, and this is a {target.platform()}; see `interpret`")
     if any(x.dtype not in (jnp.float32, jnp.bfloat16) for x in (q_BxTxHxD, k_BxSxHxD, v_BxSxHxD)):
         raise NotImplementedError(f"mosaic_tpu takes float32 or bfloat16, not {q_BxTxHxD.dtype}")
     return fused.call(

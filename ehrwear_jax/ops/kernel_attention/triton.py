@@ -24,7 +24,7 @@ import types
 import jax
 import jax.numpy as jnp
 
-from ehrwear_jax.ops.kernel_attention import fused, reference, tiles, triton_tile
+from ehrwear_jax.ops.kernel_attention import fused, reference, target, tiles, triton_tile
 from ehrwear_jax.ops.kernel_attention.triton_tile import pl, plgpu
 
 MOST_COMPONENTS = 8
@@ -123,7 +123,7 @@ def _check(q, v, arguments, check_device):
         require(kernel.beta_HxR.shape[1] <= MOST_COMPONENTS, f"mix at most {MOST_COMPONENTS} components")
     require(arguments.get("skip_tolerance", 0.0) == 0.0, "skip nothing (implementation 'xla' does)")
     if check_device:
-        require(jax.default_backend() == "gpu", "need a GPU")
+        require(target.platform() == "gpu", "need a GPU")
         capability = getattr(jax.devices()[0], "compute_capability", "")
         # AMD's are names like gfx942
         good = capability.replace(".", "", 1).isdigit() and float(capability) >= 8.0

@@ -8,14 +8,14 @@ its visible key blocks from the newest to the oldest, so that it can stop where 
 import jax
 import jax.numpy as jnp
 
-from ehrwear_jax.ops.kernel_attention import fused, tiles
+from ehrwear_jax.ops.kernel_attention import fused, target, tiles
 
 BLOCK = 256  # rows and columns of a tile, the fastest of 128 to 512 on a CPU
 
 
 def kernel_attention_xla(q_BxTxHxD, k_BxSxHxD, v_BxSxHxD, *, block_q=BLOCK, block_k=BLOCK, **arguments):
     """Arguments, results and errors as in `reference`; block_q, block_k: rows and columns of a tile."""
-    on_cpu = jax.default_backend() == "cpu"
+    on_cpu = target.platform() == "cpu"
     # CPUs have no fast product of bfloat16
     narrow = q_BxTxHxD.dtype == jnp.bfloat16 and not on_cpu
     return fused.call(

@@ -1,0 +1,70 @@
+"""The whole path on a larger simulated cohort with a model of a few million parameters.
+
+    python -m ehrwear_jax.main --config=configs/small.py
+
+For one GPU, or some hours on a laptop; it can be interrupted and goes on where it was (--config.train.stop_after ends a
+call at that step). `--stages=describe` prints the size of the model.
+"""
+
+from ehrwear_jax import config as config_lib
+
+
+def get_config(variant=""):
+    if variant:
+        raise ValueError(f"configs/small.py has no variant {variant!r}")
+    config = config_lib.base()
+    config.name = "small"
+    config.data.source = "synthetic"
+    config.simulate.update({"n_subjects": 6000, "predictions_per_subject": 3})
+    config.prepare.update(
+        {
+            "channels": ("heart_rate", "activity"),
+            "log_channels": ("activity",),
+            "step_minutes": 15,
+            "min_subjects": 20,
+            "value_bins": 5,
+        }
+    )
+    config.context.update(
+        {
+            "tokens": 256,
+            "context_tokens": 256,
+            "windows": 128,
+            "queries": 24,
+            "events": 16,
+            "patch_steps": 4,
+            "future_codes": 64,
+            "recalled_tokens": 128,
+        }
+    )
+    config.model.update(
+        {
+            "width": 192,
+            "n_layers": 6,
+            "n_heads": 6,
+            "mlp_width": 768,
+            "token_width": 96,
+            "time_features": 64,
+            "wear_width": 64,
+            "wear_layers": 2,
+            "wear_heads": 4,
+            "wear_span_days": 1.0,
+            "count_width": 32,
+        }
+    )
+    config.train.update(
+        {
+            "steps": 6000,
+            "batch_size": 32,
+            "peak_learning_rate": 1e-3,
+            "warmup_steps": 300,
+            "log_every": 50,
+            "validate_every": 500,
+            "checkpoint_every": 500,
+        }
+    )
+    config.train.weights.wear_to_ehr = (0.2, 1.0, 1000)
+    config.compile.vocabulary = 512
+    config.evaluate.tasks = tuple(f"hospitalization_{h}d" for h in (30, 90, 180, 365))
+    config.report.update({"title": "Simulated cohort, small model", "reliability_task": "hospitalization_365d"})
+    return config

@@ -1,0 +1,66 @@
+"""Reads a compiled program's text: which collectives a step runs, how often, and how many bytes they bring."""
+
+import collections
+import re
+
+import numpy as np
+
+COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
+_COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) .*\{$")
+_INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?[\w.\-]+ = (.*?) ([a-z\-]+)\(")
+_CALLED = re.compile(r"(?:body|condition|calls|to_apply|branch_computations|async_execution_thread)=\{?(%[^},\s]+)")
+_TRIPS = re.compile(r'"known_trip_count":\s*\{"n":"(\d+)"\}')
+_SHAPE = re.compile(r"\b(pred|bf16|[fsuc]\d+)\w*\[([\d,]*)\]")
+
+
+def _bytes(shape):
+    kind, dims = shape
+    size = 1 if kind == "pred" else int(re.sub(r"\D", "", kind)) / 8
+    return size * int(np.prod([int(n) for n in dims.split(",") if n]))
+
+
+def _computations(text):
+    """({name: [instruction lines]}, name of the entry)."""
+    found, current, entry = {}, None, None
+    for line in text.splitlines():
+        if start := _COMPUTATION.match(line):
+            current = found.setdefault(start[2], [])
+            entry = start[2] if start[1] else entry
+        elif current is not None and line.startswith(" "):
+            current.append(line)
+    return found, entry
+
+
+def collectives(text):
+    """What a device runs in one call of a program.
+
+    Loops count by their trip counts (once where the compiler does not know it); bytes are those of the results.
+
+    Args:
+      text: compiled.as_text() of a jitted function.
+
+    Returns:
+      {kind: (how often, bytes)} of those of COLLECTIVES that occur.
+    """
+    computations, entry = _computations(text)
+    total = collections.defaultdict(lambda: [0, 0.0])
+
+    def visit(name, times):
+        for line in computations.get(name, ()):
+            if not (found := _INSTRUCTION.match(line)):
+                continue
+            result, operation = found.groups()
+            kind = operation.removesuffix("-start")
+            if kind in COLLECTIVES:
+                sizes = [_bytes(shape) for shape in _SHAPE.findall(result)]
+                if operation.endswith("-start") and kind != "all-reduce":  # (operands, results, counters)
+                    sizes = [size for size in sizes if size > 4] or sizes
+                    sizes = sizes[len(sizes) // 2 :]
+                total[kind][0] += times
+                total[kind][1] += times * sum(sizes)
+            trips = _TRIPS.search(line) if operation == "while" else None
+            for called in _CALLED.findall(line):
+                visit(called.lstrip("%"), times * (int(trips[1]) if trips else 1))
+
+    visit(entry, 1)
+    return {kind: (count, int(size)) for kind, (count, size) in sorted(total.items())}

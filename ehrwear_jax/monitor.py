@@ -1,0 +1,83 @@
+"""What a run says of itself: its metrics on disk, and how fast it is."""
+
+import json
+import time
+from pathlib import Path
+
+import jax
+from tensorboardX import SummaryWriter
+
+from ehrwear_jax import sharding
+from ehrwear_jax.models import cost
+
+
+class MetricsLog:
+    """metrics.jsonl and TensorBoard curves; after a resume, lines of steps that will be repeated are removed.
+
+    Of several processes the first one writes.
+    """
+
+    def __init__(self, folder, from_step):
+        self._file = self._board = None
+        if jax.process_index():
+            return
+        self._path = Path(folder) / "metrics.jsonl"
+        if self._path.exists():
+            lines = [x for x in self._path.read_text().splitlines() if x and json.loads(x)["step"] <= from_step]
+            self._path.write_text("".join(x + "\n" for x in lines))
+        self._file = open(self._path, "a")  # noqa: SIM115 (open as long as the loop runs)
+        self._board = SummaryWriter(str(Path(folder) / "tensorboard"), purge_step=from_step + 1)
+
+    def write(self, step, values):
+        if self._file is None:
+            return
+        values = {k: float(v) for k, v in values.items()}
+        self._file.write(json.dumps({"step": step, **values}) + "\n")
+        self._file.flush()
+        for name, value in values.items():
+            self._board.add_scalar(name, value, step)
+
+    def close(self):
+        if self._file is not None:
+            self._file.close()
+            self._board.close()
+
+
+class Throughput:
+    """Rates since the last time that they were read, from what each batch holds beside padding.
+
+    Of several processes each counts its own rows and takes the others' to hold as much.
+    """
+
+    def __init__(self, model, sizes, mesh, step):
+        self._model, self._sizes = model, sizes
+        self._parts, self._devices = sharding.row_share(mesh)[1], mesh.size
+        self._peak = cost.peak_flops(mesh.devices.flat[0].device_kind)
+        self._start(step)
+
+    def _start(self, step):
+        self._began, self._step, self._waited = time.perf_counter(), step, 0.0
+        self._counts = dict.fromkeys(("contexts", "tokens", "flops"), 0.0)
+
+    def add(self, batch, waited):
+        """A batch of this process's rows, and the seconds that were spent waiting for it."""
+        counts = cost.batch_counts(batch)
+        counts["flops"] = cost.model_flops(self._model.config, self._sizes, counts)
+        self._counts = {k: v + self._parts * counts[k] for k, v in self._counts.items()}
+        self._waited += waited
+
+    def read(self, step):
+        """{name: value}; mfu, the share of the devices' peak, only where that is known."""
+        elapsed = time.perf_counter() - self._began
+        rate = {k: v / elapsed for k, v in self._counts.items()}
+        out = {
+            "steps_per_second": (step - self._step) / elapsed,
+            "tokens_per_second": rate["tokens"],
+            "patient_days_per_second": rate["contexts"],  # a context ends with one, see ContextConfig.patient_days
+            "model_tflops_per_second": rate["flops"] / 1e12,
+            "waiting_share": self._waited / elapsed,
+        }
+        if self._peak:
+            out["mfu"] = rate["flops"] / (self._peak * self._devices)
+        self._start(step)
+        return out

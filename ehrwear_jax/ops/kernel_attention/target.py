@@ -1,0 +1,23 @@
+"""The platform that implementations are chosen for: this machine's, or that of a compilation for another one."""
+
+import contextlib
+import contextvars
+
+import jax
+
+_platform = contextvars.ContextVar("platform", default=None)
+
+
+def platform():
+    """Its name: cpu, gpu or tpu."""
+    return _platform.get() or jax.default_backend()
+
+
+@contextlib.contextmanager
+def compiling_for(name):
+    """While it lasts, what is traced is for the platform `name`, whether or not this machine has one."""
+    token = _platform.set(name)
+    try:
+        yield
+    finally:
+        _platform.reset(token)
