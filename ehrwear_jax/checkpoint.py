@@ -95,7 +95,6 @@ class Checkpoints:
             self.folder.mkdir(parents=True, exist_ok=True)
         self._keep, self._keep_every, self._about = keep, keep_every, about or {}
         self._saving = self._thread = self._failure = None
-        self.saved = None  # step and bytes of the last save that was committed by this process
 
     def steps(self):
         """Steps of the committed checkpoints, ascending."""
@@ -155,9 +154,17 @@ class Checkpoints:
                 steps = manifest.steps(self.folder)
                 for old in set(steps) - set(manifest.kept(steps, self._keep, self._keep_every)):
                     manifest.remove(self.folder / str(old))
-                self.saved = about["step"], files.folder_bytes(target)
         except BaseException as error:  # raised in the main thread by wait
             self._failure = error
+
+    @property
+    def saving(self):
+        """The step whose save was begun and not waited for, or None."""
+        return self._saving and self._saving[0]
+
+    def finished(self):
+        """Whether a save is over that nobody has waited for; on the first process."""
+        return self._saving is not None and (self._thread is None or not self._thread.is_alive())
 
     def wait(self):
         """Returns when what was saved is on disk and committed.
@@ -211,22 +218,27 @@ class Checkpoints:
           set_aside: rename what is damaged to <step>.damaged; for the one writer of the folder.
 
         Returns:
-          (step, state, [what was skipped and why, a sentence each]); (None, None, [...]) if none is whole.
+          (step, state, [what was skipped and why, a sentence each]); (None, None, []) if there is no checkpoint.
 
         Raises:
-          ValueError: as `restore`, of the newest whole one.
+          DamagedCheckpoint: there are checkpoints, and none is whole.
+          ValueError: the newest whole one holds another structure or other shapes.
         """
-        skipped = []
+        skipped = {}
         for step in reversed(distributed.from_first("checkpoint/steps", self.steps())):
             try:
-                return step, self.restore(step, like), skipped
+                state = self.restore(step, like)
             except DamagedCheckpoint as error:
-                skipped.append(str(error))
+                skipped[step] = str(error)
                 logging.warning("skipped: %s", error)
-                if set_aside and distributed.is_first():
-                    manifest.set_aside(self.folder / str(step))
-                distributed.barrier("checkpoint/skipped")
-        return None, None, skipped
+                continue
+            if set_aside and distributed.is_first():
+                for damaged in skipped:
+                    manifest.set_aside(self.folder / str(damaged))
+            return step, state, list(skipped.values())
+        if skipped:
+            raise DamagedCheckpoint(f"no checkpoint is whole: {'; '.join(skipped.values())}")
+        return None, None, []
 
     def close(self):
         self.wait()

@@ -71,6 +71,14 @@ def initialize(environment=os.environ, heartbeat_timeout_s=60, wait_s=300):
     logging.info("process %d of %d", jax.process_index(), jax.process_count())
 
 
+def several():
+    return jax.process_count() > 1
+
+
+def process_index():
+    return jax.process_index()
+
+
 def is_first():
     """Whether this process writes logs, marks and manifests."""
     return jax.process_index() == 0
@@ -82,7 +90,7 @@ def barrier(name, timeout_s=TIMEOUT_S):
     Raises:
       ProcessLost: one did not come within timeout_s, or is gone.
     """
-    if jax.process_count() == 1:
+    if not several():
         return
     key = f"ehrwear_jax/{name}/{next(_uses['barrier', name])}"
     try:
@@ -97,7 +105,7 @@ def from_first(name, value=None, timeout_s=TIMEOUT_S):
     Raises:
       ProcessLost: it did not come within timeout_s.
     """
-    if jax.process_count() == 1:
+    if not several():
         return value
     key, client = f"ehrwear_jax/{name}/{next(_uses['value', name])}", _service.global_state.client
     if is_first():
@@ -117,7 +125,7 @@ class AnyFlag:
 
     def __init__(self):
         self._pending = None
-        if jax.process_count() > 1:
+        if several():
             devices = np.array(jax.devices())
             mesh = jax.sharding.Mesh(devices, ("process",))
             self._sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("process"))
@@ -126,7 +134,7 @@ class AnyFlag:
             self._n_local = len(jax.local_devices())
 
     def ask(self, flag):
-        if jax.process_count() == 1:
+        if not several():
             self._pending = bool(flag)
         else:
             mine = np.full(self._n_local, bool(flag), np.int32)

@@ -14,7 +14,7 @@ from absl import logging as absl_logging
 from ml_collections import config_flags
 
 from ehrwear_jax import stages
-from ehrwear_jax.train import NonFiniteStep
+from ehrwear_jax.exits import RunError
 
 CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Experiment file, e.g. configs/tiny.py or configs/full.py:220m."
@@ -43,7 +43,7 @@ def main(argv):
         config = CONFIG.value
         workdir = Path(WORKDIR.value or Path("runs") / config.name)
         stages.run(config, workdir, STAGES.value)
-    except (ValueError, OSError, NonFiniteStep) as error:
+    except (ValueError, OSError, RunError) as error:
         if DEBUG.value:
             raise
         sys.exit(f"ehrwear_jax: {' '.join(str(error).split())}")

@@ -12,15 +12,15 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import polars as pl
-from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
 from ehrwear_jax import batch as batch_lib
-from ehrwear_jax import losses, schedules, sharding
+from ehrwear_jax import files, initialise, losses, schedules, sharding
 from ehrwear_jax.checkpoint import Checkpoints
 from ehrwear_jax.data import pipeline
 from ehrwear_jax.models.multimodal import ModelConfig, MultimodalModel
 from ehrwear_jax.ops.kernel_attention import kernel_attention
+from ehrwear_jax.supervision import Supervision
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,6 +32,12 @@ class TrainConfig:
       peak_learning_rate, warmup_steps, weight_decay, clip_norm, adam_b2: AdamW.
       weights: {loss term: schedules.Ramp}.
       log_every, validate_every, validate_batches, checkpoint_every, keep: in steps, steps, batches, steps, checkpoints.
+      keep_every: checkpoints at multiples of this step are kept for good; 0: none.
+      init_from: a pretraining folder whose parameters a new run starts from; empty: from random ones.
+      max_skipped: so many steps in a row that are not finite end the run.
+      spike_factor: a loss so many robust deviations over the median of the last ones is noted; 0: none is.
+      step_timeout_s: a step that takes longer has hung and ends the process; 0: may take forever.
+      profile_at, profile_steps: trace steps from this one on; how many (also of a trace that is asked for).
       stop_after: end the process's work at this step (the run can be resumed); None runs to `steps`.
     """
 
@@ -50,11 +56,19 @@ class TrainConfig:
     checkpoint_every: int = 500
     keep: int = 2
     data_threads: int = 2
+    keep_every: int = 0
+    init_from: str = ""
+    max_skipped: int = 20
+    spike_factor: float = 8.0
+    step_timeout_s: float = 1800.0
+    profile_at: int = 0
+    profile_steps: int = 5
     stop_after: int | None = None
 
 
-class NonFiniteStep(RuntimeError):
-    """Too many steps in a row had a loss or gradient that is not finite."""
+# Settings that change how the result is reached, and not the result.
+NOT_RESULTS = ("log_every", "keep", "keep_every", "data_threads", "stop_after", "checkpoint_every", "max_skipped",
+               "spike_factor", "step_timeout_s", "profile_at", "profile_steps")  # fmt: skip
 
 
 # ------------------------------------------------------------------------------------------------ model and optimiser
@@ -155,50 +169,25 @@ def validation_step(params, batch, *, model, weights):
 # ------------------------------------------------------------------------------------------------------- the loop
 
 
-class MetricsLog:
-    """metrics.jsonl and TensorBoard curves; after a resume, lines of steps that will be repeated are removed.
-
-    Of several processes the first one writes.
-    """
-
-    def __init__(self, folder, from_step):
-        self._file = self._board = None
-        if jax.process_index():
-            return
-        self._path = Path(folder) / "metrics.jsonl"
-        if self._path.exists():
-            lines = [x for x in self._path.read_text().splitlines() if x and json.loads(x)["step"] <= from_step]
-            self._path.write_text("".join(x + "\n" for x in lines))
-        self._file = open(self._path, "a")  # noqa: SIM115 (open as long as the loop runs)
-        self._board = SummaryWriter(str(Path(folder) / "tensorboard"), purge_step=from_step + 1)
-
-    def write(self, step, values):
-        if self._file is None:
-            return
-        values = {k: float(v) for k, v in values.items()}
-        self._file.write(json.dumps({"step": step, **values}) + "\n")
-        self._file.flush()
-        for name, value in values.items():
-            self._board.add_scalar(name, value, step)
-
-    def close(self):
-        if self._file is not None:
-            self._file.close()
-            self._board.close()
+def _about(patients, model_options, config):
+    """What a state depends on: a run whose folder says something else cannot go on."""
+    settings = {k: v for k, v in dataclasses.asdict(config).items() if k not in NOT_RESULTS}
+    options = {"train": settings, "model": model_options, "context": dataclasses.asdict(patients.config)}
+    return {"seed": config.seed, "config": options, "data": files.digests(patients.folder, patients.files())}
 
 
-def pretrain(folder, patients, validation, model_options, config, max_skipped=20):
-    """Trains to config.steps, resuming from the newest checkpoint in `folder`.
+def pretrain(folder, patients, validation, model_options, config):
+    """Trains to config.steps, from the newest whole checkpoint in `folder`, else from config.init_from, else anew.
 
     Args:
-      folder: receives checkpoints/, metrics.jsonl, tensorboard/, parameters.json.
+      folder: receives checkpoints/, metrics.jsonl, tensorboard/, parameters.json and what Supervision writes.
       patients, validation: pipeline.Patients of the training and tuning splits.
 
     Returns:
       (params, step reached).
 
     Raises:
-      NonFiniteStep: max_skipped steps in a row were not finite.
+      RunError: one of exits.py's: the folder is in use or of another config, a signal, no room, no finite step.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -206,14 +195,14 @@ def pretrain(folder, patients, validation, model_options, config, max_skipped=20
     model = make_model(patients, model_options, mesh)
     optimizer = make_optimizer(config)
     curriculum = schedules.curriculum(config.weights, active_terms(model, patients))
-    state = init_state(model, optimizer, patients, config.seed, mesh)
-    n_params = sum(x.size for x in jax.tree.leaves(state["params"]))
-    if jax.process_index() == 0:
-        (folder / "parameters.json").write_text(json.dumps({"parameters": n_params}))
-    with Checkpoints(folder / "checkpoints", config.keep) as checkpoints:
-        start = checkpoints.latest_step() or 0
-        if start:
-            state = checkpoints.restore(start, state)
+    with Supervision(folder, config, _about(patients, model_options, config)) as run:
+        state = init_state(model, optimizer, patients, config.seed, mesh)
+        n_params = sum(x.size for x in jax.tree.leaves(state["params"]))
+        initialise.write_names(folder, patients)
+        files.write_whole(folder / "parameters.json", json.dumps({"parameters": n_params}))
+        start, state = run.resume(state)
+        if not start and config.init_from:
+            state["params"] = initialise.from_run(config.init_from, state["params"], patients, folder)
         last = config.steps if config.stop_after is None else min(config.steps, config.stop_after)
         if start >= last:
             return state["params"], start
@@ -234,7 +223,7 @@ def pretrain(folder, patients, validation, model_options, config, max_skipped=20
             out_shardings=sharding.replicated(mesh),  # as it came in, so that the second step does not compile again
         )
         validate = jax.jit(lambda p, b: validation_step(p, b, model=model, weights=curriculum(config.steps)))
-        log = MetricsLog(folder, start)
+        run.begin(start)
         window = {"began": time.perf_counter(), "waited": 0.0, "step": start}
         pending = None
         bar = tqdm(
@@ -248,42 +237,46 @@ def pretrain(folder, patients, validation, model_options, config, max_skipped=20
         )
         for step in bar:
             waiting = time.perf_counter()
-            batch = sharding.device_batch(next(batches), mesh)
+            with run.part("data"):
+                batch = sharding.device_batch(next(batches), mesh)
             window["waited"] += time.perf_counter() - waiting
-            state, metrics = step_fn(state, batch)
-            if pending is not None:  # one step late, so that the device is never waited for
-                _report(log, bar, *pending, window, rows, config, max_skipped)
-            pending = (step + 1, metrics)
-            done = step + 1
+            with run.part("step"):
+                state, metrics = step_fn(state, batch)
+                if pending is not None:  # one step late, so that the device is never waited for
+                    _report(run, bar, *pending, window, rows, config)
+                pending = (step + 1, metrics)
+                done = step + 1
+                stop = run.step_done(done)
             if done % config.validate_every == 0 or done == config.steps:
-                log.write(done, _validate(validate, state["params"], held))
-            if done % config.checkpoint_every == 0 or done == last:
+                with run.part("validating"):
+                    run.write(done, _validate(validate, state["params"], held))
+            if run.due(done, last) or stop:
                 # logged first: a run killed after the checkpoint resumes behind this step
-                _report(log, bar, *pending, window, rows, config, max_skipped)
+                with run.part("step"):
+                    _report(run, bar, *pending, window, rows, config)
                 pending = None
-                checkpoints.save(done, state)
-        checkpoints.wait()
-        log.close()
+                if stop:
+                    run.stop(done, state)
+                run.save(done, state, last=done == last)
+        logging.info("%s: %s", folder.name, run.summary())
     return state["params"], last
 
 
-def _report(log, bar, step, metrics, window, rows, config, max_skipped):
-    """Logs every log_every steps, and any step that was not finite, with its patients."""
+def _report(run, bar, step, metrics, window, rows, config):
+    """Logs every log_every steps, and any step that was not finite or stands out, with its patients."""
     if step % config.log_every == 0 or step == config.steps:
         elapsed = time.perf_counter() - window["began"]
         values = {k: float(v) for k, v in jax.device_get(metrics).items()}
         values["steps_per_second"] = (step - window["step"]) / elapsed
         values["waiting_share"] = window["waited"] / elapsed
-        log.write(step, values)
+        run.write(step, values)
         bar.set_postfix(loss=f"{values['loss/total']:.3f}", refresh=False)
         window.update(began=time.perf_counter(), waited=0.0, step=step)
-    if float(metrics["finite"]) < 1.0:
-        ids = rows.subjects(range((step - 1) * config.batch_size, step * config.batch_size))
-        logging.warning("step %d was not finite and not applied; subjects %s", step, ids)
-        if int(metrics["skipped"]) >= max_skipped:
-            raise NonFiniteStep(
-                f"{max_skipped} steps in a row up to step {step} were not finite; subjects of the last: {ids}"
-            )
+    loss, finite, skipped = (
+        float(x) for x in jax.device_get([metrics[k] for k in ("loss/total", "finite", "skipped")])
+    )
+    of_step = range((step - 1) * config.batch_size, step * config.batch_size)
+    run.judge(step, loss, finite == 1.0, int(skipped), lambda: rows.subjects(of_step))
 
 
 def _validation_batches(validation, config, mesh):
@@ -324,11 +317,11 @@ def restore_params(folder, patients, model_options, config):
     """Parameters of the newest checkpoint of a pretraining folder, and its step."""
     mesh = sharding.make_mesh()
     state = init_state(make_model(patients, model_options), make_optimizer(config), patients, config.seed, mesh)
-    with Checkpoints(Path(folder) / "checkpoints", config.keep) as checkpoints:
-        step = checkpoints.latest_step()
-        if step is None:
-            raise FileNotFoundError(f"{folder}: no checkpoint; run the pretrain stage first")
-        return checkpoints.restore(step, state)["params"], step
+    with Checkpoints(Path(folder) / "checkpoints") as checkpoints:
+        step, state, _ = checkpoints.restore_newest(state)
+    if step is None:
+        raise FileNotFoundError(f"{folder}: no checkpoint; run the pretrain stage first")
+    return state["params"], step
 
 
 def embed(encode, patients, index, batch_size):

@@ -43,7 +43,8 @@ class Patients:
         self.steps, self.channels = meta["steps"], tuple(meta["channels"])
         self.window_us = meta["window_hours"] * 3_600_000_000
         self.vocabulary = Vocabulary.load(self.folder)
-        paths = [str(self.folder / "records" / name) for name in meta["shards"]]
+        self._shards = tuple(meta["shards"])
+        paths = [str(self.folder / "records" / name) for name in self._shards]
         self.source = grain.sources.ArrayRecordDataSource(paths) if paths else []
         ehr, wear = "ehr" in config.modalities, "wear" in config.modalities
         self.n_static = index["n_static"].to_numpy() * ehr
@@ -82,6 +83,11 @@ class Patients:
             if len(self._cache) < self._size:
                 self._cache[i] = patient
         return patient
+
+    def files(self):
+        """Names, below the folder, of the files that batches are made of."""
+        shards = [f"records/{name}" for name in self._shards]
+        return ["index.parquet", "meta.json", "vocabulary.csv", "codes.csv", *shards]
 
     def _starting_with(self, prefixes):
         """Which tokens are of a code that starts with one of the prefixes: bool [V]."""

@@ -1,15 +1,15 @@
 """Runs stages in order; a stage is done for one fingerprint of its settings, its inputs and the stages before it."""
 
-import hashlib
 import json
 import logging
 import os
 import shutil
 import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from ehrwear_jax import config as config_lib
+from ehrwear_jax import files, train
+from ehrwear_jax.files import digest
 from ehrwear_jax.stages import evaluate, model, prepare, report
 
 WORK = {
@@ -29,25 +29,13 @@ READS = {
     "report": ("name", "seed", "report", "evaluate"),
 }
 # Settings that change how a result is reached but not the result.
-NOT_RESULTS = {"train": ("log_every", "keep", "data_threads", "stop_after", "checkpoint_every")}
+NOT_RESULTS = {"train": train.NOT_RESULTS}
 INPUTS = ("meds_dir", "wearable_dir", "labels_dir", "source_dir")
-
-
-def digest(value):
-    """SHA-256 of a JSON-able value."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def digest_files(folder):
     """SHA-256 over the names and contents of all files below a folder."""
-    files = sorted(p for p in Path(folder).rglob("*") if p.is_file())
-
-    def one(path):
-        with open(path, "rb") as f:
-            return [str(path.relative_to(folder)), hashlib.file_digest(f, "sha256").hexdigest()]
-
-    with ThreadPoolExecutor(4) as pool:
-        return digest(list(pool.map(one, files)))
+    return digest(list(files.digests(folder).items()))
 
 
 def settings(config, stage):
