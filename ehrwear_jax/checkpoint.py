@@ -14,6 +14,7 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from ehrwear_jax import distributed, files, manifest
 from ehrwear_jax.exits import NotSaved
@@ -25,19 +26,37 @@ except ImportError:  # where the v1 API still lives before orbax 1.0
 
 APART = ("params", "ema")  # parts of a state that are read without the others
 MARGIN_BYTES = 1 << 20
+HOST_BYTES = 1 << 26
 
 
 class DamagedCheckpoint(ValueError):
     """A checkpoint is not what was saved."""
 
 
-@jax.jit
 def checksums(tree):
-    """uint32 per leaf, of its bits and their places: the same on any mesh, another one if any one word changes.
+    """A number in 32 bits per leaf, of its bits and their places: the same on any mesh, another if any word changes.
 
-    A sum modulo 2^32 of words times odd numbers, one per place, has no rounding and needs no order.
+    A sum modulo 2^32 of words times odd numbers, one per place, has no rounding and needs no order. A small state that
+    is all here is summed by numpy, for which nothing needs to be compiled.
     """
+    leaves, structure = jax.tree.flatten(tree)
+    if state_bytes(tree) < HOST_BYTES and all(getattr(x, "is_fully_addressable", True) for x in leaves):
+        return structure.unflatten([_on_host(x) for x in jax.device_get(leaves)])
+    return structure.unflatten([int(x) for x in jax.device_get(_on_devices(leaves))])
 
+
+def _weigh(bits, place):
+    weight = place * np.uint32(0x9E3779B1)
+    return (bits + np.uint32(1)) * ((weight ^ (weight >> np.uint32(15))) | np.uint32(1))
+
+
+def _on_host(x):
+    bits = np.ascontiguousarray(x).reshape(-1).view(f"u{x.dtype.itemsize}").astype(np.uint32)
+    return int(_weigh(bits, np.arange(bits.size, dtype=np.uint32)).sum(dtype=np.uint32))
+
+
+@jax.jit
+def _on_devices(leaves):
     def one(x):
         if x.dtype == jnp.bool_:
             x = x.astype(jnp.uint8)
@@ -45,10 +64,9 @@ def checksums(tree):
         place = jnp.zeros(x.shape, jnp.uint32)
         for axis, size in enumerate(x.shape):
             place = place * jnp.uint32(size) + jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis)
-        weight = place * jnp.uint32(0x9E3779B1)
-        return jnp.sum((bits + 1) * ((weight ^ (weight >> 15)) | 1), dtype=jnp.uint32)
+        return jnp.sum(_weigh(bits, place), dtype=jnp.uint32)
 
-    return jax.tree.map(one, tree)
+    return [one(x) for x in leaves]
 
 
 def names(tree):
@@ -67,8 +85,7 @@ def fingerprint(tree):
 
 
 def _inventory(tree):
-    sums = [int(x) for x in jax.tree.leaves(jax.device_get(checksums(tree)))]
-    leaves = zip(names(tree), jax.tree.leaves(tree), sums, strict=True)
+    leaves = zip(names(tree), jax.tree.leaves(tree), jax.tree.leaves(checksums(tree)), strict=True)
     return {name: [list(x.shape), str(x.dtype), total] for name, x, total in leaves}
 
 
@@ -293,7 +310,8 @@ def read_parts(folder, parts=("params",)):
         raise DamagedCheckpoint(f"{folder.parent}: checkpoint {folder.name} is damaged: {'; '.join(faults)}")
     here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     tree = {}
-    for name, (shape, dtype, _) in manifest.about(folder)["leaves"].items():
+    about = manifest.about(folder)
+    for name, (shape, dtype, _) in about["leaves"].items():
         *path, last = name.split("/")
         if path and path[0] in parts:
             node = tree
@@ -305,4 +323,26 @@ def read_parts(folder, parts=("params",)):
         primary_host=me, active_processes={me}, barrier_sync_key_prefix=f"read{me}"
     )
     with ocp.Context(multiprocessing_options=alone):
-        return jax.device_get(ocp.load_checkpointables(folder, tree))
+        out = jax.device_get(ocp.load_checkpointables(folder, tree))
+    for name, x in zip(names(out), jax.tree.leaves(out), strict=True):
+        if _on_host(x) != about["leaves"][name][2]:
+            raise DamagedCheckpoint(f"{folder.parent}: checkpoint {folder.name}: {name} is not what was saved")
+    return out
+
+
+def read_newest(folder, parts=("params",)):
+    """Parts of the newest checkpoint that is whole, as `read_parts`, and its step.
+
+    Raises:
+      FileNotFoundError: there is no checkpoint. DamagedCheckpoint: there are some, and none is whole.
+    """
+    skipped = []
+    for step in reversed(manifest.steps(folder)):
+        try:
+            return read_parts(Path(folder) / str(step), parts), step
+        except DamagedCheckpoint as error:
+            skipped.append(str(error))
+            logging.warning("skipped: %s", error)
+    if skipped:
+        raise DamagedCheckpoint(f"no checkpoint is whole: {'; '.join(skipped)}")
+    raise FileNotFoundError(f"{folder}: no checkpoint")

@@ -8,13 +8,15 @@ import itertools
 import json
 import logging
 import os
+import sys
+import traceback
 from collections import defaultdict
 
 import jax
 import numpy as np
 from jax._src import distributed as _service  # the only way to the coordination service's client
 
-from ehrwear_jax.exits import ProcessLost
+from ehrwear_jax.exits import PROCESS_LOST, STOPPED, ProcessLost, RunError
 
 TIMEOUT_S = 600.0
 _uses = defaultdict(itertools.count)  # a barrier's or agreement's name is used once: the next use gets a number
@@ -115,6 +117,40 @@ def from_first(name, value=None, timeout_s=TIMEOUT_S):
         return json.loads(client.blocking_key_value_get(key, int(timeout_s * 1000)))
     except jax.errors.JaxRuntimeError as error:
         raise ProcessLost(f"{name!r}: nothing from the first process within {timeout_s:g} s: {error}") from error
+
+
+def to_the_end(work, debug=False):
+    """Calls work(); what ends it badly becomes one sentence on stderr and an exit code of exits.py.
+
+    Of several processes, one that fails ends at once, since the others will not come to the shutdown that jax would
+    wait for; they in turn find it gone.
+    """
+    try:
+        return work()
+    except KeyboardInterrupt:
+        code, sentence = STOPPED, "stopped by SIGINT; run it again to go on"
+    except (ValueError, OSError, RunError) as error:
+        if debug and not several():
+            raise
+        code, sentence = getattr(error, "code", 1), str(error)
+    except jax.errors.JaxRuntimeError as error:
+        if not several():
+            raise
+        code, sentence = PROCESS_LOST, f"a step failed, as it does when a process of the job is gone: {error}"
+    except Exception:
+        if not several():
+            raise
+        traceback.print_exc()
+        code, sentence = 1, f"process {jax.process_index()} failed"
+    sentence = f"ehrwear_jax: {' '.join(sentence.split())[:2000]}"
+    if several():
+        print(sentence, file=sys.stderr, flush=True)
+        sys.stdout.flush()
+        os._exit(code)
+    if code == 1:
+        sys.exit(sentence)
+    print(sentence, file=sys.stderr)
+    sys.exit(code)
 
 
 class AnyFlag:

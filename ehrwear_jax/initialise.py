@@ -7,8 +7,8 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from ehrwear_jax import distributed, files, manifest
-from ehrwear_jax.checkpoint import names, read_parts
+from ehrwear_jax import distributed, files
+from ehrwear_jax.checkpoint import names, read_newest
 
 NAMES, REPORT = "names.json", "init_from.json"
 # (end of the path, axis, what its places are, places per name): tables with a place per token or code
@@ -50,21 +50,15 @@ def from_run(source, params, patients, folder=None):
       folder: receives init_from.json, the report.
 
     Raises:
-      FileNotFoundError: there is no whole checkpoint.
+      FileNotFoundError, DamagedCheckpoint: there is no checkpoint, or none that is whole.
       ValueError: no parameter fits.
     """
     source = Path(source)
     if not (source / "checkpoints").is_dir() and (source / "pretrain").is_dir():
         raise FileNotFoundError(f"{source}: name one of its runs, such as {source}/pretrain/all/joint")
-    step, theirs = None, None
-    for step in reversed(manifest.steps(source / "checkpoints")):
-        if not (faults := manifest.faults(source / "checkpoints" / str(step))):
-            parts = read_parts(source / "checkpoints" / str(step), ("params", "ema"))
-            theirs = parts["ema"] if _alike(parts) else parts["params"]
-            break
-        logging.warning("%s: checkpoint %d skipped: %s", source, step, "; ".join(faults))
-    if theirs is None:
-        raise FileNotFoundError(f"{source}: init_from needs a run with a whole checkpoint")
+    parts, step = read_newest(source / "checkpoints", ("params", "ema"))
+    alike = "ema" in parts and jax.tree.structure(parts["ema"]) == jax.tree.structure(parts["params"])
+    theirs = parts["ema" if alike else "params"]
     new, report = merge(
         jax.device_get(params),
         theirs,
@@ -86,16 +80,11 @@ def from_run(source, params, patients, folder=None):
     )
 
 
-def _alike(parts):
-    return "ema" in parts and jax.tree.structure(parts["ema"]) == jax.tree.structure(parts["params"])
-
-
-def merge(mine, theirs, my_names, their_names, horizons):
+def merge(mine, theirs, my_names, their_names):
     """Parameters of one model with those of another in their places.
 
     Args:
       mine, theirs: nested dicts of numpy arrays. my_names, their_names: as place_names; the latter may be None.
-      horizons: how many the two models have.
 
     Returns:
       (parameters, {"taken", "total": numbers, "summary": sentences, "leaves": {name: what became of it}}).
@@ -108,7 +97,7 @@ def merge(mine, theirs, my_names, their_names, horizons):
         if y is None:
             leaves[name], n = "new: the other run has none", 0
         elif rule and their_names is not None and my_names["horizons"] == their_names["horizons"]:
-            x, n, found = _by_name(x, y, rule, my_names, their_names, horizons)
+            x, n, found = _by_name(x, y, rule, my_names, their_names)
             leaves[name] = f"{found[0]} of {found[1]} {rule[2]}s found by name" if n else f"new: {tuple(y.shape)} there"
             by_name[rule[2]] = found
         elif x.shape == y.shape and (not rule or their_names is None):
@@ -127,9 +116,10 @@ def merge(mine, theirs, my_names, their_names, horizons):
     return jax.tree.unflatten(jax.tree.structure(mine), out), report
 
 
-def _by_name(x, y, rule, my_names, their_names, horizons):
+def _by_name(x, y, rule, my_names, their_names):
     """(x with the places of y whose names both have, how many numbers that are, (names found, names))."""
     _, axis, kind, per = rule
+    horizons = len(my_names["horizons"])
     per = {1: 1, "horizons": horizons, "horizons+1": horizons + 1}[per]
     here, there = my_names[kind], {name: i for i, name in enumerate(their_names[kind])}
     pairs = [(i, there[name]) for i, name in enumerate(here) if name in there]

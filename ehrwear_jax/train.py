@@ -15,8 +15,8 @@ import polars as pl
 from tqdm import tqdm
 
 from ehrwear_jax import batch as batch_lib
-from ehrwear_jax import files, initialise, losses, schedules, sharding
-from ehrwear_jax.checkpoint import Checkpoints
+from ehrwear_jax import files, initialise, losses, manifest, schedules, sharding
+from ehrwear_jax.checkpoint import read_newest
 from ehrwear_jax.data import pipeline
 from ehrwear_jax.models.multimodal import ModelConfig, MultimodalModel
 from ehrwear_jax.ops.kernel_attention import kernel_attention
@@ -314,14 +314,22 @@ def make_encoder(patients, model_options, params):
 
 
 def restore_params(folder, patients, model_options, config):
-    """Parameters of the newest checkpoint of a pretraining folder, and its step."""
-    mesh = sharding.make_mesh()
-    state = init_state(make_model(patients, model_options), make_optimizer(config), patients, config.seed, mesh)
-    with Checkpoints(Path(folder) / "checkpoints") as checkpoints:
-        step, state, _ = checkpoints.restore_newest(state)
-    if step is None:
-        raise FileNotFoundError(f"{folder}: no checkpoint; run the pretrain stage first")
-    return state["params"], step
+    """Parameters of the newest whole checkpoint of a pretraining folder, on the host, and its step.
+
+    Raises:
+      FileNotFoundError: there is none yet. ValueError: it is damaged, or of another model.
+    """
+    folder = Path(folder) / "checkpoints"
+    if not manifest.steps(folder):
+        raise FileNotFoundError(f"{folder.parent}: no checkpoint; run the pretrain stage first")
+    parts, step = read_newest(folder)
+    example = batch_lib.empty_batch(patients.batch_shape(), 1)
+    model = make_model(patients, model_options)
+    want = jax.eval_shape(lambda: model.init(jax.random.key(config.seed), example)["params"])
+    got = parts["params"]
+    if jax.tree.map(jnp.shape, got) != jax.tree.map(jnp.shape, want):
+        raise ValueError(f"{folder}: checkpoint {step} is of another model than the config says")
+    return got, step
 
 
 def embed(encode, patients, index, batch_size):

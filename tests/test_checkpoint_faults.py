@@ -106,19 +106,32 @@ def test_arrays_that_are_not_those_saved_are_refused_though_every_file_is_whole(
         assert step == 1 and "params/a is not what was saved" in reason
 
 
-def test_checksums_see_every_word_and_its_place_and_no_mesh():
+@pytest.mark.parametrize("host_bytes", [0, 1 << 20])
+def test_checksums_see_every_word_and_its_place_and_no_mesh(monkeypatch, host_bytes):
+    """Summed by the devices and by numpy."""
+    monkeypatch.setattr(checkpoint, "HOST_BYTES", host_bytes)
     meshes = [sharding.make_mesh(jax.devices()[:n]) for n in (1, 4)]
     x = np.random.default_rng(0).normal(size=(8, 3)).astype(np.float32)
-    sums = {int(checkpoint.checksums(jax.device_put(x, sharding.batch_sharding(m)))) for m in meshes}
+    sums = {checkpoint.checksums(jax.device_put(x, sharding.batch_sharding(m))) for m in meshes}
     assert len(sums) == 1
     for change in (lambda y: y.reshape(-1).view(np.uint32).__setitem__(5, 0), lambda y: y.__setitem__((0, 0), -y[0, 0]),
                    lambda y: y.__setitem__(slice(None), y[::-1].copy())):  # fmt: skip
         y = x.copy()
         change(y)
-        sums.add(int(checkpoint.checksums(y)))
+        sums.add(checkpoint.checksums(jax.numpy.asarray(y)))
     assert len(sums) == 4
-    same_words = checkpoint.fingerprint({"x": x}), checkpoint.fingerprint({"y": x}), checkpoint.fingerprint({"x": x.T})
-    assert len(set(same_words)) == 3
+    trees = {"x": x}, {"y": x}, {"x": x.T}
+    assert len({checkpoint.fingerprint(jax.tree.map(jax.numpy.asarray, t)) for t in trees}) == 3
+
+
+def test_both_sums_are_the_same_number(monkeypatch):
+    rng = np.random.default_rng(0)
+    half = jax.numpy.asarray(rng.normal(size=(2, 3, 4)), jax.numpy.bfloat16)
+    tree = [rng.normal(size=(5, 3)).astype(np.float32), np.int32(7), np.array([True, False]), np.zeros((0, 2)), half]
+    tree = [jax.numpy.asarray(x) for x in tree]
+    host = checkpoint.checksums(tree)
+    monkeypatch.setattr(checkpoint, "HOST_BYTES", 0)
+    assert checkpoint.checksums(tree) == host
 
 
 def test_what_a_checkpoint_says_about_itself_and_its_parameters_alone(mesh, saved):
