@@ -319,10 +319,11 @@ def read_parts(folder, parts=("params",)):
                 node = node.setdefault(key, {})
             node[last] = jax.ShapeDtypeStruct(tuple(shape), jnp.dtype(dtype), sharding=here)
     me = jax.process_index()
-    alone = ocp.options.MultiprocessingOptions(
-        primary_host=me, active_processes={me}, barrier_sync_key_prefix=f"read{me}"
-    )
-    with ocp.Context(multiprocessing_options=alone):
+    alone = ocp.Context()
+    alone.multiprocessing.primary_host = me
+    alone.multiprocessing.active_processes = {me}
+    alone.multiprocessing.barrier_sync_key_prefix = f"read{me}"
+    with alone:
         out = jax.device_get(ocp.load_checkpointables(folder, tree))
     for name, x in zip(names(out), jax.tree.leaves(out), strict=True):
         if _on_host(x) != about["leaves"][name][2]:

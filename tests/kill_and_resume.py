@@ -26,7 +26,7 @@ from ehrwear_jax import exits, files, manifest
 from ehrwear_jax.checkpoint import read_newest
 
 REPO = Path(__file__).resolve().parents[1]
-STEPS = 150
+STEPS = 60
 ROW = Path("pretrain") / "all" / "ehr_only"
 TIMINGS = ("steps_per_second", "waiting_share")
 CONFIG = """
@@ -34,7 +34,7 @@ import pathlib, small_run
 
 def get_config(variant=""):
     config = small_run.one_row(small_run.small_config(pathlib.Path({root!r})), "ehr_only")
-    config.train.update({{"steps": {steps}, "validate_every": 50, "checkpoint_every": {every}}})
+    config.train.update({{"steps": {steps}, "validate_every": 20, "checkpoint_every": {every}}})
     return config
 """
 
@@ -86,7 +86,7 @@ def interrupt(root, name, number, rng, while_saving):
     (root / name).mkdir()
     shutil.copytree(root / "whole" / "prepare", root / name / "prepare")
     process, checkpoints = start(root, name), root / name / ROW / "checkpoints"
-    log, at = root / name / ROW / "metrics.jsonl", rng.randrange(2, STEPS - 20)
+    log, at = root / name / ROW / "metrics.jsonl", rng.randrange(2, STEPS - 10)
     while process.poll() is None and not (log.exists() and log.read_bytes().count(b"\n") >= at):
         time.sleep(0.002)
     while while_saving and process.poll() is None and not is_saving(checkpoints):

@@ -175,8 +175,8 @@ def _lead(config, workdir, stage_names):
             if stage == "pretrain" and not done and (begun := _checkpoints(folder)):
                 what = "; ".join(changed) or "a stage before it changed"
                 raise exits.Changed(
-                    f"{folder} holds an unfinished pretraining (step {begun}) of other settings or data ({what}). Give it "
-                    f"back what it was started with, take another --workdir, or move the folder away"
+                    f"{folder} holds an unfinished pretraining (step {begun}) of other settings or data ({what}). "
+                    f"Give it back what it was started with, take another --workdir, or move the folder away"
                 )
             # a long pretraining is worth more than the disk it takes: the last result is kept aside
             aside = workdir / f"{stage}.previous"
