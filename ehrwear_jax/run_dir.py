@@ -244,6 +244,8 @@ def difference(old, new, path=""):
 
 def _short(value, limit=60):
     text = value if isinstance(value, str) else json.dumps(value)
+    if len(text) == 64 and not set(text) - set("0123456789abcdef"):  # a digest
+        return text[:12]
     return text if len(text) <= limit else text[: limit - 3] + "..."
 
 
