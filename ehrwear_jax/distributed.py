@@ -71,6 +71,8 @@ def initialize(environment=os.environ, heartbeat_timeout_s=60, wait_s=300):
     except jax.errors.JaxRuntimeError as error:
         raise ProcessLost(f"the processes of the job did not come together within {wait_s} s: {error}") from error
     logging.info("process %d of %d", jax.process_index(), jax.process_count())
+    if not is_first():
+        logging.getLogger().setLevel(logging.ERROR)  # one process writes the log
 
 
 def several():

@@ -59,13 +59,7 @@ def from_run(source, params, patients, folder=None):
     parts, step = read_newest(source / "checkpoints", ("params", "ema"))
     alike = "ema" in parts and jax.tree.structure(parts["ema"]) == jax.tree.structure(parts["params"])
     theirs = parts["ema" if alike else "params"]
-    new, report = merge(
-        jax.device_get(params),
-        theirs,
-        place_names(patients),
-        files.read_json(source / NAMES),
-        len(patients.config.horizons),
-    )
+    new, report = merge(jax.device_get(params), theirs, place_names(patients), files.read_json(source / NAMES))
     report = {"source": str(source), "step": step} | report
     logging.info(
         "init_from %s, step %d: %d of %d parameters taken (%s)",
