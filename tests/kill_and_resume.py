@@ -39,15 +39,19 @@ def get_config(variant=""):
 """
 
 
-def write_experiment(root, steps=STEPS, every=3):
-    """Inputs, a config small.py and, below whole/, the run that is not interrupted."""
+STAGES = "prepare,pretrain"
+
+
+def write_experiment(root, stages=STAGES, every=3):
+    """Inputs, a config small.py and, below whole/, the run that is not interrupted; returns what that printed."""
     small_run.write_inputs(root)
-    (root / "small.py").write_text(CONFIG.format(root=str(root), steps=steps, every=every))
-    output, code = finish(start(root, "whole"))
+    (root / "small.py").write_text(CONFIG.format(root=str(root), steps=STEPS, every=every))
+    output, code = finish(start(root, "whole", stages=stages))
     assert code == 0, output
+    return output
 
 
-def start(root, name, *flags, stages="prepare,pretrain"):
+def start(root, name, *flags, stages=STAGES):
     env = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": f"{REPO}{os.pathsep}{REPO / 'tests'}"}
     command = [sys.executable, "-m", "ehrwear_jax.main", f"--config={root}/small.py", f"--workdir={root / name}"]
     return subprocess.Popen(
