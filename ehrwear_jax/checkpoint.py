@@ -242,7 +242,8 @@ class Checkpoints:
           ValueError: the newest whole one holds another structure or other shapes.
         """
         skipped = {}
-        for step in reversed(distributed.from_first("checkpoint/steps", self.steps())):
+        whole, cut_off = distributed.from_first("checkpoint/steps", [self.steps(), manifest.unfinished(self.folder)])
+        for step in reversed(whole):
             try:
                 state = self.restore(step, like)
             except DamagedCheckpoint as error:
@@ -252,7 +253,10 @@ class Checkpoints:
             if set_aside and distributed.is_first():
                 for damaged in skipped:
                     manifest.set_aside(self.folder / str(damaged))
-            return step, state, list(skipped.values())
+            notes = [f"{self.folder}: checkpoint {s}: {manifest.CUT_OFF}" for s in cut_off if s > step]
+            for note in notes:
+                logging.warning("skipped: %s", note)
+            return step, state, [*notes, *skipped.values()]
         if skipped:
             raise DamagedCheckpoint(f"no checkpoint is whole: {'; '.join(skipped.values())}")
         return None, None, []

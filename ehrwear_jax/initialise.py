@@ -6,6 +6,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 
 from ehrwear_jax import distributed, files
 from ehrwear_jax.checkpoint import names, read_newest
@@ -59,7 +60,7 @@ def from_run(source, params, patients, folder=None):
     parts, step = read_newest(source / "checkpoints", ("params", "ema"))
     alike = "ema" in parts and jax.tree.structure(parts["ema"]) == jax.tree.structure(parts["params"])
     theirs = parts["ema" if alike else "params"]
-    new, report = merge(jax.device_get(params), theirs, place_names(patients), files.read_json(source / NAMES))
+    new, report = merge(_on_host(params), theirs, place_names(patients), files.read_json(source / NAMES))
     report = {"source": str(source), "step": step} | report
     logging.info(
         "init_from %s, step %d: %d of %d parameters taken (%s)",
@@ -72,6 +73,12 @@ def from_run(source, params, patients, folder=None):
     return jax.tree.map(
         lambda x, old: jax.make_array_from_callback(old.shape, old.sharding, lambda i: x[i]), new, params
     )
+
+
+def _on_host(params):
+    if all(x.is_fully_addressable or x.is_fully_replicated for x in jax.tree.leaves(params)):
+        return jax.device_get(params)
+    return multihost_utils.process_allgather(params, tiled=True)
 
 
 def merge(mine, theirs, my_names, their_names):

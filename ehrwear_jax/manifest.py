@@ -17,6 +17,7 @@ from pathlib import Path
 from ehrwear_jax import files
 
 MANIFEST, COMMIT, ABOUT = "manifest.json", "COMMIT", "about.json"
+CUT_OFF = f"{COMMIT} is missing: the save was not finished"
 
 
 def seal(folder):
@@ -41,7 +42,7 @@ def faults(folder):
     if not folder.is_dir():
         return [f"there is no folder {folder}"]
     if not is_committed(folder):
-        return [f"{COMMIT} is missing: the save was not finished"]
+        return [CUT_OFF]
     try:
         manifest = (folder / MANIFEST).read_bytes()
     except FileNotFoundError:
@@ -69,6 +70,13 @@ def steps(folder):
     folder = Path(folder)
     names = [p.name for p in folder.iterdir()] if folder.is_dir() else []
     return sorted(int(n) for n in names if n.isdigit() and is_committed(folder / n))
+
+
+def unfinished(folder):
+    """Steps whose folders have no commit mark, ascending: saves that were cut off, or checkpoints that lost it."""
+    folder = Path(folder)
+    names = [p.name for p in folder.iterdir()] if folder.is_dir() else []
+    return sorted(int(n) for n in names if n.isdigit() and not is_committed(folder / n))
 
 
 def about(folder):

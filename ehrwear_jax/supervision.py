@@ -5,7 +5,6 @@ whole checkpoint, stops at a signal after saving, ends itself when a step hangs,
 """
 
 import contextlib
-import json
 import logging
 import signal
 import threading
@@ -79,6 +78,7 @@ class Supervision:
             stack.enter_context(self.checkpoints)
             self._spikes = SpikeWatch(c.spike_factor)
             self._step, self._stepped = 0, False
+            self._beat("starting", SLOW * c.step_timeout_s)
             self._stack = stack.pop_all()
         return self
 
@@ -123,6 +123,7 @@ class Supervision:
         """Opens the curves; to be called once before the first step."""
         self.log = MetricsLog(self.folder, step, self._first)
         self.goodput.turn("other")
+        self._beat("starting", SLOW * self._config.step_timeout_s)
 
     @contextlib.contextmanager
     def part(self, name):
@@ -242,9 +243,3 @@ class Supervision:
         """One sentence on where the time went."""
         self.goodput.shares()
         return sentence(self.goodput.seconds, self.goodput.starts)
-
-
-def note(folder, name, value):
-    """Writes a JSON file beside the run's others, once, from the first process."""
-    if distributed.is_first():
-        files.write_whole(Path(folder) / name, json.dumps(value))
