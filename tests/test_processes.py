@@ -24,7 +24,7 @@ import pathlib, small_run
 
 def get_config(variant=""):
     config = small_run.one_row(small_run.small_config(pathlib.Path({root!r})), "joint")
-    config.train.update({{"steps": {steps}, "validate_every": 6, "checkpoint_every": 4, "step_timeout_s": 30.0}})
+    config.train.update({{"steps": {steps}, "validate_every": 6, "checkpoint_every": 4, "step_timeout_s": 20.0}})
     return config
 """
 
@@ -117,13 +117,11 @@ def test_two_processes_give_what_one_gives_and_one_of_them_writes(one, two):
     assert about["processes"] == 2 and manifest.faults(two.row / "checkpoints" / "12") == []
 
 
-@pytest.mark.parametrize("counts", [(1, 2, 4), (4, 1, 2)])
-def test_checkpoints_pass_between_jobs_of_other_sizes(root, one, counts):
-    name = "chain" + "".join(map(str, counts))
-    for n, stop in zip(counts, (3, 7, None), strict=True):
-        job = Job(root, name, n, *([f"--config.train.stop_after={stop}"] if stop else [])).done()
+def test_checkpoints_pass_between_jobs_of_other_sizes(root, one):
+    for n, stop in ((1, 3), (2, 6), (4, 9), (1, None)):
+        job = Job(root, "chain", n, *([f"--config.train.stop_after={stop}"] if stop else [])).done()
+        assert manifest.about(job.row / "checkpoints" / str(stop or STEPS))["processes"] == n
     assert_close(job, one)
-    assert manifest.about(job.row / "checkpoints" / "12")["processes"] == counts[-1]
 
 
 def test_all_processes_leave_out_the_step_that_is_not_finite_on_one(root):
@@ -148,7 +146,9 @@ def test_a_killed_process_ends_the_job_in_time_and_nothing_is_lost(root, two):
     job, began = Job(root, "kill", 2, fault="kill:7:1"), time.monotonic()
     code, killed = job.end(timeout=150)
     assert killed == -9 and (code in exits.RESTART or code < 0), job.output[0]
-    assert "a process of the job is gone" in job.output[0] or "coordination" in job.output[0].lower(), job.output[0]
+    # the collective fails, or hangs until the watchdog ends it, or the coordination service misses the process
+    words = "a process of the job is gone", "step has hung for", "coordination service"
+    assert any(w in job.output[0] for w in words), job.output[0]
     assert time.monotonic() - began < 120
     again = Job(root, "kill", 2).done()
     assert again.lines() == two.lines()
