@@ -1,6 +1,8 @@
 """Runs the stages that a config names: prepare, pretrain, embed, evaluate, interpret, report.
 
 python -m ehrwear_jax.main --config=configs/tiny.py
+
+Several processes make one job where Slurm, a JobSet or a TPU slice started them (distributed.py). Exit codes: exits.py.
 """
 
 import logging
@@ -13,8 +15,7 @@ from absl import app, flags
 from absl import logging as absl_logging
 from ml_collections import config_flags
 
-from ehrwear_jax import stages
-from ehrwear_jax.train import NonFiniteStep
+from ehrwear_jax import distributed, stages
 
 CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Experiment file, e.g. configs/tiny.py or configs/full.py:220m."
@@ -39,14 +40,13 @@ def main(argv):
         os.path.expanduser("~"), ".cache", "ehrwear_jax", "jax"
     )
     jax.config.update("jax_compilation_cache_dir", cache)
-    try:
-        config = CONFIG.value
-        workdir = Path(WORKDIR.value or Path("runs") / config.name)
-        stages.run(config, workdir, STAGES.value)
-    except (ValueError, OSError, NonFiniteStep) as error:
-        if DEBUG.value:
-            raise
-        sys.exit(f"ehrwear_jax: {' '.join(str(error).split())}")
+    distributed.to_the_end(_run, DEBUG.value)
+
+
+def _run():
+    distributed.initialize()
+    config = CONFIG.value
+    stages.run(config, Path(WORKDIR.value or Path("runs") / config.name), STAGES.value)
 
 
 def _parse(argv):

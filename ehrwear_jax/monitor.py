@@ -1,46 +1,9 @@
-"""What a run says of itself: its metrics on disk, and how fast it is."""
+"""How fast a run is."""
 
-import json
 import time
-from pathlib import Path
-
-import jax
-from tensorboardX import SummaryWriter
 
 from ehrwear_jax import sharding
 from ehrwear_jax.models import cost
-
-
-class MetricsLog:
-    """metrics.jsonl and TensorBoard curves; after a resume, lines of steps that will be repeated are removed.
-
-    Of several processes the first one writes.
-    """
-
-    def __init__(self, folder, from_step):
-        self._file = self._board = None
-        if jax.process_index():
-            return
-        self._path = Path(folder) / "metrics.jsonl"
-        if self._path.exists():
-            lines = [x for x in self._path.read_text().splitlines() if x and json.loads(x)["step"] <= from_step]
-            self._path.write_text("".join(x + "\n" for x in lines))
-        self._file = open(self._path, "a")  # noqa: SIM115 (open as long as the loop runs)
-        self._board = SummaryWriter(str(Path(folder) / "tensorboard"), purge_step=from_step + 1)
-
-    def write(self, step, values):
-        if self._file is None:
-            return
-        values = {k: float(v) for k, v in values.items()}
-        self._file.write(json.dumps({"step": step, **values}) + "\n")
-        self._file.flush()
-        for name, value in values.items():
-            self._board.add_scalar(name, value, step)
-
-    def close(self):
-        if self._file is not None:
-            self._file.close()
-            self._board.close()
 
 
 class Throughput:

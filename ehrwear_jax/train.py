@@ -17,15 +17,16 @@ import polars as pl
 from tqdm import tqdm
 
 from ehrwear_jax import batch as batch_lib
-from ehrwear_jax import losses, schedules, sharding
-from ehrwear_jax.checkpoint import Checkpoints
+from ehrwear_jax import files, initialise, losses, manifest, schedules, sharding
+from ehrwear_jax.checkpoint import read_newest
 from ehrwear_jax.data import pipeline
 from ehrwear_jax.models import cost
 from ehrwear_jax.models.backbone import anywhere
 from ehrwear_jax.models.multimodal import ModelConfig, MultimodalModel
-from ehrwear_jax.monitor import MetricsLog, Throughput
+from ehrwear_jax.monitor import Throughput
 from ehrwear_jax.ops.kernel_attention import kernel_attention
 from ehrwear_jax.optimizer import average, make_optimizer, summed_gradients
+from ehrwear_jax.supervision import Supervision
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +41,12 @@ class TrainConfig:
       weights: {loss term: schedules.Ramp}.
       log_every, validate_every, validate_batches, checkpoint_every, keep: in steps, steps, batches, steps, checkpoints.
       data_threads, data_workers: see pipeline.train_batches.
+      keep_every: checkpoints at multiples of this step are kept for good; 0: none.
+      init_from: a pretraining folder whose parameters a new run starts from; empty: from random ones.
+      max_skipped: so many steps in a row that are not finite end the run.
+      spike_factor: a loss so many robust deviations over the median of the last ones is noted; 0: none is.
+      step_timeout_s: a step that takes longer has hung and ends the process; 0: may take forever.
+      profile_at, profile_steps: trace steps from this one on; how many (also of a trace that is asked for).
       stop_after: end the process's work at this step (the run can be resumed); None runs to `steps`.
     """
 
@@ -61,11 +68,19 @@ class TrainConfig:
     keep: int = 2
     data_threads: int = 2
     data_workers: int = 0
+    keep_every: int = 0
+    init_from: str = ""
+    max_skipped: int = 20
+    spike_factor: float = 8.0
+    step_timeout_s: float = 1800.0
+    profile_at: int = 0
+    profile_steps: int = 5
     stop_after: int | None = None
 
 
-class NonFiniteStep(RuntimeError):
-    """Too many steps in a row had a loss or gradient that is not finite."""
+# Settings that change how the result is reached, and not the result.
+NOT_RESULTS = ("log_every", "keep", "keep_every", "data_threads", "data_workers", "stop_after", "checkpoint_every",
+               "max_skipped", "spike_factor", "step_timeout_s", "profile_at", "profile_steps")  # fmt: skip
 
 
 # ------------------------------------------------------------------------------------------------ model and optimiser
@@ -204,11 +219,18 @@ def jit_step(model, optimizer, curriculum, config, state):
     )
 
 
-def pretrain(folder, patients, validation, model_options, config, mesh_config=None, max_skipped=20):
-    """Trains to config.steps, resuming from the newest checkpoint in `folder`.
+def _about(patients, model_options, config):
+    """What a state depends on: a run whose folder says something else cannot go on."""
+    settings = {k: v for k, v in dataclasses.asdict(config).items() if k not in NOT_RESULTS}
+    options = {"train": settings, "model": model_options, "context": dataclasses.asdict(patients.config)}
+    return {"seed": config.seed, "config": options, "data": files.digests(patients.folder, patients.files())}
+
+
+def pretrain(folder, patients, validation, model_options, config, mesh_config=None):
+    """Trains to config.steps, from the newest whole checkpoint in `folder`, else from config.init_from, else anew.
 
     Args:
-      folder: receives checkpoints/, metrics.jsonl, tensorboard/, parameters.json.
+      folder: receives checkpoints/, metrics.jsonl, tensorboard/, parameters.json and what Supervision writes.
       patients, validation: pipeline.Patients of the training and tuning splits.
       mesh_config: sharding.MeshConfig; None spreads rows over all devices.
 
@@ -216,7 +238,7 @@ def pretrain(folder, patients, validation, model_options, config, mesh_config=No
       (params: averaged ones if config.ema_decay, step reached).
 
     Raises:
-      NonFiniteStep: max_skipped steps in a row were not finite.
+      RunError: one of exits.py's: the folder is in use or of another config, a signal, no room, no finite step.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -225,15 +247,17 @@ def pretrain(folder, patients, validation, model_options, config, mesh_config=No
     model = make_model(patients, model_options, mesh)
     optimizer = make_optimizer(config)
     curriculum = schedules.curriculum(config.weights, active_terms(model, patients))
-    state = init_state(model, optimizer, patients, config.seed, mesh, config.ema_decay > 0)
-    sizes = cost.parameters(state["params"])
-    n_params = sum(sizes.values())
-    if jax.process_index() == 0:
-        (folder / "parameters.json").write_text(json.dumps({"parameters": n_params}))
-    with Checkpoints(folder / "checkpoints", config.keep) as checkpoints:
-        start = checkpoints.latest_step() or 0
-        if start:
-            state = checkpoints.restore(start, state)
+    with Supervision(folder, config, _about(patients, model_options, config)) as run:
+        state = init_state(model, optimizer, patients, config.seed, mesh, config.ema_decay > 0)
+        sizes = cost.parameters(state["params"])
+        n_params = sum(sizes.values())
+        initialise.write_names(folder, patients)
+        files.write_whole(folder / "parameters.json", json.dumps({"parameters": n_params}))
+        start, state = run.resume(state)
+        if not start and config.init_from:
+            state["params"] = initialise.from_run(config.init_from, state["params"], patients, folder)
+            if config.ema_decay:
+                state["average"] = jax.tree.map(jnp.copy, state["params"])
         last = config.steps if config.stop_after is None else min(config.steps, config.stop_after)
         if start >= last:
             return read_params(state), start
@@ -251,7 +275,7 @@ def pretrain(folder, patients, validation, model_options, config, mesh_config=No
         held = _validation_batches(validation, config, mesh)
         step_fn = jit_step(model, optimizer, curriculum, config, state)
         validate = jax.jit(lambda p, b: validation_step(p, b, model=model, weights=curriculum(config.steps)))
-        log = MetricsLog(folder, start)
+        run.begin(start)
         throughput = Throughput(model, sizes, mesh, start)
         pending = None
         bar = tqdm(
@@ -265,38 +289,43 @@ def pretrain(folder, patients, validation, model_options, config, mesh_config=No
         )
         for step in bar:
             waiting = time.perf_counter()
-            batch = next(batches)
-            throughput.add(batch, time.perf_counter() - waiting)
-            state, metrics = step_fn(state, sharding.device_batch(batch, mesh))
-            if pending is not None:  # one step late, so that the device is never waited for
-                _report(log, bar, *pending, throughput, rows, config, max_skipped)
-            pending = (step + 1, metrics)
-            done = step + 1
+            with run.part("data"):
+                batch = next(batches)
+                throughput.add(batch, time.perf_counter() - waiting)
+                batch = sharding.device_batch(batch, mesh)
+            with run.part("step"):
+                state, metrics = step_fn(state, batch)
+                if pending is not None:  # one step late, so that the device is never waited for
+                    _report(run, bar, *pending, throughput, rows, config)
+                pending = (step + 1, metrics)
+                done = step + 1
+                stop = run.step_done(done)
             if done % config.validate_every == 0 or done == config.steps:
-                log.write(done, _validate(validate, read_params(state), held))
-            if done % config.checkpoint_every == 0 or done == last:
+                with run.part("validating"):
+                    run.write(done, _validate(validate, read_params(state), held))
+            if run.due(done, last) or stop:
                 # logged first: a run killed after the checkpoint resumes behind this step
-                _report(log, bar, *pending, throughput, rows, config, max_skipped)
+                with run.part("step"):
+                    _report(run, bar, *pending, throughput, rows, config)
                 pending = None
-                checkpoints.save(done, state)
-        checkpoints.wait()
-        log.close()
+                if stop:
+                    run.stop(done, state)
+                run.save(done, state, last=done == last)
+        logging.info("%s: %s", folder.name, run.summary())
     return read_params(state), last
 
 
-def _report(log, bar, step, metrics, throughput, rows, config, max_skipped):
-    """Logs every log_every steps, and any step that was not finite, with its patients."""
+def _report(run, bar, step, metrics, throughput, rows, config):
+    """Logs every log_every steps, and any step that was not finite or stands out, with its patients."""
     if step % config.log_every == 0 or step == config.steps:
         values = {k: float(v) for k, v in jax.device_get(metrics).items()} | throughput.read(step)
-        log.write(step, values)
+        run.write(step, values)
         bar.set_postfix(loss=f"{values['loss/total']:.3f}", refresh=False)
-    if float(metrics["finite"]) < 1.0:
-        ids = rows.subjects(range((step - 1) * config.batch_size, step * config.batch_size))
-        logging.warning("step %d was not finite and not applied; subjects %s", step, ids)
-        if int(metrics["skipped"]) >= max_skipped:
-            raise NonFiniteStep(
-                f"{max_skipped} steps in a row up to step {step} were not finite; subjects of the last: {ids}"
-            )
+    loss, finite, skipped = (
+        float(x) for x in jax.device_get([metrics[k] for k in ("loss/total", "finite", "skipped")])
+    )
+    of_step = range((step - 1) * config.batch_size, step * config.batch_size)
+    run.judge(step, loss, finite == 1.0, int(skipped), lambda: rows.subjects(of_step))
 
 
 def _validation_batches(validation, config, mesh):
@@ -347,15 +376,24 @@ def make_encoder(patients, model_options, params, dropout_seed=None):
 
 
 def restore_params(folder, patients, model_options, config):
-    """Parameters (averaged ones if there are) of the newest checkpoint of a pretraining folder, and its step."""
-    mesh = sharding.make_mesh()
-    model, optimizer = make_model(patients, model_options), make_optimizer(config)
-    state = abstract_state(model, optimizer, patients, mesh, config.ema_decay > 0)
-    with Checkpoints(Path(folder) / "checkpoints", config.keep) as checkpoints:
-        step = checkpoints.latest_step()
-        if step is None:
-            raise FileNotFoundError(f"{folder}: no checkpoint; run the pretrain stage first")
-        return read_params(checkpoints.restore(step, state)), step
+    """Parameters (averaged ones if there are) of the newest whole checkpoint of a pretraining folder, and its step.
+
+    They lie on the host.
+
+    Raises:
+      FileNotFoundError: there is none yet. ValueError: it is damaged, or of another model.
+    """
+    folder, part = Path(folder) / "checkpoints", "average" if config.ema_decay else "params"
+    if not manifest.steps(folder):
+        raise FileNotFoundError(f"{folder.parent}: no checkpoint; run the pretrain stage first")
+    parts, step = read_newest(folder, (part,))
+    example = batch_lib.empty_batch(patients.batch_shape(), 1)
+    model = make_model(patients, model_options)
+    want = jax.eval_shape(lambda: model.init(jax.random.key(config.seed), example)["params"])
+    got = parts[part]
+    if jax.tree.map(jnp.shape, got) != jax.tree.map(jnp.shape, want):
+        raise ValueError(f"{folder}: checkpoint {step} is of another model than the config says")
+    return got, step
 
 
 def embed(encode, patients, index, batch_size, transform=None):

@@ -36,6 +36,8 @@ def _layer(name: str, internal: str, *, external: str | None = None, banned: str
 
 ACCELERATOR = "jax jaxlib flax optax chex orbax"
 LEAVES = "models losses schedules sharding checkpoint optimizer monitor"
+# What keeps a run whole, from the plain files up.
+RUN = "exits files manifest distributed run_dir watchdog goodput metrics_log profiling supervision"
 
 # The first entry whose name is the module or one of its parents decides.
 LAYERS = (
@@ -48,11 +50,23 @@ LAYERS = (
     _layer("schedules", "ops batch"),
     _layer("sharding", "ops batch"),
     _layer("optimizer", "schedules"),
-    _layer("checkpoint", "ops batch"),
     _layer("monitor", "models sharding ops batch"),
+    _layer("exits", "", external=""),
+    _layer("files", "", external=""),
+    _layer("manifest", "files", external=""),
+    _layer("run_dir", "files exits", external=""),
+    _layer("watchdog", "exits", external=""),
+    _layer("goodput", "files", external=""),
+    _layer("metrics_log", "files", external="tensorboardX"),
+    _layer("status", "files manifest run_dir goodput", external=""),
+    _layer("distributed", "exits"),
+    _layer("profiling", "", external="jax"),
+    _layer("checkpoint", "exits files manifest distributed"),
+    _layer("supervision", f"checkpoint {RUN}"),
     _layer("evals", "evals models losses ops batch"),
     _layer("report", "report", external="numpy matplotlib polars"),
-    _layer("train", f"data ops batch {LEAVES}"),
+    _layer("initialise", f"checkpoint {RUN}"),
+    _layer("train", f"data ops batch initialise {LEAVES} {RUN}"),
     _layer("hlo", ""),
     # The training step without data: what `train` makes, compiled.
     _layer("dry_run", f"train hlo data ops batch {LEAVES}"),
@@ -60,8 +74,8 @@ LAYERS = (
     _layer("config", "data models schedules sharding train"),
     # Orchestration: joins the stages, and reaches the networks only through train. The tabular
     # rows of comparison are no networks and need no train.
-    _layer("stages", "stages config data train dry_run sharding evals report batch models.baselines"),
-    _layer("main", "stages config train"),
+    _layer("stages", f"stages config data train dry_run sharding evals report batch models.baselines {RUN}"),
+    _layer("main", "stages config distributed exits"),
     _layer("", ""),
 )
 

@@ -53,7 +53,8 @@ class Patients:
         self.further_channel_X = np.array([self.channels.index(c) if c in self.channels else -1 for c in names], int)
         self.window_us = meta["window_hours"] * 3_600_000_000
         self.vocabulary = Vocabulary.load(self.folder)
-        paths = [str(self.folder / "records" / name) for name in meta["shards"]]
+        self._shards = tuple(meta["shards"])
+        paths = [str(self.folder / "records" / name) for name in self._shards]
         self.source = grain.sources.ArrayRecordDataSource(paths) if paths else []
         ehr, wear = "ehr" in config.modalities, "wear" in config.modalities
         self.n_static = index["n_static"].to_numpy() * ehr
@@ -93,6 +94,11 @@ class Patients:
                 self._cached_bytes += patient.nbytes
                 self._cache[i] = patient
         return patient
+
+    def files(self):
+        """Names, below the folder, of the files that batches are made of."""
+        shards = [f"records/{name}" for name in self._shards]
+        return ["index.parquet", "meta.json", "vocabulary.csv", "codes.csv", *shards]
 
     def __getstate__(self):
         """For worker processes, which fill caches of their own."""

@@ -1,15 +1,18 @@
 """Runs stages in order; a stage is done for one fingerprint of its settings, its inputs and the stages before it."""
 
-import hashlib
+import contextlib
 import json
 import logging
 import os
 import shutil
+import signal
+import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from ehrwear_jax import config as config_lib
+from ehrwear_jax import distributed, exits, files, manifest, run_dir, train
+from ehrwear_jax.files import digest
 from ehrwear_jax.stages import dry_run, evaluate, interpret, model, prepare, report
 
 WORK = {
@@ -33,28 +36,15 @@ READS = {
     "report": ("name", "seed", "report", "evaluate"),
 }
 # Settings that change how a result is reached but not the result.
-NOT_RESULTS = {
-    "train": ("log_every", "keep", "data_threads", "stop_after", "checkpoint_every"),
-    "prepare": ("scheduler", "workers", "worker_memory_gb"),
-}
+NOT_RESULTS = {"train": train.NOT_RESULTS, "prepare": ("scheduler", "workers", "worker_memory_gb")}
+TOGETHER = ("pretrain",)  # stages that all processes of a job do; the others are the first one's
+LONGEST_STAGE_S = 7 * 86400.0
 INPUTS = ("meds_dir", "wearable_dir", "labels_dir", "source_dir")
-
-
-def digest(value):
-    """SHA-256 of a JSON-able value."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def digest_files(folder):
     """SHA-256 over the names and contents of all files below a folder."""
-    files = sorted(p for p in Path(folder).rglob("*") if p.is_file())
-
-    def one(path):
-        with open(path, "rb") as f:
-            return [str(path.relative_to(folder)), hashlib.file_digest(f, "sha256").hexdigest()]
-
-    with ThreadPoolExecutor(4) as pool:
-        return digest(list(pool.map(one, files)))
+    return digest(list(files.digests(folder).items()))
 
 
 def settings(config, stage):
@@ -76,14 +66,19 @@ def settings(config, stage):
     return out
 
 
-def fingerprints(config):
-    """{stage: fingerprint}, each with those of the stages before it."""
+def fingerprints(config, inputs=None):
+    """{stage: fingerprint}, each with those of the stages before it; inputs: of `_inputs`, where they are known."""
     out, before = {}, ""
-    inputs = {k: digest_files(config.data[k]) for k in INPUTS if config.data[k]}
-    inputs |= {str(path): digest(Path(path).read_bytes().hex()) for path in config_lib.user_tables(config)}
+    inputs = _inputs(config) if inputs is None else inputs
     for stage in ORDER:
         before = out[stage] = digest([stage, settings(config, stage), inputs if stage == "prepare" else {}, before])
     return out
+
+
+def _inputs(config):
+    """{input: SHA-256 of its files}."""
+    inputs = {k: digest_files(config.data[k]) for k in INPUTS if config.data[k]}
+    return inputs | {str(path): digest(Path(path).read_bytes().hex()) for path in config_lib.user_tables(config)}
 
 
 def read_mark(folder):
@@ -93,13 +88,11 @@ def read_mark(folder):
 
 
 def write_mark(folder, **values):
-    partial = folder / "stage.json.partial"
-    partial.write_text(json.dumps(values))
-    os.replace(partial, folder / "stage.json")
+    files.write_whole(folder / "stage.json", json.dumps(values, default=str))
 
 
 def run(config, workdir, stage_names):
-    """Runs the named stages.
+    """Runs the named stages. Of several processes the first one does; all of them pretrain.
 
     Args:
       config: ConfigDict as `config.base()`.
@@ -108,6 +101,7 @@ def run(config, workdir, stage_names):
     Raises:
       ValueError: an unknown stage, a config that cannot run, a stage before the first named one that is not done.
       OSError: missing input, unwritable workdir.
+      RunError: another process works in the workdir, a pretraining under way would be given up, a signal came.
     """
     workdir = Path(workdir)
     if unknown := [s for s in stage_names if s not in ORDER and s not in PRINTED]:
@@ -118,16 +112,55 @@ def run(config, workdir, stage_names):
     if not stage_names:
         return
     config_lib.check(config)
+    if not distributed.is_first():
+        return _follow(config, workdir)
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        (workdir / "config.json.partial").write_text(config.to_json_best_effort(indent=1))
-        os.replace(workdir / "config.json.partial", workdir / "config.json")
+        files.write_whole(workdir / "config.json", config.to_json_best_effort(indent=1))
     except OSError as error:
         raise OSError(f"cannot write to the workdir {workdir}: {error.strerror}") from error
-    marks = fingerprints(config)
+    with run_dir.Lease(workdir), _interruptible():
+        _lead(config, workdir, stage_names)
+        distributed.from_first("stage", None)
+
+
+def _follow(config, workdir):
+    """What the other processes do: wait for a stage that all do together."""
+    with _interruptible():
+        while stage := distributed.from_first("stage", timeout_s=LONGEST_STAGE_S):
+            WORK[stage](config, workdir)
+
+
+@contextlib.contextmanager
+def _interruptible():
+    """SIGTERM ends a stage as ctrl-C does; what it has done is kept. Pretraining saves first (supervision.py)."""
+
+    def stop(number, frame):
+        raise exits.Stopped("stopped by SIGTERM; run it again to go on")
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _checkpoints(folder):
+    """The last step that any row below a pretraining folder has saved, or 0."""
+    return max((s for path in folder.glob("*/*/checkpoints") for s in manifest.steps(path)), default=0)
+
+
+def _lead(config, workdir, stage_names):
+    inputs = _inputs(config)
+    marks = fingerprints(config, inputs)
     for stage in ORDER:
         folder = workdir / stage
         mark = read_mark(folder)
+        # kept beside the fingerprint that is made of it, to say what changed
+        about = {"fingerprint": marks[stage], "of": settings(config, stage) | (inputs if stage == "prepare" else {})}
         same, done = mark.get("fingerprint") == marks[stage], bool(mark.get("done"))
         if stage not in stage_names:
             later = [s for s in ORDER[ORDER.index(stage) :] if s in stage_names]
@@ -147,24 +180,35 @@ def run(config, workdir, stage_names):
             logging.info("%s: done before, skipped", stage)
             continue
         if mark and not same:
+            changed = run_dir.difference(mark.get("of", {}), json.loads(json.dumps(about["of"], default=str)))[:8]
+            if stage == "pretrain" and not done and (begun := _checkpoints(folder)):
+                what = "; ".join(changed) or "a stage before it changed"
+                raise exits.Changed(
+                    f"{folder} holds an unfinished pretraining (step {begun}) of other settings or data ({what}). "
+                    f"Give it back what it was started with, take another --workdir, or move the folder away"
+                )
             # a long pretraining is worth more than the disk it takes: the last result is kept aside
             aside = workdir / f"{stage}.previous"
             shutil.rmtree(aside, ignore_errors=True)
             os.replace(folder, aside)
             logging.info("%s: config or input changed, runs again (the old result is in %s)", stage, aside.name)
+            for sentence in changed:
+                logging.info("%s: %s", stage, sentence)
         else:
             logging.info("%s: %s", stage, "resumes" if mark else "starts")
         folder.mkdir(parents=True, exist_ok=True)
         spent = read_mark(folder).get("seconds", 0.0)
-        write_mark(folder, fingerprint=marks[stage], done=False, seconds=spent)
+        write_mark(folder, **about, done=False, seconds=spent)
         began = time.monotonic()
         try:
+            if stage in TOGETHER:
+                distributed.from_first("stage", stage)
             complete = WORK[stage](config, workdir) is not False
         finally:
-            write_mark(folder, fingerprint=marks[stage], done=False, seconds=spent + time.monotonic() - began)
+            write_mark(folder, **about, done=False, seconds=spent + time.monotonic() - began)
         if not complete:
             logging.info("%s: stopped where the config says, not finished", stage)
             return
         seconds = read_mark(folder)["seconds"]
-        write_mark(folder, fingerprint=marks[stage], done=True, seconds=seconds)
+        write_mark(folder, **about, done=True, seconds=seconds)
         logging.info("%s: done in %.0f s", stage, seconds)

@@ -3,10 +3,12 @@
 import json
 import logging
 import os
+import signal
 
 import pytest
 import small_run
 
+from ehrwear_jax import exits, run_dir
 from ehrwear_jax.stages import runner
 
 
@@ -112,6 +114,41 @@ def test_a_config_change_runs_the_stages_that_read_it_and_those_after(work, conf
         assert (tmp_path / f"{stage}.previous" / "out.txt").exists() == (stage in expected)
     runner.run(config, tmp_path, runner.ORDER)
     assert work.take() == []
+
+
+def test_an_unfinished_pretraining_is_not_given_up_for_another_setting(work, config, tmp_path, caplog):
+    work.unfinished = "pretrain"
+    runner.run(config, tmp_path, ALL)
+    work.take()
+    config.train.steps = 7
+    runner.run(config, tmp_path, ALL)  # nothing is saved yet: nothing is lost
+    assert work.take() == ["pretrain"]
+    saved = tmp_path / "pretrain" / "all" / "joint" / "checkpoints" / "40"
+    saved.mkdir(parents=True)
+    (saved / "COMMIT").touch()
+    config.train.steps, config.model.width = 9, 16
+    with pytest.raises(exits.Changed, match=r"unfinished pretraining \(step 40\)") as error:
+        runner.run(config, tmp_path, ALL)
+    assert "model.width: 8 -> 16; train.steps: 7 -> 9" in str(error.value) and error.value.code == 78
+    config.train.steps, config.model.width, work.unfinished = 7, 8, None
+    runner.run(config, tmp_path, ALL)
+    config.train.steps = 8
+    caplog.clear()
+    with caplog.at_level(logging.INFO):
+        runner.run(config, tmp_path, ALL)  # a finished one is kept aside, and what changed is said
+    assert "pretrain: train.steps: 7 -> 8" in caplog.messages and (tmp_path / "pretrain.previous").exists()
+
+
+def test_a_workdir_has_one_writer_and_a_signal_ends_a_stage(work, config, tmp_path, monkeypatch):
+    with run_dir.Lease(tmp_path), pytest.raises(exits.InUse, match="writes here"):
+        runner.run(config, tmp_path, ALL)
+    monkeypatch.setitem(runner.WORK, "embed", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(exits.Stopped, match="stopped by SIGTERM"):
+        runner.run(config, tmp_path, ALL)
+    assert work.take() == ALL[:2] and signal.getsignal(signal.SIGTERM) == before
+    monkeypatch.undo()
+    assert not (tmp_path / "lease.json").exists() and not runner.read_mark(tmp_path / "embed")["done"]
 
 
 def test_every_part_of_the_config_is_read_by_some_stage(config):
