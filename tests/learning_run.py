@@ -120,6 +120,7 @@ def main(config_file, workdir, n_subjects=None, steps=None):
     if steps:
         config.simulate.n_subjects, config.train.steps = int(n_subjects), int(steps)
     config.train.update({"validate_every": config.train.steps, "validate_batches": 64})
+    config.context.colocated_days = 30.0  # simulated events are sparse
     workdir = Path(workdir)
     stages.run(config, workdir, ["prepare"])
     options, model_options = config_lib.train_config(config), config_lib.model_options(config)
@@ -129,10 +130,12 @@ def main(config_file, workdir, n_subjects=None, steps=None):
     options = dataclasses.replace(options, weights=ramps)
     context = config_lib.context_config(config, "joint")
     people, tuning = (pipeline.Patients(workdir / "prepare" / "all", context, s) for s in ("train", "tuning"))
-    result = {}
     for name, detached in (("model", False), ("detached", True)):
         folder = workdir / name
         train.pretrain(folder, people, tuning, model_options | {"detach_cross_modal": detached}, options)
+    result = {}
+    for name in ("model", "detached"):
+        folder = workdir / name
         lines = [json.loads(x) for x in (folder / "metrics.jsonl").read_text().splitlines()]
         final = next(x for x in reversed(lines) if "validation/loss/total" in x)
         result[name] = {k.removeprefix("validation/loss/"): v for k, v in final.items() if "validation/loss/" in k}
