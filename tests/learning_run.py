@@ -143,13 +143,11 @@ def main(config_file, workdir, n_subjects=None, steps=None):
     seen = pipeline.train_batches(pipeline.TrainRows(people, config.seed), options.batch_size, n_steps=40, threads=0)
     fitted = fit(list(seen), model_config)
     held = train._validation_batches(tuning, options, train.sharding.make_mesh())
-    entropy = train.make_model(people, model_options).bind({}).later_entropy
+    rate = np.clip(np.reshape(model_config.later_rates, (model_config.future_codes, -1)), 0.01, 0.99)
+    entropy = {"later_entropy": jnp.asarray(-rate * np.log(rate) - (1 - rate) * np.log1p(-rate), jnp.float32)}
     terms = {t: 1.0 for t in losses.TERMS if t not in ("content_norm", "latent_kl")}
     for name, predictor in (("constant", constants), ("last_value", last_values)):
-        values = [
-            losses.total(predictor(fitted, b, model_config) | {"later_entropy": jnp.asarray(entropy)}, b, terms)[1]
-            for b in held
-        ]
+        values = [losses.total(predictor(fitted, b, model_config) | entropy, b, terms)[1] for b in held]
         result[name] = {t: float(np.mean([v[f"loss/{t}"] for v in values])) for t in terms}
     (workdir / "learning.json").write_text(json.dumps(result, indent=1))
     for term in terms:
