@@ -8,11 +8,17 @@ from kernel_attention_suite import Shape, Suite, arguments, device_arrays
 
 from ehrwear_jax import batch as batch_lib
 from ehrwear_jax import losses, sharding
+from ehrwear_jax.models.multimodal import ModelConfig
 from ehrwear_jax.ops.kernel_attention import kernel_attention
 
 SHAPE = batch_lib.BatchShape(
     tokens=6, windows=2, steps=4, channels=1, patches=2, masked=3, events=3, queries=3, future_windows=2,
     future_codes=3, recalled_tokens=2, pairs=3,
+)  # fmt: skip
+CONFIG = ModelConfig(
+    vocabulary=9, steps=4, channels=1, patch_steps=2, future_windows=2, future_codes=3, horizons=2,
+    later_rates=(0.1,) * 6, recalled_tokens=2, pairs=3, posterior="normal", width=8, n_layers=1, n_heads=2, mlp_width=8,
+    token_width=4, align_width=4, time_features=4, wear_width=4, wear_layers=1, wear_heads=1, source_width=2,
 )  # fmt: skip
 
 
