@@ -203,9 +203,7 @@ def read_batches(patients, reads, batch_size, seed):
                 yield n
 
     first, second = itertools.tee(order())
-    packed = pipeline.inference_batches(
-        patients, (place_N[n] for n in first), (time_N[n] for n in second), batch_size
-    )
+    packed = pipeline.inference_batches(patients, (place_N[n] for n in first), (time_N[n] for n in second), batch_size)
     for batch, where_BxQ in packed:
         read_BxQ = np.where(where_BxQ >= 0, np.array(drawn, np.int64)[np.maximum(where_BxQ, 0)], -1)
         target = {k: v[np.maximum(read_BxQ, 0)] for k, v in labels.items()}
@@ -267,6 +265,15 @@ def _with_head(probe, head):
 
 
 # ------------------------------------------------------------------------------------------------ training
+
+
+def init_state(model, optimizer, params, probe, example, config, mesh):
+    """The state that finetune_step takes: the mode's start and the probe's coefficients."""
+    trained = {"model": trainable(model, params, example, config), "head": _start_head(probe)}
+    zero = jnp.zeros((), jnp.int32)
+    state = {"step": zero, "skipped": zero, "trained": trained, "optimizer": optimizer.init(trained)}
+    # copies, since a step gives its state's memory, which would be that of params, to the next one
+    return jax.tree.map(jnp.array, jax.device_put(state, sharding.replicated(mesh)))
 
 
 def finetune_step(state, params, constants, batch, target, *, model, optimizer, config):
@@ -339,12 +346,8 @@ def finetune(patients, params, model_options, reads, z_by_split, config):
     example = batch_lib.empty_batch(patients.batch_shape(), 1)
     params = jax.device_put(jax.device_get(params), sharding.replicated(mesh))
     optimizer, step_fn, put_together = _step(model, config, mesh)
-    trained = {"model": trainable(model, params, example, config), "head": _start_head(start)}
-    n_trained = {name: sum(x.size for x in jax.tree.leaves(part)) for name, part in trained.items()}
-    zero = jnp.zeros((), jnp.int32)
-    state = {"step": zero, "skipped": zero, "trained": trained, "optimizer": optimizer.init(trained)}
-    # copies, since the step gives its state's memory, which would be that of params, to the next one
-    state = jax.tree.map(jnp.array, jax.device_put(state, sharding.replicated(mesh)))
+    state = init_state(model, optimizer, params, start, example, config, mesh)
+    n_trained = {name: sum(x.size for x in jax.tree.leaves(part)) for name, part in state["trained"].items()}
 
     def encoder(whole):
         return lambda batch: np.asarray(_encode(model)(whole, sharding.device_batch(batch, mesh)))

@@ -179,7 +179,7 @@ class Block(nn.Module):
         norm_mlp = nn.LayerNorm(dtype=self.dtype, name="norm_mlp")
         dropout = nn.Dropout(self.dropout, deterministic=self.deterministic)
 
-        def residual(x, update, sublayer):
+        def residual(x, sublayer, update):
             """Dropout, and a whole row's update dropped with the layer's probability (stochastic depth)."""
             update = dropout(adapters[sublayer](update) if adapters else update)
             if self.stochastic_depth > 0 and not self.deterministic:
@@ -193,10 +193,12 @@ class Block(nn.Module):
             return down(nn.gelu(checkpoint_name(hidden, "hidden")))
 
         queries = jnp.full(y_BxQxD.shape[:2], batch_lib.MODALITY_QUERY)
-        x_BxTxD = residual(x_BxTxD, attend(x_norm, fields["time"], fields["kv_range"], fields["modality"]), "attention")
-        y_BxQxD = residual(y_BxQxD, attend(y_norm, fields["query_time"], fields["query_kv_range"], queries), "attention")
-        x_BxTxD = residual(x_BxTxD, feed_forward(x_BxTxD), "mlp")
-        y_BxQxD = residual(y_BxQxD, feed_forward(y_BxQxD), "mlp")
+        x_BxTxD = residual(x_BxTxD, "attention", attend(x_norm, fields["time"], fields["kv_range"], fields["modality"]))
+        y_BxQxD = residual(
+            y_BxQxD, "attention", attend(y_norm, fields["query_time"], fields["query_kv_range"], queries)
+        )
+        x_BxTxD = residual(x_BxTxD, "mlp", feed_forward(x_BxTxD))
+        y_BxQxD = residual(y_BxQxD, "mlp", feed_forward(y_BxQxD))
         return (x_BxTxD, y_BxQxD), None
 
 
