@@ -10,8 +10,7 @@ from ehrwear_jax import config as config_lib
 
 
 def get_config(variant=""):
-    if variant:
-        raise ValueError(f"configs/small.py has no variant {variant!r}")
+    variants = config_lib.variants(variant, "small.py")
     config = config_lib.base()
     config.name = "small"
     config.data.source = "synthetic"
@@ -67,4 +66,5 @@ def get_config(variant=""):
     config.compile.vocabulary = 512
     config.evaluate.tasks = tuple(f"hospitalization_{h}d" for h in (30, 90, 180, 365))
     config.report.update({"title": "Simulated cohort, small model", "reliability_task": "hospitalization_365d"})
+    config_lib.apply_variants(config, variants)
     return config

@@ -41,12 +41,15 @@ _MODEL_FROM_DATA = (
 _OFF = (0.0, 0.0, 0)
 # what the paper compares: {name: {option: value}}, for `apply_variants`
 VARIANTS = {
-    # Table 4: without cross-modal losses; half of each wearable window hidden
+    # Table 4: without cross-modal losses; half of each wearable window hidden; time in bins of a day
     "no_wear_to_ehr": {"train.weights.wear_to_ehr": _OFF},
     "no_ehr_to_wear": {"train.weights.ehr_to_wear": _OFF},
     "no_cross_modal": {"train.weights.wear_to_ehr": _OFF, "train.weights.ehr_to_wear": _OFF},
     "half_masked": {"context.wear_mask": 0.5},
-    # appendix A.6: other time kernels
+    "day_bins": {"model.day_bins": True},
+    # appendix A.6: other encodings of time, other time kernels
+    "fourier": {"model.time_encoding": "log_linear"},
+    "gaussian": {"model.time_encoding": "gaussian"},
     **{f"r{n}": {"model.kernel": "mixture", "model.n_components": n} for n in (1, 2, 4, 8)},
     "single_exponential": {"model.kernel": "mixture", "model.n_components": 1},
     "rational_quadratic": {"model.kernel": "rational_quadratic"},

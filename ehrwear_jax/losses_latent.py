@@ -27,7 +27,7 @@ def contrast(out, batch, count):
       out: pair_ehr, pair_wear float32 [B, N, S] unit vectors; temperature scalar.
 
     Returns:
-      (nats per pair, {accuracy: own window first, negatives: per pair, temperature}).
+      (nats per pair, {accuracy: own window first of several, negatives: per pair, temperature}).
     """
     e_PxS, w_PxS = (out[n].reshape(-1, out[n].shape[-1]).astype(jnp.float32) for n in ("pair_ehr", "pair_wear"))
     patient_P = batch["pair_patient"].reshape(-1)
@@ -36,7 +36,8 @@ def contrast(out, batch, count):
     logit_PxP = jnp.dot(e_PxS, w_PxS.T, precision=jax.lax.Precision.HIGHEST) / out["temperature"]
     own_PxP = jnp.eye(len(patient_P), dtype=bool)
     nll_P = jax.nn.logsumexp(logit_PxP, axis=1, where=other_PxP | own_PxP) - jnp.diagonal(logit_PxP)
-    right_P = jnp.diagonal(logit_PxP) > jnp.max(logit_PxP, axis=1, where=other_PxP, initial=-jnp.inf)
+    best_P = jnp.max(logit_PxP, axis=1, where=other_PxP, initial=-jnp.inf)
+    right_P = (jnp.diagonal(logit_PxP) > best_P) & other_PxP.any(1)
 
     def mean(value_P):
         return jnp.sum(jnp.where(real_P, value_P, 0.0)) / jnp.maximum(count, 1)

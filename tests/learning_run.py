@@ -120,6 +120,7 @@ def main(config_file, workdir, n_subjects=None, steps=None):
     if steps:
         config.simulate.n_subjects, config.train.steps = int(n_subjects), int(steps)
     config.train.update({"validate_every": config.train.steps, "validate_batches": 64})
+    config.context.colocated_days = 30.0  # simulated events are sparse
     workdir = Path(workdir)
     stages.run(config, workdir, ["prepare"])
     options, model_options = config_lib.train_config(config), config_lib.model_options(config)
@@ -129,10 +130,12 @@ def main(config_file, workdir, n_subjects=None, steps=None):
     options = dataclasses.replace(options, weights=ramps)
     context = config_lib.context_config(config, "joint")
     people, tuning = (pipeline.Patients(workdir / "prepare" / "all", context, s) for s in ("train", "tuning"))
-    result = {}
     for name, detached in (("model", False), ("detached", True)):
         folder = workdir / name
         train.pretrain(folder, people, tuning, model_options | {"detach_cross_modal": detached}, options)
+    result = {}
+    for name in ("model", "detached"):
+        folder = workdir / name
         lines = [json.loads(x) for x in (folder / "metrics.jsonl").read_text().splitlines()]
         final = next(x for x in reversed(lines) if "validation/loss/total" in x)
         result[name] = {k.removeprefix("validation/loss/"): v for k, v in final.items() if "validation/loss/" in k}
@@ -140,13 +143,11 @@ def main(config_file, workdir, n_subjects=None, steps=None):
     seen = pipeline.train_batches(pipeline.TrainRows(people, config.seed), options.batch_size, n_steps=40, threads=0)
     fitted = fit(list(seen), model_config)
     held = train._validation_batches(tuning, options, train.sharding.make_mesh())
-    entropy = train.make_model(people, model_options).bind({}).later_entropy
+    rate = np.clip(np.reshape(model_config.later_rates, (model_config.future_codes, -1)), 0.01, 0.99)
+    entropy = {"later_entropy": jnp.asarray(-rate * np.log(rate) - (1 - rate) * np.log1p(-rate), jnp.float32)}
     terms = {t: 1.0 for t in losses.TERMS if t not in ("content_norm", "latent_kl")}
     for name, predictor in (("constant", constants), ("last_value", last_values)):
-        values = [
-            losses.total(predictor(fitted, b, model_config) | {"later_entropy": jnp.asarray(entropy)}, b, terms)[1]
-            for b in held
-        ]
+        values = [losses.total(predictor(fitted, b, model_config) | entropy, b, terms)[1] for b in held]
         result[name] = {t: float(np.mean([v[f"loss/{t}"] for v in values])) for t in terms}
     (workdir / "learning.json").write_text(json.dumps(result, indent=1))
     for term in terms:

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_sharding import CONFIG, SHAPE, make_batch
+from random_rows import CONFIG, SHAPE, make_batch
 
 from ehrwear_jax import batch as batch_lib
 from ehrwear_jax import losses, optimizer, schedules, train

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_sharding import CONFIG, make_batch
+from random_rows import CONFIG, make_batch
 
 from ehrwear_jax import batch as batch_lib
 from ehrwear_jax import losses
@@ -101,6 +101,8 @@ def test_a_posterior_that_there_is_not_is_refused(batch):
 def test_detached_cross_modal_terms_train_their_heads_and_nothing_before_them(detached):
     m = MultimodalModel(dataclasses.replace(CONFIG, detach_cross_modal=detached))
     batch = make_batch(4)
+    for name in ("event_pool", "query_pool", "pair_near"):  # several windows to pool, several events to average
+        batch[name][..., 0], batch[name][..., 1] = 0, batch["token"].shape[1]
     params = jax.jit(m.init)(jax.random.key(0), batch)["params"]
 
     @jax.jit
