@@ -15,6 +15,7 @@ from ehrwear_jax.data.labels_physiology import PhysiologyConfig
 from ehrwear_jax.data.pipeline import ContextConfig
 from ehrwear_jax.data.prepare import PrepareConfig
 from ehrwear_jax.data.synthetic import SimulatorConfig
+from ehrwear_jax.finetune import MODES, FinetuneConfig
 from ehrwear_jax.models.multimodal import ModelConfig
 from ehrwear_jax.schedules import Ramp
 from ehrwear_jax.sharding import MeshConfig
@@ -33,6 +34,7 @@ _MODEL_FROM_DATA = (
     "recalled_tokens",
     "further_summaries",
     "pairs",
+    "adapter_width",  # which fine-tuning adds to a pretrained model
 )
 
 
@@ -179,6 +181,9 @@ def base():
             "tabular_codes": 64,
         }
     )
+    # rows beside the frozen ones, named <row>_<mode>; no modes, none
+    config.finetune = _defaults(FinetuneConfig, leave_out=("mode", "seed"))
+    config.finetune.update({"modes": (), "rows": (), "tasks": ()})  # rows, tasks: empty for all that are evaluated
     # geometry, robustness and mechanisms of what was trained; 0 or an empty tuple leaves a part out
     config.interpret = ml_collections.ConfigDict(
         {
@@ -265,6 +270,11 @@ def train_config(config):
     return TrainConfig(seed=config.seed, weights=weights, **options)
 
 
+def finetune_config(config, mode):
+    options = {k: v for k, v in config.finetune.items() if k not in ("modes", "rows", "tasks")}
+    return FinetuneConfig(mode=mode, seed=config.seed, **options)
+
+
 def mesh_config(config):
     return MeshConfig(**config.mesh)
 
@@ -311,6 +321,9 @@ def check(config):
             raise ValueError(
                 f"config.evaluate names the row {row!r}, which is not in config.rows {sorted(config.rows)}"
             )
+    for key, known in (("rows", config.rows), ("tasks", config.evaluate.tasks), ("modes", MODES)):
+        if unknown := set(config.finetune[key]) - set(known):
+            raise ValueError(f"config.finetune.{key} names {min(unknown)!r}, which is not in {sorted(known)}")
     if (task := config.report.reliability_task) and task not in config.evaluate.tasks:
         raise ValueError(f"config.report.reliability_task is {task!r}, which is not in config.evaluate.tasks")
 

@@ -12,7 +12,7 @@ from ehrwear_jax import config as config_lib
 from ehrwear_jax.data import synthetic, tabular
 from ehrwear_jax.evals import meds_predictions, protocol
 from ehrwear_jax.models.baselines import tabular as tabular_models
-from ehrwear_jax.stages import prepare
+from ehrwear_jax.stages import finetune, prepare
 
 SPLITS = ("train", "tuning", "held_out")
 
@@ -132,6 +132,8 @@ def _binary(config, workdir, task, table, features):
                 fitted = protocol.predict_binary(_by_split(rows, matrix), y)
                 predictions.setdefault(row, []).append(fitted.probability["held_out"])
                 logging.info("  %s, %s: probe with l2 %.3g", task, row, fitted.l2)
+        for row, found in finetune.predictions(config, workdir, fold, task, rows, matrices).items():
+            predictions.setdefault(row, []).append(found["held_out"])
     rows = pl.concat(held)
     predictions = {k: np.concatenate(v) for k, v in predictions.items()}
     y_N, group_N = rows["boolean_value"].to_numpy(), rows["group_id"].to_numpy()
@@ -176,6 +178,8 @@ def _survival(config, workdir, task, table, features):
                 fitted = protocol.predict_survival(_by_split(rows, matrix), time, event)
                 predictions.setdefault(row, []).append(fitted.risk["held_out"])
                 logging.info("  %s %s, %s: probe with l2 %.3g", fold, task, row, fitted.l2)
+        for row, found in finetune.predictions(config, workdir, fold, task, rows, matrices).items():
+            predictions.setdefault(row, []).append(found["held_out"])
     rows = pl.concat(held)
     predictions = {k: np.concatenate(v) for k, v in predictions.items()}
     folder = workdir / "evaluate" / "predictions" / task

@@ -31,7 +31,7 @@ READS = {
     "prepare": ("seed", "data", "simulate", "labels", "prepare", "cohort"),
     "pretrain": ("seed", "context", "model", "train", "rows"),
     "embed": ("context", "model", "rows", "embed", "evaluate.tasks", "evaluate.reference_row"),
-    "evaluate": ("name", "seed", "evaluate", "rows"),
+    "evaluate": ("name", "seed", "evaluate", "finetune", "rows"),
     "interpret": ("name", "seed", "interpret", "evaluate", "report.reliability_task", "rows"),
     "report": ("name", "seed", "report", "evaluate"),
 }
