@@ -24,7 +24,7 @@ try:
 except ImportError:  # where the v1 API still lives before orbax 1.0
     from orbax.checkpoint.experimental import v1 as ocp
 
-APART = ("params", "ema")  # parts of a state that are read without the others
+APART = ("params", "average")  # parts of a state that are read without the others
 MARGIN_BYTES = 1 << 20
 HOST_BYTES = 1 << 26
 

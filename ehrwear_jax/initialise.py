@@ -46,7 +46,7 @@ def from_run(source, params, patients, folder=None):
     """The given parameters with those of another run in their places; says what matched.
 
     Args:
-      source: folder of a pretraining run; its newest whole checkpoint is taken, its `ema` if it has one.
+      source: folder of a pretraining run; its newest whole checkpoint is taken, its `average` if it has one.
       params: the new run's, as initialised; their layout over the devices is kept.
       folder: receives init_from.json, the report.
 
@@ -57,9 +57,9 @@ def from_run(source, params, patients, folder=None):
     source = Path(source)
     if not (source / "checkpoints").is_dir() and (source / "pretrain").is_dir():
         raise FileNotFoundError(f"{source}: name one of its runs, such as {source}/pretrain/all/joint")
-    parts, step = read_newest(source / "checkpoints", ("params", "ema"))
-    alike = "ema" in parts and jax.tree.structure(parts["ema"]) == jax.tree.structure(parts["params"])
-    theirs = parts["ema" if alike else "params"]
+    parts, step = read_newest(source / "checkpoints", ("params", "average"))
+    alike = "average" in parts and jax.tree.structure(parts["average"]) == jax.tree.structure(parts["params"])
+    theirs = parts["average" if alike else "params"]
     new, report = merge(_on_host(params), theirs, place_names(patients), files.read_json(source / NAMES))
     report = {"source": str(source), "step": step} | report
     logging.info(

@@ -59,7 +59,7 @@ def start(root, name, *flags, stages=STAGES):
     )
 
 
-def finish(process, timeout=240):
+def finish(process, timeout=600):
     output, _ = process.communicate(timeout=timeout)
     return output, process.returncode
 

@@ -32,7 +32,7 @@ def run(folder, out, n_processes):
     ]  # fmt: skip
     try:
         for process in started:
-            output, _ = process.communicate(timeout=150)
+            output, _ = process.communicate(timeout=400)
             assert process.returncode == 0, output
     finally:
         for process in started:

@@ -74,7 +74,7 @@ def run(mesh, start=None):
         state = jax.tree.map(lambda x, s: jax.device_put(x, s.sharding), start, like)
     before = jax.tree.map(lambda x: x.sharding, state)
     placed = [sharding.device_batch(batch, mesh) for batch in batches()]
-    step = train.jit_step(model, optimizer, curriculum, CONFIG.seed, state).lower(state, placed[0]).compile()
+    step = train.jit_step(model, optimizer, curriculum, CONFIG, state).lower(state, placed[0]).compile()
     found = []
     for batch in placed:
         state, metrics = step(state, batch)

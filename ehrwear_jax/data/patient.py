@@ -48,6 +48,11 @@ class Patient:
         """Memory held, bytes."""
         return sum(x.nbytes for x in vars(self).values() if isinstance(x, np.ndarray))
 
+    def with_windows(self, window_MxLxC):
+        """The same patient with another signal, of the same shape."""
+        unknown = {"_summary_MxF": np.empty_like(self._summary_MxF), "_summed_M": np.zeros_like(self._summed_M)}
+        return dataclasses.replace(self, window_MxLxC=window_MxLxC, **unknown)
+
     def signal(self, lo, hi):
         """Windows lo to hi: float32 [hi - lo, L, C], in memory with the steps of a channel side by side."""
         return self.window_MxLxC[lo:hi].transpose(0, 2, 1).astype(np.float32, order="C").transpose(0, 2, 1)

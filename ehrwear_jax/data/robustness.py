@@ -103,7 +103,7 @@ def _in_period(time_N, time_us, begin_days, end_days):
 def _with_windows(patient, window_MxLxC, time_us):
     """Another signal; windows in which nothing is left are no tokens any more."""
     lost_M = np.isfinite(patient.window_MxLxC).any((1, 2)) & ~np.isfinite(window_MxLxC).any((1, 2))
-    patient = dataclasses.replace(patient, window_MxLxC=window_MxLxC, _summary=None)
+    patient = patient.with_windows(window_MxLxC)
     keep_N = np.ones(len(patient.time_N), bool)
     keep_N[patient.is_wear_N] = ~lost_M[patient.ref_N[patient.is_wear_N]]
     return _keep(patient, keep_N, time_us)
@@ -132,7 +132,7 @@ def add_to_channel(channel: int, amount: float, begin_days=np.inf, end_days=0.0)
         inside_M = _in_period(patient.window_end_M, time_us, begin_days, end_days)
         window_MxLxC = patient.window_MxLxC.copy()
         window_MxLxC[inside_M, :, channel] += np.float32(amount)
-        return dataclasses.replace(patient, window_MxLxC=window_MxLxC, _summary=None)
+        return patient.with_windows(window_MxLxC)
 
     return apply
 
@@ -193,7 +193,7 @@ def add_noise(drop_db: float, *, mode: str = "relative", seed: int = 0) -> Trans
         noise = _recording_rng(patient, seed, 0).standard_normal(known.shape, np.float32)
         window_MxLxC = patient.window_MxLxC.copy()
         window_MxLxC[known_M] += noise * np.sqrt(variance_C).astype(np.float32)
-        return dataclasses.replace(patient, window_MxLxC=window_MxLxC, _summary=None)
+        return patient.with_windows(window_MxLxC)
 
     return apply
 

@@ -26,8 +26,7 @@ import numpy as np
 import polars as pl
 
 from ehrwear_jax.batch import MODALITY_EHR
-from ehrwear_jax.data import pipeline, robustness
-from ehrwear_jax.data.context import first_token
+from ehrwear_jax.data import context, pipeline, robustness
 from ehrwear_jax.data.signal import DAY_US
 from ehrwear_jax.evals import attention, attribution, geometry, mechanisms
 from ehrwear_jax.stages.study import reads
@@ -157,8 +156,9 @@ def _precursors(study, row):
 def _windows_read(patients, patient, time_us):
     """When the windows end that the context of a read holds."""
     stop = int(np.searchsorted(patient.time_N, time_us, side="right"))
-    start = first_token(patient, stop, patients.config, patients.batch_shape().windows)
-    return patient.time_N[start:stop][patient.is_wear_N[start:stop]]
+    span = context.fit(patient, stop, patients.config.context_tokens, patients.batch_shape().windows)
+    shown = slice(span.start, span.stop)
+    return patient.time_N[shown][patient.is_wear_N[shown]]
 
 
 def _drug_start(study):

@@ -290,12 +290,11 @@ def test_options_that_cannot_be_are_refused(options, sentence):
 def test_pairs_are_windows_with_visible_events_near_their_end(folder):
     days, options = 20.0, {"pairs": 6, "colocated_days": 20.0, "masked_contexts": 1.0, "ehr_mask": 0.5}
     rows = make_rows(folder, **options)
-    order, bounds = rows._plan(0)
     ids, n_pairs, later = [], 0, 0
     for g, row in enumerate(read(rows, 1)):
         real = row["pair_patient"] >= 0
         assert np.array_equal(real, row["pair_position"] >= 0)
-        inside = order[bounds[g] : bounds[g + 1]]
+        inside = [drawn.place for drawn, _ in rows.contexts(g)]
         for position, (lo, hi), patient in zip(
             row["pair_position"][real], row["pair_near"][real], row["pair_patient"][real], strict=True
         ):

