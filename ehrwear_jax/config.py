@@ -61,6 +61,8 @@ VARIANTS = {
     "temporal_readout": {"model.pool": "temporal"},
     # section 3.4; the other terms are means per prediction, where the ELBO sums over the steps of a window
     "elbo": {"model.posterior": "normal", "train.weights.latent_kl": (0.0, 0.01, 50_000)},
+    # the terms of the paper's sections 3.3 and 3.5 only, of those that make z a summary of the record
+    "paper_losses": {f"train.weights.{t}": _OFF for t in ("ehr_next", "ehr_later", "ehr_recall", "wear_recall")},
     # no loss across modalities shapes z; their heads are trained all the same
     "detached": {"model.detach_cross_modal": True},
     "averaged": {"train.ema_decay": 0.9999},

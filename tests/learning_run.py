@@ -1,4 +1,4 @@
-"""What pretraining learns: python learning_run.py CONFIG WORKDIR [N_SUBJECTS STEPS].
+"""What pretraining learns: python learning_run.py CONFIG WORKDIR [N_SUBJECTS STEPS [VARIANT]].
 
 Trains the joint row of an experiment file on its simulated cohort, twice: as configured, and with cross-modal terms
 that train their heads but do not shape z. Writes WORKDIR/learning.json: for each term the loss on validation of both
@@ -115,8 +115,8 @@ def last_values(fitted, batch, config):
     }
 
 
-def main(config_file, workdir, n_subjects=None, steps=None):
-    config = runpy.run_path(config_file)["get_config"]("contrast")
+def main(config_file, workdir, n_subjects=None, steps=None, variant="contrast"):
+    config = runpy.run_path(config_file)["get_config"](variant)
     if steps:
         config.simulate.n_subjects, config.train.steps = int(n_subjects), int(steps)
     config.train.update({"validate_every": config.train.steps, "validate_batches": 64})
@@ -145,7 +145,7 @@ def main(config_file, workdir, n_subjects=None, steps=None):
     held = train._validation_batches(tuning, options, train.sharding.make_mesh())
     rate = np.clip(np.reshape(model_config.later_rates, (model_config.future_codes, -1)), 0.01, 0.99)
     entropy = {"later_entropy": jnp.asarray(-rate * np.log(rate) - (1 - rate) * np.log1p(-rate), jnp.float32)}
-    terms = {t: 1.0 for t in losses.TERMS if t not in ("content_norm", "latent_kl")}
+    terms = {t: 1.0 for t in losses.TERMS if t in result["model"] and t not in ("content_norm", "latent_kl")}
     for name, predictor in (("constant", constants), ("last_value", last_values)):
         values = [losses.total(predictor(fitted, b, model_config) | entropy, b, terms)[1] for b in held]
         result[name] = {t: float(np.mean([v[f"loss/{t}"] for v in values])) for t in terms}
