@@ -25,7 +25,7 @@ CONTEXT = {"tokens": 40, "windows": 14, "context_tokens": 40, "queries": 4, "eve
            "future_windows": 1, "future_codes": 3, "recalled_tokens": 4}  # fmt: skip
 MODEL = {"width": 8, "n_layers": 2, "n_heads": 2, "mlp_width": 16, "token_width": 8, "time_features": 8,
          "wear_width": 8, "wear_layers": 1, "wear_heads": 2, "source_width": 4, "n_components": 2,
-         "count_width": 0}  # fmt: skip
+         "count_width": 0, "attention": "reference"}  # fmt: skip
 MODES = ("head", "lora", "adapter", "full")
 ROWS = 3  # no divisor of the devices: one is enough
 
