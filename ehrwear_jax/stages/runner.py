@@ -163,7 +163,9 @@ def _lead(config, workdir, stage_names):
         about = {"fingerprint": marks[stage], "of": settings(config, stage) | (inputs if stage == "prepare" else {})}
         same, done = mark.get("fingerprint") == marks[stage], bool(mark.get("done"))
         if stage not in stage_names:
-            later = [s for s in ORDER[ORDER.index(stage) :] if s in stage_names]
+            # a report of saved predictions stands on no stage before it
+            alone = ["report"] if config.report.predictions_dir else []
+            later = [s for s in ORDER[ORDER.index(stage) :] if s in stage_names and s not in alone]
             if later and not (same and done):
                 state = (
                     "has not been run"
