@@ -274,10 +274,13 @@ def _time_behind(config, workdir, task, reads):
         prepared = config_lib.prepare_config(config)
         if name != "hospitalization" or deidentify.of(prepared).active:
             return None
-        times = labels.time_to_admission(
-            prepare.meds_dir(config, workdir), index=everyone.select(keys), bounds=prepared.time_bounds(),
-            admission_code_prefix=config.labels.admission_code_prefix,
-        )  # fmt: skip
+        path = workdir / "evaluate" / "time_to_hospitalization.parquet"  # of all horizons
+        if not path.exists():
+            labels.time_to_admission(
+                prepare.meds_dir(config, workdir), index=everyone.select(keys), bounds=prepared.time_bounds(),
+                admission_code_prefix=config.labels.admission_code_prefix,
+            ).write_parquet(path)  # fmt: skip
+        times = pl.read_parquet(path)
     code = pl.when("event_observed").then(1).when("died").then(2).otherwise(0).alias("code")
     times = times.with_columns(code)
     mine = reads.select(keys).join(times, on=keys, how="left", maintain_order="left")
