@@ -185,6 +185,7 @@ def base():
             "min_per_class": 10,
             "label_fractions": (0.01, 0.1, 1.0),  # of the training patients; empty: no label efficiency
             "label_draws": 5,
+            "label_tasks": (),  # binary tasks that are fitted on fractions; empty: the last one of `tasks`
         }
     )
     # geometry, robustness and mechanisms of what was trained; 0 or an empty tuple leaves a part out

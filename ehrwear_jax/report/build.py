@@ -92,7 +92,7 @@ def report_page(inputs: ReportInputs, records: Sequence[Record]) -> page.Page:
             sections.differences(shown),
             _extended(sections.survival(shown), exhibits.survival_curves(evidence)),
             sections.calibration(shown, inputs.predictions),
-            exhibits.decision(evidence),
+            exhibits.decision(shown, evidence),
             exhibits.subgroups(shown, evidence),
             exhibits.robustness(evidence),
             exhibits.label_efficiency(evidence),

@@ -83,7 +83,7 @@ def horizon_figure(records: Sequence[Record]) -> list[Block]:
     return out
 
 
-def decision(evidence: Evidence) -> Section:
+def decision(records: Sequence[Record], evidence: Evidence) -> Section:
     title, curves = "Net benefit", [c for c in evidence.curves if c["kind"] == "decision"]
     if not curves:
         return Section("decision", title, (Text("No decision curve was computed."),))
@@ -91,7 +91,8 @@ def decision(evidence: Evidence) -> Section:
         Text("Who acts on a risk above the threshold gains what lies above both grey lines.", ("net_benefit",))
     ]
     tasks = list(dict.fromkeys(c["task"] for c in curves))
-    main = evidence.main_task if evidence.main_task in tasks else tasks[-1]
+    binary = paper.main_task(records, evidence.main_task)
+    main = binary if binary in tasks else tasks[-1]
     for i, task in enumerate([main, *(t for t in tasks if t != main)]):
         figure = _decision_figure([c for c in curves if c["task"] == task], task, f"dca{i}")
         blocks.append(figure if task == main else Details(rec.task_label(task), (figure,)))
@@ -147,7 +148,7 @@ def survival_curves(evidence: Evidence) -> list[Block]:
                     Axis("share without the event"),
                     f"km{i}-{k}",
                     steps=True,
-                    size=(3.6, 2.7),
+                    size=(4.1, 2.9),
                 )  # fmt: skip
             )
         labels = [
@@ -170,9 +171,11 @@ def subgroups(records: Sequence[Record], evidence: Evidence) -> Section:
     rows = _drawn(r["row"] for r in mine if " - " not in r["row"] and r["row"] != rec.ORACLE)
     by_cell = {(r["attribute"], r["level"], r["row"], r["metric"]): r for r in mine}
     style, panels = charts.series_style(rows), []
+    attributes = dict.fromkeys(r["attribute"] for r in mine)
+    cells = [(a, v) for a in attributes for v in paper.sorted_levels(r["level"] for r in mine if r["attribute"] == a)]
     for metric, label, zero in (("auroc", "AUROC", False), ("auroc_gap", "AUROC less that of the largest group", True)):
         groups = []
-        for attribute, level in dict.fromkeys((r["attribute"], r["level"]) for r in mine):
+        for attribute, level in cells:
             found = [(row, by_cell.get((attribute, level, row, metric))) for row in rows]
             dots = [Dot(row, r["value"], r["lo"], r["hi"]) for row, r in found if r and r["value"] is not None]
             if dots and attribute != "all":
@@ -380,9 +383,8 @@ def people_tables(evidence: Evidence) -> list[Block]:
     if evidence.prevalence:
         rows = []
         for p in evidence.prevalence:
-            share = rec.ABSENT if p["share"] is None else f"{100 * p['share']:.1f}%"
             counts = (rec.format_count(p[k]) for k in ("people", "reads", "positives"))
-            rows.append(Row((rec.task_label(p["task"]), p["split"].replace("_", " "), *counts, share)))
+            rows.append(Row((rec.task_label(p["task"]), p["split"].replace("_", " "), *counts, paper.share(p))))
         columns = (Column("Task", is_text=True), Column("Split", is_text=True),
                    *(Column(h) for h in ("Patients", "Reads", "Positive reads", "Prevalence")))  # fmt: skip
         out.append(Table("Prevalence of every outcome in every split.", columns, tuple(rows), (), "prevalence"))

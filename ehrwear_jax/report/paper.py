@@ -43,6 +43,18 @@ def level_label(attribute: str, level: str) -> str:
     return WORDS.get((attribute, level)) or (f"age {level}" if attribute == "age" else level)
 
 
+def sorted_levels(levels) -> list[str]:
+    """Levels without repeats; bands of ages from the youngest."""
+    ages = {"<": -1, ">": 1}
+    return sorted(dict.fromkeys(levels), key=lambda level: (ages.get(level[:1], 0), level))
+
+
+def share(entry: Mapping) -> str:
+    """`9.6%` of an entry of prevalence."""
+    known = entry["positives"] is not None and entry["reads"]
+    return f"{100 * entry['positives'] / entry['reads']:.1f}%" if known else rec.ABSENT
+
+
 def horizon_of(task: str) -> tuple[str, float] | None:
     """("hospitalization", 365.0) of "hospitalization_365d"."""
     found = re.fullmatch(r"(.+?)_?(\d+)d", task)
@@ -223,10 +235,9 @@ def _prevalence(evidence: Evidence) -> Table | None:
         return None
     lines = []
     for r in held:
-        share = rec.ABSENT if r["share"] is None else f"{100 * r['share']:.1f}%"
         days = rec.ABSENT if r["median_days"] is None else f"{r['median_days']:,.0f}"
         counts = (rec.format_count(r[k]) for k in ("people", "reads", "positives"))
-        lines.append(Row((rec.task_label(r["task"]), *counts, share, days)))
+        lines.append(Row((rec.task_label(r["task"]), *counts, share(r), days)))
     heads = ("Patients", "Reads", "Positive reads", "Prevalence", "Median follow-up, days")
     columns = (Column("Task", is_text=True), *(Column(h) for h in heads))
     note = "A person can be read at several times. Follow-up is given where the label table holds times."
@@ -289,7 +300,7 @@ def subgroup_table(evidence: Evidence, task, number: str) -> Table | None:
     rows = rec.sorted_rows(r["row"] for r in mine if " - " not in r["row"])
     lines: list[Row | Group] = []
     for attribute in wanted:
-        for level in dict.fromkeys(r["level"] for r in mine if r["attribute"] == attribute):
+        for level in sorted_levels(r["level"] for r in mine if r["attribute"] == attribute):
             first = cells.get((attribute, level, rows[0], "auroc"))
             if first is None:
                 detail = "suppressed: too few patients"

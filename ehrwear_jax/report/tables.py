@@ -304,10 +304,11 @@ def to_html(table: Table, footnote: Callable[[str], str]) -> str:
         for c in table.columns
     )
     body = "".join(_row_html(row, table.columns) for row in table.rows)
+    many = ' class="many"' if len(table.columns) > 4 else ""
     notes = "".join(f'<p class="note">{html.escape(note)}</p>' for note in table.notes)
     return (
         f'<figure class="table"><figcaption>{html.escape(table.caption)}</figcaption>'
-        f'<div class="scroll"><table><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table>'
+        f'<div class="scroll"><table{many}><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table>'
         f"</div>{notes}</figure>\n"
     )
 
@@ -323,7 +324,7 @@ def _row_html(row: Row | Group, columns: Sequence[Column]) -> str:
         return f'<tr class="group"><th colspan="{len(columns)}">{title}{detail}</th></tr>'
     cells = []
     for index, (cell, column) in enumerate(zip(row.cells, columns, strict=True)):
-        text = html.escape(cell)
+        text = html.escape(cell).replace(", ", ",\N{NO-BREAK SPACE}") if not column.is_text else html.escape(cell)
         text = f"<strong>{text}</strong>" if index in row.bold else text
         tag = 'th scope="row"' if index == 0 else "td"
         cells.append(f"<{tag}{_text_class(column)}>{text}</{tag.split()[0]}>")

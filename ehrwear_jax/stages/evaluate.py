@@ -169,7 +169,7 @@ def _evaluate(config, workdir, task, features, known):
     if kind == BINARY:
         found = _binary(config, workdir, task, options, reads, tuning, fitted, predictions, attributes)
         x_by_row = {row: x for row, x in x_of_fold[0].items() if row != "tabular"}
-        if len(targets) == 1:  # out of fold, the training patients differ from fold to fold
+        if len(targets) == 1 and task in _label_tasks(config, workdir):  # out of fold, training patients differ
             y, groups = targets[0][1], rows.filter(pl.col("split") == "train")["group_id"].to_numpy()
             found["fractions"] = evaluate_subgroups.label_efficiency(
                 config, options, task, x_by_row, y, groups, reads["group_id"].to_numpy()
@@ -180,6 +180,15 @@ def _evaluate(config, workdir, task, features, known):
     else:
         found = _regression(workdir, task, options, reads, train, predictions, attributes)
     return found | {"prevalence": evaluate_subgroups.prevalence(task, pl.concat([train, tuning, reads]), column)}
+
+
+def _label_tasks(config, workdir):
+    """Tasks that are fitted on fractions of the labels: those of the config, else the last binary one."""
+    if config.evaluate.label_tasks:
+        return config.evaluate.label_tasks
+    binary = (t for t in reversed(config.evaluate.tasks)
+              if "boolean_value" in prepare.label_table(config, workdir, t).columns)  # fmt: skip
+    return (next(binary),)
 
 
 def _options(config, features):

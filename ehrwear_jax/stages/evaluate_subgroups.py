@@ -4,6 +4,7 @@ import re
 
 import numpy as np
 import polars as pl
+from threadpoolctl import threadpool_limits
 
 from ehrwear_jax import config as config_lib
 from ehrwear_jax.data import deidentify, pipeline, robustness, wearable
@@ -110,7 +111,7 @@ def demographics(reads) -> list[dict]:
                 shown = [(level, n) for level, n in counts.rows() if n >= 10]
                 measures |= {f"{name}: {level}": f"{n:,} ({100 * n / people.height:.1f}%)" for level, n in shown}
                 if len(shown) < counts.height:
-                    measures[f"{name}: fewer than 10 people each"] = f"{counts.height - len(shown)} levels"
+                    measures[f"{name}: others, of fewer than 10 people each"] = str(counts.height - len(shown))
         out += [{"split": split, "measure": k, "value": v} for k, v in measures.items()]
     return out
 
@@ -159,7 +160,8 @@ def label_efficiency(config, options, task, x_by_row, y, train_group_N, group_N)
         sizes[fraction] = len(np.unique(np.asarray(train_group_N)[rows]))
         for row, x in x_by_row.items():
             given = {**x, "train": x["train"][rows]}, {**y, "train": y["train"][rows]}
-            p_N = protocol.predict_binary(*given).probability["held_out"]
+            with threadpool_limits(1, user_api="blas"):  # many small problems: threads would wait for each other
+                p_N = protocol.predict_binary(*given).probability["held_out"]
             statistics.setdefault((row, fraction), []).append(classification.BinaryRanking(y["held_out"], p_N))
     averaged = {key: _mean_of(parts) for key, parts in statistics.items()}
     samples = bootstrap.resample(averaged, group_N, options.n_resamples, options.seed, universe=options.universe)
