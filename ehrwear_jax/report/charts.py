@@ -158,9 +158,9 @@ def map_panel(xy_Nx2: np.ndarray, y_N: np.ndarray, title: str, share_2, identifi
     with canvas(4.3, 3.6, identifier) as (figure, out):
         ax = figure.add_subplot()
         if points:
-            for outcome, hue, marker, text in ((False, "slate", ".", "without"), (True, "vermilion", "^", "with")):
+            for outcome, hue, marker, text in ((False, "slate", "o", "without"), (True, "vermilion", "^", "with")):
                 mine = xy_Nx2[y_N == outcome]
-                ax.plot(mine[:, 0], mine[:, 1], marker, color=color(hue), markersize=3.2, alpha=0.55,
+                ax.plot(mine[:, 0], mine[:, 1], marker, color=color(hue), markersize=4.2 if outcome else 2.4, alpha=0.6,
                         markeredgewidth=0, label=f"{text} the event", linestyle="none")  # fmt: skip
             figure.legend(loc="outside upper right", ncols=2, fontsize=8, handletextpad=0.2, columnspacing=1)
         else:

@@ -60,7 +60,7 @@ def horizon_figure(records: Sequence[Record]) -> list[Block]:
             lines = {}
             for i, row in enumerate(_drawn(rows)):
                 points = [found.get(t, row, metric) for t in tasks]
-                shifted = [d * (1 + 0.018 * (i - len(style) / 2)) for d in days]  # intervals stand side by side
+                shifted = [d * (1 + 0.045 * (i - (len(style) - 1) / 2)) for d in days]  # intervals stand side by side
                 lines[row] = Line(row, shifted, *([p and p[k] for p in points] for k in ("value", "lo", "hi")))
             ticks = tuple((d, f"{d:g}") for d in days)
             panels.append(
@@ -104,7 +104,8 @@ def _decision_figure(curves, task, identifier) -> FigureGrid:
     shown = [*_drawn(rows)[: DRAWN_ROWS - 1], TREAT_ALL]
     style = charts.series_style(shown) | {TREAT_ALL: ("muted", 1)}
     lines = {c["row"]: Line(c["row"], c["x"], c["value"], c["lo"], c["hi"]) for c in curves if c["row"] in shown}
-    lines |= {r: Line(r, line.x, line.value) for r, line in lines.items() if r in (TREAT_ALL, rec.ORACLE)}
+    # one band, since several hide each other
+    lines |= {r: Line(r, line.x, line.value) for r, line in lines.items() if r != shown[0]}
     lines["none"] = Line("none", curves[0]["x"], [0.0] * len(curves[0]["x"]))
     style["none"] = ("muted", 0)
     best = [v for r in shown if r != TREAT_ALL and r in lines for v in lines[r].value if v is not None]
@@ -113,7 +114,10 @@ def _decision_figure(curves, task, identifier) -> FigureGrid:
     axes = Axis("threshold probability"), Axis("net benefit per person")
     panel = charts.line_panel(lines, style, "", *axes, identifier, limits=limits, size=(5.2, 3.2))
     horizon = f", by day {curves[0]['horizon']:g} under censoring" if "horizon" in curves[0] else ""
-    caption = f"{rec.task_label(task)}{horizon}: net benefit with 95% bands; the level grey line treats nobody."
+    caption = (
+        f"{rec.task_label(task)}{horizon}: net benefit, with the 95% band of {rec.inline_row_label(shown[0])}; "
+        "the level grey line treats nobody."
+    )
     legend = tuple(
         (label, style[r][0], charts.svg_dash(style[r][1])) for r, label in zip(shown, _labels(shown), strict=True)
     )
@@ -134,7 +138,7 @@ def survival_curves(evidence: Evidence) -> list[Block]:
         rows = _drawn(c["row"] for c in mine)
         levels = list(dict.fromkeys(sorted(c["level"] for c in mine)))
         style = charts.series_style(levels, by_row=False)
-        panels = []
+        panels, low = [], min((v for c in mine for v in c["lo"] if v is not None), default=0.0)
         for k, row in enumerate(rows):
             lines = {
                 c["level"]: Line(c["level"], c["x"], c["value"], c["lo"], c["hi"]) for c in mine if c["row"] == row
@@ -148,6 +152,7 @@ def survival_curves(evidence: Evidence) -> list[Block]:
                     Axis("share without the event"),
                     f"km{i}-{k}",
                     steps=True,
+                    limits=(max(0.0, low - 0.03), 1.01),
                     size=(4.1, 2.9),
                 )  # fmt: skip
             )
@@ -155,6 +160,8 @@ def survival_curves(evidence: Evidence) -> list[Block]:
             f"{level} of risk{' (lowest)' * (level[-1] == '1')}{' (highest)' * (level[-1] == '4')}" for level in levels
         ]
         caption = f"{rec.task_label(task)}: Kaplan-Meier curves by quartile of the predicted risk, with 95% bands."
+        if paper.horizon_of(task):
+            caption += " The time is that to the first event, also beyond the horizon."
         out += [
             Text("The further the curves lie apart, the better the risk orders people in time.", ("kaplan_meier",))
         ] * (not i)
@@ -276,7 +283,8 @@ def label_efficiency(evidence: Evidence) -> Section:
 def latent_space(evidence: Evidence) -> Section:
     """The map of patients, the learned kernels, geometry, retrieval and uncertainty."""
     blocks: list[Block] = []
-    for i, m in enumerate(evidence.maps):
+    order = rec.sorted_rows(m.row for m in evidence.maps)
+    for i, m in enumerate(sorted(evidence.maps, key=lambda m: order.index(m.row))):
         drawn = charts.map_panel(m.xy_Nx2, np.asarray(m.y_N, bool), rec.short_row_label(m.row), m.share_2, f"map{i}",
                                  points=evidence.individuals)  # fmt: skip
         blocks.append(drawn)
@@ -298,7 +306,8 @@ def latent_space(evidence: Evidence) -> Section:
 
 def _kernel_figures(kernels: Sequence[Kernels]) -> list[Block]:
     out: list[Block] = []
-    for i, k in enumerate(kernels):
+    order = rec.sorted_rows(k.row for k in kernels)
+    for i, k in enumerate(sorted(kernels, key=lambda k: order.index(k.row))):
         if not k.value_LxHxK.size:
             continue
         layers, heads, _ = k.value_LxHxK.shape

@@ -13,6 +13,7 @@ _LATEX = {
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}",
     "\N{MINUS SIGN}": r"\textminus{}", "\N{EN DASH}": "--", "\N{GREEK CAPITAL LETTER DELTA}": r"$\Delta$",
     "\N{SUPERSCRIPT TWO}": r"\textsuperscript{2}", "\N{GREATER-THAN OR EQUAL TO}": r"$\geq$", "[": "{[}",
+    "\N{NO-BREAK SPACE}": "~", "\N{HORIZONTAL ELLIPSIS}": r"\ldots{}",
 }  # fmt: skip
 
 
@@ -50,7 +51,7 @@ def to_csv(table: Table) -> str:
 
 def _plain(cell: str) -> str:
     """A cell that a spreadsheet must not take for a formula."""
-    cell = cell.replace("\N{MINUS SIGN}", "-")
+    cell = cell.replace("\N{MINUS SIGN}", "-").replace("\N{NO-BREAK SPACE}", " ")
     return "'" + cell if re.match(r"[=@\t\r]|[+-](?![\d.])", cell) else cell
 
 

@@ -133,8 +133,9 @@ th:first-child,td:first-child{padding-left:.3rem}
 .text,tbody th{text-align:left}
 td.text{white-space:normal;min-width:8rem;overflow-wrap:anywhere}
 tbody th{font-weight:400}
-.many thead th,.many td{white-space:normal}
-.many th,.many td{padding-inline:.45rem}
+.many{font-size:.82rem}
+.many th,.many td{white-space:normal;padding-inline:.35rem}
+.many tbody th{min-width:7rem}
 thead th{border-bottom:1.5px solid var(--muted);font-weight:600;vertical-align:bottom}
 tbody tr{border-bottom:1px solid var(--grid)}
 tr.group th{padding-top:.9rem;font-weight:650;white-space:normal}

@@ -17,7 +17,7 @@ ABLATIONS = {
     "daily_bins": "discrete time, bins of one day",
     "half_masked": "stronger wearable masking (50%)",
 }
-STAR = " *"
+STAR = "\N{NO-BREAK SPACE}*"
 STAR_NOTE = (
     "* differs from the first row: q of the paired difference at most 0.05 (Benjamini and Hochberg, over all "
     "comparisons of this measure in the report)."
