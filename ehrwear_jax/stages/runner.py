@@ -71,8 +71,14 @@ def fingerprints(config, inputs=None):
     out, before = {}, ""
     inputs = _inputs(config) if inputs is None else inputs
     for stage in ORDER:
-        before = out[stage] = digest([stage, settings(config, stage), inputs if stage == "prepare" else {}, before])
+        given = {"prepare": inputs, "report": _saved(config)}.get(stage, {})
+        before = out[stage] = digest([stage, settings(config, stage), given, before])
     return out
+
+
+def _saved(config):
+    """{setting: SHA-256 of its files} of the saved predictions that the report is of."""
+    return {k: digest_files(config.report[k]) for k in ("predictions_dir", "tuning_dir") if config.report[k]}
 
 
 def _inputs(config):

@@ -106,6 +106,19 @@ def test_the_numbers_are_those_of_the_files(done):
     assert value(records, "readmission_365d", "joint - other <b>", "auroc_difference_q") == pytest.approx(p_value)
 
 
+def test_the_page_is_made_again_when_a_file_changes(done, tmp_path):
+    write_predictions(tmp_path)
+    runner.run(settings(tmp_path), tmp_path / "run", ["report"])
+    page = tmp_path / "run" / "report" / "report.html"
+    made = page.stat().st_mtime_ns
+    runner.run(settings(tmp_path), tmp_path / "run", ["report"])
+    assert page.stat().st_mtime_ns == made
+    (tmp_path / "held" / "sleep" / "other <b>.parquet").unlink()
+    runner.run(settings(tmp_path), tmp_path / "run", ["report"])
+    records = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert {r["row"] for r in records if r["task"] == "sleep"} == {"joint"}
+
+
 def test_a_read_that_differs_between_rows_is_named(done, tmp_path):
     write_predictions(tmp_path)
     path = tmp_path / "held" / "sleep" / "joint.parquet"
