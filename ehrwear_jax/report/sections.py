@@ -23,8 +23,8 @@ from ehrwear_jax.report.trajectories import (
 
 Predictions = Mapping[str, Mapping[str, tuple[np.ndarray, np.ndarray]]]
 FORECAST = ("auroc", "auprc")
-SURVIVAL = ("c_index",)
-CALIBRATION = ("brier", "ece", "ece_floor")
+SURVIVAL = ("c_index", "uno_c")
+CALIBRATION = ("brier", "ece", "ece_floor", "ece_corrected")
 DEGENERATE = "degenerate_resamples"
 VALIDATION = "validation/"
 LEARNING_RATE = "learning_rate"
@@ -245,7 +245,7 @@ def patients(trajectories: Sequence[Trajectory]) -> Section:
 
 
 def _trajectory_caption(t: Trajectory) -> str:
-    text = f"Subject {t.subject_id}, outcome: {t.outcome or 'not stated'}. Above, z; then the "
+    text = f"Person {t.number}, outcome: {t.outcome or 'not stated'}. Above, z; then the "
     text += f"record's {len(t.event_time_E):,} events, one tick each, labelled where there is room"
     if t.has_signal:
         names = [name.partition(" (")[0] for name in t.signal_names[:MAX_SIGNALS]]
