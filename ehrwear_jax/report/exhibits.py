@@ -335,7 +335,8 @@ def _geometry_table(geometry) -> Table:
     }
     lines: list[Row | Group] = []
     for measure, text in names.items():
-        mine = [g for g in geometry if g["measure"] == measure]
+        mine = [g for r in rec.sorted_rows(g["row"] for g in geometry) for g in geometry
+                if (g["row"], g["measure"]) == (r, measure)]  # fmt: skip
         lines += [Group(text)] * bool(mine)
         for g in mine:
             record = {"metric": measure, **{k: g[k] for k in ("value", "lo", "hi")}}

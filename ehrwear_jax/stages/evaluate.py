@@ -45,8 +45,18 @@ def run(config, workdir):
             details[name] += found.get(name, [])
         _log(task, records)
     _write_json(records + protocol.adjust(records), workdir / "evaluate" / "results.json")
+    _write_json(_as_meds_evaluation(workdir / "evaluate"), workdir / "evaluate" / "meds_evaluation.json")
     details["demographics"] = evaluate_subgroups.demographics(known)
     _write_json(details, workdir / "evaluate" / "details.json")
+
+
+def _as_meds_evaluation(folder):
+    out = {}
+    for path in sorted((folder / "predictions").glob("*/*.parquet")):
+        if "boolean_value" in pl.read_parquet_schema(path):
+            found = meds_predictions.evaluate_binary(meds_predictions.read(path))
+            out.setdefault(path.parent.name, {})[path.stem] = found
+    return out
 
 
 def _attributes(config, workdir, keys):

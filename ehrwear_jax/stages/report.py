@@ -13,8 +13,10 @@ import numpy as np
 import polars as pl
 
 from ehrwear_jax import config as config_lib
+from ehrwear_jax.data import wearable
 from ehrwear_jax.data.signal import DAY_US
 from ehrwear_jax.report.build import ReportInputs, Trajectory, build_report
+from ehrwear_jax.report.records import task_label
 from ehrwear_jax.stages import prepare, report_evidence, report_predictions
 
 PACKAGES = ("jax", "flax", "optax", "grain", "polars", "scikit-learn")
@@ -141,6 +143,8 @@ def _trajectories(config, workdir):
     windows = sorted((tables / "windows").glob("*.parquet"))
     codes_path = prepare.meds_dir(config, workdir) / "metadata" / "codes.parquet"
     names = dict(pl.read_parquet(codes_path).select("code", "description").iter_rows()) if codes_path.exists() else {}
+    folder = prepare.wearable_dir(config, workdir)
+    units = dict(wearable.read_channels(folder).select("channel", "unit").iter_rows()) if folder else {}
     task = config.report.reliability_task or config.evaluate.tasks[-1]
     labels = prepare.label_table(config, workdir, task)
     out = []
@@ -161,7 +165,7 @@ def _trajectories(config, workdir):
             if table.height:
                 signal_time = (table["time"].to_physical().to_numpy() - origin) / DAY_US
                 signal = table.select(means).cast(pl.Float64).fill_null(float("nan")).to_numpy()
-                signal_names = tuple(_signal_name(config, c.removesuffix("__mean")) for c in means)
+                signal_names = tuple(_signal_name(config, c.removesuffix("__mean"), units) for c in means)
         last = labels.filter(pl.col("subject_id") == subject).sort("prediction_time").tail(1)
         when, outcome = None, "no label"
         if last.height:
@@ -190,14 +194,18 @@ def _label(code, names):
     return f"{kind}//{names.get(code) or code.split('//', 1)[-1]}"
 
 
-def _signal_name(config, channel):
-    return f"log(1 + {channel})" if channel in config.prepare.log_channels else channel
+def _signal_name(config, channel, units):
+    """`heart rate (bpm)`; what stands in brackets is read as the unit."""
+    name, unit = channel.replace("_", " "), units.get(channel)
+    if channel in config.prepare.log_channels:
+        return f"log {name} (log of 1 + {unit or 'value'})"
+    return f"{name} ({unit})" if unit else name
 
 
 def _outcome(task, row):
     if "event_observed" in row.columns:
         what = "event" if row["event_observed"][0] else "censored"
-        return f"{task}: {what} after {row['time_to_event_days'][0]:.0f} days"
+        return f"{task_label(task)}: {what} after {row['time_to_event_days'][0]:.0f} days"
     if "float_value" in row.columns:
-        return f"{task}: {row['float_value'][0]:.3g}"
-    return f"{task}: {'yes' if row['boolean_value'][0] else 'no'}"
+        return f"{task_label(task)}: {row['float_value'][0]:.3g}"
+    return f"{task_label(task)}: {'yes' if row['boolean_value'][0] else 'no'}"

@@ -125,6 +125,15 @@ def test_the_confusion_matrix_uses_a_threshold_of_the_tuning_split(done):
     assert {m: value(records, "readmission", "joint", m) for m in counts} == counts
 
 
+def test_metrics_are_there_as_the_meds_tool_writes_them(done):
+    _, workdir, records, _ = done
+    found = json.loads((workdir / "evaluate" / "meds_evaluation.json").read_text())
+    assert set(found) == {"readmission"}
+    for row, metrics in found["readmission"].items():
+        expected = value(records, "readmission", row, "auroc")
+        assert metrics["samples_equally_weighted"]["roc_auc_score"] == pytest.approx(expected, abs=1e-6)
+
+
 def test_subgroups_are_those_of_the_people(done):
     config, workdir, _, details = done
     known = pl.read_parquet(workdir / "evaluate" / "attributes.parquet")

@@ -10,7 +10,7 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 
 from ehrwear_jax import config as config_lib
 from ehrwear_jax.evals import concordance, meds_predictions
-from ehrwear_jax.stages import report, report_predictions, runner
+from ehrwear_jax.stages import report, report_evidence, report_predictions, runner
 
 N = 240
 
@@ -140,6 +140,14 @@ def test_a_faulty_file_is_named(done, tmp_path, change, message):
         change(pl.read_parquet(path)).write_parquet(path)
     with pytest.raises(ValueError, match=f"sleep/joint.parquet.*{message}"):
         report_predictions.inputs(settings(tmp_path))
+
+
+@pytest.mark.parametrize(("source", "wanted", "drawn"), [
+    ("synthetic", False, True), ("meds", False, False), ("meds", True, True), ("nhanes", False, False)])  # fmt: skip
+def test_single_people_are_shown_of_simulated_cohorts_or_by_the_flag(source, wanted, drawn):
+    config = config_lib.base()
+    config.data.source, config.report.individuals = source, wanted
+    assert report_evidence.shows_individuals(config) == drawn
 
 
 def test_an_empty_folder_is_said(tmp_path):
