@@ -119,6 +119,11 @@ def replicated(mesh):
     return NamedSharding(mesh, PartitionSpec())
 
 
+def n_row_devices(mesh):
+    """Over how many devices (or groups that share rows) a batch's rows are spread."""
+    return _count(mesh, LOGICAL["batch"])
+
+
 def row_share(mesh):
     """(index, count): this process reads part `index` of the `count` parts that a global batch is read in.
 

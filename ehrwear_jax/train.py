@@ -244,6 +244,11 @@ def pretrain(folder, patients, validation, model_options, config, mesh_config=No
     folder.mkdir(parents=True, exist_ok=True)
     mesh = sharding.make_mesh(config=mesh_config)
     share, n_shares = sharding.row_share(mesh)
+    if config.batch_size // config.accumulate % sharding.n_row_devices(mesh):
+        raise ValueError(
+            f"config.train.accumulate={config.accumulate} leaves {config.batch_size // config.accumulate} rows at a "
+            f"time, which do not divide over {sharding.n_row_devices(mesh)} devices"
+        )
     model = make_model(patients, model_options, mesh)
     optimizer = make_optimizer(config)
     curriculum = schedules.curriculum(config.weights, active_terms(model, patients))

@@ -1,7 +1,7 @@
-"""What pretraining learns: python learning_run.py CONFIG WORKDIR [N_SUBJECTS STEPS [VARIANT]].
+"""What pretraining learns: python learning_run.py CONFIG WORKDIR [N_SUBJECTS STEPS [VARIANT [MODEL...]]].
 
 Trains the joint row of an experiment file on its simulated cohort, twice: as configured, and with cross-modal terms
-that train their heads but do not shape z. Writes WORKDIR/learning.json: for each term the loss on validation of both
+that train their heads but do not shape z (MODEL: model, detached). Writes WORKDIR/learning.json: for each term the loss on validation of both
 models and of predictors that know only frequencies, means or the last value.
 """
 
@@ -115,7 +115,7 @@ def last_values(fitted, batch, config):
     }
 
 
-def main(config_file, workdir, n_subjects=None, steps=None, variant="contrast"):
+def main(config_file, workdir, n_subjects=None, steps=None, variant="contrast", *models):
     config = runpy.run_path(config_file)["get_config"](variant)
     if steps:
         config.simulate.n_subjects, config.train.steps = int(n_subjects), int(steps)
@@ -130,11 +130,12 @@ def main(config_file, workdir, n_subjects=None, steps=None, variant="contrast"):
     options = dataclasses.replace(options, weights=ramps)
     context = config_lib.context_config(config, "joint")
     people, tuning = (pipeline.Patients(workdir / "prepare" / "all", context, s) for s in ("train", "tuning"))
-    for name, detached in (("model", False), ("detached", True)):
-        folder = workdir / name
+    models = models or ("model", "detached")
+    for name in models:
+        folder, detached = workdir / name, name == "detached"
         train.pretrain(folder, people, tuning, model_options | {"detach_cross_modal": detached}, options)
     result = {}
-    for name in ("model", "detached"):
+    for name in models:
         folder = workdir / name
         lines = [json.loads(x) for x in (folder / "metrics.jsonl").read_text().splitlines()]
         final = next(x for x in reversed(lines) if "validation/loss/total" in x)

@@ -1,7 +1,4 @@
-"""On the simulated cohort each objective is learned, and the cross-modal ones shape z: validation, a subprocess each.
-
-By hand, with more people and steps (figures in the report of a run): python tests/learning_run.py configs/tiny.py DIR
-"""
+"""On the simulated cohort each objective is learned, and the cross-modal ones shape z: losses on validation."""
 
 import json
 import os
@@ -13,21 +10,21 @@ from conftest import REPO
 
 from ehrwear_jax import losses
 
-# penalties predict nothing; the alignment of sparse events takes more people than a short test has
+# penalties predict nothing; to align sparse events takes more people than a test has
 TERMS = [t for t in losses.TERMS if t not in ("content_norm", "latent_kl", "contrast")]
 
 
-def learn(folder, *size):
+def learn(folder, *arguments):
     script = [sys.executable, str(REPO / "tests" / "learning_run.py"), str(REPO / "configs" / "tiny.py"), str(folder)]
     env = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"} | {"PYTHONPATH": str(REPO)}
-    done = subprocess.run([*script, *size], env=env, capture_output=True, text=True)
+    done = subprocess.run([*script, *arguments], env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     return json.loads((folder / "learning.json").read_text())
 
 
 @pytest.fixture(scope="module")
 def learned(tmp_path_factory):
-    return learn(tmp_path_factory.mktemp("learning"), "400", "400")
+    return learn(tmp_path_factory.mktemp("learning"), "400", "400", "contrast", "model")
 
 
 @pytest.mark.slow
@@ -37,6 +34,13 @@ def test_each_objective_falls_below_its_trivial_predictors(learned, term):
         assert learned["model"][term] < learned[trivial][term], trivial
 
 
-@pytest.mark.slow
-def test_physiology_is_predicted_worse_if_its_loss_does_not_shape_z(learned):
-    assert learned["model"]["ehr_to_wear"] < learned["detached"]["ehr_to_wear"]
+@pytest.mark.long
+def test_cross_modal_predictions_are_worse_if_their_losses_do_not_shape_z(tmp_path):
+    """With the paper's terms only; those that make z a summary of the record have the same targets.
+
+    Seen: wear_to_ehr 0.927 against 1.021 (frequencies alone 1.128), ehr_to_wear 0.0310 against 0.0354 (means 0.0475).
+    """
+    found = learn(tmp_path, "1400", "400", "paper_losses")
+    for term in ("wear_to_ehr", "ehr_to_wear"):
+        assert found["model"][term] < 0.97 * found["detached"][term], term
+        assert found["detached"][term] < found["constant"][term], "the heads are trained all the same"

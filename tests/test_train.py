@@ -258,7 +258,7 @@ def losses_of(folder):
 def test_resume_gives_the_same_losses_and_parameters(root, tmp_path):
     """With micro-batches and averaged weights, which a checkpoint holds beside those that are trained."""
     people, tuning = patients(root), patients(root, "tuning")
-    options = {"accumulate": 2, "ema_decay": 0.9}
+    options = {"batch_size": 2 * BATCH, "accumulate": 2, "ema_decay": 0.9}  # a micro-batch has a row per device
     whole, _ = train.pretrain(tmp_path / "whole", people, tuning, MODEL, train_config(**options))
     for stop in (2, 5, None):  # before, on neither side of a checkpoint, to the end
         config = train_config(stop_after=stop, **options)
@@ -272,6 +272,11 @@ def test_resume_gives_the_same_losses_and_parameters(root, tmp_path):
     read, at = train.restore_params(tmp_path / "parts", people, MODEL, train_config(**options))
     jax.tree.map(np.testing.assert_array_equal, host(read), host(params))
     assert at == 8
+
+
+def test_micro_batches_that_do_not_divide_over_the_devices_are_refused(root, tmp_path):
+    with pytest.raises(ValueError, match=r"accumulate=2 leaves 4 rows at a time, which do not divide over 8 devices"):
+        train.pretrain(tmp_path, patients(root), None, MODEL, train_config(accumulate=2))
 
 
 def test_a_step_that_is_not_finite_is_not_applied(root, tmp_path, caplog):
