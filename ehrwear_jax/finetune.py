@@ -27,7 +27,7 @@ import polars as pl
 from flax import traverse_util
 
 from ehrwear_jax import batch as batch_lib
-from ehrwear_jax import schedules, sharding, train
+from ehrwear_jax import embedding, schedules, sharding, train
 from ehrwear_jax.data import pipeline
 from ehrwear_jax.evals import cox, probes
 from ehrwear_jax.evals.trained_probes import efron_loss
@@ -88,7 +88,7 @@ class Finetuned:
 
     Attributes:
       params: the model's, with low-rank updates merged and adapters in their places.
-      encode: batch -> z_BxQxD on the host, as train.make_encoder.
+      encode: batch -> z_BxQxD on the host, as embedding.make_encoder.
       probe: the head on z, a probes.LogisticProbe or a cox.CoxModel.
       n_trained: {"model", "head"}: numbers that could change.
       best_step, last_step: of the lowest loss on the tuning split; the last one that was done.
@@ -107,7 +107,7 @@ class Finetuned:
 
     def predict(self, patients, reads, batch_size):
         """P(y = 1), or the log-hazard, of each row of reads (subject_id, prediction_time): float64 [N]."""
-        z_NxD = train.embed(self.encode, patients, reads, batch_size)
+        z_NxD = embedding.embed(self.encode, patients, reads, batch_size)
         binary = isinstance(self.probe, probes.LogisticProbe)
         return self.probe.predict_proba(z_NxD) if binary else self.probe.log_hazard(z_NxD)
 
@@ -329,7 +329,7 @@ def finetune(patients, params, model_options, reads, z_by_split, config):
       params: of the pretrained model, made with model_options.
       reads: {"train", "tuning": table of subject_id, prediction_time (datetime us) and boolean_value, or
         time_to_event_days and event_observed}.
-      z_by_split: {"train", "tuning": float [N, D]}, z of these reads by the pretrained model (train.embed).
+      z_by_split: {"train", "tuning": float [N, D]}, z of these reads by the pretrained model (embedding.embed).
       config: FinetuneConfig.
 
     Returns:
@@ -354,7 +354,7 @@ def finetune(patients, params, model_options, reads, z_by_split, config):
 
     def features(trained, split):
         encode = encoder(put_together(params, trained["model"]))
-        return train.embed(encode, patients, reads[split], config.batch_size)
+        return embedding.embed(encode, patients, reads[split], config.batch_size)
 
     def look(trained):
         return _evaluate(_with_head(start, trained["head"]), features(trained, "tuning"), reads["tuning"])

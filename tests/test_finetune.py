@@ -16,7 +16,7 @@ from hypothesis import settings as settings_of_hypothesis
 from hypothesis import strategies as st
 
 from ehrwear_jax import batch as batch_lib
-from ehrwear_jax import finetune, sharding, train
+from ehrwear_jax import embedding, finetune, sharding, train
 from ehrwear_jax.data import pipeline
 from ehrwear_jax.evals import cox, probes, protocol
 from ehrwear_jax.finetune import FinetuneConfig
@@ -64,7 +64,7 @@ def params(people):
 
 
 def encoder(people, params, options=MODEL):
-    """As train.make_encoder, of the functions that finetune has compiled."""
+    """As embedding.make_encoder, of the functions that finetune has compiled."""
     mesh = sharding.make_mesh(jax.local_devices()[:1])
     model, params = train.make_model(people, options, mesh), jax.device_put(params, sharding.replicated(mesh))
     return lambda batch: np.asarray(finetune._encode(model)(params, sharding.device_batch(batch, mesh)))
@@ -98,7 +98,7 @@ def reads(people):
 
 @pytest.fixture(scope="module")
 def z(people, encode, reads):
-    return {s: train.embed(encode, people, table, ROWS) for s, table in reads["binary"].items()}
+    return {s: embedding.embed(encode, people, table, ROWS) for s, table in reads["binary"].items()}
 
 
 def batches(people, table):
@@ -206,7 +206,7 @@ def test_early_stopping_returns_the_best_step(people, params, reads, z, monkeypa
     assert (f.best_step, f.last_step) == (30, 60) and [x["tuning_loss"] for x in f.history] == script[:3] + script[3:5]
     coef, features = seen[2]
     np.testing.assert_array_equal(f.probe.coef_D, coef)
-    np.testing.assert_array_equal(train.embed(f.encode, people, reads["binary"]["tuning"], ROWS), features)
+    np.testing.assert_array_equal(embedding.embed(f.encode, people, reads["binary"]["tuning"], ROWS), features)
     assert np.any(seen[-1][1] != features), "training went on behind the best step"
 
 

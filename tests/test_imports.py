@@ -68,7 +68,8 @@ LAYERS = (
     _layer("initialise", f"checkpoint {RUN}"),
     _layer("train", f"data ops batch initialise {LEAVES} {RUN}"),
     # Joins data to the model as `train` does, with the probes that it starts from.
-    _layer("finetune", f"train evals data ops batch {LEAVES}"),
+    _layer("embedding", f"train data ops batch manifest {LEAVES}"),
+    _layer("finetune", f"embedding train evals data ops batch {LEAVES}"),
     _layer("hlo", ""),
     # The training step without data: what `train` makes, compiled.
     _layer("dry_run", f"train hlo data ops batch {LEAVES}"),
@@ -76,7 +77,7 @@ LAYERS = (
     _layer("config", "data models schedules sharding train finetune"),
     # Orchestration: joins the stages, and reaches the networks only through train. The tabular
     # rows of comparison are no networks and need no train.
-    _layer("stages", f"stages config data train finetune dry_run sharding evals report batch models.baselines {RUN}"),
+    _layer("stages", f"stages config data train embedding finetune dry_run sharding evals report batch models.baselines {RUN}"),
     _layer("main", "stages config distributed exits"),
     _layer("", ""),
 )
