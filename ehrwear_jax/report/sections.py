@@ -86,7 +86,9 @@ def forecasting(records: Sequence[Record]) -> Section:
     if not scores:
         text = "No binary outcome was evaluated in this run, so there is no AUROC and no AUPRC."
         return Section("forecasting", "Forecasting", (Text(text),))
-    blocks: list[Block] = [Text("The representation is frozen; what is tested is a linear probe on it.", ("interval",))]
+    blocks: list[Block] = [
+        Text("How well the predictions tell held-out people with the outcome from others.", ("interval",))
+    ]
     blocks += _interval_figure(records, "auroc")
     caption = "Discrimination by task and row. " + BOLD + _oracle_note(scores)
     blocks.append(tables.performance_table(scores, FORECAST, caption))

@@ -21,6 +21,7 @@ import polars as pl
 from ehrwear_jax.evals import classification, meds_predictions, protocol, subgroups
 from ehrwear_jax.report.build import ReportInputs
 from ehrwear_jax.report.evidence import Evidence
+from ehrwear_jax.report.paper import horizon_of
 from ehrwear_jax.report.records import main_row
 from ehrwear_jax.stages import evaluate_score, evaluate_subgroups
 
@@ -35,7 +36,8 @@ def inputs(config) -> ReportInputs:
       ValueError: a file without the columns of a kind, rows of a task that differ in their reads or labels.
     """
     folder = Path(config.report.predictions_dir)
-    tasks = {p.name: read_task(p) for p in sorted(folder.iterdir()) if p.is_dir() and any(p.glob("*.parquet"))}
+    folders = [p for p in folder.iterdir() if p.is_dir() and any(p.glob("*.parquet"))]
+    tasks = {p.name: read_task(p) for p in sorted(folders, key=lambda p: horizon_of(p.name) or (p.name, 0.0))}
     if not tasks:
         raise ValueError(f"config.report.predictions_dir: {folder} holds no <task>/<row>.parquet")
     everyone = np.unique(np.concatenate([reads["subject_id"].to_numpy() for reads, _ in tasks.values()]))
