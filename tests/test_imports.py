@@ -39,6 +39,8 @@ LEAVES = "models losses schedules sharding checkpoint optimizer monitor"
 # What keeps a run whole, from the plain files up.
 RUN = "exits files manifest distributed run_dir watchdog goodput metrics_log profiling supervision"
 
+NETWORKS = "train embedding finetune dry_run"
+
 # The first entry whose name is the module or one of its parents decides.
 LAYERS = (
     _layer("batch", "", banned=ACCELERATOR),
@@ -77,7 +79,7 @@ LAYERS = (
     _layer("config", "data models schedules sharding train finetune"),
     # Orchestration: joins the stages, and reaches the networks only through train. The tabular
     # rows of comparison are no networks and need no train.
-    _layer("stages", f"stages config data train embedding finetune dry_run sharding evals report batch models.baselines {RUN}"),
+    _layer("stages", f"stages config data {NETWORKS} sharding evals report batch models.baselines {RUN}"),
     _layer("main", "stages config distributed exits"),
     _layer("", ""),
 )
