@@ -1,5 +1,7 @@
 """The plan of an epoch against slow greedy packing, and the law of how often patients appear."""
 
+import shutil
+
 import cohort
 import numpy as np
 import polars as pl
@@ -176,7 +178,12 @@ def test_two_appearances_of_a_patient_are_different_draws(with_rarity):
     assert all(drawn[a] != drawn[b] for a, b in zip(again, firsts, strict=True))
 
 
-def test_the_weights_need_the_column_and_wearables_alone_do_not(folder):
+def test_the_weights_need_the_column_and_wearables_alone_do_not(folder, tmp_path):
+    assert make_rows(folder, patient_temperature=0.5).weight.min() > 0
+    shutil.copytree(folder, tmp_path / "before", dirs_exist_ok=True)
+    folder = tmp_path / "before"
+    index = pl.read_parquet(folder / "index.parquet")
+    index.drop("rarity").write_parquet(folder / "index.parquet")
     with pytest.raises(ValueError, match=r"index.parquet has no column rarity, which config.context.patient_temp"):
         make_rows(folder, patient_temperature=0.5)
     assert make_rows(folder, patient_temperature=0.5, modalities=("wear",)).weight is None
