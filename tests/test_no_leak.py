@@ -171,11 +171,10 @@ def test_hidden_events_leave_no_trace_in_any_input(folder):
               "patch_mask", "channel_mask", "window_position", "query_time", "query_age", "query_segment",
               "query_kv_range", "pair_position", "pair_near", "query_token_bin")  # fmt: skip
     rows, other = make_rows(folder, mask_temperature=0.0), make_rows(folder, mask_temperature=0.0)
-    order, bounds = rows._plan(0)
     n_changed = 0
     for g in range(rows.rows_per_epoch):
         row = rows[g]
-        for s, i in enumerate(order[bounds[g] : bounds[g + 1]], start=1):
+        for s, i in enumerate((drawn.place for drawn, _ in rows.contexts(g)), start=1):
             patient, at = other.patients[int(i)], np.nonzero(row["segment"] == s)[0]
             events = at[(row["modality"][at] == batch_lib.MODALITY_EHR)][len(patient.static_token_S) :]
             if len(events) != len(patient.event_token_K):
