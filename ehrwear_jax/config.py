@@ -15,6 +15,7 @@ from ehrwear_jax.data.labels_physiology import PhysiologyConfig
 from ehrwear_jax.data.pipeline import ContextConfig
 from ehrwear_jax.data.prepare import PrepareConfig
 from ehrwear_jax.data.synthetic import SimulatorConfig
+from ehrwear_jax.finetune import MODES, FinetuneConfig
 from ehrwear_jax.models.multimodal import ModelConfig
 from ehrwear_jax.schedules import Ramp
 from ehrwear_jax.sharding import MeshConfig
@@ -33,6 +34,7 @@ _MODEL_FROM_DATA = (
     "recalled_tokens",
     "further_summaries",
     "pairs",
+    "adapter_width",  # which fine-tuning adds to a pretrained model
 )
 
 
@@ -179,8 +181,23 @@ def base():
             "tabular": True,
             "tabular_by_modality": True,
             "tabular_codes": 64,
+            "probe": "exact",  # exact: solved to the optimum; adam: trained as in appendix A.4, over probe_seeds
+            "probe_hidden": 0,  # adam: units of a hidden layer, 0 for a linear probe
+            "probe_seeds": (0, 1, 2, 3, 4),
+            "sensitivity": 0.8,  # of the confusion matrix; its threshold is chosen on the tuning split
+            "horizons_days": (30.0, 90.0, 180.0, 365.0),  # of time-to-event tasks: AUC(t), Brier(t)
+            "age_edges": (50.0, 65.0),
+            "sex_prefixes": ("GENDER//", "SEX//"),
+            "min_patients": 20,  # smaller subgroups are suppressed, and those with fewer patients of a class than
+            "min_per_class": 10,
+            "label_fractions": (0.01, 0.1, 1.0),  # of the training patients; empty: no label efficiency
+            "label_draws": 5,
+            "label_tasks": (),  # binary tasks that are fitted on fractions; empty: the last one of `tasks`
         }
     )
+    # rows beside the frozen ones, named <row>_<mode>; no modes, none
+    config.finetune = _defaults(FinetuneConfig, leave_out=("mode", "seed"))
+    config.finetune.update({"modes": (), "rows": (), "tasks": ()})  # rows, tasks: empty for all that are evaluated
     # geometry, robustness and mechanisms of what was trained; 0 or an empty tuple leaves a part out
     config.interpret = ml_collections.ConfigDict(
         {
@@ -207,7 +224,16 @@ def base():
             "individuals": False,  # explain single people of cohorts that are not simulated
         }
     )
-    config.report = ml_collections.ConfigDict({"title": "ehrwear_jax", "reliability_task": ""})
+    config.report = ml_collections.ConfigDict(
+        {
+            "title": "ehrwear_jax",
+            "reliability_task": "",
+            # <task>/<row>.parquet in the MEDS prediction schema, of any model: --stages=report needs nothing else
+            "predictions_dir": "",
+            "tuning_dir": "",  # the same of the tuning split: chooses the thresholds of the confusion matrices
+            "individuals": False,  # draw single people of cohorts that are not simulated
+        }
+    )
     config.lock()  # a misspelt key is an error, not a new key
     config.rows.unlock()
     config.labels.diagnosis_groups.unlock()
@@ -267,6 +293,11 @@ def train_config(config):
     return TrainConfig(seed=config.seed, weights=weights, **options)
 
 
+def finetune_config(config, mode):
+    options = {k: v for k, v in config.finetune.items() if k not in ("modes", "rows", "tasks")}
+    return FinetuneConfig(mode=mode, seed=config.seed, **options)
+
+
 def mesh_config(config):
     return MeshConfig(**config.mesh)
 
@@ -280,9 +311,14 @@ def folds(config):
 def check(config):
     """Raises ValueError or FileNotFoundError with one sentence for a configuration that cannot run."""
     data = config.data
+    for key in ("predictions_dir", "tuning_dir"):
+        if config.report[key] and not os.path.isdir(config.report[key]):
+            raise FileNotFoundError(f"config.report.{key}: there is no folder {config.report[key]}")
+    if config.evaluate.probe not in ("exact", "adam"):
+        raise ValueError(f"config.evaluate.probe is {config.evaluate.probe!r}; it can be exact or adam")
     if data.source not in SOURCES:
         raise ValueError(f"config.data.source is {data.source!r}; it can be {', '.join(SOURCES)}")
-    if data.source == "meds" and not data.meds_dir:
+    if data.source == "meds" and not data.meds_dir and not config.report.predictions_dir:
         raise ValueError(
             "no data: set --config.data.meds_dir to a MEDS dataset (and --config.data.wearable_dir to wearable "
             "tables), or simulate a cohort with --config.data.source=synthetic"
@@ -313,7 +349,11 @@ def check(config):
             raise ValueError(
                 f"config.evaluate names the row {row!r}, which is not in config.rows {sorted(config.rows)}"
             )
-    if (task := config.report.reliability_task) and task not in config.evaluate.tasks:
+    for key, known in (("rows", config.rows), ("tasks", config.evaluate.tasks), ("modes", MODES)):
+        if unknown := set(config.finetune[key]) - set(known):
+            raise ValueError(f"config.finetune.{key} names {min(unknown)!r}, which is not in {sorted(known)}")
+    external = config.report.predictions_dir
+    if (task := config.report.reliability_task) and task not in config.evaluate.tasks and not external:
         raise ValueError(f"config.report.reliability_task is {task!r}, which is not in config.evaluate.tasks")
 
 

@@ -1,6 +1,7 @@
 """Devices: the mesh and how batches, activations and state lie on it; the only file that names mesh axes."""
 
 import dataclasses
+import functools
 import re
 
 import jax
@@ -154,6 +155,7 @@ def device_batch(batch, mesh):
     return {k: jax.make_array_from_process_local_data(sharding, v, (n_global, *v.shape[1:])) for k, v in batch.items()}
 
 
+@functools.cache  # so that models for equal meshes are equal, and are compiled once
 def placement(mesh):
     """place(x, *names): says to the compiler where an activation lies, by the logical names of its dimensions."""
 
@@ -165,6 +167,7 @@ def placement(mesh):
     return place
 
 
+@functools.cache
 def attention(mesh):
     """The kernel attention op for arrays of global batches on this mesh, called like `kernel_attention`.
 

@@ -39,12 +39,12 @@ def predictions():
     return out
 
 
-def trajectory(subject_id=7, with_signal=True, **changes):
-    rng = np.random.default_rng(subject_id)
+def trajectory(number=7, with_signal=True, **changes):
+    rng = np.random.default_rng(number)
     signal_time = np.arange(100, 140, 1 / 24) if with_signal else None
     heart_rate = 70 + 5 * np.sin(np.arange(960)) if with_signal else None
     fields = {
-        "subject_id": subject_id,
+        "number": number,
         "time_days_N": np.linspace(0, 200, 30),
         "z_NxD": rng.normal(size=(30, 8)).cumsum(axis=0),
         "event_time_E": np.array([0.0, 50.0, 150.0]),

@@ -12,6 +12,7 @@ from ehrwear_jax import losses
 from ehrwear_jax.data.pipeline import ContextConfig
 from ehrwear_jax.data.prepare import PrepareConfig
 from ehrwear_jax.data.synthetic import SimulatorConfig
+from ehrwear_jax.finetune import FinetuneConfig
 from ehrwear_jax.models.multimodal import ModelConfig
 from ehrwear_jax.schedules import Ramp
 from ehrwear_jax.sharding import MeshConfig
@@ -35,10 +36,12 @@ def load(name, variant=""):
         ("model", ModelConfig, set(config_lib._MODEL_FROM_DATA)),
         ("train", TrainConfig, {"seed"}),
         ("mesh", MeshConfig, set()),
+        ("finetune", FinetuneConfig, {"mode", "seed"}),
     ],
 )
 def test_every_option_of_a_dataclass_can_be_set_in_its_part_of_the_config(part, cls, elsewhere):
-    assert set(config_lib.base()[part]) == names(cls) - elsewhere
+    added = {"modes", "rows", "tasks"} if part == "finetune" else set()
+    assert set(config_lib.base()[part]) == names(cls) - elsewhere | added
     assert elsewhere <= names(cls)
 
 
@@ -58,6 +61,8 @@ def test_the_translation_keeps_defaults_and_changes():
     train = config_lib.train_config(config)
     assert (train.seed, train.stop_after, train.steps) == (3, 7, 500_000)
     assert train.weights["wear_to_ehr"] == Ramp(0.5, 2.0, 9)
+    config.finetune.rank = 5
+    assert config_lib.finetune_config(config, "lora") == FinetuneConfig("lora", rank=5, seed=3)
     hash(config_lib.context_config(config, "joint"))  # frozen all through
 
 
@@ -201,6 +206,9 @@ def runnable(tmp_path):
         ("model.posterior", "normal", ValueError, "config.model.posterior is 'normal' and config.train.weights.latent"),
         ("train.accumulate", 3, ValueError, "config.train.accumulate is 3; it must divide config.train.batch_size, 32"),
         ("train.ema_decay", 1.0, ValueError, "config.train.ema_decay is 1.0; it must lie in [0, 1)"),
+        ("finetune.modes", ("qlora",), ValueError, "config.finetune.modes names 'qlora', which is not in ['adapter',"),
+        ("finetune.tasks", ("b",), ValueError, "config.finetune.tasks names 'b', which is not in ['a']"),
+        ("finetune.rows", ("a",), ValueError, "config.finetune.rows names 'a', which is not in ['ehr_only', 'joint',"),
         ("report.reliability_task", "b", ValueError, "config.report.reliability_task is 'b', which is not in config"),
     ],
 )

@@ -39,6 +39,8 @@ LEAVES = "models losses schedules sharding checkpoint optimizer monitor"
 # What keeps a run whole, from the plain files up.
 RUN = "exits files manifest distributed run_dir watchdog goodput metrics_log profiling supervision"
 
+NETWORKS = "train embedding finetune dry_run"
+
 # The first entry whose name is the module or one of its parents decides.
 LAYERS = (
     _layer("batch", "", banned=ACCELERATOR),
@@ -67,14 +69,17 @@ LAYERS = (
     _layer("report", "report", external="numpy matplotlib polars"),
     _layer("initialise", f"checkpoint {RUN}"),
     _layer("train", f"data ops batch initialise {LEAVES} {RUN}"),
+    # Joins data to the model as `train` does, with the probes that it starts from.
+    _layer("embedding", f"train data ops batch manifest {LEAVES}"),
+    _layer("finetune", f"embedding train evals data ops batch {LEAVES}"),
     _layer("hlo", ""),
     # The training step without data: what `train` makes, compiled.
     _layer("dry_run", f"train hlo data ops batch {LEAVES}"),
     # Turns a ConfigDict into the dataclasses that each part declares; joins nothing.
-    _layer("config", "data models schedules sharding train"),
+    _layer("config", "data models schedules sharding train finetune"),
     # Orchestration: joins the stages, and reaches the networks only through train. The tabular
     # rows of comparison are no networks and need no train.
-    _layer("stages", f"stages config data train dry_run sharding evals report batch models.baselines {RUN}"),
+    _layer("stages", f"stages config data {NETWORKS} sharding evals report batch models.baselines {RUN}"),
     _layer("main", "stages config distributed exits"),
     _layer("", ""),
 )

@@ -11,7 +11,7 @@ import polars as pl
 import pytest
 
 from ehrwear_jax import batch as batch_lib
-from ehrwear_jax import losses, schedules, sharding, train
+from ehrwear_jax import embedding, losses, schedules, sharding, train
 from ehrwear_jax.data import meds, pipeline, prepare
 
 CONTEXT = {"tokens": 64, "windows": 32, "context_tokens": 40, "queries": 8, "events": 8, "patch_steps": 3,
@@ -243,9 +243,9 @@ def test_a_record_cut_at_t_gives_the_same_z_at_t_as_the_whole(root, setting, tmp
     for name in ("vocabulary.csv", "codes.csv", "meta.json"):
         (tmp_path / "all" / name).write_bytes((root / "all" / name).read_bytes())
     prepare.prepare_split(tmp_path / "tables", meds.read_codes(root / "meds"), tmp_path / "all", prepared_config())
-    encode = train.make_encoder(people, MODEL, params)
-    whole = train.embed(encode, people, index, 4)
-    cut = train.embed(encode, patients(tmp_path, split=None), index, 4)
+    encode = embedding.make_encoder(people, MODEL, params)
+    whole = embedding.embed(encode, people, index, 4)
+    cut = embedding.embed(encode, patients(tmp_path, split=None), index, 4)
     np.testing.assert_array_equal(cut, whole)
     assert len(index) > 10 and np.std(whole) > 0.1
 
@@ -269,7 +269,7 @@ def test_resume_gives_the_same_losses_and_parameters(root, tmp_path):
     # a finished run does nothing more
     again, _ = train.pretrain(tmp_path / "parts", people, tuning, MODEL, train_config(**options))
     jax.tree.map(np.testing.assert_array_equal, host(again), host(params))
-    read, at = train.restore_params(tmp_path / "parts", people, MODEL, train_config(**options))
+    read, at = embedding.restore_params(tmp_path / "parts", people, MODEL, train_config(**options))
     jax.tree.map(np.testing.assert_array_equal, host(read), host(params))
     assert at == 8
 
@@ -321,8 +321,8 @@ def test_one_modality_trains_and_embeds_everyone(root, tmp_path, modality):
     ids = everyone.index["subject_id"]
     when = pl.Series("prediction_time", [datetime(2016, 1, 1)] * len(ids), pl.Datetime("us"))
     index = pl.DataFrame([ids, when])
-    encode = train.make_encoder(everyone, MODEL, params)
-    z = train.embed(encode, everyone, index, 4)
+    encode = embedding.make_encoder(everyone, MODEL, params)
+    z = embedding.embed(encode, everyone, index, 4)
     assert z.shape == (25, 16) and np.all(np.isfinite(z)) and step == 3
 
 
@@ -350,4 +350,4 @@ def test_embed_names_a_subject_that_was_not_prepared(root, setting):
         pl.col("prediction_time").cast(pl.Datetime("us"))
     )
     with pytest.raises(ValueError, match="1 subjects of the labels were not prepared, e.g. 1000000"):
-        train.embed(lambda b: None, people, index, 4)
+        embedding.embed(lambda b: None, people, index, 4)

@@ -23,7 +23,7 @@ if n_processes > 1:
     jax.distributed.initialize(f"localhost:{port}", n_processes, process_id)
 
 from ehrwear_jax import config as config_lib  # noqa: E402 (after the devices are chosen)
-from ehrwear_jax import train  # noqa: E402
+from ehrwear_jax import embedding, train  # noqa: E402
 from ehrwear_jax.data import pipeline  # noqa: E402
 
 assert len(jax.devices()) == 2 and jax.process_count() == n_processes
@@ -38,6 +38,6 @@ index = pl.DataFrame(
     {"subject_id": everyone.index["subject_id"], "prediction_time": datetime(2016, 3, 1)}
 ).with_columns(pl.col("prediction_time").cast(pl.Datetime("us")))
 # what all processes saved, read back
-restored, _ = train.restore_params(out / "joint", everyone, options, config_lib.train_config(config))
-z = train.embed(train.make_encoder(everyone, options, restored), everyone, index, 4)
+restored, _ = embedding.restore_params(out / "joint", everyone, options, config_lib.train_config(config))
+z = embedding.embed(embedding.make_encoder(everyone, options, restored), everyone, index, 4)
 np.save(out / f"z{process_id}.npy", z)

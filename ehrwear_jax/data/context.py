@@ -214,15 +214,15 @@ def _age(time_us, origin_us):
 
 
 def _fill_signal(row, w, patients, p, windows, augment_rng):
-    """The windows of a context, a block at a time; returns the summaries of what is shown, noise apart: [m, F].
-
-    Consecutive windows, since all windows between two tokens of a patient are tokens.
-    """
+    """The windows of a context, a block at a time; returns the summaries of what is shown, noise apart: [m, F]."""
     if not len(windows):
         return p.summary(0, 0)
     config, shown = patients.config, []
     changed = augment_rng is not None and config.augments_signal
-    for a, b in p.blocks(int(windows[0]), int(windows[-1]) + 1):
+    # consecutive ones, but where a transform of the patient took windows away
+    runs = np.split(windows, np.nonzero(np.diff(windows) != 1)[0] + 1)
+    at = w.start
+    for a, b in (block for run in runs for block in p.blocks(int(run[0]), int(run[-1]) + 1)):
         signal_MxLxC = p.signal(a, b)
         if changed and config.time_warp:
             signal_MxLxC = augment.time_warp(augment_rng, signal_MxLxC, config.time_warp)
@@ -231,7 +231,8 @@ def _fill_signal(row, w, patients, p, windows, augment_rng):
         observed_MxLxC = np.isfinite(signal_MxLxC)
         clean_MxLxC = np.where(observed_MxLxC, signal_MxLxC, np.float32(0))
         shown.append(p.shown_summary(a, signal_MxLxC, patients.further_channel_X if changed else None))
-        part = slice(w.start + a - windows[0], w.start + b - windows[0])
+        part = slice(at, at + b - a)
+        at += b - a
         if changed and config.noise:
             clean_MxLxC = _with_noise(augment_rng, row, signal_MxLxC, clean_MxLxC, part, config)
         row["observed"][part], row["wear"][part] = observed_MxLxC, clean_MxLxC

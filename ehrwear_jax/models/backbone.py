@@ -88,8 +88,23 @@ def _log_softplus_inverse(x):
     return jnp.where(x > 20.0, x, jnp.log(jnp.expm1(jnp.minimum(x, 20.0))))
 
 
+class Adapter(nn.Module):
+    """x + up(gelu(down(x))) of Houlsby et al. (2019); up starts at zero, so that an adapter begins as no change."""
+
+    width: int
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x):
+        hidden = nn.gelu(nn.Dense(self.width, dtype=self.dtype, name="down")(x))
+        return x + nn.Dense(x.shape[-1], kernel_init=nn.initializers.zeros, dtype=self.dtype, name="up")(hidden)
+
+
 class Block(nn.Module):
-    """Pre-norm block applied to the tokens and, over the same keys, to the queries (seen by nobody)."""
+    """Pre-norm block applied to the tokens and, over the same keys, to the queries (seen by nobody).
+
+    adapter_width: of an adapter behind each sublayer, before its sum with what came in; 0: none.
+    """
 
     width: int
     n_heads: int
@@ -106,6 +121,7 @@ class Block(nn.Module):
     qk_norm: bool
     dtype: jnp.dtype
     deterministic: bool
+    adapter_width: int = 0
 
     @nn.compact
     def __call__(self, carry, layer_drop, fields):
@@ -118,6 +134,8 @@ class Block(nn.Module):
         }
         merge = nn.DenseGeneral(self.width, axis=(-2, -1), dtype=self.dtype, name="out")
         scaled = {n: nn.RMSNorm(dtype=self.dtype, name=f"{n}_norm") for n in ("query", "key") if self.qk_norm}
+        sublayers = ("attention", "mlp") if self.adapter_width else ()
+        adapters = {n: Adapter(self.adapter_width, self.dtype, name=f"adapter_{n}") for n in sublayers}
 
         def projected(name, x):
             heads = self.place(project[name](x), "batch", "length", "heads", None)
@@ -161,9 +179,9 @@ class Block(nn.Module):
         norm_mlp = nn.LayerNorm(dtype=self.dtype, name="norm_mlp")
         dropout = nn.Dropout(self.dropout, deterministic=self.deterministic)
 
-        def residual(x, update):
+        def residual(x, sublayer, update):
             """Dropout, and a whole row's update dropped with the layer's probability (stochastic depth)."""
-            update = dropout(update)
+            update = dropout(adapters[sublayer](update) if adapters else update)
             if self.stochastic_depth > 0 and not self.deterministic:
                 keep = 1.0 - layer_drop
                 kept = jax.random.bernoulli(self.make_rng("dropout"), keep, (x.shape[0], 1, 1))
@@ -175,10 +193,12 @@ class Block(nn.Module):
             return down(nn.gelu(checkpoint_name(hidden, "hidden")))
 
         queries = jnp.full(y_BxQxD.shape[:2], batch_lib.MODALITY_QUERY)
-        x_BxTxD = residual(x_BxTxD, attend(x_norm, fields["time"], fields["kv_range"], fields["modality"]))
-        y_BxQxD = residual(y_BxQxD, attend(y_norm, fields["query_time"], fields["query_kv_range"], queries))
-        x_BxTxD = residual(x_BxTxD, feed_forward(x_BxTxD))
-        y_BxQxD = residual(y_BxQxD, feed_forward(y_BxQxD))
+        x_BxTxD = residual(x_BxTxD, "attention", attend(x_norm, fields["time"], fields["kv_range"], fields["modality"]))
+        y_BxQxD = residual(
+            y_BxQxD, "attention", attend(y_norm, fields["query_time"], fields["query_kv_range"], queries)
+        )
+        x_BxTxD = residual(x_BxTxD, "mlp", feed_forward(x_BxTxD))
+        y_BxQxD = residual(y_BxQxD, "mlp", feed_forward(y_BxQxD))
         return (x_BxTxD, y_BxQxD), None
 
 
@@ -186,6 +206,7 @@ class Backbone(nn.Module):
     """g_theta of the paper's section 3.2: token and query vectors to latents z, by scanned blocks.
 
     Attributes:
+      adapter_width: see Block.
       qk_norm: queries and keys of each head have norm sqrt(depth), times a learned scale (Henry et al. 2020).
       remat: a name in REMAT. unroll: layers per step of the scan.
       attention: implementation of the op, None for the best available. attend: the op itself, or what spreads it over
@@ -209,6 +230,7 @@ class Backbone(nn.Module):
     remat: str = "none"
     unroll: int = 1
     dtype: jnp.dtype = jnp.float32
+    adapter_width: int = 0
 
     @nn.compact
     def __call__(self, x_BxTxD, y_BxQxD, fields, deterministic):
@@ -238,6 +260,7 @@ class Backbone(nn.Module):
             self.qk_norm,
             self.dtype,
             deterministic,
+            self.adapter_width,
             name="blocks",
         )
         (x, y), _ = blocks((x_BxTxD, y_BxQxD), layer_drop, fields)

@@ -40,7 +40,7 @@ class ModelConfig:
       detach_cross_modal: the cross-modal terms train their heads and nothing before them: what the terms cost if they
         do not shape z.
       count_width: features that decayed counts sum over the record; 0 leaves them out.
-      qk_norm, remat, unroll: see backbone.Backbone.
+      qk_norm, remat, unroll, adapter_width: see backbone.Backbone.
     """
 
     vocabulary: int
@@ -88,6 +88,7 @@ class ModelConfig:
     remat: str = "none"
     unroll: int = 1
     dtype: str = "float32"
+    adapter_width: int = 0
 
 
 class MultimodalModel(nn.Module):
@@ -171,6 +172,7 @@ class MultimodalModel(nn.Module):
             c.remat,
             c.unroll,
             dtype,
+            c.adapter_width,
         )
 
     def encode(self, batch, deterministic=True):

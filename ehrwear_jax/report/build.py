@@ -1,4 +1,4 @@
-"""Builds the report of a run: report.html, report.md and results.json."""
+"""Builds the report of a run: report.html, report.md, results.json, and its tables as CSV and LaTeX."""
 
 import json
 import os
@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from ehrwear_jax.report import page, sections
+from ehrwear_jax.report import exhibits, export, page, paper, sections
+from ehrwear_jax.report.evidence import Evidence
 from ehrwear_jax.report.records import Record, check_records, first_seed
 from ehrwear_jax.report.trajectories import Trajectory
 
@@ -31,6 +32,7 @@ class ReportInputs:
       cohort: steps {"step", "n", "dropped", "reason"} in order.
       facts: configuration, seed, parameter counts, versions, durations.
       notes: limitations and remarks, one sentence each.
+      evidence: all that is not a record: curves, subgroups, the latent space, the cohort, compute.
     """
 
     title: str
@@ -43,10 +45,11 @@ class ReportInputs:
     cohort: Sequence[Mapping[str, Any]] = ()
     facts: Mapping[str, str] = field(default_factory=dict)
     notes: Sequence[str] = ()
+    evidence: Evidence = field(default_factory=Evidence)
 
 
 def build_report(inputs: ReportInputs, out_dir: str | os.PathLike) -> Path:
-    """Writes report.html, report.md and results.json into `out_dir`, which is made if absent.
+    """Writes report.html, report.md, results.json and tables/*.csv, *.tex into `out_dir`, which is made if absent.
 
     The same inputs give the same bytes. Nothing is written if an input is wrong.
 
@@ -64,10 +67,13 @@ def build_report(inputs: ReportInputs, out_dir: str | os.PathLike) -> Path:
         "report.md": page.to_markdown_page(content),
         "report.html": page.to_html_page(content),
     }
+    for table in export.named_tables(content):
+        texts[f"tables/{export.file_name(table)}.csv"] = export.to_csv(table)
+        texts[f"tables/{export.file_name(table)}.tex"] = export.to_latex(table)
     out_dir = Path(out_dir)
-    out_dir.mkdir(parents=True, exist_ok=True)
+    (out_dir / "tables").mkdir(parents=True, exist_ok=True)
     for name, text in texts.items():
-        part = out_dir / f".{name}.part"
+        part = out_dir / f"{name}.part"
         part.write_text(text, encoding="utf-8")
         part.replace(out_dir / name)
     return out_dir / "report.html"
@@ -75,24 +81,35 @@ def build_report(inputs: ReportInputs, out_dir: str | os.PathLike) -> Path:
 
 def report_page(inputs: ReportInputs, records: Sequence[Record]) -> page.Page:
     """The report's content; the tables show the lowest seed where there are several."""
-    shown = first_seed(records)
+    shown, evidence = first_seed(records), inputs.evidence
     return page.Page(
         inputs.title,
         inputs.subtitle,
         (
             sections.summary(shown),
-            sections.forecasting(shown),
+            paper.paper_tables(shown, evidence),
+            _extended(sections.forecasting(shown), exhibits.horizon_figure(shown)),
             sections.differences(shown),
-            sections.survival(shown),
+            _extended(sections.survival(shown), exhibits.survival_curves(evidence)),
             sections.calibration(shown, inputs.predictions),
+            exhibits.decision(shown, evidence),
+            exhibits.subgroups(shown, evidence),
+            exhibits.robustness(evidence),
+            exhibits.label_efficiency(evidence),
+            exhibits.latent_space(evidence),
             sections.patients(inputs.trajectories),
             sections.pretraining(inputs.losses),
-            sections.cohort(inputs.cohort),
+            exhibits.compute(evidence),
+            _extended(sections.cohort(inputs.cohort), exhibits.people_tables(evidence)),
             sections.facts(inputs.facts),
             sections.limitations(inputs.notes),
             sections.every_number(records),
         ),
     )
+
+
+def _extended(section: page.Section, blocks: Sequence[page.Block]) -> page.Section:
+    return page.Section(section.identifier, section.title, (*section.blocks, *blocks))
 
 
 def _check_predictions(predictions: sections.Predictions) -> None:

@@ -78,4 +78,91 @@ DEFINITIONS: dict[str, tuple[str, str]] = {
         "directions of largest variance of the latent state over the time points of all patients "
         "shown; the sign of a component carries no meaning.",
     ),
+    "ece_corrected": (
+        "Corrected ECE",
+        "the calibration error under which the ECE observed would be usual: chance alone is taken out, and an interval "
+        "that begins at 0 is compatible with perfect calibration.",
+    ),
+    "ipcw": (
+        "Weighted by the probability of a known label",
+        "people censored before the horizon have no label and are left out above; here each known label counts with "
+        "one over the Kaplan-Meier probability of being known, which estimates the measure for everybody.",
+    ),
+    "uno_c": (
+        "Uno's C",
+        "as the C-index, but each pair weighs one over the squared probability of not being censored, so that it does "
+        "not depend on the censoring; up to the last horizon. Uno et al., Statistics in Medicine 30, 2011.",
+    ),
+    "auc_t": (
+        "AUC at a time",
+        "probability that someone with the event by then was given a higher risk than someone followed beyond it, "
+        "weighted for censoring. Uno et al., JASA 102, 2007; Hung and Chiang, 2010.",
+    ),
+    "ibs": (
+        "Brier score under censoring",
+        "squared distance between predicted survival and status at a time, weighted for censoring; integrated over "
+        "time up to the last horizon. Lower is better; the Kaplan-Meier curve of the training rows is the null. Graf "
+        "et al., Statistics in Medicine 18, 1999.",
+    ),
+    "rmse": (
+        "RMSE, MAE, R\N{SUPERSCRIPT TWO}",
+        "root of the mean squared error and mean absolute error in the unit of the target; R\N{SUPERSCRIPT TWO} is "
+        "one less the squared error over that of the mean.",
+    ),
+    "net_benefit": (
+        "Net benefit",
+        "true positives per person less false positives, the latter at the price that the threshold names: t / "
+        "(1 \N{MINUS SIGN} t) each. Treating nobody gives zero. It presumes calibrated risks. Vickers and Elkin, "
+        "Medical Decision Making 26, 2006; under censoring, Vickers et al., 2008.",
+    ),
+    "confusion": (
+        "Confusion matrix",
+        "reads with a risk at or above the threshold are called positive. The threshold is the largest at which the "
+        "tuning split reaches the sensitivity asked for; the sensitivity of the held-out people differs from it.",
+    ),
+    "q_value": (
+        "q",
+        "smallest false discovery rate at which the difference would be called one, over the family of all comparisons "
+        "of one measure in this report. Benjamini and Hochberg, JRSS B 57, 1995.",
+    ),
+    "bootstrap_z": (
+        "Bootstrap z",
+        "the difference over its standard deviation under resampling of patients. It grows with their number: a "
+        "measure of evidence, not of effect. The paper's Cohen's d over bootstrap resamples would be this.",
+    ),
+    "cohens_d": (
+        "Cohen's d over seeds",
+        "mean difference over the pooled standard deviation between the seeds of the probes; only with several seeds "
+        "(config.evaluate.probe=adam).",
+    ),
+    "subgroup": (
+        "Subgroups",
+        "of the held-out people at the time of the prediction. Gaps are to the group with most reads, on the same "
+        "resamples. Groups of few patients, or of few of either outcome, are suppressed.",
+    ),
+    "robustness": (
+        "Robustness",
+        "probes fitted on whole records, applied to changed ones; the change is paired with the clean records.",
+    ),
+    "fractions": (
+        "Label efficiency",
+        "probes fitted on a share of the training patients, drawn with the cohort's share of positives and nested; "
+        "means over the draws, intervals over held-out patients. The penalty is chosen on the whole tuning split.",
+    ),
+    "kernel": (
+        "Time kernel",
+        "the learned factor K(d) by which attention to something d days ago is multiplied, relative to d = 0.",
+    ),
+    "kaplan_meier": (
+        "Kaplan-Meier curves",
+        "share without the event over time in quartiles of the predicted risk, with 95% bands over resamples of "
+        "patients, drawn while ten reads are under observation. Kaplan and Meier, JASA 53, 1958.",
+    ),
+    "geometry": (
+        "Geometry",
+        "MMD\N{SUPERSCRIPT TWO}: unbiased, Gaussian kernel of the median distance between training reads; zero where "
+        "two sets of latents are distributed alike. Adjacent: 30-day slices of the same people; class: with against "
+        "without the outcome. Effective rank: exponential of the entropy of the spectrum. Lipschitz: movement of "
+        "whitened z per day.",
+    ),
 }

@@ -133,6 +133,9 @@ th:first-child,td:first-child{padding-left:.3rem}
 .text,tbody th{text-align:left}
 td.text{white-space:normal;min-width:8rem;overflow-wrap:anywhere}
 tbody th{font-weight:400}
+.many{font-size:.82rem}
+.many th,.many td{white-space:normal;padding-inline:.35rem}
+.many tbody th{min-width:7rem}
 thead th{border-bottom:1.5px solid var(--muted);font-weight:600;vertical-align:bottom}
 tbody tr{border-bottom:1px solid var(--grid)}
 tr.group th{padding-top:.9rem;font-weight:650;white-space:normal}
@@ -158,7 +161,7 @@ dt{font-weight:600;margin-top:.7rem}
 dd{margin:.1rem 0 0}
 footer{color:var(--muted);font-size:.86rem;border-top:1px solid var(--grid);padding-top:.8rem}
 :target{background:var(--shade)}
-@media (max-width:40rem){table{font-size:.8rem}th,td{padding:.28rem .35rem}
+@media (max-width:40rem){table{font-size:.8rem}th,td{padding:.28rem .35rem}td{white-space:normal}
 tbody th{white-space:normal;min-width:6rem}thead th{white-space:normal}}
 @media (min-width:72rem){
 .frame{display:grid;grid-template-columns:12.5rem minmax(0,1fr);column-gap:2.6rem}
@@ -166,6 +169,8 @@ header,footer{grid-column:1/-1}
 nav{border:0;padding:.2rem 0;position:sticky;top:1rem;align-self:start}
 nav ol{flex-direction:column;gap:.35rem}}
 @media print{nav{display:none}.frame{display:block;max-width:none}
+table{font-size:.68rem;min-width:0}th,td{white-space:normal;padding:.2rem .3rem}
+.panels{grid-template-columns:repeat(2,1fr)}.wide svg{min-width:0}
 section,figure,tr{break-inside:avoid-page}.scroll,.wide>div{overflow:visible}}
 """
 )

@@ -16,6 +16,7 @@ FIELDS = ("dataset", "row", "task", "metric", "value", "lo", "hi", "n", "n_posit
 ORACLE = "oracle"
 DIFFERENCE = "_difference"
 P_VALUE = "_difference_p"
+Q_VALUE = "_difference_q"
 MINUS = "\N{MINUS SIGN}"
 ABSENT = "\N{EN DASH}"
 
@@ -36,7 +37,21 @@ METRICS = {
     "brier": Metric("Brier score", False, "brier"),
     "ece": Metric("ECE", False, "ece"),
     "ece_floor": Metric("ECE by chance", None, "ece_floor"),
+    "ece_corrected": Metric("Corrected ECE", False, "ece_corrected"),
+    "prevalence": Metric("Prevalence"),
+    "auroc_ipcw": Metric("AUROC, weighted", True, "ipcw"),
+    "auprc_ipcw": Metric("AUPRC, weighted", True, "ipcw"),
+    "brier_ipcw": Metric("Brier score, weighted", False, "ipcw"),
+    "uno_c": Metric("Uno's C", True, "uno_c"),
+    "ibs": Metric("Integrated Brier score", False, "ibs"),
+    "ibs_skill": Metric("Skill of the integrated Brier score", True, "ibs"),
+    "rmse": Metric("RMSE", False, "rmse"),
+    "rmse_sd": Metric("RMSE in SD of the training rows", False, "rmse"),
+    "mae": Metric("MAE", False, "rmse"),
+    "r2": Metric("R\N{SUPERSCRIPT TWO}", True, "rmse"),
 }
+# metrics at a number of days
+AT_DAYS = {"auc": Metric("AUC", True, "auc_t"), "brier": Metric("Brier score", False, "ibs")}
 
 # (label, label where space is short) of the known rows, in the order in which they are shown: the
 # model first, then what it is compared with.
@@ -49,6 +64,10 @@ ROWS = {
     "gradient_boosting_ehr": ("Gradient boosting (tabular, EHR only)", "Boosting, EHR"),
     "gradient_boosting_wear": ("Gradient boosting (tabular, wearable only)", "Boosting, wearable"),
     "logistic_regression": ("Logistic regression (tabular)", "Logistic regression"),
+    "ridge_table": ("Ridge regression (tabular)", "Ridge regression"),
+    "ridge_table_ehr": ("Ridge regression (tabular, EHR only)", "Ridge, EHR"),
+    "ridge_table_wear": ("Ridge regression (tabular, wearable only)", "Ridge, wearable"),
+    "training_mean": ("Mean of the training rows", "Training mean"),
     "cox_table": ("Cox regression (tabular)", "Cox regression"),
     "cox_table_ehr": ("Cox regression (tabular, EHR only)", "Cox, EHR"),
     "cox_table_wear": ("Cox regression (tabular, wearable only)", "Cox, wearable"),
@@ -181,7 +200,10 @@ def task_label(task: str) -> str:
 
 
 def metric_of(name: str) -> Metric:
-    base = name.removesuffix("_p").removesuffix(DIFFERENCE) if DIFFERENCE in name else name
+    base = re.sub(f"{DIFFERENCE}(_[pqzd])?$", "", name)
+    if at := re.fullmatch(r"(auc|brier)_([\d.]+)", base):
+        known = AT_DAYS[at[1]]
+        return Metric(f"{known.label}@{at[2]} days", known.higher_is_better, known.definition)
     return METRICS.get(base) or Metric(_words(base))
 
 

@@ -23,8 +23,8 @@ from ehrwear_jax.report.trajectories import (
 
 Predictions = Mapping[str, Mapping[str, tuple[np.ndarray, np.ndarray]]]
 FORECAST = ("auroc", "auprc")
-SURVIVAL = ("c_index",)
-CALIBRATION = ("brier", "ece", "ece_floor")
+SURVIVAL = ("c_index", "uno_c")
+CALIBRATION = ("brier", "ece", "ece_floor", "ece_corrected")
 DEGENERATE = "degenerate_resamples"
 VALIDATION = "validation/"
 LEARNING_RATE = "learning_rate"
@@ -86,7 +86,9 @@ def forecasting(records: Sequence[Record]) -> Section:
     if not scores:
         text = "No binary outcome was evaluated in this run, so there is no AUROC and no AUPRC."
         return Section("forecasting", "Forecasting", (Text(text),))
-    blocks: list[Block] = [Text("The representation is frozen; what is tested is a linear probe on it.", ("interval",))]
+    blocks: list[Block] = [
+        Text("How well the predictions tell held-out people with the outcome from others.", ("interval",))
+    ]
     blocks += _interval_figure(records, "auroc")
     caption = "Discrimination by task and row. " + BOLD + _oracle_note(scores)
     blocks.append(tables.performance_table(scores, FORECAST, caption))
@@ -245,7 +247,7 @@ def patients(trajectories: Sequence[Trajectory]) -> Section:
 
 
 def _trajectory_caption(t: Trajectory) -> str:
-    text = f"Subject {t.subject_id}, outcome: {t.outcome or 'not stated'}. Above, z; then the "
+    text = f"Person {t.number}, outcome: {t.outcome or 'not stated'}. Above, z; then the "
     text += f"record's {len(t.event_time_E):,} events, one tick each, labelled where there is room"
     if t.has_signal:
         names = [name.partition(" (")[0] for name in t.signal_names[:MAX_SIGNALS]]

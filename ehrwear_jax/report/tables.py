@@ -39,10 +39,13 @@ class Group:
 
 @dataclass(frozen=True)
 class Table:
+    """`name`: of the CSV and LaTeX files that hold the table too; none without it."""
+
     caption: str
     columns: tuple[Column, ...]
     rows: tuple[Row | Group, ...]
     notes: tuple[str, ...] = field(default=())
+    name: str = ""
 
     def definitions(self) -> list[str]:
         return [c.definition for c in self.columns if c.definition]
@@ -104,7 +107,10 @@ def performance_table(records: Sequence[Record], metrics: Sequence[str], caption
 def difference_table(records: Sequence[Record]) -> Table:
     """Every paired difference, by task, with where its interval lies and its p-value if given."""
     differences = [r for r in records if rec.is_difference(r)]
-    p_of = {(r["row"], r["task"], r["metric"]): r["value"] for r in records if r["metric"].endswith(rec.P_VALUE)}
+    p_of, q_of = (
+        {(r["row"], r["task"], r["metric"]): r["value"] for r in records if r["metric"].endswith(end)}
+        for end in (rec.P_VALUE, rec.Q_VALUE)
+    )
     lines: list[Row | Group] = []
     for task in rec.tasks_of(differences):
         lines.append(Group(rec.task_label(task)))
@@ -117,6 +123,9 @@ def difference_table(records: Sequence[Record]) -> Table:
             ]
             if p_of:
                 cells.append(rec.format_p_value(p_of.get((r["row"], task, r["metric"] + "_p"))))
+            if q_of:
+                q = q_of.get((r["row"], task, r["metric"] + "_q"))
+                cells.append(rec.format_p_value(q) + (" *" if q is not None and q <= 0.05 else ""))
             lines.append(Row(tuple(cells)))
     columns = [
         Column("Comparison", "difference", is_text=True),
@@ -126,7 +135,9 @@ def difference_table(records: Sequence[Record]) -> Table:
     ]
     if p_of:
         columns.append(Column("p", "p_value"))
-    return Table("Differences between rows on the same people.", tuple(columns), tuple(lines))
+    if q_of:
+        columns.append(Column("q", "q_value"))
+    return Table("Differences between rows on the same people.", tuple(columns), tuple(lines), name="differences")
 
 
 def zero_relation(record: Record) -> str:
@@ -217,6 +228,7 @@ def cohort_table(steps: Sequence[Mapping[str, Any]]) -> Table:
             Column("Reason", is_text=True),
         ),
         tuple(lines),
+        name="flow",
     )
 
 
@@ -292,10 +304,11 @@ def to_html(table: Table, footnote: Callable[[str], str]) -> str:
         for c in table.columns
     )
     body = "".join(_row_html(row, table.columns) for row in table.rows)
+    many = ' class="many"' if len(table.columns) > 4 else ""
     notes = "".join(f'<p class="note">{html.escape(note)}</p>' for note in table.notes)
     return (
         f'<figure class="table"><figcaption>{html.escape(table.caption)}</figcaption>'
-        f'<div class="scroll"><table><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table>'
+        f'<div class="scroll"><table{many}><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table>'
         f"</div>{notes}</figure>\n"
     )
 
@@ -311,7 +324,7 @@ def _row_html(row: Row | Group, columns: Sequence[Column]) -> str:
         return f'<tr class="group"><th colspan="{len(columns)}">{title}{detail}</th></tr>'
     cells = []
     for index, (cell, column) in enumerate(zip(row.cells, columns, strict=True)):
-        text = html.escape(cell)
+        text = html.escape(cell).replace(", ", ",\N{NO-BREAK SPACE}") if not column.is_text else html.escape(cell)
         text = f"<strong>{text}</strong>" if index in row.bold else text
         tag = 'th scope="row"' if index == 0 else "td"
         cells.append(f"<{tag}{_text_class(column)}>{text}</{tag.split()[0]}>")

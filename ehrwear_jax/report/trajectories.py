@@ -33,7 +33,7 @@ class Trajectory:
     """One patient to draw. Times are days since the first plotted time, shared by all fields.
 
     Attributes:
-      subject_id: who it is.
+      number: what the page calls the person; not an identifier of theirs.
       time_days_N: [N] float64, where the latent state was read.
       z_NxD: [N, D] latent state.
       event_time_E: [E] float64.
@@ -45,7 +45,7 @@ class Trajectory:
       outcome: what happened after it, in words.
     """
 
-    subject_id: int
+    number: int
     time_days_N: np.ndarray
     z_NxD: np.ndarray
     event_time_E: np.ndarray
@@ -78,7 +78,7 @@ class Trajectory:
             self._fail("a time is not finite")
 
     def _fail(self, reason: str):
-        raise ValueError(f"trajectory of subject {self.subject_id}: {reason}")
+        raise ValueError(f"trajectory of person {self.number}: {reason}")
 
     @property
     def has_signal(self) -> bool:
@@ -205,7 +205,7 @@ def trajectory_figure(t: Trajectory, score_NxK: np.ndarray, limits: tuple[float,
                              ha="right" if nearer_right else "left", va="top",
                              fontsize=LABEL_POINTS + 0.5)  # fmt: skip
         axes[0].set_title(t.outcome, loc="right", fontweight="normal", fontsize=8.5)
-        axes[0].set_title(f"Subject {t.subject_id}")
+        axes[0].set_title(f"Person {t.number}")
         axes[-1].set_xlabel("days since the first time shown")
         axes[-1].xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(10))
         figure.align_ylabels()

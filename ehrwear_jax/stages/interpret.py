@@ -32,7 +32,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from ehrwear_jax import train
+from ehrwear_jax import embedding
 from ehrwear_jax.config import model_options
 from ehrwear_jax.data import robustness
 from ehrwear_jax.data.signal import DAY_US
@@ -240,7 +240,7 @@ def _uncertainty(study, folder):
         return []
     row, probe = study.joint, study.probes[study.joint]
     reader, options = study.rows[row], model_options(study.config)
-    encode = train.make_encoder(reader.patients, options, reader.params, dropout_seed=study.config.seed)
+    encode = embedding.make_encoder(reader.patients, options, reader.params, dropout_seed=study.config.seed)
     p_SxN = uncertainty.sample(
         lambda _: probe.predict_proba(study.read(row, study.held, encode=encode)),
         study.config.interpret.dropout_samples,

@@ -7,7 +7,7 @@ import numpy as np
 import polars as pl
 
 from ehrwear_jax import config as config_lib
-from ehrwear_jax import train
+from ehrwear_jax import embedding, train
 from ehrwear_jax.data import pipeline
 from ehrwear_jax.stages import prepare
 
@@ -21,7 +21,7 @@ def restored(config, workdir, fold, row):
     patients = _patients(config, workdir, fold, row)
     folder = Path(workdir) / "pretrain" / fold / row
     options = config_lib.model_options(config), config_lib.train_config(config)
-    return patients, train.restore_params(folder, patients, *options)[0]
+    return patients, embedding.restore_params(folder, patients, *options)[0]
 
 
 def pretrain(config, workdir):
@@ -59,11 +59,11 @@ def embed(config, workdir):
             if target.exists() and not missing:
                 continue
             patients, params = restored(config, workdir, fold, row)
-            encode = train.make_encoder(patients, config_lib.model_options(config), params)
+            encode = embedding.make_encoder(patients, config_lib.model_options(config), params)
             for subject in missing:
                 _trajectory(config, target.parent / "trajectories", encode, patients, subject)
             if not target.exists():
-                train.embed_to(target, encode, patients, rows, config.embed.batch_size)
+                embedding.embed_to(target, encode, patients, rows, config.embed.batch_size)
 
 
 def _trajectory_subjects(config, workdir, fold, rows):
@@ -87,7 +87,7 @@ def _trajectory(config, folder, encode, patients, subject):
     index = pl.DataFrame(
         {"subject_id": [subject] * len(grid), "prediction_time": pl.Series(grid).cast(pl.Datetime("us"))}
     )
-    z = train.embed(encode, patients, index, config.embed.batch_size)
+    z = embedding.embed(encode, patients, index, config.embed.batch_size)
     with open(folder / f"{subject}.npz.partial", "wb") as f:
         np.savez(f, time_us=grid, z=z)
     (folder / f"{subject}.npz.partial").rename(folder / f"{subject}.npz")

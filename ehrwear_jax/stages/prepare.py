@@ -263,7 +263,7 @@ def label_table(config, workdir, task):
 
     Raises:
       FileNotFoundError: naming the tasks that there are.
-      ValueError: a faulty table, or labels that are neither boolean nor survival.
+      ValueError: a faulty table, or labels that are neither boolean nor float nor survival.
     """
     folder, made = labels_dir(config, workdir), made_labels_dir(workdir)
     files = label_tables.task_files(folder, task) or label_tables.task_files(made, task)
@@ -271,9 +271,9 @@ def label_table(config, workdir, task):
         there = ", ".join(sorted({*label_tables.tasks(folder), *label_tables.tasks(made)})) or "none"
         raise FileNotFoundError(f"config.evaluate.tasks: no label table {folder / task}.parquet; there are {there}")
     table = meds.read_labels(files)
-    if table.columns[2] not in ("boolean_value", "time_to_event_days"):
+    if table.columns[2] not in ("boolean_value", "time_to_event_days", "float_value"):
         raise ValueError(
-            f"config.evaluate.tasks: {task} holds {table.columns[2]}; boolean and survival labels are evaluated"
+            f"config.evaluate.tasks: {task} holds {table.columns[2]}; boolean, float and survival labels are evaluated"
         )
     return table
 

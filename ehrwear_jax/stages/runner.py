@@ -31,7 +31,7 @@ READS = {
     "prepare": ("seed", "data", "simulate", "labels", "prepare", "cohort"),
     "pretrain": ("seed", "context", "model", "train", "rows"),
     "embed": ("context", "model", "rows", "embed", "evaluate.tasks", "evaluate.reference_row"),
-    "evaluate": ("name", "seed", "evaluate", "rows"),
+    "evaluate": ("name", "seed", "evaluate", "finetune", "rows"),
     "interpret": ("name", "seed", "interpret", "evaluate", "report.reliability_task", "rows"),
     "report": ("name", "seed", "report", "evaluate"),
 }
@@ -71,8 +71,14 @@ def fingerprints(config, inputs=None):
     out, before = {}, ""
     inputs = _inputs(config) if inputs is None else inputs
     for stage in ORDER:
-        before = out[stage] = digest([stage, settings(config, stage), inputs if stage == "prepare" else {}, before])
+        given = {"prepare": inputs, "report": _saved(config)}.get(stage, {})
+        before = out[stage] = digest([stage, settings(config, stage), given, before])
     return out
+
+
+def _saved(config):
+    """{setting: SHA-256 of its files} of the saved predictions that the report is of."""
+    return {k: digest_files(config.report[k]) for k in ("predictions_dir", "tuning_dir") if config.report[k]}
 
 
 def _inputs(config):
@@ -163,7 +169,9 @@ def _lead(config, workdir, stage_names):
         about = {"fingerprint": marks[stage], "of": settings(config, stage) | (inputs if stage == "prepare" else {})}
         same, done = mark.get("fingerprint") == marks[stage], bool(mark.get("done"))
         if stage not in stage_names:
-            later = [s for s in ORDER[ORDER.index(stage) :] if s in stage_names]
+            # a report of saved predictions stands on no stage before it
+            alone = ["report"] if config.report.predictions_dir else []
+            later = [s for s in ORDER[ORDER.index(stage) :] if s in stage_names and s not in alone]
             if later and not (same and done):
                 state = (
                     "has not been run"

@@ -9,7 +9,7 @@ import numpy as np
 import polars as pl
 
 from ehrwear_jax import config as config_lib
-from ehrwear_jax import train
+from ehrwear_jax import embedding, train
 from ehrwear_jax.data import pipeline
 from ehrwear_jax.evals import protocol
 from ehrwear_jax.stages import model, prepare
@@ -63,7 +63,7 @@ class Study:
             options = config_lib.model_options(self.config)
             network = train.make_model(patients, options)
             params = jax.device_get(params)
-            out[row] = Reader(patients, network, params, train.make_encoder(patients, options, params))
+            out[row] = Reader(patients, network, params, embedding.make_encoder(patients, options, params))
         return out
 
     @functools.cached_property
@@ -117,7 +117,7 @@ class Study:
         """z at the reads of `index` (subject_id, prediction_time) from changed records: float32 [N, D]."""
         reader = self.rows[row]
         encode = encode or reader.encode
-        return train.embed(encode, reader.patients, index, self.config.embed.batch_size, transform)
+        return embedding.embed(encode, reader.patients, index, self.config.embed.batch_size, transform)
 
     def held_latents(self, row, name=None, transform=None):
         """z at the held-out reads, of one row or of late fusion; changed reads are kept under their name."""

@@ -322,7 +322,7 @@ def test_labels_in_folders_and_those_that_cannot_be_evaluated(tmp_path):
     assert got.sort("subject_id", "prediction_time").equals(whole.sort("subject_id", "prediction_time"))
     counted = whole.select("subject_id", "prediction_time", integer_value=pl.lit(3, pl.Int64))
     meds.write_labels(folder / "stays.parquet", counted)
-    with pytest.raises(ValueError, match="stays holds integer_value; boolean and survival labels are evaluated"):
+    with pytest.raises(ValueError, match="stays holds integer_value; boolean, float and survival labels are evaluated"):
         stage.label_table(config, tmp_path, "stays")
 
 

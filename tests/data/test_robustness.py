@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ehrwear_jax import batch as batch_lib
 from ehrwear_jax.data import pipeline, robustness
-from ehrwear_jax.data.patient import DAY_US, NO_BIRTH, make_patient
+from ehrwear_jax.data.patient import DAY_US, NO_BIRTH, make_patient, select
 
 
 def patient(n_windows=40, n_events=30, steps=24, channels=2, birth=None, seed=0, signal=None):
@@ -215,3 +216,27 @@ def test_settings_that_mean_nothing_are_refused():
     ):
         with pytest.raises(ValueError):
             call()
+
+
+def test_windows_that_are_left_lie_at_their_slots(tmp_path):
+    """Also where windows between them are gone."""
+    root = cohort.prepare_cohort(cohort.write_cohort(tmp_path, n_subjects=12))
+    people = pipeline.Patients(root / "all", pipeline.ContextConfig(tokens=64, windows=32, context_tokens=40,
+                               queries=8, events=8, patch_steps=3))  # fmt: skip
+
+    def every_third(patient, time_us):
+        return select(patient, ~patient.is_wear_N | (patient.ref_N % 3 == 0), True, patient.origin_us)
+
+    place = [i for i in range(len(people)) if people.n_windows[i] > 3][:4]
+    times = np.array([int(people[i].time_N[-1]) for i in place])
+    n_seen = 0
+    for batch, where in pipeline.inference_batches(people, place, times, 2, every_third):
+        for b, q in np.argwhere(where >= 0):
+            patient, segment = people[place[where[b, q]]], batch["query_segment"][b, q]
+            at = (batch["segment"][b] == segment) & (batch["modality"][b] == batch_lib.MODALITY_WEAR)
+            slots = batch["window"][b, at]
+            wanted = patient.signal(0, len(patient.window_end_M))[::3][-len(slots) :]
+            np.testing.assert_array_equal(batch["observed"][b, slots], np.isfinite(wanted))
+            np.testing.assert_array_equal(batch["wear"][b, slots], np.nan_to_num(wanted))
+            n_seen += len(slots)
+    assert n_seen > 8

@@ -278,4 +278,4 @@ def test_a_dataset_without_wearables_needs_no_other_config(tmp_path):
     meta = json.loads((root / "all" / "meta.json").read_text())
     assert (meta["summaries"], meta["summary_mean"], meta["summary_std"]) == (["activity__entropy"], [0.0], [1.0])
     people = pipeline.Patients(root / "all", ContextConfig(patch_steps=3))
-    assert all(people[i].window_summary().shape == (0, 7) for i in range(len(people)))
+    assert all(people[i].summary(0, 0).shape == (0, 7) for i in range(len(people)))

@@ -64,8 +64,9 @@ def _visible(page):
     return " ".join(" ".join(page.text).split())
 
 
-def test_only_the_three_files_are_left(built):
-    assert sorted(p.name for p in built.iterdir()) == sorted(FILES)
+def test_only_the_files_that_are_promised_are_left(built):
+    assert sorted(p.name for p in built.iterdir()) == sorted((*FILES, "tables"))
+    assert {p.suffix for p in (built / "tables").iterdir()} == {".csv", ".tex"}
 
 
 def test_html_is_well_formed_with_unique_ids_and_anchors_that_exist(html):

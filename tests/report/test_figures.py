@@ -96,7 +96,7 @@ def test_a_constant_state_has_no_components():
     (score,), share = trajectories.principal_components([np.full((4, 3), 2.0)])
     assert score.shape == (4, 0) and share.shape == (0,)
     svg = trajectories.trajectory_figure(trajectory(), np.zeros((30, 0)), (-1, 1), "c")
-    assert "Subject 7" in _texts(svg)
+    assert "Person 7" in _texts(svg)
 
 
 def test_the_sign_of_a_component_does_not_depend_on_the_order_of_rows():
@@ -160,7 +160,7 @@ def test_all_parts_of_a_trajectory_are_on_one_axis():
     t = trajectory()
     (score,), _ = trajectories.principal_components([t.z_NxD])
     texts = _texts(trajectories.trajectory_figure(t, score, (-20, 20), "t"))
-    for expected in ("Subject 7", t.outcome, "latent state z", "diagnoses", "labs", "hospital",
+    for expected in ("Person 7", t.outcome, "latent state z", "diagnoses", "labs", "hospital",
                      "I50", "admission", "heart rate", "prediction"):  # fmt: skip
         assert expected in texts, expected
     assert texts.count("100") == 1  # one time axis, its numbers below the last panel only
@@ -208,5 +208,5 @@ def test_unknown_rows_get_colours_that_the_known_ones_leave():
     ],
 )
 def test_a_bad_trajectory_is_named(changes, message):
-    with pytest.raises(ValueError, match="trajectory of subject 7: .*" + message):
+    with pytest.raises(ValueError, match="trajectory of person 7: .*" + message):
         trajectory(**changes)

@@ -27,7 +27,7 @@ def test_performance_table_is_exact():
     )
     html = tables.to_html(table, _footnote)
     assert '<tr class="apart"><th scope="row" class="text">Oracle (true risk)</th>' in html
-    assert "<td><strong>0.812 [0.790, 0.833]</strong></td>" in html
+    assert "<td><strong>0.812 [0.790,\N{NO-BREAK SPACE}0.833]</strong></td>" in html
     assert "<strong>0.900" not in html
     assert html.count("<sup>auroc</sup>") == 1
 

@@ -179,7 +179,7 @@ def test_the_report_is_one_file_with_the_numbers_of_the_results(whole):
     for target in re.findall(r"""(?:src|href)\s*=\s*["']([^"']*)""", page):
         assert target.startswith(("#", "data:")), target
     assert not re.search(r"@import|url\(\s*['\"]?(?!data:|#)|<(script|link|iframe)[^>]+(src|href)", page)
-    text = html.unescape(re.sub(r"<[^>]+>", " ", page))
+    text = " ".join(html.unescape(re.sub(r"<[^>]+>", " ", page)).split())
     for r in results(workdir):
         if r["metric"] in ("auroc", "auprc", "c_index") and r["value"] is not None:
             shown = records_lib.format_interval(r)

@@ -1,0 +1,328 @@
+"""The paper's tables 1 to 9, filled from the records of a run; those that cannot be filled say why."""
+
+import re
+from collections.abc import Mapping, Sequence
+
+from ehrwear_jax.report import records as rec
+from ehrwear_jax.report.evidence import Evidence
+from ehrwear_jax.report.page import Block, Section, Text
+from ehrwear_jax.report.records import Record
+from ehrwear_jax.report.tables import Column, Group, Row, Table
+
+# row -> what the paper's Table 4 calls it; the rows are named after the variants of the config
+ABLATIONS = {
+    "no_wear_to_ehr": "without the loss from wearable to EHR",
+    "no_ehr_to_wear": "without the loss from EHR to wearable",
+    "no_cross_modal": "without both cross-modal losses",
+    "daily_bins": "discrete time, bins of one day",
+    "half_masked": "stronger wearable masking (50%)",
+}
+STAR = "\N{NO-BREAK SPACE}*"
+STAR_NOTE = (
+    "* differs from the first row: q of the paired difference at most 0.05 (Benjamini and Hochberg, over all "
+    "comparisons of this measure in the report)."
+)
+SUBGROUPS = {
+    "8": (("age", "sex"), "AUROC by age and sex"),
+    "9": (("device",), "AUROC by wearable device"),
+    "": (("ehr", "wear", "ehr_and_wear"), "AUROC by how much is known of the person"),
+}
+WORDS = {
+    ("ehr", "sparse"): "sparse EHR: fewer than 2 days with events in the prior year",
+    ("ehr", "rich"): "other EHR",
+    ("wear", "short"): "less than 14 days of wear",
+    ("wear", "long"): "14 days of wear or more",
+    ("ehr_and_wear", "sparse and short"): "sparse EHR and less than 14 days of wear",
+    ("ehr_and_wear", "other"): "all others",
+    ("sex", "female"): "female",
+    ("sex", "male"): "male",
+}
+
+
+def level_label(attribute: str, level: str) -> str:
+    return WORDS.get((attribute, level)) or (f"age {level}" if attribute == "age" else level)
+
+
+def sorted_levels(levels) -> list[str]:
+    """Levels without repeats; bands of ages from the youngest."""
+    ages = {"<": -1, ">": 1}
+    return sorted(dict.fromkeys(levels), key=lambda level: (ages.get(level[:1], 0), level))
+
+
+def share(entry: Mapping) -> str:
+    """`9.6%` of an entry of prevalence."""
+    known = entry["positives"] is not None and entry["reads"]
+    return f"{100 * entry['positives'] / entry['reads']:.1f}%" if known else rec.ABSENT
+
+
+def horizon_of(task: str) -> tuple[str, float] | None:
+    """("hospitalization", 365.0) of "hospitalization_365d"."""
+    found = re.fullmatch(r"(.+?)_?(\d+)d", task)
+    return (found[1], float(found[2])) if found else None
+
+
+def main_task(records: Sequence[Record], wanted: str = "") -> str | None:
+    """The binary task that one-task tables are of: the wanted one, else the one of the longest horizon."""
+    tasks = rec.tasks_of(r for r in records if r["metric"] == "auroc")
+    if wanted in tasks:
+        return wanted
+    return max(tasks, key=lambda t: (horizon_of(t) or ("", 0.0))[1], default=None)
+
+
+class Lookup:
+    """Records by (task, row, metric), with significance against the main row."""
+
+    def __init__(self, records: Sequence[Record]):
+        self.by_key = {(r["task"], r["row"], r["metric"]): r for r in records}
+        self.stars = 0
+
+    def get(self, task, row, metric) -> Record | None:
+        return self.by_key.get((task, row, metric))
+
+    def rows(self, task, metric, without=frozenset()) -> list[str]:
+        found = (row for t, row, m in self.by_key if t == task and m == metric and " - " not in row)
+        return [r for r in rec.sorted_rows(found) if r not in without]
+
+    def significant(self, task, row, metric) -> bool:
+        q = [r["value"] for (t, pair, m), r in self.by_key.items()
+             if t == task and m == f"{metric}_difference_q" and pair.endswith(f" - {row}")]  # fmt: skip
+        return bool(q) and q[0] is not None and q[0] <= 0.05
+
+    def cell(self, task, row, metric) -> str:
+        found = self.get(task, row, metric)
+        if found is None:
+            return rec.ABSENT
+        star = self.significant(task, row, metric)
+        self.stars += star
+        return rec.format_interval(found) + STAR * star
+
+    def grid(self, name, caption, columns, rows, first="Model", notes=()) -> Table:
+        """Columns: (task, metric, heading). The best of each column is bold; the oracle stands apart."""
+        before, lines = self.stars, []
+        best = {
+            i: rec.best_rows(
+                {r: found["value"] for r in rows if (found := self.get(task, r, metric))},
+                rec.metric_of(metric).higher_is_better,
+            )
+            for i, (task, metric, _) in enumerate(columns, 1)
+        }
+        for row in rows:
+            cells = tuple(self.cell(task, row, metric) for task, metric, _ in columns)
+            bold = frozenset(i for i in best if row in best[i])
+            label = ABLATIONS.get(row) or rec.row_label(row)
+            lines.append(Row((label, *cells), bold, apart=row == rec.ORACLE))
+        notes = (*notes, STAR_NOTE) if self.stars > before else tuple(notes)
+        heads = [Column(heading, rec.metric_of(metric).definition) for _, metric, heading in columns]
+        return Table(caption, (Column(first, is_text=True), *heads), tuple(lines), notes, name)
+
+
+def _heading(records: Lookup, task: str, text: str) -> str:
+    found = next((r for (t, _, m), r in records.by_key.items() if t == task and "_difference" not in m), None)
+    return f"{text} ({rec.format_population(found)})" if found else text
+
+
+def paper_tables(records: Sequence[Record], evidence: Evidence) -> Section:
+    """Every table of the paper that the run has the numbers for, then what is missing and why."""
+    found = Lookup(records)
+    task = main_task(records, evidence.main_task)
+    blocks: list[Block] = []
+    absent: dict[str, str] = {}
+
+    def add(number: str, tables: Sequence[Table | None], reason: str) -> None:
+        there = [t for t in tables if t is not None]
+        blocks.extend(there)
+        if not there:
+            absent[number] = evidence.absent.get(number, reason)
+
+    add("1", _forecasting(found, records), "the run has no binary task.")
+    add("2", [_physiology(found, records)], "the run has no task with float labels; they are made from wearable "
+        "recordings by config.labels.physiology.measures and named in config.evaluate.tasks.")  # fmt: skip
+    add("3", _survival(found, records), "the run has no time-to-event task (a label table with time_to_event_days and "
+        "event_observed).")  # fmt: skip
+    add("4", [_ablations(found, task)], "it compares models that are pretrained apart, one per variant of the config "
+        "(no_wear_to_ehr, no_ehr_to_wear, no_cross_modal, half_masked). Their predictions under these names in one "
+        "folder, given as config.report.predictions_dir beside the full model's, fill it; the variant with bins of one "
+        "day is config.model.day_bins, and its predictions are to be called daily_bins.")  # fmt: skip
+    add("5", [_prevalence(evidence)], "who was labelled is not known from the predictions given.")
+    add("6", [_confusion(found, task)], "its thresholds are chosen on a tuning split, and no tuning predictions were "
+        "given (config.report.tuning_dir).")  # fmt: skip
+    add("7", [_effects(found, task)], "no paired difference was computed: there is no reference row, or no other.")
+    for number in ("8", "9"):
+        reason = "the device is not known of the people evaluated." if number == "9" else "age and sex are not known."
+        add(number, [subgroup_table(evidence, task, number)], reason)
+    if not blocks:
+        blocks.append(Text("No table of the paper can be filled from this run."))
+    for number, reason in sorted(absent.items()):
+        blocks.append(Text(f"Table {number} is not filled: {reason}"))
+    return Section("paper", "The paper's tables", tuple(blocks))
+
+
+def families(records) -> dict[str, list[str]]:
+    """Binary tasks that differ by their horizon only, shortest first; a task without a horizon stands alone."""
+    out: dict[str, list[tuple[float, str]]] = {}
+    for task in rec.tasks_of(r for r in records if r["metric"] == "auroc"):
+        name, days = horizon_of(task) or (task, 0.0)
+        out.setdefault(name, []).append((days, task))
+    return {name: [t for _, t in sorted(tasks)] for name, tasks in out.items()}
+
+
+def _forecasting(found: Lookup, records) -> list[Table]:
+    out = []
+    for name, tasks in families(records).items():
+        rows = rec.sorted_rows(r for t in tasks for r in found.rows(t, "auroc", ABLATIONS.keys()))
+        for metric in ("auroc", "auprc"):
+            columns = []
+            for task in tasks:
+                days = horizon_of(task)
+                columns.append((task, metric, _heading(found, task, f"{days[1]:g} days" if days else "")))
+            label = rec.metric_of(metric).label
+            caption = f"Table 1, {label}: {rec.task_label(name).lower()}. Bold: best of the column to three decimals."
+            out.append(found.grid(f"table1_{name}_{metric}", caption, columns, rows))
+    return out
+
+
+def _physiology(found: Lookup, records) -> Table | None:
+    tasks = rec.tasks_of(r for r in records if r["metric"] == "rmse")
+    if not tasks:
+        return None
+    rows = rec.sorted_rows(r for t in tasks for r in found.rows(t, "rmse"))
+    columns = []
+    for task in tasks:
+        columns.append((task, "rmse", _heading(found, task, f"{rec.task_label(task)}, RMSE")))
+        columns.append((task, "r2", f"{rec.task_label(task)}, R\N{SUPERSCRIPT TWO}"))
+    note = "RMSE in the unit of the label table; the paper gives no units. R\N{SUPERSCRIPT TWO} is 0 for the mean."
+    return found.grid("table2", "Table 2: physiological outcomes. Lower RMSE is better.", columns, rows, notes=(note,))
+
+
+def _survival(found: Lookup, records) -> list[Table]:
+    out = []
+    for task in rec.tasks_of(r for r in records if r["metric"] == "c_index"):
+        rows = found.rows(task, "c_index")
+        days = sorted(float(m[4:]) for t, _, m in found.by_key if t == task and re.fullmatch(r"auc_[\d.]+", m))
+        chosen = max((d for d in days if d <= 365), default=max(days, default=None))
+        wanted = [("c_index", "C-index"), ("uno_c", "Uno's C")]
+        if chosen is not None:
+            wanted.insert(0, (f"auc_{chosen:g}", f"AUC@{chosen:g} days"))
+            wanted += [(f"brier_{chosen:g}", f"Brier score@{chosen:g} days"), ("ibs", "Integrated Brier score")]
+        wanted = [(m, h) for m, h in wanted if any(found.get(task, r, m) for r in rows)]
+        table = found.grid(
+            f"table3_{task}", f"Table 3: {rec.task_label(task).lower()} "
+            f"({rec.format_population(found.get(task, rows[0], 'c_index'), event='events')}).",
+            [(task, m, h) for m, h in wanted], rows,
+        )  # fmt: skip
+        null = {m: found.get(task, rows[0], f"{m}_null") for m, _ in wanted}
+        if any(null.values()):
+            cells = tuple(rec.format_interval(null[m]) if null[m] else rec.ABSENT for m, _ in wanted)
+            extra = Row(("Kaplan-Meier, no covariates", *cells), apart=True)
+            table = Table(table.caption, table.columns, (*table.rows, extra), table.notes, table.name)
+        out.append(table)
+    return out
+
+
+def _ablations(found: Lookup, task) -> Table | None:
+    rows = [r for r in ABLATIONS if found.get(task, r, "auroc")]
+    main = found.rows(task, "auroc", ABLATIONS.keys()) if task else []
+    if not rows or not main:
+        return None
+    columns = [(task, "auroc", _heading(found, task, "AUROC"))]
+    caption = f"Table 4: ablations, {rec.task_label(task).lower()}."
+    return found.grid("table4", caption, columns, [main[0], *rows], "Variant")
+
+
+def _prevalence(evidence: Evidence) -> Table | None:
+    held = [r for r in evidence.prevalence if r["split"] == "held_out"]
+    if not held:
+        return None
+    lines = []
+    for r in held:
+        days = rec.ABSENT if r["median_days"] is None else f"{r['median_days']:,.0f}"
+        counts = (rec.format_count(r[k]) for k in ("people", "reads", "positives"))
+        lines.append(Row((rec.task_label(r["task"]), *counts, share(r), days)))
+    heads = ("Patients", "Reads", "Positive reads", "Prevalence", "Median follow-up, days")
+    columns = (Column("Task", is_text=True), *(Column(h) for h in heads))
+    note = "A person can be read at several times. Follow-up is given where the label table holds times."
+    return Table("Table 5: outcomes of the held-out people.", columns, tuple(lines), (note,), "table5")
+
+
+def _confusion(found: Lookup, task) -> Table | None:
+    rows = found.rows(task, "sensitivity") if task else []
+    if not rows:
+        return None
+    lines = []
+    for row in rows:
+        counts = (found.get(task, row, m)["value"] for m in ("tp", "fp", "tn", "fn"))
+        rates = (found.cell(task, row, m) for m in ("sensitivity", "specificity", "ppv"))
+        threshold = rec.format_number(found.get(task, row, "threshold")["value"])
+        lines.append(Row((rec.row_label(row), threshold, *(f"{c:,.0f}" for c in counts), *rates)))
+    heads = ("Threshold", "True positives", "False positives", "True negatives", "False negatives")
+    columns = (Column("Model", "confusion", is_text=True), *(Column(h) for h in heads),
+               *(Column(h) for h in ("Sensitivity", "Specificity", "PPV")))  # fmt: skip
+    caption = f"Table 6: confusion matrices at a sensitivity fixed on the tuning split, {rec.task_label(task).lower()}."
+    return Table(caption, columns, tuple(lines), (_heading(found, task, "Held-out reads") + ".",), "table6")
+
+
+def _effects(found: Lookup, task) -> Table | None:
+    pairs = [row for t, row, m in found.by_key if t == task and m == "auroc_difference"]
+    if not pairs:
+        return None
+    lines = []
+    for pair in pairs:
+        cells = [rec.format_interval(found.get(task, pair, "auroc_difference"))]
+        for end in ("z", "d"):
+            r = found.get(task, pair, f"auroc_difference_{end}")
+            cells.append(
+                rec.ABSENT if r is None or r["value"] is None else f"{r['value']:+.2f}".replace("-", rec.MINUS)
+            )
+        for end in ("p", "q"):
+            r = found.get(task, pair, f"auroc_difference_{end}")
+            cells.append(rec.format_p_value(r["value"]) if r else rec.ABSENT)
+        cells[-1] += STAR if found.significant(task, pair.partition(" - ")[2], "auroc") else ""
+        lines.append(Row((rec.row_label(pair), *cells)))
+    columns = (
+        Column("Comparison", "difference", is_text=True),
+        Column("\N{GREEK CAPITAL LETTER DELTA} AUROC"),
+        Column("Bootstrap z", "bootstrap_z"),
+        Column("Cohen's d over seeds", "cohens_d"),
+        Column("p", "p_value"),
+        Column("q", "q_value"),
+    )
+    caption = f"Table 7: paired differences of AUROC, {_heading(found, task, rec.task_label(task).lower())}."
+    return Table(caption, columns, tuple(lines), ("* q at most 0.05.",), "table7")
+
+
+def subgroup_table(evidence: Evidence, task, number: str) -> Table | None:
+    """AUROC and its gap to the largest group by row and level of the attributes of SUBGROUPS[number]."""
+    wanted, text = SUBGROUPS[number]
+    mine = [r for r in evidence.subgroups if r["task"] == task and r["attribute"] in wanted]
+    cells: Mapping = {(r["attribute"], r["level"], r["row"], r["metric"]): r for r in mine}
+    if not cells:
+        return None
+    rows = rec.sorted_rows(r["row"] for r in mine if " - " not in r["row"])
+    lines: list[Row | Group] = []
+    for attribute in wanted:
+        for level in sorted_levels(r["level"] for r in mine if r["attribute"] == attribute):
+            first = cells.get((attribute, level, rows[0], "auroc"))
+            if first is None:
+                detail = "suppressed: too few patients"
+            elif first["n_patients"] is None:
+                detail = "counts hidden, which would give a suppressed group away"
+            else:
+                positive = "" if first["n_positive"] is None else f", {first['n_positive']:,} with the event"
+                detail = f"{first['n_patients']:,} patients{positive}"
+            lines.append(Group(level_label(attribute, level), detail))
+            for row in rows if first else ():
+                r = cells.get((attribute, level, row, "auroc"))
+                gap, ece = (cells.get((attribute, level, row, m)) for m in ("auroc_gap", "ece_corrected"))
+                lines.append(Row((
+                    rec.row_label(row), rec.format_interval(r) if r else rec.ABSENT,
+                    _signed(gap) if gap else "reference", rec.format_interval(ece) if ece else rec.ABSENT,
+                ), apart=row == rec.ORACLE))  # fmt: skip
+    head = f"Table {number}: " if number else ""
+    columns = (Column("Group", "subgroup", is_text=True), Column("AUROC [95% interval]", "auroc"),
+               Column("Gap to the largest group"), Column("Corrected ECE", "ece_corrected"))  # fmt: skip
+    caption = f"{head}{text}, {rec.task_label(task).lower()}."
+    return Table(caption, columns, tuple(lines), (), f"table{number}" if number else "coverage_groups")
+
+
+def _signed(record) -> str:
+    return rec.format_interval({**record, "metric": rec.DIFFERENCE})

@@ -1,0 +1,210 @@
+"""What the evaluate stage adds to the main numbers, each part against its definition or a library."""
+
+import json
+
+import numpy as np
+import polars as pl
+import pytest
+import small_run
+from sklearn.metrics import mean_squared_error, roc_auc_score
+from sksurv.metrics import concordance_index_ipcw, cumulative_dynamic_auc, integrated_brier_score
+from sksurv.util import Surv
+
+from ehrwear_jax.evals import subgroups, survival
+from ehrwear_jax.stages import evaluate, evaluate_score, evaluate_subgroups, prepare
+
+TASKS = ("readmission", "relapse", "sleep")
+
+
+def write_embeddings(config, workdir, labels):
+    """Embeddings that hold the labels under noise."""
+    index = prepare.prediction_index(config, workdir)
+    subjects = pl.read_parquet(workdir / "prepare" / "all" / "subjects.parquet").select("subject_id", "split")
+    keys = index.join(subjects, on="subject_id").sort("subject_id", "prediction_time")
+    told = keys
+    for task, column in (("readmission", "boolean_value"), ("relapse", "time_to_event_days"), ("sleep", "float_value")):
+        named = labels[task].select("subject_id", "prediction_time", pl.col(column).cast(pl.Float64).alias(task))
+        told = told.join(named, on=["subject_id", "prediction_time"], how="left", maintain_order="left")
+    signal = told.select("readmission", pl.col("relapse").log(), "sleep").fill_null(0.0).to_numpy()
+    rng = np.random.default_rng(0)
+    (workdir / "embed" / "all").mkdir(parents=True)
+    for row, noise in zip(config.rows, (0.7, 1.0, 2.0), strict=True):
+        z = pl.Series("embedding", (signal + noise * rng.normal(size=signal.shape)).tolist(), dtype=pl.List(pl.Float32))
+        keys.with_columns(z).write_parquet(workdir / "embed" / "all" / f"{row}.parquet")
+    (workdir / "evaluate").mkdir()
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory):
+    root = tmp_path_factory.mktemp("details")
+    labels = small_run.write_inputs(root)
+    rng = np.random.default_rng(1)
+    sleep = labels["readmission"].select("subject_id", "prediction_time")
+    sleep = sleep.with_columns(float_value=pl.Series(rng.normal(size=sleep.height), dtype=pl.Float32))
+    sleep.write_parquet(root / "labels" / "sleep.parquet")
+    labels["sleep"] = sleep
+    config, workdir = small_run.small_config(root), root / "run"
+    config.evaluate.update({"tasks": TASKS, "min_patients": 2, "min_per_class": 1, "label_fractions": (0.5, 1.0)})
+    config.evaluate.update({"label_draws": 2, "horizons_days": (90.0, 200.0), "tabular_by_modality": False})
+    prepare.run(config, workdir)
+    write_embeddings(config, workdir, labels)
+    evaluate.run(config, workdir)
+    records = json.loads((workdir / "evaluate" / "results.json").read_text())
+    return config, workdir, records, json.loads((workdir / "evaluate" / "details.json").read_text())
+
+
+def value(records, task, row, metric):
+    (found,) = [r for r in records if (r["task"], r["row"], r["metric"]) == (task, row, metric)]
+    return found["value"]
+
+
+def predictions(workdir, task, row, kind="predictions"):
+    return pl.read_parquet(workdir / "evaluate" / kind / task / f"{row}.parquet")
+
+
+def train_labels(config, workdir, task):
+    subjects = pl.read_parquet(workdir / "prepare" / "all" / "subjects.parquet").filter(pl.col("split") == "train")
+    return prepare.label_table(config, workdir, task).join(subjects, on="subject_id", how="semi")
+
+
+def test_regression_tasks_are_ridge_probes_scored_in_their_unit(done):
+    config, workdir, records, _ = done
+    sd = train_labels(config, workdir, "sleep")["float_value"].std()
+    for row in ("joint", "ridge_table", "training_mean", "late_fusion"):
+        table = predictions(workdir, "sleep", row)
+        rmse = np.sqrt(mean_squared_error(table["float_value"], table["predicted_float_value"]))
+        assert value(records, "sleep", row, "rmse") == pytest.approx(rmse, abs=1e-6)
+        assert value(records, "sleep", row, "rmse_sd") == pytest.approx(rmse / sd, rel=1e-5)
+    mean = predictions(workdir, "sleep", "training_mean")["predicted_float_value"].unique().to_list()
+    assert mean == [pytest.approx(train_labels(config, workdir, "sleep")["float_value"].mean(), abs=1e-6)]
+    assert value(records, "sleep", "joint", "rmse") < value(records, "sleep", "training_mean", "rmse")
+    assert value(records, "sleep", "joint - training_mean", "rmse_difference") < 0
+
+
+def test_survival_metrics_equal_scikit_survival(done):
+    config, workdir, records, _ = done
+    table, train = predictions(workdir, "relapse", "joint"), train_labels(config, workdir, "relapse")
+    y_train, y = (Surv.from_arrays(t["event_observed"].to_numpy(), t["time_to_event_days"].to_numpy())
+                  for t in (train, table))  # fmt: skip
+    risk = table["predicted_log_hazard"].to_numpy()
+    auc, _ = cumulative_dynamic_auc(y_train, y, risk, [90.0, 200.0])
+    for horizon, expected in zip((90, 200), auc, strict=True):
+        assert value(records, "relapse", "joint", f"auc_{horizon}") == pytest.approx(expected, abs=1e-6)
+    expected = concordance_index_ipcw(y_train, y, risk, tau=200.0)[0]
+    assert value(records, "relapse", "joint", "uno_c") == pytest.approx(expected, abs=1e-6)
+    # the integral of the two saved horizons alone, through the same scoring
+    horizons = np.array([90.0, 200.0])
+    curves = table.select("predicted_survival_90d", "predicted_survival_200d").to_numpy()
+    found = evaluate_score.score_time(
+        evaluate_score.Options("d", n_resamples=0), "t", {"joint": risk}, y["time"], y["event"], np.arange(len(y)),
+        train=(y_train["time"], y_train["event"]), horizons=horizons, curves={"joint": curves}, times_T=horizons,
+    )  # fmt: skip
+    expected = integrated_brier_score(y_train, y, curves, horizons)
+    assert value(found["records"], "t", "joint", "ibs") == pytest.approx(expected, abs=1e-6)
+    # of the run itself: on its own grid, better than no covariates
+    assert value(records, "relapse", "joint", "ibs") < value(records, "relapse", "joint", "ibs_null")
+
+
+def test_the_confusion_matrix_uses_a_threshold_of_the_tuning_split(done):
+    config, workdir, records, _ = done
+    tuning = predictions(workdir, "readmission", "joint", "tuning")
+    held = predictions(workdir, "readmission", "joint")
+    threshold = value(records, "readmission", "joint", "threshold")
+    positive = tuning.filter("boolean_value")["predicted_boolean_probability"].to_numpy()
+    assert np.mean(positive >= np.float32(threshold)) >= config.evaluate.sensitivity
+    above = np.sort(positive[positive > np.float32(threshold) * (1 + 1e-6)])
+    assert len(above) / len(positive) < config.evaluate.sensitivity  # a larger threshold does not reach it
+    called = held["predicted_boolean_probability"].to_numpy() >= np.float32(threshold)
+    y = held["boolean_value"].to_numpy()
+    counts = {
+        "tp": (called & y).sum(),
+        "fp": (called & ~y).sum(),
+        "tn": (~called & ~y).sum(),
+        "fn": (~called & y).sum(),
+    }
+    assert {m: value(records, "readmission", "joint", m) for m in counts} == counts
+
+
+def test_metrics_are_there_as_the_meds_tool_writes_them(done):
+    _, workdir, records, _ = done
+    found = json.loads((workdir / "evaluate" / "meds_evaluation.json").read_text())
+    assert set(found) == {"readmission"}
+    for row, metrics in found["readmission"].items():
+        expected = value(records, "readmission", row, "auroc")
+        assert metrics["samples_equally_weighted"]["roc_auc_score"] == pytest.approx(expected, abs=1e-6)
+
+
+def test_subgroups_are_those_of_the_people(done):
+    config, workdir, _, details = done
+    known = pl.read_parquet(workdir / "evaluate" / "attributes.parquet")
+    held = predictions(workdir, "readmission", "joint").join(known, on=evaluate_subgroups.KEYS)
+    births = pl.read_parquet(workdir / "prepare" / "all" / "subjects.parquet").select("subject_id", "birth_time")
+    age = held.join(births, on="subject_id", maintain_order="left")
+    days = (age["prediction_time"] - age["birth_time"]).dt.total_days().to_numpy()
+    np.testing.assert_allclose(age["age_years"].fill_null(-1), np.where(np.isfinite(days), days / 365.25, -1))
+    checked = 0
+    for attribute, levels in evaluate_subgroups.levels(config, held).items():
+        for level in {x for x in levels if x is not None}:
+            mine = [r for r in details["subgroups"] if (r["task"], r["row"], r["attribute"], r["level"], r["metric"])
+                    == ("readmission", "joint", attribute, str(level), "auroc")]  # fmt: skip
+            part = held.filter(levels == level)
+            if mine:
+                expected = roc_auc_score(part["boolean_value"], part["predicted_boolean_probability"])
+                assert mine[0]["value"] == pytest.approx(expected, abs=1e-6)
+                checked += 1
+    assert checked >= 3
+
+
+def test_label_fractions_are_fitted_for_the_last_binary_task(done):
+    _, _, records, details = done
+    assert {r["task"] for r in details["fractions"]} == {"readmission"}
+    whole = {r["row"]: r for r in details["fractions"] if r["fraction"] == 1 and r["metric"] == "auroc"}
+    assert set(whole) == {"joint", "ehr_only", "wear_only", "late_fusion"}
+    for row, r in whole.items():  # everything is what the task's own probe saw
+        assert r["n_draws"] == 1 and r["value"] == pytest.approx(value(records, "readmission", row, "auroc"), abs=1e-6)
+    half = [r for r in details["fractions"] if r["fraction"] == 0.5]
+    assert all(r["n_draws"] == 2 and r["n_patients"] < whole["joint"]["n_patients"] for r in half)
+
+
+def test_every_p_value_has_its_q_value(done):
+    _, _, records, _ = done
+    ends = {end: {(r["task"], r["row"], r["metric"][:-1]): r["value"] for r in records
+                  if r["metric"].endswith(f"_difference_{end}")} for end in "pq"}  # fmt: skip
+    assert ends["p"] and set(ends["p"]) == set(ends["q"])
+    assert all(ends["q"][k] >= p for k, p in ends["p"].items() if p is not None)
+
+
+def test_weights_of_known_labels_undo_the_selection_by_censoring():
+    """Censoring that hits low risks: known labels alone have too many events, the weighted share does not."""
+    rng = np.random.default_rng(0)
+    n = 20_000
+    event_time, censor_time = rng.exponential(400, n), rng.exponential(300, n)
+    time, event = np.minimum(event_time, censor_time), event_time <= censor_time
+    y, known = survival.horizon_labels(time, event, 365.0)
+    factor = survival.horizon_factor(survival.censoring_survival(time, event), time, event, 365.0)[known]
+    options = evaluate_score.Options("d", n_resamples=0, suppression=subgroups.Suppression(0, 0))
+    p = np.clip(0.6 + 0.1 * rng.normal(size=known.sum()), 0, 1)
+    found = evaluate_score.score_binary(
+        options, "t", {"row": p}, y[known], np.arange(known.sum()), known_factor_N=factor
+    )
+    truth = np.mean(event_time <= 365)
+    assert value(found["records"], "t", "row", "prevalence_ipcw") == pytest.approx(truth, abs=0.015)
+    assert value(found["records"], "t", "row", "prevalence") > truth + 0.1
+
+
+def test_probes_can_be_trained_as_in_the_paper(done, tmp_path):
+    config, workdir, _, _ = done
+    config = config.copy_and_resolve_references()
+    config.unlock()
+    config.evaluate.update({"probe": "adam", "probe_seeds": (0, 1), "tasks": ("readmission",), "tabular": False,
+                            "label_fractions": ()})  # fmt: skip
+    for folder in ("prepare", "embed"):
+        (tmp_path / folder).symlink_to(workdir / folder)
+    (tmp_path / "evaluate").mkdir()
+    evaluate.run(config, tmp_path)
+    records = json.loads((tmp_path / "evaluate" / "results.json").read_text())
+    assert value(records, "readmission", "joint", "auroc") > 0.6
+    assert value(records, "readmission", "joint", "auroc_seed_sd") >= 0
+    assert {r["row"] for r in records if r["metric"] == "auroc_difference_d"} <= {
+        f"joint - {row}" for row in ("ehr_only", "wear_only", "late_fusion")
+    }
