@@ -1,8 +1,8 @@
 """What pretraining learns: python learning_run.py CONFIG WORKDIR [N_SUBJECTS STEPS [VARIANT [MODEL...]]].
 
-Trains the joint row of an experiment file on its simulated cohort, twice: as configured, and with cross-modal terms
-that train their heads but do not shape z (MODEL: model, detached). Writes WORKDIR/learning.json: for each term the loss
-on validation of both models and of predictors that know only frequencies, means or the last value.
+Trains the joint row of an experiment file on its simulated cohort, as configured ("model") and with cross-modal terms
+that train their heads but do not shape z ("detached"). Writes WORKDIR/learning.json: for each term the loss on
+validation of the models and of predictors that know only frequencies, means or the last value.
 """
 
 import dataclasses
