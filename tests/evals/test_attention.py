@@ -53,7 +53,7 @@ def test_recording_is_off_unless_asked_for():
     """Without a mutable collection the layers' scan returns tokens and queries and nothing else."""
     model, params = small_model.make_model()
     batch = small_model.make_batch()
-    assert set(jax.eval_shape(model.init, jax.random.key(0), batch)) == {"params"}
+    assert set(jax.eval_shape(model.init, jax.random.key(0), batch)) == {"params", "perturbations"}
 
     def scan_outputs(**options):
         traced = jax.make_jaxpr(lambda b: model.apply({"params": params}, b, method="encode", **options))(batch)

@@ -10,7 +10,7 @@ from kill_and_resume import STEPS, finish, interrupt, is_same, metrics, start, s
 from ehrwear_jax import exits
 
 pytestmark = pytest.mark.slow
-ALL = "prepare,pretrain,embed,evaluate,report"
+ALL = "prepare,pretrain,embed,evaluate,interpret,report"
 
 
 @pytest.fixture(scope="module")
