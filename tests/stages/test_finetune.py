@@ -34,7 +34,9 @@ def test_fine_tuned_rows_are_scored_beside_the_frozen_ones(run, task):
     mine = [r for r in records if r["task"] == task]
     assert names == {r["row"] for r in mine} - {r["row"] for r in frozen} - {f"joint - {n}" for n in names}
     # the same people and resamples: what was there before is the same with its intervals
-    assert [r for r in mine if not any(n in r["row"] for n in names)] == [r for r in frozen if r["task"] == task]
+    # (but q-values, whose family has grown)
+    both = [[r for r in x if not r["metric"].endswith("_q")] for x in (mine, frozen)]
+    assert [r for r in both[0] if not any(n in r["row"] for n in names)] == [r for r in both[1] if r["task"] == task]
     metric = "auroc" if task == "readmission" else "c_index"
     for name in names:
         (difference,) = [r for r in mine if (r["row"], r["metric"]) == (f"joint - {name}", f"{metric}_difference")]
