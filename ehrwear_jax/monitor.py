@@ -6,6 +6,11 @@ from ehrwear_jax import sharding
 from ehrwear_jax.models import cost
 
 
+# what `Throughput.read` returns; of all that is logged, only these differ between a run and its repetition
+TIMINGS = ("steps_per_second", "tokens_per_second", "patient_days_per_second", "model_tflops_per_second",
+           "waiting_share", "mfu")  # fmt: skip
+
+
 class Throughput:
     """Rates since the last time that they were read, from what each batch holds beside padding.
 

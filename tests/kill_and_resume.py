@@ -24,11 +24,11 @@ import small_run
 
 from ehrwear_jax import exits, files, manifest
 from ehrwear_jax.checkpoint import read_newest
+from ehrwear_jax.monitor import TIMINGS
 
 REPO = Path(__file__).resolve().parents[1]
 STEPS = 60
 ROW = Path("pretrain") / "all" / "ehr_only"
-TIMINGS = ("steps_per_second", "waiting_share")
 CONFIG = """
 import pathlib, small_run
 

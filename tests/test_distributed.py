@@ -12,6 +12,7 @@ import small_run
 from conftest import REPO
 
 from ehrwear_jax.data import meds, prepare
+from ehrwear_jax.monitor import TIMINGS
 
 pytestmark = pytest.mark.slow
 
@@ -49,12 +50,11 @@ def test_two_processes_give_what_one_gives(tmp_path):
     prepare.prepare_split(tmp_path / "tables", meds.read_codes(raw / "meds"), tmp_path / "all", options)
     one, (z,) = run(tmp_path / "all", tmp_path / "one", 1)
     two, z_of = run(tmp_path / "all", tmp_path / "two", 2)
-    timings = {"steps_per_second", "waiting_share"}
     assert len(one) == len(two) == 6 + 2, "one line per step and validation, however many processes"
     assert len({x["loss/total"] for x in one if "loss/total" in x}) == 6
     for a, b in zip(one, two, strict=True):
         assert a.keys() == b.keys()
-        for name in a.keys() - timings:
+        for name in a.keys() - set(TIMINGS):
             assert b[name] == pytest.approx(a[name], rel=1e-4, abs=1e-6), (a["step"], name)
     for other in z_of:
         np.testing.assert_allclose(other, z, atol=1e-4)

@@ -14,6 +14,7 @@ from conftest import REPO
 
 from ehrwear_jax import exits, manifest, run_dir
 from ehrwear_jax.checkpoint import read_newest
+from ehrwear_jax.monitor import TIMINGS
 
 pytestmark = pytest.mark.slow
 DEVICES, STEPS = 4, 12
@@ -73,8 +74,7 @@ class Job:
 
     def lines(self):
         return [
-            {k: v for k, v in x.items() if k not in ("steps_per_second", "waiting_share")}
-            for x in run_dir.read_lines(self.row / "metrics.jsonl")
+            {k: v for k, v in x.items() if k not in TIMINGS} for x in run_dir.read_lines(self.row / "metrics.jsonl")
         ]
 
     def params(self):
