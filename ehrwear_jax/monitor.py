@@ -5,7 +5,6 @@ import time
 from ehrwear_jax import sharding
 from ehrwear_jax.models import cost
 
-
 # what `Throughput.read` returns; of all that is logged, only these differ between a run and its repetition
 TIMINGS = ("steps_per_second", "tokens_per_second", "patient_days_per_second", "model_tflops_per_second",
            "waiting_share", "mfu")  # fmt: skip
