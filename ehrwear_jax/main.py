@@ -32,7 +32,7 @@ def main(argv):
     absl_logging.get_absl_handler().setFormatter(logging.Formatter("%(message)s"))
     absl_logging.set_verbosity(absl_logging.INFO)
     logging.getLogger("absl").setLevel(logging.WARNING)  # the checkpoint library's own chatter
-    for name in ("jax", "orbax"):
+    for name in ("jax", "orbax", "distributed"):
         logging.getLogger(name).setLevel(logging.WARNING)
     if CONFIG.value is None:
         sys.exit("ehrwear_jax: say which experiment to run, e.g. --config=configs/tiny.py (all flags: --help)")
