@@ -227,7 +227,15 @@ def test_no_id_and_no_date_of_a_person_is_left(runs):
                 for subject, time in table.select("subject_id", column).drop_nulls().iter_rows():
                     assert time not in times[original[subject]], (path, column)
                     n_times += 1
-    assert n_tables > 15 and n_times > 900
+
+    def times_in(name):
+        tables = {p.relative_to(runs[name]): t for p, t in tables_of(runs[name]) if not isinstance(t, str)}
+        return {p: [t[c].count() for c, d in t.schema.items() if isinstance(d, pl.Datetime)] for p, t in tables.items()}
+
+    plain, one = times_in("plain"), times_in("one")
+    assert len(plain) > 15 and n_tables == len(one) and n_times == sum(map(sum, one.values()))
+    kept = [p for p in plain if "quarantine" not in p.parts]  # a time of nobody is forgotten there
+    assert [plain[p] for p in kept] == [one[p] for p in kept], "no time of the plain output is lost"
     everything = b"".join(p.read_bytes() for p in runs["one"].rglob("*") if p.is_file())
     for i in ids:
         assert str(i).encode() not in everything and int(i).to_bytes(8, "little") not in everything
@@ -321,6 +329,32 @@ def test_intervals_between_modalities_stay(runs):
         a, b = plain[s], one[deid._pseudonyms(pl.Series([s]))[s]]
         assert b["time_us"][0] - b["window_end_us"][0] == a["time_us"][0] - a["window_end_us"][0]
         assert (b["time_us"][0] - a["time_us"][0]) % (7 * DAY_US) == 0
+
+
+def test_no_file_keeps_the_order_of_the_ids_and_windows_stay_with_their_people(runs):
+    deid = shifted()
+    plain, one = (runs[k] / "prepare" / "tables" for k in ("plain", "one"))
+    n_moved = 0
+    for path in sorted((plain / "wearers").glob("*.parquet")):
+        before, after = pl.read_parquet(path), pl.read_parquet(one / "wearers" / path.name)
+        new_id = deid._pseudonyms(before["subject_id"])
+        assert after["subject_id"].is_sorted()
+        n_moved += [new_id[i] for i in before["subject_id"]] != after["subject_id"].to_list()
+        place = {i: (first, n) for i, first, n in after.iter_rows()}
+        frame = pl.read_parquet(one / "windows" / path.name)["subject_id"]
+        for folder in ("window_values", "wearers"):
+            a, b = (np.load(t / folder / f"{path.stem}.npy") for t in (plain, one))
+            assert len(a) == len(b) == len(frame)
+            for subject, first, n in before.iter_rows():
+                there, n_there = place[new_id[subject]]
+                mine, theirs = a[first : first + n], b[there : there + n_there]
+                assert n == n_there and (frame[there : there + n] == new_id[subject]).all()
+                if folder == "window_values":
+                    np.testing.assert_array_equal(theirs, mine)
+                else:
+                    np.testing.assert_array_equal(theirs["summary"], mine["summary"])
+                    np.testing.assert_array_equal(np.diff(theirs["end"]), np.diff(mine["end"]))
+    assert n_moved, "some file's people stand in another order"
 
 
 def test_it_is_refused_where_the_raw_data_would_lie_beside_it():

@@ -67,6 +67,7 @@ def test_what_the_read_does_not_see_has_no_part(explained):
     """Query 1 sees four tokens, one of them the first window. A wearable token's id is not read."""
     token_BxT, wear_BxWxC = attribution.by_token(explained[-1])
     assert not token_BxT[:, 4:].any() and not token_BxT[:, 2].any() and not wear_BxWxC[:, 1].any()
+    # what is not seen is exactly zero above: any part at all is one of what is seen
     assert (np.abs(token_BxT[:, [0, 1, 3]]) > 1e-6).all() and (np.abs(wear_BxWxC[:, 0]) > 1e-6).all()
 
 
