@@ -43,9 +43,10 @@ def without_repeats(rows):
     """
     kept, n_left_out, open_rows = [], 0, []
     for start_us, rate_hz, values_N in sorted(rows, key=lambda row: row[0]):
-        edge_N = sample_edges(start_us, rate_hz, len(values_N))
-        open_rows = [row for row in open_rows if row[0][-1] > start_us]
-        for other_edge, other_values in open_rows:
+        open_rows = [row for row in open_rows if row[0] > start_us]
+        edge_N = sample_edges(start_us, rate_hz, len(values_N)) if open_rows else None
+        for _, other_start, other_rate, other_values in open_rows:
+            other_edge = sample_edges(other_start, other_rate, len(other_values))
             middle_N = (edge_N[:-1] + edge_N[1:]) // 2
             at_N = np.searchsorted(other_edge, middle_N, side="right") - 1
             inside_N = (at_N >= 0) & (at_N < len(other_values))
@@ -55,7 +56,8 @@ def without_repeats(rows):
             if repeated_N.any():
                 n_left_out += int(repeated_N.sum())
                 values_N = np.where(repeated_N, np.nan, values_N)
-        open_rows.append((edge_N, np.asarray(values_N)))
+        end_us = start_us + round(len(values_N) * (1e6 / rate_hz))
+        open_rows.append((end_us, start_us, rate_hz, np.asarray(values_N)))
         kept.append((start_us, rate_hz, values_N))
     return kept, n_left_out
 

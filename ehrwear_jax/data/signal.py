@@ -62,6 +62,9 @@ def pool_row(start_us, rate_hz, values_N, spec, low=-np.inf, high=np.inf):
     good_N = np.isfinite(values_N) & (values_N >= low) & (values_N <= high)
     period_us = 1e6 / rate_hz
     window_us = spec.window_hours * 3_600_000_000
+    if period_us == step_us and start_us % step_us == 0:  # one sample per step
+        step = start_us // step_us + np.nonzero(good_N)[0]
+        return step, values_N[good_N], np.ones(len(step))
     edge_us = overlap.sample_edges(start_us, rate_hz, len(values_N))
     last_N = edge_us[1:] - 1
     first_N = np.maximum(edge_us[:-1], last_N // window_us * window_us)
@@ -125,22 +128,30 @@ def window_person(rows, spec, limits):
     place_W = np.searchsorted(window_N, np.arange(window_N[0], window_N[-1] + 1))
     sources = sorted({p[0] for p in parts})
     # steps last: sums over them run along memory
-    total = np.zeros((len(sources), len(window_N), len(spec.channels), spec.steps))
-    weight = np.zeros_like(total)
+    shape = (len(sources), len(spec.channels), len(window_N) * spec.steps)
+    total, weight = np.zeros(shape), np.zeros(shape)
     for (source, channel, step, value, count), window in zip(parts, window_of, strict=True):
-        at = (sources.index(source), place_W[window - window_N[0]], channel, step % spec.steps)
-        if (step[1:] > step[:-1]).all():  # no step twice
-            total[at] += value
-            weight[at] += count
+        at = place_W[window - window_N[0]] * spec.steps + step % spec.steps
+        total_G, weight_G = (x[sources.index(source), channel] for x in (total, weight))
+        if at[-1] - at[0] == len(at) - 1 and (at[1:] > at[:-1]).all():  # without a gap
+            total_G[at[0] : at[-1] + 1] += value
+            weight_G[at[0] : at[-1] + 1] += count
+        elif (at[1:] > at[:-1]).all():  # no step twice
+            total_G[at] += value
+            weight_G[at] += count
         else:
-            np.add.at(total, at, value)
-            np.add.at(weight, at, count)
+            np.add.at(total_G, at, value)
+            np.add.at(weight_G, at, count)
     with np.errstate(invalid="ignore"):
-        values = np.where(weight > 0, total / weight, np.nan).astype(np.float32)
-    values, counts["steps of a further device"] = overlap.choose_source(np.moveaxis(values, 3, 2))
-    covered = np.isfinite(np.moveaxis(values, 2, 1)).mean(axis=2).max(axis=1) >= spec.min_coverage
+        values = (total / weight).astype(np.float32)  # 0 / 0: NaN
+    values = values.reshape(len(sources), len(spec.channels), len(window_N), spec.steps)
+    values, counts["steps of a further device"] = overlap.choose_source(np.moveaxis(values, 1, 3))
+    covered = np.isfinite(np.moveaxis(values, 2, 0)).mean(axis=2).max(axis=0) >= spec.min_coverage
     end_us = (window_N + 1) * spec.steps * step_us
     return end_us[covered], values[covered], counts
+
+
+_SUMMARISED_AT_ONCE = 64  # windows whose intermediate results stay in the processor's cache
 
 
 def summaries(values_MxLxC):
@@ -150,6 +161,12 @@ def summaries(values_MxLxC):
       {name: float32 [M, C]}; NaN where a statistic needs more values than there are. A step is a difference of
       neighbouring grid points that are both observed.
     """
+    n = len(values_MxLxC)
+    blocks = [_summaries(values_MxLxC[i : i + _SUMMARISED_AT_ONCE]) for i in range(0, max(n, 1), _SUMMARISED_AT_ONCE)]
+    return {name: np.concatenate([block[name] for block in blocks]) for name in blocks[0]}
+
+
+def _summaries(values_MxLxC):
     values_MxCxL = np.ascontiguousarray(np.moveaxis(values_MxLxC, 1, 2))  # sums over steps run along memory
     seen = np.isfinite(values_MxCxL)
     count = seen.sum(axis=2)
