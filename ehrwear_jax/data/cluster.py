@@ -23,13 +23,15 @@ JOB_QUEUES = {
     "slurm": "SLURMCluster", "pbs": "PBSCluster", "sge": "SGECluster", "lsf": "LSFCluster", "oar": "OARCluster",
     "htcondor": "HTCondorCluster", "moab": "MoabCluster",
 }  # fmt: skip
-_ONE_THREAD = {
+_WORKER_ENVIRONMENT = {
     "POLARS_MAX_THREADS": "1",
     "OMP_NUM_THREADS": "1",
     "OPENBLAS_NUM_THREADS": "1",
     "MKL_NUM_THREADS": "1",
+    # dask's own choice of 64 KiB returns every large array to the system, to be faulted in anew
     "MALLOC_TRIM_THRESHOLD_": "134217728",
     "MALLOC_MMAP_THRESHOLD_": "33554432",
+    "DASK_LOGGING__DISTRIBUTED": "warning",
 }
 _WAITING_PER_WORKER = 4  # tasks handed out at a time
 _CONNECT_S = 60
@@ -93,6 +95,9 @@ class Pool:
             return self._map(function, items, bar)
 
     def _map(self, function, items, bar):
+        import dask
+
+        dask.config.set({"logging.distributed": "warning"})  # read when distributed is imported
         from distributed import KilledWorker, as_completed
 
         client = self._start()
@@ -125,13 +130,13 @@ class Pool:
             from distributed import Client, LocalCluster
 
             # Read before a worker's libraries are imported: one thread each, as there is a worker per core.
-            dask.config.set({"distributed.nanny.pre-spawn-environ": _ONE_THREAD})
+            dask.config.set({"distributed.nanny.pre-spawn-environ": _WORKER_ENVIRONMENT})
             target = self.scheduler
             if not target:
                 memory = f"{self.memory_gb}GB" if self.memory_gb else "auto"
                 target = self._cluster = LocalCluster(
                     n_workers=self.workers or os.cpu_count(), threads_per_worker=1, processes=True,
-                    memory_limit=memory, dashboard_address="127.0.0.1:0", silence_logs=40,
+                    memory_limit=memory, dashboard_address=None, worker_dashboard_address=None, silence_logs=40,
                 )  # fmt: skip
             elif target.startswith("jobqueue:"):
                 target = self._cluster = _job_queue(target.partition(":")[2])
@@ -153,7 +158,7 @@ def _job_queue(name):
         module = importlib.import_module("dask_jobqueue")
     except ModuleNotFoundError as error:
         raise ValueError(f"jobqueue:{name} needs dask-jobqueue: pip install 'ehrwear_jax[cluster]'") from error
-    prologue = [f"export {key}={value}" for key, value in _ONE_THREAD.items()]
+    prologue = [f"export {key}={value}" for key, value in _WORKER_ENVIRONMENT.items()]
     return getattr(module, JOB_QUEUES[name])(job_script_prologue=prologue, python=sys.executable)
 
 

@@ -302,7 +302,7 @@ def simulate(root: Path, config: SimulatorConfig, *, workers: int = 1, progress:
     n_done = config.n_subjects - sum(len(ids) for _, _, ids in todo)
     with tqdm(
         total=config.n_subjects, initial=n_done, desc="simulate", unit="person",
-        disable=not progress,
+        disable=None if progress else True,
     ) as bar:  # fmt: skip
         for n in _run(root, config, todo, min(workers, len(todo))):
             bar.update(n)
