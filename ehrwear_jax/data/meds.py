@@ -192,11 +192,13 @@ def _validate_codes(codes: pl.DataFrame, source) -> pl.DataFrame:
 def read_codes(meds_dir: Path) -> pl.DataFrame:
     """code str (unique), description str nullable, parent_codes list[str] nullable, by code.
 
-    MEDS 0.4 allows a code on several rows: the first description is kept and parents are united.
+    MEDS 0.4 allows a code on several rows: the first description is kept and parents are united. A null among the
+    parents, as in the MIMIC-IV demo, is none.
     Real datasets lack rows for some of their codes; that is no error here.
     """
     path = Path(meds_dir) / "metadata" / "codes.parquet"
     codes = _validate_codes(tables.read_parquet(path), path)
+    codes = codes.with_columns(pl.col("parent_codes").list.drop_nulls())
     if not codes["code"].is_duplicated().any():
         return codes.sort("code")
     parents = (

@@ -203,6 +203,13 @@ def test_groups_and_folds(tmp_path):
         write(tmp_path / "short", folds=folds[:2])
 
 
+def test_a_null_among_the_parents_is_no_parent(tmp_path):
+    codes = pl.DataFrame({"code": ["A", "B"], "description": ["", ""], "parent_codes": [[None, "P", None], [None]]})
+    (tmp_path / "metadata").mkdir()
+    codes.write_parquet(tmp_path / "metadata" / "codes.parquet")
+    assert meds.read_codes(tmp_path)["parent_codes"].to_list() == [["P"], []]
+
+
 def test_repeated_codes_are_merged_as_meds_0_4_allows(tmp_path):
     (tmp_path / "metadata").mkdir()
     pl.DataFrame(
