@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from ehrwear_jax.evals import bootstrap, builders, classification, subgroups, survival
+from ehrwear_jax.evals import bootstrap, builders, classification, concordance, subgroups, survival
 
 N_PATIENTS, N_RESAMPLES = 4873, 5000
 HORIZONS = (30.0, 90.0, 180.0, 365.0)
@@ -56,7 +56,7 @@ def resampling(n: int, n_resamples: int, into: dict) -> None:
     timed("weights_seconds", lambda: [None for _ in bootstrap.weight_blocks(group_N, n_resamples, 0)], into)
     timed("auroc_auprc_one_model_seconds", lambda: bootstrap.resample(first, group_N, n_resamples, 0), into)
     timed("auroc_auprc_28_vectors_seconds", lambda: bootstrap.resample(rankings, group_N, n_resamples, 0), into)
-    pairs = {"c": survival.harrell_c(time_N, event_N, risks[0])}
+    pairs = {"c": concordance.Concordance(time_N, event_N, risks[0])}
     timed("c_index_seconds", lambda: bootstrap.resample(pairs, group_N, n_resamples, 0), into)
 
     few = bootstrap.patient_weights(group_N, min(50, n_resamples), 0)
@@ -123,7 +123,7 @@ def large(n: int, n_resamples: int, into: dict) -> None:
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     for name, make in (
         ("auroc_auprc", lambda: classification.BinaryRanking(y_N, risk_N)),
-        ("c_index", lambda: survival.harrell_c(time_N, event_N, risk_N)),
+        ("c_index", lambda: concordance.Concordance(time_N, event_N, risk_N)),
     ):
         run = lambda make=make: bootstrap.resample({"": make()}, group_N, n_resamples, 0)  # noqa: E731
         timed(f"large_{name}_seconds", run, into, repeat=1)

@@ -30,7 +30,7 @@ def _places(group_N, universe) -> tuple[np.ndarray, int]:
 def weight_blocks(group_N, n_resamples: int, seed: int, *, universe=None) -> Iterator[np.ndarray]:
     """Yields float64 weights [N, b], in the layout of the statistics.
 
-    b is at most 250 and shrinks with N, so that a block stays within 64 MB (or one resample). Every
+    b is at most 250 and shrinks with N, see `weighting.lanes_of`. Every
     250 resamples have their own generator, from (seed, block): the first resamples depend neither
     on n_resamples nor on b.
 

@@ -84,8 +84,10 @@ def time_to_event(
 
     def of_row(row, risk_N) -> Build:
         def build(cell_N) -> Statistic:
-            settings = {"horizons": horizons, "tau": tau, "factor_N": cell_N}
-            parts = [survival.ranking(censoring, time_N, event_N, risk_N, **settings)]
+            parts = [survival.uno_c(censoring, time_N, event_N, risk_N, tau=tau, factor_N=cell_N)]
+            for horizon in horizons:
+                auc = survival.dynamic_auc(censoring, time_N, event_N, risk_N, horizon, factor_N=cell_N)
+                parts.append(rename(auc, {"auc": f"auc_{horizon:g}"}))
             if curves is not None and row in curves:
                 arguments = censoring, time_N, event_N, curves[row], times_T
                 brier = survival.BrierCurve(*arguments, null=null, factor_N=cell_N)

@@ -16,7 +16,7 @@ import numpy as np
 from scipy.stats import kstest
 from tqdm import tqdm
 
-from ehrwear_jax.evals import bootstrap, calibration, classification, concordance, inference, survival, weighting
+from ehrwear_jax.evals import bootstrap, calibration, classification, concordance, inference, weighting
 
 # Models beside the reference in the family of tests: as good as it in truth, or worse.
 N_EQUAL, N_WORSE = 6, 2
@@ -91,7 +91,7 @@ def evaluate_study(study: Study, n_resamples: int, seed: int, expected: Truth) -
     """({interval: did it cover}, {test: number}) of one study."""
     n = len(study.y_N)
     statistics = {str(m): classification.BinaryRanking(study.y_N, s) for m, s in enumerate(study.score_MxN)}
-    statistics["survival"] = survival.harrell_c(study.time_N, study.event_N, study.score_MxN[0])
+    statistics["survival"] = concordance.Concordance(study.time_N, study.event_N, study.score_MxN[0])
     for name in ("calibrated", "distorted"):
         statistics[name] = calibration.Calibration(study.y_N, getattr(study, f"{name}_N"), gaps=True)
     samples = bootstrap.resample(statistics, study.group_N, n_resamples, seed)

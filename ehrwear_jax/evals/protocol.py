@@ -18,10 +18,10 @@ from ehrwear_jax.evals import (
     bootstrap,
     calibration,
     classification,
+    concordance,
     cox,
     inference,
     probes,
-    survival,
     weighting,
 )
 
@@ -221,7 +221,7 @@ def score_survival(
     statistics = {}
     for row, risk_N in predictions.items():
         try:
-            statistics[row] = survival.harrell_c(time_N, event_N, risk_N)
+            statistics[row] = concordance.Concordance(time_N, event_N, risk_N)
         except ValueError as error:
             raise ValueError(f"task {task}, row {row}: {error}") from error
     common = {"dataset": dataset, "task": task}

@@ -14,12 +14,10 @@ import numpy as np
 from ehrwear_jax.evals.classification import BinaryRanking
 from ehrwear_jax.evals.concordance import Concordance
 from ehrwear_jax.evals.cox import check_survival
-from ehrwear_jax.evals.timed_pairs import MAX_CELLS, TimedPairs
 from ehrwear_jax.evals.weighting import (
     Statistic,
     evaluate,
     kept_rows,
-    merge,
     probability,
     ratio,
     rename,
@@ -158,60 +156,9 @@ def uno_c(
       ValueError: G is zero at an event before tau.
     """
     time_N, event_N = check_survival(time_N, event_N, "survival")
-    factors = _event_factors(censoring, time_N, event_N, tau, left)
+    inverse = _inverse(censoring, time_N, event_N & (time_N < tau), left)
+    factors = {"c_index": np.ones(len(time_N)), "uno_c": inverse**2}
     return Concordance(time_N, event_N, risk_N, event_factor=factors, factor_N=factor_N)
-
-
-def _event_factors(censoring, time_N, event_N, tau, left):
-    """Multipliers of an event's pairs: Harrell's and Uno's."""
-    inverse_N = _inverse(censoring, time_N, event_N & (time_N < tau), left)
-    return {"c_index": np.ones(len(time_N)), "uno_c": inverse_N**2}
-
-
-def harrell_c(time_N, event_N, risk_N) -> Statistic:
-    """Harrell's C, {"c_index": [B]}, by the faster way for the number of rows."""
-    if int(np.sum(event_N)) * len(time_N) > MAX_CELLS:
-        return Concordance(time_N, event_N, risk_N)
-    return TimedPairs(time_N, event_N, risk_N, event_factor={"c_index": np.ones(len(time_N))})
-
-
-def ranking(
-    censoring: StepFunction,
-    time_N,
-    event_N,
-    risk_N,
-    *,
-    horizons=(),
-    tau: float = np.inf,
-    factor_N=None,
-    left: bool = False,
-    max_cells: int = MAX_CELLS,
-) -> Statistic:
-    """`uno_c` and, as "auc_<horizon>", `dynamic_auc` at each horizon, by the faster way for the number of rows.
-
-    Args:
-      max_cells: events times rows up to which pairs are listed.
-    """
-    time_N, event_N = check_survival(time_N, event_N, "survival")
-    common = {"factor_N": factor_N, "left": left}
-    if int(event_N.sum()) * len(time_N) > max_cells:
-        parts = [uno_c(censoring, time_N, event_N, risk_N, tau=tau, **common)]
-        for horizon in horizons:
-            auc = dynamic_auc(censoring, time_N, event_N, risk_N, horizon, **common)
-            parts.append(rename(auc, {"auc": f"auc_{horizon:g}"}))
-        return merge(*parts)
-    kept_N = np.zeros(len(time_N), bool)
-    kept_N[kept_rows(factor_N, len(time_N))[0]] = True
-    case_N = event_N & kept_N & (time_N <= max(horizons, default=-np.inf))
-    return TimedPairs(
-        time_N,
-        event_N,
-        risk_N,
-        event_factor=_event_factors(censoring, time_N, event_N, tau, left),
-        case_factor_N=_inverse(censoring, time_N, case_N, left),
-        horizons=horizons,
-        factor_N=factor_N,
-    )
 
 
 class BrierCurve:

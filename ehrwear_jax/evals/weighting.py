@@ -18,9 +18,11 @@ from collections.abc import Callable, Mapping
 import numpy as np
 import scipy.sparse as sp
 
-# Weightings processed together: wide enough to vectorise, narrow enough to stay in cache.
+# Weightings processed together: at most LANES, and as many as let a block of rows * lanes stay in cache (2 MB), but
+# enough to vectorise while it is within 64 MB.
 LANES = 250
-# Bound on rows * lanes of one block: 64 MB of float64.
+CACHED_BLOCK_CELLS = 2**18
+_VECTOR_LANES = 16
 MAX_BLOCK_CELLS = 2**23
 
 Statistic = Callable[[np.ndarray], dict[str, np.ndarray]]
@@ -91,7 +93,9 @@ def ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
 
 def lanes_of(n_rows: int) -> int:
     """How many weightings of n_rows are held at a time."""
-    return int(np.clip(MAX_BLOCK_CELLS // max(n_rows, 1), 1, LANES))
+    n_rows = max(n_rows, 1)
+    wanted = max(CACHED_BLOCK_CELLS // n_rows, _VECTOR_LANES)
+    return max(min(wanted, MAX_BLOCK_CELLS // n_rows, LANES), 1)
 
 
 def merge(*statistics: Statistic) -> Statistic:
