@@ -18,15 +18,22 @@ class Goodput:
     Args:
       writes: whether this process keeps the file.
       clock: seconds, comparable over processes.
+      devices: (kind, number) of this start; a restart may have others. None: not known, and not counted.
     """
 
-    def __init__(self, folder, writes=True, clock=time.time):
+    def __init__(self, folder, writes=True, clock=time.time, devices=None):
         self._path, self._writes, self._clock = Path(folder) / NAME, writes, clock
         before = files.read_json(self._path, {}) if writes else {}
         self.seconds = {part: before.get("seconds", {}).get(part, 0.0) for part in PARTS}
         self.starts = before.get("starts", 0) + 1
         # {step: seconds in steps when its state was saved}
         self._at_save = {int(k): v for k, v in before.get("at_save", {}).items()}
+        # {kind: {"count": of the last start, "seconds": of all starts, times the devices of each}}; none while down
+        self.devices, self._kind = dict(before.get("devices", {})), None
+        if devices is not None:
+            self._kind, count = devices
+            spent = self.devices.get(self._kind, {}).get("seconds", 0.0)
+            self.devices[self._kind] = {"count": count, "seconds": spent}
         self._now, self._since = "starting", clock()
         if before:
             self.seconds["down"] += max(0.0, self._since - before["written"])
@@ -45,7 +52,11 @@ class Goodput:
 
     def _turn(self, part):
         now = self._clock()
-        self.seconds[self._now] += max(0.0, now - self._since)
+        spent = max(0.0, now - self._since)
+        self.seconds[self._now] += spent
+        if self._kind is not None:
+            mine = self.devices[self._kind]
+            mine["seconds"] += spent * mine["count"]
         before, self._now, self._since = self._now, part, now
         return before
 
@@ -72,7 +83,7 @@ class Goodput:
         self._turn(self._now)
         if self._writes:
             about = {"written": self._clock(), "starts": self.starts, "seconds": self.seconds, "at_save": self._at_save}
-            files.write_whole(self._path, json.dumps(about))
+            files.write_whole(self._path, json.dumps(about | {"devices": self.devices}))
 
 
 def read(folder):

@@ -50,13 +50,14 @@ class Supervision:
       folder: of the run; receives checkpoints/, metrics.jsonl, events.jsonl, run.json, heartbeat.json, goodput.json.
       config: with the attributes of train.TrainConfig.
       about: JSON-able dict of what the state depends on: {"seed", "config", "data"}; must be the same on a resume.
+      devices: (kind, number) of those that the run is on, for goodput.json; others are allowed on a resume.
 
     Raises:
       InUse, Changed: the folder is another process's, or another config's.
     """
 
-    def __init__(self, folder, config, about):
-        self.folder, self._config, self._about = Path(folder), config, about
+    def __init__(self, folder, config, about, devices=None):
+        self.folder, self._config, self._about, self._devices = Path(folder), config, about, devices
         self._stack = contextlib.ExitStack()
         self._first, self._stop, self._owed, self._failed = distributed.is_first(), distributed.AnyFlag(), False, 0
         self.log = None
@@ -67,7 +68,7 @@ class Supervision:
             self._lease = stack.enter_context(run_dir.Lease(self.folder)) if self._first else None
             if self._first:
                 run_dir.check_same(self.folder, self._about)
-            self.goodput = Goodput(self.folder, self._first)
+            self.goodput = Goodput(self.folder, self._first, devices=self._devices)
             self.events = run_dir.Events(self.folder, self._first)
             self._heart = stack.enter_context(run_dir.Heartbeat(self.folder, c.steps)) if self._first else None
             self._dog = stack.enter_context(Watchdog(self.folder, c.step_timeout_s, name, self._last_words))

@@ -248,7 +248,8 @@ def pretrain(folder, patients, validation, model_options, config, mesh_config=No
     model = make_model(patients, model_options, mesh)
     optimizer = make_optimizer(config)
     curriculum = schedules.curriculum(config.weights, active_terms(model, patients))
-    with Supervision(folder, config, _about(patients, model_options, config)) as run:
+    devices = mesh.devices.flat[0].device_kind, mesh.size
+    with Supervision(folder, config, _about(patients, model_options, config), devices) as run:
         state = init_state(model, optimizer, patients, config.seed, mesh, config.ema_decay > 0)
         sizes = cost.parameters(state["params"])
         n_params = sum(sizes.values())

@@ -82,6 +82,22 @@ def test_a_torn_file_begins_anew_and_another_process_writes_none(tmp_path):
     assert Goodput(tmp_path).starts == 5
 
 
+def test_device_seconds_count_each_start_with_its_devices_and_no_time_between(tmp_path):
+    clock = Clock()
+    for kind, count, seconds in (("A", 8, 10), ("A", 4, 5), ("B", 2, 7)):
+        good = Goodput(tmp_path, clock=clock, devices=(kind, count))
+        with good.part("step"):
+            spend(clock, seconds)
+        good.write()
+        spend(clock, 100)  # down
+    found = json.loads((tmp_path / goodput.NAME).read_text())["devices"]
+    assert found == {"A": {"count": 4, "seconds": pytest.approx(100)}, "B": {"count": 2, "seconds": pytest.approx(14)}}
+    unknown = Goodput(tmp_path, clock=clock)  # what is not known adds nothing, and forgets nothing
+    spend(clock, 50)
+    unknown.write()
+    assert json.loads((tmp_path / goodput.NAME).read_text())["devices"] == found
+
+
 @pytest.mark.parametrize("seconds, text", [(12.4, "12 s"), (90, "1.5 min"), (7200, "2.0 h"), (2 * 86400, "2.0 days")])
 def test_durations(seconds, text):
     assert goodput.duration(seconds) == text

@@ -7,6 +7,7 @@ import shutil
 import signal
 import time
 
+import jax
 import numpy as np
 import pytest
 import small_run
@@ -82,6 +83,10 @@ def test_what_a_run_leaves(pretrain, whole, tmp_path, capsys):
     assert manifest.steps(tmp_path / "whole" / "checkpoints") == [10, 12] and events(tmp_path / "whole") == []
     about = manifest.about(tmp_path / "whole" / "checkpoints" / "12")
     assert about["step"] == 12 and about["seed"] == 0 and about["config"]["train"]["steps"] == STEPS
+    spent = files.read_json(tmp_path / "whole" / "goodput.json")
+    (kind,) = spent["devices"]  # those of the mesh: all that the tests have
+    assert spent["devices"][kind]["count"] == jax.device_count() > 1 and kind == jax.devices()[0].device_kind
+    assert spent["devices"][kind]["seconds"] == pytest.approx(jax.device_count() * sum(spent["seconds"].values()))
     assert about["data"] == files.digest(files.read_json(tmp_path / "whole" / "run.json")["data"])
     status.main([str(tmp_path / "whole"), "--verify"])
     shown = capsys.readouterr().out

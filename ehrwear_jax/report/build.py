@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ehrwear_jax.report import exhibits, export, page, paper, sections
+from ehrwear_jax.report import exhibits, explained, export, mechanisms, page, paper, sections
 from ehrwear_jax.report.evidence import Evidence
 from ehrwear_jax.report.records import Record, check_records, first_seed
 from ehrwear_jax.report.trajectories import Trajectory
@@ -97,7 +97,9 @@ def report_page(inputs: ReportInputs, records: Sequence[Record]) -> page.Page:
             exhibits.robustness(evidence),
             exhibits.label_efficiency(evidence),
             exhibits.latent_space(evidence),
+            mechanisms.mechanisms(evidence),
             sections.patients(inputs.trajectories),
+            explained.explained(evidence),
             sections.pretraining(inputs.losses),
             exhibits.compute(evidence),
             _extended(sections.cohort(inputs.cohort), exhibits.people_tables(evidence)),

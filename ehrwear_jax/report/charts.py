@@ -1,4 +1,4 @@
-"""Figures beside those of figures.py: lines with bands, grouped dots, and the map of patients."""
+"""Figures beside those of figures.py: lines with bands, grouped dots and bars, and the map of patients."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -58,12 +58,15 @@ def line_panel(
     *,
     steps: bool = False,
     markers: bool = False,
+    zero: bool = False,
     limits: tuple[float, float] | None = None,
     size: tuple[float, float] = (4.3, 2.9),
 ) -> str:
-    """Lines with bands over one axis; `style` is shared by the panels of a figure."""
+    """Lines with bands over one axis; `style` is shared by the panels of a figure; zero: draw the line at 0."""
     with canvas(*size, identifier) as (figure, out):
         ax = figure.add_subplot()
+        if zero:
+            ax.axhline(0, color=color("muted"), linewidth=1, linestyle=(0, (4, 3)), zorder=1)
         for name, line in lines.items():
             hue, dash = color(style[name][0]), DASHES[style[name][1] % len(DASHES)]
             at, value = _floats(line.x), _floats(line.value)
@@ -87,6 +90,8 @@ def line_panel(
             ax.xaxis.set_major_locator(
                 matplotlib.ticker.LogLocator(numticks=6) if x.log else matplotlib.ticker.MaxNLocator(5)
             )
+            if x.log:
+                ax.xaxis.set_major_formatter("{x:g}")
         if limits:
             ax.set_ylim(*limits)
         ax.yaxis.set_major_locator(matplotlib.ticker.MaxNLocator(5))
@@ -141,6 +146,42 @@ def dots_panel(
         ax.spines["left"].set_visible(False)
         ax.set_ylim(at - 0.8, -0.8)
         ax.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(5))
+        ax.grid(axis="x")
+        ax.set_xlabel(label)
+        figure.suptitle(title, x=0.01, ha="left", fontsize=9, fontweight="bold")
+    return out[0]
+
+
+def bars_panel(
+    groups: Sequence[tuple[str, Sequence[tuple[str, float]]]], title: str, label: str, identifier: str
+) -> str:
+    """Signed bars, one line of text each, below the heading of their group; the value stands at the right.
+
+    Args:
+      groups: (heading or "", [(text, value)]) from the top.
+      label: of the axis, with its unit.
+    """
+    lines = []
+    for heading, bars in groups:
+        lines += [(heading, None)] * bool(heading) + list(bars)
+    largest = max((abs(v) for _, v in lines if v is not None), default=0.0) or 1.0
+    with canvas(4.3, 0.75 + 0.185 * len(lines), identifier) as (figure, out):
+        ax = figure.add_subplot()
+        ax.axvline(0, color=color("muted"), linewidth=1)
+        for y, (_, value) in enumerate(lines):
+            if value is not None:
+                ax.barh(y, value, height=0.62, color=color("vermilion" if value > 0 else "blue"))
+                text = f"{value:+.3f}" if abs(value) < 1 else f"{value:+.2f}"
+                ax.annotate(text.replace("-", "\N{MINUS SIGN}"), (1, y), (4, 0), xycoords=("axes fraction", "data"),
+                            textcoords="offset points", va="center", fontsize=7.5, color=color("muted"))  # fmt: skip
+        ax.set_yticks(range(len(lines)), [text for text, _ in lines])
+        for tick, (_, value) in zip(ax.get_yticklabels(), lines, strict=True):
+            tick.set_fontweight("bold" if value is None else "normal")
+        ax.tick_params(axis="y", length=0, labelcolor=color("ink"))
+        ax.spines["left"].set_visible(False)
+        ax.set_xlim(-1.06 * largest, 1.06 * largest)
+        ax.set_ylim(len(lines) - 0.4, -0.6)
+        ax.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(3, symmetric=True))
         ax.grid(axis="x")
         ax.set_xlabel(label)
         figure.suptitle(title, x=0.01, ha="left", fontsize=9, fontweight="bold")

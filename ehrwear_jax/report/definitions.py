@@ -165,4 +165,38 @@ DEFINITIONS: dict[str, tuple[str, str]] = {
         "without the outcome. Effective rank: exponential of the entropy of the spectrum. Lipschitz: movement of "
         "whitened z per day.",
     ),
+    "whitened_distance": (
+        "Distance in whitened z",
+        "Euclidean distance after z is turned and scaled so that each direction has a standard deviation of 1 over the "
+        "training reads. The paper (section 4.5) names jumps and drifts without a definition; this one is ours.",
+    ),
+    "precursor": (
+        "Precursors",
+        "mean absolute change of the logit when a signal is hidden, as if it had not been worn, in a period before an "
+        "event; p of the paired difference to the control, from resampled people. Ours; the paper (section 4.6) names "
+        "heart-rate variability and activity 7 to 30 days before an event.",
+    ),
+    "drug_start": (
+        "Start of a drug",
+        "each person's mean of the signal in weeks around their first drug code, less their mean over the 28 days "
+        "before, averaged over people who wore a device before and after it. Ours; the paper (section 4.7) names it "
+        "without a definition.",
+    ),
+    "integrated_gradients": (
+        "Integrated gradients",
+        "parts of the probe's logit, against the same record without contents: codes as the masked token, signals at "
+        "the average of the training split. The parts sum to the difference of the two logits; by how much they fail "
+        "to is the completeness gap, the error of the quadrature. Sundararajan et al., ICML 2017.",
+    ),
+    "rollout": (
+        "Attention rollout",
+        "share of each token that reaches the read by the attention weights alone, heads averaged, half of each layer "
+        "passed on unchanged. The rest, up to 1, is the read's own query. Abnar and Zuidema, ACL 2020. Attention is no "
+        "evidence of cause.",
+    ),
+    "counterfactual": (
+        "Changed records",
+        "logit of the same probe from the record with something hidden or changed, less that from the record as it is. "
+        "What is hidden counts as not recorded. A property of the model, not an effect of a treatment.",
+    ),
 }

@@ -30,6 +30,32 @@ class Kernels:
 
 
 @dataclass(frozen=True)
+class Explained:
+    """What one prediction rests on, as in interpret/people.json and people.npz (stages/interpret_people.py).
+
+    Attributes:
+      risk, logit: of the probe. completeness_gap: of the integrated gradients, in the logit.
+      groups, channels, histories, counterfactuals: name of a change of the record -> change of the logit.
+      tokens: {days, label, gradient, rollout}, in time; days before the read are negative.
+      attention: [layers, heads, tokens] of the read.
+      wear, wear_days: integrated gradients [windows, signals] and the windows' ends; signals: their names.
+    """
+
+    risk: float
+    logit: float
+    completeness_gap: float
+    groups: Mapping[str, float | None]
+    channels: Mapping[str, float | None]
+    histories: Mapping[str, float | None]
+    counterfactuals: Mapping[str, float | None]
+    tokens: Sequence[Entry]
+    attention: np.ndarray
+    wear: np.ndarray
+    wear_days: np.ndarray
+    signals: Sequence[str]
+
+
+@dataclass(frozen=True)
 class Evidence:
     """All of it may be empty; the page then says so.
 
@@ -37,8 +63,11 @@ class Evidence:
       subgroups, curves, fractions, prevalence, demographics: as in evaluate/details.json (stages/evaluate_score.py,
         evaluate_curves.py, evaluate_subgroups.py).
       robustness, geometry, retrieval, uncertainty: as in interpret/*.json (stages/interpret.py).
-      kernels, maps: to draw.
-      individuals: draw every read of the maps; else hexagons of ten reads or more.
+      mechanisms: as in interpret/mechanisms.json (stages/interpret_people.py).
+      codes: {"event", "drug": prefixes of the codes that the mechanisms are about}.
+      kernels, maps, explained: to draw.
+      not_interpreted: why there is nothing of the interpret stage, one sentence; "" where there is.
+      individuals: draw every read of the maps, and means over few people; else hexagons of ten reads or more.
       compute: one {column: text} per pretrained row.
       main_task: the binary task that tables 6 to 9 are of; "" chooses the longest horizon.
       absent: table number -> why this run cannot fill it, where the general reason does not say it.
@@ -53,8 +82,12 @@ class Evidence:
     geometry: Sequence[Entry] = ()
     retrieval: Sequence[Entry] = ()
     uncertainty: Sequence[Entry] = ()
+    mechanisms: Mapping[str, Any] = field(default_factory=dict)
+    codes: Mapping[str, Sequence[str]] = field(default_factory=dict)
     kernels: Sequence[Kernels] = ()
     maps: Sequence[PatientMap] = ()
+    explained: Sequence[Explained] = ()
+    not_interpreted: str = ""
     individuals: bool = False
     compute: Sequence[Mapping[str, str]] = ()
     main_task: str = ""

@@ -377,7 +377,11 @@ def compute(evidence: Evidence) -> Section:
     names = list(dict.fromkeys(k for c in evidence.compute for k in c))
     columns = tuple(Column(n, is_text=not i) for i, n in enumerate(names))
     lines = tuple(Row(tuple(c.get(n, rec.ABSENT) for n in names)) for c in evidence.compute)
-    note = "Device-hours count all the time of all starts; goodput is the share of it in steps that count."
+    note = (
+        "Hours: from the first start to the last word. Device-hours: time of all starts, without that between them, "
+        "times the devices that each had; the number of devices is that of the last. Goodput: share of the hours in "
+        "steps that count."
+    )
     return Section("compute", "Compute", (Table("What pretraining took.", columns, lines, (note,), "compute"),))
 
 

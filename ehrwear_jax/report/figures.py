@@ -22,6 +22,7 @@ COLORS = {
     "muted": ("#5c6770", "#a3adb6"),
     "grid": ("#dfe3e7", "#343b42"),
     "shade": ("#eef1f4", "#1f252b"),
+    "edge": ("#b9c1c9", "#586470"),  # where a wide table goes on beyond the screen
     "surface": ("#fffffe", "#15191d"),
     "blue": ("#0067a8", "#5cb3f0"),
     "vermilion": ("#cc5500", "#ff9352"),
@@ -71,6 +72,7 @@ def canvas(width: float, height: float, identifier: str):
         matplotlib.rcParams.update(
             {
                 "svg.fonttype": "none",
+                "text.parse_math": False,  # a code may hold a dollar sign
                 "svg.hashsalt": "ehrwear_jax",
                 "font.size": 8.5,
                 "axes.titlesize": 9,

@@ -127,6 +127,11 @@ figcaption{font-size:.9rem;color:var(--muted);max-width:46rem;margin:.35rem 0}
 .table figcaption{color:var(--ink);font-weight:600}
 .note{font-size:.86rem;color:var(--muted)}
 .scroll{overflow-x:auto}
+.scroll,.wide>div{background:linear-gradient(to right,var(--surface) 40%,transparent) 0 0/2.2rem 100%,
+linear-gradient(to left,var(--surface) 40%,transparent) 100% 0/2.2rem 100%,
+linear-gradient(to right,var(--edge),transparent) 0 0/.8rem 100%,
+linear-gradient(to left,var(--edge),transparent) 100% 0/.8rem 100%;
+background-repeat:no-repeat;background-attachment:local,local,scroll,scroll}
 table{border-collapse:collapse;font-size:.9rem;font-variant-numeric:tabular-nums;min-width:min(100%,34rem)}
 th,td{padding:.3rem .75rem;text-align:right;vertical-align:baseline;white-space:nowrap}
 th:first-child,td:first-child{padding-left:.3rem}
@@ -171,7 +176,7 @@ nav ol{flex-direction:column;gap:.35rem}}
 @media print{nav{display:none}.frame{display:block;max-width:none}
 table{font-size:.68rem;min-width:0}th,td{white-space:normal;padding:.2rem .3rem}
 .panels{grid-template-columns:repeat(2,1fr)}.wide svg{min-width:0}
-section,figure,tr{break-inside:avoid-page}.scroll,.wide>div{overflow:visible}}
+section,figure,tr{break-inside:avoid-page}.scroll,.wide>div{overflow:visible;background:none}}
 """
 )
 

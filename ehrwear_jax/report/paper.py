@@ -9,12 +9,12 @@ from ehrwear_jax.report.page import Block, Section, Text
 from ehrwear_jax.report.records import Record
 from ehrwear_jax.report.tables import Column, Group, Row, Table
 
-# row -> what the paper's Table 4 calls it; the rows are named after the variants of the config
+# row -> what the paper's Table 4 calls it; a row is named as the variant of the config that it is pretrained with
 ABLATIONS = {
     "no_wear_to_ehr": "without the loss from wearable to EHR",
     "no_ehr_to_wear": "without the loss from EHR to wearable",
     "no_cross_modal": "without both cross-modal losses",
-    "daily_bins": "discrete time, bins of one day",
+    "day_bins": "discrete time, bins of one day",
     "half_masked": "stronger wearable masking (50%)",
 }
 STAR = "\N{NO-BREAK SPACE}*"
@@ -140,9 +140,8 @@ def paper_tables(records: Sequence[Record], evidence: Evidence) -> Section:
     add("3", _survival(found, records), "the run has no time-to-event task (a label table with time_to_event_days and "
         "event_observed).")  # fmt: skip
     add("4", [_ablations(found, task)], "it compares models that are pretrained apart, one per variant of the config "
-        "(no_wear_to_ehr, no_ehr_to_wear, no_cross_modal, half_masked). Their predictions under these names in one "
-        "folder, given as config.report.predictions_dir beside the full model's, fill it; the variant with bins of one "
-        "day is config.model.day_bins, and its predictions are to be called daily_bins.")  # fmt: skip
+        f"({', '.join(ABLATIONS)}). Their predictions under these names in one folder, given as "
+        "config.report.predictions_dir beside the full model's, fill it.")  # fmt: skip
     add("5", [_prevalence(evidence)], "who was labelled is not known from the predictions given.")
     add("6", [_confusion(found, task)], "its thresholds are chosen on a tuning split, and no tuning predictions were "
         "given (config.report.tuning_dir).")  # fmt: skip

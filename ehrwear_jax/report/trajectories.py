@@ -154,8 +154,8 @@ def place_labels(time_E: np.ndarray, text_E: Sequence[str], span: tuple[float, f
     placed: list[tuple[float, float]] = []
     out = []
     for e in order:
-        # 0.56 em is a generous mean width of a character in the usual sans-serif fonts.
-        width = (len(text_E[e]) * 0.56 + 1.2) * LABEL_POINTS * per_point
+        # 0.62 em: mean width of a character in the widest of the usual sans-serif fonts.
+        width = (len(text_E[e]) * 0.62 + 1.2) * LABEL_POINTS * per_point
         at_right = time_E[e] + width > span[1]
         start = time_E[e] - width if at_right else time_E[e]
         if all(start >= hi or start + width <= lo for lo, hi in placed):

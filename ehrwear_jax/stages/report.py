@@ -17,7 +17,7 @@ from ehrwear_jax.data import wearable
 from ehrwear_jax.data.signal import DAY_US
 from ehrwear_jax.report.build import ReportInputs, Trajectory, build_report
 from ehrwear_jax.report.records import task_label
-from ehrwear_jax.stages import prepare, report_evidence, report_predictions
+from ehrwear_jax.stages import marks, prepare, report_evidence, report_predictions
 
 PACKAGES = ("jax", "flax", "optax", "grain", "polars", "scikit-learn")
 
@@ -100,7 +100,8 @@ def _facts(config, workdir):
     for row in config.rows:
         path = workdir / "pretrain" / fold / row / "parameters.json"
         facts[f"parameters of {row}"] = f"{json.loads(path.read_text())['parameters']:,}"
-    for stage in ("prepare", "pretrain", "embed", "evaluate"):
+    interpreted = () if marks.interpret_fault(config, workdir) else (marks.OPTIONAL,)
+    for stage in ("prepare", "pretrain", "embed", "evaluate", *interpreted):
         facts[f"time in {stage}"] = f"{json.loads((workdir / stage / 'stage.json').read_text())['seconds']:.0f} s"
     facts["steps x batch"] = f"{config.train.steps:,} x {config.train.batch_size}"
     split = f"out-of-fold over {config.data.n_folds} folds" if config.data.n_folds > 1 else "by patient or group, fixed"
@@ -141,8 +142,7 @@ def _trajectories(config, workdir):
     tables = workdir / "prepare" / "tables"
     events = pl.scan_parquet(sorted((tables / "events").glob("*.parquet")))
     windows = sorted((tables / "windows").glob("*.parquet"))
-    codes_path = prepare.meds_dir(config, workdir) / "metadata" / "codes.parquet"
-    names = dict(pl.read_parquet(codes_path).select("code", "description").iter_rows()) if codes_path.exists() else {}
+    names = report_evidence.code_names(config, workdir)
     folder = prepare.wearable_dir(config, workdir)
     units = dict(wearable.read_channels(folder).select("channel", "unit").iter_rows()) if folder else {}
     task = config.report.reliability_task or config.evaluate.tasks[-1]

@@ -2,18 +2,24 @@
 
 import json
 import logging
+import re
 
 import numpy as np
 import polars as pl
 
 from ehrwear_jax import config as config_lib
 from ehrwear_jax import goodput
-from ehrwear_jax.report.evidence import Evidence, Kernels, PatientMap
+from ehrwear_jax.report.evidence import Evidence, Explained, Kernels, PatientMap
 from ehrwear_jax.report.records import row_label
 from ehrwear_jax.report.trajectories import principal_components
-from ehrwear_jax.stages import prepare
+from ehrwear_jax.stages import marks, prepare
 
 MAX_POINTS = 3000  # of a map
+# parts of the interpret stage that are shown as they were written
+INTERPRETED = ("robustness", "geometry", "retrieval", "uncertainty", "mechanisms")
+NOT_INTERPRETED = (
+    ": robustness, geometry, retrieval, uncertainty, learned kernels, mechanisms and single predictions are not shown."
+)
 
 
 def shows_individuals(config) -> bool:
@@ -22,14 +28,11 @@ def shows_individuals(config) -> bool:
 
 
 def gather(config, workdir) -> Evidence:
-    folder = workdir / "evaluate"
-    details = json.loads((folder / "details.json").read_text())
-    found = {name: _json(workdir / "interpret" / f"{name}.json") for name in
-             ("robustness", "geometry", "retrieval", "uncertainty")}  # fmt: skip
+    """All of it; of the interpret stage only what it made with this config, else a sentence that says so."""
+    details = json.loads((workdir / "evaluate" / "details.json").read_text())
     return Evidence(
         **details,
-        **found,
-        kernels=_kernels(workdir),
+        **_interpreted(config, workdir),
         maps=_maps(config, workdir),
         individuals=shows_individuals(config),
         compute=_compute(config, workdir),
@@ -37,15 +40,49 @@ def gather(config, workdir) -> Evidence:
     )
 
 
-def _json(path):
-    return json.loads(path.read_text()) if path.exists() else []
+def _interpreted(config, workdir):
+    """Fields of Evidence that the interpret stage leaves."""
+    if fault := marks.interpret_fault(config, workdir):
+        return {"not_interpreted": f"The interpret stage {fault}{NOT_INTERPRETED}"}
+    if not config.interpret.enabled:
+        return {"not_interpreted": f"The interpret stage is switched off (config.interpret.enabled){NOT_INTERPRETED}"}
+    folder = workdir / "interpret"
+    found = {name: json.loads((folder / f"{name}.json").read_text()) for name in INTERPRETED}
+    codes = {name: tuple(config.interpret[f"{name}_prefixes"]) for name in ("event", "drug")}
+    return found | {"kernels": _kernels(folder), "explained": _people(config, workdir), "codes": codes}
 
 
-def _kernels(workdir):
-    path = workdir / "interpret" / "kernels.npz"
-    if not path.exists():
+def code_names(config, workdir):
+    """{code: what it means, or None}."""
+    path = prepare.meds_dir(config, workdir) / "metadata" / "codes.parquet"
+    return dict(pl.read_parquet(path).select("code", "description").iter_rows()) if path.exists() else {}
+
+
+def _people(config, workdir):
+    """people.json and people.npz together, with what codes mean in the place of codes."""
+    folder = workdir / "interpret"
+    found = json.loads((folder / "people.json").read_text())
+    if not found or not (config.data.source == "synthetic" or config.interpret.individuals):
         return ()
-    saved = np.load(path)
+    saved, names = np.load(folder / "people.npz"), code_names(config, workdir)
+    out = []
+    for i, person in enumerate(found):
+        arrays = {name: saved[f"{name}_{i}"] for name in ("attention", "wear", "wear_days")}
+        tokens = [t | {"label": _token_label(t["label"], names)} for t in person["tokens"]]
+        out.append(Explained(**person | {"tokens": tokens}, **arrays, signals=tuple(saved["channels"].tolist())))
+    return tuple(out)
+
+
+def _token_label(label, names):
+    """What a code means, and the bin of its value: `LOINC//8480-6//Q4` is `Systolic blood pressure, Q4`."""
+    code, _, value_bin = label.rpartition("//")
+    if label not in names and re.fullmatch(r"Q\d+", value_bin) and code in names:
+        return f"{names[code] or code}, {value_bin}"
+    return names.get(label) or label
+
+
+def _kernels(folder):
+    saved = np.load(folder / "kernels.npz")
     return tuple(Kernels(row, saved["days_K"], saved[row]) for row in saved.files if row != "days_K")
 
 
@@ -82,9 +119,8 @@ def _compute(config, workdir):
         if spent:
             hours = sum(sum(s["seconds"].values()) for s in spent) / 3600
             steps = sum(s["seconds"]["step"] for s in spent) / 3600
-            devices = _devices(folders[0])
             entry["Hours"] = f"{hours:,.3g}"
-            entry["Device-hours"] = f"{hours * devices:,.3g}" if devices else "devices not logged"
+            entry |= _devices(spent)
             entry["Goodput"] = f"{100 * steps / hours:.0f}%" if hours else "unknown"
             rate = _tflops(folders[0])
             entry["Model FLOPs"] = f"{rate * 1e12 * steps * 3600:.2e}" if rate else "not logged"
@@ -92,13 +128,18 @@ def _compute(config, workdir):
     return out
 
 
-def _devices(folder):
-    """Devices that the run was on where its run.json or heartbeat.json says so, else None."""
-    for name in ("run.json", "heartbeat.json"):
-        about = _json(folder / name) or {}
-        if count := about.get("devices"):
-            return int(count)
-    return None
+def _devices(spent):
+    """Which devices, and for how long, by the goodput.json of each fold: each start counts with those that it had."""
+    used = {}
+    for about in spent:
+        for kind, mine in about.get("devices", {}).items():
+            hours = used[kind][1] if kind in used else 0.0
+            used[kind] = mine["count"], hours + mine["seconds"] / 3600
+    if not used:
+        return {"Devices": "not logged", "Device-hours": "devices not logged"}
+    several = len(used) > 1
+    hours = (f"{h:,.3g} on {kind}" if several else f"{h:,.3g}" for kind, (_, h) in used.items())
+    return {"Devices": ", ".join(f"{n} x {kind}" for kind, (n, _) in used.items()), "Device-hours": ", ".join(hours)}
 
 
 def _tflops(folder):

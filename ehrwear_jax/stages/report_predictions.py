@@ -27,6 +27,7 @@ from ehrwear_jax.stages import evaluate_score, evaluate_subgroups
 
 KEYS = evaluate_subgroups.KEYS
 ATTRIBUTES = "attributes.parquet"
+NOT_INTERPRETED = "Saved predictions alone say nothing of mechanisms, or of what single predictions rest on."
 
 
 def inputs(config) -> ReportInputs:
@@ -64,7 +65,7 @@ def inputs(config) -> ReportInputs:
         facts={"predictions": f"{len(tasks)} tasks, {len(everyone):,} patients", "seed": str(config.seed),
                "resamples of patients": f"{config.evaluate.n_resamples:,}"},
         notes=_notes(tasks),
-        evidence=Evidence(main_task=config.report.reliability_task, **details),
+        evidence=Evidence(main_task=config.report.reliability_task, not_interpreted=NOT_INTERPRETED, **details),
     )  # fmt: skip
 
 

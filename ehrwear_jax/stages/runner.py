@@ -11,9 +11,9 @@ import time
 from pathlib import Path
 
 from ehrwear_jax import config as config_lib
-from ehrwear_jax import distributed, exits, files, manifest, run_dir, train
-from ehrwear_jax.files import digest
-from ehrwear_jax.stages import dry_run, evaluate, interpret, model, prepare, report
+from ehrwear_jax import distributed, exits, files, manifest, run_dir
+from ehrwear_jax.stages import dry_run, evaluate, interpret, marks, model, prepare, report
+from ehrwear_jax.stages.marks import ORDER, read_mark, settings, write_mark
 
 WORK = {
     "prepare": prepare.run,
@@ -23,78 +23,10 @@ WORK = {
     "interpret": interpret.run,
     "report": report.run,
 }
-ORDER = tuple(WORK)
 # What only prints: needs no data, leaves nothing behind, runs when it is named and before the others.
 PRINTED = {"describe": dry_run.describe, "compile": dry_run.compile_step}
-# Which parts of the config each stage reads ("a.b": one value of a part); a change elsewhere leaves its result valid.
-READS = {
-    "prepare": ("seed", "data", "simulate", "labels", "prepare", "cohort"),
-    "pretrain": ("seed", "context", "model", "train", "rows"),
-    "embed": ("context", "model", "rows", "embed", "evaluate.tasks", "evaluate.reference_row"),
-    "evaluate": ("name", "seed", "evaluate", "finetune", "rows"),
-    "interpret": ("name", "seed", "interpret", "evaluate", "report.reliability_task", "rows"),
-    "report": ("name", "seed", "report", "evaluate"),
-}
-# Settings that change how a result is reached but not the result.
-NOT_RESULTS = {"train": train.NOT_RESULTS, "prepare": ("scheduler", "workers", "worker_memory_gb")}
 TOGETHER = ("pretrain",)  # stages that all processes of a job do; the others are the first one's
 LONGEST_STAGE_S = 7 * 86400.0
-INPUTS = ("meds_dir", "wearable_dir", "labels_dir", "source_dir")
-
-
-def digest_files(folder):
-    """SHA-256 over the names and contents of all files below a folder."""
-    return digest(list(files.digests(folder).items()))
-
-
-def settings(config, stage):
-    """The part of the config that decides the stage's result."""
-    out = {}
-    for key in READS[stage]:
-        part, _, name = key.partition(".")
-        value = config[part][name] if name else config[part]
-        value = value.to_dict() if hasattr(value, "to_dict") else value
-        if isinstance(value, dict):
-            value = {
-                k: v
-                for k, v in value.items()
-                if k not in NOT_RESULTS.get(key, ()) and not (key == "data" and k in INPUTS)
-            }
-        out[key] = value
-    if stage == "prepare" and config.data.source != "synthetic":
-        out.pop("simulate")
-    return out
-
-
-def fingerprints(config, inputs=None):
-    """{stage: fingerprint}, each with those of the stages before it; inputs: of `_inputs`, where they are known."""
-    out, before = {}, ""
-    inputs = _inputs(config) if inputs is None else inputs
-    for stage in ORDER:
-        given = {"prepare": inputs, "report": _saved(config)}.get(stage, {})
-        before = out[stage] = digest([stage, settings(config, stage), given, before])
-    return out
-
-
-def _saved(config):
-    """{setting: SHA-256 of its files} of the saved predictions that the report is of."""
-    return {k: digest_files(config.report[k]) for k in ("predictions_dir", "tuning_dir") if config.report[k]}
-
-
-def _inputs(config):
-    """{input: SHA-256 of its files}."""
-    inputs = {k: digest_files(config.data[k]) for k in INPUTS if config.data[k]}
-    return inputs | {str(path): digest(Path(path).read_bytes().hex()) for path in config_lib.user_tables(config)}
-
-
-def read_mark(folder):
-    """What stage.json says: {"fingerprint", "done", "seconds"}, or {}."""
-    path = folder / "stage.json"
-    return json.loads(path.read_text()) if path.exists() else {}
-
-
-def write_mark(folder, **values):
-    files.write_whole(folder / "stage.json", json.dumps(values, default=str))
 
 
 def run(config, workdir, stage_names):
@@ -105,7 +37,8 @@ def run(config, workdir, stage_names):
       workdir: each stage has a folder of its name in it.
 
     Raises:
-      ValueError: an unknown stage, a config that cannot run, a stage before the first named one that is not done.
+      ValueError: an unknown stage, a config that cannot run, a stage before the first named one that is not done (but
+        for interpret, without which a report is made all the same).
       OSError: missing input, unwritable workdir.
       RunError: another process works in the workdir, a pretraining under way would be given up, a signal came.
     """
@@ -160,27 +93,23 @@ def _checkpoints(folder):
 
 
 def _lead(config, workdir, stage_names):
-    inputs = _inputs(config)
-    marks = fingerprints(config, inputs)
+    inputs = marks.inputs(config)
+    wanted = marks.fingerprints(config, inputs)
     for stage in ORDER:
         folder = workdir / stage
+        if stage == "report" and not config.report.predictions_dir:
+            # known only now: the interpret stage may just have been run
+            wanted = marks.fingerprints(config, inputs, marks.interpret_fault(config, workdir))
         mark = read_mark(folder)
         # kept beside the fingerprint that is made of it, to say what changed
-        about = {"fingerprint": marks[stage], "of": settings(config, stage) | (inputs if stage == "prepare" else {})}
-        same, done = mark.get("fingerprint") == marks[stage], bool(mark.get("done"))
+        about = {"fingerprint": wanted[stage], "of": settings(config, stage) | (inputs if stage == "prepare" else {})}
+        same, done = mark.get("fingerprint") == wanted[stage], bool(mark.get("done"))
         if stage not in stage_names:
             # a report of saved predictions stands on no stage before it
-            alone = ["report"] if config.report.predictions_dir else []
+            alone = ["report"] if config.report.predictions_dir or stage == marks.OPTIONAL else []
             later = [s for s in ORDER[ORDER.index(stage) :] if s in stage_names and s not in alone]
-            if later and not (same and done):
-                state = (
-                    "has not been run"
-                    if not mark
-                    else "is not finished"
-                    if same
-                    else "is out of date (config or input changed)"
-                )
-                raise ValueError(f"the stage {later[0]} needs {stage}, which {state} in {workdir}: add it to --stages")
+            if later and (fault := marks.fault(mark, wanted[stage])):
+                raise ValueError(f"the stage {later[0]} needs {stage}, which {fault} in {workdir}: add it to --stages")
             continue
         if stage == "pretrain" and set(stage_names) & set(ORDER[ORDER.index("embed") :]):
             prepare.prediction_index(config, workdir)  # a label table that is not there is said before the long work

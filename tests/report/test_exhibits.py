@@ -4,11 +4,13 @@ import csv
 import io
 import json
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
 from report_samples import inputs, record
 
+from ehrwear_jax import config as config_lib
 from ehrwear_jax.report import export, paper
 from ehrwear_jax.report.build import build_report, report_page
 from ehrwear_jax.report.charts import MIN_CELL
@@ -17,6 +19,7 @@ from ehrwear_jax.report.exhibits import latent_space
 from ehrwear_jax.report.records import check_records
 from ehrwear_jax.report.tables import Column, Group, Row, Table
 
+PAGE = Path(paper.__file__).parent
 TASK = "hospitalization_365d"
 
 
@@ -95,6 +98,18 @@ def test_tables_that_cannot_be_filled_say_why(markdown):
     for number, reason in ((2, "no task with float labels"), (4, "pretrained apart"), (6, "no tuning predictions")):
         assert f"Table {number} is not filled: " in markdown and reason in markdown
     assert "Table 3 is not filled" not in markdown  # the samples have a time-to-event task
+
+
+def test_what_the_report_says_of_the_config_is_in_the_config(markdown):
+    assert set(paper.ABLATIONS) <= set(config_lib.VARIANTS)
+    (reason,) = re.findall(r"^Table 4 is not filled: .*$", markdown, re.MULTILINE)
+    assert [n.replace("\\", "") for n in re.findall(r"\(([\w\\, ]+)\)", reason)[0].split(", ")] == list(paper.ABLATIONS)
+    config = config_lib.base()
+    named = {m for p in PAGE.glob("*.py") for m in re.findall(r"config\.(\w+\.\w+)", p.read_text())}
+    assert len(named) > 5
+    for name in named:
+        part, option = name.split(".")
+        assert option in config[part], name
 
 
 def test_significance_follows_q_and_ablations_have_their_table():

@@ -15,7 +15,10 @@ from ehrwear_jax import batch as batch_lib
 from ehrwear_jax import config as config_lib
 from ehrwear_jax import train
 from ehrwear_jax.evals import retrieval
-from ehrwear_jax.stages import interpret, interpret_people, model, prepare
+from ehrwear_jax.report import explained, export, mechanisms, page, records
+from ehrwear_jax.report.evidence import Evidence
+from ehrwear_jax.report.tables import Row
+from ehrwear_jax.stages import interpret, interpret_people, marks, model, prepare, report_evidence
 from ehrwear_jax.stages.study import Study
 
 ROWS = ("joint", "ehr_only")
@@ -163,6 +166,25 @@ def test_mechanisms_and_people(done):
         assert wear == pytest.approx(float(arrays[f"wear_{i}"].sum()), abs=1e-4)
         assert set(person["counterfactuals"]) == {"without DX//E11", "heart_rate raised by 1 SD"}
         assert person["groups"].keys() >= {"LAB", "DX", "HOSPITAL_ADMISSION", "GENDER"} and person["groups"]["GENDER"]
+
+
+def test_the_report_draws_what_the_stage_left(done, monkeypatch):
+    monkeypatch.setattr(marks, "interpret_fault", lambda *_: "")
+    found = Evidence(**report_evidence._interpreted(*done), individuals=True)
+    assert found.not_interpreted == "" and len(found.explained) == 2 and len(found.kernels) == 2
+    shown = page.Page("", "", (mechanisms.mechanisms(found), explained.explained(found)))
+    drawn = page.to_html_page(shown)
+    for identifier in ("mechjump", "mechdrift", "mechpre0", "why1-t", "why2-c", "att1-0", "att2-0"):
+        assert f'id="{identifier}-' in drawn, identifier
+    people = load(done, "people")
+    tables = {t.name: t for t in export.named_tables(shown)}
+    for i, person in enumerate(people, 1):
+        cells = dict(r.cells[::2] for r in tables[f"prediction{i}"].rows if isinstance(r, Row))
+        for name, value in person["counterfactuals"].items():
+            if abs(value) >= explained.SMALL:
+                assert cells[name.replace("_", " ")] == records.format_number(value, signed=True)
+    jump = next(r for r in tables["mechanisms_jump_drift"].rows if r.cells[0] == "Around the event")
+    assert jump.cells[2].startswith(records.format_number(load(done, "mechanisms")["jump"]["event"]["mean"][0]))
 
 
 def test_nothing_names_a_person_and_a_second_run_computes_what_is_missing(done):

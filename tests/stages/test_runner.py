@@ -9,7 +9,7 @@ import pytest
 import small_run
 
 from ehrwear_jax import exits, run_dir
-from ehrwear_jax.stages import runner
+from ehrwear_jax.stages import marks, runner
 
 
 class Work:
@@ -152,7 +152,7 @@ def test_a_workdir_has_one_writer_and_a_signal_ends_a_stage(work, config, tmp_pa
 
 
 def test_every_part_of_the_config_is_read_by_some_stage(config):
-    read = {key.split(".")[0] for keys in runner.READS.values() for key in keys}
+    read = {key.split(".")[0] for keys in marks.READS.values() for key in keys}
     assert set(config) - {"mesh", "topology", "compile"} == read, "where it runs changes no result"
 
 
@@ -185,9 +185,9 @@ def test_inputs_that_moved_unchanged_are_the_same_inputs(work, config, inputs, t
 
 def test_a_renamed_input_file_is_a_change(tmp_path):
     (tmp_path / "a").write_text("x")
-    before = runner.digest_files(tmp_path)
+    before = marks.digest_files(tmp_path)
     (tmp_path / "a").rename(tmp_path / "b")
-    assert runner.digest_files(tmp_path) != before
+    assert marks.digest_files(tmp_path) != before
 
 
 def test_a_stage_that_stops_early_is_unfinished_and_resumes_where_it_was(work, config, tmp_path, caplog):
@@ -236,6 +236,50 @@ def test_a_stage_whose_predecessor_is_missing_stale_or_unfinished_is_refused(wor
     with pytest.raises(ValueError, match="^the stage report needs pretrain, which is out of date "):
         runner.run(config, tmp_path, ["report"])
     assert work.take() == []
+
+
+def test_the_report_needs_no_interpret_stage_and_follows_it_where_there_is_one(work, config, tmp_path):
+    without = [s for s in ALL if s != "interpret"]
+    runner.run(config, tmp_path, without)
+    assert work.take() == without and not (tmp_path / "interpret").exists()
+    assert marks.interpret_fault(config, tmp_path) == "has not been run"
+    runner.run(config, tmp_path, without)
+    assert work.take() == []
+    runner.run(config, tmp_path, ["interpret"])
+    assert work.take() == ["interpret"] and marks.interpret_fault(config, tmp_path) == ""
+    runner.run(config, tmp_path, ["report"])  # there is more to show
+    assert work.take() == ["report"]
+    runner.run(config, tmp_path, ALL)
+    assert work.take() == []
+    config.interpret.people = 1  # what was found is of other settings: shown no more
+    assert marks.interpret_fault(config, tmp_path) == "is out of date (config or input changed)"
+    runner.run(config, tmp_path, ["evaluate", "report"])
+    assert work.take() == ["report"]
+    runner.run(config, tmp_path, ["evaluate", "report"])
+    assert work.take() == []
+    (tmp_path / "interpret" / "stage.json").unlink()  # the page says which of the two it is
+    runner.run(config, tmp_path, ["evaluate", "report"])
+    assert work.take() == ["report"]
+    config.evaluate.n_resamples = 10
+    runner.run(config, tmp_path, ["evaluate", "report"])
+    assert work.take() == ["evaluate", "report"]
+    runner.run(config, tmp_path, ALL)
+    assert work.take() == ["interpret", "report"] and marks.interpret_fault(config, tmp_path) == ""
+    mark = runner.read_mark(tmp_path / "interpret")
+    runner.write_mark(tmp_path / "interpret", **mark | {"done": False})
+    assert marks.interpret_fault(config, tmp_path) == "is not finished"
+    with pytest.raises(ValueError, match="^the stage report needs evaluate, which is out of date "):
+        config.evaluate.n_resamples = 20
+        runner.run(config, tmp_path, ["report"])
+
+
+@pytest.mark.parametrize("key, value", [("seed", 1), ("train.steps", 7), ("embed.batch_size", 3), ("name", "other")])
+def test_what_was_interpreted_of_another_model_or_evaluation_is_out_of_date(work, config, tmp_path, key, value):
+    runner.run(config, tmp_path, ALL)
+    *path, last = key.split(".")
+    setattr(config[path[0]] if path else config, last, value)
+    runner.run(config, tmp_path, ALL[:4])
+    assert marks.interpret_fault(config, tmp_path).startswith("is out of date")
 
 
 def test_an_unknown_stage_and_an_unwritable_workdir_are_said(work, config, tmp_path):

@@ -241,6 +241,20 @@ def test_a_half_done_evaluate_and_report_resume_to_the_same_results(copy):
     assert results(workdir) == before
 
 
+def test_a_report_without_the_interpret_stage_is_whole_and_says_so(copy):
+    config, workdir = copy
+    before = (workdir / "report" / "report.md").read_text()
+    shutil.rmtree(workdir / "interpret")
+    runner.run(config, workdir, ["evaluate", "report"])
+    page, markdown = ((workdir / "report" / f"report.{x}").read_text() for x in ("html", "md"))
+    assert page.count("The interpret stage has not been run: ") == 1 and not (workdir / "interpret").exists()
+    changed = set(before.splitlines()) ^ set(markdown.splitlines())
+    assert all("interpret" in line for line in changed) and changed, "the rest is as it was"
+    assert re.search(r"\| Device-hours \|", markdown) and "not logged" not in markdown
+    cells = next(x for x in markdown.splitlines() if x.startswith("| Joint") and " x " in x).split(" | ")
+    assert cells[4] == f"{jax.device_count()} x {jax.devices()[0].device_kind}" and float(cells[5]) > 0
+
+
 def test_a_change_of_the_evaluation_leaves_pretraining_alone(copy):
     config, workdir = copy
     config = config.copy_and_resolve_references()
