@@ -13,6 +13,7 @@ INSTALL_REQUIRES = [
     "flax>=0.12",
     "grain>=0.2.18",
     "jax>=0.10.2",
+    "joblib>=1.4",
     "matplotlib>=3.9",
     "ml_collections>=1.1",
     "numpy>=2.0",
@@ -24,6 +25,7 @@ INSTALL_REQUIRES = [
     "scikit-learn>=1.5",
     "scipy>=1.14",
     "tensorboardX>=2.6.2",
+    "threadpoolctl>=3.5",
     "tqdm>=4.66",
 ]
 

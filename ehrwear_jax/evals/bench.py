@@ -2,8 +2,8 @@
 
 Wall-clock seconds of 5,000 patient resamples at the size of the paper's test fold, of a whole
 evaluation, and time and memory at half a million patients. Data are simulated. Each figure has
-`_cpu` beside it, the processor time of all threads: on a machine that is shared, wall-clock time
-says what the neighbours did.
+`_cpu` beside it, the processor time of this process (long evaluations start others): on a machine
+that is shared, wall-clock time says what the neighbours did.
 """
 
 import argparse

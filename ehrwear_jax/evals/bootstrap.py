@@ -6,12 +6,16 @@ models on the same resamples. What is made of the resampled values is in `infere
 """
 
 import os
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Mapping
 
+import joblib
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from ehrwear_jax.evals.weighting import LANES, Statistic, lanes_of
+
+# Rows times resamples times statistics from which processes are worth their start.
+PARALLEL_CELLS = 10**9
 
 
 def _places(group_N, universe) -> tuple[np.ndarray, int]:
@@ -86,31 +90,36 @@ def patient_weights(group_N, n_resamples: int, seed: int, *, universe=None) -> n
 def resample(
     statistics: Mapping[str, Statistic], group_N, n_resamples: int, seed: int, *, universe=None
 ) -> dict[str, dict[str, np.ndarray]]:
-    """Evaluates several statistics on shared resamples: {row: {metric: float64 [B]}}."""
+    """Evaluates several statistics on shared resamples: {row: {metric: float64 [B]}}.
+
+    From some seconds of work on, the statistics are shared out to a process per core (a thread would wait for the
+    interpreter, which sparse products do not release). The numbers do not depend on that.
+    """
+    n_processes = min(os.cpu_count() or 1, len(statistics))
+    cells = len(np.asarray(group_N)) * n_resamples * len(statistics)
+    if n_processes < 2 or cells < PARALLEL_CELLS:
+        return _on_resamples(statistics, group_N, n_resamples, seed, universe)
+    names = list(statistics)
+    # every n-th one: neighbours are one model in several cells, and those differ in size
+    parts = [{name: statistics[name] for name in names[i::n_processes]} for i in range(n_processes)]
+    work = (joblib.delayed(_on_resamples)(part, group_N, n_resamples, seed, universe) for part in parts)
+    found = {k: v for part in joblib.Parallel(n_processes)(work) for k, v in part.items()}
+    return {name: found[name] for name in names}
+
+
+def _on_resamples(statistics, group_N, n_resamples, seed, universe):
     return over_blocks(statistics, weight_blocks(group_N, n_resamples, seed, universe=universe))
 
 
 def over_blocks(statistics: Mapping[str, Statistic], blocks: Iterator[np.ndarray]) -> dict[str, dict[str, np.ndarray]]:
-    """Evaluates every statistic on every block of weights, one thread per core.
-
-    Sparse products and sums release the interpreter lock; the next block is drawn meanwhile. The
-    numbers do not depend on the number of threads.
-    """
+    """Evaluates every statistic on every block of weights."""
     parts: dict[str, list[dict[str, np.ndarray]]] = {name: [] for name in statistics}
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        weight_NxB = next(blocks, None)
-        while weight_NxB is not None:
-            following = pool.submit(next, blocks, None)
-            results = [pool.submit(_call, s, weight_NxB) for s in statistics.values()]
-            for name, result in zip(statistics, results, strict=True):
-                parts[name].append(result.result())
-            weight_NxB = following.result()
+    with threadpool_limits(1):  # blocks are too small to be shared out once more
+        for weight_NxB in blocks:
+            for name, statistic in statistics.items():
+                parts[name].append(statistic(weight_NxB))
     return {
         name: {metric: np.concatenate([p[metric] for p in blocks]) for metric in blocks[0]}
         for name, blocks in parts.items()
         if blocks
     }
-
-
-def _call(statistic: Callable, weight_NxB: np.ndarray) -> dict[str, np.ndarray]:
-    return statistic(weight_NxB)
