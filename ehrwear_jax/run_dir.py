@@ -8,6 +8,7 @@
 Needs no jax, so that a run can be looked at from anywhere.
 """
 
+import contextlib
 import json
 import logging
 import os
@@ -151,18 +152,38 @@ class Lease:
         return False
 
     def _take_away(self, stale):
-        """Removes a lease that was left behind; of two that try, one removes it and no one a lease made since."""
+        """Removes a lease that was left behind, unless another process is about to or has done so."""
+        claim = self.folder / f"{LEASE}.{stale['id']}.claim"
+        try:
+            os.close(os.open(claim, os.O_CREAT | os.O_EXCL))
+        except FileExistsError:  # held for a moment, unless its process died in it
+            with contextlib.suppress(FileNotFoundError):
+                if time.time() - claim.stat().st_mtime > self._stale_s:
+                    claim.unlink()
+            time.sleep(0.01)
+            return
+        try:
+            self._remove(stale["id"])
+        finally:
+            claim.unlink(missing_ok=True)
+
+    def _remove(self, stale_id):
+        """Removes the lease of an id; only one process at a time does so for each id."""
         aside = self.folder / f"{LEASE}.{self._id}.stale"
+        lease, _ = holder(self.folder)
+        if lease is None or lease["id"] != stale_id:
+            return
         try:
             os.rename(self._path, aside)
         except FileNotFoundError:
             return
-        if files.read_json(aside, {}).get("id", "") != stale["id"]:  # not the one that was looked at: back with it
-            os.link(aside, self._path)
-        else:
+        if files.read_json(aside, {}).get("id", "") == stale_id:
             logging.warning(
-                "%s: took over from process %s on %s, which is gone", self.folder, stale["pid"], stale["place"][0]
+                "%s: took over from process %s on %s, which is gone", self.folder, lease["pid"], lease["place"][0]
             )
+        else:  # its process woke up, gave it back and another one came, all since the look: back with it
+            with contextlib.suppress(FileExistsError):
+                os.link(aside, self._path)
         aside.unlink()
 
     def is_mine(self):

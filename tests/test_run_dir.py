@@ -123,6 +123,25 @@ def test_of_many_that_take_over_at_once_one_does(tmp_path):
     assert most[0] == 1 and refused[0] >= 1 and list(tmp_path.iterdir()) == []
 
 
+def test_a_claim_on_a_stale_lease_is_waited_for_and_an_old_one_removed(tmp_path):
+    """Whoever claimed it may be about to remove it; if it died in that, the next one does."""
+    leave(tmp_path, pid=2**22 + 1)
+    claim = tmp_path / f"{run_dir.LEASE}.{run_dir.holder(tmp_path)[0]['id']}.claim"
+    claim.touch()
+    began = time.monotonic()
+    with run_dir.Lease(tmp_path, stale_s=0.5):
+        assert 0.4 < time.monotonic() - began < 5
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_who_looked_at_the_lease_before_another_took_over_leaves_that_one(tmp_path):
+    leave(tmp_path, pid=2**22 + 1)
+    seen = run_dir.holder(tmp_path)[0]
+    with run_dir.Lease(tmp_path) as lease:
+        run_dir.Lease(tmp_path)._take_away(seen)
+        assert lease.is_mine() and len(list(tmp_path.iterdir())) == 1
+
+
 def test_a_lease_that_was_taken_away_is_noticed(tmp_path):
     with run_dir.Lease(tmp_path, renew_s=0.05) as lease:
         before = (tmp_path / run_dir.LEASE).stat().st_mtime_ns
