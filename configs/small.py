@@ -28,7 +28,7 @@ def get_config(variant=""):
         {
             "tokens": 256,
             "context_tokens": 256,
-            "windows": 128,
+            "windows": 64,
             "queries": 24,
             "events": 16,
             "patch_steps": 4,
@@ -53,13 +53,13 @@ def get_config(variant=""):
     )
     config.train.update(
         {
-            "steps": 6000,
-            "batch_size": 32,
+            "steps": 4000,
+            "batch_size": 16,
             "peak_learning_rate": 1e-3,
             "warmup_steps": 300,
             "log_every": 50,
             "validate_every": 500,
-            "checkpoint_every": 500,
+            "checkpoint_every": 1000,
         }
     )
     config.train.weights.wear_to_ehr = (0.2, 1.0, 1000)
