@@ -101,6 +101,14 @@ def _padded(x, axis, multiple, value=0):
     return jnp.pad(x, pads, constant_values=value)
 
 
+def _of_blocks(reduce, x, block):
+    """[..., blocks]: a reduction over each block of the last axis.
+
+    As rows of a matrix: the compiler gives the blocks of a higher rank a layout that it then cannot reshape to.
+    """
+    return reduce(x.reshape(-1, block), axis=1).reshape(*x.shape[:-1], -1)
+
+
 def _inputs(spec, problem):
     """(inputs by name as in LAYOUT, scalars by name): padded to whole blocks; padded queries see nothing.
 
@@ -127,15 +135,15 @@ def _inputs(spec, problem):
         inputs["row"] = _padded(row, 3, all_q)
         inputs["head"] = _padded(problem["head"][..., None], 1, ROWS)
         real = _padded(problem["k_time"], 1, all_k, -jnp.inf)
-        scalars["newest"] = jnp.max(real.reshape(n_batch, 1, n_block_k, spec.block_k), axis=-1)
-    start, stop = (inputs["range"][:, i].reshape(n_batch, -1, spec.block_q) for i in (0, 1))
+        scalars["newest"] = _of_blocks(jnp.max, real, spec.block_k)[:, None]
+    start, stop = (inputs["range"][:, i] for i in (0, 1))
     seen = stop > start
-    lo = jnp.min(jnp.where(seen, start // spec.block_k, n_block_k), axis=-1)
-    hi = jnp.max(jnp.where(seen, -(-stop // spec.block_k), 0), axis=-1)
+    lo = _of_blocks(jnp.min, jnp.where(seen, start // spec.block_k, n_block_k), spec.block_q)
+    hi = _of_blocks(jnp.max, jnp.where(seen, -(-stop // spec.block_k), 0), spec.block_q)
     scalars |= {"lo": lo[:, None], "hi": hi[:, None]}
     if spec.skip_tolerance > 0.0:
-        norm = jnp.linalg.norm(k.astype(jnp.float32), axis=-1).reshape(n_batch, n_head, n_block_k, spec.block_k)
-        scalars["norm"] = jax.lax.cummax(jnp.max(norm, axis=-1), axis=2)
+        norm = jnp.linalg.norm(k.astype(jnp.float32), axis=-1)
+        scalars["norm"] = jax.lax.cummax(_of_blocks(jnp.max, norm, spec.block_k), axis=2)
         if spec.kind != "none":
             scalars["older"] = jax.lax.cummax(scalars["newest"], axis=2)
     return inputs, scalars
