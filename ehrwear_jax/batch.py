@@ -38,6 +38,9 @@ class BatchShape:
     recalled_tokens: int
     further_summaries: int = 0
     pairs: int = 0
+    raw_windows: int = 0
+    raw_samples: int = 0
+    raw_channels: int = 0
 
     @property
     def summaries(self):
@@ -61,7 +64,14 @@ class BatchShape:
             "J": self.pairs,
             "F": self.summaries,
             "2": 2,
+            "N": self.raw_windows,
+            "S": self.raw_samples,
+            "A": self.raw_channels,
         }
+
+    def fields(self):
+        """FIELDS, and those of OPTIONAL that batches of this shape have."""
+        return FIELDS | {n: f for n, f in OPTIONAL.items() if self.raw_windows and n.startswith("raw")}
 
 
 # name: (axes after B, dtype, value where nothing is, meaning and unit)
@@ -121,7 +131,7 @@ OPTIONAL = {
 def empty_batch(shape, batch_size):
     """A batch that holds nothing: {name: array of shape [B, ...]}."""
     axes, batch = shape.axes(batch_size), {}
-    for name, (dims, dtype, fill, _) in FIELDS.items():
+    for name, (dims, dtype, fill, _) in shape.fields().items():
         size = (axes["B"], *(axes[a] for a in dims))
         batch[name] = (
             np.full(size, fill, dtype) if fill else np.zeros(size, dtype)
@@ -132,14 +142,14 @@ def empty_batch(shape, batch_size):
 def check_batch(batch, shape, batch_size):
     """Raises ValueError unless every field is there with its shape and dtype, and of OPTIONAL the raw ones together."""
     axes = shape.axes(batch_size)
-    given = {n: OPTIONAL[n] for n in OPTIONAL.keys() & batch.keys()}
+    given = shape.fields() | {n: OPTIONAL[n] for n in OPTIONAL.keys() & batch.keys()}
     raw = {n for n in OPTIONAL if n.startswith("raw")}
-    wanted = FIELDS.keys() | (raw if raw & batch.keys() else set())
-    if missing := wanted ^ (batch.keys() - {"quality"}):
+    wanted = shape.fields().keys() | (raw if raw & batch.keys() else set())
+    if missing := wanted ^ (batch.keys() - ({"quality"} - wanted)):
         raise ValueError(f"batch fields differ from the contract: {sorted(missing)}")
-    if raw <= given.keys() and batch["raw"].ndim == 4:
+    if not shape.raw_windows and raw <= given.keys() and batch["raw"].ndim == 4:
         axes |= dict(zip("NSA", batch["raw"].shape[1:], strict=True))
-    for name, (dims, dtype, _, _) in (FIELDS | given).items():
+    for name, (dims, dtype, _, _) in given.items():
         want = (axes["B"], *(axes.get(a) for a in dims))
         if batch[name].shape != want or batch[name].dtype != dtype:
             raise ValueError(

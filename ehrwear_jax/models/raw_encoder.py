@@ -50,6 +50,8 @@ class RawEncoder(nn.Module):
         # as in the wearable encoder, absence can be told from a value of zero
         signal = jnp.concatenate([jnp.where(seen, raw_BxNxSxA, 0.0), seen.astype(jnp.float32)], axis=-1)
         x = signal.reshape(n_batch * n_raw, *signal.shape[2:]).astype(self.dtype)
+        # before the first norm: over one channel and its mask, that would leave little more of a sample than its sign
+        x = nn.Conv(max(self.width >> self.n_blocks, 2), (7,), dtype=self.dtype, name="stem")(x)
         for i in range(self.n_blocks):
             width = max(self.width >> (self.n_blocks - 1 - i), 1)
             x = ResidualBlock(width, 4, self.dtype, name=f"block_{i}")(x)
