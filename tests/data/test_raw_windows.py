@@ -1,5 +1,6 @@
 """Raw windows: what is cut, how it is resampled and chosen, and its way through prepare to the fields of a batch."""
 
+import dataclasses
 import json
 
 import cohort
@@ -7,6 +8,7 @@ import numpy as np
 import polars as pl
 import pytest
 from pulse_wave import simulated
+from raw_cohort import sine, wave, with_waves
 from scipy.signal import resample_poly
 
 from ehrwear_jax import batch as batch_lib
@@ -24,10 +26,6 @@ def cut(rows, values=FULL, **options):
     raw = raw_windows.RawSpec(("ppg",), **options)
     rows = [(*row, None) if len(row) == 4 else row for row in rows]
     return raw_windows.of_person(rows, END, values, SPEC, LIMITS, raw)
-
-
-def sine(hz, rate_hz, seconds, phase=0.0):
-    return np.sin(2 * np.pi * hz * np.arange(round(seconds * rate_hz)) / rate_hz + phase)
 
 
 # ------------------------------------------------------------------------------------------------------- one person
@@ -146,31 +144,6 @@ CONTEXT = {"tokens": 64, "windows": 32, "context_tokens": 40, "queries": 8, "eve
            "future_windows": 2, "future_codes": 6}  # fmt: skip
 
 
-def with_waves(root):
-    """Adds raw stretches for two thirds of the wearers: a sine whose frequency tells subject and place."""
-    channels = wearable.read_channels(root / "wearable")
-    ppg = pl.DataFrame([("ppg", "a.u.", "", -10.0, 10.0)], channels.schema, orient="row")
-    wearable.write_channels(root / "wearable", pl.concat([channels, ppg]))
-    for shard in wearable.list_shards(root / "wearable"):
-        rows = pl.read_parquet(shard)
-        parts = []
-        for (subject,), mine in rows.group_by("subject_id", maintain_order=True):
-            parts.append(mine)
-            start = mine["start_time"].min()
-            for k in range(5) if subject % 3 else ():
-                parts.append(mine[:1].with_columns(
-                    start_time=pl.lit(start) + pl.duration(hours=1 + 4 * k, minutes=7 * k),
-                    sample_rate_hz=pl.lit(50.0), channel=pl.lit("ppg"), unit=pl.lit("a.u."),
-                    values=pl.lit(wave(subject, k).astype(np.float32).tolist(), pl.List(pl.Float32)),
-                ).cast(mine.schema))  # fmt: skip
-        pl.concat(parts).write_parquet(shard)
-    return root
-
-
-def wave(subject, k):
-    return sine(0.7 + 0.05 * subject + 0.01 * k, 50.0, 65)
-
-
 @pytest.fixture(scope="module")
 def raw_cohort(tmp_path_factory):
     return with_waves(cohort.write_cohort(tmp_path_factory.mktemp("waves")))
@@ -258,6 +231,7 @@ def test_without_the_option_nothing_is_written_and_no_batch_changes(raw_cohort, 
         pipeline.Patients(plain / "all", pipeline.ContextConfig(raw_windows=4))
 
 
+@pytest.mark.slow
 def test_two_workers_and_other_shards_write_the_same_records(raw_cohort, root, tmp_path):
     two = run(raw_cohort, tmp_path / "two", workers=2, **PPG)
     assert written(two) == written(root)
@@ -362,3 +336,55 @@ def test_transforms_of_the_record_reach_the_raw_windows(root):
     assert np.var((absolute - before)[seen]) == pytest.approx(10**0.6, rel=0.2)
     truncated = read(robustness.truncate(0.3))
     assert truncated[1].sum() < seen.sum() and people.window_us < DAY_US
+
+
+def changed(people, i, where_R):
+    """People whose person i has other raw samples where it says."""
+    raw = people[i].raw
+    values = raw.values_RxSxA.copy()
+    values[where_R] = np.random.default_rng(0).normal(size=values[where_R].shape)
+    people._cache[i] = dataclasses.replace(people[i], raw=raw._replace(values_RxSxA=values))
+    return people
+
+
+def test_other_samples_behind_a_mask_or_after_the_read_change_no_input(root):
+    def people(**options):
+        config = pipeline.ContextConfig(raw_windows=64, **CONTEXT | options)
+        return pipeline.Patients(root / "all", config, "train")
+
+    rows, n_hidden, n_changed = pipeline.TrainRows(people(masked_contexts=1.0), 0), 0, 0
+    for g in range(rows.rows_per_epoch):
+        row = rows[g]
+        for s, (drawn, span) in enumerate(rows.contexts(g), start=1):
+            raw, shown = drawn.patient.raw, drawn.patient.is_wear_N[span.start : span.stop]
+            windows = drawn.patient.ref_N[span.start : span.stop][shown]
+            if not len(windows) or not len(raw.window_R):
+                continue
+            first = row["window"][np.flatnonzero(row["segment"] == s)].clip(-1)
+            first = first[first >= 0][0]
+            inside = np.isin(raw.window_R, windows)
+            slot = first + np.searchsorted(windows, np.where(inside, raw.window_R, windows[0]))
+            hidden = inside & row["patch_mask"][slot, raw.step_R // 3]
+            for where in (hidden, inside & ~hidden):
+                other = pipeline.TrainRows(people(masked_contexts=1.0), 0)
+                if [d.place for d, _ in rows.contexts(g)].count(drawn.place) > 1 or not where.any():
+                    continue
+                changed(other.patients, drawn.place, where)
+                same = all(np.array_equal(row[name], value) for name, value in other[g].items())
+                assert same == (where is hidden)
+                n_hidden, n_changed = n_hidden + (where is hidden), n_changed + (where is not hidden)
+    assert n_hidden > 3 and n_changed > 3
+
+    plain, n_later = people(), 0
+    for i in range(len(plain)):
+        raw, end_M = plain[i].raw, plain[i].window_end_M
+        if len(raw.window_R) and raw.window_R[-1] > raw.window_R[0]:
+            t = int(end_M[raw.window_R[0]])
+            later = end_M[raw.window_R] > t
+            for where, same in ((later, True), (~later, False)):
+                ((before, _),), ((after, _),) = (
+                    pipeline.inference_batches(p, [i], [t], 1) for p in (plain, changed(people(), i, where))
+                )
+                assert all(np.array_equal(before[name], after[name]) for name in before) == same
+            n_later += 1
+    assert n_later > 3
