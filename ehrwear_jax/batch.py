@@ -41,6 +41,7 @@ class BatchShape:
     raw_windows: int = 0
     raw_samples: int = 0
     raw_channels: int = 0
+    quality: bool = False
 
     @property
     def summaries(self):
@@ -71,7 +72,8 @@ class BatchShape:
 
     def fields(self):
         """FIELDS, and those of OPTIONAL that batches of this shape have."""
-        return FIELDS | {n: f for n, f in OPTIONAL.items() if self.raw_windows and n.startswith("raw")}
+        here = {n: self.quality if n == "quality" else self.raw_windows > 0 for n in OPTIONAL}
+        return FIELDS | {n: f for n, f in OPTIONAL.items() if here[n]}
 
 
 # name: (axes after B, dtype, value where nothing is, meaning and unit)
@@ -120,7 +122,12 @@ FIELDS = {
 
 # as FIELDS; a batch has those of one source of data or none
 OPTIONAL = {
-    "quality": ("WPC", np.float32, 0, "signal quality of a patch, 0 to 1; without the field: its share of known steps"),
+    "quality": (
+        "WPC",
+        np.float32,
+        0,
+        "signal quality of a patch, 0 to 1, as recorded; without the field: its share of known steps",
+    ),
     "raw": ("NSA", np.float32, 0, "standardised samples of a raw window, 30 s by default; 0 where missing"),
     "raw_observed": ("NSA", np.bool_, False, "whether the sample was measured"),
     "raw_window": ("N", np.int32, -1, "slot along W of the window that the raw window lies in; -1: padding"),

@@ -199,6 +199,8 @@ def fill_context(row, at, patients, patient, span, query_us, rng, augment_rng=No
         hidden = rng.random() < config.masked_contexts
         _fill_masks(row, at, patients, token, value, time_us, ehr_at[n_static:], t0, w0, m, rng, hidden)
     shown_MxF = _fill_signal(row, w, patients, p, windows, augment_rng)
+    if p.quality_MxLxC is not None:
+        fine_detail.fill_quality(row, patients, p.quality_MxLxC, windows, w0)
     if p.raw is not None:
         warp = config.time_warp if augment_rng is not None else 0.0
         fine_detail.fill_raw(row, at, patients, p.raw, windows, w0, warp)

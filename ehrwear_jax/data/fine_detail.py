@@ -1,6 +1,6 @@
-"""What a row holds beside the grid: the raw windows of sub-second signal that lie in its wearable windows.
+"""What a row holds beside the grid: the quality of its patches, and the raw windows of sub-second signal inside them.
 
-They show what the grid shows and no more. Hidden (no sample of it is in the batch, only its place) is a raw window
+Raw windows show what the grid shows and no more. Hidden (none of its samples are in the batch, only its place) is one
 
 - in a hidden patch, or as near to one as augment.time_warp can have moved it;
 - in a window of which a channel is hidden, since the raw wave may be what that channel is computed from;
@@ -50,3 +50,20 @@ def fill_raw(row, at, patients, raw, windows, w0, warp):
     seen_KxSxA = np.isfinite(values_KxSxA) & visible_KxA[:, None]
     row["raw_observed"][s] = seen_KxSxA
     row["raw"][s] = np.where(seen_KxSxA, values_KxSxA, np.float32(0))
+
+
+def fill_quality(row, patients, quality_MxLxC, windows, w0):
+    """Writes the quality of the patches of a context: the mean over its steps, of which unknown ones count as zero.
+
+    So it is the mean quality of the known steps times their share. What the signal lost (augment.drop_channels,
+    robustness.py) is unknown; what is hidden by a mask stays, as in `wear`: the model hides it.
+
+    Args:
+      row, patients: see context.fill_context. quality_MxLxC: of all windows of the patient, in 255ths.
+      windows: those that the context shows. w0: slot of the first of them.
+    """
+    w = slice(w0, w0 + len(windows))
+    known_MxLxC = np.where(row["observed"][w], quality_MxLxC[windows], np.uint8(0))
+    n_patches, steps = row["patch_mask"].shape[1], patients.config.patch_steps
+    of_patch = known_MxLxC[:, : n_patches * steps].reshape(len(windows), n_patches, steps, known_MxLxC.shape[2])
+    row["quality"][w] = of_patch.sum(axis=2, dtype=np.float32) * np.float32(1 / (255 * steps))

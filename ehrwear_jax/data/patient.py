@@ -37,6 +37,7 @@ class Patient:
       recorded, standardised, NaN missing); further_MxX: float32, standardised, NaN missing, see window_summaries.py;
       origin_us: birth, else first record; end_us: end of follow-up; died: bool.
       raw: RawWindows, or None where the context has no room for them.
+      quality_MxLxC: uint8, see grid_quality.py; None where it was not prepared.
     """
 
     time_N: np.ndarray
@@ -56,6 +57,7 @@ class Patient:
     _summary_MxF: np.ndarray
     _summed_M: np.ndarray
     raw: RawWindows | None = None
+    quality_MxLxC: np.ndarray | None = None
 
     @property
     def nbytes(self):
@@ -167,6 +169,7 @@ def make_patient(record, modalities, with_raw=False):
         _summary_MxF=np.empty((len(end), len(batch_lib.SUMMARIES) * window.shape[2] + further.shape[1]), np.float32),
         _summed_M=np.zeros(len(end), bool),
         raw=raw,
+        quality_MxLxC=record.get("quality") if wear else None,
     )
 
 

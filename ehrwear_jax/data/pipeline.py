@@ -53,7 +53,7 @@ class Patients:
         self.further_channel_X = np.array([self.channels.index(c) if c in self.channels else -1 for c in names], int)
         self.window_us = meta["window_hours"] * 3_600_000_000
         raw = meta.get("raw", {"channels": [], "samples": 0})
-        self.raw_samples = raw["samples"]
+        self.raw_samples, self.has_quality = raw["samples"], meta.get("quality", False)
         # -1: not on the grid
         self.raw_channel_A = np.array(
             [self.channels.index(c) if c in self.channels else -1 for c in raw["channels"]], int
@@ -152,6 +152,7 @@ class Patients:
             raw_windows=c.raw_windows if raw else 0,
             raw_samples=self.raw_samples if raw else 0,
             raw_channels=len(self.raw_channel_A) if raw else 0,
+            quality=wear and self.has_quality,
         )
 
 

@@ -47,6 +47,7 @@ class PrepareConfig:
       window_hours, step_minutes, min_coverage: see signal.WindowSpec. summaries: see window_summaries.py.
       raw_channels, raw_rate_hz, raw_seconds, raw_per_window, raw_score: raw windows of sub-second signal, see
         raw_windows.RawSpec; no channels: none. The channels need not be among `channels`.
+      quality: score how well each step of the grid was measured, see grid_quality.py; an input of the model then.
       min_subjects, value_bins, min_values: see tokenizer.fit_vocabulary.
       mapping_files, ranges_file: user tables, see harmonise.read_mapping and read_ranges.
       implied_parents: give ICD-10 and ATC codes the ancestors that they spell out, beside those of codes.parquet.
@@ -77,6 +78,7 @@ class PrepareConfig:
     raw_seconds: float = 30.0
     raw_per_window: int = 4
     raw_score: str = "pulse"
+    quality: bool = False
     min_subjects: int = 10
     value_bins: int = 10
     min_values: int = 50
@@ -123,7 +125,7 @@ class PrepareConfig:
 def prepare_tables(meds_dir, wearable_dir, out_dir, config, criteria=None, quarantine_dir=None, pool=None):
     """Writes events/, people/, windows/ (summaries), window_values/, wearers/, subjects.parquet and manifest.json.
 
-    With raw_channels also raw_windows/.
+    With raw_channels also raw_windows/, with quality also window_quality/.
 
     Rows that cannot be used (meds_checks.screen, wearable_checks.screen) go to files below quarantine_dir, with the
     file, row, column and reason; there is no file for a shard without such rows.
@@ -285,6 +287,8 @@ def _prepare_split(tables, codes, out, config, fold, units, pool):
             "shards": [f"{s:05d}.array_record" for s in range(-(-subjects.height // config.subjects_per_shard))],
             **fit.channel_statistics(tables, out, config, pool),
         }
+        if config.quality:
+            meta["quality"] = True
         if config.raw_channels:
             meta["raw"] = {"channels": list(config.raw_channels), "samples": config.raw_spec().samples}
         write_json(meta, out / "meta.json")

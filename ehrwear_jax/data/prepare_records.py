@@ -196,13 +196,17 @@ def _record(person, sources):
         end_us = seen["end"]
     time_us = events["time"][n_static:]
     more = {}
+    if "quality" in meta:
+        more["quality"] = np.zeros(window.shape, np.uint8)
+        if n:
+            more["quality"] = opened[tables / "window_quality" / name].read(first, n)
     if "raw" in meta:
         samples, n_channels, n_raw = meta["raw"]["samples"], len(meta["raw"]["channels"]), person.get("n_raw", 0)
-        more = {"raw_window": np.zeros(0, np.int32), "raw_step": np.zeros(0, np.int32)}
+        more |= {"raw_window": np.zeros(0, np.int32), "raw_step": np.zeros(0, np.int32)}
         more["raw"] = np.zeros((0, samples, n_channels), np.float16)
         if n_raw:
             raw = opened[tables / "raw_windows" / name].read(person["first_raw"], n_raw)
-            more = {"raw_window": raw["window"], "raw_step": raw["step"], "raw": raw["values"]}
+            more |= {"raw_window": raw["window"], "raw_step": raw["step"], "raw": raw["values"]}
     return {
         "static_token": events["token"][:n_static],
         "static_value": events["value"][:n_static],

@@ -7,7 +7,7 @@ import numpy as np
 import polars as pl
 import pyarrow.parquet as pq
 
-from ehrwear_jax.data import manifest, npy, overlap, raw_windows, signal, wearable, window_summaries
+from ehrwear_jax.data import grid_quality, manifest, npy, overlap, raw_windows, signal, wearable, window_summaries
 from ehrwear_jax.data.quarantine import count_reasons, quarantine_counts, set_aside
 from ehrwear_jax.data.tables import shard_names, write_frame, write_json, writing_table
 
@@ -20,7 +20,7 @@ def prepare_windows(wearable_dir, out, quarantine, config, deidentifier, pool):
     windows/NAME.parquet: subject_id, time (the end) and summaries of each window. window_values/NAME.npy: float32
     [windows, steps, channels]. wearers/NAME.parquet: subject_id, first_row, n_windows; wearers/NAME.npy: window_dtype
     [windows]. With config.raw_channels also OUT/raw_windows/NAME.npy, RawSpec.dtype [raw windows], and first_raw, n_raw
-    in wearers/NAME.parquet.
+    in wearers/NAME.parquet; with config.quality OUT/window_quality/NAME.npy, uint8 [windows, steps, channels].
 
     Returns:
       (steps [{step, n, dropped, reason}], counts of the manifest, files of the manifest).
@@ -37,8 +37,9 @@ def prepare_windows(wearable_dir, out, quarantine, config, deidentifier, pool):
     limits = {r["channel"]: (r["valid_min"], r["valid_max"]) for r in table.iter_rows(named=True)}
     wanted = window_summaries.parse(config.summaries, config.channels, known)
     shards = wearable.list_shards(wearable_dir)
-    if config.raw_channels:
-        (out / "raw_windows").mkdir(exist_ok=True)
+    for folder, used in (("raw_windows", config.raw_channels), ("window_quality", config.quality)):
+        if used:
+            (out / folder).mkdir(exist_ok=True)
     jobs = list(zip(shards, shard_names(shards, wearable_dir), strict=True))
     work = functools.partial(
         _one_shard,
@@ -108,9 +109,11 @@ def _one_shard(job, table, limits, wanted, out, quarantine, config, deidentifier
     if raw.channels:
         counted |= dict.fromkeys(("raw windows", *raw_windows.DROPPED), 0)
         columns += ["first_raw", "n_raw"]
+    quality, shape = out / "window_quality" / f"{name}.npy", (spec.steps, len(spec.channels))
     with (
         npy.writing_rows(raw_path, (), raw.dtype) if raw.channels else contextlib.nullcontext() as add_raw,
-        npy.writing_rows(values, (spec.steps, len(spec.channels)), np.float32) as add_values,
+        npy.writing_rows(quality, shape, np.uint8) if config.quality else contextlib.nullcontext() as add_quality,
+        npy.writing_rows(values, shape, np.float32) as add_values,
         npy.writing_rows(ends, (), window_dtype(wanted)) as add_ends,
         writing_table(windows) as add_windows,
     ):
@@ -130,11 +133,14 @@ def _one_shard(job, table, limits, wanted, out, quarantine, config, deidentifier
 
         for subject, rows in wearable.read_subjects(path, table, config.time_bounds(), aside):
             subject, rows = deidentifier.recordings(subject, rows)
-            end_M, window_MxLxC, further_MxX, raw_R = _one_person(rows, spec, limits, wanted, config, counted)
+            stretches, end_M, window_MxLxC, further_MxX = _one_person(rows, spec, limits, wanted, config, counted)
             wearers.append((subject, counted["windows"], len(end_M)))
+            if config.quality:
+                add_quality(grid_quality.of_person(stretches, end_M, spec, limits))
             if raw.channels:
+                raw_R, dropped = raw_windows.of_person(stretches, end_M, window_MxLxC, spec, limits, raw)
                 wearers[-1] += (counted["raw windows"], len(raw_R))
-                counted["raw windows"] += len(raw_R)
+                counted = manifest.add_up([counted, dropped, {"raw windows": len(raw_R)}])
                 add_raw(raw_R)
             counted["windows"] += len(end_M)
             waiting.append((np.full(len(end_M), subject, np.int64), end_M, window_MxLxC, further_MxX))
@@ -142,13 +148,16 @@ def _one_shard(job, table, limits, wanted, out, quarantine, config, deidentifier
                 flush()
         flush()
     order = pl.DataFrame(wearers, dict.fromkeys(columns, pl.Int64), orient="row")
-    arrays = {"first_row": [values, ends], "first_raw": [raw_path] if raw.channels else []}
+    arrays = {
+        "first_row": [values, ends, *([quality] if config.quality else [])],
+        "first_raw": [raw_path] if raw.channels else [],
+    }
     if config.pseudonymise:
         order = _in_order_of_pseudonyms(order, windows, arrays)
     write_frame(order, people)
     bad, bad_path = deidentifier.recordings_aside(pl.concat(aside)), quarantine / f"wearable__{name}.parquet"
     set_aside(bad, bad_path)
-    written = [windows, values, people, ends, *arrays["first_raw"], *([bad_path] if bad.height else [])]
+    written = [windows, people, *arrays["first_row"], *arrays["first_raw"], *([bad_path] if bad.height else [])]
     tally = {
         "rows": counted | {"read": pq.read_metadata(path).num_rows},
         "reasons": count_reasons(bad),
@@ -183,9 +192,8 @@ def _no_windows(spec, wanted):
 
 
 def _one_person(rows, spec, limits, wanted, config, counted):
-    """(end_M int64, window_MxLxC float32, further summaries float32 [M, X], raw windows) of one person; counts them."""
-    raw = config.raw_spec()
-    needed = dict.fromkeys([*config.channels, *(channel for channel, _ in wanted), *raw.channels])
+    """(stretches, end_M int64, window_MxLxC float32, further summaries float32 [M, X]) of one person; counts them."""
+    needed = dict.fromkeys([*config.channels, *(channel for channel, _ in wanted), *config.raw_channels])
     used = rows.filter(pl.col("channel").is_in(list(needed)))
     counted["used"] += used.height
     counted["other channels"] += rows.height - used.height
@@ -193,15 +201,12 @@ def _one_person(rows, spec, limits, wanted, config, counted):
     end, window, resolved = signal.window_person(stretches, spec, limits)
     further, n_outside = window_summaries.of_person(stretches, end, window, spec, limits, wanted)
     counted["outside"] += n_outside
-    raw_R, dropped = raw_windows.of_person(stretches, end, window, spec, limits, raw) if raw.channels else (None, {})
-    for key, n in dropped.items():
-        counted[key] += n
     for key, n in resolved.items():
         counted[key] += n
     for c in set(config.log_channels) & set(config.channels):
         at = spec.channels.index(c)
         window[..., at] = np.log1p(np.maximum(window[..., at], 0.0))
-    return end, window, further, raw_R
+    return stretches, end, window, further
 
 
 def _frame(id_M, end_M, window_MxLxC, further_MxX, spec, wanted):

@@ -16,11 +16,10 @@ from fractions import Fraction
 import numpy as np
 from scipy.signal import resample_poly
 
-from ehrwear_jax.data import overlap, signal
+from ehrwear_jax.data import grid_quality, overlap, signal
 
 SCORES = ("pulse", "coverage")
 MIN_COVERAGE = 0.5  # of the best channel of a raw window
-_SEGMENT_S = 8.0  # in which quality is judged, about
 _ROUNDING_US = 1000  # by which a stretch may be shorter than its samples
 DROPPED = {
     "raw windows outside": "the grid has no value in their step",
@@ -37,8 +36,8 @@ class RawSpec:
       channels: names, in the order of the last array axis; empty: there are none.
       rate_hz: samples per second, to which recordings are resampled. seconds: length.
       per_window: most raw windows of a wearable window.
-      score: by which the best are chosen. "pulse": signal.segment_quality, averaged (of pulse waves; the share of known
-        samples where the rate does not hold the pulse band). "coverage": the share of known samples.
+      score: by which the best are chosen. "pulse": grid_quality.of_wave (of pulse waves; the share of known samples
+        where the rate does not hold the pulse band). "coverage": the share of known samples.
 
     Raises:
       ValueError: one of them cannot be.
@@ -196,10 +195,7 @@ def _score(values_N, rate_hz, raw):
     """0 to 1."""
     if raw.score == "coverage":
         return float(np.isfinite(values_N).mean())
-    n_segments = max(round(raw.seconds / _SEGMENT_S), 1)
-    segment_s = raw.seconds / n_segments
-    bad_N = signal.artefacts(values_N, rate_hz, segment_s=segment_s)
-    return float(np.nan_to_num(signal.segment_quality(values_N, rate_hz, bad_N, segment_s)[:n_segments]).mean())
+    return grid_quality.of_wave(values_N, rate_hz)
 
 
 def _resampled(values_N, rate_hz, raw):
