@@ -148,16 +148,13 @@ def _one_shard(job, table, limits, wanted, out, quarantine, config, deidentifier
                 flush()
         flush()
     order = pl.DataFrame(wearers, dict.fromkeys(columns, pl.Int64), orient="row")
-    arrays = {
-        "first_row": [values, ends, *([quality] if config.quality else [])],
-        "first_raw": [raw_path] if raw.channels else [],
-    }
+    more = {"first_row": [quality] if config.quality else [], "first_raw": [raw_path] if raw.channels else []}
     if config.pseudonymise:
-        order = _in_order_of_pseudonyms(order, windows, arrays)
+        order = _in_order_of_pseudonyms(order, windows, more | {"first_row": [values, ends, *more["first_row"]]})
     write_frame(order, people)
     bad, bad_path = deidentifier.recordings_aside(pl.concat(aside)), quarantine / f"wearable__{name}.parquet"
     set_aside(bad, bad_path)
-    written = [windows, people, *arrays["first_row"], *arrays["first_raw"], *([bad_path] if bad.height else [])]
+    written = [windows, values, people, ends, *sum(more.values(), []), *([bad_path] if bad.height else [])]
     tally = {
         "rows": counted | {"read": pq.read_metadata(path).num_rows},
         "reasons": count_reasons(bad),

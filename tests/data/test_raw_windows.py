@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 
 import cohort
 import numpy as np
@@ -12,7 +13,7 @@ from raw_cohort import sine, wave, with_waves
 from scipy.signal import resample_poly
 
 from ehrwear_jax import batch as batch_lib
-from ehrwear_jax.data import pipeline, prepare, raw_windows, robustness, signal, wearable
+from ehrwear_jax.data import pipeline, prepare, raw_windows, records, robustness, signal, wearable
 from ehrwear_jax.data.patient import DAY_US
 
 MINUTE_US = 60_000_000
@@ -213,7 +214,17 @@ def test_without_the_option_nothing_is_written_and_no_batch_changes(raw_cohort, 
         if not name.endswith(".json"):
             assert written(off)[name] == content, name
     assert not (off / "tables" / "raw_windows").exists()
-    assert "raw" not in json.loads((off / "all" / "meta.json").read_text())
+    meta = json.loads((off / "all" / "meta.json").read_text())
+    assert list(meta) == ["steps", "window_hours", "channels", "shards", "mean", "std", "summaries", "summary_mean",
+                          "summary_std"]  # fmt: skip
+    people = pipeline.Patients(off / "all", pipeline.ContextConfig(**CONTEXT))
+    assert list(records.decode(people.source[0])) == [
+        "static_token", "static_value", "token", "value", "time_us", "window_end_us", "window", "summary", "birth_us",
+        "end_us", "died",
+    ]  # fmt: skip
+    assert pl.read_parquet(off / "tables" / "wearers" / "0.parquet").columns == ["subject_id", "first_row", "n_windows"]
+    tally = json.loads((off / "tables" / "windows" / "0.json").read_text())
+    assert list(tally["files"]) == ["windows/0.parquet", "window_values/0.npy", "wearers/0.parquet", "wearers/0.npy"]
     one, two = (
         pipeline.TrainRows(pipeline.Patients(r / "all", pipeline.ContextConfig(**CONTEXT), "train"), 0)
         for r in (plain, root)  # data with raw windows, read by a context without room for them
@@ -235,6 +246,15 @@ def test_without_the_option_nothing_is_written_and_no_batch_changes(raw_cohort, 
 def test_two_workers_and_other_shards_write_the_same_records(raw_cohort, root, tmp_path):
     two = run(raw_cohort, tmp_path / "two", workers=2, **PPG)
     assert written(two) == written(root)
+
+
+def test_a_run_that_lost_a_file_makes_it_again(raw_cohort, root, tmp_path):
+    again = run(raw_cohort, tmp_path / "again", **PPG)
+    (again / "tables" / "manifest.json").unlink()
+    (again / "tables" / "raw_windows" / "1.npy").unlink()
+    shutil.rmtree(again / "all")
+    cohort.prepare_cohort(again, subjects_per_shard=8, **PPG)
+    assert written(again) == written(root)
 
 
 def test_pseudonyms_take_the_raw_windows_along(raw_cohort, root, tmp_path):
