@@ -16,7 +16,7 @@ from fractions import Fraction
 import numpy as np
 from scipy.signal import resample_poly
 
-from ehrwear_jax.data import grid_quality, overlap, signal
+from ehrwear_jax.data import grid_quality, overlap
 
 SCORES = ("pulse", "coverage")
 MIN_COVERAGE = 0.5  # of the best channel of a raw window
@@ -181,7 +181,9 @@ def _best_source(sources, begin_us, end_us, seconds):
                 rate_hz = rate
                 values_N = np.full(max(int(seconds * rate + 1e-6), 1), np.nan)
             lo = max(int(np.ceil((begin_us - start_us) * rate / 1e6 - 1e-6)), 0)
-            hi = signal.complete_by(start_us, rate, min(len(stretch_N), lo + len(values_N) + 1), end_us)
+            n = max(min(len(stretch_N) - lo, len(values_N) + 1), 0)
+            # those that are complete at the end, as signal.complete_by, but not counted from the stretch's beginning
+            hi = lo + int(np.searchsorted(start_us + np.round((lo + 1 + np.arange(n)) * (1e6 / rate)), end_us, "right"))
             at = np.rint((start_us - begin_us) * rate_hz / 1e6 + np.arange(lo, hi) * (rate_hz / rate)).astype(np.int64)
             ok = (at >= 0) & (at < len(values_N))
             ok[ok] = np.isfinite(stretch_N[lo:hi][ok])
