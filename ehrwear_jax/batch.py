@@ -38,6 +38,10 @@ class BatchShape:
     recalled_tokens: int
     further_summaries: int = 0
     pairs: int = 0
+    raw_windows: int = 0
+    raw_samples: int = 0
+    raw_channels: int = 0
+    quality: bool = False
 
     @property
     def summaries(self):
@@ -61,7 +65,15 @@ class BatchShape:
             "J": self.pairs,
             "F": self.summaries,
             "2": 2,
+            "N": self.raw_windows,
+            "S": self.raw_samples,
+            "A": self.raw_channels,
         }
+
+    def fields(self):
+        """FIELDS, and those of OPTIONAL that batches of this shape have."""
+        here = {n: self.quality if n == "quality" else self.raw_windows > 0 for n in OPTIONAL}
+        return FIELDS | {n: f for n, f in OPTIONAL.items() if here[n]}
 
 
 # name: (axes after B, dtype, value where nothing is, meaning and unit)
@@ -110,7 +122,12 @@ FIELDS = {
 
 # as FIELDS; a batch has those of one source of data or none
 OPTIONAL = {
-    "quality": ("WPC", np.float32, 0, "signal quality of a patch, 0 to 1; without the field: its share of known steps"),
+    "quality": (
+        "WPC",
+        np.float32,
+        0,
+        "signal quality of a patch, 0 to 1, as recorded; without the field: its share of known steps",
+    ),
     "raw": ("NSA", np.float32, 0, "standardised samples of a raw window, 30 s by default; 0 where missing"),
     "raw_observed": ("NSA", np.bool_, False, "whether the sample was measured"),
     "raw_window": ("N", np.int32, -1, "slot along W of the window that the raw window lies in; -1: padding"),
@@ -121,7 +138,7 @@ OPTIONAL = {
 def empty_batch(shape, batch_size):
     """A batch that holds nothing: {name: array of shape [B, ...]}."""
     axes, batch = shape.axes(batch_size), {}
-    for name, (dims, dtype, fill, _) in FIELDS.items():
+    for name, (dims, dtype, fill, _) in shape.fields().items():
         size = (axes["B"], *(axes[a] for a in dims))
         batch[name] = (
             np.full(size, fill, dtype) if fill else np.zeros(size, dtype)
@@ -132,14 +149,14 @@ def empty_batch(shape, batch_size):
 def check_batch(batch, shape, batch_size):
     """Raises ValueError unless every field is there with its shape and dtype, and of OPTIONAL the raw ones together."""
     axes = shape.axes(batch_size)
-    given = {n: OPTIONAL[n] for n in OPTIONAL.keys() & batch.keys()}
+    given = shape.fields() | {n: OPTIONAL[n] for n in OPTIONAL.keys() & batch.keys()}
     raw = {n for n in OPTIONAL if n.startswith("raw")}
-    wanted = FIELDS.keys() | (raw if raw & batch.keys() else set())
-    if missing := wanted ^ (batch.keys() - {"quality"}):
+    wanted = shape.fields().keys() | (raw if raw & batch.keys() else set())
+    if missing := wanted ^ (batch.keys() - ({"quality"} - wanted)):
         raise ValueError(f"batch fields differ from the contract: {sorted(missing)}")
-    if raw <= given.keys() and batch["raw"].ndim == 4:
+    if not shape.raw_windows and raw <= given.keys() and batch["raw"].ndim == 4:
         axes |= dict(zip("NSA", batch["raw"].shape[1:], strict=True))
-    for name, (dims, dtype, _, _) in (FIELDS | given).items():
+    for name, (dims, dtype, _, _) in given.items():
         want = (axes["B"], *(axes.get(a) for a in dims))
         if batch[name].shape != want or batch[name].dtype != dtype:
             raise ValueError(

@@ -340,6 +340,7 @@ def check(config):
         if not os.path.isfile(path):
             raise FileNotFoundError(f"config.prepare.mapping_files or ranges_file: there is no table {path}")
     cluster.check(config.prepare.scheduler)
+    _check_raw(config)
     _check_training(config)
     for row in (
         *config.evaluate.late_fusion,
@@ -355,6 +356,15 @@ def check(config):
     external = config.report.predictions_dir
     if (task := config.report.reliability_task) and task not in config.evaluate.tasks and not external:
         raise ValueError(f"config.report.reliability_task is {task!r}, which is not in config.evaluate.tasks")
+
+
+def _check_raw(config):
+    prepare_config(config).raw_spec()
+    parts = {"prepare.raw_channels": tuple(config.prepare.raw_channels),
+             "context.raw_windows": config.context.raw_windows, "model.raw_width": config.model.raw_width}  # fmt: skip
+    if any(parts.values()) and not all(parts.values()):
+        said = ", ".join(f"config.{name} is {value}" for name, value in parts.items())
+        raise ValueError(f"{said}: set all three, to have raw windows and their encoder, or none")
 
 
 def _check_training(config):

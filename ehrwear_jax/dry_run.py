@@ -33,6 +33,8 @@ class AssumedPatients:
         self.steps = prepare.window_hours * 60 // prepare.step_minutes
         self.vocabulary, self.future_codes = range(vocabulary), range(config.future_codes)
         self.n_recalled = config.recalled_tokens
+        self.raw_samples, self.raw_channel_A = prepare.raw_spec().samples, prepare.raw_channels
+        self.has_quality = prepare.quality
         wanted = window_summaries.parse(prepare.summaries, self.channels)
         self.further_channel_X = window_summaries.targets(wanted)
 

@@ -222,3 +222,20 @@ def test_a_config_that_cannot_run_is_refused(tmp_path, key, value, error, senten
     with pytest.raises(error) as caught:
         config_lib.check(config)
     assert str(caught.value).startswith(sentence) and "\n" not in str(caught.value)
+
+
+RAW = {"prepare.raw_channels": ("ppg",), "context.raw_windows": 16, "model.raw_width": 32}
+
+
+@pytest.mark.parametrize("left_out", [None, *RAW])
+def test_raw_windows_take_the_data_the_room_and_the_encoder(left_out):
+    config = load("tiny.py")
+    config.update_from_flattened_dict({k: v for k, v in RAW.items() if k != left_out})
+    if left_out is None:
+        config_lib.check(config)
+        config.prepare.raw_seconds = 1e4
+        with pytest.raises(ValueError, match=r"config\.prepare\.step_minutes"):
+            config_lib.check(config)
+        return
+    with pytest.raises(ValueError, match=rf"config\.{left_out} is .*: set all three"):
+        config_lib.check(config)

@@ -19,7 +19,7 @@ CONTEXT = {"tokens": 40, "windows": 16, "context_tokens": 30, "queries": 6, "eve
            "ehr_mask": 0.4}  # fmt: skip
 MODEL = {"width": 8, "n_layers": 2, "n_heads": 2, "mlp_width": 16, "token_width": 8, "time_features": 8,
          "wear_width": 8, "wear_layers": 1, "wear_heads": 2, "source_width": 4, "align_width": 4, "count_width": 4,
-         "posterior": "normal"}  # fmt: skip
+         "posterior": "normal", "raw_width": 4}  # fmt: skip
 # term: its predictions
 PREDICTIONS = {
     "ehr_masked": ("masked_logits",),
@@ -41,6 +41,18 @@ PREDICTIONS = {
 def folder(tmp_path_factory):
     root = cohort.write_cohort(tmp_path_factory.mktemp("cohort"), n_subjects=25, wear_days=2)
     return cohort.prepare_cohort(root) / "all"
+
+
+def with_raw_windows(batch):
+    """The batch with two raw windows in each wearable window, one of them in a hidden patch: the model hides it."""
+    rng = np.random.default_rng(2)
+    slot = np.repeat(np.arange(CONTEXT["windows"]), 2)
+    raw = rng.normal(size=(1, len(slot), 32, 1)).astype(np.float32)
+    slot = np.where(batch["window_position"][:, slot] >= 0, slot, -1).astype(np.int32)
+    hidden = batch["patch_mask"][0].argmax(axis=1).repeat(2)
+    patch = np.where(np.arange(len(hidden)) % 2, hidden, rng.integers(0, batch["patch_mask"].shape[2], len(hidden)))
+    patch = patch[None].astype(np.int32)
+    return batch | {"raw": raw, "raw_observed": rng.random(raw.shape) < 0.9, "raw_window": slot, "raw_patch": patch}
 
 
 def make_rows(folder, **options):
@@ -83,12 +95,14 @@ def case(folder):
     """(batch of one row, {prediction: {input: Jacobian [N, *input]}})."""
     rows = make_rows(folder)
     score = [sum(min(n, 2) for n in likely_leaks(rows[g]).values()) for g in range(rows.rows_per_epoch)]
-    batch = {k: v[None] for k, v in rows[int(np.argmax(score))].items()}
+    batch = with_raw_windows({k: v[None] for k, v in rows[int(np.argmax(score))].items()})
     model = train.make_model(rows.patients, MODEL)
     optimizer = train.make_optimizer(
         train.TrainConfig(steps=2, batch_size=1, peak_learning_rate=1e-3, warmup_steps=1, weights={})
     )
     params = train.init_state(model, optimizer, rows.patients, 0, sharding.make_mesh(jax.devices()[:1]))["params"]
+    if "raw" not in params:  # the prepared cohort has no raw windows
+        params |= {"raw": jax.jit(lambda k: model.init(k, batch))(jax.random.key(3))["params"]["raw"]}
     # weights far from zero, so that a leak cannot hide behind a small initial scale
     leaves, tree = jax.tree.flatten(params)
     keys = jax.random.split(jax.random.key(1), len(leaves))
@@ -105,7 +119,7 @@ def case(folder):
             found[name] = flat @ jax.random.normal(jax.random.key(i), (flat.shape[1],))  # a random cotangent
         return found
 
-    inputs = {k: jnp.asarray(batch[k]) for k in ("value", "wear", "time", "age")}
+    inputs = {k: jnp.asarray(batch[k]) for k in ("value", "wear", "raw", "time", "age")}
     inputs["content"] = jnp.zeros((1, CONTEXT["tokens"], MODEL["width"]))
     jacobian = jax.jit(jax.jacrev(predict))(inputs)
     return batch, jax.tree.map(lambda x: np.asarray(x)[:, 0], jacobian)
@@ -136,6 +150,8 @@ def test_jacobian_is_zero_for_later_positions_and_other_patients(case, term):
         if name == "pair_ehr":
             window &= False  # events say nothing of the signal
         assert not by_input["wear"][real][~window[real]].any(), (name, "wear")
+        slot = batch["raw_window"][0]
+        assert not by_input["raw"][real][~(window[:, slot] & (slot >= 0))[real]].any(), (name, "raw")
         checked += (~allowed[real]).sum()
         seen = by_input["content"][real][allowed[real]]
         assert np.isfinite(seen).all() and np.any(seen != 0), f"{name} sees something"
@@ -150,10 +166,15 @@ def test_jacobian_is_zero_for_hidden_signal(case, term):
     hidden |= batch["channel_mask"][0][:, None]
     target = (hidden & batch["observed"][0])[batch["window_position"][0] >= 0]
     assert target.sum() > 20
+    in_patch = batch["patch_mask"][0][batch["raw_window"][0], batch["raw_patch"][0]]
+    hidden_raw = in_patch[:, None, None] | ~batch["raw_observed"][0]
+    assert in_patch.sum() > 3
     for name in PREDICTIONS[term]:
         assert not jacobian[name]["wear"][:, hidden].any(), name
+        assert not jacobian[name]["raw"][:, hidden_raw].any(), name
         if name not in ("pair_ehr", "masked_logits"):  # the last may have no window before it
             assert jacobian[name]["wear"][:, ~hidden].any(), f"{name} sees the other steps"
+            assert jacobian[name]["raw"][:, ~hidden_raw].any(), f"{name} sees the other raw samples"
 
 
 def test_derivatives_reach_simultaneous_events_that_come_first_only(case):

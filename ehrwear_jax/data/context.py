@@ -7,7 +7,7 @@ import numpy as np
 
 from ehrwear_jax import batch as batch_lib
 from ehrwear_jax.batch import MASK, MODALITY_EHR, MODALITY_WEAR, WEAR
-from ehrwear_jax.data import augment, masking, signal, targets
+from ehrwear_jax.data import augment, fine_detail, masking, signal, targets
 
 DAY_US = signal.DAY_US
 
@@ -27,6 +27,8 @@ class ContextConfig:
       pairs: capacity of a row for pairs of a wearable window and the EHR events within colocated_days of its end, which
         contrastive alignment compares (paper, section 3.3: temporally co-located); 0 leaves it out.
       pool_days: tau of the wearable-to-EHR term. summary_days: tau' of the EHR-to-wearable term.
+      raw_windows: capacity of a row for raw windows of sub-second signal, shared among its contexts by their windows;
+        of those of a context the latest stay. 0: batches have none. See fine_detail.py.
       patch_steps: steps in a patch of the wearable encoder.
       ehr_mask, wear_mask: share hidden. mask_temperature: see masking.token_weights.
       masked_contexts: share of contexts in which anything is hidden; the others look as they do at inference.
@@ -65,6 +67,7 @@ class ContextConfig:
     colocated_days: float = 7.0
     pool_days: float = 30.0
     summary_days: float = 7.0
+    raw_windows: int = 0
     patch_steps: int = 6
     ehr_mask: float = 0.15
     wear_mask: float = 0.25
@@ -98,6 +101,7 @@ class ContextConfig:
                     f"config.context.{name} is a string; it must be a tuple of strings, as in ('DX//I10',)"
                 )
         limits = {
+            "raw_windows": (0, np.inf),
             "interest_factor": (1, np.inf),
             "interest_days": (0, np.inf),
             "administrative_weight": (0, np.inf),
@@ -195,6 +199,11 @@ def fill_context(row, at, patients, patient, span, query_us, rng, augment_rng=No
         hidden = rng.random() < config.masked_contexts
         _fill_masks(row, at, patients, token, value, time_us, ehr_at[n_static:], t0, w0, m, rng, hidden)
     shown_MxF = _fill_signal(row, w, patients, p, windows, augment_rng)
+    if p.quality_MxLxC is not None:
+        fine_detail.fill_quality(row, patients, p.quality_MxLxC, windows, w0)
+    if p.raw is not None:
+        warp = config.time_warp if augment_rng is not None else 0.0
+        fine_detail.fill_raw(row, at, patients, p.raw, windows, w0, warp)
     if rng is not None:
         targets.fill_targets(row, at, patients, p, original, time_us, ehr_at[n_static:], windows, query_us, rng)
         if nq:
@@ -284,7 +293,7 @@ def new_row(shape):
 
 def cursors(phase=0.0):
     """How much of each axis of a row is used, the number of contexts, and the phase in [0, 1) of targets.share."""
-    used = ("tokens", "windows", "masked", "events", "queries", "pairs", "segment")
+    used = ("tokens", "windows", "masked", "events", "queries", "pairs", "raw_windows", "segment")
     return {**dict.fromkeys(used, 0), "phase": phase}
 
 

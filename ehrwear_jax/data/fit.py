@@ -152,7 +152,7 @@ def _moments(path, tables, out):
     ids, moments = wearers["subject_id"].to_numpy(), []
     with npy.OpenRows() as opened:
         values, further = (opened[tables / kind / f"{path.stem}.npy"] for kind in ("window_values", "wearers"))
-        for _, first, n in wearers.iter_rows():
+        for first, n in wearers.select("first_row", "n_windows").iter_rows():
             of_signal = _of_columns(values.read(first, n).reshape(-1, values.shape[-1]))
             moments.append(np.concatenate([of_signal, _of_columns(further.read(first, n)["summary"])], axis=1))
         n_columns = values.shape[-1] + further.dtype["summary"].shape[0]

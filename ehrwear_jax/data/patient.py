@@ -1,6 +1,7 @@
 """One patient's record as a stream in time order, and what of it a context shows: which streams, up to which day."""
 
 import dataclasses
+from typing import NamedTuple
 
 import numpy as np
 
@@ -15,6 +16,17 @@ NO_BIRTH = np.iinfo(np.int64).min
 BLOCK_BYTES = 256_000
 
 
+class RawWindows(NamedTuple):
+    """A patient's raw windows, in order of time: the window that each lies in, the step there, and its samples.
+
+    int32 [R], int32 [R], float16 [R, S, A]: standardised, NaN missing; see raw_windows.py.
+    """
+
+    window_R: np.ndarray
+    step_R: np.ndarray
+    values_RxSxA: np.ndarray
+
+
 @dataclasses.dataclass
 class Patient:
     """One patient's stream after the choice of modalities, merged in time order.
@@ -24,6 +36,8 @@ class Patient:
       static_token_S, static_value_S; event_token_K, event_value_K, event_time_K; window_end_M, window_MxLxC (float16 as
       recorded, standardised, NaN missing); further_MxX: float32, standardised, NaN missing, see window_summaries.py;
       origin_us: birth, else first record; end_us: end of follow-up; died: bool.
+      raw: RawWindows, or None where the context has no room for them.
+      quality_MxLxC: uint8, see grid_quality.py; None where it was not prepared.
     """
 
     time_N: np.ndarray
@@ -42,11 +56,13 @@ class Patient:
     died: bool
     _summary_MxF: np.ndarray
     _summed_M: np.ndarray
+    raw: RawWindows | None = None
+    quality_MxLxC: np.ndarray | None = None
 
     @property
     def nbytes(self):
         """Memory held, bytes."""
-        return sum(x.nbytes for x in vars(self).values() if isinstance(x, np.ndarray))
+        return sum(x.nbytes for x in (*vars(self).values(), *(self.raw or ())) if isinstance(x, np.ndarray))
 
     def with_windows(self, window_MxLxC):
         """The same patient with another signal, of the same shape."""
@@ -108,7 +124,7 @@ def summary_table(window_MxLxC):
     return np.concatenate([table[k] for k in batch_lib.SUMMARIES], axis=1).astype(np.float32)
 
 
-def make_patient(record, modalities):
+def make_patient(record, modalities, with_raw=False):
     """Patient from a decoded record, with only the named modalities; a birth date is an EHR fact."""
     ehr, wear = "ehr" in modalities, "wear" in modalities
     token, value, time = record["token"], record["value"], record["time_us"]
@@ -122,6 +138,13 @@ def make_patient(record, modalities):
         end, window, further = (x[:0].copy() for x in (end, window, further))
         # copies, since a view keeps the whole record with its windows in memory
         token, value, time, static_token, static_value = map(np.copy, (token, value, time, static_token, static_value))
+    raw = None
+    if wear and with_raw:
+        raw = RawWindows(record["raw_window"], record["raw_step"], record["raw"])
+    elif wear and "raw" in record:
+        token, value, time, static_token, static_value, end, window = map(
+            np.copy, (token, value, time, static_token, static_value, end, window)
+        )
     times = np.concatenate([end, time])
     is_wear = np.arange(len(times)) < len(end)
     order = np.argsort(times, kind="stable")  # of the same time: windows, which come first here, before events
@@ -145,6 +168,8 @@ def make_patient(record, modalities):
         died=bool(record["died"]),
         _summary_MxF=np.empty((len(end), len(batch_lib.SUMMARIES) * window.shape[2] + further.shape[1]), np.float32),
         _summed_M=np.zeros(len(end), bool),
+        raw=raw,
+        quality_MxLxC=record.get("quality") if wear else None,
     )
 
 

@@ -52,6 +52,17 @@ class Patients:
         names = [name.rpartition("__")[0] for name in meta["summaries"]]
         self.further_channel_X = np.array([self.channels.index(c) if c in self.channels else -1 for c in names], int)
         self.window_us = meta["window_hours"] * 3_600_000_000
+        raw = meta.get("raw", {"channels": [], "samples": 0})
+        self.raw_samples, self.has_quality = raw["samples"], meta.get("quality", False)
+        # -1: not on the grid
+        self.raw_channel_A = np.array(
+            [self.channels.index(c) if c in self.channels else -1 for c in raw["channels"]], int
+        )
+        if config.raw_windows and not raw["channels"]:
+            raise ValueError(
+                f"{self.folder} has no raw windows, for which config.context.raw_windows makes room: prepare it with "
+                "config.prepare.raw_channels"
+            )
         self.vocabulary = Vocabulary.load(self.folder)
         self._shards = tuple(meta["shards"])
         paths = [str(self.folder / "records" / name) for name in self._shards]
@@ -89,7 +100,7 @@ class Patients:
         patient = self._cache.get(i)
         if patient is None:
             record = records.decode(self.source[int(self.position[i])])
-            patient = patient_lib.make_patient(record, self.config.modalities)
+            patient = patient_lib.make_patient(record, self.config.modalities, self.config.raw_windows > 0)
             if self._cached_bytes + patient.nbytes <= self.cache_bytes:
                 self._cached_bytes += patient.nbytes
                 self._cache[i] = patient
@@ -122,6 +133,7 @@ class Patients:
     def batch_shape(self):
         c = self.config
         wear = "wear" in c.modalities and len(self.channels) > 0
+        raw = wear and c.raw_windows > 0
         return batch_lib.BatchShape(
             tokens=c.tokens,
             windows=c.windows if wear else 0,
@@ -137,6 +149,10 @@ class Patients:
             further_summaries=len(self.further_channel_X),
             # what there is to align takes both modalities
             pairs=c.pairs if wear and "ehr" in c.modalities else 0,
+            raw_windows=c.raw_windows if raw else 0,
+            raw_samples=self.raw_samples if raw else 0,
+            raw_channels=len(self.raw_channel_A) if raw else 0,
+            quality=wear and self.has_quality,
         )
 
 

@@ -26,6 +26,7 @@ from ehrwear_jax.data import (
     meds,
     meds_checks,
     prepare_records,
+    raw_windows,
     signal,
     tokenizer,
 )
@@ -44,6 +45,9 @@ class PrepareConfig:
     Attributes:
       channels: wearable channels to use, in order; empty means none. log_channels: those taken as log(1 + x).
       window_hours, step_minutes, min_coverage: see signal.WindowSpec. summaries: see window_summaries.py.
+      raw_channels, raw_rate_hz, raw_seconds, raw_per_window, raw_score: raw windows of sub-second signal, see
+        raw_windows.RawSpec; no channels: none. The channels need not be among `channels`.
+      quality: score how well each step of the grid was measured, see grid_quality.py; an input of the model then.
       min_subjects, value_bins, min_values: see tokenizer.fit_vocabulary.
       mapping_files, ranges_file: user tables, see harmonise.read_mapping and read_ranges.
       implied_parents: give ICD-10 and ATC codes the ancestors that they spell out, beside those of codes.parquet.
@@ -69,6 +73,12 @@ class PrepareConfig:
     step_minutes: int = 5
     min_coverage: float = 0.1
     summaries: tuple = ()
+    raw_channels: tuple = ()
+    raw_rate_hz: float = 25.0
+    raw_seconds: float = 30.0
+    raw_per_window: int = 4
+    raw_score: str = "pulse"
+    quality: bool = False
     min_subjects: int = 10
     value_bins: int = 10
     min_values: int = 50
@@ -98,9 +108,24 @@ class PrepareConfig:
     def window_spec(self):
         return signal.WindowSpec(tuple(self.channels), self.window_hours, self.step_minutes, self.min_coverage)
 
+    def raw_spec(self):
+        """raw_windows.RawSpec; ValueError for one that cannot be, as without a grid or longer than its steps."""
+        channels = self.raw_channels if isinstance(self.raw_channels, str) else tuple(self.raw_channels)
+        raw = raw_windows.RawSpec(channels, self.raw_rate_hz, self.raw_seconds, self.raw_per_window, self.raw_score)
+        if raw.channels and not self.channels:
+            raise ValueError("config.prepare.raw_channels needs config.prepare.channels, in whose windows raw ones lie")
+        if raw.channels and raw.seconds > 60 * self.step_minutes:
+            raise ValueError(
+                f"config.prepare.raw_seconds is {raw.seconds:g}: a raw window must fit into a step of "
+                f"config.prepare.step_minutes, {self.step_minutes}"
+            )
+        return raw
+
 
 def prepare_tables(meds_dir, wearable_dir, out_dir, config, criteria=None, quarantine_dir=None, pool=None):
     """Writes events/, people/, windows/ (summaries), window_values/, wearers/, subjects.parquet and manifest.json.
+
+    With raw_channels also raw_windows/, with quality also window_quality/.
 
     Rows that cannot be used (meds_checks.screen, wearable_checks.screen) go to files below quarantine_dir, with the
     file, row, column and reason; there is no file for a shard without such rows.
@@ -262,6 +287,10 @@ def _prepare_split(tables, codes, out, config, fold, units, pool):
             "shards": [f"{s:05d}.array_record" for s in range(-(-subjects.height // config.subjects_per_shard))],
             **fit.channel_statistics(tables, out, config, pool),
         }
+        if config.quality:
+            meta["quality"] = True
+        if config.raw_channels:
+            meta["raw"] = {"channels": list(config.raw_channels), "samples": config.raw_spec().samples}
         write_json(meta, out / "meta.json")
         fit.remove_parts(out)
     meta = json.loads((out / "meta.json").read_text())

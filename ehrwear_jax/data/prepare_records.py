@@ -129,8 +129,10 @@ def write_records(subjects, people, tables, out, meta, config, pool):
         pl.read_parquet(p).rename({"first_row": "window_row"}).with_columns(pl.lit(p.stem).alias("windows_of"))
         for p in files
     ]
-    wearers = pl.concat([empty.with_columns(pl.lit(None, pl.String).alias("windows_of")), *places])
-    counts = ("first_row", "n_static", "n_events", "n_unknown", "window_row", "n_windows", "rarity")
+    empty = empty.with_columns(pl.lit(None, pl.String).alias("windows_of"))
+    wearers = pl.concat([empty, *places], how="diagonal")
+    counts = ["first_row", "n_static", "n_events", "n_unknown", "window_row", "n_windows", "rarity"]
+    counts += [c for c in ("first_raw", "n_raw") if c in wearers.columns]
     everybody = (
         subjects.select("subject_id", "split", "group_id", pl.col("birth_time", "end_time").to_physical(), "died")
         .join(people, on="subject_id", how="left", maintain_order="left")
@@ -193,6 +195,18 @@ def _record(person, sources):
         summary = _standardised(seen["summary"], meta["summary_mean"], meta["summary_std"])
         end_us = seen["end"]
     time_us = events["time"][n_static:]
+    more = {}
+    if "quality" in meta:
+        more["quality"] = np.zeros(window.shape, np.uint8)
+        if n:
+            more["quality"] = opened[tables / "window_quality" / name].read(first, n)
+    if "raw" in meta:
+        samples, n_channels, n_raw = meta["raw"]["samples"], len(meta["raw"]["channels"]), person.get("n_raw", 0)
+        more |= {"raw_window": np.zeros(0, np.int32), "raw_step": np.zeros(0, np.int32)}
+        more["raw"] = np.zeros((0, samples, n_channels), np.float16)
+        if n_raw:
+            raw = opened[tables / "raw_windows" / name].read(person["first_raw"], n_raw)
+            more |= {"raw_window": raw["window"], "raw_step": raw["step"], "raw": raw["values"]}
     return {
         "static_token": events["token"][:n_static],
         "static_value": events["value"][:n_static],
@@ -205,6 +219,7 @@ def _record(person, sources):
         "birth_us": np.int64(person["birth_time"]),
         "end_us": np.int64(max([person["end_time"], *end_us[-1:].tolist(), *time_us[-1:].tolist()])),
         "died": np.bool_(person["died"]),
+        **more,
     }
 
 

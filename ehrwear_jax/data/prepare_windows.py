@@ -1,12 +1,13 @@
 """prepare, second part: recorded stretches -> windows on a regular grid and their summaries."""
 
+import contextlib
 import functools
 
 import numpy as np
 import polars as pl
 import pyarrow.parquet as pq
 
-from ehrwear_jax.data import manifest, npy, overlap, signal, wearable, window_summaries
+from ehrwear_jax.data import grid_quality, manifest, npy, overlap, raw_windows, signal, wearable, window_summaries
 from ehrwear_jax.data.quarantine import count_reasons, quarantine_counts, set_aside
 from ehrwear_jax.data.tables import shard_names, write_frame, write_json, writing_table
 
@@ -18,7 +19,8 @@ def prepare_windows(wearable_dir, out, quarantine, config, deidentifier, pool):
 
     windows/NAME.parquet: subject_id, time (the end) and summaries of each window. window_values/NAME.npy: float32
     [windows, steps, channels]. wearers/NAME.parquet: subject_id, first_row, n_windows; wearers/NAME.npy: window_dtype
-    [windows].
+    [windows]. With config.raw_channels also OUT/raw_windows/NAME.npy, RawSpec.dtype [raw windows], and first_raw, n_raw
+    in wearers/NAME.parquet; with config.quality OUT/window_quality/NAME.npy, uint8 [windows, steps, channels].
 
     Returns:
       (steps [{step, n, dropped, reason}], counts of the manifest, files of the manifest).
@@ -28,13 +30,16 @@ def prepare_windows(wearable_dir, out, quarantine, config, deidentifier, pool):
     """
     table = wearable.read_channels(wearable_dir)
     known = set(table["channel"])
-    if unknown := set(config.channels) - known:
+    if unknown := {*config.channels, *config.raw_spec().channels} - known:
         raise ValueError(
             f"{wearable_dir}: no channel {sorted(unknown)} in metadata/channels.parquet; there are {sorted(known)}"
         )
     limits = {r["channel"]: (r["valid_min"], r["valid_max"]) for r in table.iter_rows(named=True)}
     wanted = window_summaries.parse(config.summaries, config.channels, known)
     shards = wearable.list_shards(wearable_dir)
+    for folder, used in (("raw_windows", config.raw_channels), ("window_quality", config.quality)):
+        if used:
+            (out / folder).mkdir(exist_ok=True)
     jobs = list(zip(shards, shard_names(shards, wearable_dir), strict=True))
     work = functools.partial(
         _one_shard,
@@ -68,6 +73,11 @@ def prepare_windows(wearable_dir, out, quarantine, config, deidentifier, pool):
     if total["outside"]:
         reason = "no channel of the config covers the window, so it does not exist"
         steps.append({"step": "stretches to sum up", "n": 0, "dropped": total["outside"], "reason": reason})
+    if config.raw_channels:
+        steps.append({"step": f"raw windows of {config.raw_seconds:g} s", "n": total["raw windows"], "dropped": 0,
+                      "reason": ""})  # fmt: skip
+        for key, reason in raw_windows.DROPPED.items():
+            steps.append({"step": key, "n": 0, "dropped": total[key], "reason": reason})
     steps += quarantine_counts("wearable", reasons)
     return steps, {"recorded stretches": counts}, manifest.merge_files(tallies)
 
@@ -94,8 +104,16 @@ def _one_shard(job, table, limits, wanted, out, quarantine, config, deidentifier
     counted = {"used": 0, "other channels": 0, "windows": 0, "outside": 0} | dict.fromkeys(overlap.COUNTS, 0)
     windows, values = out / "windows" / f"{name}.parquet", out / "window_values" / f"{name}.npy"
     people, ends = out / "wearers" / f"{name}.parquet", out / "wearers" / f"{name}.npy"
+    raw, raw_path = config.raw_spec(), out / "raw_windows" / f"{name}.npy"
+    columns = ["subject_id", "first_row", "n_windows"]
+    if raw.channels:
+        counted |= dict.fromkeys(("raw windows", *raw_windows.DROPPED), 0)
+        columns += ["first_raw", "n_raw"]
+    quality, shape = out / "window_quality" / f"{name}.npy", (spec.steps, len(spec.channels))
     with (
-        npy.writing_rows(values, (spec.steps, len(spec.channels)), np.float32) as add_values,
+        npy.writing_rows(raw_path, (), raw.dtype) if raw.channels else contextlib.nullcontext() as add_raw,
+        npy.writing_rows(quality, shape, np.uint8) if config.quality else contextlib.nullcontext() as add_quality,
+        npy.writing_rows(values, shape, np.float32) as add_values,
         npy.writing_rows(ends, (), window_dtype(wanted)) as add_ends,
         writing_table(windows) as add_windows,
     ):
@@ -115,20 +133,28 @@ def _one_shard(job, table, limits, wanted, out, quarantine, config, deidentifier
 
         for subject, rows in wearable.read_subjects(path, table, config.time_bounds(), aside):
             subject, rows = deidentifier.recordings(subject, rows)
-            end_M, window_MxLxC, further_MxX = _one_person(rows, spec, limits, wanted, config, counted)
+            stretches, end_M, window_MxLxC, further_MxX = _one_person(rows, spec, limits, wanted, config, counted)
             wearers.append((subject, counted["windows"], len(end_M)))
+            if config.quality:
+                add_quality(grid_quality.of_person(stretches, end_M, spec, limits))
+            if raw.channels:
+                raw_R, dropped = raw_windows.of_person(stretches, end_M, window_MxLxC, spec, limits, raw)
+                wearers[-1] += (counted["raw windows"], len(raw_R))
+                counted = manifest.add_up([counted, dropped, {"raw windows": len(raw_R)}])
+                add_raw(raw_R)
             counted["windows"] += len(end_M)
             waiting.append((np.full(len(end_M), subject, np.int64), end_M, window_MxLxC, further_MxX))
             if sum(len(part[0]) for part in waiting) >= _WINDOWS_AT_ONCE:
                 flush()
         flush()
-    order = pl.DataFrame(wearers, dict.fromkeys(("subject_id", "first_row", "n_windows"), pl.Int64), orient="row")
+    order = pl.DataFrame(wearers, dict.fromkeys(columns, pl.Int64), orient="row")
+    more = {"first_row": [quality] if config.quality else [], "first_raw": [raw_path] if raw.channels else []}
     if config.pseudonymise:
-        order = _in_order_of_pseudonyms(order, windows, values, ends)
+        order = _in_order_of_pseudonyms(order, windows, more | {"first_row": [values, ends, *more["first_row"]]})
     write_frame(order, people)
     bad, bad_path = deidentifier.recordings_aside(pl.concat(aside)), quarantine / f"wearable__{name}.parquet"
     set_aside(bad, bad_path)
-    written = [windows, values, people, ends, *([bad_path] if bad.height else [])]
+    written = [windows, values, people, ends, *sum(more.values(), []), *([bad_path] if bad.height else [])]
     tally = {
         "rows": counted | {"read": pq.read_metadata(path).num_rows},
         "reasons": count_reasons(bad),
@@ -138,15 +164,21 @@ def _one_shard(job, table, limits, wanted, out, quarantine, config, deidentifier
     return tally
 
 
-def _in_order_of_pseudonyms(wearers, windows, *arrays):
-    """Sorts the people of a file anew, as their first order would tell that of the ids; returns the sorted wearers."""
+def _in_order_of_pseudonyms(wearers, windows, arrays):
+    """Sorts the people of a file anew, as their first order would tell that of the ids; returns the sorted wearers.
+
+    arrays: {column of where a person's rows begin: files}.
+    """
     table = wearers.sort("subject_id")
     write_frame(pl.read_parquet(windows).sort("subject_id", maintain_order=True), windows)
-    for path in arrays:
-        with npy.OpenRows() as opened, npy.writing_rows(path, opened[path].shape[1:], opened[path].dtype) as append:
-            for _, first, n in table.iter_rows():
-                append(opened[path].read(first, n))
-    return table.with_columns((pl.col("n_windows").cum_sum() - pl.col("n_windows")).alias("first_row"))
+    for first, number in (("first_row", "n_windows"), ("first_raw", "n_raw")):
+        for path in arrays[first]:
+            with npy.OpenRows() as opened, npy.writing_rows(path, opened[path].shape[1:], opened[path].dtype) as append:
+                for begin, n in table.select(first, number).iter_rows():
+                    append(opened[path].read(begin, n))
+        if number in table.columns:
+            table = table.with_columns((pl.col(number).cum_sum() - pl.col(number)).alias(first))
+    return table
 
 
 def _no_windows(spec, wanted):
@@ -157,8 +189,8 @@ def _no_windows(spec, wanted):
 
 
 def _one_person(rows, spec, limits, wanted, config, counted):
-    """(end_M int64, window_MxLxC float32, further summaries float32 [M, X]) of one person; adds to the counts."""
-    needed = dict.fromkeys([*config.channels, *(channel for channel, _ in wanted)])
+    """(stretches, end_M int64, window_MxLxC float32, further summaries float32 [M, X]) of one person; counts them."""
+    needed = dict.fromkeys([*config.channels, *(channel for channel, _ in wanted), *config.raw_channels])
     used = rows.filter(pl.col("channel").is_in(list(needed)))
     counted["used"] += used.height
     counted["other channels"] += rows.height - used.height
@@ -171,7 +203,7 @@ def _one_person(rows, spec, limits, wanted, config, counted):
     for c in set(config.log_channels) & set(config.channels):
         at = spec.channels.index(c)
         window[..., at] = np.log1p(np.maximum(window[..., at], 0.0))
-    return end, window, further
+    return stretches, end, window, further
 
 
 def _frame(id_M, end_M, window_MxLxC, further_MxX, spec, wanted):

@@ -168,8 +168,8 @@ def add_noise(drop_db: float, *, mode: str = "relative", seed: int = 0) -> Trans
     absolute: a stress test. The noise added has 10 ** (drop_db / 10) times the *whole* variance of the recording, as if
       it had been clean: an SNR of -6 dB for 6.
 
-    Per channel, over the windows known at the read. Signals are in the model's units (standardised, logarithms for
-    config.prepare.log_channels), and so is the noise.
+    Per channel, over the windows known at the read; raw windows likewise. Signals are in the model's units
+    (standardised, logarithms for config.prepare.log_channels), and so is the noise.
 
     Raises:
       ValueError: another mode; a drop that is not positive.
@@ -181,7 +181,15 @@ def add_noise(drop_db: float, *, mode: str = "relative", seed: int = 0) -> Trans
         known_M = patient.window_end_M <= time_us
         if not known_M.any():
             return patient
-        known = patient.window_MxLxC[known_M]
+        noisy = patient.with_windows(worsen(patient.window_MxLxC, known_M, _recording_rng(patient, seed, 0)))
+        if patient.raw is not None:
+            known_R = known_M[patient.raw.window_R]
+            values = worsen(patient.raw.values_RxSxA, known_R, _recording_rng(patient, seed, 2))
+            noisy = dataclasses.replace(noisy, raw=patient.raw._replace(values_RxSxA=values))
+        return noisy
+
+    def worsen(signal_MxLxC, known_M, rng):
+        known = signal_MxLxC[known_M]
         if mode == "relative":
             variance_C = noise_variance(known) * (10 ** (drop_db / 10) - 1)
         else:
@@ -190,10 +198,10 @@ def add_noise(drop_db: float, *, mode: str = "relative", seed: int = 0) -> Trans
             mean_C = np.where(seen, known, 0.0).sum((0, 1), dtype=np.float64) / count_C
             variance_C = np.where(seen, (known - mean_C) ** 2, 0.0).sum((0, 1)) / count_C * 10 ** (drop_db / 10)
         # windows are in time order, so a later window changes none of the earlier draws
-        noise = _recording_rng(patient, seed, 0).standard_normal(known.shape, np.float32)
-        window_MxLxC = patient.window_MxLxC.copy()
-        window_MxLxC[known_M] += noise * np.sqrt(variance_C).astype(np.float32)
-        return patient.with_windows(window_MxLxC)
+        noise = rng.standard_normal(known.shape, np.float32)
+        worse_MxLxC = signal_MxLxC.copy()
+        worse_MxLxC[known_M] += noise * np.sqrt(variance_C).astype(np.float32)
+        return worse_MxLxC
 
     return apply
 

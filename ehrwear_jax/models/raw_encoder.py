@@ -29,7 +29,8 @@ class RawEncoder(nn.Module):
     beyond its own samples, so a patch's vector is known at the patch's end.
 
     Attributes:
-      width: of the last block; earlier blocks are narrower by halves. out_width: of the result.
+      width: of the last block; earlier blocks are narrower by halves, down to 4, as a norm over one or two features
+        leaves nothing or a sign. out_width: of the result.
       n_blocks: residual blocks, each of which reduces the rate by 4.
     """
 
@@ -50,8 +51,10 @@ class RawEncoder(nn.Module):
         # as in the wearable encoder, absence can be told from a value of zero
         signal = jnp.concatenate([jnp.where(seen, raw_BxNxSxA, 0.0), seen.astype(jnp.float32)], axis=-1)
         x = signal.reshape(n_batch * n_raw, *signal.shape[2:]).astype(self.dtype)
+        # before the first norm: over one channel and its mask, that would leave little more of a sample than its sign
+        x = nn.Conv(max(self.width >> self.n_blocks, 4), (7,), dtype=self.dtype, name="stem")(x)
         for i in range(self.n_blocks):
-            width = max(self.width >> (self.n_blocks - 1 - i), 1)
+            width = max(self.width >> (self.n_blocks - 1 - i), 4)
             x = ResidualBlock(width, 4, self.dtype, name=f"block_{i}")(x)
         x = jnp.mean(nn.LayerNorm(dtype=self.dtype, name="norm")(x), axis=1)
         h_BxNxD = nn.Dense(self.out_width, dtype=self.dtype, name="out")(x).reshape(n_batch, n_raw, -1)

@@ -74,6 +74,18 @@ def test_a_fast_component_is_seen(encode):
     assert np.abs(out[0] - out[1]).max() > 1e-2
 
 
+def test_the_height_of_a_wave_is_seen_in_one_channel():
+    """Of a wave that averages out in the first stride, below one: its sign alone says nothing."""
+    module = RawEncoder(width=8, out_width=OUT, n_blocks=2)
+    wave = np.sin(np.pi / 2 * np.arange(S) + 0.3)[None, None, :, None]
+    of = {h: {"raw": (h * wave).astype(np.float32), "raw_observed": np.ones(wave.shape, bool),
+              "raw_window": np.zeros((1, 1), np.int32), "raw_patch": np.zeros((1, 1), np.int32)}
+          for h in (0.2, 0.8)}  # fmt: skip
+    params = module.init(jax.random.key(0), of[0.2], 1, 1)
+    low, high = (module.apply(params, batch, 1, 1) for batch in of.values())
+    assert np.abs(low - high).max() > 1e-2
+
+
 def test_raw_windows_reach_the_latents_of_later_reads_only():
     """Through the whole model, by the optional fields of the batch contract."""
     shape = batch_lib.BatchShape(tokens=4, windows=W, steps=6, channels=2, patches=P, masked=1, events=1, queries=2,
