@@ -15,6 +15,8 @@ from ehrwear_jax.data import pipeline
 from ehrwear_jax.stages import model as model_stage
 from ehrwear_jax.stages import prepare as prepare_stage
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def ran(tmp_path_factory):
@@ -52,7 +54,6 @@ def test_the_raw_encoder_is_trained(ran):
     assert all(0 < n < np.inf for n in size.values()), size
 
 
-@pytest.mark.slow
 def test_everyone_is_embedded(ran):
     config, work = ran
     model_stage.embed(config, work)
