@@ -27,8 +27,8 @@ class ContextConfig:
       pairs: capacity of a row for pairs of a wearable window and the EHR events within colocated_days of its end, which
         contrastive alignment compares (paper, section 3.3: temporally co-located); 0 leaves it out.
       pool_days: tau of the wearable-to-EHR term. summary_days: tau' of the EHR-to-wearable term.
-      raw_windows: capacity of a row for raw windows of sub-second signal, shared among its contexts by their windows;
-        of those of a context the latest stay. 0: batches have none. See fine_detail.py.
+      raw_windows: capacity of a row for raw windows of sub-second signal, of which each window adds its share. 0:
+        batches have none. See fine_detail.fill_raw.
       patch_steps: steps in a patch of the wearable encoder.
       ehr_mask, wear_mask: share hidden. mask_temperature: see masking.token_weights.
       masked_contexts: share of contexts in which anything is hidden; the others look as they do at inference.

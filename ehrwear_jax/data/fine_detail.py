@@ -16,8 +16,8 @@ import numpy as np
 def fill_raw(row, at, patients, raw, windows, w0, warp):
     """Writes the raw windows of a context, and moves their cursor; the masks and the signal are written before.
 
-    Which these are depends on the context alone, and on nothing else in the row: it has room for as large a share of
-    the row's raw windows as it has of its windows, and the latest ones stay.
+    Each window of the context adds its share of the row's room, and raw windows take it in their order. So whether one
+    is there depends on the context up to its own window, not on what follows or what else is in the row.
 
     Args:
       row, at, patients: see context.fill_context.
@@ -25,10 +25,13 @@ def fill_raw(row, at, patients, raw, windows, w0, warp):
       w0: slot of the first of them. warp: most that a step moves, as a share of a window.
     """
     config = patients.config
-    room = config.raw_windows * len(windows) // config.windows
     place_R = np.searchsorted(windows, raw.window_R)
-    shown = np.flatnonzero(np.append(windows, -1)[place_R] == raw.window_R)[-room:] if room > 0 else ()
-    if not len(shown):
+    inside = np.flatnonzero(np.append(windows, -1)[place_R] == raw.window_R)
+    shown = []
+    for r in inside:
+        if len(shown) < config.raw_windows * (place_R[r] + 1) // config.windows:
+            shown.append(r)
+    if not shown:
         return
     slot_K, step_K = w0 + place_R[shown], raw.step_R[shown]
     s = slice(at["raw_windows"], at["raw_windows"] + len(shown))

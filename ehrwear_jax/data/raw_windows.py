@@ -1,8 +1,9 @@
-"""Raw windows: short pieces of sub-second signal (30 s by default) at one rate, the best few of each wearable window.
+"""Raw windows: short pieces of sub-second signal (30 s by default) at one rate, a few of each wearable window.
 
 A raw window lies inside one step of the grid, hence inside one patch of any size, and is a function of its own samples
-alone: how it is filtered, judged and standardised knows nothing before or after it. Only which of a wearable window's
-raw windows are kept depends on the others of that window.
+alone: how it is filtered, judged and standardised knows nothing before or after it. The best ones of a step are kept;
+which steps have room follows a fixed order and depends on where there is signal, not on what it is: else a choice in
+one patch would tell of another that is hidden.
 
 Standardisation is by the raw window's own mean and standard deviation, per channel: gain and offset of an optical or
 electrical sensor are arbitrary between devices and drift by far more than a beat is high, so that statistics of the
@@ -20,11 +21,12 @@ from ehrwear_jax.data import grid_quality, overlap
 
 SCORES = ("pulse", "coverage")
 MIN_COVERAGE = 0.5  # of the best channel of a raw window
+_GOLDEN = (5**0.5 - 1) / 2
 _ROUNDING_US = 1000  # by which a stretch may be shorter than its samples
 DROPPED = {
     "raw windows outside": "the grid has no value in their step",
     "raw windows with gaps": f"less than {MIN_COVERAGE:.0%} of the samples are known",
-    "raw windows of lower quality": "beyond config.prepare.raw_per_window in a wearable window",
+    "raw windows beyond the room": "better ones in their step, or enough in other steps of the wearable window",
 }
 
 
@@ -79,8 +81,9 @@ def of_person(rows, end_us_M, values_MxLxC, spec, limits, raw):
     """The raw windows of one person.
 
     Candidates follow each other from where a stretch, or a step of the grid, begins. A candidate with at least half of
-    its samples in one channel is scored (mean over the channels); of a wearable window's candidates those with the
-    highest scores are kept, at a tie the earlier ones. Per candidate and channel the device with most samples is used,
+    its samples in one channel is scored (mean over the channels). Of a wearable window are kept the best of each step,
+    then the second of each step, and so on while there is room, the steps in the order of `_turn`; at a tie of scores
+    the earlier one. Per candidate and channel the device with most samples is used,
     as in overlap.py.
 
     Args:
@@ -112,12 +115,26 @@ def of_person(rows, end_us_M, values_MxLxC, spec, limits, raw):
                 scored.append((-np.mean([_score(*f, raw) for f in found_A]), begin_us, int(step_N[n]), found_A))
             else:
                 dropped["raw windows with gaps"] += 1
-        scored.sort(key=lambda candidate: candidate[:2])
-        dropped["raw windows of lower quality"] += len(scored[raw.per_window :])
+        scored = _in_turn(scored)
+        dropped["raw windows beyond the room"] += len(scored[raw.per_window :])
         for worse, _, step, found_A in sorted(scored[: raw.per_window], key=lambda candidate: candidate[1]):
             values_SxA = np.stack([_standardised(_resampled(*f, raw)) for f in found_A], axis=1)
             kept.append((m_N[mine[0]], step, -worse, values_SxA))
     return np.array(kept, raw.dtype), dropped
+
+
+def _in_turn(scored):
+    """Candidates (-score, begin, step, ...) of a wearable window in the order in which they get room."""
+    rank, of_step = {}, {}
+    for candidate in sorted(scored, key=lambda c: c[:2]):
+        begin_us, step = candidate[1:3]
+        rank[begin_us] = of_step[step] = of_step.get(step, -1) + 1
+    return sorted(scored, key=lambda c: (rank[c[1]], _turn(c[2])))
+
+
+def _turn(step):
+    """Sorts steps so that the first few of any are spread over the window: a low-discrepancy sequence."""
+    return step * _GOLDEN % 1.0
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,6 +8,8 @@ import cohort
 import numpy as np
 import polars as pl
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from pulse_wave import simulated
 from raw_cohort import sine, wave, with_waves
 from scipy.signal import resample_poly
@@ -75,22 +77,38 @@ def test_no_raw_window_crosses_a_step_and_none_knows_what_comes_after_it():
     np.testing.assert_array_equal(cut([(start_us, 25.0, "ppg", later)], per_window=100)[0][0], found[0])
 
 
-def test_the_best_are_kept_in_order_of_time_and_ties_go_to_the_earlier():
-    rng = np.random.default_rng(0)
-    noise = [3.0, 0.02, 1.0, 0.3, 0.0, 0.0]
-    rows, pieces = [], simulated(25.0, 30)[0]
-    for k, scale in enumerate(noise):
-        rows.append((k * 6 * MINUTE_US, 25.0, "ppg", np.clip(pieces + scale * rng.normal(size=750), -9, 9)))
+def noisy_pieces(noise, apart_us):
+    rng, piece = np.random.default_rng(0), simulated(25.0, 30)[0]
+    return [
+        (k * apart_us, 25.0, "ppg", np.clip(piece + scale * rng.normal(size=750), -9, 9))
+        for k, scale in enumerate(noise)
+    ]
+
+
+def test_the_best_of_a_step_are_kept_in_order_of_time_and_ties_go_to_the_earlier():
+    rows = noisy_pieces([3.0, 0.02, 1.0, 0.3, 0.0, 0.0], 30_000_000)  # all in the first step
     everything, _ = cut(rows, per_window=6)
     assert np.argsort(-everything["score"], kind="stable").tolist()[:3] == [4, 5, 1]
     for n in range(1, 6):
         kept, dropped = cut(rows, per_window=n)
         best = np.sort(np.argsort(-everything["score"], kind="stable")[:n])
         np.testing.assert_array_equal(kept, everything[best])
-        assert dropped["raw windows of lower quality"] == 6 - n
+        assert dropped["raw windows beyond the room"] == 6 - n
     assert 0.9 < everything["score"].max() <= 1 and everything["score"].min() < 0.5
     covered = cut(rows, per_window=1, score="coverage")[0]
     np.testing.assert_array_equal(covered["values"], everything["values"][:1])  # all alike: the first
+
+
+@settings(max_examples=12)
+@given(st.permutations([3.0, 0.02, 1.0, 0.3, 0.0, 2.0]), st.integers(1, 6))
+def test_which_steps_have_room_does_not_depend_on_the_signal(noise, n):
+    """Else what is kept in one patch would tell of another that a mask hides."""
+    even, uneven = (cut(noisy_pieces(x, 6 * MINUTE_US), per_window=n)[0] for x in ([0.1] * 6, noise))
+    assert len(even) == n
+    np.testing.assert_array_equal(even["step"], uneven["step"])
+    # a step gives up its own worse ones first
+    more, _ = cut([*noisy_pieces(noise, 6 * MINUTE_US), *noisy_pieces([0.0] * 2, 31_000_000)], per_window=6)
+    assert len(set(more["step"])) == 6
 
 
 def test_rows_that_go_on_where_another_ended_are_one_recording():
@@ -109,7 +127,7 @@ def test_what_is_left_out_is_counted():
     rows = [(0, 25.0, "ppg", nothing), (5 * MINUTE_US, 25.0, "ppg", wave), (600 * MINUTE_US, 25.0, "ppg", wave)]
     found, dropped = cut([*rows, (15 * MINUTE_US, 25.0, "ppg", np.full(750, 11.0))], values)
     assert len(found) == 0 and found.dtype == raw_windows.RawSpec(("ppg",)).dtype
-    assert dropped == {"raw windows outside": 2, "raw windows with gaps": 2, "raw windows of lower quality": 0}
+    assert dropped == {"raw windows outside": 2, "raw windows with gaps": 2, "raw windows beyond the room": 0}
     assert len(cut([], FULL)[0]) == 0
 
 
@@ -308,29 +326,56 @@ def test_a_row_without_wearables_has_no_raw_fields(root):
     assert pipeline.TrainRows(people, 0)[0].keys() == batch_lib.FIELDS.keys()
 
 
-def test_the_latest_stay_whatever_else_is_in_the_row(root):
+def test_room_grows_with_the_windows_seen_whatever_else_is_in_the_row(root):
     few, all_of = (pipeline.Patients(root / "all", pipeline.ContextConfig(raw_windows=n, **CONTEXT)) for n in (8, 64))
-    # the windows of a context have room for as many raw ones as their share of the row allows
     index = [i for i in range(len(few)) if len(all_of[i].raw.window_R) > 2][:4]
     time = [int(few[i].time_N[-1]) for i in index]
-    (together, where), checked = next(pipeline.inference_batches(few, index, time, 1)), 0
+    (together, where), checked, n_left_out = next(pipeline.inference_batches(few, index, time, 1)), 0, 0
     assert (where >= 0).sum() > 1
     for k, (i, t) in enumerate(zip(index, time, strict=True)):
         ((alone, _),) = pipeline.inference_batches(few, [i], [t], 1)
         ((whole, _),) = pipeline.inference_batches(all_of, [i], [t], 1)
-        n_windows = (alone["window_position"][0] >= 0).sum()
-        n = min((whole["raw_window"] >= 0).sum(), 8 * n_windows // 32)
+        # the windows up to and with its own give room for one raw window per four of them (8 of 32)
+        kept = []
+        for r, slot in enumerate(whole["raw_window"][0][whole["raw_window"][0] >= 0]):
+            if 4 * (len(kept) + 1) <= slot + 1:
+                kept.append(r)
+            else:
+                n_left_out += 1
         got = alone["raw"][0][alone["raw_window"][0] >= 0]
-        assert len(got) == n and n
-        last = (whole["raw_window"][0] >= 0).sum()
-        np.testing.assert_array_equal(got, whole["raw"][0][last - n : last])
+        np.testing.assert_array_equal(got, whole["raw"][0][kept])
         if k in where:
             segment = together["query_segment"][0][np.flatnonzero(where[0] == k)[0]]
             slots = together["segment"][0][together["window_position"][0]] == segment
             slots &= together["window_position"][0] >= 0
             mine = np.isin(together["raw_window"][0], np.flatnonzero(slots)) & (together["raw_window"][0] >= 0)
             np.testing.assert_array_equal(together["raw"][0][mine], got)
-            checked += 1
+            checked += len(got) > 0
+    assert checked > 1 and n_left_out > 2
+
+
+def test_later_raw_windows_take_no_room_from_earlier_ones(root):
+    """Nor does anything else that follows: what is there before depends on the past alone, also where room is short."""
+    config, checked = pipeline.ContextConfig(raw_windows=12, **CONTEXT), 0
+    plain, more = (pipeline.Patients(root / "all", config) for _ in range(2))
+    for i in range(len(plain)):
+        n, t = len(plain[i].window_end_M), int(plain[i].time_N[-1])
+        (batch, _) = next(pipeline.inference_batches(plain, [i], [t], 1))
+        n_shown = (batch["window_position"][0] >= 0).sum()
+        if n_shown < 12 or t < plain[i].window_end_M[-1]:
+            continue
+        half, found = n_shown // 2, []
+        for people, later in ((plain, 1), (more, 10)):  # one in each window; in the second half of the context more
+            window_R = np.repeat(np.arange(n), np.where(np.arange(n) < n - half, 1, later)).astype(np.int32)
+            values = np.random.default_rng(0).normal(size=(n, 750, 1)).astype(np.float16)[window_R]
+            raw = type(people[i].raw)(window_R, np.zeros_like(window_R), values)
+            people._cache[i] = dataclasses.replace(people[i], raw=raw)
+            (batch, _) = next(pipeline.inference_batches(people, [i], [t], 1))
+            slot = batch["raw_window"][0]
+            found.append(batch["raw"][0][(slot >= 0) & (slot < n_shown - half)])
+            assert (slot >= n_shown - half).any() and len(found[-1]) < n_shown - half, "room is short"
+        np.testing.assert_array_equal(*found)
+        checked += len(found[0]) > 0
     assert checked > 1
 
 
