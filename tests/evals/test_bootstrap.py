@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
 
-from ehrwear_jax.evals import bootstrap, classification, inference, weighting
+from ehrwear_jax.evals import bootstrap, builders, classification, inference, weighting
 
 
 def test_rows_of_a_group_share_a_weight_and_groups_are_drawn_with_replacement():
@@ -49,6 +49,29 @@ def test_resampled_metric_equals_sklearn_on_the_expanded_rows():
     weight = bootstrap.patient_weights(group, 40, seed=0)
     expected = [roc_auc_score(np.repeat(y, w), np.repeat(score, w)) for w in weight]
     np.testing.assert_allclose(samples["row"]["auroc"], expected, atol=1e-12)
+
+
+@pytest.mark.slow
+def test_processes_give_the_same_numbers_as_one(monkeypatch):
+    rng = np.random.default_rng(0)
+    y, group = rng.random(80) < 0.4, rng.integers(0, 30, 80)
+    # statistics as the builders make them, functions inside functions
+    rows = builders.binary(
+        y, {f"m{i}": rng.random(80) for i in range(5)}, operating_points={f"m{i}": 0.4 for i in range(5)}
+    )
+    statistics = {(name, "all"): build(None) for name, build in rows.items()}
+    one = bootstrap.resample(statistics, group, 300, seed=3)
+    called = []
+    monkeypatch.setattr(bootstrap, "PARALLEL_CELLS", 0)
+    monkeypatch.setattr(bootstrap.os, "cpu_count", lambda: 2)
+    parallel = bootstrap.joblib.Parallel
+    monkeypatch.setattr(bootstrap.joblib, "Parallel", lambda n: called.append(n) or parallel(n))
+    several = bootstrap.resample(statistics, group, 300, seed=3)
+    assert called == [2] and list(several) == list(one)
+    for name, metrics in one.items():
+        assert metrics.keys() == several[name].keys()
+        for metric, samples_B in metrics.items():
+            np.testing.assert_array_equal(several[name][metric], samples_B)
 
 
 def test_resampling_groups_is_wider_than_resampling_their_copied_rows():
