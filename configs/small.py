@@ -53,16 +53,16 @@ def get_config(variant=""):
     )
     config.train.update(
         {
-            "steps": 4000,
+            "steps": 1200,
             "batch_size": 16,
             "peak_learning_rate": 1e-3,
-            "warmup_steps": 300,
-            "log_every": 50,
-            "validate_every": 500,
-            "checkpoint_every": 1000,
+            "warmup_steps": 100,
+            "log_every": 25,
+            "validate_every": 300,
+            "checkpoint_every": 300,
         }
     )
-    config.train.weights.wear_to_ehr = (0.2, 1.0, 1000)
+    config.train.weights.wear_to_ehr = (0.2, 1.0, 400)
     config.compile.vocabulary = 512
     config.evaluate.tasks = tuple(f"hospitalization_{h}d" for h in (30, 90, 180, 365))
     config.report.update({"title": "Simulated cohort, small model", "reliability_task": "hospitalization_365d"})

@@ -280,7 +280,11 @@ def simulator_config(config):
 
 
 def context_config(config, row):
-    return ContextConfig(modalities=tuple(config.rows[row]), **config.context)
+    """Without EHR a row has room for no more tokens than windows: others would stay empty."""
+    modalities, options = tuple(config.rows[row]), dict(config.context)
+    if "ehr" not in modalities:
+        options |= {name: min(options[name], options["windows"]) for name in ("tokens", "context_tokens")}
+    return ContextConfig(modalities=modalities, **options)
 
 
 def model_options(config):

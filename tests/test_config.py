@@ -57,7 +57,12 @@ def test_the_translation_keeps_defaults_and_changes():
     config.context.queries = 5
     config.train.stop_after = 7
     config.train.weights.wear_to_ehr = (0.5, 2.0, 9)
-    assert config_lib.context_config(config, "wear_only") == ContextConfig(queries=5, modalities=("wear",))
+    assert config_lib.context_config(config, "ehr_only") == ContextConfig(queries=5, modalities=("ehr",))
+    config.context.update({"tokens": 100, "context_tokens": 90, "windows": 50})
+    room = {"tokens": 50, "context_tokens": 50, "windows": 50}
+    wear_only = ContextConfig(queries=5, modalities=("wear",), **room)
+    assert config_lib.context_config(config, "wear_only") == wear_only, "no row is longer than what can fill it"
+    assert config_lib.context_config(config, "joint").tokens == 100
     train = config_lib.train_config(config)
     assert (train.seed, train.stop_after, train.steps) == (3, 7, 500_000)
     assert train.weights["wear_to_ehr"] == Ramp(0.5, 2.0, 9)

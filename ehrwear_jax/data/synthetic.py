@@ -4,7 +4,7 @@ One latent health process per person (synthetic_latent) drives an EHR (synthetic
 recordings (synthetic_wearable). Beside the raw data it writes `truth/`, read by evaluation only: the
 latent path and the true risk of an admission given the latent state, an upper bound for every model.
 Two components of the state matter for admissions; the EHR shows mostly one of them and wearables
-mostly the other.
+mostly the other. What both measure and says nothing about the state is the personal level of the heart rate.
 
 Random numbers are a function of (seed, subject_id, purpose), so neither sharding nor the number of
 workers changes a byte of the data. A shard is written whole or not at all, and not written again. A worker holds one
@@ -144,6 +144,7 @@ def _person(rng: np.random.Generator, subject_id: int, config: SimulatorConfig) 
         male=bool(rng.random() < 0.5),
         start_us=start_day * ehr.DAY_US,
         end_day=max(end_day, 30),
+        resting=float(rng.standard_normal()),
     )
 
 

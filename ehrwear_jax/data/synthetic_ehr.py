@@ -43,6 +43,7 @@ _ACUTE_DRUG = np.array([-1 if d is None else _INDEX[f"ATC//{d}"] for d in sc.ACU
 _MAIN_CODE = np.array([_INDEX[f"ICD10//{d[0]}"] for d in sc.ADMISSION_DIAGNOSES])
 _MAIN_SHARE = np.array([d[2] for d in sc.ADMISSION_DIAGNOSES])
 _MAIN_SHARE = _MAIN_SHARE / _MAIN_SHARE.sum()
+_HEART_RATE = [lab.text for lab in sc.LABS].index("Heart rate")
 _VISIT, _ECG, _CHEST, _INHALE, _BLOOD = (_INDEX[p[0]] for p in sc.PROCEDURES)
 
 
@@ -55,6 +56,8 @@ class Person:
       male: sex.
       start_us: midnight at which observation and the latent path start.
       end_day: scheduled end of observation, days after the start.
+      resting: the personal level of the heart rate, in standard deviations between people: a clinic and a wearable
+        measure the same heart.
     """
 
     subject_id: int
@@ -62,6 +65,7 @@ class Person:
     male: bool
     start_us: int
     end_day: int
+    resting: float
 
 
 class _Log:
@@ -110,7 +114,9 @@ def person_events(rng: np.random.Generator, person: Person, path: dict, config) 
     log.add(STATIC_US, _INDEX["GENDER//M" if person.male else "GENDER//F"])
     log.add(person.birth_us, _INDEX["MEDS_BIRTH"])
     present_DxC = _conditions(rng, person, state_Dx3, day_us)
-    personal_L = rng.standard_normal(len(sc.LABS)) * _LAB_PERSONAL
+    level_L = rng.standard_normal(len(sc.LABS))
+    level_L[_HEART_RATE] = person.resting
+    personal_L = level_L * _LAB_PERSONAL
     _visits(rng, log, path, state_Dx3, day_us, present_DxC, personal_L, config)
     stays = _stays(rng, path, n_days, day_us, death_us)
     for first, last, in_us, out_us in stays:

@@ -104,15 +104,15 @@ def person_recordings(rng: np.random.Generator, person: Person, path: dict, conf
 
 def _traits(rng, person) -> dict[str, float]:
     """What is constant in a person and says nothing about the state."""
-    normal = rng.standard_normal(6)
+    normal = rng.standard_normal(5)
     age = (person.start_us - person.birth_us) / DAY_US / 365.25
     return {
-        "resting": 62 + 4.5 * normal[0] - 2.5 * person.male,
-        "reserve": np.maximum(38 - 0.35 * (age - 60) + 5 * normal[1], 12),
-        "activity": 0.3 * normal[2] - 0.012 * (age - 60),
-        "bedtime": 23.0 + 0.8 * normal[3],
-        "sleep_hours": 7.3 + 0.5 * normal[4],
-        "carelessness": np.exp(0.7 * normal[5]),
+        "resting": 62 + 4.5 * person.resting - 2.5 * person.male,
+        "reserve": np.maximum(38 - 0.35 * (age - 60) + 5 * normal[0], 12),
+        "activity": 0.3 * normal[1] - 0.012 * (age - 60),
+        "bedtime": 23.0 + 0.8 * normal[2],
+        "sleep_hours": 7.3 + 0.5 * normal[3],
+        "carelessness": np.exp(0.7 * normal[4]),
     }
 
 

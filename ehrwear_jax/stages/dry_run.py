@@ -26,12 +26,13 @@ def compile_step(config):
     mesh = sharding.make_mesh(devices, config_lib.mesh_config(config))
     rows = c.rows_per_device * len(devices) or config.train.batch_size
     patients = _patients(config, row)
+    context = patients.config
     done = dry_run.compile_step(
         patients, config_lib.model_options(config), config_lib.train_config(config), mesh, rows, "tpu"
     )
     axes = ", ".join(f"{name} {size}" for name, size in mesh.shape.items())
     print(f"{config.name}, {row}, on {config.topology}: {len(devices)} x {devices[0].device_kind}; {axes}")
-    print(f"  batch        {rows:,} rows of {config.context.tokens:,} tokens, {config.context.windows:,} windows")
+    print(f"  batch        {rows:,} rows of {context.tokens:,} tokens, {context.windows:,} windows")
     print(f"  vocabulary   {c.vocabulary:,}, assumed")
     print(f"  compiled in  {done.seconds:.0f} s")
     for part, size in done.memory.items():

@@ -10,12 +10,22 @@ import jax.numpy as jnp
 
 from ehrwear_jax.ops.kernel_attention import fused, target, tiles
 
-BLOCK = 256  # rows and columns of a tile, the fastest of 128 to 512 on a CPU
+BLOCK = 256  # rows and columns of a tile
+# ... on a CPU, for calls with so many sequences times heads: tiles whose intermediate arrays stay in its cache
+CPU_BLOCKS = ((32, 64), (8, 128))
 
 
-def kernel_attention_xla(q_BxTxHxD, k_BxSxHxD, v_BxSxHxD, *, block_q=BLOCK, block_k=BLOCK, **arguments):
+def default_block(n_batch, n_head, on_cpu):
+    """Rows and columns of a tile."""
+    fitting = [block for least, block in CPU_BLOCKS if on_cpu and n_batch * n_head >= least]
+    return fitting[0] if fitting else BLOCK
+
+
+def kernel_attention_xla(q_BxTxHxD, k_BxSxHxD, v_BxSxHxD, *, block_q=None, block_k=None, **arguments):
     """Arguments, results and errors as in `reference`; block_q, block_k: rows and columns of a tile."""
     on_cpu = target.platform() == "cpu"
+    default = default_block(q_BxTxHxD.shape[0], q_BxTxHxD.shape[2], on_cpu)
+    block_q, block_k = block_q or default, block_k or default
     # CPUs have no fast product of bfloat16
     narrow = q_BxTxHxD.dtype == jnp.bfloat16 and not on_cpu
     return fused.call(
@@ -27,8 +37,8 @@ def kernel_attention_xla(q_BxTxHxD, k_BxSxHxD, v_BxSxHxD, *, block_q=BLOCK, bloc
         block_q=block_q,
         block_k=block_k,
         dtype=jnp.bfloat16 if narrow else jnp.promote_types(q_BxTxHxD.dtype, jnp.float32),
-        # a CPU gains by visiting only the tiles that each row needs, unless there is just one
-        one_row_at_a_time=on_cpu and k_BxSxHxD.shape[1] > block_k,
+        # what is skipped differs from row to row, and a CPU gains by it
+        one_row_at_a_time=on_cpu and arguments["skip_tolerance"] > 0.0 and k_BxSxHxD.shape[1] > block_k,
     )
 
 
