@@ -10,8 +10,7 @@ from conftest import REPO
 
 from ehrwear_jax import losses
 
-# penalties predict nothing; to align sparse events takes more people than a test has
-TERMS = [t for t in losses.TERMS if t not in ("content_norm", "latent_kl", "contrast")]
+TERMS = [t for t in losses.TERMS if t not in ("content_norm", "latent_kl")]  # penalties predict nothing
 
 
 def learn(folder, *arguments):
@@ -24,15 +23,17 @@ def learn(folder, *arguments):
 
 @pytest.fixture(scope="module")
 def learned(tmp_path_factory):
-    return learn(tmp_path_factory.mktemp("learning"), "400", "400", "contrast", "model")
+    return learn(tmp_path_factory.mktemp("learning"), "1400", "400", "contrast", "model")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("term", TERMS)
 def test_each_objective_falls_below_its_trivial_predictors(learned, term):
-    # that the last week's summary goes on is beaten after 800 steps with 1400 people: 0.029 against 0.034
-    for trivial in ("constant",) if term == "ehr_to_wear" else ("constant", "last_value"):
+    """Of contrast the constant is chance: seen 2.600 against 2.675. Of ehr_to_wear the last week: 0.029, 0.037."""
+    for trivial in ("constant", "last_value"):
         assert learned["model"][term] < learned[trivial][term], trivial
+    if term == "contrast":
+        assert learned["model"][term] < learned["constant"][term] - 0.03
 
 
 @pytest.mark.long

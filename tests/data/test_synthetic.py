@@ -378,6 +378,24 @@ def test_information_knobs_switch_each_modality(tmp_path):
     assert abs(lab_off) < 0.2
 
 
+def test_clinic_and_wearable_measure_the_same_heart(tmp_path):
+    """Also without any effect of the state: what is shared is the person's own level."""
+    config = dataclasses.replace(
+        SMALL, n_subjects=150, wear_days=2, ehr_information=0.0, wearable_information=0.0, subjects_per_shard=150
+    )
+    synthetic.simulate(tmp_path, config, progress=False)
+    shards = meds.list_shards(tmp_path / "meds")
+    clinic = pl.concat([meds.read_shard(p) for p in shards]).filter(pl.col("code") == "LOINC//8867-4")
+    clinic = clinic.group_by("subject_id").agg(pl.col("numeric_value").mean())
+    channels = wearable.read_channels(tmp_path / "wearable")
+    worn = pl.concat([wearable.read_shard(p, channels) for p in wearable.list_shards(tmp_path / "wearable")])
+    worn = worn.filter(pl.col("channel") == "heart_rate").with_columns(
+        night=pl.col("values").list.eval(pl.element().filter(pl.element().is_not_nan()).quantile(0.1)).list.first()
+    )
+    both = clinic.join(worn.group_by("subject_id").agg(pl.col("night").mean()), on="subject_id")
+    assert np.corrcoef(both["numeric_value"], both["night"])[0, 1] > 0.6
+
+
 def test_sicker_people_are_seen_more(ehr_only_cohort):
     path = synthetic.read_latent(ehr_only_cohort / "truth")
     visit = (

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from kernel_attention_suite import Shape, Suite, arguments, device_arrays
 
-from ehrwear_jax.ops.kernel_attention import bench, kernel_attention
+from ehrwear_jax.ops.kernel_attention import bench, kernel_attention, tiles, xla
 
 SMALL = {"block_q": 16, "block_k": 16}
 LONG = Shape(1, 256, 256, 2, 16, 2)
@@ -72,6 +72,31 @@ def test_gradients_with_skipping_are_near_the_exact_ones():
     exact, skipped = (jax.jit(jax.grad(lambda x, t=t: loss(x, t)))(learned) for t in (0.0, 1e-6))
     for name, want in exact.items():
         assert np.linalg.norm(skipped[name] - want) <= 1e-4 * np.linalg.norm(want), name
+
+
+def test_rows_that_skip_one_by_one_are_those_that_do_so_together():
+    """With a tolerance a CPU takes the rows of a batch singly: the same rows, with the same weights dropped."""
+    shape = Shape(3, 64, 64, 2, 16, 2)
+    learned, rest = device_arrays(shape, Suite().case(shape, seed=0))
+    args, keywords = arguments(shape, rest, learned)
+    keywords |= {"implementation": "xla", "options": SMALL, "dropout_rate": 0.3, "dropout_key": jax.random.key(1)}
+    together, singly = (kernel_attention(*args, **keywords, skip_tolerance=t) for t in (0.0, 1e-9))
+    np.testing.assert_allclose(singly, together, rtol=1e-5, atol=1e-5)
+
+
+def test_tiles_on_a_cpu_are_smaller_the_more_rows_and_heads_there_are():
+    assert [xla.default_block(n, 4, True) for n in (1, 2, 8, 64)] == [256, 128, 64, 64]
+    assert xla.default_block(64, 4, False) == 256
+
+
+def test_the_polynomial_is_expm1_to_the_last_digits():
+    for dtype in (np.float32, np.float64):
+        x = np.concatenate([np.linspace(-0.3, 0.0, 10_001), -np.geomspace(1e-30, 0.3, 1000)]).astype(dtype)
+        want = np.expm1(x.astype(np.longdouble))
+        with jax.enable_x64(dtype == np.float64):
+            found = np.asarray(tiles.small_expm1(jnp.asarray(x)))
+        assert found.dtype == dtype
+        assert np.max(np.abs(found - want) / np.maximum(np.abs(want), 1e-300)) < 2.5 * np.finfo(dtype).eps
 
 
 def temporary_mib(length, implementation, block=128):
