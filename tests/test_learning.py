@@ -40,9 +40,9 @@ def test_each_objective_falls_below_its_trivial_predictors(learned, term):
 def test_cross_modal_predictions_are_worse_if_their_losses_do_not_shape_z(tmp_path):
     """With the paper's terms only; those that make z a summary of the record have the same targets.
 
-    Seen: wear_to_ehr 0.927 against 1.021 (frequencies alone 1.128), ehr_to_wear 0.0310 against 0.0354 (means 0.0475).
+    Seen: wear_to_ehr 0.800 against 0.892 (frequencies alone 1.030), ehr_to_wear 0.0296 against 0.0307 (means 0.0533).
     """
     found = learn(tmp_path, "1400", "400", "paper_losses")
-    for term in ("wear_to_ehr", "ehr_to_wear"):
-        assert found["model"][term] < 0.97 * found["detached"][term], term
+    for term, share in (("wear_to_ehr", 0.95), ("ehr_to_wear", 0.99)):
+        assert found["model"][term] < share * found["detached"][term], term
         assert found["detached"][term] < found["constant"][term], "the heads are trained all the same"

@@ -18,7 +18,7 @@ class ContextConfig:
 
     Attributes:
       tokens, windows: capacity of a row.
-      context_tokens: most tokens of one patient in a row, static ones included.
+      context_tokens: most tokens of one patient in a row, static ones included; at most `tokens`.
       queries, events: capacity of a row for query and event reads; shared among its contexts by their length.
       future_windows: steps of multi-step prediction.
       horizons: for the prediction of later codes.
@@ -100,6 +100,11 @@ class ContextConfig:
                 raise ValueError(
                     f"config.context.{name} is a string; it must be a tuple of strings, as in ('DX//I10',)"
                 )
+        if self.context_tokens > self.tokens:
+            raise ValueError(
+                f"config.context.context_tokens is {self.context_tokens}; it must be at most config.context.tokens, "
+                f"{self.tokens}"
+            )
         limits = {
             "raw_windows": (0, np.inf),
             "interest_factor": (1, np.inf),
@@ -124,24 +129,50 @@ class ContextConfig:
 
 
 class Span(NamedTuple):
-    """What of a patient a context shows: its first static tokens and the merged tokens start to stop."""
+    """What of a patient a context shows: its first static tokens, and the merged tokens start to stop.
+
+    Of the windows among the latter, the n_left_out oldest are left out.
+    """
 
     n_static: int
     start: int
     stop: int
+    n_left_out: int = 0
 
     @property
     def n_tokens(self):
-        return self.n_static + self.stop - self.start
+        return self.n_static + self.stop - self.start - self.n_left_out
+
+    def places(self, patient):
+        """The merged tokens that are shown: a slice, or int64 indices where windows are left out."""
+        if not self.n_left_out:
+            return slice(self.start, self.stop)
+        is_wear = patient.is_wear_N[self.start : self.stop]
+        return self.start + np.flatnonzero(~is_wear | (np.cumsum(is_wear) > self.n_left_out))
+
+    def n_windows(self, patient):
+        """How many windows it shows."""
+        return int(np.count_nonzero(patient.is_wear_N[self.start : self.stop])) - self.n_left_out
 
 
 def fit(patient, stop, max_tokens, max_windows):
-    """The longest context that ends before merged token `stop` within the capacities."""
-    start = max(0, stop - max(max_tokens - len(patient.static_token_S), 1))
-    n_wear = np.cumsum(patient.is_wear_N[start:stop][::-1])
-    if len(n_wear) and n_wear[-1] > max_windows:
-        start = stop - int(np.searchsorted(n_wear, max_windows, side="right"))
-    return Span(min(len(patient.static_token_S), max_tokens - 1), start, stop)
+    """The longest context that ends before merged token `stop` within the capacities.
+
+    Where there are more than max_windows windows, the oldest of them are left out, and the events among them stay.
+    """
+    n_static, limit = min(len(patient.static_token_S), max_tokens - 1), max(max_tokens - len(patient.static_token_S), 1)
+    start = max(0, stop - limit)
+    is_wear = patient.is_wear_N[start:stop]
+    n_wear = int(np.count_nonzero(is_wear))
+    if n_wear <= max_windows:
+        return Span(n_static, start, stop)
+    is_wear = patient.is_wear_N[:stop]
+    newer = np.cumsum(is_wear[::-1])[::-1]  # windows from here on
+    kept = np.flatnonzero(~is_wear | (newer <= max_windows))[-limit:]
+    if not len(kept):
+        return Span(n_static, stop, stop)
+    start = int(kept[0])
+    return Span(n_static, start, stop, stop - start - len(kept))
 
 
 def fill_context(row, at, patients, patient, span, query_us, rng, augment_rng=None):
@@ -161,13 +192,13 @@ def fill_context(row, at, patients, patient, span, query_us, rng, augment_rng=No
     them. Prediction of the next windows has the visible steps as targets, noise included: independent and with mean
     zero, it adds a constant to the expected squared error.
     """
-    config, p, (n_static, start, stop) = patients.config, patient, span
-    is_wear = np.concatenate([np.zeros(n_static, bool), p.is_wear_N[start:stop]])
+    config, p, n_static, shown = patients.config, patient, span.n_static, span.places(patient)
+    is_wear = np.concatenate([np.zeros(n_static, bool), p.is_wear_N[shown]])
     n, t0, w0 = len(is_wear), at["tokens"], at["windows"]
     at["segment"] += 1
-    anchor = int(p.time_N[start]) if stop > start else p.origin_us
-    time_us = np.concatenate([np.full(n_static, anchor), p.time_N[start:stop]]).astype(np.int64)
-    ref = p.ref_N[start:stop]
+    anchor = int(p.time_N[span.start]) if span.stop > span.start else p.origin_us
+    time_us = np.concatenate([np.full(n_static, anchor), p.time_N[shown]]).astype(np.int64)
+    ref = p.ref_N[shown]
     events, windows = ref[~is_wear[n_static:]], ref[is_wear[n_static:]]
     token = np.full(n, WEAR, np.int32)
     value = np.zeros(n, np.float32)

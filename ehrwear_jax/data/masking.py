@@ -89,8 +89,8 @@ def mask_patches(rng, n_windows, n_patches, rate, kind="contiguous"):
         rounded at random so that its mean is rate * n_windows.
 
     Returns:
-      Boolean [n_windows, n_patches]; of the first two kinds round(rate * n_patches) patches are hidden in each row, at
-      least one if rate > 0.
+      Boolean [n_windows, n_patches]; of the first two kinds rate * n_patches patches are hidden in each row, rounded at
+      random so that this is their mean.
 
     Raises:
       ValueError: another kind.
@@ -100,12 +100,12 @@ def mask_patches(rng, n_windows, n_patches, rate, kind="contiguous"):
     if kind == "window":
         whole_W = rng.permutation(n_windows) < int(rate * n_windows + rng.random())
         return np.repeat(whole_W[:, None], n_patches, axis=1)
-    length = min(n_patches, max(1, round(rate * n_patches))) if rate > 0 else 0
-    if kind == "random":
-        return rng.permuted(np.tile(np.arange(n_patches) < length, (n_windows, 1)), axis=1)
-    start = rng.integers(0, n_patches - length + 1, n_windows)[:, None]
+    length_Wx1 = (rate * n_patches + rng.random((n_windows, 1))).astype(np.int64)
     position = np.arange(n_patches)[None]
-    return (position >= start) & (position < start + length)
+    if kind == "random":
+        return rng.permuted(position < length_Wx1, axis=1)
+    start_Wx1 = rng.integers(0, n_patches - length_Wx1 + 1)
+    return (position >= start_Wx1) & (position < start_Wx1 + length_Wx1)
 
 
 def mask_channels(rng, n_windows, n_channels, rate):

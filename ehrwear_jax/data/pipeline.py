@@ -262,15 +262,14 @@ class TrainRows:
         most = plan_lib.level([s.n_tokens for s in spans], shape.tokens)
         if most < np.inf:
             spans = [context.fit(d.patient, d.stop, min(most, c.context_tokens), shape.windows) for d in planned]
-        counts = [
-            int(np.count_nonzero(d.patient.is_wear_N[s.start : s.stop])) for d, s in zip(planned, spans, strict=True)
-        ]
+        counts = [s.n_windows(d.patient) for d, s in zip(planned, spans, strict=True)]
         most_wear = plan_lib.level(counts, shape.windows)
         tokens = windows = 0
         for drawn, span, n_wear in zip(planned, spans, counts, strict=True):
             if n_wear > most_wear:
-                span = context.fit(drawn.patient, drawn.stop, span.n_tokens, most_wear)
-                n_wear = most_wear
+                # what its windows leave free goes to further contexts
+                span = context.fit(drawn.patient, drawn.stop, span.n_tokens - n_wear + most_wear, most_wear)
+                n_wear = span.n_windows(drawn.patient)
             tokens, windows = tokens + span.n_tokens, windows + n_wear
             yield drawn, span
         r %= plan.n_rows
@@ -282,11 +281,13 @@ class TrainRows:
             drawn = self._draw_any(plan, epoch, r, k)
             span = context.fit(drawn.patient, drawn.stop, min(free, c.context_tokens), free_windows)
             k += 1
-            if span.stop == span.start or (span.n_tokens < least and span.start > 0):  # no room for its windows
+            n_wear = span.n_windows(drawn.patient)
+            # no room for its windows, or for the most of them: at inference a context has the whole row
+            too_short = span.n_tokens < least and span.start > 0
+            if span.stop == span.start or too_short or span.n_left_out > n_wear:
                 failed += 1
                 continue
-            tokens += span.n_tokens
-            windows += int(np.count_nonzero(drawn.patient.is_wear_N[span.start : span.stop]))
+            tokens, windows = tokens + span.n_tokens, windows + n_wear
             yield drawn, span
 
     def _draw_any(self, plan, epoch, r, k):
@@ -318,7 +319,8 @@ class TrainRows:
     def _add(self, row, at, drawn, span):
         patient, rng, c = drawn.patient, drawn.rng, self.patients.config
         n_query = targets.share(c.queries, at, span.n_tokens, c)
-        at_token = patient.time_N[span.start : span.stop][rng.integers(0, span.stop - span.start, n_query)]
+        time_us = patient.time_N[span.places(patient)]
+        at_token = time_us[rng.integers(0, len(time_us), n_query)]
         anywhere = rng.integers(patient.time_N[span.start], patient.time_N[span.stop - 1] + 1, n_query)
         query_us = np.sort(np.where(rng.random(n_query) < 0.5, at_token, anywhere))
         first_pair = at["pairs"]
@@ -388,7 +390,7 @@ def inference_batches(patients, index_N, time_us_N, batch_size, transform=None):
             patient = transform(patient, int(t))
         stop = int(np.searchsorted(patient.time_N, t, side="right"))
         span = context.fit(patient, stop, c.context_tokens, shape.windows)
-        n_windows = int(patient.is_wear_N[span.start : stop].sum())
+        n_windows = span.n_windows(patient)
         if (
             at["tokens"] + span.n_tokens > shape.tokens
             or at["windows"] + n_windows > shape.windows

@@ -181,7 +181,10 @@ class MultimodalModel(nn.Module):
         Returns:
           (z_BxTxD, z_BxQxD) float32.
         """
-        return self._encode(batch, deterministic)[:2]
+        return self._encode(self._binned(batch), deterministic)[:2]
+
+    def _binned(self, batch):
+        return time_encoding.in_day_bins(batch) if self.config.day_bins else batch
 
     def _encode(self, batch, deterministic):
         """(z_BxTxD, z_BxQxD, h_BxTxD: what the tokens say, without their time)."""
@@ -195,7 +198,6 @@ class MultimodalModel(nn.Module):
             x = jnp.where(is_wear_BxTx1, jnp.take_along_axis(h_BxWxD, slot_BxTx1, axis=1), x)
         # where tests differentiate with respect to what tokens say; adds nothing otherwise
         h_BxTxD = x = self.perturb("content", x)
-        batch = time_encoding.in_day_bins(batch) if c.day_bins else batch
         counts = self.counts(x, batch) if c.count_width else (0.0, 0.0)
         before = jnp.broadcast_to(jnp.arange(-1, x.shape[1] - 1)[None], x.shape[:2])
         x = x + self._time(batch["age"]) + self.modality(batch["modality"]).astype(dtype)
@@ -233,7 +235,7 @@ class MultimodalModel(nn.Module):
           later_entropy_KxA, recall_logits_BxQxRx(A+1); with wearables also rebuilt_BxWxLxC, ahead_window_BxWxHxLxC,
           ahead_query_BxQxHxLxC, summary_{event,query}, past_summary, pooled_logits_*; what losses_latent.py needs.
         """
-        c = self.config
+        c, batch = self.config, self._binned(batch)
         z_BxTxD, z_BxQxD, h_BxTxD = self._encode(batch, deterministic)
         out = {"z_token": z_BxTxD, "z_query": z_BxQxD, "content": h_BxTxD}
         if c.posterior == "normal":

@@ -157,7 +157,7 @@ def _windows_read(patients, patient, time_us):
     """When the windows end that the context of a read holds."""
     stop = int(np.searchsorted(patient.time_N, time_us, side="right"))
     span = context.fit(patient, stop, patients.config.context_tokens, patients.batch_shape().windows)
-    shown = slice(span.start, span.stop)
+    shown = span.places(patient)
     return patient.time_N[shown][patient.is_wear_N[shown]]
 
 

@@ -1,11 +1,15 @@
 """Training examples with the options that are off by default: what they change, how often, and what they leave."""
 
+from types import SimpleNamespace
+
 import cohort
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from ehrwear_jax import batch as batch_lib
-from ehrwear_jax.data import pipeline
+from ehrwear_jax.data import context, pipeline
 from ehrwear_jax.data.context import ContextConfig
 
 OPTIONS = {
@@ -49,6 +53,32 @@ def assert_same(some, others, names=batch_lib.FIELDS):
 def hidden_steps(row):
     patches = np.repeat(row["patch_mask"], OPTIONS["patch_steps"], axis=-1)[..., None]
     return (patches | row["channel_mask"][:, None]) & row["observed"]
+
+
+@given(
+    is_wear=st.lists(st.booleans(), max_size=40),
+    n_static=st.integers(0, 4),
+    behind=st.integers(0, 5),
+    max_tokens=st.integers(1, 30),
+    max_windows=st.integers(0, 12),
+)
+def test_a_context_shows_the_latest_events_whatever_windows_there_are(
+    is_wear, n_static, behind, max_tokens, max_windows
+):
+    """The newest windows that fit, and with them the newest events that fit."""
+    patient = SimpleNamespace(is_wear_N=np.array(is_wear, bool), static_token_S=np.zeros(n_static, np.int32))
+    stop = max(0, len(is_wear) - behind)
+    span = context.fit(patient, stop, max_tokens, max_windows)
+    room, windows, want = max(max_tokens - n_static, 1), max_windows, []
+    for i in reversed(range(stop)):
+        if len(want) < room and (windows or not is_wear[i]):
+            want.insert(0, i)
+            windows -= is_wear[i]
+    shown = np.arange(len(is_wear))[span.places(patient)]
+    np.testing.assert_array_equal(shown, want)
+    assert not want or span.start == want[0], "kernel times count from a token that is shown"
+    assert span.n_windows(patient) == sum(is_wear[i] for i in want) <= max_windows
+    assert span.n_static == min(n_static, max_tokens - 1) and span.n_tokens == span.n_static + len(want)
 
 
 @pytest.mark.parametrize(
@@ -270,6 +300,7 @@ def test_masks_are_only_where_contexts_are_masked(folder):
 @pytest.mark.parametrize(
     "options, sentence",
     [
+        ({"tokens": 64, "context_tokens": 65}, "context_tokens is 65; it must be at most config.context.tokens, 64"),
         ({"wear_mask_kind": "patches"}, "wear_mask_kind is 'patches'; it can be contiguous, random, window, channel"),
         ({"interest_codes": "DX"}, "interest_codes is a string; it must be a tuple of strings"),
         ({"time_warp": 0.2}, "time_warp is 0.2; it must lie in [0, 0.1]"),
@@ -285,6 +316,28 @@ def test_options_that_cannot_be_are_refused(options, sentence):
 
 
 # ---------------------------------------------------------------------------------------------------- co-located pairs
+
+
+def events_read(folder, **options):
+    """Events in the context of a read at the end of each record."""
+    config = ContextConfig(**OPTIONS | {"tokens": 400, "context_tokens": 400} | options)
+    people = pipeline.Patients(folder, config)
+    n = len(people)
+    seen = np.zeros(n, int)
+    for batch, where in pipeline.inference_batches(people, np.arange(n), [people[i].end_us for i in range(n)], 4):
+        for r, q in zip(*np.nonzero(where >= 0), strict=True):
+            mine = batch["segment"][r] == batch["query_segment"][r, q]
+            seen[where[r, q]] = np.count_nonzero(mine & (batch["modality"][r] == batch_lib.MODALITY_EHR))
+    return seen, np.array([people[i].is_wear_N.sum() for i in range(n)])
+
+
+def test_events_stay_where_windows_have_no_room(folder):
+    """A joint context has every event that one of EHR alone has, while there are tokens for both."""
+    alone, _ = events_read(folder, modalities=("ehr",))
+    for windows in (32, 2):
+        joint, n_windows = events_read(folder, windows=windows)
+        np.testing.assert_array_equal(joint, alone)
+    assert np.count_nonzero(n_windows > 2) > 20
 
 
 def test_pairs_are_windows_with_visible_events_near_their_end(folder):

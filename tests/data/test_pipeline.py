@@ -103,11 +103,11 @@ def contexts(row):
 
 
 def assert_shows(p, span, row, own):
-    """The context holds the patient's tokens start to stop behind static ones: times, kinds, signal."""
-    timed, refs = own[span.n_static :], p.ref_N[span.start : span.stop]
-    days = (p.time_N[span.start : span.stop] - p.time_N[span.start]) / pipeline.DAY_US
+    """The context holds the span's tokens behind static ones: times, kinds, signal."""
+    timed, shown = own[span.n_static :], span.places(p)
+    refs, is_wear = p.ref_N[shown], p.is_wear_N[shown]
+    days = (p.time_N[shown] - p.time_N[span.start]) / pipeline.DAY_US
     np.testing.assert_allclose(days, row["time"][timed], atol=1e-4)
-    is_wear = p.is_wear_N[span.start : span.stop]
     np.testing.assert_array_equal(is_wear, row["modality"][timed] == batch_lib.MODALITY_WEAR)
     np.testing.assert_array_equal(row["token"][timed][~is_wear], p.event_token_K[refs[~is_wear]])
     slots = row["window"][timed][is_wear]
