@@ -5,7 +5,7 @@
 Variants, several of them joined by "+" or ",": 220m has 16 backbone layers; cohort applies the inclusion criteria of
 appendix A.2; relaxed does so with a month of EHR and three days of wear; layers=N and seq=N (tokens of a row, and of a
 context) trim the model to the compute at hand, e.g. configs/full.py:layers=4,seq=512; config.VARIANTS has the ablations
-of Table 4 and appendix A.6. Needs accelerators: 500,000 steps of 32 contexts. What it takes of them, without any:
+of Table 4 and appendix A.6. Needs accelerators: 500,000 steps of 32 contexts a device. What it takes of them:
 
     python -m ehrwear_jax.main --config=configs/full.py --stages=describe
     python -m ehrwear_jax.main --config=configs/full.py --stages=compile --config.topology=v5e:16x16
@@ -70,6 +70,7 @@ def get_config(variant=""):
             "patch_steps": 10,
             "future_codes": 1024,
             "patient_days": 1.0,
+            "masked_contexts": 1.0,  # 15% of the codes and 25% of each window
             "time_warp": 0.05,
             "noise": 0.1,
             "channel_dropout": 0.1,
@@ -91,13 +92,14 @@ def get_config(variant=""):
     config.model.n_layers = sizes.get("layers", 16 if "220m" in variants else 24)
     # parameters and optimiser state over all devices, and rows too: the same config on one GPU and on a pod
     config.mesh.update({"data": 1, "fsdp": -1})
-    config.compile.rows_per_device = 8
     if "cohort" in variants or "relaxed" in variants:
         config.cohort.update({"min_ehr_days": 365.0, "min_wear_days": 14, "min_age_years": 18.0, "max_age_years": 89.0})
     if "relaxed" in variants:
         config.cohort.update({"min_ehr_days": 30.0, "min_wear_days": 3})
     config.train.weights.contrast = (0.05, 0.05, 0)  # "a small weight" (section 3.3)
     config.train.weights.content_norm = (0.001, 0.001, 0)
+    # a device is a replica; 8 of its contexts fit into 16 GB at a time
+    config.train.update({"batch_size": 0, "rows_per_device": 32, "accumulate": 4})
     config.train.update({"log_every": 100, "validate_every": 5000, "checkpoint_every": 1000, "data_threads": 16})
     config.evaluate.update({"tasks": tuple(f"hospitalization_{h}d" for h in (30, 90, 180, 365)), "n_resamples": 5000})
     config.report.update({"title": "Joint EHR and wearable model", "reliability_task": "hospitalization_365d"})

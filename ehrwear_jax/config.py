@@ -41,10 +41,14 @@ _MODEL_FROM_DATA = (
 _OFF = (0.0, 0.0, 0)
 # what the paper compares: {name: {option: value}}, for `apply_variants`
 VARIANTS = {
-    # Table 4: without cross-modal losses; half of each wearable window hidden; time in bins of a day
+    # Table 4: without the predictions across modalities, and with nothing else that draws the two together; half of
+    # each wearable window hidden; time in bins of a day
     "no_wear_to_ehr": {"train.weights.wear_to_ehr": _OFF},
     "no_ehr_to_wear": {"train.weights.ehr_to_wear": _OFF},
-    "no_cross_modal": {"train.weights.wear_to_ehr": _OFF, "train.weights.ehr_to_wear": _OFF},
+    "no_cross_modal": {
+        **{f"train.weights.{t}": _OFF for t in ("wear_to_ehr", "ehr_to_wear", "contrast")},
+        "context.pairs": 0,
+    },
     "half_masked": {"context.wear_mask": 0.5},
     "day_bins": {"model.day_bins": True},
     # appendix A.6: other encodings of time, other time kernels
@@ -165,7 +169,6 @@ def base():
     config.topology = "v5e:16x16"  # the TPU slice that --stages=compile compiles for
     config.compile = ml_collections.ConfigDict(
         {
-            "rows_per_device": 0,  # 0: rows of the batch as in train.batch_size
             "vocabulary": 32_768,  # which data decide; assumed by --stages=compile and describe
         }
     )
@@ -369,6 +372,11 @@ def _check_raw(config):
     if any(parts.values()) and not all(parts.values()):
         said = ", ".join(f"config.{name} is {value}" for name, value in parts.items())
         raise ValueError(f"{said}: set all three, to have raw windows and their encoder, or none")
+    if all(parts.values()) and config.context.raw_windows < config.context.windows:
+        raise ValueError(
+            f"config.context.raw_windows is {config.context.raw_windows}; it must be at least config.context.windows, "
+            f"{config.context.windows}, so that each wearable window has room for one"
+        )
 
 
 def _check_training(config):
@@ -380,10 +388,16 @@ def _check_training(config):
             f"config.model.posterior is {config.model.posterior!r} and config.train.weights.latent_kl is "
             f"{tuple(config.train.weights.latent_kl)}: a posterior that is normal has a prior, and no other has"
         )
-    if config.train.accumulate < 1 or config.train.batch_size % config.train.accumulate:
+    if (config.train.batch_size > 0) == (config.train.rows_per_device > 0):
+        raise ValueError(
+            f"config.train.batch_size is {config.train.batch_size} and config.train.rows_per_device "
+            f"{config.train.rows_per_device}: one of them says how large the batch is, and the other is 0"
+        )
+    rows = "rows_per_device" if config.train.rows_per_device else "batch_size"
+    if config.train.accumulate < 1 or config.train[rows] % config.train.accumulate:
         raise ValueError(
             f"config.train.accumulate is {config.train.accumulate}; "
-            f"it must divide config.train.batch_size, {config.train.batch_size}"
+            f"it must divide config.train.{rows}, {config.train[rows]}"
         )
     if not 0 <= config.train.ema_decay < 1:
         raise ValueError(f"config.train.ema_decay is {config.train.ema_decay}; it must lie in [0, 1)")

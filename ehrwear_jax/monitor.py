@@ -24,11 +24,12 @@ class Throughput:
 
     def _start(self, step):
         self._began, self._step, self._waited = time.perf_counter(), step, 0.0
-        self._counts = dict.fromkeys(("contexts", "tokens", "flops"), 0.0)
+        self._counts = dict.fromkeys(("patient_days", "tokens", "flops"), 0.0)
 
     def add(self, batch, waited):
         """A batch of this process's rows, and the seconds that were spent waiting for it."""
         counts = cost.batch_counts(batch)
+        counts["patient_days"] = cost.patient_days(batch)
         counts["flops"] = cost.model_flops(self._model.config, self._sizes, counts)
         self._counts = {k: v + self._parts * counts[k] for k, v in self._counts.items()}
         self._waited += waited
@@ -40,7 +41,7 @@ class Throughput:
         out = {
             "steps_per_second": (step - self._step) / elapsed,
             "tokens_per_second": rate["tokens"],
-            "patient_days_per_second": rate["contexts"],  # a context ends with one, see ContextConfig.patient_days
+            "patient_days_per_second": rate["patient_days"],
             "model_tflops_per_second": rate["flops"] / 1e12,
             "waiting_share": self._waited / elapsed,
         }

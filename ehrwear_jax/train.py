@@ -31,6 +31,8 @@ class TrainConfig:
 
     Attributes:
       steps, batch_size: optimiser steps; rows of the global batch.
+      rows_per_device: if positive, the global batch has so many rows for each device that has rows of its own, and
+        batch_size says nothing. A run goes on with as many devices as it began with.
       peak_learning_rate, warmup_steps, weight_decay, clip_norm, adam_b2: AdamW.
       accumulate: micro-batches per step: as many fewer rows at a time, the same sums (see losses.py).
       ema_decay: of the average of the weights that validation and embedding use; 0: they use the weights themselves.
@@ -54,6 +56,7 @@ class TrainConfig:
     weight_decay: float = 0.01
     clip_norm: float = 1.0
     adam_b2: float = 0.98
+    rows_per_device: int = 0
     accumulate: int = 1
     ema_decay: float = 0.0
     seed: int = 0
@@ -74,9 +77,17 @@ class TrainConfig:
     stop_after: int | None = None
 
 
-# Settings that change how the result is reached, and not the result.
-NOT_RESULTS = ("log_every", "keep", "keep_every", "data_threads", "data_workers", "stop_after", "checkpoint_every",
-               "max_skipped", "spike_factor", "step_timeout_s", "profile_at", "profile_steps")  # fmt: skip
+# Settings that change how the result is reached, and not the result; what rows_per_device gives is in batch_size.
+NOT_RESULTS = ("rows_per_device", "log_every", "keep", "keep_every", "data_threads", "data_workers", "stop_after",
+               "checkpoint_every", "max_skipped", "spike_factor", "step_timeout_s", "profile_at",
+               "profile_steps")  # fmt: skip
+
+
+def with_rows(config, mesh):
+    """A TrainConfig whose batch_size is that of the global batch on this mesh."""
+    if not config.rows_per_device:
+        return config
+    return dataclasses.replace(config, batch_size=config.rows_per_device * sharding.n_row_devices(mesh))
 
 
 # ------------------------------------------------------------------------------------------------ model and optimiser
@@ -240,6 +251,7 @@ def pretrain(folder, patients, validation, model_options, config, mesh_config=No
     folder.mkdir(parents=True, exist_ok=True)
     mesh = sharding.make_mesh(config=mesh_config)
     share, n_shares = sharding.row_share(mesh)
+    config = with_rows(config, mesh)
     if config.batch_size // config.accumulate % sharding.n_row_devices(mesh):
         raise ValueError(
             f"config.train.accumulate={config.accumulate} leaves {config.batch_size // config.accumulate} rows at a "

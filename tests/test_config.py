@@ -115,6 +115,7 @@ def test_the_papers_augmentation_is_on_in_the_full_config_and_off_elsewhere():
     full = config_lib.context_config(load("full.py"), "joint")
     assert full.augments_signal and full.time_warp == 0.05 and full.patient_days == 1.0
     assert (full.ehr_mask, full.wear_mask, full.wear_mask_kind) == (0.15, 0.25, "contiguous")
+    assert full.masked_contexts == 1.0
     for name in ("tiny.py", "nafld.py", "nhanes.py"):
         config = load(name)
         other = config_lib.context_config(config, next(iter(config.rows)))
@@ -147,6 +148,7 @@ def test_the_ablations_of_the_paper_are_what_they_are_called():
     ramps = {v: config_lib.train_config(c).weights for v, c in full.items()}
     assert ramps[""]["wear_to_ehr"] == Ramp(0.2, 1.0, 50_000) and ramps[""]["ehr_to_wear"] == Ramp(0.1, 0.1)
     assert ramps["no_cross_modal"]["wear_to_ehr"] == ramps["no_cross_modal"]["ehr_to_wear"] == Ramp(0.0, 0.0)
+    assert full["no_cross_modal"].context.pairs == 0 and ramps["no_cross_modal"]["contrast"] == Ramp(0.0, 0.0)
     assert ramps["no_wear_to_ehr"]["ehr_to_wear"] == Ramp(0.1, 0.1)
     assert full[""].context.wear_mask == 0.25 and full["half_masked"].context.wear_mask == 0.5
     assert full[""].model.n_components == 4 and full["r8"].model.n_components == 8
@@ -210,6 +212,13 @@ def runnable(tmp_path):
         ("train.weights.latent_kl", (0.0, 0.1, 9), ValueError, "config.model.posterior is 'point' and config.train.we"),
         ("model.posterior", "normal", ValueError, "config.model.posterior is 'normal' and config.train.weights.latent"),
         ("train.accumulate", 3, ValueError, "config.train.accumulate is 3; it must divide config.train.batch_size, 32"),
+        (
+            "train.rows_per_device",
+            4,
+            ValueError,
+            "config.train.batch_size is 32 and config.train.rows_per_device 4: on",
+        ),
+        ("train.batch_size", 0, ValueError, "config.train.batch_size is 0 and config.train.rows_per_device 0: one of "),
         ("train.ema_decay", 1.0, ValueError, "config.train.ema_decay is 1.0; it must lie in [0, 1)"),
         ("finetune.modes", ("qlora",), ValueError, "config.finetune.modes names 'qlora', which is not in ['adapter',"),
         ("finetune.tasks", ("b",), ValueError, "config.finetune.tasks names 'b', which is not in ['a']"),
@@ -229,7 +238,7 @@ def test_a_config_that_cannot_run_is_refused(tmp_path, key, value, error, senten
     assert str(caught.value).startswith(sentence) and "\n" not in str(caught.value)
 
 
-RAW = {"prepare.raw_channels": ("ppg",), "context.raw_windows": 16, "model.raw_width": 32}
+RAW = {"prepare.raw_channels": ("ppg",), "context.raw_windows": 84, "model.raw_width": 32}
 
 
 @pytest.mark.parametrize("left_out", [None, *RAW])
@@ -238,6 +247,10 @@ def test_raw_windows_take_the_data_the_room_and_the_encoder(left_out):
     config.update_from_flattened_dict({k: v for k, v in RAW.items() if k != left_out})
     if left_out is None:
         config_lib.check(config)
+        config.context.raw_windows = 83
+        with pytest.raises(ValueError, match=r"raw_windows is 83; it must be at least config.context.windows, 84"):
+            config_lib.check(config)
+        config.context.raw_windows = 84
         config.prepare.raw_seconds = 1e4
         with pytest.raises(ValueError, match=r"config\.prepare\.step_minutes"):
             config_lib.check(config)

@@ -125,6 +125,11 @@ def test_describe_needs_no_data_and_leaves_nothing(tmp_path, capsys):
     assert not (tmp_path / "run").exists()
 
 
+def test_describe_takes_the_largest_model_where_the_row_of_reference_is_none(capsys):
+    start(TINY, "--config.evaluate.reference_row=late_fusion", "--stages=describe")
+    assert capsys.readouterr().out.startswith("tiny, joint: ")
+
+
 def test_debug_shows_the_traceback(tmp_path):
     with pytest.raises(ValueError, match="unknown stage"):
         start(TINY, f"--workdir={tmp_path}", "--stages=x", "--debug")

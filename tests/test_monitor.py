@@ -23,6 +23,7 @@ def clock(monkeypatch):
 def batch():
     batch = batch_lib.empty_batch(SHAPE, 8)
     batch["segment"][:] = 1, 1, 2, 0
+    batch["time"][:] = 0.0, 1.5, 0.0, 0.0  # three days of two people
     batch["kv_range"][:, :3] = (0, 1), (0, 2), (2, 3)
     return batch
 
@@ -36,7 +37,7 @@ def test_rates_are_over_the_time_since_they_were_last_read(clock):
     got = throughput.read(7)
     flops = 2 * (6 * 1000 * 24 + 12 * 10 * 2 * 8 * 4)
     assert got == pytest.approx({
-        "steps_per_second": 0.5, "tokens_per_second": 12.0, "patient_days_per_second": 8.0,
+        "steps_per_second": 0.5, "tokens_per_second": 12.0, "patient_days_per_second": 12.0,
         "model_tflops_per_second": flops / 4.0 / 1e12, "waiting_share": 0.25,
     })  # fmt: skip
     throughput.add(batch(), 0.0)

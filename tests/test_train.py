@@ -259,7 +259,8 @@ def test_resume_gives_the_same_losses_and_parameters(root, tmp_path):
     """With micro-batches and averaged weights, which a checkpoint holds beside those that are trained."""
     people, tuning = patients(root), patients(root, "tuning")
     options = {"batch_size": 2 * BATCH, "accumulate": 2, "ema_decay": 0.9}  # a micro-batch has a row per device
-    whole, _ = train.pretrain(tmp_path / "whole", people, tuning, MODEL, train_config(**options))
+    by_device = train_config(**options | {"batch_size": 0, "rows_per_device": 2})  # the same on 8 devices
+    whole, _ = train.pretrain(tmp_path / "whole", people, tuning, MODEL, by_device)
     for stop in (2, 5, None):  # before, on neither side of a checkpoint, to the end
         config = train_config(stop_after=stop, **options)
         params, step = train.pretrain(tmp_path / "parts", people, tuning, MODEL, config)

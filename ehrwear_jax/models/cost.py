@@ -46,6 +46,14 @@ def batch_counts(batch):
     }
 
 
+def patient_days(batch):
+    """Days, counted from the start of each context of a batch (numpy), that hold a token of it."""
+    segment, day = batch["segment"], np.floor(batch["time"])
+    begins = np.ones(segment.shape, bool)
+    begins[:, 1:] = (segment[:, 1:] != segment[:, :-1]) | (day[:, 1:] != day[:, :-1])
+    return int((begins & (segment > 0)).sum())
+
+
 def model_flops(config, sizes, counts):
     """Flops of forward and backward pass over what a batch holds; what is computed twice counts once.
 

@@ -1,7 +1,7 @@
 """The describe and compile stages: what a config costs, printed; they need no data, no devices and no workdir."""
 
 from ehrwear_jax import config as config_lib
-from ehrwear_jax import dry_run, sharding
+from ehrwear_jax import dry_run, sharding, train
 
 
 def _patients(config, row):
@@ -9,9 +9,15 @@ def _patients(config, row):
     return dry_run.AssumedPatients(context, config_lib.prepare_config(config), config.compile.vocabulary)
 
 
+def reference_row(config):
+    """The row of reference, or, where that is no single model, the one of most modalities."""
+    row = config.evaluate.reference_row
+    return row if row in config.rows else max(config.rows, key=lambda r: len(config.rows[r]))
+
+
 def describe(config):
     """Prints the number of parameters of the model of the row of reference, by part."""
-    row = config.evaluate.reference_row
+    row = reference_row(config)
     parts = dry_run.parameters(_patients(config, row), config_lib.model_options(config))
     head = f"{config.name}, {row}: {sum(parts.values()):,} parameters"
     print(f"{head} with a vocabulary of {config.compile.vocabulary:,} tokens, assumed")
@@ -21,15 +27,14 @@ def describe(config):
 
 def compile_step(config):
     """Prints what the training step of the row of reference takes of each device of config.topology."""
-    c, row = config.compile, config.evaluate.reference_row
+    c, row = config.compile, reference_row(config)
     devices = dry_run.tpu_devices(config.topology)
     mesh = sharding.make_mesh(devices, config_lib.mesh_config(config))
-    rows = c.rows_per_device * len(devices) or config.train.batch_size
+    options = train.with_rows(config_lib.train_config(config), mesh)
+    rows = options.batch_size
     patients = _patients(config, row)
     context = patients.config
-    done = dry_run.compile_step(
-        patients, config_lib.model_options(config), config_lib.train_config(config), mesh, rows, "tpu"
-    )
+    done = dry_run.compile_step(patients, config_lib.model_options(config), options, mesh, rows, "tpu")
     axes = ", ".join(f"{name} {size}" for name, size in mesh.shape.items())
     print(f"{config.name}, {row}, on {config.topology}: {len(devices)} x {devices[0].device_kind}; {axes}")
     print(f"  batch        {rows:,} rows of {context.tokens:,} tokens, {context.windows:,} windows")

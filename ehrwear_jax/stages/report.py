@@ -103,7 +103,9 @@ def _facts(config, workdir):
     interpreted = () if marks.interpret_fault(config, workdir) else (marks.OPTIONAL,)
     for stage in ("prepare", "pretrain", "embed", "evaluate", *interpreted):
         facts[f"time in {stage}"] = f"{json.loads((workdir / stage / 'stage.json').read_text())['seconds']:.0f} s"
-    facts["steps x batch"] = f"{config.train.steps:,} x {config.train.batch_size}"
+    rows = config.train.rows_per_device
+    batch = f"{rows} rows a device" if rows else config.train.batch_size
+    facts["steps x batch"] = f"{config.train.steps:,} x {batch}"
     split = f"out-of-fold over {config.data.n_folds} folds" if config.data.n_folds > 1 else "by patient or group, fixed"
     probe = "solved exactly"
     if config.evaluate.probe == "adam":

@@ -30,6 +30,8 @@ def test_a_batch_counts_what_is_not_padding():
     batch["kv_range"][:] = [[(0, 1), (0, 2), (0, 3), (3, 4), (3, 5), (5, 5)], [(0, 1), (0, 2), *[(2, 2)] * 4]]
     batch["query_segment"][:] = [[1, 2, 0], [1, 0, 0]]
     batch["query_kv_range"][:] = [[(0, 2), (3, 5), (5, 5)], [(0, 0), (2, 2), (2, 2)]]
+    batch["time"][:] = [[0.0, 0.2, 1.1, 0.0, 0.9, 0.0], [0.0, 7.0, 0.0, 0.0, 0.0, 0.0]]
+    assert cost.patient_days(batch) == 2 + 1 + 2
     assert cost.batch_counts(batch) == {"contexts": 3, "tokens": 7, "queries": 3, "windows": 3, "seen": 1 + 2 + 3 + 1 +
                                         2 + 1 + 2 + 2 + 2}  # fmt: skip
 
