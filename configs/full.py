@@ -5,7 +5,7 @@
 Variants, several of them joined by "+" or ",": 220m has 16 backbone layers; cohort applies the inclusion criteria of
 appendix A.2; relaxed does so with a month of EHR and three days of wear; layers=N and seq=N (tokens of a row, and of a
 context) trim the model to the compute at hand, e.g. configs/full.py:layers=4,seq=512; config.VARIANTS has the ablations
-of Table 4 and appendix A.6. Needs accelerators: 500,000 steps of 32 contexts a device. What it takes of them:
+of Table 4 and appendix A.6. Needs accelerators: 500,000 steps of 8 contexts a device. What it takes of them:
 
     python -m ehrwear_jax.main --config=configs/full.py --stages=describe
     python -m ehrwear_jax.main --config=configs/full.py --stages=compile --config.topology=v5e:16x16
@@ -98,8 +98,8 @@ def get_config(variant=""):
         config.cohort.update({"min_ehr_days": 30.0, "min_wear_days": 3})
     config.train.weights.contrast = (0.05, 0.05, 0)  # "a small weight" (section 3.3)
     config.train.weights.content_norm = (0.001, 0.001, 0)
-    # a device is a replica; 8 of its contexts fit into 16 GB at a time
-    config.train.update({"batch_size": 0, "rows_per_device": 32, "accumulate": 4})
+    # what fits into 16 GB; with rows_per_device=32 and accumulate=4 a device takes the 32 contexts of the paper's replicas in four parts
+    config.train.update({"batch_size": 0, "rows_per_device": 8})
     config.train.update({"log_every": 100, "validate_every": 5000, "checkpoint_every": 1000, "data_threads": 16})
     config.evaluate.update({"tasks": tuple(f"hospitalization_{h}d" for h in (30, 90, 180, 365)), "n_resamples": 5000})
     config.report.update({"title": "Joint EHR and wearable model", "reliability_task": "hospitalization_365d"})
