@@ -98,7 +98,7 @@ def get_config(variant=""):
         config.cohort.update({"min_ehr_days": 30.0, "min_wear_days": 3})
     config.train.weights.contrast = (0.05, 0.05, 0)  # "a small weight" (section 3.3)
     config.train.weights.content_norm = (0.001, 0.001, 0)
-    # what fits into 16 GB; with rows_per_device=32 and accumulate=4 a device takes the 32 contexts of the paper's replicas in four parts
+    # what fits into 16 GB; rows_per_device=32 with accumulate=4 takes the 32 of the paper's replicas, in four parts
     config.train.update({"batch_size": 0, "rows_per_device": 8})
     config.train.update({"log_every": 100, "validate_every": 5000, "checkpoint_every": 1000, "data_threads": 16})
     config.evaluate.update({"tasks": tuple(f"hospitalization_{h}d" for h in (30, 90, 180, 365)), "n_resamples": 5000})
