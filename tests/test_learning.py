@@ -43,6 +43,6 @@ def test_cross_modal_predictions_are_worse_if_their_losses_do_not_shape_z(tmp_pa
     Seen: wear_to_ehr 0.800 against 0.892 (frequencies alone 1.030), ehr_to_wear 0.0296 against 0.0307 (means 0.0533).
     """
     found = learn(tmp_path, "1400", "400", "paper_losses")
-    for term, share in (("wear_to_ehr", 0.95), ("ehr_to_wear", 0.99)):
+    for term, share in (("wear_to_ehr", 0.95), ("ehr_to_wear", 0.97)):
         assert found["model"][term] < share * found["detached"][term], term
         assert found["detached"][term] < found["constant"][term], "the heads are trained all the same"
