@@ -2,8 +2,8 @@
 
     python -m ehrwear_jax.main --config=configs/small.py
 
-For one GPU, or two hours on two CPU cores; it can be interrupted and goes on where it was (--config.train.stop_after ends a
-call at that step). `--stages=describe` prints the size of the model.
+For one GPU, or two hours on two CPU cores; it can be interrupted and goes on where it was (--config.train.stop_after
+ends a call at that step). `--stages=describe` prints the size of the model.
 """
 
 from ehrwear_jax import config as config_lib
