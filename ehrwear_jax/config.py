@@ -282,6 +282,16 @@ def simulator_config(config):
     return SimulatorConfig(**config.simulate)
 
 
+def reference_model(config, modalities=None):
+    """The row of reference or, where that is no single model, the first of those with most modalities; None of none.
+
+    modalities: row -> what it is given, where that is not what config.rows says.
+    """
+    if config.evaluate.reference_row in config.rows:
+        return config.evaluate.reference_row
+    return max(config.rows, key=lambda r: len(modalities(r) if modalities else config.rows[r]), default=None)
+
+
 def context_config(config, row):
     """Without EHR a row has room for no more tokens than windows: others would stay empty."""
     modalities, options = tuple(config.rows[row]), dict(config.context)

@@ -1,9 +1,13 @@
-"""Raw stretches of sub-second signal for the cohort of cohort.py."""
+"""Raw stretches of sub-second signal for the cohort of cohort.py, and how they are prepared and shown."""
 
 import numpy as np
 import polars as pl
 
 from ehrwear_jax.data import wearable
+
+PPG = {"raw_channels": ("ppg",), "raw_per_window": 2}
+CONTEXT = {"tokens": 64, "windows": 32, "context_tokens": 40, "queries": 8, "events": 8, "patch_steps": 3,
+           "future_windows": 2, "future_codes": 6}  # fmt: skip
 
 
 def sine(hz, rate_hz, seconds, phase=0.0):

@@ -29,7 +29,7 @@ def learned(tmp_path_factory):
 @pytest.mark.slow
 @pytest.mark.parametrize("term", TERMS)
 def test_each_objective_falls_below_its_trivial_predictors(learned, term):
-    """Of contrast the constant is chance: seen 2.600 against 2.675. Of ehr_to_wear the last week: 0.029, 0.037."""
+    """Of contrast the constant is chance: seen 2.615 against 2.691. Of ehr_to_wear the last week: 0.031, 0.039."""
     for trivial in ("constant", "last_value"):
         assert learned["model"][term] < learned[trivial][term], trivial
     if term == "contrast":
@@ -40,9 +40,9 @@ def test_each_objective_falls_below_its_trivial_predictors(learned, term):
 def test_cross_modal_predictions_are_worse_if_their_losses_do_not_shape_z(tmp_path):
     """With the paper's terms only; those that make z a summary of the record have the same targets.
 
-    Seen: wear_to_ehr 0.800 against 0.892 (frequencies alone 1.030), ehr_to_wear 0.0296 against 0.0307 (means 0.0533).
+    Seen: wear_to_ehr 0.793 against 0.894 (frequencies alone 1.026), ehr_to_wear 0.0300 against 0.0334 (means 0.0549).
     """
     found = learn(tmp_path, "1400", "400", "paper_losses")
-    for term, share in (("wear_to_ehr", 0.95), ("ehr_to_wear", 0.97)):
+    for term, share in (("wear_to_ehr", 0.95), ("ehr_to_wear", 0.95)):
         assert found["model"][term] < share * found["detached"][term], term
         assert found["detached"][term] < found["constant"][term], "the heads are trained all the same"

@@ -9,15 +9,9 @@ def _patients(config, row):
     return dry_run.AssumedPatients(context, config_lib.prepare_config(config), config.compile.vocabulary)
 
 
-def reference_row(config):
-    """The row of reference, or, where that is no single model, the one of most modalities."""
-    row = config.evaluate.reference_row
-    return row if row in config.rows else max(config.rows, key=lambda r: len(config.rows[r]))
-
-
 def describe(config):
     """Prints the number of parameters of the model of the row of reference, by part."""
-    row = reference_row(config)
+    row = config_lib.reference_model(config)
     parts = dry_run.parameters(_patients(config, row), config_lib.model_options(config))
     head = f"{config.name}, {row}: {sum(parts.values()):,} parameters"
     print(f"{head} with a vocabulary of {config.compile.vocabulary:,} tokens, assumed")
@@ -27,7 +21,7 @@ def describe(config):
 
 def compile_step(config):
     """Prints what the training step of the row of reference takes of each device of config.topology."""
-    c, row = config.compile, reference_row(config)
+    c, row = config.compile, config_lib.reference_model(config)
     devices = dry_run.tpu_devices(config.topology)
     mesh = sharding.make_mesh(devices, config_lib.mesh_config(config))
     options = train.with_rows(config_lib.train_config(config), mesh)

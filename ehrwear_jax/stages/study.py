@@ -142,10 +142,7 @@ class Study:
     @functools.cached_property
     def joint(self):
         """The row that mechanisms are looked for in: the reference row, else the first with most modalities; None."""
-        wanted = self.config.evaluate.reference_row
-        if wanted in self.config.rows:
-            return wanted
-        return max(self.config.rows, key=lambda r: len(self.modalities(r)), default=None)
+        return config_lib.reference_model(self.config, self.modalities)
 
 
 def reads(subject_id, time_us) -> pl.DataFrame:

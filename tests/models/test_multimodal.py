@@ -150,6 +150,27 @@ def test_day_bins_hide_the_hour_and_keep_the_day(batch):
     assert np.abs(np.asarray(encode(later(2.0))) - np.asarray(encode(batch))).max() > 1e-4
 
 
+@pytest.mark.parametrize("pool", ["attention", "temporal"])
+def test_day_bins_hide_the_hour_from_the_wearable_encoder_and_the_readout_too(pool):
+    options = {"wear_span_days": 1.0, "pool": pool, "posterior": "point", "width": 8}
+    batch = make_batch(4)
+    for name in ("time", "query_time"):
+        batch[name] = np.floor(batch[name]).astype(np.float32)
+    batch["event_pool"][..., 0], batch["event_pool"][..., 1] = 0, 6
+    moved = batch | {n: batch[n] + np.float32(0.4) for n in ("time", "query_time")}
+    moved["time"] = batch["time"] + np.linspace(0.0, 0.9, 6, dtype=np.float32)  # in order, each within its day
+
+    def difference(day_bins):
+        m = MultimodalModel(dataclasses.replace(CONFIG, day_bins=day_bins, **options))
+        params = jax.jit(m.init)(jax.random.key(0), batch)["params"]
+        run = jax.jit(lambda b: m.apply({"params": params}, b))
+        some, others = run(batch), run(moved)
+        return max(float(np.abs(np.asarray(some[n]) - np.asarray(others[n])).max()) for n in some)
+
+    assert difference(True) == 0.0
+    assert difference(False) > 1e-4
+
+
 def test_an_unknown_time_encoding_is_refused(batch):
     with pytest.raises(ValueError, match="config.model.time_encoding is 'rotary'; it can be log_linear or gaussian"):
         jax.eval_shape(model(time_encoding="rotary").init, jax.random.key(0), batch)

@@ -22,7 +22,7 @@ def default_block(n_batch, n_head, on_cpu):
 
 
 def kernel_attention_xla(q_BxTxHxD, k_BxSxHxD, v_BxSxHxD, *, block_q=None, block_k=None, **arguments):
-    """Arguments, results and errors as in `reference`; block_q, block_k: rows and columns of a tile."""
+    """Arguments, results and errors as in `reference`; block_q, block_k: rows and columns of a tile (default_block)."""
     on_cpu = target.platform() == "cpu"
     default = default_block(q_BxTxHxD.shape[0], q_BxTxHxD.shape[2], on_cpu)
     block_q, block_k = block_q or default, block_k or default
