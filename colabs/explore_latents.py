@@ -16,9 +16,9 @@ import numpy as np
 import polars as pl
 
 from ehrwear_jax import config as config_lib
-from ehrwear_jax.data import robustness
-from ehrwear_jax.evals import geometry
-from ehrwear_jax.stages.study import Study, reads
+from ehrwear_jax.data import perturbations as robustness
+from ehrwear_jax.interpret import geometry
+from ehrwear_jax.stages.loaded_run import Study, reads
 
 DAY_US = 86_400_000_000
 WORKDIR = Path(os.environ.get("EHRWEAR_RUN", "runs/tiny"))  # @param {type:"string"}
@@ -89,7 +89,7 @@ plt.show()
 
 # %% [markdown]
 # ## What if?
-# A change is a transform of the record as known at the read: see `ehrwear_jax/data/robustness.py`.
+# A change is a transform of the record as known at the read: see `ehrwear_jax/data/perturbations.py`.
 
 
 # %%

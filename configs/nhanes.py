@@ -2,7 +2,7 @@
 
     python -m ehrwear_jax.main --config=configs/nhanes.py --config.data.source_dir=DIR
 
-DIR holds the files listed in ehrwear_jax/data/nhanes_source.py. C-index of all-cause mortality.
+DIR holds the files listed in ehrwear_jax/data/sources/nhanes_files.py. C-index of all-cause mortality.
 About an hour on two CPU cores. Seen: EHR only .813, wearable only .731, joint .805, late fusion .820; Cox on the table
 .829, which the frozen probes do not reach yet.
 """

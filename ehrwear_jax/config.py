@@ -9,17 +9,18 @@ import os
 
 import ml_collections
 
-from ehrwear_jax.data import cluster, deidentify
-from ehrwear_jax.data.cohort import CohortConfig
-from ehrwear_jax.data.labels_physiology import PhysiologyConfig
-from ehrwear_jax.data.pipeline import ContextConfig
-from ehrwear_jax.data.prepare import PrepareConfig
-from ehrwear_jax.data.synthetic import SimulatorConfig
-from ehrwear_jax.finetune import MODES, FinetuneConfig
-from ehrwear_jax.models.multimodal import ModelConfig
-from ehrwear_jax.schedules import Ramp
-from ehrwear_jax.sharding import MeshConfig
-from ehrwear_jax.train import TrainConfig
+from ehrwear_jax.data.labels.cohort import CohortConfig
+from ehrwear_jax.data.labels.signal_outcomes import PhysiologyConfig
+from ehrwear_jax.data.prepare import deidentify
+from ehrwear_jax.data.prepare import workers as cluster
+from ehrwear_jax.data.prepare.dataset import PrepareConfig
+from ehrwear_jax.data.sources.simulator.simulate import SimulatorConfig
+from ehrwear_jax.models.joint.examples import ContextConfig
+from ehrwear_jax.models.joint.network import ModelConfig
+from ehrwear_jax.training.finetune import MODES, FinetuneConfig
+from ehrwear_jax.training.schedules import Ramp
+from ehrwear_jax.training.sharding import MeshConfig
+from ehrwear_jax.training.train import TrainConfig
 
 SOURCES = ("synthetic", "meds", "nafld", "nhanes")
 _MODEL_FROM_DATA = (

@@ -15,7 +15,8 @@ from absl import app, flags
 from absl import logging as absl_logging
 from ml_collections import config_flags
 
-from ehrwear_jax import distributed, stages
+from ehrwear_jax import stages
+from ehrwear_jax.runtime import distributed
 
 CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Experiment file, e.g. configs/tiny.py or configs/full.py:220m."

@@ -28,6 +28,7 @@ import jax
 import pytest
 from absl import flags
 from hypothesis import settings
+from repo import REPO
 
 # Set here and not in the environment: a program that a test starts has its own devices.
 jax.config.update("jax_num_cpu_devices", 8)
@@ -39,8 +40,6 @@ flags.FLAGS.mark_as_parsed()
 # The first example of a property pays for compilation, and a failure should be the same every time.
 settings.register_profile("ehrwear_jax", deadline=None, derandomize=True)
 settings.load_profile("ehrwear_jax")
-
-REPO = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture(scope="session")

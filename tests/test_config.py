@@ -5,18 +5,18 @@ import runpy
 
 import ml_collections
 import pytest
-from conftest import REPO
+from repo import REPO
 
 from ehrwear_jax import config as config_lib
-from ehrwear_jax import losses
-from ehrwear_jax.data.pipeline import ContextConfig
-from ehrwear_jax.data.prepare import PrepareConfig
-from ehrwear_jax.data.synthetic import SimulatorConfig
-from ehrwear_jax.finetune import FinetuneConfig
-from ehrwear_jax.models.multimodal import ModelConfig
-from ehrwear_jax.schedules import Ramp
-from ehrwear_jax.sharding import MeshConfig
-from ehrwear_jax.train import TrainConfig
+from ehrwear_jax.data.prepare.dataset import PrepareConfig
+from ehrwear_jax.data.sources.simulator.simulate import SimulatorConfig
+from ehrwear_jax.models.joint import losses
+from ehrwear_jax.models.joint.examples import ContextConfig
+from ehrwear_jax.models.joint.network import ModelConfig
+from ehrwear_jax.training.finetune import FinetuneConfig
+from ehrwear_jax.training.schedules import Ramp
+from ehrwear_jax.training.sharding import MeshConfig
+from ehrwear_jax.training.train import TrainConfig
 
 
 def names(cls):

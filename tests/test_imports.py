@@ -1,4 +1,4 @@
-"""Imports go one way: the layers of the package, and which library may be used where."""
+"""Imports go one way: what each folder of the package may import, and which library may be used where."""
 
 import ast
 import sys
@@ -16,9 +16,9 @@ STDLIB = set(sys.stdlib_module_names)
 
 @dataclass(frozen=True)
 class Layer:
-    """What the modules under `name` may import.
+    """What the modules of a folder may import.
 
-    internal: modules or subpackages of the package (its own subpackage included, if it is one).
+    internal: folders or modules of the package (its own folder included).
     external: top-level libraries beside the standard library; None allows any that is not in
       `banned`, ANYWHERE_BANNED or ONLY_IN.
     """
@@ -35,58 +35,36 @@ def _layer(name: str, internal: str, *, external: str | None = None, banned: str
 
 
 ACCELERATOR = "jax jaxlib flax optax chex orbax"
-LEAVES = "models losses schedules sharding checkpoint optimizer monitor"
-# What keeps a run whole, from the plain files up.
-RUN = "exits files manifest distributed run_dir watchdog goodput metrics_log profiling supervision"
 
-NETWORKS = "train embedding finetune dry_run"
-
-# The first entry whose name is the module or one of its parents decides.
+# The rooms of the package, from the ground up. The first entry whose name is the module or one of its parents decides.
 LAYERS = (
-    _layer("batch", "", banned=ACCELERATOR),
-    _layer("data", "data batch", banned=ACCELERATOR),
+    # A run can be looked at from anywhere: neither needs jax.
+    _layer("runtime.status", "runtime", external=""),
+    _layer("runtime.run_dir", "runtime.files runtime.exit_codes", external=""),
+    _layer("runtime.checkpoint_manifest", "runtime.files", external=""),
+    _layer("runtime.goodput", "runtime.files", external=""),
+    _layer("runtime.watchdog", "runtime.exit_codes", external=""),
+    _layer("runtime.files", "", external=""),
+    _layer("runtime.exit_codes", "", external=""),
+    _layer("runtime", "runtime"),
+    _layer("data", "data models.joint", banned=ACCELERATOR),
     _layer("ops", "ops", external="jax jaxlib numpy"),
-    _layer("models", "models ops batch"),
-    _layer("losses", "losses_latent ops batch"),
-    _layer("losses_latent", "ops batch"),
-    _layer("schedules", "ops batch"),
-    _layer("sharding", "ops batch"),
-    _layer("optimizer", "schedules"),
-    _layer("monitor", "models sharding ops batch"),
-    _layer("exits", "", external=""),
-    _layer("files", "", external=""),
-    _layer("manifest", "files", external=""),
-    _layer("run_dir", "files exits", external=""),
-    _layer("watchdog", "exits", external=""),
-    _layer("goodput", "files", external=""),
-    _layer("metrics_log", "files", external="tensorboardX"),
-    _layer("status", "files manifest run_dir goodput", external=""),
-    _layer("distributed", "exits"),
-    _layer("profiling", "", external="jax"),
-    _layer("checkpoint", "exits files manifest distributed"),
-    _layer("supervision", f"checkpoint {RUN}"),
-    _layer("evals", "evals models losses ops batch"),
+    _layer("evals", "evals"),
+    _layer("models", "models ops evals data"),
+    _layer("training", "training models ops evals data runtime"),
+    _layer("interpret", "interpret models ops evals"),
     _layer("report", "report", external="numpy matplotlib polars"),
-    _layer("initialise", f"checkpoint {RUN}"),
-    _layer("train", f"data ops batch initialise {LEAVES} {RUN}"),
-    # Joins data to the model as `train` does, with the probes that it starts from.
-    _layer("embedding", f"train data ops batch manifest {LEAVES}"),
-    _layer("finetune", f"embedding train evals data ops batch {LEAVES}"),
-    _layer("hlo", ""),
-    # The training step without data: what `train` makes, compiled.
-    _layer("dry_run", f"train hlo data ops batch {LEAVES}"),
     # Turns a ConfigDict into the dataclasses that each part declares; joins nothing.
-    _layer("config", "data models schedules sharding train finetune"),
-    # Orchestration: joins the stages, and reaches the networks only through train. The tabular
-    # rows of comparison are no networks and need no train.
-    _layer("stages", f"stages config data {NETWORKS} sharding evals report batch models.baselines {RUN}"),
-    _layer("main", "stages config distributed exits"),
+    _layer("config", "data models training"),
+    _layer("stages", "stages config data training evals interpret report models runtime"),
+    _layer("benchmarks", "benchmarks evals data models ops config training"),
+    _layer("main", "stages config runtime"),
     _layer("", ""),
 )
 
 # External modules, by dotted prefix, that only some modules may import.
 ONLY_IN = {
-    "orbax": {"checkpoint"},
+    "orbax": {"runtime.checkpoint"},
     "absl.flags": {"main"},
     "ml_collections": {"main", "config"},
 }
@@ -162,9 +140,20 @@ def test_package_follows_the_layers():
     assert find_violations(PACKAGE) == []
 
 
+def test_no_name_of_a_file_in_two_folders():
+    """A name says where a thing is; model families mirror each other, and a benchmark is called like what it times."""
+    homes = {}
+    for path in PACKAGE.rglob("*.py"):
+        folder = path.relative_to(PACKAGE).parent
+        mirrors = folder.parts[:1] == ("benchmarks",) or (folder.parts[:1] == ("models",) and folder.name != "layers")
+        if not path.stem.startswith("__") and not mirrors:
+            homes.setdefault(path.stem, []).append(str(folder))
+    assert {name: folders for name, folders in homes.items() if len(folders) > 1} == {}
+
+
 def test_every_module_has_a_layer():
-    """A new top-level module is given its layer here before it imports anything."""
-    known = {layer.name for layer in LAYERS}
+    """A new folder is given its layer here before it imports anything."""
+    known = {layer.name.split(".")[0] for layer in LAYERS}
     modules = {p.stem for p in PACKAGE.iterdir() if p.suffix == ".py" and p.stem != "__init__"}
     packages = {p.parent.name for p in PACKAGE.glob("*/__init__.py")}
     assert modules | packages <= known
@@ -180,40 +169,38 @@ def _plant(tmp_path: Path, file: str, line: str) -> list[str]:
 @pytest.mark.parametrize(
     ("file", "line"),
     [
-        ("batch.py", "import jax.numpy as jnp"),
-        ("batch.py", "import chex"),
-        ("batch.py", "from pkg import data"),
-        ("data/signal.py", "import jax"),
-        ("data/signal.py", "from flax import linen"),
-        ("data/signal.py", "def f():\n    import jax"),
-        ("data/signal.py", "from pkg import models"),
-        ("data/signal.py", "from ..train import loop"),
-        ("data/__init__.py", "from .. import losses"),
+        ("data/store.py", "import jax.numpy as jnp"),
+        ("data/store.py", "import chex"),
+        ("data/signals/grid.py", "from flax import linen"),
+        ("data/signals/grid.py", "def f():\n    import jax"),
+        ("data/signals/grid.py", "from pkg import training"),
+        ("data/signals/grid.py", "from ...training import loop"),
+        ("data/__init__.py", "from .. import evals"),
         ("ops/kernel_attention/api.py", "import flax"),
         ("ops/kernel_attention/api.py", "from pkg.models import heads"),
         ("ops/kernel_attention/api.py", "from ...models import heads"),
-        ("models/heads.py", "from pkg.data import meds"),
-        ("models/heads.py", "import importlib\nimportlib.import_module('pkg.train')"),
-        ("losses.py", "from pkg.models import heads"),
-        ("schedules.py", "import pkg.train"),
-        ("sharding.py", "from pkg import report"),
-        ("evals/metrics.py", "from pkg.train import fit"),
+        ("models/joint/heads.py", "from pkg.training import train"),
+        ("models/joint/heads.py", "import importlib\nimportlib.import_module('pkg.training')"),
+        ("training/schedules.py", "from pkg import stages"),
+        ("training/sharding.py", "from pkg import report"),
+        ("evals/metrics.py", "from pkg.models import joint"),
         ("evals/metrics.py", "from pkg import stages"),
         ("evals/metrics.py", "import configs.tiny"),
+        ("interpret/attention.py", "from pkg import training"),
         ("report/build.py", "import jax"),
         ("report/build.py", "from pkg.evals import metrics"),
         ("report/build.py", "from pkg import main"),
-        ("stages.py", "from pkg.models import heads"),
-        ("stages.py", "from pkg import main"),
-        ("stages.py", "from absl import flags"),
+        ("stages/runner.py", "from pkg import main"),
+        ("stages/runner.py", "from absl import flags"),
         ("main.py", "from pkg import data"),
-        ("train.py", "from pkg import config"),
-        ("train.py", "import ml_collections"),
-        ("stages/model.py", "from ..models import heads"),
+        ("training/train.py", "from pkg import config"),
+        ("training/train.py", "import ml_collections"),
+        ("runtime/files.py", "import numpy"),
+        ("runtime/supervision.py", "from ..training import train"),
         ("main.py", "import configs"),
-        ("train.py", "from orbax import checkpoint"),
-        ("train.py", "import orbax.checkpoint as ocp"),
-        ("train.py", "from clu import metrics"),
+        ("training/train.py", "from orbax import checkpoint"),
+        ("training/train.py", "import orbax.checkpoint as ocp"),
+        ("training/train.py", "from clu import metrics"),
         ("evals/metrics.py", "import torch.nn"),
         ("evals/metrics.py", "from sksurv import metrics"),
         ("models/heads.py", "from flax import nnx"),
@@ -230,16 +217,13 @@ def test_a_planted_violation_is_found(tmp_path, file, line):
 @pytest.mark.parametrize(
     ("file", "line"),
     [
-        ("batch.py", "import numpy as np"),
-        ("data/pipeline.py", "import grain\nfrom pkg import batch\nfrom .meds import read_shard"),
+        ("data/store.py", "import grain\nimport numpy as np\nfrom .formats.meds import read_shard"),
         ("ops/kernel_attention/api.py", "import jax\nfrom .reference import attend"),
-        ("models/heads.py", "from flax import linen\nfrom pkg.ops.kernel_attention import api"),
-        ("checkpoint.py", "import orbax.checkpoint as ocp"),
-        ("train.py", "from absl import logging\nfrom pkg import data, models"),
-        (
-            "stages/model.py",
-            "from pkg import config, train\nfrom pkg.models.baselines import tabular",
-        ),
+        ("models/joint/heads.py", "from flax import linen\nfrom pkg.ops.kernel_attention import api"),
+        ("models/joint/examples.py", "from pkg.data import store"),
+        ("runtime/checkpoint.py", "import orbax.checkpoint as ocp"),
+        ("training/train.py", "from absl import logging\nfrom pkg import data, models"),
+        ("stages/runner.py", "from pkg import config, training"),
         ("main.py", "from absl import app, flags\nfrom pkg import stages"),
         ("report/build.py", "import json\nimport matplotlib.figure\nfrom . import page"),
     ],

@@ -4,9 +4,9 @@ import os
 import subprocess
 
 import pytest
-from conftest import REPO
+from repo import REPO
 
-from ehrwear_jax import exits
+from ehrwear_jax.runtime import exit_codes as exits
 
 yaml = pytest.importorskip("yaml")
 

@@ -10,7 +10,7 @@ import pytest
 from absl import flags
 from absl import logging as absl_logging
 from absl.testing import flagsaver
-from conftest import REPO
+from repo import REPO
 
 from ehrwear_jax import main, stages
 

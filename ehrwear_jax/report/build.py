@@ -9,9 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from ehrwear_jax.report import exhibits, explained, export, mechanisms, page, paper, sections
-from ehrwear_jax.report.evidence import Evidence
-from ehrwear_jax.report.records import Record, check_records, first_seed
+from ehrwear_jax.report import explained, export, page, paper, sections
+from ehrwear_jax.report import mechanism_figures as mechanisms
+from ehrwear_jax.report import report_figures as exhibits
+from ehrwear_jax.report.report_data import Evidence
+from ehrwear_jax.report.result_records import Record, check_records, first_seed
 from ehrwear_jax.report.trajectories import Trajectory
 
 __all__ = ["ReportInputs", "Trajectory", "build_report"]

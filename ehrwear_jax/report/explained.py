@@ -9,12 +9,12 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from ehrwear_jax.report import charts, timelines
-from ehrwear_jax.report import records as rec
-from ehrwear_jax.report.evidence import Evidence, Explained
+from ehrwear_jax.report import result_records as rec
 from ehrwear_jax.report.figures import SERIES, svg_dash
-from ehrwear_jax.report.mechanisms import channel_label
+from ehrwear_jax.report.mechanism_figures import channel_label
 from ehrwear_jax.report.page import Block, Details, FigureGrid, Section, Text
-from ehrwear_jax.report.tables import Column, Group, Row, Table
+from ehrwear_jax.report.report_data import Evidence, Explained
+from ehrwear_jax.report.table_model import Column, Group, Row, Table
 from ehrwear_jax.report.timelines import Clock, Points
 
 Bars = Sequence[tuple[str, float]]  # text, value

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 
 from ehrwear_jax.report.page import Block, Details, Page
-from ehrwear_jax.report.tables import Group, Table
+from ehrwear_jax.report.table_model import Group, Table
 
 _LATEX = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",

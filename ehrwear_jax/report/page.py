@@ -12,7 +12,7 @@ from typing import Literal
 
 from ehrwear_jax.report.definitions import DEFINITIONS
 from ehrwear_jax.report.figures import COLORS
-from ehrwear_jax.report.tables import Table, markdown_text, to_html, to_markdown
+from ehrwear_jax.report.table_model import Table, markdown_text, to_html, to_markdown
 
 
 @dataclass(frozen=True)

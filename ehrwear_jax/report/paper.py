@@ -3,11 +3,11 @@
 import re
 from collections.abc import Mapping, Sequence
 
-from ehrwear_jax.report import records as rec
-from ehrwear_jax.report.evidence import Evidence
+from ehrwear_jax.report import result_records as rec
 from ehrwear_jax.report.page import Block, Section, Text
-from ehrwear_jax.report.records import Record
-from ehrwear_jax.report.tables import Column, Group, Row, Table
+from ehrwear_jax.report.report_data import Evidence
+from ehrwear_jax.report.result_records import Record
+from ehrwear_jax.report.table_model import Column, Group, Row, Table
 
 # row -> what the paper's Table 4 calls it; a row is named as the variant of the config that it is pretrained with
 ABLATIONS = {

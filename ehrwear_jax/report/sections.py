@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from ehrwear_jax.report import figures, tables
-from ehrwear_jax.report import records as rec
+from ehrwear_jax.report import figures
+from ehrwear_jax.report import result_records as rec
+from ehrwear_jax.report import table_model as tables
 from ehrwear_jax.report.page import Block, Bullets, Details, FigureGrid, Section, Text, join_words
-from ehrwear_jax.report.records import Record
+from ehrwear_jax.report.result_records import Record
 from ehrwear_jax.report.trajectories import (
     MAX_SIGNALS,
     Trajectory,

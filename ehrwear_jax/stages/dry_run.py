@@ -1,7 +1,8 @@
 """The describe and compile stages: what a config costs, printed; they need no data, no devices and no workdir."""
 
 from ehrwear_jax import config as config_lib
-from ehrwear_jax import dry_run, sharding, train
+from ehrwear_jax.training import compile_only as dry_run
+from ehrwear_jax.training import sharding, train
 
 
 def _patients(config, row):

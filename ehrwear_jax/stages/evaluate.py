@@ -18,9 +18,13 @@ import numpy as np
 import polars as pl
 
 from ehrwear_jax import config as config_lib
-from ehrwear_jax.data import deidentify, labels, synthetic, tabular
+from ehrwear_jax.data.labels import outcomes as labels
+from ehrwear_jax.data.prepare import deidentify
+from ehrwear_jax.data.sources.simulator import simulate as synthetic
 from ehrwear_jax.evals import classification, meds_predictions, protocol, subgroups, survival
-from ehrwear_jax.stages import evaluate_curves, evaluate_fit, evaluate_score, evaluate_subgroups, finetune, prepare
+from ehrwear_jax.models.tabular import features as tabular
+from ehrwear_jax.stages import evaluate_curves, evaluate_fit, evaluate_score, evaluate_subgroups, prepare
+from ehrwear_jax.stages import fine_tuned as finetune
 from ehrwear_jax.stages.evaluate_fit import BINARY, REGRESSION, SURVIVAL
 
 SPLITS = ("train", "tuning", "held_out")

@@ -6,7 +6,7 @@ import functools
 import numpy as np
 
 from ehrwear_jax.evals import cox, probes, protocol, trained_probes
-from ehrwear_jax.models.baselines import tabular
+from ehrwear_jax.models.tabular import estimators as tabular
 
 BINARY, SURVIVAL, REGRESSION = "binary", "survival", "regression"
 VALUE_COLUMN = {"boolean_value": BINARY, "time_to_event_days": SURVIVAL, "float_value": REGRESSION}

@@ -7,9 +7,12 @@ import polars as pl
 from threadpoolctl import threadpool_limits
 
 from ehrwear_jax import config as config_lib
-from ehrwear_jax.data import deidentify, pipeline, robustness, wearable
+from ehrwear_jax.data import perturbations as robustness
+from ehrwear_jax.data.formats import wearable
+from ehrwear_jax.data.prepare import deidentify
 from ehrwear_jax.evals import bootstrap, classification, inference, protocol, subgroups
 from ehrwear_jax.evals.weighting import evaluate
+from ehrwear_jax.models.joint import examples as pipeline
 from ehrwear_jax.stages import prepare
 
 SEXES = {"F": "female", "FEMALE": "female", "M": "male", "MALE": "male"}

@@ -32,13 +32,14 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from ehrwear_jax import embedding
 from ehrwear_jax.config import model_options
-from ehrwear_jax.data import robustness
-from ehrwear_jax.data.signal import DAY_US
-from ehrwear_jax.evals import attention, conditions, geometry, mechanisms, retrieval, uncertainty
+from ehrwear_jax.data import perturbations as robustness
+from ehrwear_jax.data.signals.signal import DAY_US
+from ehrwear_jax.evals import perturbed as conditions
+from ehrwear_jax.interpret import attention, geometry, mechanisms, retrieval, uncertainty
 from ehrwear_jax.stages import interpret_people
-from ehrwear_jax.stages.study import Study, reads
+from ehrwear_jax.stages.loaded_run import Study, reads
+from ehrwear_jax.training import embedding
 
 CLEAN = "clean"
 KERNEL_DAYS = np.geomspace(1 / 24, 3652.5, 120)

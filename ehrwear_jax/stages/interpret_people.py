@@ -25,11 +25,13 @@ import jax.numpy as jnp
 import numpy as np
 import polars as pl
 
-from ehrwear_jax.batch import MODALITY_EHR
-from ehrwear_jax.data import context, pipeline, robustness
-from ehrwear_jax.data.signal import DAY_US
-from ehrwear_jax.evals import attention, attribution, geometry, mechanisms
-from ehrwear_jax.stages.study import reads
+from ehrwear_jax.data import perturbations as robustness
+from ehrwear_jax.data.signals.signal import DAY_US
+from ehrwear_jax.interpret import attention, attribution, geometry, mechanisms
+from ehrwear_jax.models.joint import context
+from ehrwear_jax.models.joint import examples as pipeline
+from ehrwear_jax.models.joint.batch import MODALITY_EHR
+from ehrwear_jax.stages.loaded_run import reads
 
 JUMP_DAYS = np.array([1.0, 3.0, 7.0, 14.0, 30.0])
 DRIFT_DAYS = np.array([1.0, 3.0, 7.0, 14.0])

@@ -4,8 +4,9 @@ import json
 from pathlib import Path
 
 from ehrwear_jax import config as config_lib
-from ehrwear_jax import files, train
-from ehrwear_jax.files import digest
+from ehrwear_jax.runtime import files
+from ehrwear_jax.runtime.files import digest
+from ehrwear_jax.training import train
 
 ORDER = ("prepare", "pretrain", "embed", "evaluate", "interpret", "report")
 # The report is whole without it, and says that it has not been run.

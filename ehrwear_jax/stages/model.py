@@ -7,9 +7,9 @@ import numpy as np
 import polars as pl
 
 from ehrwear_jax import config as config_lib
-from ehrwear_jax import embedding, train
-from ehrwear_jax.data import pipeline
+from ehrwear_jax.models.joint import examples as pipeline
 from ehrwear_jax.stages import prepare
+from ehrwear_jax.training import embedding, train
 
 
 def _patients(config, workdir, fold, row, split=None):

@@ -9,21 +9,15 @@ from pathlib import Path
 import polars as pl
 
 from ehrwear_jax import config as config_lib
-from ehrwear_jax.data import (
-    cluster,
-    deidentify,
-    harmonise,
-    label_tables,
-    labels,
-    labels_physiology,
-    meds,
-    nafld,
-    nhanes,
-    synthetic,
-    tables,
-    wearable,
-)
-from ehrwear_jax.data import prepare as prepare_lib
+from ehrwear_jax.data.formats import label_tables, meds, wearable
+from ehrwear_jax.data.formats import parquet as tables
+from ehrwear_jax.data.labels import outcomes as labels
+from ehrwear_jax.data.labels import signal_outcomes as labels_physiology
+from ehrwear_jax.data.prepare import dataset as prepare_lib
+from ehrwear_jax.data.prepare import deidentify, harmonise
+from ehrwear_jax.data.prepare import workers as cluster
+from ehrwear_jax.data.sources import nafld, nhanes
+from ehrwear_jax.data.sources.simulator import simulate as synthetic
 
 
 def raw_root(config, workdir):

@@ -8,10 +8,10 @@ import numpy as np
 import polars as pl
 
 from ehrwear_jax import config as config_lib
-from ehrwear_jax import goodput
-from ehrwear_jax.report.evidence import Evidence, Explained, Kernels, PatientMap
-from ehrwear_jax.report.records import row_label
+from ehrwear_jax.report.report_data import Evidence, Explained, Kernels, PatientMap
+from ehrwear_jax.report.result_records import row_label
 from ehrwear_jax.report.trajectories import principal_components
+from ehrwear_jax.runtime import goodput
 from ehrwear_jax.stages import marks, prepare
 
 MAX_POINTS = 3000  # of a map

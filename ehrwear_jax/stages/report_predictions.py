@@ -20,9 +20,9 @@ import polars as pl
 
 from ehrwear_jax.evals import classification, meds_predictions, protocol, subgroups
 from ehrwear_jax.report.build import ReportInputs
-from ehrwear_jax.report.evidence import Evidence
 from ehrwear_jax.report.paper import horizon_of
-from ehrwear_jax.report.records import main_row
+from ehrwear_jax.report.report_data import Evidence
+from ehrwear_jax.report.result_records import main_row
 from ehrwear_jax.stages import evaluate_score, evaluate_subgroups
 
 KEYS = evaluate_subgroups.KEYS

@@ -11,7 +11,9 @@ import time
 from pathlib import Path
 
 from ehrwear_jax import config as config_lib
-from ehrwear_jax import distributed, exits, files, manifest, run_dir
+from ehrwear_jax.runtime import checkpoint_manifest as manifest
+from ehrwear_jax.runtime import distributed, files, run_dir
+from ehrwear_jax.runtime import exit_codes as exits
 from ehrwear_jax.stages import dry_run, evaluate, interpret, marks, model, prepare, report
 from ehrwear_jax.stages.marks import ORDER, read_mark, settings, write_mark
 

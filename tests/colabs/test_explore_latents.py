@@ -5,7 +5,7 @@ import runpy
 
 import pytest
 import small_run
-from conftest import REPO
+from repo import REPO
 
 from ehrwear_jax.stages import runner
 

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
+from ehrwear_jax.benchmarks import evals as bench
 from ehrwear_jax.evals import (
-    bench,
     builders,
     calibration,
     classification,

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from ehrwear_jax import dry_run
+from ehrwear_jax.training import compile_only as dry_run
 
 try:
     LIBRARY = dry_run.tpu_library()

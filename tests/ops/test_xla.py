@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from kernel_attention_suite import Shape, Suite, arguments, device_arrays
 
-from ehrwear_jax.ops.kernel_attention import bench, kernel_attention, tiles, xla
+from ehrwear_jax.benchmarks import attention as bench
+from ehrwear_jax.ops.kernel_attention import kernel_attention, tiles, xla
 
 SMALL = {"block_q": 16, "block_k": 16}
 LONG = Shape(1, 256, 256, 2, 16, 2)

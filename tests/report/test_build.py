@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from report_samples import inputs, losses, record, results, trajectory
 
-from ehrwear_jax.report import records as rec
+from ehrwear_jax.report import result_records as rec
 from ehrwear_jax.report.build import build_report
 from ehrwear_jax.report.figures import COLORS
 from ehrwear_jax.report.sections import loss_curves

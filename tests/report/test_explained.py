@@ -11,8 +11,8 @@ from report_samples import inputs, person
 
 from ehrwear_jax.report import explained, export
 from ehrwear_jax.report.build import build_report
-from ehrwear_jax.report.evidence import Evidence
 from ehrwear_jax.report.page import Details, FigureGrid, Text
+from ehrwear_jax.report.report_data import Evidence
 from ehrwear_jax.report.timelines import BINS, Clock
 
 TASK = [{"task": "hospitalization_365d", "metric": "auprc"}]

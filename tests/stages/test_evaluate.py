@@ -9,7 +9,7 @@ import small_run
 from sklearn.metrics import roc_auc_score
 
 from ehrwear_jax import config as config_lib
-from ehrwear_jax.data import synthetic
+from ehrwear_jax.data.sources.simulator import simulate as synthetic
 from ehrwear_jax.evals import protocol
 from ehrwear_jax.stages import evaluate, prepare
 

@@ -11,15 +11,17 @@ import pytest
 import small_run
 from sklearn.metrics import roc_auc_score
 
-from ehrwear_jax import batch as batch_lib
 from ehrwear_jax import config as config_lib
-from ehrwear_jax import train
-from ehrwear_jax.evals import retrieval
-from ehrwear_jax.report import explained, export, mechanisms, page, records
-from ehrwear_jax.report.evidence import Evidence
-from ehrwear_jax.report.tables import Row
+from ehrwear_jax.interpret import retrieval
+from ehrwear_jax.models.joint import batch as batch_lib
+from ehrwear_jax.report import explained, export, page
+from ehrwear_jax.report import mechanism_figures as mechanisms
+from ehrwear_jax.report import result_records as records
+from ehrwear_jax.report.report_data import Evidence
+from ehrwear_jax.report.table_model import Row
 from ehrwear_jax.stages import interpret, interpret_people, marks, model, prepare, report_evidence
-from ehrwear_jax.stages.study import Study
+from ehrwear_jax.stages.loaded_run import Study
+from ehrwear_jax.training import train
 
 ROWS = ("joint", "ehr_only")
 

@@ -7,7 +7,7 @@ import kill_and_resume
 import pytest
 from kill_and_resume import STEPS, finish, interrupt, is_same, metrics, start, state_hash
 
-from ehrwear_jax import exits
+from ehrwear_jax.runtime import exit_codes as exits
 
 pytestmark = pytest.mark.slow
 ALL = "prepare,pretrain,embed,evaluate,interpret,report"
@@ -43,7 +43,7 @@ def test_a_run_stopped_by_the_config_goes_on_to_the_same_numbers(root):
     [("SIGKILL", False), ("SIGKILL", True), ("SIGKILL", True), ("SIGTERM", True), ("SIGINT", False)],
 )
 def test_a_run_ended_in_pretraining_goes_on_to_the_same_numbers(root, name, while_saving):
-    """At a random step; more of it: python tests/kill_and_resume.py --times=20."""
+    """At a random step; more of it: python tests/helpers/kill_and_resume.py --times=20."""
     number = getattr(signal, name)
     ended = interrupt(root, "part", number, random.Random(f"{name} {while_saving}"), while_saving)
     assert ended["code"] == (-9 if name == "SIGKILL" else exits.STOPPED), ended["output"]

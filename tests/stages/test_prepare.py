@@ -7,7 +7,7 @@ import polars as pl
 import pytest
 import small_run
 
-from ehrwear_jax.data import meds
+from ehrwear_jax.data.formats import meds
 from ehrwear_jax.stages import model, prepare
 
 FOLDS = pl.DataFrame(

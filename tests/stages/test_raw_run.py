@@ -8,12 +8,13 @@ import pytest
 from raw_cohort import with_waves
 from small_run import one_row, small_config, write_inputs
 
-from ehrwear_jax import batch as batch_lib
 from ehrwear_jax import config as config_lib
-from ehrwear_jax import losses, train
-from ehrwear_jax.data import pipeline
+from ehrwear_jax.models.joint import batch as batch_lib
+from ehrwear_jax.models.joint import examples as pipeline
+from ehrwear_jax.models.joint import losses
 from ehrwear_jax.stages import model as model_stage
 from ehrwear_jax.stages import prepare as prepare_stage
+from ehrwear_jax.training import train
 
 pytestmark = pytest.mark.slow
 

@@ -8,8 +8,9 @@ import pytest
 import report_samples
 import small_run
 
-from ehrwear_jax.report import explained, mechanisms
-from ehrwear_jax.report.evidence import Evidence
+from ehrwear_jax.report import explained
+from ehrwear_jax.report import mechanism_figures as mechanisms
+from ehrwear_jax.report.report_data import Evidence
 from ehrwear_jax.stages import marks, report_evidence
 
 LABELS = ("LOINC//8480-6//Q4", "ICD10//I10", "ATC//X", "wearable window")

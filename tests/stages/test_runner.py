@@ -8,7 +8,8 @@ import signal
 import pytest
 import small_run
 
-from ehrwear_jax import exits, run_dir
+from ehrwear_jax.runtime import exit_codes as exits
+from ehrwear_jax.runtime import run_dir
 from ehrwear_jax.stages import marks, runner
 
 

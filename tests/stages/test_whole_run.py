@@ -13,10 +13,10 @@ import pytest
 import small_run
 
 from ehrwear_jax import config as config_lib
-from ehrwear_jax import sharding, train
-from ehrwear_jax.data import pipeline
-from ehrwear_jax.report import records as records_lib
+from ehrwear_jax.models.joint import examples as pipeline
+from ehrwear_jax.report import result_records as records_lib
 from ehrwear_jax.stages import model, runner
+from ehrwear_jax.training import sharding, train
 
 TABULAR = {
     "readmission": {"gradient_boosting", "gradient_boosting_ehr", "gradient_boosting_wear", "logistic_regression"},

@@ -1,0 +1,330 @@
+"""MEDS datasets on disk: events, code metadata, splits and labels, validated on the way in and out.
+
+Writes MEDS 0.4; reads MEDS 0.3.3 and 0.4, with shards at any depth below `data/`. The schemas are
+those of the Medical Event Data Standard (https://github.com/Medical-Event-Data-Standard/meds). The
+checks of events are in meds_checks.py, label tables in label_tables.py. Two optional files are ours:
+`metadata/subject_groups.parquet` (the unit of splitting and of the bootstrap) and
+`metadata/subject_folds.parquet` (out-of-fold evaluation).
+"""
+
+import json
+from datetime import datetime, timedelta
+from pathlib import Path
+
+import polars as pl
+import pyarrow as pa
+
+from ehrwear_jax.data.formats import label_tables, meds_checks
+from ehrwear_jax.data.formats import parquet as tables
+from ehrwear_jax.data.formats.meds_checks import EVENT_SCHEMA, validate_events
+
+BIRTH_CODE = meds_checks.BIRTH_CODE
+DEATH_CODE = "MEDS_DEATH"
+SPLITS = ("train", "tuning", "held_out")
+MEDS_VERSION = "0.4.0"
+# Labels are part of a MEDS dataset.
+BINARY_LABEL_SCHEMA, SURVIVAL_LABEL_SCHEMA = label_tables.BINARY_LABEL_SCHEMA, label_tables.SURVIVAL_LABEL_SCHEMA
+read_labels, write_labels = label_tables.read_labels, label_tables.write_labels
+
+# Arrow types that MEDS 0.4 prescribes; polars alone would write large_string everywhere.
+_ARROW_TYPES = {
+    "subject_id": pa.int64(),
+    "time": pa.timestamp("us"),
+    "code": pa.string(),
+    "numeric_value": pa.float32(),
+    "text_value": pa.large_string(),
+    "description": pa.string(),
+    "parent_codes": pa.list_(pa.string()),
+    "split": pa.string(),
+    "group_id": pa.int64(),
+    "fold": pa.int32(),
+}
+_NOT_NULL = {"subject_id", "code", "split", "group_id", "fold"}
+
+
+def _write(path: Path, df: pl.DataFrame) -> None:
+    tables.write_parquet(path, df, _ARROW_TYPES, not_null=_NOT_NULL)
+
+
+# --------------------------------------------------------------------------------------- events
+def list_shards(meds_dir: Path) -> list[Path]:
+    """Event shards of a MEDS dataset, at any depth below `data/`, in path order.
+
+    Raises:
+      FileNotFoundError: there is no `data/` or no parquet file below it.
+    """
+    data_dir = Path(meds_dir) / "data"
+    if not data_dir.is_dir():
+        raise FileNotFoundError(f"{data_dir}: no such folder; a MEDS dataset has its shards there")
+    shards = tables.parquet_files(data_dir)
+    if not shards:
+        raise FileNotFoundError(f"{data_dir}: holds no parquet file")
+    return shards
+
+
+def read_shard(path: Path) -> pl.DataFrame:
+    """One shard of events, validated, with exactly the columns and dtypes of EVENT_SCHEMA.
+
+    Static events have a null time and come first within their subject. Columns outside MEDS are
+    left out. Raises as validate_events, and FileNotFoundError.
+    """
+    return validate_events(tables.read_parquet(Path(path)), path)
+
+
+def write_shard(path: Path, events: pl.DataFrame) -> None:
+    """Validates and writes one shard (text_value only if some value is present)."""
+    events = validate_events(events, path)
+    if events["text_value"].null_count() == len(events):
+        events = events.drop("text_value")
+    _write(path, events)
+
+
+def check_subjects(meds_dir: Path) -> int:
+    """Number of subjects; checks that each is in exactly one shard and has a split.
+
+    Raises:
+      ValueError: naming the subject and both files, or the subject without a split.
+    """
+    meds_dir = Path(meds_dir)
+    home: dict[int, Path] = {}
+    for path in list_shards(meds_dir):
+        ids = tables.read_parquet(path, ["subject_id"])
+        for subject_id in ids["subject_id"].unique().to_list():
+            if subject_id in home:
+                raise ValueError(f"{path}: subject {subject_id} is also in {home[subject_id]}")
+            home[subject_id] = path
+    without = home.keys() - set(read_splits(meds_dir)["subject_id"].to_list())
+    if without:
+        subject_id = min(without)
+        raise ValueError(
+            f"{home[subject_id]}: subject {subject_id} has no row in metadata/"
+            f"subject_splits.parquet ({len(without)} subjects in all)"
+        )
+    return len(home)
+
+
+# ------------------------------------------------------------------------------------- metadata
+def extraction_date(
+    meds_dir: Path, given: str = "", slack_days: int = 366, most_later: float = 0.01
+) -> tuple[str, str]:
+    """The day on which the data were taken from their source, and how it is known.
+
+    `created_at` of metadata/dataset.json (MEDS 0.3.3 and 0.4) if `given` is empty. De-identified dates may be shifted
+    into the future: if more than most_later of the timed rows follow created_at by more than slack_days, it says
+    nothing about them and is not used.
+
+    Args:
+      given: an ISO date, taken as it is; "none": none is used; "".
+
+    Returns:
+      (ISO date, "" if none, and a few words for the log).
+
+    Raises:
+      ValueError: dataset.json is not JSON.
+    """
+    if given:
+        return ("", "not used, as config.prepare.extraction_date says") if given == "none" else (given, "given")
+    path = Path(meds_dir) / "metadata" / "dataset.json"
+    try:
+        written = json.loads(path.read_text()).get("created_at") if path.is_file() else None
+    except (json.JSONDecodeError, UnicodeDecodeError, AttributeError) as error:
+        raise ValueError(f"{path}: not a JSON object ({str(error).splitlines()[0]})") from error
+    if not written:
+        return "", "no created_at in metadata/dataset.json"
+    try:
+        created = datetime.fromisoformat(str(written)).replace(tzinfo=None)
+    except ValueError:
+        return "", f"created_at {written!r} of metadata/dataset.json is no ISO date"
+    timed = later = 0
+    for shard in list_shards(meds_dir):
+        time = tables.read_parquet(shard, ["time"])["time"]
+        if isinstance(time.dtype, pl.Datetime):  # another type is reported where the shard is read
+            time = time.dt.replace_time_zone(None).drop_nulls()
+            timed, later = timed + len(time), later + int((time >= created + timedelta(days=slack_days)).sum())
+    if later > most_later * timed:
+        return "", f"{later:,} of {timed:,} rows are later than created_at {created:%Y-%m-%d}: their dates are shifted"
+    return f"{created:%Y-%m-%d}", "created_at of metadata/dataset.json"
+
+
+def _validate_subject_table(df: pl.DataFrame, column: str, dtype: pl.DataType, source) -> pl.DataFrame:
+    df = tables.normalise(df, {"subject_id": pl.Int64, column: dtype}, source)
+    tables.require_not_null(df, df.columns, source)
+    repeated = df["subject_id"].is_duplicated()
+    if repeated.any():
+        row = int(repeated.arg_max())
+        raise ValueError(f"{source}: row {row}: subject {df['subject_id'][row]} appears more than once")
+    if column == "split":
+        unknown = ~df["split"].is_in(SPLITS)
+        if unknown.any():
+            row = int(unknown.arg_max())
+            raise ValueError(f"{source}: row {row}: split '{df['split'][row]}' is none of {', '.join(SPLITS)}")
+    return df
+
+
+def read_splits(meds_dir: Path) -> pl.DataFrame:
+    """subject_id i64, split str in SPLITS; one row per subject."""
+    path = Path(meds_dir) / "metadata" / "subject_splits.parquet"
+    return _validate_subject_table(tables.read_parquet(path), "split", pl.String, path)
+
+
+def read_groups(meds_dir: Path) -> pl.DataFrame | None:
+    """subject_id i64, group_id i64, or None where the dataset has no groups."""
+    path = Path(meds_dir) / "metadata" / "subject_groups.parquet"
+    if not path.exists():
+        return None
+    return _validate_subject_table(tables.read_parquet(path), "group_id", pl.Int64, path)
+
+
+def read_folds(meds_dir: Path) -> pl.DataFrame | None:
+    """subject_id i64, fold i32 (-1: only ever for pretraining), or None without folds."""
+    path = Path(meds_dir) / "metadata" / "subject_folds.parquet"
+    if not path.exists():
+        return None
+    return _validate_subject_table(tables.read_parquet(path), "fold", pl.Int32, path)
+
+
+def _validate_codes(codes: pl.DataFrame, source) -> pl.DataFrame:
+    schema = {"code": pl.String, "description": pl.String, "parent_codes": pl.List(pl.String)}
+    codes = tables.normalise(codes, schema, source, optional=("description", "parent_codes"))
+    tables.require_not_null(codes, ["code"], source)
+    return codes
+
+
+def read_codes(meds_dir: Path) -> pl.DataFrame:
+    """code str (unique), description str nullable, parent_codes list[str] nullable, by code.
+
+    MEDS 0.4 allows a code on several rows: the first description is kept and parents are united. A null among the
+    parents, as in the MIMIC-IV demo, is none.
+    Real datasets lack rows for some of their codes; that is no error here.
+    """
+    path = Path(meds_dir) / "metadata" / "codes.parquet"
+    codes = _validate_codes(tables.read_parquet(path), path)
+    codes = codes.with_columns(pl.col("parent_codes").list.drop_nulls())
+    if not codes["code"].is_duplicated().any():
+        return codes.sort("code")
+    parents = (
+        codes.select("code", "parent_codes")
+        .explode("parent_codes")
+        .drop_nulls()
+        .group_by("code")
+        .agg(pl.col("parent_codes").unique(maintain_order=True))
+    )
+    descriptions = codes.group_by("code").agg(pl.col("description").drop_nulls().first())
+    return descriptions.join(parents, on="code", how="left").sort("code")
+
+
+def undescribed_codes(meds_dir: Path, codes: pl.DataFrame | None) -> tuple[int, list[str]]:
+    """(number of codes in the events, those among them that `codes` lacks, sorted).
+
+    MEDS asks that metadata/codes.parquet hold every code; real datasets lack many, which is no error here.
+    """
+    used = [tables.read_parquet(path, ["code"])["code"].cast(pl.String).unique() for path in list_shards(meds_dir)]
+    used = set(pl.concat(used).drop_nulls().to_list()) - {""}
+    return len(used), sorted(used if codes is None else used.difference(codes["code"]))
+
+
+def write_metadata(
+    meds_dir: Path,
+    codes: pl.DataFrame,
+    splits: pl.DataFrame,
+    *,
+    name: str,
+    version: str,
+    groups: pl.DataFrame | None = None,
+    folds: pl.DataFrame | None = None,
+) -> None:
+    """Writes `metadata/`: codes, subject_splits, dataset.json and, where given, groups and folds.
+
+    Raises:
+      ValueError: a malformed table, or a code with two rows.
+    """
+    folder = Path(meds_dir) / "metadata"
+    codes = _validate_codes(codes, "codes").sort("code")
+    if codes["code"].is_duplicated().any():
+        code = codes["code"].filter(codes["code"].is_duplicated())[0]
+        raise ValueError(f"codes: code '{code}' has more than one row")
+    splits = _validate_subject_table(splits, "split", pl.String, "splits").sort("subject_id")
+    _write(folder / "codes.parquet", codes)
+    _write(folder / "subject_splits.parquet", splits)
+    for table, column, dtype in ((groups, "group_id", pl.Int64), (folds, "fold", pl.Int32)):
+        if table is None:
+            continue
+        kind = "groups" if column == "group_id" else "folds"
+        table = _validate_subject_table(table, column, dtype, kind).sort("subject_id")
+        missing = set(splits["subject_id"].to_list()) - set(table["subject_id"].to_list())
+        if missing:
+            raise ValueError(f"{kind}: subject {min(missing)} has a split but no {column}")
+        if column == "group_id":
+            _require_groups_within_splits(table, splits)
+        _write(folder / f"subject_{kind}.parquet", table)
+    description = {"dataset_name": name, "dataset_version": version, "meds_version": MEDS_VERSION}
+    (folder / "dataset.json").write_text(json.dumps(description, indent=2) + "\n")
+
+
+def _require_groups_within_splits(groups: pl.DataFrame, splits: pl.DataFrame) -> None:
+    per_group = (
+        groups.join(splits, on="subject_id")
+        .group_by("group_id")
+        .agg(pl.col("split").n_unique())
+        .filter(pl.col("split") > 1)
+    )
+    if len(per_group):
+        raise ValueError(f"groups: group {per_group['group_id'].min()} is in more than one split")
+
+
+def write_dataset(
+    root: Path,
+    events: pl.DataFrame,
+    codes: pl.DataFrame,
+    splits: pl.DataFrame,
+    *,
+    name: str,
+    version: str,
+    subjects_per_shard: int = 2000,
+    groups: pl.DataFrame | None = None,
+    folds: pl.DataFrame | None = None,
+) -> None:
+    """Writes a whole MEDS 0.4 dataset to ROOT/meds.
+
+    Args:
+      root: dataset root; the MEDS dataset is written to `root/meds`.
+      events: subject_id, time (null: static), code, numeric_value[, text_value]; any order. Events
+        of one subject at the same time keep their order.
+      codes: code, description, parent_codes; holds every code of `events`.
+      splits: subject_id, split; holds every subject of `events`.
+      name: dataset_name of dataset.json.
+      version: dataset_version of dataset.json.
+      subjects_per_shard: most subjects in one file.
+      groups: subject_id, group_id; a group lies within one split.
+      folds: subject_id, fold.
+
+    Raises:
+      ValueError: as validate_events, or an event whose code or subject is not declared, or shards
+        of an earlier dataset in the way.
+    """
+    meds_dir = Path(root) / "meds"
+    if subjects_per_shard < 1:
+        raise ValueError(f"subjects_per_shard is {subjects_per_shard}, must be at least 1")
+    if (meds_dir / "data").is_dir() and tables.parquet_files(meds_dir / "data"):
+        raise ValueError(f"{meds_dir / 'data'}: already holds shards; write to an empty folder")
+    events = tables.normalise(events, EVENT_SCHEMA, "events", optional=("numeric_value", "text_value"))
+    events = events.sort("subject_id", "time", nulls_last=False, maintain_order=True)
+    for column, table in (("code", codes), ("subject_id", splits)):
+        undeclared = events.filter(~pl.col(column).is_in(table[column].unique().implode()))
+        if len(undeclared):
+            where = "codes" if column == "code" else "splits"
+            raise ValueError(
+                f"events: {column} '{undeclared[column][0]}' is not in the table of {where} "
+                f"({undeclared[column].n_unique()} such values)"
+            )
+    validate_events(events, "events")
+    write_metadata(meds_dir, codes, splits, name=name, version=version, groups=groups, folds=folds)
+    events = events.join(splits.select("subject_id", "split"), on="subject_id", how="left",
+                         maintain_order="left")  # fmt: skip
+    for split in SPLITS:
+        part = events.filter(pl.col("split") == split).drop("split")
+        ids = part["subject_id"].unique().sort()
+        for shard, start in enumerate(range(0, len(ids), subjects_per_shard)):
+            last = min(start + subjects_per_shard, len(ids)) - 1
+            inside = pl.col("subject_id").is_between(ids[start], ids[last])
+            write_shard(meds_dir / "data" / split / f"{shard}.parquet", part.filter(inside))

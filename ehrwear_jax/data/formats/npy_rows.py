@@ -1,0 +1,83 @@
+"""Arrays in .npy files, written row by row and read a few rows at a time: never whole in memory, never mapped."""
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from ehrwear_jax.data.formats import parquet as tables
+
+
+@contextlib.contextmanager
+def writing_rows(path: Path, row_shape: tuple[int, ...], dtype) -> Iterator:
+    """A function that appends rows [n, *row_shape]; the file is what np.save would write of all of them.
+
+    Errors as tables.writing.
+    """
+    n, dtype = 0, np.dtype(dtype)
+
+    def header(f):
+        f.seek(0)
+        np.lib.format.write_array_header_1_0(
+            f, {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": (n, *row_shape)}
+        )
+        return f.tell()  # numpy leaves room for the number of rows to grow
+
+    with tables.writing(path) as partial, open(partial, "wb") as f:
+        begin = header(f)
+
+        def append(rows):
+            nonlocal n
+            f.write(np.ascontiguousarray(rows, dtype).data)
+            n += len(rows)
+
+        yield append
+        if header(f) != begin:
+            raise RuntimeError(f"the header of an array of {n} rows is longer than that of an empty one")
+
+
+class Rows:
+    """Rows of an .npy file, read on demand.
+
+    Attributes:
+      shape: of the whole array. dtype.
+    """
+
+    def __init__(self, path: Path):
+        self._file = open(path, "rb")  # noqa: SIM115 (closed by close)
+        np.lib.format.read_magic(self._file)
+        self.shape, _, self.dtype = np.lib.format.read_array_header_1_0(self._file)
+        self._begin = self._file.tell()
+        self._row_bytes = self.dtype.itemsize * int(np.prod(self.shape[1:], dtype=np.int64))
+
+    def read(self, first: int, n: int) -> np.ndarray:
+        """Rows first to first + n: [n, ...].
+
+        Raises:
+          ValueError: the file has fewer.
+        """
+        self._file.seek(self._begin + first * self._row_bytes)
+        data = np.empty((n, *self.shape[1:]), self.dtype)
+        if self._file.readinto(memoryview(data.reshape(-1).view(np.uint8))) != data.nbytes:
+            raise ValueError(f"{self._file.name}: has no rows {first} to {first + n}")
+        return data
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class OpenRows(dict):
+    """{path: Rows}, opened at first use; closes all of them at the end of a with block."""
+
+    def __missing__(self, path):
+        self[path] = Rows(path)
+        return self[path]
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *failure):
+        for rows in self.values():
+            rows.close()
+        self.clear()

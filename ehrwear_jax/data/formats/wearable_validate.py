@@ -1,0 +1,145 @@
+"""Checks a folder of wearable tables: a message per bad row, then what the folder holds.
+
+    python -m ehrwear_jax.data.formats.wearable_validate DIR
+
+Exit code 0: clean; 1: something is wrong; 2: the command itself is.
+"""
+
+import argparse
+import dataclasses
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import polars as pl
+
+from ehrwear_jax.data.formats import meds_checks, wearable, wearable_checks
+
+
+@dataclasses.dataclass
+class Summary:
+    """What a folder holds.
+
+    Attributes:
+      people, days: persons, and person-days with a recorded stretch.
+      files, rows: files of recordings, and their rows.
+      channels: per channel: unit, rows, people, rates (Hz, the distinct ones), devices (None: unnamed), samples,
+        missing (NaN or null), outside (of the valid range), overlapping (rows that begin before an earlier one of the
+        channel has ended).
+    """
+
+    people: int = 0
+    days: int = 0
+    files: int = 0
+    rows: int = 0
+    channels: dict[str, dict] = dataclasses.field(default_factory=dict)
+
+    def lines(self) -> list[str]:
+        """For people to read."""
+        devices = {d for c in self.channels.values() for d in c["devices"]}
+        out = [
+            f"{self.people:,} people, {self.days:,} person-days, {len(self.channels)} channels, "
+            f"{len(devices)} devices, {self.rows:,} rows in {self.files:,} files"
+        ]
+        for name, c in sorted(self.channels.items()):
+            rates = sorted(c["rates"])
+            rate = f"{rates[0]:g}" if len(rates) == 1 else f"{rates[0]:g} to {rates[-1]:g}"
+            n = max(c["samples"], 1)
+            out.append(
+                f"  {name} [{c['unit']}]: {c['people']:,} people, {c['rows']:,} rows, {rate} Hz, "
+                f"{len(c['devices'])} devices, {c['samples']:,} samples ({c['missing'] / n:.1%} missing, "
+                f"{c['outside'] / n:.1%} outside the valid range), {c['overlapping']:,} rows overlap an earlier one"
+            )
+        return out
+
+
+def _tally(rows: pl.DataFrame, limits: dict, summary: Summary) -> pl.DataFrame:
+    """Adds good rows of one person to the summary; returns the days that they touch."""
+    length = (pl.col("values").list.len() / pl.col("sample_rate_hz") * 1e6).cast(pl.Int64)
+    rows = rows.with_columns((pl.col("start_time") + pl.duration(microseconds=length)).alias("end_time"))
+    for (name,), part in rows.group_by("channel"):
+        c = summary.channels.setdefault(
+            name,
+            {"unit": part["unit"][0], "rows": 0, "people": 0, "rates": set(), "devices": set()}
+            | dict.fromkeys(("samples", "missing", "outside", "overlapping"), 0),
+        )
+        values = part["values"].explode()
+        low, high = limits[name]
+        c["rows"] += part.height
+        c["people"] += 1
+        c["rates"] |= set(part["sample_rate_hz"])
+        c["devices"] |= set(part["device"])
+        c["samples"] += len(values)
+        c["missing"] += int(values.is_nan().sum())
+        c["outside"] += int((values.is_not_nan() & ((values < low) | (values > high))).sum())
+        by_start = part.sort("start_time").select("start_time", pl.col("end_time").cum_max().shift(1))
+        c["overlapping"] += int((by_start["start_time"] < by_start["end_time"]).sum())
+    last = pl.col("end_time") - pl.duration(microseconds=1)
+    days = pl.date_ranges(pl.col("start_time").dt.date(), pl.max_horizontal("start_time", last).dt.date())
+    return rows.select(days.alias("day")).explode("day").unique()
+
+
+def validate(wearable_dir: Path, bounds: meds_checks.TimeBounds, summary: Summary) -> Iterator[str]:
+    """Messages, each one sentence that names the file and, for a row, the row and the column.
+
+    Args:
+      wearable_dir: folder of wearable tables.
+      bounds: which times can be.
+      summary: filled with what the usable rows hold.
+    """
+    try:
+        channels = wearable.read_channels(wearable_dir)
+        shards = wearable.list_shards(wearable_dir)
+    except (ValueError, OSError) as error:
+        yield str(error)
+        return
+    limits = {r["channel"]: (r["valid_min"], r["valid_max"]) for r in channels.iter_rows(named=True)}
+    home = {}
+    for path in shards:
+        summary.files += 1
+        try:
+            for first_row, stored in wearable.row_groups(path):
+                rows = wearable_checks.normalise(stored, path)
+                summary.rows += rows.height
+                for fault in wearable_checks.row_faults(rows, channels, bounds, True).iter_rows(named=True):
+                    yield wearable_checks.describe(fault | {"row": fault["row"] + first_row}, path)
+            aside = []
+            for subject_id, rows in wearable.read_subjects(path, channels, bounds, aside):
+                if home.setdefault(subject_id, path) != path:
+                    yield f"{path}: column 'subject_id': subject {subject_id} is also in {home[subject_id]}"
+                else:
+                    summary.people += 1
+                    summary.days += _tally(rows, limits, summary).height
+        except (ValueError, OSError) as error:
+            yield str(error)
+
+
+def main(argv: list[str]) -> int:
+    """The command; returns its exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m ehrwear_jax.data.formats.wearable_validate",
+        description="Checks wearable tables; exit code 1 if any is faulty.",
+    )
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--first-date", default="1900-01-01", help="no recording begins before this day")
+    parser.add_argument("--extraction-date", default="", help="no recording lies more than a year after this day")
+    parser.add_argument("--max-messages", type=int, default=100, help="messages printed; all are counted")
+    options = parser.parse_args(argv)
+    try:
+        bounds = meds_checks.time_bounds(options.first_date, options.extraction_date)
+    except ValueError as error:
+        parser.error(str(error).replace("config.prepare.", ""))
+    summary, n = Summary(), 0
+    for message in validate(options.folder, bounds, summary):
+        n += 1
+        if n <= options.max_messages:
+            print(message)
+    if n > options.max_messages:
+        print(f"... and {n - options.max_messages:,} more")
+    print("\n".join(summary.lines()))
+    print(f"{options.folder}: {n:,} faults" if n else f"{options.folder}: no fault found")
+    return 1 if n else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,278 @@
+"""Labels that say how a person's physiology is in the days after a prediction, from the wearable tables.
+
+A label at time t reads only samples that begin at or after t and end within the period: none of it is complete at t, so
+the input, which knows a sample at its end, has none of it. A person gets a label only with enough usable days in the
+period, and prediction times only where they wore something around them (paper, sections 4.1 and A.3: targets come from
+the device). That selects by later wear, as any target from a device does.
+"""
+
+import dataclasses
+
+import numpy as np
+import polars as pl
+from tqdm import tqdm
+
+from ehrwear_jax.data.formats import wearable
+from ehrwear_jax.data.signals import derived_features as window_summaries
+from ehrwear_jax.data.signals import rest_activity, signal
+
+DAY_US = signal.DAY_US
+MINUTE_US = 60_000_000
+DAY_MINUTES = rest_activity.DAY_MINUTES
+# What can be labelled, and the unit.
+MEASURES = {
+    "sleep_efficiency": "share, 0 to 1: mean over the nights, see rest_activity.sleep_efficiency",
+    "hrv_rmssd": "ms: mean over the days of each day's median",
+    "activity_regularity": "0 to 1: interdaily stability of hourly activity",
+    "intradaily_variability": "about 0 to 2",
+    "relative_amplitude": "0 to 1",
+    "activity_entropy": "0 to 1: of the average day's hours",
+    "resting_heart_rate": "beats a minute",
+}
+HRV_KINDS = ("rmssd", "pulse", "ecg", "intervals")
+LABEL_SCHEMA = {"subject_id": pl.Int64, "prediction_time": pl.Datetime("us"), "float_value": pl.Float32}
+
+
+@dataclasses.dataclass(frozen=True)
+class PhysiologyConfig:
+    """Which labels are made, and the thresholds.
+
+    Attributes:
+      measures: of MEASURES. A task is called MEASURE_<days>d.
+      period_days: lengths of the period after the prediction.
+      per_subject: prediction times drawn for each person, midnights of the recording's clock.
+      min_history_days: wear begins at least so long before a prediction, see draw_times.
+      min_days: fewest usable days (for sleep: nights with both ends seen) in a period.
+      min_day_share: a day is usable for the rhythm if this share of it was observed.
+      activity_channel: counts per minute, non-negative. heart_rate_channel: beats per minute, "" if there is none.
+      counts_scale, counts_cap: bring the counts to those of Cole and Kripke, see rest_activity.asleep_counts.
+      non_wear_minutes: a run of so many minutes of zero counts (rest_activity.non_wear_counts) without a heart rate is
+        time not worn; 0: zeros are taken as they are.
+      sleep_around, max_wake_minutes: of rest_activity.sleep_windows. min_night_share: of sleep_efficiency.
+      still_counts, still_minutes, min_rest_minutes: of rest_activity.resting_heart_rate.
+      hrv_channel: "" if there is none. hrv_kind: "rmssd" (the channel is RMSSD in ms), or "pulse", "ecg" or "intervals"
+        (see window_summaries.py), for which there is a value per hrv_minutes.
+      hrv_minutes: divides a day. min_hrv_values: fewest values of a usable day.
+
+    Raises:
+      ValueError: a measure or kind that there is not, a length that is not positive, no channel for the HRV.
+    """
+
+    measures: tuple = ()
+    period_days: tuple = (7,)
+    per_subject: int = 2
+    min_history_days: float = 1.0
+    min_days: int = 4
+    min_day_share: float = 0.6
+    activity_channel: str = "activity"
+    heart_rate_channel: str = "heart_rate"
+    counts_scale: float = 0.01
+    counts_cap: float = 300.0
+    non_wear_minutes: int = 90
+    sleep_around: float = 30.0
+    max_wake_minutes: float = 60.0
+    min_night_share: float = 0.8
+    still_counts: float = 0.0
+    still_minutes: int = 12
+    min_rest_minutes: int = 30
+    hrv_channel: str = ""
+    hrv_kind: str = "rmssd"
+    hrv_minutes: int = 60
+    min_hrv_values: int = 1
+
+    def __post_init__(self):
+        where = "config.labels.physiology"
+        for name in self.measures:
+            if name not in MEASURES:
+                raise ValueError(f"{where}.measures holds {name!r}; there are {', '.join(MEASURES)}")
+        if self.hrv_kind not in HRV_KINDS:
+            raise ValueError(f"{where}.hrv_kind is {self.hrv_kind!r}; it can be {', '.join(HRV_KINDS)}")
+        if "hrv_rmssd" in self.measures and not self.hrv_channel:
+            raise ValueError(f"{where}.measures holds 'hrv_rmssd': name the channel in {where}.hrv_channel")
+        if DAY_MINUTES % self.hrv_minutes or self.hrv_minutes < 1:
+            raise ValueError(f"{where}.hrv_minutes is {self.hrv_minutes}, must divide a day")
+        for name in ("per_subject", "min_days", "min_hrv_values"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{where}.{name} is {getattr(self, name)}, must be at least 1")
+        for days in self.period_days:
+            if days < self.min_days:
+                raise ValueError(f"{where}.period_days holds {days}, less than min_days {self.min_days}")
+
+    def tasks(self):
+        """Names of the label tables."""
+        return [f"{measure}_{days}d" for measure in self.measures for days in self.period_days]
+
+    def channels(self):
+        """Channels that the measures read."""
+        of_activity = set(self.measures) - {"hrv_rmssd"}
+        names = [self.activity_channel, self.heart_rate_channel] if of_activity else []
+        names += [self.hrv_channel] if "hrv_rmssd" in self.measures else []
+        return tuple(dict.fromkeys(n for n in names if n))
+
+
+def label_wearables(wearable_dir, config, *, seed, bounds, index=None):
+    """Physiological labels of everyone with wearable recordings.
+
+    Args:
+      wearable_dir: wearable tables. config: PhysiologyConfig.
+      seed: of the prediction times; a person's depend on nothing else but their own recordings.
+      bounds: meds_checks.TimeBounds; rows that prepare sets aside are left out.
+      index: optional (subject_id, prediction_time) instead of drawn times.
+
+    Returns:
+      ({task: LABEL_SCHEMA, sorted, rows without enough usable days left out}, the index).
+
+    Raises:
+      ValueError: a channel that the data do not declare; or as wearable.read_subjects.
+    """
+    table = wearable.read_channels(wearable_dir)
+    if unknown := set(config.channels()) - set(table["channel"]):
+        raise ValueError(
+            f"config.labels.physiology: no channel {sorted(unknown)} in {wearable_dir}/metadata/channels.parquet; "
+            f"there are {sorted(table['channel'])}"
+        )
+    limits = {r["channel"]: (r["valid_min"], r["valid_max"]) for r in table.iter_rows(named=True)}
+    given = None
+    if index is not None:
+        grouped = index.with_columns(pl.col("prediction_time").cast(pl.Datetime("us")).to_physical())
+        given = {s: t["prediction_time"].to_list() for (s,), t in grouped.group_by("subject_id")}
+    keys, values = [], []
+    for path in tqdm(wearable.list_shards(wearable_dir), "physiology", unit="shard", disable=None):
+        for subject, rows in wearable.read_subjects(path, table, bounds, []):
+            stretches = wearable.stretches(rows.filter(pl.col("channel").is_in(config.channels())))
+            times = given.get(subject, []) if given is not None else draw_times(stretches, subject, config, seed)
+            for t in times:
+                keys.append((subject, t))
+                values.append([label(stretches, t, days, config, limits) for days in config.period_days])
+    whole = pl.DataFrame(keys, {"subject_id": pl.Int64, "prediction_time": pl.Int64}, orient="row")
+    whole = whole.with_columns(pl.col("prediction_time").cast(pl.Datetime("us")))
+    out = {}
+    for measure in config.measures:
+        for k, days in enumerate(config.period_days):
+            column = pl.Series("float_value", [v[k][measure] for v in values], pl.Float64).cast(pl.Float32)
+            labels = whole.with_columns(column).filter(pl.col("float_value").is_finite())
+            out[f"{measure}_{days}d"] = labels.sort("subject_id", "prediction_time").select(list(LABEL_SCHEMA))
+    return out, whole.sort("subject_id", "prediction_time")
+
+
+def draw_times(stretches, subject, config, seed):
+    """Midnights (us), without replacement, of those that wear precedes and follows.
+
+    Wear begins min_history_days or more before, and min_days of the days of the longest period have a recording.
+    """
+    if not stretches:
+        return []
+    n_period = int(max(config.period_days))
+    first_us = min(row[0] for row in stretches)
+    last_us = [row[0] + int(len(row[3]) * 1e6 / row[1]) - 1 for row in stretches]
+    origin, n_days = first_us // DAY_US, max(last_us) // DAY_US - first_us // DAY_US + 1
+    worn_D = np.zeros(n_days + n_period, np.int64)
+    for row, end_us in zip(stretches, last_us, strict=True):
+        worn_D[row[0] // DAY_US - origin : end_us // DAY_US - origin + 1] = 1
+    total = np.concatenate([[0], np.cumsum(worn_D)])
+    follows_D = total[n_period : n_period + n_days] - total[:n_days] >= config.min_days
+    day_D = origin + np.arange(n_days)
+    candidates = day_D[follows_D & (day_D * DAY_US >= first_us + config.min_history_days * DAY_US)]
+    rng = np.random.default_rng((seed, subject & (2**64 - 1)))
+    drawn = rng.choice(len(candidates), min(config.per_subject, len(candidates)), replace=False)
+    return [int(day) * DAY_US for day in candidates[np.sort(drawn)]]
+
+
+def label(stretches, begin_us, days, config, limits):
+    """{measure: value, NaN without enough usable days} of one period.
+
+    Args:
+      stretches: as wearable.stretches returns. begin_us: the prediction time.
+      limits: {channel: (low, high)}.
+    """
+    end_us = begin_us + int(days * DAY_US)
+    rows = _inside(stretches, begin_us, end_us)
+    out = {}
+    if "hrv_rmssd" in config.measures:
+        out["hrv_rmssd"] = _hrv(rows, begin_us, end_us, config, limits)
+    if set(config.measures) - {"hrv_rmssd"}:
+        out |= _of_activity(rows, begin_us, end_us, config, limits)
+    return {name: out[name] for name in config.measures}
+
+
+def _inside(stretches, begin_us, end_us):
+    """The stretches cut to the samples that begin at or after begin_us and end at or before end_us."""
+    cut = []
+    for start_us, rate_hz, channel, values_N, device in stretches:
+        period_us = 1e6 / rate_hz
+        if start_us >= end_us or start_us + len(values_N) * period_us <= begin_us:
+            continue
+        edge_us = start_us + np.round(np.arange(len(values_N) + 1) * period_us).astype(np.int64)
+        first = int(np.searchsorted(edge_us[:-1], begin_us, side="left"))
+        last = int(np.searchsorted(edge_us[1:], end_us, side="right"))
+        if first < last:
+            cut.append((int(edge_us[first]), rate_hz, channel, values_N[first:last], device))
+    return cut
+
+
+def _grid(rows, channels, begin_us, end_us, limits, minutes=1):
+    """float32 [T, C] on a grid of whole days around the period; NaN where nothing was observed."""
+    spec = signal.WindowSpec(tuple(channels), 24, minutes, 0.0)
+    end_M, values_MxLxC = signal.window_subject(rows, spec, limits)
+    first_day, n_days = begin_us // DAY_US, -(-end_us // DAY_US) - begin_us // DAY_US
+    grid = np.full((n_days, spec.steps, len(channels)), np.nan, np.float32)
+    grid[end_M // DAY_US - 1 - first_day] = values_MxLxC
+    return grid.reshape(n_days * spec.steps, len(channels))
+
+
+def _hrv(rows, begin_us, end_us, config, limits):
+    """RMSSD, ms: mean over the period's days of the median of each."""
+    if config.hrv_kind == "rmssd":
+        value_T = _grid(rows, [config.hrv_channel], begin_us, end_us, limits)[:, 0]
+    else:
+        step_us = config.hrv_minutes * MINUTE_US
+        step_T = np.arange(begin_us // DAY_US * DAY_US, -(-end_us // DAY_US) * DAY_US, step_us)
+        wanted = config.hrv_channel, config.hrv_kind
+        found, _ = window_summaries.of_signal(rows, step_T + step_us, step_us, limits, *wanted)
+        value_T = found[:, window_summaries.KINDS[config.hrv_kind].index("rmssd_ms")]
+    # days are counted from the prediction, which need not be midnight
+    per_day = len(value_T) // (-(-end_us // DAY_US) - begin_us // DAY_US)
+    offset = int((begin_us % DAY_US) * per_day // DAY_US)
+    of_day = [value_T[i : i + per_day] for i in range(offset, len(value_T), per_day)]
+    of_day = [v[np.isfinite(v)] for v in of_day]
+    medians = [np.median(v) for v in of_day if len(v) >= config.min_hrv_values]
+    return float(np.mean(medians)) if len(medians) >= config.min_days else np.nan
+
+
+def _of_activity(rows, begin_us, end_us, config, limits):
+    """The measures of sleep, rest and rhythm."""
+    channels = [c for c in (config.activity_channel, config.heart_rate_channel) if c]
+    grid_TxC = _grid(rows, channels, begin_us, end_us, limits)
+    counts_T = grid_TxC[:, 0].astype(np.float64)
+    heart_T = grid_TxC[:, -1] if config.heart_rate_channel else np.full(len(counts_T), np.nan)
+    if config.non_wear_minutes:
+        off_T = rest_activity.non_wear_counts(counts_T, config.non_wear_minutes) & ~np.isfinite(heart_T)
+        counts_T = np.where(off_T, np.nan, counts_T)
+    out, asleep_T = {}, None
+    if {"sleep_efficiency", "resting_heart_rate"} & set(config.measures):
+        asleep_T = rest_activity.asleep_counts(counts_T, config.counts_scale, config.counts_cap)
+    if "sleep_efficiency" in config.measures:
+        nights = rest_activity.sleep_windows(
+            asleep_T, start_minute=0, around=config.sleep_around, max_wake=config.max_wake_minutes
+        )
+        of_night = rest_activity.sleep_efficiency(asleep_T, nights, config.min_night_share)
+        of_night = of_night[np.isfinite(of_night)]
+        out["sleep_efficiency"] = float(of_night.mean()) if len(of_night) >= config.min_days else np.nan
+    hours_DxP = rest_activity.by_day(counts_T, 0)
+    usable_D = np.isfinite(hours_DxP).mean(axis=1) >= config.min_day_share
+    enough = usable_D.sum() >= config.min_days
+    hours_DxP[~usable_D] = np.nan  # in its place, so that no two days become neighbours
+    for name, measure in (
+        ("activity_regularity", rest_activity.interdaily_stability),
+        ("intradaily_variability", rest_activity.intradaily_variability),
+        ("relative_amplitude", rest_activity.relative_amplitude),
+        ("activity_entropy", rest_activity.activity_entropy),
+    ):
+        if name in config.measures:
+            out[name] = measure(hours_DxP) if enough else np.nan
+    if "resting_heart_rate" in config.measures:
+        rate = rest_activity.resting_heart_rate(
+            heart_T, counts_T, config.still_counts, config.still_minutes, config.min_rest_minutes, asleep_T
+        )
+        out["resting_heart_rate"] = rate if enough else np.nan
+    return out

@@ -1,0 +1,263 @@
+"""Pulse waves and electrocardiograms: from a raw signal to beats, the intervals between them, rate and variability.
+
+An interval is what lies between two successive beats of one stretch of signal. One that cannot be trusted stays in
+its place as NaN, so two intervals are neighbours in the array only if they are neighbours in time.
+"""
+
+import dataclasses
+
+import numpy as np
+from scipy.ndimage import uniform_filter1d
+
+from ehrwear_jax.data.signals import signal
+
+
+@dataclasses.dataclass(frozen=True)
+class Cleaned:
+    """A stretch of raw pulse signal up to the end of a window; T samples in S segments.
+
+    Attributes:
+      filtered_T: band-passed, NaN where missing or an artefact.
+      artefact_T: observed and not to be trusted.
+      missing_T: in a gap of more than ten minutes.
+      quality_S: 0 to 1, see `signal.segment_quality`.
+    """
+
+    filtered_T: np.ndarray
+    artefact_T: np.ndarray
+    missing_T: np.ndarray
+    quality_S: np.ndarray
+
+
+def clean_window(start_us, rate_hz, values_T, end_us, low=-np.inf, high=np.inf, segment_s=8.0):
+    """Cleans the samples that are complete at end_us; later ones are not looked at and not returned.
+
+    Args:
+      start_us, end_us: microseconds since the epoch.
+      low, high: plausible range in the unit of the values.
+
+    Returns:
+      Cleaned, with T the number of samples complete at end_us.
+    """
+    known_T = np.asarray(values_T)[: signal.complete_by(start_us, rate_hz, len(values_T), end_us)]
+    return clean(rate_hz, known_T, low, high, segment_s)
+
+
+def clean(rate_hz, values_T, low=-np.inf, high=np.inf, segment_s=8.0):
+    """Cleaned of a stretch all of whose samples are known; as `clean_window`."""
+    values_T = np.asarray(values_T, np.float64)
+    artefact_T = signal.artefacts(values_T, rate_hz, low, high, segment_s=segment_s)
+    return Cleaned(
+        filtered_T=signal.band_pass(np.where(artefact_T, np.nan, values_T), rate_hz),
+        artefact_T=artefact_T,
+        missing_T=signal.long_gaps(values_T, rate_hz),
+        quality_S=signal.segment_quality(values_T, rate_hz, artefact_T, segment_s),
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Wave:
+    """How the beats of a kind of signal are found: by two moving averages of its energy, see find_beats.
+
+    Attributes:
+      band_hz: pass band. short_s, long_s: widths of the averages, about one wave and one beat.
+      offset: what the short one must exceed, over the mean energy. upright: only positive values are a beat's.
+    """
+
+    band_hz: tuple
+    short_s: float
+    long_s: float
+    offset: float
+    upright: bool
+
+
+# Elgendi et al. (2013, PLoS ONE 8:e76585), and for the QRS complex Elgendi (2013, PLoS ONE 8:e73557).
+PPG = Wave(signal.PULSE_HZ, 0.111, 0.667, 0.02, True)
+ECG = Wave((8.0, 20.0), 0.097, 0.611, 0.08, False)
+
+
+def find_beats(filtered_T, rate_hz, min_delay_s=0.3, wave=PPG):
+    """Beats of a band-passed wave, by two moving averages.
+
+    The squared wave (of a pulse wave: its positive part) is averaged over short_s and over long_s; where the short
+    average is above the long one by a share of the stretch's mean, for short_s or longer, there is a beat, at the
+    largest value. See Wave for the sources; here each finite stretch is taken by itself, a beat at the very edge of a
+    stretch is dropped (its peak may lie beyond), and a parabola through three samples places the peak between them.
+
+    Args:
+      filtered_T: [T], see `signal.band_pass`; NaN where missing.
+      rate_hz: samples per second.
+      min_delay_s: of two peaks closer than this, the earlier one is kept.
+
+    Returns:
+      (beat_s_B float64, stretch_B int64): seconds after the first sample, and which finite stretch the beat is from.
+      Both are empty if there is no beat.
+    """
+    filtered_T = np.asarray(filtered_T, np.float64)
+    parts = [
+        (first / rate_hz + _beats_of_stretch(filtered_T[first:last], rate_hz, min_delay_s, wave))
+        for first, last in signal.runs(np.isfinite(filtered_T))
+    ]
+    stretch_B = np.repeat(np.arange(len(parts)), [len(p) for p in parts])
+    return (np.concatenate(parts) if parts else np.zeros(0)), stretch_B.astype(np.int64)
+
+
+def _beats_of_stretch(x_N, rate_hz, min_delay_s, wave):
+    """Seconds after the stretch's first sample [B]."""
+    height_N = np.clip(x_N, 0.0, None) if wave.upright else np.abs(x_N)
+    energy_N = height_N**2
+    short = max(int(round(wave.short_s * rate_hz)), 1)
+    long = max(int(round(wave.long_s * rate_hz)), 1)
+    level_N = uniform_filter1d(energy_N, long, mode="nearest") + wave.offset * energy_N.mean()
+    blocks = signal.runs(uniform_filter1d(energy_N, short, mode="nearest") > level_N)
+    peaks, previous = [], -np.inf
+    for first, last in blocks[blocks[:, 1] - blocks[:, 0] >= short]:
+        peak = first + int(np.argmax(height_N[first:last]))
+        if 0 < peak < len(x_N) - 1 and peak - previous >= min_delay_s * rate_hz:
+            peaks.append(peak)
+            previous = peak
+    peak_B = np.asarray(peaks, np.int64)
+    before_B, at_B, after_B = (np.sign(x_N[peak_B]) * x_N[peak_B + k] for k in (-1, 0, 1))
+    bend_B = before_B - 2 * at_B + after_B
+    with np.errstate(invalid="ignore", divide="ignore"):
+        shift_B = np.where(bend_B < 0, 0.5 * (before_B - after_B) / bend_B, 0.0)
+    return (peak_B + np.clip(shift_B, -0.5, 0.5)) / rate_hz
+
+
+def beat_intervals(beat_s_B, stretch_B=None, low_ms=300.0, high_ms=2000.0, max_change=0.2):
+    """Intervals between successive beats; NaN where there is no `trustworthy` one, or two stretches meet.
+
+    Args:
+      beat_s_B: [B] seconds, increasing.
+      stretch_B: [B] which stretch the beat is from; None for one stretch. Between two, beats were missed.
+
+    Returns:
+      [max(B - 1, 0)] float64, milliseconds.
+    """
+    interval_N = np.diff(np.asarray(beat_s_B, np.float64)) * 1000
+    if stretch_B is not None:
+        interval_N = np.where(np.diff(stretch_B) == 0, interval_N, np.nan)
+    return trustworthy(interval_N, low_ms, high_ms, max_change)
+
+
+def trustworthy(interval_ms_N, low_ms=300.0, high_ms=2000.0, max_change=0.2):
+    """The intervals with NaN in the place of those that no two successive normal beats make.
+
+    These lie outside [low_ms, high_ms], or further than max_change from the median of the five around it: the 20 %
+    rule of Malik et al. (1989, Eur Heart J 10:1060) against a local median instead of one neighbour. It takes out
+    ectopic beats (a short interval, then a long one) and beats that were missed or found twice. True intervals that
+    differ as much go too, so variability is too low where intervals vary by more than about 5 % at random; a larger
+    max_change spares them.
+
+    Args:
+      interval_ms_N: [N] milliseconds, successive; NaN where one is missing.
+
+    Returns:
+      [N] float64.
+    """
+    interval_N = np.asarray(interval_ms_N, np.float64)
+    if len(interval_N) == 0:
+        return np.zeros(0)
+    with np.errstate(invalid="ignore"):
+        interval_N = np.where((interval_N >= low_ms) & (interval_N <= high_ms), interval_N, np.nan)
+    sorted_Nx5 = np.sort(np.lib.stride_tricks.sliding_window_view(np.pad(interval_N, 2, constant_values=np.nan), 5))
+    last_N = np.maximum(np.isfinite(sorted_Nx5).sum(axis=1) - 1, 0)  # NaN is sorted behind
+    at_Nx2 = np.stack([last_N // 2, (last_N + 1) // 2], axis=1)
+    median_N = np.take_along_axis(sorted_Nx5, at_Nx2, axis=1).mean(axis=1)
+    with np.errstate(invalid="ignore"):
+        return np.where(np.abs(interval_N - median_N) <= max_change * median_N, interval_N, np.nan)
+
+
+def heart_rate(interval_ms_xN, min_intervals=10):
+    """Beats per minute: 60,000 over the mean interval (ms) along the last axis; NaN if fewer than min_intervals."""
+    mean_x, count_x = _mean(interval_ms_xN)
+    with np.errstate(divide="ignore"):
+        return np.where(count_x >= min_intervals, 60_000 / mean_x, np.nan)[()]
+
+
+def hrv(interval_ms_xN, min_intervals=10):
+    """Time-domain variability of the intervals along the last axis.
+
+    Task Force (1996, Circulation 93:1043): SDNN is the standard deviation of the intervals (N - 1 in the
+    denominator); RMSSD the root of the mean squared difference of successive intervals; pNN50 the share of those
+    differences that exceed 50 ms. A difference exists only between two intervals that are neighbours in the array
+    and both observed, so none reaches across a gap or a beat that was taken out, and shares are of such differences.
+
+    Args:
+      interval_ms_xN: [..., N] milliseconds, NaN where an interval is missing (`beat_intervals`).
+      min_intervals: fewest intervals for SDNN, and fewest differences for the other two.
+
+    Returns:
+      {"sdnn_ms", "rmssd_ms", "pnn50_percent", "n_intervals", "n_differences"}: [...] each; NaN where too few.
+    """
+    interval_ms_xN = np.asarray(interval_ms_xN, np.float64)
+    difference_xN = np.diff(interval_ms_xN, axis=-1)
+    mean_x, count_x = _mean(interval_ms_xN)
+    spread_x, _ = _mean((interval_ms_xN - mean_x[..., None]) ** 2)
+    square_x, pairs_x = _mean(difference_xN**2)
+    share_x, _ = _mean(np.where(np.isfinite(difference_xN), np.abs(difference_xN) > 50.0, np.nan))
+    enough_x, enough_pairs_x = count_x >= max(min_intervals, 2), pairs_x >= max(min_intervals, 1)
+    out = {
+        "sdnn_ms": np.where(enough_x, np.sqrt(spread_x * count_x / np.maximum(count_x - 1, 1)), np.nan),
+        "rmssd_ms": np.where(enough_pairs_x, np.sqrt(square_x), np.nan),
+        "pnn50_percent": np.where(enough_pairs_x, 100 * share_x, np.nan),
+        "n_intervals": count_x,
+        "n_differences": pairs_x,
+    }
+    return {k: v[()] for k, v in out.items()}
+
+
+def _mean(x_xN):
+    """(mean, number) of what is finite along the last axis; the mean of nothing is NaN."""
+    seen_xN = np.isfinite(x_xN)
+    count_x = seen_xN.sum(axis=-1)
+    with np.errstate(invalid="ignore"):
+        return np.where(seen_xN, x_xN, 0.0).sum(axis=-1) / count_x, count_x
+
+
+def summarise_window(start_us, rate_hz, values_T, end_us, low=-np.inf, high=np.inf, min_share=0.5, min_intervals=10):
+    """As `summarise`, of one stretch of raw signal up to the end of a window.
+
+    Samples that are not complete at end_us (microseconds since the epoch, as start_us) change nothing.
+    """
+    known_T = np.asarray(values_T)[: signal.complete_by(start_us, rate_hz, len(values_T), end_us)]
+    return summarise([(rate_hz, known_T)], low, high, min_share, min_intervals)
+
+
+def summarise(stretches, low=-np.inf, high=np.inf, min_share=0.5, min_intervals=10, wave=PPG):
+    """Heart rate, variability and quality of stretches of raw signal, none of which reaches into another.
+
+    Chains cleaning, `find_beats` and `beat_intervals` for each stretch. An electrocardiogram is cleaned of values out
+    of range and flat ones only: its noise shows in the intervals, most of which are then not trustworthy.
+
+    Args:
+      stretches: list of (rate_hz, values_T), in order of time.
+      low, high: plausible range in the unit of the values.
+      min_share: least share of the stretches' time that trustworthy intervals must fill.
+      min_intervals: as in `hrv`.
+
+    Returns:
+      {"heart_rate_bpm", "quality", and all of `hrv`}: numbers. Quality is the mean over the segments that could be
+      judged; of an electrocardiogram, the share of the time that trustworthy intervals fill. Rate and variability are
+      NaN where too little is there.
+    """
+    interval, quality, seconds = [np.zeros(0)], [np.zeros(0)], 0.0
+    for rate_hz, values_T in stretches:
+        if wave is PPG:
+            cleaned = clean(rate_hz, values_T, low, high)
+            filtered_T = cleaned.filtered_T
+            quality.append(cleaned.quality_S)
+        else:
+            values_T = np.asarray(values_T, np.float64)
+            bad_T = signal.artefacts(values_T, rate_hz, low, high, min_snr_db=-np.inf, max_swing=np.inf)
+            filtered_T = signal.band_pass(np.where(bad_T, np.nan, values_T), rate_hz, *wave.band_hz)
+        # a NaN behind each stretch: what follows it is no neighbour
+        interval += [beat_intervals(*find_beats(filtered_T, rate_hz, wave=wave)), np.full(1, np.nan)]
+        seconds += len(values_T) / rate_hz
+    interval_N = np.concatenate(interval)
+    filled = np.nansum(interval_N) / 1000
+    if filled < min_share * seconds:
+        min_intervals = np.inf
+    judged = _mean(np.concatenate(quality))[0] if wave is PPG else filled / seconds if seconds else np.nan
+    out = {"heart_rate_bpm": heart_rate(interval_N, min_intervals), "quality": judged}
+    return {**out, **hrv(interval_N, min_intervals)}

@@ -1,0 +1,243 @@
+"""The EHR of one simulated person: what visits and admissions leave behind, given the latent path.
+
+Visits, measurements and diagnoses depend on the state and never act back on it: only the process of
+synthetic_latent decides on admissions and deaths.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.special import ndtri
+
+from ehrwear_jax.data.sources.simulator import code_book as sc
+
+DAY_US, MINUTE_US = 86_400_000_000, 60_000_000
+STATIC_US = np.iinfo(np.int64).min  # stands for the null time of a static event
+CODES = sc.code_table()["code"].to_list()
+_INDEX = {code: i for i, code in enumerate(CODES)}
+
+_VISITS_PER_YEAR = 5.0
+_WEEKDAY_RATE = np.array([1.4, 1.35, 1.35, 1.35, 1.3, 0.2, 0.05])  # Monday first; mean 1
+_PANEL_MISSING = np.array([0.15, 0.45, 0.75])  # at a visit, by Lab.panel
+_INPATIENT_MISSING = np.array([0.05, 0.1, 0.4])
+_CONDITION_SHIFT = 1.5  # of a lab's score, while its condition is present
+
+_LAB_INDEX = np.array([_INDEX[f"LOINC//{lab.code}"] for lab in sc.LABS])
+_LAB_EFFECTS_3xL = np.array([(lab.ehr, lab.wearable, lab.shock) for lab in sc.LABS]).T
+_LAB_PERSONAL, _LAB_NOISE, _LAB_CENTRE, _LAB_SCALE = (
+    np.array([getattr(lab, name) for lab in sc.LABS]) for name in ("personal", "noise", "centre", "scale")
+)
+_LAB_LOG = np.array([lab.log for lab in sc.LABS])
+_LAB_PANEL = np.array([lab.panel for lab in sc.LABS])
+_LAB_TOP = np.array([lab.top for lab in sc.LABS], float)
+_LAB_TEN = 10.0 ** np.array([lab.decimals for lab in sc.LABS])
+_CONDITION_CODE = np.array([_INDEX[f"ICD10//{c.code}"] for c in sc.CONDITIONS])
+_CONDITION_EFFECTS_3xC = np.array([(c.ehr, c.wearable, c.age) for c in sc.CONDITIONS]).T
+_CONDITION_SHARE = np.array([c.share for c in sc.CONDITIONS])
+_LAB_CONDITION_CxL = np.array([[lab.condition == c.code for lab in sc.LABS] for c in sc.CONDITIONS], float)
+_DRUG_CONDITION = np.array([i for i, c in enumerate(sc.CONDITIONS) for _ in c.drugs])
+_DRUG_CODE = np.array([_INDEX[f"ATC//{d}"] for c in sc.CONDITIONS for d in c.drugs])
+_ACUTE_CODE = np.array([_INDEX[f"ICD10//{a[0]}"] for a in sc.ACUTE])
+_ACUTE_WEIGHT_2xA = np.array([a[2:] for a in sc.ACUTE]).T
+_ACUTE_DRUG = np.array([-1 if d is None else _INDEX[f"ATC//{d}"] for d in sc.ACUTE_DRUGS])
+_MAIN_CODE = np.array([_INDEX[f"ICD10//{d[0]}"] for d in sc.ADMISSION_DIAGNOSES])
+_MAIN_SHARE = np.array([d[2] for d in sc.ADMISSION_DIAGNOSES])
+_MAIN_SHARE = _MAIN_SHARE / _MAIN_SHARE.sum()
+_HEART_RATE = [lab.text for lab in sc.LABS].index("Heart rate")
+_VISIT, _ECG, _CHEST, _INHALE, _BLOOD = (_INDEX[p[0]] for p in sc.PROCEDURES)
+
+
+@dataclass(frozen=True)
+class Person:
+    """Demographics and calendar of one person; times in microseconds since 1970.
+
+    Attributes:
+      birth_us: time of birth.
+      male: sex.
+      start_us: midnight at which observation and the latent path start.
+      end_day: scheduled end of observation, days after the start.
+      resting: the personal level of the heart rate, in standard deviations between people: a clinic and a wearable
+        measure the same heart.
+    """
+
+    subject_id: int
+    birth_us: int
+    male: bool
+    start_us: int
+    end_day: int
+    resting: float
+
+
+class _Log:
+    """Collects events as arrays and returns them in time order (stable)."""
+
+    def __init__(self):
+        self.time, self.code, self.value = [], [], []
+
+    def add(self, time_N, code, value=np.nan):
+        time_N = np.atleast_1d(np.asarray(time_N, np.int64))
+        self.time.append(time_N)
+        self.code.append(np.broadcast_to(np.asarray(code, np.int32), time_N.shape))
+        self.value.append(np.broadcast_to(np.asarray(value, np.float32), time_N.shape))
+
+    def sorted(self, before_us):
+        time, code, value = map(np.concatenate, (self.time, self.code, self.value))
+        order = np.argsort(time, kind="stable")
+        order = order[time[order] < before_us]
+        return time[order], code[order], value[order]
+
+
+def person_events(rng: np.random.Generator, person: Person, path: dict, config) -> tuple:
+    """Events of one person.
+
+    Args:
+      rng: the person's generator for the EHR.
+      person: demographics and calendar.
+      path: arrays [D] of synthetic_latent.Paths for this person, by name without shape suffix.
+      config: SimulatorConfig.
+
+    Returns:
+      (time_us i64 [N], STATIC_US if static; index into CODES i32 [N]; value f32 [N], NaN: none), in
+      time order, nothing later than the end of observation.
+    """
+    n_days = person.end_day
+    state_Dx3 = np.stack([path[k][:n_days] for k in ("ehr", "wearable", "shock")], axis=1)
+    state_Dx3 = state_Dx3 * config.ehr_information
+    day_us = person.start_us + np.arange(n_days) * DAY_US
+    died = np.flatnonzero(path["died"][:n_days])
+    end_us = person.start_us + n_days * DAY_US
+    death_us = None
+    if len(died):
+        death_us = int(day_us[died[0]] + rng.integers(60, 1440) * MINUTE_US)
+
+    log = _Log()
+    log.add(STATIC_US, _INDEX["GENDER//M" if person.male else "GENDER//F"])
+    log.add(person.birth_us, _INDEX["MEDS_BIRTH"])
+    present_DxC = _conditions(rng, person, state_Dx3, day_us)
+    level_L = rng.standard_normal(len(sc.LABS))
+    level_L[_HEART_RATE] = person.resting
+    personal_L = level_L * _LAB_PERSONAL
+    _visits(rng, log, path, state_Dx3, day_us, present_DxC, personal_L, config)
+    stays = _stays(rng, path, n_days, day_us, death_us)
+    for first, last, in_us, out_us in stays:
+        days = np.arange(first, last + 1)
+        _stay(rng, log, days, in_us, out_us, state_Dx3, day_us, present_DxC, personal_L, config)
+
+    stop_us = end_us
+    if death_us is not None:
+        stop_us = death_us + 1  # nothing is recorded after death
+        log.add(death_us, _INDEX["MEDS_DEATH"])
+    time, code, value = log.sorted(stop_us)
+    if death_us is None:  # observed to the scheduled end, that midnight included
+        time = np.append(time, end_us)
+        code = np.append(code, np.int32(_INDEX[sc.FOLLOWUP_END_CODE]))
+        value = np.append(value, np.float32(np.nan))
+    return time, code, value
+
+
+def _conditions(rng, person, state_Dx3, day_us):
+    """Which conditions are present on each day, bool [D, C]: none ever goes away."""
+    ehr_C, wearable_C, age_C = _CONDITION_EFFECTS_3xC
+    age_D = (day_us - person.birth_us) / DAY_US / 365.25
+    liability_DxC = (
+        state_Dx3[:, :1] * ehr_C
+        + state_Dx3[:, 1:2] * wearable_C
+        + (age_D[:, None] - 62) / 10 * age_C
+        + rng.standard_normal(len(ehr_C))
+    )
+    threshold_C = ndtri(1 - _CONDITION_SHARE) * np.sqrt(1 + ehr_C**2 + wearable_C**2)
+    return np.logical_or.accumulate(liability_DxC > threshold_C, axis=0)
+
+
+def _visits(rng, log, path, state_Dx3, day_us, present_DxC, personal_L, config):
+    n_days = len(day_us)
+    weekday_D = (day_us // DAY_US + 3) % 7  # 1970-01-01 was a Thursday
+    propensity = 0.4 * rng.standard_normal()
+    rate_D = (_VISITS_PER_YEAR / 365.25) * _WEEKDAY_RATE[weekday_D]
+    rate_D = rate_D * np.exp(propensity + state_Dx3 @ (0.25, 0.1, 0.35))
+    free_D = path["alive"] & ~path["in_hospital"] & ~path["admitted"]
+    day_V = np.flatnonzero((rng.random(n_days) < -np.expm1(-rate_D)) & free_D[:n_days])
+    n_visits = len(day_V)
+    time_V = day_us[day_V] + rng.integers(8 * 60, 17 * 60, n_visits) * MINUTE_US
+    if not n_visits:
+        return
+    log.add(time_V, _VISIT)
+    _measure(rng, log, time_V, day_V, state_Dx3, present_DxC, personal_L, _PANEL_MISSING, config)
+
+    after_V = time_V + 20 * MINUTE_US  # diagnoses and prescriptions at the end of the visit
+    shock_V = state_Dx3[day_V, 2]
+    weight_VxA = _ACUTE_WEIGHT_2xA[0] + shock_V[:, None] * _ACUTE_WEIGHT_2xA[1]
+    edges_VxA = np.cumsum(weight_VxA, axis=1)
+    pick_V = (rng.random((n_visits, 1)) * edges_VxA[:, -1:] > edges_VxA).sum(axis=1)
+    acute_V = rng.random(n_visits) < np.minimum(0.25 + 0.2 * shock_V, 0.9)
+    log.add(after_V[acute_V], _ACUTE_CODE[pick_V[acute_V]])
+    present_VxC = present_DxC[day_V]
+    visit, condition = np.nonzero(present_VxC & (rng.random(present_VxC.shape) < 0.3))
+    log.add(after_V[visit], _CONDITION_CODE[condition])
+    treated_VxD = present_VxC[:, _DRUG_CONDITION]
+    visit, drug = np.nonzero(treated_VxD & (rng.random(treated_VxD.shape) < 0.35))
+    log.add(after_V[visit], _DRUG_CODE[drug])
+    drug_V = _ACUTE_DRUG[pick_V]
+    given_V = acute_V & (drug_V >= 0) & (rng.random(n_visits) < 0.6)
+    log.add(after_V[given_V], drug_V[given_V])
+    ecg_V = rng.random(n_visits) < 0.05 + 0.15 * (present_VxC[:, 3] | present_VxC[:, 4])
+    log.add(time_V[ecg_V] + 10 * MINUTE_US, _ECG)
+    chest_V = rng.random(n_visits) < 0.03 + 0.1 * shock_V
+    log.add(time_V[chest_V] + 15 * MINUTE_US, _CHEST)
+
+
+def _measure(rng, log, time_K, day_K, state_Dx3, present_DxC, personal_L, missing, config):
+    """Labs and vitals at K times."""
+    noise_KxL = rng.standard_normal((len(time_K), len(sc.LABS))) * _LAB_NOISE * config.noise
+    score_KxL = state_Dx3[day_K] @ _LAB_EFFECTS_3xL + personal_L + noise_KxL
+    score_KxL += _CONDITION_SHIFT * (present_DxC[day_K] @ _LAB_CONDITION_CxL)
+    move_KxL = _LAB_SCALE * score_KxL
+    value_KxL = np.where(_LAB_LOG, _LAB_CENTRE * np.exp(move_KxL), _LAB_CENTRE + move_KxL)
+    # nothing negative, nothing above what a laboratory reports
+    value_KxL = np.clip(value_KxL, 0.15 * _LAB_CENTRE, _LAB_TOP)
+    value_KxL = np.rint(value_KxL * _LAB_TEN) / _LAB_TEN
+    missing_L = np.minimum(missing[_LAB_PANEL] * config.missingness, 0.98)
+    row, lab = np.nonzero(rng.random(value_KxL.shape) >= missing_L)
+    log.add(time_K[row], _LAB_INDEX[lab], value_KxL[row, lab])
+
+
+def _stays(rng, path, n_days, day_us, death_us):
+    """(first day, last day, admission time, discharge time or None if beyond observation)."""
+    stays = []
+    for first in np.flatnonzero(path["admitted"][:n_days]):
+        inside = path["in_hospital"][first + 1 :]
+        ends = not inside.all()
+        last = int(first) + (int(np.argmin(inside)) if ends else len(inside))
+        in_us = int(day_us[first] + rng.integers(1, 1440) * MINUTE_US)
+        out_minute = rng.integers(9 * 60, 17 * 60)
+        died_inside = death_us is not None and death_us < day_us[0] + (last + 1) * DAY_US
+        if died_inside:
+            out_us = death_us
+        elif ends and last < n_days:
+            out_us = int(day_us[last] + out_minute * MINUTE_US)
+        else:
+            out_us, last = None, n_days - 1
+        stays.append((int(first), last, in_us, out_us))
+    return stays
+
+
+def _stay(rng, log, days, in_us, out_us, state_Dx3, day_us, present_DxC, personal_L, config):
+    log.add(in_us, _INDEX[sc.ADMISSION_CODE])
+    sampled = np.concatenate([days[:2], days[3::2]])  # both first days, then every other one
+    time_K = day_us[sampled] + 6 * 60 * MINUTE_US
+    time_K[0] = in_us + 90 * MINUTE_US
+    within = time_K < (out_us if out_us is not None else np.iinfo(np.int64).max)
+    order = np.argsort(time_K[within], kind="stable")
+    time_K, sampled = time_K[within][order], sampled[within][order]
+    _measure(rng, log, time_K, sampled, state_Dx3, present_DxC, personal_L, _INPATIENT_MISSING, config)
+    for code, share, hours in ((_ECG, 0.6, 1), (_CHEST, 0.5, 2), (_INHALE, 0.2, 4), (_BLOOD, 0.1, 8)):
+        procedure_us = in_us + hours * 60 * MINUTE_US
+        if rng.random() < share and (out_us is None or procedure_us < out_us):
+            log.add(procedure_us, code)
+    main = rng.choice(len(_MAIN_CODE), p=_MAIN_SHARE)
+    listed_C = present_DxC[days[-1]] & (rng.random(len(_CONDITION_CODE)) < 0.6)
+    if out_us is None:  # still inside when observation ends: the episode is never coded
+        return
+    log.add(out_us, _MAIN_CODE[main])
+    log.add(np.full(listed_C.sum(), out_us), _CONDITION_CODE[listed_C])
+    log.add(out_us, _INDEX[sc.DISCHARGE_CODE])

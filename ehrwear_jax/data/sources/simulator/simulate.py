@@ -1,0 +1,419 @@
+"""A simulated cohort with linked EHR and wearables, in the raw formats that real data come in.
+
+One latent health process per person (synthetic_latent) drives an EHR (synthetic_ehr) and wearable
+recordings (synthetic_wearable). Beside the raw data it writes `truth/`, read by evaluation only: the
+latent path and the true risk of an admission given the latent state, an upper bound for every model.
+Two components of the state matter for admissions; the EHR shows mostly one of them and wearables
+mostly the other. What both measure and says nothing about the state is the personal level of the heart rate.
+
+Random numbers are a function of (seed, subject_id, purpose), so neither sharding nor the number of
+workers changes a byte of the data. A shard is written whole or not at all, and not written again. A worker holds one
+shard: its memory depends on subjects_per_shard and wear_days (0.45 GB for 25 people with 180 days), not on the cohort.
+"""
+
+import dataclasses
+import json
+import multiprocessing
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+from tqdm import tqdm
+
+from ehrwear_jax.data.formats import meds, wearable
+from ehrwear_jax.data.formats import parquet as tables
+from ehrwear_jax.data.labels import outcomes as labels
+from ehrwear_jax.data.sources.simulator import code_book as synthetic_codes
+from ehrwear_jax.data.sources.simulator import ehr_process as ehr
+from ehrwear_jax.data.sources.simulator import latent_process as latent
+from ehrwear_jax.data.sources.simulator import wearable_process as worn
+from ehrwear_jax.data.sources.simulator.truth import (
+    LATENT_TYPES,
+    RISK_FILE,
+    SUBJECT_TYPES,
+    oracle_risk,
+    read_latent,
+    read_subjects,
+)
+
+__all__ = ["SimulatorConfig", "oracle_risk", "read_latent", "read_subjects", "simulate"]
+
+_AGE_YEARS = (25.0, 90.0)
+
+
+@dataclasses.dataclass(frozen=True)
+class SimulatorConfig:
+    """What to simulate.
+
+    Attributes:
+      n_subjects: people; their ids are 1 to n_subjects.
+      years: longest observation, years; a share `dropout` of people is observed for less.
+      dropout: share of people who leave early, at a uniform time in the last three quarters.
+      wear_days: days recorded per wearer, in one or two stretches.
+      seed: of everything.
+      noise: multiplies measurement noise and artefacts of both modalities (1: as designed; 0: none).
+      missingness: multiplies the chance of unmeasured labs, time not worn, lost samples and gaps.
+      ehr_information: 0 to 1, multiplies every effect of the state on the EHR but admission, death.
+      wearable_information: 0 to 1, multiplies every effect of the state on wearables.
+      wearable_subjects_fraction: share of people with a wearable.
+      temperature: whether wearables also record skin temperature, once a minute.
+      ppg_subjects_fraction: share of wearers who also have raw PPG.
+      ppg_stretches: raw PPG recordings of 60 s in each stretch of wear.
+      first_year, last_year: observation starts on a random day of these years, both included.
+      admission_per_year: admission hazard of a woman of 60 in average health.
+      horizons_days: horizons of the label tables and of the oracle, days.
+      predictions_per_subject: prediction times per person in the label tables.
+      min_history_days: least time from the first record to a prediction, days.
+      subjects_per_shard: most people in one file.
+      train_fraction, tuning_fraction: of the people; the rest is held out.
+    """
+
+    n_subjects: int = 1500
+    years: float = 3.0
+    dropout: float = 0.25
+    wear_days: int = 21
+    seed: int = 0
+    noise: float = 1.0
+    missingness: float = 1.0
+    ehr_information: float = 1.0
+    wearable_information: float = 1.0
+    wearable_subjects_fraction: float = 0.95
+    temperature: bool = False
+    ppg_subjects_fraction: float = 0.2
+    ppg_stretches: int = 3
+    first_year: int = 2015
+    last_year: int = 2016
+    admission_per_year: float = 0.08
+    horizons_days: tuple[int, ...] = (30, 90, 180, 365)
+    predictions_per_subject: int = 4
+    min_history_days: int = 120
+    subjects_per_shard: int = 125
+    train_fraction: float = 0.7
+    tuning_fraction: float = 0.1
+
+    def __post_init__(self):
+        object.__setattr__(self, "horizons_days", tuple(int(h) for h in self.horizons_days))
+        for name in (
+            "dropout", "ehr_information", "wearable_information", "wearable_subjects_fraction",
+            "ppg_subjects_fraction", "train_fraction", "tuning_fraction",
+        ):  # fmt: skip
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} is {getattr(self, name)}, must lie in [0, 1]")
+        for name in ("noise", "missingness", "wear_days", "ppg_stretches", "min_history_days"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} is {getattr(self, name)}, must not be negative")
+        for name in ("n_subjects", "subjects_per_shard", "predictions_per_subject"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}, must be at least 1")
+        if self.n_days < 60:
+            raise ValueError(f"years is {self.years}, must be at least 60 days")
+        if self.train_fraction + self.tuning_fraction > 1:
+            raise ValueError("train_fraction and tuning_fraction add up to more than 1")
+        if self.last_year < self.first_year:
+            raise ValueError("last_year is before first_year")
+        if self.admission_per_year <= 0:
+            raise ValueError("admission_per_year must be positive")
+
+    @property
+    def n_days(self) -> int:
+        return round(self.years * latent.DAYS_PER_YEAR)
+
+    @property
+    def process(self) -> latent.HealthProcess:
+        return latent.HealthProcess(admission_per_year=self.admission_per_year)
+
+
+# --------------------------------------------------------------------------------------- people
+def _generators(seed: int, subject_id: int) -> Iterator[np.random.Generator]:
+    """Independent generators of one person: demographics, latent path, EHR, wearables."""
+    for stream in np.random.SeedSequence((seed, subject_id)).spawn(4):
+        yield np.random.Generator(np.random.SFC64(stream))
+
+
+def _person(rng: np.random.Generator, subject_id: int, config: SimulatorConfig) -> ehr.Person:
+    first = np.datetime64(f"{config.first_year}-01-01", "D").astype(int)
+    after = np.datetime64(f"{config.last_year + 1}-01-01", "D").astype(int)
+    start_day = int(rng.integers(first, after))
+    age_days = np.clip(rng.normal(62, 12), *_AGE_YEARS) * latent.DAYS_PER_YEAR
+    end_day = config.n_days
+    if rng.random() < config.dropout:
+        end_day = int(rng.integers(end_day // 4, end_day + 1))
+    return ehr.Person(
+        subject_id=subject_id,
+        birth_us=(start_day - int(age_days)) * ehr.DAY_US,
+        male=bool(rng.random() < 0.5),
+        start_us=start_day * ehr.DAY_US,
+        end_day=max(end_day, 30),
+        resting=float(rng.standard_normal()),
+    )
+
+
+def _splits(config: SimulatorConfig) -> pl.DataFrame:
+    n = config.n_subjects
+    order = np.random.default_rng((config.seed, 0)).permutation(n)
+    edges = np.rint(np.cumsum([config.train_fraction, config.tuning_fraction]) * n)
+    split = np.array(meds.SPLITS)[np.searchsorted(edges, order, side="right")]
+    return pl.DataFrame({"subject_id": np.arange(1, n + 1), "split": split})
+
+
+# --------------------------------------------------------------------------------------- shards
+def _shard_paths(root: Path, split: str, shard: int) -> dict[str, Path]:
+    name = f"{shard:04d}.parquet"
+    return {
+        "meds": root / "meds" / "data" / split / name,
+        "wearable": root / "wearable" / split / name,
+        "latent": root / "truth" / "latent" / split / name,
+        "subjects": root / "truth" / "subjects" / split / name,
+        "counts": root / "truth" / "counts" / split / f"{shard:04d}.json",  # written last: done
+    }
+
+
+def _write_shard(root: Path, config: SimulatorConfig, split: str, shard: int, ids: list[int]) -> int:
+    """Simulates and writes one shard; returns the number of people."""
+    paths = _shard_paths(root, split, shard)
+    rngs = [list(_generators(config.seed, subject_id)) for subject_id in ids]
+    people = [_person(r[0], subject_id, config) for r, subject_id in zip(rngs, ids, strict=True)]
+    process = config.process
+    noise = [latent.draw_noise(r[1], config.n_days) for r in rngs]
+    age_N = np.array([(p.start_us - p.birth_us) / ehr.DAY_US for p in people])
+    offset_N = process.offset(age_N / latent.DAYS_PER_YEAR, np.array([p.male for p in people]))
+    paths_of_all = latent.simulate_paths(
+        process, offset_N, np.stack([z for z, _ in noise]), np.stack([u for _, u in noise])
+    )
+    latent_NxD = {
+        field.name.removesuffix("_NxD"): getattr(paths_of_all, field.name) for field in dataclasses.fields(paths_of_all)
+    }
+
+    events, rows, truth, subjects = [], [], [], []
+    for k, person in enumerate(people):
+        path = {name: values[k] for name, values in latent_NxD.items()}
+        time, code, value = ehr.person_events(rngs[k][2], person, path, config)
+        events.append((np.full(len(time), person.subject_id), time, code, value))
+        mine = []
+        if rngs[k][3].random() < config.wearable_subjects_fraction:
+            mine = worn.person_recordings(rngs[k][3], person, path, config)
+        rows += mine
+        lived = int(path["alive"][: person.end_day].sum())
+        truth.append(
+            (np.full(lived, person.subject_id), person.start_us + np.arange(lived) * ehr.DAY_US)
+            + tuple(path[n][:lived] for n in ("offset", "ehr", "wearable", "shock", "in_hospital"))
+        )
+        first_wear = min((row[1] for row in mine), default=None)
+        scheduled_end = person.start_us + person.end_day * ehr.DAY_US
+        subjects.append((person.subject_id, person.start_us, scheduled_end, first_wear))
+
+    event_table = _event_table(events)
+    if rows:
+        wearable.write_shard(paths["wearable"], _recording_table(rows), worn.channels(config))
+    truth_table = pl.DataFrame(
+        [np.concatenate(column) for column in zip(*truth, strict=True)], schema=list(LATENT_TYPES)
+    ).with_columns(pl.col("time").cast(pl.Datetime("us")))
+    tables.write_parquet(paths["latent"], truth_table, LATENT_TYPES)
+    subject_table = pl.DataFrame(subjects, schema=dict.fromkeys(SUBJECT_TYPES, pl.Int64), orient="row").with_columns(
+        pl.exclude("subject_id").cast(pl.Datetime("us"))
+    )
+    tables.write_parquet(paths["subjects"], subject_table, SUBJECT_TYPES)
+    meds.write_shard(paths["meds"], event_table)
+    _write_json(paths["counts"], _shard_counts(people, event_table, rows))
+    return len(ids)
+
+
+def _event_table(events: list[tuple]) -> pl.DataFrame:
+    subject, time, code, value = (np.concatenate(column) for column in zip(*events, strict=True))
+    return pl.DataFrame(
+        {
+            "subject_id": subject,
+            "time": pl.Series(time).replace(ehr.STATIC_US, None).cast(pl.Datetime("us")),
+            "code": pl.Series(ehr.CODES)[code.astype(np.int64)],
+            "numeric_value": pl.Series(value).fill_nan(None),
+        }
+    )
+
+
+def _recording_table(rows: list[tuple]) -> pl.DataFrame:
+    subject, start, rate, channel, values, unit, device = zip(*rows, strict=True)
+    offsets = np.concatenate([[0], np.cumsum([len(v) for v in values])])
+    lists = pa.LargeListArray.from_arrays(pa.array(offsets), pa.array(np.concatenate(values)))
+    return pl.DataFrame(
+        {
+            "subject_id": subject,
+            "start_time": pl.Series(start).cast(pl.Datetime("us")),
+            "sample_rate_hz": rate,
+            "channel": channel,
+            "values": pl.from_arrow(lists),
+            "unit": unit,
+            "device": device,
+        }
+    )
+
+
+def _shard_counts(people, event_table, rows) -> dict[str, int]:
+    code = event_table["code"]
+    return {
+        "people": len(people),
+        "people with a wearable": len({row[0] for row in rows}),
+        "people with raw PPG": len({row[0] for row in rows if row[3] == "ppg"}),
+        "events": len(event_table),
+        "visits": int((code == synthetic_codes.VISIT_CODE).sum()),
+        "admissions": int((code == synthetic_codes.ADMISSION_CODE).sum()),
+        "deaths": int((code == meds.DEATH_CODE).sum()),
+        "minutes of wearable record": sum(len(r[4]) for r in rows if r[3] == "heart_rate"),
+    }
+
+
+def _write_json(path: Path, content) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(json.dumps(content, indent=2) + "\n")
+    temporary.replace(path)
+
+
+# --------------------------------------------------------------------------------------- cohort
+def simulate(root: Path, config: SimulatorConfig, *, workers: int = 1, progress: bool = True) -> list[dict]:
+    """Writes the cohort: raw data, label tables, truth/ and counts.json. Resumes what was cut off.
+
+    Args:
+      root: dataset root; meds/, wearable/, labels/ and truth/ are written below it.
+      config: what to simulate.
+      workers: processes; changes nothing but the time it takes.
+      progress: show progress with rate and time left.
+
+    Returns:
+      The content of counts.json: a list of {"step", "n", "dropped", "reason"}.
+
+    Raises:
+      ValueError: `root` holds a cohort simulated with another config.
+    """
+    root = Path(root)
+    _claim(root, config)
+    splits = _splits(config)
+    meds.write_metadata(root / "meds", synthetic_codes.code_table(), splits, name="ehrwear_simulated", version="1")
+    wearable.write_channels(root / "wearable", worn.channels(config))
+    table_path = root / "truth" / RISK_FILE
+    if not table_path.exists():
+        table = latent.solve_risk(config.process, config.horizons_days, _offset_range(config))
+        table.save(table_path)
+
+    jobs = []
+    for split in meds.SPLITS:
+        ids = splits.filter(pl.col("split") == split)["subject_id"].to_list()
+        for shard, start in enumerate(range(0, len(ids), config.subjects_per_shard)):
+            jobs.append((split, shard, ids[start : start + config.subjects_per_shard]))
+    todo = [job for job in jobs if not _shard_paths(root, *job[:2])["counts"].exists()]
+    n_done = config.n_subjects - sum(len(ids) for _, _, ids in todo)
+    with tqdm(
+        total=config.n_subjects, initial=n_done, desc="simulate", unit="person",
+        disable=None if progress else True,
+    ) as bar:  # fmt: skip
+        for n in _run(root, config, todo, min(workers, len(todo))):
+            bar.update(n)
+    counts = _counts(root, jobs) + _write_labels(root, config)
+    _write_json(root / "counts.json", counts)
+    return counts
+
+
+def _claim(root: Path, config: SimulatorConfig) -> None:
+    """Binds the folder to one config, so that a resumed run cannot mix two cohorts."""
+    path = root / "truth" / "simulator.json"
+    mine = json.loads(json.dumps(dataclasses.asdict(config)))
+    if path.exists():
+        theirs = json.loads(path.read_text())
+        differing = sorted(k for k in mine.keys() | theirs.keys() if mine.get(k) != theirs.get(k))
+        if differing:
+            raise ValueError(
+                f"{root}: holds a cohort simulated with another {', '.join(differing)}; "
+                "choose another folder or delete it"
+            )
+    elif (root / "meds").exists():
+        raise ValueError(f"{root / 'meds'}: already exists and was not written by the simulator")
+    else:
+        _write_json(path, mine)
+
+
+def _offset_range(config: SimulatorConfig) -> tuple[float, float]:
+    process = config.process
+    oldest = process.offset(_AGE_YEARS[1] + config.years, True)
+    return float(process.offset(_AGE_YEARS[0], False)) - 0.1, float(oldest) + 0.1
+
+
+def _run(root, config, jobs, workers) -> Iterator[int]:
+    if workers <= 1:
+        for job in jobs:
+            yield _write_shard(root, config, *job)
+        return
+    # spawn: forking a process whose libraries hold threads can deadlock
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, mp_context=context) as pool:
+        futures = [pool.submit(_write_shard, root, config, *job) for job in jobs]
+        try:
+            for future in as_completed(futures):
+                yield future.result()
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+def _counts(root, jobs) -> list[dict]:
+    total: dict[str, int] = {}
+    for split, shard, _ in jobs:
+        counts = json.loads(_shard_paths(root, split, shard)["counts"].read_text())
+        for step, n in counts.items():
+            total[step] = total.get(step, 0) + n
+    without = {
+        "people with a wearable": "no wearable, or no wear while observed and alive",
+        "people with raw PPG": "no raw signal recorded",
+    }
+    return [
+        {
+            "step": step,
+            "n": n,
+            "dropped": total["people"] - n if step in without else 0,
+            "reason": without.get(step, ""),
+        }
+        for step, n in total.items()
+    ]
+
+
+def _write_labels(root: Path, config: SimulatorConfig) -> list[dict]:
+    """Label tables hospitalization_<h>d at prediction times after the first week of wear.
+
+    The last prediction time leaves the longest horizon observable up to the scheduled end, so
+    that who is labelled does not depend on the outcome.
+    """
+    subjects = read_subjects(root / "truth")
+    week = pl.duration(days=7)
+    earliest = pl.coalesce(pl.col("first_wear") + week, "start_time")
+    latest = pl.col("scheduled_end") - pl.duration(days=max(config.horizons_days))
+    index = labels.prediction_times(
+        root / "meds",
+        per_subject=config.predictions_per_subject,
+        min_history_days=config.min_history_days,
+        seed=config.seed,
+        not_before=subjects.select("subject_id", time=earliest),
+        not_after=subjects.select("subject_id", time=latest),
+    )
+    n_people = index["subject_id"].n_unique()
+    counts = [
+        {
+            "step": "people with a prediction time",
+            "n": n_people,
+            "dropped": len(subjects) - n_people,
+            "reason": "no midnight after the first week of wear with history and follow-up",
+        },
+        {"step": "prediction times", "n": len(index), "dropped": 0, "reason": ""},
+    ]
+    by_horizon = labels.hospitalization_labels(root / "meds", horizons_days=config.horizons_days, index=index)
+    for horizon, table in by_horizon.items():
+        meds.write_labels(root / "labels" / f"hospitalization_{horizon}d.parquet", table)
+        counts.append(
+            {
+                "step": f"labels hospitalization_{horizon}d",
+                "n": len(table),
+                "dropped": len(index) - len(table),
+                "reason": "censored before the horizon without an admission",
+            }
+        )
+    return counts

@@ -1,0 +1,272 @@
+"""The wearable recordings of one simulated person, given the latent path.
+
+Heart rate and activity once a minute, and short stretches of raw PPG. Sleep, a daily and a weekly
+rhythm, bouts of activity, several devices, time not worn, artefacts and gaps overlay what the state
+does: worse wearable health raises the resting heart rate, lowers activity, flattens the daily
+rhythm and breaks up sleep; a shock does more of the same for as long as it lasts.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+import polars as pl
+from scipy.signal import lfilter
+
+from ehrwear_jax.data.sources.simulator.ehr_process import DAY_US, MINUTE_US, Person
+
+MINUTES = 1440
+PPG_RATE_HZ = 25.0
+CHANNELS = pl.DataFrame(
+    [
+        ("heart_rate", "bpm", "Heart rate, one value a minute", 25.0, 230.0),
+        ("activity", "counts/min", "Movement counts, summed over a minute", 0.0, 20000.0),
+        ("ppg", "a.u.", "Raw photoplethysmogram, green light, baseline removed", -10.0, 10.0),
+    ],
+    schema=["channel", "unit", "description", "valid_min", "valid_max"],
+    orient="row",
+)
+_TEMPERATURE = pl.DataFrame(
+    [("skin_temperature", "degC", "Skin temperature, one value a minute", 15.0, 45.0)],
+    schema=CHANNELS.columns,
+    orient="row",
+)
+_UNITS = dict(pl.concat([CHANNELS, _TEMPERATURE]).select("channel", "unit").iter_rows())
+
+
+def channels(config) -> pl.DataFrame:
+    """The channels that a SimulatorConfig records."""
+    return pl.concat([CHANNELS, _TEMPERATURE]) if config.temperature else CHANNELS
+
+
+class Device(NamedTuple):
+    """A device type.
+
+    Attributes:
+      share: of people who wear it.
+      heart_rate_bias: beats per minute.
+      noise: multiplies the noise of the heart rate.
+      activity_gain: multiplies the counts.
+      zero_when_off: writes zero counts while not worn, instead of nothing.
+    """
+
+    name: str
+    share: float
+    heart_rate_bias: float
+    noise: float
+    activity_gain: float
+    zero_when_off: bool
+
+
+DEVICES = (
+    Device("wristband_a", 0.5, 0.0, 1.0, 1.0, False),
+    Device("wristband_b", 0.3, 2.0, 1.4, 1.25, True),
+    Device("ring_c", 0.2, -1.0, 0.8, 0.7, False),
+)
+
+
+def person_recordings(rng: np.random.Generator, person: Person, path: dict, config) -> list[tuple]:
+    """Rows (subject_id, start_us, sample_rate_hz, channel, values f32 [N], unit, device).
+
+    Args:
+      rng: the person's generator for wearables.
+      person: demographics and calendar.
+      path: arrays [D] of synthetic_latent.Paths for this person, by name without shape suffix.
+      config: SimulatorConfig.
+    """
+    device = DEVICES[rng.choice(len(DEVICES), p=[d.share for d in DEVICES])]
+    traits = _traits(rng, person)
+    ppg_wearer = rng.random() < config.ppg_subjects_fraction
+    rows = []
+    for first_day, n_days in _schedule(rng, person, path, config):
+        start_minute = int(rng.integers(8 * 60, 18 * 60))
+        minute_N = first_day * MINUTES + start_minute + np.arange(n_days * MINUTES)
+        last_day = first_day + n_days
+        alive = path["alive"][: last_day + 1] & ~path["died"][: last_day + 1]
+        if not alive[-1]:  # the recording ends with the last whole day lived
+            minute_N = minute_N[minute_N < int(np.argmin(alive)) * MINUTES]
+        heart_rate_N, activity_N = _minutes(rng, person, traits, device, path, minute_N, config)
+        start_us = person.start_us + int(minute_N[0]) * MINUTE_US if len(minute_N) else 0
+        recorded = {"heart_rate": heart_rate_N, "activity": activity_N}
+        if config.temperature:  # a child generator: the other channels are the same without it
+            recorded["skin_temperature"] = _temperature(rng.spawn(1)[0], path, minute_N, heart_rate_N, config)
+        for begin, end in _pieces(rng, len(minute_N), config):
+            for channel, values in recorded.items():
+                if not np.isnan(values[begin:end]).all():
+                    rows.append((start_us + begin * MINUTE_US, 1 / 60, channel, values[begin:end]))
+        if ppg_wearer:
+            rows += _ppg(rng, traits, path, start_us, minute_N, heart_rate_N, config)
+    rows.sort(key=lambda row: (row[0], row[2]))
+    return [
+        (person.subject_id, start, rate, channel, values, _UNITS[channel], device.name)
+        for start, rate, channel, values in rows
+    ]
+
+
+def _traits(rng, person) -> dict[str, float]:
+    """What is constant in a person and says nothing about the state."""
+    normal = rng.standard_normal(5)
+    age = (person.start_us - person.birth_us) / DAY_US / 365.25
+    return {
+        "resting": 62 + 4.5 * person.resting - 2.5 * person.male,
+        "reserve": np.maximum(38 - 0.35 * (age - 60) + 5 * normal[0], 12),
+        "activity": 0.3 * normal[1] - 0.012 * (age - 60),
+        "bedtime": 23.0 + 0.8 * normal[2],
+        "sleep_hours": 7.3 + 0.5 * normal[3],
+        "carelessness": np.exp(0.7 * normal[4]),
+    }
+
+
+def _schedule(rng, person, path, config) -> list[tuple[int, int]]:
+    """(first day, whole days) of the one or two stretches, inside observation."""
+    n_days = person.end_day
+    total = min(config.wear_days, n_days - 2)
+    if total < 1:
+        return []
+    two = total >= 4 and rng.random() < 0.5
+    lengths = [total - total // 2, total // 2] if two else [total]
+    # the first stretch starts in the first third, so that most of the record lies after it
+    latest = max(n_days // 3 - lengths[0], 1)
+    starts = [int(rng.integers(min(30, latest - 1), latest))]
+    if two:
+        soonest = starts[0] + lengths[0] + 1
+        starts.append(int(rng.integers(soonest, max(n_days - lengths[1], soonest) + 1)))
+    living = path["alive"]
+    return [
+        (first, length)
+        for first, length in zip(starts, lengths, strict=True)
+        if first + length < n_days and living[first] and not path["died"][first]
+    ]
+
+
+def _smooth_noise(rng, n, persistence):
+    """A stationary AR(1) of variance 1, f32 [n]."""
+    innovation = rng.standard_normal(n, np.float32)
+    innovation[1:] *= np.float32(np.sqrt(1 - persistence**2))
+    return lfilter([1.0], np.array([1.0, -persistence], np.float32), innovation)
+
+
+def _blocks(rng, n, per_day, mean_minutes):
+    """Mask of random blocks: a Poisson number of starts, lengths exponential."""
+    mask = np.zeros(n, bool)
+    for start in rng.integers(0, n, rng.poisson(per_day * n / MINUTES)):
+        mask[start : start + 1 + int(rng.exponential(mean_minutes))] = True
+    return mask
+
+
+def _asleep(rng, traits, minute_N, weekday_D, wearable_D):
+    """Mask of sleep: one main block a night, later at weekends, broken up when health is poor."""
+    asleep = np.zeros(len(minute_N), bool)
+    first = minute_N[0]
+    for k, day in enumerate(range(first // MINUTES - 1, minute_N[-1] // MINUTES + 1)):
+        late = 1.0 if weekday_D[k] in (4, 5) else 0.0
+        bed = (traits["bedtime"] + late + 0.6 * rng.standard_normal()) * 60
+        hours = np.maximum(traits["sleep_hours"] + 0.7 * rng.standard_normal(), 3)
+        begin = int(day * MINUTES + bed - first)
+        end = begin + int(hours * 60)
+        asleep[max(begin, 0) : max(end, 0)] = True
+        for start in rng.integers(begin, end, rng.poisson(2.0 * np.exp(0.35 * wearable_D[k]))):
+            asleep[max(start, 0) : max(start + 1 + int(rng.exponential(9)), 0)] = False
+    return asleep
+
+
+def _minutes(rng, person, traits, device, path, minute_N, config):
+    """Heart rate (bpm) and activity (counts/min), f32 [N], NaN where missing."""
+    n = len(minute_N)
+    if not n:
+        return np.empty(0, np.float32), np.empty(0, np.float32)
+    day_N = minute_N // MINUTES
+    information = np.float32(config.wearable_information)
+    day_range = np.arange(day_N[0] - 1, day_N[-1] + 1)
+    weekday_D = (person.start_us // DAY_US + day_range + 3) % 7
+    inside = np.clip(day_range, 0, None)
+    ehr_D, wearable_D, shock_D = (
+        information * path[name][inside].astype(np.float32) for name in ("ehr", "wearable", "shock")
+    )
+    per_day = np.bincount(day_N - day_range[0], minlength=len(day_range))
+    asleep_N = _asleep(rng, traits, minute_N, weekday_D, wearable_D + 0.5 * shock_D)
+
+    hour_N = (minute_N % MINUTES).astype(np.float32) * np.float32(2 * np.pi / MINUTES)
+    afternoon_N = np.cos(hour_N - np.float32(2 * np.pi * 15 / 24))  # highest at 15:00
+    weekend_D = np.where(weekday_D >= 5, 0.25 * rng.standard_normal(), 0.0)
+
+    # activity: log-normal bouts while awake, rare movements asleep
+    level_D = traits["activity"] + weekend_D + 0.25 * rng.standard_normal(len(day_range))
+    level_D = level_D - 0.4 * wearable_D - 0.08 * ehr_D - 0.35 * shock_D
+    rhythm_D = np.maximum(1 - 0.2 * wearable_D, 0.1)
+    bout_N = _smooth_noise(rng, n, 0.94) + 0.6 * rng.standard_normal(n, np.float32)
+    drive_N = np.repeat(level_D, per_day).astype(np.float32)
+    drive_N += 0.7 * np.repeat(rhythm_D, per_day).astype(np.float32) * afternoon_N + bout_N
+    counts_N = np.exp(np.float32(4.6) + drive_N, dtype=np.float32)
+    counts_N[(drive_N < -0.9) | asleep_N] = 0
+    stir = asleep_N & (rng.random(n, np.float32) < 0.03)
+    counts_N[stir] = rng.integers(5, 120, stir.sum())
+
+    # heart rate: resting + exertion (with recovery) + rhythm + state + noise
+    exertion_N = np.minimum(np.log1p(counts_N / 150) / 2.2, 1.6).astype(np.float32)
+    exertion_N = lfilter([0.35], np.array([1.0, -0.65], np.float32), exertion_N)
+    state_D = 3.6 * wearable_D + 0.9 * ehr_D + 4.5 * shock_D + 1.2 * rng.standard_normal(len(day_range))
+    heart_N = np.repeat(traits["resting"] + device.heart_rate_bias + state_D, per_day)
+    heart_N = heart_N.astype(np.float32) + np.float32(traits["reserve"]) * exertion_N
+    heart_N += 3.0 * np.repeat(rhythm_D, per_day).astype(np.float32) * afternoon_N - 5.0 * asleep_N
+    noise = np.float32(config.noise * device.noise)
+    heart_N += noise * (2.2 * _smooth_noise(rng, n, 0.9) + 1.2 * rng.standard_normal(n, np.float32))
+
+    # not worn: charging, whole days left off, hospital; artefacts: the sensor slips or halves
+    careless = traits["carelessness"] * config.missingness
+    off_N = _blocks(rng, n, 0.8 * careless, 55.0)
+    skipped_D = rng.random(len(day_range)) < np.minimum(0.05 * careless, 0.9)
+    off_N |= np.repeat(skipped_D | path["in_hospital"][inside], per_day)
+    slip_N = _blocks(rng, n, 2.0 * config.noise, 3.0)
+    heart_N = np.where(slip_N, heart_N * np.float32(rng.choice([0.5, 1.6])), heart_N)
+    lost_N = rng.random(n, np.float32) < np.minimum((0.01 + 0.04 * (exertion_N > 0.7)) * config.missingness, 0.98)
+    heart_N = np.rint(np.clip(heart_N, 25, 230)).astype(np.float32)
+    counts_N = np.rint(np.minimum(counts_N * device.activity_gain, 20000)).astype(np.float32)
+    heart_N[off_N | lost_N] = np.nan
+    counts_N[off_N] = 0 if device.zero_when_off else np.nan
+    return heart_N, counts_N
+
+
+def _temperature(rng, path, minute_N, heart_rate_N, config):
+    """Skin temperature (degC), f32 [N]: warmest at four in the morning; missing where the heart rate is."""
+    if not len(minute_N):
+        return np.empty(0, np.float32)
+    state_N = (config.wearable_information * path["wearable"][minute_N // MINUTES]).astype(np.float32)
+    rhythm_N = np.cos((minute_N % MINUTES - 240).astype(np.float32) * np.float32(2 * np.pi / MINUTES))
+    noise_N = np.float32(0.4 * config.noise) * _smooth_noise(rng, len(minute_N), 0.98)
+    temperature_N = 33.0 + (0.9 - 0.15 * np.tanh(state_N)) * rhythm_N + 0.15 * state_N + noise_N
+    return np.where(np.isnan(heart_rate_N), np.nan, np.round(temperature_N, 1)).astype(np.float32)
+
+
+def _pieces(rng, n, config):
+    """Half-open index ranges of the recording, with a gap where the device restarted."""
+    if n < 2 * MINUTES or rng.random() >= min(0.3 * config.missingness, 1.0):
+        return [(0, n)] if n else []
+    cut = int(rng.integers(MINUTES, n - MINUTES // 2))
+    resume = cut + int(rng.integers(30, 600))
+    return [(0, cut), (resume, n)]
+
+
+def _ppg(rng, traits, path, start_us, minute_N, heart_rate_N, config):
+    """Raw PPG of a minute each: pulse waves at varying beat intervals, wander, noise, motion."""
+    seen = np.flatnonzero(~np.isnan(heart_rate_N))
+    n_stretches = min(config.ppg_stretches, len(seen))
+    rows = []
+    for at in np.sort(rng.choice(seen, n_stretches, replace=False)) if n_stretches else ():
+        rate = heart_rate_N[at] / 60
+        health = config.wearable_information * path["wearable"][minute_N[at] // MINUTES]
+        variability = 0.05 * np.exp(-0.35 * health)  # share of the beat interval
+        beat = np.maximum((1 + variability * rng.standard_normal(int(90 * rate) + 10)) / rate, 0.2)
+        sample_T = np.arange(int(60 * PPG_RATE_HZ)) / PPG_RATE_HZ
+        edge = np.concatenate([[0.0], np.cumsum(beat)])
+        phase_T = np.interp(sample_T, edge, np.arange(len(edge))) % 1.0
+        wave_T = np.exp(-(((phase_T - 0.25) / 0.11) ** 2))  # systolic peak, then dicrotic wave
+        wave_T += 0.35 * np.exp(-(((phase_T - 0.6) / 0.14) ** 2))
+        breath_hz = rng.uniform(0.18, 0.32)
+        wave_T += 0.12 * np.sin(2 * np.pi * (breath_hz * sample_T + rng.random())) - 0.4
+        wave_T += 0.05 * config.noise * rng.standard_normal(len(sample_T))
+        if rng.random() < 0.25 * min(config.noise, 4):
+            begin = rng.integers(0, len(sample_T) - 100)
+            wave_T[begin : begin + 100] += 1.5 * np.cumsum(rng.standard_normal(100)) / 10
+        values = np.clip(np.round(wave_T, 3), -10, 10).astype(np.float32)
+        rows.append((start_us + int(at) * MINUTE_US, PPG_RATE_HZ, "ppg", values))
+    return rows

@@ -1,0 +1,354 @@
+"""Checkpoints of the training state; the only file that imports orbax.
+
+orbax writes the arrays. What it does not do is done here: a manifest of all files and a commit mark that comes last
+(manifest.py), check sums of the arrays as they were in memory, a look at the free space before a save, and the way back
+to the newest checkpoint that is whole.
+"""
+
+import json
+import logging
+import math
+import shutil
+import threading
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ehrwear_jax.runtime import checkpoint_manifest as manifest
+from ehrwear_jax.runtime import distributed, files
+from ehrwear_jax.runtime.exit_codes import NotSaved
+
+try:
+    from orbax.checkpoint import v1 as ocp
+except ImportError:  # where the v1 API still lives before orbax 1.0
+    from orbax.checkpoint.experimental import v1 as ocp
+
+APART = ("params", "average")  # parts of a state that are read without the others
+MARGIN_BYTES = 1 << 20
+HOST_BYTES = 1 << 26
+
+
+class DamagedCheckpoint(ValueError):
+    """A checkpoint is not what was saved."""
+
+
+def checksums(tree):
+    """A number in 32 bits per leaf, of its bits and their places: the same on any mesh, another if any word changes.
+
+    A sum modulo 2^32 of words times odd numbers, one per place, has no rounding and needs no order. A small state that
+    is all here is summed by numpy, for which nothing needs to be compiled.
+    """
+    leaves, structure = jax.tree.flatten(tree)
+    if state_bytes(tree) < HOST_BYTES and all(getattr(x, "is_fully_addressable", True) for x in leaves):
+        return structure.unflatten([_on_host(x) for x in jax.device_get(leaves)])
+    return structure.unflatten([int(x) for x in jax.device_get(_on_devices(leaves))])
+
+
+def _weigh(bits, place):
+    weight = place * np.uint32(0x9E3779B1)
+    return (bits + np.uint32(1)) * ((weight ^ (weight >> np.uint32(15))) | np.uint32(1))
+
+
+def _on_host(x):
+    bits = np.ascontiguousarray(x).reshape(-1).view(f"u{x.dtype.itemsize}").astype(np.uint32)
+    return int(_weigh(bits, np.arange(bits.size, dtype=np.uint32)).sum(dtype=np.uint32))
+
+
+@jax.jit
+def _on_devices(leaves):
+    def one(x):
+        if x.dtype == jnp.bool_:
+            x = x.astype(jnp.uint8)
+        bits = jax.lax.bitcast_convert_type(x, jnp.dtype(f"uint{8 * x.dtype.itemsize}")).astype(jnp.uint32)
+        place = jnp.zeros(x.shape, jnp.uint32)
+        for axis, size in enumerate(x.shape):
+            place = place * jnp.uint32(size) + jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis)
+        return jnp.sum(_weigh(bits, place), dtype=jnp.uint32)
+
+    return [one(x) for x in leaves]
+
+
+def names(tree):
+    """Path of each leaf, such as params/backbone/query, in the order of jax.tree.leaves."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in leaves]
+
+
+def state_bytes(state):
+    return sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(state))
+
+
+def fingerprint(tree):
+    """One hexadecimal digest of a pytree's leaves: names, shapes, dtypes and check sums."""
+    return files.digest(_inventory(tree))
+
+
+def _inventory(tree):
+    leaves = zip(names(tree), jax.tree.leaves(tree), jax.tree.leaves(checksums(tree)), strict=True)
+    return {name: [list(x.shape), str(x.dtype), total] for name, x, total in leaves}
+
+
+def _split(state):
+    """State -> what orbax saves, one folder each: {"params": ..., "state": the rest}."""
+    rest = {k: v for k, v in state.items() if k not in APART}
+    return {k: state[k] for k in APART if k in state} | ({"state": rest} if rest else {})
+
+
+class Checkpoints:
+    """Numbered checkpoints in a folder, saved in the background.
+
+    With several processes all of them call every method but `restore_locally`, in the same order; the first one writes
+    manifests and decides what is restored.
+
+    Args:
+      keep, keep_every: how many of the newest are kept, and those at multiples of a step (0: none).
+      about: JSON-able dict that each checkpoint says about itself, beside its step: seed, config, data.
+    """
+
+    def __init__(self, folder, keep=2, keep_every=0, about=None):
+        self.folder = Path(folder).absolute()
+        if distributed.is_first():
+            self.folder.mkdir(parents=True, exist_ok=True)
+        self._keep, self._keep_every, self._about = keep, keep_every, about or {}
+        self._saving = self._thread = self._failure = None
+
+    def steps(self):
+        """Steps of the committed checkpoints, ascending."""
+        self.wait()
+        return manifest.steps(self.folder)
+
+    def latest_step(self):
+        """Step of the newest committed checkpoint, or None."""
+        return max(self.steps(), default=None)
+
+    # ------------------------------------------------------------------------------------------------------- saving
+
+    def save(self, step, state):
+        """Starts saving a dict of pytrees of arrays; waits for the save before it.
+
+        Raises:
+          NotSaved: no room, or the save before failed. The checkpoints before are untouched.
+          RuntimeError: the step is not after the newest one.
+        """
+        self.wait()  # also, orbax cannot save twice at a time
+        if reason := distributed.from_first("checkpoint/before", self._refusal(step, state)):
+            kind, sentence = reason
+            raise (NotSaved if kind == "room" else RuntimeError)(sentence)
+        about = self._about | {"step": step, "processes": jax.process_count(), "leaves": _inventory(state)}
+        target = self.folder / str(step)
+        self._saving = step, target
+        try:
+            response = ocp.save_checkpointables_async(target, _split(state))
+        except Exception as error:
+            self._failure = error
+            self.wait()
+        self._thread = threading.Thread(target=self._finish, args=(response, target, about), name="checkpoint")
+        self._thread.start()
+
+    def _refusal(self, step, state):
+        if not distributed.is_first():
+            return None
+        newest = max(manifest.steps(self.folder), default=None)
+        if newest is not None and newest >= step:
+            return "order", f"{self.folder}: step {step} was not saved; the newest is {newest}"
+        manifest.tidy(self.folder)
+        need, free = state_bytes(state) + MARGIN_BYTES, shutil.disk_usage(self.folder).free
+        if free < need:
+            return "room", (
+                f"{self.folder}: no room for the checkpoint of step {step}: it needs {need / 1e6:.1f} MB, "
+                f"{free / 1e6:.1f} MB are free; the newest checkpoint is {newest}"
+            )
+        return None
+
+    def _finish(self, response, target, about):
+        """In a thread: waits for orbax; the first process seals the checkpoint and removes old ones."""
+        try:
+            response.result()
+            if distributed.is_first():
+                files.write_whole(target / manifest.ABOUT, json.dumps(about))
+                manifest.seal(target)
+                steps = manifest.steps(self.folder)
+                for old in set(steps) - set(manifest.kept(steps, self._keep, self._keep_every)):
+                    manifest.remove(self.folder / str(old))
+        except BaseException as error:  # raised in the main thread by wait
+            self._failure = error
+
+    @property
+    def saving(self):
+        """The step whose save was begun and not waited for, or None."""
+        return self._saving and self._saving[0]
+
+    def finished(self):
+        """Whether a save is over that nobody has waited for; on the first process."""
+        return self._saving is not None and (self._thread is None or not self._thread.is_alive())
+
+    def wait(self):
+        """Returns when what was saved is on disk and committed.
+
+        Raises:
+          NotSaved: it could not be written. What is left of it is removed; the checkpoints before are untouched.
+        """
+        if self._saving is None:
+            return
+        if self._thread is not None:
+            self._thread.join()
+        (step, target), failure = self._saving, self._failure
+        self._saving = self._thread = self._failure = None
+        reason = failure and f"{type(failure).__name__}: {' '.join(str(failure).split())[:300]}"
+        reason = distributed.from_first(f"checkpoint/{step}", reason) or reason
+        if reason:
+            if distributed.is_first():
+                manifest.remove(target)
+                manifest.tidy(self.folder)
+            raise NotSaved(f"{self.folder}: the checkpoint of step {step} was not written: {reason}") from failure
+
+    # ----------------------------------------------------------------------------------------------------- restoring
+
+    def faults(self, step):
+        """What is wrong with the files of a checkpoint: sentences, none if it is whole."""
+        return manifest.faults(self.folder / str(step))
+
+    def restore(self, step, like):
+        """The state saved at `step`, laid out like the pytree `like` of arrays or ShapeDtypeStructs with shardings.
+
+        Raises:
+          FileNotFoundError: there is no such checkpoint.
+          DamagedCheckpoint: a file of it is damaged, truncated or missing, or the arrays are not those saved.
+          ValueError: it holds another structure or other shapes.
+        """
+        self.wait()
+        target = self.folder / str(step)
+        exists, faults = distributed.from_first(
+            "checkpoint/faults", [target.is_dir(), self.faults(step)] if distributed.is_first() else None
+        )
+        if not exists:
+            raise FileNotFoundError(f"{self.folder}: there is no checkpoint {step}")
+        if faults:
+            raise DamagedCheckpoint(f"{self.folder}: checkpoint {step} is damaged: {'; '.join(faults)}")
+        return _load(target, like)
+
+    def restore_newest(self, like, set_aside=False):
+        """The newest checkpoint that is whole.
+
+        Args:
+          set_aside: rename what is damaged to <step>.damaged; for the one writer of the folder.
+
+        Returns:
+          (step, state, [what was skipped and why, a sentence each]); (None, None, []) if there is no checkpoint.
+
+        Raises:
+          DamagedCheckpoint: there are checkpoints, and none is whole.
+          ValueError: the newest whole one holds another structure or other shapes.
+        """
+        skipped = {}
+        whole, cut_off = distributed.from_first("checkpoint/steps", [self.steps(), manifest.unfinished(self.folder)])
+        for step in reversed(whole):
+            try:
+                state = self.restore(step, like)
+            except DamagedCheckpoint as error:
+                skipped[step] = str(error)
+                logging.warning("skipped: %s", error)
+                continue
+            if set_aside and distributed.is_first():
+                for damaged in skipped:
+                    manifest.set_aside(self.folder / str(damaged))
+            notes = [f"{self.folder}: checkpoint {s}: {manifest.CUT_OFF}" for s in cut_off if s > step]
+            for note in notes:
+                logging.warning("skipped: %s", note)
+            return step, state, [*notes, *skipped.values()]
+        if skipped:
+            raise DamagedCheckpoint(f"no checkpoint is whole: {'; '.join(skipped.values())}")
+        return None, None, []
+
+    def close(self):
+        self.wait()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, *error):
+        if kind is None:
+            self.close()
+        elif self._thread is not None:  # what failed is not hidden by what also failed
+            self._thread.join()
+
+
+def _load(target, like):
+    """Reads a checkpoint whose files are whole, and compares the arrays with the check sums of their saving."""
+    abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), like)
+    want = manifest.about(target)["leaves"]
+    if reason := _mismatch(abstract, want):
+        raise ValueError(f"{target.parent}: checkpoint {target.name} is of another model: {reason}")
+    parts = ocp.load_checkpointables(target, _split(abstract))
+    state = {k: parts[k] for k in APART if k in parts} | parts.get("state", {})
+    got = _inventory(state)
+    if wrong := [name for name in got if got[name] != want[name]]:
+        raise DamagedCheckpoint(f"{target.parent}: checkpoint {target.name}: {wrong[0]} is not what was saved")
+    return {k: state[k] for k in like}
+
+
+def _mismatch(like, want):
+    """Why a state of these leaves is not the one that was saved; None if it may be."""
+    found = {n: [list(x.shape), str(x.dtype)] for n, x in zip(names(like), jax.tree.leaves(like), strict=True)}
+    for name in sorted(found.keys() - want.keys()):
+        return f"it has no {name}"
+    for name in sorted(want.keys() - found.keys()):
+        return f"it has {name}, which this model has not"
+    for name, (shape, dtype) in found.items():
+        if (shape, dtype) != tuple(want[name][:2]):
+            return f"{name} has shape {tuple(want[name][0])} {want[name][1]}, not shape: {tuple(shape)} {dtype}"
+    return None
+
+
+def read_parts(folder, parts=("params",)):
+    """Parts of a checkpoint as they were saved, on this process alone: {part: nested dict of numpy arrays}.
+
+    For what has no model yet, or another one. The part must be made of dicts, as parameters are.
+
+    Raises:
+      DamagedCheckpoint: a file is damaged, truncated or missing.
+    """
+    folder = Path(folder).absolute()
+    if faults := manifest.faults(folder):
+        raise DamagedCheckpoint(f"{folder.parent}: checkpoint {folder.name} is damaged: {'; '.join(faults)}")
+    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    tree = {}
+    about = manifest.about(folder)
+    for name, (shape, dtype, _) in about["leaves"].items():
+        *path, last = name.split("/")
+        if path and path[0] in parts:
+            node = tree
+            for key in path:
+                node = node.setdefault(key, {})
+            node[last] = jax.ShapeDtypeStruct(tuple(shape), jnp.dtype(dtype), sharding=here)
+    me = jax.process_index()
+    alone = ocp.Context()
+    alone.multiprocessing.primary_host = me
+    alone.multiprocessing.active_processes = {me}
+    alone.multiprocessing.barrier_sync_key_prefix = f"read{me}"
+    with alone:
+        out = jax.device_get(ocp.load_checkpointables(folder, tree))
+    for name, x in zip(names(out), jax.tree.leaves(out), strict=True):
+        if _on_host(x) != about["leaves"][name][2]:
+            raise DamagedCheckpoint(f"{folder.parent}: checkpoint {folder.name}: {name} is not what was saved")
+    return out
+
+
+def read_newest(folder, parts=("params",)):
+    """Parts of the newest checkpoint that is whole, as `read_parts`, and its step.
+
+    Raises:
+      FileNotFoundError: there is no checkpoint. DamagedCheckpoint: there are some, and none is whole.
+    """
+    skipped = []
+    for step in reversed(manifest.steps(folder)):
+        try:
+            return read_parts(Path(folder) / str(step), parts), step
+        except DamagedCheckpoint as error:
+            skipped.append(str(error))
+            logging.warning("skipped: %s", error)
+    if skipped:
+        raise DamagedCheckpoint(f"no checkpoint is whole: {'; '.join(skipped)}")
+    raise FileNotFoundError(f"{folder}: no checkpoint")

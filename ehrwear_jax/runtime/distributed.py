@@ -1,0 +1,183 @@
+"""Several processes, one job: how they find each other, and how they wait for and agree with each other.
+
+Barriers and agreements go through jax's coordination service, not through the devices: they have names and timeouts,
+and work when a device does not.
+"""
+
+import itertools
+import json
+import logging
+import os
+import sys
+import traceback
+from collections import defaultdict
+
+import jax
+import numpy as np
+from jax._src import distributed as _service  # the only way to the coordination service's client
+
+from ehrwear_jax.runtime.exit_codes import PROCESS_LOST, STOPPED, ProcessLost, RunError
+
+TIMEOUT_S = 600.0
+_uses = defaultdict(itertools.count)  # a barrier's or agreement's name is used once: the next use gets a number
+
+
+def arguments(environment):
+    """What jax.distributed.initialize is to be told, from the environment; None: this is one process alone.
+
+    EHRWEAR_COORDINATOR (host:port), EHRWEAR_NUM_PROCESSES and EHRWEAR_PROCESS_ID say it outright. Else Slurm tasks, a
+    JobSet on Kubernetes (launch/gke_jobset.yaml sets the three names) and the hosts of a TPU slice are recognised, and
+    jax finds out the rest.
+
+    Raises:
+      ValueError: only some of the three are set.
+    """
+    names = ("EHRWEAR_COORDINATOR", "EHRWEAR_NUM_PROCESSES", "EHRWEAR_PROCESS_ID")
+    given = [n for n in names if environment.get(n)]
+    if given and len(given) < 3:
+        raise ValueError(f"{', '.join(given)} is set, {', '.join(n for n in names if n not in given)} is not")
+    if given:
+        coordinator, n, i = (environment[name] for name in names)
+        if int(n) == 1:
+            return None
+        return {"coordinator_address": coordinator, "num_processes": int(n), "process_id": int(i)}
+    if int(environment.get("SLURM_STEP_NUM_TASKS") or 1) > 1:  # set by srun, for the step that this process is of
+        return {"cluster_detection_method": "slurm"}
+    hosts = [h for h in environment.get("TPU_WORKER_HOSTNAMES", "").split(",") if h and h != "localhost"]
+    if len(hosts) > 1 or int(environment.get("MEGASCALE_NUM_SLICES") or 1) > 1:
+        return {}
+    return None
+
+
+def initialize(environment=os.environ, heartbeat_timeout_s=60, wait_s=300):
+    """Joins the job's other processes, if the environment names any. Before anything touches a device.
+
+    Raises:
+      ProcessLost: they were not all there in time.
+      ValueError: as `arguments`.
+    """
+    found = arguments(environment)
+    if found is None:
+        return
+    if environment.get("JAX_PLATFORMS") == "cpu":
+        jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    try:
+        jax.distributed.initialize(
+            **found,
+            initialization_timeout=wait_s,
+            heartbeat_timeout_seconds=heartbeat_timeout_s,
+            shutdown_timeout_seconds=60,
+        )
+    except jax.errors.JaxRuntimeError as error:
+        raise ProcessLost(f"the processes of the job did not come together within {wait_s} s: {error}") from error
+    logging.info("process %d of %d", jax.process_index(), jax.process_count())
+    if not is_first():
+        logging.getLogger().setLevel(logging.ERROR)  # one process writes the log
+
+
+def several():
+    return jax.process_count() > 1
+
+
+def process_index():
+    return jax.process_index()
+
+
+def is_first():
+    """Whether this process writes logs, marks and manifests."""
+    return jax.process_index() == 0
+
+
+def barrier(name, timeout_s=TIMEOUT_S):
+    """Returns when all processes are here.
+
+    Raises:
+      ProcessLost: one did not come within timeout_s, or is gone.
+    """
+    if not several():
+        return
+    key = f"ehrwear_jax/{name}/{next(_uses['barrier', name])}"
+    try:
+        _service.global_state.client.wait_at_barrier(key, int(timeout_s * 1000))
+    except jax.errors.JaxRuntimeError as error:
+        raise ProcessLost(f"barrier {name!r}: not all processes came within {timeout_s:g} s: {error}") from error
+
+
+def from_first(name, value=None, timeout_s=TIMEOUT_S):
+    """The first process's JSON-able value, on every process.
+
+    Raises:
+      ProcessLost: it did not come within timeout_s.
+    """
+    if not several():
+        return value
+    key, client = f"ehrwear_jax/{name}/{next(_uses['value', name])}", _service.global_state.client
+    if is_first():
+        client.key_value_set(key, json.dumps(value))
+        return value
+    try:
+        return json.loads(client.blocking_key_value_get(key, int(timeout_s * 1000)))
+    except jax.errors.JaxRuntimeError as error:
+        raise ProcessLost(f"{name!r}: nothing from the first process within {timeout_s:g} s: {error}") from error
+
+
+def to_the_end(work, debug=False):
+    """Calls work(); what ends it badly becomes one sentence on stderr and an exit code of exits.py.
+
+    Of several processes, one that fails ends at once, since the others will not come to the shutdown that jax would
+    wait for; they in turn find it gone.
+    """
+    try:
+        return work()
+    except KeyboardInterrupt:
+        code, sentence = STOPPED, "stopped by SIGINT; run it again to go on"
+    except (ValueError, OSError, RunError) as error:
+        if debug and not several():
+            raise
+        code, sentence = getattr(error, "code", 1), str(error)
+    except jax.errors.JaxRuntimeError as error:
+        if not several():
+            raise
+        code, sentence = PROCESS_LOST, f"a step failed, as it does when a process of the job is gone: {error}"
+    except Exception:
+        if not several():
+            raise
+        traceback.print_exc()
+        code, sentence = 1, f"process {jax.process_index()} failed"
+    sentence = f"ehrwear_jax: {' '.join(sentence.split())[:2000]}"
+    if several():
+        print(sentence, file=sys.stderr, flush=True)
+        sys.stdout.flush()
+        os._exit(code)
+    if code == 1:
+        sys.exit(sentence)
+    print(sentence, file=sys.stderr)
+    sys.exit(code)
+
+
+class AnyFlag:
+    """Whether any process raised its flag, the same on all, one small sum over the devices per question.
+
+    `ask` starts the sum, `answer` reads it: between the two the devices do other work.
+    """
+
+    def __init__(self):
+        self._pending = None
+        if several():
+            devices = np.array(jax.devices())
+            mesh = jax.sharding.Mesh(devices, ("process",))
+            self._sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("process"))
+            whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+            self._any = jax.jit(lambda x: x.max(), out_shardings=whole)
+            self._n_local = len(jax.local_devices())
+
+    def ask(self, flag):
+        if not several():
+            self._pending = bool(flag)
+        else:
+            mine = np.full(self._n_local, bool(flag), np.int32)
+            self._pending = self._any(jax.make_array_from_process_local_data(self._sharding, mine))
+
+    def answer(self):
+        """The answer to the last question; False if none was asked."""
+        return self._pending is not None and bool(self._pending)

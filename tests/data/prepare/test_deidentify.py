@@ -1,0 +1,361 @@
+"""De-identification: nothing of the ids and dates is left in the output, and everything else is as without it."""
+
+import dataclasses
+import hashlib
+import hmac
+import json
+from datetime import datetime, timedelta
+from pathlib import Path
+
+import cohort
+import numpy as np
+import polars as pl
+import polars.testing
+import pytest
+import small_run
+from array_record.python.array_record_module import ArrayRecordReader
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ehrwear_jax import config as config_lib
+from ehrwear_jax.data import store as records
+from ehrwear_jax.data.formats import meds, meds_checks, wearable
+from ehrwear_jax.data.prepare import dataset as prepare
+from ehrwear_jax.data.prepare import deidentify
+from ehrwear_jax.data.prepare import events as prepare_events
+from ehrwear_jax.data.prepare import record_shards as prepare_records
+from ehrwear_jax.data.prepare.deidentify import Deidentifier
+from ehrwear_jax.stages import prepare as stage
+
+KEY, OTHER_KEY = b"a secret of sufficient length", b"another secret, as long as that"
+FIRST_ID = 730_000_000  # ids that no count or year of the output is by chance
+DAY_US = 86_400_000_000
+
+
+def shifted(**options):
+    return Deidentifier(KEY, **{"pseudonymise": True, "shift_days": 364, "whole_weeks": True} | options)
+
+
+# ------------------------------------------------------------------------------------------------------- the mapping
+def test_pseudonyms_are_the_hmac_of_the_id():
+    ids = pl.DataFrame({"subject_id": [7, 8, 7]})
+    got = Deidentifier(KEY, pseudonymise=True).table(ids)["subject_id"]
+    want = {
+        i: int.from_bytes(hmac.new(KEY, f"subject:{i}".encode(), hashlib.sha256).digest()[:8], "big") >> 1
+        for i in (7, 8)
+    }
+    assert sorted(got) == sorted([want[7], want[7], want[8]]) and got.is_sorted()
+    other = Deidentifier(OTHER_KEY, pseudonymise=True).table(ids)["subject_id"]
+    assert not set(got) & set(other) and min(got) > 0
+
+
+def test_a_collision_is_an_error(monkeypatch):
+    monkeypatch.setattr(Deidentifier, "_number", lambda *_: 6)
+    with pytest.raises(ValueError, match="two subject ids have the same pseudonym"):
+        Deidentifier(KEY, pseudonymise=True).table(pl.DataFrame({"subject_id": [1, 2]}))
+
+
+@settings(max_examples=30)
+@given(reach=st.integers(1, 1000), weeks=st.booleans())
+def test_dates_move_by_whole_days_within_reach_and_never_not_at_all(reach, weeks):
+    if weeks and reach < 7:
+        return
+    found = {Deidentifier(KEY, shift_days=reach, whole_weeks=weeks).days(i) for i in range(300)}
+    assert 0 not in found and max(map(abs, found)) <= reach
+    assert min(found) < 0 < max(found)
+    assert not weeks or all(d % 7 == 0 for d in found)
+
+
+def test_shifts_are_uniform():
+    days = np.array([Deidentifier(KEY, shift_days=3).days(i) for i in range(6000)])
+    counts = np.array([(days == d).sum() for d in (-3, -2, -1, 1, 2, 3)])
+    assert ((counts - 1000) ** 2 / 1000).sum() < 20.5, "chi-squared of 5 degrees, p = 0.001"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"pseudonymise": True}, "need a secret key of at least 16 bytes: .*EHRWEAR_DEIDENTIFY_KEY"),
+        ({"shift_days": 3, "key": b"short"}, "need a secret key"),
+        ({"shift_days": 6, "whole_weeks": True, "key": KEY}, "whole weeks need at least 7"),
+        ({"shift_days": -1}, "must not be negative"),
+    ],
+)
+def test_impossible_settings_are_named(options, message):
+    with pytest.raises(ValueError, match=message):
+        Deidentifier(**options)
+
+
+def test_the_key_comes_from_a_file_or_the_environment_and_is_never_shown(tmp_path, monkeypatch):
+    (tmp_path / "key").write_bytes(KEY + b"\n")
+    config = prepare.PrepareConfig(pseudonymise=True, key_file=str(tmp_path / "key"))
+    assert deidentify.of(config).key == KEY
+    monkeypatch.setenv(deidentify.KEY_VARIABLE, OTHER_KEY.decode())
+    assert deidentify.of(dataclasses.replace(config, key_file="")).key == OTHER_KEY
+    assert "secret" not in repr(deidentify.of(config)) + json.dumps(deidentify.of(config).mark())
+    with pytest.raises(FileNotFoundError, match="there is no file .*nokey"):
+        deidentify.of(dataclasses.replace(config, key_file=str(tmp_path / "nokey")))
+    assert not deidentify.of(prepare.PrepareConfig()).active
+
+
+def test_an_age_above_the_limit_cannot_be_told():
+    birth, known = datetime(1920, 5, 1), datetime(2009, 4, 1)
+    events = pl.DataFrame(
+        {
+            "subject_id": [1, 1, 2, 2, 3],
+            "time": [birth, known, birth, known + timedelta(days=90), known],
+            "code": ["MEDS_BIRTH", "A", "MEDS_BIRTH", "A", "A"],
+        }
+    )
+    aside = meds_checks.screen(events[:0], "x", meds_checks.TimeBounds())[1]
+    got, _ = Deidentifier(max_age_years=89).events(events, aside)
+    assert got["time"].to_list() == [birth, known, None, known + timedelta(days=90), known]
+    _, births, _ = prepare_events.harmonise_events(
+        got.with_columns(numeric_value=pl.lit(None, pl.Float32)), prepare.PrepareConfig()
+    )
+    assert births["subject_id"].to_list() == [1]
+
+
+# ------------------------------------------------------------------------------------------------------- the output
+def write_raw(root):
+    """The small run's inputs with other ids, groups, a bad row of each kind, and a free text."""
+    folds = pl.DataFrame(
+        {"subject_id": range(1, small_run.N_SUBJECTS + 1), "fold": [i % 2 for i in range(small_run.N_SUBJECTS)]}
+    )
+    small_run.write_inputs(root, folds.cast({"fold": pl.Int32}))
+    for path in root.rglob("*.parquet"):
+        table = pl.read_parquet(path)
+        if "subject_id" in table.columns:
+            table.with_columns(pl.col("subject_id") + FIRST_ID).write_parquet(path)
+    ids = pl.Series("subject_id", range(FIRST_ID + 1, FIRST_ID + 1 + small_run.N_SUBJECTS))
+    groups = pl.DataFrame({"subject_id": ids, "group_id": ids + 50_000_000})
+    groups.write_parquet(root / "raw" / "meds" / "metadata" / "subject_groups.parquet")
+    shard = meds.list_shards(root / "raw" / "meds")[0]
+    events = pl.read_parquet(shard).with_columns(text_value=pl.lit(None, pl.String))
+    bad = [
+        events[-1:].with_columns(pl.col("time") - timedelta(days=300_000), text_value=pl.lit("Mr Smith")),
+        events[-1:].with_columns(numeric_value=pl.lit(float("inf"), pl.Float32)),
+        events[-1:].with_columns(subject_id=pl.lit(None, pl.Int64)),
+    ]
+    pl.concat([events[:-1], *bad, events[-1:]]).write_parquet(shard)
+    worn = wearable.list_shards(root / "raw" / "wearable")[0]
+    rows = pl.read_parquet(worn)
+    pl.concat([rows[:1].with_columns(unit=pl.lit("mmHg"), device=pl.lit("serial 4711")), rows]).write_parquet(worn)
+    return root
+
+
+def small_config(root, **options):
+    config = small_run.small_config(root)
+    config.labels.physiology.update({"measures": ("activity_entropy",), "period_days": (1,), "min_days": 1,
+                                     "min_history_days": 0.0})  # fmt: skip
+    config.prepare.summaries = ("activity:entropy",)
+    config.prepare.update(options)
+    return config
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """{name: folder}: plain, and de-identified by a key, and by another."""
+    root = write_raw(tmp_path_factory.mktemp("raw"))
+    out, options = {}, {"pseudonymise": True, "shift_days": 364, "shift_whole_weeks": True}
+    for name, key in (("plain", None), ("one", KEY), ("again", KEY), ("other", OTHER_KEY)):
+        out[name] = tmp_path_factory.mktemp("run") / "run"
+        config = small_config(root)
+        if key:
+            (out[name].parent / "key").write_bytes(key)
+            config = small_config(root, key_file=str(out[name].parent / "key"), **options)
+        config_lib.check(config)
+        stage.run(config, out[name])
+    return out | {"root": root}
+
+
+def tables_of(folder):
+    """Every table of the output, and its text files as they are."""
+    for path in sorted(Path(folder).rglob("*")):
+        if path.suffix == ".parquet":
+            yield path, pl.read_parquet(path)
+        elif path.suffix in (".csv", ".json"):
+            yield path, path.read_text()
+
+
+def events_of(folder):
+    tables = [pl.read_parquet(p) for p in sorted((folder / "prepare" / "tables" / "events").glob("*.parquet"))]
+    return pl.concat(tables)
+
+
+def persons(folder):
+    """{subject: decoded record}."""
+    index = pl.read_parquet(folder / "prepare" / "all" / "index.parquet")
+    out = {}
+    for path in sorted((folder / "prepare" / "all" / "records").glob("*.array_record")):
+        out |= dict(enumerate((records.decode(r) for r in ArrayRecordReader(str(path)).read_all()), len(out)))
+    return {s: out[p] for s, p in index.select("subject_id", "position").iter_rows()}
+
+
+def test_no_id_and_no_date_of_a_person_is_left(runs):
+    deid = shifted()
+    ids = set(range(FIRST_ID, FIRST_ID + 100)) | set(range(FIRST_ID + 50_000_000, FIRST_ID + 50_000_100))
+    original = {deid._pseudonyms(pl.Series([i]))[i]: i for i in sorted(ids)}
+    times = {}
+    raw = runs["root"] / "raw"
+    sources = *meds.list_shards(raw / "meds"), *wearable.list_shards(raw / "wearable")
+    for path in (*sources, *(runs["root"] / "labels").glob("*.parquet")):
+        table = pl.read_parquet(path)
+        for column in (c for c, t in table.schema.items() if isinstance(t, pl.Datetime)):
+            for subject, time in table.select("subject_id", column).drop_nulls().iter_rows():
+                times.setdefault(subject, set()).add(time)
+    n_tables, n_times = 0, 0
+    for path, table in tables_of(runs["one"]):
+        if isinstance(table, str):
+            assert not any(str(i) in table for i in ids), path
+            continue
+        n_tables += 1
+        for column, dtype in table.schema.items():
+            if dtype.is_integer():
+                assert not ids & set(table[column].to_list()), (path, column)
+            elif dtype == pl.String:
+                text = " ".join(table[column].drop_nulls())
+                assert not any(str(i) in text for i in ids) and "Smith" not in text and "4711" not in text, (
+                    path,
+                    column,
+                )
+            elif isinstance(dtype, pl.Datetime):
+                for subject, time in table.select("subject_id", column).drop_nulls().iter_rows():
+                    assert time not in times[original[subject]], (path, column)
+                    n_times += 1
+
+    def times_in(name):
+        tables = {p.relative_to(runs[name]): t for p, t in tables_of(runs[name]) if not isinstance(t, str)}
+        return {p: [t[c].count() for c, d in t.schema.items() if isinstance(d, pl.Datetime)] for p, t in tables.items()}
+
+    plain, one = times_in("plain"), times_in("one")
+    assert len(plain) > 15 and n_tables == len(one) and n_times == sum(map(sum, one.values()))
+    kept = [p for p in plain if "quarantine" not in p.parts]  # a time of nobody is forgotten there
+    assert [plain[p] for p in kept] == [one[p] for p in kept], "no time of the plain output is lost"
+    everything = b"".join(p.read_bytes() for p in runs["one"].rglob("*") if p.is_file())
+    for i in ids:
+        assert str(i).encode() not in everything and int(i).to_bytes(8, "little") not in everything
+    for subject, record in persons(runs["one"]).items():
+        us = {int(np.datetime64(t, "us").astype(np.int64)) for t in times.get(original[subject], ())}
+        for name in ("time_us", "window_end_us"):
+            assert not us & set(record[name].tolist())
+
+
+def test_the_quarantine_keeps_the_reason_and_says_nothing_of_the_person(runs):
+    plain, one = (runs[k] / "prepare" / "quarantine" for k in ("plain", "one"))
+    assert [p.name for p in sorted(plain.iterdir())] == [p.name for p in sorted(one.iterdir())]
+    for path in sorted(plain.iterdir()):
+        before, after = pl.read_parquet(path), pl.read_parquet(one / path.name)
+        kept = ["row", "column", "reason"]
+        assert before.select(kept).sort(kept).equals(after.select(kept).sort(kept))
+        nobody = after.filter(pl.col("subject_id").is_null())
+        assert nobody.select(c for c in after.columns if after[c].dtype == pl.Datetime("us")).null_count().row(0) == (
+            (nobody.height,)
+        )
+
+
+def test_everything_else_is_as_without_it_but_for_one_shift_a_person(runs):
+    deid = shifted()
+    plain, one = persons(runs["plain"]), persons(runs["one"])
+    assert len(one) == len(plain) == small_run.N_SUBJECTS
+    for subject, record in plain.items():
+        mine, us = one[deid._pseudonyms(pl.Series([subject]))[subject]], deid.days(subject) * DAY_US
+        for name, array in record.items():
+            if name in ("window", "summary", "value"):  # statistics are sums in another order
+                np.testing.assert_allclose(mine[name].astype(float), array.astype(float), atol=0.01, err_msg=name)
+            elif name.endswith("_us"):
+                moved = np.where(array == prepare_records.NO_BIRTH, array, array + us)
+                np.testing.assert_array_equal(mine[name], moved, err_msg=name)
+            else:
+                np.testing.assert_array_equal(mine[name], array, err_msg=name)
+    for name in ("vocabulary.csv", "codes.csv"):
+        a, b = (pl.read_csv(runs[k] / "prepare" / "all" / name) for k in ("plain", "one"))
+        polars.testing.assert_frame_equal(a, b, rel_tol=1e-6)
+    counts = [json.loads((runs[k] / "prepare" / "counts.json").read_text()) for k in ("plain", "one")]
+    assert counts[0] == counts[1]
+
+
+def test_splits_groups_folds_and_labels_follow_their_person(runs):
+    deid = shifted()
+    plain, one = (pl.read_parquet(runs[k] / "prepare" / "tables" / "subjects.parquet") for k in ("plain", "one"))
+    wanted = deid.table(plain)
+    assert one.select(wanted.columns).equals(wanted)
+    assert one["group_id"].n_unique() == one.height and not set(one["group_id"]) & set(one["subject_id"])
+    at = {k: stage.made_labels_dir(runs[k]) for k in ("plain", "one")}
+    own = {"readmission": runs["root"] / "labels", "activity_entropy_1d": at["plain"]}
+    for task, folder in own.items():
+        before = meds.read_labels(folder / f"{task}.parquet")
+        after = meds.read_labels(at["one"] / f"{task}.parquet")
+        assert after.equals(deid.table(before).sort("subject_id", "prediction_time")) and after.height
+
+
+def test_the_same_key_gives_the_same_bytes_and_another_key_other_people(runs):
+    def files(name):
+        return {p.relative_to(runs[name]): p.read_bytes() for p in runs[name].rglob("*") if p.is_file()}
+
+    assert files("one") == files("again")
+    one, other = (set(events_of(runs[k])["subject_id"]) for k in ("one", "other"))
+    assert len(one) == len(other) and not one & other
+
+
+def test_tables_of_two_keys_are_never_mixed(runs, tmp_path, monkeypatch):
+    root = cohort.write_cohort(tmp_path / "raw", 12, wear_days=1)
+    options = {"channels": cohort.CHANNELS, "pseudonymise": True, "shift_days": 10}
+    monkeypatch.setenv(deidentify.KEY_VARIABLE, KEY.decode())
+    config = prepare.PrepareConfig(**options)
+    prepare.prepare_tables(root / "meds", root / "wearable", tmp_path / "out", config)
+    prepare.prepare_tables(root / "meds", root / "wearable", tmp_path / "out", config)  # the same again
+    with pytest.raises(ValueError, match=r"another de-identification \(pseudonymise, shift_days, key\)"):
+        prepare.prepare_tables(root / "meds", None, tmp_path / "out", prepare.PrepareConfig())
+    monkeypatch.setenv(deidentify.KEY_VARIABLE, OTHER_KEY.decode())
+    with pytest.raises(ValueError, match=r"out: holds tables with another de-identification \(key\)"):
+        prepare.prepare_tables(root / "meds", root / "wearable", tmp_path / "out", config)
+    prepare.prepare_tables(root / "meds", None, tmp_path / "plain", prepare.PrepareConfig())
+    with pytest.raises(ValueError, match="another de-identification"):
+        prepare.prepare_tables(root / "meds", None, tmp_path / "plain", config)
+
+
+def test_intervals_between_modalities_stay(runs):
+    """A person's wearables, events and labels move together."""
+    deid = shifted()
+    plain, one = persons(runs["plain"]), persons(runs["one"])
+    both = [s for s, r in plain.items() if len(r["time_us"]) and len(r["window_end_us"])]
+    assert both
+    for s in both:
+        a, b = plain[s], one[deid._pseudonyms(pl.Series([s]))[s]]
+        assert b["time_us"][0] - b["window_end_us"][0] == a["time_us"][0] - a["window_end_us"][0]
+        assert (b["time_us"][0] - a["time_us"][0]) % (7 * DAY_US) == 0
+
+
+def test_no_file_keeps_the_order_of_the_ids_and_windows_stay_with_their_people(runs):
+    deid = shifted()
+    plain, one = (runs[k] / "prepare" / "tables" for k in ("plain", "one"))
+    n_moved = 0
+    for path in sorted((plain / "wearers").glob("*.parquet")):
+        before, after = pl.read_parquet(path), pl.read_parquet(one / "wearers" / path.name)
+        new_id = deid._pseudonyms(before["subject_id"])
+        assert after["subject_id"].is_sorted()
+        n_moved += [new_id[i] for i in before["subject_id"]] != after["subject_id"].to_list()
+        place = {i: (first, n) for i, first, n in after.iter_rows()}
+        frame = pl.read_parquet(one / "windows" / path.name)["subject_id"]
+        for folder in ("window_values", "wearers"):
+            a, b = (np.load(t / folder / f"{path.stem}.npy") for t in (plain, one))
+            assert len(a) == len(b) == len(frame)
+            for subject, first, n in before.iter_rows():
+                there, n_there = place[new_id[subject]]
+                mine, theirs = a[first : first + n], b[there : there + n_there]
+                assert n == n_there and (frame[there : there + n] == new_id[subject]).all()
+                if folder == "window_values":
+                    np.testing.assert_array_equal(theirs, mine)
+                else:
+                    np.testing.assert_array_equal(theirs["summary"], mine["summary"])
+                    np.testing.assert_array_equal(np.diff(theirs["end"]), np.diff(mine["end"]))
+    assert n_moved, "some file's people stand in another order"
+
+
+def test_it_is_refused_where_the_raw_data_would_lie_beside_it():
+    config = config_lib.base()
+    config.data.source = "synthetic"
+    config.prepare.max_age_years = 89.0
+    with pytest.raises(ValueError, match="de-identification, which config.data.source 'synthetic' does not have"):
+        config_lib.check(config)

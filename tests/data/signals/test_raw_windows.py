@@ -1,0 +1,289 @@
+"""Raw windows: what is cut, how it is resampled and chosen, and its way through prepare to the fields of a batch."""
+
+import json
+import shutil
+
+import cohort
+import numpy as np
+import polars as pl
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pulse_wave import simulated
+from raw_cohort import CONTEXT, PPG, sine, wave, with_waves
+from scipy.signal import resample_poly
+
+from ehrwear_jax.data import store as records
+from ehrwear_jax.data.formats import wearable
+from ehrwear_jax.data.prepare import dataset as prepare
+from ehrwear_jax.data.signals import raw_windows, signal
+from ehrwear_jax.models.joint import batch as batch_lib
+from ehrwear_jax.models.joint import examples as pipeline
+
+MINUTE_US = 60_000_000
+SPEC = signal.WindowSpec(("activity",), 1, 5)
+END = np.array([3_600_000_000, 7_200_000_000])
+FULL = np.ones((2, SPEC.steps, 1), np.float32)
+LIMITS = {"ppg": (-10.0, 10.0)}
+
+
+def cut(rows, values=FULL, **options):
+    raw = raw_windows.RawSpec(("ppg",), **options)
+    rows = [(*row, None) if len(row) == 4 else row for row in rows]
+    return raw_windows.of_person(rows, END, values, SPEC, LIMITS, raw)
+
+
+# ------------------------------------------------------------------------------------------------------- one person
+@pytest.mark.parametrize("rate_hz", [12.5, 25.0, 64.0, 100.0, 130.0])
+def test_a_sine_keeps_its_samples_and_is_put_where_it_was_recorded(rate_hz):
+    start_us = 62 * MINUTE_US  # second window, step 0; the step ends after three minutes
+    found, dropped = cut([(start_us, rate_hz, "ppg", sine(1.3, rate_hz, 60))])
+    assert found["window"].tolist() == [1, 1] and found["step"].tolist() == [0, 0] and not sum(dropped.values())
+    for k, values_Sx1 in enumerate(found["values"]):
+        want = sine(1.3, 25.0, 30, 2 * np.pi * 1.3 * 30 * k)
+        got = values_Sx1[:, 0].astype(float) * want.std()  # standardised: mean zero up to the part of a period
+        inside = slice(20, -20)  # the filter knows nothing beyond
+        np.testing.assert_allclose(got[inside], (want - want.mean())[inside], atol=0.02)
+        assert values_Sx1.astype(float).mean() == pytest.approx(0, abs=1e-3)
+        assert values_Sx1.astype(float).std() == pytest.approx(1, abs=1e-3)
+
+
+def test_what_the_rate_cannot_hold_is_filtered_and_does_not_come_back_as_another_frequency():
+    slow, fast = sine(1.0, 100.0, 30), sine(23.0, 100.0, 30)  # 23 Hz sampled at 25 would look like 2 Hz
+    (both,), (alone,) = (cut([(0, 100.0, "ppg", x)])[0]["values"][..., 0].astype(float) for x in (slow + fast, slow))
+    assert np.abs(both - alone)[20:-20].max() < 0.02
+    naive = (slow + fast)[::4]
+    assert np.abs(naive / naive.std() - alone).max() > 0.5, "the test can fail"
+
+
+def test_resampling_is_that_of_scipy_and_gaps_stay_gaps():
+    wave = sine(1.1, 50.0, 30)
+    holed = np.where((np.arange(1500) >= 600) & (np.arange(1500) < 700), np.nan, wave)
+    (got,) = cut([(0, 50.0, "ppg", holed)])[0]["values"][..., 0].astype(float)
+    position, seen = np.arange(1500), np.isfinite(holed)
+    want = resample_poly(np.interp(position, position[seen], wave[seen]), 1, 2, padtype="line")
+    gone = ~seen[::2]
+    np.testing.assert_array_equal(np.isnan(got), gone)
+    want = (want - want[~gone].mean()) / want[~gone].std()
+    np.testing.assert_allclose(got[~gone], want[~gone], atol=2e-3)
+
+
+def test_no_raw_window_crosses_a_step_and_none_knows_what_comes_after_it():
+    wave = simulated(25.0, 600)[0]
+    start_us = 4 * MINUTE_US + 10_000_000
+    found, _ = cut([(start_us, 25.0, "ppg", wave)], per_window=100)
+    # 50 s of step 0: one; 300 s of step 1: ten; 250 s of step 2: eight
+    assert found["step"].tolist() == [0] + [1] * 10 + [2] * 8
+    later = wave.copy()
+    later[25 * 50 :] = np.random.default_rng(0).normal(size=len(wave) - 25 * 50)  # after the end of step 0
+    np.testing.assert_array_equal(cut([(start_us, 25.0, "ppg", later)], per_window=100)[0][0], found[0])
+
+
+def noisy_pieces(noise, apart_us):
+    rng, piece = np.random.default_rng(0), simulated(25.0, 30)[0]
+    return [
+        (k * apart_us, 25.0, "ppg", np.clip(piece + scale * rng.normal(size=750), -9, 9))
+        for k, scale in enumerate(noise)
+    ]
+
+
+def test_the_best_of_a_step_are_kept_in_order_of_time_and_ties_go_to_the_earlier():
+    rows = noisy_pieces([3.0, 0.02, 1.0, 0.3, 0.0, 0.0], 30_000_000)  # all in the first step
+    everything, _ = cut(rows, per_window=6)
+    assert np.argsort(-everything["score"], kind="stable").tolist()[:3] == [4, 5, 1]
+    for n in range(1, 6):
+        kept, dropped = cut(rows, per_window=n)
+        best = np.sort(np.argsort(-everything["score"], kind="stable")[:n])
+        np.testing.assert_array_equal(kept, everything[best])
+        assert dropped["raw windows beyond the room"] == 6 - n
+    assert 0.9 < everything["score"].max() <= 1 and everything["score"].min() < 0.5
+    covered = cut(rows, per_window=1, score="coverage")[0]
+    np.testing.assert_array_equal(covered["values"], everything["values"][:1])  # all alike: the first
+
+
+@settings(max_examples=12)
+@given(st.permutations([3.0, 0.02, 1.0, 0.3, 0.0, 2.0]), st.integers(1, 6))
+def test_which_steps_have_room_does_not_depend_on_the_signal(noise, n):
+    """Else what is kept in one patch would tell of another that a mask hides."""
+    even, uneven = (cut(noisy_pieces(x, 6 * MINUTE_US), per_window=n)[0] for x in ([0.1] * 6, noise))
+    assert len(even) == n
+    np.testing.assert_array_equal(even["step"], uneven["step"])
+    # a step gives up its own worse ones first
+    more, _ = cut([*noisy_pieces(noise, 6 * MINUTE_US), *noisy_pieces([0.0] * 2, 31_000_000)], per_window=6)
+    assert len(set(more["step"])) == 6
+
+
+def test_rows_that_go_on_where_another_ended_are_one_recording():
+    wave = simulated(25.0, 60)[0]
+    whole, _ = cut([(0, 25.0, "ppg", wave)])
+    pieces, _ = cut([(k * 10_000_000, 25.0, "ppg", wave[250 * k : 250 * (k + 1)]) for k in range(6)])
+    np.testing.assert_array_equal(pieces, whole)
+    assert len(whole) == 2
+
+
+def test_what_is_left_out_is_counted():
+    wave = simulated(25.0, 30)[0]
+    nothing = np.where(np.arange(750) < 400, np.nan, wave)
+    values = FULL.copy()
+    values[0, 1] = np.nan
+    rows = [(0, 25.0, "ppg", nothing), (5 * MINUTE_US, 25.0, "ppg", wave), (600 * MINUTE_US, 25.0, "ppg", wave)]
+    found, dropped = cut([*rows, (15 * MINUTE_US, 25.0, "ppg", np.full(750, 11.0))], values)
+    assert len(found) == 0 and found.dtype == raw_windows.RawSpec(("ppg",)).dtype
+    assert dropped == {"raw windows outside": 2, "raw windows with gaps": 2, "raw windows beyond the room": 0}
+    assert len(cut([], FULL)[0]) == 0
+
+
+def test_channels_lie_side_by_side_and_devices_are_not_mixed():
+    green, red = sine(1.0, 25.0, 30), sine(2.0, 50.0, 20)
+    raw = raw_windows.RawSpec(("ppg", "red"))
+    rows = [
+        (0, 25.0, "ppg", green, "a"),
+        (0, 25.0, "ppg", np.full(500, 5.0), "b"),
+        (0, 50.0, "red", red, "a"),
+    ]
+    found, _ = raw_windows.of_person(rows, END, FULL, SPEC, LIMITS, raw)
+    assert found["values"].shape == (1, 750, 2)
+    seen = np.isfinite(found["values"][0])
+    assert seen[:, 0].all() and seen[:500, 1].all() and not seen[500:, 1].any()
+    np.testing.assert_allclose(found["values"][0, :, 0].astype(float), green / green.std(), atol=2e-3)
+
+
+@pytest.mark.parametrize("options, said", [
+    ({"raw_channels": "ppg"}, "tuple"), ({"raw_channels": ("ppg", "ppg")}, "different"),
+    ({"raw_channels": ("ppg",), "raw_seconds": 400.0}, "step_minutes"), ({"raw_per_window": 0}, "raw_per_window"),
+    ({"raw_score": "best"}, "coverage"), ({"raw_channels": ("ppg",), "channels": ()}, "config.prepare.channels"),
+    ({"raw_rate_hz": 0.01}, "two samples"),
+])  # fmt: skip
+def test_options_that_cannot_be_are_named(options, said):
+    with pytest.raises(ValueError, match=said):
+        prepare.PrepareConfig(**{"channels": ("a",)} | options).raw_spec()
+
+
+# ------------------------------------------------------------------------------------------------------- prepare
+@pytest.fixture(scope="module")
+def raw_cohort(tmp_path_factory):
+    return with_waves(cohort.write_cohort(tmp_path_factory.mktemp("waves")))
+
+
+@pytest.fixture(scope="module")
+def root(raw_cohort):
+    return cohort.prepare_cohort(raw_cohort, subjects_per_shard=8, **PPG)
+
+
+def run(source, root, **options):
+    root.mkdir()
+    for name in ("meds", "wearable"):
+        (root / name).symlink_to(source / name)
+    return cohort.prepare_cohort(root, subjects_per_shard=8, **options)
+
+
+def written(root):
+    return {
+        str(p.relative_to(root)): p.read_bytes()
+        for d in ("tables", "all")
+        for p in (root / d).rglob("*")
+        if p.is_file()
+    }
+
+
+def starts(raw_cohort):
+    """{subject: [start of each raw stretch, us]}."""
+    rows = pl.concat([pl.read_parquet(p) for p in wearable.list_shards(raw_cohort / "wearable")])
+    rows = rows.filter(pl.col("channel") == "ppg").with_columns(pl.col("start_time").to_physical())
+    return {s: mine["start_time"].to_list() for (s,), mine in rows.group_by("subject_id", maintain_order=True)}
+
+
+def test_raw_samples_come_out_of_a_batch_at_their_window_and_patch(root, raw_cohort):
+    people = pipeline.Patients(root / "all", pipeline.ContextConfig(raw_windows=32, **CONTEXT))
+    begin, checked = starts(raw_cohort), set()
+    for i, subject in enumerate(people.index["subject_id"].to_list()):
+        if not len(people[i].window_end_M):
+            continue
+        ((batch, _),) = pipeline.inference_batches(people, [i], [int(people[i].time_N[-1])], 1)
+        batch_lib.check_batch(batch, people.batch_shape(), 1)
+        real = np.flatnonzero(batch["raw_window"][0] >= 0)
+        assert np.all(np.diff(real) == 1) and len(real) <= 2 * len(people[i].window_end_M)
+        if subject not in begin:
+            assert not len(real)
+        for n in real:
+            shown = people[i].window_end_M[-(batch["window_position"][0] >= 0).sum() :]  # those known at the last token
+            end_us = int(shown[batch["raw_window"][0, n]])
+            patch_us = end_us - people.window_us + int(batch["raw_patch"][0, n]) * 3 * 30 * MINUTE_US
+            found = False
+            for k, start_us in enumerate(begin[subject]):
+                for piece in range(2):
+                    want = wave(subject, k)[1500 * piece : 1500 * (piece + 1)][::2]
+                    want = (want - want.mean()) / want.std()
+                    if np.abs(batch["raw"][0, n, 20:-20, 0] - want[20:-20]).max() < 0.03:
+                        assert patch_us <= start_us + piece * 30_000_000 < patch_us + 90 * MINUTE_US - 30_000_000
+                        found = checked.add((subject, k, piece)) is None
+            assert found and batch["raw_observed"][0, n].all()
+    assert len(checked) > 60
+
+
+def test_without_the_option_nothing_is_written_and_no_batch_changes(raw_cohort, root, tmp_path):
+    off = run(raw_cohort, tmp_path / "off")
+    plain = cohort.prepare_cohort(cohort.write_cohort(tmp_path / "plain"), subjects_per_shard=8)
+    # a channel that is not used leaves its mark in the counts of stretches alone
+    for name, content in written(plain).items():
+        if not name.endswith(".json"):
+            assert written(off)[name] == content, name
+    assert not (off / "tables" / "raw_windows").exists()
+    meta = json.loads((off / "all" / "meta.json").read_text())
+    assert list(meta) == ["steps", "window_hours", "channels", "shards", "mean", "std", "summaries", "summary_mean",
+                          "summary_std"]  # fmt: skip
+    people = pipeline.Patients(off / "all", pipeline.ContextConfig(**CONTEXT))
+    assert list(records.decode(people.source[0])) == [
+        "static_token", "static_value", "token", "value", "time_us", "window_end_us", "window", "summary", "birth_us",
+        "end_us", "died",
+    ]  # fmt: skip
+    assert pl.read_parquet(off / "tables" / "wearers" / "0.parquet").columns == ["subject_id", "first_row", "n_windows"]
+    tally = json.loads((off / "tables" / "windows" / "0.json").read_text())
+    assert list(tally["files"]) == ["windows/0.parquet", "window_values/0.npy", "wearers/0.parquet", "wearers/0.npy"]
+    one, two = (
+        pipeline.TrainRows(pipeline.Patients(r / "all", pipeline.ContextConfig(**CONTEXT), "train"), 0)
+        for r in (plain, root)  # data with raw windows, read by a context without room for them
+    )
+    more = pipeline.TrainRows(
+        pipeline.Patients(root / "all", pipeline.ContextConfig(raw_windows=16, **CONTEXT), "train"), 0
+    )
+    for g in range(one.rows_per_epoch):
+        row, other, rich = one[g], two[g], more[g]
+        assert row.keys() == other.keys() == batch_lib.FIELDS.keys()
+        for name in row:
+            np.testing.assert_array_equal(row[name], other[name])
+            np.testing.assert_array_equal(row[name], rich[name])
+    with pytest.raises(ValueError, match=r"config\.prepare\.raw_channels"):
+        pipeline.Patients(plain / "all", pipeline.ContextConfig(raw_windows=4))
+
+
+@pytest.mark.slow
+def test_two_workers_and_other_shards_write_the_same_records(raw_cohort, root, tmp_path):
+    two = run(raw_cohort, tmp_path / "two", workers=2, **PPG)
+    assert written(two) == written(root)
+
+
+def test_a_run_that_lost_a_file_makes_it_again(raw_cohort, root, tmp_path):
+    again = run(raw_cohort, tmp_path / "again", **PPG)
+    (again / "tables" / "manifest.json").unlink()
+    (again / "tables" / "raw_windows" / "1.npy").unlink()
+    shutil.rmtree(again / "all")
+    cohort.prepare_cohort(again, subjects_per_shard=8, **PPG)
+    assert written(again) == written(root)
+
+
+def test_pseudonyms_take_the_raw_windows_along(raw_cohort, root, tmp_path):
+    (tmp_path / "key").write_text("a secret of many bytes")
+    hidden = run(raw_cohort, tmp_path / "run", pseudonymise=True, shift_days=9, key_file=str(tmp_path / "key"), **PPG)
+    count = []
+    for folder in (root, hidden):
+        people = pipeline.Patients(folder / "all", pipeline.ContextConfig(raw_windows=32, **CONTEXT))
+        found = [people[i].raw for i in range(len(people))]
+        count.append(sorted(r.values_RxSxA.tobytes() + r.step_R.tobytes() + r.window_R.tobytes() for r in found))
+        assert people.index["subject_id"].is_sorted()
+    assert count[0] == count[1] and set(people.index["subject_id"]).isdisjoint(range(100))
+
+
+def test_an_unknown_raw_channel_is_named(raw_cohort, tmp_path):
+    with pytest.raises(ValueError, match="no channel.*'ecg'.*'ppg'"):
+        run(raw_cohort, tmp_path / "run", raw_channels=("ecg",))

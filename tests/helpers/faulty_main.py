@@ -1,0 +1,41 @@
+"""ehrwear_jax.main with the toy model and a fault of one process: FAULT=<kind>:<step>:<process> python faulty_main.py.
+
+Kinds, when the batch of the step is asked for: nan (a value of it is not finite), hang, kill (as the kernel's out of
+memory killer does), term (somebody stops this process).
+"""
+
+import os
+import signal
+import time
+
+import jax
+import numpy as np
+import toy_training
+from absl import app
+
+from ehrwear_jax import main
+from ehrwear_jax.models.joint import examples as pipeline
+
+kind, step, process = (os.environ.get("FAULT") or "none:0:0").split(":")
+batches = pipeline.train_batches
+
+
+def the_batch_that_never_comes():
+    time.sleep(1000)
+
+
+def with_fault(rows, batch_size, start_step=0, n_steps=None, **options):
+    for i, batch in enumerate(batches(rows, batch_size, start_step=start_step, n_steps=n_steps, **options)):
+        if n_steps is None and (start_step + i + 1, jax.process_index()) == (int(step), int(process)):
+            if kind == "nan":
+                batch["value"][0, 0] = np.nan
+            elif kind == "hang":
+                the_batch_that_never_comes()
+            else:
+                os.kill(os.getpid(), {"kill": signal.SIGKILL, "term": signal.SIGTERM}[kind])
+        yield batch
+
+
+pipeline.train_batches = with_fault
+toy_training.install(setattr)
+app.run(main.main, flags_parser=main._parse)

@@ -1,0 +1,58 @@
+"""A small joint model with random parameters and a batch of two rows, for tests of its interpretation."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ehrwear_jax.models.joint import batch as batch_lib
+from ehrwear_jax.models.joint.network import ModelConfig, MultimodalModel
+
+T, Q, W, L, C = 7, 3, 2, 4, 2
+WEAR_AT = (2, 4)  # positions of the windows
+SHAPE = batch_lib.BatchShape(tokens=T, windows=W, steps=L, channels=C, patches=2, masked=1, events=1, queries=Q,
+                             future_windows=1, future_codes=2, recalled_tokens=2)  # fmt: skip
+
+
+def make_batch(seed=0):
+    """Query 0 sees nothing, query 1 four tokens, query 2 all; the last token of row 1 is padding."""
+    rng = np.random.default_rng(seed)
+    batch = batch_lib.empty_batch(SHAPE, 2)
+    batch["token"][:] = rng.integers(3, 8, (2, T))
+    batch["value"][:] = rng.normal(size=(2, T))
+    batch["modality"][:] = batch_lib.MODALITY_EHR
+    batch["token"][:, WEAR_AT], batch["modality"][:, WEAR_AT] = batch_lib.WEAR, batch_lib.MODALITY_WEAR
+    batch["value"][:, WEAR_AT] = 0
+    batch["window"][:, WEAR_AT], batch["window_position"][:] = (0, 1), WEAR_AT
+    batch["wear"][:] = rng.normal(size=(2, W, L, C))
+    batch["observed"][:] = True
+    batch["observed"][0, 1, :2, 0] = False
+    batch["wear"][~batch["observed"]] = 0
+    batch["time"][:] = np.sort(rng.gamma(1.0, 20.0, (2, T)), axis=1)
+    batch["age"][..., 0] = 9000.0 + batch["time"]
+    batch["kv_range"][..., 1] = 1 + np.arange(T)
+    batch["kv_range"][1, 6] = 6
+    batch["modality"][1, 6] = batch_lib.MODALITY_PAD
+    batch["query_kv_range"][..., 1] = (0, 4, T - 1)
+    batch["query_kv_range"][0, 2, 1] = T
+    batch["query_time"][:] = batch["time"][:, [0, 3, 6]] + np.array([-1.0, 0.5, 2.0], np.float32)
+    batch["query_age"][..., 0] = 9000.0 + batch["query_time"]
+    return batch
+
+
+@functools.cache
+def make_model(kernel="mixture"):
+    """(model, params)."""
+    model = MultimodalModel(
+        ModelConfig(
+            vocabulary=8, steps=L, channels=C, patch_steps=2, future_windows=1, future_codes=2, horizons=1,
+            later_rates=(0.1, 0.1), recalled_tokens=2, width=8, n_layers=2, n_heads=2, mlp_width=8, token_width=4,
+            time_features=8, source_width=2, wear_width=8, wear_layers=1, wear_heads=2, n_components=3, kernel=kernel,
+            count_width=4,
+        )
+    )  # fmt: skip
+    shapes = jax.eval_shape(model.init, jax.random.key(0), make_batch())["params"]
+    leaves, tree = jax.tree.flatten(shapes)
+    rng = np.random.default_rng(0)
+    return model, tree.unflatten([jnp.asarray(rng.normal(0.1, 0.4, x.shape), x.dtype) for x in leaves])

@@ -1,0 +1,380 @@
+"""Training examples with the options that are off by default: what they change, how often, and what they leave."""
+
+from types import SimpleNamespace
+
+import cohort
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ehrwear_jax.models.joint import batch as batch_lib
+from ehrwear_jax.models.joint import context
+from ehrwear_jax.models.joint import examples as pipeline
+from ehrwear_jax.models.joint.context import ContextConfig
+
+OPTIONS = {
+    "tokens": 64,
+    "windows": 32,
+    "context_tokens": 40,
+    "queries": 8,
+    "events": 8,
+    "patch_steps": 3,
+    "future_windows": 3,
+    "future_codes": 6,
+}
+INPUTS_BUT_SIGNAL = ("token", "value", "modality", "time", "age", "segment", "kv_range", "window", "patch_mask",
+                     "window_position", "query_time", "query_age", "query_segment", "query_kv_range")  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    root = cohort.write_cohort(tmp_path_factory.mktemp("cohort"), n_subjects=100, wear_days=2)
+    return cohort.prepare_cohort(root) / "all"
+
+
+def make_rows(folder, augmented=True, **options):
+    return pipeline.TrainRows(pipeline.Patients(folder, ContextConfig(**OPTIONS | options), "train"), 0, augmented)
+
+
+def read(rows, epochs=2):
+    return [rows[g] for g in range(epochs * rows.rows_per_epoch)]
+
+
+def contexts(row):
+    return [np.nonzero(row["segment"] == s)[0] for s in range(1, row["segment"].max() + 1)]
+
+
+def assert_same(some, others, names=batch_lib.FIELDS):
+    for one, two in zip(some, others, strict=True):
+        for name in names:
+            np.testing.assert_array_equal(one[name], two[name], err_msg=name)
+
+
+def hidden_steps(row):
+    patches = np.repeat(row["patch_mask"], OPTIONS["patch_steps"], axis=-1)[..., None]
+    return (patches | row["channel_mask"][:, None]) & row["observed"]
+
+
+@given(
+    is_wear=st.lists(st.booleans(), max_size=40),
+    n_static=st.integers(0, 4),
+    behind=st.integers(0, 5),
+    max_tokens=st.integers(1, 30),
+    max_windows=st.integers(0, 12),
+)
+def test_a_context_shows_the_latest_events_whatever_windows_there_are(
+    is_wear, n_static, behind, max_tokens, max_windows
+):
+    """The newest windows that fit, and with them the newest events that fit."""
+    patient = SimpleNamespace(is_wear_N=np.array(is_wear, bool), static_token_S=np.zeros(n_static, np.int32))
+    stop = max(0, len(is_wear) - behind)
+    span = context.fit(patient, stop, max_tokens, max_windows)
+    room, windows, want = max(max_tokens - n_static, 1), max_windows, []
+    for i in reversed(range(stop)):
+        if len(want) < room and (windows or not is_wear[i]):
+            want.insert(0, i)
+            windows -= is_wear[i]
+    shown = np.arange(len(is_wear))[span.places(patient)]
+    np.testing.assert_array_equal(shown, want)
+    assert not want or span.start == want[0], "kernel times count from a token that is shown"
+    assert span.n_windows(patient) == sum(is_wear[i] for i in want) <= max_windows
+    assert span.n_static == min(n_static, max_tokens - 1) and span.n_tokens == span.n_static + len(want)
+
+
+@pytest.mark.parametrize(
+    "neutral",
+    [
+        {"administrative_codes": ("DX//",), "administrative_weight": 1.0},
+        {"administrative_codes": ("no such code",)},
+        {"interest_codes": ("no such code",), "interest_factor": 9.0},
+        {"interest_factor": 9.0, "interest_days": 99.0, "administrative_weight": 0.0, "day_temperature": 2.0},
+        {"noise_steps": 2},
+    ],
+)
+def test_options_that_ask_for_nothing_change_nothing(folder, neutral):
+    assert_same(read(make_rows(folder)), read(make_rows(folder, **neutral)))
+    assert_same(read(make_rows(folder)), read(make_rows(folder, augmented=False, noise=1.0, drop_ehr=0.5)))
+
+
+# ----------------------------------------------------------------------------------------------------------- signal
+
+
+@pytest.mark.parametrize("kind", ["contiguous", "random", "channel"])
+def test_noise_is_on_what_the_model_sees_and_leaves_every_target_but_the_next_windows(folder, kind):
+    plain, noisy = (read(make_rows(folder, noise=0.5, wear_mask_kind=kind, augmented=a)) for a in (False, True))
+    assert_same(plain, noisy, set(batch_lib.FIELDS) - {"wear"})
+    moved = seen = 0
+    for one, two in zip(plain, noisy, strict=True):
+        hidden = hidden_steps(one)
+        np.testing.assert_array_equal(one["wear"][hidden], two["wear"][hidden], err_msg="targets stay clean")
+        np.testing.assert_array_equal(one["wear"][~one["observed"]], 0.0)
+        np.testing.assert_array_equal(two["wear"][~one["observed"]], 0.0)
+        visible = one["observed"] & ~hidden
+        moved, seen = moved + np.sum(one["wear"][visible] != two["wear"][visible]), seen + visible.sum()
+    assert seen > 1000 and moved > 0.99 * seen, "all but what lies alone among missing and hidden steps"
+
+
+@pytest.mark.parametrize("kind", ["contiguous", "channel"])
+def test_noise_does_not_tell_what_is_hidden(folder, kind):
+    """Other signal behind the masks and the same draws: the same visible steps."""
+    options = {"noise": 0.5, "masked_contexts": 1.0, "wear_mask_kind": kind}
+    rows, other = make_rows(folder, **options), make_rows(folder, **options)
+    plan = rows.plan(0)
+    hidden_anywhere = 0
+    for g in range(rows.rows_per_epoch):
+        row = rows[g]
+        for s, i in enumerate(plan.patient_N[plan.members(g)], start=1):
+            slots = np.nonzero((row["window_position"] >= 0) & (row["segment"][row["window_position"]] == s))[0]
+            if not len(slots) or len(slots) < len(other.patients[int(i)].window_MxLxC):
+                continue
+            hidden = hidden_steps(row)[slots]
+            patient = other.patients[int(i)]
+            patient.window_MxLxC = np.where(hidden, 100 * patient.window_MxLxC + 7, patient.window_MxLxC)
+            changed = other[g]
+            np.testing.assert_array_equal(changed["wear"][slots][~hidden], row["wear"][slots][~hidden])
+            assert np.all(changed["wear"][slots][hidden] != row["wear"][slots][hidden])
+            hidden_anywhere += hidden.sum()
+    assert hidden_anywhere > 200
+
+
+@pytest.mark.parametrize("chance", [0.2, 0.5])
+def test_lost_channels_are_missing_for_the_model_and_for_the_targets(folder, chance):
+    plain, lossy = (read(make_rows(folder, channel_dropout=chance, augmented=a), 4) for a in (False, True))
+    assert_same(plain, lossy, INPUTS_BUT_SIGNAL)
+    n = hit = 0
+    for one, two in zip(plain, lossy, strict=True):
+        gone = one["observed"] & ~two["observed"]
+        assert not np.any(two["observed"] & ~one["observed"]) and not two["wear"][gone].any()
+        np.testing.assert_array_equal(one["wear"][two["observed"]], two["wear"][two["observed"]])
+        real = one["window_position"] >= 0
+        assert two["observed"][real].any(axis=(1, 2)).all()
+        whole = gone.any(axis=1)[real]
+        n, hit = n + whole.size, hit + whole.sum()
+        assert_same([one], [two], ["query_summary", "event_summary", "query_next"])
+        assert not np.any(two["query_past_mask"] & ~one["query_past_mask"])
+    # of two channels both are lost as a whole with chance ** 2 / 4, and then neither is
+    low, high = chance - chance**2 / 2, chance
+    slack = 5 * np.sqrt(chance / n)
+    assert n > 500 and low - slack < hit / n < high + slack
+
+
+@pytest.mark.parametrize("options", [{"channel_dropout": 0.6}, {"time_warp": 0.1}])
+def test_the_past_to_be_recalled_is_the_one_that_was_shown(folder, options):
+    checked = 0
+    for row in read(make_rows(folder, summary_days=10_000.0, **options), 4):
+        for (lo, hi), past, mask in zip(row["query_kv_range"], row["query_past"], row["query_past_mask"], strict=True):
+            slots = np.nonzero((row["window_position"] >= lo) & (row["window_position"] < hi))[0]
+            shown = np.where(row["observed"][slots], row["wear"][slots], np.nan).astype(np.float64)
+            for c in range(len(cohort.CHANNELS)):
+                means = [np.nanmean(w[:, c]) for w in shown if np.isfinite(w[:, c]).any()]
+                assert mask[c] == bool(means)
+                if means:
+                    np.testing.assert_allclose(past[c], np.mean(means), atol=1e-4)
+                    checked += 1
+    assert checked > 100
+
+
+def test_a_warp_changes_signal_and_target_alike_and_keeps_the_ends(folder):
+    plain, warped = (read(make_rows(folder, time_warp=0.05, augmented=a)) for a in (False, True))
+    assert_same(plain, warped, INPUTS_BUT_SIGNAL)
+    changed = 0
+    for one, two in zip(plain, warped, strict=True):
+        np.testing.assert_allclose(one["wear"][:, [0, -1]], two["wear"][:, [0, -1]], atol=1e-5)
+        np.testing.assert_array_equal(one["observed"][:, [0, -1]], two["observed"][:, [0, -1]])
+        bound = np.abs(one["wear"]).max(axis=(1, 2), initial=0.0)
+        assert np.all(np.abs(two["wear"]).max(axis=(1, 2), initial=0.0) <= bound + 1e-5)
+        changed += np.any(one["wear"] != two["wear"])
+    assert changed > len(plain) / 2
+
+
+# ------------------------------------------------------------------------------------------------- modalities, days
+
+
+def test_modalities_are_dropped_by_chance_and_their_targets_stay(folder):
+    options = {"drop_ehr": 0.25, "drop_wear": 0.25, "masked_contexts": 0.0}
+    rows, lossy = (make_rows(folder, augmented=a, **options) for a in (False, True))
+    n = no_ehr = no_wear = wear_to_ehr = ehr_to_wear = n_queries = 0
+    for g in range(12 * rows.rows_per_epoch):
+        one, two, planned = rows[g], lossy[g], rows.plan(g // rows.rows_per_epoch).members(g % rows.rows_per_epoch)
+        assert min(one["segment"].max(), two["segment"].max()) >= planned.stop - planned.start, "nobody is left out"
+        pairs = list(zip(contexts(one), contexts(two), strict=False))[: planned.stop - planned.start]
+        for s, (before, after) in enumerate(pairs, start=1):
+            had, has = ({*r["modality"][own].tolist()} for r, own in ((one, before), (two, after)))
+            assert has and has <= had
+            queries = two["query_segment"] == s
+            n_queries += queries.sum()
+            if len(had) == 1:
+                continue
+            n += 1
+            no_ehr += has == {batch_lib.MODALITY_WEAR}
+            no_wear += has == {batch_lib.MODALITY_EHR}
+            if has == {batch_lib.MODALITY_WEAR}:
+                assert two["age"][after][:, 0].max() < 10, "a birth date is an EHR fact"
+                wear_to_ehr += np.any(two["query_next"][queries] > 0)
+            if has == {batch_lib.MODALITY_EHR}:
+                ehr_to_wear += two["query_summary_mask"][queries].any()
+                assert not two["query_past_mask"][queries].any()
+    assert n > 200 and wear_to_ehr > 10 and ehr_to_wear > 0 and n_queries > n
+    bound = 5 * np.sqrt(0.25 * 0.75 / n)
+    assert abs(no_ehr / n - 0.25) < bound and abs(no_wear / n - 0.25) < bound
+
+
+def stops(rows, epochs):
+    """[(patient, its number of merged tokens at the context's end)] by the places of the tokens in time."""
+    found = []
+    for g in range(epochs * rows.rows_per_epoch):
+        row = rows[g]
+        for (drawn, _), own in zip(rows.contexts(g), contexts(row), strict=True):
+            p = rows.patients[drawn.place]
+            # ages count from a fixed origin: unlike kernel times they tell which token is the last
+            last_us = p.origin_us + row["age"][own[-1]].astype(np.float64) @ [1, 1] * pipeline.DAY_US
+            found.append((p, int(np.searchsorted(p.time_N, last_us + 20_000_000, side="right"))))
+    return found
+
+
+def test_contexts_end_with_a_patient_day(folder):
+    ends = stops(make_rows(folder, patient_days=1.0), 4)
+    early = 0
+    for p, stop in ends:
+        day = (p.time_N - 1) // pipeline.DAY_US
+        assert stop == len(day) or day[stop] > day[stop - 1]
+        early += stop < len(day)
+    assert early > len(ends) / 3
+    assert all(stop == len(p.time_N) or stop >= 30 for p, stop in stops(make_rows(folder), 4))
+
+
+def test_administrative_days_are_drawn_less_often(folder):
+    def share(**options):
+        rows = make_rows(folder, patient_days=1.0, modalities=("ehr",), **options)
+        code_V = np.array(rows.patients.vocabulary.tokens["code"].str.starts_with("LAB//").to_list())
+        return np.mean([code_V[p.event_token_K[stop - 1]] for p, stop in stops(rows, 6)])
+
+    plain, fewer, none = share(), *(share(administrative_codes=("LAB//",), administrative_weight=w) for w in (0.1, 0.0))
+    assert plain > 2 * fewer > 4 * none
+
+
+def test_an_event_of_interest_draws_the_masks_and_their_number_stays(folder):
+    options = {"masked_contexts": 1.0, "mask_temperature": 0.0, "modalities": ("ehr",)}
+    near_options = {"interest_codes": ("DX//E11",), "interest_factor": 4.0, "interest_days": 2.0}
+    plain, drawn = (make_rows(folder, **options | o) for o in ({}, near_options))
+    interest_V = drawn.patients.interest_V
+    assert interest_V.sum() == 1 and not plain.patients.interest_V.any()
+    rate, count = {}, {}
+    for name, rows in (("plain", plain), ("drawn", drawn)):
+        near = [0, 0]
+        hidden = total = 0
+        for row in read(rows, 12):
+            at = row["masked_position"][row["masked_position"] >= 0]
+            token = row["token"].copy()
+            token[at] = row["masked_target"][row["masked_position"] >= 0]
+            for own in contexts(row):
+                is_hidden, mine = np.isin(own, at), interest_V[token[own]]
+                near = [near[0] + is_hidden[mine].sum(), near[1] + mine.sum()]
+                hidden, total = hidden + is_hidden.sum(), total + len(own)
+        rate[name], count[name] = near[0] / near[1], hidden / total
+    assert abs(count["plain"] - count["drawn"]) < 5 * np.sqrt(2 * 0.15 * 0.85 / total)
+    assert rate["drawn"] > 1.5 * rate["plain"]
+
+
+# ------------------------------------------------------------------------------------------------------------ masks
+
+
+@pytest.mark.parametrize("kind", ["contiguous", "random", "window", "channel"])
+@pytest.mark.parametrize("rate", [0.25, 0.5])
+def test_the_share_of_hidden_windows_is_the_configured_one(folder, kind, rate):
+    hidden = total = 0
+    for row in read(make_rows(folder, masked_contexts=1.0, wear_mask=rate, wear_mask_kind=kind), 4):
+        real = row["window_position"] >= 0
+        field, other = ("channel_mask", "patch_mask") if kind == "channel" else ("patch_mask", "channel_mask")
+        assert not row[other].any() and not row[field][~real].any()
+        hidden, total = hidden + row[field][real].sum(), total + row[field][real].size
+    # contiguous and random hide a whole number of the four patches; the others draw per window or channel
+    assert total > 500 and abs(hidden / total - rate) < 5 * np.sqrt(rate * (1 - rate) / total)
+
+
+def test_masks_are_only_where_contexts_are_masked(folder):
+    for row in read(make_rows(folder, masked_contexts=0.0, wear_mask_kind="channel")):
+        assert not row["channel_mask"].any() and np.all(row["masked_position"] < 0)
+
+
+@pytest.mark.parametrize(
+    "options, sentence",
+    [
+        ({"tokens": 64, "context_tokens": 65}, "context_tokens is 65; it must be at most config.context.tokens, 64"),
+        ({"wear_mask_kind": "patches"}, "wear_mask_kind is 'patches'; it can be contiguous, random, window, channel"),
+        ({"interest_codes": "DX"}, "interest_codes is a string; it must be a tuple of strings"),
+        ({"time_warp": 0.2}, "time_warp is 0.2; it must lie in [0, 0.1]"),
+        ({"noise": -1.0}, "noise is -1.0; it must lie in [0, inf]"),
+        ({"drop_ehr": 0.6, "drop_wear": 0.5}, "drop_wear is 0.5; it must lie in [0, 0.4]"),
+        ({"patient_days": float("nan")}, "patient_days is nan; it must lie in [0, 1]"),
+    ],
+)
+def test_options_that_cannot_be_are_refused(options, sentence):
+    with pytest.raises(ValueError) as caught:
+        ContextConfig(**options)
+    assert str(caught.value).startswith("config.context.") and sentence in str(caught.value)
+
+
+# ---------------------------------------------------------------------------------------------------- co-located pairs
+
+
+def events_read(folder, **options):
+    """Events in the context of a read at the end of each record."""
+    config = ContextConfig(**OPTIONS | {"tokens": 400, "context_tokens": 400} | options)
+    people = pipeline.Patients(folder, config)
+    n = len(people)
+    seen = np.zeros(n, int)
+    for batch, where in pipeline.inference_batches(people, np.arange(n), [people[i].end_us for i in range(n)], 4):
+        for r, q in zip(*np.nonzero(where >= 0), strict=True):
+            mine = batch["segment"][r] == batch["query_segment"][r, q]
+            seen[where[r, q]] = np.count_nonzero(mine & (batch["modality"][r] == batch_lib.MODALITY_EHR))
+    return seen, np.array([people[i].is_wear_N.sum() for i in range(n)])
+
+
+def test_events_stay_where_windows_have_no_room(folder):
+    """A joint context has every event that one of EHR alone has, while there are tokens for both."""
+    alone, _ = events_read(folder, modalities=("ehr",))
+    for windows in (32, 2):
+        joint, n_windows = events_read(folder, windows=windows)
+        np.testing.assert_array_equal(joint, alone)
+    assert np.count_nonzero(n_windows > 2) > 20
+
+
+def test_pairs_are_windows_with_visible_events_near_their_end(folder):
+    days, options = 20.0, {"pairs": 6, "colocated_days": 20.0, "masked_contexts": 1.0, "ehr_mask": 0.5}
+    rows = make_rows(folder, **options)
+    ids, n_pairs, later = [], 0, 0
+    for g, row in enumerate(read(rows, 1)):
+        real = row["pair_patient"] >= 0
+        assert np.array_equal(real, row["pair_position"] >= 0)
+        inside = [drawn.place for drawn, _ in rows.contexts(g)]
+        for position, (lo, hi), patient in zip(
+            row["pair_position"][real], row["pair_near"][real], row["pair_patient"][real], strict=True
+        ):
+            segment = row["segment"][position]
+            assert row["modality"][position] == batch_lib.MODALITY_WEAR and inside[segment - 1] == patient
+            assert row["observed"][row["window"][position]].any()
+            n_static = len(rows.patients[int(patient)].static_token_S)
+            mine = np.nonzero(row["segment"] == segment)[0][n_static:]
+            near = mine[np.abs(row["time"][mine] - row["time"][position]) <= days]
+            assert (near[0], near[-1] + 1) == (lo, hi) and len(near) == hi - lo
+            events = near[row["modality"][near] == batch_lib.MODALITY_EHR]
+            assert (row["token"][events] != batch_lib.MASK).any()
+            later += (row["time"][events] > row["time"][position]).any()
+            ids.append(patient)
+        n_pairs += real.sum()
+    assert n_pairs > 20 and len(set(ids)) > 5 and later > 3, "events on either side"
+
+
+def test_pairs_change_nothing_else(folder):
+    """They are drawn last: masks and reads are the same without them."""
+    pairs = {"pair_position", "pair_near", "pair_patient"}
+    plain, paired = read(make_rows(folder)), read(make_rows(folder, pairs=4))
+    assert_same(plain, paired, set(batch_lib.FIELDS) - pairs)
+    assert all(row[name].shape[0] == 0 for row in plain for name in pairs)
+
+
+def test_one_modality_has_no_pairs(folder):
+    for modality in ("ehr", "wear"):
+        assert make_rows(folder, pairs=4, modalities=(modality,)).shape.pairs == 0

@@ -1,0 +1,284 @@
+"""Contexts, targets and packing on a small random cohort, against slow recomputation in plain Python."""
+
+import cohort
+import numpy as np
+import polars as pl
+import pytest
+
+from ehrwear_jax.models.joint import batch as batch_lib
+from ehrwear_jax.models.joint import examples as pipeline
+from ehrwear_jax.models.joint import masking
+
+OPTIONS = {
+    "tokens": 64,
+    "windows": 32,
+    "context_tokens": 40,
+    "queries": 8,
+    "events": 8,
+    "patch_steps": 3,
+    "future_windows": 3,
+    "future_codes": 6,
+}
+
+
+EVERYTHING = {
+    "patient_days": 0.5,
+    "administrative_codes": ("HOSPITAL_ADMISSION", "LAB//hdl"),
+    "interest_codes": ("DX//E11",),
+    "interest_days": 20.0,
+    "time_warp": 0.05,
+    "noise": 0.2,
+    "channel_dropout": 0.3,
+    "drop_ehr": 0.2,
+    "drop_wear": 0.2,
+}
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    return cohort.prepare_cohort(cohort.write_cohort(tmp_path_factory.mktemp("cohort")), subjects_per_shard=8)
+
+
+def patients(prepared, split="train", **options):
+    return pipeline.Patients(prepared / "all", pipeline.ContextConfig(**OPTIONS | options), split)
+
+
+@pytest.mark.parametrize("kind", [None, *masking.WEAR_MASKS])
+def test_rows_keep_the_contract_and_the_order(prepared, kind):
+    options = {} if kind is None else EVERYTHING | {"wear_mask_kind": kind}
+    rows = pipeline.TrainRows(patients(prepared, **options), seed=0)
+    for g in range(3 * rows.rows_per_epoch):
+        row = {k: v[None] for k, v in rows[g].items()}
+        batch_lib.check_batch(row, rows.shape, 1)
+        row = rows[g]
+        for name in ("kv_range", "query_kv_range"):
+            assert np.all(np.diff(row[name], axis=0) >= 0), "fast implementations rely on monotone ranges"
+        n = int((row["segment"] > 0).sum())
+        assert np.all(row["segment"][n:] == 0) and np.all(row["modality"][n:] == 0)
+        for s in range(1, row["segment"].max() + 1):
+            own = np.nonzero(row["segment"] == s)[0]
+            assert np.all(np.diff(own) == 1) and np.all(np.diff(row["time"][own]) >= 0)
+            assert np.all(row["kv_range"][own, 0] == own[0])
+            np.testing.assert_array_equal(row["kv_range"][own, 1], own + 1)
+        wear = row["modality"] == batch_lib.MODALITY_WEAR
+        np.testing.assert_array_equal(row["window_position"][row["window"][wear]], np.nonzero(wear)[0])
+
+
+def test_every_patient_once_per_epoch_and_rows_are_a_function_of_seed_and_index(prepared):
+    people = patients(prepared)
+    rows, again = pipeline.TrainRows(people, 1), pipeline.TrainRows(patients(prepared), 1)
+    assert sorted(rows.subjects(range(rows.rows_per_epoch))) == sorted(
+        people.index.filter(pl.col("n_events") + pl.col("n_windows") > 0)["subject_id"].to_list()
+    )
+    for g in (0, 5, 3 * rows.rows_per_epoch + 1):
+        one, two = rows[g], again[g]
+        for name in one:
+            np.testing.assert_array_equal(one[name], two[name])
+    assert any(np.any(rows[0][k] != pipeline.TrainRows(people, 2)[0][k]) for k in ("token", "time"))
+
+
+@pytest.mark.parametrize("options", [{}, EVERYTHING, EVERYTHING | {"wear_mask_kind": "channel"}])
+def test_batches_do_not_depend_on_processes_threads_or_where_a_run_resumes(prepared, options):
+    rows = pipeline.TrainRows(patients(prepared, **options), 0)
+    whole = [next(it) for it in [pipeline.train_batches(rows, 4)] for _ in range(6)]
+    # what a run has read before, and how much of it its cache holds, is no part of the state
+    fresh = pipeline.TrainRows(
+        pipeline.Patients(rows.patients.folder, rows.patients.config, "train", cache_bytes=30_000), 0
+    )
+    resumed = pipeline.train_batches(fresh, 4, start_step=4, threads=7)
+    halves = [pipeline.train_batches(rows, 4, process_index=p, process_count=2, threads=p) for p in range(2)]
+    for step in range(6):
+        parts = [next(h) for h in halves]
+        for name in whole[step]:
+            merged = np.concatenate([parts[0][name], parts[1][name]])
+            np.testing.assert_array_equal(merged, whole[step][name])
+        if step >= 4:
+            again = next(resumed)
+            for name in whole[step]:
+                np.testing.assert_array_equal(again[name], whole[step][name], err_msg=name)
+
+
+def contexts(row):
+    """Slices of the row's contexts."""
+    return [np.nonzero(row["segment"] == s)[0] for s in range(1, row["segment"].max() + 1)]
+
+
+def assert_shows(p, span, row, own):
+    """The context holds the span's tokens behind static ones: times, kinds, signal."""
+    timed, shown = own[span.n_static :], span.places(p)
+    refs, is_wear = p.ref_N[shown], p.is_wear_N[shown]
+    days = (p.time_N[shown] - p.time_N[span.start]) / pipeline.DAY_US
+    np.testing.assert_allclose(days, row["time"][timed], atol=1e-4)
+    np.testing.assert_array_equal(is_wear, row["modality"][timed] == batch_lib.MODALITY_WEAR)
+    np.testing.assert_array_equal(row["token"][timed][~is_wear], p.event_token_K[refs[~is_wear]])
+    slots = row["window"][timed][is_wear]
+    np.testing.assert_array_equal(row["wear"][slots], np.nan_to_num(p.window_MxLxC[refs[is_wear]]))
+    np.testing.assert_array_equal(row["observed"][slots], np.isfinite(p.window_MxLxC[refs[is_wear]]))
+
+
+def test_targets_match_a_slow_recomputation(prepared):
+    people = patients(prepared, masked_contexts=0.0)
+    rows = pipeline.TrainRows(people, 0)
+    checked = dict.fromkeys(("event", "query", "code", "window", "summary", "recall", "past"), 0)
+    for g in range(16 * rows.rows_per_epoch):
+        row = rows[g]
+        for s, (own, (drawn, span)) in enumerate(zip(contexts(row), rows.contexts(g), strict=True), start=1):
+            p = people[drawn.place]
+            assert_shows(p, span, row, own)
+            anchor = p.time_N[span.start]
+            reads = [
+                ("query", q, anchor + round(float(row["query_time"][q]) * pipeline.DAY_US))
+                for q in np.nonzero(row["query_segment"] == s)[0]
+            ]
+            reads += [
+                ("event", e, anchor + round(float(row["time"][t]) * pipeline.DAY_US))
+                for e, t in enumerate(row["event_position"])
+                if t in own
+            ]
+            for kind, at, time in reads:
+                slack = 60_000_000  # float32 days resolve to seconds
+                later = [(t, c) for t, c in zip(p.event_time_K, p.event_token_K, strict=True) if t > time + slack]
+                near = np.abs(p.event_time_K - time) <= slack
+                if kind == "query" and near.any():
+                    later = [
+                        (t, c)
+                        for t, c in zip(p.event_time_K, p.event_token_K, strict=True)
+                        if t > p.event_time_K[near].max()
+                    ]
+                    if p.event_time_K[near].max() > time + slack / 2:
+                        continue
+                if kind == "event":
+                    later = [x for x in later if x[0] > p.event_time_K[near].max()]
+                assert row[f"{kind}_next"][at] == (later[0][1] if later else batch_lib.PAD)
+                checked[kind] += 1
+                if kind != "query" or near.any():
+                    continue
+                for k, (_, codes) in enumerate(people.future_codes.values()):
+                    ids = set(people.vocabulary.tokens.filter(pl.col("code").is_in(codes))["token_id"].to_list())
+                    gaps = [(t - time) / pipeline.DAY_US for t, c in later if c in ids]
+                    want = next((h for h, days in enumerate(people.config.horizons) if gaps and min(gaps) <= days), 255)
+                    assert row["query_code_bin"][at, k] == want
+                    checked["code"] += want != 255
+                lo, hi = row["query_kv_range"][at]
+                for r, token in enumerate(people.vocabulary.recalled_tokens(people.config.recalled_tokens)):
+                    here = np.nonzero(row["token"][lo:hi] == token)[0]
+                    ago = [float(row["query_time"][at] - row["time"][lo + x]) for x in here]
+                    within = [h for h, days in enumerate(people.config.horizons) if ago and min(ago) <= days]
+                    static = len(here) and here[-1] < span.n_static
+                    assert row["query_token_bin"][at, r] == (
+                        255 if not ago else 254 if static or not within else within[0]
+                    )
+                    checked["recall"] += row["query_token_bin"][at, r] < 254
+                wear = row["modality"][lo:hi] == batch_lib.MODALITY_WEAR
+                ends = anchor / pipeline.DAY_US + row["time"][lo:hi][wear].astype(np.float64)
+                age = time / pipeline.DAY_US - ends
+                if len(age) and np.all(np.abs(age - 7) > 0.01):
+                    assert row["query_past_mask"][at].any() == (age < 7).any()
+                    recent = np.array(
+                        [np.any(np.abs(e / pipeline.DAY_US - ends[age < 7]) < 1e-3) for e in p.window_end_M]
+                    )
+                    if recent.any():
+                        mean = np.nanmean([np.nanmean(w, axis=0) for w in np.float32(p.window_MxLxC[recent])], axis=0)
+                        np.testing.assert_allclose(row["query_past"][at][:2], mean, atol=2e-3)
+                        checked["past"] += 1
+                want = sum(p.died or time + h * pipeline.DAY_US <= p.end_us for h in people.config.horizons)
+                assert row["query_horizons"][at] == want
+                if min(time % people.window_us, -time % people.window_us) < slack:
+                    continue  # on the edge of two windows, where rounding of the query's time decides
+                for h, slot in enumerate(row["query_window"][at], start=1):
+                    ends = [
+                        e
+                        for e in p.window_end_M
+                        if time + (h - 1) * people.window_us < e <= time + h * people.window_us
+                    ]
+                    if slot >= 0:
+                        position = row["window_position"][slot]
+                        end = anchor + round(float(row["time"][position]) * pipeline.DAY_US)
+                        assert ends and abs(ends[0] - end) < slack
+                        checked["window"] += 1
+                inside = (p.window_end_M - people.window_us >= time) & (p.window_end_M <= time + 7 * pipeline.DAY_US)
+                assert row["query_summary_mask"][at].any() == (
+                    inside.any() and np.isfinite(p.window_MxLxC[inside]).any()
+                )
+                if inside.any():
+                    mean = np.nanmean([np.nanmean(w, axis=0) for w in np.float32(p.window_MxLxC[inside])], axis=0)
+                    np.testing.assert_allclose(row["query_summary"][at][:2], mean, atol=2e-3)
+                    checked["summary"] += 1
+    assert all(n > 3 for n in checked.values()), checked
+
+
+def test_hidden_events_lose_token_and_value(prepared):
+    rows, plain = (pipeline.TrainRows(patients(prepared, masked_contexts=m), 0) for m in (1.0, 0.0))
+    hidden = 0
+    for g in range(rows.rows_per_epoch):
+        row, whole = rows[g], plain[g]
+        at = row["masked_position"][row["masked_position"] >= 0]
+        assert np.all(row["token"][at] == batch_lib.MASK) and np.all(row["value"][at] == 0)
+        np.testing.assert_array_equal(row["masked_target"][: len(at)], whole["token"][at])
+        others = np.setdiff1d(np.arange(len(row["token"])), at)
+        np.testing.assert_array_equal(row["token"][others], whole["token"][others])
+        np.testing.assert_array_equal(row["time"], whole["time"])
+        windows = row["window_position"] >= 0
+        assert np.all(row["patch_mask"][windows].sum(-1) == 1) and not row["patch_mask"][~windows].any()
+        hidden += len(at)
+    assert hidden > 10
+
+
+def test_one_modality_only(prepared):
+    ehr, wear = (pipeline.TrainRows(patients(prepared, modalities=(m,)), 0) for m in ("ehr", "wear"))
+    assert ehr.shape.windows == 0 and wear.shape.windows == 32
+    for g in range(3):
+        assert not np.any(ehr[g]["modality"] == batch_lib.MODALITY_WEAR)
+        row = wear[g]
+        assert (
+            not np.any(row["modality"] == batch_lib.MODALITY_EHR)
+            and not row["event_next"].any()
+            and not row["query_next"].any()
+        )
+        # a birth date is an EHR fact: without EHR, age counts from the first record
+        assert row["age"][..., 0].max() < 10
+    assert ehr[0]["age"][..., 0].max() > 7000
+
+
+def test_inference_reads_each_place_once_and_only_the_past(prepared):
+    people = patients(prepared, split=None)
+    rng = np.random.default_rng(0)
+    index = rng.integers(0, len(people), 40)
+    times = np.array([people[int(i)].origin_us + int(rng.integers(7000, 26000)) * pipeline.DAY_US for i in index])
+    seen = []
+    for batch, where in pipeline.inference_batches(people, index, times, 2):
+        batch_lib.check_batch(batch, people.batch_shape(), 2)
+        assert not batch["patch_mask"].any() and np.all(batch["masked_position"] < 0)
+        for b, q in zip(*np.nonzero(where >= 0), strict=True):
+            p, t = people[int(index[where[b, q]])], times[where[b, q]]
+            lo, hi = batch["query_kv_range"][b, q]
+            assert hi - lo == min(len(p.static_token_S) + np.sum(p.time_N <= t), 40)
+            assert np.all(batch["time"][b, lo:hi] <= batch["query_time"][b, q] + 1e-3)
+            seen.append(where[b, q])
+    assert sorted(seen) == list(range(40))
+
+
+def test_the_cache_stays_within_its_bytes(prepared):
+    people = pipeline.Patients(prepared / "all", pipeline.ContextConfig(**OPTIONS), None)
+    total = sum(people[i].nbytes for i in range(len(people)))
+    assert all(people[i] is people[i] for i in range(len(people)))
+    small = pipeline.Patients(prepared / "all", pipeline.ContextConfig(**OPTIONS), None, cache_bytes=total // 2)
+    kept = [small[i] is small[i] for i in range(len(small))]
+    assert 0 < sum(p.nbytes for p in small._cache.values()) <= total // 2 and 0 < sum(kept) < len(kept)
+    ehr = pipeline.Patients(prepared / "all", pipeline.ContextConfig(**OPTIONS, modalities=("ehr",)), None)
+    assert all(x.base is None for x in (ehr[0].event_time_K, ehr[0].window_MxLxC)), "a view would keep the windows"
+
+
+@pytest.mark.slow  # a worker process imports everything anew
+@pytest.mark.parametrize("workers", [1, 2])
+def test_worker_processes_make_the_same_batches(prepared, workers):
+    rows = pipeline.TrainRows(patients(prepared, **EVERYTHING), 0)
+    here = pipeline.train_batches(rows, 4, start_step=1, n_steps=6, threads=0)
+    there = pipeline.train_batches(rows, 4, start_step=1, n_steps=6, threads=1, workers=workers)
+    n = 0
+    for one, two in zip(here, there, strict=True):
+        n += 1
+        assert one.keys() == two.keys()
+        for name in one:
+            assert one[name].dtype == two[name].dtype and one[name].tobytes() == two[name].tobytes(), name
+    assert n == 5

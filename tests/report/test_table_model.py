@@ -1,0 +1,91 @@
+import pytest
+from report_samples import record, results
+
+from ehrwear_jax.report import table_model as tables
+
+
+def _footnote(key):
+    return f"<sup>{key}</sup>"
+
+
+def test_performance_table_is_exact():
+    records = [
+        record("oracle", value=0.9, lo=0.88, hi=0.92),
+        record("gradient_boosting", value=0.8, lo=0.78, hi=0.82),
+        record("joint"),
+        record("joint", metric="auprc", value=0.4, lo=None, hi=None),
+    ]
+    table = tables.performance_table(records, ("auroc", "auprc"), "Results.")
+    assert tables.to_markdown(table) == (
+        "Results.\n\n"
+        "| Row | AUROC [95% interval][^auroc] | AUPRC[^auprc] |\n"
+        "| :--- | ---: | ---: |\n"
+        "| **Hospitalization, 90 days** (n = 1,000, 120 positive (12.0%)) |  |  |\n"
+        "| Joint model (EHR + wearable) | **0.812 [0.790, 0.833]** | **0.400** |\n"
+        "| Gradient boosting (tabular) | 0.800 [0.780, 0.820] | – |\n"
+        "| _Oracle (true risk)_ | 0.900 [0.880, 0.920] | – |\n"
+    )
+    html = tables.to_html(table, _footnote)
+    assert '<tr class="apart"><th scope="row" class="text">Oracle (true risk)</th>' in html
+    assert "<td><strong>0.812 [0.790,\N{NO-BREAK SPACE}0.833]</strong></td>" in html
+    assert "<strong>0.900" not in html
+    assert html.count("<sup>auroc</sup>") == 1
+
+
+def test_rows_on_other_people_are_said_to_be():
+    records = [record("joint"), record("ehr_only", n=990)]
+    table = tables.performance_table(records, ("auroc",), "Results.")
+    assert len(table.notes) == 1
+    assert "EHR only was evaluated on other people (n = 990" in table.notes[0]
+
+
+def test_difference_table_is_exact():
+    records = [
+        record("joint - ehr_only", metric="auroc_difference", value=0.03, lo=0.01, hi=0.05),
+        record("joint - ehr_only", metric="auroc_difference_p", value=0.0002, lo=None, hi=None),
+        record("joint - oracle", metric="auroc_difference", value=-0.05, lo=-0.06, hi=-0.04),
+        record("joint - late_fusion", metric="auroc_difference", value=0.0, lo=-0.01, hi=0.01),
+        record("joint - cox_table", metric="auroc_difference", value=0.0, lo=None, hi=None),
+        record("joint"),
+    ]
+    rows = tables.difference_table(records).rows[1:]
+    assert [row.cells for row in rows] == [
+        ("Joint − EHR only", "AUROC", "+0.030 [+0.010, +0.050]", "above zero", "< 0.001"),
+        ("Joint − Oracle", "AUROC", "−0.050 [−0.060, −0.040]", "below zero", "–"),
+        ("Joint − Late fusion", "AUROC", "0.000 [−0.010, +0.010]", "includes zero", "–"),
+        ("Joint − Cox regression", "AUROC", "0.000", "not given", "–"),
+    ]
+
+
+def test_record_table_has_every_record():
+    table = tables.record_table(results(), "All.")
+    assert len(table.rows) == len(results())
+    assert table.rows[-1].cells == (
+        "mortality", "cox_table", "c_index", "0.740 [0.720, 0.760]", "2,000", "211", "0",
+    )  # fmt: skip
+
+
+def test_seed_table_has_mean_and_sample_deviation():
+    assert tables.seed_table(results()) is None
+    records = [record(seed=s, value=v) for s, v in enumerate((0.7, 0.8, 0.9))]
+    (row,) = tables.seed_table([*records, record("ehr_only")]).rows
+    assert row.cells[3:] == ("3", "0.800", "0.100", "0.700", "0.900")
+
+
+def test_cohort_table_shows_counts_and_names_a_missing_field():
+    steps = [{"step": "all", "n": 17549, "dropped": 0, "reason": ""},
+             {"step": "labs", "n": 17000, "dropped": 549, "reason": "no lab day"}]  # fmt: skip
+    rows = tables.cohort_table(steps).rows
+    assert [r.cells for r in rows] == [
+        ("all", "17,549", "–", ""),
+        ("labs", "17,000", "549", "no lab day"),
+    ]
+    with pytest.raises(ValueError, match=r"cohort step 0 \(all\) lacks dropped, reason"):
+        tables.cohort_table([{"step": "all", "n": 1}])
+
+
+def test_markup_in_text_is_escaped():
+    table = tables.facts_table({"a|b": "<script>*x*</script>\nnext"})
+    assert "<script>" not in tables.to_html(table, _footnote)
+    line = tables.to_markdown(table).splitlines()[-1]
+    assert line == r"| a\|b | \<script>\*x\*\</script> next |"

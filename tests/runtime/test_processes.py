@@ -1,0 +1,179 @@
+"""Jobs of one, two and four real processes: the same numbers, one fate, checkpoints that pass from one to another."""
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import small_run
+from repo import REPO
+
+from ehrwear_jax.runtime import checkpoint_manifest as manifest
+from ehrwear_jax.runtime import exit_codes as exits
+from ehrwear_jax.runtime import run_dir
+from ehrwear_jax.runtime.checkpoint import read_newest
+from ehrwear_jax.training.throughput import TIMINGS
+
+pytestmark = pytest.mark.slow
+DEVICES, STEPS = 4, 12
+ROW = "pretrain/all/joint"
+
+CONFIG = """
+import pathlib, small_run
+
+def get_config(variant=""):
+    config = small_run.one_row(small_run.small_config(pathlib.Path({root!r})), "joint")
+    config.train.update({{"steps": {steps}, "validate_every": 6, "checkpoint_every": 4, "step_timeout_s": 20.0}})
+    return config
+"""
+
+
+class Job:
+    """Processes of one job in root/name, by default in pretraining only."""
+
+    def __init__(self, root, name, n, *flags, fault="", stages="pretrain"):
+        self.folder = root / name
+        if not self.folder.exists():
+            shutil.copytree(root / "prepared", self.folder)
+        with socket.socket() as free:
+            free.bind(("localhost", 0))
+            port = free.getsockname()[1]
+        env = os.environ | {
+            "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(DEVICES // n), "FAULT": fault,
+            "PYTHONPATH": f"{REPO}{os.pathsep}{REPO / 'tests' / 'helpers'}", "EHRWEAR_COORDINATOR": f"localhost:{port}",
+            "EHRWEAR_NUM_PROCESSES": str(n),
+        }  # fmt: skip
+        env.pop("XLA_FLAGS", None)
+        command = [sys.executable, str(REPO / "tests" / "helpers" / "faulty_main.py"), f"--config={root}/small.py",
+                   f"--workdir={self.folder}", f"--stages={stages}", *flags]  # fmt: skip
+        self.processes = [
+            subprocess.Popen(command, env=env | {"EHRWEAR_PROCESS_ID": str(i)}, stdout=subprocess.PIPE,
+                             stderr=subprocess.STDOUT, text=True)
+            for i in range(n)
+        ]  # fmt: skip
+
+    def end(self, timeout=200):
+        """[exit code of each process]."""
+        try:
+            self.output = [p.communicate(timeout=timeout)[0] for p in self.processes]
+        finally:
+            for p in self.processes:
+                p.kill()
+        self.codes = [p.returncode for p in self.processes]
+        return self.codes
+
+    def done(self):
+        assert self.end() == [0] * len(self.processes), "\n".join(self.output)
+        return self
+
+    @property
+    def row(self):
+        return self.folder / ROW
+
+    def lines(self):
+        return [
+            {k: v for k, v in x.items() if k not in TIMINGS} for x in run_dir.read_lines(self.row / "metrics.jsonl")
+        ]
+
+    def params(self):
+        parts, step = read_newest(self.row / "checkpoints")
+        return step, parts["params"]["w"]
+
+
+def assert_close(job, other):
+    assert len(job.lines()) == len(other.lines()) == STEPS + 2, "one writer"
+    for a, b in zip(job.lines(), other.lines(), strict=True):
+        assert a == pytest.approx(b, rel=1e-4, abs=1e-7, nan_ok=True)
+    np.testing.assert_allclose(job.params()[1], other.params()[1], rtol=1e-4, atol=1e-7)
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    root = tmp_path_factory.mktemp("processes")
+    small_run.write_inputs(root)
+    (root / "small.py").write_text(CONFIG.format(root=str(root), steps=STEPS))
+    (root / "prepared").mkdir()
+    Job(root, "prepared", 2, stages="prepare").done()  # by the first of them
+    return root
+
+
+@pytest.fixture(scope="module")
+def one(root):
+    return Job(root, "one", 1).done()
+
+
+@pytest.fixture(scope="module")
+def two(root):
+    return Job(root, "two", 2).done()
+
+
+def test_two_processes_give_what_one_gives_and_one_of_them_writes(one, two):
+    assert_close(two, one)
+    assert len({x["loss/total"] for x in one.lines() if "loss/total" in x}) == STEPS
+    assert "joint: goodput" in two.output[0] and "goodput" not in two.output[1]
+    about = manifest.about(two.row / "checkpoints" / "12")
+    assert about["processes"] == 2 and manifest.faults(two.row / "checkpoints" / "12") == []
+
+
+def test_checkpoints_pass_between_jobs_of_other_sizes(root, one):
+    for n, stop in ((1, 3), (2, 6), (4, 9), (1, None)):
+        job = Job(root, "chain", n, *([f"--config.train.stop_after={stop}"] if stop else [])).done()
+        assert manifest.about(job.row / "checkpoints" / str(stop or STEPS))["processes"] == n
+    assert_close(job, one)
+
+
+def test_all_processes_leave_out_the_step_that_is_not_finite_on_one(root):
+    """Rows 0-3 of the global batch of 8 are the first process's, 4-7 the second's."""
+    jobs = [Job(root, "nan2", 2, fault="nan:5:1").done(), Job(root, "nan1", 1, fault="nan:5:0").done()]
+    assert_close(*jobs)
+    for job in jobs:
+        (event,) = [e for e in run_dir.read_lines(job.row / run_dir.EVENTS) if e["kind"] == "not_finite"]
+        assert event["step"] == 5 and len(event["examples"]) >= 4
+    assert [x["finite"] for x in jobs[0].lines() if "finite" in x] == [1.0] * 4 + [0.0] + [1.0] * 7
+
+
+def test_a_signal_to_one_process_stops_all_after_the_same_step(root, two):
+    job = Job(root, "term", 2, fault="term:6:1")
+    assert job.end() == [exits.STOPPED] * 2, "\n".join(job.output)
+    stopped = job.params()[0]
+    assert 6 <= stopped <= 8 and f"stopped at step {stopped}, which is saved" in job.output[0]
+    assert Job(root, "term", 2).done().lines() == two.lines()
+
+
+def test_a_killed_process_ends_the_job_in_time_and_nothing_is_lost(root, two):
+    job, began = Job(root, "kill", 2, fault="kill:7:1"), time.monotonic()
+    code, killed = job.end(timeout=150)
+    assert killed == -9 and (code in exits.RESTART or code < 0), job.output[0]
+    # the collective fails, or hangs until the watchdog ends it, or the coordination service misses the process
+    words = "a process of the job is gone", "step has hung for", "coordination service"
+    assert any(w in job.output[0] for w in words), job.output[0]
+    assert time.monotonic() - began < 120
+    again = Job(root, "kill", 2).done()
+    assert again.lines() == two.lines()
+    np.testing.assert_array_equal(again.params()[1], two.params()[1])
+
+
+def test_a_process_that_hangs_ends_the_job_with_stacks(root, two):
+    job = Job(root, "hang", 2, "--config.train.step_timeout_s=4", fault="hang:7:1")
+    codes = job.end(timeout=150)
+    assert codes[1] == exits.HUNG and codes[0] in exits.RESTART, "\n".join(job.output)
+    stacks = {p.name[-5]: p.read_text() for p in job.row.glob("stacks-*.txt")}
+    assert "the_batch_that_never_comes" in stacks["1"]
+    assert Job(root, "hang", 2).done().lines() == two.lines()
+
+
+def test_a_second_job_in_the_same_folder_is_refused(root):
+    first = Job(root, "twice", 1, fault="hang:3:0")
+    path = first.folder / "lease.json"
+    while not path.exists() and first.processes[0].poll() is None:
+        time.sleep(0.05)
+    second = Job(root, "twice", 1)
+    assert second.end() == [exits.IN_USE] and "writes here, seen" in second.output[0]
+    first.processes[0].kill()
+    first.end()
+    again = Job(root, "twice", 1).done()  # the dead one's lease is taken over
+    assert "took over from process" in again.output[0]
