@@ -180,7 +180,9 @@ def test_a_failed_save_is_said_and_can_be_repeated(mesh, tmp_path, monkeypatch):
 FULL_DISK = """
 import collections, shutil, sys
 import jax, numpy as np
-from ehrwear_jax import checkpoint, manifest, sharding
+from ehrwear_jax.runtime import checkpoint
+from ehrwear_jax.runtime import checkpoint_manifest as manifest
+from ehrwear_jax.training import sharding
 from ehrwear_jax.runtime.exit_codes import NotSaved
 folder = sys.argv[1]
 mesh = sharding.make_mesh()

@@ -49,7 +49,7 @@ def test_a_second_writer_is_refused_and_the_folder_is_free_afterwards(tmp_path):
 
 def test_a_process_that_lives_is_refused_and_taken_over_when_it_was_killed(tmp_path, caplog):
     program = (
-        "import sys, time; from ehrwear_jax import run_dir\n"
+        "import sys, time; from ehrwear_jax.runtime import run_dir\n"
         "with run_dir.Lease(sys.argv[1]):\n print(1, flush=True)\n time.sleep(60)"
     )
     other = subprocess.Popen([sys.executable, "-c", program, str(tmp_path)], stdout=subprocess.PIPE,
