@@ -8,8 +8,7 @@ import pytest
 from repo import REPO
 
 from ehrwear_jax import config as config_lib
-from ehrwear_jax.data.prepare.dataset import PrepareConfig
-from ehrwear_jax.data.sources.simulator.simulate import SimulatorConfig
+from ehrwear_jax.config.data import PrepareConfig, SimulateConfig
 from ehrwear_jax.models.joint import losses
 from ehrwear_jax.models.joint.examples import ContextConfig
 from ehrwear_jax.models.joint.network import ModelConfig
@@ -30,7 +29,7 @@ def load(name, variant=""):
 @pytest.mark.parametrize(
     "part, cls, elsewhere",
     [
-        ("simulate", SimulatorConfig, set()),
+        ("simulate", SimulateConfig, set()),
         ("prepare", PrepareConfig, set()),
         ("context", ContextConfig, {"modalities"}),
         ("model", ModelConfig, set(config_lib._MODEL_FROM_DATA)),
@@ -52,7 +51,7 @@ def test_every_loss_term_has_a_weight():
 def test_the_translation_keeps_defaults_and_changes():
     config = config_lib.base()
     assert config_lib.prepare_config(config) == PrepareConfig(workers=0), "the program uses every core"
-    assert config_lib.simulator_config(config) == SimulatorConfig()
+    assert config_lib.simulator_config(config) == SimulateConfig()
     config.seed = 3
     config.context.queries = 5
     config.train.stop_after = 7

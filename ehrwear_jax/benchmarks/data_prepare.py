@@ -16,6 +16,7 @@ from pathlib import Path
 import psutil
 
 from ehrwear_jax.benchmarks import data_cohort as bench_cohort
+from ehrwear_jax.config.data import PrepareConfig
 from ehrwear_jax.data.formats import meds
 from ehrwear_jax.data.prepare import dataset as prepare
 
@@ -101,7 +102,7 @@ class Watch:
 def _prepare(kind, root, workers):
     """The prepare of one cohort, timed."""
     wear = kind == "wear"
-    config = prepare.PrepareConfig(
+    config = PrepareConfig(
         channels=bench_cohort.CHANNELS if wear else (),
         log_channels=("activity",) if wear else (),
         step_minutes=1,

@@ -19,7 +19,7 @@ import polars as pl
 
 from ehrwear_jax import config as config_lib
 from ehrwear_jax.data.labels import outcomes as labels
-from ehrwear_jax.data.prepare import deidentify
+from ehrwear_jax.data.prepare import deidentify, specs
 from ehrwear_jax.data.sources.simulator import simulate as synthetic
 from ehrwear_jax.evals import classification, meds_predictions, protocol, subgroups, survival
 from ehrwear_jax.models.tabular import features as tabular
@@ -304,7 +304,7 @@ def _time_behind(config, workdir, task, reads):
         path = workdir / "evaluate" / "time_to_hospitalization.parquet"  # of all horizons
         if not path.exists():
             labels.time_to_admission(
-                prepare.meds_dir(config, workdir), index=everyone.select(keys), bounds=prepared.time_bounds(),
+                prepare.meds_dir(config, workdir), index=everyone.select(keys), bounds=specs.time_bounds(prepared),
                 admission_code_prefix=config.labels.admission_code_prefix,
             ).write_parquet(path)  # fmt: skip
         times = pl.read_parquet(path)

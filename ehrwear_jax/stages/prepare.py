@@ -14,7 +14,7 @@ from ehrwear_jax.data.formats import parquet as tables
 from ehrwear_jax.data.labels import outcomes as labels
 from ehrwear_jax.data.labels import signal_outcomes as labels_physiology
 from ehrwear_jax.data.prepare import dataset as prepare_lib
-from ehrwear_jax.data.prepare import deidentify, harmonise
+from ehrwear_jax.data.prepare import deidentify, harmonise, specs
 from ehrwear_jax.data.prepare import workers as cluster
 from ehrwear_jax.data.sources import nafld, nhanes
 from ehrwear_jax.data.sources.simulator import simulate as synthetic
@@ -106,7 +106,7 @@ def _options(config, workdir):
     options = config_lib.prepare_config(config)
     day, source = meds.extraction_date(meds_dir(config, workdir), options.extraction_date)
     options = dataclasses.replace(options, extraction_date=day)
-    bounds = options.time_bounds()
+    bounds = specs.time_bounds(options)
     logging.info(
         "  times before %s (births: a lifetime earlier) or on or after %s are set aside; day of extraction: %s (%s)",
         f"{bounds.first:%Y-%m-%d}",
@@ -148,7 +148,7 @@ def _event_labels(config, workdir, options):
     """Label tables hospitalization_<h>d, onset_<group>_<h>d and time_to_<group>, at random times of each person."""
     c, source, out = config.labels, meds_dir(config, workdir), labels_dir(config, workdir)
     out.mkdir(parents=True, exist_ok=True)
-    bounds = options.time_bounds()
+    bounds = specs.time_bounds(options)
     index = labels.prediction_times(
         source,
         per_subject=c.per_subject,
@@ -205,7 +205,7 @@ def _physiology_labels(config, workdir, options):
         return []
     if folder is None:
         raise ValueError("config.labels.physiology.measures needs wearable recordings: set config.data.wearable_dir")
-    bounds = options.time_bounds()
+    bounds = specs.time_bounds(options)
     made, index = labels_physiology.label_wearables(folder, c, seed=config.seed, bounds=bounds)
     for name, table in made.items():
         _write_labels(options, made_labels_dir(workdir), name, table)

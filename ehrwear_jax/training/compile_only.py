@@ -11,6 +11,7 @@ from pathlib import Path
 import jax
 from jax.experimental import topologies
 
+from ehrwear_jax.data.prepare import specs
 from ehrwear_jax.data.signals import derived_features as window_summaries
 from ehrwear_jax.models.joint import batch as batch_lib
 from ehrwear_jax.models.joint import examples as pipeline
@@ -33,7 +34,7 @@ class AssumedPatients:
         self.steps = prepare.window_hours * 60 // prepare.step_minutes
         self.vocabulary, self.future_codes = range(vocabulary), range(config.future_codes)
         self.n_recalled = config.recalled_tokens
-        self.raw_samples, self.raw_channel_A = prepare.raw_spec().samples, prepare.raw_channels
+        self.raw_samples, self.raw_channel_A = specs.raw_spec(prepare).samples, prepare.raw_channels
         self.has_quality = prepare.quality
         wanted = window_summaries.parse(prepare.summaries, self.channels)
         self.further_channel_X = window_summaries.targets(wanted)

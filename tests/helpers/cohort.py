@@ -5,6 +5,7 @@ from datetime import datetime, timedelta
 import numpy as np
 import polars as pl
 
+from ehrwear_jax.config.data import PrepareConfig
 from ehrwear_jax.data.formats import meds, wearable
 from ehrwear_jax.data.prepare import dataset as prepare
 
@@ -132,7 +133,7 @@ def write_labels(folder, n_subjects=30, seed=0):
 def prepare_cohort(root, pool=None, **options):
     """Tables and records of a written cohort, below root/tables and root/all, on a cluster.Pool; returns root."""
     defaults = {"channels": CHANNELS, "log_channels": ("activity",), "min_subjects": 2, "min_values": 10}
-    config = prepare.PrepareConfig(**defaults | {"value_bins": 4, "step_minutes": 30} | options)
+    config = PrepareConfig(**defaults | {"value_bins": 4, "step_minutes": 30} | options)
     prepare.prepare_tables(root / "meds", root / "wearable", root / "tables", config, pool=pool)
     prepare.prepare_split(root / "tables", meds.read_codes(root / "meds"), root / "all", config, pool=pool)
     return root

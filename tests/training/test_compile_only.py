@@ -8,7 +8,7 @@ import sys
 import pytest
 from repo import REPO
 
-from ehrwear_jax.data.prepare.dataset import PrepareConfig
+from ehrwear_jax.config.data import PrepareConfig
 from ehrwear_jax.models.joint.examples import ContextConfig
 from ehrwear_jax.training import compile_only as dry_run
 from ehrwear_jax.training import cost, train

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from repo import REPO
 
-from ehrwear_jax.data.prepare.dataset import PrepareConfig
+from ehrwear_jax.config.data import PrepareConfig
 from ehrwear_jax.models.joint import batch as batch_lib
 from ehrwear_jax.models.joint import losses
 from ehrwear_jax.models.joint.examples import ContextConfig

@@ -10,6 +10,7 @@ import numpy as np
 import polars as pl
 import pytest
 
+from ehrwear_jax.config.data import PrepareConfig
 from ehrwear_jax.data.formats import meds
 from ehrwear_jax.data.prepare import dataset as prepare
 from ehrwear_jax.models.joint import batch as batch_lib
@@ -35,7 +36,7 @@ def train_config(**options):
 
 
 def prepared_config():
-    return prepare.PrepareConfig(channels=cohort.CHANNELS, log_channels=("activity",), min_subjects=2, min_values=10,
+    return PrepareConfig(channels=cohort.CHANNELS, log_channels=("activity",), min_subjects=2, min_values=10,
                                  value_bins=4, subjects_per_shard=8, step_minutes=30)  # fmt: skip
 
 

@@ -1,40 +1,8 @@
 """Who is in: inclusion criteria with a count at each step, as a CONSORT diagram has them (paper, section A.2)."""
 
-import dataclasses
 from datetime import datetime
 
 import polars as pl
-
-
-@dataclasses.dataclass(frozen=True)
-class CohortConfig:
-    """Criteria; the defaults let everybody in. The paper's: 365 days of EHR, 14 days of wear, age 18 to 89.
-
-    A criterion looks at a person's record up to a reference time and at nothing later: `cutoff`, or the end of the
-    record where it is empty.
-
-    Attributes:
-      cutoff: ISO date, or empty.
-      min_ehr_days: from the first EHR event to the reference time.
-      min_wear_days: days with usable wear up to the reference time. min_wear_hours: usable hours that make such a day.
-      min_age_years, max_age_years: in completed years, both included; 0 sets no limit. Whose birth date is not known
-        fails any limit.
-      excluded_codes: prefixes of codes, such as flags of bad data; who has one up to the reference time is out.
-        Codes are as mapping tables leave them; those of config.prepare.drop_codes are not seen.
-    """
-
-    cutoff: str = ""
-    min_ehr_days: float = 0.0
-    min_wear_days: int = 0
-    min_wear_hours: float = 12.0
-    min_age_years: float = 0.0
-    max_age_years: float = 0.0
-    excluded_codes: tuple = ()
-
-    @property
-    def is_open(self):
-        """Whether nobody can be left out."""
-        return dataclasses.replace(self, cutoff="", min_wear_hours=12.0) == CohortConfig()
 
 
 def wear_days(window_times, window_hours, min_hours, until):

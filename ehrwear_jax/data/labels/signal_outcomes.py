@@ -6,7 +6,6 @@ period, and prediction times only where they wore something around them (paper, 
 the device). That selects by later wear, as any target from a device does.
 """
 
-import dataclasses
 
 import numpy as np
 import polars as pl
@@ -19,95 +18,7 @@ from ehrwear_jax.data.signals import rest_activity, signal
 DAY_US = signal.DAY_US
 MINUTE_US = 60_000_000
 DAY_MINUTES = rest_activity.DAY_MINUTES
-# What can be labelled, and the unit.
-MEASURES = {
-    "sleep_efficiency": "share, 0 to 1: mean over the nights, see rest_activity.sleep_efficiency",
-    "hrv_rmssd": "ms: mean over the days of each day's median",
-    "activity_regularity": "0 to 1: interdaily stability of hourly activity",
-    "intradaily_variability": "about 0 to 2",
-    "relative_amplitude": "0 to 1",
-    "activity_entropy": "0 to 1: of the average day's hours",
-    "resting_heart_rate": "beats a minute",
-}
-HRV_KINDS = ("rmssd", "pulse", "ecg", "intervals")
 LABEL_SCHEMA = {"subject_id": pl.Int64, "prediction_time": pl.Datetime("us"), "float_value": pl.Float32}
-
-
-@dataclasses.dataclass(frozen=True)
-class PhysiologyConfig:
-    """Which labels are made, and the thresholds.
-
-    Attributes:
-      measures: of MEASURES. A task is called MEASURE_<days>d.
-      period_days: lengths of the period after the prediction.
-      per_subject: prediction times drawn for each person, midnights of the recording's clock.
-      min_history_days: wear begins at least so long before a prediction, see draw_times.
-      min_days: fewest usable days (for sleep: nights with both ends seen) in a period.
-      min_day_share: a day is usable for the rhythm if this share of it was observed.
-      activity_channel: counts per minute, non-negative. heart_rate_channel: beats per minute, "" if there is none.
-      counts_scale, counts_cap: bring the counts to those of Cole and Kripke, see rest_activity.asleep_counts.
-      non_wear_minutes: a run of so many minutes of zero counts (rest_activity.non_wear_counts) without a heart rate is
-        time not worn; 0: zeros are taken as they are.
-      sleep_around, max_wake_minutes: of rest_activity.sleep_windows. min_night_share: of sleep_efficiency.
-      still_counts, still_minutes, min_rest_minutes: of rest_activity.resting_heart_rate.
-      hrv_channel: "" if there is none. hrv_kind: "rmssd" (the channel is RMSSD in ms), or "pulse", "ecg" or "intervals"
-        (see window_summaries.py), for which there is a value per hrv_minutes.
-      hrv_minutes: divides a day. min_hrv_values: fewest values of a usable day.
-
-    Raises:
-      ValueError: a measure or kind that there is not, a length that is not positive, no channel for the HRV.
-    """
-
-    measures: tuple = ()
-    period_days: tuple = (7,)
-    per_subject: int = 2
-    min_history_days: float = 1.0
-    min_days: int = 4
-    min_day_share: float = 0.6
-    activity_channel: str = "activity"
-    heart_rate_channel: str = "heart_rate"
-    counts_scale: float = 0.01
-    counts_cap: float = 300.0
-    non_wear_minutes: int = 90
-    sleep_around: float = 30.0
-    max_wake_minutes: float = 60.0
-    min_night_share: float = 0.8
-    still_counts: float = 0.0
-    still_minutes: int = 12
-    min_rest_minutes: int = 30
-    hrv_channel: str = ""
-    hrv_kind: str = "rmssd"
-    hrv_minutes: int = 60
-    min_hrv_values: int = 1
-
-    def __post_init__(self):
-        where = "config.labels.physiology"
-        for name in self.measures:
-            if name not in MEASURES:
-                raise ValueError(f"{where}.measures holds {name!r}; there are {', '.join(MEASURES)}")
-        if self.hrv_kind not in HRV_KINDS:
-            raise ValueError(f"{where}.hrv_kind is {self.hrv_kind!r}; it can be {', '.join(HRV_KINDS)}")
-        if "hrv_rmssd" in self.measures and not self.hrv_channel:
-            raise ValueError(f"{where}.measures holds 'hrv_rmssd': name the channel in {where}.hrv_channel")
-        if DAY_MINUTES % self.hrv_minutes or self.hrv_minutes < 1:
-            raise ValueError(f"{where}.hrv_minutes is {self.hrv_minutes}, must divide a day")
-        for name in ("per_subject", "min_days", "min_hrv_values"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{where}.{name} is {getattr(self, name)}, must be at least 1")
-        for days in self.period_days:
-            if days < self.min_days:
-                raise ValueError(f"{where}.period_days holds {days}, less than min_days {self.min_days}")
-
-    def tasks(self):
-        """Names of the label tables."""
-        return [f"{measure}_{days}d" for measure in self.measures for days in self.period_days]
-
-    def channels(self):
-        """Channels that the measures read."""
-        of_activity = set(self.measures) - {"hrv_rmssd"}
-        names = [self.activity_channel, self.heart_rate_channel] if of_activity else []
-        names += [self.hrv_channel] if "hrv_rmssd" in self.measures else []
-        return tuple(dict.fromkeys(n for n in names if n))
 
 
 def label_wearables(wearable_dir, config, *, seed, bounds, index=None):

@@ -10,111 +10,23 @@ at the shard. manifest.json holds sizes and checksums of all outputs, and counts
 """
 
 import contextlib
-import dataclasses
 import json
 from pathlib import Path
 
 import polars as pl
 
-from ehrwear_jax.data.formats import meds, meds_checks
+from ehrwear_jax.data.formats import meds
 from ehrwear_jax.data.formats.parquet import write_frame, write_json
 from ehrwear_jax.data.labels import cohort
-from ehrwear_jax.data.prepare import deidentify
+from ehrwear_jax.data.prepare import deidentify, specs
 from ehrwear_jax.data.prepare import output_manifest as manifest
 from ehrwear_jax.data.prepare import record_shards as prepare_records
 from ehrwear_jax.data.prepare import statistics as fit
 from ehrwear_jax.data.prepare import workers as cluster
 from ehrwear_jax.data.prepare.events import prepare_events
 from ehrwear_jax.data.prepare.windows import prepare_windows
-from ehrwear_jax.data.signals import raw_windows, signal
 from ehrwear_jax.data.sources.csv_source import hashed_uniform
 from ehrwear_jax.models.joint import vocabulary as tokenizer
-
-FOLLOWUP_END = "FOLLOWUP_END"
-
-
-@dataclasses.dataclass(frozen=True)
-class PrepareConfig:
-    """Thresholds of the prepare stage.
-
-    Attributes:
-      channels: wearable channels to use, in order; empty means none. log_channels: those taken as log(1 + x).
-      window_hours, step_minutes, min_coverage: see signal.WindowSpec. summaries: see window_summaries.py.
-      raw_channels, raw_rate_hz, raw_seconds, raw_per_window, raw_score: raw windows of sub-second signal, see
-        raw_windows.RawSpec; no channels: none. The channels need not be among `channels`.
-      quality: score how well each step of the grid was measured, see grid_quality.py; an input of the model then.
-      min_subjects, value_bins, min_values: see tokenizer.fit_vocabulary.
-      mapping_files, ranges_file: user tables, see harmonise.read_mapping and read_ranges.
-      implied_parents: give ICD-10 and ATC codes the ancestors that they spell out, beside those of codes.parquet.
-      max_per_day: most events of one code for a person and day, the first ones; 0: all.
-      drop_codes: codes that never become input (administrative ones).
-      first_date: ISO date; a row with an earlier time is set aside (a birth: a lifetime of 100 years earlier).
-      extraction_date: ISO date on which the data were taken from their source; a row more than a year later is set
-        aside. Empty: see meds.extraction_date; none known: the limit is 2300 (shifted dates lie in the future).
-      date_only_at_day_end: an event stamped exactly midnight is taken as a date without a time, known at the day's end.
-      subjects_per_shard: patients in a record shard.
-      pseudonymise, shift_days, shift_whole_weeks, max_age_years, key_file: see deidentify.py.
-      tuning_fraction: with folds, the share of groups outside the fold that chooses hyper-parameters.
-      scheduler: where shards are worked on: "" for local processes, tcp://host:port of a dask scheduler, or
-        jobqueue:slurm and the like; see cluster.py. It changes no byte of the result.
-      workers: local processes or jobs; 0: one per core; 1: this process alone.
-      worker_memory_gb: of a local process, above which it is started again; 0: its share of the machine's memory.
-      rows_per_piece: a shard of more events than this is read in pieces of about as many, whole subjects each.
-    """
-
-    channels: tuple = ()
-    log_channels: tuple = ()
-    window_hours: int = 6
-    step_minutes: int = 5
-    min_coverage: float = 0.1
-    summaries: tuple = ()
-    raw_channels: tuple = ()
-    raw_rate_hz: float = 25.0
-    raw_seconds: float = 30.0
-    raw_per_window: int = 4
-    raw_score: str = "pulse"
-    quality: bool = False
-    min_subjects: int = 10
-    value_bins: int = 10
-    min_values: int = 50
-    mapping_files: tuple = ()
-    ranges_file: str = ""
-    implied_parents: bool = False
-    max_per_day: int = 0
-    drop_codes: tuple = (FOLLOWUP_END,)
-    first_date: str = "1900-01-01"
-    extraction_date: str = ""
-    date_only_at_day_end: bool = True
-    subjects_per_shard: int = 2000
-    tuning_fraction: float = 0.1
-    pseudonymise: bool = False
-    shift_days: int = 0
-    shift_whole_weeks: bool = False
-    max_age_years: float = 0.0
-    key_file: str = ""
-    scheduler: str = ""
-    workers: int = 1
-    worker_memory_gb: float = 0.0
-    rows_per_piece: int = 2_000_000
-
-    def time_bounds(self):
-        return meds_checks.time_bounds(self.first_date, self.extraction_date)
-
-    def window_spec(self):
-        return signal.WindowSpec(tuple(self.channels), self.window_hours, self.step_minutes, self.min_coverage)
-
-    def raw_spec(self):
-        """raw_windows.RawSpec; ValueError for one that cannot be, as without a grid or longer than its steps."""
-        channels = self.raw_channels if isinstance(self.raw_channels, str) else tuple(self.raw_channels)
-        raw = raw_windows.RawSpec(channels, self.raw_rate_hz, self.raw_seconds, self.raw_per_window, self.raw_score)
-        if raw.channels and not self.channels:
-            raise ValueError("config.prepare.raw_channels needs config.prepare.channels, in whose windows raw ones lie")
-        if raw.channels and raw.seconds > 60 * self.step_minutes:
-            raise ValueError(
-                f"config.prepare.raw_seconds is {raw.seconds:g}: a raw window must fit into a step of "
-                f"config.prepare.step_minutes, {self.step_minutes}"
-            )
-        return raw
 
 
 def prepare_tables(meds_dir, wearable_dir, out_dir, config, criteria=None, quarantine_dir=None, pool=None):
@@ -127,7 +39,7 @@ def prepare_tables(meds_dir, wearable_dir, out_dir, config, criteria=None, quara
 
     Args:
       meds_dir: MEDS dataset. wearable_dir: wearable tables, or None.
-      criteria: cohort.CohortConfig of who gets into subjects.parquet, None for everybody.
+      criteria: CohortConfig of who gets into subjects.parquet, None for everybody.
       quarantine_dir: OUT_DIR/quarantine by default.
       pool: cluster.Pool; by default one that config asks for.
 
@@ -276,7 +188,7 @@ def _prepare_split(tables, codes, out, config, fold, units, pool):
         vocabulary = fit.fit_vocabulary(tables, out, codes, config, units, pool)
         vocabulary.save(out)
         meta = {
-            "steps": config.window_spec().steps,
+            "steps": specs.window_spec(config).steps,
             "window_hours": config.window_hours,
             "channels": list(config.channels),
             "shards": [f"{s:05d}.array_record" for s in range(-(-subjects.height // config.subjects_per_shard))],
@@ -285,7 +197,7 @@ def _prepare_split(tables, codes, out, config, fold, units, pool):
         if config.quality:
             meta["quality"] = True
         if config.raw_channels:
-            meta["raw"] = {"channels": list(config.raw_channels), "samples": config.raw_spec().samples}
+            meta["raw"] = {"channels": list(config.raw_channels), "samples": specs.raw_spec(config).samples}
         write_json(meta, out / "meta.json")
         fit.remove_parts(out)
     meta = json.loads((out / "meta.json").read_text())

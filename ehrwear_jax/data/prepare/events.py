@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 from ehrwear_jax.data.formats import meds, meds_checks
 from ehrwear_jax.data.formats.parquet import shard_names, write_frame, write_json
 from ehrwear_jax.data.formats.quarantine import count_reasons, quarantine_counts, set_aside
-from ehrwear_jax.data.prepare import harmonise
+from ehrwear_jax.data.prepare import harmonise, specs
 from ehrwear_jax.data.prepare import output_manifest as manifest
 from ehrwear_jax.data.signals import signal
 
@@ -90,7 +90,7 @@ def _one_shard(job, out, quarantine, config, deidentifier, mapping):
     """Writes one shard's events and people; its tally, PEOPLE/NAME.json, comes last."""
     path, name = job
     rows, reasons, written, n = [], [], [], 0
-    for raw, bad in meds_checks.screen_pieces(path, config.time_bounds(), config.rows_per_piece):
+    for raw, bad in meds_checks.screen_pieces(path, specs.time_bounds(config), config.rows_per_piece):
         raw, bad = deidentifier.events(raw, bad)
         events, people, aside = _piece_paths(out, quarantine, name, n)
         rows.append(_one_piece(raw, events, people, config, mapping))

@@ -12,6 +12,7 @@ from ehrwear_jax.data.formats import wearable
 from ehrwear_jax.data.formats.parquet import shard_names, write_frame, write_json, writing_table
 from ehrwear_jax.data.formats.quarantine import count_reasons, quarantine_counts, set_aside
 from ehrwear_jax.data.prepare import output_manifest as manifest
+from ehrwear_jax.data.prepare import specs
 from ehrwear_jax.data.signals import derived_features as window_summaries
 from ehrwear_jax.data.signals import grid_quality, overlap, raw_windows, signal
 
@@ -34,7 +35,7 @@ def prepare_windows(wearable_dir, out, quarantine, config, deidentifier, pool):
     """
     table = wearable.read_channels(wearable_dir)
     known = set(table["channel"])
-    if unknown := {*config.channels, *config.raw_spec().channels} - known:
+    if unknown := {*config.channels, *specs.raw_spec(config).channels} - known:
         raise ValueError(
             f"{wearable_dir}: no channel {sorted(unknown)} in metadata/channels.parquet; there are {sorted(known)}"
         )
@@ -104,11 +105,11 @@ def window_dtype(wanted):
 def _one_shard(job, table, limits, wanted, out, quarantine, config, deidentifier):
     """Writes the windows of one file of recordings, a few people at a time; its tally comes last."""
     path, name = job
-    spec, aside, wearers, waiting = config.window_spec(), [], [], []
+    spec, aside, wearers, waiting = specs.window_spec(config), [], [], []
     counted = {"used": 0, "other channels": 0, "windows": 0, "outside": 0} | dict.fromkeys(overlap.COUNTS, 0)
     windows, values = out / "windows" / f"{name}.parquet", out / "window_values" / f"{name}.npy"
     people, ends = out / "wearers" / f"{name}.parquet", out / "wearers" / f"{name}.npy"
-    raw, raw_path = config.raw_spec(), out / "raw_windows" / f"{name}.npy"
+    raw, raw_path = specs.raw_spec(config), out / "raw_windows" / f"{name}.npy"
     columns = ["subject_id", "first_row", "n_windows"]
     if raw.channels:
         counted |= dict.fromkeys(("raw windows", *raw_windows.DROPPED), 0)
@@ -135,7 +136,7 @@ def _one_shard(job, table, limits, wanted, out, quarantine, config, deidentifier
             add_windows(frame)
             waiting.clear()
 
-        for subject, rows in wearable.read_subjects(path, table, config.time_bounds(), aside):
+        for subject, rows in wearable.read_subjects(path, table, specs.time_bounds(config), aside):
             subject, rows = deidentifier.recordings(subject, rows)
             stretches, end_M, window_MxLxC, further_MxX = _one_person(rows, spec, limits, wanted, config, counted)
             wearers.append((subject, counted["windows"], len(end_M)))

@@ -14,11 +14,12 @@ import polars as pl
 import pytest
 import small_run
 
+from ehrwear_jax.config.data import PrepareConfig
 from ehrwear_jax.data.formats import meds, wearable
 from ehrwear_jax.data.prepare import dataset as prepare
 from ehrwear_jax.stages import prepare as stage
 
-CONFIG = prepare.PrepareConfig(channels=cohort.CHANNELS, min_subjects=2, step_minutes=30, subjects_per_shard=8)
+CONFIG = PrepareConfig(channels=cohort.CHANNELS, min_subjects=2, step_minutes=30, subjects_per_shard=8)
 INF = float("inf")
 
 

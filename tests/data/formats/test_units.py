@@ -8,6 +8,7 @@ import numpy as np
 import polars as pl
 import pytest
 
+from ehrwear_jax.config.data import PrepareConfig
 from ehrwear_jax.data.formats import units, wearable, wearable_checks
 from ehrwear_jax.data.prepare import dataset as prepare
 
@@ -46,7 +47,7 @@ def test_every_conversion_has_its_inverse_and_none_crosses_quantities():
 
 def test_recordings_in_another_unit_are_converted_once_said_and_others_set_aside(tmp_path, caplog):
     root = cohort.write_cohort(tmp_path / "raw", 12, wear_days=1)
-    config = prepare.PrepareConfig(channels=cohort.CHANNELS, min_subjects=2, step_minutes=30)
+    config = PrepareConfig(channels=cohort.CHANNELS, min_subjects=2, step_minutes=30)
     prepare.prepare_tables(root / "meds", root / "wearable", tmp_path / "clean", config)
     for shard in wearable.list_shards(root / "wearable"):
         rows = pl.read_parquet(shard)

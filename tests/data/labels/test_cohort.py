@@ -7,11 +7,12 @@ import numpy as np
 import polars as pl
 import pytest
 
+from ehrwear_jax.config.data import CohortConfig
 from ehrwear_jax.data.labels import cohort
 
 DAY = timedelta(days=1)
 CUTOFF = datetime(2020, 6, 1)
-PAPER = cohort.CohortConfig("2020-06-01", 365.0, 14, 12.0, 18.0, 89.0, ("FLAG//",))
+PAPER = CohortConfig("2020-06-01", 365.0, 14, 12.0, 18.0, 89.0, ("FLAG//",))
 
 
 def make_people(n=400, seed=0):
@@ -67,7 +68,7 @@ def included(person, windows, flagged, config):
     PAPER,
     dataclasses.replace(PAPER, min_wear_days=3, min_wear_hours=6.0, min_ehr_days=30.0),
     dataclasses.replace(PAPER, cutoff="", min_age_years=0.0),
-    cohort.CohortConfig(min_wear_days=1),
+    CohortConfig(min_wear_days=1),
 ])  # fmt: skip
 def test_criteria_are_those_of_a_loop_and_counts_reconcile(config):
     people, windows, flagged = make_people()
@@ -104,11 +105,11 @@ def test_what_comes_after_the_reference_time_decides_nothing():
 
 def test_defaults_let_everybody_in():
     people, windows, flagged = make_people(50)
-    ids, steps = cohort.select(people, windows, flagged, 6, cohort.CohortConfig())
-    assert len(ids) == 50 and len(steps) == 1 and cohort.CohortConfig().is_open
-    assert not PAPER.is_open and not cohort.CohortConfig(min_wear_days=1).is_open
+    ids, steps = cohort.select(people, windows, flagged, 6, CohortConfig())
+    assert len(ids) == 50 and len(steps) == 1 and CohortConfig().is_open
+    assert not PAPER.is_open and not CohortConfig(min_wear_days=1).is_open
 
 
 def test_a_cutoff_that_is_no_date_is_named():
     with pytest.raises(ValueError, match="config.cohort.cutoff is 'June'"):
-        cohort.select(*make_people(5), 6, cohort.CohortConfig(cutoff="June"))
+        cohort.select(*make_people(5), 6, CohortConfig(cutoff="June"))

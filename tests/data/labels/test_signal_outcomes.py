@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from pulse_wave import simulated
 from rest_days import simulated_counts, simulated_days, true_efficiency
 
+from ehrwear_jax.config.labels import MEASURES, PhysiologyConfig
 from ehrwear_jax.data.formats import label_tables, meds, meds_checks, wearable
 from ehrwear_jax.data.labels import signal_outcomes as labels_physiology
-from ehrwear_jax.data.labels.signal_outcomes import PhysiologyConfig
 from ehrwear_jax.stages import prepare as stage
 
 START = datetime(2016, 3, 1)
@@ -31,7 +31,7 @@ LIMITS = {
     "rr": (200.0, 3000.0),
     "ppg": (-9.0, 9.0),
 }
-ALL = tuple(labels_physiology.MEASURES)
+ALL = tuple(MEASURES)
 ACTIVITY = tuple(m for m in ALL if m != "hrv_rmssd")
 
 

@@ -12,18 +12,19 @@ import polars as pl
 import pytest
 from array_record.python.array_record_module import ArrayRecordReader
 
+from ehrwear_jax.config.data import CohortConfig, PrepareConfig
 from ehrwear_jax.data import store as records
 from ehrwear_jax.data.formats import meds, meds_checks, wearable
-from ehrwear_jax.data.labels.cohort import CohortConfig
 from ehrwear_jax.data.prepare import dataset as prepare
 from ehrwear_jax.data.prepare import events as prepare_events
 from ehrwear_jax.data.prepare import output_manifest as manifest
 from ehrwear_jax.data.prepare import record_shards as prepare_records
+from ehrwear_jax.data.prepare import specs
 from ehrwear_jax.data.prepare import statistics as fit
 from ehrwear_jax.data.signals import signal
 from ehrwear_jax.models.joint import vocabulary as tokenizer
 
-CONFIG = prepare.PrepareConfig(
+CONFIG = PrepareConfig(
     channels=cohort.CHANNELS,
     log_channels=("activity",),
     min_subjects=2,
@@ -104,7 +105,7 @@ def test_a_date_without_a_time_is_known_at_the_days_end():
     assert births.rows() == [(1, datetime(1950, 5, 5))], "the birth is an age, not an event"
     assert ends.rows() == [(1, day + timedelta(days=3) - US, True)], "follow-up ends with the administrative row"
     kept, _, _ = prepare_events.harmonise_events(
-        pl.DataFrame(rows, schema, orient="row"), prepare.PrepareConfig(date_only_at_day_end=False)
+        pl.DataFrame(rows, schema, orient="row"), PrepareConfig(date_only_at_day_end=False)
     )
     assert kept["time"].to_list()[1:3] == [day, day]
 
@@ -162,7 +163,7 @@ def test_only_the_cohort_is_prepared(root, counts, tmp_path):
 
 
 def test_rare_codes_are_counted_as_left_out(root, counts, tmp_path):
-    config = prepare.PrepareConfig(min_subjects=10**6)
+    config = PrepareConfig(min_subjects=10**6)
     prepare.prepare_tables(root / "meds", None, tmp_path / "tables", config)
     (left,) = prepare.prepare_split(tmp_path / "tables", None, tmp_path / "all", config)
     assert left["n"] == 0 and left["dropped"] == counts[0][0]["n"]
@@ -191,7 +192,7 @@ def test_records_equal_the_raw_tables(root, counts):
             (int(np.datetime64(r["start_time"], "us").astype(np.int64)), r["sample_rate_hz"], r["channel"], r["values"])
             for r in rows.filter(pl.col("subject_id") == subject).iter_rows(named=True)
         ]
-        end, values = signal.window_subject(stretches, CONFIG.window_spec(), limits)
+        end, values = signal.window_subject(stretches, specs.window_spec(CONFIG), limits)
         values[..., 1] = np.log1p(values[..., 1])
         windows[subject] = end, values.astype(np.float64)
     flat = np.concatenate([windows[s][1].reshape(-1, 2) for s, split in splits.items() if split == "train"])
@@ -240,8 +241,8 @@ def test_people_with_one_modality_or_none_keep_their_place(root, counts):
 
 
 def test_no_wearables_at_all(root, tmp_path):
-    prepare.prepare_tables(root / "meds", None, tmp_path / "tables", prepare.PrepareConfig(min_subjects=2))
-    prepare.prepare_split(tmp_path / "tables", None, tmp_path / "all", prepare.PrepareConfig(min_subjects=2))
+    prepare.prepare_tables(root / "meds", None, tmp_path / "tables", PrepareConfig(min_subjects=2))
+    prepare.prepare_split(tmp_path / "tables", None, tmp_path / "all", PrepareConfig(min_subjects=2))
     for row, record in read_records(tmp_path / "all").values():
         assert row["n_windows"] == 0 and record["window"].shape == (0, 72, 0)
 
@@ -396,7 +397,7 @@ def test_what_is_done_is_not_done_again(root, counts, monkeypatch):
 
 # ------------------------------------------------------------------------------------------------------- bad input
 def test_a_channel_that_is_not_there_is_named(root, tmp_path):
-    config = prepare.PrepareConfig(channels=("heart_rate", "glucose"))
+    config = PrepareConfig(channels=("heart_rate", "glucose"))
     with pytest.raises(ValueError, match=r"no channel \['glucose'\].*there are \['activity', 'heart_rate'\]"):
         prepare.prepare_tables(root / "meds", root / "wearable", tmp_path, config)
 

@@ -18,6 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ehrwear_jax import config as config_lib
+from ehrwear_jax.config.data import PrepareConfig
 from ehrwear_jax.data import store as records
 from ehrwear_jax.data.formats import meds, meds_checks, wearable
 from ehrwear_jax.data.prepare import dataset as prepare
@@ -88,14 +89,14 @@ def test_impossible_settings_are_named(options, message):
 
 def test_the_key_comes_from_a_file_or_the_environment_and_is_never_shown(tmp_path, monkeypatch):
     (tmp_path / "key").write_bytes(KEY + b"\n")
-    config = prepare.PrepareConfig(pseudonymise=True, key_file=str(tmp_path / "key"))
+    config = PrepareConfig(pseudonymise=True, key_file=str(tmp_path / "key"))
     assert deidentify.of(config).key == KEY
     monkeypatch.setenv(deidentify.KEY_VARIABLE, OTHER_KEY.decode())
     assert deidentify.of(dataclasses.replace(config, key_file="")).key == OTHER_KEY
     assert "secret" not in repr(deidentify.of(config)) + json.dumps(deidentify.of(config).mark())
     with pytest.raises(FileNotFoundError, match="there is no file .*nokey"):
         deidentify.of(dataclasses.replace(config, key_file=str(tmp_path / "nokey")))
-    assert not deidentify.of(prepare.PrepareConfig()).active
+    assert not deidentify.of(PrepareConfig()).active
 
 
 def test_an_age_above_the_limit_cannot_be_told():
@@ -111,7 +112,7 @@ def test_an_age_above_the_limit_cannot_be_told():
     got, _ = Deidentifier(max_age_years=89).events(events, aside)
     assert got["time"].to_list() == [birth, known, None, known + timedelta(days=90), known]
     _, births, _ = prepare_events.harmonise_events(
-        got.with_columns(numeric_value=pl.lit(None, pl.Float32)), prepare.PrepareConfig()
+        got.with_columns(numeric_value=pl.lit(None, pl.Float32)), PrepareConfig()
     )
     assert births["subject_id"].to_list() == [1]
 
@@ -302,15 +303,15 @@ def test_tables_of_two_keys_are_never_mixed(runs, tmp_path, monkeypatch):
     root = cohort.write_cohort(tmp_path / "raw", 12, wear_days=1)
     options = {"channels": cohort.CHANNELS, "pseudonymise": True, "shift_days": 10}
     monkeypatch.setenv(deidentify.KEY_VARIABLE, KEY.decode())
-    config = prepare.PrepareConfig(**options)
+    config = PrepareConfig(**options)
     prepare.prepare_tables(root / "meds", root / "wearable", tmp_path / "out", config)
     prepare.prepare_tables(root / "meds", root / "wearable", tmp_path / "out", config)  # the same again
     with pytest.raises(ValueError, match=r"another de-identification \(pseudonymise, shift_days, key\)"):
-        prepare.prepare_tables(root / "meds", None, tmp_path / "out", prepare.PrepareConfig())
+        prepare.prepare_tables(root / "meds", None, tmp_path / "out", PrepareConfig())
     monkeypatch.setenv(deidentify.KEY_VARIABLE, OTHER_KEY.decode())
     with pytest.raises(ValueError, match=r"out: holds tables with another de-identification \(key\)"):
         prepare.prepare_tables(root / "meds", root / "wearable", tmp_path / "out", config)
-    prepare.prepare_tables(root / "meds", None, tmp_path / "plain", prepare.PrepareConfig())
+    prepare.prepare_tables(root / "meds", None, tmp_path / "plain", PrepareConfig())
     with pytest.raises(ValueError, match="another de-identification"):
         prepare.prepare_tables(root / "meds", None, tmp_path / "plain", config)
 

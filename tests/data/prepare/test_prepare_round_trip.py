@@ -10,10 +10,12 @@ from array_record.python.array_record_module import ArrayRecordReader
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from ehrwear_jax.config.data import PrepareConfig
 from ehrwear_jax.data import store as records
 from ehrwear_jax.data.formats import meds, wearable
 from ehrwear_jax.data.prepare import dataset as prepare
 from ehrwear_jax.data.prepare import output_manifest as manifest
+from ehrwear_jax.data.prepare import specs
 from ehrwear_jax.data.prepare.record_shards import NO_BIRTH
 from ehrwear_jax.data.signals import signal
 from ehrwear_jax.models.joint import vocabulary as tokenizer
@@ -80,7 +82,7 @@ def write(root, people, n_shards):
 def test_what_is_read_back_is_what_went_in(tmp_path_factory, people, n_shards, rows_per_piece, subjects_per_shard):
     root = tmp_path_factory.mktemp("any")
     frame, recordings = write(root, people, n_shards)
-    config = prepare.PrepareConfig(
+    config = PrepareConfig(
         channels=("heart_rate",), step_minutes=30, min_coverage=0.05, min_subjects=1, value_bins=3, min_values=4,
         date_only_at_day_end=False, rows_per_piece=rows_per_piece, subjects_per_shard=subjects_per_shard,
     )  # fmt: skip
@@ -128,7 +130,7 @@ def test_what_is_read_back_is_what_went_in(tmp_path_factory, people, n_shards, r
         surprise = [-math.log(max(tokens[t]["count"], 1) / max(total, 1)) for t in record["token"]]
         np.testing.assert_allclose(index["rarity"][subject - 1], np.mean(surprise or [0.0]), rtol=1e-5, atol=1e-6)
         worn = recordings.filter(pl.col("subject_id") == subject)
-        end, window = signal.window_subject(wearable.stretches(worn), config.window_spec(), LIMITS)
+        end, window = signal.window_subject(wearable.stretches(worn), specs.window_spec(config), LIMITS)
         np.testing.assert_array_equal(record["window_end_us"], end)
         want = np.clip((window - np.float32(meta["mean"])) / np.float32(meta["std"]), -10, 10)
         np.testing.assert_array_equal(record["window"], want.astype(np.float16))

@@ -7,7 +7,7 @@ import polars as pl
 import pytest
 from distributed import LocalCluster
 
-from ehrwear_jax.data.prepare import dataset as prepare
+from ehrwear_jax.config.data import PrepareConfig
 from ehrwear_jax.data.prepare import workers as cluster
 
 
@@ -74,7 +74,7 @@ def test_a_scheduler_that_does_not_answer_or_is_none_is_said(monkeypatch):
         pool.map(fail_at_three, [1], "test")
     for scheduler in ("slurm", "jobqueue:cron", "host:8786"):
         with pytest.raises(ValueError, match=f"config.prepare.scheduler is '{scheduler}'; it can be empty"):
-            cluster.open_pool(prepare.PrepareConfig(scheduler=scheduler))
+            cluster.open_pool(PrepareConfig(scheduler=scheduler))
     with pytest.raises(ValueError, match="config.prepare.workers is -1"):
         cluster.Pool(workers=-1)
 

@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pulse_wave import simulated, simulated_ecg, truth
 
+from ehrwear_jax.config.data import PrepareConfig
 from ehrwear_jax.data.formats import meds, wearable
 from ehrwear_jax.data.prepare import dataset as prepare
 from ehrwear_jax.data.signals import derived_features as window_summaries
@@ -199,7 +200,7 @@ def root(tmp_path_factory):
                 )
         pl.concat(parts).write_parquet(shard)
     options = {"summaries": ("activity:entropy", "ppg:pulse"), "step_minutes": 30, "min_subjects": 2, "min_values": 10}
-    config = prepare.PrepareConfig(cohort.CHANNELS, ("activity",), **options)
+    config = PrepareConfig(cohort.CHANNELS, ("activity",), **options)
     prepare.prepare_tables(root / "meds", root / "wearable", root / "tables", config)
     prepare.prepare_split(root / "tables", meds.read_codes(root / "meds"), root / "all", config)
     return root
@@ -277,7 +278,7 @@ def test_a_lost_channel_takes_the_summaries_made_of_it(root):
 
 def test_a_dataset_without_wearables_needs_no_other_config(tmp_path):
     root = cohort.write_cohort(tmp_path, 12, wear_days=1)
-    config = prepare.PrepareConfig(cohort.CHANNELS, summaries=("activity:entropy",), min_subjects=2)
+    config = PrepareConfig(cohort.CHANNELS, summaries=("activity:entropy",), min_subjects=2)
     prepare.prepare_tables(root / "meds", None, root / "tables", config)
     prepare.prepare_split(root / "tables", meds.read_codes(root / "meds"), root / "all", config)
     meta = json.loads((root / "all" / "meta.json").read_text())

@@ -13,9 +13,10 @@ from pulse_wave import simulated
 from raw_cohort import CONTEXT, PPG, sine, wave, with_waves
 from scipy.signal import resample_poly
 
+from ehrwear_jax.config.data import PrepareConfig
 from ehrwear_jax.data import store as records
 from ehrwear_jax.data.formats import wearable
-from ehrwear_jax.data.prepare import dataset as prepare
+from ehrwear_jax.data.prepare import specs
 from ehrwear_jax.data.signals import raw_windows, signal
 from ehrwear_jax.models.joint import batch as batch_lib
 from ehrwear_jax.models.joint import examples as pipeline
@@ -156,7 +157,7 @@ def test_channels_lie_side_by_side_and_devices_are_not_mixed():
 ])  # fmt: skip
 def test_options_that_cannot_be_are_named(options, said):
     with pytest.raises(ValueError, match=said):
-        prepare.PrepareConfig(**{"channels": ("a",)} | options).raw_spec()
+        specs.raw_spec(PrepareConfig(**{"channels": ("a",)} | options))
 
 
 # ------------------------------------------------------------------------------------------------------- prepare

@@ -94,7 +94,7 @@ def person_events(rng: np.random.Generator, person: Person, path: dict, config) 
       rng: the person's generator for the EHR.
       person: demographics and calendar.
       path: arrays [D] of synthetic_latent.Paths for this person, by name without shape suffix.
-      config: SimulatorConfig.
+      config: SimulateConfig.
 
     Returns:
       (time_us i64 [N], STATIC_US if static; index into CODES i32 [N]; value f32 [N], NaN: none), in

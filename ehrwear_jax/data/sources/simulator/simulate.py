@@ -23,6 +23,7 @@ import polars as pl
 import pyarrow as pa
 from tqdm import tqdm
 
+from ehrwear_jax.config.data import SimulateConfig
 from ehrwear_jax.data.formats import meds, wearable
 from ehrwear_jax.data.formats import parquet as tables
 from ehrwear_jax.data.labels import outcomes as labels
@@ -39,91 +40,19 @@ from ehrwear_jax.data.sources.simulator.truth import (
     read_subjects,
 )
 
-__all__ = ["SimulatorConfig", "oracle_risk", "read_latent", "read_subjects", "simulate"]
+__all__ = ["SimulateConfig", "oracle_risk", "read_latent", "read_subjects", "simulate"]
 
 _AGE_YEARS = (25.0, 90.0)
 
 
-@dataclasses.dataclass(frozen=True)
-class SimulatorConfig:
-    """What to simulate.
+def _n_days(config: SimulateConfig) -> int:
+    """Longest observation, days."""
+    return round(config.years * latent.DAYS_PER_YEAR)
 
-    Attributes:
-      n_subjects: people; their ids are 1 to n_subjects.
-      years: longest observation, years; a share `dropout` of people is observed for less.
-      dropout: share of people who leave early, at a uniform time in the last three quarters.
-      wear_days: days recorded per wearer, in one or two stretches.
-      seed: of everything.
-      noise: multiplies measurement noise and artefacts of both modalities (1: as designed; 0: none).
-      missingness: multiplies the chance of unmeasured labs, time not worn, lost samples and gaps.
-      ehr_information: 0 to 1, multiplies every effect of the state on the EHR but admission, death.
-      wearable_information: 0 to 1, multiplies every effect of the state on wearables.
-      wearable_subjects_fraction: share of people with a wearable.
-      temperature: whether wearables also record skin temperature, once a minute.
-      ppg_subjects_fraction: share of wearers who also have raw PPG.
-      ppg_stretches: raw PPG recordings of 60 s in each stretch of wear.
-      first_year, last_year: observation starts on a random day of these years, both included.
-      admission_per_year: admission hazard of a woman of 60 in average health.
-      horizons_days: horizons of the label tables and of the oracle, days.
-      predictions_per_subject: prediction times per person in the label tables.
-      min_history_days: least time from the first record to a prediction, days.
-      subjects_per_shard: most people in one file.
-      train_fraction, tuning_fraction: of the people; the rest is held out.
-    """
 
-    n_subjects: int = 1500
-    years: float = 3.0
-    dropout: float = 0.25
-    wear_days: int = 21
-    seed: int = 0
-    noise: float = 1.0
-    missingness: float = 1.0
-    ehr_information: float = 1.0
-    wearable_information: float = 1.0
-    wearable_subjects_fraction: float = 0.95
-    temperature: bool = False
-    ppg_subjects_fraction: float = 0.2
-    ppg_stretches: int = 3
-    first_year: int = 2015
-    last_year: int = 2016
-    admission_per_year: float = 0.08
-    horizons_days: tuple[int, ...] = (30, 90, 180, 365)
-    predictions_per_subject: int = 4
-    min_history_days: int = 120
-    subjects_per_shard: int = 125
-    train_fraction: float = 0.7
-    tuning_fraction: float = 0.1
-
-    def __post_init__(self):
-        object.__setattr__(self, "horizons_days", tuple(int(h) for h in self.horizons_days))
-        for name in (
-            "dropout", "ehr_information", "wearable_information", "wearable_subjects_fraction",
-            "ppg_subjects_fraction", "train_fraction", "tuning_fraction",
-        ):  # fmt: skip
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} is {getattr(self, name)}, must lie in [0, 1]")
-        for name in ("noise", "missingness", "wear_days", "ppg_stretches", "min_history_days"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} is {getattr(self, name)}, must not be negative")
-        for name in ("n_subjects", "subjects_per_shard", "predictions_per_subject"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}, must be at least 1")
-        if self.n_days < 60:
-            raise ValueError(f"years is {self.years}, must be at least 60 days")
-        if self.train_fraction + self.tuning_fraction > 1:
-            raise ValueError("train_fraction and tuning_fraction add up to more than 1")
-        if self.last_year < self.first_year:
-            raise ValueError("last_year is before first_year")
-        if self.admission_per_year <= 0:
-            raise ValueError("admission_per_year must be positive")
-
-    @property
-    def n_days(self) -> int:
-        return round(self.years * latent.DAYS_PER_YEAR)
-
-    @property
-    def process(self) -> latent.HealthProcess:
-        return latent.HealthProcess(admission_per_year=self.admission_per_year)
+def health_process(config: SimulateConfig) -> latent.HealthProcess:
+    """The process that a person's health follows."""
+    return latent.HealthProcess(admission_per_year=config.admission_per_year)
 
 
 # --------------------------------------------------------------------------------------- people
@@ -133,12 +62,12 @@ def _generators(seed: int, subject_id: int) -> Iterator[np.random.Generator]:
         yield np.random.Generator(np.random.SFC64(stream))
 
 
-def _person(rng: np.random.Generator, subject_id: int, config: SimulatorConfig) -> ehr.Person:
+def _person(rng: np.random.Generator, subject_id: int, config: SimulateConfig) -> ehr.Person:
     first = np.datetime64(f"{config.first_year}-01-01", "D").astype(int)
     after = np.datetime64(f"{config.last_year + 1}-01-01", "D").astype(int)
     start_day = int(rng.integers(first, after))
     age_days = np.clip(rng.normal(62, 12), *_AGE_YEARS) * latent.DAYS_PER_YEAR
-    end_day = config.n_days
+    end_day = _n_days(config)
     if rng.random() < config.dropout:
         end_day = int(rng.integers(end_day // 4, end_day + 1))
     return ehr.Person(
@@ -151,7 +80,7 @@ def _person(rng: np.random.Generator, subject_id: int, config: SimulatorConfig) 
     )
 
 
-def _splits(config: SimulatorConfig) -> pl.DataFrame:
+def _splits(config: SimulateConfig) -> pl.DataFrame:
     n = config.n_subjects
     order = np.random.default_rng((config.seed, 0)).permutation(n)
     edges = np.rint(np.cumsum([config.train_fraction, config.tuning_fraction]) * n)
@@ -171,13 +100,13 @@ def _shard_paths(root: Path, split: str, shard: int) -> dict[str, Path]:
     }
 
 
-def _write_shard(root: Path, config: SimulatorConfig, split: str, shard: int, ids: list[int]) -> int:
+def _write_shard(root: Path, config: SimulateConfig, split: str, shard: int, ids: list[int]) -> int:
     """Simulates and writes one shard; returns the number of people."""
     paths = _shard_paths(root, split, shard)
     rngs = [list(_generators(config.seed, subject_id)) for subject_id in ids]
     people = [_person(r[0], subject_id, config) for r, subject_id in zip(rngs, ids, strict=True)]
-    process = config.process
-    noise = [latent.draw_noise(r[1], config.n_days) for r in rngs]
+    process = health_process(config)
+    noise = [latent.draw_noise(r[1], _n_days(config)) for r in rngs]
     age_N = np.array([(p.start_us - p.birth_us) / ehr.DAY_US for p in people])
     offset_N = process.offset(age_N / latent.DAYS_PER_YEAR, np.array([p.male for p in people]))
     paths_of_all = latent.simulate_paths(
@@ -272,7 +201,7 @@ def _write_json(path: Path, content) -> None:
 
 
 # --------------------------------------------------------------------------------------- cohort
-def simulate(root: Path, config: SimulatorConfig, *, workers: int = 1, progress: bool = True) -> list[dict]:
+def simulate(root: Path, config: SimulateConfig, *, workers: int = 1, progress: bool = True) -> list[dict]:
     """Writes the cohort: raw data, label tables, truth/ and counts.json. Resumes what was cut off.
 
     Args:
@@ -294,7 +223,7 @@ def simulate(root: Path, config: SimulatorConfig, *, workers: int = 1, progress:
     wearable.write_channels(root / "wearable", worn.channels(config))
     table_path = root / "truth" / RISK_FILE
     if not table_path.exists():
-        table = latent.solve_risk(config.process, config.horizons_days, _offset_range(config))
+        table = latent.solve_risk(health_process(config), config.horizons_days, _offset_range(config))
         table.save(table_path)
 
     jobs = []
@@ -315,7 +244,7 @@ def simulate(root: Path, config: SimulatorConfig, *, workers: int = 1, progress:
     return counts
 
 
-def _claim(root: Path, config: SimulatorConfig) -> None:
+def _claim(root: Path, config: SimulateConfig) -> None:
     """Binds the folder to one config, so that a resumed run cannot mix two cohorts."""
     path = root / "truth" / "simulator.json"
     mine = json.loads(json.dumps(dataclasses.asdict(config)))
@@ -333,8 +262,8 @@ def _claim(root: Path, config: SimulatorConfig) -> None:
         _write_json(path, mine)
 
 
-def _offset_range(config: SimulatorConfig) -> tuple[float, float]:
-    process = config.process
+def _offset_range(config: SimulateConfig) -> tuple[float, float]:
+    process = health_process(config)
     oldest = process.offset(_AGE_YEARS[1] + config.years, True)
     return float(process.offset(_AGE_YEARS[0], False)) - 0.1, float(oldest) + 0.1
 
@@ -377,7 +306,7 @@ def _counts(root, jobs) -> list[dict]:
     ]
 
 
-def _write_labels(root: Path, config: SimulatorConfig) -> list[dict]:
+def _write_labels(root: Path, config: SimulateConfig) -> list[dict]:
     """Label tables hospitalization_<h>d at prediction times after the first week of wear.
 
     The last prediction time leaves the longest horizon observable up to the scheduled end, so

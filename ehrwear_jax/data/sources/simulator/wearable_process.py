@@ -34,7 +34,7 @@ _UNITS = dict(pl.concat([CHANNELS, _TEMPERATURE]).select("channel", "unit").iter
 
 
 def channels(config) -> pl.DataFrame:
-    """The channels that a SimulatorConfig records."""
+    """The channels that a SimulateConfig records."""
     return pl.concat([CHANNELS, _TEMPERATURE]) if config.temperature else CHANNELS
 
 
@@ -71,7 +71,7 @@ def person_recordings(rng: np.random.Generator, person: Person, path: dict, conf
       rng: the person's generator for wearables.
       person: demographics and calendar.
       path: arrays [D] of synthetic_latent.Paths for this person, by name without shape suffix.
-      config: SimulatorConfig.
+      config: SimulateConfig.
     """
     device = DEVICES[rng.choice(len(DEVICES), p=[d.share for d in DEVICES])]
     traits = _traits(rng, person)

@@ -9,12 +9,13 @@ import pytest
 from sklearn.metrics import roc_auc_score
 from synthetic_risks import expected_auroc
 
+from ehrwear_jax.config.data import SimulateConfig
 from ehrwear_jax.data.formats import meds, wearable
 from ehrwear_jax.data.sources.simulator import code_book as codes
 from ehrwear_jax.data.sources.simulator import latent_process as latent
 from ehrwear_jax.data.sources.simulator import simulate as synthetic
 
-SMALL = synthetic.SimulatorConfig(
+SMALL = SimulateConfig(
     n_subjects=40,
     years=2.0,
     wear_days=6,
@@ -55,7 +56,7 @@ def tree_bytes(root):
 @pytest.fixture(scope="module")
 def ehr_only_cohort(tmp_path_factory):
     root = tmp_path_factory.mktemp("large")
-    config = synthetic.SimulatorConfig(
+    config = SimulateConfig(
         n_subjects=700, wear_days=0, seed=5, horizons_days=(30, 365), subjects_per_shard=400
     )
     synthetic.simulate(root, config, progress=False)
@@ -100,7 +101,7 @@ def test_stored_truth_gives_the_same_auroc_as_monte_carlo_from_the_stored_state(
         return np.tile(state[name].cast(pl.Float64).to_numpy(), n_paths)
 
     paths = latent.simulate_paths(
-        synthetic.SimulatorConfig().process,
+        synthetic.health_process(SimulateConfig()),
         repeated("log_risk_offset"),
         rng.standard_normal((n, horizon + 1, 2)),
         rng.random((n, horizon + 1, latent.N_UNIFORM)),
@@ -198,7 +199,7 @@ def test_another_config_in_the_same_folder_is_refused(cohort, tmp_path):
 )
 def test_config_is_checked(fault):
     with pytest.raises(ValueError, match=next(iter(fault))):
-        synthetic.SimulatorConfig(**fault)
+        SimulateConfig(**fault)
 
 
 # ---------------------------------------------------------------------------------- the content

@@ -5,10 +5,11 @@ import dataclasses
 import numpy as np
 import polars as pl
 
+from ehrwear_jax.config.data import SimulateConfig
 from ehrwear_jax.data.formats import wearable
 from ehrwear_jax.data.sources.simulator import simulate as synthetic
 
-SMALL = synthetic.SimulatorConfig(n_subjects=10, years=2.0, wear_days=6, seed=3, horizons_days=(30,))
+SMALL = SimulateConfig(n_subjects=10, years=2.0, wear_days=6, seed=3, horizons_days=(30,))
 
 
 def recordings(root, config):

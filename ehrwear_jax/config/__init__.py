@@ -9,12 +9,10 @@ import os
 
 import ml_collections
 
-from ehrwear_jax.data.labels.cohort import CohortConfig
-from ehrwear_jax.data.labels.signal_outcomes import PhysiologyConfig
-from ehrwear_jax.data.prepare import deidentify
+from ehrwear_jax.config.data import CohortConfig, PrepareConfig, SimulateConfig
+from ehrwear_jax.config.labels import PhysiologyConfig
+from ehrwear_jax.data.prepare import deidentify, specs
 from ehrwear_jax.data.prepare import workers as cluster
-from ehrwear_jax.data.prepare.dataset import PrepareConfig
-from ehrwear_jax.data.sources.simulator.simulate import SimulatorConfig
 from ehrwear_jax.models.joint.examples import ContextConfig
 from ehrwear_jax.models.joint.network import ModelConfig
 from ehrwear_jax.training.finetune import MODES, FinetuneConfig
@@ -127,7 +125,7 @@ def base():
     config.data.labels_dir = ""  # label tables <task>.parquet; empty: hospitalisation labels are made from the events
     config.data.source_dir = ""  # the CSV files of nafld or nhanes
     config.data.n_folds = 0  # > 1: out-of-fold evaluation by metadata/subject_folds.parquet
-    config.simulate = _defaults(SimulatorConfig)
+    config.simulate = _defaults(SimulateConfig)
     config.labels = ml_collections.ConfigDict(
         {
             "horizons_days": (30, 90, 180, 365),
@@ -280,7 +278,7 @@ def user_tables(config):
 
 
 def simulator_config(config):
-    return SimulatorConfig(**config.simulate)
+    return SimulateConfig(**config.simulate)
 
 
 def reference_model(config, modalities=None):
@@ -377,7 +375,7 @@ def check(config):
 
 
 def _check_raw(config):
-    prepare_config(config).raw_spec()
+    specs.raw_spec(prepare_config(config))
     parts = {"prepare.raw_channels": tuple(config.prepare.raw_channels),
              "context.raw_windows": config.context.raw_windows, "model.raw_width": config.model.raw_width}  # fmt: skip
     if any(parts.values()) and not all(parts.values()):

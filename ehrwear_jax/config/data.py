@@ -1,0 +1,205 @@
+"""Declares the options of the prepare stage: where the data are, how they become records, who is in."""
+
+import dataclasses
+
+from ehrwear_jax.config import options
+
+SOURCES = ("synthetic", "meds", "nafld", "nhanes")
+# A code of our simulator that says how long a person was observed.
+FOLLOWUP_END = "FOLLOWUP_END"
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """Where the data come from."""
+
+    source: str = "meds"
+    """synthetic: simulate a cohort; meds: your own data; nafld, nhanes: adapters of public data."""
+    meds_dir: str = ""
+    """A MEDS dataset: data/, metadata/."""
+    wearable_dir: str = ""
+    """Wearable tables; empty: none."""
+    labels_dir: str = ""
+    """Label tables <task>.parquet; empty: hospitalisation labels are made from the events."""
+    source_dir: str = ""
+    """The files of nafld or nhanes, as published."""
+    n_folds: int = 0
+    """More than 1: out-of-fold evaluation by metadata/subject_folds.parquet."""
+    seed: int = 0
+    """Of everything about the people: simulation, prediction times, folds and splits that are drawn here."""
+
+    def __post_init__(self):
+        options.require_choice("config.data", "source", self.source, SOURCES)
+
+
+@dataclasses.dataclass(frozen=True)
+class PrepareConfig:
+    """How raw tables become records (data/prepare)."""
+
+    channels: tuple = ()
+    """Wearable channels to use, in order; empty: none."""
+    log_channels: tuple = ()
+    """Those of them that are taken as log(1 + x)."""
+    window_hours: int = 6
+    """Length of a wearable window; divides a day."""
+    step_minutes: int = 5
+    """Length of a step of a window's grid."""
+    min_coverage: float = 0.1
+    """Share of a window that must be recorded for it to exist."""
+    summaries: tuple = ()
+    """Derived features of windows, "channel:kind"; see signals/derived_features.py."""
+    raw_channels: tuple = ()
+    """Channels of raw windows of sub-second signal; empty: none. They need not be among `channels`."""
+    raw_rate_hz: float = 25.0
+    """Samples per second of a raw window, to which recordings are resampled."""
+    raw_seconds: float = 30.0
+    """Length of a raw window."""
+    raw_per_window: int = 4
+    """Most raw windows of a wearable window."""
+    raw_score: str = "pulse"
+    """By which the best raw windows are chosen: pulse (quality of a pulse wave) or coverage (share of samples)."""
+    quality: bool = False
+    """Score how well each step of the grid was measured (signals/grid_quality.py); an input of the model then."""
+    min_subjects: int = 10
+    """A code needs this many training patients for a token of its own; rarer ones collapse into an ancestor."""
+    value_bins: int = 10
+    """Training quantile bins of a code's values."""
+    min_values: int = 50
+    """A code needs this many values to be binned and standardised."""
+    mapping_files: tuple = ()
+    """Tables code, target, factor, offset: local codes and units to common ones; see prepare/harmonise.py."""
+    ranges_file: str = ""
+    """A table code, low, high: clinical ranges in the place of training quantiles."""
+    implied_parents: bool = False
+    """Give ICD-10 and ATC codes the ancestors that they spell out, beside those of codes.parquet."""
+    max_per_day: int = 0
+    """Most events of one code for a person and day, the first ones; 0: all."""
+    drop_codes: tuple = (FOLLOWUP_END,)
+    """Codes that never become input (administrative ones)."""
+    first_date: str = "1900-01-01"
+    """ISO date; a row with an earlier time is set aside (a birth: a lifetime of 100 years earlier)."""
+    extraction_date: str = ""
+    """ISO date on which the data were taken from their source; a row more than a year later is set aside. Empty: see
+    formats/meds.py, extraction_date; none known: the limit is 2300 (shifted dates lie in the future)."""
+    date_only_at_day_end: bool = True
+    """An event stamped exactly midnight is taken as a date without a time, known at the day's end."""
+    subjects_per_shard: int = 2000
+    """Patients in a record shard."""
+    pseudonymise: bool = False
+    """Replace ids by keyed pseudonyms; see prepare/deidentify.py."""
+    shift_days: int = 0
+    """Move each person's dates by one secret number of days, at most so many; 0: not at all."""
+    shift_whole_weeks: bool = False
+    """Move dates by whole weeks only, which keeps weekdays."""
+    max_age_years: float = 0.0
+    """Forget the birth of people whose record goes on beyond this age; 0: keep all."""
+    key_file: str = ""
+    """File with the secret key of pseudonyms and shifts."""
+    tuning_fraction: float = 0.1
+    """With folds, the share of groups outside the fold that chooses hyper-parameters."""
+    scheduler: str = ""
+    """Where shards are worked on: "" local processes, tcp://host:port a dask scheduler, jobqueue:slurm and the like."""
+    workers: int = 1
+    """Local processes or jobs; 0: one per core; 1: this process alone. No setting changes a byte of the result."""
+    worker_memory_gb: float = 0.0
+    """Of a local process, above which it is started again; 0: its share of the machine's memory."""
+    rows_per_piece: int = 2_000_000
+    """A shard of more events than this is read in pieces of about as many, whole subjects each."""
+
+
+# Options that change how prepare reaches its result, and not the result.
+PREPARE_NOT_RESULTS = ("scheduler", "workers", "worker_memory_gb")
+
+
+@dataclasses.dataclass(frozen=True)
+class CohortConfig:
+    """Inclusion criteria; the defaults let everybody in. The paper's (A.2): 365 days of EHR, 14 of wear, age 18 to 89.
+
+    A criterion looks at a person's record up to a reference time and at nothing later: `cutoff`, or the end of the
+    record where it is empty.
+    """
+
+    cutoff: str = ""
+    """ISO date, or empty."""
+    min_ehr_days: float = 0.0
+    """From the first EHR event to the reference time."""
+    min_wear_days: int = 0
+    """Days with usable wear up to the reference time."""
+    min_wear_hours: float = 12.0
+    """Usable hours that make such a day."""
+    min_age_years: float = 0.0
+    """In completed years; 0: no limit. Whose birth date is not known fails any limit."""
+    max_age_years: float = 0.0
+    """In completed years, included; 0: no limit."""
+    excluded_codes: tuple = ()
+    """Prefixes of codes, such as flags of bad data; who has one up to the reference time is out. Codes are as mapping
+    tables leave them; those of config.prepare.drop_codes are not seen."""
+
+    @property
+    def is_open(self) -> bool:
+        """Whether nobody can be left out."""
+        return dataclasses.replace(self, cutoff="", min_wear_hours=12.0) == CohortConfig()
+
+
+@dataclasses.dataclass(frozen=True)
+class SimulateConfig:
+    """What to simulate (data/sources/simulator)."""
+
+    n_subjects: int = 1500
+    """People; their ids are 1 to n_subjects."""
+    years: float = 3.0
+    """Longest observation; a share `dropout` of people is observed for less."""
+    dropout: float = 0.25
+    """Share of people who leave early, at a uniform time in the last three quarters."""
+    wear_days: int = 21
+    """Days recorded per wearer, in one or two stretches."""
+    noise: float = 1.0
+    """Multiplies measurement noise and artefacts of both modalities (1: as designed; 0: none)."""
+    missingness: float = 1.0
+    """Multiplies the chance of unmeasured labs, time not worn, lost samples and gaps."""
+    ehr_information: float = 1.0
+    """0 to 1, multiplies every effect of the state on the EHR but admission and death."""
+    wearable_information: float = 1.0
+    """0 to 1, multiplies every effect of the state on wearables."""
+    wearable_subjects_fraction: float = 0.95
+    """Share of people with a wearable."""
+    temperature: bool = False
+    """Whether wearables also record skin temperature, once a minute."""
+    ppg_subjects_fraction: float = 0.2
+    """Share of wearers who also have raw PPG."""
+    ppg_stretches: int = 3
+    """Raw PPG recordings of 60 s in each stretch of wear."""
+    first_year: int = 2015
+    """Observation starts on a random day from this year on."""
+    last_year: int = 2016
+    """Last year in which observation starts."""
+    admission_per_year: float = 0.08
+    """Admission hazard of a woman of 60 in average health."""
+    horizons_days: tuple = (30, 90, 180, 365)
+    """Horizons of the label tables and of the oracle."""
+    predictions_per_subject: int = 4
+    """Prediction times per person in the label tables."""
+    min_history_days: int = 120
+    """Least time from the first record to a prediction."""
+    subjects_per_shard: int = 125
+    """Most people in one file."""
+    train_fraction: float = 0.7
+    """Of the people."""
+    tuning_fraction: float = 0.1
+    """Of the people; the rest is held out."""
+    seed: int = 0
+    """Of everything simulated."""
+
+    def __post_init__(self):
+        where, many = "config.simulate", float("inf")
+        object.__setattr__(self, "horizons_days", tuple(int(h) for h in self.horizons_days))
+        shares = ("dropout", "ehr_information", "wearable_information", "wearable_subjects_fraction",
+                  "ppg_subjects_fraction", "train_fraction", "tuning_fraction")  # fmt: skip
+        limits = dict.fromkeys(shares, (0, 1))
+        limits |= dict.fromkeys(("noise", "missingness", "wear_days", "ppg_stretches", "min_history_days"), (0, many))
+        limits |= dict.fromkeys(("n_subjects", "subjects_per_shard", "predictions_per_subject"), (1, many))
+        options.require_range(where, self, limits | {"years": (60 / 365.25, many), "admission_per_year": (1e-9, many)})
+        if self.train_fraction + self.tuning_fraction > 1:
+            raise ValueError(f"{where}: train_fraction and tuning_fraction add up to more than 1")
+        if self.last_year < self.first_year:
+            raise ValueError(f"{where}.last_year is before first_year")

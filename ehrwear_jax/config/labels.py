@@ -1,0 +1,117 @@
+"""Declares the options of labels: outcomes from events, and physiology from signals."""
+
+import dataclasses
+
+from ehrwear_jax.config import options
+
+# What can be labelled from signals, and the unit.
+MEASURES = {
+    "sleep_efficiency": "share, 0 to 1: mean over the nights, see rest_activity.sleep_efficiency",
+    "hrv_rmssd": "ms: mean over the days of each day's median",
+    "activity_regularity": "0 to 1: interdaily stability of hourly activity",
+    "intradaily_variability": "about 0 to 2",
+    "relative_amplitude": "0 to 1",
+    "activity_entropy": "0 to 1: of the average day's hours",
+    "resting_heart_rate": "beats a minute",
+}
+HRV_KINDS = ("rmssd", "pulse", "ecg", "intervals")
+DAY_MINUTES = 1440
+
+
+@dataclasses.dataclass(frozen=True)
+class PhysiologyConfig:
+    """Labels of the days after a prediction time, from the device (data/labels/signal_outcomes.py).
+
+    Published thresholds (Cole and Kripke's scale, rest and night lengths) are constants beside the code that uses them.
+    """
+
+    measures: tuple = ()
+    """Of MEASURES. A task is called MEASURE_<days>d."""
+    period_days: tuple = (7,)
+    """Lengths of the period after the prediction time."""
+    per_subject: int = 2
+    """Prediction times drawn for each person, midnights of the recording's clock."""
+    min_history_days: float = 1.0
+    """Wear begins at least so long before a prediction time."""
+    min_days: int = 4
+    """Fewest usable days (for sleep: nights with both ends seen) in a period."""
+    min_day_share: float = 0.6
+    """A day is usable for the rhythm if this share of it was observed."""
+    activity_channel: str = "activity"
+    """Counts per minute, non-negative."""
+    heart_rate_channel: str = "heart_rate"
+    """Beats per minute; empty if there is none."""
+    counts_scale: float = 0.01
+    """Brings the counts to those of Cole and Kripke; depends on the device, see rest_activity.asleep_counts."""
+    counts_cap: float = 300.0
+    """Highest scaled count; depends on the device."""
+    non_wear_minutes: int = 90
+    """A run of so many minutes of zero counts without a heart rate is time not worn; 0: zeros are taken as they are."""
+    sleep_around: float = 30.0
+    """Counts that part of the main rest period, see rest_activity.sleep_windows."""
+    max_wake_minutes: float = 60.0
+    """Longest interruption inside one night."""
+    min_night_share: float = 0.8
+    """Share of a night that must be observed."""
+    still_counts: float = 0.0
+    """Most counts of a minute at rest, see rest_activity.resting_heart_rate."""
+    still_minutes: int = 12
+    """Minutes of stillness before a minute counts as rest."""
+    min_rest_minutes: int = 30
+    """Fewest minutes at rest of a usable day."""
+    hrv_channel: str = ""
+    """Channel of the heart rate variability; empty if there is none."""
+    hrv_kind: str = "rmssd"
+    """rmssd (the channel is RMSSD in ms), or pulse, ecg or intervals: a value per hrv_minutes is computed."""
+    hrv_minutes: int = 60
+    """Divides a day."""
+    min_hrv_values: int = 1
+    """Fewest values of a usable day."""
+
+    def __post_init__(self):
+        where = "config.labels.physiology"
+        for name in self.measures:
+            if name not in MEASURES:
+                raise ValueError(f"{where}.measures holds {name!r}; there are {', '.join(MEASURES)}")
+        options.require_choice(where, "hrv_kind", self.hrv_kind, HRV_KINDS)
+        if "hrv_rmssd" in self.measures and not self.hrv_channel:
+            raise ValueError(f"{where}.measures holds 'hrv_rmssd': name the channel in {where}.hrv_channel")
+        if self.hrv_minutes < 1 or DAY_MINUTES % self.hrv_minutes:
+            raise ValueError(f"{where}.hrv_minutes is {self.hrv_minutes}, must divide a day")
+        for name in ("per_subject", "min_days", "min_hrv_values"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{where}.{name} is {getattr(self, name)}, must be at least 1")
+        for days in self.period_days:
+            if days < self.min_days:
+                raise ValueError(f"{where}.period_days holds {days}, less than min_days {self.min_days}")
+
+    def tasks(self) -> list[str]:
+        """Names of the label tables."""
+        return [f"{measure}_{days}d" for measure in self.measures for days in self.period_days]
+
+    def channels(self) -> tuple[str, ...]:
+        """Channels that the measures read."""
+        of_activity = set(self.measures) - {"hrv_rmssd"}
+        names = [self.activity_channel, self.heart_rate_channel] if of_activity else []
+        names += [self.hrv_channel] if "hrv_rmssd" in self.measures else []
+        return tuple(dict.fromkeys(n for n in names if n))
+
+
+@dataclasses.dataclass(frozen=True)
+class LabelsConfig:
+    """Label tables that are made where the user gives none (data/labels/outcomes.py)."""
+
+    horizons_days: tuple = (30, 90, 180, 365)
+    """Of hospitalisation and of the first diagnoses."""
+    per_subject: int = 2
+    """Prediction times drawn for each person."""
+    min_history_days: float = 180.0
+    """From the first record to a prediction time."""
+    after_wearable: bool = True
+    """Prediction times only after the first day of wear, where there are wearables."""
+    admission_code_prefix: str = "HOSPITAL_ADMISSION"
+    """What the codes of admissions start with."""
+    diagnosis_groups: dict = dataclasses.field(default_factory=dict)
+    """Name -> what the codes of a diagnosis group start with; its first onset is labelled."""
+    physiology: PhysiologyConfig = PhysiologyConfig()
+    """Labels from signals."""

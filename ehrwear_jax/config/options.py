@@ -1,0 +1,126 @@
+"""Builds option dataclasses from nested dicts, with errors that name the key, and reads the fields' documentation.
+
+An option is a field of a frozen dataclass whose default is the product's; the string behind a field documents it (PEP
+258), and `python -m ehrwear_jax.config` prints it. Nothing here imports an accelerator's library.
+"""
+
+import ast
+import dataclasses
+import inspect
+import textwrap
+import types
+import typing
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+def build(cls: type[T], values: Mapping[str, Any], path: str = "config") -> T:
+    """An instance of an option dataclass.
+
+    Args:
+      cls: frozen dataclass whose fields may be dataclasses themselves.
+      values: field name -> value; absent fields keep their defaults; lists become tuples.
+      path: what the values are called in errors.
+
+    Raises:
+      ValueError: a key that is no field, a value of another type, or what the class's own checks say.
+    """
+    hints = typing.get_type_hints(cls)
+    known = {field.name: field for field in dataclasses.fields(cls)}
+    if unknown := [key for key in values if key not in known]:
+        raise ValueError(f"{path} has no {unknown[0]!r}; it has {', '.join(sorted(known))}")
+    given = {name: _converted(hints[name], value, f"{path}.{name}") for name, value in values.items()}
+    missing = [
+        name
+        for name, field in known.items()
+        if name not in given and field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+    ]
+    if missing:
+        raise ValueError(f"{path}.{missing[0]} is not set")
+    return cls(**given)
+
+
+def _converted(hint, value, path):
+    """The value as a field of this type holds it."""
+    if dataclasses.is_dataclass(hint):
+        return value if isinstance(value, hint) else build(hint, value, path)
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        if value is None and type(None) in arguments:
+            return None
+        return _converted(next(a for a in arguments if a is not type(None)), value, path)
+    if origin is tuple or hint is tuple:
+        if isinstance(value, str) or not isinstance(value, (list, tuple)):
+            raise ValueError(f"{path} is {value!r}; it must be a tuple, as in ('a',)")
+        return tuple(_plain(x) for x in value)
+    if origin is dict or hint is dict or origin is Mapping:
+        return {str(k): _plain(v) for k, v in dict(value).items()}
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if hint in (int, float, str, bool):
+        if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
+            raise ValueError(f"{path} is {value!r}; it must be {_NAMES[hint]}")
+        return value
+    return _plain(value)
+
+
+_NAMES = {int: "a whole number", float: "a number", str: "a string", bool: "True or False"}
+
+
+def _plain(value):
+    """Lists as tuples, mappings as dicts, at any depth."""
+    if isinstance(value, (list, tuple)):
+        return tuple(_plain(x) for x in value)
+    if isinstance(value, Mapping):
+        return {k: _plain(v) for k, v in value.items()}
+    return value
+
+
+def as_dict(options: Any) -> Any:
+    """The nested dict of an option dataclass; `build` is its inverse."""
+    if dataclasses.is_dataclass(options):
+        return {field.name: as_dict(getattr(options, field.name)) for field in dataclasses.fields(options)}
+    if isinstance(options, Mapping):
+        return {k: as_dict(v) for k, v in options.items()}
+    return tuple(as_dict(x) for x in options) if isinstance(options, (list, tuple)) else options
+
+
+def merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """base with the values of changes in their places, dict by dict."""
+    out = dict(base)
+    for key, value in changes.items():
+        inner = isinstance(value, Mapping) and isinstance(out.get(key), Mapping)
+        out[key] = merged(out[key], value) if inner else value
+    return out
+
+
+def documentation(cls: type) -> dict[str, str]:
+    """{field: its documentation in one paragraph} of an option dataclass, "" where there is none."""
+    tree = ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0]
+    found, name = {field.name: "" for field in dataclasses.fields(cls)}, None
+    for node in tree.body:
+        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+            name = node.target.id
+        elif name and isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
+            found[name] = " ".join(str(node.value.value).split())
+            name = None
+        else:
+            name = None
+    return found
+
+
+def require_range(where: str, options: Any, limits: Mapping[str, tuple[float, float]]) -> None:
+    """Raises ValueError for a field outside its limits {name: (low, high)}, both included; tuples value by value."""
+    for name, (low, high) in limits.items():
+        value = getattr(options, name)
+        for x in value if isinstance(value, tuple) else (value,):
+            if not low <= x <= high:
+                raise ValueError(f"{where}.{name} is {x}; it must lie in [{low:g}, {high:g}]")
+
+
+def require_choice(where: str, name: str, value: str, choices: tuple[str, ...]) -> None:
+    """Raises ValueError for a value that is none of the choices."""
+    if value not in choices:
+        raise ValueError(f"{where}.{name} is {value!r}; it can be {', '.join(choices)}")
