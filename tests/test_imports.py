@@ -193,7 +193,7 @@ def _plant(tmp_path: Path, file: str, line: str) -> list[str]:
         ("stages/runner.py", "from pkg import main"),
         ("stages/runner.py", "from absl import flags"),
         ("main.py", "from pkg import data"),
-        ("training/train.py", "from pkg import config"),
+        ("training/train.py", "from pkg import stages"),
         ("training/train.py", "import ml_collections"),
         ("runtime/files.py", "import numpy"),
         ("runtime/supervision.py", "from ..training import train"),
