@@ -22,3 +22,18 @@ def decode(data):
         arrays[name] = np.frombuffer(data, np.dtype(dtype), count, offset).reshape(shape)
         offset += arrays[name].nbytes
     return arrays
+
+
+class RecordStore:
+    """Prepared records of one split in a folder (interim)."""
+
+    def __init__(self, folder, split=None):
+        from pathlib import Path
+
+        self.folder, self.split = Path(folder), split
+
+    def view(self, split):
+        return RecordStore(self.folder, split)
+
+    def digest(self):
+        return str(self.folder)

@@ -1,94 +1,112 @@
-"""From a pretrained model to z: parameters of its newest checkpoint, and reads of people at prediction times."""
+"""Computes z of people at prediction times from a trained model of any family."""
 
 import itertools
-import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import polars as pl
 from tqdm import tqdm
 
-from ehrwear_jax.models.joint import batch as batch_lib
-from ehrwear_jax.models.joint import examples as pipeline
-from ehrwear_jax.runtime import checkpoint_manifest as manifest
+from ehrwear_jax.data.formats.parquet import write_frame
+from ehrwear_jax.data.store import RecordStore
+from ehrwear_jax.models.family import Batch, Examples, Transform
+from ehrwear_jax.runtime import checkpoint_manifest
 from ehrwear_jax.runtime.checkpoint import read_newest
 from ehrwear_jax.training import sharding
-from ehrwear_jax.training.train import make_model
+from ehrwear_jax.training.pretrain import Model, make_task
+
+# batch -> z [rows, slots, width] float32, on the host
+Encoder = Callable[[Batch], np.ndarray]
 
 
-def make_encoder(patients, model_options, params, dropout_seed=None):
-    """batch -> z_BxQxD float32 of the queries, on the host.
+def encoder(network: Any, variables: dict, dropout_seed: int | None = None) -> Encoder:
+    """A network's `encode`, compiled for this process's first device.
 
-    dropout_seed: with it the dropout of training stays on, other masks for each row and each call in turn; the same
-      seed and calls give the same masks (Monte Carlo dropout, evals/uncertainty.py).
+    Args:
+      variables: {"params", "collections"}.
+      dropout_seed: with it the dropout of training stays on, other masks for each row and each call in turn; the same
+        seed and calls give the same masks (Monte Carlo dropout, interpret/uncertainty.py).
     """
-    model = make_model(patients, model_options)
     mesh = sharding.make_mesh(jax.local_devices()[:1])
     # by way of the host: parameters that lie on all processes cannot be moved to this one's device directly
-    params = jax.device_put(jax.device_get(params), sharding.replicated(mesh))
+    whole = {"params": variables["params"], **variables["collections"]}
+    whole = jax.device_put(jax.device_get(whole), sharding.replicated(mesh))
     if dropout_seed is None:
-        encode = jax.jit(lambda p, b: model.apply({"params": p}, b, method="encode")[1])
-        return lambda batch: np.asarray(encode(params, sharding.device_batch(batch, mesh)))
+        encode = jax.jit(lambda v, b: network.apply(v, b, method="encode"))
+        return lambda batch: np.asarray(encode(whole, sharding.device_batch(batch, mesh)))
     key, calls = jax.random.key(dropout_seed), itertools.count()
 
     @jax.jit
-    def encode_with_dropout(p, b, call):
+    def encode_with_dropout(v, b, call):
         rngs = {"dropout": jax.random.fold_in(key, call)}
-        return model.apply({"params": p}, b, deterministic=False, method="encode", rngs=rngs)[1]
+        return network.apply(v, b, deterministic=False, method="encode", rngs=rngs)
 
-    return lambda batch: np.asarray(encode_with_dropout(params, sharding.device_batch(batch, mesh), next(calls)))
+    return lambda batch: np.asarray(encode_with_dropout(whole, sharding.device_batch(batch, mesh), next(calls)))
 
 
-def restore_params(folder, patients, model_options, config):
-    """Parameters (averaged ones if there are) of the newest whole checkpoint of a pretraining folder, and its step.
+def restore(folder: str | Path, model: Model, store: RecordStore) -> tuple[Examples, Any, dict]:
+    """(examples of all people, network, {"params", "collections"}) of a trained model, from its newest whole checkpoint.
 
-    They lie on the host.
+    The variables lie on the host.
 
     Raises:
-      FileNotFoundError: there is none yet. ValueError: it is damaged, or of another model.
+      FileNotFoundError: there is no checkpoint yet. ValueError: it is damaged, or of another model.
     """
-    folder, part = Path(folder) / "checkpoints", "average" if config.ema_decay else "params"
-    if not manifest.steps(folder):
+    folder = Path(folder) / "checkpoints"
+    if not checkpoint_manifest.steps(folder):
         raise FileNotFoundError(f"{folder.parent}: no checkpoint; run the pretrain stage first")
-    parts, step = read_newest(folder, (part,))
-    example = batch_lib.empty_batch(patients.batch_shape(), 1)
-    model = make_model(patients, model_options)
-    want = jax.eval_shape(lambda: model.init(jax.random.key(config.seed), example)["params"])
-    got = parts[part]
-    if jax.tree.map(jnp.shape, got) != jax.tree.map(jnp.shape, want):
-        raise ValueError(f"{folder}: checkpoint {step} is of another model than the config says")
-    return got, step
+    part = "best" if model.train.patience else "average" if model.train.ema_decay else "params"
+    parts, number = read_newest(folder, (part, "collections"))
+    if part == "best":
+        variables = {"collections": {}} | parts["best"]["variables"]
+    else:
+        variables = {"params": parts[part], "collections": parts.get("collections", {})}
+    examples = model.module.examples(store.view(None), model.config, model.seed, train=False)
+    task = make_task(model, examples.spec, sharding.make_mesh(jax.local_devices()[:1]))
+    want = jax.eval_shape(lambda: task.init(jax.random.key(0)))
+    got = (variables["params"], variables["collections"])
+    if jax.tree.map(lambda x: tuple(x.shape), want) != jax.tree.map(lambda x: tuple(np.shape(x)), got):
+        raise ValueError(f"{folder}: checkpoint {number} is of another model than the config says")
+    return examples, task.network, variables
 
 
-def embed(encode, patients, index, batch_size, transform=None):
-    """z at each (subject, prediction time), from what is known then.
+def embed(
+    encode: Encoder, examples: Examples, index: pl.DataFrame, batch_size: int, transform: Transform | None = None
+) -> np.ndarray:
+    """z at each (subject, prediction time), from what is known then: the mean over its slots (models/family.py).
 
     Args:
-      encode: from make_encoder.
       index: subject_id, prediction_time (datetime us), all subjects prepared.
-      transform: what becomes of a patient before the read, see pipeline.inference_batches.
+      transform: what becomes of a record before it is read, see data/perturbations.py.
 
     Returns:
-      float32 [N, D] in the order of index.
+      float32 [N, D] in the order of index; NaN where the model has nothing to read.
+
+    Raises:
+      ValueError: a subject that was not prepared.
     """
-    place = dict(zip(patients.index["subject_id"].to_list(), range(len(patients)), strict=True))
-    if missing := set(index["subject_id"].to_list()) - place.keys():
-        raise ValueError(
-            f"{patients.folder}: {len(missing)} subjects of the labels were not prepared, e.g. {min(missing)}"
-        )
-    index_N = np.array([place[s] for s in index["subject_id"].to_list()], np.int64)
+    position = dict(zip(examples.subject_id.tolist(), range(len(examples.subject_id)), strict=True))
+    if missing := set(index["subject_id"].to_list()) - position.keys():
+        raise ValueError(f"{len(missing)} subjects of the labels were not prepared, e.g. {min(missing)}")
+    position_N = np.array([position[s] for s in index["subject_id"].to_list()], np.int64)
     time_N = index["prediction_time"].to_physical().to_numpy()
-    out = None
-    for batch, where in pipeline.inference_batches(patients, index_N, time_N, batch_size, transform):
-        z_BxQxD = encode(batch)
-        out = np.zeros((len(index_N), z_BxQxD.shape[-1]), np.float32) if out is None else out
-        out[where[where >= 0]] = z_BxQxD[where >= 0]
-    return out
+    total, count = None, np.zeros(len(position_N), np.int64)
+    for batch, where in examples.prediction_batches(position_N, time_N, batch_size, transform):
+        z_BxSxD, there = encode(batch), where >= 0
+        total = np.zeros((len(position_N), z_BxSxD.shape[-1]), np.float32) if total is None else total
+        np.add.at(total, where[there], z_BxSxD[there])
+        np.add.at(count, where[there], 1)
+    if total is None:
+        return np.zeros((0, 0), np.float32)
+    return np.where(count[:, None] > 0, total / np.maximum(count, 1)[:, None].astype(np.float32), np.float32(np.nan))
 
 
-def embed_to(path, encode, patients, index, batch_size, part_rows=20_000):
+def embed_to(
+    path: str | Path, encode: Encoder, examples: Examples, index: pl.DataFrame, batch_size: int, part_rows: int = 20_000
+) -> None:
     """Writes the embeddings of `index` as parquet: its columns and `embedding` list<f32>; resumes at the part."""
     path = Path(path)
     parts_dir = path.with_suffix(".parts")
@@ -98,14 +116,12 @@ def embed_to(path, encode, patients, index, batch_size, part_rows=20_000):
         part = parts_dir / f"{begin:09d}.parquet"
         if not part.exists():
             rows = index.slice(begin, part_rows)
-            z = embed(encode, patients, rows, batch_size)
-            rows.with_columns(pl.Series("embedding", z.tolist(), dtype=pl.List(pl.Float32))).write_parquet(
-                f"{part}.partial"
-            )
-            os.replace(f"{part}.partial", part)
+            z = embed(encode, examples, rows, batch_size)
+            write_frame(rows.with_columns(pl.Series("embedding", z.tolist(), dtype=pl.List(pl.Float32))), part)
         parts.append(part)
-    pl.concat([pl.read_parquet(p) for p in parts]).write_parquet(f"{path}.partial")
-    os.replace(f"{path}.partial", path)
+    write_frame(pl.concat([pl.read_parquet(p) for p in parts]), path)
     for part in parts:
         part.unlink()
     parts_dir.rmdir()
+
+

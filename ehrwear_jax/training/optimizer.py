@@ -1,27 +1,23 @@
-"""AdamW as the paper has it, gradients summed over micro-batches, averaged weights."""
+"""Makes AdamW as the paper has it, sums gradients over micro-batches, averages weights."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
+from ehrwear_jax.config.training import TrainConfig
 from ehrwear_jax.training import schedules
 
-# v_j of the modality bias u_m . v_j: a parameter of the attention kernel, though a matrix
-NOT_DECAYED = ("source",)
+
+def decayed(params: Any) -> Any:
+    """Which parameters decay: kernels of products; no norms, biases, embeddings or parameters of time kernels."""
+    return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key == "kernel", params)
 
 
-def decayed(params):
-    """Weight decay acts on matrices only: not on norms, biases, embeddings or parameters of the attention kernel."""
-
-    def is_decayed(path, _):
-        names = [key.key for key in path]
-        return names[-1] == "kernel" and not any(name in NOT_DECAYED for name in names)
-
-    return jax.tree_util.tree_map_with_path(is_decayed, params)
-
-
-def make_optimizer(config):
-    """AdamW behind a clip of the global norm (paper, section 3.5); config: train.TrainConfig."""
+def make_optimizer(config: TrainConfig) -> optax.GradientTransformation:
+    """AdamW behind a clip of the global norm (paper, section 3.5)."""
     rate = schedules.learning_rate(config.peak_learning_rate, config.warmup_steps, config.steps)
     return optax.chain(
         optax.clip_by_global_norm(config.clip_norm),
@@ -29,39 +25,55 @@ def make_optimizer(config):
     )
 
 
-def summed_gradients(objective, params, batch, key, n_micro):
+class Summed(NamedTuple):
+    """Sums over micro-batches, and the collections that the last one left."""
+
+    value: jax.Array
+    metrics: dict
+    gradient: Any
+    collections: dict
+
+
+def summed_gradients(objective: Callable, variables: tuple, batch: dict, key: jax.Array, n_micro: int) -> Summed:
     """Value, metrics and gradient of an objective that is a sum over rows, `n_micro` parts of the batch at a time.
 
     Only one part's activations are held. Row r is in part r % n_micro, so that each device gives its share of each.
 
     Args:
-      objective: (params, rows, key) -> (scalar, metrics); all three add up over parts.
+      objective: (params, collections, rows, key) -> (scalar, (metrics, collections)); all but the latter add up.
+      variables: (params, collections).
       batch: {name: [B, ...]}.
-
-    Returns:
-      ((scalar, metrics), gradient), sums over the parts.
 
     Raises:
       ValueError: n_micro does not divide B.
     """
+    params, collections = variables
     gradient = jax.value_and_grad(objective, has_aux=True)
     if n_micro == 1:
-        return gradient(params, batch, key)
+        (value, (metrics, collections)), grads = gradient(params, collections, batch, key)
+        return Summed(value, metrics, grads, collections)
     n_rows = next(iter(batch.values())).shape[0]
     if n_rows % n_micro:
         raise ValueError(f"a batch of {n_rows} rows does not divide into {n_micro} micro-batches")
     parts = {k: jnp.swapaxes(x.reshape(n_rows // n_micro, n_micro, *x.shape[1:]), 0, 1) for k, x in batch.items()}
     keys = jax.random.split(key, n_micro)
 
+    def one(collections, part):
+        (value, (metrics, collections)), grads = gradient(params, collections, *part)
+        return (value, metrics, grads), collections
+
     def add(carry, part):
-        return jax.tree.map(jnp.add, carry, gradient(params, *part)), None
+        total, collections = carry
+        found, collections = one(collections, part)
+        return (jax.tree.map(jnp.add, total, found), collections), None
 
     first = jax.tree.map(lambda x: x[0], (parts, keys))
-    zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(gradient, params, *first))
-    return jax.lax.scan(add, zero, (parts, keys))[0]
+    zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(one, collections, first)[0])
+    ((value, metrics, grads), collections), _ = jax.lax.scan(add, (zero, collections), (parts, keys))
+    return Summed(value, metrics, grads, collections)
 
 
-def average(averaged, params, step, decay):
+def average(averaged: Any, params: Any, step: jax.Array, decay: float) -> Any:
     """Exponential moving average of weights; early on it forgets faster, so that the start is not remembered."""
     decay = jnp.minimum(decay, (1.0 + step) / (10.0 + step))
-    return jax.tree.map(lambda a, p: decay * a + (1.0 - decay) * p, averaged, params)
+    return optax.incremental_update(params, averaged, 1.0 - decay)

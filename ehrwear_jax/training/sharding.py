@@ -1,65 +1,35 @@
-"""Devices: the mesh and how batches, activations and state lie on it; the only file that names mesh axes."""
+"""Lays batches, activations and training state over the devices of a mesh; the only file that names mesh axes."""
 
-import dataclasses
 import functools
-import re
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
+from ehrwear_jax.config.training import MeshConfig
+from ehrwear_jax.models.layers.mesh_ops import MeshOps
 from ehrwear_jax.ops.kernel_attention import kernel_attention
 from ehrwear_jax.ops.kernel_attention.sharded import sharded_kernel_attention
 
 AXES = ("data", "fsdp", "tensor", "context")
 
-# What a dimension is -> the mesh axes that it lies over. A dimension that they do not divide is not split.
+# Logical name of a dimension -> the mesh axes that it lies over. Other names, and dimensions that the axes do not
+# divide, are not split.
 LOGICAL = {
     "batch": ("data", "fsdp"),  # rows: parameters are gathered over fsdp where they are used, rows never
     "length": ("context",),  # tokens, windows
     "heads": ("tensor",),
     "mlp": ("tensor",),  # hidden units between two products
-    "vocab": ("tensor",),
+    "token": ("tensor",),  # places of embedding tables and of what is predicted by name
+    "future_code": ("tensor",),
+    "history_token": ("tensor",),
     "embed": ("fsdp",),  # the model's width in parameters; activations keep it whole
 }
 
-# The first pattern found in a parameter's path says what its dimensions are; all others lie whole on every device. A
-# scanned stack has its layers first. The optimiser's moments end with their parameters' paths and lie as these do.
-PARAMETERS = (
-    (r"blocks/(query|key|value|source)/kernel$", (None, "embed", "heads", None)),
-    (r"blocks/(query|key|value|source)/bias$", (None, "heads", None)),
-    (r"blocks/out/kernel$", (None, "heads", None, "embed")),
-    (r"blocks/modality_tag$", (None, None, "heads", None)),
-    (r"blocks/kernel/(beta|gamma)$", (None, "heads", None)),
-    (r"blocks/kernel/(length|alpha)$", (None, "heads")),
-    (r"blocks/up/kernel$", (None, "embed", "mlp")),
-    (r"blocks/up/bias$", (None, "mlp")),
-    (r"blocks/down/kernel$", (None, "mlp", "embed")),
-    (r"conv_in/kernel$", (None, "embed", "mlp")),
-    (r"conv_out/kernel$", (None, "mlp", "embed")),
-    (r"ehr/(table|value_table)/embedding$", ("vocab", "embed")),
-    (r"ehr/bias$", ("vocab",)),
-    (r"out/kernel$", ("mlp", "embed")),
-    (r"/kernel$", ("embed", "mlp")),  # of a product outside the stacks: heads, projections
-)
 
-
-@dataclasses.dataclass(frozen=True)
-class MeshConfig:
-    """Devices along each axis of the mesh; -1, at one axis, takes the rest.
-
-    Attributes:
-      data: copies of the model, each with rows of its own. fsdp: devices that share one copy of the parameters and of
-        the optimiser's state, each with rows of its own. tensor: heads and hidden units. context: positions of a row.
-    """
-
-    data: int = -1
-    fsdp: int = 1
-    tensor: int = 1
-    context: int = 1
-
-
-def make_mesh(devices=None, config=None):
+def make_mesh(devices: Any = None, config: MeshConfig | None = None) -> jax.sharding.Mesh:
     """A mesh of the devices (all by default) as MeshConfig says.
 
     Raises:
@@ -80,11 +50,11 @@ def _count(mesh, axes):
     return int(np.prod([mesh.shape[a] for a in axes]))
 
 
-def spec(mesh, shape, names):
+def spec(mesh: jax.sharding.Mesh, shape: tuple[int, ...], names: tuple[str | None, ...]) -> PartitionSpec:
     """PartitionSpec of an array whose dimensions have these logical names (None: never split)."""
 
     def split(size, name):
-        axes = tuple(a for a in (LOGICAL[name] if name else ()) if mesh.shape[a] > 1)
+        axes = tuple(a for a in LOGICAL.get(name, ()) if mesh.shape[a] > 1)
         if not axes or size % _count(mesh, axes):
             return None
         return axes if len(axes) > 1 else axes[0]
@@ -92,39 +62,46 @@ def spec(mesh, shape, names):
     return PartitionSpec(*(split(size, name) for size, name in zip(shape, names, strict=True)))
 
 
-def path_name(path):
+def path_name(path: tuple) -> str:
     """A key path of a pytree as text, e.g. "params/backbone/blocks/up/kernel"."""
     return "/".join(str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k)))) for k in path)
 
 
-def state_sharding(state, mesh):
-    """NamedShardings of a pytree of parameters or of a training state (arrays or their shapes), by PARAMETERS."""
+def state_sharding(state: Any, mesh: jax.sharding.Mesh, axes: Mapping[str, tuple[str | None, ...]]) -> Any:
+    """NamedShardings of a training state (arrays or their shapes).
+
+    Args:
+      axes: {path of a parameter: logical names of its axes}. The optimiser's moments end with their parameters' paths
+        and lie as these do; whatever has no names lies whole on every device.
+    """
 
     def of(path, x):
-        for pattern, names in PARAMETERS:
-            if re.search(pattern, path_name(path)) and len(names) == len(x.shape):
+        parts = path_name(path).split("/")
+        for k in range(len(parts)):
+            names = axes.get("/".join(parts[k:]))
+            if names is not None and len(names) == len(x.shape):
                 return NamedSharding(mesh, spec(mesh, x.shape, names))
         return replicated(mesh)
 
     return jax.tree_util.tree_map_with_path(of, state)
 
 
-def batch_sharding(mesh):
+def batch_sharding(mesh: jax.sharding.Mesh) -> NamedSharding:
     """Rows of a batch over the axes that hold rows."""
     return NamedSharding(mesh, PartitionSpec(LOGICAL["batch"]))
 
 
-def replicated(mesh):
+def replicated(mesh: jax.sharding.Mesh) -> NamedSharding:
     """The same array on every device."""
     return NamedSharding(mesh, PartitionSpec())
 
 
-def n_row_devices(mesh):
+def n_row_devices(mesh: jax.sharding.Mesh) -> int:
     """Over how many devices (or groups that share rows) a batch's rows are spread."""
     return _count(mesh, LOGICAL["batch"])
 
 
-def row_share(mesh):
+def row_share(mesh: jax.sharding.Mesh) -> tuple[int, int]:
     """(index, count): this process reads part `index` of the `count` parts that a global batch is read in.
 
     Processes whose devices hold the same rows (of one row's tensor or context split) read the same part.
@@ -141,7 +118,7 @@ def row_share(mesh):
     return first // n, count // n
 
 
-def device_batch(batch, mesh):
+def device_batch(batch: Mapping[str, np.ndarray], mesh: jax.sharding.Mesh) -> dict[str, jax.Array]:
     """Process-local numpy rows -> global arrays over the mesh.
 
     Raises:
@@ -155,27 +132,18 @@ def device_batch(batch, mesh):
     return {k: jax.make_array_from_process_local_data(sharding, v, (n_global, *v.shape[1:])) for k, v in batch.items()}
 
 
-@functools.cache  # so that models for equal meshes are equal, and are compiled once
-def placement(mesh):
-    """place(x, *names): says to the compiler where an activation lies, by the logical names of its dimensions."""
+@functools.cache  # so that networks for equal meshes are equal, and are compiled once
+def mesh_ops(mesh: jax.sharding.Mesh) -> MeshOps:
+    """What networks take from a mesh: constraints of activations by logical names, and the attention op over it."""
 
-    def place(x, *names):
+    def constrain(x, *names):
         if mesh.size == 1:
             return x
         return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec(mesh, x.shape, names)))
 
-    return place
-
-
-@functools.cache
-def attention(mesh):
-    """The kernel attention op for arrays of global batches on this mesh, called like `kernel_attention`.
-
-    Left to itself, XLA would gather the batch around a fused kernel, or ask all devices what each tile sees.
-    """
-
     def attend(q_BxTxHxD, k_BxSxHxD, *arguments, **keywords):
-        # an example of one row, as parameters are initialised with, has no place on several devices
+        # Left to itself, XLA would gather the batch around a fused kernel, or ask all devices what each tile sees. An
+        # example of one row, as parameters are initialised with, has no place on several devices.
         if mesh.size == 1 or q_BxTxHxD.shape[0] % _count(mesh, LOGICAL["batch"]):
             return kernel_attention(q_BxTxHxD, k_BxSxHxD, *arguments, **keywords)
         names = ("batch", "length", "heads", None)
@@ -183,4 +151,4 @@ def attention(mesh):
         specs["k_spec"] = spec(mesh, k_BxSxHxD.shape, names)
         return sharded_kernel_attention(q_BxTxHxD, k_BxSxHxD, *arguments, **specs, **keywords)
 
-    return attend
+    return MeshOps(constrain, attend)

@@ -1,7 +1,11 @@
-"""How fast a run is."""
+"""Measures how fast a run is, from what its batches hold beside padding."""
 
 import time
+from collections.abc import Callable
 
+import jax
+
+from ehrwear_jax.models.family import Batch
 from ehrwear_jax.training import cost, sharding
 
 # what `Throughput.read` returns; of all that is logged, only these differ between a run and its repetition
@@ -15,8 +19,10 @@ class Throughput:
     Of several processes each counts its own rows and takes the others' to hold as much.
     """
 
-    def __init__(self, model, sizes, mesh, step):
-        self._model, self._sizes = model, sizes
+    def __init__(self, counts: Callable[[Batch], dict], flops: Callable[[dict], float], mesh: jax.sharding.Mesh,
+                 step: int):  # fmt: skip
+        """counts: of a batch, with "tokens" and "patient_days". flops: model flops by these counts."""
+        self._count, self._flops = counts, flops
         self._parts, self._devices = sharding.row_share(mesh)[1], mesh.size
         self._peak = cost.peak_flops(mesh.devices.flat[0].device_kind)
         self._start(step)
@@ -25,15 +31,14 @@ class Throughput:
         self._began, self._step, self._waited = time.perf_counter(), step, 0.0
         self._counts = dict.fromkeys(("patient_days", "tokens", "flops"), 0.0)
 
-    def add(self, batch, waited):
+    def add(self, batch: Batch, waited: float) -> None:
         """A batch of this process's rows, and the seconds that were spent waiting for it."""
-        counts = cost.batch_counts(batch)
-        counts["patient_days"] = cost.patient_days(batch)
-        counts["flops"] = cost.model_flops(self._model.config, self._sizes, counts)
+        counts = self._count(batch)
+        counts["flops"] = self._flops(counts)
         self._counts = {k: v + self._parts * counts[k] for k, v in self._counts.items()}
         self._waited += waited
 
-    def read(self, step):
+    def read(self, step: int) -> dict[str, float]:
         """{name: value}; mfu, the share of the devices' peak, only where that is known."""
         elapsed = time.perf_counter() - self._began
         rate = {k: v / elapsed for k, v in self._counts.items()}

@@ -1,52 +1,59 @@
-"""Starting from another run's parameters: what fits is taken, token by token where the vocabularies differ."""
+"""Starts from another run's parameters: what fits is taken, place by place where vocabularies differ."""
 
+import dataclasses
 import json
 import logging
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from ehrwear_jax.models.family import Examples
 from ehrwear_jax.runtime import distributed, files
 from ehrwear_jax.runtime.checkpoint import names, read_newest
 
 NAMES, REPORT = "names.json", "init_from.json"
-# (end of the path, axis, what its places are, places per name): tables with a place per token or code
-BY_NAME = (
-    ("ehr/table/embedding", 0, "token", 1),
-    ("ehr/value_table/embedding", 0, "token", 1),
-    ("ehr/bias", 0, "token", 1),
-    ("later/kernel", 1, "future_code", "horizons"),
-    ("later/bias", 0, "future_code", "horizons"),
-    ("recall/kernel", 1, "recalled_token", "horizons+1"),
-    ("recall/bias", 0, "recalled_token", "horizons+1"),
-)
 
 
-def write_names(folder, patients):
+@dataclasses.dataclass(frozen=True)
+class Places:
+    """What the places along the axes of a model's parameters are called.
+
+    Attributes:
+      axes: {path of a parameter: logical names of its axes}.
+      names: {logical name: names of its places, in order}, as Examples.place_names.
+      content: lists that must be alike for the names to mean the same, as Examples.content_names.
+    """
+
+    axes: Mapping[str, tuple[str | None, ...]]
+    names: Mapping[str, list[str]]
+    content: Mapping[str, list[str]]
+
+    @classmethod
+    def of(cls, examples: Examples, axes: Mapping[str, tuple[str | None, ...]]) -> "Places":
+        """Of a model that reads these examples."""
+        return cls(axes, examples.place_names(), examples.content_names())
+
+    def axis(self, path: str) -> tuple[int, str] | None:
+        """(axis, its logical name) of the axis of a parameter whose places have names, or None."""
+        found = [(k, a) for k, a in enumerate(self.axes.get(path, ())) if a in self.names]
+        return found[0] if found else None
+
+
+def write_names(folder: Path, examples: Examples) -> None:
     """Notes in the run's folder what the places of its tables are called."""
-    if distributed.is_first():
-        files.write_whole(Path(folder) / NAMES, json.dumps(place_names(patients)))
+    about = {"names": examples.place_names(), "content": examples.content_names()}
+    files.write_whole(Path(folder) / NAMES, json.dumps(about))
 
 
-def place_names(patients):
-    """{"token", "future_code", "recalled_token": names in order; "horizons": days}."""
-    tokens = patients.vocabulary.tokens["token"].to_list()
-    recalled = patients.vocabulary.recalled_tokens(patients.config.recalled_tokens)
-    return {
-        "token": tokens,
-        "future_code": list(patients.future_codes),
-        "recalled_token": [tokens[i] for i in recalled],
-        "horizons": list(patients.config.horizons),
-    }
-
-
-def from_run(source, params, patients, folder=None):
+def from_run(source: str | Path, params: Any, places: Places, folder: Path | None = None) -> Any:
     """The given parameters with those of another run in their places; says what matched.
 
     Args:
-      source: folder of a pretraining run; its newest whole checkpoint is taken, its `average` if it has one.
+      source: folder of a trained model; its newest whole checkpoint is taken, its `average` if it has one.
       params: the new run's, as initialised; their layout over the devices is kept.
       folder: receives init_from.json, the report.
 
@@ -55,12 +62,12 @@ def from_run(source, params, patients, folder=None):
       ValueError: no parameter fits.
     """
     source = Path(source)
-    if not (source / "checkpoints").is_dir() and (source / "pretrain").is_dir():
-        raise FileNotFoundError(f"{source}: name one of its runs, such as {source}/pretrain/all/joint")
+    if not (source / "checkpoints").is_dir() and (source / "models").is_dir():
+        raise FileNotFoundError(f"{source}: name one of its models, a folder in {source / 'models'}")
     parts, step = read_newest(source / "checkpoints", ("params", "average"))
     alike = "average" in parts and jax.tree.structure(parts["average"]) == jax.tree.structure(parts["params"])
     theirs = parts["average" if alike else "params"]
-    new, report = merge(_on_host(params), theirs, place_names(patients), files.read_json(source / NAMES))
+    new, report = merge(_on_host(params), theirs, places, files.read_json(source / NAMES))
     report = {"source": str(source), "step": step} | report
     logging.info(
         "init_from %s, step %d: %d of %d parameters taken (%s)",
@@ -81,29 +88,30 @@ def _on_host(params):
     return multihost_utils.process_allgather(params, tiled=True)
 
 
-def merge(mine, theirs, my_names, their_names):
+def merge(mine: Any, theirs: Any, places: Places, their_names: dict | None) -> tuple[Any, dict]:
     """Parameters of one model with those of another in their places.
 
     Args:
-      mine, theirs: nested dicts of numpy arrays. my_names, their_names: as place_names; the latter may be None.
+      mine, theirs: nested dicts of numpy arrays. their_names: as write_names notes it; None: unknown.
 
     Returns:
       (parameters, {"taken", "total": numbers, "summary": sentences, "leaves": {name: what became of it}}).
     """
     source = dict(zip(names(theirs), jax.tree.leaves(theirs), strict=True))
+    known = their_names if their_names and their_names["content"] == dict(places.content) else None
     out, leaves, taken, by_name = [], {}, 0, {}
     for name, x in zip(names(mine), jax.tree.leaves(mine), strict=True):
-        y = source.get(name)
-        rule = next((r for r in BY_NAME if name.endswith(r[0])), None)
+        y, axis = source.get(name), places.axis(name)
         if y is None:
             leaves[name], n = "new: the other run has none", 0
-        elif rule and their_names is not None and my_names["horizons"] == their_names["horizons"]:
-            x, n, found = _by_name(x, y, rule, my_names, their_names)
-            leaves[name] = f"{found[0]} of {found[1]} {rule[2]}s found by name" if n else f"new: {tuple(y.shape)} there"
-            by_name[rule[2]] = found
-        elif x.shape == y.shape and (not rule or their_names is None):
+        elif axis and known is not None:
+            x, n, found = _by_name(x, y, axis[0], places.names[axis[1]], known["names"].get(axis[1], []))
+            what = axis[1].replace("_", " ")
+            leaves[name] = f"{found[0]} of {found[1]} {what}s found by name" if n else f"new: {tuple(y.shape)} there"
+            by_name[what] = found
+        elif x.shape == y.shape and (not axis or their_names is None):
             x, n = y.astype(x.dtype), x.size
-            leaves[name] = "taken" if not rule else "taken, though the other run has no names for its places"
+            leaves[name] = "taken" if not axis else "taken, though the other run has no names for its places"
         else:
             leaves[name], n = f"new: {tuple(y.shape)} there, {tuple(x.shape)} here", 0
         out.append(x)
@@ -117,17 +125,14 @@ def merge(mine, theirs, my_names, their_names):
     return jax.tree.unflatten(jax.tree.structure(mine), out), report
 
 
-def _by_name(x, y, rule, my_names, their_names):
+def _by_name(x, y, axis, here, there):
     """(x with the places of y whose names both have, how many numbers that are, (names found, names))."""
-    _, axis, kind, per = rule
-    horizons = len(my_names["horizons"])
-    per = {1: 1, "horizons": horizons, "horizons+1": horizons + 1}[per]
-    here, there = my_names[kind], {name: i for i, name in enumerate(their_names[kind])}
-    pairs = [(i, there[name]) for i, name in enumerate(here) if name in there]
+    at = {name: i for i, name in enumerate(there)}
+    pairs = [(i, at[name]) for i, name in enumerate(here) if name in at]
     a, b = np.moveaxis(x, axis, 0), np.moveaxis(y, axis, 0)
-    if a.shape[1:] != b.shape[1:] or len(a) != per * len(here) or len(b) != per * len(there) or not pairs:
+    if a.shape[1:] != b.shape[1:] or len(a) != len(here) or len(b) != len(there) or not pairs:
         return x, 0, (0, len(here))
-    to, of = (np.array(side)[:, None] * per + np.arange(per) for side in zip(*pairs, strict=True))
+    to, of = (np.array(side) for side in zip(*pairs, strict=True))
     out = a.copy()
-    out[to.ravel()] = b[of.ravel()]
+    out[to] = b[of]
     return np.moveaxis(out, 0, axis).astype(x.dtype), to.size * int(np.prod(a.shape[1:])), (len(pairs), len(here))

@@ -1,134 +1,18 @@
-"""One patient's context in a row: the tokens, what is hidden of them, and the reads with their targets."""
+"""Fills one patient's context into a row: the tokens, what is hidden of them, and what the loss terms predict."""
 
 import dataclasses
+import functools
 from typing import NamedTuple
 
 import numpy as np
 
 from ehrwear_jax.data.signals import signal
-from ehrwear_jax.models.joint import augmentation as augment
-from ehrwear_jax.models.joint import batch as batch_lib
-from ehrwear_jax.models.joint import masking, targets
-from ehrwear_jax.models.joint import raw_fields as fine_detail
-from ehrwear_jax.models.joint.batch import MASK, MODALITY_EHR, MODALITY_WEAR, WEAR
+from ehrwear_jax.models.joint import augmentation, masking, raw_fields
+from ehrwear_jax.models.joint.batch import MASK, MODALITY_EHR, MODALITY_WEAR, PAD, WEAR
+from ehrwear_jax.models.joint.patient import Patient
 
 DAY_US = signal.DAY_US
-
-
-@dataclasses.dataclass(frozen=True)
-class ContextConfig:
-    """How patients become rows; times in days.
-
-    Attributes:
-      tokens, windows: capacity of a row.
-      context_tokens: most tokens of one patient in a row, static ones included; at most `tokens`.
-      queries, events: capacity of a row for query and event reads; shared among its contexts by their length.
-      future_windows: steps of multi-step prediction.
-      horizons: for the prediction of later codes.
-      future_codes: how many codes and ancestors of codes (the most frequent) are predicted.
-      recalled_tokens: how many tokens (the most frequent) are recalled.
-      pairs: capacity of a row for pairs of a wearable window and the EHR events within colocated_days of its end, which
-        contrastive alignment compares (paper, section 3.3: temporally co-located); 0 leaves it out.
-      pool_days: tau of the wearable-to-EHR term. summary_days: tau' of the EHR-to-wearable term.
-      raw_windows: capacity of a row for raw windows of sub-second signal, of which each window adds its share. 0:
-        batches have none. See fine_detail.fill_raw.
-      patch_steps: steps in a patch of the wearable encoder.
-      ehr_mask, wear_mask: share hidden. mask_temperature: see masking.token_weights.
-      masked_contexts: share of contexts in which anything is hidden; the others look as they do at inference.
-      wear_mask_kind: "contiguous", "random", "window" (see masking.mask_patches) or "channel" (masking.mask_channels).
-      interest_codes, interest_factor, interest_days: events within so many days of an event whose code starts with one
-        of these, before or after, are hidden more often by this factor and the others of the context less, see
-        masking.mask_chances. Many hidden events hint to a causal model that such an event follows; contexts without
-        masks, as at inference, have no such hint.
-      administrative_codes, administrative_weight: codes that start with one of these are hidden, and their days
-        sampled, less often by this factor than their counts say.
-      patient_days: share of contexts that end with a sampled patient-day, see patient.sample_day; the others end with
-        the record where it fits into a context, else at a token that has a full context before it.
-      day_temperature: of the sampling of patient-days by their codes, see masking.token_weights.
-      patient_temperature: of the sampling of patients by the rarity of their codes, see plan.patient_weights; 0: every
-        patient once in an epoch.
-      time_warp: most that a step moves, as a share of a window. noise: standard deviation over the local one, which is
-        that of noise_steps steps. channel_dropout: chance of a loss per window and channel. drop_ehr, drop_wear:
-        chance that a context of both is given without its EHR, its wearables. See augment.py; validation leaves these
-        five out.
-      modalities: which of "ehr" and "wear" the model is given.
-
-    Raises:
-      ValueError: a kind of mask, a chance or a bound that there is not.
-    """
-
-    tokens: int = 128
-    windows: int = 64
-    context_tokens: int = 128
-    queries: int = 8
-    events: int = 16
-    future_windows: int = 4
-    horizons: tuple = (30, 90, 180, 365)
-    future_codes: int = 128
-    recalled_tokens: int = 256
-    pairs: int = 0
-    colocated_days: float = 7.0
-    pool_days: float = 30.0
-    summary_days: float = 7.0
-    raw_windows: int = 0
-    patch_steps: int = 6
-    ehr_mask: float = 0.15
-    wear_mask: float = 0.25
-    mask_temperature: float = 0.3
-    masked_contexts: float = 0.5
-    wear_mask_kind: str = "contiguous"
-    interest_codes: tuple = ()
-    interest_factor: float = 3.0
-    interest_days: float = 7.0
-    administrative_codes: tuple = ()
-    administrative_weight: float = 0.1
-    patient_days: float = 0.0
-    day_temperature: float = 0.3
-    patient_temperature: float = 0.0
-    time_warp: float = 0.0
-    noise: float = 0.0
-    noise_steps: int = 8
-    channel_dropout: float = 0.0
-    drop_ehr: float = 0.0
-    drop_wear: float = 0.0
-    modalities: tuple = ("ehr", "wear")
-
-    def __post_init__(self):
-        if self.wear_mask_kind not in masking.WEAR_MASKS:
-            raise ValueError(
-                f"config.context.wear_mask_kind is {self.wear_mask_kind!r}; it can be {', '.join(masking.WEAR_MASKS)}"
-            )
-        for name in ("interest_codes", "administrative_codes"):
-            if isinstance(getattr(self, name), str):
-                raise ValueError(
-                    f"config.context.{name} is a string; it must be a tuple of strings, as in ('DX//I10',)"
-                )
-        if self.context_tokens > self.tokens:
-            raise ValueError(
-                f"config.context.context_tokens is {self.context_tokens}; it must be at most config.context.tokens, "
-                f"{self.tokens}"
-            )
-        limits = {
-            "raw_windows": (0, np.inf),
-            "interest_factor": (1, np.inf),
-            "interest_days": (0, np.inf),
-            "administrative_weight": (0, np.inf),
-            "patient_days": (0, 1),
-            "patient_temperature": (0, np.inf),
-            "time_warp": (0, augment.MAX_WARP),
-            "noise": (0, np.inf),
-            "noise_steps": (2, np.inf),
-            "channel_dropout": (0, 1),
-            "drop_ehr": (0, 1),
-            "drop_wear": (0, 1 - self.drop_ehr),
-        }
-        for name, (low, high) in limits.items():
-            if not low <= getattr(self, name) <= high:
-                raise ValueError(f"config.context.{name} is {getattr(self, name)}; it must lie in [{low}, {high:g}]")
-
-    @property
-    def augments_signal(self):
-        return bool(self.time_warp or self.noise or self.channel_dropout)
+_CURSORS = ("tokens", "windows", "masked", "events", "queries", "pairs", "raw_windows", "segment")
 
 
 class Span(NamedTuple):
@@ -143,22 +27,23 @@ class Span(NamedTuple):
     n_left_out: int = 0
 
     @property
-    def n_tokens(self):
+    def n_tokens(self) -> int:
+        """How many tokens it shows."""
         return self.n_static + self.stop - self.start - self.n_left_out
 
-    def places(self, patient):
+    def positions(self, patient: Patient) -> slice | np.ndarray:
         """The merged tokens that are shown: a slice, or int64 indices where windows are left out."""
         if not self.n_left_out:
             return slice(self.start, self.stop)
         is_wear = patient.is_wear_N[self.start : self.stop]
         return self.start + np.flatnonzero(~is_wear | (np.cumsum(is_wear) > self.n_left_out))
 
-    def n_windows(self, patient):
+    def n_windows(self, patient: Patient) -> int:
         """How many windows it shows."""
         return int(np.count_nonzero(patient.is_wear_N[self.start : self.stop])) - self.n_left_out
 
 
-def fit(patient, stop, max_tokens, max_windows):
+def fit(patient: Patient, stop: int, max_tokens: int, max_windows: int) -> Span:
     """The longest context that ends before merged token `stop` within the capacities.
 
     Where there are more than max_windows windows, the oldest of them are left out, and the events among them stay.
@@ -178,16 +63,99 @@ def fit(patient, stop, max_tokens, max_windows):
     return Span(n_static, start, stop, stop - start - len(kept))
 
 
-def fill_context(row, at, patients, patient, span, query_us, rng, augment_rng=None):
+class Shown(NamedTuple):
+    """A patient, what of them a context shows (see fit), and their position in the split."""
+
+    patient: Patient
+    span: Span
+    position: int = -1
+
+
+class Draws(NamedTuple):
+    """Generators of a training context: of masks and of where predictions are made; of changes of the signal.
+
+    The second is None where the signal stays as recorded.
+    """
+
+    rng: np.random.Generator
+    augment_rng: np.random.Generator | None = None
+
+
+@dataclasses.dataclass
+class Context:
+    """One context of a row while it is filled; what the terms' targets are made from.
+
+    Attributes:
+      people: examples.People. patient: whose context it is, at this position in the split.
+      n_static, is_wear_N, time_us_N: of its tokens, static ones first.
+      original_N, token_N: tokens before and after some were hidden.
+      windows: the patient's windows that it shows. shown_MxF: their summaries as shown, noise apart.
+      query_us_Q: sorted times of its queries. event_E: its tokens at which predictions are made, increasing.
+      tokens, window_slots, queries, events: slices of the row that it takes.
+      rng: of further draws.
+    """
+
+    people: object
+    patient: Patient
+    position: int
+    n_static: int
+    is_wear_N: np.ndarray
+    time_us_N: np.ndarray
+    original_N: np.ndarray
+    token_N: np.ndarray
+    windows: np.ndarray
+    query_us_Q: np.ndarray
+    tokens: slice
+    window_slots: slice
+    queries: slice
+    shown_MxF: np.ndarray | None = None
+    rng: np.random.Generator | None = None
+    event_E: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0, np.int64))
+    events: slice = dataclasses.field(default_factory=lambda: slice(0, 0))
+
+    @functools.cached_property
+    def timed_events(self) -> np.ndarray:
+        """Its timed EHR events among its tokens."""
+        return self.n_static + np.flatnonzero(~self.is_wear_N[self.n_static :])
+
+    @functools.cached_property
+    def times_us_R(self) -> np.ndarray:
+        """When predictions are made: at events, then at queries."""
+        return np.concatenate([self.time_us_N[self.event_E], self.query_us_Q])
+
+    def at_events_and_queries(self):
+        """(name of the fields, slice of the row, slice of what is made for times_us_R) of the two kinds."""
+        n = len(self.event_E)
+        return ("event", self.events, slice(n)), ("query", self.queries, slice(n, None))
+
+    @functools.cached_property
+    def future_token_R(self) -> np.ndarray:
+        """The patient's first token at the next distinct time, PAD where there is none."""
+        p = self.patient
+        return np.append(p.event_token_K, PAD)[np.searchsorted(p.event_time_K, self.times_us_R, side="right")]
+
+
+def share(capacity: int, at: dict, n_tokens: int, max_tokens: int) -> int:
+    """How many of a row's predictions the next context of n_tokens gets: by its length, rounded at random.
+
+    Every token has the same expected number of predictions, and a row full of tokens uses the whole capacity.
+    """
+    before, after = (capacity * used / max_tokens + at["phase"] for used in (at["tokens"], at["tokens"] + n_tokens))
+    return int(after) - int(before)
+
+
+def fill_context(
+    row: dict, at: dict, people, shown: Shown, query_us: np.ndarray, draws: Draws | None = None
+) -> None:
     """Writes one context into a row and moves the cursors.
 
     Args:
-      row: dict of arrays without the batch axis, see batch.FIELDS.
-      at: dict of cursors, see new_row.
-      span: what of the patient it shows, see fit.
+      row: dict of arrays without the batch axis, see joint/batch.py.
+      at: dict of cursors, see `cursors`.
+      people: examples.People.
+      shown: the patient and what the context shows.
       query_us: int64 sorted times of its queries, absolute.
-      rng: numpy Generator for masks and event reads; None at inference (nothing hidden, no targets).
-      augment_rng: numpy Generator for changes of the signal; None leaves it as recorded.
+      draws: None at inference: nothing is hidden, and there are no targets.
 
     A warp and a loss of channels change what the model sees and what it is to rebuild alike; the past summary is that
     of the changed signal, the summary of the following windows that of the recording. Noise is added to what the model
@@ -195,60 +163,58 @@ def fill_context(row, at, patients, patient, span, query_us, rng, augment_rng=No
     them. Prediction of the next windows has the visible steps as targets, noise included: independent and with mean
     zero, it adds a constant to the expected squared error.
     """
-    config, p, n_static, shown = patients.config, patient, span.n_static, span.places(patient)
-    is_wear = np.concatenate([np.zeros(n_static, bool), p.is_wear_N[shown]])
-    n, t0, w0 = len(is_wear), at["tokens"], at["windows"]
+    c, value_N = _fill_tokens(row, at, people, shown, query_us)
+    augment_rng = None
+    if draws is not None:
+        c.rng, augment_rng = draws
+        _fill_masks(row, at, c, value_N)
+    c.shown_MxF = _fill_signal(row, c, augment_rng)
+    if c.patient.quality_MxLxC is not None:
+        raw_fields.fill_quality(row, people, c.patient.quality_MxLxC, c.windows, c.window_slots.start)
+    if c.patient.raw is not None:
+        warp = people.config.time_warp if augment_rng is not None else 0.0
+        raw_fields.fill_raw(row, at, people, c.patient.raw, c.windows, c.window_slots.start, warp)
+    if draws is not None:
+        _fill_events(row, at, c)
+        for term in people.terms:
+            term.fill(row, at, c)
+    row["token"][c.tokens], row["value"][c.tokens] = c.token_N, value_N
+    at["tokens"], at["windows"], at["queries"] = c.tokens.stop, c.window_slots.stop, c.queries.stop
+
+
+def _fill_tokens(row, at, people, shown, query_us):
+    """Order, times and visibility of the tokens and queries; returns (Context, values of the tokens)."""
+    p, span, position = shown
+    merged, n_static = span.positions(p), span.n_static
+    is_wear = np.concatenate([np.zeros(n_static, bool), p.is_wear_N[merged]])
+    n, t0 = len(is_wear), at["tokens"]
     at["segment"] += 1
     anchor = int(p.time_N[span.start]) if span.stop > span.start else p.origin_us
-    time_us = np.concatenate([np.full(n_static, anchor), p.time_N[shown]]).astype(np.int64)
-    ref = p.ref_N[shown]
+    time_us = np.concatenate([np.full(n_static, anchor), p.time_N[merged]]).astype(np.int64)
+    ref = p.ref_N[merged]
     events, windows = ref[~is_wear[n_static:]], ref[is_wear[n_static:]]
-    token = np.full(n, WEAR, np.int32)
-    value = np.zeros(n, np.float32)
-    ehr_at = np.nonzero(~is_wear)[0]
+    token, value, ehr_at = np.full(n, WEAR, np.int32), np.zeros(n, np.float32), np.flatnonzero(~is_wear)
     token[ehr_at] = np.concatenate([p.static_token_S[:n_static], p.event_token_K[events]])
     value[ehr_at] = np.nan_to_num(np.concatenate([p.static_value_S[:n_static], p.event_value_K[events]]))
-    original = token.copy()
-    s = slice(t0, t0 + n)
+    s, wear_at = slice(t0, t0 + n), np.flatnonzero(is_wear)
     row["modality"][s] = np.where(is_wear, MODALITY_WEAR, MODALITY_EHR)
     row["time"][s] = (time_us - anchor) / DAY_US
     row["age"][s] = _age(time_us, p.origin_us)
     row["segment"][s] = at["segment"]
     row["kv_range"][s, 0] = t0
     row["kv_range"][s, 1] = t0 + 1 + np.arange(n)
-    wear_at = np.nonzero(is_wear)[0]
-    m = len(wear_at)
-    row["window"][t0 + wear_at] = w0 + np.arange(m)
-    w = slice(w0, w0 + m)
+    w = slice(at["windows"], at["windows"] + len(wear_at))
+    row["window"][t0 + wear_at] = w.start + np.arange(len(wear_at))
     row["window_position"][w] = t0 + wear_at
-    q0, nq = at["queries"], len(query_us)
-    q = slice(q0, q0 + nq)
+    q = slice(at["queries"], at["queries"] + len(query_us))
     row["query_time"][q] = (query_us - anchor) / DAY_US
     row["query_age"][q] = _age(query_us, p.origin_us)
     row["query_segment"][q] = at["segment"]
     row["query_kv_range"][q, 0] = t0
-    known = np.searchsorted(time_us[n_static:], query_us, side="right")
-    row["query_kv_range"][q, 1] = t0 + n_static + known
-    if rng is not None:
-        hidden = rng.random() < config.masked_contexts
-        _fill_masks(row, at, patients, token, value, time_us, ehr_at[n_static:], t0, w0, m, rng, hidden)
-    shown_MxF = _fill_signal(row, w, patients, p, windows, augment_rng)
-    if p.quality_MxLxC is not None:
-        fine_detail.fill_quality(row, patients, p.quality_MxLxC, windows, w0)
-    if p.raw is not None:
-        warp = config.time_warp if augment_rng is not None else 0.0
-        fine_detail.fill_raw(row, at, patients, p.raw, windows, w0, warp)
-    if rng is not None:
-        targets.fill_targets(row, at, patients, p, original, time_us, ehr_at[n_static:], windows, query_us, rng)
-        if nq:
-            targets.fill_recall(row, q, patients, token, n_static, time_us, query_us)
-        if m and nq:
-            targets.fill_past(row, q, config, p.window_end_M[windows], shown_MxF, query_us)
-        targets.fill_pairs(row, at, config, time_us, token, is_wear, n_static, t0, w0, rng)
-    row["token"][s], row["value"][s] = token, value
-    at["tokens"] += n
-    at["windows"] += m
-    at["queries"] += nq
+    row["query_kv_range"][q, 1] = t0 + n_static + np.searchsorted(time_us[n_static:], query_us, side="right")
+    found = {"n_static": n_static, "is_wear_N": is_wear, "time_us_N": time_us, "windows": windows}
+    found |= {"original_N": token.copy(), "token_N": token, "query_us_Q": query_us}
+    return Context(people, p, position, **found, tokens=s, window_slots=w, queries=q), value
 
 
 def _age(time_us, origin_us):
@@ -256,24 +222,54 @@ def _age(time_us, origin_us):
     return np.stack([days.astype(np.float32), (rest / DAY_US).astype(np.float32)], axis=-1)
 
 
-def _fill_signal(row, w, patients, p, windows, augment_rng):
+def _fill_masks(row, at, c, value_N):
+    """Hides events, and patches or channels of windows, in a share of the contexts; what no term asks for stays."""
+    config, people, event_at = c.people.config, c.people, c.timed_events
+    hidden = c.rng.random() < config.masked_contexts
+    boost = None
+    if config.interest_codes:
+        near = masking.near_events(
+            c.time_us_N[event_at], people.interest_V[c.token_N[event_at]], config.interest_days
+        )
+        boost = np.where(near, config.interest_factor, 1.0)
+    of_event = masking.mask_events(c.rng, c.token_N[event_at], people.mask_weight_V, config.ehr_mask, boost)
+    chosen, m = event_at[of_event], len(c.windows)
+    field = "channel_mask" if config.wear_mask_kind == "channel" else "patch_mask"
+    n_parts = row[field].shape[-1]
+    if config.wear_mask_kind == "channel":
+        parts = masking.mask_channels(c.rng, m, n_parts, config.wear_mask)
+    else:
+        parts = masking.mask_patches(c.rng, m, n_parts, config.wear_mask, config.wear_mask_kind)
+    if not hidden:
+        return
+    if "masked_position" in row:
+        chosen = chosen[: len(row["masked_position"]) - at["masked"]]
+        s = slice(at["masked"], at["masked"] + len(chosen))
+        row["masked_position"][s], row["masked_target"][s] = c.tokens.start + chosen, c.token_N[chosen]
+        at["masked"] += len(chosen)
+        c.token_N[chosen], value_N[chosen] = MASK, 0.0
+    if m and people.hides_signal:
+        row[field][c.window_slots] = parts
+
+
+def _fill_signal(row, c, augment_rng):
     """The windows of a context, a block at a time; returns the summaries of what is shown, noise apart: [m, F]."""
-    if not len(windows):
+    p, config, shown = c.patient, c.people.config, []
+    if not len(c.windows):
         return p.summary(0, 0)
-    config, shown = patients.config, []
     changed = augment_rng is not None and config.augments_signal
     # consecutive ones, but where a transform of the patient took windows away
-    runs = np.split(windows, np.nonzero(np.diff(windows) != 1)[0] + 1)
-    at = w.start
+    runs = np.split(c.windows, np.nonzero(np.diff(c.windows) != 1)[0] + 1)
+    at = c.window_slots.start
     for a, b in (block for run in runs for block in p.blocks(int(run[0]), int(run[-1]) + 1)):
         signal_MxLxC = p.signal(a, b)
         if changed and config.time_warp:
-            signal_MxLxC = augment.time_warp(augment_rng, signal_MxLxC, config.time_warp)
+            signal_MxLxC = augmentation.time_warp(augment_rng, signal_MxLxC, config.time_warp)
         if changed and config.channel_dropout:
-            signal_MxLxC = augment.drop_channels(augment_rng, signal_MxLxC, config.channel_dropout)
+            signal_MxLxC = augmentation.drop_channels(augment_rng, signal_MxLxC, config.channel_dropout)
         observed_MxLxC = np.isfinite(signal_MxLxC)
         clean_MxLxC = np.where(observed_MxLxC, signal_MxLxC, np.float32(0))
-        shown.append(p.shown_summary(a, signal_MxLxC, patients.further_channel_X if changed else None))
+        shown.append(p.shown_summary(a, signal_MxLxC, c.people.derived_channel_X if changed else None))
         part = slice(at, at + b - a)
         at += b - a
         if changed and config.noise:
@@ -291,47 +287,31 @@ def _with_noise(rng, row, signal_MxLxC, clean_MxLxC, w, config):
         np.copyto(seen_only[..., : in_patches.shape[1]], np.float32(np.nan), where=in_patches[:, None])
         np.copyto(seen_only, np.float32(np.nan), where=row["channel_mask"][w][..., None])
         seen_only = seen_only.transpose(0, 2, 1)
-    noisy = augment.add_noise(rng, seen_only, config.noise, config.noise_steps)
+    noisy = augmentation.add_noise(rng, seen_only, config.noise, config.noise_steps)
     return np.where(np.isfinite(noisy), noisy, clean_MxLxC)
 
 
-def _fill_masks(row, at, patients, token, value, time_us, event_at, t0, w0, m, rng, hidden):
-    config = patients.config
-    boost = None
-    if config.interest_codes:
-        near = masking.near_events(time_us[event_at], patients.interest_V[token[event_at]], config.interest_days)
-        boost = np.where(near, config.interest_factor, 1.0)
-    chosen = event_at[masking.mask_events(rng, token[event_at], patients.mask_weight_V, config.ehr_mask, boost)]
-    kind = config.wear_mask_kind
-    field = "channel_mask" if kind == "channel" else "patch_mask"
-    n_parts = row[field].shape[-1]
-    if kind == "channel":
-        parts = masking.mask_channels(rng, m, n_parts, config.wear_mask)
-    else:
-        parts = masking.mask_patches(rng, m, n_parts, config.wear_mask, kind)
-    if not hidden:
+def _fill_events(row, at, c):
+    """Chooses the events at which predictions are made: the last one of a distinct time, so that codes count once."""
+    if "event_position" not in row:
         return
-    chosen = chosen[: len(row["masked_position"]) - at["masked"]]
-    s = slice(at["masked"], at["masked"] + len(chosen))
-    row["masked_position"][s], row["masked_target"][s] = t0 + chosen, token[chosen]
-    at["masked"] += len(chosen)
-    token[chosen], value[chosen] = MASK, 0.0
-    if m:
-        row[field][w0 : w0 + m] = parts
+    event_at, config = c.timed_events, c.people.config
+    time_us = c.time_us_N[event_at]
+    last = event_at[np.append(time_us[1:] != time_us[:-1], True)] if len(event_at) else event_at
+    quota = share(config.events, at, len(c.time_us_N), config.tokens)
+    quota = min(len(row["event_position"]) - at["events"], quota)
+    c.event_E = np.sort(c.rng.permutation(last)[:quota]).astype(np.int64)
+    c.events = slice(at["events"], at["events"] + len(c.event_E))
+    row["event_position"][c.events] = c.tokens.start + c.event_E
+    at["events"] = c.events.stop
 
 
-def new_row(shape):
-    """An empty row and its cursors: see `cursors`."""
-    return {k: v[0] for k, v in batch_lib.empty_batch(shape, 1).items()}, cursors()
+def cursors(phase: float = 0.0) -> dict:
+    """How much of each axis of a row is used, the number of contexts, and the phase in [0, 1) of `share`."""
+    return {**dict.fromkeys(_CURSORS, 0), "phase": phase}
 
 
-def cursors(phase=0.0):
-    """How much of each axis of a row is used, the number of contexts, and the phase in [0, 1) of targets.share."""
-    used = ("tokens", "windows", "masked", "events", "queries", "pairs", "raw_windows", "segment")
-    return {**dict.fromkeys(used, 0), "phase": phase}
-
-
-def close_row(row, at):
+def close_row(row: dict, at: dict) -> dict:
     """Gives padding an empty key range at the end, which keeps kv_range non-decreasing."""
     row["kv_range"][at["tokens"] :] = at["tokens"]
     row["query_kv_range"][at["queries"] :] = at["tokens"]

@@ -1,37 +1,35 @@
-"""Records to batches: patients, and rows packed with their contexts at random access.
+"""Makes batches of records: rows packed with contexts at random access, and batches for prediction times.
 
-Everything random is a function of (seed, epoch, patient); a row is a function of its global index, so that a batch is a
-function of (seed, step) however many hosts read it and wherever a run resumes.
+Everything random is a function of (seed, epoch, patient); a row is a function of its global number, so that a batch is
+a function of (seed, step) however many hosts make it and wherever a run resumes.
 """
 
 import dataclasses
 import json
 import threading
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import grain
 import numpy as np
 import polars as pl
 
-from ehrwear_jax.data import store as records
-from ehrwear_jax.models.joint import augmentation as augment
-from ehrwear_jax.models.joint import batch as batch_lib
-from ehrwear_jax.models.joint import context, masking, targets
-from ehrwear_jax.models.joint import packing as plan_lib
+from ehrwear_jax.data import store as store_lib
+from ehrwear_jax.models.family import Batch, BatchSpec, Examples, Transform
+from ehrwear_jax.models.joint import augmentation, context, masking, packing, terms
 from ehrwear_jax.models.joint import patient as patient_lib
-from ehrwear_jax.models.joint.context import DAY_US, ContextConfig
+from ehrwear_jax.models.joint.batch import MODALITY_WEAR, Facts, batch_spec
+from ehrwear_jax.models.joint.config import Config
 from ehrwear_jax.models.joint.vocabulary import Vocabulary
 
-__all__ = ["DAY_US", "ContextConfig", "Patients", "TrainRows", "inference_batches", "train_batches"]
-
-_AUGMENTATION = 1  # names a stream of random numbers beside that of the masks and reads
-_PLANNED, _FURTHER = 0, 1  # so that no two appearances share a key
+_AUGMENTATION = 1  # names a stream of random numbers beside that of masks and prediction times
+_PLANNED, _FURTHER = 0, 1  # so that no two samples share a key
 _GOLDEN = 0.6180339887498949  # phases of successive rows that cover [0, 1) evenly
 _LEAST_FREE = 32  # a row is full when less than this part of its tokens is free
 _MOST_FAILED = 3  # further patients for whose windows a row has no room, after which it is left as it is
 
 
-class Patients:
+class People:
     """The prepared patients of one split, read at random access.
 
     Args:
@@ -41,8 +39,11 @@ class Patients:
       cache_bytes: how much memory decoded patients may take; those beyond it are decoded at every use.
     """
 
-    def __init__(self, folder, config, split=None, cache_bytes=2**29):
-        self.folder, self.config, self.cache_bytes = Path(folder), config, cache_bytes
+    def __init__(self, store, config, cache_bytes=2**29):
+        self.folder, self.modalities, self.cache_bytes = Path(store.folder), config.modalities, cache_bytes
+        split, modalities = store.split, config.modalities
+        config = self.config = config.context
+        self.terms, self.hides_signal = (), False
         self._cache, self._cached_bytes = {}, 0
         index = pl.read_parquet(self.folder / "index.parquet")
         self.train_days = float(index.filter(pl.col("split") == "train")["days"].sum())
@@ -52,7 +53,7 @@ class Patients:
         meta = json.loads((self.folder / "meta.json").read_text())
         self.steps, self.channels = meta["steps"], tuple(meta["channels"])
         names = [name.rpartition("__")[0] for name in meta["summaries"]]
-        self.further_channel_X = np.array([self.channels.index(c) if c in self.channels else -1 for c in names], int)
+        self.derived_channel_X = np.array([self.channels.index(c) if c in self.channels else -1 for c in names], int)
         self.window_us = meta["window_hours"] * 3_600_000_000
         raw = meta.get("raw", {"channels": [], "samples": 0})
         self.raw_samples, self.has_quality = raw["samples"], meta.get("quality", False)
@@ -69,7 +70,7 @@ class Patients:
         self._shards = tuple(meta["shards"])
         paths = [str(self.folder / "records" / name) for name in self._shards]
         self.source = grain.sources.ArrayRecordDataSource(paths) if paths else []
-        ehr, wear = "ehr" in config.modalities, "wear" in config.modalities
+        ehr, wear = "ehr" in modalities, "wear" in modalities
         self.n_static = index["n_static"].to_numpy() * ehr
         self.n_events = index["n_events"].to_numpy() * ehr
         self.n_windows = index["n_windows"].to_numpy() * wear
@@ -90,10 +91,10 @@ class Patients:
         for v, found in enumerate(of_token):
             self.future_class_VxA[v, : len(found)] = found
 
-        recalled = self.vocabulary.recalled_tokens(config.recalled_tokens)
-        self.n_recalled = len(recalled)
-        self.recalled_class_V = np.full(len(self.vocabulary), -1)
-        self.recalled_class_V[recalled] = np.arange(len(recalled))
+        history = self.vocabulary.history_tokens(config.history_tokens)
+        self.n_history = len(history)
+        self.history_class_V = np.full(len(self.vocabulary), -1)
+        self.history_class_V[history] = np.arange(len(history))
 
     def __len__(self):
         return len(self.position)
@@ -101,8 +102,8 @@ class Patients:
     def __getitem__(self, i):
         patient = self._cache.get(i)
         if patient is None:
-            record = records.decode(self.source[int(self.position[i])])
-            patient = patient_lib.make_patient(record, self.config.modalities, self.config.raw_windows > 0)
+            record = store_lib.decode(self.source[int(self.position[i])])
+            patient = patient_lib.make_patient(record, self.modalities, self.config.raw_windows > 0)
             if self._cached_bytes + patient.nbytes <= self.cache_bytes:
                 self._cached_bytes += patient.nbytes
                 self._cache[i] = patient
@@ -122,7 +123,7 @@ class Patients:
         codes = self.vocabulary.tokens["code"].to_list()
         return np.array([c.startswith(tuple(prefixes)) for c in codes], bool)
 
-    def later_rates(self):
+    def future_rates(self):
         """Expected share of queries with a later code per horizon: 1 - exp(-events per day of training x days).
 
         Returns:
@@ -132,70 +133,63 @@ class Patients:
         per_day = counts / max(self.train_days, 1.0)
         return tuple((-np.expm1(-np.outer(per_day, self.config.horizons))).ravel().tolist())
 
-    def batch_shape(self):
-        c = self.config
-        wear = "wear" in c.modalities and len(self.channels) > 0
-        raw = wear and c.raw_windows > 0
-        return batch_lib.BatchShape(
-            tokens=c.tokens,
-            windows=c.windows if wear else 0,
+    def facts(self) -> Facts:
+        """What the data decide of a model."""
+        wear = "wear" in self.modalities and len(self.channels) > 0
+        return Facts(
+            modalities=tuple(m for m in self.modalities if m != "wear" or wear),
+            vocabulary=len(self.vocabulary),
             steps=self.steps,
             channels=len(self.channels),
-            patches=self.steps // c.patch_steps,
-            masked=max(1, c.tokens // 4),
-            events=c.events,
-            queries=c.queries,
-            future_windows=c.future_windows,
+            derived=len(self.derived_channel_X),
             future_codes=len(self.future_codes),
-            recalled_tokens=self.n_recalled,
-            further_summaries=len(self.further_channel_X),
-            # what there is to align takes both modalities
-            pairs=c.pairs if wear and "ehr" in c.modalities else 0,
-            raw_windows=c.raw_windows if raw else 0,
-            raw_samples=self.raw_samples if raw else 0,
-            raw_channels=len(self.raw_channel_A) if raw else 0,
-            quality=wear and self.has_quality,
+            history_tokens=self.n_history,
+            n_horizons=len(self.config.horizons),
+            future_rates=self.future_rates(),
+            raw_samples=self.raw_samples,
+            raw_channels=len(self.raw_channel_A),
+            quality=self.has_quality,
         )
 
 
 @dataclasses.dataclass
-class Appearance:
-    """A patient's appearance in a row before its length is settled."""
+class Sample:
+    """One appearance of a patient in a row, before its length is settled."""
 
     patient: patient_lib.Patient
-    place: int
+    position: int
     stop: int
-    rng: np.random.Generator
-    augment_rng: np.random.Generator | None
+    draws: context.Draws
 
 
-class TrainRows:
-    """Training rows at random access: `rows[g]` is a function of (seed, g).
+class JointExamples(Examples):
+    """Training rows at random access, and batches for prediction times.
 
     Each epoch permutes the patients, draws where each context ends, and packs contexts next-fit by what the index tells
     of their lengths. Every epoch has the same number of rows as epoch 0; what does not fit is left out of that epoch
     (another part each time). In a row whose contexts turn out longer than planned, the longest lose their oldest
-    tokens; what is left free goes to further appearances of randomly drawn patients, the last of which shows as many
-    of the latest tokens as there is room for.
+    tokens; what is left free goes to further samples of randomly drawn patients, the last of which shows as many of the
+    latest tokens as there is room for.
 
     Args:
-      augmented: whether the signal is changed and a modality may be dropped, as the patients' config says. These draws
-        have a Generator of their own: masks and reads are the same without them.
+      augmented: whether the signal is changed and a modality may be dropped, as the config says. These draws have a
+        Generator of their own: masks and prediction times are the same without them.
 
     Raises:
       ValueError: nobody has a token; or patients are to be weighted and the index has no column `rarity`.
     """
 
-    def __init__(self, patients, seed, augmented=True):
-        self.patients, self.seed, self.augmented = patients, seed, augmented
+    def __init__(self, store: store_lib.RecordStore, config: Config, seed: int = 0, augmented: bool = True):
+        self.people, self.config, self.seed, self.augmented = People(store, config), config, seed, augmented
+        self.facts = self.people.facts()
+        active = terms.active(config, self.facts)
+        self.people.terms, self.people.hides_signal = active, any(t.name == "wear_masked" for t in active)
+        self.spec: BatchSpec = batch_spec(config.context, self.facts, terms.target_fields(active))
+        self.subject_id = self.people.index["subject_id"].to_numpy()
         self._plans, self._lock = {}, threading.Lock()
-        self.shape = patients.batch_shape()
-        total = patients.n_events + patients.n_windows
+        total = self.people.n_events + self.people.n_windows
         self.eligible = np.nonzero(total > 0)[0]
-        if not len(self.eligible):
-            raise ValueError(f"{patients.folder}: no training patient has a token of {patients.config.modalities}")
-        self.weight = self._weights()
-        self.rows_per_epoch = self.plan(0).n_rows
+        self.weight = self._weights() if len(self.eligible) else None
 
     def __getstate__(self):
         """For worker processes: they plan for themselves."""
@@ -204,104 +198,120 @@ class TrainRows:
     def __setstate__(self, state):
         vars(self).update(state, _plans={}, _lock=threading.Lock())
 
+    def __len__(self) -> int:
+        return len(self.people)
+
+    # ----------------------------------------------------------------------------------------------- training rows
+
+    @property
+    def rows_per_epoch(self) -> int:
+        """Rows of every epoch."""
+        return self.plan(0).n_rows
+
     def _weights(self):
-        """plan.patient_weights of the eligible patients, or None where all are alike."""
-        config, index = self.patients.config, self.patients.index
-        if not config.patient_temperature or "ehr" not in config.modalities:  # rarity is an EHR fact
+        """packing.patient_weights of the eligible patients, or None where all are alike."""
+        temperature, index = self.config.context.patient_temperature, self.people.index
+        if not temperature or "ehr" not in self.config.modalities:  # rarity is an EHR fact
             return None
         if "rarity" not in index.columns:
             raise ValueError(
-                f"{self.patients.folder}/index.parquet has no column rarity, which config.context.patient_temperature "
-                "needs: prepare the data again, or set it to 0"
+                f"{self.people.folder}/index.parquet has no column rarity, which "
+                "config.joint.context.patient_temperature needs: prepare the data again, or set it to 0"
             )
         rarity = index["rarity"].cast(pl.Float64).fill_null(np.nan).to_numpy()[self.eligible]
-        return plan_lib.patient_weights(rarity, config.patient_temperature)
+        return packing.patient_weights(rarity, temperature)
 
-    def plan(self, epoch):
-        """The EpochPlan of an epoch; reader threads share it."""
+    def plan(self, epoch: int) -> packing.EpochPlan:
+        """The plan of an epoch; reader threads share it."""
         with self._lock:
             if epoch not in self._plans:
-                rng, p = np.random.default_rng([self.seed, epoch]), self.patients
-                plan = plan_lib.plan_epoch(
-                    rng, p.config, self.shape.windows, self.eligible, self.weight, p.n_static, p.n_events, p.n_windows
+                if not len(self.eligible):
+                    raise ValueError(
+                        f"{self.people.folder}: no training patient has a token of {self.config.modalities}"
+                    )
+                rng, p = np.random.default_rng([self.seed, epoch]), self.people
+                lengths = packing.Lengths(p.n_static, p.n_events, p.n_windows)
+                plan = packing.plan_epoch(
+                    rng, self.config.context, self.spec.sizes["W"], (self.eligible, self.weight), lengths
                 )
                 self._plans = {k: v for k, v in self._plans.items() if k >= epoch - 1} | {epoch: plan}
             return self._plans[epoch]
 
-    def __len__(self):
-        return np.iinfo(np.int64).max
-
-    def __getitem__(self, g):
-        row = {k: v[0] for k, v in batch_lib.empty_batch(self.shape, 1).items()}
-        self.fill(row, g)
-        return row
-
-    def fill(self, row, g):
-        """Writes row g into the empty arrays of `row`."""
+    def fill(self, row: Batch, g: int) -> None:
+        """Writes training row g into the empty arrays of a row."""
         at = context.cursors(phase=(int(g) * _GOLDEN) % 1.0)
-        for drawn, span in self.contexts(int(g)):
-            self._add(row, at, drawn, span)
+        for sample, span in self.contexts(int(g)):
+            self._add(row, at, sample, span)
         context.close_row(row, at)
 
-    def subjects(self, indices):
-        """Sorted subject ids in the rows of the given global indices."""
-        places = {drawn.place for g in indices for drawn, _ in self.contexts(int(g))}
-        return sorted(self.patients.index["subject_id"].gather(sorted(places)).to_list())
+    def subjects(self, rows: Sequence[int]) -> list[int]:
+        """Sorted subject ids in the rows of the given global numbers."""
+        positions = {sample.position for g in rows for sample, _ in self.contexts(int(g))}
+        return sorted(self.subject_id[sorted(positions)].tolist())
 
-    def contexts(self, g):
-        """Yields (Appearance, context.Span) of the contexts of row g: the planned ones, then those that fill it up."""
-        c, shape = self.patients.config, self.shape
+    def contexts(self, g: int) -> Iterator[tuple[Sample, context.Span]]:
+        """The contexts of row g: the planned ones, then those that fill it up."""
         epoch, r = divmod(g, self.rows_per_epoch)
-        plan = self.plan(epoch)
+        plan, tokens, windows = self.plan(epoch), 0, 0
+        for sample, span in self._planned(plan, epoch, r):
+            tokens, windows = tokens + span.n_tokens, windows + span.n_windows(sample.patient)
+            yield sample, span
+        yield from self._further(plan, epoch, r % plan.n_rows, tokens, windows)
+
+    def _planned(self, plan, epoch, r):
+        """The planned contexts of a row, cut where they are longer than it."""
+        c, max_tokens, max_windows = self.config.context, self.spec.sizes["T"], self.spec.sizes["W"]
         mine = plan.members(r)
-        planned = [
+        samples = [
             self._draw([epoch, i, copy, _PLANNED], i, by_day, end)
             for i, copy, by_day, end in zip(
                 *(x[mine].tolist() for x in (plan.patient_N, plan.copy_N, plan.by_day_N, plan.end_N)), strict=True
             )
         ]
-        spans = [context.fit(d.patient, d.stop, c.context_tokens, shape.windows) for d in planned]
-        most = plan_lib.level([s.n_tokens for s in spans], shape.tokens)
+        spans = [context.fit(s.patient, s.stop, c.context_tokens, max_windows) for s in samples]
+        most = packing.waterfill([s.n_tokens for s in spans], max_tokens)
         if most < np.inf:
-            spans = [context.fit(d.patient, d.stop, min(most, c.context_tokens), shape.windows) for d in planned]
-        counts = [s.n_windows(d.patient) for d, s in zip(planned, spans, strict=True)]
-        most_wear = plan_lib.level(counts, shape.windows)
-        tokens = windows = 0
-        for drawn, span, n_wear in zip(planned, spans, counts, strict=True):
+            most = min(most, c.context_tokens)
+            spans = [context.fit(s.patient, s.stop, most, max_windows) for s in samples]
+        counts = [span.n_windows(s.patient) for s, span in zip(samples, spans, strict=True)]
+        most_wear = packing.waterfill(counts, max_windows)
+        for sample, span, n_wear in zip(samples, spans, counts, strict=True):
             if n_wear > most_wear:
                 # what its windows leave free goes to further contexts
-                span = context.fit(drawn.patient, drawn.stop, span.n_tokens - n_wear + most_wear, most_wear)
-                n_wear = span.n_windows(drawn.patient)
-            tokens, windows = tokens + span.n_tokens, windows + n_wear
-            yield drawn, span
-        r %= plan.n_rows
-        least, failed, k = max(1, shape.tokens // _LEAST_FREE), 0, 0
+                room = span.n_tokens - n_wear + most_wear
+                span = context.fit(sample.patient, sample.stop, room, most_wear)
+            yield sample, span
+
+    def _further(self, plan, epoch, r, tokens, windows):
+        """Contexts of randomly drawn patients in what is left free of a row."""
+        c, sizes = self.config.context, self.spec.sizes
+        least, failed, k = max(1, sizes["T"] // _LEAST_FREE), 0, 0
         while failed < _MOST_FAILED:
-            free, free_windows = shape.tokens - tokens, shape.windows - windows
-            if min(free, free if "ehr" in c.modalities else free_windows) < least:
+            free, free_windows = sizes["T"] - tokens, sizes["W"] - windows
+            if min(free, free if "ehr" in self.config.modalities else free_windows) < least:
                 break
-            drawn = self._draw_any(plan, epoch, r, k)
-            span = context.fit(drawn.patient, drawn.stop, min(free, c.context_tokens), free_windows)
+            sample = self._draw_any(plan, epoch, r, k)
+            span = context.fit(sample.patient, sample.stop, min(free, c.context_tokens), free_windows)
             k += 1
-            n_wear = span.n_windows(drawn.patient)
+            n_wear = span.n_windows(sample.patient)
             # no room for its windows, or for the most of them: at inference a context has the whole row
             too_short = span.n_tokens < least and span.start > 0
             if span.stop == span.start or too_short or span.n_left_out > n_wear:
                 failed += 1
                 continue
             tokens, windows = tokens + span.n_tokens, windows + n_wear
-            yield drawn, span
+            yield sample, span
 
     def _draw_any(self, plan, epoch, r, k):
-        """A further appearance in row r: patients as often as in the plan, ends as there."""
+        """A further sample in row r: patients as often as in the plan, ends as there."""
         rng = np.random.default_rng([self.seed, epoch, r, k, _FURTHER])
         place, by_day, end = rng.integers(len(plan.patient_N)), rng.random(), rng.random()
         i = int(plan.patient_N[place])
-        return self._draw([epoch, r, k, _FURTHER + 1], i, by_day < self.patients.config.patient_days, end)
+        return self._draw([epoch, r, k, _FURTHER + 1], i, by_day < self.config.context.patient_days, end)
 
     def _draw(self, key, i, by_day, end):
-        """Patient i up to the end that the uniform draw `end` gives; key: unique to the appearance."""
-        patient, c = self.patients[i], self.patients.config
+        """Patient i up to the end that the uniform draw `end` gives; key: unique to the sample."""
+        patient, c = self.people[i], self.config.context
         rng, augment_rng = np.random.default_rng([self.seed, *key, 0]), None
         if self.augmented:
             # SFC64 is the fastest of numpy's generators, and what is drawn most is noise
@@ -309,114 +319,86 @@ class TrainRows:
             if c.drop_ehr or c.drop_wear:
                 n_wear = int(patient.is_wear_N.sum())
                 has_ehr, has_wear = n_wear < len(patient.is_wear_N), n_wear > 0
-                keep = augment.drop_modality(augment_rng, has_ehr, has_wear, c.drop_ehr, c.drop_wear)
+                keep = augmentation.drop_modality(augment_rng, has_ehr, has_wear, c.drop_ehr, c.drop_wear)
                 patient = patient_lib.without(patient, *keep)
         if by_day:
-            stop = patient_lib.sample_day(end, patient, self.patients.day_weight_V)
+            stop = patient_lib.sample_day(end, patient, self.people.day_weight_V)
         else:
             n, limit = len(patient.time_N), max(c.context_tokens - len(patient.static_token_S), 1)
             stop = n if n <= limit else limit + int(end * (n + 1 - limit))
-        return Appearance(patient, i, stop, rng, augment_rng)
+        return Sample(patient, i, stop, context.Draws(rng, augment_rng))
 
-    def _add(self, row, at, drawn, span):
-        patient, rng, c = drawn.patient, drawn.rng, self.patients.config
-        n_query = targets.share(c.queries, at, span.n_tokens, c)
-        time_us = patient.time_N[span.places(patient)]
+    def _add(self, row, at, sample, span):
+        patient, rng, c = sample.patient, sample.draws.rng, self.config.context
+        n_query = context.share(c.queries, at, span.n_tokens, c.tokens)
+        time_us = patient.time_N[span.positions(patient)]
         at_token = time_us[rng.integers(0, len(time_us), n_query)]
-        anywhere = rng.integers(patient.time_N[span.start], patient.time_N[span.stop - 1] + 1, n_query)
-        query_us = np.sort(np.where(rng.random(n_query) < 0.5, at_token, anywhere))
-        first_pair = at["pairs"]
-        context.fill_context(row, at, self.patients, patient, span, query_us, rng, drawn.augment_rng)
-        row["pair_patient"][first_pair : at["pairs"]] = drawn.place
+        at_any_time = rng.integers(patient.time_N[span.start], patient.time_N[span.stop - 1] + 1, n_query)
+        query_us = np.sort(np.where(rng.random(n_query) < 0.5, at_token, at_any_time))
+        shown = context.Shown(patient, span, sample.position)
+        context.fill_context(row, at, self.people, shown, query_us, sample.draws)
 
+    # -------------------------------------------------------------------------------------------- prediction times
 
-def train_batches(
-    rows, batch_size, *, start_step=0, n_steps=None, process_index=0, process_count=1, threads=2, workers=0
-):
-    """Iterator over this process's share of each global batch, from `start_step` on.
+    def prediction_batches(
+        self, position_N: Sequence[int], time_us_N: Sequence[int], batch_size: int, transform: Transform | None = None
+    ) -> Iterator[tuple[Batch, np.ndarray]]:
+        """Batches whose queries are at prediction times, see models/family.py; nothing is hidden, and no targets."""
+        sizes, c = self.spec.sizes, self.config.context
+        batch, where, r, at = self.spec.empty(batch_size), np.full((batch_size, sizes["Q"]), -1), 0, context.cursors()
 
-    Args:
-      threads: that read ahead, in each process.
-      workers: further processes that make the batches, each in turn; 0: this one does. They are spawned: a program
-        that asks for them keeps its work under `if __name__ == "__main__"` and has its absl flags parsed.
+        def row():
+            return {name: array[r] for name, array in batch.items()}
 
-    Raises:
-      ValueError: batch_size is not divisible by process_count.
-    """
-    if batch_size % process_count:
-        raise ValueError(f"global batch {batch_size} is not divisible by {process_count} processes")
-    share = batch_size // process_count
-    n_steps = np.iinfo(np.int64).max // 2 if n_steps is None else n_steps
-    # contiguous shares: a row's place in the global batch, and so its dropout, is the same for any process count
-    make = _Batches(rows, batch_size, process_index * share, share)
-    dataset = grain.MapDataset.range(n_steps).map(make)[start_step:]
-    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * max(threads, 1))
-    dataset = dataset.to_iter_dataset(options)
-    if workers:
-        dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2))
-    return iter(dataset)
+        for k, (i, t) in enumerate(zip(position_N, time_us_N, strict=True)):
+            patient = self.people[int(i)]
+            if transform is not None:
+                patient = transform(patient, int(t))
+            stop = int(np.searchsorted(patient.time_N, t, side="right"))
+            span = context.fit(patient, stop, c.context_tokens, sizes["W"])
+            used = {"tokens": span.n_tokens, "windows": span.n_windows(patient), "queries": 1}
+            room = zip(used, (sizes["T"], sizes["W"], sizes["Q"]), strict=True)
+            if any(at[name] + used[name] > capacity for name, capacity in room):
+                context.close_row(row(), at)
+                r, at = r + 1, context.cursors()
+                if r == batch_size:
+                    yield batch, where
+                    batch, where, r = self.spec.empty(batch_size), np.full((batch_size, sizes["Q"]), -1), 0
+            where[r, at["queries"]] = k
+            context.fill_context(row(), at, self.people, context.Shown(patient, span), np.array([t], np.int64))
+        if at["queries"] or r:
+            while r < batch_size:
+                context.close_row(row(), at)
+                r, at = r + 1, context.cursors()
+            yield batch, where
 
+    # ------------------------------------------------------------------------------------------------- for others
 
-@dataclasses.dataclass(frozen=True)
-class _Batches:
-    """step -> rows `first` to first + share of that step's global batch; a class, since workers unpickle it."""
+    def counts(self, batch: Batch) -> dict[str, int]:
+        """Contexts, tokens, queries, windows, patient-days, and the keys that tokens and queries see in all."""
+        segment, day = batch["segment"], np.floor(batch["time"])
+        begins = np.ones(segment.shape, bool)
+        begins[:, 1:] = (segment[:, 1:] != segment[:, :-1]) | (day[:, 1:] != day[:, :-1])
+        seen = sum(np.diff(batch[n], axis=-1).sum(dtype=np.int64) for n in ("kv_range", "query_kv_range"))
+        return {
+            "contexts": int(segment.max(axis=1, initial=0).sum()),
+            "tokens": int((segment > 0).sum()),
+            "queries": int((batch["query_segment"] > 0).sum()),
+            "windows": int((batch["modality"] == MODALITY_WEAR).sum()),
+            "patient_days": int((begins & (segment > 0)).sum()),
+            "seen": int(seen),
+        }
 
-    rows: TrainRows
-    batch_size: int
-    first: int
-    share: int
+    def place_names(self) -> dict[str, list[str]]:
+        """Names of tokens, of predicted codes and of reconstructed tokens, in order."""
+        names = self.people.vocabulary.tokens["token"].to_list()
+        history = self.people.vocabulary.history_tokens(self.config.context.history_tokens)
+        return {
+            "token": names,
+            "future_code": list(self.people.future_codes),
+            "history_token": [names[i] for i in history],
+        }
 
-    def __call__(self, step):
-        batch = batch_lib.empty_batch(self.rows.shape, self.share)
-        for place in range(self.share):
-            row = {name: array[place] for name, array in batch.items()}
-            self.rows.fill(row, int(step) * self.batch_size + self.first + place)
-        return batch
-
-
-def inference_batches(patients, index_N, time_us_N, batch_size, transform=None):
-    """Batches whose query i is a read of patient index_N[i] at time_us_N[i]; nothing is hidden, no targets.
-
-    transform: (patient, time_us) -> the patient as read then, see robustness.py; None reads the record as it is.
-
-    Yields:
-      (batch, where): where_RxQ int64 gives, for each query slot, its place in index_N, or -1.
-    """
-    shape, c = patients.batch_shape(), patients.config
-    rows, places = [], []
-    row, at = context.new_row(shape)
-    place = np.full(shape.queries, -1)
-    for k, (i, t) in enumerate(zip(index_N, time_us_N, strict=True)):
-        patient = patients[int(i)]
-        if transform is not None:
-            patient = transform(patient, int(t))
-        stop = int(np.searchsorted(patient.time_N, t, side="right"))
-        span = context.fit(patient, stop, c.context_tokens, shape.windows)
-        n_windows = span.n_windows(patient)
-        if (
-            at["tokens"] + span.n_tokens > shape.tokens
-            or at["windows"] + n_windows > shape.windows
-            or at["queries"] + 1 > shape.queries
-        ):
-            rows.append(context.close_row(row, at))
-            places.append(place)
-            row, at = context.new_row(shape)
-            place = np.full(shape.queries, -1)
-            if len(rows) == batch_size:
-                yield _stack(rows), np.stack(places)
-                rows, places = [], []
-        place[at["queries"]] = k
-        context.fill_context(row, at, patients, patient, span, np.array([t], np.int64), None)
-    if at["queries"]:
-        rows.append(context.close_row(row, at))
-        places.append(place)
-    while rows and len(rows) < batch_size:
-        empty, cursor = context.new_row(shape)
-        rows.append(context.close_row(empty, cursor))
-        places.append(np.full(shape.queries, -1))
-    if rows:
-        yield _stack(rows), np.stack(places)
-
-
-def _stack(rows):
-    return {name: np.stack([r[name] for r in rows]) for name in rows[0]}
+    def content_names(self) -> dict[str, list[str]]:
+        """The horizons that predictions of codes are for."""
+        return {"horizon": [str(h) for h in self.config.context.horizons]}

@@ -1,28 +1,11 @@
-"""Heads: decoders of signals, the pooling of wearable latents, alignment of contents, the posterior of z."""
+"""Pools wearable latents, aligns contents of the two modalities, and gives z a posterior."""
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-
-class SignalDecoder(nn.Module):
-    """w_hat(z, h): the whole window that ends h windows after the latent's time; h = 0 is the latent's own window."""
-
-    steps: int
-    channels: int
-    n_future: int
-    width: int
-
-    @nn.compact
-    def __call__(self, z, horizon):
-        """z [..., D], horizon int -> [..., L, C]; one trunk, a learned vector per horizon."""
-        horizon_HxD = self.param("horizon", nn.initializers.normal(0.02), (self.n_future + 1, self.width))
-        hidden = nn.gelu(
-            nn.Dense(self.width, name="trunk")(z) + horizon_HxD[horizon].reshape((1,) * (z.ndim - 1) + (-1,))
-        )
-        out = nn.Dense(self.steps * self.channels, name="out")(hidden)
-        return out.reshape(*z.shape[:-1], self.steps, self.channels)
+from ehrwear_jax.models.layers.dense import dense
 
 
 class WearablePool(nn.Module):
@@ -30,7 +13,7 @@ class WearablePool(nn.Module):
 
     Attributes:
       kind: "attention": weights are a softmax of a learned score of the latent. "temporal": a readout at the time of
-        the read, weights exp(-(t - t_j) / tau_k) with a learned tau_k for each of n_scales groups of dimensions.
+        the prediction, weights exp(-(t - t_j) / tau_k) with a learned tau_k for each of n_scales groups of dimensions.
       shortest_days, longest_days: tau_k starts log-spaced between them.
     """
 
@@ -40,7 +23,7 @@ class WearablePool(nn.Module):
     longest_days: float = 30.0
 
     @nn.compact
-    def __call__(self, z_BxTxD, is_wear_BxT, pool_BxNx2, time_BxT=None, read_time_BxN=None):
+    def __call__(self, z_BxTxD, is_wear_BxT, pool_BxNx2, time_BxT=None, prediction_time_BxN=None):
         """Returns (pooled_BxNxD, exists_BxN); a range without wearable tokens gives zeros and False.
 
         Raises:
@@ -49,7 +32,7 @@ class WearablePool(nn.Module):
         position = jnp.arange(z_BxTxD.shape[1])[None, None]
         inside = (position >= pool_BxNx2[..., :1]) & (position < pool_BxNx2[..., 1:]) & is_wear_BxT[:, None]
         if self.kind == "attention":
-            logit = nn.Dense(1, name="score")(z_BxTxD)[..., 0][:, None]
+            logit = dense(1, ("embed", None), name="score")(z_BxTxD)[..., 0][:, None]
             return _weights(logit, inside) @ z_BxTxD, inside.any(-1)
         if self.kind != "temporal":
             raise ValueError(f"unknown pooling {self.kind!r}: attention or temporal")
@@ -58,7 +41,7 @@ class WearablePool(nn.Module):
             raise ValueError(f"{self.n_scales} time scales do not divide a width of {width}")
         days = np.geomspace(self.shortest_days, self.longest_days, self.n_scales)
         log_days_K = self.param("log_days", lambda _: jnp.asarray(np.log(days), jnp.float32))
-        age_BxNxT = jnp.maximum(read_time_BxN[..., None] - time_BxT[:, None], 0.0)
+        age_BxNxT = jnp.maximum(prediction_time_BxN[..., None] - time_BxT[:, None], 0.0)
         logit = -age_BxNxT[:, None] / jnp.exp(log_days_K)[None, :, None, None]
         part_BxKxTxd = z_BxTxD.reshape(n_batch, n_time, self.n_scales, -1).transpose(0, 2, 1, 3)
         pooled = _weights(logit, inside[:, None]) @ part_BxKxTxd
@@ -99,7 +82,7 @@ class Alignment(nn.Module):
         wear = jnp.take_along_axis(h_BxTxD, jnp.maximum(position_BxN, 0)[..., None], axis=1).astype(jnp.float32)
 
         def project(x, name):
-            x = nn.Dense(self.width, use_bias=False, name=name)(nn.LayerNorm(name=f"norm_{name}")(x))
+            x = dense(self.width, ("embed", "mlp"), use_bias=False, name=name)(nn.LayerNorm(name=f"norm_{name}")(x))
             return x * jax.lax.rsqrt(jnp.sum(jnp.square(x), axis=-1, keepdims=True) + 1e-12)
 
         if self.learned:
@@ -122,9 +105,8 @@ class Posterior(nn.Module):
     longest_days: float = 30.0
 
     def setup(self):
-        self.log_variance = nn.Dense(
-            self.width, kernel_init=nn.initializers.zeros, bias_init=nn.initializers.constant(-2.0)
-        )
+        zeros, start = nn.initializers.zeros, nn.initializers.constant(-2.0)
+        self.log_variance = dense(self.width, ("embed", "mlp"), kernel_init=zeros, bias_init=start)
         days = np.geomspace(self.shortest_days, self.longest_days, self.width)
         self.log_rate = self.param("log_rate", lambda _: jnp.asarray(-np.log(days), jnp.float32))
         self.log_stationary = self.param("log_stationary", lambda _: jnp.zeros(self.width, jnp.float32))
@@ -136,14 +118,3 @@ class Posterior(nn.Module):
     def prior(self):
         """(rate_D in 1/day, stationary variance_D)."""
         return jnp.exp(self.log_rate), jnp.exp(self.log_stationary)
-
-
-class Mlp(nn.Module):
-    """One hidden layer."""
-
-    width: int
-    out: int
-
-    @nn.compact
-    def __call__(self, x):
-        return nn.Dense(self.out, name="out")(nn.gelu(nn.Dense(self.width, name="hidden")(x)))

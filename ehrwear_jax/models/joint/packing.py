@@ -5,8 +5,11 @@ context really becomes is known once its day has been drawn from the record's co
 """
 
 import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
+
+from ehrwear_jax.models.joint.config import ContextConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,18 +94,33 @@ def pack(needs, limits):
     return np.concatenate(bounds)
 
 
-def plan_epoch(rng, config, max_windows, eligible_N, weight_N, n_static, n_events, n_windows):
+@dataclasses.dataclass(frozen=True)
+class Lengths:
+    """How many static events, timed events and windows each patient has: int64 [N] of the index."""
+
+    static_N: np.ndarray
+    event_N: np.ndarray
+    window_N: np.ndarray
+
+
+def plan_epoch(
+    rng: np.random.Generator,
+    config: ContextConfig,
+    max_windows: int,
+    patients: tuple[np.ndarray, np.ndarray | None],
+    lengths: Lengths,
+) -> EpochPlan:
     """Draws an epoch.
 
     Args:
-      rng: numpy Generator.
-      config: ContextConfig. max_windows: capacity of a row.
-      eligible_N: places in the index of those who have something. weight_N: see patient_weights; None: all alike.
-      n_static, n_events, n_windows: columns of the index.
+      max_windows: capacity of a row.
+      patients: positions in the index of those who have something, and their weights (patient_weights; None: all
+        alike).
 
     Returns:
       EpochPlan.
     """
+    eligible_N, weight_N = patients
     if weight_N is None:
         patient_N, copy_N = rng.permutation(eligible_N), np.zeros(len(eligible_N), np.int32)
     else:
@@ -113,17 +131,17 @@ def plan_epoch(rng, config, max_windows, eligible_N, weight_N, n_static, n_event
         patient_N = np.repeat(eligible_N, count_N)[order]
     n = len(patient_N)
     by_day_N, end_N = rng.random(n, np.float32) < config.patient_days, rng.random(n, np.float32)
-    static = np.minimum(n_static[patient_N], config.context_tokens - 1)
-    total = n_events[patient_N] + n_windows[patient_N]
+    static = np.minimum(lengths.static_N[patient_N], config.context_tokens - 1)
+    total = lengths.event_N[patient_N] + lengths.window_N[patient_N]
     # where a day's end lies is not known here: as if days were as long and codes as rare everywhere
     seen = np.where(by_day_N, np.ceil(end_N * total).astype(np.int64), total)
     merged = np.clip(seen, 1, config.context_tokens - static)
-    windows = np.minimum(np.minimum(n_windows[patient_N], max_windows), merged)
+    windows = np.minimum(np.minimum(lengths.window_N[patient_N], max_windows), merged)
     bound_R = pack((merged + static, windows), (config.tokens, max_windows))
     return EpochPlan(patient_N, copy_N, by_day_N, end_N, bound_R)
 
 
-def level(needs, capacity):
+def waterfill(needs: Sequence[int], capacity: int) -> float:
     """The highest level c with sum(min(need, c)) <= capacity; infinite if all needs fit.
 
     What is too much is taken from the largest. Non-negative ints in; the level is an int or np.inf.

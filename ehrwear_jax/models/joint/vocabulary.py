@@ -149,8 +149,8 @@ class Vocabulary:
         total = {name: (sum(count[c] for c in codes), sorted(codes)) for codes, name in first.items()}
         return dict(sorted(total.items(), key=lambda item: (-item[1][0], item[0]))[:limit])
 
-    def recalled_tokens(self, limit):
-        """Ids of the most frequent tokens, bins apart, whose earlier occurrence is recalled."""
+    def history_tokens(self, limit):
+        """Ids of the most frequent tokens, bins apart, whose earlier occurrence is reconstructed."""
         seen = self.tokens.filter((pl.col("token_id") >= N_SPECIAL) & (pl.col("count") > 0))
         return seen.sort("count", "token_id", descending=[True, False]).head(limit)["token_id"].to_list()
 

@@ -1,0 +1,36 @@
+"""Makes the ConfigDict that files in configs/ start from; only they and main see a ConfigDict."""
+
+import ml_collections
+
+from ehrwear_jax.config import families, options
+from ehrwear_jax.config.run import RunConfig
+
+MODELS = {
+    "joint": {"family": "joint"},
+    "ehr_only": {"family": "joint", "modalities": ("ehr",)},
+    "wear_only": {"family": "joint", "modalities": ("wear",)},
+}
+
+
+def base() -> ml_collections.ConfigDict:
+    """Everything that a run can set, with the defaults of the paper's appendix A.4 where it has one."""
+    values = options.as_dict(RunConfig()) | {"models": MODELS}
+    for family in families.SHARED:
+        values[family] = options.as_dict(families.config_class(family)())
+    config = _open(values)
+    config.train.stop_after = ml_collections.config_dict.placeholder(int)
+    config.joint.network.attention = ml_collections.config_dict.placeholder(str)
+    config.prepare.workers = 0  # one per core
+    config.lock()  # a misspelt key is an error, not a new key
+    for part in (config.models, config.labels.diagnosis_groups):
+        part.unlock()
+    return config
+
+
+def _open(values):
+    """A ConfigDict with nested ones; options that are None get their type from the caller."""
+    out = ml_collections.ConfigDict()
+    for key, value in values.items():
+        if value is not None:
+            out[key] = _open(value) if isinstance(value, dict) else value
+    return out

@@ -1,0 +1,44 @@
+"""Finds the options of model families by name; the families' networks are not imported here.
+
+A family of the package is a folder ehrwear_jax/models/<name> whose config.py declares Config. A family outside of it is a
+module, named by its dotted path, that holds Config and whatever else models/family.py asks for.
+"""
+
+import importlib
+from collections.abc import Mapping
+from typing import Any
+
+from ehrwear_jax.config import options
+
+PACKAGE = "ehrwear_jax.models"
+# Families whose options may be set for all their models at once, in a part of the config of their name.
+SHARED = ("joint",)
+
+
+def config_class(family: str) -> type:
+    """The option dataclass of a family.
+
+    Raises:
+      ValueError: there is no such family.
+    """
+    name = family if "." in family else f"{PACKAGE}.{family}.config"
+    try:
+        return importlib.import_module(name).Config
+    except (ModuleNotFoundError, AttributeError) as error:
+        raise ValueError(f"there is no model family {family!r}: {error}") from error
+
+
+def config(family: str, values: Mapping[str, Any], path: str) -> Any:
+    """A family's Config with these values; ValueError names the key below `path`."""
+    return options.build(config_class(family), values, path)
+
+
+def check(family: str, model_config: Any, prepare: Any) -> None:
+    """Lets a family's Config object to how the data are prepared (its method check_prepared, if it has one).
+
+    Raises:
+      ValueError: with one sentence.
+    """
+    del family
+    if hasattr(model_config, "check_prepared"):
+        model_config.check_prepared(prepare)

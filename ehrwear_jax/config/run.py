@@ -1,0 +1,161 @@
+"""Declares everything that a run can set, and checks what concerns more than one part."""
+
+import dataclasses
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ehrwear_jax.config import families, options
+from ehrwear_jax.config.data import CohortConfig, DataConfig, PrepareConfig, SimulateConfig
+from ehrwear_jax.config.evaluation import EmbedConfig, EvaluateConfig, InterpretConfig, ReportConfig
+from ehrwear_jax.config.labels import LabelsConfig
+from ehrwear_jax.config.training import CompileConfig, FinetuneConfig, MeshConfig, TrainConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class RunConfig:
+    """One experiment. Each part checks itself; `check` looks at what concerns several."""
+
+    name: str = "base"
+    """Of the experiment and, in results, of the dataset."""
+    seeds: tuple = (0,)
+    """Each network is trained once per seed; the first one's is the model that is reported, the others tell how far
+    results depend on it."""
+    data: DataConfig = DataConfig()
+    """Where the data come from."""
+    simulate: SimulateConfig = SimulateConfig()
+    """The simulated cohort of data.source synthetic."""
+    labels: LabelsConfig = LabelsConfig()
+    """Label tables that are made here."""
+    prepare: PrepareConfig = PrepareConfig()
+    """How raw tables become records."""
+    cohort: CohortConfig = CohortConfig()
+    """Inclusion criteria."""
+    joint: dict = dataclasses.field(default_factory=dict)
+    """Options of the family `joint` (models/joint/config.py) for all models of the family."""
+    models: dict = dataclasses.field(default_factory=dict)
+    """name -> {"family": name of a family, or the module of one outside the package, and options that differ}."""
+    train: TrainConfig = TrainConfig()
+    """Optimisation."""
+    mesh: MeshConfig = MeshConfig()
+    """Devices along each axis."""
+    compile: CompileConfig = CompileConfig()
+    """Of --stages=describe and compile."""
+    embed: EmbedConfig = EmbedConfig()
+    """How z is computed."""
+    evaluate: EvaluateConfig = EvaluateConfig()
+    """The protocol."""
+    finetune: FinetuneConfig = FinetuneConfig()
+    """Fine-tuned models beside the frozen ones."""
+    interpret: InterpretConfig = InterpretConfig()
+    """What is looked into."""
+    report: ReportConfig = ReportConfig()
+    """The report."""
+
+    def family(self, model: str) -> str:
+        """The family of a model."""
+        return self.models[model].get("family", "joint")
+
+    def model_config(self, model: str) -> Any:
+        """The options of a model: its family's Config.
+
+        Raises:
+          ValueError: no such family, or an option that it has not.
+        """
+        given = getattr(self, self.family(model), {}) if self.family(model) in families.SHARED else {}
+        own = {k: v for k, v in self.models[model].items() if k not in ("family", "train")}
+        return families.config(self.family(model), options.merged(given, own), f"config.models.{model}")
+
+    def model(self, name: str, seed: int) -> dict:
+        """What training/pretrain.Model takes, for one of the seeds."""
+        config, train = self.model_config(name), self.train_config(name)
+        return {"name": name, "family": self.family(name), "config": config, "train": train, "seed": seed}
+
+    def train_config(self, model: str) -> TrainConfig:
+        """The options of a model's training: config.train, with what the model's entry says of it."""
+        own = self.models[model].get("train", {})
+        return options.build(TrainConfig, options.as_dict(self.train) | dict(own), f"config.models.{model}.train")
+
+    @property
+    def folds(self) -> list[tuple[str, int | None]]:
+        """[(name, fold or None)]."""
+        n = self.data.n_folds
+        return [(f"fold{k}", k) for k in range(n)] if n > 1 else [("all", None)]
+
+    @property
+    def user_tables(self) -> list[str]:
+        """Paths of the tables that harmonise codes and values."""
+        return [*self.prepare.mapping_files, *([self.prepare.ranges_file] if self.prepare.ranges_file else [])]
+
+    def to_json(self) -> str:
+        """JSON of everything; `read` is the inverse."""
+        return json.dumps(options.as_dict(self), indent=1)
+
+
+def parse(values: Mapping[str, Any]) -> RunConfig:
+    """A RunConfig from a ConfigDict or a nested dict.
+
+    Raises:
+      ValueError: an unknown key, a value of another type, or what a part's own check says.
+    """
+    values = values.to_dict() if hasattr(values, "to_dict") else values
+    return options.build(RunConfig, values)
+
+
+def read(path: str | Path) -> RunConfig:
+    """The config of a run from the JSON in its workdir."""
+    return parse(json.loads(Path(path).read_text()))
+
+
+# ------------------------------------------------------------------------------------------------ more than one part
+
+
+def check(config: RunConfig) -> None:
+    """Raises ValueError or FileNotFoundError with one sentence for a configuration that cannot run."""
+    config.report.check_folders()
+    _check_data(config)
+    for model in config.models:
+        config.train_config(model)
+        families.check(config.family(model), config.model_config(model), config.prepare)
+    _check_names(config)
+
+
+def _check_data(config):
+    data = config.data
+    if data.source == "meds" and not data.meds_dir and not config.report.predictions_dir:
+        raise ValueError(
+            "no data: set --config.data.meds_dir to a MEDS dataset (and --config.data.wearable_dir to wearable "
+            "tables), or simulate a cohort with --config.data.source=synthetic"
+        )
+    if data.source in ("nafld", "nhanes") and not data.source_dir:
+        raise ValueError(
+            f"no data: set --config.data.source_dir to the folder with the {data.source} CSV files "
+            f"(where to get them: ehrwear_jax/data/sources/{data.source}.py)"
+        )
+    for key in ("meds_dir", "wearable_dir", "labels_dir", "source_dir"):
+        if getattr(data, key) and not os.path.isdir(getattr(data, key)):
+            raise FileNotFoundError(f"config.data.{key}: there is no folder {getattr(data, key)}")
+    changes_people = config.prepare.pseudonymise or config.prepare.shift_days or config.prepare.max_age_years
+    if changes_people and data.source != "meds":
+        raise ValueError(
+            f"config.prepare asks for de-identification, which config.data.source {data.source!r} does not have: its "
+            "raw tables would lie beside the result"
+        )
+    for path in config.user_tables:
+        if not os.path.isfile(path):
+            raise FileNotFoundError(f"config.prepare.mapping_files or ranges_file: there is no table {path}")
+
+
+def _check_names(config):
+    reference = [config.evaluate.reference_model] if config.evaluate.reference_model else []
+    for model in (*config.evaluate.late_fusion, *reference):
+        if model not in config.models and model != "late_fusion":
+            raise ValueError(f"config.evaluate names the model {model!r}, which is not in {sorted(config.models)}")
+    for key, known in (("models", config.models), ("tasks", config.evaluate.tasks)):
+        if unknown := set(getattr(config.finetune, key)) - set(known):
+            raise ValueError(f"config.finetune.{key} names {min(unknown)!r}, which is not in {sorted(known)}")
+    task = config.report.reliability_task
+    if task and task not in config.evaluate.tasks and not config.report.predictions_dir:
+        raise ValueError(f"config.report.reliability_task is {task!r}, which is not in config.evaluate.tasks")

@@ -1,0 +1,267 @@
+"""Declares the options of the joint family: the paper's model of linked EHR events and wearable signals."""
+
+import dataclasses
+
+from ehrwear_jax.config import options
+from ehrwear_jax.config.data import PrepareConfig
+
+MODALITIES = ("ehr", "wear")
+WEAR_MASKS = ("contiguous", "random", "window", "channel")
+MAX_WARP = 0.1  # up to 1 / (3 pi) = 0.106 time runs forward everywhere, see augmentation.warp_positions
+_MANY = float("inf")
+
+
+@dataclasses.dataclass(frozen=True)
+class ContextConfig:
+    """How patients become rows of a batch, what is hidden, and what is predicted; times in days."""
+
+    tokens: int = 128
+    """Capacity of a row."""
+    windows: int = 64
+    """Capacity of a row for wearable windows."""
+    context_tokens: int = 128
+    """Most tokens of one patient in a row, static ones included; at most `tokens`."""
+    queries: int = 8
+    """Capacity of a row for queries at free times; shared among its contexts by their length."""
+    events: int = 16
+    """Capacity of a row for predictions at events; shared likewise."""
+    future_windows: int = 4
+    """Steps of multi-step prediction of the signal."""
+    horizons: tuple = (30, 90, 180, 365)
+    """For the prediction of future codes and the reconstruction of past ones."""
+    future_codes: int = 128
+    """How many codes and ancestors of codes (the most frequent) are predicted."""
+    history_tokens: int = 256
+    """How many tokens (the most frequent) are reconstructed."""
+    pairs: int = 0
+    """Capacity of a row for pairs of a wearable window and the EHR events within colocated_days of its end, which
+    contrastive alignment compares (paper, section 3.3: temporally co-located); 0 leaves it out."""
+    colocated_days: float = 7.0
+    """See pairs."""
+    pool_days: float = 30.0
+    """tau of the wearable-to-EHR term."""
+    summary_days: float = 7.0
+    """tau' of the EHR-to-wearable term."""
+    raw_windows: int = 0
+    """Capacity of a row for raw windows of sub-second signal, of which each window adds its share; 0: none."""
+    patch_steps: int = 6
+    """Steps in a patch of the wearable encoder."""
+    ehr_mask: float = 0.15
+    """Share of events that are hidden."""
+    wear_mask: float = 0.25
+    """Share of the signal that is hidden."""
+    mask_temperature: float = 0.3
+    """Of hiding by the code's frequency, see masking.token_weights."""
+    masked_contexts: float = 0.5
+    """Share of contexts in which anything is hidden; the others look as they do at inference."""
+    wear_mask_kind: str = "contiguous"
+    """contiguous, random, window (see masking.mask_patches) or channel (masking.mask_channels)."""
+    interest_codes: tuple = ()
+    """Prefixes; events near an event whose code starts with one are hidden more often and the others of the context
+    less, see masking.mask_chances. Many hidden events hint to a causal model that such an event follows; contexts
+    without masks, as at inference, have no such hint."""
+    interest_factor: float = 3.0
+    """How much more often."""
+    interest_days: float = 7.0
+    """How near, before or after."""
+    administrative_codes: tuple = ()
+    """Prefixes; such codes are hidden, and their days sampled, less often."""
+    administrative_weight: float = 0.1
+    """By this factor."""
+    patient_days: float = 0.0
+    """Share of contexts that end with a sampled patient-day; the others end with the record where it fits into a
+    context, else at a token that has a full context before it."""
+    day_temperature: float = 0.3
+    """Of the sampling of patient-days by their codes, see masking.token_weights."""
+    patient_temperature: float = 0.0
+    """Of the sampling of patients by the rarity of their codes, see packing.patient_weights; 0: every patient once in
+    an epoch."""
+    time_warp: float = 0.0
+    """Most that a step moves, as a share of a window (appendix A.3). Validation leaves out this and the next four."""
+    noise: float = 0.0
+    """Standard deviation of added noise over the local one of the signal."""
+    noise_steps: int = 8
+    """Steps that the local standard deviation is of."""
+    channel_dropout: float = 0.0
+    """Chance of a loss per window and channel."""
+    drop_ehr: float = 0.0
+    """Chance that a context of both modalities is given without its EHR."""
+    drop_wear: float = 0.0
+    """Chance that a context of both modalities is given without its wearables."""
+
+    def __post_init__(self):
+        where = "config.joint.context"
+        options.require_choice(where, "wear_mask_kind", self.wear_mask_kind, WEAR_MASKS)
+        for name in ("interest_codes", "administrative_codes"):
+            if isinstance(getattr(self, name), str):
+                raise ValueError(f"{where}.{name} is a string; it must be a tuple of strings, as in ('DX//I10',)")
+        if self.context_tokens > self.tokens:
+            raise ValueError(
+                f"{where}.context_tokens is {self.context_tokens}; it must be at most {where}.tokens, {self.tokens}"
+            )
+        positive = ("raw_windows", "interest_days", "administrative_weight", "patient_temperature", "noise")
+        limits = dict.fromkeys(positive, (0, _MANY))
+        limits |= {
+            "interest_factor": (1, _MANY),
+            "patient_days": (0, 1),
+            "time_warp": (0, MAX_WARP),
+            "noise_steps": (2, _MANY),
+            "channel_dropout": (0, 1),
+            "drop_ehr": (0, 1),
+            "drop_wear": (0, 1 - self.drop_ehr),
+        }
+        options.require_range(where, self, limits)
+
+    @property
+    def augments_signal(self) -> bool:
+        """Whether training changes the signal."""
+        return bool(self.time_warp or self.noise or self.channel_dropout)
+
+
+@dataclasses.dataclass(frozen=True)
+class NetworkConfig:
+    """Sizes of the network; the defaults are those of appendix A.4."""
+
+    width: int = 1024
+    """Of the backbone and of z."""
+    n_layers: int = 24
+    """Of the backbone."""
+    n_heads: int = 16
+    """Of the backbone."""
+    mlp_width: int = 4096
+    """Of the backbone."""
+    token_width: int = 512
+    """Of the embedding table."""
+    time_features: int = 128
+    """q of rho."""
+    shortest_period_days: float = 0.25
+    """Of rho; data by the day have no use for less than months, and fine phases of an age tell people apart."""
+    time_encoding: str = "log_linear"
+    """log_linear or gaussian."""
+    gaussian_period_days: float = 365.25
+    """Of the gaussian encoding, see layers/time_encoding.py."""
+    day_bins: bool = False
+    """All times in bins of one day (Table 4)."""
+    wear_encoder: str = "transformer"
+    """transformer or tcn."""
+    wear_span_days: float = 0.0
+    """How far back the patches of a window see; 0: their own window only."""
+    raw_width: int = 0
+    """Of the encoder of raw windows, for batches that hold them; 0: none."""
+    wear_width: int = 512
+    """Of the wearable encoder."""
+    wear_layers: int = 6
+    """Of the wearable encoder."""
+    wear_heads: int = 8
+    """Of the wearable encoder."""
+    kernel: str = "mixture"
+    """Time kernel: mixture, rational_quadratic or none."""
+    n_components: int = 4
+    """R of the mixture; 1 is a single exponential."""
+    source_width: int = 16
+    """Of the projection of source tokens in the modality bias."""
+    count_width: int = 64
+    """Features that decayed counts sum over the record; 0 leaves them out."""
+    pool: str = "attention"
+    """Agg of the wearable-to-EHR term: attention or temporal."""
+    align_width: int = 128
+    """Of the space in which contents are aligned."""
+    temperature: float = 0.1
+    """tau of the contrast, where it starts."""
+    learn_temperature: bool = True
+    """Whether tau is learned."""
+    posterior: str = "point"
+    """point or, for the ELBO variant, normal: z is drawn while training, its mean is read otherwise."""
+    detach_cross_modal: bool = False
+    """The cross-modal terms train their heads and nothing before them: what they cost if they do not shape z."""
+    dropout: float = 0.1
+    """Of the backbone."""
+    attention_dropout: float = 0.0
+    """Of attention weights."""
+    stochastic_depth: float = 0.0
+    """Chance that a row loses the last layer's update; grows with depth up to there."""
+    qk_norm: bool = False
+    """Normalise queries and keys of each head."""
+    attention: str | None = None
+    """Implementation of the attention op; None: the best available."""
+    remat: str = "none"
+    """What the backward pass computes again, see layers/transformer.py."""
+    unroll: int = 1
+    """Layers per step of the scan."""
+    dtype: str = "float32"
+    """Of activations: float32 or bfloat16."""
+    adapter_width: int = 0
+    """Hidden units of adapters, which fine-tuning adds to a pretrained model; 0: none."""
+
+    def __post_init__(self):
+        options.require_choice("config.joint.network", "posterior", self.posterior, ("point", "normal"))
+
+
+# (start, end, steps of the ramp) of each term's weight; the curriculum of appendix A.4
+WEIGHTS = {
+    "ehr_masked": (1.0, 1.0, 0),
+    "future_event": (1.0, 1.0, 0),
+    "future_codes": (1.0, 1.0, 0),
+    "ehr_history": (1.0, 1.0, 0),
+    "wear_history": (1.0, 1.0, 0),
+    "wear_masked": (1.0, 1.0, 0),
+    "future_signal": (1.0, 1.0, 0),
+    "wear_to_ehr": (0.2, 1.0, 50_000),
+    "ehr_to_wear": (0.1, 0.1, 0),
+    "contrast": (0.0, 0.0, 0),
+    "content_norm": (0.0, 0.0, 0),
+    "latent_kl": (0.0, 0.0, 0),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """A model of the joint family."""
+
+    modalities: tuple = MODALITIES
+    """Which of "ehr" and "wear" the model is given."""
+    context: ContextConfig = ContextConfig()
+    """Rows and targets."""
+    network: NetworkConfig = NetworkConfig()
+    """Sizes."""
+    weights: dict = dataclasses.field(default_factory=lambda: dict(WEIGHTS))
+    """(start, end, steps of the ramp) of each term's weight; zero throughout: the term and its head are not built."""
+
+    def __post_init__(self):
+        where = "config.joint"
+        if not self.modalities or set(self.modalities) - set(MODALITIES):
+            raise ValueError(f"{where}.modalities is {self.modalities}; it can hold {' and '.join(MODALITIES)}")
+        object.__setattr__(self, "weights", WEIGHTS | {k: tuple(v) for k, v in self.weights.items()})
+        if unknown := self.weights.keys() - WEIGHTS.keys():
+            raise ValueError(f"{where}.weights has no term {min(unknown)!r}; there are {', '.join(WEIGHTS)}")
+        weighted = {name for name, (start, end, _) in self.weights.items() if start or end}
+        if "contrast" in weighted and not self.context.pairs:
+            raise ValueError(f"{where}.weights.contrast needs pairs to align: set {where}.context.pairs")
+        if ("latent_kl" in weighted) != (self.network.posterior == "normal"):
+            raise ValueError(
+                f"{where}.network.posterior is {self.network.posterior!r} and {where}.weights.latent_kl is "
+                f"{self.weights['latent_kl']}: a posterior that is normal has a prior, and no other has"
+            )
+        if "ehr" not in self.modalities:
+            # without EHR a row has room for no more tokens than windows: others would stay empty
+            room = {n: min(getattr(self.context, n), self.context.windows) for n in ("tokens", "context_tokens")}
+            object.__setattr__(self, "context", dataclasses.replace(self.context, **room))
+
+    def __hash__(self) -> int:
+        return hash((self.modalities, self.context, self.network, tuple(sorted(self.weights.items()))))
+
+    def check_prepared(self, prepare: PrepareConfig) -> None:
+        """Raises ValueError where the records that prepare makes do not fit: raw windows on one side only."""
+        if "wear" not in self.modalities:
+            return
+        parts = {"prepare.raw_channels": tuple(prepare.raw_channels),
+                 "joint.context.raw_windows": self.context.raw_windows,
+                 "joint.network.raw_width": self.network.raw_width}  # fmt: skip
+        if any(parts.values()) and not all(parts.values()):
+            said = ", ".join(f"config.{name} is {value}" for name, value in parts.items())
+            raise ValueError(f"{said}: set all three, to have raw windows and their encoder, or none")
+        if all(parts.values()) and self.context.raw_windows < self.context.windows:
+            raise ValueError(
+                f"config.joint.context.raw_windows is {self.context.raw_windows}; it must be at least "
+                f"config.joint.context.windows, {self.context.windows}, so that each wearable window has room for one"
+            )

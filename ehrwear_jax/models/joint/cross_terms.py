@@ -1,0 +1,303 @@
+"""Predicts one modality from the other, aligns their contents, and regularises latents."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ehrwear_jax.data.signals.signal import DAY_US
+from ehrwear_jax.models.family import Field
+from ehrwear_jax.models.joint.batch import MASK, MODALITY_EHR, MODALITY_WEAR, PAD
+from ehrwear_jax.models.joint.context import share
+from ehrwear_jax.models.joint.ehr_terms import FutureEvent, next_code
+from ehrwear_jax.models.joint.heads import Alignment, WearablePool
+from ehrwear_jax.models.joint.terms import Latents, Term, take
+from ehrwear_jax.models.joint.wear_terms import average
+from ehrwear_jax.models.layers.dense import Mlp
+from ehrwear_jax.models.objective import masked_mean, n_true
+
+
+class PooledCodes(nn.Module):
+    """Head of WearToEhr: pooled latents of wearable tokens, normalised, through one hidden layer."""
+
+    kind: str
+    width: int
+
+    def setup(self):
+        self.pool = WearablePool(self.kind)
+        self.norm = nn.LayerNorm()
+        self.mlp = Mlp(self.width, self.width)
+
+    def __call__(self, z_BxTxD, is_wear_BxT, pool_BxNx2, time_BxT, prediction_time_BxN):
+        """Returns [B, N, D]."""
+        pooled, _ = self.pool(z_BxTxD, is_wear_BxT, pool_BxNx2, time_BxT, prediction_time_BxN)
+        return self.mlp(self.norm(pooled))
+
+
+class WearToEhr(Term):
+    """L_w->e (paper, section 3.3): the next code from the pooled latents of the wearable tokens in [t - tau, t].
+
+    A prediction without a wearable token in its window has no term.
+    """
+
+    name = "wear_to_ehr"
+    needs = ("ehr", "wear")
+    uses = ("codes",)
+    at_events = True
+    targets = FutureEvent.targets | {
+        "event_pool": Field("E2", np.int32, 0, "token positions inside [t - tau, t], for pooling wearable latents"),
+        "query_pool": Field("Q2", np.int32, 0, "as event_pool"),
+    }
+
+    def fill(self, row, at, c):
+        begin_us = c.times_us_R - int(self.config.context.pool_days * DAY_US)
+        begin_R = np.searchsorted(c.time_us_N, begin_us, side="left")
+        of_queries = row["query_kv_range"][c.queries, 1] - c.tokens.start
+        stop_R = np.concatenate([c.event_E + 1, of_queries])
+        for name, s, mine in c.at_events_and_queries():
+            row[f"{name}_next"][s] = c.future_token_R[mine]
+            pool = row[f"{name}_pool"]
+            pool[s, 0], pool[s, 1] = c.tokens.start + begin_R[mine], c.tokens.start + stop_R[mine]
+
+    def head(self):
+        return PooledCodes(self.config.network.pool, self.config.network.width)
+
+    def predict(self, network, head, z: Latents, batch):
+        detached = self.config.network.detach_cross_modal
+        z_BxTxD = jax.lax.stop_gradient(z.token_BxTxD) if detached else z.token_BxTxD
+        is_wear, out = batch["modality"] == MODALITY_WEAR, {}
+        event_time = take(batch["time"][..., None], batch["event_position"])[..., 0]
+        for name, time in (("event", event_time), ("query", batch["query_time"])):
+            hidden = head(z_BxTxD, is_wear, batch[f"{name}_pool"], batch["time"], time)
+            out[name] = network.code_logits(hidden, train_table=not detached)
+        return out
+
+    def _masks(self, batch):
+        """{"event", "query"}: predictions with a next code and a wearable token in their pooling range."""
+        so_far = jnp.pad(jnp.cumsum(batch["modality"] == MODALITY_WEAR, axis=1), ((0, 0), (1, 0)))
+        masks = {}
+        for name in ("event", "query"):
+            lo, hi = (jnp.take_along_axis(so_far, batch[f"{name}_pool"][..., i], axis=1) for i in (0, 1))
+            masks[name] = (batch[f"{name}_next"] != PAD) & (hi > lo)
+        return masks
+
+    def normaliser(self, batch):
+        return sum(n_true(m) for m in self._masks(batch).values())
+
+    def loss(self, out, batch, normaliser):
+        return next_code(out, batch, self._masks(batch), normaliser)
+
+
+class EhrToWear(Term):
+    """L_e->w (paper, section 3.3): summary statistics of the signal in (t, t + tau'], from z at events and queries."""
+
+    name = "ehr_to_wear"
+    needs = ("ehr", "wear")
+    at_events = True
+    targets = {
+        "event_summary": Field("EF", np.float32, 0, "summary statistics of the signal in (t, t + tau']"),
+        "event_summary_mask": Field("EF", np.bool_, False, "whether the statistic exists"),
+        "query_summary": Field("QF", np.float32, 0, "as event_summary"),
+        "query_summary_mask": Field("QF", np.bool_, False, "as event_summary_mask"),
+    }
+
+    def fill(self, row, at, c):
+        p, time_us = c.patient, c.times_us_R
+        if not len(p.window_end_M) or not len(time_us):
+            return
+        days_us = int(self.config.context.summary_days * DAY_US)
+        # windows that lie inside, their beginnings too
+        lo = np.searchsorted(p.window_end_M, time_us + c.people.window_us, side="left")
+        hi = np.searchsorted(p.window_end_M, time_us + days_us, side="right")
+        first, last = int(lo.min()), int(max(lo.max(), hi.max()))
+        found = average(p.summary(first, last), lo - first, hi - first)
+        for name, s, mine in c.at_events_and_queries():
+            row[f"{name}_summary"][s], row[f"{name}_summary_mask"][s] = (x[mine] for x in found)
+
+    def head(self):
+        return Mlp(self.config.network.width, self.facts.summaries)
+
+    def predict(self, network, head, z: Latents, batch):
+        at = {"event": take(z.token_BxTxD, batch["event_position"]), "query": z.query_BxQxD}
+        detached = self.config.network.detach_cross_modal
+        return {n: head(jax.lax.stop_gradient(x) if detached else x) for n, x in at.items()}
+
+    def normaliser(self, batch):
+        return sum(n_true(batch[f"{n}_summary_mask"]) for n in ("event", "query"))
+
+    def loss(self, out, batch, normaliser):
+        error = [jnp.square(out[n] - batch[f"{n}_summary"]) for n in out]
+        mask = [batch[f"{n}_summary_mask"] for n in out]
+        value = masked_mean(jnp.concatenate(error, 1), jnp.concatenate(mask, 1), normaliser)
+        return value, {"count": sum(n_true(m) for m in mask)}
+
+
+class Contrast(Term):
+    """L_contr (paper, section 3.3): InfoNCE, which of the batch's wearable windows lies near a pair's EHR events.
+
+    A pair's own window against those of all other patients of the batch; windows of the same patient, in whichever row
+    or context, are no negatives. Under `jax.jit` the batch is the global one. Of a batch cut into micro-batches, each
+    part has its own windows as negatives: there are fewer, and the term's value is lower than that of the whole.
+
+    Contents before time and context are aligned: through attention one could copy the other, and the encoding of an age
+    tells patients apart without a look at what the two modalities say.
+    """
+
+    name = "contrast"
+    needs = ("ehr", "wear")
+    targets = {
+        "pair_position": Field("J", np.int32, -1, "token position of a window that has visible events near its end"),
+        "pair_near": Field("J2", np.int32, 0, "token positions within colocated_days of that end, before or after it"),
+        "pair_patient": Field("J", np.int32, -1, "number of the pair's patient in its split; -1: no pair"),
+    }
+
+    def fill(self, row, at, c):
+        """Windows with something visible, and with visible events near their end, in random choice.
+
+        Static tokens have no time and are near to nothing.
+        """
+        config = self.config.context
+        quota = share(config.pairs, at, len(c.time_us_N), config.tokens)
+        quota = min(len(row["pair_position"]) - at["pairs"], quota)
+        wear_at, n_static, t0 = np.nonzero(c.is_wear_N)[0], c.n_static, c.tokens.start
+        if quota <= 0 or not len(wear_at):
+            return
+        near_us = np.array([-1, 1]) * int(config.colocated_days * DAY_US)
+        lo, hi = (
+            n_static + np.searchsorted(c.time_us_N[n_static:], c.time_us_N[wear_at] + s, side=side)
+            for s, side in zip(near_us, ("left", "right"), strict=True)
+        )
+        visible = np.concatenate([[0], np.cumsum(~c.is_wear_N & (c.token_N != MASK))])
+        w = c.window_slots
+        hidden = row["patch_mask"][w].all(axis=1) | row["channel_mask"][w].all(axis=1)
+        shown = row["observed"][w].any(axis=(1, 2)) & ~hidden
+        found = np.nonzero(shown & (visible[hi] > visible[lo]))[0]
+        chosen = np.sort(c.rng.permutation(found)[:quota]).astype(np.int64)
+        s = slice(at["pairs"], at["pairs"] + len(chosen))
+        row["pair_position"][s] = t0 + wear_at[chosen]
+        row["pair_near"][s] = t0 + np.stack([lo[chosen], hi[chosen]], axis=1)
+        row["pair_patient"][s] = c.position
+        at["pairs"] = s.stop
+
+    def head(self):
+        n = self.config.network
+        return Alignment(n.align_width, n.temperature, n.learn_temperature)
+
+    def predict(self, network, head, z: Latents, batch):
+        detached = self.config.network.detach_cross_modal
+        h_BxTxD = jax.lax.stop_gradient(z.content_BxTxD) if detached else z.content_BxTxD
+        visible = (batch["modality"] == MODALITY_EHR) & (batch["token"] != MASK)
+        pair = head(h_BxTxD, visible, batch["pair_position"], batch["pair_near"])
+        return dict(zip(("ehr", "wear", "temperature"), pair, strict=True))
+
+    def normaliser(self, batch):
+        return n_true(batch["pair_patient"] >= 0)
+
+    def loss(self, out, batch, normaliser):
+        """Nats per pair; accuracy: own window first of several, negatives: per pair."""
+        e_PxS, w_PxS = (out[n].reshape(-1, out[n].shape[-1]).astype(jnp.float32) for n in ("ehr", "wear"))
+        patient_P = batch["pair_patient"].reshape(-1)
+        real_P = patient_P >= 0
+        other_PxP = (patient_P[:, None] != patient_P[None]) & real_P[:, None] & real_P[None]
+        logit_PxP = jnp.dot(e_PxS, w_PxS.T, precision=jax.lax.Precision.HIGHEST) / out["temperature"]
+        own_PxP = jnp.eye(len(patient_P), dtype=bool)
+        nll_P = jax.nn.logsumexp(logit_PxP, axis=1, where=other_PxP | own_PxP) - jnp.diagonal(logit_PxP)
+        best_P = jnp.max(logit_PxP, axis=1, where=other_PxP, initial=-jnp.inf)
+        right_P = (jnp.diagonal(logit_PxP) > best_P) & other_PxP.any(1)
+
+        def mean(value_P):
+            return jnp.sum(jnp.where(real_P, value_P, 0.0)) / jnp.maximum(normaliser, 1)
+
+        temperature_P = jnp.broadcast_to(out["temperature"], nll_P.shape)
+        found = {"accuracy": right_P, "negatives": other_PxP.sum(1), "temperature": temperature_P}
+        return mean(nll_P), {name: mean(value) for name, value in found.items()}
+
+
+class ContentNorm(Term):
+    """Penalty on the norm of contents, "to prevent domination by one modality" (paper, section 3.5).
+
+    ||h||^2 / p of the tokens' vectors as their encoders give them, before the encoding of time: averaged within each
+    modality, so that dense signals do not outnumber sparse events, and summed over the two.
+    """
+
+    name = "content_norm"
+
+    def predict(self, network, head, z: Latents, batch):
+        return z.content_BxTxD
+
+    def normaliser(self, batch):
+        """Tokens of each modality: [2]."""
+        return jnp.stack([n_true(batch["modality"] == m) for m in (MODALITY_EHR, MODALITY_WEAR)])
+
+    def loss(self, out, batch, normaliser):
+        size_BxT = jnp.mean(jnp.square(out.astype(jnp.float32)), axis=-1)
+        size_2 = [jnp.sum(jnp.where(batch["modality"] == m, size_BxT, 0.0)) for m in (MODALITY_EHR, MODALITY_WEAR)]
+        size_2 = jnp.stack(size_2) / jnp.maximum(normaliser, 1)
+        return jnp.sum(size_2), {"ehr": size_2[0], "wear": size_2[1]}
+
+
+MIN_GAP_DAYS = 1.0 / 24.0  # to the prior of z, simultaneous tokens are an hour apart
+
+
+def ou_kl(state: tuple, before: tuple, gap_days: jax.Array, begins: jax.Array, prior: tuple) -> jax.Array:
+    """One state's part of KL(q || p), q independent normal states, p a stationary Ornstein-Uhlenbeck process.
+
+    dz = -rate z dt + sqrt(2 rate stationary) dW has normal transitions: given the state a gap earlier, mean
+    exp(-rate gap) times it and variance stationary (1 - exp(-2 rate gap)) (Uhlenbeck and Ornstein 1930). The process is
+    Markov, so the divergence of a whole path is the sum of these parts over its states.
+
+    Args:
+      state, before: (mean, variance) of q at the state and at the one before it, [..., D] each.
+      gap_days: [...]. begins: bool [...], there is no state before it: the prior is the stationary one.
+      prior: (rate, stationary) [D], 1/day and variance.
+
+    Returns:
+      float32 [...], nats, summed over D.
+    """
+    (mean, variance), (mean_before, variance_before) = state, before
+    rate, stationary = (x.reshape((1,) * (mean.ndim - 1) + (-1,)) for x in prior)
+    turned = rate * gap_days[..., None]
+    decay = jnp.where(begins[..., None], 0.0, jnp.exp(-turned))
+    noise = stationary * jnp.where(begins[..., None], 1.0, -jnp.expm1(-2.0 * turned))
+    square = jnp.square(mean - decay * mean_before) + variance + jnp.square(decay) * variance_before
+    return 0.5 * jnp.sum(square / noise - 1.0 + jnp.log(noise / variance), axis=-1)
+
+
+class LatentKl(Term):
+    """KL(q(z) || p(z)) of the ELBO (paper, section 3.4) with an Ornstein-Uhlenbeck prior, per state.
+
+    A token's state follows that of the token before it in its context; a query's follows that of the last token it
+    sees, and nothing follows a query: up to its time the prior is the same process. The gap between two states is at
+    least MIN_GAP_DAYS, for simultaneous tokens would otherwise have to have one state.
+    """
+
+    name = "latent_kl"
+
+    def predict(self, network, head, z: Latents, batch):
+        return z.posterior
+
+    def normaliser(self, batch):
+        """Tokens and queries that are no padding."""
+        return sum(n_true(batch[n] > 0) for n in ("segment", "query_segment"))
+
+    def loss(self, out, batch, normaliser):
+        token = out["mean_token"], out["variance_token"]
+        prior = out["prior_rate"], out["prior_variance"]
+
+        def part(name, at_BxN, begins_BxN, real_BxN):
+            at = jnp.maximum(at_BxN, 0)
+            before = tuple(jnp.take_along_axis(x, at[..., None], axis=1) for x in token)
+            now = batch["time"] if name == "token" else batch["query_time"]
+            gap = jnp.maximum(now - jnp.take_along_axis(batch["time"], at, axis=1), MIN_GAP_DAYS)
+            kl = ou_kl((out[f"mean_{name}"], out[f"variance_{name}"]), before, gap, begins_BxN, prior)
+            return jnp.sum(jnp.where(real_BxN, kl, 0.0)) / jnp.maximum(normaliser, 1)
+
+        shape = token[0].shape[:2]
+        at = jnp.broadcast_to(jnp.arange(shape[1])[None] - 1, shape)
+        of_tokens = part("token", at, at < batch["kv_range"][..., 0], batch["segment"] > 0)
+        lo, hi = batch["query_kv_range"][..., 0], batch["query_kv_range"][..., 1]
+        of_queries = part("query", hi - 1, hi <= lo, batch["query_segment"] > 0)
+        return of_tokens + of_queries, {"token": of_tokens, "query": of_queries}
+
+
+TERMS = (WearToEhr, EhrToWear, Contrast, ContentNorm, LatentKl)

@@ -1,0 +1,237 @@
+"""Predicts EHR events: hidden ones, the next one, future codes, and which codes were seen of late."""
+
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ehrwear_jax.data.signals.signal import DAY_US
+from ehrwear_jax.models.family import Field
+from ehrwear_jax.models.joint.batch import PAD
+from ehrwear_jax.models.joint.terms import Latents, Term, take
+from ehrwear_jax.models.layers.dense import Mlp, dense
+from ehrwear_jax.models.objective import masked_mean, n_true
+
+
+def code_cross_entropy(
+    logits_NxV: jax.Array, target_N: jax.Array, mask_N: jax.Array, count: jax.Array
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """-log p(target) in nats, and accuracy and count."""
+    logp = jax.nn.log_softmax(logits_NxV.astype(jnp.float32))
+    nll = -jnp.take_along_axis(logp, target_N[..., None], axis=-1)[..., 0]
+    right = jnp.argmax(logits_NxV, axis=-1) == target_N
+    return masked_mean(nll, mask_N, count), {"accuracy": masked_mean(right, mask_N, count), "count": n_true(mask_N)}
+
+
+class EhrMasked(Term):
+    """L_ehr (paper, section 3.3): cross-entropy of hidden events from z at their own position.
+
+    Its targets are written where events are hidden (context.py).
+    """
+
+    name = "ehr_masked"
+    needs = ("ehr",)
+    uses = ("codes",)
+    targets = {
+        "masked_position": Field("M", np.int32, -1, "token position of a hidden event"),
+        "masked_target": Field("M", np.int32, PAD, "its vocabulary id"),
+    }
+
+    def predict(self, network, head, z: Latents, batch):
+        return network.code_logits(take(z.token_BxTxD, batch["masked_position"]))
+
+    def normaliser(self, batch):
+        return n_true(batch["masked_position"] >= 0)
+
+    def loss(self, out, batch, normaliser):
+        return code_cross_entropy(out, batch["masked_target"], batch["masked_position"] >= 0, normaliser)
+
+
+class FutureEvent(Term):
+    """The first code at the next distinct time, from z at events and at free-time queries."""
+
+    name = "future_event"
+    needs = ("ehr",)
+    uses = ("codes",)
+    at_events = True
+    targets = {
+        "event_next": Field("E", np.int32, PAD, "first code at the next distinct time"),
+        "query_next": Field("Q", np.int32, PAD, "as event_next"),
+    }
+
+    def fill(self, row, at, c):
+        for name, s, mine in c.at_events_and_queries():
+            row[f"{name}_next"][s] = c.future_token_R[mine]
+
+    def head(self):
+        width = self.config.network.width
+        return Mlp(width, width)
+
+    def predict(self, network, head, z: Latents, batch):
+        at_events = take(z.token_BxTxD, batch["event_position"])
+        return {n: network.code_logits(x + head(x)) for n, x in (("event", at_events), ("query", z.query_BxQxD))}
+
+    def normaliser(self, batch):
+        return sum(n_true(batch[f"{n}_next"] != PAD) for n in ("event", "query"))
+
+    def loss(self, out, batch, normaliser):
+        return next_code(out, batch, {n: batch[f"{n}_next"] != PAD for n in out}, normaliser)
+
+
+def next_code(out: dict, batch: dict, masks: dict, count: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """code_cross_entropy of the next code over events and queries together."""
+    parts = (list(out.values()), [batch[f"{n}_next"] for n in out], [masks[n] for n in out])
+    return code_cross_entropy(*(jnp.concatenate(p, axis=1) for p in parts), count)
+
+
+# ------------------------------------------------------------------------------------------------ sets of codes
+
+
+def _horizons_us(config):
+    return (np.asarray(config.horizons) * DAY_US).astype(np.int64)
+
+
+def _bins(gap_us, horizon_us):
+    """Index of the shortest horizon that a gap does not exceed, len(horizon_us) where it exceeds all: uint8."""
+    bin_ = np.zeros(gap_us.shape, np.uint8)
+    for h in horizon_us:
+        bin_ += gap_us > h
+    return bin_
+
+
+class FutureCodes(Term):
+    """Which codes occur within each horizon after a query: binary cross-entropy over a pair's entropy, mean over pairs.
+
+    The EHR counterpart of multi-step prediction. Divided by its entropy at the expected rate, a pair costs about 1 for
+    a model that knows rates only, whether its code is rare or frequent. A horizon that ends after the patient's
+    follow-up has no term.
+    """
+
+    name = "future_codes"
+    needs = ("ehr",)
+    targets = {
+        "query_code_bin": Field("QK", np.uint8, 255, "first horizon within which code k occurs after it; 255: none"),
+        "query_horizons": Field("Q", np.int32, 0, "how many horizons end inside the follow-up"),
+    }
+
+    def fill(self, row, at, c):
+        query_us, p = c.query_us_Q, c.patient
+        if not len(query_us):
+            return
+        horizon_us, n = _horizons_us(self.config.context), len(p.event_time_K)
+        lo, hi = np.searchsorted(p.event_time_K, [query_us[0], query_us[-1] + horizon_us[-1]], side="right")
+        event_J = np.arange(lo, hi)[::-1]
+        # The queries before an event are the first few of the sorted ones: note it at the last of them, then hand it on
+        # to those before. Of several notes at one place the last one written stays: events run from late to early.
+        last_J = np.searchsorted(query_us, p.event_time_K[event_J], side="left") - 1
+        class_JxA = c.people.future_class_VxA[p.event_token_K[event_J]]
+        j, a = np.nonzero(class_JxA >= 0)
+        next_QxK = np.full((len(query_us), self.facts.future_codes), n, np.int32)
+        next_QxK[last_J[j], class_JxA[j, a]] = event_J[j]
+        for k in range(len(query_us) - 1, 0, -1):
+            np.minimum(next_QxK[k - 1], next_QxK[k], out=next_QxK[k - 1])
+        never = np.iinfo(np.int64).max // 2
+        bin_QxK = _bins(np.append(p.event_time_K, never)[next_QxK] - query_us[:, None], horizon_us)
+        row["query_code_bin"][c.queries] = np.where(bin_QxK < len(horizon_us), bin_QxK, 255)
+        inside_QxH = query_us[:, None] + horizon_us <= p.end_us
+        row["query_horizons"][c.queries] = len(horizon_us) if p.died else inside_QxH.sum(axis=1)
+
+    def _rates(self):
+        rate = np.asarray(self.facts.future_rates, np.float64).reshape(self.facts.future_codes, self.facts.n_horizons)
+        return np.clip(rate, 1e-5, 1 - 1e-5)
+
+    def head(self):
+        rate = self._rates()
+        start = np.log(rate) - np.log1p(-rate)
+        return dense(
+            start.shape,
+            ("embed", "future_code", "horizon"),
+            bias_init=lambda *_: jnp.asarray(start.ravel(), jnp.float32),
+        )
+
+    def predict(self, network, head, z: Latents, batch):
+        return head(z.query_BxQxD)
+
+    def _horizons(self, batch):
+        return jnp.where(batch["query_segment"] > 0, batch["query_horizons"], 0)
+
+    def normaliser(self, batch):
+        """Pairs of a code and a horizon inside the follow-up, over all queries."""
+        return jnp.sum(self._horizons(batch), dtype=jnp.float32) * batch["query_code_bin"].shape[-1]
+
+    def loss(self, out, batch, normaliser):
+        horizon_1x1x1xA = jnp.arange(self.facts.n_horizons)[None, None, None]
+        occurs = batch["query_code_bin"][..., None] <= horizon_1x1x1xA
+        known = horizon_1x1x1xA < self._horizons(batch)[..., None, None]
+        # A code's binary entropy: dividing by it lets rare codes count as much as frequent ones, down to a rate of 1%;
+        # below that, single events would decide the gradient.
+        floored = np.clip(self._rates(), 0.01, 0.99)
+        entropy_KxA = jnp.asarray(-(floored * np.log(floored) + (1 - floored) * np.log1p(-floored)), jnp.float32)
+        logits = out.astype(jnp.float32)
+        nll = jnp.where(occurs, jax.nn.softplus(-logits), jax.nn.softplus(logits)) / entropy_KxA[None, None]
+        positives = masked_mean(occurs, known, normaliser)
+        return masked_mean(nll, known, normaliser), {"positives": positives, "count": n_true(known)}
+
+
+class EhrHistory(Term):
+    """When each frequent token was last seen, from z of a query: history reconstruction, the mirror of FutureCodes.
+
+    The latent is to be a summary of the record, and attention alone forgets what no later event depends on. Binary
+    cross-entropy of "seen within the horizon back" (and of "seen"), over the entropy of its rate in the batch. Only
+    what the context shows counts: neither hidden events nor what lies before its first token.
+    """
+
+    name = "ehr_history"
+    needs = ("ehr",)
+    targets = {
+        "query_token_bin": Field(
+            "QR", np.uint8, 255, "shortest horizon back within which token r was seen; 254: longer ago"
+        ),
+    }
+
+    def fill(self, row, at, c):
+        query_us, q = c.query_us_Q, c.queries
+        if not len(query_us):
+            return
+        horizon_us = _horizons_us(self.config.context)
+        stop_Q = row["query_kv_range"][q, 1] - row["query_kv_range"][q, 0]
+        class_N = c.people.history_class_V[c.token_N]
+        known = np.flatnonzero((class_N >= 0) & (np.arange(len(class_N)) < stop_Q[-1]))
+        # noted at the first query that knows it, then handed on to those after; of several notes the latest one stays
+        last_QxR = np.full((len(query_us), self.facts.history_tokens), -1, np.int32)
+        last_QxR[np.searchsorted(stop_Q, known, side="right"), class_N[known]] = known
+        for k in range(1, len(query_us)):
+            np.maximum(last_QxR[k - 1], last_QxR[k], out=last_QxR[k])
+        bin_QxR = _bins(query_us[:, None] - c.time_us_N[last_QxR], horizon_us)
+        bin_QxR[(bin_QxR == len(horizon_us)) | (last_QxR < c.n_static)] = 254
+        row["query_token_bin"][q] = np.where(last_QxR < 0, 255, bin_QxR)
+
+    def head(self):
+        return dense((self.facts.history_tokens, self.facts.n_horizons + 1), ("embed", "history_token", "horizon"))
+
+    def predict(self, network, head, z: Latents, batch):
+        return head(z.query_BxQxD)
+
+    def _seen(self, batch):
+        """(seen within each horizon back, and ever: float32 [B, Q, R, A + 1]; whether the query is one)."""
+        bound = jnp.append(jnp.arange(self.facts.n_horizons), 254)[None, None, None]
+        seen = (batch["query_token_bin"][..., None] <= bound).astype(jnp.float32)
+        return seen, jnp.broadcast_to((batch["query_segment"] > 0)[..., None, None], seen.shape)
+
+    def normaliser(self, batch):
+        """(terms, entropy of each outcome's rate in the batch)."""
+        seen, real = self._seen(batch)
+        count = jnp.maximum(jnp.sum(real, (0, 1), jnp.float32, keepdims=True), 1)
+        rate = jnp.clip(jnp.sum(jnp.where(real, seen, 0.0), (0, 1), keepdims=True) / count, 0.01, 0.99)
+        return n_true(real), -rate * jnp.log(rate) - (1 - rate) * jnp.log1p(-rate)
+
+    def loss(self, out, batch, normaliser):
+        count, entropy = normaliser
+        seen, real = self._seen(batch)
+        logits = out.astype(jnp.float32)
+        nll = (jax.nn.softplus(logits) - seen * logits) / entropy
+        return masked_mean(nll, real, count), {"seen": masked_mean(seen, real, count)}
+
+
+TERMS = (EhrMasked, FutureEvent, FutureCodes, EhrHistory)
+

@@ -1,0 +1,337 @@
+"""Encodes what tokens say: EHR events, wearable windows and raw windows to vectors of the backbone's width."""
+
+import dataclasses
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from ehrwear_jax.models.layers.dense import LAYERS, dense, embedding, named
+from ehrwear_jax.models.layers.mesh_ops import ONE_DEVICE, MeshOps
+from ehrwear_jax.models.layers.transformer import TimeKernel, rematerialised
+
+# --------------------------------------------------------------------------------------------------------- EHR events
+
+
+class EhrEmbedder(nn.Module):
+    """Embed(e) of the paper's section 3.2, with the numeric value as a continuous channel.
+
+    Attributes:
+      vocabulary: number of tokens. token_width: of the embedding table. out_width: p, the backbone's.
+    """
+
+    vocabulary: int
+    token_width: int
+    out_width: int
+    dtype: str = "float32"
+
+    def setup(self):
+        self.table = embedding(self.vocabulary, self.token_width)
+        self.value_table = embedding(self.vocabulary, self.token_width)
+        self.project = dense(self.out_width, (None, "embed"), dtype=self.dtype)
+
+    def __call__(self, token, value):
+        """token int32 [...], value float32 [...] -> [..., out_width]."""
+        vector = self.table(token) + value[..., None] * self.value_table(token)
+        return self.project(vector.astype(self.dtype))
+
+
+class CodeHead(nn.Module):
+    """Scores of every token, with the table of the embedder as the last product's weights."""
+
+    vocabulary: int
+    token_width: int
+    dtype: str = "float32"
+
+    def setup(self):
+        self.norm = nn.LayerNorm(dtype=self.dtype)
+        self.to_token = dense(self.token_width, ("embed", None), dtype=self.dtype)
+        self.bias_V = self.param("bias", named(nn.initializers.zeros, "token"), (self.vocabulary,))
+
+    def __call__(self, hidden, table_VxE):
+        """[..., out_width], the table [V, token_width] -> float32 [..., V]."""
+        vector = self.to_token(self.norm(hidden)).astype(jnp.float32)
+        return vector @ table_VxE.T + self.bias_V.reshape((1,) * (vector.ndim - 1) + (-1,))
+
+
+# --------------------------------------------------------------------------------------------------- wearable windows
+
+KINDS = ("transformer", "tcn")
+# two windows whose ends lie this close to the edge of the span count as outside: float32 days are no exact grid
+TOLERANCE_DAYS = 1e-3
+
+
+@dataclasses.dataclass(frozen=True)
+class WearableConfig:
+    """Sizes and options of the wearable encoder.
+
+    Attributes:
+      width: of the local encoder; out_width: p, the backbone's.
+      n_layers, n_heads: of the local encoder. patch_steps: steps per patch.
+      kind: "transformer", or "tcn": residual blocks of dilated convolutions.
+      span_days: patches see those of the windows that end within so many days before their own window does: 1 for a
+        day in all; 0 for their own window only. Each layer reaches a span further.
+      kernel, n_components, remat, attention: as in transformer.TransformerConfig.
+    """
+
+    width: int
+    out_width: int
+    n_layers: int
+    n_heads: int
+    patch_steps: int
+    kind: str = "transformer"
+    span_days: float = 0.0
+    kernel: str = "mixture"
+    n_components: int = 4
+    remat: str = "none"
+    attention: str | None = None
+    dtype: str = "float32"
+
+
+def first_windows(batch: dict, span_days: float) -> jax.Array:
+    """The first window that each window sees: of its own context, ending less than span_days before its own end.
+
+    Args:
+      batch: time, segment, window_position (see joint/batch.py), windows in time order inside a context.
+
+    Returns:
+      int32 [B, W], non-decreasing along W; a span of 0 gives the windows themselves.
+    """
+    position = batch["window_position"]
+    at = jnp.maximum(position, 0)
+    # padding comes last, as a context of its own
+    segment = jnp.where(position >= 0, jnp.take_along_axis(batch["segment"], at, 1), jnp.iinfo(jnp.int32).max)
+    time = jnp.where(position >= 0, jnp.take_along_axis(batch["time"], at, 1), 0.0)
+    own, other = (lambda x: x[:, :, None]), (lambda x: x[:, None])
+    same = own(segment) == other(segment)
+    unseen = (other(segment) < own(segment)) | (same & (other(time) <= own(time) - span_days + TOLERANCE_DAYS))
+    before = jnp.arange(position.shape[1])
+    return jnp.sum(unseen & (before[None, None] < before[None, :, None]), axis=-1, dtype=jnp.int32)
+
+
+class LocalBlock(nn.Module):
+    """Pre-norm attention and feed-forward block over patches; each sees its window, and windows of the span before."""
+
+    config: WearableConfig
+    mesh_ops: MeshOps
+
+    @nn.compact
+    def __call__(self, x_BxWxPxD, seen):
+        c = self.config
+        n_batch, n_window, n_patch, width = x_BxWxPxD.shape
+        y = nn.LayerNorm(dtype=c.dtype, name="norm_attention")(x_BxWxPxD)
+        heads, axes = (c.n_heads, c.width // c.n_heads), ("embed", "heads", "depth")
+        q, k, v = (dense(heads, axes, dtype=c.dtype, name=n)(y) for n in ("query", "key", "value"))
+        if c.span_days:
+            kernel = TimeKernel(c.kernel, c.n_heads, c.n_components, 0.25, c.span_days, name="kernel")()
+            flat = (n_batch, n_window * n_patch, *heads)
+            options = {"kernel": kernel, "implementation": c.attention}
+            y = self.mesh_ops.attend(q.reshape(flat), k.reshape(flat), v.reshape(flat), **options, **seen)
+            y = y.reshape(n_batch, n_window, n_patch, *heads)
+        else:
+            y = nn.dot_product_attention(q, k, v)
+        merged = dense(c.width, ("heads", "depth", "embed"), n_inputs=2, dtype=c.dtype, name="out")(y)
+        x_BxWxPxD = self.mesh_ops.constrain(x_BxWxPxD + merged, "batch", "length", None, None)
+        y = nn.LayerNorm(dtype=c.dtype, name="norm_mlp")(x_BxWxPxD)
+        y = dense(4 * c.width, ("embed", "mlp"), dtype=c.dtype, name="up")(y)
+        y = nn.gelu(self.mesh_ops.constrain(y, "batch", "length", None, "mlp"))
+        x_BxWxPxD = x_BxWxPxD + dense(width, ("mlp", "embed"), dtype=c.dtype, name="down")(y)
+        return self.mesh_ops.constrain(x_BxWxPxD, "batch", "length", None, None), None
+
+
+class ConvBlock(nn.Module):
+    """Residual block of a temporal convolutional network (Bai et al. 2018), both ways inside a window.
+
+    Before the convolutions, the mean of the patches of the windows that a window sees before it is added to its own.
+    """
+
+    width: int
+    dilation: int
+    across: bool
+    mesh_ops: MeshOps
+    dtype: str
+
+    @nn.compact
+    def __call__(self, x_BxWxPxD, weight_BxWxW):
+        y = nn.LayerNorm(dtype=self.dtype, name="norm_in")(x_BxWxPxD)
+        if self.across:
+            before = jnp.einsum("bvw,bwd->bvd", weight_BxWxW.astype(self.dtype), jnp.mean(y, axis=2))
+            mixed = dense(self.width, ("embed", "mlp"), use_bias=False, dtype=self.dtype, name="before")(before)
+            y = y + mixed[:, :, None]
+        options = {"kernel_size": (3,), "kernel_dilation": self.dilation, "dtype": self.dtype}
+        y = nn.gelu(nn.Conv(self.width, **options, kernel_init=_conv("embed", "mlp"), name="conv_in")(y))
+        y = nn.LayerNorm(dtype=self.dtype, name="norm_out")(y)
+        y = nn.Conv(self.width, **options, kernel_init=_conv("mlp", "embed"), name="conv_out")(nn.gelu(y))
+        return self.mesh_ops.constrain(x_BxWxPxD + y, "batch", "length", None, None)
+
+
+def _conv(*axes):
+    """An initialiser of convolutions over time, with the names of their inputs and outputs."""
+    return named(nn.initializers.lecun_normal(), None, *axes)
+
+
+class WearableEncoder(nn.Module):
+    """f_w of the paper's section 3.2: h^w(t_j), known at the window's end t_j."""
+
+    config: WearableConfig
+    mesh_ops: MeshOps = ONE_DEVICE
+
+    @nn.compact
+    def __call__(self, batch, detail_BxWxPxD=None):
+        """Encodes wear, observed, patch_mask, channel_mask (and quality, if it is there) of a batch.
+
+        Args:
+          batch: also time, segment, window_position where span_days is positive.
+          detail_BxWxPxD: added to the patches' vectors: what RawEncoder has seen.
+
+        Returns:
+          h_BxWxD; hidden patches contribute a learned vector and nothing of their signal; hidden channels look like
+          channels that were not measured.
+
+        Raises:
+          ValueError: patches do not divide the window; an unknown kind.
+        """
+        c = self.config
+        if c.kind not in KINDS:
+            raise ValueError(f"wear_encoder is {c.kind!r}; it can be {', '.join(KINDS)}")
+        x_BxWxPxD = self._patches(batch, detail_BxWxPxD)
+        first_BxW = first_windows(batch, c.span_days) if c.span_days else None
+        if c.kind == "tcn":
+            x_BxWxPxD = self._convolutions(x_BxWxPxD, first_BxW)
+        else:
+            x_BxWxPxD = self._attention(x_BxWxPxD, first_BxW, batch)
+        x_BxWxPxD = nn.LayerNorm(dtype=c.dtype, name="norm_out")(x_BxWxPxD)
+        score = dense(1, ("embed", None), dtype=jnp.float32, name="pool")(x_BxWxPxD)
+        score = nn.softmax(score, axis=2).astype(c.dtype)
+        pooled = jnp.concatenate([jnp.sum(score * x_BxWxPxD, axis=2), jnp.mean(x_BxWxPxD, axis=2)], axis=-1)
+        return dense(c.out_width, ("mlp", "embed"), dtype=c.dtype, name="out")(pooled)
+
+    def _patches(self, batch, detail_BxWxPxD):
+        """Channels normalised, scaled and projected; with what is missing and of what quality as inputs."""
+        c, wear_BxWxLxC, mask_BxWxP = self.config, batch["wear"], batch["patch_mask"]
+        n_batch, n_window, n_step, n_channel = wear_BxWxLxC.shape
+        n_patch = mask_BxWxP.shape[-1]
+        if n_patch * c.patch_steps != n_step:
+            raise ValueError(f"patches of {c.patch_steps} steps do not divide a window of {n_step} steps")
+        hidden = jnp.repeat(mask_BxWxP, c.patch_steps, axis=-1)[..., None]
+        shown_BxWx1xC = ~batch["channel_mask"][:, :, None]
+        seen = batch["observed"] & ~hidden & shown_BxWx1xC
+        # the coverage mask is an input (paper, appendix A.2), so that absence can be told from a value of zero
+        signal = jnp.concatenate([jnp.where(seen, wear_BxWxLxC, 0.0), seen.astype(jnp.float32)], axis=-1)
+        scale_C = self.param("channel_scale", nn.initializers.ones, (2 * n_channel,))
+        shape = (n_batch, n_window, n_patch, c.patch_steps)
+        patch = (signal * scale_C[None, None, None]).reshape(*shape[:3], c.patch_steps * 2 * n_channel)
+        known_BxWxPxC = jnp.mean(seen.astype(jnp.float32).reshape(*shape, n_channel), axis=3)
+        quality = jnp.where(shown_BxWx1xC, batch["quality"], 0.0) if "quality" in batch else known_BxWxPxC
+        patch = jnp.concatenate([patch, quality], axis=-1).astype(c.dtype)
+        x_BxWxPxD = dense(c.width, (None, "embed"), dtype=c.dtype, name="channel_projection")(patch)
+        if detail_BxWxPxD is not None:
+            x_BxWxPxD = x_BxWxPxD + detail_BxWxPxD
+        normal = nn.initializers.normal(0.02)
+        mask_D = self.param("mask_vector", normal, (c.width,)).astype(c.dtype)
+        position_PxD = self.param("position", normal, (n_patch, c.width)).astype(c.dtype)
+        x_BxWxPxD = jnp.where(mask_BxWxP[..., None], mask_D[None, None, None], x_BxWxPxD) + position_PxD[None, None]
+        return self.mesh_ops.constrain(x_BxWxPxD, "batch", "length", None, None)
+
+    def _attention(self, x_BxWxPxD, first_BxW, batch):
+        c, seen = self.config, None
+        if c.span_days:
+            n_patch = x_BxWxPxD.shape[2]
+            last = jnp.broadcast_to(jnp.arange(1, first_BxW.shape[1] + 1)[None], first_BxW.shape)
+            seen = {"kv_range_BxTx2": jnp.repeat(n_patch * jnp.stack([first_BxW, last], -1), n_patch, axis=1)}
+            position = jnp.maximum(batch["window_position"], 0)
+            time = jnp.repeat(jnp.take_along_axis(batch["time"], position, axis=1), n_patch, axis=1)
+            seen |= {"q_time_BxT": time, "k_time_BxS": time}
+        scan = nn.scan(
+            rematerialised(LocalBlock, c.remat),
+            variable_axes={"params": 0},
+            split_rngs={"params": True},
+            length=c.n_layers,
+            in_axes=nn.broadcast,
+            metadata_params={nn.PARTITION_NAME: LAYERS},
+        )
+        return scan(c, self.mesh_ops, name="blocks")(x_BxWxPxD, seen)[0]
+
+    def _convolutions(self, x_BxWxPxD, first_BxW):
+        c, weight_BxWxW = self.config, None
+        if c.span_days:
+            window = jnp.arange(first_BxW.shape[1])
+            before = (window[None, None] >= first_BxW[..., None]) & (window[None, None] < window[None, :, None])
+            weight_BxWxW = before / jnp.maximum(jnp.sum(before, axis=-1, keepdims=True), 1)
+        for i in range(c.n_layers):
+            block = rematerialised(ConvBlock, c.remat)
+            options = (c.width, 2 ** (i % 4), c.span_days > 0, self.mesh_ops, c.dtype)
+            x_BxWxPxD = block(*options, name=f"block_{i}")(x_BxWxPxD, weight_BxWxW)
+        return x_BxWxPxD
+
+
+# -------------------------------------------------------------------------------------------------------- raw windows
+
+
+class ResidualBlock(nn.Module):
+    """Pre-norm residual block of two convolutions over time, the first with a stride: [N, S, D] -> [N, S/stride, F]."""
+
+    width: int
+    stride: int
+    dtype: str
+
+    @nn.compact
+    def __call__(self, x_NxSxD):
+        y = nn.gelu(nn.LayerNorm(dtype=self.dtype, name="norm_in")(x_NxSxD))
+        inward, outward = _conv("embed", "mlp"), _conv("mlp", "embed")
+        y = nn.Conv(self.width, (7,), self.stride, dtype=self.dtype, kernel_init=inward, name="conv_in")(y)
+        y = nn.gelu(nn.LayerNorm(dtype=self.dtype, name="norm_out")(y))
+        y = nn.Conv(self.width, (7,), dtype=self.dtype, kernel_init=outward, name="conv_out")(y)
+        short = nn.avg_pool(x_NxSxD, (self.stride,), (self.stride,), "SAME", count_include_pad=False)
+        return y + dense(self.width, ("embed", "mlp"), use_bias=False, dtype=self.dtype, name="shortcut")(short)
+
+
+class RawEncoder(nn.Module):
+    """The residual encoder of raw 30 s windows (paper, section 3.5: higher-frequency details are preserved).
+
+    A vector per raw window, averaged over the raw windows of each patch of the wearable encoder. It sees nothing
+    beyond its own samples, so a patch's vector is known at the patch's end.
+
+    Attributes:
+      width: of the last block; earlier blocks are narrower by halves, down to 4, as a norm over one or two features
+        leaves nothing or a sign. out_width: of the result.
+      n_blocks: residual blocks, each of which reduces the rate by 4.
+    """
+
+    width: int
+    out_width: int
+    n_blocks: int = 4
+    dtype: str = "float32"
+
+    @nn.compact
+    def __call__(self, batch, n_window, n_patch):
+        """batch: the raw fields of joint/batch.py.
+
+        Returns:
+          [B, W, P, out_width]; zeros at patches without a raw window.
+        """
+        raw_BxNxSxA, seen = batch["raw"], batch["raw_observed"]
+        n_batch, n_raw = raw_BxNxSxA.shape[:2]
+        # as in the wearable encoder, absence can be told from a value of zero
+        signal = jnp.concatenate([jnp.where(seen, raw_BxNxSxA, 0.0), seen.astype(jnp.float32)], axis=-1)
+        x = signal.reshape(n_batch * n_raw, *signal.shape[2:]).astype(self.dtype)
+        # before the first norm: over one channel and its mask, that would leave little more of a sample than its sign
+        x = nn.Conv(max(self.width >> self.n_blocks, 4), (7,), dtype=self.dtype, name="stem")(x)
+        for i in range(self.n_blocks):
+            width = max(self.width >> (self.n_blocks - 1 - i), 4)
+            x = ResidualBlock(width, 4, self.dtype, name=f"block_{i}")(x)
+        x = jnp.mean(nn.LayerNorm(dtype=self.dtype, name="norm")(x), axis=1)
+        out = dense(self.out_width, ("mlp", "embed"), dtype=self.dtype, name="out")
+        h_BxNxD = out(x).reshape(n_batch, n_raw, -1)
+
+        there_BxN = (batch["raw_window"] >= 0) & seen.any((2, 3))
+        place_BxN = jnp.where(there_BxN, batch["raw_window"] * n_patch + batch["raw_patch"], n_window * n_patch)
+        weighted = jnp.where(there_BxN[..., None], h_BxNxD.astype(jnp.float32), 0.0)
+
+        def by_patch(x_NxD, place_N):
+            return jax.ops.segment_sum(x_NxD, place_N, n_window * n_patch + 1)[:-1]
+
+        total = jax.vmap(by_patch)(weighted, place_BxN)
+        count = jax.vmap(by_patch)(there_BxN[..., None].astype(jnp.float32), place_BxN)
+        mean = total / jnp.maximum(count, 1.0)
+        return mean.astype(self.dtype).reshape(n_batch, n_window, n_patch, self.out_width)

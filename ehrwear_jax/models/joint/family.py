@@ -1,0 +1,47 @@
+"""Joins the parts of the joint family to what models/family.py asks for: the paper's model of EHR and wearables."""
+
+from collections.abc import Mapping
+
+from ehrwear_jax.data.store import RecordStore
+from ehrwear_jax.models.family import BatchSpec
+from ehrwear_jax.models.joint import network as network_lib
+from ehrwear_jax.models.joint.config import Config
+from ehrwear_jax.models.joint.examples import JointExamples
+from ehrwear_jax.models.joint.terms import active
+from ehrwear_jax.models.layers.mesh_ops import ONE_DEVICE, MeshOps
+from ehrwear_jax.models.objective import Ramp, WeightedTerms
+
+__all__ = ["Config", "examples", "flops", "network", "objective"]
+
+
+def examples(store: RecordStore, config: Config, seed: int = 0, train: bool = True) -> JointExamples:
+    """Rows of packed contexts; train=False: the signal as recorded, no modality dropped."""
+    return JointExamples(store, config, seed, augmented=train)
+
+
+def network(spec: BatchSpec, config: Config, mesh_ops: MeshOps = ONE_DEVICE) -> network_lib.JointNetwork:
+    """Encoders, backbone and the heads of the terms that the config weighs."""
+    return network_lib.JointNetwork(config, spec.facts, active(config, spec.facts), mesh_ops)
+
+
+def objective(spec: BatchSpec, config: Config) -> WeightedTerms:
+    """The weighted sum of the terms."""
+    terms = active(config, spec.facts)
+    return WeightedTerms(terms, {t.name: Ramp(*config.weights[t.name]) for t in terms})
+
+
+def flops(spec: BatchSpec, config: Config, sizes: Mapping[str, int], counts: Mapping[str, int]) -> float:
+    """Flops of forward and backward pass over what a batch holds; what is computed twice counts once.
+
+    6 N T for the backbone's parameters and its tokens and queries, 6 N T for the local encoder's and its patches, and
+    the two products of attention over the keys that are seen: 12 width layers per key. Heads and embeddings are left
+    out, as is padding.
+
+    Args:
+      sizes: {part of the network: number of parameters}.
+      counts: of JointExamples.counts.
+    """
+    n = config.network
+    backbone = 6 * sizes["backbone"] * (counts["tokens"] + counts["queries"])
+    patches = counts["windows"] * (spec.facts.steps // config.context.patch_steps) if spec.facts.wear else 0
+    return float(backbone + 6 * sizes.get("wear", 0) * patches + 12 * n.width * n.n_layers * counts["seen"])

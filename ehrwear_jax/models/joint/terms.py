@@ -1,0 +1,93 @@
+"""Defines a loss term of the joint family: what it predicts, from what, and how wrong that is, in one place."""
+
+import dataclasses
+from typing import Any, ClassVar, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ehrwear_jax.models.family import Field
+from ehrwear_jax.models.joint.batch import Facts
+from ehrwear_jax.models.joint.config import Config
+
+# fields of the events at which predictions are made, for the terms that are made there
+EVENTS = {"event_position": Field("E", np.int32, -1, "token position of an event: the last of its time")}
+
+
+class Latents(NamedTuple):
+    """What the heads read: latents of tokens and queries, contents of tokens before time and context.
+
+    Drawn from their posteriors while training the ELBO variant, whose means, variances and prior are `posterior`.
+    """
+
+    token_BxTxD: jax.Array
+    query_BxQxD: jax.Array
+    content_BxTxD: jax.Array
+    posterior: dict[str, jax.Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class Term:
+    """One loss term. Subclasses say what is their own; a term is a function of its fields and of the model's config.
+
+    Attributes:
+      name: as in config.WEIGHTS.
+      needs: modalities without which there is nothing to predict, or to predict from.
+      targets: fields of a batch that `fill` writes. at_events: whether predictions are made at events too.
+      uses: heads that several terms share: "codes" (network.code_logits), "signal" (network.signal_decoder).
+    """
+
+    facts: Facts
+    config: Config
+
+    name: ClassVar[str]
+    needs: ClassVar[tuple[str, ...]] = ()
+    targets: ClassVar[dict[str, Field]] = {}
+    at_events: ClassVar[bool] = False
+    uses: ClassVar[tuple[str, ...]] = ()
+
+    def fill(self, row: dict, at: dict, c: Any) -> None:
+        """Writes the targets of one context (context.Context) into a row; `at` are the cursors before the context."""
+
+    def head(self) -> nn.Module | None:
+        """The term's own head."""
+        return None
+
+    def predict(self, network: nn.Module, head: Any, z: Latents, batch: dict) -> Any:
+        """What `loss` takes, from the latents."""
+        raise NotImplementedError
+
+    def normaliser(self, batch: dict) -> Any:
+        """What the term averages over, from the batch alone."""
+        raise NotImplementedError
+
+    def loss(self, out: Any, batch: dict, normaliser: Any) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """(a sum divided by the normaliser, diagnostics)."""
+        raise NotImplementedError
+
+
+def take(z_BxTxD: jax.Array, position_BxN: jax.Array) -> jax.Array:
+    """Vectors at positions, [B, N, D]; those of -1 are some vector."""
+    return jnp.take_along_axis(z_BxTxD, jnp.maximum(position_BxN, 0)[..., None], axis=1)
+
+
+def active(config: Config, facts: Facts) -> tuple[Term, ...]:
+    """The terms whose weight is not zero throughout and that the modalities can feed, in the order of WEIGHTS."""
+    from ehrwear_jax.models.joint import cross_terms, ehr_terms, wear_terms  # they subclass Term
+
+    known = {t.name: t for module in (ehr_terms, wear_terms, cross_terms) for t in module.TERMS}
+    found = []
+    for name, (start, end, _) in config.weights.items():
+        if (start or end) and set(known[name].needs) <= set(facts.modalities):
+            found.append(known[name](facts, config))
+    return tuple(found)
+
+
+def target_fields(terms: tuple[Term, ...]) -> dict[str, Field]:
+    """The fields that the terms' targets take of a batch."""
+    fields = dict(EVENTS) if any(t.at_events for t in terms) else {}
+    for term in terms:
+        fields |= term.targets
+    return fields

@@ -1,0 +1,30 @@
+"""Bundles what a network takes from the mesh it runs on: sharding constraints of activations, and the attention op."""
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+
+from ehrwear_jax.ops.kernel_attention import kernel_attention
+
+
+def no_constraint(x: jax.Array, *names: str | None) -> jax.Array:
+    """Returns an activation as it is: on one device there is nothing to say of where it lies."""
+    del names
+    return x
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshOps:
+    """Operations that depend on the devices; equal for equal meshes, so that equal networks are compiled once.
+
+    Attributes:
+      constrain: (x, *logical names of its dimensions, None where never split) -> x, with a sharding constraint.
+      attend: called like ops.kernel_attention.kernel_attention; over a mesh, its sharded form.
+    """
+
+    constrain: Callable = no_constraint
+    attend: Callable = kernel_attention
+
+
+ONE_DEVICE = MeshOps()

@@ -1,0 +1,76 @@
+"""Adds up loss terms with ramped weights: the objective that families of several terms share."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+
+
+@dataclasses.dataclass(frozen=True)
+class Ramp:
+    """A loss weight: `start` at step 0, linear to `end` at `steps`, constant afterwards."""
+
+    start: float
+    end: float
+    steps: int = 0
+
+    def __call__(self, step: jax.Array | int) -> jax.Array | float:
+        """The weight at a step."""
+        share = jnp.clip(step / self.steps, 0.0, 1.0) if self.steps else 1.0
+        return self.start + (self.end - self.start) * share
+
+
+class Term(Protocol):
+    """One term: what it averages over, from the batch alone, and its sum divided by that."""
+
+    name: str
+
+    def normaliser(self, batch: Mapping[str, jax.Array]) -> Any:
+        """Arrays of a whole batch."""
+        ...
+
+    def loss(self, out: Any, batch: Mapping[str, jax.Array], normaliser: Any) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """(scalar, diagnostics) of what the network put out for this term; zero where nothing is to be predicted."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class WeightedTerms:
+    """Weighted sum of terms (models/family.py, Objective): out is a dict with an entry per term."""
+
+    terms: tuple[Term, ...]
+    ramps: Mapping[str, Ramp]
+
+    def weights(self, step: jax.Array | int) -> dict[str, jax.Array]:
+        """{term: weight} at a step."""
+        return {t.name: self.ramps[t.name](step) for t in self.terms}
+
+    def normalisers(self, batch: Mapping[str, jax.Array]) -> dict[str, Any]:
+        """{term: what it is divided by}, of a whole batch whose micro-batches are then given to the call."""
+        return {t.name: t.normaliser(batch) for t in self.terms}
+
+    def __call__(
+        self, out: Any, batch: Mapping[str, jax.Array], weights: Mapping[str, Any], normalisers: Mapping[str, Any]
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """(loss, {"loss/total", "loss/<term>": value, "<term>/<diagnostic>": value})."""
+        loss, metrics = 0.0, {}
+        for term in self.terms:
+            value, diagnostics = term.loss(out[term.name], batch, normalisers[term.name])
+            loss = loss + weights[term.name] * value
+            metrics[f"loss/{term.name}"] = value
+            metrics |= {f"{term.name}/{k}": v for k, v in diagnostics.items()}
+        return loss, metrics | {"loss/total": loss}
+
+
+def n_true(mask: jax.Array, axis: Any = None) -> jax.Array:
+    """How many are true, in float32: a global batch has more steps than int32 counts."""
+    return jnp.sum(mask, axis=axis, dtype=jnp.float32)
+
+
+def masked_mean(value: jax.Array, mask: jax.Array, count: jax.Array | None = None) -> jax.Array:
+    """Sum of value where mask over count (by default, of the mask), 0.0 if that is nothing; float32."""
+    mask = jnp.broadcast_to(mask, value.shape)
+    total = jnp.sum(jnp.where(mask, value.astype(jnp.float32), 0.0))
+    return total / jnp.maximum(n_true(mask) if count is None else count, 1)
