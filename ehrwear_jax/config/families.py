@@ -1,7 +1,7 @@
 """Finds the options of model families by name; the families' networks are not imported here.
 
-A family of the package is a folder ehrwear_jax/models/<name> whose config.py declares Config. A family outside of it is a
-module, named by its dotted path, that holds Config and whatever else models/family.py asks for.
+A family of the package is a folder ehrwear_jax/models/<name> whose config.py declares Config. A family outside of it is
+a module, named by its dotted path, that holds Config and whatever else models/family.py asks for.
 """
 
 import importlib

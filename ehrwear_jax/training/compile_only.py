@@ -1,4 +1,4 @@
-"""What a configuration costs before it has data or devices: its parameters, and its step compiled for a TPU slice."""
+"""Compiles a training step for devices that are not there: its parameters, memory and collectives before data exist."""
 
 import contextlib
 import dataclasses
@@ -6,51 +6,39 @@ import importlib.util
 import os
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 import jax
 from jax.experimental import topologies
 
-from ehrwear_jax.data.prepare import specs
-from ehrwear_jax.data.signals import derived_features as window_summaries
-from ehrwear_jax.models.joint import batch as batch_lib
-from ehrwear_jax.models.joint import examples as pipeline
+from ehrwear_jax.config.data import PrepareConfig
+from ehrwear_jax.models.family import BatchSpec
 from ehrwear_jax.ops.kernel_attention.target import compiling_for
-from ehrwear_jax.training import cost, hlo, schedules, sharding, train
+from ehrwear_jax.training import cost, hlo, sharding
+from ehrwear_jax.training.optimizer import make_optimizer
+from ehrwear_jax.training.pretrain import Model, make_task, with_rows
+from ehrwear_jax.training.step import abstract_state, jit_step
 
 
-class AssumedPatients:
-    """Stands in for pipeline.Patients where only sizes are asked for.
+def assumed(model: Model, prepare: PrepareConfig, vocabulary: int) -> tuple[BatchSpec, dict[str, int]]:
+    """The batches that data of this size would give a model, and the counts of a full row.
 
-    Args:
-      config: ContextConfig. prepare: PrepareConfig.
-      vocabulary: number of tokens, which data would decide; at least as many codes are predicted and recalled.
+    Raises:
+      ValueError: the family cannot say.
     """
-
-    batch_shape = pipeline.Patients.batch_shape
-
-    def __init__(self, config, prepare, vocabulary):
-        self.config, self.channels = config, tuple(prepare.channels)
-        self.steps = prepare.window_hours * 60 // prepare.step_minutes
-        self.vocabulary, self.future_codes = range(vocabulary), range(config.future_codes)
-        self.n_recalled = config.recalled_tokens
-        self.raw_samples, self.raw_channel_A = specs.raw_spec(prepare).samples, prepare.raw_channels
-        self.has_quality = prepare.quality
-        wanted = window_summaries.parse(prepare.summaries, self.channels)
-        self.further_channel_X = window_summaries.targets(wanted)
-
-    def later_rates(self):
-        return (0.01,) * (len(self.future_codes) * len(self.config.horizons))
+    if not hasattr(model.module, "assumed"):
+        raise ValueError(f"the family {model.family} cannot say what its batches would be without data")
+    return model.module.assumed(model.config, prepare, vocabulary)
 
 
-def parameters(patients, model_options):
-    """{part: number of parameters} of the model, without making it."""
-    example = batch_lib.empty_batch(patients.batch_shape(), 1)
-    model = train.make_model(patients, model_options)
-    return cost.parameters(jax.eval_shape(lambda k: model.init(k, example), jax.random.key(0))["params"])
+def parameters(model: Model, spec: BatchSpec) -> dict[str, int]:
+    """{part: number of parameters} of the network, without making it."""
+    network = model.module.network(spec, model.config)
+    return cost.parameters(jax.eval_shape(lambda: network.init(jax.random.key(0), spec.empty(1)))["params"])
 
 
-def tpu_library():
+def tpu_library() -> Path:
     """Path of libtpu.so: beside the environment's packages, where launch/setup_env.sh puts it, or among them.
 
     Raises:
@@ -64,7 +52,7 @@ def tpu_library():
     raise FileNotFoundError("compiling for TPUs needs libtpu; launch/setup_env.sh's ensure_libtpu installs it")
 
 
-def tpu_devices(topology):
+def tpu_devices(topology: str) -> list:
     """The devices of a TPU slice that need not exist, e.g. "v5e:16x16".
 
     Raises:
@@ -88,7 +76,7 @@ class Compiled:
       seconds: that compiling took. text: of the program. rows: of the global batch.
       memory: {"state and batch", "temporary", "program", "total"}: bytes on each device.
       flops: of each device by the compiler's count, which leaves out what custom kernels do.
-      model_flops: of all devices, by cost.model_flops for rows without padding.
+      model_flops: of all devices, by the family's formula for rows without padding.
       collectives: see hlo.collectives.
     """
 
@@ -101,25 +89,27 @@ class Compiled:
     collectives: dict
 
 
-def compile_step(patients, model_options, train_config, mesh, rows, platform=None):
-    """Compiles the training step that `train.pretrain` runs, on shapes alone.
+def compile_step(
+    model: Model, spec: BatchSpec, row_counts: Mapping[str, int], mesh: jax.sharding.Mesh, platform: str | None = None
+) -> Compiled:
+    """Compiles the training step that pretraining runs, on shapes alone.
 
     Args:
-      rows: of the global batch. platform: of the mesh's devices, where it is not this machine's.
+      row_counts: of a full row, for the flops.
+      platform: of the mesh's devices, where it is not this machine's.
 
     Raises:
       ValueError: rows that the mesh does not divide; the program does not fit the devices' memory.
     """
-    model, optimizer = train.make_model(patients, model_options, mesh), train.make_optimizer(train_config)
-    curriculum = schedules.curriculum(train_config.weights, train.active_terms(model, patients))
+    config = with_rows(model.train, mesh)
+    rows, task, optimizer = config.batch_size, make_task(model, spec, mesh), make_optimizer(config)
     place = sharding.batch_sharding(mesh)
     batch = {
-        name: jax.ShapeDtypeStruct((rows, *x.shape[1:]), x.dtype, sharding=place)
-        for name, x in batch_lib.empty_batch(patients.batch_shape(), 1).items()
+        name: jax.ShapeDtypeStruct((rows, *x.shape[1:]), x.dtype, sharding=place) for name, x in spec.empty(1).items()
     }
     with compiling_for(platform) if platform else contextlib.nullcontext():
-        state = train.abstract_state(model, optimizer, patients, mesh, train_config.ema_decay > 0)
-        lowered = train.jit_step(model, optimizer, curriculum, train_config, state).lower(state, batch)
+        state = abstract_state(task, optimizer, config, mesh)
+        lowered = jit_step(task, optimizer, config, model.seed, state).lower(state, {}, batch)
         began = time.monotonic()
         try:
             compiled = lowered.compile()
@@ -134,13 +124,5 @@ def compile_step(patients, model_options, train_config, mesh, rows, platform=Non
     }
     flops = (compiled.cost_analysis() or {}).get("flops", float("nan"))
     sizes = cost.parameters(state["params"])
-    full = cost.model_flops(model.config, sizes, full_counts(patients, rows))
+    full = model.module.flops(spec, model.config, sizes, {name: rows * n for name, n in row_counts.items()})
     return Compiled(seconds, text, rows, parts | {"total": sum(parts.values())}, flops, full, hlo.collectives(text))
-
-
-def full_counts(patients, rows):
-    """cost.batch_counts of rows that hold one context each and no padding."""
-    shape = patients.batch_shape()
-    seen = shape.tokens * (shape.tokens + 1) // 2 + shape.queries * shape.tokens
-    held = {"contexts": 1, "tokens": shape.tokens, "queries": shape.queries, "windows": shape.windows, "seen": seen}
-    return {name: rows * n for name, n in held.items()}

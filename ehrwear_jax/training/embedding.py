@@ -48,7 +48,7 @@ def encoder(network: Any, variables: dict, dropout_seed: int | None = None) -> E
 
 
 def restore(folder: str | Path, model: Model, store: RecordStore) -> tuple[Examples, Any, dict]:
-    """(examples of all people, network, {"params", "collections"}) of a trained model, from its newest whole checkpoint.
+    """(examples of all people, network, {"params", "collections"}) of a trained model's newest whole checkpoint.
 
     The variables lie on the host.
 

@@ -1,17 +1,22 @@
 """Joins the parts of the joint family to what models/family.py asks for: the paper's model of EHR and wearables."""
 
+import dataclasses
 from collections.abc import Mapping
 
+from ehrwear_jax.config.data import PrepareConfig
+from ehrwear_jax.data.prepare import specs
+from ehrwear_jax.data.signals import derived_features
 from ehrwear_jax.data.store import RecordStore
 from ehrwear_jax.models.family import BatchSpec
 from ehrwear_jax.models.joint import network as network_lib
+from ehrwear_jax.models.joint.batch import Facts, batch_spec
 from ehrwear_jax.models.joint.config import Config
 from ehrwear_jax.models.joint.examples import JointExamples
-from ehrwear_jax.models.joint.terms import active
+from ehrwear_jax.models.joint.terms import active, target_fields
 from ehrwear_jax.models.layers.mesh_ops import ONE_DEVICE, MeshOps
 from ehrwear_jax.models.objective import Ramp, WeightedTerms
 
-__all__ = ["Config", "examples", "flops", "network", "objective"]
+__all__ = ["Config", "adapted", "assumed", "examples", "flops", "network", "objective"]
 
 
 def examples(store: RecordStore, config: Config, seed: int = 0, train: bool = True) -> JointExamples:
@@ -28,6 +33,39 @@ def objective(spec: BatchSpec, config: Config) -> WeightedTerms:
     """The weighted sum of the terms."""
     terms = active(config, spec.facts)
     return WeightedTerms(terms, {t.name: Ramp(*config.weights[t.name]) for t in terms})
+
+
+def assumed(config: Config, prepare: PrepareConfig, vocabulary: int) -> tuple[BatchSpec, dict[str, int]]:
+    """The batches that data of this size would give, and the counts of a row that one context fills.
+
+    Args:
+      vocabulary: number of tokens; at least as many codes are predicted and reconstructed.
+    """
+    c, modalities = config.context, tuple(m for m in config.modalities if m != "wear" or prepare.channels)
+    raw = specs.raw_spec(prepare)
+    facts = Facts(
+        modalities=modalities,
+        vocabulary=vocabulary,
+        steps=prepare.window_hours * 60 // prepare.step_minutes,
+        channels=len(prepare.channels),
+        derived=len(derived_features.targets(derived_features.parse(prepare.summaries, prepare.channels))),
+        future_codes=c.future_codes,
+        history_tokens=c.history_tokens,
+        n_horizons=len(c.horizons),
+        future_rates=(0.01,) * (c.future_codes * len(c.horizons)),
+        raw_samples=raw.samples if raw.channels else 0,
+        raw_channels=len(raw.channels),
+        quality=prepare.quality,
+    )
+    spec = batch_spec(c, facts, target_fields(active(config, facts)))
+    seen = c.tokens * (c.tokens + 1) // 2 + c.queries * c.tokens
+    counts = {"contexts": 1, "tokens": c.tokens, "queries": c.queries, "windows": spec.sizes["W"], "seen": seen}
+    return spec, counts
+
+
+def adapted(config: Config, width: int) -> Config:
+    """The config with adapters of this width behind the backbone's sublayers, for fine-tuning."""
+    return dataclasses.replace(config, network=dataclasses.replace(config.network, adapter_width=width))
 
 
 def flops(spec: BatchSpec, config: Config, sizes: Mapping[str, int], counts: Mapping[str, int]) -> float:

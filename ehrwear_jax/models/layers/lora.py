@@ -1,4 +1,4 @@
-"""Low-rank updates of kernels (LoRA, Hu et al. 2021) as functions of the parameters: the model's code knows nothing.
+"""Adds low-rank updates to kernels (LoRA, Hu et al. 2021) as functions of the parameters: networks know nothing of it.
 
 An update of a kernel that maps I inputs to O outputs is A_IxR @ B_RxO times a scale; layers of a scanned stack have one
 each. B starts at zero, so that the updated parameters begin as the given ones.
@@ -6,33 +6,40 @@ each. B starts at zero, so that the updated parameters begin as the given ones.
 
 import math
 import re
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import traverse_util
 
+from ehrwear_jax.models.layers.dense import LAYERS
 
-def _dimensions(name, shape):
-    """(layers, inputs, outputs) of a kernel: shapes of its leading, middle and last dimensions.
+Axes = Mapping[str, tuple[str | None, ...]]
+
+
+def _dimensions(name, shape, axes):
+    """(layers, inputs, outputs) of a kernel: sizes of its leading, middle and last dimensions.
+
+    A kernel whose first axis is the residual stream reads it with one axis; another one writes to its last axis.
 
     Raises:
       ValueError: it is no kernel of a product.
     """
-    parts = name.split("/")
-    stack = 1 if "blocks" in parts else 0
+    names = axes.get(name, (None,) * len(shape))
+    stack = 1 if names[0] == LAYERS else 0
     inner = shape[stack:]
-    if parts[-1] != "kernel" or len(inner) < 2:
+    if name.rpartition("/")[2] != "kernel" or len(inner) < 2:
         raise ValueError(f"{name} {tuple(shape)} is no kernel of a product: nothing for a low-rank update")
-    # of all products, only that of the heads' results has more than one dimension of inputs
-    n_inputs = len(inner) - 1 if parts[-2] == "out" else 1
+    n_inputs = 1 if len(inner) == 2 or names[stack] == "embed" else len(inner) - 1
     return shape[:stack], inner[:n_inputs], inner[n_inputs:]
 
 
-def init(key, params, pattern, rank):
+def init(key: jax.Array, params: Any, axes: Axes, pattern: str, rank: int) -> dict[str, dict[str, jax.Array]]:
     """Updates of the kernels whose whole path the pattern matches, e.g. "backbone/blocks/(query|value)/kernel".
 
     Args:
-      params: nested dict. pattern: regular expression over the path with "/" between names.
+      params: nested dict. axes: {path: logical names of the axes}. pattern: regular expression over the path.
 
     Returns:
       {path: {"a": [..., I, R] normal with variance 1 / I, "b": [..., R, O] zeros}} float32.
@@ -46,14 +53,14 @@ def init(key, params, pattern, rank):
         raise ValueError(f"no parameter matches {pattern!r}; there are {', '.join(sorted(flat)[:3])}, ...")
     out = {}
     for name, one_key in zip(found, jax.random.split(key, len(found)), strict=True):
-        layers, inputs, outputs = _dimensions(name, flat[name].shape)
+        layers, inputs, outputs = _dimensions(name, flat[name].shape, axes)
         n_in, n_out = math.prod(inputs), math.prod(outputs)
         a = jax.random.normal(one_key, (*layers, n_in, rank)) / math.sqrt(n_in)
         out[name] = {"a": a, "b": jnp.zeros((*layers, rank, n_out))}
     return out
 
 
-def merge(params, updates, scale):
+def merge(params: Any, updates: Mapping[str, Mapping[str, jax.Array]], scale: float) -> Any:
     """The parameters with scale * A @ B added to each updated kernel; all others are the given arrays."""
     flat = traverse_util.flatten_dict(params, sep="/")
     for name, update in updates.items():
