@@ -8,7 +8,7 @@ context) trim the model to the compute at hand, e.g. configs/full.py:layers=4,se
 of Table 4 and appendix A.6. Needs accelerators: 500,000 steps of 8 contexts a device. What it takes of them:
 
     python -m ehrwear_jax.main --config=configs/full.py --stages=describe
-    python -m ehrwear_jax.main --config=configs/full.py --stages=compile --config.topology=v5e:16x16
+    python -m ehrwear_jax.main --config=configs/full.py --stages=compile --config.compile.topology=v5e:16x16
 
 The first prints 377,467,596 parameters (220m: 274,589,388) with an assumed vocabulary of 32,768 tokens.
 
@@ -17,7 +17,7 @@ heart rate variability too: --config.prepare.summaries="('activity:entropy', 'pp
 
 The signal is changed as in appendix A.3, and contexts end with sampled patient-days (section 3.5). Which codes are
 administrative, and which events of interest, is named differently in every dataset: set
---config.context.administrative_codes and --config.context.interest_codes to tuples of code prefixes.
+--config.joint.context.administrative_codes and --config.context.interest_codes to tuples of code prefixes.
 """
 
 from ehrwear_jax import config as config_lib
@@ -60,7 +60,7 @@ def get_config(variant=""):
             "implied_parents": True,
         }
     )
-    config.context.update(
+    config.joint.context.update(
         {
             "tokens": (tokens := sizes.get("seq", 2048)),
             "context_tokens": tokens,
@@ -77,7 +77,7 @@ def get_config(variant=""):
             "pairs": 8,
         }
     )
-    config.model.update(
+    config.joint.network.update(
         {
             "dtype": "bfloat16",
             "attention_dropout": 0.1,
@@ -89,15 +89,15 @@ def get_config(variant=""):
     )
     for group, categories in GROUPS.items():
         config.labels.diagnosis_groups[group] = tuple(s + c for s in SPELLINGS for c in categories)
-    config.model.n_layers = sizes.get("layers", 16 if "220m" in variants else 24)
+    config.joint.network.n_layers = sizes.get("layers", 16 if "220m" in variants else 24)
     # parameters and optimiser state over all devices, and rows too: the same config on one GPU and on a pod
     config.mesh.update({"data": 1, "fsdp": -1})
     if "cohort" in variants or "relaxed" in variants:
         config.cohort.update({"min_ehr_days": 365.0, "min_wear_days": 14, "min_age_years": 18.0, "max_age_years": 89.0})
     if "relaxed" in variants:
         config.cohort.update({"min_ehr_days": 30.0, "min_wear_days": 3})
-    config.train.weights.contrast = (0.05, 0.05, 0)  # "a small weight" (section 3.3)
-    config.train.weights.content_norm = (0.001, 0.001, 0)
+    config.joint.weights.contrast = (0.05, 0.05, 0)  # "a small weight" (section 3.3)
+    config.joint.weights.content_norm = (0.001, 0.001, 0)
     # what fits into 16 GB; rows_per_device=32 with accumulate=4 takes the 32 of the paper's replicas, in four parts
     config.train.update({"batch_size": 0, "rows_per_device": 8})
     config.train.update({"log_every": 100, "validate_every": 5000, "checkpoint_every": 1000, "data_threads": 16})

@@ -16,20 +16,24 @@ def get_config(variant=""):
     config = config_lib.base()
     config.name = "nafld"
     config.data.source = "nafld"
-    config.rows = {"ehr_only": ("ehr",)}
+    config.models = {
+        "ehr_only": {"family": "joint", "modalities": ("ehr",)},
+        "gradient_boosting": {"family": "tabular", "estimator": "boosting"},
+        "linear_table": {"family": "tabular", "estimator": "linear"},
+    }
     config.prepare.update({"min_subjects": 20, "value_bins": 5})
-    config.context.update(
+    config.joint.context.update(
         {
             "tokens": 128,
             "context_tokens": 128,
             "queries": 48,
             "events": 12,
             "future_codes": 32,
-            "recalled_tokens": 128,
+            "history_tokens": 128,
             "masked_contexts": 0.3,
         }
     )
-    config.model.update(
+    config.joint.network.update(
         {
             "width": 128,
             "n_layers": 3,
@@ -52,19 +56,18 @@ def get_config(variant=""):
             "checkpoint_every": 300,
         }
     )
-    config.train.weights.update(
+    config.joint.weights.update(
         {
             "ehr_masked": (0.3, 0.3, 0),
-            "ehr_next": (0.5, 0.5, 0),
-            "ehr_later": (3.0, 3.0, 0),
-            "ehr_recall": (1.0, 1.0, 0),
+            "future_event": (0.5, 0.5, 0),
+            "future_codes": (3.0, 3.0, 0),
+            "ehr_history": (1.0, 1.0, 0),
         }
     )
     config.evaluate.update(
         {
             "tasks": tuple(f"new_diagnosis_{h}d" for h in (30, 90, 180, 365)),
-            "reference_row": "ehr_only",
-            "late_fusion": (),
+            "reference_model": "ehr_only",
         }
     )
     config.report.update({"title": "NAFLD: new diagnoses in Olmsted County", "reliability_task": "new_diagnosis_365d"})

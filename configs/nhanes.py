@@ -41,7 +41,7 @@ def get_config(variant=""):
             "value_bins": 8,
         }
     )
-    config.context.update(
+    config.joint.context.update(
         {
             "tokens": 128,
             "context_tokens": 128,
@@ -52,7 +52,7 @@ def get_config(variant=""):
             "future_codes": 16,
         }
     )
-    config.model.update(
+    config.joint.network.update(
         {
             "width": 64,
             "n_layers": 2,
@@ -76,7 +76,7 @@ def get_config(variant=""):
             "checkpoint_every": 125,
         }
     )
-    config.train.weights.wear_to_ehr = (0.2, 1.0, 100)
+    config.joint.weights.wear_to_ehr = (0.2, 1.0, 100)
     config.evaluate.update({"tasks": ("all_cause_mortality",)})
     config.report.update({"title": "NHANES 2003-2006: all-cause mortality"})
     return config

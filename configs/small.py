@@ -24,7 +24,7 @@ def get_config(variant=""):
             "value_bins": 5,
         }
     )
-    config.context.update(
+    config.joint.context.update(
         {
             "tokens": 256,
             "context_tokens": 256,
@@ -33,10 +33,10 @@ def get_config(variant=""):
             "events": 16,
             "patch_steps": 4,
             "future_codes": 64,
-            "recalled_tokens": 128,
+            "history_tokens": 128,
         }
     )
-    config.model.update(
+    config.joint.network.update(
         {
             "width": 192,
             "n_layers": 6,
@@ -62,7 +62,7 @@ def get_config(variant=""):
             "checkpoint_every": 300,
         }
     )
-    config.train.weights.wear_to_ehr = (0.2, 1.0, 400)
+    config.joint.weights.wear_to_ehr = (0.2, 1.0, 400)
     config.compile.vocabulary = 512
     config.evaluate.tasks = tuple(f"hospitalization_{h}d" for h in (30, 90, 180, 365))
     config.report.update({"title": "Simulated cohort, small model", "reliability_task": "hospitalization_365d"})

@@ -23,7 +23,7 @@ def get_config(variant=""):
             "value_bins": 5,
         }
     )
-    config.context.update(
+    config.joint.context.update(
         {
             "tokens": 160,
             "context_tokens": 160,
@@ -32,10 +32,10 @@ def get_config(variant=""):
             "events": 8,
             "patch_steps": 4,
             "future_codes": 48,
-            "recalled_tokens": 96,
+            "history_tokens": 96,
         }
     )
-    config.model.update(
+    config.joint.network.update(
         {
             "width": 64,
             "n_layers": 2,
@@ -60,11 +60,12 @@ def get_config(variant=""):
             "checkpoint_every": 125,
         }
     )
-    config.train.weights.wear_to_ehr = (0.2, 1.0, 100)
+    config.joint.weights.wear_to_ehr = (0.2, 1.0, 100)
     config.simulate.update({"n_subjects": 1400, "predictions_per_subject": 3})
-    config.evaluate.tabular_by_modality = False
+    for name in ("gradient_boosting_ehr", "gradient_boosting_wear"):
+        del config.models[name]
     config.evaluate.tasks = tuple(f"hospitalization_{h}d" for h in (30, 90, 180, 365))
-    config.interpret.update({"max_reads": 200, "geometry_people": 30, "mechanism_people": 100, "dropout_samples": 4})
+    config.interpret.update({"max_times": 200, "geometry_people": 30, "mechanism_people": 100, "dropout_samples": 4})
     config.report.update({"title": "Simulated cohort, small model", "reliability_task": "hospitalization_365d"})
     config_lib.apply_variants(config, variants)
     return config

@@ -9,6 +9,11 @@ MODELS = {
     "joint": {"family": "joint"},
     "ehr_only": {"family": "joint", "modalities": ("ehr",)},
     "wear_only": {"family": "joint", "modalities": ("wear",)},
+    "late_fusion": {"family": "late_fusion", "members": ("ehr_only", "wear_only")},
+    "gradient_boosting": {"family": "tabular", "estimator": "boosting"},
+    "gradient_boosting_ehr": {"family": "tabular", "estimator": "boosting", "modalities": ("ehr",)},
+    "gradient_boosting_wear": {"family": "tabular", "estimator": "boosting", "modalities": ("wear",)},
+    "linear_table": {"family": "tabular", "estimator": "linear"},
 }
 
 

@@ -28,14 +28,6 @@ class EvaluateConfig:
     """Of patients, for the intervals."""
     reference_model: str = "joint"
     """The model that the others are compared with; empty: none."""
-    late_fusion: tuple = ("ehr_only", "wear_only")
-    """Models whose latents side by side are a further one; empty: none."""
-    tabular: bool = True
-    """Fit models on hand-made features too."""
-    tabular_by_modality: bool = True
-    """Fit them on the features of one modality too, where there are two."""
-    tabular_codes: int = 64
-    """Most codes with features."""
     probe: str = "exact"
     """exact: solved to the optimum; adam: trained as in appendix A.4, over probe_seeds."""
     probe_hidden: int = 0

@@ -33,12 +33,6 @@ def config(family: str, values: Mapping[str, Any], path: str) -> Any:
     return options.build(config_class(family), values, path)
 
 
-def check(family: str, model_config: Any, prepare: Any) -> None:
-    """Lets a family's Config object to how the data are prepared (its method check_prepared, if it has one).
-
-    Raises:
-      ValueError: with one sentence.
-    """
-    del family
-    if hasattr(model_config, "check_prepared"):
-        model_config.check_prepared(prepare)
+def is_network(family: str) -> bool:
+    """Whether models of a family are networks, which are pretrained and embed; others are fitted per task."""
+    return getattr(config_class(family), "IS_NETWORK", True)

@@ -79,6 +79,11 @@ class RunConfig:
         return options.build(TrainConfig, options.as_dict(self.train) | dict(own), f"config.models.{model}.train")
 
     @property
+    def networks(self) -> list[str]:
+        """Names of the models that are pretrained."""
+        return [name for name in self.models if families.is_network(self.family(name))]
+
+    @property
     def folds(self) -> list[tuple[str, int | None]]:
         """[(name, fold or None)]."""
         n = self.data.n_folds
@@ -117,8 +122,11 @@ def check(config: RunConfig) -> None:
     config.report.check_folders()
     _check_data(config)
     for model in config.models:
-        config.train_config(model)
-        families.check(config.family(model), config.model_config(model), config.prepare)
+        own = config.model_config(model)
+        if model in config.networks:
+            config.train_config(model)
+        if hasattr(own, "check_prepared"):
+            own.check_prepared(config.prepare)
     _check_names(config)
 
 
@@ -149,11 +157,14 @@ def _check_data(config):
 
 
 def _check_names(config):
-    reference = [config.evaluate.reference_model] if config.evaluate.reference_model else []
-    for model in (*config.evaluate.late_fusion, *reference):
-        if model not in config.models and model != "late_fusion":
-            raise ValueError(f"config.evaluate names the model {model!r}, which is not in {sorted(config.models)}")
-    for key, known in (("models", config.models), ("tasks", config.evaluate.tasks)):
+    reference = config.evaluate.reference_model
+    if reference and reference not in config.models:
+        raise ValueError(f"config.evaluate names the model {reference!r}, which is not in {sorted(config.models)}")
+    for model in config.models:
+        for member in getattr(config.model_config(model), "members", ()):
+            if member not in config.networks:
+                raise ValueError(f"config.models.{model} names {member!r}, which is not in {sorted(config.networks)}")
+    for key, known in (("models", config.networks), ("tasks", config.evaluate.tasks)):
         if unknown := set(getattr(config.finetune, key)) - set(known):
             raise ValueError(f"config.finetune.{key} names {min(unknown)!r}, which is not in {sorted(known)}")
     task = config.report.reliability_task

@@ -1,0 +1,70 @@
+"""Remembers digests of raw inputs: each file is read once, and again only if its size or its time changed."""
+
+import os
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from ehrwear_jax.runtime import files
+
+
+class Inputs:
+    """Digests of folders and files, kept in a JSON file.
+
+    Args:
+      path: of the JSON file: {absolute path: [bytes, modification time in ns, SHA-256]}.
+      verify: read every file again, whatever its size and time.
+    """
+
+    def __init__(self, path: Path, verify: bool = False):
+        self._path, self._verify = path, verify
+        self._known: dict[str, list] = files.read_json(path, {})
+
+    def digest(self, root: str | Path) -> str:
+        """SHA-256 over the names and contents of all files below a folder, or of one file.
+
+        A folder that is not there any more has the digest that it had: what was made of it can be looked at without it.
+
+        Raises:
+          FileNotFoundError: it is not there and was never read.
+        """
+        root = Path(root).absolute()
+        if not root.exists():
+            known = {p: e for p, e in self._known.items() if Path(p) == root or root in Path(p).parents}
+            if not known:
+                raise FileNotFoundError(f"{root}: no such file or folder")
+            return _whole(root, {p: entry[2] for p, entry in known.items()})
+        return _whole(root, self._digests(_files(root)))
+
+    def of_files(self, paths: Iterable[str | Path]) -> str:
+        """SHA-256 over the contents of some files, in their order."""
+        paths = [str(Path(p).absolute()) for p in paths]
+        found = self._digests((p, os.stat(p)) for p in paths)
+        return files.digest([found[p] for p in paths])
+
+    def _digests(self, listed):
+        """{path: SHA-256} of [(path, stat)]; notes those that were read."""
+        stats = {path: (stat.st_size, stat.st_mtime_ns) for path, stat in listed}
+        stale = [p for p, now in stats.items() if self._verify or list(now) != self._known.get(p, [])[:2]]
+        with ThreadPoolExecutor(4) as pool:
+            for path, digest in zip(stale, pool.map(files.digest_file, stale), strict=True):
+                self._known[path] = [*stats[path], digest]
+        if stale:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            files.write_whole(self._path, files.to_json(self._known))
+        return {p: self._known[p][2] for p in stats}
+
+
+def _files(root):
+    """(path, stat) of a file, or of all files below a folder."""
+    if root.is_file():
+        yield str(root), root.stat()
+        return
+    for folder, _, names in os.walk(root):
+        for name in names:
+            path = os.path.join(folder, name)
+            yield path, os.stat(path)
+
+
+def _whole(root, digests):
+    return files.digest(sorted((os.path.relpath(path, root), digest) for path, digest in digests.items()))

@@ -1,0 +1,79 @@
+"""Knows every path of a workdir.
+
+    inputs.json                     digests of raw inputs, remembered by size and time of modification
+    configs/<digest>.json           every config that ran here; config.json is a link to the last one
+    <kind>/<name>-<digest>/         artifacts (artifacts.py): made once, never changed, moved or deleted
+        artifact.json               what it is, what it was made of, how long that took; whether it is done
+    report                          a link to the last report
+
+Kinds: raw (a simulated or adapted dataset), tables, records, fit, labels, models, embeddings, finetuned, features,
+predictions, scores, interpret, reports.
+"""
+
+import contextlib
+import json
+import os
+from pathlib import Path
+
+from ehrwear_jax.config import RunConfig, read
+from ehrwear_jax.runtime import files
+
+CONFIG, REPORT, INPUTS, ABOUT = "config.json", "report", "inputs.json", "artifact.json"
+
+
+class Workdir:
+    """Paths below a run's folder."""
+
+    def __init__(self, root: str | Path):
+        self.root = Path(root)
+
+    @property
+    def inputs(self) -> Path:
+        """Digests of raw inputs."""
+        return self.root / INPUTS
+
+    def artifact(self, kind: str, name: str, digest: str) -> Path:
+        """The folder of an artifact; a name may have parts, such as joint/all."""
+        return self.root / kind / f"{name}-{digest[:8]}"
+
+    @property
+    def config(self) -> Path:
+        """The last config."""
+        return self.root / CONFIG
+
+    @property
+    def report(self) -> Path:
+        """The last report."""
+        return self.root / REPORT
+
+    def write_config(self, config: RunConfig) -> None:
+        """Keeps a config, and links it as the last one."""
+        text = config.to_json()
+        path = self.root / "configs" / f"{files.digest(text)[:8]}.json"
+        path.parent.mkdir(exist_ok=True)
+        if not path.exists():
+            files.write_whole(path, text)
+        link(self.config, path)
+
+    def read_config(self) -> RunConfig:
+        """The last config."""
+        return read(self.config)
+
+
+def link(path: Path, target: Path) -> None:
+    """Points a link to a target beside or below it, in the place of an older link."""
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    with contextlib.suppress(FileNotFoundError):
+        partial.unlink()
+    partial.symlink_to(os.path.relpath(target, path.parent), target_is_directory=target.is_dir())
+    os.replace(partial, path)
+
+
+def read_about(folder: Path) -> dict:
+    """What an artifact's folder says of itself, {} if there is none."""
+    return files.read_json(folder / ABOUT, {})
+
+
+def write_about(folder: Path, about: dict) -> None:
+    """Notes what an artifact is."""
+    files.write_whole(folder / ABOUT, json.dumps(about, indent=1, default=str))

@@ -1,0 +1,342 @@
+"""The configuration covers every option, keeps what is set, and what cannot run is said in a sentence."""
+
+import dataclasses
+import json
+import runpy
+import subprocess
+import sys
+
+import ml_collections
+import pytest
+from repo import REPO
+
+from ehrwear_jax import config as config_lib
+from ehrwear_jax.config import options, reference
+from ehrwear_jax.models.joint import terms
+from ehrwear_jax.models.joint.config import WEIGHTS, Config, ContextConfig
+
+
+def load(name, variant=""):
+    return runpy.run_path(str(REPO / "configs" / name))["get_config"](variant)
+
+
+def set_option(config, key, value):
+    *parts, name = key.split(".")
+    target = config
+    for part in parts:
+        target = target[part]
+    target[name] = value
+
+
+def test_every_option_can_be_set_and_is_documented():
+    config, seen = config_lib.base(), set()
+    for option in reference.entries():
+        assert option.text.strip(), f"{option.name} has no documentation"
+        assert option.name not in seen
+        seen.add(option.name)
+        value = config
+        for part in option.name.split("."):
+            value = value[part]
+        if not option.is_part and option.name not in ("models", "prepare.workers", "joint.weights"):
+            plain = value.to_dict() if isinstance(value, ml_collections.ConfigDict) else value
+            assert plain == option.default, option.name
+    assert len(seen) > 200 and {"train.steps", "joint.network.width", "prepare.channels"} <= seen
+
+
+def test_the_reference_names_every_option():
+    text = reference.markdown()
+    for option in reference.entries():
+        assert (f"## {option.name}\n" if option.is_part else f"- `{option.name}` = `{option.default!r}`") in text
+    printed = subprocess.run(
+        [sys.executable, "-c", "import runpy, sys; runpy.run_module('ehrwear_jax.config', run_name='__main__');"
+         "assert 'jax' not in sys.modules and 'polars' not in sys.modules"],
+        capture_output=True, text=True, cwd=REPO,
+    )  # fmt: skip
+    assert printed.stdout == text, printed.stderr
+
+
+def test_every_loss_term_has_a_weight():
+    every = Config(
+        context=ContextConfig(pairs=4),
+        network=dataclasses.replace(Config().network, posterior="normal"),
+        weights=dict.fromkeys(WEIGHTS, (1.0, 1.0, 0)),
+    )
+    facts = dataclasses.make_dataclass("Facts", ["modalities"])(("ehr", "wear"))
+    assert [t.name for t in terms.active(every, facts)] == list(WEIGHTS)
+
+
+def test_parsing_keeps_defaults_and_changes(tmp_path):
+    config = config_lib.base()
+    run = config_lib.parse(config)
+    assert run.prepare == dataclasses.replace(config_lib.RunConfig().prepare, workers=0), "the program uses every core"
+    plain = config_lib.RunConfig()
+    assert dataclasses.replace(run, prepare=plain.prepare, models={}, joint={}) == plain
+    config.seeds = (3, 4)
+    config.joint.context.queries = 5
+    config.train.stop_after = 7
+    config.joint.weights.wear_to_ehr = (0.5, 2.0, 9)
+    config.joint.context.update({"tokens": 100, "context_tokens": 90, "windows": 50})
+    run = config_lib.parse(config)
+    assert run.seeds == (3, 4) and run.train_config("joint").stop_after == 7
+    ehr_only, wear_only = run.model_config("ehr_only"), run.model_config("wear_only")
+    assert ehr_only.modalities == ("ehr",) and ehr_only.context.queries == 5 and ehr_only.context.tokens == 100
+    room = (wear_only.context.tokens, wear_only.context.context_tokens, wear_only.context.windows)
+    assert room == (50, 50, 50), "no row is longer than what can fill it"
+    assert ehr_only.weights["wear_to_ehr"] == (0.5, 2.0, 9) and ehr_only.weights["ehr_masked"] == (1.0, 1.0, 0)
+    hash(ehr_only)  # frozen all through
+    (tmp_path / "config.json").write_text(run.to_json())
+    assert config_lib.read(tmp_path / "config.json") == run
+
+
+def test_a_model_differs_from_its_family_in_what_its_entry_says():
+    config = config_lib.base()
+    config.models.r1 = {"family": "joint", "network": {"n_components": 1}, "train": {"steps": 7, "warmup_steps": 2}}
+    run = config_lib.parse(config)
+    assert run.model_config("r1").network.n_components == 1 and run.model_config("joint").network.n_components == 4
+    assert run.train_config("r1").steps == 7 and run.train_config("joint").steps == 500_000
+    assert dataclasses.replace(run.model_config("r1").network, n_components=4) == run.model_config("joint").network
+    assert run.networks == sorted(["joint", "ehr_only", "wear_only", "r1"])
+    config.models.r1 = {"family": "joint", "network": {"components": 1}}
+    with pytest.raises(ValueError, match="config.models.r1.network has no 'components'; it has adapter_width"):
+        config_lib.parse(config).model_config("r1")
+    config.models.r1 = {"family": "nowhere"}
+    with pytest.raises(ValueError, match="there is no model family 'nowhere'"):
+        config_lib.parse(config).model_config("r1")
+
+
+def test_folds():
+    config = config_lib.base()
+    assert config_lib.parse(config).folds == [("all", None)]
+    config.data.n_folds = 3
+    assert config_lib.parse(config).folds == [("fold0", 0), ("fold1", 1), ("fold2", 2)]
+
+
+@pytest.mark.parametrize(
+    "name, variant",
+    [
+        ("full.py", ""),
+        ("full.py", "220m"),
+        ("full.py", "220m+relaxed"),
+        ("full.py", "elbo+no_contrast"),
+        ("full.py", "layers=4,seq=512"),
+        ("small.py", ""),
+        ("tiny.py", ""),
+        ("tiny.py", "contrast+detached"),
+        ("nafld.py", ""),
+        ("nhanes.py", ""),
+    ],
+)
+def test_each_experiment_file_gives_a_whole_config(name, variant, tmp_path):
+    config = load(name, variant)
+    named = variant.replace("+", "-").replace(",", "-").replace("=", "")
+    assert config.name == name.removesuffix(".py") + (f"-{named}" if named else "")
+    assert set(config) == set(config_lib.base()) and config.evaluate.tasks
+    run = config_lib.parse(config)
+    for model in run.networks:
+        assert set(run.model_config(model).weights) == set(WEIGHTS)
+        train = run.train_config(model)
+        assert 0 < train.warmup_steps < train.steps
+    missing = {"tiny.py": None, "small.py": None, "full.py": "meds_dir"}.get(name, "source_dir")
+    if missing is not None:
+        with pytest.raises(ValueError, match=rf"^no data: set --config\.data\.{missing} to "):
+            config_lib.check(run)
+        config.data[missing] = str(tmp_path)
+    config_lib.check(config_lib.parse(config))
+
+
+def test_the_papers_augmentation_is_on_in_the_full_config_and_off_elsewhere():
+    full = config_lib.parse(load("full.py")).model_config("joint").context
+    assert full.augments_signal and full.time_warp == 0.05 and full.patient_days == 1.0
+    assert (full.ehr_mask, full.wear_mask, full.wear_mask_kind) == (0.15, 0.25, "contiguous")
+    assert full.masked_contexts == 1.0
+    for name in ("tiny.py", "nafld.py", "nhanes.py"):
+        run = config_lib.parse(load(name))
+        other = run.model_config(run.networks[0]).context
+        assert not other.augments_signal and not other.patient_days and not other.drop_ehr and not other.drop_wear
+
+
+@pytest.mark.parametrize("file", ["full.py", "tiny.py"])
+@pytest.mark.parametrize("variant", config_lib.VARIANTS)
+def test_a_variant_sets_its_options_and_nothing_else_but_the_name(file, variant, tmp_path):
+    plain, changed = load(file), load(file, variant)
+    assert changed.name == f"{plain.name}-{variant}"
+    changed.name = plain.name
+    for option, value in config_lib.VARIANTS[variant].items():
+        part, _, key = option.rpartition(".")
+        before, after = plain, changed
+        for step in part.split("."):
+            before, after = before[step], after[step]
+        if part == "joint.weights":
+            value = (*value[:2], min(value[2], plain.train.steps // 10))
+        assert after[key] == value
+        after[key] = before[key]
+    assert changed.to_dict() == plain.to_dict()
+    runnable = load(file, variant)
+    runnable.data.meds_dir = str(tmp_path)
+    config_lib.check(config_lib.parse(runnable))
+
+
+def test_the_ablations_of_the_paper_are_what_they_are_called():
+    variants = ("", "no_cross_modal", "no_wear_to_ehr", "half_masked", "r8", "elbo")
+    full = {v: config_lib.parse(load("full.py", v)).model_config("joint") for v in variants}
+    off = (0.0, 0.0, 0)
+    weights = {v: c.weights for v, c in full.items()}
+    assert weights[""]["wear_to_ehr"] == (0.2, 1.0, 50_000) and weights[""]["ehr_to_wear"] == (0.1, 0.1, 0)
+    assert weights["no_cross_modal"]["wear_to_ehr"] == weights["no_cross_modal"]["ehr_to_wear"] == off
+    assert full["no_cross_modal"].context.pairs == 0 and weights["no_cross_modal"]["contrast"] == off
+    assert weights["no_wear_to_ehr"]["ehr_to_wear"] == (0.1, 0.1, 0)
+    assert full[""].context.wear_mask == 0.25 and full["half_masked"].context.wear_mask == 0.5
+    assert full[""].network.n_components == 4 and full["r8"].network.n_components == 8
+    assert full["elbo"].network.posterior == "normal" and weights["elbo"]["latent_kl"] == (0.0, 0.01, 50_000)
+    assert full[""].context.pairs == 8 and weights[""]["contrast"][1] == 0.05, "the regulariser has a small weight"
+    assert load("tiny.py", "elbo").joint.weights.latent_kl == (0.0, 0.01, 25), "ramps fit a short run"
+
+
+def test_the_full_config_is_appendix_a4_and_can_be_trimmed():
+    full = config_lib.parse(load("full.py")).model_config("joint").network
+    backbone = (full.n_layers, full.width, full.mlp_width, full.n_heads, full.kernel, full.n_components, full.dropout)
+    assert backbone == (24, 1024, 4096, 16, "mixture", 4, 0.1)
+    assert (full.wear_layers, full.wear_width, full.token_width, full.time_features) == (6, 512, 512, 128)
+    assert load("full.py", "220m").joint.network.n_layers == 16
+    trimmed = config_lib.parse(load("full.py", "220m,layers=4,seq=512")).model_config("joint")
+    assert (trimmed.network.n_layers, trimmed.network.width) == (4, 1024)
+    context = trimmed.context
+    assert (context.tokens, context.context_tokens, context.windows, context.queries) == (512, 512, 256, 16)
+    refused = {"layers=0": "layers is '0', it must be a number above 0", "seq=long": "seq is 'long', it must",
+               "width=8": "has no variant 'width=8'"}  # fmt: skip
+    for variant, sentence in refused.items():
+        with pytest.raises(ValueError, match=sentence):
+            load("full.py", variant)
+
+
+@pytest.mark.parametrize("name", sorted(p.name for p in (REPO / "configs").glob("*.py")))
+def test_an_unknown_variant_is_refused(name):
+    with pytest.raises(ValueError, match=f"configs/{name} has no variant 'big'"):
+        load(name, "big")
+
+
+def test_a_config_refuses_a_key_that_it_does_not_have():
+    config = config_lib.base()
+    assert isinstance(config, ml_collections.ConfigDict) and config.is_locked
+    with pytest.raises(AttributeError, match='Did you mean "steps"'):
+        config.train.stepps = 3
+    with pytest.raises(KeyError, match='Did you mean "steps"'):
+        config.train.update({"stepps": 3})
+    config.models.joint_again = {"family": "joint"}  # models are the user's to name
+    assert config_lib.parse(config).model_config("joint_again").modalities == ("ehr", "wear")
+    with pytest.raises(ValueError, match="config has no 'rows'; it has cohort"):
+        config_lib.parse(config.to_dict() | {"rows": {}})
+
+
+def runnable(tmp_path):
+    config = config_lib.base()
+    config.data.meds_dir = str(tmp_path)
+    config.evaluate.tasks = ("a",)
+    config_lib.check(config_lib.parse(config))
+    return config
+
+
+@pytest.mark.parametrize(
+    "key, value, error, sentence",
+    [
+        ("data.source", "omop", ValueError, "config.data.source is 'omop'; it can be synthetic, meds, nafld, nhanes"),
+        ("data.meds_dir", "/no/such", FileNotFoundError, "config.data.meds_dir: there is no folder /no/such"),
+        ("data.wearable_dir", "/no/such", FileNotFoundError, "config.data.wearable_dir: there is no folder /no/such"),
+        ("data.labels_dir", "/no/such", FileNotFoundError, "config.data.labels_dir: there is no folder /no/such"),
+        ("models.late_fusion.members", ("x", "joint"), ValueError, "config.models.late_fusion names 'x', which is not"),
+        ("models.late_fusion.members", ("joint",), ValueError, "config.models: late fusion of ('joint',); it takes at"),
+        ("models.linear_table.estimator", "tree", ValueError, "config.models.estimator is 'tree'; it can be boosting,"),
+        ("models.joint.modalities", ("ecg",), ValueError, "config.joint.modalities is ('ecg',); it can hold ehr and w"),
+        ("evaluate.reference_model", "x", ValueError, "config.evaluate names the model 'x', which is not in ['ehr_onl"),
+        ("joint.weights.contrast", (0.1, 0.1, 0), ValueError, "config.joint.weights.contrast needs pairs to align: se"),
+        ("joint.weights.latent_kl", (0.0, 0.1, 9), ValueError, "config.joint.network.posterior is 'point' and config."),
+        ("joint.network.posterior", "normal", ValueError, "config.joint.network.posterior is 'normal' and config.join"),
+        ("joint.context.wear_mask_kind", "holes", ValueError, "config.joint.context.wear_mask_kind is 'holes'; it can"),
+        ("joint.context.time_warp", 0.5, ValueError, "config.joint.context.time_warp is 0.5; it must lie in [0, 0.1]"),
+        ("train.accumulate", 3, ValueError, "config.train.accumulate is 3; it must divide config.train.batch_size, 32"),
+        ("train.rows_per_device", 4, ValueError, "config.train.batch_size is 32 and config.train.rows_per_device 4: o"),
+        ("train.batch_size", 0, ValueError, "config.train.batch_size is 0 and config.train.rows_per_device 0: one of "),
+        ("train.ema_decay", 1.0, ValueError, "config.train.ema_decay is 1.0; it must lie in [0, 1)"),
+        ("finetune.modes", ("qlora",), ValueError, "config.finetune.modes is 'qlora'; it can be head, lora, adapter, "),
+        ("finetune.tasks", ("b",), ValueError, "config.finetune.tasks names 'b', which is not in ['a']"),
+        ("finetune.models", ("a",), ValueError, "config.finetune.models names 'a', which is not in ['ehr_only', 'join"),
+        ("report.reliability_task", "b", ValueError, "config.report.reliability_task is 'b', which is not in config"),
+        ("evaluate.probe", "knn", ValueError, "config.evaluate.probe is 'knn'; it can be exact, adam"),
+    ],
+)
+def test_a_config_that_cannot_run_is_refused(tmp_path, key, value, error, sentence):
+    config = runnable(tmp_path)
+    set_option(config, key, value)
+    with pytest.raises(error) as caught:
+        config_lib.check(config_lib.parse(config))
+    assert str(caught.value).startswith(sentence) and "\n" not in str(caught.value)
+
+
+RAW = {"prepare.raw_channels": ("ppg",), "joint.context.raw_windows": 84, "joint.network.raw_width": 32}
+
+
+@pytest.mark.parametrize("left_out", [None, *RAW])
+def test_raw_windows_take_the_data_the_room_and_the_encoder(left_out):
+    config = load("tiny.py")
+    config.update_from_flattened_dict({k: v for k, v in RAW.items() if k != left_out})
+    if left_out is None:
+        config_lib.check(config_lib.parse(config))
+        config.joint.context.raw_windows = 83
+        with pytest.raises(ValueError, match="raw_windows is 83; it must be at least config.joint.context.windows, 84"):
+            config_lib.check(config_lib.parse(config))
+        return
+    with pytest.raises(ValueError, match=rf"config\.{left_out} is .*: set all three"):
+        config_lib.check(config_lib.parse(config))
+
+
+@dataclasses.dataclass(frozen=True)
+class Inner:
+    """An inner part."""
+
+    size: int = 1
+    """How large."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Outer:
+    """A part."""
+
+    rate: float = 0.5
+    """How fast, over
+    two lines."""
+    names: tuple = ()
+    """Which."""
+    maybe: int | None = None
+    """Or not."""
+    inner: Inner = Inner()
+    """Within."""
+    free: dict = dataclasses.field(default_factory=dict)
+    """Anything."""
+
+
+def test_options_are_built_from_nested_values_and_back():
+    values = {"rate": 2, "names": ["a", "b"], "maybe": 3, "inner": {"size": 4}, "free": {"x": [1, {"y": [2]}]}}
+    built = options.build(Outer, values)
+    assert built == Outer(2.0, ("a", "b"), 3, Inner(4), {"x": (1, {"y": (2,)})}) and isinstance(built.rate, float)
+    assert options.build(Outer, json.loads(json.dumps(options.as_dict(built)))) == built
+    assert options.documentation(Outer) == {
+        "rate": "How fast, over two lines.", "names": "Which.", "maybe": "Or not.", "inner": "Within.",
+        "free": "Anything.",
+    }  # fmt: skip
+    assert options.merged({"a": {"b": 1, "c": 2}, "d": 3}, {"a": {"c": 4}}) == {"a": {"b": 1, "c": 4}, "d": 3}
+
+
+@pytest.mark.parametrize(
+    "values, sentence",
+    [
+        ({"rat": 1}, "config has no 'rat'; it has free, inner, maybe, names, rate"),
+        ({"rate": "fast"}, "config.rate is 'fast'; it must be a number"),
+        ({"rate": True}, "config.rate is True; it must be a number"),
+        ({"inner": {"size": 1.5}}, "config.inner.size is 1.5; it must be a whole number"),
+        ({"names": "a"}, "config.names is 'a'; it must be a tuple, as in ('a',)"),
+    ],
+)
+def test_an_option_of_another_type_is_refused_by_its_name(values, sentence):
+    with pytest.raises(ValueError) as caught:
+        options.build(Outer, values)
+    assert str(caught.value) == sentence
