@@ -108,7 +108,10 @@ class PrepareConfig:
 
 
 # Options that change how prepare reaches its result, and not the result.
-PREPARE_NOT_RESULTS = ("scheduler", "workers", "worker_memory_gb")
+PREPARE_NOT_RESULTS = ("scheduler", "workers", "worker_memory_gb", "rows_per_piece")
+# Options that the tables do not depend on, but the records; and those that only what is fitted per fold depends on.
+RECORD_OPTIONS = ("implied_parents", "subjects_per_shard")
+FIT_OPTIONS = ("min_subjects", "value_bins", "min_values", "ranges_file", "tuning_fraction")
 
 
 @dataclasses.dataclass(frozen=True)

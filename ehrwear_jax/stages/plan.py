@@ -1,0 +1,155 @@
+"""Derives from a config the artifacts that a run is made of: where each lies, and what it depends on."""
+
+import dataclasses
+import functools
+from pathlib import Path
+
+from ehrwear_jax.config import RunConfig, options
+from ehrwear_jax.config.data import FIT_OPTIONS, PREPARE_NOT_RESULTS, RECORD_OPTIONS
+from ehrwear_jax.data.prepare import deidentify
+from ehrwear_jax.data.store import RecordStore
+from ehrwear_jax.stages.artifacts import Artifact
+from ehrwear_jax.stages.inputs import Inputs
+from ehrwear_jax.stages.workdir import Workdir
+from ehrwear_jax.training.pretrain import Model
+
+
+@dataclasses.dataclass(frozen=True)
+class Trained:
+    """A network to train: of a model, on a fold, with a seed."""
+
+    name: str
+    fold: str
+    seed: int
+
+    @property
+    def key(self) -> str:
+        """Its name among artifacts."""
+        return f"{self.name}/{self.fold}-seed{self.seed}"
+
+
+class Plan:
+    """The artifacts of a config in a workdir; nothing is made here.
+
+    Args:
+      verify: read all raw inputs again, whatever their size and time say.
+    """
+
+    def __init__(self, config: RunConfig, workdir: Workdir, verify: bool = False):
+        self.config, self.workdir, self.inputs = config, workdir, Inputs(workdir.inputs, verify)
+
+    def artifact(self, kind: str, name: str, of: object) -> Artifact:
+        """An artifact of this workdir."""
+        return Artifact(self.workdir, kind, name, of)
+
+    # ------------------------------------------------------------------------------------------------------- data
+
+    @property
+    def adapted(self) -> bool:
+        """Whether the raw dataset is made here: simulated, or built from published files."""
+        return self.config.data.source != "meds"
+
+    @functools.cached_property
+    def raw_identity(self) -> dict:
+        """What the raw dataset is, without its labels."""
+        data, source = self.config.data, self.config.data.source
+        if source == "synthetic":
+            return {"source": source, "simulate": options.as_dict(self.simulate)}
+        if source == "meds":
+            folders = {"meds": data.meds_dir, "wearable": data.wearable_dir}
+            return {"source": source} | {k: self.inputs.digest(v) for k, v in folders.items() if v}
+        of = {"source": source, "files": self.inputs.digest(data.source_dir), "seed": data.seed}
+        return of | ({"n_folds": data.n_folds} if source == "nhanes" else {})
+
+    @property
+    def simulate(self):
+        """Options of the simulation, with the seed of the data."""
+        return dataclasses.replace(self.config.simulate, seed=self.config.data.seed)
+
+    @property
+    def raw(self) -> Artifact:
+        """The raw dataset that is made here."""
+        return self.artifact("raw", self.config.data.source, self.raw_identity)
+
+    @property
+    def meds_dir(self) -> Path:
+        """The MEDS dataset."""
+        return self.raw.folder / "meds" if self.adapted else Path(self.config.data.meds_dir)
+
+    @property
+    def wearable_dir(self) -> Path | None:
+        """The wearable tables; None without any."""
+        if not self.adapted:
+            return Path(self.config.data.wearable_dir) if self.config.data.wearable_dir else None
+        folder = self.raw.folder / "wearable"
+        return folder if folder.is_dir() else None
+
+    @property
+    def changes_people(self) -> bool:
+        """Whether ids or dates are changed."""
+        return deidentify.of(self.config.prepare).active
+
+    def _prepare_options(self, without=()):
+        found = options.as_dict(self.config.prepare)
+        return {k: v for k, v in found.items() if k not in (*PREPARE_NOT_RESULTS, *without)}
+
+    @functools.cached_property
+    def tables(self) -> Artifact:
+        """Harmonised tables of the dataset."""
+        mapping = self.config.prepare.mapping_files
+        of = {
+            "raw": self.raw_identity,
+            "prepare": self._prepare_options((*RECORD_OPTIONS, *FIT_OPTIONS)),
+            "mapping": self.inputs.of_files(mapping) if mapping else "",
+            "cohort": options.as_dict(self.config.cohort),
+        }
+        return self.artifact("tables", self.config.data.source, of)
+
+    @functools.cached_property
+    def records(self) -> Artifact:
+        """Records of the dataset."""
+        of = {"tables": self.tables.digest, "prepare": {k: getattr(self.config.prepare, k) for k in RECORD_OPTIONS}}
+        return self.artifact("records", self.config.data.source, of)
+
+    def fit(self, fold: str) -> Artifact:
+        """What is fitted on the training split of a fold."""
+        number, ranges = dict(self.config.folds)[fold], self.config.prepare.ranges_file
+        of = {
+            "records": self.records.digest,
+            "fold": number,
+            "prepare": {k: getattr(self.config.prepare, k) for k in FIT_OPTIONS},
+            "ranges": self.inputs.of_files([ranges]) if ranges else "",
+        }
+        return self.artifact("fit", fold, of)
+
+    def store(self, fold: str, split: str | None = None) -> RecordStore:
+        """The records of a fold."""
+        return RecordStore(self.records.folder, self.fit(fold).folder, split)
+
+    # ------------------------------------------------------------------------------------------------------- models
+
+    def trained(self, name: str | None = None) -> list[Trained]:
+        """Every network to train: of all models, or of one."""
+        names = self.config.networks if name is None else [name]
+        return [
+            Trained(n, fold, seed) for fold, _ in self.config.folds for n in names for seed in self.config.seeds
+        ]
+
+    def model(self, trained: Trained) -> Model:
+        """What training takes."""
+        c = self.config
+        own = c.model_config(trained.name), c.train_config(trained.name)
+        return Model(trained.name, c.family(trained.name), *own, trained.seed)
+
+    def pretrained(self, trained: Trained) -> Artifact:
+        """The folder of a network."""
+        data = self._data_digest(trained.fold)
+        return self.artifact("models", trained.key, self.model(trained).identity() | {"data": data})
+
+    @functools.cache  # noqa: B019 (a plan lives as long as its run)
+    def _data_digest(self, fold):
+        return self.store(fold).digest()
+
+    def embeddings(self, trained: Trained) -> Path:
+        """Folder of a network's embeddings: a file per set of prediction times, written whole."""
+        return self.artifact("embeddings", trained.key, {"model": self.pretrained(trained).digest}).folder
