@@ -5,7 +5,6 @@ orbax writes the arrays. What it does not do is done here: a manifest of all fil
 to the newest checkpoint that is whole.
 """
 
-import json
 import logging
 import math
 import shutil
@@ -167,7 +166,7 @@ class Checkpoints:
         try:
             response.result()
             if distributed.is_first():
-                files.write_whole(target / manifest.ABOUT, json.dumps(about))
+                files.write_json(target / manifest.ABOUT, about)
                 manifest.seal(target)
                 steps = manifest.steps(self.folder)
                 for old in set(steps) - set(manifest.kept(steps, self._keep, self._keep_every)):

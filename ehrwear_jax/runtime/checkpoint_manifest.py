@@ -28,8 +28,8 @@ def seal(folder):
         files.flush_folder(inner)
     listed = {name: {"bytes": (folder / name).stat().st_size, "sha256": digest} for name, digest in found.items()}
     text = json.dumps({"files": listed}, indent=0)
-    files.write_whole(folder / MANIFEST, text, flush=True)
-    files.write_whole(folder / COMMIT, hashlib.sha256(text.encode()).hexdigest() + "\n", flush=True)
+    files.write_text(folder / MANIFEST, text, flush=True)
+    files.write_text(folder / COMMIT, hashlib.sha256(text.encode()).hexdigest() + "\n", flush=True)
 
 
 def is_committed(folder):

@@ -1,7 +1,6 @@
 """Where the wall time of a run goes, over all its restarts: the share of it in steps that count is its goodput."""
 
 import contextlib
-import json
 import time
 from pathlib import Path
 
@@ -83,7 +82,7 @@ class Goodput:
         self._turn(self._now)
         if self._writes:
             about = {"written": self._clock(), "starts": self.starts, "seconds": self.seconds, "at_save": self._at_save}
-            files.write_whole(self._path, json.dumps(about | {"devices": self.devices}))
+            files.write_json(self._path, about | {"devices": self.devices})
 
 
 def read(folder):

@@ -25,7 +25,7 @@ class MetricsLog:
         self._path = Path(folder) / "metrics.jsonl"
         if self._path.exists():
             lines = [x for x in self._path.read_text().splitlines() if _step(x) <= from_step]
-            files.write_whole(self._path, "".join(x + "\n" for x in lines))
+            files.write_text(self._path, "".join(x + "\n" for x in lines))
         self._file = open(self._path, "a")  # noqa: SIM115 (open as long as the loop runs)
         self._board = SummaryWriter(str(Path(folder) / "tensorboard"), purge_step=from_step + 1)
 

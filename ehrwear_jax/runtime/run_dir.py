@@ -229,7 +229,7 @@ class Heartbeat:
 
     def _write(self):
         try:
-            files.write_whole(self._path, json.dumps(self._now | {"time": time.time()}))
+            files.write_json(self._path, self._now | {"time": time.time()})
         except OSError as error:  # a full disk must not end the run from here
             logging.warning("%s: %s", self._path, error.strerror)
 
@@ -280,7 +280,7 @@ def check_same(folder, about):
     about = json.loads(json.dumps(about, default=str))
     before = files.read_json(path)
     if before is None:
-        files.write_whole(path, json.dumps(about, indent=1), flush=True)
+        files.write_json(path, about, indent=1, flush=True)
     elif found := difference(before, about):
         more = f" and {len(found) - 8} more" if len(found) > 8 else ""
         raise Changed(

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from repo import REPO
 
-from ehrwear_jax.runtime import checkpoint, files
+from ehrwear_jax.runtime import checkpoint
 from ehrwear_jax.runtime import checkpoint_manifest as manifest
 from ehrwear_jax.runtime.checkpoint import Checkpoints, DamagedCheckpoint
 from ehrwear_jax.runtime.exit_codes import NotSaved
@@ -230,11 +230,3 @@ def test_a_disk_that_fills_up(tmp_path):
     refused, failed = done.stdout.splitlines()
     assert refused.startswith("refused:") and "no room for the checkpoint of step 3: it needs 3.0 MB" in refused
     assert failed.startswith("failed:") and "step 3 was not written" in failed
-
-
-def test_a_torn_json_file_is_no_error_and_a_whole_one_replaces_another(tmp_path):
-    files.write_whole(tmp_path / "x.json", "[1]", flush=True)
-    files.write_whole(tmp_path / "x.json", "[2]")
-    assert files.read_json(tmp_path / "x.json") == [2] and [p.name for p in tmp_path.iterdir()] == ["x.json"]
-    (tmp_path / "x.json").write_text("[2")
-    assert files.read_json(tmp_path / "x.json", {}) == {} and files.read_json(tmp_path / "none") is None
