@@ -56,8 +56,8 @@ def checksums(tree: PyTree) -> PyTree:
     """
     leaves, structure = jax.tree.flatten(tree)
     if state_bytes(tree) < HOST_BYTES and all(getattr(x, "is_fully_addressable", True) for x in leaves):
-        return structure.unflatten([_on_host(x) for x in jax.device_get(leaves)])
-    return structure.unflatten([int(x) for x in jax.device_get(_on_devices(leaves))])
+        return jax.tree.unflatten(structure, [_on_host(x) for x in jax.device_get(leaves)])
+    return jax.tree.unflatten(structure, [int(x) for x in jax.device_get(_on_devices(leaves))])
 
 
 def _weigh(bits, place):
@@ -358,7 +358,7 @@ def read_parts(folder: Path | str, parts: Sequence[str] = ("params",)) -> dict[s
     if faults := checkpoint_manifest.faults(folder):
         raise DamagedCheckpoint(f"{folder.parent}: checkpoint {folder.name} is damaged: {'; '.join(faults)}")
     here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    tree = {}
+    tree: dict[str, Any] = {}
     about = checkpoint_manifest.about(folder)
     for name, (shape, dtype, _) in about["leaves"].items():
         *path, last = name.split("/")

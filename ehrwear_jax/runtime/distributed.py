@@ -75,9 +75,7 @@ def arguments(environment: Mapping[str, str]) -> dict[str, Any] | None:
     return None
 
 
-def initialize(
-    environment: Mapping[str, str] = os.environ, heartbeat_timeout_s: int = 60, wait_s: int = 300
-) -> None:
+def initialize(environment: Mapping[str, str] = os.environ, heartbeat_timeout_s: int = 60, wait_s: int = 300) -> None:
     """Joins the job's other processes, if the environment names any. Before anything touches a device.
 
     Raises:

@@ -105,7 +105,7 @@ class Lease:
         self.folder.mkdir(parents=True, exist_ok=True)
         while not self._create():
             lease, age = holder(self.folder)
-            if lease is None:
+            if lease is None or age is None:
                 continue
             if not is_dead(lease) and age <= self._stale_s:
                 if lease["place"] == place():
@@ -315,7 +315,7 @@ class Events:
 
 def read_lines(path: Path | str) -> list[Any]:
     """The values of a JSON lines file; a last line that a kill tore is left out."""
-    found = []
+    found: list[Any] = []
     try:
         lines = Path(path).read_text().splitlines()
     except FileNotFoundError:

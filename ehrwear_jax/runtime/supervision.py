@@ -141,14 +141,15 @@ class Supervision:
     def resume(self, state: State) -> tuple[int, State]:
         """(step, state) of the newest whole checkpoint; (0, the given state) if there is none."""
         step, restored, skipped = self.checkpoints.restore_newest(state, set_aside=True)
+        if step is None or restored is None:
+            step, restored = 0, state
         for reason in skipped:
             self.events.add("checkpoint_skipped", step, reason=reason)
-        step, state = (0, state) if step is None else (step, restored)
         self._step = step
         self.goodput.resumed(step)
         if self.goodput.starts > 1:
             self.events.add("resumed", step, starts=self.goodput.starts)
-        return step, state
+        return step, restored
 
     def begin(self, step: int) -> None:
         """Opens the curves; to be called once before the first step."""

@@ -12,6 +12,9 @@ from typing import Self
 
 from ehrwear_jax.runtime.exit_codes import HUNG
 
+# The stream as it was when the process started: tests and notebooks replace sys.stderr by what has no file.
+STDERR = sys.__stderr__ or 2
+
 
 class Watchdog:
     """While the `with` block lasts, `beat` is to be called at least every `timeout_s` seconds.
@@ -48,8 +51,7 @@ class Watchdog:
 
     def _arm(self):
         self._armed = time.monotonic()
-        # the stream as it was when the process started: tests and notebooks replace sys.stderr by what has no file
-        faulthandler.dump_traceback_later(2 * self._allowed + self._patience_s + 1, exit=True, file=sys.__stderr__)
+        faulthandler.dump_traceback_later(2 * self._allowed + self._patience_s + 1, exit=True, file=STDERR)
 
     def _watch(self):
         while not self._end.wait(min(1.0, self._timeout_s / 10)):
@@ -67,7 +69,7 @@ class Watchdog:
                 f.write(sentence + "\n\n")
                 f.flush()
                 faulthandler.dump_traceback(file=f, all_threads=True)
-            faulthandler.dump_traceback(file=sys.__stderr__, all_threads=True)
+            faulthandler.dump_traceback(file=STDERR, all_threads=True)
             talker.start()
             talker.join(self._patience_s)
         finally:

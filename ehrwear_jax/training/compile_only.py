@@ -1,4 +1,4 @@
-"""What a configuration costs before it has data or devices: its parameters, and its step compiled for a TPU slice."""
+"""Computes what a configuration costs before it has data or devices: its parameters, its step on a TPU slice."""
 
 import contextlib
 import dataclasses
@@ -6,7 +6,9 @@ import importlib.util
 import os
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 from jax.experimental import topologies
@@ -29,7 +31,7 @@ class AssumedPatients:
 
     batch_shape = pipeline.Patients.batch_shape
 
-    def __init__(self, config, prepare, vocabulary):
+    def __init__(self, config: Any, prepare: Any, vocabulary: int) -> None:
         self.config, self.channels = config, tuple(prepare.channels)
         self.steps = prepare.window_hours * 60 // prepare.step_minutes
         self.vocabulary, self.future_codes = range(vocabulary), range(config.future_codes)
@@ -39,18 +41,18 @@ class AssumedPatients:
         wanted = window_summaries.parse(prepare.summaries, self.channels)
         self.further_channel_X = window_summaries.targets(wanted)
 
-    def later_rates(self):
+    def later_rates(self) -> tuple[float, ...]:
         return (0.01,) * (len(self.future_codes) * len(self.config.horizons))
 
 
-def parameters(patients, model_options):
+def parameters(patients: Any, model_options: Mapping[str, Any]) -> dict[str, int]:
     """{part: number of parameters} of the model, without making it."""
     example = batch_lib.empty_batch(patients.batch_shape(), 1)
     model = train.make_model(patients, model_options)
     return cost.parameters(jax.eval_shape(lambda k: model.init(k, example), jax.random.key(0))["params"])
 
 
-def tpu_library():
+def tpu_library() -> Path:
     """Path of libtpu.so: beside the environment's packages, where launch/setup_env.sh puts it, or among them.
 
     Raises:
@@ -59,12 +61,12 @@ def tpu_library():
     beside = Path(sys.prefix) / "libtpu" / "libtpu" / "libtpu.so"
     if beside.exists():
         return beside
-    if spec := importlib.util.find_spec("libtpu"):
+    if (spec := importlib.util.find_spec("libtpu")) and spec.origin:
         return Path(spec.origin).parent / "libtpu.so"
     raise FileNotFoundError("compiling for TPUs needs libtpu; launch/setup_env.sh's ensure_libtpu installs it")
 
 
-def tpu_devices(topology):
+def tpu_devices(topology: str) -> list[jax.Device]:
     """The devices of a TPU slice that need not exist, e.g. "v5e:16x16".
 
     Raises:
@@ -101,7 +103,14 @@ class Compiled:
     collectives: dict
 
 
-def compile_step(patients, model_options, train_config, mesh, rows, platform=None):
+def compile_step(
+    patients: Any,
+    model_options: Mapping[str, Any],
+    train_config: train.TrainConfig,
+    mesh: jax.sharding.Mesh,
+    rows: int,
+    platform: str | None = None,
+) -> Compiled:
     """Compiles the training step that `train.pretrain` runs, on shapes alone.
 
     Args:
@@ -138,7 +147,7 @@ def compile_step(patients, model_options, train_config, mesh, rows, platform=Non
     return Compiled(seconds, text, rows, parts | {"total": sum(parts.values())}, flops, full, hlo.collectives(text))
 
 
-def full_counts(patients, rows):
+def full_counts(patients: Any, rows: int) -> dict[str, int]:
     """cost.batch_counts of rows that hold one context each and no padding."""
     shape = patients.batch_shape()
     seen = shape.tokens * (shape.tokens + 1) // 2 + shape.queries * shape.tokens

@@ -1,4 +1,7 @@
-"""AdamW as the paper has it, gradients summed over micro-batches, averaged weights."""
+"""Makes the optimiser (AdamW as the paper has it), sums gradients over micro-batches, averages weights."""
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -6,11 +9,17 @@ import optax
 
 from ehrwear_jax.training import schedules
 
+if TYPE_CHECKING:
+    from ehrwear_jax.training.train import TrainConfig
+
+PyTree = Any  # of arrays
+Batch = Mapping[str, jax.Array]
+
 # v_j of the modality bias u_m . v_j: a parameter of the attention kernel, though a matrix
 NOT_DECAYED = ("source",)
 
 
-def decayed(params):
+def decayed(params: PyTree) -> PyTree:
     """Weight decay acts on matrices only: not on norms, biases, embeddings or parameters of the attention kernel."""
 
     def is_decayed(path, _):
@@ -20,7 +29,7 @@ def decayed(params):
     return jax.tree_util.tree_map_with_path(is_decayed, params)
 
 
-def make_optimizer(config):
+def make_optimizer(config: "TrainConfig") -> optax.GradientTransformation:
     """AdamW behind a clip of the global norm (paper, section 3.5); config: train.TrainConfig."""
     rate = schedules.learning_rate(config.peak_learning_rate, config.warmup_steps, config.steps)
     return optax.chain(
@@ -29,7 +38,13 @@ def make_optimizer(config):
     )
 
 
-def summed_gradients(objective, params, batch, key, n_micro):
+def summed_gradients(
+    objective: Callable[[PyTree, Batch, jax.Array], tuple[jax.Array, PyTree]],
+    params: PyTree,
+    batch: Batch,
+    key: jax.Array,
+    n_micro: int,
+) -> tuple[tuple[jax.Array, PyTree], PyTree]:
     """Value, metrics and gradient of an objective that is a sum over rows, `n_micro` parts of the batch at a time.
 
     Only one part's activations are held. Row r is in part r % n_micro, so that each device gives its share of each.
@@ -61,7 +76,7 @@ def summed_gradients(objective, params, batch, key, n_micro):
     return jax.lax.scan(add, zero, (parts, keys))[0]
 
 
-def average(averaged, params, step, decay):
+def average(averaged: PyTree, params: PyTree, step: jax.Array, decay: float | jax.Array) -> PyTree:
     """Exponential moving average of weights; early on it forgets faster, so that the start is not remembered."""
     decay = jnp.minimum(decay, (1.0 + step) / (10.0 + step))
     return jax.tree.map(lambda a, p: decay * a + (1.0 - decay) * p, averaged, params)

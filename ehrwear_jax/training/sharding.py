@@ -1,15 +1,19 @@
-"""Devices: the mesh and how batches, activations and state lie on it; the only file that names mesh axes."""
+"""Makes the mesh of devices; says how batches, activations and state lie on it. No other file names mesh axes."""
 
 import dataclasses
 import functools
 import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from ehrwear_jax.ops.kernel_attention import kernel_attention
 from ehrwear_jax.ops.kernel_attention.sharded import sharded_kernel_attention
+
+PyTree = Any  # of arrays
 
 AXES = ("data", "fsdp", "tensor", "context")
 
@@ -59,7 +63,7 @@ class MeshConfig:
     context: int = 1
 
 
-def make_mesh(devices=None, config=None):
+def make_mesh(devices: Sequence[jax.Device] | None = None, config: MeshConfig | None = None) -> Mesh:
     """A mesh of the devices (all by default) as MeshConfig says.
 
     Raises:
@@ -80,7 +84,7 @@ def _count(mesh, axes):
     return int(np.prod([mesh.shape[a] for a in axes]))
 
 
-def spec(mesh, shape, names):
+def spec(mesh: Mesh, shape: Sequence[int], names: Sequence[str | None]) -> PartitionSpec:
     """PartitionSpec of an array whose dimensions have these logical names (None: never split)."""
 
     def split(size, name):
@@ -92,12 +96,12 @@ def spec(mesh, shape, names):
     return PartitionSpec(*(split(size, name) for size, name in zip(shape, names, strict=True)))
 
 
-def path_name(path):
+def path_name(path: Sequence[Any]) -> str:
     """A key path of a pytree as text, e.g. "params/backbone/blocks/up/kernel"."""
     return "/".join(str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k)))) for k in path)
 
 
-def state_sharding(state, mesh):
+def state_sharding(state: PyTree, mesh: Mesh) -> PyTree:
     """NamedShardings of a pytree of parameters or of a training state (arrays or their shapes), by PARAMETERS."""
 
     def of(path, x):
@@ -109,22 +113,22 @@ def state_sharding(state, mesh):
     return jax.tree_util.tree_map_with_path(of, state)
 
 
-def batch_sharding(mesh):
+def batch_sharding(mesh: Mesh) -> NamedSharding:
     """Rows of a batch over the axes that hold rows."""
     return NamedSharding(mesh, PartitionSpec(LOGICAL["batch"]))
 
 
-def replicated(mesh):
+def replicated(mesh: Mesh) -> NamedSharding:
     """The same array on every device."""
     return NamedSharding(mesh, PartitionSpec())
 
 
-def n_row_devices(mesh):
+def n_row_devices(mesh: Mesh) -> int:
     """Over how many devices (or groups that share rows) a batch's rows are spread."""
     return _count(mesh, LOGICAL["batch"])
 
 
-def row_share(mesh):
+def row_share(mesh: Mesh) -> tuple[int, int]:
     """(index, count): this process reads part `index` of the `count` parts that a global batch is read in.
 
     Processes whose devices hold the same rows (of one row's tensor or context split) read the same part.
@@ -134,14 +138,14 @@ def row_share(mesh):
     """
     count = _count(mesh, LOGICAL["batch"])
     held = batch_sharding(mesh).addressable_devices_indices_map((count,)).values()
-    blocks = sorted({index[0].indices(count)[0] for index in held})
+    blocks = sorted({index[0].indices(count)[0] for index in held if index is not None})
     n, first = len(blocks), blocks[0]
     if blocks != list(range(first, first + n)) or count % n or first % n:
         raise ValueError(f"config.mesh: a process's devices hold parts {blocks} of {count} of a batch's rows")
     return first // n, count // n
 
 
-def device_batch(batch, mesh):
+def device_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
     """Process-local numpy rows -> global arrays over the mesh.
 
     Raises:
@@ -156,7 +160,7 @@ def device_batch(batch, mesh):
 
 
 @functools.cache  # so that models for equal meshes are equal, and are compiled once
-def placement(mesh):
+def placement(mesh: Mesh) -> Callable[..., jax.Array]:
     """place(x, *names): says to the compiler where an activation lies, by the logical names of its dimensions."""
 
     def place(x, *names):
@@ -168,19 +172,19 @@ def placement(mesh):
 
 
 @functools.cache
-def attention(mesh):
+def attention(mesh: Mesh) -> Callable[..., jax.Array]:
     """The kernel attention op for arrays of global batches on this mesh, called like `kernel_attention`.
 
     Left to itself, XLA would gather the batch around a fused kernel, or ask all devices what each tile sees.
     """
 
-    def attend(q_BxTxHxD, k_BxSxHxD, *arguments, **keywords):
+    def attend(q_BxTxHxD, k_BxSxHxD, v_BxSxHxD, **keywords):
         # an example of one row, as parameters are initialised with, has no place on several devices
         if mesh.size == 1 or q_BxTxHxD.shape[0] % _count(mesh, LOGICAL["batch"]):
-            return kernel_attention(q_BxTxHxD, k_BxSxHxD, *arguments, **keywords)
+            return kernel_attention(q_BxTxHxD, k_BxSxHxD, v_BxSxHxD, **keywords)
         names = ("batch", "length", "heads", None)
-        specs = {"mesh": mesh, "q_spec": spec(mesh, q_BxTxHxD.shape, names)}
+        specs: dict[str, Any] = {"mesh": mesh, "q_spec": spec(mesh, q_BxTxHxD.shape, names)}
         specs["k_spec"] = spec(mesh, k_BxSxHxD.shape, names)
-        return sharded_kernel_attention(q_BxTxHxD, k_BxSxHxD, *arguments, **specs, **keywords)
+        return sharded_kernel_attention(q_BxTxHxD, k_BxSxHxD, v_BxSxHxD, **specs, **keywords)
 
     return attend

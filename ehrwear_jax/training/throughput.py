@@ -1,6 +1,11 @@
-"""How fast a run is."""
+"""Measures how fast a run trains."""
 
 import time
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from jax.sharding import Mesh
 
 from ehrwear_jax.training import cost, sharding
 
@@ -15,7 +20,7 @@ class Throughput:
     Of several processes each counts its own rows and takes the others' to hold as much.
     """
 
-    def __init__(self, model, sizes, mesh, step):
+    def __init__(self, model: Any, sizes: Mapping[str, int], mesh: Mesh, step: int) -> None:
         self._model, self._sizes = model, sizes
         self._parts, self._devices = sharding.row_share(mesh)[1], mesh.size
         self._peak = cost.peak_flops(mesh.devices.flat[0].device_kind)
@@ -25,7 +30,7 @@ class Throughput:
         self._began, self._step, self._waited = time.perf_counter(), step, 0.0
         self._counts = dict.fromkeys(("patient_days", "tokens", "flops"), 0.0)
 
-    def add(self, batch, waited):
+    def add(self, batch: Mapping[str, np.ndarray], waited: float) -> None:
         """A batch of this process's rows, and the seconds that were spent waiting for it."""
         counts = cost.batch_counts(batch)
         counts["patient_days"] = cost.patient_days(batch)
@@ -33,7 +38,7 @@ class Throughput:
         self._counts = {k: v + self._parts * counts[k] for k, v in self._counts.items()}
         self._waited += waited
 
-    def read(self, step):
+    def read(self, step: int) -> dict[str, float]:
         """{name: value}; mfu, the share of the devices' peak, only where that is known."""
         elapsed = time.perf_counter() - self._began
         rate = {k: v / elapsed for k, v in self._counts.items()}
