@@ -36,6 +36,7 @@ TEST_REQUIRES = [
     "hypothesis>=6.100",
     "lifelines>=0.30",
     "meds-evaluation>=0.0.6",
+    "mypy>=1.18",
     "neurokit2>=0.2.13",
     "pytest>=8",
     "pytest-xdist>=3.6",

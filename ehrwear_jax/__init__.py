@@ -1,1 +1,29 @@
-"""Continuous-time representation learning over linked EHR events and wearable signals, in JAX."""
+"""Continuous-time representation learning over linked EHR events and wearable signals, in JAX.
+
+The names of the public API are imported when they are first used: `import ehrwear_jax` itself imports no library.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ehrwear_jax.ops.kernel_attention import kernel_attention
+
+# Name -> module that defines it.
+_MODULES = {
+    "kernel_attention": "ehrwear_jax.ops.kernel_attention",
+}
+
+__all__ = ["kernel_attention"]
+
+
+def __getattr__(name: str) -> Any:
+    """Imports a name of the public API (PEP 562), once."""
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = globals()[name] = getattr(importlib.import_module(_MODULES[name]), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_MODULES})

@@ -2,12 +2,14 @@
 
 python -m ehrwear_jax.main --config=configs/tiny.py
 
-Several processes make one job where Slurm, a JobSet or a TPU slice started them (distributed.py). Exit codes: exits.py.
+Several processes make one job where Slurm, a JobSet or a TPU slice started them (distributed.py). Exit codes:
+exit_codes.py.
 """
 
 import logging
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
@@ -26,7 +28,8 @@ STAGES = flags.DEFINE_list("stages", list(stages.ORDER), "Stages to run, in orde
 DEBUG = flags.DEFINE_bool("debug", False, "Show the traceback of an error.")
 
 
-def main(argv):
+def main(argv: Sequence[str]) -> None:
+    """Runs the flags' stages; exits with one sentence and a code of exit_codes.py if that goes wrong."""
     if len(argv) > 1:
         sys.exit(f"ehrwear_jax: unexpected argument {argv[1]!r}; flags look like --config=configs/tiny.py")
     absl_logging.use_absl_handler()

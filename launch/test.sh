@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Lint and test on the CPU: launch/test.sh [pytest arguments]
+# Lint, check types and test on the CPU: launch/test.sh [pytest arguments]
 # Makes or reuses .venv; needs Python >= 3.11. Tests marked slow or long are left out.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/setup_env.sh"
@@ -8,5 +8,6 @@ ensure_env test
 cd "$REPO"
 export JAX_PLATFORMS=cpu
 "$PYTHON" -m ruff check .
+"$PYTHON" -m mypy
 # One file per worker at a time, so that a file's fixtures are built once.
 exec "$PYTHON" -m pytest -n auto --dist loadfile -q "$@"

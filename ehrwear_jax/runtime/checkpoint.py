@@ -1,29 +1,43 @@
-"""Checkpoints of the training state; the only file that imports orbax.
+"""Saves and restores checkpoints of the training state; the only module that imports orbax.
 
-orbax writes the arrays. What it does not do is done here: a manifest of all files and a commit mark that comes last
-(manifest.py), check sums of the arrays as they were in memory, a look at the free space before a save, and the way back
-to the newest checkpoint that is whole.
+orbax writes the arrays in the background, reads them onto any mesh, and its preservation policies decide what is kept.
+What it does not do is done here: a manifest of all files and a commit mark that comes last (checkpoint_manifest.py),
+check sums of the arrays as they were in memory, a look at the free space before a save, and the way back to the newest
+checkpoint that is whole.
+
+Its training.Checkpointer (tried with orbax 0.12.8) is not used, for it cannot wait for the commit mark:
+- It removes old checkpoints as soon as its own rename is done. A mark written after that comes too late: of one
+  checkpoint that is kept, a kill between the two leaves none. Its post_finalization_callback comes too early: a file
+  of metadata is written again after it, so that digests taken there are wrong.
+- Its list holds whatever was renamed, so that a checkpoint without mark, or a damaged one, counts among the newest n.
+- After a save that failed, the next save raises that old error and is lost too, and what is to be removed is forgotten.
 """
 
-import json
 import logging
 import math
 import shutil
 import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ehrwear_jax.runtime import checkpoint_manifest as manifest
-from ehrwear_jax.runtime import distributed, files
+from ehrwear_jax.runtime import checkpoint_manifest, distributed, files
 from ehrwear_jax.runtime.exit_codes import NotSaved
 
 try:
     from orbax.checkpoint import v1 as ocp
 except ImportError:  # where the v1 API still lives before orbax 1.0
     from orbax.checkpoint.experimental import v1 as ocp
+
+PyTree = Any  # of arrays; State: a dict of them by name
+State = dict[str, PyTree]
 
 APART = ("params", "average")  # parts of a state that are read without the others
 MARGIN_BYTES = 1 << 20
@@ -34,7 +48,7 @@ class DamagedCheckpoint(ValueError):
     """A checkpoint is not what was saved."""
 
 
-def checksums(tree):
+def checksums(tree: PyTree) -> PyTree:
     """A number in 32 bits per leaf, of its bits and their places: the same on any mesh, another if any word changes.
 
     A sum modulo 2^32 of words times odd numbers, one per place, has no rounding and needs no order. A small state that
@@ -42,8 +56,8 @@ def checksums(tree):
     """
     leaves, structure = jax.tree.flatten(tree)
     if state_bytes(tree) < HOST_BYTES and all(getattr(x, "is_fully_addressable", True) for x in leaves):
-        return structure.unflatten([_on_host(x) for x in jax.device_get(leaves)])
-    return structure.unflatten([int(x) for x in jax.device_get(_on_devices(leaves))])
+        return jax.tree.unflatten(structure, [_on_host(x) for x in jax.device_get(leaves)])
+    return jax.tree.unflatten(structure, [int(x) for x in jax.device_get(_on_devices(leaves))])
 
 
 def _weigh(bits, place):
@@ -70,17 +84,18 @@ def _on_devices(leaves):
     return [one(x) for x in leaves]
 
 
-def names(tree):
+def names(tree: PyTree) -> list[str]:
     """Path of each leaf, such as params/backbone/query, in the order of jax.tree.leaves."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     return [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in leaves]
 
 
-def state_bytes(state):
+def state_bytes(state: PyTree) -> int:
+    """The size of all arrays of a pytree, each counted once, however many devices hold it."""
     return sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(state))
 
 
-def fingerprint(tree):
+def fingerprint(tree: PyTree) -> str:
     """One hexadecimal digest of a pytree's leaves: names, shapes, dtypes and check sums."""
     return files.digest(_inventory(tree))
 
@@ -88,6 +103,27 @@ def fingerprint(tree):
 def _inventory(tree):
     leaves = zip(names(tree), jax.tree.leaves(tree), jax.tree.leaves(checksums(tree)), strict=True)
     return {name: [list(x.shape), str(x.dtype), total] for name, x, total in leaves}
+
+
+@dataclass(frozen=True)
+class _Saved:
+    """What orbax's preservation policies ask of a checkpoint."""
+
+    step: int
+    time: datetime
+    metrics: None = None
+
+
+def preserved(times: dict[int, datetime], newest: int, every: int = 0) -> list[int]:
+    """The steps that are kept of {step: commit time}: the newest ones, and the multiples of `every` (0: none).
+
+    By orbax's policies; which checkpoints are counted and when the others are removed is decided here (see above).
+    """
+    policies = ocp.training.preservation_policies
+    chosen = [policies.LatestN(newest), *([policies.EveryNSteps(every)] if every else [])]
+    saved = [_Saved(step, times[step]) for step in sorted(times)]
+    kept = policies.AnyPreservationPolicy(chosen).should_preserve(saved, context=policies.PreservationContext())
+    return [x.step for x, keep in zip(saved, kept, strict=True) if keep]
 
 
 def _split(state):
@@ -107,25 +143,29 @@ class Checkpoints:
       about: JSON-able dict that each checkpoint says about itself, beside its step: seed, config, data.
     """
 
-    def __init__(self, folder, keep=2, keep_every=0, about=None):
+    def __init__(
+        self, folder: Path | str, keep: int = 2, keep_every: int = 0, about: dict[str, Any] | None = None
+    ) -> None:
         self.folder = Path(folder).absolute()
         if distributed.is_first():
             self.folder.mkdir(parents=True, exist_ok=True)
         self._keep, self._keep_every, self._about = keep, keep_every, about or {}
-        self._saving = self._thread = self._failure = None
+        self._saving: tuple[int, Path] | None = None
+        self._thread: threading.Thread | None = None
+        self._failure: BaseException | None = None
 
-    def steps(self):
+    def steps(self) -> list[int]:
         """Steps of the committed checkpoints, ascending."""
         self.wait()
-        return manifest.steps(self.folder)
+        return checkpoint_manifest.steps(self.folder)
 
-    def latest_step(self):
+    def latest_step(self) -> int | None:
         """Step of the newest committed checkpoint, or None."""
         return max(self.steps(), default=None)
 
     # ------------------------------------------------------------------------------------------------------- saving
 
-    def save(self, step, state):
+    def save(self, step: int, state: State) -> None:
         """Starts saving a dict of pytrees of arrays; waits for the save before it.
 
         Raises:
@@ -150,10 +190,10 @@ class Checkpoints:
     def _refusal(self, step, state):
         if not distributed.is_first():
             return None
-        newest = max(manifest.steps(self.folder), default=None)
+        newest = max(checkpoint_manifest.steps(self.folder), default=None)
         if newest is not None and newest >= step:
             return "order", f"{self.folder}: step {step} was not saved; the newest is {newest}"
-        manifest.tidy(self.folder)
+        checkpoint_manifest.tidy(self.folder)
         need, free = state_bytes(state) + MARGIN_BYTES, shutil.disk_usage(self.folder).free
         if free < need:
             return "room", (
@@ -167,24 +207,24 @@ class Checkpoints:
         try:
             response.result()
             if distributed.is_first():
-                files.write_whole(target / manifest.ABOUT, json.dumps(about))
-                manifest.seal(target)
-                steps = manifest.steps(self.folder)
-                for old in set(steps) - set(manifest.kept(steps, self._keep, self._keep_every)):
-                    manifest.remove(self.folder / str(old))
+                files.write_json(target / checkpoint_manifest.ABOUT, about)
+                checkpoint_manifest.seal(target)
+                times = checkpoint_manifest.commit_times(self.folder)
+                for old in times.keys() - preserved(times, self._keep, self._keep_every):
+                    checkpoint_manifest.remove(self.folder / str(old))
         except BaseException as error:  # raised in the main thread by wait
             self._failure = error
 
     @property
-    def saving(self):
+    def saving(self) -> int | None:
         """The step whose save was begun and not waited for, or None."""
-        return self._saving and self._saving[0]
+        return None if self._saving is None else self._saving[0]
 
-    def finished(self):
+    def finished(self) -> bool:
         """Whether a save is over that nobody has waited for; on the first process."""
         return self._saving is not None and (self._thread is None or not self._thread.is_alive())
 
-    def wait(self):
+    def wait(self) -> None:
         """Returns when what was saved is on disk and committed.
 
         Raises:
@@ -200,17 +240,17 @@ class Checkpoints:
         reason = distributed.from_first(f"checkpoint/{step}", reason) or reason
         if reason:
             if distributed.is_first():
-                manifest.remove(target)
-                manifest.tidy(self.folder)
+                checkpoint_manifest.remove(target)
+                checkpoint_manifest.tidy(self.folder)
             raise NotSaved(f"{self.folder}: the checkpoint of step {step} was not written: {reason}") from failure
 
     # ----------------------------------------------------------------------------------------------------- restoring
 
-    def faults(self, step):
+    def faults(self, step: int) -> list[str]:
         """What is wrong with the files of a checkpoint: sentences, none if it is whole."""
-        return manifest.faults(self.folder / str(step))
+        return checkpoint_manifest.faults(self.folder / str(step))
 
-    def restore(self, step, like):
+    def restore(self, step: int, like: State) -> State:
         """The state saved at `step`, laid out like the pytree `like` of arrays or ShapeDtypeStructs with shardings.
 
         Raises:
@@ -229,7 +269,7 @@ class Checkpoints:
             raise DamagedCheckpoint(f"{self.folder}: checkpoint {step} is damaged: {'; '.join(faults)}")
         return _load(target, like)
 
-    def restore_newest(self, like, set_aside=False):
+    def restore_newest(self, like: State, set_aside: bool = False) -> tuple[int | None, State | None, list[str]]:
         """The newest checkpoint that is whole.
 
         Args:
@@ -243,7 +283,8 @@ class Checkpoints:
           ValueError: the newest whole one holds another structure or other shapes.
         """
         skipped = {}
-        whole, cut_off = distributed.from_first("checkpoint/steps", [self.steps(), manifest.unfinished(self.folder)])
+        here = [self.steps(), checkpoint_manifest.unfinished(self.folder)]
+        whole, cut_off = distributed.from_first("checkpoint/steps", here)
         for step in reversed(whole):
             try:
                 state = self.restore(step, like)
@@ -253,8 +294,8 @@ class Checkpoints:
                 continue
             if set_aside and distributed.is_first():
                 for damaged in skipped:
-                    manifest.set_aside(self.folder / str(damaged))
-            notes = [f"{self.folder}: checkpoint {s}: {manifest.CUT_OFF}" for s in cut_off if s > step]
+                    checkpoint_manifest.set_aside(self.folder / str(damaged))
+            notes = [f"{self.folder}: checkpoint {s}: {checkpoint_manifest.CUT_OFF}" for s in cut_off if s > step]
             for note in notes:
                 logging.warning("skipped: %s", note)
             return step, state, [*notes, *skipped.values()]
@@ -262,13 +303,16 @@ class Checkpoints:
             raise DamagedCheckpoint(f"no checkpoint is whole: {'; '.join(skipped.values())}")
         return None, None, []
 
-    def close(self):
+    def close(self) -> None:
+        """As `wait`."""
         self.wait()
 
-    def __enter__(self):
+    def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind, *error):
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if kind is None:
             self.close()
         elif self._thread is not None:  # what failed is not hidden by what also failed
@@ -278,7 +322,7 @@ class Checkpoints:
 def _load(target, like):
     """Reads a checkpoint whose files are whole, and compares the arrays with the check sums of their saving."""
     abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), like)
-    want = manifest.about(target)["leaves"]
+    want = checkpoint_manifest.about(target)["leaves"]
     if reason := _mismatch(abstract, want):
         raise ValueError(f"{target.parent}: checkpoint {target.name} is of another model: {reason}")
     parts = ocp.load_checkpointables(target, _split(abstract))
@@ -302,7 +346,7 @@ def _mismatch(like, want):
     return None
 
 
-def read_parts(folder, parts=("params",)):
+def read_parts(folder: Path | str, parts: Sequence[str] = ("params",)) -> dict[str, PyTree]:
     """Parts of a checkpoint as they were saved, on this process alone: {part: nested dict of numpy arrays}.
 
     For what has no model yet, or another one. The part must be made of dicts, as parameters are.
@@ -311,11 +355,11 @@ def read_parts(folder, parts=("params",)):
       DamagedCheckpoint: a file is damaged, truncated or missing.
     """
     folder = Path(folder).absolute()
-    if faults := manifest.faults(folder):
+    if faults := checkpoint_manifest.faults(folder):
         raise DamagedCheckpoint(f"{folder.parent}: checkpoint {folder.name} is damaged: {'; '.join(faults)}")
     here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    tree = {}
-    about = manifest.about(folder)
+    tree: dict[str, Any] = {}
+    about = checkpoint_manifest.about(folder)
     for name, (shape, dtype, _) in about["leaves"].items():
         *path, last = name.split("/")
         if path and path[0] in parts:
@@ -336,14 +380,14 @@ def read_parts(folder, parts=("params",)):
     return out
 
 
-def read_newest(folder, parts=("params",)):
+def read_newest(folder: Path | str, parts: Sequence[str] = ("params",)) -> tuple[dict[str, PyTree], int]:
     """Parts of the newest checkpoint that is whole, as `read_parts`, and its step.
 
     Raises:
       FileNotFoundError: there is no checkpoint. DamagedCheckpoint: there are some, and none is whole.
     """
     skipped = []
-    for step in reversed(manifest.steps(folder)):
+    for step in reversed(checkpoint_manifest.steps(folder)):
         try:
             return read_parts(Path(folder) / str(step), parts), step
         except DamagedCheckpoint as error:

@@ -1,6 +1,6 @@
-"""Several processes, one job: how they find each other, and how they wait for and agree with each other.
+"""Joins the processes of a distributed job; provides barriers and agreements among them.
 
-Barriers and agreements go through jax's coordination service, not through the devices: they have names and timeouts,
+Barriers and agreements go through JAX's coordination service, not through the devices: they have names and timeouts,
 and work when a device does not.
 """
 
@@ -11,18 +11,44 @@ import os
 import sys
 import traceback
 from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
-from jax._src import distributed as _service  # the only way to the coordination service's client
 
 from ehrwear_jax.runtime.exit_codes import PROCESS_LOST, STOPPED, ProcessLost, RunError
 
+T = TypeVar("T")
 TIMEOUT_S = 600.0
-_uses = defaultdict(itertools.count)  # a barrier's or agreement's name is used once: the next use gets a number
+# The coordination service takes each name once: a use of one gets the next number.
+_uses: defaultdict[tuple[str, str], Iterator[int]] = defaultdict(itertools.count)
 
 
-def arguments(environment):
+def coordination_client() -> Any:
+    """The client of JAX's coordination service, with named barriers and a key-value store; None in a single process.
+
+    JAX has no public name for it; no other line of the package uses a private name of JAX.
+
+    Raises:
+      RuntimeError: this version of JAX keeps it elsewhere.
+    """
+    try:
+        from jax._src import distributed as service
+
+        client = service.global_state.client
+        if client is not None:
+            for method in ("wait_at_barrier", "key_value_set", "blocking_key_value_get"):
+                getattr(client, method)
+    except (ImportError, AttributeError) as error:
+        raise RuntimeError(
+            f"JAX {jax.__version__} has moved the client of its coordination service ({error}); "
+            "ehrwear_jax.runtime.distributed.coordination_client must look for it elsewhere"
+        ) from error
+    return client
+
+
+def arguments(environment: Mapping[str, str]) -> dict[str, Any] | None:
     """What jax.distributed.initialize is to be told, from the environment; None: this is one process alone.
 
     EHRWEAR_COORDINATOR (host:port), EHRWEAR_NUM_PROCESSES and EHRWEAR_PROCESS_ID say it outright. Else Slurm tasks, a
@@ -49,7 +75,7 @@ def arguments(environment):
     return None
 
 
-def initialize(environment=os.environ, heartbeat_timeout_s=60, wait_s=300):
+def initialize(environment: Mapping[str, str] = os.environ, heartbeat_timeout_s: int = 60, wait_s: int = 300) -> None:
     """Joins the job's other processes, if the environment names any. Before anything touches a device.
 
     Raises:
@@ -70,25 +96,28 @@ def initialize(environment=os.environ, heartbeat_timeout_s=60, wait_s=300):
         )
     except jax.errors.JaxRuntimeError as error:
         raise ProcessLost(f"the processes of the job did not come together within {wait_s} s: {error}") from error
+    coordination_client()  # if it was moved, that is said now and not at the first barrier
     logging.info("process %d of %d", jax.process_index(), jax.process_count())
     if not is_first():
         logging.getLogger().setLevel(logging.ERROR)  # one process writes the log
 
 
-def several():
+def several() -> bool:
+    """Whether the job has more than one process."""
     return jax.process_count() > 1
 
 
-def process_index():
+def process_index() -> int:
+    """This process's number in the job, from 0."""
     return jax.process_index()
 
 
-def is_first():
+def is_first() -> bool:
     """Whether this process writes logs, marks and manifests."""
     return jax.process_index() == 0
 
 
-def barrier(name, timeout_s=TIMEOUT_S):
+def barrier(name: str, timeout_s: float = TIMEOUT_S) -> None:
     """Returns when all processes are here.
 
     Raises:
@@ -98,12 +127,12 @@ def barrier(name, timeout_s=TIMEOUT_S):
         return
     key = f"ehrwear_jax/{name}/{next(_uses['barrier', name])}"
     try:
-        _service.global_state.client.wait_at_barrier(key, int(timeout_s * 1000))
+        coordination_client().wait_at_barrier(key, int(timeout_s * 1000))
     except jax.errors.JaxRuntimeError as error:
         raise ProcessLost(f"barrier {name!r}: not all processes came within {timeout_s:g} s: {error}") from error
 
 
-def from_first(name, value=None, timeout_s=TIMEOUT_S):
+def from_first(name: str, value: Any = None, timeout_s: float = TIMEOUT_S) -> Any:
     """The first process's JSON-able value, on every process.
 
     Raises:
@@ -111,7 +140,7 @@ def from_first(name, value=None, timeout_s=TIMEOUT_S):
     """
     if not several():
         return value
-    key, client = f"ehrwear_jax/{name}/{next(_uses['value', name])}", _service.global_state.client
+    key, client = f"ehrwear_jax/{name}/{next(_uses['value', name])}", coordination_client()
     if is_first():
         client.key_value_set(key, json.dumps(value))
         return value
@@ -121,8 +150,8 @@ def from_first(name, value=None, timeout_s=TIMEOUT_S):
         raise ProcessLost(f"{name!r}: nothing from the first process within {timeout_s:g} s: {error}") from error
 
 
-def to_the_end(work, debug=False):
-    """Calls work(); what ends it badly becomes one sentence on stderr and an exit code of exits.py.
+def to_the_end(work: Callable[[], T], debug: bool = False) -> T:
+    """Calls work(); what ends it badly becomes one sentence on stderr and an exit code of exit_codes.py.
 
     Of several processes, one that fails ends at once, since the others will not come to the shutdown that jax would
     wait for; they in turn find it gone.
@@ -161,8 +190,8 @@ class AnyFlag:
     `ask` starts the sum, `answer` reads it: between the two the devices do other work.
     """
 
-    def __init__(self):
-        self._pending = None
+    def __init__(self) -> None:
+        self._pending: jax.Array | bool | None = None
         if several():
             devices = np.array(jax.devices())
             mesh = jax.sharding.Mesh(devices, ("process",))
@@ -171,13 +200,14 @@ class AnyFlag:
             self._any = jax.jit(lambda x: x.max(), out_shardings=whole)
             self._n_local = len(jax.local_devices())
 
-    def ask(self, flag):
+    def ask(self, flag: bool) -> None:
+        """Starts the sum over all processes' flags."""
         if not several():
             self._pending = bool(flag)
         else:
             mine = np.full(self._n_local, bool(flag), np.int32)
             self._pending = self._any(jax.make_array_from_process_local_data(self._sharding, mine))
 
-    def answer(self):
+    def answer(self) -> bool:
         """The answer to the last question; False if none was asked."""
         return self._pending is not None and bool(self._pending)

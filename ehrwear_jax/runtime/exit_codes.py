@@ -1,4 +1,4 @@
-"""How a run ends when it does not end well, and the exit code that tells a supervisor what to do.
+"""Defines the errors that end a run, and the exit codes that tell a supervisor what to do.
 
 | code | meaning | start again? |
 | ---: | :--- | :--- |

@@ -1,10 +1,12 @@
-"""Curves of a run: metrics.jsonl and TensorBoard; and the watch over single losses."""
+"""Logs the curves of a run to metrics.jsonl and TensorBoard; detects spikes of the loss."""
 
 import collections
 import json
 import math
 import statistics
+from collections.abc import Mapping
 from pathlib import Path
+from typing import SupportsFloat, TextIO
 
 from tensorboardX import SummaryWriter
 
@@ -18,29 +20,33 @@ class MetricsLog:
       writes: of several processes the first one writes.
     """
 
-    def __init__(self, folder, from_step, writes=True):
-        self._file = self._board = None
+    def __init__(self, folder: Path | str, from_step: int, writes: bool = True) -> None:
+        self._file: TextIO | None = None
+        self._board: SummaryWriter | None = None
         if not writes:
             return
         self._path = Path(folder) / "metrics.jsonl"
         if self._path.exists():
             lines = [x for x in self._path.read_text().splitlines() if _step(x) <= from_step]
-            files.write_whole(self._path, "".join(x + "\n" for x in lines))
+            files.write_text(self._path, "".join(x + "\n" for x in lines))
         self._file = open(self._path, "a")  # noqa: SIM115 (open as long as the loop runs)
         self._board = SummaryWriter(str(Path(folder) / "tensorboard"), purge_step=from_step + 1)
 
-    def write(self, step, values, board_only=None):
+    def write(
+        self, step: int, values: Mapping[str, SupportsFloat], board_only: Mapping[str, float] | None = None
+    ) -> None:
         """values, board_only: {name: number}; the latter are not the same in two runs of the same steps."""
-        if self._file is None:
+        if self._file is None or self._board is None:
             return
-        values = {k: float(v) for k, v in values.items()}
-        self._file.write(json.dumps({"step": step, **values}) + "\n")
+        numbers = {k: float(v) for k, v in values.items()}
+        self._file.write(json.dumps({"step": step, **numbers}) + "\n")
         self._file.flush()
-        for name, value in (values | (board_only or {})).items():
+        for name, value in (numbers | dict(board_only or {})).items():
             self._board.add_scalar(name, value, step)
 
-    def close(self):
-        if self._file is not None:
+    def close(self) -> None:
+        """Closes both files; nothing can be written after that."""
+        if self._file is not None and self._board is not None:
             self._file.close()
             self._board.close()
 
@@ -59,10 +65,11 @@ class SpikeWatch:
       window, least: how many losses before are looked at; how many there must be.
     """
 
-    def __init__(self, factor, window=200, least=50):
-        self._factor, self._least, self._losses = factor, least, collections.deque(maxlen=window)
+    def __init__(self, factor: float, window: int = 200, least: int = 50) -> None:
+        self._factor, self._least = factor, least
+        self._losses: collections.deque[float] = collections.deque(maxlen=window)
 
-    def __call__(self, loss):
+    def __call__(self, loss: float) -> tuple[float, float] | None:
         """The median and the number of deviations over it if this loss is a spike, else None."""
         found = None
         if len(self._losses) >= self._least:

@@ -1,10 +1,12 @@
-"""Profiler traces on demand, and the memory of the devices."""
+"""Records profiler traces on demand; reads how much memory the devices use."""
 
 import logging
 import signal
 import threading
 import time
 from pathlib import Path
+from types import FrameType
+from typing import Any, Self
 
 import jax
 
@@ -20,12 +22,13 @@ class Profiler:
       at: the step whose end starts a trace; 0: none. steps: how many steps a trace covers.
     """
 
-    def __init__(self, folder, at=0, steps=5):
+    def __init__(self, folder: Path | str, at: int = 0, steps: int = 5) -> None:
         self._trigger, self._out, self._at, self._steps = Path(folder) / TRIGGER, Path(folder) / "profiles", at, steps
-        self._wanted, self._left, self._looked, self._before = False, 0, time.monotonic(), None
+        self._wanted, self._left, self._looked = False, 0, time.monotonic()
+        self._before: Any = None  # the handler of SIGUSR1 before
         self._touched = time.time()
 
-    def step_done(self, step):
+    def step_done(self, step: int) -> None:
         """To be called after each step: begins, goes on with or ends a trace."""
         if self._left:
             self._left -= 1
@@ -44,24 +47,24 @@ class Profiler:
             self._wanted, self._left = False, self._steps
             jax.profiler.start_trace(str(self._out))
 
-    def _want(self, *_):
+    def _want(self, number: int, frame: FrameType | None) -> None:
         self._wanted = True
 
-    def __enter__(self):
+    def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread() and hasattr(signal, "SIGUSR1"):
             self._before = signal.signal(signal.SIGUSR1, self._want)
         return self
 
-    def __exit__(self, *error):
+    def __exit__(self, *error: object) -> None:
         if self._left:
             jax.profiler.stop_trace()
         if self._before is not None:
             signal.signal(signal.SIGUSR1, self._before)
 
 
-def device_memory():
+def device_memory() -> dict[str, int]:
     """{"device/bytes_in_use", "device/peak_bytes_in_use", ...}: the most over this process's devices; {} on a CPU."""
-    out = {}
+    out: dict[str, int] = {}
     for device in jax.local_devices():
         stats = device.memory_stats() or {}
         for name in ("bytes_in_use", "peak_bytes_in_use", "bytes_limit"):

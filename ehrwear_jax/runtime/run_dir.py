@@ -1,4 +1,4 @@
-"""The folder of a run: one writer at a time, a heartbeat for supervisors, and what the run was made of.
+"""Guards the folder of a run: one writer at a time, a heartbeat for supervisors, and what the run was made of.
 
     lease.json      who writes here; its modification time is renewed while that process lives
     heartbeat.json  {"time", "phase", "step", "steps", "pid", "host"}
@@ -17,6 +17,7 @@ import threading
 import time
 import uuid
 from pathlib import Path
+from typing import Any, Self
 
 from ehrwear_jax.runtime import files
 from ehrwear_jax.runtime.exit_codes import Changed, InUse
@@ -27,7 +28,7 @@ LEASE, HEARTBEAT, ABOUT, EVENTS = "lease.json", "heartbeat.json", "run.json", "e
 # ------------------------------------------------------------------------------------------------------ who writes
 
 
-def start_of(pid):
+def start_of(pid: int) -> int | None:
     """When a process of this machine started, in clock ticks since boot; None: there is none, or no /proc."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
@@ -36,14 +37,14 @@ def start_of(pid):
     return None if fields[0] in "ZX" else int(fields[19])  # a zombie writes nothing any more
 
 
-def _read(path):
+def _read(path: Path) -> str:
     try:
         return path.read_text().strip()
     except OSError:
         return ""
 
 
-def place():
+def place() -> list[str]:
     """Where process ids mean the same: host, boot and pid namespace."""
     try:
         namespace = os.readlink("/proc/self/ns/pid")
@@ -52,7 +53,7 @@ def place():
     return [socket.gethostname(), _read(Path("/proc/sys/kernel/random/boot_id")), namespace]
 
 
-def holder(folder):
+def holder(folder: Path | str) -> tuple[dict[str, Any] | None, float | None]:
     """(what the lease of a folder says, seconds since its last renewal), or (None, None)."""
     path = Path(folder) / LEASE
     try:
@@ -63,7 +64,7 @@ def holder(folder):
         return {"id": "", "pid": 0, "started": 0, "place": ["?"]}, max(0.0, time.time() - path.stat().st_mtime)
 
 
-def is_dead(lease):
+def is_dead(lease: dict[str, Any]) -> bool:
     """Whether the process that holds a lease is known to be gone; False where that cannot be known from here."""
     if lease["place"] != place():
         return False
@@ -84,6 +85,10 @@ class Lease:
     A lease of a process of this machine that is dead is taken over at once. One of another machine is taken over when
     nobody has renewed it for `stale_s`: it is watched that long if need be.
 
+    The library filelock (4.3) does not serve: its locks are held by the kernel or for ever, so that nobody could take
+    over from a machine that is gone. Its SoftFileLease, which expires, is taken over by an exchange of two names, which
+    NFS refuses (renameat2 with RENAME_EXCHANGE gives EINVAL), and would stay held there as well.
+
     Args:
       stale_s, renew_s: seconds without renewal after which a lease counts as left behind; between renewals.
 
@@ -91,16 +96,16 @@ class Lease:
       InUse: another process holds the folder.
     """
 
-    def __init__(self, folder, stale_s=120.0, renew_s=10.0):
+    def __init__(self, folder: Path | str, stale_s: float = 120.0, renew_s: float = 10.0) -> None:
         self.folder, self._stale_s, self._renew_s = Path(folder), stale_s, renew_s
         self._path = self.folder / LEASE
         self._id, self._end, self.lost = uuid.uuid4().hex, threading.Event(), False
 
-    def __enter__(self):
+    def __enter__(self) -> Self:
         self.folder.mkdir(parents=True, exist_ok=True)
         while not self._create():
             lease, age = holder(self.folder)
-            if lease is None:
+            if lease is None or age is None:
                 continue
             if not is_dead(lease) and age <= self._stale_s:
                 if lease["place"] == place():
@@ -186,7 +191,8 @@ class Lease:
                 os.link(aside, self._path)
         aside.unlink()
 
-    def is_mine(self):
+    def is_mine(self) -> bool:
+        """Whether the lease that lies in the folder is this object's."""
         return files.read_json(self._path, {}).get("id") == self._id
 
     def _renew(self):
@@ -197,12 +203,12 @@ class Lease:
                 self.lost = True
                 return
 
-    def check(self):
+    def check(self) -> None:
         """Raises InUse if somebody took the lease away, as after this process was asleep for too long."""
         if self.lost or not self.is_mine():
             raise InUse(f"{self.folder}: the lease was taken by another process; this one writes no more")
 
-    def __exit__(self, *error):
+    def __exit__(self, *error: object) -> None:
         self._end.set()
         self._thread.join()
         if self.is_mine():
@@ -215,12 +221,13 @@ class Lease:
 class Heartbeat:
     """Writes heartbeat.json every `every_s` seconds and when the phase changes, from a thread."""
 
-    def __init__(self, folder, steps, every_s=5.0):
+    def __init__(self, folder: Path | str, steps: int, every_s: float = 5.0) -> None:
         self._path, self._every_s = Path(folder) / HEARTBEAT, every_s
-        self._now = {"phase": "starting", "step": 0, "steps": steps, "pid": os.getpid(), "host": socket.gethostname()}
+        who = {"pid": os.getpid(), "host": socket.gethostname()}
+        self._now: dict[str, Any] = {"phase": "starting", "step": 0, "steps": steps} | who
         self._end = threading.Event()
 
-    def beat(self, **now):
+    def beat(self, **now: Any) -> None:
         """Notes where the run is; costs nothing unless the phase changed."""
         changed = now.get("phase", self._now["phase"]) != self._now["phase"]
         self._now = self._now | now
@@ -229,7 +236,7 @@ class Heartbeat:
 
     def _write(self):
         try:
-            files.write_whole(self._path, json.dumps(self._now | {"time": time.time()}))
+            files.write_json(self._path, self._now | {"time": time.time()})
         except OSError as error:  # a full disk must not end the run from here
             logging.warning("%s: %s", self._path, error.strerror)
 
@@ -237,13 +244,13 @@ class Heartbeat:
         while not self._end.wait(self._every_s):
             self._write()
 
-    def __enter__(self):
+    def __enter__(self) -> Self:
         self._write()
         self._thread = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
         self._thread.start()
         return self
 
-    def __exit__(self, *error):
+    def __exit__(self, *error: object) -> None:
         self._end.set()
         self._thread.join()
         self._write()
@@ -252,7 +259,7 @@ class Heartbeat:
 # -------------------------------------------------------------------------------------------- what a run is made of
 
 
-def difference(old, new, path=""):
+def difference(old: Any, new: Any, path: str = "") -> list[str]:
     """Sentences such as "train.seed: 0 -> 1", one per value that differs in two JSON-able trees of dicts."""
     if not (isinstance(old, dict) and isinstance(new, dict)):
         return [] if old == new else [f"{path}: {_short(old)} -> {_short(new)}"]
@@ -270,7 +277,7 @@ def _short(value, limit=60):
     return text if len(text) <= limit else text[: limit - 3] + "..."
 
 
-def check_same(folder, about):
+def check_same(folder: Path | str, about: dict[str, Any]) -> None:
     """Notes what a run is made of, or compares it with what was noted.
 
     Raises:
@@ -280,7 +287,7 @@ def check_same(folder, about):
     about = json.loads(json.dumps(about, default=str))
     before = files.read_json(path)
     if before is None:
-        files.write_whole(path, json.dumps(about, indent=1), flush=True)
+        files.write_json(path, about, indent=1, flush=True)
     elif found := difference(before, about):
         more = f" and {len(found) - 8} more" if len(found) > 8 else ""
         raise Changed(
@@ -292,10 +299,11 @@ def check_same(folder, about):
 class Events:
     """Appends to events.jsonl: {"time", "step", "kind", ...}. Of several processes the first one writes."""
 
-    def __init__(self, folder, writes=True):
+    def __init__(self, folder: Path | str, writes: bool = True) -> None:
         self._path, self._writes = Path(folder) / EVENTS, writes
 
-    def add(self, kind, step, **more):
+    def add(self, kind: str, step: int, **more: Any) -> None:
+        """Appends one event; a full disk is logged and no error."""
         if self._writes:
             line = {"time": round(time.time(), 3), "step": step, "kind": kind} | more
             try:
@@ -305,9 +313,9 @@ class Events:
                 logging.warning("%s: %s", self._path, error.strerror)
 
 
-def read_lines(path):
+def read_lines(path: Path | str) -> list[Any]:
     """The values of a JSON lines file; a last line that a kill tore is left out."""
-    found = []
+    found: list[Any] = []
     try:
         lines = Path(path).read_text().splitlines()
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""Where a run stands: python -m ehrwear_jax.runtime.status RUN_DIR [--verify]
+"""Prints where a run stands: python -m ehrwear_jax.runtime.status RUN_DIR [--verify]
 
 Reads what the run writes and changes nothing. Needs no accelerator and no jax.
 """
@@ -6,19 +6,19 @@ Reads what the run writes and changes nothing. Needs no accelerator and no jax.
 import argparse
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
-from ehrwear_jax.runtime import checkpoint_manifest as manifest
-from ehrwear_jax.runtime import files, goodput, run_dir
+from ehrwear_jax.runtime import checkpoint_manifest, files, goodput, run_dir
 
 STALE_S = 60.0  # a heartbeat comes every 5 seconds
 SHOWN_EVENTS = 5
 
 
-def lease_line(folder):
+def lease_line(folder: Path | str) -> str:
     """Who holds a folder."""
     lease, age = run_dir.holder(folder)
-    if lease is None:
+    if lease is None or age is None:
         return "nobody works here"
     who = f"process {lease['pid']} on {lease['place'][0]}"
     if run_dir.is_dead(lease):
@@ -26,7 +26,7 @@ def lease_line(folder):
     return f"{who} works here, seen {goodput.duration(age)} ago"
 
 
-def stage_lines(workdir):
+def stage_lines(workdir: Path | str) -> list[str]:
     """A line per stage that was begun."""
     lines = []
     for mark in sorted(Path(workdir).glob("*/stage.json"), key=lambda p: p.stat().st_mtime):
@@ -38,7 +38,7 @@ def stage_lines(workdir):
     return lines
 
 
-def row_lines(folder, verify=False):
+def row_lines(folder: Path | str, verify: bool = False) -> list[str]:
     """Lines on one pretraining folder: progress, heartbeat, checkpoints, goodput, events."""
     folder, now = Path(folder), time.time()
     beat = files.read_json(folder / run_dir.HEARTBEAT, {})
@@ -63,29 +63,29 @@ def row_lines(folder, verify=False):
     return lines
 
 
-def checkpoint_lines(folder, verify):
+def checkpoint_lines(folder: Path, verify: bool) -> list[str]:
     """The checkpoints, newest first; verify: with what is wrong with their files."""
-    steps = manifest.steps(folder)
+    steps = checkpoint_manifest.steps(folder)
     if not steps:
         return ["no checkpoint"]
     lines = []
     for step in reversed(steps):
         path = folder / str(step)
-        age = time.time() - (path / manifest.COMMIT).stat().st_mtime
+        age = time.time() - (path / checkpoint_manifest.COMMIT).stat().st_mtime
         line = f"checkpoint {step}: {files.folder_bytes(path) / 1e6:.1f} MB, {goodput.duration(age)} ago"
         if verify:
-            line += "; " + ("; ".join(manifest.faults(path)) or "whole")
+            line += "; " + ("; ".join(checkpoint_manifest.faults(path)) or "whole")
         lines.append(line)
     damaged = sorted(p.name for p in folder.glob("*.damaged"))
     return lines + ([f"set aside: {', '.join(damaged)}"] if damaged else [])
 
 
-def event_lines(folder):
+def event_lines(folder: Path | str) -> list[str]:
     """Counts of what happened by kind, and the last few."""
     events = run_dir.read_lines(Path(folder) / run_dir.EVENTS)
     if not events:
         return []
-    counts = {}
+    counts: dict[str, int] = {}
     for event in events:
         counts[event["kind"]] = counts.get(event["kind"], 0) + 1
     lines = ["events: " + ", ".join(f"{n} {kind}" for kind, n in sorted(counts.items()))]
@@ -97,7 +97,7 @@ def event_lines(folder):
     return lines
 
 
-def report(folder, verify=False):
+def report(folder: Path | str, verify: bool = False) -> str:
     """The text for a workdir, or for the folder of one pretraining.
 
     Raises:
@@ -116,7 +116,8 @@ def report(folder, verify=False):
     return "\n".join(lines)
 
 
-def main(arguments=None):
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command line; exits with one sentence if the folder is none of a run."""
     parser = argparse.ArgumentParser(
         prog="python -m ehrwear_jax.runtime.status", description="Prints where a run stands."
     )

@@ -6,9 +6,14 @@ import os
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Self
 
 from ehrwear_jax.runtime.exit_codes import HUNG
+
+# The stream as it was when the process started: tests and notebooks replace sys.stderr by what has no file.
+STDERR = sys.__stderr__ or 2
 
 
 class Watchdog:
@@ -24,13 +29,20 @@ class Watchdog:
       last_words: called with one sentence, within `patience_s`.
     """
 
-    def __init__(self, folder, timeout_s, name="0", last_words=None, patience_s=10.0):
+    def __init__(
+        self,
+        folder: Path | str,
+        timeout_s: float,
+        name: str = "0",
+        last_words: Callable[[str], object] | None = None,
+        patience_s: float = 10.0,
+    ) -> None:
         self._folder, self._timeout_s, self._name = Path(folder), timeout_s, name
         self._last_words, self._patience_s = last_words, patience_s
         self._end, self._allowed = threading.Event(), timeout_s
         self._beat, self._armed, self._phase = time.monotonic(), 0.0, "starting"
 
-    def beat(self, phase, allowed_s=None):
+    def beat(self, phase: str, allowed_s: float | None = None) -> None:
         """Something goes on; the next beat is to come within allowed_s (by default the timeout)."""
         self._allowed = max(allowed_s or 0.0, self._timeout_s)
         self._beat, self._phase = time.monotonic(), phase
@@ -39,8 +51,7 @@ class Watchdog:
 
     def _arm(self):
         self._armed = time.monotonic()
-        # the stream as it was when the process started: tests and notebooks replace sys.stderr by what has no file
-        faulthandler.dump_traceback_later(2 * self._allowed + self._patience_s + 1, exit=True, file=sys.__stderr__)
+        faulthandler.dump_traceback_later(2 * self._allowed + self._patience_s + 1, exit=True, file=STDERR)
 
     def _watch(self):
         while not self._end.wait(min(1.0, self._timeout_s / 10)):
@@ -58,7 +69,7 @@ class Watchdog:
                 f.write(sentence + "\n\n")
                 f.flush()
                 faulthandler.dump_traceback(file=f, all_threads=True)
-            faulthandler.dump_traceback(file=sys.__stderr__, all_threads=True)
+            faulthandler.dump_traceback(file=STDERR, all_threads=True)
             talker.start()
             talker.join(self._patience_s)
         finally:
@@ -71,14 +82,14 @@ class Watchdog:
         except Exception:
             logging.exception("the watchdog's last words")
 
-    def __enter__(self):
+    def __enter__(self) -> Self:
         if self._timeout_s:
             self._beat = time.monotonic()
             self._arm()
             threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
         return self
 
-    def __exit__(self, *error):
+    def __exit__(self, *error: object) -> None:
         self._end.set()
         if self._timeout_s:
             faulthandler.cancel_dump_traceback_later()

@@ -1,9 +1,7 @@
 """Fine-tuned rows of the evaluate stage: <row>_<mode>, such as joint_lora, beside the frozen <row>."""
 
 import dataclasses
-import json
 import logging
-import os
 from pathlib import Path
 
 import numpy as np
@@ -55,8 +53,6 @@ def _finetune(config, path, mode, pretrained, rows, z_NxD):
     about = {k: getattr(found, k) for k in ("n_trained", "best_step", "last_step", "history", "drift")}
     path.parent.mkdir(parents=True, exist_ok=True)
     about |= {"settings": dataclasses.asdict(settings)}
-    files.write_whole(path.with_name(f"{path.name}.json"), json.dumps(about, indent=1))
-    partial = path.with_name(f"{path.name}.npz.partial")
-    with open(partial, "wb") as f:
+    files.write_json(path.with_name(f"{path.name}.json"), about, indent=1)
+    with files.replacing(path.with_name(f"{path.name}.npz")) as partial, open(partial, "wb") as f:
         np.savez(f, **{s: found.predict(patients, reads[s], settings.batch_size) for s in SPLITS})
-    os.replace(partial, path.with_name(f"{path.name}.npz"))

@@ -8,6 +8,7 @@ import polars as pl
 
 from ehrwear_jax import config as config_lib
 from ehrwear_jax.models.joint import examples as pipeline
+from ehrwear_jax.runtime import files
 from ehrwear_jax.stages import prepare
 from ehrwear_jax.training import embedding, train
 
@@ -88,6 +89,5 @@ def _trajectory(config, folder, encode, patients, subject):
         {"subject_id": [subject] * len(grid), "prediction_time": pl.Series(grid).cast(pl.Datetime("us"))}
     )
     z = embedding.embed(encode, patients, index, config.embed.batch_size)
-    with open(folder / f"{subject}.npz.partial", "wb") as f:
+    with files.replacing(folder / f"{subject}.npz") as partial, open(partial, "wb") as f:
         np.savez(f, time_us=grid, z=z)
-    (folder / f"{subject}.npz.partial").rename(folder / f"{subject}.npz")

@@ -21,7 +21,9 @@ def _bytes(shape):
 
 def _computations(text):
     """({name: [instruction lines]}, name of the entry)."""
-    found, current, entry = {}, None, None
+    found: dict[str, list[str]] = {}
+    current: list[str] | None = None
+    entry: str | None = None
     for line in text.splitlines():
         if start := _COMPUTATION.match(line):
             current = found.setdefault(start[2], [])
@@ -31,7 +33,7 @@ def _computations(text):
     return found, entry
 
 
-def collectives(text):
+def collectives(text: str) -> dict[str, tuple[int, int]]:
     """What a device runs in one call of a program.
 
     Loops count by their trip counts (once where the compiler does not know it); bytes are those of the results.
@@ -43,7 +45,7 @@ def collectives(text):
       {kind: (how often, bytes)} of those of COLLECTIVES that occur.
     """
     computations, entry = _computations(text)
-    total = collections.defaultdict(lambda: [0, 0.0])
+    total: collections.defaultdict[str, list] = collections.defaultdict(lambda: [0, 0.0])
 
     def visit(name, times):
         for line in computations.get(name, ()):

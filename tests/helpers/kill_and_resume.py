@@ -22,9 +22,7 @@ from pathlib import Path
 import jax
 import small_run
 
-from ehrwear_jax.runtime import checkpoint_manifest as manifest
-from ehrwear_jax.runtime import exit_codes as exits
-from ehrwear_jax.runtime import files
+from ehrwear_jax.runtime import checkpoint_manifest, exit_codes, files
 from ehrwear_jax.runtime.checkpoint import read_newest
 from ehrwear_jax.training.throughput import TIMINGS
 
@@ -75,7 +73,7 @@ def metrics(folder):
 def state_hash(folder):
     """(last step, SHA-256 of the parameters' bytes, digest of the whole state's check sums)."""
     parts, step = read_newest(folder / ROW / "checkpoints")
-    leaves = manifest.about(folder / ROW / "checkpoints" / str(step))["leaves"]
+    leaves = checkpoint_manifest.about(folder / ROW / "checkpoints" / str(step))["leaves"]
     bits = hashlib.sha256(b"".join(x.tobytes() for x in jax.tree.leaves(parts["params"]))).hexdigest()
     return step, bits, files.digest(leaves)
 
@@ -83,7 +81,7 @@ def state_hash(folder):
 def is_saving(checkpoints):
     """Whether a checkpoint is being written: a temporary folder, or one without its commit mark."""
     names = os.listdir(checkpoints) if checkpoints.is_dir() else []
-    return any("tmp" in n or (n.isdigit() and not (checkpoints / n / manifest.COMMIT).exists()) for n in names)
+    return any("tmp" in n or (n.isdigit() and not checkpoint_manifest.is_committed(checkpoints / n)) for n in names)
 
 
 def interrupt(root, name, number, rng, while_saving):
@@ -123,7 +121,7 @@ def main():
     same = saving = 0
     for i in range(options.times):
         ended = interrupt(root, "part", number, rng, while_saving=i % 2 == 1)
-        expected = exits.STOPPED if number != signal.SIGKILL else -signal.SIGKILL
+        expected = exit_codes.STOPPED if number != signal.SIGKILL else -signal.SIGKILL
         output, code = finish(start(root, "part"))
         good = ended["code"] == expected and code == 0 and is_same(root, "part")
         same, saving = same + good, saving + ended["saving"]

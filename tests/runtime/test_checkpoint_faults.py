@@ -5,14 +5,14 @@ import os
 import shutil
 import subprocess
 import sys
+from datetime import UTC, datetime
 
 import jax
 import numpy as np
 import pytest
 from repo import REPO
 
-from ehrwear_jax.runtime import checkpoint, files
-from ehrwear_jax.runtime import checkpoint_manifest as manifest
+from ehrwear_jax.runtime import checkpoint, checkpoint_manifest
 from ehrwear_jax.runtime.checkpoint import Checkpoints, DamagedCheckpoint
 from ehrwear_jax.runtime.exit_codes import NotSaved
 from ehrwear_jax.training import sharding
@@ -99,7 +99,7 @@ def test_arrays_that_are_not_those_saved_are_refused_though_every_file_is_whole(
     (tmp_path / "all" / "2" / "about.json").write_text(json.dumps(about))
     for name in ("manifest.json", "COMMIT"):
         (tmp_path / "all" / "2" / name).unlink()
-    manifest.seal(tmp_path / "all" / "2")
+    checkpoint_manifest.seal(tmp_path / "all" / "2")
     with Checkpoints(tmp_path / "all") as checkpoints:
         assert checkpoints.faults(2) == []
         step, _, (reason,) = checkpoints.restore_newest(state(mesh, 0))
@@ -135,7 +135,7 @@ def test_both_sums_are_the_same_number(monkeypatch):
 
 
 def test_what_a_checkpoint_says_about_itself_and_its_parameters_alone(mesh, saved):
-    about = manifest.about(saved / "2")
+    about = checkpoint_manifest.about(saved / "2")
     assert (about["step"], about["seed"]) == (2, 3)
     parts = checkpoint.read_parts(saved / "2")
     assert parts.keys() == {"params"} and same(parts["params"], state(mesh, 2)["params"])
@@ -146,7 +146,37 @@ def test_the_last_and_every_so_many_are_kept(mesh, tmp_path):
         for step in range(1, 12):
             checkpoints.save(step, state(mesh, step))
         assert checkpoints.steps() == [4, 8, 10, 11]
-    assert manifest.kept([5, 1, 9], last=1) == [9]
+    now = datetime.now(UTC)
+    assert checkpoint.preserved(dict.fromkeys((5, 1, 9), now), newest=1) == [9]
+    assert checkpoint.preserved(dict.fromkeys((4, 6, 8, 9), now), newest=1, every=4) == [4, 8, 9]
+    assert checkpoint.preserved({}, newest=2, every=4) == []
+
+
+def test_a_checkpoint_is_removed_only_when_a_newer_one_is_sealed(mesh, tmp_path, monkeypatch):
+    """Of one that is kept: at no moment is there none with a commit mark, so that a kill at any moment loses none."""
+    there = []
+    seal = checkpoint_manifest.seal
+
+    def watched(folder):
+        there.append(checkpoint_manifest.steps(tmp_path))
+        seal(folder)
+        there.append(checkpoint_manifest.steps(tmp_path))
+
+    monkeypatch.setattr(checkpoint_manifest, "seal", watched)
+    with Checkpoints(tmp_path, keep=1) as checkpoints:
+        for step in (1, 2, 3):
+            checkpoints.save(step, state(mesh, step))
+        assert checkpoints.steps() == [3]
+    assert there == [[], [1], [1], [1, 2], [2], [2, 3]]
+
+
+def test_a_checkpoint_without_commit_mark_does_not_count_among_the_newest(mesh, saved, tmp_path):
+    """What a kill between orbax's rename and the mark leaves; a whole one before it stays until enough are newer."""
+    shutil.copytree(saved, tmp_path / "all")
+    (tmp_path / "all" / "2" / "COMMIT").unlink()
+    with Checkpoints(tmp_path / "all", keep=2) as checkpoints:
+        checkpoints.save(3, state(mesh, 3))
+        assert checkpoints.steps() == [1, 3]
 
 
 def test_a_removal_or_save_that_was_cut_off_is_tidied_and_not_taken_for_a_checkpoint(mesh, saved, tmp_path):
@@ -168,7 +198,7 @@ def test_a_failed_save_is_said_and_can_be_repeated(mesh, tmp_path, monkeypatch):
             raise OSError(28, "No space left on device")
 
         with monkeypatch.context() as patch:
-            patch.setattr(manifest, "seal", broken)
+            patch.setattr(checkpoint_manifest, "seal", broken)
             checkpoints.save(2, state(mesh, 2))
             with pytest.raises(NotSaved, match="step 2 was not written.*No space left on device"):
                 checkpoints.wait()
@@ -180,8 +210,7 @@ def test_a_failed_save_is_said_and_can_be_repeated(mesh, tmp_path, monkeypatch):
 FULL_DISK = """
 import collections, shutil, sys
 import jax, numpy as np
-from ehrwear_jax.runtime import checkpoint
-from ehrwear_jax.runtime import checkpoint_manifest as manifest
+from ehrwear_jax.runtime import checkpoint, checkpoint_manifest
 from ehrwear_jax.training import sharding
 from ehrwear_jax.runtime.exit_codes import NotSaved
 folder = sys.argv[1]
@@ -210,7 +239,7 @@ with checkpoint.Checkpoints(folder, keep=9) as checkpoints:
         print("failed:", error)
     shutil.disk_usage = real
     check(checkpoints, 2)
-    manifest.remove(checkpoints.folder / "1")  # someone makes room
+    checkpoint_manifest.remove(checkpoints.folder / "1")  # someone makes room
     checkpoints.save(3, state(3))
     check(checkpoints, 3)
 """
@@ -230,11 +259,3 @@ def test_a_disk_that_fills_up(tmp_path):
     refused, failed = done.stdout.splitlines()
     assert refused.startswith("refused:") and "no room for the checkpoint of step 3: it needs 3.0 MB" in refused
     assert failed.startswith("failed:") and "step 3 was not written" in failed
-
-
-def test_a_torn_json_file_is_no_error_and_a_whole_one_replaces_another(tmp_path):
-    files.write_whole(tmp_path / "x.json", "[1]", flush=True)
-    files.write_whole(tmp_path / "x.json", "[2]")
-    assert files.read_json(tmp_path / "x.json") == [2] and [p.name for p in tmp_path.iterdir()] == ["x.json"]
-    (tmp_path / "x.json").write_text("[2")
-    assert files.read_json(tmp_path / "x.json", {}) == {} and files.read_json(tmp_path / "none") is None

@@ -1,4 +1,4 @@
-"""Pretraining by two processes is pretraining by one: the same global batches, dropout and losses."""
+"""Processes meet at barriers and agree; two of them pretrain as one does: the same batches, dropout and losses."""
 
 import json
 import os
@@ -13,9 +13,64 @@ from repo import REPO
 
 from ehrwear_jax.data.formats import meds
 from ehrwear_jax.data.prepare import dataset as prepare
+from ehrwear_jax.runtime import distributed
 from ehrwear_jax.training.throughput import TIMINGS
 
-pytestmark = pytest.mark.slow
+# What each process of a job of two does: agrees with the first, meets the other, and is left waiting by it.
+MEETING = """
+import sys
+from ehrwear_jax.runtime import distributed
+from ehrwear_jax.runtime.exit_codes import ProcessLost
+distributed.initialize(wait_s=60)
+me = distributed.process_index()
+assert distributed.several() and distributed.is_first() == (me == 0)
+assert [distributed.from_first("step", [me, step]) for step in (3, 4)] == [[0, 3], [0, 4]]
+distributed.barrier("end", 60)
+distributed.barrier("end", 60)
+if me == 1:
+    try:
+        distributed.barrier("alone", 0.5)
+    except ProcessLost as error:
+        print(error)
+distributed.barrier("over", 60)
+"""
+
+
+def test_two_processes_agree_and_meet():
+    """On the coordination service of the installed JAX, which coordination_client finds by a private name."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    env = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(REPO), "EHRWEAR_COORDINATOR": f"localhost:{port}",
+                        "EHRWEAR_NUM_PROCESSES": "2"}  # fmt: skip
+    started = [
+        subprocess.Popen([sys.executable, "-c", MEETING], env=env | {"EHRWEAR_PROCESS_ID": str(i)},
+                         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        for i in range(2)
+    ]  # fmt: skip
+    try:
+        output = [process.communicate(timeout=120) for process in started]
+    finally:
+        for process in started:
+            process.kill()
+    assert [p.returncode for p in started] == [0, 0], output
+    assert output[1][0].startswith("barrier 'alone': not all processes came within 0.5 s"), output
+
+
+def test_a_coordination_service_that_jax_has_moved_is_said(monkeypatch):
+    """The sentence that a developer reads when a new JAX renames what coordination_client relies on."""
+    assert distributed.coordination_client() is None, "this process is alone"
+    from jax._src import distributed as service
+
+    for gone in (None, object(), type("Moved", (), {"client": object()})()):
+        with monkeypatch.context() as patch:
+            if gone is None:
+                patch.setitem(sys.modules, "jax._src.distributed", None)
+                patch.delattr("jax._src.distributed", raising=False)
+            else:
+                patch.setattr(service, "global_state", gone)
+            with pytest.raises(RuntimeError, match="has moved the client of its coordination service .*look for it"):
+                distributed.coordination_client()
 
 
 def run(folder, out, n_processes):
@@ -43,6 +98,7 @@ def run(folder, out, n_processes):
     return lines, [np.load(out / f"z{i}.npy") for i in range(n_processes)]
 
 
+@pytest.mark.slow
 def test_two_processes_give_what_one_gives(tmp_path):
     small_run.write_inputs(tmp_path)
     options = small_run.config_lib.prepare_config(small_run.small_config(tmp_path))

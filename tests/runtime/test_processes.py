@@ -12,9 +12,7 @@ import pytest
 import small_run
 from repo import REPO
 
-from ehrwear_jax.runtime import checkpoint_manifest as manifest
-from ehrwear_jax.runtime import exit_codes as exits
-from ehrwear_jax.runtime import run_dir
+from ehrwear_jax.runtime import checkpoint_manifest, exit_codes, run_dir
 from ehrwear_jax.runtime.checkpoint import read_newest
 from ehrwear_jax.training.throughput import TIMINGS
 
@@ -115,14 +113,14 @@ def test_two_processes_give_what_one_gives_and_one_of_them_writes(one, two):
     assert_close(two, one)
     assert len({x["loss/total"] for x in one.lines() if "loss/total" in x}) == STEPS
     assert "joint: goodput" in two.output[0] and "goodput" not in two.output[1]
-    about = manifest.about(two.row / "checkpoints" / "12")
-    assert about["processes"] == 2 and manifest.faults(two.row / "checkpoints" / "12") == []
+    about = checkpoint_manifest.about(two.row / "checkpoints" / "12")
+    assert about["processes"] == 2 and checkpoint_manifest.faults(two.row / "checkpoints" / "12") == []
 
 
 def test_checkpoints_pass_between_jobs_of_other_sizes(root, one):
     for n, stop in ((1, 3), (2, 6), (4, 9), (1, None)):
         job = Job(root, "chain", n, *([f"--config.train.stop_after={stop}"] if stop else [])).done()
-        assert manifest.about(job.row / "checkpoints" / str(stop or STEPS))["processes"] == n
+        assert checkpoint_manifest.about(job.row / "checkpoints" / str(stop or STEPS))["processes"] == n
     assert_close(job, one)
 
 
@@ -138,7 +136,7 @@ def test_all_processes_leave_out_the_step_that_is_not_finite_on_one(root):
 
 def test_a_signal_to_one_process_stops_all_after_the_same_step(root, two):
     job = Job(root, "term", 2, fault="term:6:1")
-    assert job.end() == [exits.STOPPED] * 2, "\n".join(job.output)
+    assert job.end() == [exit_codes.STOPPED] * 2, "\n".join(job.output)
     stopped = job.params()[0]
     assert 6 <= stopped <= 8 and f"stopped at step {stopped}, which is saved" in job.output[0]
     assert Job(root, "term", 2).done().lines() == two.lines()
@@ -147,7 +145,7 @@ def test_a_signal_to_one_process_stops_all_after_the_same_step(root, two):
 def test_a_killed_process_ends_the_job_in_time_and_nothing_is_lost(root, two):
     job, began = Job(root, "kill", 2, fault="kill:7:1"), time.monotonic()
     code, killed = job.end(timeout=150)
-    assert killed == -9 and (code in exits.RESTART or code < 0), job.output[0]
+    assert killed == -9 and (code in exit_codes.RESTART or code < 0), job.output[0]
     # the collective fails, or hangs until the watchdog ends it, or the coordination service misses the process
     words = "a process of the job is gone", "step has hung for", "coordination service"
     assert any(w in job.output[0] for w in words), job.output[0]
@@ -160,7 +158,7 @@ def test_a_killed_process_ends_the_job_in_time_and_nothing_is_lost(root, two):
 def test_a_process_that_hangs_ends_the_job_with_stacks(root, two):
     job = Job(root, "hang", 2, "--config.train.step_timeout_s=4", fault="hang:7:1")
     codes = job.end(timeout=150)
-    assert codes[1] == exits.HUNG and codes[0] in exits.RESTART, "\n".join(job.output)
+    assert codes[1] == exit_codes.HUNG and codes[0] in exit_codes.RESTART, "\n".join(job.output)
     stacks = {p.name[-5]: p.read_text() for p in job.row.glob("stacks-*.txt")}
     assert "the_batch_that_never_comes" in stacks["1"]
     assert Job(root, "hang", 2).done().lines() == two.lines()
@@ -172,7 +170,7 @@ def test_a_second_job_in_the_same_folder_is_refused(root):
     while not path.exists() and first.processes[0].poll() is None:
         time.sleep(0.05)
     second = Job(root, "twice", 1)
-    assert second.end() == [exits.IN_USE] and "writes here, seen" in second.output[0]
+    assert second.end() == [exit_codes.IN_USE] and "writes here, seen" in second.output[0]
     first.processes[0].kill()
     first.end()
     again = Job(root, "twice", 1).done()  # the dead one's lease is taken over

@@ -17,9 +17,16 @@ from ehrwear_jax import config as config_lib
 from ehrwear_jax.data.formats import meds
 from ehrwear_jax.data.prepare import dataset as prepare
 from ehrwear_jax.models.joint import examples as pipeline
-from ehrwear_jax.runtime import checkpoint, distributed, files, metrics_log, run_dir, status
-from ehrwear_jax.runtime import checkpoint_manifest as manifest
-from ehrwear_jax.runtime import exit_codes as exits
+from ehrwear_jax.runtime import (
+    checkpoint,
+    checkpoint_manifest,
+    distributed,
+    exit_codes,
+    files,
+    metrics_log,
+    run_dir,
+    status,
+)
 from ehrwear_jax.training import train
 
 STEPS = 12
@@ -85,8 +92,9 @@ def test_what_a_run_leaves(pretrain, whole, tmp_path, capsys):
     assert [s for s, _ in logged] == list(range(1, STEPS + 1)) and len({x for _, x in logged}) == STEPS
     beat = files.read_json(tmp_path / "whole" / run_dir.HEARTBEAT)
     assert (beat["phase"], beat["step"], beat["steps"]) == ("ended", STEPS, STEPS)
-    assert manifest.steps(tmp_path / "whole" / "checkpoints") == [10, 12] and events(tmp_path / "whole") == []
-    about = manifest.about(tmp_path / "whole" / "checkpoints" / "12")
+    assert checkpoint_manifest.steps(tmp_path / "whole" / "checkpoints") == [10, 12]
+    assert events(tmp_path / "whole") == []
+    about = checkpoint_manifest.about(tmp_path / "whole" / "checkpoints" / "12")
     assert about["step"] == 12 and about["seed"] == 0 and about["config"]["train"]["steps"] == STEPS
     spent = files.read_json(tmp_path / "whole" / "goodput.json")
     (kind,) = spent["devices"]  # those of the mesh: all that the tests have
@@ -111,9 +119,9 @@ def test_what_a_run_leaves(pretrain, whole, tmp_path, capsys):
 def test_a_signal_saves_and_stops_and_the_run_goes_on_as_if_nothing_had_been(pretrain, whole, tmp_path, name):
     before = signal.getsignal(signal.SIGTERM)
     happen = {7: lambda _: os.kill(os.getpid(), getattr(signal, name))}
-    with pytest.raises(exits.Stopped, match="stopped at step 7, which is saved") as stop:
+    with pytest.raises(exit_codes.Stopped, match="stopped at step 7, which is saved") as stop:
         pretrain(tmp_path / "part", happen, data_threads=0)
-    assert stop.value.code == 75 and manifest.steps(tmp_path / "part" / "checkpoints") == [5, 7]
+    assert stop.value.code == 75 and checkpoint_manifest.steps(tmp_path / "part" / "checkpoints") == [5, 7]
     assert files.read_json(tmp_path / "part" / run_dir.HEARTBEAT)["phase"] == "stopped"
     assert signal.getsignal(signal.SIGTERM) == before
     params, step = pretrain(tmp_path / "part")
@@ -140,7 +148,7 @@ def test_a_step_that_is_not_finite_is_left_out_and_its_examples_are_named(pretra
 def test_too_many_in_a_row_end_the_run(pretrain, tmp_path):
     happen = dict.fromkeys(range(4, 9), spoil)
     with pytest.raises(
-        exits.NonFiniteStep, match="3 steps in a row up to step 6 were not finite; subjects of the last: "
+        exit_codes.NonFiniteStep, match="3 steps in a row up to step 6 were not finite; subjects of the last: "
     ) as end:
         pretrain(tmp_path, happen, max_skipped=3)
     assert end.value.code == 70 and files.read_json(tmp_path / run_dir.HEARTBEAT)["phase"].startswith("failed: 3 steps")
@@ -166,7 +174,7 @@ def test_spikes_are_told_from_noise():
 
 def test_another_config_or_data_set_is_refused_with_what_differs(pretrain, root, tmp_path):
     pretrain(tmp_path / "run", stop_after=5)
-    with pytest.raises(exits.Changed, match="config.train.peak_learning_rate: 0.003 -> 0.004. Give it back"):
+    with pytest.raises(exit_codes.Changed, match="config.train.peak_learning_rate: 0.003 -> 0.004. Give it back"):
         pretrain(tmp_path / "run", peak_learning_rate=0.004)
     pretrain(tmp_path / "run", stop_after=6, checkpoint_every=3, log_every=2, keep=3)  # not what the result depends on
     shutil.copytree(root / "all", tmp_path / "data")
@@ -175,22 +183,22 @@ def test_another_config_or_data_set_is_refused_with_what_differs(pretrain, root,
     data = bytearray(shard.read_bytes())
     data[-1] ^= 1
     shard.write_bytes(bytes(data))
-    with pytest.raises(exits.Changed, match=f"data.records/{shard.name}: ") as error:
+    with pytest.raises(exit_codes.Changed, match=f"data.records/{shard.name}: ") as error:
         pretrain(tmp_path / "run", data=tmp_path / "data")
-    assert error.value.code == 78 and manifest.steps(tmp_path / "run" / "checkpoints") == [6, 7]
+    assert error.value.code == 78 and checkpoint_manifest.steps(tmp_path / "run" / "checkpoints") == [6, 7]
 
 
 def test_a_second_writer_is_refused(pretrain, tmp_path):
-    with run_dir.Lease(tmp_path), pytest.raises(exits.InUse, match="writes here") as error:
+    with run_dir.Lease(tmp_path), pytest.raises(exit_codes.InUse, match="writes here") as error:
         pretrain(tmp_path)
     assert error.value.code == 77 and not (tmp_path / "checkpoints").exists()
 
 
 def test_a_run_whose_lease_is_taken_writes_no_checkpoint(pretrain, tmp_path):
     happen = {4: lambda _: (tmp_path / run_dir.LEASE).write_text('{"id": "another"}')}
-    with pytest.raises(exits.InUse, match="taken by another process"):
+    with pytest.raises(exit_codes.InUse, match="taken by another process"):
         pretrain(tmp_path, happen, data_threads=0)
-    assert manifest.steps(tmp_path / "checkpoints") == []
+    assert checkpoint_manifest.steps(tmp_path / "checkpoints") == []
 
 
 def test_a_full_disk_is_said_and_the_save_is_tried_again(pretrain, whole, tmp_path, monkeypatch):
@@ -200,9 +208,10 @@ def test_a_full_disk_is_said_and_the_save_is_tried_again(pretrain, whole, tmp_pa
     pretrain(tmp_path / "run", {8: lambda _: free.__setitem__(0, 1 << 40)}, data_threads=0)
     found = events(tmp_path / "run", "not_saved")
     assert [e["step"] for e in found] == [5, 6, 7] and "no room for the checkpoint of step 5" in found[0]["reason"]
-    assert manifest.steps(tmp_path / "run" / "checkpoints") == [10, 12] and losses(tmp_path / "run") == whole[1]
+    assert checkpoint_manifest.steps(tmp_path / "run" / "checkpoints") == [10, 12]
+    assert losses(tmp_path / "run") == whole[1]
     free[0] = 0
-    with pytest.raises(exits.NotSaved, match="no room for the checkpoint of step 12") as error:
+    with pytest.raises(exit_codes.NotSaved, match="no room for the checkpoint of step 12") as error:
         pretrain(tmp_path / "full")
     assert error.value.code == 74
 
@@ -286,12 +295,12 @@ def test_half_a_description_of_the_job_is_refused():
     "error, code",
     [
         (ValueError("a sentence"), "ehrwear_jax: a sentence"),
-        (exits.Stopped("x"), 75),
-        (exits.InUse("x"), 77),
-        (exits.Changed("x"), 78),
-        (exits.NonFiniteStep("x"), 70),
-        (exits.NotSaved("x"), 74),
-        (exits.ProcessLost("x"), 69),
+        (exit_codes.Stopped("x"), 75),
+        (exit_codes.InUse("x"), 77),
+        (exit_codes.Changed("x"), 78),
+        (exit_codes.NonFiniteStep("x"), 70),
+        (exit_codes.NotSaved("x"), 74),
+        (exit_codes.ProcessLost("x"), 69),
         (KeyboardInterrupt(), 75),
     ],
 )

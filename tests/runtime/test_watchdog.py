@@ -8,7 +8,7 @@ import time
 import pytest
 from repo import REPO
 
-from ehrwear_jax.runtime import exit_codes as exits
+from ehrwear_jax.runtime import exit_codes
 from ehrwear_jax.runtime.watchdog import Watchdog
 
 HANG = """
@@ -36,7 +36,7 @@ def run(folder, how):
 
 def test_a_step_that_hangs_ends_the_process_with_its_stacks(tmp_path):
     done, _ = run(tmp_path, "time.sleep(50)")
-    assert done.returncode == exits.HUNG
+    assert done.returncode == exit_codes.HUNG
     assert "all steps" in done.stdout and "step has hung for" in done.stdout, "and the last words"
     (path,) = tmp_path.iterdir()
     assert path.name.startswith("stacks-") and path.name.endswith("-3.txt")

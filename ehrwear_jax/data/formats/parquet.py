@@ -1,8 +1,7 @@
-"""What the MEDS and wearable readers share: dtypes, nulls, contiguity, atomic files."""
+"""Reads and writes parquet and JSON files for the MEDS and wearable formats: dtypes, nulls, contiguity, whole files."""
 
 import contextlib
 import json
-import os
 from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 
@@ -10,6 +9,8 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
+
+from ehrwear_jax.runtime import files
 
 # Names under which a time zone without offset is written.
 UTC_NAMES = ("UTC", "Etc/UTC", "Z", "+00:00", "Zulu", "Etc/Zulu", "Universal", "Etc/Universal", "GMT", "Etc/GMT")
@@ -164,21 +165,17 @@ def require_contiguous(subject_id_N: np.ndarray, source, row_N: np.ndarray | Non
 
 
 @contextlib.contextmanager
-def writing(path: Path, *, ending: str = ".partial") -> Iterator[Path]:
-    """A name to write to, which becomes `path` when the block ends: the file appears whole or not at all.
+def writing(path: Path) -> Iterator[Path]:
+    """As files.replacing; what the operating system and the parquet libraries raise becomes one sentence.
 
     Raises:
       OSError (PermissionError where that is the reason): naming `path`, for instance with a full disk; what was
         written so far is removed.
     """
-    path = Path(path)
-    partial = path.with_name(path.name + ending)
     try:
-        yield partial
-        os.replace(partial, path)
+        with files.replacing(path) as partial:
+            yield partial
     except (OSError, pl.exceptions.PolarsError, pa.ArrowException, RuntimeError) as error:
-        with contextlib.suppress(OSError):
-            partial.unlink(missing_ok=True)
         if getattr(error, "names_its_file", False):
             raise
         reason = (str(error).splitlines() or [type(error).__name__])[0]

@@ -1,11 +1,14 @@
-"""The public kernel attention op: checks its arguments and picks an implementation."""
+"""Checks the arguments of the public kernel attention op and picks an implementation."""
 
 import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from ehrwear_jax.ops.kernel_attention import mosaic_tpu, reference, triton, xla
+from ehrwear_jax.ops.kernel_attention.reference import Kernel
 
 # Name -> callable that raises NotImplementedError where it cannot run; the first that can is taken when none is named.
 IMPLEMENTATIONS = {
@@ -14,7 +17,7 @@ IMPLEMENTATIONS = {
     "xla": xla.kernel_attention_xla,
     "reference": reference.kernel_attention_reference,
 }
-_logged = set()
+_logged: set[str] = set()
 
 
 def _check(condition, message):
@@ -23,26 +26,26 @@ def _check(condition, message):
 
 
 def kernel_attention(
-    q_BxTxHxD,
-    k_BxSxHxD,
-    v_BxSxHxD,
+    q_BxTxHxD: jax.Array,
+    k_BxSxHxD: jax.Array,
+    v_BxSxHxD: jax.Array,
     *,
-    q_time_BxT,
-    k_time_BxS,
-    kv_range_BxTx2,
-    kernel,
-    source_bias_BxHxMxS=None,
-    q_modality_BxT=None,
-    scale=None,
-    dropout_rate=0.0,
-    dropout_key=None,
-    skip_tolerance=0.0,
-    implementation=None,
-    return_residuals=False,
-    newest_time_BxT=None,
-    first_index=(0, 0, 0, 0),
-    options=None,
-):
+    q_time_BxT: jax.Array,
+    k_time_BxS: jax.Array,
+    kv_range_BxTx2: jax.Array,
+    kernel: Kernel,
+    source_bias_BxHxMxS: jax.Array | None = None,
+    q_modality_BxT: jax.Array | None = None,
+    scale: float | None = None,
+    dropout_rate: float = 0.0,
+    dropout_key: jax.Array | None = None,
+    skip_tolerance: float = 0.0,
+    implementation: str | None = None,
+    return_residuals: bool = False,
+    newest_time_BxT: jax.Array | None = None,
+    first_index: Sequence[int | jax.Array] = (0, 0, 0, 0),
+    options: Mapping[str, Any] | None = None,
+) -> jax.Array | tuple[jax.Array, jax.Array]:
     """Attention with logits scale * q.k + bias[modality of the query] + log K(time gap); see `reference`.
 
     Args:
@@ -98,7 +101,7 @@ def kernel_attention(
     _check_kernel(kernel, n_head)
     if implementation is not None and implementation not in IMPLEMENTATIONS:
         raise ValueError(f"kernel_attention: no implementation {implementation!r}; there are {sorted(IMPLEMENTATIONS)}")
-    arguments = {
+    arguments: dict[str, Any] = {
         "q_time_BxT": jax.lax.stop_gradient(q_time_BxT),
         "k_time_BxS": jax.lax.stop_gradient(k_time_BxS),
         "kv_range_BxTx2": kv_range_BxTx2,

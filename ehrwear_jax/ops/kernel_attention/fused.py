@@ -1,4 +1,4 @@
-"""What all fused implementations share: arguments in the form that tiles need, and the custom derivative.
+"""Prepares the arguments of all fused implementations in the form that tiles need; defines the custom derivative.
 
 An implementation is a pair of passes, each over one problem:
 
@@ -12,12 +12,18 @@ pytree of arrays that the forward pass leaves for the backward one.
 
 import dataclasses
 import functools
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 
 from ehrwear_jax.ops.kernel_attention import reference
+from ehrwear_jax.ops.kernel_attention.reference import Kernel
+
+Pass = Callable[..., Any]
 
 # The entries of a problem that have a gradient.
 GRADIENTS = ("q", "k", "v", "extra_k", "row", "head")
@@ -38,38 +44,38 @@ class Spec:
     """
 
     kind: str
-    passes: tuple
+    passes: tuple[Pass, Pass]
     block_q: int
     block_k: int
     dropout_rate: float
     skip_tolerance: float
-    options: tuple = ()
+    options: Any = ()
 
 
 def call(
-    passes,
-    q_BxTxHxD,
-    k_BxSxHxD,
-    v_BxSxHxD,
+    passes: tuple[Pass, Pass],
+    q_BxTxHxD: jax.Array,
+    k_BxSxHxD: jax.Array,
+    v_BxSxHxD: jax.Array,
     *,
-    q_time_BxT,
-    k_time_BxS,
-    kv_range_BxTx2,
-    kernel,
-    source_bias_BxHxMxS,
-    q_modality_BxT,
-    scale,
-    dropout_rate,
-    dropout_key,
-    skip_tolerance,
-    newest_time_BxT,
-    first_index,
-    block_q,
-    block_k,
-    dtype,
-    one_row_at_a_time=False,
-    options=(),
-):
+    q_time_BxT: jax.Array,
+    k_time_BxS: jax.Array,
+    kv_range_BxTx2: jax.Array,
+    kernel: Kernel,
+    source_bias_BxHxMxS: jax.Array | None,
+    q_modality_BxT: jax.Array | None,
+    scale: float | None,
+    dropout_rate: float,
+    dropout_key: jax.Array | None,
+    skip_tolerance: float,
+    newest_time_BxT: jax.Array | None,
+    first_index: Sequence[int | jax.Array],
+    block_q: int,
+    block_k: int,
+    dtype: DTypeLike,
+    one_row_at_a_time: bool = False,
+    options: Any = (),
+) -> tuple[jax.Array, jax.Array]:
     """Runs an implementation's passes; arguments as in `api.kernel_attention`.
 
     Args:
@@ -140,7 +146,7 @@ def call(
     return jnp.moveaxis(out, 1, 2).astype(q_BxTxHxD.dtype), log_sum_exp
 
 
-def parts(x, dtype):
+def parts(x: jax.Array, dtype: DTypeLike) -> tuple[jax.Array, ...]:
     """x as summands of `dtype`: itself, or bfloat16 halves that together keep 16 bits."""
     high = x.astype(dtype)
     return (high,) if dtype != jnp.bfloat16 else (high, (x - high.astype(x.dtype)).astype(dtype))
@@ -172,7 +178,7 @@ def _attention_bwd(spec, residuals, cotangents):
 _attention.defvjp(_attention_fwd, _attention_bwd)
 
 
-def no_gradient(x):
+def no_gradient(x: jax.Array) -> jax.Array | np.ndarray:
     """The cotangent of an argument that has none: float0 for integers, zeros for times."""
     return jnp.zeros_like(x) if jnp.issubdtype(x.dtype, jnp.inexact) else np.zeros(x.shape, jax.dtypes.float0)
 

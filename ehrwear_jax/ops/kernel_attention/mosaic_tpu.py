@@ -1,4 +1,4 @@
-"""Kernel attention as Pallas kernels for TPUs (Mosaic), forward and backward.
+"""Implements kernel attention as Pallas kernels for TPUs (Mosaic), forward and backward.
 
 Flash attention (Dao et al. 2022) with K as a factor: `tiles` has the mathematics, `mosaic_tpu_tile` its form on a TPU.
 The forward kernel and that of the queries' gradients visit the key blocks of one query block, newest first; that of the
@@ -8,6 +8,7 @@ arithmetic. Everything a kernel reads is laid out beforehand as it is used, so t
 
 import dataclasses
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -42,8 +43,15 @@ KERNEL_INPUTS = ("times", "row", "head", "k_time")
 
 
 def kernel_attention_mosaic_tpu(
-    q_BxTxHxD, k_BxSxHxD, v_BxSxHxD, *, block_q=BLOCK_Q, block_k=BLOCK_K, interpret=None, **arguments
-):
+    q_BxTxHxD: jax.Array,
+    k_BxSxHxD: jax.Array,
+    v_BxSxHxD: jax.Array,
+    *,
+    block_q: int = BLOCK_Q,
+    block_k: int = BLOCK_K,
+    interpret: Any = None,
+    **arguments: Any,
+) -> tuple[jax.Array, jax.Array]:
     """Kernel attention on TPUs; arguments, results and errors as in `reference`.
 
     Args:
@@ -258,15 +266,11 @@ def _launch(spec, problem, inputs, scalars, direct, *, names, outputs, inner, sc
             transcendentals=n_element,
             bytes_accessed=sum(inputs[n].size * inputs[n].dtype.itemsize for n in names) * count[outer],
         ),
-        compiler_params=_compiler_params(),
+        compiler_params=pltpu.CompilerParams(
+            dimension_semantics=("parallel", "parallel", "parallel", "arbitrary"), vmem_limit_bytes=VMEM_BYTES
+        ),
     )(_flags(problem, direct), *(x.ravel() for x in scalars.values()), *(inputs[n] for n in names))
     return dict(zip(outputs, found, strict=True))
-
-
-def _compiler_params():
-    # CompilerParams was TPUCompilerParams before JAX 0.7
-    make = getattr(pltpu, "CompilerParams", None) or pltpu.TPUCompilerParams
-    return make(dimension_semantics=("parallel", "parallel", "parallel", "arbitrary"), vmem_limit_bytes=VMEM_BYTES)
 
 
 def _both_ways(tile, works, run):

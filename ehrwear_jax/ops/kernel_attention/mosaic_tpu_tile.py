@@ -1,4 +1,4 @@
-"""The mathematics of one tile inside the TPU kernels of `mosaic_tpu`: `tiles`, written for Mosaic.
+"""Computes one tile inside the TPU kernels of `mosaic_tpu`: the mathematics of `tiles`, written for Mosaic.
 
 A tile has its keys along sublanes and its queries along lanes, [K, Q]. What is per query ([1, Q], or [R, Q] for R
 components) then fills whole registers, sums over keys are additions of registers, and memory holds it without padding.
@@ -7,16 +7,18 @@ What is per key is kept with keys along lanes too, [R, K], and meets the tile in
 
 import functools
 import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from ehrwear_jax.ops.kernel_attention import reference, tiles
+from ehrwear_jax.ops.kernel_attention import fused, reference, tiles
 
 ROWS = 8  # sublanes of a register: components are padded to a multiple
 
 
-def dot(a, b, over):
+def dot(a: jax.Array, b: jax.Array, over: tuple[int, int]) -> jax.Array:
     """Product of matrices over axis over[0] of a and over[1] of b; float32 in full precision, bfloat16 in one pass."""
     precision = jax.lax.Precision.HIGHEST if a.dtype == jnp.float32 else None
     return jax.lax.dot_general(
@@ -33,12 +35,12 @@ def _halves(x):
 SMALL = -0.0625
 
 
-def small_expm1(x):
+def small_expm1(x: jax.Array) -> jax.Array:
     """exp(x) - 1 for SMALL < x <= 0, to 2e-7 of itself."""
     return x * (1.0 + x * (1 / 2 + x * (1 / 6 + x * (1 / 24))))
 
 
-def expm1(x):
+def expm1(x: jax.Array) -> jax.Array:
     """exp(x) - 1 for x <= 0, to 2e-6 of itself; Mosaic has none."""
     return jnp.where(x > SMALL, small_expm1(x), jnp.exp(x) - 1.0)
 
@@ -53,7 +55,15 @@ class Tile:
       flags: reference to mosaic_tpu._flags. scalar: (name, block) -> what mosaic_tpu._inputs has of a block.
     """
 
-    def __init__(self, spec, n_component, refs, at, flags, scalar):
+    def __init__(
+        self,
+        spec: fused.Spec,
+        n_component: int,
+        refs: Mapping[str, Any],
+        at: tuple[jax.Array, ...],
+        flags: Any,
+        scalar: Callable[[str, jax.Array], jax.Array],
+    ) -> None:
         self.spec, self.n_component, self.refs, self.at = spec, n_component, refs, at
         self.flags, self.scalar = flags, scalar
         self.narrow = refs["k"].dtype == jnp.bfloat16
@@ -62,12 +72,12 @@ class Tile:
 
     # ----------------------------------------------------------------------------------------------- visible, kept
 
-    def mask(self):
+    def mask(self) -> jax.Array:
         shape = (self.spec.block_k, self.spec.block_q)
         position = self.at[3] * self.spec.block_k + jax.lax.broadcasted_iota(jnp.int32, shape, 0)
         return (position >= self.refs["range"][0:1]) & (position < self.refs["range"][1:2])
 
-    def dropped(self, x_KxQ):
+    def dropped(self, x_KxQ: jax.Array) -> jax.Array:
         """x with dropout of its entries, the same as in `reference.dropout_keep`."""
         rate = self.spec.dropout_rate
         if rate == 0.0:
@@ -81,11 +91,11 @@ class Tile:
 
     # -------------------------------------------------------------------------------------------------- the kernel
 
-    def c(self):
+    def c(self) -> jax.Array:
         """Newest key time of the tile, a scalar."""
         return self.scalar("newest", self.at[3])
 
-    def taken_directly(self):
+    def taken_directly(self) -> jax.Array:
         """Whether this is asked for, or some row that sees a key of the tile has a newest key older than the tile's."""
         lo = self.at[3] * self.spec.block_k
         start, stop = self.refs["range"][0:1], self.refs["range"][1:2]
@@ -93,7 +103,7 @@ class Tile:
         late = jnp.max(jnp.where(sees & (self.newest_1xQ < self.c()), 1.0, 0.0))
         return (self.flags[0] != 0) | (late > 0.0)
 
-    def factors(self):
+    def factors(self) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
         """log b [R, K]; h = n - c [1, Q]; kappa [1, Q]; A [R, Q]; padded components have A = 0."""
         log_b = -self.refs["head"][...] * jnp.maximum(self.c() - self.refs["k_time"][...], 0.0)
         h = jnp.maximum(self.newest_1xQ - self.c(), 0.0)
@@ -102,7 +112,7 @@ class Tile:
         kappa = peak + jnp.log(jnp.sum(jnp.exp(log_a - peak), axis=0, keepdims=True))
         return log_b, h, kappa, jnp.exp(log_a - kappa)
 
-    def mixed(self, b_RxK, a_RxQ):
+    def mixed(self, b_RxK: jax.Array, a_RxQ: jax.Array) -> jax.Array:
         """sum_r b_jr A_ir [K, Q]; for bfloat16 inputs in halves, which err by 1e-5 and cost one pass."""
         if self.narrow:
             (b_high, b_low), (a_high, a_low) = _halves(b_RxK), _halves(a_RxQ)
@@ -110,15 +120,13 @@ class Tile:
             a_RxQ = jnp.concatenate([a_high, a_low, a_high], axis=0).astype(jnp.bfloat16)
         return dot(b_RxK, a_RxQ, (0, 0))
 
-    def behind(self):
-        """u [K, Q], None without a kernel."""
-        if self.spec.kind == "none":
-            return None
+    def behind(self) -> jax.Array:
+        """u [K, Q]; only with a kernel."""
         spread = jnp.broadcast_to(self.refs["k_time"][...], (ROWS, self.spec.block_k))
         time_Kx1 = jnp.transpose(spread)[:, :1]  # a [K, 1] array in memory would be padded to 128 columns
         return jnp.maximum(self.newest_1xQ - jnp.minimum(time_Kx1, self.time_1xQ), 0.0)
 
-    def components(self, u):
+    def components(self, u: jax.Array) -> tuple[list[jax.Array], list[jax.Array], list[jax.Array], jax.Array]:
         """Lists over r: p [1, Q], -gamma u [K or 1, Q] and p exp(-gamma u) / exp(peak); and peak, the greatest log."""
         row = [self.refs["row"][r : r + 1] for r in range(self.n_component)]
         decay = [-self.refs["head"][r : r + 1] * u for r in range(self.n_component)]
@@ -126,32 +134,36 @@ class Tile:
         part = [jnp.exp(a + b - peak) for a, b in zip(row, decay, strict=True)]
         return [jnp.exp(a) for a in row], decay, part, peak
 
-    def log_kernel(self, u):
-        """log(K(g + u) / K(g)) for u [K or 1, Q] (without a kernel anything), and what a mixture's gradients need."""
+    def log_kernel(self, u: jax.Array | None = None) -> tuple[jax.Array | float, Any]:
+        """log(K(g + u) / K(g)) for u [K or 1, Q] (None: that of the tile), and what a mixture's gradients need."""
         if self.spec.kind == "none":
             return 0.0, None
+        u = self.behind() if u is None else u
         if self.spec.kind == "quadratic":
             return -self.refs["head"][0:1] * jnp.log1p(self.ratio(u)), None
         components = self.components(u)
         log_total = jnp.log(sum(components[2]))
         return components[3] + log_total, (log_total, *components)
 
-    def ratio(self, u_KxQ):
+    def ratio(self, u_KxQ: jax.Array) -> jax.Array:
         gap = self.time_1xQ - self.newest_1xQ
         return u_KxQ * (2.0 * gap + u_KxQ) / self.refs["row"][0:1]
 
-    def scores(self):
+    def scores(self) -> jax.Array:
         return dot(self.refs["k"][...], self.refs["q"][...], (1, 0))
 
     # ------------------------------------------------------------------------------------------------------ forward
 
-    def accumulate(self, peak_ref, total_ref, acc_ref, factored):
+    def accumulate(self, peak_ref: Any, total_ref: Any, acc_ref: Any, factored: bool) -> None:
         """Adds this tile to the running maximum [1, Q], sum of weights [1, Q] and weighted sum of values [D, Q]."""
+        factor: jax.Array | None = None
+        shift: jax.Array | float = 0.0
+        logit = self.scores()
         if factored:
             log_b, _, shift, a = self.factors()
-            factor, logit = self.mixed(jnp.exp(log_b), a), self.scores()
+            factor = self.mixed(jnp.exp(log_b), a)
         else:
-            factor, shift, logit = None, 0.0, self.scores() + self.log_kernel(self.behind())[0]
+            logit = logit + self.log_kernel()[0]
         logit = jnp.where(self.mask(), logit, -jnp.inf)
         peak = peak_ref[...]
         new = jnp.maximum(peak, jnp.max(logit, axis=0, keepdims=True) + shift)
@@ -164,7 +176,7 @@ class Tile:
         total_ref[...] = total_ref[...] * shrink + jnp.sum(weight, axis=0, keepdims=True)
         acc_ref[...] = acc_ref[...] * shrink + dot(v_t, self.dropped(weight).astype(v_t.dtype), (1, 0))
 
-    def rest_is_negligible(self, peak_1xQ, total_1xQ):
+    def rest_is_negligible(self, peak_1xQ: jax.Array, total_1xQ: jax.Array) -> jax.Array:
         """A scalar: whether what lies before this tile may be left out, by the bound of `tiles.rest_is_negligible`."""
         before = jnp.maximum(self.at[3] - 1, 0)
         q = self.refs["q"][...].astype(jnp.float32)
@@ -180,19 +192,21 @@ class Tile:
 
     # ----------------------------------------------------------------------------------------------------- backward
 
-    def weights(self, factored):
+    def weights(self, factored: bool) -> tuple[jax.Array, jax.Array | None, jax.Array, Any]:
         """(E, K, dP - delta, factors or components): the weights are E K, and dS = E K (dP - delta); K None is 1."""
+        factor: jax.Array | None = None
+        more: Any
         if factored:
-            more = self.factors()
-            logit, factor = self.scores() + more[2], self.mixed(jnp.exp(more[0]), more[3])
+            log_b, _, kappa, a = more = self.factors()
+            logit, factor = self.scores() + kappa, self.mixed(jnp.exp(log_b), a)
         else:
-            log_k, more = self.log_kernel(self.behind())
-            logit, factor = self.scores() + log_k, None
+            log_k, more = self.log_kernel()
+            logit = self.scores() + log_k
         e = jnp.exp(jnp.where(self.mask(), logit - self.refs["stats"][0:1], -jnp.inf))
         v, d_out = self.refs["v"][...], self.refs["d_out"][...]
         return e, factor, self.dropped(dot(v, d_out, (1, 0))) - self.refs["stats"][1:2], more
 
-    def to_keys(self, grads, factored):
+    def to_keys(self, grads: Sequence[Any], factored: bool) -> None:
         """Adds to the gradients of k [K, E] and v [K, D]."""
         dk_ref, dv_ref = grads
         e, factor, value, _ = self.weights(factored)
@@ -201,7 +215,7 @@ class Tile:
         dk_ref[...] += dot((weight * value).astype(q.dtype), q, (1, 1))
         dv_ref[...] += dot(self.dropped(weight).astype(d_out.dtype), d_out, (1, 1))
 
-    def to_queries(self, grads, factored):
+    def to_queries(self, grads: Sequence[Any], factored: bool) -> None:
         """Adds to the gradients of q [E, Q] and of the kernel's row and head, row by row [R, Q]."""
         dq_ref, *of_kernel = grads
         e, factor, value, more = self.weights(factored)

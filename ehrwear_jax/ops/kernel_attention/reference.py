@@ -1,4 +1,4 @@
-"""Kernel attention: the definition, in plain einsum and at least float32.
+"""Defines kernel attention, in plain einsum and at least float32.
 
 The operation (paper, section 3.2), for batch b, head h, query i and visible key j:
 
@@ -23,6 +23,7 @@ alone. Every faster implementation shares `kernel_rows` and is tested against th
 """
 
 import dataclasses
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -56,14 +57,17 @@ class RationalQuadratic:
     length_H: jax.Array
 
 
-def visible_BxTxS(kv_range_BxTx2, n_keys):
+Kernel = ExponentialMixture | RationalQuadratic | None
+
+
+def visible_BxTxS(kv_range_BxTx2: jax.Array, n_keys: int) -> jax.Array:
     """Boolean mask of the keys that each query sees."""
     position_S = jnp.arange(n_keys, dtype=kv_range_BxTx2.dtype)
     start_BxTx1, stop_BxTx1 = kv_range_BxTx2[..., :1], kv_range_BxTx2[..., 1:]
     return (position_S[None, None] >= start_BxTx1) & (position_S[None, None] < stop_BxTx1)
 
 
-def newest_visible(k_time_BxS, kv_range_BxTx2):
+def newest_visible(k_time_BxS: jax.Array, kv_range_BxTx2: jax.Array) -> jax.Array:
     """Time of the newest key in each query's range, -inf for an empty one: [B, T], in O((S + T) log S).
 
     Maxima over all stretches of 2^l keys; a range is the union of two of them.
@@ -85,7 +89,9 @@ def newest_visible(k_time_BxS, kv_range_BxTx2):
     return jnp.where(length_BxT > 0, newest_BxT, -jnp.inf)
 
 
-def row_times(q_time_BxT, k_time_BxS, kv_range_BxTx2, newest_BxT=None):
+def row_times(
+    q_time_BxT: jax.Array, k_time_BxS: jax.Array, kv_range_BxTx2: jax.Array, newest_BxT: jax.Array | None = None
+) -> tuple[jax.Array, jax.Array]:
     """(n_BxT, g_BxT) of the module docstring; an empty range gives n = t, g = 0."""
     if newest_BxT is None:
         newest_BxT = newest_visible(k_time_BxS, kv_range_BxTx2)
@@ -93,7 +99,7 @@ def row_times(q_time_BxT, k_time_BxS, kv_range_BxTx2, newest_BxT=None):
     return newest_BxT, q_time_BxT - newest_BxT
 
 
-def kernel_rows(kernel, gap_BxT):
+def kernel_rows(kernel: Kernel, gap_BxT: jax.Array) -> tuple[str, jax.Array, jax.Array]:
     """What the kernel is for one query: constants per row and component, and per component.
 
     Returns:
@@ -115,7 +121,9 @@ def kernel_rows(kernel, gap_BxT):
     return "mixture", row, gamma_HxR
 
 
-def log_kernel(kind, row_BxHxTxR, head_HxR, behind_BxTxS, gap_BxT):
+def log_kernel(
+    kind: str, row_BxHxTxR: jax.Array, head_HxR: jax.Array, behind_BxTxS: jax.Array, gap_BxT: jax.Array
+) -> jax.Array:
     """log K(g + u) - log K(g), [B, H, T, S], for u = behind_BxTxS >= 0; differentiable without loss of digits."""
     u = behind_BxTxS[:, None]
     if kind == "quadratic":
@@ -137,14 +145,23 @@ def _mix(word):
     return word ^ (word >> 16)
 
 
-def dropout_seed(key):
-    """uint32 [2] of a JAX PRNG key, typed or raw."""
+def dropout_seed(key: jax.Array | None) -> jax.Array:
+    """uint32 [2] of a JAX PRNG key, typed or raw; ValueError for None."""
+    if key is None:
+        raise ValueError("kernel_attention: dropout needs dropout_key")
     data = jax.random.key_data(key) if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) else key
     data = data.ravel().astype(jnp.uint32)
     return jnp.stack([data[0], data[-1]])
 
 
-def dropout_keep(seed, batch, head, query, position, rate):
+def dropout_keep(
+    seed: jax.Array | Sequence[jax.Array],
+    batch: jax.Array,
+    head: jax.Array,
+    query: jax.Array,
+    position: jax.Array,
+    rate: float,
+) -> jax.Array:
     """Which attention weights survive dropout: a pure function of global indices.
 
     Args:
@@ -163,23 +180,23 @@ def dropout_keep(seed, batch, head, query, position, rate):
 
 
 def kernel_attention_reference(
-    q_BxTxHxD,
-    k_BxSxHxD,
-    v_BxSxHxD,
+    q_BxTxHxD: jax.Array,
+    k_BxSxHxD: jax.Array,
+    v_BxSxHxD: jax.Array,
     *,
-    q_time_BxT,
-    k_time_BxS,
-    kv_range_BxTx2,
-    kernel,
-    source_bias_BxHxMxS=None,
-    q_modality_BxT=None,
-    scale=None,
-    dropout_rate=0.0,
-    dropout_key=None,
-    skip_tolerance=0.0,
-    newest_time_BxT=None,
-    first_index=(0, 0, 0, 0),
-):
+    q_time_BxT: jax.Array,
+    k_time_BxS: jax.Array,
+    kv_range_BxTx2: jax.Array,
+    kernel: Kernel,
+    source_bias_BxHxMxS: jax.Array | None = None,
+    q_modality_BxT: jax.Array | None = None,
+    scale: float | None = None,
+    dropout_rate: float = 0.0,
+    dropout_key: jax.Array | None = None,
+    skip_tolerance: float = 0.0,
+    newest_time_BxT: jax.Array | None = None,
+    first_index: Sequence[int | jax.Array] = (0, 0, 0, 0),
+) -> tuple[jax.Array, jax.Array]:
     """The definition above; arguments and errors as in `api.kernel_attention`; nothing is ever skipped.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Kernel attention over the devices of a mesh: batch, heads and sequence may all be split.
+"""Runs kernel attention over the devices of a mesh: batch, heads and sequence may all be split.
 
 Batch rows and heads are independent. Where the *keys'* sequence is split, a device has queries whose keys lie
 elsewhere:
@@ -14,35 +14,37 @@ Dropout is that of the whole call, whatever the mesh.
 """
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import PartitionSpec
+from jax.sharding import Mesh, PartitionSpec
 
 from ehrwear_jax.ops.kernel_attention import reference
 from ehrwear_jax.ops.kernel_attention.api import kernel_attention
 from ehrwear_jax.ops.kernel_attention.fused import no_gradient
+from ehrwear_jax.ops.kernel_attention.reference import Kernel
 
 METHODS = ("gather", "ring")
 
 
 def sharded_kernel_attention(
-    q_BxTxHxD,
-    k_BxSxHxD,
-    v_BxSxHxD,
+    q_BxTxHxD: jax.Array,
+    k_BxSxHxD: jax.Array,
+    v_BxSxHxD: jax.Array,
     *,
-    mesh,
-    q_spec,
-    k_spec,
-    q_time_BxT,
-    k_time_BxS,
-    kv_range_BxTx2,
-    kernel,
-    source_bias_BxHxMxS=None,
-    q_modality_BxT=None,
-    method="gather",
-    **options,
-):
+    mesh: Mesh,
+    q_spec: PartitionSpec,
+    k_spec: PartitionSpec,
+    q_time_BxT: jax.Array,
+    k_time_BxS: jax.Array,
+    kv_range_BxTx2: jax.Array,
+    kernel: Kernel,
+    source_bias_BxHxMxS: jax.Array | None = None,
+    q_modality_BxT: jax.Array | None = None,
+    method: str = "gather",
+    **options: Any,
+) -> jax.Array:
     """`api.kernel_attention` on global arrays that are split over a mesh.
 
     Args:
@@ -78,7 +80,7 @@ def sharded_kernel_attention(
     for what, (size, axes) in sizes.items():
         if size % _count(mesh, axes):
             raise ValueError(f"kernel_attention: {size} {what} do not divide over mesh axes {axes}")
-    arrays = {
+    arrays: dict[str, Any] = {
         "q": q_BxTxHxD,
         "k": k_BxSxHxD,
         "v": v_BxSxHxD,

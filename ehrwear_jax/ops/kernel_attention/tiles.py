@@ -1,4 +1,4 @@
-"""The mathematics of one tile of queries and keys, where K costs a multiplication instead of R exponentials.
+"""Computes one tile of queries and keys, where K costs a multiplication instead of R exponentials.
 
 With c the newest key time of the tile, a tile whose every row has n_i >= c is a product of rank R:
 
@@ -20,11 +20,12 @@ there and would not cancel to the last digit.
 
 import functools
 import math
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
 
-from ehrwear_jax.ops.kernel_attention import reference
+from ehrwear_jax.ops.kernel_attention import fused, reference
 
 # Of a row's sum of weights, relative to the maximum that factors allow; below, float32 has lost what it was made of.
 SMALLEST_SUM = 1e-30
@@ -42,7 +43,14 @@ class Tile:
       j: number of the key block; block["index"] is that of the query block.
     """
 
-    def __init__(self, spec, block, keys, j, problem):
+    def __init__(
+        self,
+        spec: fused.Spec,
+        block: Mapping[str, jax.Array],
+        keys: Mapping[str, jax.Array],
+        j: int | jax.Array,
+        problem: Mapping[str, jax.Array],
+    ) -> None:
         self.spec, self.block, self.keys, self.j = spec, block, keys, j
         self.seed, self.first = problem["seed"], problem["first"]
         self.dtype = jnp.promote_types(block["q"].dtype, jnp.float32)
@@ -52,12 +60,12 @@ class Tile:
 
     # ----------------------------------------------------------------------------------------------- visible, kept
 
-    def mask(self):
+    def mask(self) -> jax.Array:
         position = self.j * self.spec.block_k + jnp.arange(self.keys["time"].shape[-1])
         start, stop = (self.block[n][:, None, :, None] for n in ("start", "stop"))
         return (position[None, None, None] >= start) & (position[None, None, None] < stop)
 
-    def dropped(self, x):
+    def dropped(self, x: jax.Array) -> jax.Array:
         """x with dropout of its entries, or x itself without dropout."""
         rate = self.spec.dropout_rate
         if rate == 0.0:
@@ -74,14 +82,14 @@ class Tile:
 
     # -------------------------------------------------------------------------------------------------- the kernel
 
-    def factorable(self):
+    def factorable(self) -> jax.Array:
         """Whether no row that sees a key of the tile has a newest key older than the tile's newest."""
         lo = self.j * self.spec.block_k
         sees = (self.block["start"] < lo + self.spec.block_k) & (self.block["stop"] > lo)
         sees &= self.block["stop"] > self.block["start"]
         return jnp.all(~sees | (self.keys["newest"][:, None] <= self.block["newest"]))
 
-    def factors(self):
+    def factors(self) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array, jax.Array]:
         """log b [B, 1 or H, K, R], b; h = n - c [B, Q]; kappa [B, H, Q]; A [B, H, Q, R]."""
         c_Bx1 = self.keys["newest"][:, None]
         log_b = -self.rate_1xHx1xR * jnp.maximum(c_Bx1 - self.keys["time"], 0.0)[:, None, :, None]
@@ -90,18 +98,18 @@ class Tile:
         kappa = jax.nn.logsumexp(log_a, axis=-1)
         return log_b, jnp.exp(log_b), h_BxQ, kappa, jnp.exp(log_a - kappa[..., None])
 
-    def mixed(self):
+    def mixed(self) -> jax.Array:
         """sum_r A_ir b_jr."""
         _, b, _, _, a = self.factors()
-        return sum(a[..., :, None, r] * b[..., None, :, r] for r in range(a.shape[-1]))
+        return functools.reduce(jnp.add, (a[..., :, None, r] * b[..., None, :, r] for r in range(a.shape[-1])))
 
-    def behind(self):
+    def behind(self) -> tuple[jax.Array, jax.Array]:
         """u [B, Q, K], and g [B, Q]."""
         time, newest = self.block["q_time"], self.block["newest"]
         u = newest[..., None] - jnp.minimum(self.keys["time"][:, None], time[..., None])
         return jnp.maximum(u, 0.0), time - newest
 
-    def terms(self):
+    def terms(self) -> tuple[list[jax.Array], list[jax.Array], jax.Array]:
         """Lists over r of -gamma_r u_ij and log(p_ir exp(-gamma_r u_ij)); the maximum of the latter over r."""
         u, _ = self.behind()
         row = self.block["row"]
@@ -109,7 +117,7 @@ class Tile:
         terms = [row[..., r, None] + x for r, x in enumerate(decay)]
         return decay, terms, functools.reduce(jnp.maximum, terms)
 
-    def log_kernel(self):
+    def log_kernel(self) -> jax.Array | float:
         """log(K_ij / K(g_i)) to an absolute error of float32's epsilon: enough for a weight."""
         if self.spec.kind == "none":
             return 0.0
@@ -120,10 +128,12 @@ class Tile:
 
     # ------------------------------------------------------------------------------------------------------ forward
 
-    def scores(self):
+    def scores(self) -> jax.Array:
         return self.dot("bhqe,bhke->bhqk", self.block["q"], self.keys["k"])
 
-    def accumulate(self, direct, peak, total, acc):
+    def accumulate(
+        self, direct: bool | jax.Array, peak: jax.Array, total: jax.Array, acc: jax.Array
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
         """The running maximum [B, H, Q], sum of weights and weighted sum of values, with this tile.
 
         direct: whether to take log K without factors; True decides it when compiling.
@@ -149,7 +159,7 @@ class Tile:
 
     # ----------------------------------------------------------------------------------------------------- backward
 
-    def gradients(self, direct):
+    def gradients(self, direct: bool | jax.Array) -> tuple[jax.Array, ...]:
         """(dk, dv, dq, d_row, d_head): this tile's share; d_head row by row."""
         if direct is True:
             return self._direct_gradients()
@@ -209,8 +219,8 @@ class Tile:
         u = u_BxQxK[:, None]
         if kind == "quadratic":
             ratio = u * (2.0 * g_BxQ[:, None, :, None] + u) / row
-            d_row = jnp.sum(d_score * ratio / (1.0 + ratio), axis=-1, keepdims=True) * rate / row
-            return *shares, d_row, -jnp.sum(d_score * jnp.log1p(ratio), axis=-1, keepdims=True)
+            to_row = jnp.sum(d_score * ratio / (1.0 + ratio), axis=-1, keepdims=True) * rate / row
+            return *shares, to_row, -jnp.sum(d_score * jnp.log1p(ratio), axis=-1, keepdims=True)
         decay, terms, peak = self.terms()
         p = [jnp.exp(row[..., r]) for r in range(row.shape[-1])]
         # barriers keep XLA from computing the exponentials again in each of the sums below
@@ -232,7 +242,7 @@ class Tile:
         return *shares, jnp.stack(d_row, axis=-1), jnp.stack(d_head, axis=-1)
 
 
-def small_expm1(x):
+def small_expm1(x: jax.Array) -> jax.Array:
     """exp(x) - 1 for -0.3 <= x <= 0 to the last digit or so: a polynomial, for CPUs take long over expm1."""
     last = 7 if x.dtype == jnp.float32 else 12  # 0.3 ** 8 / 8! is 2e-9
     value = jnp.ones_like(x)
@@ -244,7 +254,7 @@ def small_expm1(x):
 # ---------------------------------------------------------------------------------------------------------- skipping
 
 
-def key_bounds(keys):
+def key_bounds(keys: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
     """Per key block, of all keys in it and before it: largest norm [N, B, H] and newest time [N, B].
 
     The columns of the modality bias are part of q and k, so the norms bound s + bias.
@@ -254,7 +264,15 @@ def key_bounds(keys):
     return {"norm": jax.lax.cummax(norm, axis=0), "newest": jax.lax.cummax(keys["newest"], axis=0)}
 
 
-def rest_is_negligible(spec, block, bounds, j, head_HxR, peak, total):
+def rest_is_negligible(
+    spec: fused.Spec,
+    block: Mapping[str, jax.Array],
+    bounds: Mapping[str, jax.Array],
+    j: jax.Array,
+    head_HxR: jax.Array,
+    peak: jax.Array,
+    total: jax.Array,
+) -> jax.Array:
     """Whether what lies before key block j carries at most skip_tolerance of each row's weight.
 
     By Cauchy-Schwarz s <= |q| max |k|, and K falls with age: n keys hold at most n exp(s_max - peak) K(newest of them),
@@ -264,9 +282,8 @@ def rest_is_negligible(spec, block, bounds, j, head_HxR, peak, total):
     q = block["q"].astype(peak.dtype)
     most = jnp.sqrt(jnp.sum(jnp.square(q), axis=-1)) * bounds["norm"][before][..., None]
     n_rest = jnp.clip(j * spec.block_k - block["start"], 0, None)
-    if spec.kind == "none":
-        log_k = 0.0
-    else:
+    log_k: jax.Array | float = 0.0
+    if spec.kind != "none":
         age = jnp.maximum(block["newest"] - bounds["newest"][before][:, None], 0.0)
         gap = block["q_time"] - block["newest"]
         log_k = reference.log_kernel(spec.kind, block["row"], head_HxR, age[..., None], gap)[..., 0]

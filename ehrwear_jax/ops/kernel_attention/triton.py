@@ -1,4 +1,4 @@
-"""Kernel attention as Pallas-Triton kernels, for NVIDIA GPUs of the Ampere and Hopper generations.
+"""Implements kernel attention as Pallas-Triton kernels, for NVIDIA GPUs of the Ampere and Hopper generations.
 
 Three kernels: the forward pass and the gradients of a query block loop over the key blocks that it sees, the gradients
 of a key block over the query blocks that see it, so that no sum needs atomics. The mathematics is that of `tiles`; here
@@ -20,6 +20,8 @@ sliced but references. Layout of q, k, v and out is [B, T, H, D], so that the tr
 import dataclasses
 import math
 import types
+from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -64,19 +66,19 @@ class Options:
 
 
 def kernel_attention_triton(
-    q_BxTxHxD,
-    k_BxSxHxD,
-    v_BxSxHxD,
+    q_BxTxHxD: jax.Array,
+    k_BxSxHxD: jax.Array,
+    v_BxSxHxD: jax.Array,
     *,
-    block_q=None,
-    block_k=None,
-    forward=None,
-    query=None,
-    key=None,
-    interpret=False,
-    check_device=True,
-    **arguments,
-):
+    block_q: int | None = None,
+    block_k: int | None = None,
+    forward: Sequence[int] | None = None,
+    query: Sequence[int] | None = None,
+    key: Sequence[int] | None = None,
+    interpret: bool = False,
+    check_device: bool = True,
+    **arguments: Any,
+) -> tuple[jax.Array, jax.Array]:
     """Arguments, results and errors as in `reference`.
 
     Args:
@@ -94,9 +96,9 @@ def kernel_attention_triton(
     for given, default in zip((forward, query, key), NARROW if narrow else WIDE, strict=True):
         size = Tuning(*(given or default))
         tuning.append(dataclasses.replace(size, block_q=block_q or size.block_q, block_k=block_k or size.block_k))
-    for size in (n for t in tuning for n in (t.block_q, t.block_k, t.edge)):
-        if size < 16 or size & (size - 1):
-            raise ValueError(f"kernel_attention: blocks must be powers of two from 16, got {size}")
+    for length in (n for t in tuning for n in (t.block_q, t.block_k, t.edge)):
+        if length < 16 or length & (length - 1):
+            raise ValueError(f"kernel_attention: blocks must be powers of two from 16, got {length}")
     return fused.call(
         (_forward, _backward),
         q_BxTxHxD,
@@ -106,7 +108,7 @@ def kernel_attention_triton(
         block_q=tuning[0].block_q,
         block_k=tuning[0].block_k,
         dtype=jnp.bfloat16 if narrow else jnp.promote_types(q_BxTxHxD.dtype, jnp.float32),
-        options=Options(*tuning, interpret),
+        options=Options(tuning[0], tuning[1], tuning[2], interpret),
     )
 
 
@@ -211,8 +213,8 @@ def _arrange(static, problem, **more):
         lag = jnp.maximum(c_BxN[..., None] - blocks(time, block_k), 0.0).reshape(time.shape)[:, None, :, None]
         log_b = -problem["head"][None, :, None] * lag
         b = jnp.exp(log_b)
-        high, *low = fused.parts(b, static.dtype)
-        arrays |= {"c": ("b.", c_BxN), "b": ("bh..", _columns(static, high, *low, *low and [high]))}
+        high, *rest = fused.parts(b, static.dtype)
+        arrays |= {"c": ("b.", c_BxN), "b": ("bh..", _columns(static, high, *rest, *rest and [high]))}
         if "delta" in more and not static.by_key:
             sees = (problem["stop"] > problem["start"])[:, None, :, None]
             alive = jnp.max(jnp.where(sees, problem["row"], -jnp.inf), 2, keepdims=True) > math.log(tiles.ALIVE)

@@ -1,4 +1,4 @@
-"""Inside the kernels of `triton`: what one program reads, the formulas of one tile, and the loops over tiles.
+"""Computes what the kernels of `triton` are made of: what one program reads, one tile, and the loops over tiles.
 
 Only what Pallas lowers to Triton is used: no slice or index of an array, no concatenation, sizes that are powers of
 two. Tiles that are not plain need no logarithm and cannot underflow either: a weight there is the sum over components
@@ -9,6 +9,7 @@ import dataclasses
 import functools
 import math
 import types
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -20,14 +21,18 @@ try:
     from jax.experimental import pallas as pl
     from jax.experimental.pallas import triton as plgpu
 except ImportError:  # deprecated since JAX 0.11
-    pl = plgpu = None
+    pl = plgpu = None  # type: ignore[assignment]
 
 LOG2E = 1.4426950408889634
 # Stand-ins for infinities, whose differences are no number.
 LOWEST, HIGHEST = -1e30, 1e30
 
 
-def power(n):
+Carry = tuple[jax.Array, ...]
+Step = Callable[[jax.Array, int, Carry, bool], Carry]  # (first, size, carry, edge) -> carry
+
+
+def power(n: int) -> int:
     """The power of two from 16 that holds n."""
     return max(16, 1 << (n - 1).bit_length())
 
@@ -52,16 +57,16 @@ class Static:
     by_key: bool = False
 
     @property
-    def narrow(self):
+    def narrow(self) -> bool:
         return self.dtype == jnp.bfloat16
 
     @property
-    def scale(self):
+    def scale(self) -> float:
         """Of what dropout leaves."""
         return 1.0 / (1.0 - self.spec.dropout_rate)
 
     @property
-    def n_column(self):
+    def n_column(self) -> int:
         """C: columns for three sets of components and one; component r is in all columns c < 3 R with c % R = r."""
         return power(3 * self.n_component + 1)
 
@@ -69,17 +74,17 @@ class Static:
 class Program:
     """One program of a kernel: references by name, loads, arithmetic. Tiles are [Q, K], or [K, Q] by key."""
 
-    def __init__(self, static, ref):
+    def __init__(self, static: Static, ref: types.SimpleNamespace) -> None:
         self.static, self.ref = static, ref
         # not inside of loops, where interpretation does not know them
         self.block, self.head, self.batch = (pl.program_id(n) for n in range(3))
         # query blocks in reverse: the last ones see most under causal ranges, so they begin
         self.block = self.block if static.by_key else pl.num_programs(0) - 1 - self.block
 
-    def column(self):
+    def column(self) -> jax.Array:
         return jax.lax.iota(jnp.int32, self.static.n_column)
 
-    def query(self, start, size, edge=False):
+    def query(self, start: int | jax.Array, size: int, edge: bool = False) -> types.SimpleNamespace:
         """Queries from `start`, with what plain tiles need unless at the edge alone."""
         ref, at = self.ref, pl.ds(start, size)
         q = types.SimpleNamespace(at=at, q=ref.q[at, :], index=start + jax.lax.iota(jnp.int32, size))
@@ -94,7 +99,7 @@ class Program:
             q.d_out, q.log_sum_exp, q.delta = ref.d_out[at, :], ref.log_sum_exp[at], ref.delta[at]
         return q
 
-    def key(self, start, size, edge=False):
+    def key(self, start: int | jax.Array, size: int, edge: bool = False) -> types.SimpleNamespace:
         """Keys from `start`, with what plain tiles need unless at the edge alone."""
         ref, at = self.ref, pl.ds(start, size)
         k = types.SimpleNamespace(at=at, k=ref.k[at, :], v=ref.v[at, :], index=start + jax.lax.iota(jnp.int32, size))
@@ -103,7 +108,7 @@ class Program:
             k.b, k.c = ref.b[at, :], ref.c[jax.lax.div(start, size)]
         return k
 
-    def visit(self, step, carry, direct=False):
+    def visit(self, step: Step, carry: Carry, direct: bool | jax.Array = False) -> Carry:
         """step(first, size, carry, edge) over what this program's block sees, or is seen by; see triton._bounds.
 
         direct: as if no tile were plain.
@@ -120,7 +125,7 @@ class Program:
         carry = jax.lax.fori_loop(jnp.int32(0), before - lo + hi - after, at_edge, carry)
         return jax.lax.fori_loop(start, stop, lambda m, carry: step(m * size, size, carry, False), carry)
 
-    def again(self, step, carry, when):
+    def again(self, step: Step, carry: Carry, when: jax.Array) -> Carry:
         """If `when`, step over all that this program's block sees, from the start."""
         lo, hi = self.ref.bounds[self.block, 0], self.ref.bounds[self.block, 3]
         edge = self.static.edge
@@ -128,24 +133,24 @@ class Program:
 
     # --------------------------------------------------------------------------------------------------- arithmetic
 
-    def of_query(self, x_Q):
+    def of_query(self, x_Q: jax.Array) -> jax.Array:
         return x_Q[None, :] if self.static.by_key else x_Q[:, None]
 
-    def of_key(self, x_K):
+    def of_key(self, x_K: jax.Array) -> jax.Array:
         return x_K[:, None] if self.static.by_key else x_K[None, :]
 
-    def dot(self, a, b, b_axis=0):
+    def dot(self, a: jax.Array, b: jax.Array, b_axis: int = 0) -> jax.Array:
         """a [M, N] times b [N, L], or b [L, N] when b_axis is 1; with TensorFloat-32 in narrow kernels."""
         precision = None if self.static.narrow else jax.lax.Precision.HIGHEST
         return jax.lax.dot_general(
             a, b, (((1,), (b_axis,)), ((), ())), precision=precision, preferred_element_type=jnp.float32
         )
 
-    def product(self, query, key):
+    def product(self, query: jax.Array, key: jax.Array) -> jax.Array:
         """A tile of inner products."""
         return self.dot(key, query, 1) if self.static.by_key else self.dot(query, key, 1)
 
-    def exp(self, x, less=None):
+    def exp(self, x: jax.Array, less: jax.Array | None = None) -> jax.Array:
         """exp(x - less); narrow: in one multiply-add and one instruction of the special function unit."""
         if not self.static.narrow:
             return jnp.exp(x if less is None else x - less)
@@ -161,21 +166,23 @@ class Program:
         )
         return y
 
-    def expm1(self, x, times, product):
+    def expm1(self, x: jax.Array, times: jax.Array, product: jax.Array) -> jax.Array:
         """times * (exp(x) - 1) for x <= 0, where product = times * exp(x); narrow: to 3e-6."""
         if not self.static.narrow:
             return times * jnp.expm1(x)
-        series = functools.reduce(lambda y, n: y * x + 1.0 / math.factorial(n), range(5, 0, -1), 1.0 / 720.0)
+        series: jax.Array | float = 1.0 / 720.0
+        for n in range(5, 0, -1):
+            series = series * x + 1.0 / math.factorial(n)
         return jnp.where(x > -0.5, times * x * series, product - times)
 
-    def rounded(self, x):
+    def rounded(self, x: jax.Array) -> jax.Array:
         """Positive x to the precision of the products, in integers: conversions are slow."""
         if not self.static.narrow:
             return x
         bits = jax.lax.bitcast_convert_type(x, jnp.int32) + jnp.int32(1 << 15)
         return jax.lax.bitcast_convert_type(bits & jnp.int32(-1 << 16), jnp.float32)
 
-    def kept(self, x, query, key):
+    def kept(self, x: jax.Array, query: types.SimpleNamespace, key: types.SimpleNamespace) -> jax.Array:
         """x where dropout leaves it, which is to be divided by 1 - rate."""
         rate, ref = self.static.spec.dropout_rate, self.ref
         if rate == 0.0:
@@ -193,7 +200,7 @@ class Program:
 class Tile:
     """One tile: s, and what K is there. Plain tiles of a mixture have factors, all others u."""
 
-    def __init__(self, program, query, key, edge):
+    def __init__(self, program: Program, query: types.SimpleNamespace, key: types.SimpleNamespace, edge: bool) -> None:
         self.program, self.query, self.key = program, query, key
         self.of_query, self.exp, ref = program.of_query, program.exp, program.ref
         self.kind, self.n = program.static.spec.kind, program.static.n_component
@@ -219,7 +226,7 @@ class Tile:
             if self.kind == "quadratic":
                 self.ratio = self.u * (2.0 * self.of_query(time - newest) + self.u) / self.rows[0]
 
-    def factor(self):
+    def factor(self) -> jax.Array:
         """sum_r A_ir b_jr; halves of A stand (high, high, low), those of b (high, low, high)."""
         n, column = self.n, self.program.column()[None]
         if not self.program.static.narrow:
@@ -228,38 +235,38 @@ class Tile:
         split = jnp.where(column < 2 * n, high, jnp.where(column < 3 * n, self.a - high, 0.0))
         return self.program.product(split.astype(jnp.bfloat16), self.key.b)
 
-    def exponents(self):
+    def exponents(self) -> Iterator[jax.Array]:
         """s + log p_r - gamma_r u of each component r."""
         return (self.s + (row - rate * self.u) for row, rate in zip(self.rows, self.rates, strict=True))
 
-    def logit(self):
+    def logit(self) -> jax.Array:
         """s + log K."""
         return self.s if self.kind == "none" else self.s - self.rates[0] * jnp.log1p(self.ratio)
 
-    def highest(self):
+    def highest(self) -> jax.Array:
         """[Q]: what the running maximum follows. Tiles [Q, K]."""
         if self.factored:
             return jnp.max(self.s, axis=1) + self.kappa
         reach = functools.reduce(jnp.maximum, self.exponents()) if self.kind == "mixture" else self.logit()
         return jnp.max(reach, axis=1)
 
-    def weights(self, less_Q):
+    def weights(self, less_Q: jax.Array) -> tuple[jax.Array | None, jax.Array | None, jax.Array]:
         """(exp(s - less) relative to K's factor, that factor or None, the weights exp(s - less) K)."""
         if self.factored:
             e, factor = self.exp(self.s, self.of_query(less_Q - self.kappa)), self.factor()
             return e, factor, e * factor
         less = self.of_query(less_Q)
         if self.kind == "mixture":
-            return None, None, sum(self.exp(x, less) for x in self.exponents())
+            return None, None, functools.reduce(jnp.add, (self.exp(x, less) for x in self.exponents()))
         return None, None, self.exp(self.logit(), less)
 
-    def derivative(self):
+    def derivative(self) -> tuple[jax.Array, jax.Array, Callable[[], tuple[jax.Array, jax.Array]]]:
         """Tiles of weights before dropout and of dS; (y, d_head) [Q, C], see `query_gradients`, when called."""
         program, query = self.program, self.query
         e, factor, weight = self.weights(query.log_sum_exp)
         value = program.kept(program.product(query.d_out, self.key.v), query, self.key) * program.static.scale
         value -= self.of_query(query.delta)
-        if not self.factored:
+        if e is None or factor is None:
             return weight, weight * value, lambda: self._summed(weight, value)
         w = e * value
         return weight, w * factor, lambda: self._contracted(w)
@@ -283,8 +290,9 @@ class Tile:
         program, column = self.program, self.program.column()[None]
         y = head = jnp.zeros((weight.shape[0], program.static.n_column), jnp.float32)
         less = self.of_query(self.query.log_sum_exp)
-        for r, x in enumerate(self.exponents() if self.kind == "mixture" else [None]):
-            if self.kind == "mixture":
+        exponents: list[Any] = list(self.exponents()) if self.kind == "mixture" else [None]
+        for r, x in enumerate(exponents):
+            if x is not None:
                 e, share = self.exp(self.s, less), self.exp(x, less)
                 decay = -self.rates[r] * self.u
                 near = e * program.expm1(decay, self.exp(self.rows[r]), self.exp(self.rows[r] + decay))
@@ -299,7 +307,7 @@ class Tile:
 # ------------------------------------------------------------------------------------------------------------ kernels
 
 
-def forward(static, ref):
+def forward(static: Static, ref: types.SimpleNamespace) -> None:
     """The output of one query block, its log-sum-exp, and whether a row's sum was too small to be trusted."""
     program = Program(static, ref)
     query = program.query(program.block * static.block_q, static.block_q)
@@ -335,7 +343,7 @@ def forward(static, ref):
     ref.log_sum_exp[query.at] = jnp.where(found, peak + jnp.log(safe), -jnp.inf)
 
 
-def query_gradients(static, ref):
+def query_gradients(static: Static, ref: types.SimpleNamespace) -> None:
     """Gradients of one query block: dq, d_row, and d_head summed over its rows.
 
     d_row of a mixture is y_r - p_r sum_r y_r, with y the sum over keys of dS times the component's share of K, or of
@@ -368,7 +376,7 @@ def query_gradients(static, ref):
         ref.d_head[r, program.block] = jnp.sum(head[r])
 
 
-def key_gradients(static, ref):
+def key_gradients(static: Static, ref: types.SimpleNamespace) -> None:
     """Gradients of one key block: dk, dv, d_extra_k."""
     program = Program(static, ref)
     key = program.key(program.block * static.block_k, static.block_k)

@@ -1,9 +1,11 @@
-"""Kernel attention by blocks in plain XLA: memory linear in the number of keys, on any platform.
+"""Implements kernel attention by blocks in plain XLA: memory linear in the number of keys, on any platform.
 
 The online softmax of flash attention (Dao et al. 2022) over tiles of queries and keys, forward and backward, with K as
 a factor beside exp(logit) instead of a logarithm inside it; `tiles` has the mathematics of a tile. A query block visits
 its visible key blocks from the newest to the oldest, so that it can stop where the rest is provably negligible.
 """
+
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,13 +17,21 @@ BLOCK = 256  # rows and columns of a tile
 CPU_BLOCKS = ((32, 64), (8, 128))
 
 
-def default_block(n_batch, n_head, on_cpu):
+def default_block(n_batch: int, n_head: int, on_cpu: bool) -> int:
     """Rows and columns of a tile."""
     fitting = [block for least, block in CPU_BLOCKS if on_cpu and n_batch * n_head >= least]
     return fitting[0] if fitting else BLOCK
 
 
-def kernel_attention_xla(q_BxTxHxD, k_BxSxHxD, v_BxSxHxD, *, block_q=None, block_k=None, **arguments):
+def kernel_attention_xla(
+    q_BxTxHxD: jax.Array,
+    k_BxSxHxD: jax.Array,
+    v_BxSxHxD: jax.Array,
+    *,
+    block_q: int | None = None,
+    block_k: int | None = None,
+    **arguments: Any,
+) -> tuple[jax.Array, jax.Array]:
     """Arguments, results and errors as in `reference`; block_q, block_k: rows and columns of a tile (default_block)."""
     on_cpu = target.platform() == "cpu"
     default = default_block(q_BxTxHxD.shape[0], q_BxTxHxD.shape[2], on_cpu)

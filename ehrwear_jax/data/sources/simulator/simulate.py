@@ -39,6 +39,7 @@ from ehrwear_jax.data.sources.simulator.truth import (
     read_latent,
     read_subjects,
 )
+from ehrwear_jax.runtime import files
 
 __all__ = ["SimulateConfig", "oracle_risk", "read_latent", "read_subjects", "simulate"]
 
@@ -195,9 +196,7 @@ def _shard_counts(people, event_table, rows) -> dict[str, int]:
 
 def _write_json(path: Path, content) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(json.dumps(content, indent=2) + "\n")
-    temporary.replace(path)
+    files.write_text(path, json.dumps(content, indent=2) + "\n")
 
 
 # --------------------------------------------------------------------------------------- cohort
