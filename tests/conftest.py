@@ -1,5 +1,7 @@
 """What every test runs under: a CPU split into eight devices, strict broadcasting, bounded threads.
 
+EHRWEAR_TEST_PLATFORM=cuda runs on a GPU what tests/ops holds for one.
+
 Nothing that reads these settings may be imported above them.
 """
 
@@ -15,9 +17,12 @@ if "PYTEST_XDIST_WORKER_COUNT" in os.environ:
     for library in ("OMP_NUM", "OPENBLAS_NUM", "MKL_NUM", "POLARS_MAX"):
         os.environ.setdefault(f"{library}_THREADS", str(threads))
 
-os.environ["JAX_PLATFORMS"] = "cpu"
-# Tests compile more than they compute: unoptimised machine code halves their time.
-os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_backend_optimization_level=0"
+os.environ["JAX_PLATFORMS"] = platform = os.environ.get("EHRWEAR_TEST_PLATFORM", "cpu")
+if platform == "cpu":
+    # Tests compile more than they compute: unoptimised machine code halves their time.
+    os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_backend_optimization_level=0"
+else:
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # workers share the device
 os.environ.setdefault(
     "JAX_COMPILATION_CACHE_DIR",
     os.path.join(tempfile.gettempdir(), f"ehrwear_jax-{getpass.getuser()}", "jax"),

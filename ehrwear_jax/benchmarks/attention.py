@@ -1,21 +1,30 @@
 """Times kernel attention on this machine, beside attention without a kernel and the plain formula.
 
-    python -m ehrwear_jax.benchmarks.attention --shapes=8x2048x16x64,2x8192x16x64 --dtype=bfloat16
+    python -m ehrwear_jax.benchmarks.attention --shapes=8x2048x16x64,2x8192x16x64 --dtype=bfloat16 --contexts=1,8
 
-Causal attention over one sequence of events a row, with a learned mixture and a modality bias; gradients to all of
-them. Everything is compiled first and then timed in turn, so that a ratio compares neighbours in time. Prints medians;
---json=FILE writes one flat mapping from a metric's name, such as "xla/1x4096x4x64/forward_backward_ms", to its number.
+Causal attention over sequences of events, one or several packed in a row, with a learned mixture and a modality bias;
+gradients to all of them. Everything is compiled first and then timed in turn, so that a ratio compares neighbours in
+time. Prints medians; --json=FILE writes one flat mapping from a metric's name, such as
+"xla/1x4096x4x64/forward_backward_ms", to its number. --tune=forward (query, key) times one kernel of the Triton
+implementation with many tilings.
 
-Rows "plain" and "unbiased" are no implementations of the op: the former is the formula in einsum, softmax and exp, the
-latter the platform's own attention without kernel and bias (cuDNN's flash attention on a GPU).
+Rows "unbiased", "materialised" and "plain" are no implementations of the op. The first is the platform's own attention
+without kernel and bias (cuDNN's flash attention on a GPU; of packed rows it computes more than is asked for), the
+second that attention with log K and the bias as one array of quadratic size, the third the formula in einsum, softmax
+and exp.
 """
 
 import argparse
+import concurrent.futures
 import dataclasses
 import functools
+import itertools
 import json
+import math
 import statistics
 import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -23,13 +32,18 @@ import numpy as np
 
 from ehrwear_jax.ops.kernel_attention import ExponentialMixture, api
 
-BASELINES = ("unbiased", "plain")
+BASELINES = ("unbiased", "materialised", "plain")
+PASSES = ("forward", "forward_backward")
+MEASURED_SECONDS = 0.02  # at least, per repetition: dispatching a call to a GPU takes longer than some calls
+
+Inputs = dict[str, jax.Array]
 
 
 @dataclasses.dataclass(frozen=True)
 class Case:
     """What is timed: sizes, dtype, components R, modalities M.
 
+    contexts: packed in a row, of uneven lengths. dropout: rate on the weights.
     memory_tokens: how many tokens back K has fallen to skip_tolerance; 0: decay times from hours to years.
     """
 
@@ -42,17 +56,32 @@ class Case:
     modalities: int
     skip_tolerance: float = 0.0
     memory_tokens: float = 0.0
+    contexts: int = 1
+    dropout: float = 0.0
 
     @property
-    def name(self):
-        return f"{self.batch}x{self.length}x{self.heads}x{self.depth}"
+    def name(self) -> str:
+        """Sizes, contexts if there are several, dropout if there is any."""
+        packed = f"/{self.contexts}contexts" if self.contexts > 1 else ""
+        dropped = f"/dropout{self.dropout:g}" if self.dropout else ""
+        return f"{self.batch}x{self.length}x{self.heads}x{self.depth}{packed}{dropped}"
 
-    def flops(self, backward):
-        """Of the products alone, causal: 2 forward, 5 more backward (Dao et al. 2022 count the same)."""
-        return (7 if backward else 2) * self.batch * self.heads * self.length**2 * self.depth
+    def flops(self, backward: bool) -> float:
+        """Of the products alone, over visible pairs: 2 forward, 5 more backward (Dao et al. 2022 count the same)."""
+        pairs = sum(np.sum(np.diff(e).astype(float) ** 2) for e in self.edges())
+        return (7 if backward else 2) * pairs * self.heads * self.depth
+
+    def edges(self) -> np.ndarray:
+        """Where the contexts of each row begin and end, int [B, contexts + 1]; lengths by a Dirichlet distribution."""
+        if self.contexts == 1:
+            return np.tile([0, self.length], (self.batch, 1))
+        rng = np.random.default_rng(1)
+        share = rng.dirichlet(np.full(self.contexts, 2.0), self.batch)
+        inner = np.round(np.cumsum(share, axis=1)[:, :-1] * self.length).astype(int)
+        return np.pad(inner, ((0, 0), (1, 1)), constant_values=((0, 0), (0, self.length)))
 
 
-def make_inputs(case, seed=0):
+def make_inputs(case: Case, seed: int = 0) -> tuple[Inputs, Inputs]:
     """(learned, rest): events at random times, an hour apart on average."""
     rng = np.random.default_rng(seed)
     b, s, h = case.batch, case.length, case.heads
@@ -67,41 +96,68 @@ def make_inputs(case, seed=0):
         gamma = 1.0 / np.exp(rng.uniform(np.log(0.1), np.log(1000.0), (h, case.components)))
     learned["gamma"] = jnp.asarray(gamma, jnp.float32)
     at = np.cumsum(rng.exponential(1 / 24.0, (b, s)), axis=1)
-    stop = np.broadcast_to(np.arange(1, s + 1), (b, s))
+    position, edges = np.arange(s), case.edges()
+    context = np.stack([np.searchsorted(e[1:-1], position, side="right") for e in edges])
+    start = np.take_along_axis(edges, context, axis=1)
+    at = at - np.take_along_axis(at, start, axis=1)  # each context has a clock of its own
+    stop = np.broadcast_to(position + 1, (b, s))
     rest = {
         "time": jnp.asarray(at, jnp.float32),
-        "kv_range": jnp.asarray(np.stack([np.zeros_like(stop), stop], -1), jnp.int32),
+        "kv_range": jnp.asarray(np.stack([start, stop], -1), jnp.int32),
         "modality": jnp.asarray(rng.integers(0, case.modalities, (b, s)), jnp.int32),
         "weight": jnp.asarray(rng.normal(size=(b, s, h, case.depth)), case.dtype),
     }
     return learned, rest
 
 
-def plain_formula(learned, rest):
-    """softmax(q k / sqrt(D) + bias + log K) v as one would write it, in the order that XLA takes best."""
-    q, k, v = (learned[n] for n in "qkv")
+def _bias(learned, rest):
+    """log K and the modality bias as one array [B, H, T, S], and what is visible [B, 1, T, S]."""
     gap = jnp.maximum(rest["time"][:, :, None] - rest["time"][:, None], 0.0)[:, None]
     beta, gamma = (learned[n][None, :, :, None, None] for n in ("beta", "gamma"))
     kernel = sum(beta[:, :, r] * jnp.exp(-gamma[:, :, r] * gap) for r in range(beta.shape[2]))
+    bias = jnp.take_along_axis(learned["bias"], rest["modality"][:, None, :, None], axis=2) + jnp.log(kernel)
+    key = jnp.arange(bias.shape[-1])[None, None]
+    visible = (key >= rest["kv_range"][..., :1]) & (key < rest["kv_range"][..., 1:])
+    return bias, visible[:, None]
+
+
+def plain_formula(learned: Inputs, rest: Inputs) -> jax.Array:
+    """softmax(q k / sqrt(D) + bias + log K) v as one would write it, in the order that XLA takes best."""
+    q, k, v = (learned[n] for n in "qkv")
+    bias, visible = _bias(learned, rest)
     logit = jnp.einsum("bthd,bshd->bhts", q, k, preferred_element_type=jnp.float32) * q.shape[-1] ** -0.5
-    logit = logit + jnp.take_along_axis(learned["bias"], rest["modality"][:, None, :, None], axis=2) + jnp.log(kernel)
-    causal = jnp.tril(jnp.ones(logit.shape[-2:], bool))[None, None]
-    weight = jax.nn.softmax(jnp.where(causal, logit, -jnp.inf), axis=-1)
+    weight = jax.nn.softmax(jnp.where(visible, logit + bias, -jnp.inf), axis=-1)
     return jnp.einsum("bhts,bshd->bthd", weight.astype(v.dtype), v)
 
 
-def _is_flash(case, baseline):
-    """Whether a baseline takes memory linear in the length here."""
-    return baseline == "unbiased" and jax.default_backend() == "gpu" and case.dtype == "bfloat16"
+def _materialised(learned, rest):
+    bias, visible = _bias(learned, rest)
+    bias = jnp.where(visible, bias, -1e9).astype(learned["q"].dtype)
+    q, k, v = (learned[n] for n in "qkv")
+    return jax.nn.dot_product_attention(q, k, v, bias=bias, implementation=_flash(q.dtype))
 
 
-def attention(case, implementation, options=None):
+def _unbiased(learned, rest):
+    q, k, v = (learned[n] for n in "qkv")
+    return jax.nn.dot_product_attention(q, k, v, is_causal=True, implementation=_flash(q.dtype))
+
+
+def _flash(dtype):
+    return "cudnn" if jax.default_backend() == "gpu" and dtype == jnp.bfloat16 else None
+
+
+def baselines(case: Case, max_plain: int) -> list[str]:
+    """Rows to compare with: those of quadratic memory up to a length only."""
+    linear = ["unbiased"] if jax.default_backend() == "gpu" and case.dtype == "bfloat16" else []
+    return list(BASELINES) if case.length <= max_plain else linear
+
+
+def attention(case: Case, implementation: str, options: Mapping[str, Any] | None = None) -> Callable[..., jax.Array]:
     """(learned, rest) -> out; options: of the implementation."""
-    if implementation == "plain":
-        return plain_formula
-    if implementation == "unbiased":
-        flash = "cudnn" if _is_flash(case, implementation) else None
-        return lambda x, _: jax.nn.dot_product_attention(x["q"], x["k"], x["v"], is_causal=True, implementation=flash)
+    functions = {"plain": plain_formula, "materialised": _materialised, "unbiased": _unbiased}
+    if implementation in functions:
+        return functions[implementation]
+    key = jax.random.key(0) if case.dropout else None
     return lambda x, rest: api.kernel_attention(
         x["q"],
         x["k"],
@@ -112,13 +168,15 @@ def attention(case, implementation, options=None):
         kernel=ExponentialMixture(x["beta"], x["gamma"]),
         source_bias_BxHxMxS=x["bias"],
         q_modality_BxT=rest["modality"],
+        dropout_rate=case.dropout,
+        dropout_key=key,
         skip_tolerance=case.skip_tolerance,
         implementation=implementation,
         options=options,
     )
 
 
-def compile_passes(case, implementation, options=None):
+def compile_passes(case: Case, implementation: str, options: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """{"forward", "forward_backward": compiled function of (learned, rest)}."""
     forward = attention(case, implementation, options)
 
@@ -130,22 +188,42 @@ def compile_passes(case, implementation, options=None):
     return {name: jax.jit(f).lower(*shapes).compile() for name, f in passes.items()}
 
 
-def measure(cases, implementations, repeats, max_plain, options=None):
-    """{metric name: number} over cases, implementations and the two baselines."""
+def seconds_of(functions: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
+    """{name: median seconds of a call} of functions called in turn."""
+
+    def run(function, times):
+        began = time.perf_counter()
+        for _ in range(times):
+            out = function()
+        jax.block_until_ready(out)
+        return (time.perf_counter() - began) / times
+
+    times = {}
+    for name, function in functions.items():
+        run(function, 1)
+        times[name] = max(1, min(100, math.ceil(MEASURED_SECONDS / run(function, 1))))
+    seconds: dict[str, list[float]] = {name: [] for name in functions}
+    for _ in range(repeats):
+        for name, function in functions.items():
+            # once before the clock starts: a row should not pay for giving back its neighbour's memory
+            run(function, 1)
+            seconds[name].append(run(function, times[name]))
+    return {name: statistics.median(s) for name, s in seconds.items()}
+
+
+def measure(
+    cases: Iterable[Case], implementations: Sequence[str], repeats: int, max_plain: int,
+    options: Mapping[str, Any] | None = None,
+) -> dict[str, float]:  # fmt: skip
+    """{metric name: number} over cases, implementations and the baselines."""
     results = {}
     for case in cases:
-        names = [*implementations, *(n for n in BASELINES if case.length <= max_plain or _is_flash(case, n))]
-        compiled, inputs = {n: compile_passes(case, n, options) for n in names}, make_inputs(case)
-        for which in ("forward", "forward_backward"):
-            seconds = {n: [] for n in names}
-            for _ in range(repeats):
-                for n in names:
-                    # once before the clock starts: a row should not pay for giving back its neighbour's memory
-                    jax.block_until_ready(compiled[n][which](*inputs))
-                    began = time.perf_counter()
-                    jax.block_until_ready(compiled[n][which](*inputs))
-                    seconds[n].append(time.perf_counter() - began)
-            median = {n: statistics.median(s) for n, s in seconds.items()}
+        names = [*implementations, *baselines(case, max_plain)]
+        with concurrent.futures.ThreadPoolExecutor() as pool:
+            made = pool.map(lambda n, case=case: compile_passes(case, n, options), names)
+            compiled, inputs = dict(zip(names, made, strict=True)), make_inputs(case)
+        for which in PASSES:
+            median = seconds_of({n: functools.partial(compiled[n][which], *inputs) for n in names}, repeats)
             for n in names:
                 key = f"{n}/{case.name}/{which}"
                 results[f"{key}_ms"] = 1e3 * median[n]
@@ -157,40 +235,78 @@ def measure(cases, implementations, repeats, max_plain, options=None):
     return results
 
 
-def table(results):
+TILINGS = tuple(
+    (*block, warps, stages, edge)
+    for block, warps, stages, edge in itertools.product(
+        ((64, 128), (64, 64), (128, 64), (128, 128), (32, 64)), (4, 8), (2, 3), (32, 64)
+    )
+)
+
+
+def tune(case: Case, kernel: str, repeats: int, tilings: Sequence[tuple[int, ...]] = TILINGS) -> list[tuple]:
+    """[(ms, tiling)] of the forward pass, or of both passes, with tilings of one Triton kernel; the fastest first."""
+    which = "forward" if kernel == "forward" else "forward_backward"
+
+    def compiled(tiling):
+        try:
+            return compile_passes(case, "triton", {kernel: tiling})[which]
+        except Exception as error:  # the compilers' errors have no common class; most are too little shared memory
+            print(f"{kernel} {tiling}: {str(error).splitlines()[0][:100]}")
+            return None
+
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        made = dict(zip(tilings, pool.map(compiled, tilings), strict=True))
+    inputs = make_inputs(case)
+    calls = {str(t): functools.partial(f, *inputs) for t, f in made.items() if f is not None}
+    return sorted((1e3 * s, tiling) for tiling, s in seconds_of(calls, repeats).items())
+
+
+def table(results: Mapping[str, float]) -> list[str]:
     """Lines of a text table, one a row and pass."""
-    metrics = ("ms", "tflops", "temporary_mib", "ratio_to_unbiased", "ratio_to_plain")
-    lines = [f"{'row / shape / pass':44}" + "".join(f"{m:>19}" for m in metrics)]
+    metrics = ("ms", "tflops", "temporary_mib", *(f"ratio_to_{n}" for n in BASELINES))
+    lines = [f"{'row / shape / pass':56}" + "".join(f"{m:>22}" for m in metrics)]
     keys = dict.fromkeys(k.removesuffix("_ms") for k in results if k.endswith("_ms"))
     for key in keys:
         values = [results.get(f"{key}_{m}") for m in metrics]
-        lines.append(f"{key:44}" + "".join(f"{'' if v is None else format(v, '.4g'):>19}" for v in values))
+        lines.append(f"{key:56}" + "".join(f"{'' if v is None else format(v, '.4g'):>22}" for v in values))
     return lines
 
 
-def main(argv=None):
+def main(argv: Sequence[str] | None = None) -> None:
+    """Runs the benchmark by its flags."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shapes", default="1x4096x4x64", help="batch x length x heads x depth, comma-separated")
     parser.add_argument("--implementations", default="", help="comma-separated")
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
     parser.add_argument("--components", type=int, default=4)
     parser.add_argument("--modalities", type=int, default=4)
+    parser.add_argument("--contexts", default="1", help="packed in a row, comma-separated")
+    parser.add_argument("--dropout", default="0", help="rates on the weights, comma-separated")
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--max-plain", type=int, default=4096, help="longest for baselines of quadratic memory")
     parser.add_argument("--skip-tolerance", type=float, default=0.0)
     parser.add_argument("--memory-tokens", type=float, default=0.0, help="tokens back at which K is skip-tolerance")
     parser.add_argument("--options", default="", help="of the implementations, such as block_q=128,block_k=128")
+    parser.add_argument("--tune", default="", help="kernels to time with many tilings: forward,query,key")
     parser.add_argument("--json", default="", help="file for the results")
     flags = parser.parse_args(argv)
-    sizes = [tuple(int(n) for n in shape.split("x")) for shape in flags.shapes.split(",")]
     cases = [
-        Case(*s, flags.dtype, flags.components, flags.modalities, flags.skip_tolerance, flags.memory_tokens)
-        for s in sizes
-    ]
+        Case(
+            *(int(n) for n in shape.split("x")), flags.dtype, flags.components, flags.modalities,
+            flags.skip_tolerance, flags.memory_tokens, int(contexts), float(dropout),
+        )
+        for shape, contexts, dropout in itertools.product(
+            flags.shapes.split(","), flags.contexts.split(","), flags.dropout.split(",")
+        )
+    ]  # fmt: skip
     implementations = (flags.implementations or "xla").split(",")
     print(f"{jax.devices()[0].device_kind}, JAX {jax.__version__}, median of {flags.repeats}")
+    for kernel in flags.tune.split(",") if flags.tune else ():
+        for case in cases:
+            print(f"{kernel}, {case.name}: block_q, block_k, warps, stages, edge")
+            print("\n".join(f"  {ms:8.3f} ms {tiling}" for ms, tiling in tune(case, kernel, flags.repeats)), flush=True)
     options = {name: int(n) for name, n in (pair.split("=") for pair in flags.options.split(",") if pair)}
-    results = measure(cases, implementations, flags.repeats, flags.max_plain, options)
+    results = measure(cases, implementations, flags.repeats, flags.max_plain, options) if not flags.tune else {}
     print("\n".join(table(results)))
     if flags.json:
         with open(flags.json, "w") as file:

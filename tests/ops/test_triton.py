@@ -1,4 +1,7 @@
-"""The Pallas-Triton kernels: interpreted on CPU, and lowered to Triton's language, which needs no GPU."""
+"""The Pallas-Triton kernels: interpreted on CPU, and lowered to Triton's language, which needs no GPU.
+
+On a GPU they run as they are: EHRWEAR_TEST_PLATFORM=cuda python -m pytest tests/ops/test_triton.py
+"""
 
 import dataclasses
 
@@ -15,10 +18,28 @@ from ehrwear_jax.ops.kernel_attention import kernel_attention, triton
 pytest.importorskip("jax.experimental.pallas.triton")
 
 
+ON_GPU = jax.default_backend() == "gpu"
+INTERPRET = {"interpret": not ON_GPU}
+
+
 class TestTriton(Suite):
     implementation = "triton"
-    options = (("block_q", 32), ("block_k", 32), ("interpret", True))
-    examples = 3
+    options = (("block_q", 32), ("block_k", 32), *INTERPRET.items())
+    examples = 50 if ON_GPU else 3
+
+
+@pytest.mark.skipif(not ON_GPU, reason="larger tiles than interpretation has time for")
+class TestTritonAsTuned(Suite):
+    """With the tilings that calls take by default."""
+
+    implementation = "triton"
+    shapes = (
+        Shape(1, 300, 300, 2, 64, 4, M=4, dtype="bfloat16"),
+        Shape(2, 200, 517, 2, 64, 4, M=4, dtype="bfloat16"),
+        Shape(1, 300, 300, 1, 128, 2, dtype="bfloat16"),
+        Shape(1, 300, 300, 2, 64, 4),
+    )
+    examples = 50
 
 
 # The shape to be fast at, sizes that are no powers of two, and the largest; and rates of dropout.
@@ -72,9 +93,10 @@ def run(c, x, **changes):
 
 def test_what_cannot_run_is_refused_in_one_line():
     c, x = Suite.plain, Suite().case()
-    with pytest.raises(NotImplementedError, match="need a GPU"):
-        run(c, x)
-    options = {"options": {"interpret": True}}
+    if not ON_GPU:
+        with pytest.raises(NotImplementedError, match="need a GPU"):
+            run(c, x)
+    options = {"options": INTERPRET}
     with pytest.raises(NotImplementedError, match="skip nothing"):
         run(c, x, skip_tolerance=0.1, **options)
     with pytest.raises(NotImplementedError, match="at most 8 components"):
@@ -82,7 +104,7 @@ def test_what_cannot_run_is_refused_in_one_line():
     with pytest.raises(NotImplementedError, match="depth of at most 128"):
         run(dataclasses.replace(c, D=144), Suite().case(dataclasses.replace(c, D=144)), **options)
     with pytest.raises(ValueError, match="powers of two"):
-        run(c, x, options={"interpret": True, "block_q": 48})
+        run(c, x, options=INTERPRET | {"block_q": 48})
 
 
 def test_bfloat16_dropout_leaves_the_mean():
@@ -91,7 +113,7 @@ def test_bfloat16_dropout_leaves_the_mean():
     x = Suite().case(c, gap=31.0, peak=1.0, rates=(-4.0, -3.0))
     x["kv_range"] = np.broadcast_to(np.array([0, c.S], np.int32), x["kv_range"].shape)
     x["v"] = np.ones_like(x["v"])
-    options = {"interpret": True}
+    options = dict(INTERPRET)
     out = run(c, x, dropout_rate=0.3, dropout_key=jax.random.key(1), options=options)
     assert abs(float(np.mean(np.asarray(out, np.float32))) - 1.0) < 0.02
 

@@ -1,0 +1,128 @@
+"""Times training steps of a configuration on real rows, on one machine: tokens a second, share of the peak, memory.
+
+    python -m ehrwear_jax.benchmarks.step --config=configs/full.py --records=RUN/prepare/all --model=joint
+
+Batches are made before the clock starts, so that the step alone is timed (benchmarks/data.py times the making). Any
+option may be changed, as in --config.joint.network.unroll=24; --vocabulary=N gives the model as many tokens as a real
+dataset would. --profile=N prints the kernels that took most of N further steps.
+"""
+
+import collections
+import glob
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Sequence
+
+import jax
+from absl import app, flags
+from ml_collections import config_flags
+
+from ehrwear_jax import config as config_lib
+from ehrwear_jax.benchmarks import rows
+from ehrwear_jax.config.run import RunConfig
+from ehrwear_jax.training import cost, sharding
+from ehrwear_jax.training.optimizer import make_optimizer
+from ehrwear_jax.training.pretrain import Model, make_task, with_rows
+from ehrwear_jax.training.step import init_state, jit_step
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "Configuration file, e.g. configs/full.py.")
+_RECORDS = flags.DEFINE_string("records", None, "Folder of prepared records.", required=True)
+_MODEL = flags.DEFINE_string("model", "joint", "A name in config.models.")
+_STEPS = flags.DEFINE_integer("steps", 50, "Steps to time, after as many as --warmup says.", lower_bound=1)
+_WARMUP = flags.DEFINE_integer("warmup", 5, "Steps before.", lower_bound=1)
+_VOCABULARY = flags.DEFINE_integer("vocabulary", 0, "Tokens of the model; 0: those of the records.")
+_PROFILE = flags.DEFINE_integer("profile", 0, "Steps to profile.")
+_JSON = flags.DEFINE_string("json", "", "File for the results.")
+DISTINCT = 4  # batches that the steps take in turn
+
+
+def measure(config: RunConfig, name: str, records: str, steps: int, warmup: int, vocabulary: int = 0,
+            profile: int = 0) -> dict[str, float]:  # fmt: skip
+    """{metric: number} of one model's training steps; see the module's head."""
+    mesh = sharding.make_mesh(config=config.mesh)
+    model = Model(name, config.family(name), config.model_config(name), config.train_config(name))
+    train = with_rows(model.train, mesh)
+    examples, spec = rows.examples(records, model, vocabulary)
+    task, optimizer = make_task(model, spec, mesh), make_optimizer(train)
+    made = rows.batches(examples, train.batch_size, DISTINCT)
+    counts = [examples.counts(b) for b in made]
+    batches = [sharding.device_batch(b, mesh) for b in made]
+    state = init_state(task, optimizer, train, mesh, model.seed)
+    sizes = cost.parameters(state["params"])
+    began = time.perf_counter()
+    step = jit_step(task, optimizer, train, model.seed, state).lower(state, {}, batches[0]).compile()
+    compiled = time.perf_counter() - began
+    seconds = []
+    for n in range(warmup + steps):
+        began = time.perf_counter()
+        state, metrics = step(state, {}, batches[n % DISTINCT])
+        jax.block_until_ready(metrics)
+        seconds.append(time.perf_counter() - began)
+    each = statistics.median(seconds[warmup:])
+    mean = {name: statistics.mean(c[name] for c in counts) for name in counts[0]}
+    flops = statistics.mean(model.module.flops(spec, model.config, sizes, c) for c in counts)
+    out = {
+        "parameters": float(sum(sizes.values())),
+        "rows": float(train.batch_size),
+        "step_ms": 1e3 * each,
+        "slowest_step_ms": 1e3 * max(seconds[warmup:]),
+        "compile_s": compiled,
+        "tokens_per_second": mean["tokens"] / each,
+        "patient_days_per_second": mean["patient_days"] / each,
+        "contexts_per_row": mean["contexts"] / train.batch_size,
+        "filled": mean["tokens"] / (train.batch_size * made[0]["token"].shape[1]) if "token" in made[0] else 1.0,
+        "model_tflops_per_second": flops / each / 1e12,
+        "temporary_gib": step.memory_analysis().temp_size_in_bytes / 2**30,
+        "loss": float(metrics["loss/total"]),
+    }
+    if peak := cost.peak_flops(mesh.devices.flat[0].device_kind):
+        out["mfu"] = flops / each / (peak * mesh.size)
+    if used := (mesh.devices.flat[0].memory_stats() or {}).get("peak_bytes_in_use"):
+        out["peak_gib"] = used / 2**30
+    if profile:
+        _profile(step, state, batches, profile)
+    return out
+
+
+def _profile(step, state, batches, n):
+    """Prints what the device spent its time on, kernel by kernel."""
+    with tempfile.TemporaryDirectory() as folder:
+        with jax.profiler.trace(folder):
+            for i in range(n):
+                state, metrics = step(state, {}, batches[i % len(batches)])
+            jax.block_until_ready(metrics)
+        (path,) = glob.glob(f"{folder}/**/*.xplane.pb", recursive=True)
+        data = jax.profiler.ProfileData.from_file(path)
+    total: collections.Counter[str] = collections.Counter()
+    for plane in data.planes:
+        if plane.name.startswith("/device:"):
+            for line in plane.lines:
+                if line.name.startswith("Stream"):
+                    for event in line.events:
+                        total[event.name] += event.duration_ns
+    whole = sum(total.values())
+    print(f"{whole / n / 1e6:.2f} ms of kernels a step, of which")
+    for name, ns in total.most_common(40):
+        print(f"{ns / n / 1e6:9.3f} ms {ns / whole:6.1%}  {name[:110]}")
+
+
+def main(argv: Sequence[str]) -> None:
+    """Runs the benchmark by its flags."""
+    del argv
+    config = config_lib.parse(_CONFIG.value)
+    device = jax.devices()[0]
+    found = measure(
+        config, _MODEL.value, _RECORDS.value, _STEPS.value, _WARMUP.value, _VOCABULARY.value, _PROFILE.value
+    )
+    print(f"{_MODEL.value} of {config.name} on {device.device_kind}, JAX {jax.__version__}")
+    for name, value in found.items():
+        print(f"  {name:28} {value:.6g}")
+    if _JSON.value:
+        with open(_JSON.value, "w") as file:
+            json.dump(found, file, indent=1)
+
+
+if __name__ == "__main__":
+    app.run(main)
