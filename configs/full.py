@@ -83,6 +83,7 @@ def get_config(variant=""):
             "attention_dropout": 0.1,
             "stochastic_depth": 0.1,
             "remat": "products",
+            "wear_remat": "full",
             "count_width": 128,
             "wear_span_days": 1.0,
         }

@@ -176,7 +176,9 @@ def attention(case: Case, implementation: str, options: Mapping[str, Any] | None
     )
 
 
-def compile_passes(case: Case, implementation: str, options: Mapping[str, Any] | None = None) -> dict[str, Any]:
+def compile_passes(
+    case: Case, implementation: str, options: Mapping[str, Any] | None = None, which: Sequence[str] = PASSES
+) -> dict[str, Any]:
     """{"forward", "forward_backward": compiled function of (learned, rest)}."""
     forward = attention(case, implementation, options)
 
@@ -185,7 +187,7 @@ def compile_passes(case: Case, implementation: str, options: Mapping[str, Any] |
 
     shapes = jax.eval_shape(functools.partial(make_inputs, case))
     passes = {"forward": forward, "forward_backward": jax.grad(objective)}
-    return {name: jax.jit(f).lower(*shapes).compile() for name, f in passes.items()}
+    return {name: jax.jit(passes[name]).lower(*shapes).compile() for name in which}
 
 
 def seconds_of(functions: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
@@ -235,12 +237,9 @@ def measure(
     return results
 
 
-TILINGS = tuple(
-    (*block, warps, stages, edge)
-    for block, warps, stages, edge in itertools.product(
-        ((64, 128), (64, 64), (128, 64), (128, 128), (32, 64)), (4, 8), (2, 3), (32, 64)
-    )
-)
+BLOCKS = ((64, 128), (64, 64), (128, 64), (128, 128), (32, 64))
+TILINGS = tuple((*block, warps, stages, 32) for block, warps, stages in itertools.product(BLOCKS, (4, 8), (2, 3)))
+TILINGS += tuple((*block, 4, 2, edge) for block, edge in itertools.product(BLOCKS[:3], (16, 64)))
 
 
 def tune(case: Case, kernel: str, repeats: int, tilings: Sequence[tuple[int, ...]] = TILINGS) -> list[tuple]:
@@ -249,7 +248,7 @@ def tune(case: Case, kernel: str, repeats: int, tilings: Sequence[tuple[int, ...
 
     def compiled(tiling):
         try:
-            return compile_passes(case, "triton", {kernel: tiling})[which]
+            return compile_passes(case, "triton", {kernel: tiling}, (which,))[which]
         except Exception as error:  # the compilers' errors have no common class; most are too little shared memory
             print(f"{kernel} {tiling}: {str(error).splitlines()[0][:100]}")
             return None

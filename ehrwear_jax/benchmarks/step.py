@@ -4,10 +4,13 @@
 
 Batches are made before the clock starts, so that the step alone is timed (benchmarks/data.py times the making). Any
 option may be changed, as in --config.joint.network.unroll=24; --vocabulary=N gives the model as many tokens as a real
-dataset would. --profile=N prints the kernels that took most of N further steps.
+dataset would. --profile=N prints the kernels that took most of N further steps. Programs that are given the same --lock
+compile side by side and use the device one after another.
 """
 
 import collections
+import contextlib
+import fcntl
 import glob
 import json
 import statistics
@@ -25,7 +28,7 @@ from ehrwear_jax.config.run import RunConfig
 from ehrwear_jax.training import cost, sharding
 from ehrwear_jax.training.optimizer import make_optimizer
 from ehrwear_jax.training.pretrain import Model, make_task, with_rows
-from ehrwear_jax.training.step import init_state, jit_step
+from ehrwear_jax.training.step import abstract_state, init_state, jit_step
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Configuration file, e.g. configs/full.py.")
 _RECORDS = flags.DEFINE_string("records", None, "Folder of prepared records.", required=True)
@@ -34,13 +37,14 @@ _STEPS = flags.DEFINE_integer("steps", 50, "Steps to time, after as many as --wa
 _WARMUP = flags.DEFINE_integer("warmup", 5, "Steps before.", lower_bound=1)
 _VOCABULARY = flags.DEFINE_integer("vocabulary", 0, "Tokens of the model; 0: those of the records.")
 _PROFILE = flags.DEFINE_integer("profile", 0, "Steps to profile.")
+_LOCK = flags.DEFINE_string("lock", "", "File that programs lock which share a device.")
 _JSON = flags.DEFINE_string("json", "", "File for the results.")
 DISTINCT = 4  # batches that the steps take in turn
 
 
 def measure(config: RunConfig, name: str, records: str, steps: int, warmup: int, vocabulary: int = 0,
-            profile: int = 0) -> dict[str, float]:  # fmt: skip
-    """{metric: number} of one model's training steps; see the module's head."""
+            profile: int = 0, turn: contextlib.AbstractContextManager | None = None) -> dict[str, float]:  # fmt: skip
+    """{metric: number} of one model's training steps; see the module's head. turn: held while the device is used."""
     mesh = sharding.make_mesh(config=config.mesh)
     model = Model(name, config.family(name), config.model_config(name), config.train_config(name))
     train = with_rows(model.train, mesh)
@@ -48,18 +52,27 @@ def measure(config: RunConfig, name: str, records: str, steps: int, warmup: int,
     task, optimizer = make_task(model, spec, mesh), make_optimizer(train)
     made = rows.batches(examples, train.batch_size, DISTINCT)
     counts = [examples.counts(b) for b in made]
-    batches = [sharding.device_batch(b, mesh) for b in made]
-    state = init_state(task, optimizer, train, mesh, model.seed)
-    sizes = cost.parameters(state["params"])
+    shapes = abstract_state(task, optimizer, train, mesh)
+    sizes = cost.parameters(shapes["params"])
+    place = sharding.batch_sharding(mesh)
+    like = {n: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place) for n, x in made[0].items()}
     began = time.perf_counter()
-    step = jit_step(task, optimizer, train, model.seed, state).lower(state, {}, batches[0]).compile()
+    step = jit_step(task, optimizer, train, model.seed, shapes).lower(shapes, {}, like).compile()
     compiled = time.perf_counter() - began
     seconds = []
-    for n in range(warmup + steps):
-        began = time.perf_counter()
-        state, metrics = step(state, {}, batches[n % DISTINCT])
-        jax.block_until_ready(metrics)
-        seconds.append(time.perf_counter() - began)
+    with turn or contextlib.nullcontext():
+        batches = [sharding.device_batch(b, mesh) for b in made]
+        state = init_state(task, optimizer, train, mesh, model.seed)
+        for n in range(warmup + steps):
+            began = time.perf_counter()
+            state, metrics = step(state, {}, batches[n % DISTINCT])
+            jax.block_until_ready(metrics)
+            seconds.append(time.perf_counter() - began)
+        loss = float(metrics["loss/total"])
+        if profile:
+            _profile(step, state, batches, profile)
+        used = (mesh.devices.flat[0].memory_stats() or {}).get("peak_bytes_in_use")
+        del state, batches, metrics
     each = statistics.median(seconds[warmup:])
     mean = {name: statistics.mean(c[name] for c in counts) for name in counts[0]}
     flops = statistics.mean(model.module.flops(spec, model.config, sizes, c) for c in counts)
@@ -75,14 +88,12 @@ def measure(config: RunConfig, name: str, records: str, steps: int, warmup: int,
         "filled": mean["tokens"] / (train.batch_size * made[0]["token"].shape[1]) if "token" in made[0] else 1.0,
         "model_tflops_per_second": flops / each / 1e12,
         "temporary_gib": step.memory_analysis().temp_size_in_bytes / 2**30,
-        "loss": float(metrics["loss/total"]),
+        "loss": loss,
     }
     if peak := cost.peak_flops(mesh.devices.flat[0].device_kind):
         out["mfu"] = flops / each / (peak * mesh.size)
-    if used := (mesh.devices.flat[0].memory_stats() or {}).get("peak_bytes_in_use"):
+    if used:
         out["peak_gib"] = used / 2**30
-    if profile:
-        _profile(step, state, batches, profile)
     return out
 
 
@@ -108,13 +119,21 @@ def _profile(step, state, batches, n):
         print(f"{ns / n / 1e6:9.3f} ms {ns / whole:6.1%}  {name[:110]}")
 
 
+@contextlib.contextmanager
+def _locked(path):
+    with open(path, "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
 def main(argv: Sequence[str]) -> None:
     """Runs the benchmark by its flags."""
     del argv
     config = config_lib.parse(_CONFIG.value)
     device = jax.devices()[0]
+    turn = _locked(_LOCK.value) if _LOCK.value else None
     found = measure(
-        config, _MODEL.value, _RECORDS.value, _STEPS.value, _WARMUP.value, _VOCABULARY.value, _PROFILE.value
+        config, _MODEL.value, _RECORDS.value, _STEPS.value, _WARMUP.value, _VOCABULARY.value, _PROFILE.value, turn
     )
     print(f"{_MODEL.value} of {config.name} on {device.device_kind}, JAX {jax.__version__}")
     for name, value in found.items():

@@ -81,7 +81,7 @@ class Oracle:
 
 
 def assert_close(name, got, want, tolerance, size=None):
-    """Relative error by norm; where terms cancel beyond single precision, relative to a hundredth of their size.
+    """Relative error by norm; where terms cancel beyond the inputs' precision, relative to `size`, a share of theirs.
 
     A gradient is also close when it is off by UNRESOLVED.
     """
@@ -89,6 +89,6 @@ def assert_close(name, got, want, tolerance, size=None):
     assert np.all(np.isfinite(got)), f"{name} is not finite"
     scale, floor = np.linalg.norm(want), 1e-30
     if size is not None:
-        scale, floor = max(scale, 0.01 * np.linalg.norm(size)), UNRESOLVED
+        scale, floor = max(scale, np.linalg.norm(size)), UNRESOLVED
     error = np.linalg.norm(got - want)
     assert error <= tolerance * scale + floor, f"{name}: {error:.3g} of {scale:.3g}, {error / max(scale, 1e-300):.2e}"

@@ -43,6 +43,7 @@ SHAPES = (
     Shape(1, 40, 50, 2, 16, -1),
     Shape(2, 48, 33, 1, 32, 0),
     Shape(1, 64, 64, 2, 64, 4, dtype="bfloat16"),
+    Shape(1, 40, 60, 1, 128, 2, dtype="bfloat16"),
     Shape(2, 20, 60, 1, 16, -1, M=0, dtype="bfloat16"),
 )
 TOLERANCE = {"float32": (1e-5, 2e-4), "bfloat16": (1e-2, 1e-2)}  # outputs, gradients
@@ -202,7 +203,8 @@ class Suite:
             assert np.all(np.asarray(out, np.float32)[empty] == 0)
             assert np.all(np.asarray(grads["q"], np.float32)[empty] == 0)
             for name, want in oracle.grads.items():
-                assert_close(f"gradient of {name}", grads[name], want, for_grad, oracle.sizes[name])
+                share = 0.05 if shape.dtype == "bfloat16" else 0.01
+                assert_close(f"gradient of {name}", grads[name], want, for_grad, share * oracle.sizes[name])
 
         check()
 
@@ -216,7 +218,7 @@ class Suite:
         (out, _), grads = self.run(c, x)
         assert_close("out", out, oracle.out, 1e-5)
         for name, want in oracle.grads.items():
-            assert_close(f"gradient of {name}", grads[name], want, 2e-4, oracle.sizes[name])
+            assert_close(f"gradient of {name}", grads[name], want, 2e-4, 0.01 * oracle.sizes[name])
 
     def test_keys_of_a_tile_may_be_many_decay_times_apart(self):
         """Of old keys in a tile beside newer ones, dS / K is large, and must not stand in sums that cancel."""
@@ -266,7 +268,8 @@ class Suite:
         x = self.case(c, ties=0.0)
         x["kv_range"] = np.stack([np.zeros((2, 48)), np.tile(np.arange(1, 49), (2, 1))], -1).astype(np.int32)
         (out, _), _ = self.run(c, x)
-        want = jax.nn.dot_product_attention(*(jnp.asarray(x[n], jnp.float32) for n in "qkv"), is_causal=True)
+        with jax.default_matmul_precision("highest"):
+            want = jax.nn.dot_product_attention(*(jnp.asarray(x[n], jnp.float32) for n in "qkv"), is_causal=True)
         np.testing.assert_allclose(out, want, atol=3e-6)
 
     def test_components_of_equal_rate_are_one(self):

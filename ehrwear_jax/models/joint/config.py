@@ -185,7 +185,9 @@ class NetworkConfig:
     attention: str | None = None
     """Implementation of the attention op; None: the best available."""
     remat: str = "none"
-    """What the backward pass computes again, see layers/transformer.py."""
+    """What the backward pass computes of the backbone again, see layers/transformer.py."""
+    wear_remat: str = "none"
+    """Likewise of the wearable encoder, whose products are narrow: it needs more memory than time."""
     unroll: int = 1
     """Layers per step of the scan."""
     dtype: str = "float32"

@@ -5,6 +5,7 @@ import dataclasses
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from ehrwear_jax.models.layers.dense import LAYERS, dense, embedding, named
 from ehrwear_jax.models.layers.mesh_ops import ONE_DEVICE, MeshOps
@@ -121,7 +122,9 @@ class LocalBlock(nn.Module):
         n_batch, n_window, n_patch, width = x_BxWxPxD.shape
         y = nn.LayerNorm(dtype=c.dtype, name="norm_attention")(x_BxWxPxD)
         heads, axes = (c.n_heads, c.width // c.n_heads), ("embed", "heads", "depth")
-        q, k, v = (dense(heads, axes, dtype=c.dtype, name=n)(y) for n in ("query", "key", "value"))
+        q, k, v = (
+            checkpoint_name(dense(heads, axes, dtype=c.dtype, name=n)(y), "qkv") for n in ("query", "key", "value")
+        )
         if c.span_days:
             kernel = TimeKernel(c.kernel, c.n_heads, c.n_components, 0.25, c.span_days, name="kernel")()
             flat = (n_batch, n_window * n_patch, *heads)
@@ -130,11 +133,12 @@ class LocalBlock(nn.Module):
             y = y.reshape(n_batch, n_window, n_patch, *heads)
         else:
             y = nn.dot_product_attention(q, k, v)
+        y = checkpoint_name(y, "attended")
         merged = dense(c.width, ("heads", "depth", "embed"), n_inputs=2, dtype=c.dtype, name="out")(y)
         x_BxWxPxD = self.mesh_ops.constrain(x_BxWxPxD + merged, "batch", "length", None, None)
         y = nn.LayerNorm(dtype=c.dtype, name="norm_mlp")(x_BxWxPxD)
         y = dense(4 * c.width, ("embed", "mlp"), dtype=c.dtype, name="up")(y)
-        y = nn.gelu(self.mesh_ops.constrain(y, "batch", "length", None, "mlp"))
+        y = nn.gelu(checkpoint_name(self.mesh_ops.constrain(y, "batch", "length", None, "mlp"), "hidden"))
         x_BxWxPxD = x_BxWxPxD + dense(width, ("mlp", "embed"), dtype=c.dtype, name="down")(y)
         return self.mesh_ops.constrain(x_BxWxPxD, "batch", "length", None, None), None
 
@@ -237,7 +241,9 @@ class WearableEncoder(nn.Module):
         c, seen = self.config, None
         if c.span_days:
             n_patch = x_BxWxPxD.shape[2]
-            last = jnp.broadcast_to(jnp.arange(1, first_BxW.shape[1] + 1)[None], first_BxW.shape)
+            # padding sees nothing: there may be more of it than of windows
+            is_window_BxW = batch["window_position"] >= 0
+            last = jnp.where(is_window_BxW, jnp.arange(1, first_BxW.shape[1] + 1)[None], first_BxW)
             seen = {"kv_range_BxTx2": jnp.repeat(n_patch * jnp.stack([first_BxW, last], -1), n_patch, axis=1)}
             position = jnp.maximum(batch["window_position"], 0)
             time = jnp.repeat(jnp.take_along_axis(batch["time"], position, axis=1), n_patch, axis=1)

@@ -38,7 +38,7 @@ def wearable_config(n: NetworkConfig, patch_steps: int) -> encoders.WearableConf
         span_days=n.wear_span_days,
         kernel=n.kernel,
         n_components=n.n_components,
-        remat=n.remat,
+        remat=n.wear_remat,
         attention=n.attention,
         dtype=n.dtype,
     )

@@ -12,12 +12,14 @@ pytree of arrays that the forward pass leaves for the backward one.
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 
 from ehrwear_jax.ops.kernel_attention import reference
@@ -25,6 +27,7 @@ from ehrwear_jax.ops.kernel_attention.reference import Kernel
 
 Pass = Callable[..., Any]
 
+CHECKPOINT_NAME = "attended"  # of what the forward pass leaves for the backward one, see jax.checkpoint_policies
 # The entries of a problem that have a gradient.
 GRADIENTS = ("q", "k", "v", "extra_k", "row", "head")
 # A problem's other entries.
@@ -40,6 +43,8 @@ class Spec:
       passes: (forward, backward).
       block_q, block_k: rows and columns of a tile.
       dropout_rate, skip_tolerance: as in api.kernel_attention.
+      post_scale: what the product of q, with its extra columns, and k is to be multiplied by, see split_scale; their
+        gradients are multiplied by it here.
       options: what else an implementation needs, hashable.
     """
 
@@ -49,6 +54,7 @@ class Spec:
     block_k: int
     dropout_rate: float
     skip_tolerance: float
+    post_scale: float = 1.0
     options: Any = ()
 
 
@@ -95,12 +101,13 @@ def call(
     n_key = k_BxSxHxD.shape[1]
     scale = depth**-0.5 if scale is None else scale
     wide = jnp.promote_types(q_BxTxHxD.dtype, jnp.float32)
+    scale, post_scale = split_scale(scale) if dtype == jnp.bfloat16 else (scale, 1.0)
     q, k, v = (jnp.moveaxis(x, 2, 1).astype(dtype) for x in (q_BxTxHxD.astype(wide) * scale, k_BxSxHxD, v_BxSxHxD))
     if source_bias_BxHxMxS is None:
         extra_q, extra_k = jnp.zeros((n_batch, n_query, 0), dtype), jnp.zeros((n_batch, n_head, n_key, 0), dtype)
     else:
         onehot_BxTxM = jax.nn.one_hot(q_modality_BxT, source_bias_BxHxMxS.shape[2], dtype=dtype)
-        columns = [jnp.swapaxes(x, 2, 3) for x in parts(source_bias_BxHxMxS.astype(wide), dtype)]
+        columns = [jnp.swapaxes(x, 2, 3) for x in parts(source_bias_BxHxMxS.astype(wide) / post_scale, dtype)]
         extra_q = jnp.concatenate([onehot_BxTxM] * len(columns), axis=-1)
         extra_k = jnp.concatenate(columns, axis=-1)
     q_time_BxT, k_time_BxS = q_time_BxT.astype(wide), k_time_BxS.astype(wide)
@@ -114,6 +121,7 @@ def call(
         min(block_k, n_key),
         float(dropout_rate),
         float(skip_tolerance),
+        post_scale,
         options,
     )
     by_row = {
@@ -146,10 +154,24 @@ def call(
     return jnp.moveaxis(out, 1, 2).astype(q_BxTxHxD.dtype), log_sum_exp
 
 
+def split_scale(scale: float) -> tuple[float, float]:
+    """scale as a power of two, by which narrow numbers multiply without rounding, and a factor in [1, 2) behind it.
+
+    1.0 behind it for a scale that is such a power, as 1 / sqrt(64) is, or that is no number when compiling.
+    """
+    if not isinstance(scale, float | int) or scale == 0.0:
+        return scale, 1.0
+    mantissa, exponent = math.frexp(scale)
+    return 2.0 ** (exponent - 1), 2.0 * mantissa
+
+
 def parts(x: jax.Array, dtype: DTypeLike) -> tuple[jax.Array, ...]:
     """x as summands of `dtype`: itself, or bfloat16 halves that together keep 16 bits."""
-    high = x.astype(dtype)
-    return (high,) if dtype != jnp.bfloat16 else (high, (x - high.astype(x.dtype)).astype(dtype))
+    if dtype != jnp.bfloat16:
+        return (x.astype(dtype),)
+    # no conversion there and back, which XLA takes for the identity on GPUs and TPUs
+    high = jax.lax.reduce_precision(x, exponent_bits=8, mantissa_bits=7)
+    return high.astype(dtype), (x - high).astype(dtype)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -160,7 +182,8 @@ def _attention(spec, problem):
 def _attention_fwd(spec, problem):
     # here too: a forward pass by Pallas has no derivative, and the error should be the one with a reason
     problem = problem | _first_order_only({name: problem[name] for name in GRADIENTS})
-    out, log_sum_exp, saved = spec.passes[0](spec, problem)
+    # named, so that a model that rematerialises all but attention does not run it twice
+    out, log_sum_exp, saved = checkpoint_name(spec.passes[0](spec, problem), CHECKPOINT_NAME)
     return (out, log_sum_exp), (problem, saved, out, log_sum_exp)
 
 
@@ -169,8 +192,12 @@ def _attention_bwd(spec, residuals, cotangents):
     d_out, d_log_sum_exp = cotangents
     problem |= _first_order_only({name: problem[name] for name in GRADIENTS})
     d_out = _first_order_only(d_out)
-    delta = jnp.sum(d_out * out, axis=-1) - jnp.where(jnp.isfinite(log_sum_exp), d_log_sum_exp, 0.0)
+    wide = jnp.promote_types(out.dtype, jnp.float32)
+    delta = jnp.sum(d_out.astype(wide) * out.astype(wide), axis=-1)
+    delta -= jnp.where(jnp.isfinite(log_sum_exp), d_log_sum_exp, 0.0)
     grads = spec.passes[1](spec, problem, saved, d_out, log_sum_exp, delta)
+    if spec.post_scale != 1.0:
+        grads |= {name: grads[name].astype(wide) * spec.post_scale for name in ("q", "k", "extra_k")}
     nothing = {name: no_gradient(problem[name]) for name in CONSTANTS}
     return ({name: grads[name].astype(problem[name].dtype) for name in GRADIENTS} | nothing,)
 

@@ -150,7 +150,8 @@ class Tile:
         return u_KxQ * (2.0 * gap + u_KxQ) / self.refs["row"][0:1]
 
     def scores(self) -> jax.Array:
-        return dot(self.refs["k"][...], self.refs["q"][...], (1, 0))
+        s = dot(self.refs["k"][...], self.refs["q"][...], (1, 0))
+        return s if self.spec.post_scale == 1.0 else s * self.spec.post_scale
 
     # ------------------------------------------------------------------------------------------------------ forward
 

@@ -129,7 +129,8 @@ class Tile:
     # ------------------------------------------------------------------------------------------------------ forward
 
     def scores(self) -> jax.Array:
-        return self.dot("bhqe,bhke->bhqk", self.block["q"], self.keys["k"])
+        s = self.dot("bhqe,bhke->bhqk", self.block["q"], self.keys["k"])
+        return s if self.spec.post_scale == 1.0 else s * self.spec.post_scale
 
     def accumulate(
         self, direct: bool | jax.Array, peak: jax.Array, total: jax.Array, acc: jax.Array
@@ -280,7 +281,7 @@ def rest_is_negligible(
     """
     before = jnp.maximum(j - 1, 0)
     q = block["q"].astype(peak.dtype)
-    most = jnp.sqrt(jnp.sum(jnp.square(q), axis=-1)) * bounds["norm"][before][..., None]
+    most = spec.post_scale * jnp.sqrt(jnp.sum(jnp.square(q), axis=-1)) * bounds["norm"][before][..., None]
     n_rest = jnp.clip(j * spec.block_k - block["start"], 0, None)
     log_k: jax.Array | float = 0.0
     if spec.kind != "none":

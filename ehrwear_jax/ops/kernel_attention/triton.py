@@ -302,8 +302,7 @@ def _forward(spec, problem):
     found = _run(triton_tile.forward, static, tuning, n_block, arrays, outputs)
     out, *low = (_by_head(found[n], n_query, problem["v"].shape[3]) for n in ("out", "low") if n in found)
     lost_BxHxT = jnp.repeat(found["lost"], static.block_q, axis=2)[..., :n_query]
-    # float32 for what follows; XLA drops the conversion where it ends in bfloat16 again
-    return out.astype(jnp.float32), found["log_sum_exp"][..., :n_query], (lost_BxHxT, low)
+    return out, found["log_sum_exp"][..., :n_query], (lost_BxHxT, low)
 
 
 def _backward(spec, problem, saved, d_out, log_sum_exp, delta):

@@ -208,6 +208,8 @@ class Tile:
         self.s = program.product(query.q, key.k)
         if query.extra is not None:
             self.s += program.product(query.extra, key.extra)
+        if program.static.spec.post_scale != 1.0:
+            self.s *= program.static.spec.post_scale
         if edge:
             start, stop, position = self.of_query(ref.start[query.at]), self.of_query(ref.stop[query.at]), key.index
             position = program.of_key(position)
