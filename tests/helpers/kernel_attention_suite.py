@@ -46,7 +46,7 @@ SHAPES = (
     Shape(1, 40, 60, 1, 128, 2, dtype="bfloat16"),
     Shape(2, 20, 60, 1, 16, -1, M=0, dtype="bfloat16"),
 )
-TOLERANCE = {"float32": (1e-5, 2e-4), "bfloat16": (1e-2, 1e-2)}  # outputs, gradients
+TOLERANCE = {"float32": (1e-5, 2e-4), "bfloat16": (1e-2, 2e-2)}  # outputs, gradients
 
 
 def draw_case(shape, *, seed, span, gap, ranges, peak, rates, ties):

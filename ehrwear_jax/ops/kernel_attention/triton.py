@@ -51,8 +51,9 @@ class Tuning:
 
 
 # Of the forward pass, the gradients of queries and of keys; float32 products run without tensor cores.
-NARROW = ((64, 128), (64, 64), (64, 64))
+NARROW = ((64, 64), (64, 64, 4, 3), (64, 64))
 WIDE = ((32, 32, 4, 2, 16),) * 3
+FILLING = 264  # programs that occupy a GPU: two for each multiprocessor of an H100
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,6 +96,8 @@ def kernel_attention_triton(
     tuning = []
     for given, default in zip((forward, query, key), NARROW if narrow else WIDE, strict=True):
         size = Tuning(*(given or default))
+        if not (given or block_q):
+            size = _filling(size, q_BxTxHxD.shape)
         tuning.append(dataclasses.replace(size, block_q=block_q or size.block_q, block_k=block_k or size.block_k))
     for length in (n for t in tuning for n in (t.block_q, t.block_k, t.edge)):
         if length < 16 or length & (length - 1):
@@ -110,6 +113,15 @@ def kernel_attention_triton(
         dtype=jnp.bfloat16 if narrow else jnp.promote_types(q_BxTxHxD.dtype, jnp.float32),
         options=Options(tuning[0], tuning[1], tuning[2], interpret),
     )
+
+
+def _filling(size, shape):
+    """A tuning with fewer rows in a block, where there would be too few blocks: of a model's few queries, say."""
+    n_batch, n_query, n_head, _ = shape
+    block = size.block_q
+    while block > 16 and n_batch * n_head * -(-n_query // block) < FILLING:
+        block //= 2
+    return dataclasses.replace(size, block_q=block)
 
 
 def _check(q, v, arguments, check_device):
