@@ -169,8 +169,7 @@ def parts(x: jax.Array, dtype: DTypeLike) -> tuple[jax.Array, ...]:
     """x as summands of `dtype`: itself, or bfloat16 halves that together keep 16 bits."""
     if dtype != jnp.bfloat16:
         return (x.astype(dtype),)
-    # no conversion there and back, which XLA takes for the identity on GPUs and TPUs
-    high = jax.lax.reduce_precision(x, exponent_bits=8, mantissa_bits=7)
+    high = _rounded(x)
     return high.astype(dtype), (x - high).astype(dtype)
 
 
@@ -191,8 +190,10 @@ def _attention_bwd(spec, residuals, cotangents):
     problem, saved, out, log_sum_exp = residuals
     d_out, d_log_sum_exp = cotangents
     problem |= _first_order_only({name: problem[name] for name in GRADIENTS})
-    d_out = _first_order_only(d_out)
-    wide = jnp.promote_types(out.dtype, jnp.float32)
+    d_out, wide = _first_order_only(d_out), jnp.promote_types(out.dtype, jnp.float32)
+    if problem["q"].dtype == jnp.bfloat16:
+        # delta and the products must be of the same numbers, or what cancels between them does not
+        d_out = _rounded(d_out.astype(wide))
     delta = jnp.sum(d_out.astype(wide) * out.astype(wide), axis=-1)
     delta -= jnp.where(jnp.isfinite(log_sum_exp), d_log_sum_exp, 0.0)
     grads = spec.passes[1](spec, problem, saved, d_out, log_sum_exp, delta)
@@ -203,6 +204,11 @@ def _attention_bwd(spec, residuals, cotangents):
 
 
 _attention.defvjp(_attention_fwd, _attention_bwd)
+
+
+def _rounded(x):
+    """x to the precision of bfloat16: not by conversions there and back, which XLA takes for the identity on GPUs."""
+    return jax.lax.reduce_precision(x, exponent_bits=8, mantissa_bits=7)
 
 
 def no_gradient(x: jax.Array) -> jax.Array | np.ndarray:

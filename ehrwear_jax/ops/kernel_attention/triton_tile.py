@@ -176,7 +176,7 @@ class Program:
         return jnp.where(x > -0.5, times * x * series, product - times)
 
     def rounded(self, x: jax.Array) -> jax.Array:
-        """Positive x to the precision of the products, in integers: conversions are slow."""
+        """x to the precision of the products, in integers: conversions are slow, and there and back may be dropped."""
         if not self.static.narrow:
             return x
         bits = jax.lax.bitcast_convert_type(x, jnp.int32) + jnp.int32(1 << 15)
@@ -339,9 +339,10 @@ def forward(static: Static, ref: types.SimpleNamespace) -> None:
     found = sees & (total > 0)
     safe = jnp.where(found, total, 1.0)
     out = jnp.where(found[:, None], acc * (static.scale / safe)[:, None], 0.0)
-    ref.out[query.at, :] = out.astype(static.dtype)
+    high = program.rounded(out)
+    ref.out[query.at, :] = high.astype(static.dtype)
     if static.narrow:
-        ref.low[query.at, :] = (out - out.astype(static.dtype).astype(jnp.float32)).astype(static.dtype)
+        ref.low[query.at, :] = (out - high).astype(static.dtype)
     ref.log_sum_exp[query.at] = jnp.where(found, peak + jnp.log(safe), -jnp.inf)
 
 
