@@ -1,19 +1,20 @@
-"""Arrays in .npy files, written row by row and read a few rows at a time: never whole in memory, never mapped."""
+"""Writes .npy files row by row and reads a few rows of them at a time: never whole in memory, never mapped."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import DTypeLike
 
-from ehrwear_jax.data.formats import parquet as tables
+from ehrwear_jax.data.formats import parquet
 
 
 @contextlib.contextmanager
-def writing_rows(path: Path, row_shape: tuple[int, ...], dtype) -> Iterator:
+def writing_rows(path: Path, row_shape: tuple[int, ...], dtype: DTypeLike) -> Iterator[Callable[[np.ndarray], None]]:
     """A function that appends rows [n, *row_shape]; the file is what np.save would write of all of them.
 
-    Errors as tables.writing.
+    Errors as parquet.writing.
     """
     n, dtype = 0, np.dtype(dtype)
 
@@ -24,7 +25,7 @@ def writing_rows(path: Path, row_shape: tuple[int, ...], dtype) -> Iterator:
         )
         return f.tell()  # numpy leaves room for the number of rows to grow
 
-    with tables.writing(path) as partial, open(partial, "wb") as f:
+    with parquet.writing(path) as partial, open(partial, "wb") as f:
         begin = header(f)
 
         def append(rows):

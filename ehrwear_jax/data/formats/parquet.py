@@ -1,10 +1,11 @@
-"""What the MEDS and wearable readers share: dtypes, nulls, contiguity, atomic files."""
+"""Reads and writes parquet files: dtypes without loss, nulls, contiguous subjects, files that appear whole."""
 
 import contextlib
 import json
 import os
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -109,7 +110,7 @@ def _cast(column: pl.Series, dtype: pl.DataType, where: str) -> pl.Series:
 
 
 def normalise(
-    df: pl.DataFrame, schema: dict[str, pl.DataType], source, *, optional: Iterable[str] = ()
+    df: pl.DataFrame, schema: dict[str, pl.DataType], source: str | Path, *, optional: Iterable[str] = ()
 ) -> pl.DataFrame:
     """Selects the columns of `schema` in its order and casts them without loss of meaning.
 
@@ -136,7 +137,7 @@ def normalise(
     return df.select(columns) if df.width else pl.DataFrame(schema=schema)
 
 
-def require_not_null(df: pl.DataFrame, columns: Iterable[str], source) -> None:
+def require_not_null(df: pl.DataFrame, columns: Iterable[str], source: str | Path) -> None:
     """Raises ValueError naming the first row (0-based) of a column that must not be null."""
     for name in columns:
         if df[name].null_count():
@@ -144,10 +145,10 @@ def require_not_null(df: pl.DataFrame, columns: Iterable[str], source) -> None:
             raise ValueError(f"{source}: row {row}: column '{name}' is null")
 
 
-def require_contiguous(subject_id_N: np.ndarray, source, row_N: np.ndarray | None = None) -> None:
+def require_contiguous(subject_id_N: np.ndarray, source: str | Path, row_N: np.ndarray | None = None) -> None:
     """Raises ValueError if the rows of a subject are interrupted by another subject's.
 
-    row_N: what to call each row in the message; by default its place.
+    row_N: what to call each row in the message; by default its position.
     """
     if not len(subject_id_N):
         return
@@ -164,7 +165,7 @@ def require_contiguous(subject_id_N: np.ndarray, source, row_N: np.ndarray | Non
 
 
 @contextlib.contextmanager
-def writing(path: Path, *, ending: str = ".partial") -> Iterator[Path]:
+def writing(path: Path) -> Iterator[Path]:
     """A name to write to, which becomes `path` when the block ends: the file appears whole or not at all.
 
     Raises:
@@ -172,7 +173,7 @@ def writing(path: Path, *, ending: str = ".partial") -> Iterator[Path]:
         written so far is removed.
     """
     path = Path(path)
-    partial = path.with_name(path.name + ending)
+    partial = path.with_name(path.name + ".partial")
     try:
         yield partial
         os.replace(partial, path)
@@ -193,7 +194,7 @@ def write_parquet(
     arrow_types: dict[str, pa.DataType],
     *,
     not_null: Collection[str] = (),
-    **options,
+    **options: Any,
 ) -> None:
     """Writes zstd parquet with exactly these Arrow types; errors as `writing`."""
     path = Path(path)
@@ -211,7 +212,7 @@ def write_frame(table: pl.DataFrame, path: Path) -> None:
 
 
 @contextlib.contextmanager
-def writing_table(path: Path) -> Iterator:
+def writing_table(path: Path) -> Iterator[Callable[[pl.DataFrame], None]]:
     """A function that appends frames of one schema to a parquet file, one or more row groups each; errors as `writing`.
 
     At least one frame must be appended, which may have no rows.
@@ -229,7 +230,7 @@ def writing_table(path: Path) -> Iterator:
         yield append
 
 
-def write_json(value, path: Path) -> None:
+def write_json(value: Any, path: Path) -> None:
     """Writes a JSON file; errors as `writing`."""
     with writing(path) as partial:
         partial.write_text(json.dumps(value, indent=1))

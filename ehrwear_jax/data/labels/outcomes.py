@@ -11,8 +11,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from ehrwear_jax.data.formats import meds, meds_checks
-from ehrwear_jax.data.formats import parquet as tables
+from ehrwear_jax.data.formats import meds, meds_checks, parquet
 
 _DAY_US = 86_400_000_000
 
@@ -51,8 +50,8 @@ def _times_table(table: pl.DataFrame | None, source: str) -> dict[int, int]:
     if table is None:
         return {}
     schema = {"subject_id": pl.Int64, "time": pl.Datetime("us")}
-    table = tables.normalise(table, schema, source)
-    tables.require_not_null(table, schema, source)
+    table = parquet.normalise(table, schema, source)
+    parquet.require_not_null(table, schema, source)
     if table["subject_id"].is_duplicated().any():
         raise ValueError(f"{source}: a subject has more than one row")
     return dict(table.with_columns(pl.col("time").to_physical()).iter_rows())
@@ -234,8 +233,8 @@ def time_to_admission(
 def _time_to_next(meds_dir, wanted, index, end_of_followup, bounds) -> pl.DataFrame:
     """time_to_admission for any rows of interest; `before` says whether one came at or before the prediction."""
     schema = {"subject_id": pl.Int64, "prediction_time": pl.Datetime("us")}
-    index = tables.normalise(index, schema, "index")
-    tables.require_not_null(index, schema, "index")
+    index = parquet.normalise(index, schema, "index")
+    parquet.require_not_null(index, schema, "index")
     spans, events, deaths = [], [], []
     for span, times in _key_events(meds_dir, {"event": wanted, "death": _has_prefix(meds.DEATH_CODE)}, bounds):
         spans.append(span.select("subject_id", pl.col("last").alias("end")))

@@ -12,8 +12,7 @@ import polars as pl
 from tqdm import tqdm
 
 from ehrwear_jax.data.formats import wearable
-from ehrwear_jax.data.signals import derived_features as window_summaries
-from ehrwear_jax.data.signals import rest_activity, signal
+from ehrwear_jax.data.signals import derived_features, rest_activity, signal
 
 DAY_US = signal.DAY_US
 MINUTE_US = 60_000_000
@@ -139,8 +138,8 @@ def _hrv(rows, begin_us, end_us, config, limits):
         step_us = config.hrv_minutes * MINUTE_US
         step_T = np.arange(begin_us // DAY_US * DAY_US, -(-end_us // DAY_US) * DAY_US, step_us)
         wanted = config.hrv_channel, config.hrv_kind
-        found, _ = window_summaries.of_signal(rows, step_T + step_us, step_us, limits, *wanted)
-        value_T = found[:, window_summaries.KINDS[config.hrv_kind].index("rmssd_ms")]
+        found, _ = derived_features.of_signal(rows, step_T + step_us, step_us, limits, *wanted)
+        value_T = found[:, derived_features.KINDS[config.hrv_kind].index("rmssd_ms")]
     # days are counted from the prediction, which need not be midnight
     per_day = len(value_T) // (-(-end_us // DAY_US) - begin_us // DAY_US)
     offset = int((begin_us % DAY_US) * per_day // DAY_US)

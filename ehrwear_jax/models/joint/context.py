@@ -5,14 +5,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ehrwear_jax.data.signals import signal
+from ehrwear_jax.data.formats.times import DAY_US
 from ehrwear_jax.models.joint import augmentation as augment
 from ehrwear_jax.models.joint import batch as batch_lib
 from ehrwear_jax.models.joint import masking, targets
 from ehrwear_jax.models.joint import raw_fields as fine_detail
 from ehrwear_jax.models.joint.batch import MASK, MODALITY_EHR, MODALITY_WEAR, WEAR
 
-DAY_US = signal.DAY_US
 
 
 @dataclasses.dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from ehrwear_jax.data.signals.signal import DAY_US
+from ehrwear_jax.data.formats.times import DAY_US
 from ehrwear_jax.models.joint.batch import MASK, PAD
 
 

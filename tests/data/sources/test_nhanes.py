@@ -7,8 +7,7 @@ import polars as pl
 import pytest
 
 from ehrwear_jax.data.formats import meds, wearable
-from ehrwear_jax.data.sources import nhanes
-from ehrwear_jax.data.sources import nhanes_files as nhanes_source
+from ehrwear_jax.data.sources import nhanes, nhanes_files
 
 DAY = datetime.timedelta(days=1)
 COVARIATES = [
@@ -16,7 +15,7 @@ COVARIATES = [
     "CHF", "CHD", "Cancer", "Stroke", "EducationAdult", "MobilityProblem", "DrinkStatus", "DrinksPerWeek", "SmokeCigs",
 ]  # fmt: skip
 MORTALITY = ["SEQN", "eligstat", "mortstat", "permth_exm"]
-IDA = ["seqn", "age", "sys", "lbxtc", "lbdhdd", *nhanes_source.SUMMARIES, *nhanes_source.PROFILE]
+IDA = ["seqn", "age", "sys", "lbxtc", "lbdhdd", *nhanes_files.SUMMARIES, *nhanes_files.PROFILE]
 PACKED = ("bits", "SEQN", "PAXCAL", "PAXSTAT", "WEEKDAY")
 
 
@@ -35,10 +34,10 @@ def survey(n_people=80, seed=0):
         covariates.append([
             seqn, rng.choice([3, 4]), 1, 0.0 if kind == 1 else 5000.5, months,
             None if kind in (1, 5) else months, years,
-            rng.choice([None, 22.5, 31.25]), rng.choice(list(nhanes_source.RACES)), rng.choice(["Male", "Female"]),
+            rng.choice([None, 22.5, 31.25]), rng.choice(list(nhanes_files.RACES)), rng.choice(["Male", "Female"]),
             rng.choice(["Yes", "No", "Borderline", "Don't know", None]),
             *(rng.choice(["Yes", "No", None]) for _ in range(4)),
-            rng.choice([*nhanes_source.ANSWERED["EducationAdult"], "Refused", None]) if adult else None,
+            rng.choice([*nhanes_files.ANSWERED["EducationAdult"], "Refused", None]) if adult else None,
             rng.choice(["Any Difficulty", "No Difficulty", None]),
             *rng.choice([("Non-Drinker", 0.0), ("Heavy Drinker", 20.5), (None, None)]),
             rng.choice(["Never", "Former", "Current", None]),
@@ -211,14 +210,14 @@ def test_events_are_the_answers_and_findings(cohort, built):
     ida = {row[0]: dict(zip(IDA, row, strict=True)) for row in cohort["ida"]}
     expected = set()
     for seqn, row in examined.items():
-        expected.add((seqn, nhanes_source.RACES[row["Race"]], None))
-        expected.add((seqn, nhanes_source.GENDERS[row["Gender"]], None))
+        expected.add((seqn, nhanes_files.RACES[row["Race"]], None))
+        expected.add((seqn, nhanes_files.GENDERS[row["Gender"]], None))
         expected.add((seqn, meds.BIRTH_CODE, None))
-        for column, answers in nhanes_source.ANSWERED.items():
+        for column, answers in nhanes_files.ANSWERED.items():
             if row[column] in answers:
                 value = row["DrinksPerWeek"] if column == "DrinkStatus" else None
                 expected.add((seqn, answers[row[column]][0], value))
-        for column, (code, _) in nhanes_source.MEASURED.items():
+        for column, (code, _) in nhanes_files.MEASURED.items():
             value = row["BMI"] if column == "BMI" else ida.get(seqn, {}).get(column)
             if value is not None:
                 expected.add((seqn, code, float(value)))

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.special import ndtri
 
-from ehrwear_jax.data.sources.simulator import code_book as sc
+from ehrwear_jax.data.sources.simulator import code_book
 
 DAY_US, MINUTE_US = 86_400_000_000, 60_000_000
 STATIC_US = np.iinfo(np.int64).min  # stands for the null time of a static event
-CODES = sc.code_table()["code"].to_list()
+CODES = code_book.code_table()["code"].to_list()
 _INDEX = {code: i for i, code in enumerate(CODES)}
 
 _VISITS_PER_YEAR = 5.0
@@ -22,29 +22,29 @@ _PANEL_MISSING = np.array([0.15, 0.45, 0.75])  # at a visit, by Lab.panel
 _INPATIENT_MISSING = np.array([0.05, 0.1, 0.4])
 _CONDITION_SHIFT = 1.5  # of a lab's score, while its condition is present
 
-_LAB_INDEX = np.array([_INDEX[f"LOINC//{lab.code}"] for lab in sc.LABS])
-_LAB_EFFECTS_3xL = np.array([(lab.ehr, lab.wearable, lab.shock) for lab in sc.LABS]).T
+_LAB_INDEX = np.array([_INDEX[f"LOINC//{lab.code}"] for lab in code_book.LABS])
+_LAB_EFFECTS_3xL = np.array([(lab.ehr, lab.wearable, lab.shock) for lab in code_book.LABS]).T
 _LAB_PERSONAL, _LAB_NOISE, _LAB_CENTRE, _LAB_SCALE = (
-    np.array([getattr(lab, name) for lab in sc.LABS]) for name in ("personal", "noise", "centre", "scale")
+    np.array([getattr(lab, name) for lab in code_book.LABS]) for name in ("personal", "noise", "centre", "scale")
 )
-_LAB_LOG = np.array([lab.log for lab in sc.LABS])
-_LAB_PANEL = np.array([lab.panel for lab in sc.LABS])
-_LAB_TOP = np.array([lab.top for lab in sc.LABS], float)
-_LAB_TEN = 10.0 ** np.array([lab.decimals for lab in sc.LABS])
-_CONDITION_CODE = np.array([_INDEX[f"ICD10//{c.code}"] for c in sc.CONDITIONS])
-_CONDITION_EFFECTS_3xC = np.array([(c.ehr, c.wearable, c.age) for c in sc.CONDITIONS]).T
-_CONDITION_SHARE = np.array([c.share for c in sc.CONDITIONS])
-_LAB_CONDITION_CxL = np.array([[lab.condition == c.code for lab in sc.LABS] for c in sc.CONDITIONS], float)
-_DRUG_CONDITION = np.array([i for i, c in enumerate(sc.CONDITIONS) for _ in c.drugs])
-_DRUG_CODE = np.array([_INDEX[f"ATC//{d}"] for c in sc.CONDITIONS for d in c.drugs])
-_ACUTE_CODE = np.array([_INDEX[f"ICD10//{a[0]}"] for a in sc.ACUTE])
-_ACUTE_WEIGHT_2xA = np.array([a[2:] for a in sc.ACUTE]).T
-_ACUTE_DRUG = np.array([-1 if d is None else _INDEX[f"ATC//{d}"] for d in sc.ACUTE_DRUGS])
-_MAIN_CODE = np.array([_INDEX[f"ICD10//{d[0]}"] for d in sc.ADMISSION_DIAGNOSES])
-_MAIN_SHARE = np.array([d[2] for d in sc.ADMISSION_DIAGNOSES])
+_LAB_LOG = np.array([lab.log for lab in code_book.LABS])
+_LAB_PANEL = np.array([lab.panel for lab in code_book.LABS])
+_LAB_TOP = np.array([lab.top for lab in code_book.LABS], float)
+_LAB_TEN = 10.0 ** np.array([lab.decimals for lab in code_book.LABS])
+_CONDITION_CODE = np.array([_INDEX[f"ICD10//{c.code}"] for c in code_book.CONDITIONS])
+_CONDITION_EFFECTS_3xC = np.array([(c.ehr, c.wearable, c.age) for c in code_book.CONDITIONS]).T
+_CONDITION_SHARE = np.array([c.share for c in code_book.CONDITIONS])
+_LAB_CONDITION_CxL = np.array([[lab.condition == c.code for lab in code_book.LABS] for c in code_book.CONDITIONS], float)
+_DRUG_CONDITION = np.array([i for i, c in enumerate(code_book.CONDITIONS) for _ in c.drugs])
+_DRUG_CODE = np.array([_INDEX[f"ATC//{d}"] for c in code_book.CONDITIONS for d in c.drugs])
+_ACUTE_CODE = np.array([_INDEX[f"ICD10//{a[0]}"] for a in code_book.ACUTE])
+_ACUTE_WEIGHT_2xA = np.array([a[2:] for a in code_book.ACUTE]).T
+_ACUTE_DRUG = np.array([-1 if d is None else _INDEX[f"ATC//{d}"] for d in code_book.ACUTE_DRUGS])
+_MAIN_CODE = np.array([_INDEX[f"ICD10//{d[0]}"] for d in code_book.ADMISSION_DIAGNOSES])
+_MAIN_SHARE = np.array([d[2] for d in code_book.ADMISSION_DIAGNOSES])
 _MAIN_SHARE = _MAIN_SHARE / _MAIN_SHARE.sum()
-_HEART_RATE = [lab.text for lab in sc.LABS].index("Heart rate")
-_VISIT, _ECG, _CHEST, _INHALE, _BLOOD = (_INDEX[p[0]] for p in sc.PROCEDURES)
+_HEART_RATE = [lab.text for lab in code_book.LABS].index("Heart rate")
+_VISIT, _ECG, _CHEST, _INHALE, _BLOOD = (_INDEX[p[0]] for p in code_book.PROCEDURES)
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ def person_events(rng: np.random.Generator, person: Person, path: dict, config) 
     log.add(STATIC_US, _INDEX["GENDER//M" if person.male else "GENDER//F"])
     log.add(person.birth_us, _INDEX["MEDS_BIRTH"])
     present_DxC = _conditions(rng, person, state_Dx3, day_us)
-    level_L = rng.standard_normal(len(sc.LABS))
+    level_L = rng.standard_normal(len(code_book.LABS))
     level_L[_HEART_RATE] = person.resting
     personal_L = level_L * _LAB_PERSONAL
     _visits(rng, log, path, state_Dx3, day_us, present_DxC, personal_L, config)
@@ -130,7 +130,7 @@ def person_events(rng: np.random.Generator, person: Person, path: dict, config) 
     time, code, value = log.sorted(stop_us)
     if death_us is None:  # observed to the scheduled end, that midnight included
         time = np.append(time, end_us)
-        code = np.append(code, np.int32(_INDEX[sc.FOLLOWUP_END_CODE]))
+        code = np.append(code, np.int32(_INDEX[code_book.FOLLOWUP_END_CODE]))
         value = np.append(value, np.float32(np.nan))
     return time, code, value
 
@@ -188,7 +188,7 @@ def _visits(rng, log, path, state_Dx3, day_us, present_DxC, personal_L, config):
 
 def _measure(rng, log, time_K, day_K, state_Dx3, present_DxC, personal_L, missing, config):
     """Labs and vitals at K times."""
-    noise_KxL = rng.standard_normal((len(time_K), len(sc.LABS))) * _LAB_NOISE * config.noise
+    noise_KxL = rng.standard_normal((len(time_K), len(code_book.LABS))) * _LAB_NOISE * config.noise
     score_KxL = state_Dx3[day_K] @ _LAB_EFFECTS_3xL + personal_L + noise_KxL
     score_KxL += _CONDITION_SHIFT * (present_DxC[day_K] @ _LAB_CONDITION_CxL)
     move_KxL = _LAB_SCALE * score_KxL
@@ -222,7 +222,7 @@ def _stays(rng, path, n_days, day_us, death_us):
 
 
 def _stay(rng, log, days, in_us, out_us, state_Dx3, day_us, present_DxC, personal_L, config):
-    log.add(in_us, _INDEX[sc.ADMISSION_CODE])
+    log.add(in_us, _INDEX[code_book.ADMISSION_CODE])
     sampled = np.concatenate([days[:2], days[3::2]])  # both first days, then every other one
     time_K = day_us[sampled] + 6 * 60 * MINUTE_US
     time_K[0] = in_us + 90 * MINUTE_US
@@ -240,4 +240,4 @@ def _stay(rng, log, days, in_us, out_us, state_Dx3, day_us, present_DxC, persona
         return
     log.add(out_us, _MAIN_CODE[main])
     log.add(np.full(listed_C.sum(), out_us), _CONDITION_CODE[listed_C])
-    log.add(out_us, _INDEX[sc.DISCHARGE_CODE])
+    log.add(out_us, _INDEX[code_book.DISCHARGE_CODE])

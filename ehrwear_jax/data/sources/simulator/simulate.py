@@ -24,13 +24,9 @@ import pyarrow as pa
 from tqdm import tqdm
 
 from ehrwear_jax.config.data import SimulateConfig
-from ehrwear_jax.data.formats import meds, wearable
-from ehrwear_jax.data.formats import parquet as tables
-from ehrwear_jax.data.labels import outcomes as labels
-from ehrwear_jax.data.sources.simulator import code_book as synthetic_codes
-from ehrwear_jax.data.sources.simulator import ehr_process as ehr
-from ehrwear_jax.data.sources.simulator import latent_process as latent
-from ehrwear_jax.data.sources.simulator import wearable_process as worn
+from ehrwear_jax.data.formats import meds, parquet, wearable
+from ehrwear_jax.data.labels import outcomes
+from ehrwear_jax.data.sources.simulator import code_book, ehr_process, latent_process, wearable_process
 from ehrwear_jax.data.sources.simulator.truth import (
     LATENT_TYPES,
     RISK_FILE,
@@ -47,12 +43,12 @@ _AGE_YEARS = (25.0, 90.0)
 
 def _n_days(config: SimulateConfig) -> int:
     """Longest observation, days."""
-    return round(config.years * latent.DAYS_PER_YEAR)
+    return round(config.years * latent_process.DAYS_PER_YEAR)
 
 
-def health_process(config: SimulateConfig) -> latent.HealthProcess:
+def health_process(config: SimulateConfig) -> latent_process.HealthProcess:
     """The process that a person's health follows."""
-    return latent.HealthProcess(admission_per_year=config.admission_per_year)
+    return latent_process.HealthProcess(admission_per_year=config.admission_per_year)
 
 
 # --------------------------------------------------------------------------------------- people
@@ -62,19 +58,19 @@ def _generators(seed: int, subject_id: int) -> Iterator[np.random.Generator]:
         yield np.random.Generator(np.random.SFC64(stream))
 
 
-def _person(rng: np.random.Generator, subject_id: int, config: SimulateConfig) -> ehr.Person:
+def _person(rng: np.random.Generator, subject_id: int, config: SimulateConfig) -> ehr_process.Person:
     first = np.datetime64(f"{config.first_year}-01-01", "D").astype(int)
     after = np.datetime64(f"{config.last_year + 1}-01-01", "D").astype(int)
     start_day = int(rng.integers(first, after))
-    age_days = np.clip(rng.normal(62, 12), *_AGE_YEARS) * latent.DAYS_PER_YEAR
+    age_days = np.clip(rng.normal(62, 12), *_AGE_YEARS) * latent_process.DAYS_PER_YEAR
     end_day = _n_days(config)
     if rng.random() < config.dropout:
         end_day = int(rng.integers(end_day // 4, end_day + 1))
-    return ehr.Person(
+    return ehr_process.Person(
         subject_id=subject_id,
-        birth_us=(start_day - int(age_days)) * ehr.DAY_US,
+        birth_us=(start_day - int(age_days)) * ehr_process.DAY_US,
         male=bool(rng.random() < 0.5),
-        start_us=start_day * ehr.DAY_US,
+        start_us=start_day * ehr_process.DAY_US,
         end_day=max(end_day, 30),
         resting=float(rng.standard_normal()),
     )
@@ -106,10 +102,10 @@ def _write_shard(root: Path, config: SimulateConfig, split: str, shard: int, ids
     rngs = [list(_generators(config.seed, subject_id)) for subject_id in ids]
     people = [_person(r[0], subject_id, config) for r, subject_id in zip(rngs, ids, strict=True)]
     process = health_process(config)
-    noise = [latent.draw_noise(r[1], _n_days(config)) for r in rngs]
-    age_N = np.array([(p.start_us - p.birth_us) / ehr.DAY_US for p in people])
-    offset_N = process.offset(age_N / latent.DAYS_PER_YEAR, np.array([p.male for p in people]))
-    paths_of_all = latent.simulate_paths(
+    noise = [latent_process.draw_noise(r[1], _n_days(config)) for r in rngs]
+    age_N = np.array([(p.start_us - p.birth_us) / ehr_process.DAY_US for p in people])
+    offset_N = process.offset(age_N / latent_process.DAYS_PER_YEAR, np.array([p.male for p in people]))
+    paths_of_all = latent_process.simulate_paths(
         process, offset_N, np.stack([z for z, _ in noise]), np.stack([u for _, u in noise])
     )
     latent_NxD = {
@@ -119,32 +115,32 @@ def _write_shard(root: Path, config: SimulateConfig, split: str, shard: int, ids
     events, rows, truth, subjects = [], [], [], []
     for k, person in enumerate(people):
         path = {name: values[k] for name, values in latent_NxD.items()}
-        time, code, value = ehr.person_events(rngs[k][2], person, path, config)
+        time, code, value = ehr_process.person_events(rngs[k][2], person, path, config)
         events.append((np.full(len(time), person.subject_id), time, code, value))
         mine = []
         if rngs[k][3].random() < config.wearable_subjects_fraction:
-            mine = worn.person_recordings(rngs[k][3], person, path, config)
+            mine = wearable_process.person_recordings(rngs[k][3], person, path, config)
         rows += mine
         lived = int(path["alive"][: person.end_day].sum())
         truth.append(
-            (np.full(lived, person.subject_id), person.start_us + np.arange(lived) * ehr.DAY_US)
+            (np.full(lived, person.subject_id), person.start_us + np.arange(lived) * ehr_process.DAY_US)
             + tuple(path[n][:lived] for n in ("offset", "ehr", "wearable", "shock", "in_hospital"))
         )
         first_wear = min((row[1] for row in mine), default=None)
-        scheduled_end = person.start_us + person.end_day * ehr.DAY_US
+        scheduled_end = person.start_us + person.end_day * ehr_process.DAY_US
         subjects.append((person.subject_id, person.start_us, scheduled_end, first_wear))
 
     event_table = _event_table(events)
     if rows:
-        wearable.write_shard(paths["wearable"], _recording_table(rows), worn.channels(config))
+        wearable.write_shard(paths["wearable"], _recording_table(rows), wearable_process.channels(config))
     truth_table = pl.DataFrame(
         [np.concatenate(column) for column in zip(*truth, strict=True)], schema=list(LATENT_TYPES)
     ).with_columns(pl.col("time").cast(pl.Datetime("us")))
-    tables.write_parquet(paths["latent"], truth_table, LATENT_TYPES)
+    parquet.write_parquet(paths["latent"], truth_table, LATENT_TYPES)
     subject_table = pl.DataFrame(subjects, schema=dict.fromkeys(SUBJECT_TYPES, pl.Int64), orient="row").with_columns(
         pl.exclude("subject_id").cast(pl.Datetime("us"))
     )
-    tables.write_parquet(paths["subjects"], subject_table, SUBJECT_TYPES)
+    parquet.write_parquet(paths["subjects"], subject_table, SUBJECT_TYPES)
     meds.write_shard(paths["meds"], event_table)
     _write_json(paths["counts"], _shard_counts(people, event_table, rows))
     return len(ids)
@@ -155,8 +151,8 @@ def _event_table(events: list[tuple]) -> pl.DataFrame:
     return pl.DataFrame(
         {
             "subject_id": subject,
-            "time": pl.Series(time).replace(ehr.STATIC_US, None).cast(pl.Datetime("us")),
-            "code": pl.Series(ehr.CODES)[code.astype(np.int64)],
+            "time": pl.Series(time).replace(ehr_process.STATIC_US, None).cast(pl.Datetime("us")),
+            "code": pl.Series(ehr_process.CODES)[code.astype(np.int64)],
             "numeric_value": pl.Series(value).fill_nan(None),
         }
     )
@@ -186,8 +182,8 @@ def _shard_counts(people, event_table, rows) -> dict[str, int]:
         "people with a wearable": len({row[0] for row in rows}),
         "people with raw PPG": len({row[0] for row in rows if row[3] == "ppg"}),
         "events": len(event_table),
-        "visits": int((code == synthetic_codes.VISIT_CODE).sum()),
-        "admissions": int((code == synthetic_codes.ADMISSION_CODE).sum()),
+        "visits": int((code == code_book.VISIT_CODE).sum()),
+        "admissions": int((code == code_book.ADMISSION_CODE).sum()),
         "deaths": int((code == meds.DEATH_CODE).sum()),
         "minutes of wearable record": sum(len(r[4]) for r in rows if r[3] == "heart_rate"),
     }
@@ -219,11 +215,11 @@ def simulate(root: Path, config: SimulateConfig, *, workers: int = 1, progress: 
     root = Path(root)
     _claim(root, config)
     splits = _splits(config)
-    meds.write_metadata(root / "meds", synthetic_codes.code_table(), splits, name="ehrwear_simulated", version="1")
-    wearable.write_channels(root / "wearable", worn.channels(config))
+    meds.write_metadata(root / "meds", code_book.code_table(), splits, name="ehrwear_simulated", version="1")
+    wearable.write_channels(root / "wearable", wearable_process.channels(config))
     table_path = root / "truth" / RISK_FILE
     if not table_path.exists():
-        table = latent.solve_risk(health_process(config), config.horizons_days, _offset_range(config))
+        table = latent_process.solve_risk(health_process(config), config.horizons_days, _offset_range(config))
         table.save(table_path)
 
     jobs = []
@@ -316,7 +312,7 @@ def _write_labels(root: Path, config: SimulateConfig) -> list[dict]:
     week = pl.duration(days=7)
     earliest = pl.coalesce(pl.col("first_wear") + week, "start_time")
     latest = pl.col("scheduled_end") - pl.duration(days=max(config.horizons_days))
-    index = labels.prediction_times(
+    index = outcomes.prediction_times(
         root / "meds",
         per_subject=config.predictions_per_subject,
         min_history_days=config.min_history_days,
@@ -334,7 +330,7 @@ def _write_labels(root: Path, config: SimulateConfig) -> list[dict]:
         },
         {"step": "prediction times", "n": len(index), "dropped": 0, "reason": ""},
     ]
-    by_horizon = labels.hospitalization_labels(root / "meds", horizons_days=config.horizons_days, index=index)
+    by_horizon = outcomes.hospitalization_labels(root / "meds", horizons_days=config.horizons_days, index=index)
     for horizon, table in by_horizon.items():
         meds.write_labels(root / "labels" / f"hospitalization_{horizon}d.parquet", table)
         counts.append(

@@ -6,8 +6,8 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 
-from ehrwear_jax.data.formats import parquet as tables
-from ehrwear_jax.data.sources.simulator import latent_process as latent
+from ehrwear_jax.data.formats import parquet
+from ehrwear_jax.data.sources.simulator import latent_process
 
 RISK_FILE = "risk.npz"
 LATENT_TYPES = {
@@ -29,7 +29,7 @@ SUBJECT_TYPES = {
 
 def _scan(truth_dir: Path, kind: str) -> pl.LazyFrame:
     folder = Path(truth_dir) / kind
-    if not folder.is_dir() or not (files := tables.parquet_files(folder)):
+    if not folder.is_dir() or not (files := parquet.parquet_files(folder)):
         raise FileNotFoundError(f"{folder}: no truth tables; only simulated cohorts have them")
     return pl.scan_parquet(files, hive_partitioning=False)
 
@@ -62,7 +62,7 @@ def oracle_risk(truth_dir: Path, index: pl.DataFrame, horizon_days: int) -> np.n
     Raises:
       FileNotFoundError: no truth there. ValueError: a horizon that was not solved for.
     """
-    table = latent.RiskTable.load(Path(truth_dir) / RISK_FILE)
+    table = latent_process.RiskTable.load(Path(truth_dir) / RISK_FILE)
     asked = index.select(
         pl.col("subject_id").cast(pl.Int64),
         pl.col("prediction_time").cast(pl.Datetime("us")).dt.truncate("1d").alias("time"),

@@ -5,18 +5,18 @@ import pytest
 from sklearn.metrics import roc_auc_score
 from synthetic_risks import expected_auroc
 
-from ehrwear_jax.data.sources.simulator import latent_process as latent
+from ehrwear_jax.data.sources.simulator import latent_process
 
 
 def test_risk_with_constant_hazards_is_the_closed_form():
-    process = latent.HealthProcess(
+    process = latent_process.HealthProcess(
         admission_per_year=0.5,
         death_per_year=0.2,
         age_effect=0.0,
         admission_effects=(0.0, 0.0, 0.0),
         death_effects=(0.0, 0.0, 0.0),
     )
-    table = latent.solve_risk(process, (1, 30, 365), (-1.0, 1.0), n_component=6)
+    table = latent_process.solve_risk(process, (1, 30, 365), (-1.0, 1.0), n_component=6)
     for horizon in (1, 30, 365):
         offset = np.array([-0.7, 0.0, 0.4])
         p_a = -np.expm1(-0.5 / 365.25 * np.exp(offset))
@@ -28,9 +28,9 @@ def test_risk_with_constant_hazards_is_the_closed_form():
 
 
 def test_risk_does_not_depend_on_the_resolution_of_the_grid():
-    process = latent.HealthProcess()
-    coarse = latent.solve_risk(process, (90,), (-2, 2))
-    fine = latent.solve_risk(process, (90,), (-2, 2), n_component=48, n_offset=20)
+    process = latent_process.HealthProcess()
+    coarse = latent_process.solve_risk(process, (90,), (-2, 2))
+    fine = latent_process.solve_risk(process, (90,), (-2, 2), n_component=48, n_offset=20)
     rng = np.random.default_rng(0)
     state = (
         rng.uniform(-2, 2, 500),
@@ -41,32 +41,32 @@ def test_risk_does_not_depend_on_the_resolution_of_the_grid():
 
 
 def test_shock_transition_is_that_of_advance():
-    process = latent.HealthProcess(shock_per_year=60.0)
+    process = latent_process.HealthProcess(shock_per_year=60.0)
     rng = np.random.default_rng(0)
     n = 40_000
-    for level in range(latent.N_SHOCK):
+    for level in range(latent_process.N_SHOCK):
         zero = np.zeros(n)
         _, _, after = process.advance(zero, zero, np.full(n, level), rng.standard_normal((n, 2)), rng.random((n, 2)))
-        share = np.bincount(after, minlength=latent.N_SHOCK) / n
+        share = np.bincount(after, minlength=latent_process.N_SHOCK) / n
         np.testing.assert_allclose(share, process.shock_transition()[level], atol=0.012)
 
 
 def test_monte_carlo_from_the_state_gives_the_solved_risk():
     """Per state and in all: 150 states, 120 paths each, 180 days."""
-    process = latent.HealthProcess()
+    process = latent_process.HealthProcess()
     horizon, n_states, n_paths = 180, 150, 120
     rng = np.random.default_rng(11)
     offset = rng.uniform(-1.0, 1.2, n_states)
     start = (
         *rng.standard_normal((2, n_states)),
-        rng.choice(latent.N_SHOCK, n_states, p=(0.7, 0.1, 0.1, 0.1)),
+        rng.choice(latent_process.N_SHOCK, n_states, p=(0.7, 0.1, 0.1, 0.1)),
     )
-    risk = latent.solve_risk(process, (horizon,), (-2, 2))(horizon, offset, *start)
-    paths = latent.simulate_paths(
+    risk = latent_process.solve_risk(process, (horizon,), (-2, 2))(horizon, offset, *start)
+    paths = latent_process.simulate_paths(
         process,
         np.repeat(offset, n_paths),
         rng.standard_normal((n_states * n_paths, horizon + 1, 2)),
-        rng.random((n_states * n_paths, horizon + 1, latent.N_UNIFORM)),
+        rng.random((n_states * n_paths, horizon + 1, latent_process.N_UNIFORM)),
         start=tuple(np.repeat(x, n_paths) for x in start),
     )
     admitted = paths.admitted_NxD.any(axis=1).reshape(n_states, n_paths)
@@ -81,10 +81,10 @@ def test_monte_carlo_from_the_state_gives_the_solved_risk():
 
 
 def test_table_refuses_what_it_was_not_solved_for():
-    table = latent.solve_risk(latent.HealthProcess(), (1,), (-1, 1), n_component=5, n_offset=3)
+    table = latent_process.solve_risk(latent_process.HealthProcess(), (1,), (-1, 1), n_component=5, n_offset=3)
     with pytest.raises(ValueError, match="horizon of 30 days"):
         table(30, [0.0], [0.0], [0.0], [0])
     with pytest.raises(ValueError, match="offset lies outside"):
         table(1, [1.5], [0.0], [0.0], [0])
     with pytest.raises(ValueError, match="whole days"):
-        latent.solve_risk(latent.HealthProcess(), (0,), (-1, 1))
+        latent_process.solve_risk(latent_process.HealthProcess(), (0,), (-1, 1))
