@@ -151,9 +151,7 @@ def _event_labels(config, workdir, options):
     bounds = specs.time_bounds(options)
     index = labels.prediction_times(
         source,
-        per_subject=c.per_subject,
-        min_history_days=c.min_history_days,
-        seed=config.seed,
+        labels.Sampling(c.per_subject, c.min_history_days, config.seed),
         not_before=_first_wear(config, workdir, bounds) if c.after_wearable else None,
         not_after=_last_observable(source, max(c.horizons_days), bounds),
         admission_code_prefix=c.admission_code_prefix,

@@ -17,12 +17,13 @@ from rest_days import simulated_counts, simulated_days, true_efficiency
 
 from ehrwear_jax.config.labels import MEASURES, PhysiologyConfig
 from ehrwear_jax.data.formats import label_tables, meds, meds_checks, wearable
+from ehrwear_jax.data.formats.stretches import Stretch
+from ehrwear_jax.data.formats.times import DAY_US
 from ehrwear_jax.data.labels import signal_outcomes
 from ehrwear_jax.stages import prepare as stage
 
 START = datetime(2016, 3, 1)
 DAY = 1440
-DAY_US = 86_400_000_000
 START_US = int(np.datetime64(START, "us").astype(np.int64))
 LIMITS = {
     "activity": (0.0, 1e5),
@@ -44,7 +45,7 @@ def at_midnight(day):
 
 
 def of(rows, begin_us, days=7, **options):
-    return signal_outcomes.label(rows, begin_us, days, PhysiologyConfig(**options), LIMITS)
+    return signal_outcomes.label([Stretch(*row) for row in rows], begin_us, days, PhysiologyConfig(**options), LIMITS)
 
 
 # ------------------------------------------------------------------------------------------------------- truth
@@ -124,7 +125,7 @@ def test_too_few_days_give_no_label(worn):
     values[worn * DAY :] = np.nan
     rows = [minutes("activity", values), minutes("heart_rate", 60 + 0 * values)]
     rows += [minutes("rmssd", [30.0], at_midnight(d) + 1) for d in range(worn)]
-    options = {"hrv_channel": "rmssd", "non_wear_minutes": 0, "min_rest_minutes": 0}
+    options = {"hrv_channel": "rmssd", "non_wear_minutes": 0}
     measures = tuple(m for m in ALL if m not in ("sleep_efficiency", "resting_heart_rate"))
     got = of(rows, START_US, measures=measures, **options)
     assert set(got) == set(measures)
@@ -143,7 +144,7 @@ def test_nothing_recorded_gives_no_label():
 )  # fmt: skip
 def test_only_samples_wholly_within_the_period_are_read(start, rate, n, begin, length):
     begin_us, end_us = begin * 1_000_000, (begin + length) * 1_000_000
-    rows = signal_outcomes._inside([(start * 1_000_000, rate, "x", np.arange(n), None)], begin_us, end_us)
+    rows = signal_outcomes._inside([Stretch(start * 1_000_000, rate, "x", np.arange(n))], begin_us, end_us)
     edge = start * 1_000_000 + np.round(np.arange(n + 1) * (1e6 / rate)).astype(int)
     want = [i for i in range(n) if edge[i] >= begin_us and edge[i + 1] <= end_us]
     assert [int(v) for row in rows for v in row[3]] == want
@@ -217,24 +218,21 @@ def test_tables_hold_one_row_per_prediction_with_enough_days(tmp_path):
     assert all(again[k].equals(tables[k]) for k in tables)
     other = signal_outcomes.label_wearables(root, config, seed=1, bounds=meds_checks.TimeBounds())[1]
     assert not other.equals(index)
-    given = pl.DataFrame({"subject_id": [1, 9], "prediction_time": [START + timedelta(days=3, hours=5)] * 2})
-    made, _ = signal_outcomes.label_wearables(root, config, seed=0, bounds=meds_checks.TimeBounds(), index=given)
-    assert made["activity_regularity_7d"].select("subject_id", "prediction_time").rows() == [given.row(0)]
 
 
 @settings(max_examples=50)
 @given(
     stretches=st.lists(st.tuples(st.integers(0, 40 * 24), st.integers(1, 10 * 24)), min_size=1, max_size=4),
-    history=st.floats(0, 5),
+    history_hours=st.integers(0, 5 * 24),
     period=st.integers(4, 9),
 )
-def test_prediction_times_are_those_that_wear_precedes_and_follows(stretches, history, period):
-    hour = DAY_US // 24
-    rows = [(START_US + a * hour, 1 / 60, "activity", np.zeros(n * 60), None) for a, n in stretches]
+def test_prediction_times_are_those_that_wear_precedes_and_follows(stretches, history_hours, period):
+    hour, history = DAY_US // 24, history_hours / 24
+    rows = [Stretch(START_US + a * hour, 1 / 60, "activity", np.zeros(n * 60)) for a, n in stretches]
     config = PhysiologyConfig(period_days=(4, period), per_subject=10**4, min_history_days=history)
     worn = {(a + h) // 24 for a, n in stretches for h in range(n)}
-    first = min(a for a, _ in stretches) / 24
-    want = [d for d in range(60) if d >= first + history and sum(d + k in worn for k in range(period)) >= 4]
+    first = min(a for a, _ in stretches) + history_hours
+    want = [d for d in range(60) if 24 * d >= first and sum(d + k in worn for k in range(period)) >= 4]
     got = signal_outcomes.draw_times(rows, 1, config, 0)
     assert [(t - START_US) // DAY_US for t in got] == want and all(t % DAY_US == 0 for t in got)
     fewer = signal_outcomes.draw_times(rows, 1, PhysiologyConfig(period_days=(period,), min_history_days=history), 0)

@@ -189,8 +189,10 @@ def test_records_equal_the_raw_tables(root, counts):
     windows = {}
     for subject in splits:
         stretches = [
-            (int(np.datetime64(r["start_time"], "us")), r["sample_rate_hz"], r["channel"], r["values"], None)
-            for r in rows.filter(pl.col("subject_id") == subject).iter_rows(named=True)
+            (*row, None)
+            for row in rows.filter(pl.col("subject_id") == subject)
+            .select(pl.col("start_time").to_physical(), "sample_rate_hz", "channel", "values")
+            .iter_rows()
         ]
         end, values, _ = grid.window_person(stretches, specs.window_spec(CONFIG), limits)
         values[..., 1] = np.log1p(values[..., 1])
