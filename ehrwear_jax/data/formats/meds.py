@@ -87,8 +87,8 @@ def extraction_date(meds_dir: Path, given: str = "") -> tuple[str, str]:
     """The day on which the data were taken from their source, and how it is known.
 
     `created_at` of metadata/dataset.json (MEDS 0.3.3 and 0.4) if `given` is empty. De-identified dates may be shifted
-    into the future: if more than MOST_LATER of the timed rows follow created_at by more than SLACK, it says nothing about
-    them and is not used.
+    into the future: if more than MOST_LATER of the timed rows follow created_at by more than SLACK, it says nothing
+    about them and is not used.
 
     Args:
       given: an ISO date, taken as it is; "none": none is used; "".

@@ -13,7 +13,6 @@ from ehrwear_jax.models.joint import raw_fields as fine_detail
 from ehrwear_jax.models.joint.batch import MASK, MODALITY_EHR, MODALITY_WEAR, WEAR
 
 
-
 @dataclasses.dataclass(frozen=True)
 class ContextConfig:
     """How patients become rows; times in days.

@@ -1,4 +1,4 @@
-"""What is known of a simulated cohort and of no real one; read by evaluation only."""
+"""Reads the truth of a simulated cohort, which no real one has: evaluation only."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ import polars as pl
 import pyarrow as pa
 
 from ehrwear_jax.data.formats import parquet
-from ehrwear_jax.data.sources.simulator import latent_process
+from ehrwear_jax.data.sources.simulator.admission_risk import RiskTable
 
 RISK_FILE = "risk.npz"
 LATENT_TYPES = {
@@ -39,14 +39,6 @@ def read_subjects(truth_dir: Path) -> pl.DataFrame:
     return _scan(truth_dir, "subjects").sort("subject_id").collect()
 
 
-def read_latent(truth_dir: Path, subject_ids: list[int] | None = None) -> pl.DataFrame:
-    """The latent path at each midnight: columns of LATENT_TYPES, by subject and time."""
-    path = _scan(truth_dir, "latent")
-    if subject_ids is not None:
-        path = path.filter(pl.col("subject_id").is_in(subject_ids))
-    return path.sort("subject_id", "time").collect()
-
-
 def oracle_risk(truth_dir: Path, index: pl.DataFrame, horizon_days: int) -> np.ndarray:
     """True risk [N] of an admission within the horizon given the latent state at a time.
 
@@ -60,9 +52,10 @@ def oracle_risk(truth_dir: Path, index: pl.DataFrame, horizon_days: int) -> np.n
       horizon_days: one of the horizons in the simulator's config.
 
     Raises:
-      FileNotFoundError: no truth there. ValueError: a horizon that was not solved for.
+      FileNotFoundError: no truth there.
+      ValueError: a horizon that was not solved for.
     """
-    table = latent_process.RiskTable.load(Path(truth_dir) / RISK_FILE)
+    table = RiskTable.load(Path(truth_dir) / RISK_FILE)
     asked = index.select(
         pl.col("subject_id").cast(pl.Int64),
         pl.col("prediction_time").cast(pl.Datetime("us")).dt.truncate("1d").alias("time"),

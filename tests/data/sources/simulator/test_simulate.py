@@ -6,12 +6,14 @@ import json
 import numpy as np
 import polars as pl
 import pytest
+from meds_files import count_subjects
+from simulated_cohort import read_latent, sample_times
 from sklearn.metrics import roc_auc_score
 from synthetic_risks import expected_auroc
 
 from ehrwear_jax.config.data import SimulateConfig
 from ehrwear_jax.data.formats import meds, wearable
-from ehrwear_jax.data.sources.simulator import code_book, latent_process, simulate
+from ehrwear_jax.data.sources.simulator import code_book, latent_process, simulate, truth
 
 SMALL = SimulateConfig(
     n_subjects=40,
@@ -54,9 +56,7 @@ def tree_bytes(root):
 @pytest.fixture(scope="module")
 def ehr_only_cohort(tmp_path_factory):
     root = tmp_path_factory.mktemp("large")
-    config = SimulateConfig(
-        n_subjects=700, wear_days=0, seed=5, horizons_days=(30, 365), subjects_per_shard=400
-    )
+    config = SimulateConfig(n_subjects=700, wear_days=0, seed=5, horizons_days=(30, 365), subjects_per_shard=400)
     simulate.simulate(root, config, progress=False)
     return root
 
@@ -65,7 +65,7 @@ def ehr_only_cohort(tmp_path_factory):
 def test_oracle_is_calibrated_on_the_label_table(ehr_only_cohort, horizon):
     """Observed less expected admissions, within 3 standard errors clustered by person."""
     table = meds.read_labels(ehr_only_cohort / "labels" / f"hospitalization_{horizon}d.parquet")
-    risk = simulate.oracle_risk(ehr_only_cohort / "truth", table, horizon)
+    risk = truth.oracle_risk(ehr_only_cohort / "truth", table, horizon)
     assert np.isfinite(risk).all()
     per_person = (
         table.select("subject_id", d=pl.col("boolean_value").cast(pl.Float64) - pl.Series(risk))
@@ -81,12 +81,12 @@ def test_oracle_is_calibrated_on_the_label_table(ehr_only_cohort, horizon):
 
 def test_stored_truth_gives_the_same_auroc_as_monte_carlo_from_the_stored_state(ehr_only_cohort):
     """The promised AUROC of the stored risks against outcomes simulated anew from the state."""
-    truth, horizon, n_paths = ehr_only_cohort / "truth", 30, 150
+    truth_dir, horizon, n_paths = ehr_only_cohort / "truth", 30, 150
     table = meds.read_labels(ehr_only_cohort / "labels" / f"hospitalization_{horizon}d.parquet")
     table = table.sample(400, seed=1)
-    risk = simulate.oracle_risk(truth, table, horizon)
+    risk = truth.oracle_risk(truth_dir, table, horizon)
     state = table.join(
-        simulate.read_latent(truth, table["subject_id"].to_list()),
+        read_latent(truth_dir),
         left_on=["subject_id", "prediction_time"],
         right_on=["subject_id", "time"],
         how="left",
@@ -117,31 +117,31 @@ def test_stored_truth_gives_the_same_auroc_as_monte_carlo_from_the_stored_state(
 
 
 def test_oracle_is_nan_in_hospital_and_outside_the_record(cohort):
-    truth = cohort[0] / "truth"
-    path = simulate.read_latent(truth)
+    truth_dir = cohort[0] / "truth"
+    path = read_latent(truth_dir)
     inside = path.filter("in_hospital").head(3)
     index = inside.select("subject_id", prediction_time="time")
-    assert np.isnan(simulate.oracle_risk(truth, index, 30)).all()
+    assert np.isnan(truth.oracle_risk(truth_dir, index, 30)).all()
     late = index.with_columns(pl.col("prediction_time").dt.offset_by("20y"))
-    assert np.isnan(simulate.oracle_risk(truth, late, 30)).all()
+    assert np.isnan(truth.oracle_risk(truth_dir, late, 30)).all()
     outside = path.filter(~pl.col("in_hospital")).select("subject_id", prediction_time="time")[:2]
     noon = outside.with_columns(pl.col("prediction_time").dt.offset_by("12h"))
-    np.testing.assert_array_equal(simulate.oracle_risk(truth, outside, 30), simulate.oracle_risk(truth, noon, 30))
+    np.testing.assert_array_equal(truth.oracle_risk(truth_dir, outside, 30), truth.oracle_risk(truth_dir, noon, 30))
     with pytest.raises(ValueError, match="horizon of 77 days"):
-        simulate.oracle_risk(truth, outside, 77)
+        truth.oracle_risk(truth_dir, outside, 77)
     with pytest.raises(FileNotFoundError, match="only simulated cohorts"):
-        simulate.oracle_risk(cohort[0] / "meds", outside, 30)
+        truth.oracle_risk(cohort[0] / "meds", outside, 30)
 
 
 def test_oracle_takes_rows_in_any_order_and_repeated(cohort):
-    truth = cohort[0] / "truth"
-    path = simulate.read_latent(truth).filter(~pl.col("in_hospital"))
+    truth_dir = cohort[0] / "truth"
+    path = read_latent(truth_dir).filter(~pl.col("in_hospital"))
     index = path.select("subject_id", prediction_time="time").sample(60, seed=0)
-    risk = simulate.oracle_risk(truth, index, 180)
+    risk = truth.oracle_risk(truth_dir, index, 180)
     order = np.random.default_rng(0).integers(0, 60, 100)
-    again = simulate.oracle_risk(truth, index[order], 180)
+    again = truth.oracle_risk(truth_dir, index[order], 180)
     np.testing.assert_allclose(again, risk[order], rtol=1e-12)
-    longer = simulate.oracle_risk(truth, index, 180) >= simulate.oracle_risk(truth, index, 30)
+    longer = truth.oracle_risk(truth_dir, index, 180) >= truth.oracle_risk(truth_dir, index, 30)
     assert longer.all()
 
 
@@ -203,7 +203,7 @@ def test_config_is_checked(fault):
 # ---------------------------------------------------------------------------------- the content
 def test_dataset_is_whole(cohort, events):
     root, counts = cohort
-    assert meds.check_subjects(root / "meds") == SMALL.n_subjects
+    assert count_subjects(root / "meds") == SMALL.n_subjects
     split = meds.read_splits(root / "meds")["split"].value_counts()
     assert dict(split.iter_rows()) == {"train": 28, "tuning": 4, "held_out": 8}
     assert set(events["code"]) <= set(meds.read_codes(root / "meds")["code"])
@@ -261,7 +261,7 @@ def test_stays_alternate_and_diagnoses_come_at_discharge(events):
 
 
 def test_nothing_after_death_and_a_mark_at_the_end_of_observation(cohort, events):
-    subjects = simulate.read_subjects(cohort[0] / "truth")
+    subjects = truth.read_subjects(cohort[0] / "truth")
     for subject_id, start, end, _ in subjects.iter_rows():
         person = events.filter(pl.col("subject_id") == subject_id)
         times = person.filter(pl.col("code") != meds.BIRTH_CODE)["time"].drop_nulls()
@@ -276,7 +276,7 @@ def test_nothing_after_death_and_a_mark_at_the_end_of_observation(cohort, events
 
 
 def test_recordings_fit_the_person(cohort, events, recordings):
-    subjects = simulate.read_subjects(cohort[0] / "truth")
+    subjects = truth.read_subjects(cohort[0] / "truth")
     death = events.filter(pl.col("code") == meds.DEATH_CODE).select("subject_id", death="time")
     length = (pl.col("values").list.len() / pl.col("sample_rate_hz") * 1e6).cast(pl.Int64)
     rows = (
@@ -308,12 +308,12 @@ def test_recordings_fit_the_person(cohort, events, recordings):
 
 def test_heart_rate_is_not_recorded_in_hospital(cohort, recordings):
     """Days that start in hospital hold no heart rate."""
-    path = simulate.read_latent(cohort[0] / "truth").filter("in_hospital")
+    path = read_latent(cohort[0] / "truth").filter("in_hospital")
     days = set(path.select("subject_id", "time").iter_rows())
     found = 0
     heart = recordings.filter(pl.col("channel") == "heart_rate")
     for row in heart.iter_rows(named=True):
-        day = wearable.sample_times(row).astype("datetime64[D]")
+        day = sample_times(row).astype("datetime64[D]")
         values = np.asarray(row["values"])
         for one in np.unique(day):
             if (row["subject_id"], one.astype("datetime64[us]").item()) in days:
@@ -327,7 +327,7 @@ def test_circadian_rhythm_and_sleep(recordings):
     for k, channel in enumerate(("heart_rate", "activity")):
         total, count = np.zeros(24), np.zeros(24)
         for row in recordings.filter(pl.col("channel") == channel).iter_rows(named=True):
-            time = wearable.sample_times(row)
+            time = sample_times(row)
             hour = (time - time.astype("datetime64[D]")).astype(int) // 3_600_000_000
             values = np.asarray(row["values"])
             seen = ~np.isnan(values)
@@ -342,7 +342,7 @@ def test_circadian_rhythm_and_sleep(recordings):
 def _wear_and_lab_correlation(root, config):
     """Correlation of activity with the wearable component, of albumin with the EHR component."""
     simulate.simulate(root, config, progress=False)
-    path = simulate.read_latent(root / "truth")
+    path = read_latent(root / "truth")
     rows = pl.concat([wearable.read_shard(p) for p in wearable.list_shards(root / "wearable")])
     activity = (
         rows.filter(pl.col("channel") == "activity")
@@ -397,7 +397,7 @@ def test_clinic_and_wearable_measure_the_same_heart(tmp_path):
 
 
 def test_sicker_people_are_seen_more(ehr_only_cohort):
-    path = simulate.read_latent(ehr_only_cohort / "truth")
+    path = read_latent(ehr_only_cohort / "truth")
     visit = (
         pl.concat([meds.read_shard(p) for p in meds.list_shards(ehr_only_cohort / "meds")])
         .filter(pl.col("code") == code_book.VISIT_CODE)
@@ -415,7 +415,7 @@ def test_missingness_and_share_of_wearers(tmp_path):
     config = dataclasses.replace(SMALL, n_subjects=30, missingness=0.0, wearable_subjects_fraction=1.0, wear_days=3)
     simulate.simulate(tmp_path, config, progress=False)
     rows = pl.concat([wearable.read_shard(p) for p in wearable.list_shards(tmp_path / "wearable")])
-    path = simulate.read_latent(tmp_path / "truth").filter("in_hospital")
+    path = read_latent(tmp_path / "truth").filter("in_hospital")
     home = rows.filter(~pl.col("subject_id").is_in(path["subject_id"].unique().implode()))
     assert not home["values"].explode().is_nan().any()
     assert rows["subject_id"].n_unique() >= 28
