@@ -30,7 +30,7 @@ def split(x, y):
 
 def test_boosting_learns_an_interaction_with_missing_values():
     x, y = table()
-    model = estimators.fit_gradient_boosting(*split(x, y), grid=SMALL_GRID)
+    model = estimators.fit_gradient_boosting(*split(x, y), estimators.BoostingSearch(SMALL_GRID))
     p = model.predict_proba(x[700:])
     assert p.shape == (200,)
     assert roc_auc_score(y[700:], p) > 0.75
@@ -38,7 +38,7 @@ def test_boosting_learns_an_interaction_with_missing_values():
 
 def test_boosting_stops_at_the_iteration_with_the_lowest_validation_loss():
     x, y = table()
-    model = estimators.fit_gradient_boosting(*split(x, y), grid=SMALL_GRID, max_iterations=120)
+    model = estimators.fit_gradient_boosting(*split(x, y), estimators.BoostingSearch(SMALL_GRID, 120))
     # The oracle: one model trained without stopping, every stage scored.
     oracle = HistGradientBoostingClassifier(max_iter=120, early_stopping=False, **SMALL_GRID[0])
     seen = np.delete(x, 4, axis=1)  # scikit-learn refuses a column without values
@@ -55,16 +55,14 @@ def test_boosting_stops_at_the_iteration_with_the_lowest_validation_loss():
 def test_boosting_keeps_the_best_candidate_of_the_grid():
     x, y = table()
     useless = {"learning_rate": 1e-6, "min_samples_leaf": 200}
-    model = estimators.fit_gradient_boosting(*split(x, y), grid=(useless, *SMALL_GRID), max_iterations=60)
+    model = estimators.fit_gradient_boosting(*split(x, y), estimators.BoostingSearch((useless, *SMALL_GRID), 60))
     assert model.settings == SMALL_GRID[0]
 
 
 def test_boosting_is_deterministic_and_ignores_thread_count():
     x, y = table()
-    p = [
-        estimators.fit_gradient_boosting(*split(x, y), grid=SMALL_GRID, max_iterations=20, n_threads=n).predict_proba(x)
-        for n in (1, 1, 2)
-    ]
+    searches = [estimators.BoostingSearch(SMALL_GRID, 20, n_threads=n) for n in (1, 1, 2)]
+    p = [estimators.fit_gradient_boosting(*split(x, y), search).predict_proba(x) for search in searches]
     np.testing.assert_array_equal(p[0], p[1])
     np.testing.assert_array_equal(p[0], p[2])
 
@@ -141,3 +139,9 @@ def test_bad_input_is_named(fit, change, message):
     x, y = table()
     with pytest.raises(ValueError, match=message):
         fit(*change(x, y.astype(int)))
+
+
+@pytest.mark.parametrize("fault", [{"grid": ()}, {"max_iterations": 0}, {"patience": 0}])
+def test_an_impossible_search_is_refused(fault):
+    with pytest.raises(ValueError, match="must be positive and the grid not empty"):
+        estimators.BoostingSearch(**fault)
