@@ -12,15 +12,15 @@ import pyarrow as pa
 
 from ehrwear_jax.data.formats import parquet
 
-_KEYS = {"subject_id": pl.Int64, "prediction_time": pl.Datetime("us")}
-VALUE_TYPES = {
+_KEYS: parquet.Schema = {"subject_id": pl.Int64, "prediction_time": pl.Datetime("us")}
+VALUE_TYPES: parquet.Schema = {
     "boolean_value": pl.Boolean,
     "integer_value": pl.Int64,
     "float_value": pl.Float32,
     "categorical_value": pl.String,
 }
-BINARY_LABEL_SCHEMA = {**_KEYS, "boolean_value": pl.Boolean}
-SURVIVAL_LABEL_SCHEMA = {**_KEYS, "time_to_event_days": pl.Float64, "event_observed": pl.Boolean}
+BINARY_LABEL_SCHEMA: parquet.Schema = {**_KEYS, "boolean_value": pl.Boolean}
+SURVIVAL_LABEL_SCHEMA: parquet.Schema = {**_KEYS, "time_to_event_days": pl.Float64, "event_observed": pl.Boolean}
 _ARROW_TYPES = {
     "subject_id": pa.int64(),
     "prediction_time": pa.timestamp("us"),
@@ -68,11 +68,11 @@ def validate_labels(labels: pl.DataFrame, source: str | Path) -> pl.DataFrame:
         if column == "time_to_event_days":
             bad, what = bad | (labels[column] < 0), "finite and not negative"
         if bad.any():
-            row = int(bad.arg_max())
+            row = parquet.first_true(bad)
             raise ValueError(f"{source}: row {row}: column '{column}' is {labels[column][row]}, must be {what}")
     repeated = labels.select(list(_KEYS)).is_duplicated()
     if repeated.any():
-        row = int(repeated.arg_max())
+        row = parquet.first_true(repeated)
         raise ValueError(
             f"{source}: row {row}: subject {labels['subject_id'][row]} has more than one label at "
             f"{labels['prediction_time'][row]}"

@@ -123,17 +123,17 @@ def extraction_date(meds_dir: Path, given: str = "") -> tuple[str, str]:
     return f"{created:%Y-%m-%d}", "created_at of metadata/dataset.json"
 
 
-def _validate_subject_table(df: pl.DataFrame, column: str, dtype: pl.DataType, source: str | Path) -> pl.DataFrame:
+def _validate_subject_table(df: pl.DataFrame, column: str, dtype: parquet.DType, source: str | Path) -> pl.DataFrame:
     df = parquet.normalise(df, {"subject_id": pl.Int64, column: dtype}, source)
     parquet.require_not_null(df, df.columns, source)
     repeated = df["subject_id"].is_duplicated()
     if repeated.any():
-        row = int(repeated.arg_max())
+        row = parquet.first_true(repeated)
         raise ValueError(f"{source}: row {row}: subject {df['subject_id'][row]} appears more than once")
     if column == "split":
         unknown = ~df["split"].is_in(SPLITS)
         if unknown.any():
-            row = int(unknown.arg_max())
+            row = parquet.first_true(unknown)
             raise ValueError(f"{source}: row {row}: split '{df['split'][row]}' is none of {', '.join(SPLITS)}")
     return df
 
@@ -161,7 +161,7 @@ def read_folds(meds_dir: Path) -> pl.DataFrame | None:
 
 
 def _validate_codes(codes: pl.DataFrame, source: str | Path) -> pl.DataFrame:
-    schema = {"code": pl.String, "description": pl.String, "parent_codes": pl.List(pl.String)}
+    schema: parquet.Schema = {"code": pl.String, "description": pl.String, "parent_codes": pl.List(pl.String)}
     codes = parquet.normalise(codes, schema, source, optional=("description", "parent_codes"))
     parquet.require_not_null(codes, ["code"], source)
     return codes
@@ -195,8 +195,8 @@ def undescribed_codes(meds_dir: Path, codes: pl.DataFrame | None) -> tuple[int, 
 
     MEDS asks that metadata/codes.parquet hold every code; real datasets lack many, which is no error here.
     """
-    used = [parquet.read_parquet(path, ["code"])["code"].cast(pl.String).unique() for path in list_shards(meds_dir)]
-    used = set(pl.concat(used).drop_nulls().to_list()) - {""}
+    of_shard = [parquet.read_parquet(path, ["code"])["code"].cast(pl.String).unique() for path in list_shards(meds_dir)]
+    used = set(pl.concat(of_shard).drop_nulls().to_list()) - {""}
     return len(used), sorted(used if codes is None else used.difference(codes["code"]))
 
 
@@ -261,7 +261,7 @@ def _require_groups_within_splits(groups: pl.DataFrame, splits: pl.DataFrame) ->
         .filter(pl.col("split") > 1)
     )
     if len(per_group):
-        raise ValueError(f"groups: group {per_group['group_id'].min()} is in more than one split")
+        raise ValueError(f"groups: group {per_group['group_id'].sort()[0]} is in more than one split")
 
 
 def write_dataset(root: Path, events: pl.DataFrame, metadata: Metadata, subjects_per_shard: int = 2000) -> None:

@@ -16,7 +16,7 @@ import polars as pl
 from ehrwear_jax.data.formats import parquet
 
 # What the readers return, whatever the version on disk.
-EVENT_SCHEMA = {
+EVENT_SCHEMA: parquet.Schema = {
     "subject_id": pl.Int64,
     "time": pl.Datetime("us"),
     "code": pl.String,
@@ -137,7 +137,7 @@ def validate_events(events: pl.DataFrame, source: str | Path) -> pl.DataFrame:
     for column, which, reason in _row_faults(None):
         bad = events.select(which.fill_null(False)).to_series()
         if bad.any():
-            raise ValueError(f"{source}: row {int(bad.arg_max())}: column '{column}' is {reason}")
+            raise ValueError(f"{source}: row {parquet.first_true(bad)}: column '{column}' is {reason}")
     _require_order(events, source, np.arange(events.height))
     return events
 
@@ -197,12 +197,13 @@ def screen_pieces(path: Path, bounds: TimeBounds, max_rows: int) -> Iterator[tup
 
     Raises: as screen_shard.
     """
-    path, seen, aside = Path(path), set(), []
+    path, aside, waiting = Path(path), [], None
+    seen: set[int] = set()
     with parquet.reading(path):
         there = pl.read_parquet_schema(path)
     columns = [c for c in EVENT_SCHEMA if c in there or c not in ("numeric_value", "text_value")]
     batches = parquet.row_batches(path, columns, max_rows)
-    following, waiting = next(batches), None
+    following: tuple[int, pl.DataFrame] | None = next(batches)
     while following is not None:
         (first_row, stored), following = following, next(batches, None)
         good, bad = _screen_rows(stored, path, bounds, first_row)

@@ -3,6 +3,7 @@
 import contextlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import BinaryIO, Self
 
 import numpy as np
 from numpy.typing import DTypeLike
@@ -18,7 +19,7 @@ def writing_rows(path: Path, row_shape: tuple[int, ...], dtype: DTypeLike) -> It
     """
     n, dtype = 0, np.dtype(dtype)
 
-    def header(f):
+    def header(f: BinaryIO) -> int:
         f.seek(0)
         np.lib.format.write_array_header_1_0(
             f, {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": (n, *row_shape)}
@@ -28,7 +29,7 @@ def writing_rows(path: Path, row_shape: tuple[int, ...], dtype: DTypeLike) -> It
     with parquet.writing(path) as partial, open(partial, "wb") as f:
         begin = header(f)
 
-        def append(rows):
+        def append(rows: np.ndarray) -> None:
             nonlocal n
             f.write(np.ascontiguousarray(rows, dtype).data)
             n += len(rows)
@@ -39,13 +40,13 @@ def writing_rows(path: Path, row_shape: tuple[int, ...], dtype: DTypeLike) -> It
 
 
 class Rows:
-    """Rows of an .npy file, read on demand.
+    """Reads rows of an .npy file on demand.
 
     Attributes:
-      shape: of the whole array. dtype.
+      shape, dtype: of the whole array.
     """
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path) -> None:
         self._file = open(path, "rb")  # noqa: SIM115 (closed by close)
         np.lib.format.read_magic(self._file)
         self.shape, _, self.dtype = np.lib.format.read_array_header_1_0(self._file)
@@ -60,7 +61,7 @@ class Rows:
         """
         self._file.seek(self._begin + first * self._row_bytes)
         data = np.empty((n, *self.shape[1:]), self.dtype)
-        if self._file.readinto(memoryview(data.reshape(-1).view(np.uint8))) != data.nbytes:
+        if self._file.readinto(data.reshape(-1).view(np.uint8).data) != data.nbytes:
             raise ValueError(f"{self._file.name}: has no rows {first} to {first + n}")
         return data
 
@@ -71,14 +72,14 @@ class Rows:
 class OpenRows(dict):
     """{path: Rows}, opened at first use; closes all of them at the end of a with block."""
 
-    def __missing__(self, path):
+    def __missing__(self, path: Path) -> Rows:
         self[path] = Rows(path)
         return self[path]
 
-    def __enter__(self):
+    def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *failure):
+    def __exit__(self, *failure: object) -> None:
         for rows in self.values():
             rows.close()
         self.clear()

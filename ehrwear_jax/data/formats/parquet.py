@@ -3,14 +3,18 @@
 import contextlib
 import json
 import os
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
+
+DType = pl.DataType | type[pl.DataType]
+Schema = dict[str, DType]
+"""Column -> dtype, in the order of the columns."""
 
 # Names under which a time zone without offset is written.
 UTC_NAMES = ("UTC", "Etc/UTC", "Z", "+00:00", "Zulu", "Etc/Zulu", "Universal", "Etc/Universal", "GMT", "Etc/GMT")
@@ -18,7 +22,7 @@ UTC_NAMES = ("UTC", "Etc/UTC", "Z", "+00:00", "Zulu", "Etc/Zulu", "Universal", "
 
 def _named(error: OSError) -> OSError:
     """The error, marked as saying already which file it is about: a block around it passes it on as it is."""
-    error.names_its_file = True
+    error.names_its_file = True  # type: ignore[attr-defined]
     return error
 
 
@@ -72,13 +76,18 @@ def row_batches(path: Path, columns: list[str], max_rows: int) -> Iterator[tuple
             waiting += [] if batch is None else [batch]
             n = sum(b.num_rows for b in waiting)
             if n and (batch is None or n >= max_rows):
-                yield first_row, pl.from_arrow(pa.Table.from_batches(waiting))
+                yield first_row, cast(pl.DataFrame, pl.from_arrow(pa.Table.from_batches(waiting)))
                 first_row, waiting = first_row + n, []
             if batch is None:
                 return
 
 
-def _cast(column: pl.Series, dtype: pl.DataType, where: str) -> pl.Series:
+def first_true(mask: pl.Series) -> int:
+    """Row of the first True of a mask that has one."""
+    return int(mask.arg_max() or 0)
+
+
+def _cast(column: pl.Series, dtype: DType, where: str) -> pl.Series:
     """Casts, but never a date to midnight, a zoned time other than UTC to a naive one, or a 0/1 to a boolean."""
     mine = column.dtype
     if isinstance(mine, pl.Datetime) and mine.time_zone is not None:
@@ -96,21 +105,21 @@ def _cast(column: pl.Series, dtype: pl.DataType, where: str) -> pl.Series:
     if dtype.is_integer() and mine.is_float():
         fractional = ~((column % 1) == 0)
         if fractional.any():
-            row = int(fractional.arg_max())
+            row = first_true(fractional)
             raise ValueError(f"{where} holds {column[row]} in row {row}, expected {dtype}")
     try:
         return column.cast(dtype)
     except pl.exceptions.PolarsError as error:
         lost = (column.cast(dtype, strict=False).is_null() & column.is_not_null()) if mine.is_numeric() else None
         if lost is not None and lost.any():
-            row = int(lost.arg_max())
+            row = first_true(lost)
             raise ValueError(f"{where} holds {column[row]} in row {row}, which {dtype} cannot hold") from error
         reason = str(error).splitlines()[0]
         raise ValueError(f"{where} is {mine} and cannot become {dtype} ({reason})") from error
 
 
 def normalise(
-    df: pl.DataFrame, schema: dict[str, pl.DataType], source: str | Path, *, optional: Iterable[str] = ()
+    df: pl.DataFrame, schema: Mapping[str, DType], source: str | Path, *, optional: Iterable[str] = ()
 ) -> pl.DataFrame:
     """Selects the columns of `schema` in its order and casts them without loss of meaning.
 
@@ -123,7 +132,7 @@ def normalise(
     Raises:
       ValueError: a column is absent, has a time zone other than UTC, or holds a value that the type cannot hold.
     """
-    columns = []
+    columns: list[pl.Series | pl.Expr] = []
     for name, dtype in schema.items():
         if name not in df.columns:
             if name not in optional:
@@ -141,7 +150,7 @@ def require_not_null(df: pl.DataFrame, columns: Iterable[str], source: str | Pat
     """Raises ValueError naming the first row (0-based) of a column that must not be null."""
     for name in columns:
         if df[name].null_count():
-            row = int(df[name].is_null().arg_max())
+            row = first_true(df[name].is_null())
             raise ValueError(f"{source}: row {row}: column '{name}' is null")
 
 

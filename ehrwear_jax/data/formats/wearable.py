@@ -11,6 +11,7 @@ one file. Stretches may overlap, also those of one channel; see signals/overlap.
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import cast
 
 import polars as pl
 import pyarrow.parquet as pq
@@ -58,11 +59,11 @@ def row_groups(path: Path) -> Iterator[tuple[int, pl.DataFrame]]:
     with file:
         for group in range(file.num_row_groups):
             with parquet.reading(path):
-                rows = pl.from_arrow(file.read_row_group(group))
+                rows = cast(pl.DataFrame, pl.from_arrow(file.read_row_group(group)))
             yield first_row, rows
             first_row += rows.height
         if not file.num_row_groups:
-            yield 0, pl.from_arrow(file.schema_arrow.empty_table())
+            yield 0, cast(pl.DataFrame, pl.from_arrow(file.schema_arrow.empty_table()))
 
 
 def read_subjects(
@@ -82,7 +83,8 @@ def read_subjects(
       FileNotFoundError, PermissionError, ValueError: the file cannot be read, lacks a column or has one of another
         type, or a subject's rows are not contiguous.
     """
-    seen, last, pending = set(), None, None
+    seen: set[int] = set()
+    last, pending = None, None
     for first_row, stored in row_groups(path):
         rows, bad = wearable_checks.screen(stored, path, channels, bounds, first_row)
         aside.append(bad)
@@ -144,12 +146,12 @@ def _validate_channels(channels: pl.DataFrame, source: str | Path) -> pl.DataFra
     parquet.require_not_null(channels, ["channel", "unit", "valid_min", "valid_max"], source)
     repeated = channels["channel"].is_duplicated()
     if repeated.any():
-        row = int(repeated.arg_max())
+        row = parquet.first_true(repeated)
         raise ValueError(f"{source}: row {row}: channel '{channels['channel'][row]}' has more than one row")
     nan = channels["valid_min"].is_nan() | channels["valid_max"].is_nan()  # which polars orders above every number
     empty = ~(channels["valid_min"] < channels["valid_max"]) | nan
     if empty.any():
-        row = int(empty.arg_max())
+        row = parquet.first_true(empty)
         raise ValueError(f"{source}: row {row}: valid_min must be less than valid_max")
     return channels
 

@@ -11,7 +11,7 @@ from ehrwear_jax.data.formats import parquet, units
 from ehrwear_jax.data.formats.meds_checks import TimeBounds, printable
 from ehrwear_jax.data.formats.times import DAY_US
 
-ROW_SCHEMA = {
+ROW_SCHEMA: parquet.Schema = {
     "subject_id": pl.Int64,
     "start_time": pl.Datetime("us"),
     "sample_rate_hz": pl.Float64,
@@ -20,7 +20,7 @@ ROW_SCHEMA = {
     "unit": pl.String,
     "device": pl.String,
 }
-CHANNEL_SCHEMA = {
+CHANNEL_SCHEMA: parquet.Schema = {
     "channel": pl.String,
     "unit": pl.String,
     "description": pl.String,
@@ -40,7 +40,7 @@ ARROW_TYPES = {
     "valid_max": pa.float64(),
 }
 REQUIRED = tuple(c for c in ROW_SCHEMA if c != "device")
-FAULT_SCHEMA = {"row": pl.Int64, "subject_id": pl.Int64, "column": pl.String, "reason": pl.String}
+FAULT_SCHEMA = pl.Schema({"row": pl.Int64, "subject_id": pl.Int64, "column": pl.String, "reason": pl.String})
 _DAYS_AT_MOST = 366_000  # a longer stretch lies outside any bounds, and its end may not fit a timestamp
 
 

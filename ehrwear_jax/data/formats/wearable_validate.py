@@ -95,7 +95,7 @@ def validate(wearable_dir: Path, bounds: meds_checks.TimeBounds, summary: Summar
         yield str(error)
         return
     limits = wearable.plausible_limits(channels)
-    home = {}
+    home: dict[int, Path] = {}
     for path in shards:
         summary.files += 1
         try:
@@ -104,7 +104,7 @@ def validate(wearable_dir: Path, bounds: meds_checks.TimeBounds, summary: Summar
                 summary.rows += rows.height
                 for fault in wearable_checks.row_faults(rows, channels, bounds, True).iter_rows(named=True):
                     yield wearable_checks.describe(fault | {"row": fault["row"] + first_row}, path)
-            aside = []
+            aside: list[pl.DataFrame] = []
             for subject_id, rows in wearable.read_subjects(path, channels, bounds, aside):
                 if home.setdefault(subject_id, path) != path:
                     yield f"{path}: column 'subject_id': subject {subject_id} is also in {home[subject_id]}"

@@ -33,7 +33,7 @@ class Sampling:
     min_history_days: float
     seed: int
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.per_subject < 1:
             raise ValueError(f"per_subject is {self.per_subject}, must be at least 1")
 
@@ -71,7 +71,7 @@ def _by_subject(times: pl.DataFrame) -> dict[int, np.ndarray]:
 def _times_table(table: pl.DataFrame | None, source: str) -> dict[int, int]:
     if table is None:
         return {}
-    schema = {"subject_id": pl.Int64, "time": pl.Datetime("us")}
+    schema: parquet.Schema = {"subject_id": pl.Int64, "time": pl.Datetime("us")}
     table = parquet.normalise(table, schema, source)
     parquet.require_not_null(table, schema, source)
     if table["subject_id"].is_duplicated().any():
@@ -220,7 +220,7 @@ def _time_to_next(
     bounds: meds_checks.TimeBounds | None,
 ) -> pl.DataFrame:
     """time_to_admission for any rows of interest; `before` says whether one came at or before the prediction."""
-    schema = {"subject_id": pl.Int64, "prediction_time": pl.Datetime("us")}
+    schema: parquet.Schema = {"subject_id": pl.Int64, "prediction_time": pl.Datetime("us")}
     index = parquet.normalise(index, schema, "index")
     parquet.require_not_null(index, schema, "index")
     spans, events, deaths = [], [], []
@@ -258,7 +258,7 @@ def _time_to_next(
         ((joined["prediction_time"] >= joined["death"]).fill_null(False), "is not before the death"),
     ):
         if bad.any():
-            row = joined.row(int(bad.arg_max()), named=True)
+            row = joined.row(parquet.first_true(bad), named=True)
             raise ValueError(f"index: row {row['row']}: subject {row['subject_id']} at {row['prediction_time']} {what}")
     # follow-up may be known to end before a later event or death
     seen = pl.col("event").is_not_null() & (pl.col("event") <= pl.col("end"))

@@ -15,11 +15,12 @@ from tqdm import tqdm
 from ehrwear_jax.config.labels import PhysiologyConfig
 from ehrwear_jax.data.formats import wearable
 from ehrwear_jax.data.formats.meds_checks import TimeBounds
+from ehrwear_jax.data.formats.parquet import Schema
 from ehrwear_jax.data.formats.stretches import Limits, Stretch, sample_edges
 from ehrwear_jax.data.formats.times import DAY_US, MINUTE_US
 from ehrwear_jax.data.signals import derived_features, grid, rest_activity, rhythm
 
-LABEL_SCHEMA = {"subject_id": pl.Int64, "prediction_time": pl.Datetime("us"), "float_value": pl.Float32}
+LABEL_SCHEMA: Schema = {"subject_id": pl.Int64, "prediction_time": pl.Datetime("us"), "float_value": pl.Float32}
 _RHYTHM = {
     "activity_regularity": rhythm.interdaily_stability,
     "intradaily_variability": rhythm.intradaily_variability,
@@ -170,9 +171,8 @@ def _of_activity(
     if config.non_wear_minutes:
         off_T = rest_activity.non_wear_counts(counts_T, config.non_wear_minutes) & ~np.isfinite(heart_T)
         counts_T = np.where(off_T, np.nan, counts_T)
-    out, asleep_T = {}, None
-    if {"sleep_efficiency", "resting_heart_rate"} & set(config.measures):
-        asleep_T = rest_activity.asleep_counts(counts_T, config.counts_scale, config.counts_cap)
+    out: dict[str, float] = {}
+    asleep_T = rest_activity.asleep_counts(counts_T, config.counts_scale, config.counts_cap)
     if "sleep_efficiency" in config.measures:
         nights = rest_activity.sleep_windows(asleep_T, start_minute=0)
         of_night = rest_activity.sleep_efficiency(asleep_T, nights)

@@ -164,8 +164,8 @@ def _intervals_completed(start_us: int, rate_hz: float, values_N: np.ndarray) ->
     return np.maximum(by_value_N, _samples_completed(start_us, rate_hz, values_N))
 
 
-def _features(parts: list[tuple[float, np.ndarray]], kind: str, low_high: tuple[float, float]) -> list[float]:
-    """The columns of one window."""
+def _features(parts: list[tuple[float, np.ndarray]], kind: str, low_high: tuple[float, float]) -> list[np.ndarray]:
+    """The columns of one window, a number each."""
     low, high = low_high
     if kind != "intervals":
         worn = [

@@ -30,7 +30,7 @@ class WindowSpec:
     step_minutes: int = 5
     min_coverage: float = 0.1
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if 24 % self.window_hours or (self.window_hours * 60) % self.step_minutes:
             raise ValueError(f"window of {self.window_hours} h and step of {self.step_minutes} min do not divide a day")
 

@@ -9,7 +9,6 @@ it (grid.pool_row) and of no others.
 from collections.abc import Iterable
 
 import numpy as np
-from numpy.typing import ArrayLike
 
 from ehrwear_jax.data.formats.stretches import Limits, Stretch, channel_limits, sample_edges
 from ehrwear_jax.data.signals import grid, overlap, quality
@@ -45,7 +44,7 @@ def of_person(rows: Iterable[Stretch], end_us_M: np.ndarray, spec: grid.WindowSp
     return np.rint(255 * np.clip(quality_MxLxC, 0, 1)).astype(np.uint8)
 
 
-def of_wave(values_N: ArrayLike, rate_hz: float, low: float = -np.inf, high: float = np.inf) -> float:
+def of_wave(values_N: np.ndarray, rate_hz: float, low: float = -np.inf, high: float = np.inf) -> float:
     """Quality of a short piece of signal, 0 to 1: the mean of quality.segment_quality, 0 where it cannot be judged.
 
     The segments are equally long, since one that is cut short cannot be judged.

@@ -51,10 +51,12 @@ def without_repeats(rows: list[Samples]) -> tuple[list[Samples], int]:
     Returns:
       (rows, n_samples): by start, with NaN for the samples left out; how many observed ones there were.
     """
-    kept, n_left_out, open_rows = [], 0, []
+    kept: list[Samples] = []
+    open_rows: list[tuple[int, int, float, np.ndarray]] = []
+    n_left_out = 0
     for start_us, rate_hz, values_N in sorted(rows, key=lambda row: row[0]):
         open_rows = [row for row in open_rows if row[0] > start_us]
-        edge_N = sample_edges(start_us, rate_hz, len(values_N)) if open_rows else None
+        edge_N = sample_edges(start_us, rate_hz, len(values_N) if open_rows else 0)
         for _, other_start, other_rate, other_values in open_rows:
             other_edge = sample_edges(other_start, other_rate, len(other_values))
             middle_N = (edge_N[:-1] + edge_N[1:]) // 2

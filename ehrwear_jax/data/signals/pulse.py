@@ -196,7 +196,7 @@ def _mean(x_xN: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def summarise(
     stretches: Iterable[tuple[float, ArrayLike]], low: float = -np.inf, high: float = np.inf, wave: Wave = PPG
-) -> dict[str, float]:
+) -> dict[str, np.ndarray]:
     """Heart rate, variability and quality of stretches of raw signal, none of which reaches into another.
 
     Chains cleaning, `find_beats` and `beat_intervals` for each stretch. An electrocardiogram is cleaned of values out
@@ -226,5 +226,5 @@ def summarise(
     filled_s = np.nansum(interval_N) / 1000
     min_intervals = MIN_INTERVALS if filled_s >= MIN_SHARE * seconds else np.inf
     judged = _mean(np.concatenate(quality_S))[0] if wave is PPG else filled_s / seconds if seconds else np.nan
-    out = {"heart_rate_bpm": heart_rate(interval_N, min_intervals), "quality": judged}
-    return {**out, **hrv(interval_N, min_intervals)}
+    rate = heart_rate(interval_N, min_intervals)
+    return {"heart_rate_bpm": rate, "quality": np.asarray(judged)[()], **hrv(interval_N, min_intervals)}

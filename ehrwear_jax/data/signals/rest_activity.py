@@ -5,6 +5,8 @@ given: pass it nothing but the samples that are complete at the end of the windo
 not matter: asleep_counts here, or accelerometry.asleep_angle.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import ArrayLike
 
@@ -121,7 +123,7 @@ def _main_block(asleep_N: np.ndarray, half: int, max_wake: float, offset: int) -
     return first + offset, last + offset
 
 
-def sleep_efficiency(asleep_T: ArrayLike, window_Dx2: ArrayLike) -> np.ndarray:
+def sleep_efficiency(asleep_T: ArrayLike, window_Dx2: Sequence[tuple[int, int]] | np.ndarray) -> np.ndarray:
     """Share of the main sleep's time spent asleep.
 
     Time asleep over time from falling asleep to the last waking. Without a diary the time in bed is not known, so the

@@ -12,6 +12,8 @@ import numpy as np
 import polars as pl
 from numpy.typing import ArrayLike
 
+from ehrwear_jax.data.formats import parquet
+
 
 class Ledger:
     """Counts what each step kept and dropped, and why: printed as it happens, written to counts.json.
@@ -21,7 +23,7 @@ class Ledger:
       progress: whether to print.
     """
 
-    def __init__(self, name: str, progress: bool):
+    def __init__(self, name: str, progress: bool) -> None:
         self.name = name
         self.progress = progress
         self.records: list[dict] = []
@@ -92,7 +94,7 @@ def require_file(path: Path, how_to_get: str) -> Path:
 
 
 def read_csv(
-    path: Path, schema: Mapping[str, pl.DataType], how_to_get: str, *, required: tuple[str, ...] = ()
+    path: Path, schema: Mapping[str, parquet.DType], how_to_get: str, *, required: tuple[str, ...] = ()
 ) -> pl.DataFrame:
     """A CSV as R writes it: header, NA or an empty field for missing; columns not named are ignored.
 
@@ -128,11 +130,11 @@ def read_csv(
                 bad = (number != number.round(0)).fill_null(False)
                 what = "not a whole number"
             if bad.any():
-                row = int(bad.arg_max())
+                row = parquet.first_true(bad)
                 raise ValueError(f"{path}: row {row + 1}: column '{name}' is '{text[row]}', {what}")
             column = number.cast(dtype)
         if name in required and column.null_count():
-            row = int(column.is_null().arg_max())
+            row = parquet.first_true(column.is_null())
             raise ValueError(f"{path}: row {row + 1}: column '{name}' is missing")
         columns.append(column)
     return pl.DataFrame(columns)
@@ -169,7 +171,7 @@ def require_values(df: pl.DataFrame, column: str, allowed: Iterable[Any], source
     """Raises ValueError naming the first row whose non-null value is not in `allowed`."""
     bad = df[column].is_not_null() & ~df[column].is_in(list(allowed))
     if bad.any():
-        row = int(bad.arg_max())
+        row = parquet.first_true(bad)
         known = ", ".join(str(value) for value in allowed)
         raise ValueError(f"{source}: row {row + 1}: column '{column}' is '{df[column][row]}', none of {known}")
 
@@ -178,7 +180,7 @@ def require_unique(df: pl.DataFrame, column: str, source: str | Path) -> None:
     """Raises ValueError naming the first row whose value appears more than once."""
     repeated = df[column].is_duplicated()
     if repeated.any():
-        row = int(repeated.arg_max())
+        row = parquet.first_true(repeated)
         raise ValueError(f"{source}: row {row + 1}: column '{column}' holds {df[column][row]} more than once")
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import polars as pl
 
-from ehrwear_jax.data.formats import meds
+from ehrwear_jax.data.formats import meds, parquet
 from ehrwear_jax.data.sources.csv_source import read_csv, require_unique, require_values
 
 HOW_TO_GET = (
@@ -18,7 +18,7 @@ HOW_TO_GET = (
     "ehrwear_jax/data/sources/nafld_files.py shows"
 )
 FOLLOWUP_END = "FOLLOWUP_END"
-_PEOPLE_SCHEMA = {
+_PEOPLE_SCHEMA: parquet.Schema = {
     "id": pl.Int64,
     "age": pl.Float64,
     "male": pl.Int64,
@@ -29,8 +29,8 @@ _PEOPLE_SCHEMA = {
     "futime": pl.Int64,
     "status": pl.Int64,
 }
-_VALUES_SCHEMA = {"id": pl.Int64, "days": pl.Int64, "test": pl.String, "value": pl.Float64}
-_DIAGNOSES_SCHEMA = {"id": pl.Int64, "days": pl.Int64, "event": pl.String}
+_VALUES_SCHEMA: parquet.Schema = {"id": pl.Int64, "days": pl.Int64, "test": pl.String, "value": pl.Float64}
+_DIAGNOSES_SCHEMA: parquet.Schema = {"id": pl.Int64, "days": pl.Int64, "event": pl.String}
 
 
 # test -> (code, description). Units as the ranges of the values imply; the source gives none.
@@ -115,7 +115,7 @@ def read_source(source_dir: Path) -> tuple[pl.DataFrame, pl.DataFrame, pl.DataFr
     require_values(people, "male", (0, 1), path)
     require_values(people, "status", (0, 1), path)
     if (people["futime"] < 0).any():
-        row = int((people["futime"] < 0).arg_max())
+        row = parquet.first_true(people["futime"] < 0)
         raise ValueError(f"{path}: row {row + 1}: column 'futime' is negative")
     path = folder / "nafld2.csv"
     values = read_csv(path, _VALUES_SCHEMA, HOW_TO_GET, required=tuple(_VALUES_SCHEMA))

@@ -117,9 +117,9 @@ def _events(people: pl.DataFrame, wear_start_N: np.ndarray, seed: int) -> tuple[
     for column, (code, _) in MEASURED.items():
         parts.append(part(pl.lit(code), pl.col("exam"), pl.col(column)).drop_nulls("numeric_value"))
     for column, answers in ANSWERED.items():
-        codes = {answer: code for answer, (code, _) in answers.items()}
+        code_of = {answer: code for answer, (code, _) in answers.items()}
         value = pl.col("DrinksPerWeek") if column == "DrinkStatus" else no_value
-        parts.append(part(pl.col(column).replace_strict(codes, default=None), pl.col("exam"), value))
+        parts.append(part(pl.col(column).replace_strict(code_of, default=None), pl.col("exam"), value))
     described = [(meds.BIRTH_CODE, "Birth"), *MEASURED.values()]
     described += [pair for answers in ANSWERED.values() for pair in answers.values()]
     described += [(code, answer) for names in (GENDERS, RACES) for answer, code in names.items()]

@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
+from ehrwear_jax.data.formats import parquet
 from ehrwear_jax.data.formats.times import DAY_MINUTES
 from ehrwear_jax.data.sources.csv_source import Ledger, read_csv, read_npz, require_unique, require_values
 
@@ -25,7 +26,7 @@ HOW_TO_GET = "the docstring of ehrwear_jax/data/sources/nhanes_files.py lists th
 WEEK_DAYS = 7
 MAX_COUNT = 32_767  # the monitor's counter is full
 CYCLE_SUNDAY = {3: "2003-01-05", 4: "2005-01-02"}  # first Sunday of the cycle's first January
-_COVARIATES_SCHEMA = {
+_COVARIATES_SCHEMA: parquet.Schema = {
     "SEQN": pl.Int64,
     "SDDSRVYR": pl.Int64,
     "WTMEC2YR": pl.Float64,
@@ -46,11 +47,11 @@ _COVARIATES_SCHEMA = {
     "DrinksPerWeek": pl.Float64,
     "SmokeCigs": pl.String,
 }
-_MORTALITY_SCHEMA = {"SEQN": pl.Int64, "mortstat": pl.Int64, "permth_exm": pl.Int64}
+_MORTALITY_SCHEMA: parquet.Schema = {"SEQN": pl.Int64, "mortstat": pl.Int64, "permth_exm": pl.Int64}
 PROFILE = tuple(f"tlac.{i}" for i in range(1, 13))
 # Averages over the valid days of wear: nine summaries, and log(1 + count) summed per two hours.
 SUMMARIES = ("tac", "tlac", "wt", "st", "mvpa", "about", "sbout", "satp", "astp")
-_IDA_SCHEMA = {
+_IDA_SCHEMA: parquet.Schema = {
     "seqn": pl.Int64,
     "age": pl.Float64,
     "sys": pl.Float64,
@@ -58,7 +59,7 @@ _IDA_SCHEMA = {
     "lbdhdd": pl.Float64,
     **dict.fromkeys((*SUMMARIES, *PROFILE), pl.Float64),
 }
-_DAY_SCHEMA = {"id": pl.Int64, "index": pl.Int64, "raw_activity": pl.Int64}
+_DAY_SCHEMA: parquet.Schema = {"id": pl.Int64, "index": pl.Int64, "raw_activity": pl.Int64}
 # source column -> (code, description) of a numeric finding of the examination
 MEASURED = {
     "BMI": ("VITAL//bmi", "Body mass index, kg/m2"),
@@ -158,7 +159,7 @@ class Flags:
       position: SEQN -> p.
     """
 
-    def __init__(self, source_dir: Path):
+    def __init__(self, source_dir: Path) -> None:
         """Reads flags_packed.npz; raises FileNotFoundError, or ValueError naming file and array."""
         path = Path(source_dir) / "flags_packed.npz"
         shapes = {"bits": (DAY_MINUTES // 8,), "SEQN": (), "PAXCAL": (), "PAXSTAT": (), "WEEKDAY": ()}

@@ -77,7 +77,7 @@ class BoostingSearch:
     patience: int = 40
     n_threads: int = 1
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.max_iterations < 1 or self.patience < 1 or not self.grid:
             raise ValueError("max_iterations and patience must be positive and the grid not empty")
 
@@ -127,7 +127,7 @@ def fit_gradient_boosting(
     """
     x_train, y_train, x_val, y_val = _check(x_train, y_train, x_val, y_val)
     # scikit-learn cannot bin a column without any value.
-    seen_F = ~np.isnan(x_train).all(0)
+    seen_F = np.asarray((~np.isnan(x_train)).any(axis=0))
     if not seen_F.any():
         raise ValueError("x_train has no value in any column")
     arrays = x_train[:, seen_F], y_train, x_val[:, seen_F], y_val
@@ -172,7 +172,7 @@ class TableEncoder:
 
     _SKEWED = 2.0  # the skewness of an exponential distribution
 
-    def __init__(self, x_train: ArrayLike):
+    def __init__(self, x_train: ArrayLike) -> None:
         x = _table(x_train, "x_train")
         missing, empty = np.isnan(x).any(0), np.isnan(x).all(0)
         self._logged = np.array([_skewness(c[~np.isnan(c)]) for c in x.T]) > self._SKEWED
@@ -233,7 +233,7 @@ def fit_logistic_regression(
     x_train, y_train, x_val, y_val = _check(x_train, y_train, x_val, y_val)
     encoder = TableEncoder(x_train)
     z_train, z_val = encoder(x_train), encoder(x_val)
-    best = None
+    best: TabularLogistic | None = None
     for l2 in sorted(l2_grid, reverse=True):
         model = LogisticRegression(C=1 / (l2 * len(z_train)), solver="newton-cholesky", tol=1e-6, max_iter=200)
         with warnings.catch_warnings():
@@ -243,4 +243,6 @@ def fit_logistic_regression(
         loss = log_loss(y_val, model.predict_proba(z_val)[:, 1], labels=[0, 1])
         if best is None or loss < best.validation_loss:
             best = TabularLogistic(encoder, model, l2, loss)
+    if best is None:
+        raise ValueError("l2_grid is empty")
     return best

@@ -12,6 +12,7 @@ from collections.abc import Collection, Iterator
 import numpy as np
 import polars as pl
 
+from ehrwear_jax.data.formats.parquet import first_true
 from ehrwear_jax.data.formats.times import DAY_US, YEAR_DAYS
 
 EHR_RANGE_DAYS = 365
@@ -93,7 +94,7 @@ def _require(df: pl.DataFrame, name: str, columns: Collection[str]) -> None:
         raise ValueError(f"{name}: column {missing[0]!r} is missing")
     for key in ("subject_id", "prediction_time", "code"):
         if key in columns and df[key].null_count():
-            row = int(df[key].is_null().arg_max())
+            row = first_true(df[key].is_null())
             raise ValueError(f"{name}: {key} is null in row {row}")
 
 
@@ -104,7 +105,7 @@ def _time_us(series: pl.Series) -> np.ndarray:
 class _Queries:
     """Index rows sorted by (subject, time): neighbouring range sums then touch nearby memory."""
 
-    def __init__(self, index: pl.DataFrame):
+    def __init__(self, index: pl.DataFrame) -> None:
         subject_id, time = index["subject_id"].to_numpy(), _time_us(index["prediction_time"])
         self._order = np.lexsort((time, subject_id))
         self.subject_id, self.time = subject_id[self._order], time[self._order]
@@ -128,7 +129,7 @@ class _Queries:
 class _Timeline:
     """Rows sorted by (subject, time), searchable by (subject, time) through one integer key."""
 
-    def __init__(self, queries: _Queries, rows: pl.DataFrame):
+    def __init__(self, queries: _Queries, rows: pl.DataFrame) -> None:
         self.subject = np.searchsorted(queries.ids, rows["subject_id"].to_numpy())
         self.time = _time_us(rows["time"])
         self._times = np.unique(self.time)
@@ -271,7 +272,7 @@ def _positions_by_code(rows: pl.DataFrame, codes: list[tuple[str, bool]]) -> Ite
 def _wear_features(queries: _Queries, windows: pl.DataFrame) -> dict[str, np.ndarray]:
     _require(windows, "windows", ("subject_id", "time"))
     if windows["time"].null_count():
-        raise ValueError(f"windows: time is null in row {int(windows['time'].is_null().arg_max())}")
+        raise ValueError(f"windows: time is null in row {first_true(windows['time'].is_null())}")
     channels = [c.removesuffix("__mean") for c in windows.columns if c.endswith("__mean")]
     parts = ("mean", "std", "min", "max", "coverage")
     _require(windows, "windows", [f"{c}__{part}" for c in channels for part in parts])

@@ -1,3 +1,5 @@
+"""The NAFLD adapter: labels by their definition, dates that give nothing away, published counts."""
+
 import csv
 import datetime
 import json

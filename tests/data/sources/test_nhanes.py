@@ -1,3 +1,5 @@
+"""The NHANES adapter: days of wear, what is known when, folds, a message per malformed table."""
+
 import csv
 import datetime
 import random

@@ -86,8 +86,10 @@ class _Stay:
 class _Log:
     """Collects events as arrays and returns them in time order (stable)."""
 
-    def __init__(self):
-        self.time, self.code, self.value = [], [], []
+    def __init__(self) -> None:
+        self.time: list[np.ndarray] = []
+        self.code: list[np.ndarray] = []
+        self.value: list[np.ndarray] = []
 
     def add(self, time_N: ArrayLike, code: ArrayLike, value: ArrayLike = np.nan) -> None:
         """Adds events; code (index into CODES) and value may be one for all."""

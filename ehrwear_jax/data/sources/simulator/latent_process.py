@@ -63,7 +63,8 @@ class HealthProcess:
     @property
     def persistence(self) -> tuple[float, float]:
         """Daily autocorrelation of each component."""
-        return tuple(float(np.exp(-1 / days)) for days in self.relaxation_days)
+        ehr, wearable = (float(np.exp(-1 / days)) for days in self.relaxation_days)
+        return ehr, wearable
 
     def offset(self, age_years: float | np.ndarray, male: bool | np.ndarray) -> float | np.ndarray:
         """Log-risk offset at an age (years) for sex (True: male)."""

@@ -101,7 +101,8 @@ def _latent_paths(
     noise = [latent_process.draw_noise(rng, observed_days(config)) for rng in rngs]
     age_N, male_N = np.array([p.age_years for p in people]), np.array([p.male for p in people])
     normal_NxDx2, uniform_NxDx5 = (np.stack(part) for part in zip(*noise, strict=True))
-    return latent_process.simulate_paths(process, process.offset(age_N, male_N), normal_NxDx2, uniform_NxDx5)
+    offset_N = np.asarray(process.offset(age_N, male_N))
+    return latent_process.simulate_paths(process, offset_N, normal_NxDx2, uniform_NxDx5)
 
 
 def _latent_rows(person: Person, path: latent_process.PersonPath) -> tuple[np.ndarray, ...]:

@@ -208,10 +208,12 @@ def _days(person: Person, path: PersonPath, minute_N: np.ndarray, config: Simula
     information = np.float32(config.wearable_information)
     day_D = np.arange(day_N[0] - 1, day_N[-1] + 1)
     inside_D = np.clip(day_D, 0, None)
-    state = (information * x_D[inside_D].astype(np.float32) for x_D in (path.ehr_D, path.wearable_D, path.shock_D))
+    ehr_D, wearable_D, shock_D = (
+        information * x_D[inside_D].astype(np.float32) for x_D in (path.ehr_D, path.wearable_D, path.shock_D)
+    )
     minutes_D = np.bincount(day_N - day_D[0], minlength=len(day_D))
     weekday_D = (person.start_us // DAY_US + day_D + 3) % 7  # 1970-01-01 was a Thursday
-    return _Days(minute_N, minutes_D, weekday_D, *state, path.in_hospital_D[inside_D])
+    return _Days(minute_N, minutes_D, weekday_D, ehr_D, wearable_D, shock_D, path.in_hospital_D[inside_D])
 
 
 def _ar1(rng: np.random.Generator, n: int, persistence: float) -> np.ndarray:

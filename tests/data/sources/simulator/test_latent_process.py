@@ -1,4 +1,4 @@
-"""The latent process: its shock chain, and that a path of one person is theirs."""
+"""The latent process: stationarity and autocorrelation of its components, transitions of its shock chain."""
 
 import numpy as np
 
