@@ -72,7 +72,7 @@ def _write_metadata(meds_dir, names, n_subjects):
     parents = [[c[:-1], c[:-2]] if c.startswith("ICD") else [] for c in names]
     codes = pl.DataFrame({"code": [*names, "MEDS_BIRTH"], "description": "", "parent_codes": [*parents, []]})
     splits = pl.DataFrame({"subject_id": ids, "split": split})
-    meds.write_metadata(meds_dir, codes, splits, name="bench", version="1")
+    meds.write_metadata(meds_dir, meds.Metadata("bench", "1", codes, splits))
 
 
 def write_minutes(root: Path, n_subjects: int, days: int, seed: int = 0, subjects_per_shard: int = 25) -> int:

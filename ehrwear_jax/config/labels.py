@@ -15,14 +15,14 @@ MEASURES = {
     "resting_heart_rate": "beats a minute",
 }
 HRV_KINDS = ("rmssd", "pulse", "ecg", "intervals")
-DAY_MINUTES = 1440
 
 
 @dataclasses.dataclass(frozen=True)
 class PhysiologyConfig:
     """Labels of the days after a prediction time, from the device (data/labels/signal_outcomes.py).
 
-    Published thresholds (Cole and Kripke's scale, rest and night lengths) are constants beside the code that uses them.
+    What depends on the device or the study is an option; published thresholds of sleep, rest and heart beats are
+    constants beside the code that uses them (data/signals/rest_activity.py, rhythm.py, pulse.py).
     """
 
     measures: tuple = ()
@@ -47,18 +47,8 @@ class PhysiologyConfig:
     """Highest scaled count; depends on the device."""
     non_wear_minutes: int = 90
     """A run of so many minutes of zero counts without a heart rate is time not worn; 0: zeros are taken as they are."""
-    sleep_around: float = 30.0
-    """Counts that part of the main rest period, see rest_activity.sleep_windows."""
-    max_wake_minutes: float = 60.0
-    """Longest interruption inside one night."""
-    min_night_share: float = 0.8
-    """Share of a night that must be observed."""
     still_counts: float = 0.0
-    """Most counts of a minute at rest, see rest_activity.resting_heart_rate."""
-    still_minutes: int = 12
-    """Minutes of stillness before a minute counts as rest."""
-    min_rest_minutes: int = 30
-    """Fewest minutes at rest of a usable day."""
+    """Most counts of a minute at rest, in the channel's unit, see rest_activity.resting_heart_rate."""
     hrv_channel: str = ""
     """Channel of the heart rate variability; empty if there is none."""
     hrv_kind: str = "rmssd"
@@ -76,7 +66,7 @@ class PhysiologyConfig:
         options.require_choice(where, "hrv_kind", self.hrv_kind, HRV_KINDS)
         if "hrv_rmssd" in self.measures and not self.hrv_channel:
             raise ValueError(f"{where}.measures holds 'hrv_rmssd': name the channel in {where}.hrv_channel")
-        if self.hrv_minutes < 1 or DAY_MINUTES % self.hrv_minutes:
+        if self.hrv_minutes < 1 or (24 * 60) % self.hrv_minutes:
             raise ValueError(f"{where}.hrv_minutes is {self.hrv_minutes}, must divide a day")
         for name in ("per_subject", "min_days", "min_hrv_values"):
             if getattr(self, name) < 1:

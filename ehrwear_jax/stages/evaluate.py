@@ -20,7 +20,7 @@ import polars as pl
 from ehrwear_jax import config as config_lib
 from ehrwear_jax.data.labels import outcomes as labels
 from ehrwear_jax.data.prepare import deidentify, specs
-from ehrwear_jax.data.sources.simulator import simulate as synthetic
+from ehrwear_jax.data.sources.simulator.truth import oracle_risk
 from ehrwear_jax.evals import classification, meds_predictions, protocol, subgroups, survival
 from ehrwear_jax.models.tabular import features as tabular
 from ehrwear_jax.stages import evaluate_curves, evaluate_fit, evaluate_score, evaluate_subgroups, prepare
@@ -264,7 +264,7 @@ def _binary(config, workdir, task, options, reads, tuning, fitted, predictions, 
         horizon = int(task.removeprefix("hospitalization_").removesuffix("d"))
         truth = prepare.raw_root(config, workdir) / "truth"
         keys = reads.select(evaluate_subgroups.KEYS)
-        predictions["oracle"] = synthetic.oracle_risk(truth, keys, horizon)
+        predictions["oracle"] = oracle_risk(truth, keys, horizon)
     for row, p_N in predictions.items():
         _save(workdir / "evaluate" / "predictions" / task, row, reads, p_N)
     group_N, factor_N, timed = reads["group_id"].to_numpy(), None, _time_behind(config, workdir, task, reads)

@@ -34,7 +34,7 @@ import polars as pl
 
 from ehrwear_jax.config import model_options
 from ehrwear_jax.data import perturbations as robustness
-from ehrwear_jax.data.signals.signal import DAY_US
+from ehrwear_jax.data.formats.times import DAY_US
 from ehrwear_jax.evals import perturbed as conditions
 from ehrwear_jax.interpret import attention, geometry, mechanisms, retrieval, uncertainty
 from ehrwear_jax.stages import interpret_people

@@ -26,7 +26,7 @@ import numpy as np
 import polars as pl
 
 from ehrwear_jax.data import perturbations as robustness
-from ehrwear_jax.data.signals.signal import DAY_US
+from ehrwear_jax.data.formats.times import DAY_US
 from ehrwear_jax.interpret import attention, attribution, geometry, mechanisms
 from ehrwear_jax.models.joint import context
 from ehrwear_jax.models.joint import examples as pipeline

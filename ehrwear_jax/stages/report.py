@@ -14,7 +14,7 @@ import polars as pl
 
 from ehrwear_jax import config as config_lib
 from ehrwear_jax.data.formats import wearable
-from ehrwear_jax.data.signals.signal import DAY_US
+from ehrwear_jax.data.formats.times import DAY_US
 from ehrwear_jax.report.build import ReportInputs, Trajectory, build_report
 from ehrwear_jax.report.result_records import task_label
 from ehrwear_jax.stages import marks, prepare, report_evidence, report_predictions

@@ -6,6 +6,7 @@ import sys
 
 import polars as pl
 import pytest
+from meds_files import count_subjects
 
 from ehrwear_jax.benchmarks import data as bench
 from ehrwear_jax.benchmarks import data_cohort as bench_cohort
@@ -16,14 +17,14 @@ from ehrwear_jax.data.formats import meds, wearable
 def test_the_made_up_cohort_is_valid_and_of_the_stated_size(tmp_path):
     n = bench_cohort.write_events(tmp_path / "ehr", 30, 40, subjects_per_shard=20)
     events = pl.concat([meds.read_shard(p) for p in meds.list_shards(tmp_path / "ehr")])
-    assert n == events.height > 600 and meds.check_subjects(tmp_path / "ehr") == 30
+    assert n == events.height > 600 and count_subjects(tmp_path / "ehr") == 30
     assert (events["code"] == meds.BIRTH_CODE).sum() == 30
     assert 0.05 < events["numeric_value"].is_not_null().mean() < 0.6
     assert bench_cohort.write_minutes(tmp_path / "wear", 3, 2, subjects_per_shard=2) == 6
     channels = wearable.read_channels(tmp_path / "wear" / "wearable")
     rows = pl.concat([wearable.read_shard(p, channels) for p in wearable.list_shards(tmp_path / "wear" / "wearable")])
     assert rows.height == 9 and (rows["values"].list.len() == 2880).all()
-    assert meds.check_subjects(tmp_path / "wear" / "meds") == 3
+    assert count_subjects(tmp_path / "wear" / "meds") == 3
 
 
 def test_the_command_writes_a_flat_mapping(tmp_path, monkeypatch, capsys):

@@ -67,16 +67,9 @@ def write_cohort(root, n_subjects=30, seed=0, wear_days=3, ehr_only=(), folds=No
         {"code": names, "description": "", "parent_codes": [["DX"] if c.startswith("DX") else None for c in names]},
         {"code": pl.String, "description": pl.String, "parent_codes": pl.List(pl.String)},
     )
-    meds.write_dataset(
-        root,
-        frame,
-        codes,
-        pl.DataFrame(splits, ["subject_id", "split"], orient="row"),
-        name="test cohort",
-        version="1",
-        subjects_per_shard=12,
-        folds=folds,
-    )
+    split_table = pl.DataFrame(splits, ["subject_id", "split"], orient="row")
+    metadata = meds.Metadata("test cohort", "1", codes, split_table, folds=folds)
+    meds.write_dataset(root, frame, metadata, subjects_per_shard=12)
     channels = pl.DataFrame(
         {
             "channel": list(CHANNELS),

@@ -13,6 +13,13 @@ def simulated(rate, seconds, mean_s=0.85, sd_s=0.03, noise=0.0, seed=0):
     return wave, beat_s[(beat_s > 0) & (beat_s < seconds - 1 / rate)]
 
 
+def harmonic_wave(rate, seconds, hz=1.2, noise=0.0, seed=0):
+    """A pulse with two harmonics, breathing underneath, and white noise."""
+    t = np.arange(int(rate * seconds)) / rate
+    wave = sum(a * np.cos(2 * np.pi * k * hz * t) for k, a in ((1, 1.0), (2, 0.4), (3, 0.15)))
+    return wave + 0.3 * np.sin(2 * np.pi * 0.2 * t) + noise * np.random.default_rng(seed).standard_normal(len(t))
+
+
 def truth(beat_s):
     d = 1000 * np.diff(beat_s)
     return {

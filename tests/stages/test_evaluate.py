@@ -9,7 +9,7 @@ import small_run
 from sklearn.metrics import roc_auc_score
 
 from ehrwear_jax import config as config_lib
-from ehrwear_jax.data.sources.simulator import simulate as synthetic
+from ehrwear_jax.data.sources.simulator.truth import oracle_risk
 from ehrwear_jax.evals import protocol
 from ehrwear_jax.stages import evaluate, prepare
 
@@ -159,7 +159,7 @@ def test_the_oracle_is_a_row_of_simulated_data_only(folded, tmp_path):
     labels = prepare.label_table(config, tmp_path, "hospitalization_365d")
     held = pl.read_parquet(tmp_path / "prepare" / "all" / "subjects.parquet").filter(pl.col("split") == "held_out")
     labels = labels.join(held, on="subject_id", how="semi").sort("subject_id", "prediction_time")
-    risk = synthetic.oracle_risk(
+    risk = oracle_risk(
         prepare.raw_root(config, tmp_path) / "truth", labels.select("subject_id", "prediction_time"), 365
     )
     auroc = roc_auc_score(labels["boolean_value"], risk)

@@ -1,4 +1,4 @@
-"""Label tables in the MEDS label schema, in and out, and survival labels beside them.
+"""Reads, checks and writes label tables in the MEDS label schema, and survival labels beside them.
 
 A task is one file, or a folder of shards at any depth as ACES writes them. MEDS 0.4 has subject_id, prediction_time and
 one value column; 0.3.3 has all four, nullable, of which one is used. The survival schema (time_to_event_days,
@@ -10,18 +10,17 @@ from pathlib import Path
 import polars as pl
 import pyarrow as pa
 
-from ehrwear_jax.data.formats import parquet as tables
+from ehrwear_jax.data.formats import parquet
 
-_KEYS = {"subject_id": pl.Int64, "prediction_time": pl.Datetime("us")}
-VALUE_TYPES = {
+_KEYS: parquet.Schema = {"subject_id": pl.Int64, "prediction_time": pl.Datetime("us")}
+VALUE_TYPES: parquet.Schema = {
     "boolean_value": pl.Boolean,
     "integer_value": pl.Int64,
     "float_value": pl.Float32,
     "categorical_value": pl.String,
 }
-BINARY_LABEL_SCHEMA = {**_KEYS, "boolean_value": pl.Boolean}
-SURVIVAL_LABEL_SCHEMA = {**_KEYS, "time_to_event_days": pl.Float64, "event_observed": pl.Boolean}
-VERSIONS = ("0.4", "0.3.3")
+BINARY_LABEL_SCHEMA: parquet.Schema = {**_KEYS, "boolean_value": pl.Boolean}
+SURVIVAL_LABEL_SCHEMA: parquet.Schema = {**_KEYS, "time_to_event_days": pl.Float64, "event_observed": pl.Boolean}
 _ARROW_TYPES = {
     "subject_id": pa.int64(),
     "prediction_time": pa.timestamp("us"),
@@ -34,7 +33,7 @@ _ARROW_TYPES = {
 }
 
 
-def _used_columns(labels: pl.DataFrame, source) -> list[str]:
+def _used_columns(labels: pl.DataFrame, source: str | Path) -> list[str]:
     """The value columns of the table: one of VALUE_TYPES, or the two of the survival schema."""
     survival = [c for c in ("time_to_event_days", "event_observed") if c in labels.columns]
     there = [c for c in VALUE_TYPES if c in labels.columns]
@@ -53,7 +52,7 @@ def _used_columns(labels: pl.DataFrame, source) -> list[str]:
     return filled or there[:1]
 
 
-def validate_labels(labels: pl.DataFrame, source) -> pl.DataFrame:
+def validate_labels(labels: pl.DataFrame, source: str | Path) -> pl.DataFrame:
     """Checks labels; returns subject_id, prediction_time and the value column(s) in use.
 
     Raises:
@@ -62,18 +61,18 @@ def validate_labels(labels: pl.DataFrame, source) -> pl.DataFrame:
     """
     used = _used_columns(labels, source)
     schema = SURVIVAL_LABEL_SCHEMA if len(used) == 2 else _KEYS | {used[0]: VALUE_TYPES[used[0]]}
-    labels = tables.normalise(labels, schema, source)
-    tables.require_not_null(labels, labels.columns, source)
+    labels = parquet.normalise(labels, schema, source)
+    parquet.require_not_null(labels, labels.columns, source)
     for column in {"time_to_event_days", "float_value"}.intersection(used):
         bad, what = ~labels[column].is_finite(), "finite"
         if column == "time_to_event_days":
             bad, what = bad | (labels[column] < 0), "finite and not negative"
         if bad.any():
-            row = int(bad.arg_max())
+            row = parquet.first_true(bad)
             raise ValueError(f"{source}: row {row}: column '{column}' is {labels[column][row]}, must be {what}")
     repeated = labels.select(list(_KEYS)).is_duplicated()
     if repeated.any():
-        row = int(repeated.arg_max())
+        row = parquet.first_true(repeated)
         raise ValueError(
             f"{source}: row {row}: subject {labels['subject_id'][row]} has more than one label at "
             f"{labels['prediction_time'][row]}"
@@ -81,27 +80,18 @@ def validate_labels(labels: pl.DataFrame, source) -> pl.DataFrame:
     return labels
 
 
-def write_labels(path: Path, labels: pl.DataFrame, version: str = "0.4") -> None:
-    """Writes labels by (subject_id, prediction_time).
+def write_labels(path: Path, labels: pl.DataFrame) -> None:
+    """Writes labels by (subject_id, prediction_time) as MEDS 0.4: the value column alone, nothing nullable.
 
     Args:
       path: file.
       labels: as read_labels returns.
-      version: "0.4": the value column alone, nothing nullable. "0.3.3": all four value columns, nullable, float_value
-        of 64 bits. Survival labels have their own schema in either.
 
     Raises:
-      ValueError: see validate_labels, or an unknown version.
+      ValueError: see validate_labels.
     """
-    if version not in VERSIONS:
-        raise ValueError(f"version {version!r} of MEDS is none of {', '.join(VERSIONS)}")
     labels = validate_labels(labels, path).sort(list(_KEYS))
-    types, not_null = _ARROW_TYPES, labels.columns
-    if version == "0.3.3" and "event_observed" not in labels.columns:
-        absent = [pl.lit(None, t).alias(c) for c, t in VALUE_TYPES.items() if c not in labels.columns]
-        labels = labels.with_columns(absent).select(*_KEYS, *VALUE_TYPES)
-        types, not_null = _ARROW_TYPES | {"float_value": pa.float64()}, ()
-    tables.write_parquet(path, labels, types, not_null=not_null)
+    parquet.write_parquet(path, labels, _ARROW_TYPES, not_null=labels.columns)
 
 
 def task_files(folder: Path, task: str) -> list[Path]:
@@ -113,13 +103,13 @@ def task_files(folder: Path, task: str) -> list[Path]:
     single = folder / f"{task}.parquet"
     if single.is_file():
         return [single]
-    return tables.parquet_files(folder / task) if task and (folder / task).is_dir() else []
+    return parquet.parquet_files(folder / task) if task and (folder / task).is_dir() else []
 
 
 def tasks(folder: Path) -> list[str]:
     """Tasks that task_files finds; numbered files and folders named like a split are taken as shards of theirs."""
     folder, names = Path(folder), set()
-    for path in tables.parquet_files(folder):
+    for path in parquet.parquet_files(folder):
         *parts, stem = path.relative_to(folder).with_suffix("").parts
         if not stem.isdigit():
             parts.append(stem)
@@ -142,7 +132,7 @@ def read_labels(path: Path | list[Path]) -> pl.DataFrame:
     paths = [Path(path)] if isinstance(path, str | Path) else [Path(p) for p in path]
     if not paths:
         raise FileNotFoundError("no label file")
-    shards = [validate_labels(tables.read_parquet(p), p) for p in paths]
+    shards = [validate_labels(parquet.read_parquet(p), p) for p in paths]
     filled = [(p, shard) for p, shard in zip(paths, shards, strict=True) if shard.height]
     if not filled:
         return shards[0]

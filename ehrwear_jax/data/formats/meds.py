@@ -1,4 +1,4 @@
-"""MEDS datasets on disk: events, code metadata, splits and labels, validated on the way in and out.
+"""Reads and writes MEDS datasets: events, code metadata, splits and labels, checked on the way in and out.
 
 Writes MEDS 0.4; reads MEDS 0.3.3 and 0.4, with shards at any depth below `data/`. The schemas are
 those of the Medical Event Data Standard (https://github.com/Medical-Event-Data-Standard/meds). The
@@ -7,6 +7,7 @@ checks of events are in meds_checks.py, label tables in label_tables.py. Two opt
 `metadata/subject_folds.parquet` (out-of-fold evaluation).
 """
 
+import dataclasses
 import json
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -14,14 +15,16 @@ from pathlib import Path
 import polars as pl
 import pyarrow as pa
 
-from ehrwear_jax.data.formats import label_tables, meds_checks
-from ehrwear_jax.data.formats import parquet as tables
+from ehrwear_jax.data.formats import label_tables, meds_checks, parquet
 from ehrwear_jax.data.formats.meds_checks import EVENT_SCHEMA, validate_events
 
 BIRTH_CODE = meds_checks.BIRTH_CODE
 DEATH_CODE = "MEDS_DEATH"
 SPLITS = ("train", "tuning", "held_out")
 MEDS_VERSION = "0.4.0"
+# Rows may follow the day of extraction by a year (booked appointments); more than a few beyond that are shifted dates.
+SLACK = timedelta(days=366)
+MOST_LATER = 0.01
 # Labels are part of a MEDS dataset.
 BINARY_LABEL_SCHEMA, SURVIVAL_LABEL_SCHEMA = label_tables.BINARY_LABEL_SCHEMA, label_tables.SURVIVAL_LABEL_SCHEMA
 read_labels, write_labels = label_tables.read_labels, label_tables.write_labels
@@ -43,7 +46,7 @@ _NOT_NULL = {"subject_id", "code", "split", "group_id", "fold"}
 
 
 def _write(path: Path, df: pl.DataFrame) -> None:
-    tables.write_parquet(path, df, _ARROW_TYPES, not_null=_NOT_NULL)
+    parquet.write_parquet(path, df, _ARROW_TYPES, not_null=_NOT_NULL)
 
 
 # --------------------------------------------------------------------------------------- events
@@ -56,7 +59,7 @@ def list_shards(meds_dir: Path) -> list[Path]:
     data_dir = Path(meds_dir) / "data"
     if not data_dir.is_dir():
         raise FileNotFoundError(f"{data_dir}: no such folder; a MEDS dataset has its shards there")
-    shards = tables.parquet_files(data_dir)
+    shards = parquet.parquet_files(data_dir)
     if not shards:
         raise FileNotFoundError(f"{data_dir}: holds no parquet file")
     return shards
@@ -68,7 +71,7 @@ def read_shard(path: Path) -> pl.DataFrame:
     Static events have a null time and come first within their subject. Columns outside MEDS are
     left out. Raises as validate_events, and FileNotFoundError.
     """
-    return validate_events(tables.read_parquet(Path(path)), path)
+    return validate_events(parquet.read_parquet(Path(path)), path)
 
 
 def write_shard(path: Path, events: pl.DataFrame) -> None:
@@ -79,39 +82,13 @@ def write_shard(path: Path, events: pl.DataFrame) -> None:
     _write(path, events)
 
 
-def check_subjects(meds_dir: Path) -> int:
-    """Number of subjects; checks that each is in exactly one shard and has a split.
-
-    Raises:
-      ValueError: naming the subject and both files, or the subject without a split.
-    """
-    meds_dir = Path(meds_dir)
-    home: dict[int, Path] = {}
-    for path in list_shards(meds_dir):
-        ids = tables.read_parquet(path, ["subject_id"])
-        for subject_id in ids["subject_id"].unique().to_list():
-            if subject_id in home:
-                raise ValueError(f"{path}: subject {subject_id} is also in {home[subject_id]}")
-            home[subject_id] = path
-    without = home.keys() - set(read_splits(meds_dir)["subject_id"].to_list())
-    if without:
-        subject_id = min(without)
-        raise ValueError(
-            f"{home[subject_id]}: subject {subject_id} has no row in metadata/"
-            f"subject_splits.parquet ({len(without)} subjects in all)"
-        )
-    return len(home)
-
-
 # ------------------------------------------------------------------------------------- metadata
-def extraction_date(
-    meds_dir: Path, given: str = "", slack_days: int = 366, most_later: float = 0.01
-) -> tuple[str, str]:
+def extraction_date(meds_dir: Path, given: str = "") -> tuple[str, str]:
     """The day on which the data were taken from their source, and how it is known.
 
     `created_at` of metadata/dataset.json (MEDS 0.3.3 and 0.4) if `given` is empty. De-identified dates may be shifted
-    into the future: if more than most_later of the timed rows follow created_at by more than slack_days, it says
-    nothing about them and is not used.
+    into the future: if more than MOST_LATER of the timed rows follow created_at by more than SLACK, it says nothing
+    about them and is not used.
 
     Args:
       given: an ISO date, taken as it is; "none": none is used; "".
@@ -137,26 +114,26 @@ def extraction_date(
         return "", f"created_at {written!r} of metadata/dataset.json is no ISO date"
     timed = later = 0
     for shard in list_shards(meds_dir):
-        time = tables.read_parquet(shard, ["time"])["time"]
+        time = parquet.read_parquet(shard, ["time"])["time"]
         if isinstance(time.dtype, pl.Datetime):  # another type is reported where the shard is read
             time = time.dt.replace_time_zone(None).drop_nulls()
-            timed, later = timed + len(time), later + int((time >= created + timedelta(days=slack_days)).sum())
-    if later > most_later * timed:
+            timed, later = timed + len(time), later + int((time >= created + SLACK).sum())
+    if later > MOST_LATER * timed:
         return "", f"{later:,} of {timed:,} rows are later than created_at {created:%Y-%m-%d}: their dates are shifted"
     return f"{created:%Y-%m-%d}", "created_at of metadata/dataset.json"
 
 
-def _validate_subject_table(df: pl.DataFrame, column: str, dtype: pl.DataType, source) -> pl.DataFrame:
-    df = tables.normalise(df, {"subject_id": pl.Int64, column: dtype}, source)
-    tables.require_not_null(df, df.columns, source)
+def _validate_subject_table(df: pl.DataFrame, column: str, dtype: parquet.DType, source: str | Path) -> pl.DataFrame:
+    df = parquet.normalise(df, {"subject_id": pl.Int64, column: dtype}, source)
+    parquet.require_not_null(df, df.columns, source)
     repeated = df["subject_id"].is_duplicated()
     if repeated.any():
-        row = int(repeated.arg_max())
+        row = parquet.first_true(repeated)
         raise ValueError(f"{source}: row {row}: subject {df['subject_id'][row]} appears more than once")
     if column == "split":
         unknown = ~df["split"].is_in(SPLITS)
         if unknown.any():
-            row = int(unknown.arg_max())
+            row = parquet.first_true(unknown)
             raise ValueError(f"{source}: row {row}: split '{df['split'][row]}' is none of {', '.join(SPLITS)}")
     return df
 
@@ -164,7 +141,7 @@ def _validate_subject_table(df: pl.DataFrame, column: str, dtype: pl.DataType, s
 def read_splits(meds_dir: Path) -> pl.DataFrame:
     """subject_id i64, split str in SPLITS; one row per subject."""
     path = Path(meds_dir) / "metadata" / "subject_splits.parquet"
-    return _validate_subject_table(tables.read_parquet(path), "split", pl.String, path)
+    return _validate_subject_table(parquet.read_parquet(path), "split", pl.String, path)
 
 
 def read_groups(meds_dir: Path) -> pl.DataFrame | None:
@@ -172,7 +149,7 @@ def read_groups(meds_dir: Path) -> pl.DataFrame | None:
     path = Path(meds_dir) / "metadata" / "subject_groups.parquet"
     if not path.exists():
         return None
-    return _validate_subject_table(tables.read_parquet(path), "group_id", pl.Int64, path)
+    return _validate_subject_table(parquet.read_parquet(path), "group_id", pl.Int64, path)
 
 
 def read_folds(meds_dir: Path) -> pl.DataFrame | None:
@@ -180,13 +157,13 @@ def read_folds(meds_dir: Path) -> pl.DataFrame | None:
     path = Path(meds_dir) / "metadata" / "subject_folds.parquet"
     if not path.exists():
         return None
-    return _validate_subject_table(tables.read_parquet(path), "fold", pl.Int32, path)
+    return _validate_subject_table(parquet.read_parquet(path), "fold", pl.Int32, path)
 
 
-def _validate_codes(codes: pl.DataFrame, source) -> pl.DataFrame:
-    schema = {"code": pl.String, "description": pl.String, "parent_codes": pl.List(pl.String)}
-    codes = tables.normalise(codes, schema, source, optional=("description", "parent_codes"))
-    tables.require_not_null(codes, ["code"], source)
+def _validate_codes(codes: pl.DataFrame, source: str | Path) -> pl.DataFrame:
+    schema: parquet.Schema = {"code": pl.String, "description": pl.String, "parent_codes": pl.List(pl.String)}
+    codes = parquet.normalise(codes, schema, source, optional=("description", "parent_codes"))
+    parquet.require_not_null(codes, ["code"], source)
     return codes
 
 
@@ -198,7 +175,7 @@ def read_codes(meds_dir: Path) -> pl.DataFrame:
     Real datasets lack rows for some of their codes; that is no error here.
     """
     path = Path(meds_dir) / "metadata" / "codes.parquet"
-    codes = _validate_codes(tables.read_parquet(path), path)
+    codes = _validate_codes(parquet.read_parquet(path), path)
     codes = codes.with_columns(pl.col("parent_codes").list.drop_nulls())
     if not codes["code"].is_duplicated().any():
         return codes.sort("code")
@@ -218,35 +195,46 @@ def undescribed_codes(meds_dir: Path, codes: pl.DataFrame | None) -> tuple[int, 
 
     MEDS asks that metadata/codes.parquet hold every code; real datasets lack many, which is no error here.
     """
-    used = [tables.read_parquet(path, ["code"])["code"].cast(pl.String).unique() for path in list_shards(meds_dir)]
-    used = set(pl.concat(used).drop_nulls().to_list()) - {""}
+    of_shard = [parquet.read_parquet(path, ["code"])["code"].cast(pl.String).unique() for path in list_shards(meds_dir)]
+    used = set(pl.concat(of_shard).drop_nulls().to_list()) - {""}
     return len(used), sorted(used if codes is None else used.difference(codes["code"]))
 
 
-def write_metadata(
-    meds_dir: Path,
-    codes: pl.DataFrame,
-    splits: pl.DataFrame,
-    *,
-    name: str,
-    version: str,
-    groups: pl.DataFrame | None = None,
-    folds: pl.DataFrame | None = None,
-) -> None:
+@dataclasses.dataclass(frozen=True)
+class Metadata:
+    """What `metadata/` of a dataset holds.
+
+    Attributes:
+      name, version: dataset_name and dataset_version of dataset.json.
+      codes: code, description, parent_codes.
+      splits: subject_id, split.
+      groups: subject_id, group_id; a group lies within one split.
+      folds: subject_id, fold.
+    """
+
+    name: str
+    version: str
+    codes: pl.DataFrame
+    splits: pl.DataFrame
+    groups: pl.DataFrame | None = None
+    folds: pl.DataFrame | None = None
+
+
+def write_metadata(meds_dir: Path, metadata: Metadata) -> None:
     """Writes `metadata/`: codes, subject_splits, dataset.json and, where given, groups and folds.
 
     Raises:
       ValueError: a malformed table, or a code with two rows.
     """
     folder = Path(meds_dir) / "metadata"
-    codes = _validate_codes(codes, "codes").sort("code")
+    codes = _validate_codes(metadata.codes, "codes").sort("code")
     if codes["code"].is_duplicated().any():
         code = codes["code"].filter(codes["code"].is_duplicated())[0]
         raise ValueError(f"codes: code '{code}' has more than one row")
-    splits = _validate_subject_table(splits, "split", pl.String, "splits").sort("subject_id")
+    splits = _validate_subject_table(metadata.splits, "split", pl.String, "splits").sort("subject_id")
     _write(folder / "codes.parquet", codes)
     _write(folder / "subject_splits.parquet", splits)
-    for table, column, dtype in ((groups, "group_id", pl.Int64), (folds, "fold", pl.Int32)):
+    for table, column, dtype in ((metadata.groups, "group_id", pl.Int64), (metadata.folds, "fold", pl.Int32)):
         if table is None:
             continue
         kind = "groups" if column == "group_id" else "folds"
@@ -257,7 +245,11 @@ def write_metadata(
         if column == "group_id":
             _require_groups_within_splits(table, splits)
         _write(folder / f"subject_{kind}.parquet", table)
-    description = {"dataset_name": name, "dataset_version": version, "meds_version": MEDS_VERSION}
+    description = {
+        "dataset_name": metadata.name,
+        "dataset_version": metadata.version,
+        "meds_version": MEDS_VERSION,
+    }
     (folder / "dataset.json").write_text(json.dumps(description, indent=2) + "\n")
 
 
@@ -269,34 +261,18 @@ def _require_groups_within_splits(groups: pl.DataFrame, splits: pl.DataFrame) ->
         .filter(pl.col("split") > 1)
     )
     if len(per_group):
-        raise ValueError(f"groups: group {per_group['group_id'].min()} is in more than one split")
+        raise ValueError(f"groups: group {per_group['group_id'].sort()[0]} is in more than one split")
 
 
-def write_dataset(
-    root: Path,
-    events: pl.DataFrame,
-    codes: pl.DataFrame,
-    splits: pl.DataFrame,
-    *,
-    name: str,
-    version: str,
-    subjects_per_shard: int = 2000,
-    groups: pl.DataFrame | None = None,
-    folds: pl.DataFrame | None = None,
-) -> None:
+def write_dataset(root: Path, events: pl.DataFrame, metadata: Metadata, subjects_per_shard: int = 2000) -> None:
     """Writes a whole MEDS 0.4 dataset to ROOT/meds.
 
     Args:
       root: dataset root; the MEDS dataset is written to `root/meds`.
       events: subject_id, time (null: static), code, numeric_value[, text_value]; any order. Events
         of one subject at the same time keep their order.
-      codes: code, description, parent_codes; holds every code of `events`.
-      splits: subject_id, split; holds every subject of `events`.
-      name: dataset_name of dataset.json.
-      version: dataset_version of dataset.json.
+      metadata: its codes hold every code of `events`, its splits every subject.
       subjects_per_shard: most subjects in one file.
-      groups: subject_id, group_id; a group lies within one split.
-      folds: subject_id, fold.
 
     Raises:
       ValueError: as validate_events, or an event whose code or subject is not declared, or shards
@@ -305,11 +281,11 @@ def write_dataset(
     meds_dir = Path(root) / "meds"
     if subjects_per_shard < 1:
         raise ValueError(f"subjects_per_shard is {subjects_per_shard}, must be at least 1")
-    if (meds_dir / "data").is_dir() and tables.parquet_files(meds_dir / "data"):
+    if (meds_dir / "data").is_dir() and parquet.parquet_files(meds_dir / "data"):
         raise ValueError(f"{meds_dir / 'data'}: already holds shards; write to an empty folder")
-    events = tables.normalise(events, EVENT_SCHEMA, "events", optional=("numeric_value", "text_value"))
+    events = parquet.normalise(events, EVENT_SCHEMA, "events", optional=("numeric_value", "text_value"))
     events = events.sort("subject_id", "time", nulls_last=False, maintain_order=True)
-    for column, table in (("code", codes), ("subject_id", splits)):
+    for column, table in (("code", metadata.codes), ("subject_id", metadata.splits)):
         undeclared = events.filter(~pl.col(column).is_in(table[column].unique().implode()))
         if len(undeclared):
             where = "codes" if column == "code" else "splits"
@@ -318,9 +294,9 @@ def write_dataset(
                 f"({undeclared[column].n_unique()} such values)"
             )
     validate_events(events, "events")
-    write_metadata(meds_dir, codes, splits, name=name, version=version, groups=groups, folds=folds)
-    events = events.join(splits.select("subject_id", "split"), on="subject_id", how="left",
-                         maintain_order="left")  # fmt: skip
+    write_metadata(meds_dir, metadata)
+    split_of = metadata.splits.select("subject_id", "split")
+    events = events.join(split_of, on="subject_id", how="left", maintain_order="left")
     for split in SPLITS:
         part = events.filter(pl.col("split") == split).drop("split")
         ids = part["subject_id"].unique().sort()

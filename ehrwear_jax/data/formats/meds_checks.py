@@ -1,4 +1,4 @@
-"""Which rows of a MEDS event table are usable: faults of the file stop with one sentence, bad rows are set aside.
+"""Checks MEDS event tables: faults of a file raise one sentence, bad rows are set aside with their reason.
 
 A fault of the file (not parquet, a column missing or of another type, a subject in two pieces or out of time order)
 says that the writer went wrong: nothing of it can be trusted. A bad row (no subject, no code, an infinite value, a
@@ -13,10 +13,10 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from ehrwear_jax.data.formats import parquet as tables
+from ehrwear_jax.data.formats import parquet
 
 # What the readers return, whatever the version on disk.
-EVENT_SCHEMA = {
+EVENT_SCHEMA: parquet.Schema = {
     "subject_id": pl.Int64,
     "time": pl.Datetime("us"),
     "code": pl.String,
@@ -104,15 +104,15 @@ def _row_faults(bounds: TimeBounds | None) -> list[tuple[str, pl.Expr, str]]:
     return faults
 
 
-def _normalise(events: pl.DataFrame, source) -> pl.DataFrame:
-    events = tables.normalise(events, EVENT_SCHEMA, source, optional=("numeric_value", "text_value"))
+def _normalise(events: pl.DataFrame, source: str | Path) -> pl.DataFrame:
+    events = parquet.normalise(events, EVENT_SCHEMA, source, optional=("numeric_value", "text_value"))
     return events.with_columns(pl.col("numeric_value").fill_nan(None))
 
 
-def _require_order(events: pl.DataFrame, source, row_N: np.ndarray) -> None:
+def _require_order(events: pl.DataFrame, source: str | Path, row_N: np.ndarray) -> None:
     """Raises ValueError for a subject in two pieces or out of time order; row_N: each row's number in the file."""
     subject_id_N = events["subject_id"].to_numpy()
-    tables.require_contiguous(subject_id_N, source, row_N)
+    parquet.require_contiguous(subject_id_N, source, row_N)
     time_N = events["time"].to_physical().fill_null(np.iinfo(np.int64).min).to_numpy()
     backwards = (subject_id_N[1:] == subject_id_N[:-1]) & (time_N[1:] < time_N[:-1])
     if backwards.any():
@@ -123,7 +123,7 @@ def _require_order(events: pl.DataFrame, source, row_N: np.ndarray) -> None:
         )
 
 
-def validate_events(events: pl.DataFrame, source) -> pl.DataFrame:
+def validate_events(events: pl.DataFrame, source: str | Path) -> pl.DataFrame:
     """Checks one shard of events and returns it with the dtypes of EVENT_SCHEMA.
 
     A NaN in numeric_value means missing and becomes null.
@@ -137,12 +137,14 @@ def validate_events(events: pl.DataFrame, source) -> pl.DataFrame:
     for column, which, reason in _row_faults(None):
         bad = events.select(which.fill_null(False)).to_series()
         if bad.any():
-            raise ValueError(f"{source}: row {int(bad.arg_max())}: column '{column}' is {reason}")
+            raise ValueError(f"{source}: row {parquet.first_true(bad)}: column '{column}' is {reason}")
     _require_order(events, source, np.arange(events.height))
     return events
 
 
-def _screen_rows(events: pl.DataFrame, source, bounds: TimeBounds, first_row: int) -> tuple[pl.DataFrame, pl.DataFrame]:
+def _screen_rows(
+    events: pl.DataFrame, source: str | Path, bounds: TimeBounds, first_row: int
+) -> tuple[pl.DataFrame, pl.DataFrame]:
     """As `screen`, of a part of a file that begins with row first_row; events keep the column row, not yet in order."""
     events = _normalise(events, source).with_row_index("row", first_row)
     faults = [(name, which.fill_null(False), why) for name, which, why in _row_faults(bounds)]
@@ -160,7 +162,7 @@ def _screen_rows(events: pl.DataFrame, source, bounds: TimeBounds, first_row: in
     return good, quarantined
 
 
-def screen(events: pl.DataFrame, source, bounds: TimeBounds) -> tuple[pl.DataFrame, pl.DataFrame]:
+def screen(events: pl.DataFrame, source: str | Path, bounds: TimeBounds) -> tuple[pl.DataFrame, pl.DataFrame]:
     """Takes the bad rows out of one shard and checks the rest as validate_events does.
 
     Args:
@@ -183,8 +185,8 @@ def screen(events: pl.DataFrame, source, bounds: TimeBounds) -> tuple[pl.DataFra
 
 
 def screen_shard(path: Path, bounds: TimeBounds) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """(events, quarantined) of one shard on disk; see screen. Raises also as tables.read_parquet."""
-    return screen(tables.read_parquet(Path(path)), path, bounds)
+    """(events, quarantined) of one shard on disk; see screen. Raises also as parquet.read_parquet."""
+    return screen(parquet.read_parquet(Path(path)), path, bounds)
 
 
 def screen_pieces(path: Path, bounds: TimeBounds, max_rows: int) -> Iterator[tuple[pl.DataFrame, pl.DataFrame]]:
@@ -195,12 +197,13 @@ def screen_pieces(path: Path, bounds: TimeBounds, max_rows: int) -> Iterator[tup
 
     Raises: as screen_shard.
     """
-    path, seen, aside = Path(path), set(), []
-    with tables.reading(path):
+    path, aside, waiting = Path(path), [], None
+    seen: set[int] = set()
+    with parquet.reading(path):
         there = pl.read_parquet_schema(path)
     columns = [c for c in EVENT_SCHEMA if c in there or c not in ("numeric_value", "text_value")]
-    batches = tables.row_batches(path, columns, max_rows)
-    following, waiting = next(batches), None
+    batches = parquet.row_batches(path, columns, max_rows)
+    following: tuple[int, pl.DataFrame] | None = next(batches)
     while following is not None:
         (first_row, stored), following = following, next(batches, None)
         good, bad = _screen_rows(stored, path, bounds, first_row)

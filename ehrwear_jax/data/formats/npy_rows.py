@@ -1,33 +1,35 @@
-"""Arrays in .npy files, written row by row and read a few rows at a time: never whole in memory, never mapped."""
+"""Writes .npy files row by row and reads a few rows of them at a time: never whole in memory, never mapped."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import BinaryIO, Self
 
 import numpy as np
+from numpy.typing import DTypeLike
 
-from ehrwear_jax.data.formats import parquet as tables
+from ehrwear_jax.data.formats import parquet
 
 
 @contextlib.contextmanager
-def writing_rows(path: Path, row_shape: tuple[int, ...], dtype) -> Iterator:
+def writing_rows(path: Path, row_shape: tuple[int, ...], dtype: DTypeLike) -> Iterator[Callable[[np.ndarray], None]]:
     """A function that appends rows [n, *row_shape]; the file is what np.save would write of all of them.
 
-    Errors as tables.writing.
+    Errors as parquet.writing.
     """
     n, dtype = 0, np.dtype(dtype)
 
-    def header(f):
+    def header(f: BinaryIO) -> int:
         f.seek(0)
         np.lib.format.write_array_header_1_0(
             f, {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": (n, *row_shape)}
         )
         return f.tell()  # numpy leaves room for the number of rows to grow
 
-    with tables.writing(path) as partial, open(partial, "wb") as f:
+    with parquet.writing(path) as partial, open(partial, "wb") as f:
         begin = header(f)
 
-        def append(rows):
+        def append(rows: np.ndarray) -> None:
             nonlocal n
             f.write(np.ascontiguousarray(rows, dtype).data)
             n += len(rows)
@@ -38,13 +40,13 @@ def writing_rows(path: Path, row_shape: tuple[int, ...], dtype) -> Iterator:
 
 
 class Rows:
-    """Rows of an .npy file, read on demand.
+    """Reads rows of an .npy file on demand.
 
     Attributes:
-      shape: of the whole array. dtype.
+      shape, dtype: of the whole array.
     """
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path) -> None:
         self._file = open(path, "rb")  # noqa: SIM115 (closed by close)
         np.lib.format.read_magic(self._file)
         self.shape, _, self.dtype = np.lib.format.read_array_header_1_0(self._file)
@@ -59,7 +61,7 @@ class Rows:
         """
         self._file.seek(self._begin + first * self._row_bytes)
         data = np.empty((n, *self.shape[1:]), self.dtype)
-        if self._file.readinto(memoryview(data.reshape(-1).view(np.uint8))) != data.nbytes:
+        if self._file.readinto(data.reshape(-1).view(np.uint8).data) != data.nbytes:
             raise ValueError(f"{self._file.name}: has no rows {first} to {first + n}")
         return data
 
@@ -70,14 +72,14 @@ class Rows:
 class OpenRows(dict):
     """{path: Rows}, opened at first use; closes all of them at the end of a with block."""
 
-    def __missing__(self, path):
+    def __missing__(self, path: Path) -> Rows:
         self[path] = Rows(path)
         return self[path]
 
-    def __enter__(self):
+    def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *failure):
+    def __exit__(self, *failure: object) -> None:
         for rows in self.values():
             rows.close()
         self.clear()

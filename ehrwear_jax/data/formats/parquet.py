@@ -1,9 +1,10 @@
-"""Reads and writes parquet and JSON files for the MEDS and wearable formats: dtypes, nulls, contiguity, whole files."""
+"""Reads and writes parquet files: dtypes without loss, nulls, contiguous subjects, files that appear whole."""
 
 import contextlib
 import json
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import polars as pl
@@ -12,13 +13,17 @@ import pyarrow.parquet as pq
 
 from ehrwear_jax.runtime import files
 
+DType = pl.DataType | type[pl.DataType]
+Schema = dict[str, DType]
+"""Column -> dtype, in the order of the columns."""
+
 # Names under which a time zone without offset is written.
 UTC_NAMES = ("UTC", "Etc/UTC", "Z", "+00:00", "Zulu", "Etc/Zulu", "Universal", "Etc/Universal", "GMT", "Etc/GMT")
 
 
 def _named(error: OSError) -> OSError:
     """The error, marked as saying already which file it is about: a block around it passes it on as it is."""
-    error.names_its_file = True
+    error.names_its_file = True  # type: ignore[attr-defined]
     return error
 
 
@@ -72,13 +77,18 @@ def row_batches(path: Path, columns: list[str], max_rows: int) -> Iterator[tuple
             waiting += [] if batch is None else [batch]
             n = sum(b.num_rows for b in waiting)
             if n and (batch is None or n >= max_rows):
-                yield first_row, pl.from_arrow(pa.Table.from_batches(waiting))
+                yield first_row, cast(pl.DataFrame, pl.from_arrow(pa.Table.from_batches(waiting)))
                 first_row, waiting = first_row + n, []
             if batch is None:
                 return
 
 
-def _cast(column: pl.Series, dtype: pl.DataType, where: str) -> pl.Series:
+def first_true(mask: pl.Series) -> int:
+    """Row of the first True of a mask that has one."""
+    return int(mask.arg_max() or 0)
+
+
+def _cast(column: pl.Series, dtype: DType, where: str) -> pl.Series:
     """Casts, but never a date to midnight, a zoned time other than UTC to a naive one, or a 0/1 to a boolean."""
     mine = column.dtype
     if isinstance(mine, pl.Datetime) and mine.time_zone is not None:
@@ -96,21 +106,21 @@ def _cast(column: pl.Series, dtype: pl.DataType, where: str) -> pl.Series:
     if dtype.is_integer() and mine.is_float():
         fractional = ~((column % 1) == 0)
         if fractional.any():
-            row = int(fractional.arg_max())
+            row = first_true(fractional)
             raise ValueError(f"{where} holds {column[row]} in row {row}, expected {dtype}")
     try:
         return column.cast(dtype)
     except pl.exceptions.PolarsError as error:
         lost = (column.cast(dtype, strict=False).is_null() & column.is_not_null()) if mine.is_numeric() else None
         if lost is not None and lost.any():
-            row = int(lost.arg_max())
+            row = first_true(lost)
             raise ValueError(f"{where} holds {column[row]} in row {row}, which {dtype} cannot hold") from error
         reason = str(error).splitlines()[0]
         raise ValueError(f"{where} is {mine} and cannot become {dtype} ({reason})") from error
 
 
 def normalise(
-    df: pl.DataFrame, schema: dict[str, pl.DataType], source, *, optional: Iterable[str] = ()
+    df: pl.DataFrame, schema: Mapping[str, DType], source: str | Path, *, optional: Iterable[str] = ()
 ) -> pl.DataFrame:
     """Selects the columns of `schema` in its order and casts them without loss of meaning.
 
@@ -123,7 +133,7 @@ def normalise(
     Raises:
       ValueError: a column is absent, has a time zone other than UTC, or holds a value that the type cannot hold.
     """
-    columns = []
+    columns: list[pl.Series | pl.Expr] = []
     for name, dtype in schema.items():
         if name not in df.columns:
             if name not in optional:
@@ -137,18 +147,18 @@ def normalise(
     return df.select(columns) if df.width else pl.DataFrame(schema=schema)
 
 
-def require_not_null(df: pl.DataFrame, columns: Iterable[str], source) -> None:
+def require_not_null(df: pl.DataFrame, columns: Iterable[str], source: str | Path) -> None:
     """Raises ValueError naming the first row (0-based) of a column that must not be null."""
     for name in columns:
         if df[name].null_count():
-            row = int(df[name].is_null().arg_max())
+            row = first_true(df[name].is_null())
             raise ValueError(f"{source}: row {row}: column '{name}' is null")
 
 
-def require_contiguous(subject_id_N: np.ndarray, source, row_N: np.ndarray | None = None) -> None:
+def require_contiguous(subject_id_N: np.ndarray, source: str | Path, row_N: np.ndarray | None = None) -> None:
     """Raises ValueError if the rows of a subject are interrupted by another subject's.
 
-    row_N: what to call each row in the message; by default its place.
+    row_N: what to call each row in the message; by default its position.
     """
     if not len(subject_id_N):
         return
@@ -190,7 +200,7 @@ def write_parquet(
     arrow_types: dict[str, pa.DataType],
     *,
     not_null: Collection[str] = (),
-    **options,
+    **options: Any,
 ) -> None:
     """Writes zstd parquet with exactly these Arrow types; errors as `writing`."""
     path = Path(path)
@@ -208,7 +218,7 @@ def write_frame(table: pl.DataFrame, path: Path) -> None:
 
 
 @contextlib.contextmanager
-def writing_table(path: Path) -> Iterator:
+def writing_table(path: Path) -> Iterator[Callable[[pl.DataFrame], None]]:
     """A function that appends frames of one schema to a parquet file, one or more row groups each; errors as `writing`.
 
     At least one frame must be appended, which may have no rows.
@@ -226,7 +236,7 @@ def writing_table(path: Path) -> Iterator:
         yield append
 
 
-def write_json(value, path: Path) -> None:
+def write_json(value: Any, path: Path) -> None:
     """Writes a JSON file; errors as `writing`."""
     with writing(path) as partial:
         partial.write_text(json.dumps(value, indent=1))

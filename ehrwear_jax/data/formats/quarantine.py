@@ -1,16 +1,16 @@
-"""The quarantine of the prepare stage: rows that cannot be used, each with its file, row, column and reason."""
+"""Writes the quarantine of the prepare stage: rows that cannot be used, with file, row, column and reason."""
 
 from pathlib import Path
 
 import polars as pl
 
-from ehrwear_jax.data.formats import parquet as tables
+from ehrwear_jax.data.formats import parquet
 
 
 def set_aside(bad: pl.DataFrame, path: Path) -> None:
     """Writes the bad rows of one shard; no file where there are none."""
     if bad.height:
-        tables.write_frame(bad, path)
+        parquet.write_frame(bad, path)
     else:
         path.unlink(missing_ok=True)  # what an earlier call left
 

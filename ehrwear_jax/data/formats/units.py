@@ -1,4 +1,4 @@
-"""Units of wearable channels that can be turned into each other; EHR values have the user's mapping tables instead."""
+"""Converts units of wearable channels; EHR values have the user's mapping tables instead."""
 
 _MINUTE = 1 / 60
 _G = 9.80665  # m/s2, standard gravity
@@ -27,7 +27,7 @@ UNITS = {
 }
 
 
-def conversion(unit, target):
+def conversion(unit: str, target: str | None) -> tuple[float, float] | None:
     """(factor, offset) that turn a value in `unit` into one in `target`; None if it is not known how."""
     if unit not in UNITS or target not in UNITS or UNITS[unit][0] != UNITS[target][0]:
         return None

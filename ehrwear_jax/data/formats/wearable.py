@@ -1,25 +1,24 @@
-"""Wearable recordings on disk: a parquet layout that sits beside a MEDS dataset, and its checks.
+"""Reads and writes wearable recordings: a parquet layout that sits beside a MEDS dataset.
 
 One row is one recorded stretch of one channel at a fixed rate:
 subject_id i64 | start_time timestamp[us] | sample_rate_hz f64 | channel str | values list<f32>
 (NaN: missing) | unit str | device str (nullable). Sample k of a row was taken at
 start_time + k / sample_rate_hz. Files lie at any depth below the folder, for instance one folder
 per split; `metadata/channels.parquet` declares the channels. Rows of a subject are contiguous, in
-one file. Stretches may overlap, also those of one channel; see overlap.py for what is then used.
-
-    python -m ehrwear_jax.data.formats.wearable_validate DIR
+one file. Stretches may overlap, also those of one channel; see signals/overlap.py for what is then used.
+`python -m ehrwear_jax.data.formats.wearable_validate DIR` checks a folder.
 """
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import cast
 
-import numpy as np
 import polars as pl
 import pyarrow.parquet as pq
 
-from ehrwear_jax.data.formats import parquet as tables
-from ehrwear_jax.data.formats import wearable_checks
+from ehrwear_jax.data.formats import parquet, wearable_checks
 from ehrwear_jax.data.formats.meds_checks import TimeBounds
+from ehrwear_jax.data.formats.stretches import Limits, Stretch
 from ehrwear_jax.data.formats.wearable_checks import ARROW_TYPES, CHANNEL_SCHEMA, validate_rows
 
 ROW_SCHEMA = wearable_checks.ROW_SCHEMA
@@ -36,7 +35,7 @@ def list_shards(wearable_dir: Path) -> list[Path]:
     if not wearable_dir.is_dir():
         raise FileNotFoundError(f"{wearable_dir}: no such folder")
     shards = [
-        path for path in tables.parquet_files(wearable_dir) if path.relative_to(wearable_dir).parts[0] != "metadata"
+        path for path in parquet.parquet_files(wearable_dir) if path.relative_to(wearable_dir).parts[0] != "metadata"
     ]
     if not shards:
         raise FileNotFoundError(f"{wearable_dir}: holds no parquet file of recordings")
@@ -45,26 +44,26 @@ def list_shards(wearable_dir: Path) -> list[Path]:
 
 def read_shard(path: Path, channels: pl.DataFrame | None = None) -> pl.DataFrame:
     """Recordings of one file, validated (see validate_rows), with the columns of ROW_SCHEMA."""
-    return validate_rows(tables.read_parquet(Path(path)), path, channels)
+    return validate_rows(parquet.read_parquet(Path(path)), path, channels)
 
 
 def row_groups(path: Path) -> Iterator[tuple[int, pl.DataFrame]]:
     """(number of its first row, rows as stored) of each row group: no more than one is in memory.
 
     Raises:
-      FileNotFoundError, PermissionError, ValueError: as tables.reading.
+      FileNotFoundError, PermissionError, ValueError: as parquet.reading.
     """
     path, first_row = Path(path), 0
-    with tables.reading(path):
+    with parquet.reading(path):
         file = pq.ParquetFile(path)
     with file:
         for group in range(file.num_row_groups):
-            with tables.reading(path):
-                rows = pl.from_arrow(file.read_row_group(group))
+            with parquet.reading(path):
+                rows = cast(pl.DataFrame, pl.from_arrow(file.read_row_group(group)))
             yield first_row, rows
             first_row += rows.height
         if not file.num_row_groups:
-            yield 0, pl.from_arrow(file.schema_arrow.empty_table())
+            yield 0, cast(pl.DataFrame, pl.from_arrow(file.schema_arrow.empty_table()))
 
 
 def read_subjects(
@@ -84,7 +83,8 @@ def read_subjects(
       FileNotFoundError, PermissionError, ValueError: the file cannot be read, lacks a column or has one of another
         type, or a subject's rows are not contiguous.
     """
-    seen, last, pending = set(), None, None
+    seen: set[int] = set()
+    last, pending = None, None
     for first_row, stored in row_groups(path):
         rows, bad = wearable_checks.screen(stored, path, channels, bounds, first_row)
         aside.append(bad)
@@ -102,8 +102,8 @@ def read_subjects(
         yield pending["subject_id"][0], pending
 
 
-def stretches(rows: pl.DataFrame) -> list[tuple]:
-    """[(start_us, sample_rate_hz, channel, values_N float32, device)] of one person's rows."""
+def stretches(rows: pl.DataFrame) -> list[Stretch]:
+    """One person's rows (ROW_SCHEMA) as arrays, values float32."""
     parts = zip(
         rows["start_time"].to_physical(),
         rows["sample_rate_hz"],
@@ -113,7 +113,8 @@ def stretches(rows: pl.DataFrame) -> list[tuple]:
         strict=True,
     )
     return [
-        (start_us, rate_hz, channel, values.to_numpy(), device) for start_us, rate_hz, channel, values, device in parts
+        Stretch(start_us, rate_hz, channel, values.to_numpy(), device)
+        for start_us, rate_hz, channel, values, device in parts
     ]
 
 
@@ -137,20 +138,20 @@ def write_shard(path: Path, rows: pl.DataFrame, channels: pl.DataFrame | None = 
     rows = validate_rows(rows, path, channels)
     n_samples = int(rows["values"].list.len().sum())
     per_group = min(max(_SAMPLES_PER_GROUP * rows.height // max(n_samples, 1), 1), 1024)
-    tables.write_parquet(path, rows, ARROW_TYPES, row_group_size=per_group)
+    parquet.write_parquet(path, rows, ARROW_TYPES, row_group_size=per_group)
 
 
-def _validate_channels(channels: pl.DataFrame, source) -> pl.DataFrame:
-    channels = tables.normalise(channels, CHANNEL_SCHEMA, source, optional=("description",))
-    tables.require_not_null(channels, ["channel", "unit", "valid_min", "valid_max"], source)
+def _validate_channels(channels: pl.DataFrame, source: str | Path) -> pl.DataFrame:
+    channels = parquet.normalise(channels, CHANNEL_SCHEMA, source, optional=("description",))
+    parquet.require_not_null(channels, ["channel", "unit", "valid_min", "valid_max"], source)
     repeated = channels["channel"].is_duplicated()
     if repeated.any():
-        row = int(repeated.arg_max())
+        row = parquet.first_true(repeated)
         raise ValueError(f"{source}: row {row}: channel '{channels['channel'][row]}' has more than one row")
     nan = channels["valid_min"].is_nan() | channels["valid_max"].is_nan()  # which polars orders above every number
     empty = ~(channels["valid_min"] < channels["valid_max"]) | nan
     if empty.any():
-        row = int(empty.arg_max())
+        row = parquet.first_true(empty)
         raise ValueError(f"{source}: row {row}: valid_min must be less than valid_max")
     return channels
 
@@ -158,26 +159,16 @@ def _validate_channels(channels: pl.DataFrame, source) -> pl.DataFrame:
 def read_channels(wearable_dir: Path) -> pl.DataFrame:
     """channel (unique), unit, description nullable, valid_min f64, valid_max f64 (inclusive)."""
     path = Path(wearable_dir) / "metadata" / "channels.parquet"
-    return _validate_channels(tables.read_parquet(path), path)
+    return _validate_channels(parquet.read_parquet(path), path)
+
+
+def plausible_limits(channels: pl.DataFrame) -> Limits:
+    """{channel: (valid_min, valid_max)} of the table that read_channels returns."""
+    return {r["channel"]: (r["valid_min"], r["valid_max"]) for r in channels.iter_rows(named=True)}
 
 
 def write_channels(wearable_dir: Path, channels: pl.DataFrame) -> None:
     """Writes `metadata/channels.parquet`; raises ValueError for a malformed table."""
     channels = _validate_channels(channels, "channels").sort("channel")
     path = Path(wearable_dir) / "metadata" / "channels.parquet"
-    tables.write_parquet(path, channels, ARROW_TYPES)
-
-
-def valid_range(channels: pl.DataFrame, channel: str) -> tuple[float, float]:
-    """(valid_min, valid_max) of a channel; ValueError if it is not declared."""
-    row = channels.filter(pl.col("channel") == channel)
-    if not len(row):
-        raise ValueError(f"channel '{channel}' is not in metadata/channels.parquet")
-    return float(row["valid_min"][0]), float(row["valid_max"][0])
-
-
-def sample_times(row: dict) -> np.ndarray:
-    """Times, datetime64[us] [len(values)], of the samples of one row (a dict of ROW_SCHEMA)."""
-    step_us = 1e6 / row["sample_rate_hz"]
-    offset_us = np.rint(np.arange(len(row["values"])) * step_us).astype("timedelta64[us]")
-    return np.datetime64(row["start_time"], "us") + offset_us
+    parquet.write_parquet(path, channels, ARROW_TYPES)

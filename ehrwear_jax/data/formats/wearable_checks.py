@@ -1,16 +1,17 @@
-"""Which rows of a wearable table are usable; the schemas, and what each row must satisfy."""
+"""Checks wearable tables: their schemas, what each row must satisfy, and which rows are set aside."""
 
 import functools
 import logging
+from pathlib import Path
 
 import polars as pl
 import pyarrow as pa
 
-from ehrwear_jax.data.formats import parquet as tables
-from ehrwear_jax.data.formats import units
+from ehrwear_jax.data.formats import parquet, units
 from ehrwear_jax.data.formats.meds_checks import TimeBounds, printable
+from ehrwear_jax.data.formats.times import DAY_US
 
-ROW_SCHEMA = {
+ROW_SCHEMA: parquet.Schema = {
     "subject_id": pl.Int64,
     "start_time": pl.Datetime("us"),
     "sample_rate_hz": pl.Float64,
@@ -19,7 +20,7 @@ ROW_SCHEMA = {
     "unit": pl.String,
     "device": pl.String,
 }
-CHANNEL_SCHEMA = {
+CHANNEL_SCHEMA: parquet.Schema = {
     "channel": pl.String,
     "unit": pl.String,
     "description": pl.String,
@@ -39,17 +40,17 @@ ARROW_TYPES = {
     "valid_max": pa.float64(),
 }
 REQUIRED = tuple(c for c in ROW_SCHEMA if c != "device")
-FAULT_SCHEMA = {"row": pl.Int64, "subject_id": pl.Int64, "column": pl.String, "reason": pl.String}
+FAULT_SCHEMA = pl.Schema({"row": pl.Int64, "subject_id": pl.Int64, "column": pl.String, "reason": pl.String})
 _DAYS_AT_MOST = 366_000  # a longer stretch lies outside any bounds, and its end may not fit a timestamp
 
 
-def normalise(rows: pl.DataFrame, source) -> pl.DataFrame:
+def normalise(rows: pl.DataFrame, source: str | Path) -> pl.DataFrame:
     """The columns of ROW_SCHEMA with its dtypes; ValueError for a missing column or another type."""
     if "values" in rows.columns and isinstance(rows.schema["values"], pl.Array):
         rows = rows.with_columns(pl.col("values").arr.to_list())
     if "values" in rows.columns and not isinstance(rows.schema["values"], pl.List | pl.Null):
         raise ValueError(f"{source}: column 'values' is {rows.schema['values']}, expected a list of numbers")
-    return tables.normalise(rows, ROW_SCHEMA, source, optional=("device",))
+    return parquet.normalise(rows, ROW_SCHEMA, source, optional=("device",))
 
 
 def fill_missing(rows: pl.DataFrame) -> pl.DataFrame:
@@ -70,14 +71,14 @@ def _other_units(rows: pl.DataFrame, channels: pl.DataFrame) -> list[tuple]:
 
 
 @functools.cache
-def _say_conversion(channel, unit, declared):
+def _log_conversion(channel: str, unit: str, declared: str) -> None:
     logging.warning("  channel %s: recordings in %r are converted to %r, its declared unit", channel, unit, declared)
 
 
 def convert_units(rows: pl.DataFrame, channels: pl.DataFrame) -> pl.DataFrame:
     """Rows in a unit that `units.UNITS` can turn into the channel's own; each such unit is logged once."""
     for channel, unit, declared, factor, offset in _other_units(rows, channels):
-        _say_conversion(channel, unit, declared)
+        _log_conversion(channel, unit, declared)
         which = (pl.col("channel") == channel) & (pl.col("unit") == unit)
         values = pl.col("values").list.eval(pl.element().cast(pl.Float64) * factor + offset).cast(pl.List(pl.Float32))
         rows = rows.with_columns(
@@ -134,7 +135,7 @@ def row_faults(
     if bounds is not None:
         days = (n.cast(pl.Float64) - 1) / rate / 86_400
         faults += [("start_time", which, pl.lit(reason)) for which, reason in bounds.outside("start_time")]
-        room = (pl.lit(bounds.end) - pl.col("start_time")).dt.total_microseconds() / 86_400e6
+        room = (pl.lit(bounds.end) - pl.col("start_time")).dt.total_microseconds() / DAY_US
         longer = good_rate & (pl.col("start_time") < bounds.end) & ((days > _DAYS_AT_MOST) | (days >= room))
         late = pl.format("{} samples end on or after {}", n, pl.lit(f"{bounds.end:%Y-%m-%d}"))
         faults.append(("sample_rate_hz", longer, late))
@@ -149,14 +150,14 @@ def row_faults(
     return pl.concat(found).cast(FAULT_SCHEMA).sort("row", maintain_order=True)
 
 
-def describe(fault: dict, source) -> str:
+def describe(fault: dict, source: str | Path) -> str:
     """One sentence for a row of row_faults."""
     return (
         f"{source}: row {fault['row']} (subject {fault['subject_id']}): column '{fault['column']}': {fault['reason']}"
     )
 
 
-def validate_rows(rows: pl.DataFrame, source, channels: pl.DataFrame | None = None) -> pl.DataFrame:
+def validate_rows(rows: pl.DataFrame, source: str | Path, channels: pl.DataFrame | None = None) -> pl.DataFrame:
     """Checks recordings and returns them with the dtypes of ROW_SCHEMA.
 
     A null inside `values` means missing and becomes NaN.
@@ -172,16 +173,16 @@ def validate_rows(rows: pl.DataFrame, source, channels: pl.DataFrame | None = No
         channel's; a subject whose rows are not contiguous.
     """
     rows = normalise(rows, source)
-    tables.require_not_null(rows, REQUIRED, source)
+    parquet.require_not_null(rows, REQUIRED, source)
     faults = row_faults(rows, channels, None)
     if faults.height:
         raise ValueError(describe(faults.row(0, named=True), source))
-    tables.require_contiguous(rows["subject_id"].to_numpy(), source)
+    parquet.require_contiguous(rows["subject_id"].to_numpy(), source)
     return fill_missing(rows)
 
 
 def screen(
-    rows: pl.DataFrame, source, channels: pl.DataFrame, bounds: TimeBounds, first_row: int = 0
+    rows: pl.DataFrame, source: str | Path, channels: pl.DataFrame, bounds: TimeBounds, first_row: int = 0
 ) -> tuple[pl.DataFrame, pl.DataFrame]:
     """Takes the bad rows out of (a part of) a file, and brings the others to the declared units.
 

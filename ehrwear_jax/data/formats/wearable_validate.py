@@ -14,6 +14,7 @@ from pathlib import Path
 import polars as pl
 
 from ehrwear_jax.data.formats import meds_checks, wearable, wearable_checks
+from ehrwear_jax.data.formats.stretches import Limits
 
 
 @dataclasses.dataclass
@@ -53,7 +54,7 @@ class Summary:
         return out
 
 
-def _tally(rows: pl.DataFrame, limits: dict, summary: Summary) -> pl.DataFrame:
+def _tally(rows: pl.DataFrame, limits: Limits, summary: Summary) -> pl.DataFrame:
     """Adds good rows of one person to the summary; returns the days that they touch."""
     length = (pl.col("values").list.len() / pl.col("sample_rate_hz") * 1e6).cast(pl.Int64)
     rows = rows.with_columns((pl.col("start_time") + pl.duration(microseconds=length)).alias("end_time"))
@@ -93,8 +94,8 @@ def validate(wearable_dir: Path, bounds: meds_checks.TimeBounds, summary: Summar
     except (ValueError, OSError) as error:
         yield str(error)
         return
-    limits = {r["channel"]: (r["valid_min"], r["valid_max"]) for r in channels.iter_rows(named=True)}
-    home = {}
+    limits = wearable.plausible_limits(channels)
+    home: dict[int, Path] = {}
     for path in shards:
         summary.files += 1
         try:
@@ -103,7 +104,7 @@ def validate(wearable_dir: Path, bounds: meds_checks.TimeBounds, summary: Summar
                 summary.rows += rows.height
                 for fault in wearable_checks.row_faults(rows, channels, bounds, True).iter_rows(named=True):
                     yield wearable_checks.describe(fault | {"row": fault["row"] + first_row}, path)
-            aside = []
+            aside: list[pl.DataFrame] = []
             for subject_id, rows in wearable.read_subjects(path, channels, bounds, aside):
                 if home.setdefault(subject_id, path) != path:
                     yield f"{path}: column 'subject_id': subject {subject_id} is also in {home[subject_id]}"

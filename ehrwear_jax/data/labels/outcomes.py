@@ -1,20 +1,41 @@
-"""Prediction times and labels from a MEDS dataset.
+"""Draws prediction times and labels outcomes from the events of a MEDS dataset.
 
 Conventions: a prediction at time t may use events with time <= t; a label looks at events with time
 strictly after t. A death before the event is a negative label, not a missing one: death is a
 competing event. A person is followed up to the last record, or to a time that the caller knows.
 """
 
+import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 
-from ehrwear_jax.data.formats import meds, meds_checks
-from ehrwear_jax.data.formats import parquet as tables
+from ehrwear_jax.data.formats import meds, meds_checks, parquet
+from ehrwear_jax.data.formats.times import DAY_US
 
-_DAY_US = 86_400_000_000
+ADMISSION_CODE_PREFIX = "HOSPITAL_ADMISSION"
+DISCHARGE_CODE_PREFIX = "HOSPITAL_DISCHARGE"
+
+
+@dataclasses.dataclass(frozen=True)
+class Sampling:
+    """How prediction times are drawn.
+
+    Attributes:
+      per_subject: midnights drawn per subject, at least 1.
+      min_history_days: from the first record to a prediction time.
+      seed: non-negative; the draws are a function of (seed, subject_id).
+    """
+
+    per_subject: int
+    min_history_days: float
+    seed: int
+
+    def __post_init__(self) -> None:
+        if self.per_subject < 1:
+            raise ValueError(f"per_subject is {self.per_subject}, must be at least 1")
 
 
 def _key_events(
@@ -50,9 +71,9 @@ def _by_subject(times: pl.DataFrame) -> dict[int, np.ndarray]:
 def _times_table(table: pl.DataFrame | None, source: str) -> dict[int, int]:
     if table is None:
         return {}
-    schema = {"subject_id": pl.Int64, "time": pl.Datetime("us")}
-    table = tables.normalise(table, schema, source)
-    tables.require_not_null(table, schema, source)
+    schema: parquet.Schema = {"subject_id": pl.Int64, "time": pl.Datetime("us")}
+    table = parquet.normalise(table, schema, source)
+    parquet.require_not_null(table, schema, source)
     if table["subject_id"].is_duplicated().any():
         raise ValueError(f"{source}: a subject has more than one row")
     return dict(table.with_columns(pl.col("time").to_physical()).iter_rows())
@@ -60,14 +81,11 @@ def _times_table(table: pl.DataFrame | None, source: str) -> dict[int, int]:
 
 def prediction_times(
     meds_dir: Path,
+    sampling: Sampling,
     *,
-    per_subject: int,
-    min_history_days: float,
-    seed: int,
     not_before: pl.DataFrame | None = None,
     not_after: pl.DataFrame | None = None,
-    admission_code_prefix: str = "HOSPITAL_ADMISSION",
-    discharge_code_prefix: str | None = "HOSPITAL_DISCHARGE",
+    admission_code_prefix: str = ADMISSION_CODE_PREFIX,
     bounds: meds_checks.TimeBounds | None = None,
 ) -> pl.DataFrame:
     """Random midnights at which a prediction is made, the same for (seed, subject_id) always.
@@ -82,68 +100,52 @@ def prediction_times(
 
     Args:
       meds_dir: MEDS dataset.
-      per_subject: midnights drawn per subject.
-      min_history_days: days.
-      seed: non-negative.
+      sampling: how many are drawn, from where, and by which seed.
       not_before: optional (subject_id, time): the earliest time, for instance the first day of
         wear; a subject that is not in it gets no prediction time.
       not_after: optional (subject_id, time): the latest time, same rule.
-      admission_code_prefix, discharge_code_prefix: mark stays; discharge None: ignore stays.
+      admission_code_prefix: the code of admissions, or what it starts with before "//".
       bounds: leave out the rows that meds_checks.screen sets aside; None: such a row is an error.
 
     Returns:
       subject_id i64, prediction_time datetime[us], in that order.
     """
-    if per_subject < 1:
-        raise ValueError(f"per_subject is {per_subject}, must be at least 1")
-    earliest, latest = (
-        _times_table(not_before, "not_before"), _times_table(not_after, "not_after"),
-    )  # fmt: skip
-    prefixes = [admission_code_prefix, meds.DEATH_CODE]
-    if discharge_code_prefix is not None:
-        prefixes.append(discharge_code_prefix)
+    earliest, latest = _times_table(not_before, "not_before"), _times_table(not_after, "not_after")
+    prefixes = (admission_code_prefix, meds.DEATH_CODE, DISCHARGE_CODE_PREFIX)
     subject_ids, times = [], []
-    wanted = {prefix: _has_prefix(prefix) for prefix in prefixes}
-    for span, key_times in _key_events(meds_dir, wanted, bounds):
-        found = {prefix: _by_subject(part) for prefix, part in key_times.items()}
-        span = span.with_columns(pl.col("first", "last").to_physical())
-        for subject_id, first, last in span.iter_rows():
+    for span, key_times in _key_events(meds_dir, {prefix: _has_prefix(prefix) for prefix in prefixes}, bounds):
+        admissions, deaths, discharges = (_by_subject(key_times[prefix]) for prefix in prefixes)
+        for subject_id, first, last in span.with_columns(pl.col("first", "last").to_physical()).iter_rows():
             if (not_before is not None and subject_id not in earliest) or (
                 not_after is not None and subject_id not in latest
             ):
                 continue
-            low = max(first + int(min_history_days * _DAY_US), earliest.get(subject_id, first))
-            death = found[meds.DEATH_CODE].get(subject_id)
-            stop = last if death is None else min(last, int(death[0]))
-            high = latest.get(subject_id, last - 1)  # inclusive
-            first_day, n_days = -(-low // _DAY_US), high // _DAY_US - -(-low // _DAY_US) + 1
-            if n_days < 1:
-                continue
+            low = max(first + int(sampling.min_history_days * DAY_US), earliest.get(subject_id, first))
             # drawn before looking at what happens in the window, so that no day is likelier to be
             # drawn for being followed by a death or a stay
-            rng = np.random.default_rng((seed, subject_id & (2**64 - 1)))
-            drawn = rng.choice(n_days, min(per_subject, n_days), replace=False)
-            midnight = (first_day + np.sort(drawn)) * _DAY_US
-            keep = midnight < stop
-            if discharge_code_prefix is not None:
-                keep &= ~_inside_stay(
-                    midnight,
-                    found[admission_code_prefix].get(subject_id),
-                    found[discharge_code_prefix].get(subject_id),
-                )
-            subject_ids += [subject_id] * int(keep.sum())
-            times += midnight[keep].tolist()
-    return (
-        pl.DataFrame(
-            {"subject_id": subject_ids, "prediction_time": times},
-            schema={"subject_id": pl.Int64, "prediction_time": pl.Int64},
-        )
-        .with_columns(pl.col("prediction_time").cast(pl.Datetime("us")))
-        .sort("subject_id", "prediction_time")
+            midnight_K = _draw_midnights(subject_id, low, latest.get(subject_id, last - 1), sampling)
+            death = deaths.get(subject_id)
+            keep_K = midnight_K < (last if death is None else min(last, int(death[0])))
+            keep_K &= ~_inside_stay(midnight_K, admissions.get(subject_id), discharges.get(subject_id))
+            subject_ids += [subject_id] * int(keep_K.sum())
+            times += midnight_K[keep_K].tolist()
+    drawn = pl.DataFrame(
+        {"subject_id": subject_ids, "prediction_time": times},
+        schema={"subject_id": pl.Int64, "prediction_time": pl.Int64},
     )
+    return drawn.with_columns(pl.col("prediction_time").cast(pl.Datetime("us"))).sort("subject_id", "prediction_time")
 
 
-def _inside_stay(time_N, admission_A, discharge_D) -> np.ndarray:
+def _draw_midnights(subject_id: int, low_us: int, high_us: int, sampling: Sampling) -> np.ndarray:
+    """int64 [K]: midnights from low_us to high_us, both inclusive, without replacement, sorted."""
+    first_day = -(-low_us // DAY_US)
+    n_days = max(high_us // DAY_US - first_day + 1, 0)
+    rng = np.random.default_rng((sampling.seed, subject_id & (2**64 - 1)))
+    drawn_K = rng.choice(n_days, min(sampling.per_subject, n_days), replace=False) if n_days else np.zeros(0, np.int64)
+    return (first_day + np.sort(drawn_K)) * DAY_US
+
+
+def _inside_stay(time_N: np.ndarray, admission_A: np.ndarray | None, discharge_D: np.ndarray | None) -> np.ndarray:
     """True where the last admission at or before a time has no discharge between it and that time."""
     if admission_A is None:
         return np.zeros(len(time_N), bool)
@@ -156,49 +158,18 @@ def _inside_stay(time_N, admission_A, discharge_D) -> np.ndarray:
     return (n_before > 0) & (closed_until <= closed_before)
 
 
-def hospitalization_labels(
-    meds_dir: Path,
-    *,
-    horizons_days: Sequence[int],
-    index: pl.DataFrame,
-    admission_code_prefix: str = "HOSPITAL_ADMISSION",
-    end_of_followup: pl.DataFrame | None = None,
-    bounds: meds_checks.TimeBounds | None = None,
-) -> dict[int, pl.DataFrame]:
-    """Whether an admission follows within each horizon, in the MEDS label schema.
+def within_horizon(times: pl.DataFrame, horizon_days: float) -> pl.DataFrame:
+    """Whether the event follows within the horizon, in the MEDS label schema.
 
-    True: an admission strictly after prediction_time and at most `horizon` days after it. False: no
-    such admission, and the person was followed for the whole horizon or died within it. Otherwise
-    (censored) there is no row: the rows missing from `index` are those.
+    True: an event strictly after prediction_time and at most the horizon after it. False: no such event, and the
+    person was followed for the whole horizon or died within it. Otherwise (censored) there is no row.
 
     Args:
-      meds_dir: MEDS dataset.
-      horizons_days: positive.
-      index: subject_id, prediction_time; every subject has a record in the dataset.
-      admission_code_prefix: the code, or what it starts with before "//".
-      end_of_followup: optional (subject_id, time) for every subject of `index`; the default is the
-        subject's last record.
-      bounds: as prediction_times.
+      times: as time_to_admission or onset_times returns.
+      horizon_days: positive.
 
     Returns:
-      {horizon: subject_id, prediction_time, boolean_value}, rows in the order of `index`.
-
-    Raises:
-      ValueError: a horizon that is not positive; a subject of `index` that has no record or no
-        end of follow-up; a prediction after the end of follow-up or at or after death.
-    """
-    joined = time_to_admission(
-        meds_dir,
-        index=index,
-        admission_code_prefix=admission_code_prefix,
-        end_of_followup=end_of_followup,
-        bounds=bounds,
-    )
-    return {horizon: within_horizon(joined, horizon) for horizon in horizons_days}
-
-
-def within_horizon(times: pl.DataFrame, horizon_days: float) -> pl.DataFrame:
-    """Binary labels of one horizon from time_to_admission or onset_times; see hospitalization_labels.
+      subject_id, prediction_time, boolean_value, rows in the order of `times`.
 
     Raises:
       ValueError: a horizon that is not positive.
@@ -214,28 +185,44 @@ def time_to_admission(
     meds_dir: Path,
     *,
     index: pl.DataFrame,
-    admission_code_prefix: str = "HOSPITAL_ADMISSION",
+    admission_code_prefix: str = ADMISSION_CODE_PREFIX,
     end_of_followup: pl.DataFrame | None = None,
     bounds: meds_checks.TimeBounds | None = None,
 ) -> pl.DataFrame:
     """Days from each prediction to the first admission after it, else to death or end of follow-up.
 
-    Args and errors: as hospitalization_labels.
+    Args:
+      meds_dir: MEDS dataset.
+      index: subject_id, prediction_time; every subject has a record in the dataset.
+      admission_code_prefix: the code, or what it starts with before "//".
+      end_of_followup: optional (subject_id, time) for every subject of `index`; the default is the
+        subject's last record.
+      bounds: as prediction_times.
 
     Returns:
       subject_id, prediction_time, time_to_event_days f64, event_observed bool (an admission), died
       bool (death ended the time), rows in the order of `index`. Without `died` these are survival
       labels for the cause-specific hazard.
+
+    Raises:
+      ValueError: a subject of `index` that has no record or no end of follow-up; a prediction after the
+        end of follow-up or at or after death.
     """
     wanted = _has_prefix(admission_code_prefix)
     return _time_to_next(meds_dir, wanted, index, end_of_followup, bounds).drop("before")
 
 
-def _time_to_next(meds_dir, wanted, index, end_of_followup, bounds) -> pl.DataFrame:
+def _time_to_next(
+    meds_dir: Path,
+    wanted: pl.Expr,
+    index: pl.DataFrame,
+    end_of_followup: pl.DataFrame | None,
+    bounds: meds_checks.TimeBounds | None,
+) -> pl.DataFrame:
     """time_to_admission for any rows of interest; `before` says whether one came at or before the prediction."""
-    schema = {"subject_id": pl.Int64, "prediction_time": pl.Datetime("us")}
-    index = tables.normalise(index, schema, "index")
-    tables.require_not_null(index, schema, "index")
+    schema: parquet.Schema = {"subject_id": pl.Int64, "prediction_time": pl.Datetime("us")}
+    index = parquet.normalise(index, schema, "index")
+    parquet.require_not_null(index, schema, "index")
     spans, events, deaths = [], [], []
     for span, times in _key_events(meds_dir, {"event": wanted, "death": _has_prefix(meds.DEATH_CODE)}, bounds):
         spans.append(span.select("subject_id", pl.col("last").alias("end")))
@@ -271,7 +258,7 @@ def _time_to_next(meds_dir, wanted, index, end_of_followup, bounds) -> pl.DataFr
         ((joined["prediction_time"] >= joined["death"]).fill_null(False), "is not before the death"),
     ):
         if bad.any():
-            row = joined.row(int(bad.arg_max()), named=True)
+            row = joined.row(parquet.first_true(bad), named=True)
             raise ValueError(f"index: row {row['row']}: subject {row['subject_id']} at {row['prediction_time']} {what}")
     # follow-up may be known to end before a later event or death
     seen = pl.col("event").is_not_null() & (pl.col("event") <= pl.col("end"))
@@ -280,7 +267,7 @@ def _time_to_next(meds_dir, wanted, index, end_of_followup, bounds) -> pl.DataFr
     return joined.select(
         "subject_id",
         "prediction_time",
-        ((until - pl.col("prediction_time")).dt.total_microseconds() / _DAY_US).alias("time_to_event_days"),
+        ((until - pl.col("prediction_time")).dt.total_microseconds() / DAY_US).alias("time_to_event_days"),
         seen.alias("event_observed"),
         (seen_death & ~seen).alias("died"),
         (pl.col("first") <= pl.col("prediction_time")).fill_null(False).alias("before"),
@@ -303,7 +290,7 @@ def onset_times(
 
     Args:
       code_prefixes: what the group's codes start with, such as ("ICD10CM/I21", "ICD10CM/I22").
-      others, errors: as hospitalization_labels.
+      others, errors: as time_to_admission.
 
     Returns:
       As time_to_admission, for the rows of `index` that are at risk.

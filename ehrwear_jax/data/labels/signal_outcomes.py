@@ -1,37 +1,48 @@
-"""Labels that say how a person's physiology is in the days after a prediction, from the wearable tables.
+"""Labels the physiology of the days after a prediction time, from the wearable tables.
 
-A label at time t reads only samples that begin at or after t and end within the period: none of it is complete at t, so
+A label at time t uses only samples that begin at or after t and end within the period: none of it is complete at t, so
 the input, which knows a sample at its end, has none of it. A person gets a label only with enough usable days in the
 period, and prediction times only where they wore something around them (paper, sections 4.1 and A.3: targets come from
 the device). That selects by later wear, as any target from a device does.
 """
 
+from pathlib import Path
 
 import numpy as np
 import polars as pl
 from tqdm import tqdm
 
+from ehrwear_jax.config.labels import PhysiologyConfig
 from ehrwear_jax.data.formats import wearable
-from ehrwear_jax.data.signals import derived_features as window_summaries
-from ehrwear_jax.data.signals import rest_activity, signal
+from ehrwear_jax.data.formats.meds_checks import TimeBounds
+from ehrwear_jax.data.formats.parquet import Schema
+from ehrwear_jax.data.formats.stretches import Limits, Stretch, sample_edges
+from ehrwear_jax.data.formats.times import DAY_US, MINUTE_US
+from ehrwear_jax.data.signals import derived_features, grid, rest_activity, rhythm
 
-DAY_US = signal.DAY_US
-MINUTE_US = 60_000_000
-DAY_MINUTES = rest_activity.DAY_MINUTES
-LABEL_SCHEMA = {"subject_id": pl.Int64, "prediction_time": pl.Datetime("us"), "float_value": pl.Float32}
+LABEL_SCHEMA: Schema = {"subject_id": pl.Int64, "prediction_time": pl.Datetime("us"), "float_value": pl.Float32}
+_RHYTHM = {
+    "activity_regularity": rhythm.interdaily_stability,
+    "intradaily_variability": rhythm.intradaily_variability,
+    "relative_amplitude": rhythm.relative_amplitude,
+    "activity_entropy": rhythm.activity_entropy,
+}
 
 
-def label_wearables(wearable_dir, config, *, seed, bounds, index=None):
+def label_wearables(
+    wearable_dir: Path, config: PhysiologyConfig, *, seed: int, bounds: TimeBounds
+) -> tuple[dict[str, pl.DataFrame], pl.DataFrame]:
     """Physiological labels of everyone with wearable recordings.
 
     Args:
-      wearable_dir: wearable tables. config: PhysiologyConfig.
+      wearable_dir: wearable tables.
+      config: what is labelled, and how much wear that takes.
       seed: of the prediction times; a person's depend on nothing else but their own recordings.
-      bounds: meds_checks.TimeBounds; rows that prepare sets aside are left out.
-      index: optional (subject_id, prediction_time) instead of drawn times.
+      bounds: which times can be; rows that prepare sets aside are left out.
 
     Returns:
-      ({task: LABEL_SCHEMA, sorted, rows without enough usable days left out}, the index).
+      ({task: LABEL_SCHEMA, sorted, rows without enough usable days left out}, (subject_id, prediction_time) of all
+      prediction times, sorted).
 
     Raises:
       ValueError: a channel that the data do not declare; or as wearable.read_subjects.
@@ -42,19 +53,14 @@ def label_wearables(wearable_dir, config, *, seed, bounds, index=None):
             f"config.labels.physiology: no channel {sorted(unknown)} in {wearable_dir}/metadata/channels.parquet; "
             f"there are {sorted(table['channel'])}"
         )
-    limits = {r["channel"]: (r["valid_min"], r["valid_max"]) for r in table.iter_rows(named=True)}
-    given = None
-    if index is not None:
-        grouped = index.with_columns(pl.col("prediction_time").cast(pl.Datetime("us")).to_physical())
-        given = {s: t["prediction_time"].to_list() for (s,), t in grouped.group_by("subject_id")}
+    limits = wearable.plausible_limits(table)
     keys, values = [], []
     for path in tqdm(wearable.list_shards(wearable_dir), "physiology", unit="shard", disable=None):
         for subject, rows in wearable.read_subjects(path, table, bounds, []):
             stretches = wearable.stretches(rows.filter(pl.col("channel").is_in(config.channels())))
-            times = given.get(subject, []) if given is not None else draw_times(stretches, subject, config, seed)
-            for t in times:
-                keys.append((subject, t))
-                values.append([label(stretches, t, days, config, limits) for days in config.period_days])
+            for time_us in draw_times(stretches, subject, config, seed):
+                keys.append((subject, time_us))
+                values.append([label(stretches, time_us, days, config, limits) for days in config.period_days])
     whole = pl.DataFrame(keys, {"subject_id": pl.Int64, "prediction_time": pl.Int64}, orient="row")
     whole = whole.with_columns(pl.col("prediction_time").cast(pl.Datetime("us")))
     out = {}
@@ -66,7 +72,7 @@ def label_wearables(wearable_dir, config, *, seed, bounds, index=None):
     return out, whole.sort("subject_id", "prediction_time")
 
 
-def draw_times(stretches, subject, config, seed):
+def draw_times(stretches: list[Stretch], subject: int, config: PhysiologyConfig, seed: int) -> list[int]:
     """Midnights (us), without replacement, of those that wear precedes and follows.
 
     Wear begins min_history_days or more before, and min_days of the days of the longest period have a recording.
@@ -74,12 +80,12 @@ def draw_times(stretches, subject, config, seed):
     if not stretches:
         return []
     n_period = int(max(config.period_days))
-    first_us = min(row[0] for row in stretches)
-    last_us = [row[0] + int(len(row[3]) * 1e6 / row[1]) - 1 for row in stretches]
+    first_us = min(row.start_us for row in stretches)
+    last_us = [row.start_us + int(len(row.values_N) * 1e6 / row.rate_hz) - 1 for row in stretches]
     origin, n_days = first_us // DAY_US, max(last_us) // DAY_US - first_us // DAY_US + 1
     worn_D = np.zeros(n_days + n_period, np.int64)
     for row, end_us in zip(stretches, last_us, strict=True):
-        worn_D[row[0] // DAY_US - origin : end_us // DAY_US - origin + 1] = 1
+        worn_D[row.start_us // DAY_US - origin : end_us // DAY_US - origin + 1] = 1
     total = np.concatenate([[0], np.cumsum(worn_D)])
     follows_D = total[n_period : n_period + n_days] - total[:n_days] >= config.min_days
     day_D = origin + np.arange(n_days)
@@ -89,12 +95,17 @@ def draw_times(stretches, subject, config, seed):
     return [int(day) * DAY_US for day in candidates[np.sort(drawn)]]
 
 
-def label(stretches, begin_us, days, config, limits):
+def label(
+    stretches: list[Stretch], begin_us: int, days: float, config: PhysiologyConfig, limits: Limits
+) -> dict[str, float]:
     """{measure: value, NaN without enough usable days} of one period.
 
     Args:
-      stretches: as wearable.stretches returns. begin_us: the prediction time.
-      limits: {channel: (low, high)}.
+      stretches: one person's recordings.
+      begin_us: the prediction time.
+      days: length of the period.
+      config: what is labelled.
+      limits: plausible range of each channel.
     """
     end_us = begin_us + int(days * DAY_US)
     rows = _inside(stretches, begin_us, end_us)
@@ -106,41 +117,40 @@ def label(stretches, begin_us, days, config, limits):
     return {name: out[name] for name in config.measures}
 
 
-def _inside(stretches, begin_us, end_us):
+def _inside(stretches: list[Stretch], begin_us: int, end_us: int) -> list[Stretch]:
     """The stretches cut to the samples that begin at or after begin_us and end at or before end_us."""
     cut = []
-    for start_us, rate_hz, channel, values_N, device in stretches:
-        period_us = 1e6 / rate_hz
-        if start_us >= end_us or start_us + len(values_N) * period_us <= begin_us:
+    for row in stretches:
+        if row.start_us >= end_us or row.start_us + len(row.values_N) * (1e6 / row.rate_hz) <= begin_us:
             continue
-        edge_us = start_us + np.round(np.arange(len(values_N) + 1) * period_us).astype(np.int64)
+        edge_us = sample_edges(row.start_us, row.rate_hz, len(row.values_N))
         first = int(np.searchsorted(edge_us[:-1], begin_us, side="left"))
         last = int(np.searchsorted(edge_us[1:], end_us, side="right"))
         if first < last:
-            cut.append((int(edge_us[first]), rate_hz, channel, values_N[first:last], device))
+            cut.append(row._replace(start_us=int(edge_us[first]), values_N=row.values_N[first:last]))
     return cut
 
 
-def _grid(rows, channels, begin_us, end_us, limits, minutes=1):
-    """float32 [T, C] on a grid of whole days around the period; NaN where nothing was observed."""
-    spec = signal.WindowSpec(tuple(channels), 24, minutes, 0.0)
-    end_M, values_MxLxC = signal.window_subject(rows, spec, limits)
+def _by_minute(rows: list[Stretch], channels: list[str], begin_us: int, end_us: int, limits: Limits) -> np.ndarray:
+    """float32 [T, C] per minute of the whole days around the period; NaN where nothing was observed."""
+    spec = grid.WindowSpec(tuple(channels), window_hours=24, step_minutes=1, min_coverage=0.0)
+    end_M, values_MxLxC, _ = grid.window_person(rows, spec, limits)
     first_day, n_days = begin_us // DAY_US, -(-end_us // DAY_US) - begin_us // DAY_US
-    grid = np.full((n_days, spec.steps, len(channels)), np.nan, np.float32)
-    grid[end_M // DAY_US - 1 - first_day] = values_MxLxC
-    return grid.reshape(n_days * spec.steps, len(channels))
+    value_DxLxC = np.full((n_days, spec.steps, len(channels)), np.nan, np.float32)
+    value_DxLxC[end_M // DAY_US - 1 - first_day] = values_MxLxC
+    return value_DxLxC.reshape(n_days * spec.steps, len(channels))
 
 
-def _hrv(rows, begin_us, end_us, config, limits):
+def _hrv(rows: list[Stretch], begin_us: int, end_us: int, config: PhysiologyConfig, limits: Limits) -> float:
     """RMSSD, ms: mean over the period's days of the median of each."""
     if config.hrv_kind == "rmssd":
-        value_T = _grid(rows, [config.hrv_channel], begin_us, end_us, limits)[:, 0]
+        value_T = _by_minute(rows, [config.hrv_channel], begin_us, end_us, limits)[:, 0]
     else:
         step_us = config.hrv_minutes * MINUTE_US
         step_T = np.arange(begin_us // DAY_US * DAY_US, -(-end_us // DAY_US) * DAY_US, step_us)
         wanted = config.hrv_channel, config.hrv_kind
-        found, _ = window_summaries.of_signal(rows, step_T + step_us, step_us, limits, *wanted)
-        value_T = found[:, window_summaries.KINDS[config.hrv_kind].index("rmssd_ms")]
+        found, _ = derived_features.of_signal(rows, step_T + step_us, step_us, limits, *wanted)
+        value_T = found[:, derived_features.KINDS[config.hrv_kind].index("rmssd_ms")]
     # days are counted from the prediction, which need not be midnight
     per_day = len(value_T) // (-(-end_us // DAY_US) - begin_us // DAY_US)
     offset = int((begin_us % DAY_US) * per_day // DAY_US)
@@ -150,40 +160,32 @@ def _hrv(rows, begin_us, end_us, config, limits):
     return float(np.mean(medians)) if len(medians) >= config.min_days else np.nan
 
 
-def _of_activity(rows, begin_us, end_us, config, limits):
+def _of_activity(
+    rows: list[Stretch], begin_us: int, end_us: int, config: PhysiologyConfig, limits: Limits
+) -> dict[str, float]:
     """The measures of sleep, rest and rhythm."""
     channels = [c for c in (config.activity_channel, config.heart_rate_channel) if c]
-    grid_TxC = _grid(rows, channels, begin_us, end_us, limits)
-    counts_T = grid_TxC[:, 0].astype(np.float64)
-    heart_T = grid_TxC[:, -1] if config.heart_rate_channel else np.full(len(counts_T), np.nan)
+    value_TxC = _by_minute(rows, channels, begin_us, end_us, limits)
+    counts_T = value_TxC[:, 0].astype(np.float64)
+    heart_T = value_TxC[:, -1] if config.heart_rate_channel else np.full(len(counts_T), np.nan)
     if config.non_wear_minutes:
         off_T = rest_activity.non_wear_counts(counts_T, config.non_wear_minutes) & ~np.isfinite(heart_T)
         counts_T = np.where(off_T, np.nan, counts_T)
-    out, asleep_T = {}, None
-    if {"sleep_efficiency", "resting_heart_rate"} & set(config.measures):
-        asleep_T = rest_activity.asleep_counts(counts_T, config.counts_scale, config.counts_cap)
+    out: dict[str, float] = {}
+    asleep_T = rest_activity.asleep_counts(counts_T, config.counts_scale, config.counts_cap)
     if "sleep_efficiency" in config.measures:
-        nights = rest_activity.sleep_windows(
-            asleep_T, start_minute=0, around=config.sleep_around, max_wake=config.max_wake_minutes
-        )
-        of_night = rest_activity.sleep_efficiency(asleep_T, nights, config.min_night_share)
+        nights = rest_activity.sleep_windows(asleep_T, start_minute=0)
+        of_night = rest_activity.sleep_efficiency(asleep_T, nights)
         of_night = of_night[np.isfinite(of_night)]
         out["sleep_efficiency"] = float(of_night.mean()) if len(of_night) >= config.min_days else np.nan
-    hours_DxP = rest_activity.by_day(counts_T, 0)
+    hours_DxP = rhythm.by_day(counts_T, start_minute=0)
     usable_D = np.isfinite(hours_DxP).mean(axis=1) >= config.min_day_share
     enough = usable_D.sum() >= config.min_days
     hours_DxP[~usable_D] = np.nan  # in its place, so that no two days become neighbours
-    for name, measure in (
-        ("activity_regularity", rest_activity.interdaily_stability),
-        ("intradaily_variability", rest_activity.intradaily_variability),
-        ("relative_amplitude", rest_activity.relative_amplitude),
-        ("activity_entropy", rest_activity.activity_entropy),
-    ):
-        if name in config.measures:
-            out[name] = measure(hours_DxP) if enough else np.nan
+    for name in config.measures:
+        if name in _RHYTHM:
+            out[name] = _RHYTHM[name](hours_DxP) if enough else np.nan
     if "resting_heart_rate" in config.measures:
-        rate = rest_activity.resting_heart_rate(
-            heart_T, counts_T, config.still_counts, config.still_minutes, config.min_rest_minutes, asleep_T
-        )
+        rate = rest_activity.resting_heart_rate(heart_T, counts_T, config.still_counts, asleep_T)
         out["resting_heart_rate"] = rate if enough else np.nan
     return out

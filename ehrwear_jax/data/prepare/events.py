@@ -9,11 +9,11 @@ import pyarrow.parquet as pq
 from ehrwear_jax.data.formats import meds, meds_checks
 from ehrwear_jax.data.formats.parquet import shard_names, write_frame, write_json
 from ehrwear_jax.data.formats.quarantine import count_reasons, quarantine_counts, set_aside
+from ehrwear_jax.data.formats.times import DAY_US
 from ehrwear_jax.data.prepare import harmonise, specs
 from ehrwear_jax.data.prepare import output_manifest as manifest
-from ehrwear_jax.data.signals import signal
 
-LAST_MICROSECOND = signal.DAY_US - 1
+LAST_MICROSECOND = DAY_US - 1
 _DROPPED = {"birth": "birth rows", "administrative": "administrative rows", "beyond the cap": "beyond the cap"}
 
 

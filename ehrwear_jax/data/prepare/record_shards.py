@@ -17,8 +17,8 @@ from array_record.python.array_record_module import ArrayRecordWriter
 from ehrwear_jax.data import store as records
 from ehrwear_jax.data.formats import npy_rows as npy
 from ehrwear_jax.data.formats.parquet import write_frame, write_json, writing
+from ehrwear_jax.data.formats.times import DAY_US
 from ehrwear_jax.data.prepare import output_manifest as manifest
-from ehrwear_jax.data.signals import signal
 from ehrwear_jax.models.joint import vocabulary as tokenizer
 from ehrwear_jax.models.joint.batch import N_SPECIAL
 
@@ -174,7 +174,7 @@ def _one_shard(job, tables, out, meta):
             record = _record(person, sources)
             writer.write(records.encode(record))
             first_us = min([*record["window_end_us"][:1], *record["time_us"][:1], record["end_us"]])
-            days = (int(record["end_us"]) - int(first_us)) / signal.DAY_US if record["end_us"] > NO_BIRTH else 0.0
+            days = (int(record["end_us"]) - int(first_us)) / DAY_US if record["end_us"] > NO_BIRTH else 0.0
             index.append([days if column == "days" else person[column] for column in INDEX])
         writer.close()
     write_frame(pl.DataFrame(index, INDEX, orient="row"), part)

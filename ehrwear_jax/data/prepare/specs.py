@@ -2,7 +2,7 @@
 
 from ehrwear_jax.config.data import PrepareConfig
 from ehrwear_jax.data.formats import meds_checks
-from ehrwear_jax.data.signals import raw_windows, signal
+from ehrwear_jax.data.signals import grid, raw_windows
 
 
 def time_bounds(config: PrepareConfig) -> meds_checks.TimeBounds:
@@ -10,9 +10,9 @@ def time_bounds(config: PrepareConfig) -> meds_checks.TimeBounds:
     return meds_checks.time_bounds(config.first_date, config.extraction_date)
 
 
-def window_spec(config: PrepareConfig) -> signal.WindowSpec:
+def window_spec(config: PrepareConfig) -> grid.WindowSpec:
     """The grid of wearable windows."""
-    return signal.WindowSpec(tuple(config.channels), config.window_hours, config.step_minutes, config.min_coverage)
+    return grid.WindowSpec(tuple(config.channels), config.window_hours, config.step_minutes, config.min_coverage)
 
 
 def raw_spec(config: PrepareConfig) -> raw_windows.RawSpec:

@@ -14,7 +14,7 @@ from ehrwear_jax.data.formats.quarantine import count_reasons, quarantine_counts
 from ehrwear_jax.data.prepare import output_manifest as manifest
 from ehrwear_jax.data.prepare import specs
 from ehrwear_jax.data.signals import derived_features as window_summaries
-from ehrwear_jax.data.signals import grid_quality, overlap, raw_windows, signal
+from ehrwear_jax.data.signals import grid, grid_quality, overlap, raw_windows, summaries
 
 _WINDOWS_AT_ONCE = 2048  # summarised and written together
 
@@ -200,7 +200,7 @@ def _one_person(rows, spec, limits, wanted, config, counted):
     counted["used"] += used.height
     counted["other channels"] += rows.height - used.height
     stretches = wearable.stretches(used)
-    end, window, resolved = signal.window_person(stretches, spec, limits)
+    end, window, resolved = grid.window_person(stretches, spec, limits)
     further, n_outside = window_summaries.of_person(stretches, end, window, spec, limits, wanted)
     counted["outside"] += n_outside
     for key, n in resolved.items():
@@ -214,7 +214,7 @@ def _one_person(rows, spec, limits, wanted, config, counted):
 def _frame(id_M, end_M, window_MxLxC, further_MxX, spec, wanted):
     """subject_id, time, and CHANNEL__STATISTIC of each window."""
     columns = {"subject_id": id_M, "time": pl.Series(end_M).cast(pl.Datetime("us"))}
-    for stat, x in signal.summaries(window_MxLxC).items():
+    for stat, x in summaries.window_summaries(window_MxLxC).items():
         for i, c in enumerate(spec.channels):
             columns[f"{c}__{stat}"] = pl.Series(x[:, i]).fill_nan(None)
     for i, column in enumerate(window_summaries.columns(wanted)):

@@ -1,19 +1,25 @@
-"""Summaries of a window beyond those of its grid (`signal.summaries`): activity entropy, pulse and its variability.
+"""Computes derived features of a window: activity entropy, heart rate and its variability from raw waves or intervals.
 
-Which are made is said by `config.prepare.summaries`, a tuple of "channel:kind":
+They stand beside the summaries of the window's grid (summaries.py). Which are made is said by
+`config.prepare.summaries`, a tuple of "channel:kind":
 
-    entropy    how evenly a non-negative channel is spread over the window's steps, see rest_activity.evenness.
+    entropy    how evenly a non-negative channel is spread over the window's steps, see summaries.evenness.
     pulse      a raw pulse wave (PPG, sampled above 7 Hz): beats, then rate, variability and quality, see pulse.py.
     ecg        the same of an electrocardiogram (sampled above 40 Hz).
     intervals  successive intervals between beats in milliseconds, one value per beat, NaN where one is missing.
 
-The channels of the last three need not be among the model's. A summary uses only samples that are complete at the
+The channels of the last three need not be among the model's. A feature uses only samples that are complete at the
 window's end and were not in the window before; it is NaN where it cannot be computed.
 """
 
+from collections.abc import Callable, Collection, Iterable
+
 import numpy as np
 
-from ehrwear_jax.data.signals import overlap, pulse, rest_activity, signal
+from ehrwear_jax.data.formats.stretches import Limits, Stretch, channel_limits, sample_edges
+from ehrwear_jax.data.signals import grid, overlap, pulse, quality
+from ehrwear_jax.data.signals.masks import runs
+from ehrwear_jax.data.signals.summaries import evenness
 
 # Every kind: the names of its columns, and which of them the model is to predict.
 KINDS = {
@@ -23,19 +29,22 @@ KINDS = {
     "intervals": ("heart_rate_bpm", "rmssd_ms", "sdnn_ms", "pnn50_percent"),
 }
 TARGETS = ("entropy", "heart_rate_bpm", "rmssd_ms", "sdnn_ms")
+Wanted = list[tuple[str, str]]
+"""(channel, kind) of each derived feature, in the order of the columns."""
 
 
-def parse(summaries, channels, declared=None):
-    """[(channel, kind)] of the texts of the config.
+def parse(summaries: Iterable[str], channels: Collection[str], declared: Collection[str] | None = None) -> Wanted:
+    """Reads the texts of the config.
 
     Args:
+      summaries: "channel:kind" each.
       channels: of the grid.
       declared: channels that the data have; None: not known.
 
     Raises:
       ValueError: no such kind or channel, one named twice, or the entropy of a channel that is not on the grid.
     """
-    found = []
+    found: Wanted = []
     for text in summaries:
         channel, _, kind = text.rpartition(":")
         if not channel or kind not in KINDS:
@@ -57,40 +66,51 @@ def parse(summaries, channels, declared=None):
     return found
 
 
-def columns(wanted):
+def columns(wanted: Wanted) -> list[str]:
     """Names of the columns of `of_person`: channel__name."""
     return [f"{channel}__{name}" for channel, kind in wanted for name in KINDS[kind]]
 
 
-def targets(wanted):
+def targets(wanted: Wanted) -> list[str]:
     """Names of the columns that the model is to predict."""
     return [name for name in columns(wanted) if name.rpartition("__")[2] in TARGETS]
 
 
-def of_person(rows, end_us_M, values_MxLxC, spec, limits, wanted):
-    """The summaries of one person's windows.
+def of_person(
+    rows: Iterable[Stretch],
+    end_us_M: np.ndarray,
+    values_MxLxC: np.ndarray,
+    spec: grid.WindowSpec,
+    limits: Limits,
+    wanted: Wanted,
+) -> tuple[np.ndarray, int]:
+    """The derived features of one person's windows.
 
     Args:
-      rows: list of (start_us, rate_hz, channel, values_N, device) of the channels that are wanted, at least.
-      end_us_M, values_MxLxC: as signal.window_person returns.
-      spec: WindowSpec. limits: {channel: (low, high)}, either may be None.
+      rows: recorded stretches of the channels that are wanted, at least.
+      end_us_M, values_MxLxC: as grid.window_person returns.
+      spec: the grid.
+      limits: plausible range of each channel.
       wanted: as `parse` returns.
 
     Returns:
       (float32 [M, X], n_outside): columns as in `columns`; stretches of signal that lie in no window.
     """
-    out, n_outside = [np.zeros((len(end_us_M), 0))], 0
+    rows, n_outside = list(rows), 0
+    out = [np.zeros((len(end_us_M), 0))]
     for channel, kind in wanted:
         if kind == "entropy":
-            out.append(rest_activity.evenness(values_MxLxC[:, :, spec.channels.index(channel)])[:, None])
+            out.append(evenness(values_MxLxC[:, :, spec.channels.index(channel)])[:, None])
         else:
-            table, n = of_signal(rows, end_us_M, spec.window_hours * 3_600_000_000, limits, channel, kind)
+            table, n = of_signal(rows, end_us_M, spec.window_us, limits, channel, kind)
             n_outside += n
             out.append(table)
     return np.concatenate(out, axis=1).astype(np.float32), n_outside
 
 
-def of_signal(rows, end_us_M, window_us, limits, channel, kind):
+def of_signal(
+    rows: Iterable[Stretch], end_us_M: np.ndarray, window_us: int, limits: Limits, channel: str, kind: str
+) -> tuple[np.ndarray, int]:
     """As of_person, for one channel of raw waves or of intervals.
 
     Args:
@@ -99,17 +119,12 @@ def of_signal(rows, end_us_M, window_us, limits, channel, kind):
     Returns:
       (float64 [M, X], n_outside).
     """
-    low, high = limits.get(channel, (None, None))
-    low, high = -np.inf if low is None else low, np.inf if high is None else high
-    of_source, n_outside = {}, 0
-    for start_us, rate_hz, name, values_N, device in rows:
-        if name == channel and len(values_N):
-            of_source.setdefault(overlap.source(device, rate_hz), []).append((start_us, rate_hz, values_N))
-    table, best_s = np.full((len(end_us_M), len(KINDS[kind])), np.nan), np.zeros(len(end_us_M))
-    cut = _cut_intervals if kind == "intervals" else _cut_wave
+    of_source = overlap.by_source(rows, (channel,))
+    table, best_s, n_outside = np.full((len(end_us_M), len(KINDS[kind])), np.nan), np.zeros(len(end_us_M)), 0
+    completed = _intervals_completed if kind == "intervals" else _samples_completed
     for source in sorted(of_source):  # the device with the longest signal in a window, as in overlap.py
         stretches, _ = overlap.without_repeats(of_source[source])
-        for end_us, parts in _by_window(stretches, cut, window_us).items():
+        for end_us, parts in _by_window(stretches, completed, window_us).items():
             m = int(np.searchsorted(end_us_M, end_us))
             if m == len(end_us_M) or end_us_M[m] != end_us:
                 n_outside += len(parts)
@@ -117,16 +132,18 @@ def of_signal(rows, end_us_M, window_us, limits, channel, kind):
             observed_s = sum(np.isfinite(v).sum() / rate for rate, v in parts)
             if observed_s > best_s[m]:
                 best_s[m] = observed_s
-                table[m] = _numbers(parts, kind, low, high)
+                table[m] = _features(parts, kind, channel_limits(limits, channel))
     return table, n_outside
 
 
-def _by_window(stretches, cut, window_us):
+def _by_window(
+    stretches: list[overlap.Samples], completed: Callable[..., np.ndarray], window_us: int
+) -> dict[int, list[tuple[float, np.ndarray]]]:
     """{end of a window: [(rate_hz, values)] of the samples that became complete in it}."""
-    found = {}
+    found: dict[int, list] = {}
     for start_us, rate_hz, values_N in stretches:
         values_N = np.asarray(values_N, np.float64)
-        window_N = (cut(start_us, rate_hz, values_N) - 1) // window_us
+        window_N = (completed(start_us, rate_hz, values_N) - 1) // window_us
         first = np.flatnonzero(np.append(True, window_N[1:] != window_N[:-1]))
         for a, b in zip(first, np.append(first[1:], len(values_N)), strict=True):
             if np.isfinite(values_N[a:b]).any():
@@ -134,27 +151,29 @@ def _by_window(stretches, cut, window_us):
     return found
 
 
-def _cut_wave(start_us, rate_hz, values_N):
-    """When each sample is complete."""
-    return overlap.sample_edges(start_us, rate_hz, len(values_N))[1:]
+def _samples_completed(start_us: int, rate_hz: float, values_N: np.ndarray) -> np.ndarray:
+    """When each sample is complete, microseconds [N]."""
+    return sample_edges(start_us, rate_hz, len(values_N))[1:]
 
 
-def _cut_intervals(start_us, rate_hz, values_N):
+def _intervals_completed(start_us: int, rate_hz: float, values_N: np.ndarray) -> np.ndarray:
     """When each interval is complete: after those before it, and not before the rate of the stretch says so."""
     period_ms = 1000 / rate_hz
     ended_ms = np.cumsum(np.where(np.isfinite(values_N) & (values_N > 0), values_N, period_ms))
-    return np.maximum(start_us + np.round(1000 * ended_ms).astype(np.int64), _cut_wave(start_us, rate_hz, values_N))
+    by_value_N = start_us + np.round(1000 * ended_ms).astype(np.int64)
+    return np.maximum(by_value_N, _samples_completed(start_us, rate_hz, values_N))
 
 
-def _numbers(parts, kind, low, high):
-    """The columns of one window."""
+def _features(parts: list[tuple[float, np.ndarray]], kind: str, low_high: tuple[float, float]) -> list[np.ndarray]:
+    """The columns of one window, a number each."""
+    low, high = low_high
     if kind != "intervals":
         worn = [
             (rate_hz, v[a:b])  # what is missing for long is no part of the stretch
             for rate_hz, v in parts
-            for a, b in signal.runs(~signal.long_gaps(v, rate_hz))
+            for a, b in runs(~quality.long_gaps(v, rate_hz))
         ]
-        found = pulse.summarise(worn, low, high, wave=pulse.ECG if kind == "ecg" else pulse.PPG)
+        found = pulse.summarise(worn, low, high, pulse.ECG if kind == "ecg" else pulse.PPG)
     else:
         joined = []
         for _, v in parts:  # a NaN behind each stretch: what follows it is no neighbour

@@ -1,4 +1,4 @@
-"""What is used where several stretches of one channel cover the same time. Nothing is averaged across sources.
+"""Resolves overlapping stretches of one channel: decides which recorded samples are used. Nothing is averaged.
 
 A source is a device (also the unnamed one) at one sampling rate, rates within about 2% taken as one.
 
@@ -12,9 +12,15 @@ before it lack. Neither rule looks at anything beyond the window.
 """
 
 import math
+from collections.abc import Container, Iterable
 
 import numpy as np
 
+from ehrwear_jax.data.formats.stretches import Stretch, sample_edges
+
+Source = tuple[bool, str, int]
+Samples = tuple[int, float, np.ndarray]
+"""start_us, rate_hz and values_N of a stretch of a known channel and source."""
 # Names of the counts and what they say.
 COUNTS = {
     "samples of overlapping stretches": "an earlier stretch of the same channel and device has the time",
@@ -22,17 +28,21 @@ COUNTS = {
 }
 
 
-def source(device, rate_hz):
+def source(device: str | None, rate_hz: float) -> Source:
     """Sortable by preference at a tie: (unnamed, name, -rate class)."""
     return device is None, device or "", -round(math.log(rate_hz) / math.log(1.02))
 
 
-def sample_edges(start_us, rate_hz, n):
-    """int64 [n + 1]: where the samples of a stretch begin, and the end of the last."""
-    return start_us + np.round(np.arange(n + 1) * (1e6 / rate_hz)).astype(np.int64)
+def by_source(rows: Iterable[Stretch], channels: Container[str]) -> dict[tuple[str, Source], list[Samples]]:
+    """Groups the stretches of some channels by (channel, source), in their order; empty ones are left out."""
+    found: dict[tuple[str, Source], list[Samples]] = {}
+    for start_us, rate_hz, channel, values_N, device in rows:
+        if channel in channels and len(values_N):
+            found.setdefault((channel, source(device, rate_hz)), []).append((start_us, rate_hz, values_N))
+    return found
 
 
-def without_repeats(rows):
+def without_repeats(rows: list[Samples]) -> tuple[list[Samples], int]:
     """Takes out of the stretches of one channel and source the samples that an earlier stretch has.
 
     Args:
@@ -41,10 +51,12 @@ def without_repeats(rows):
     Returns:
       (rows, n_samples): by start, with NaN for the samples left out; how many observed ones there were.
     """
-    kept, n_left_out, open_rows = [], 0, []
+    kept: list[Samples] = []
+    open_rows: list[tuple[int, int, float, np.ndarray]] = []
+    n_left_out = 0
     for start_us, rate_hz, values_N in sorted(rows, key=lambda row: row[0]):
         open_rows = [row for row in open_rows if row[0] > start_us]
-        edge_N = sample_edges(start_us, rate_hz, len(values_N)) if open_rows else None
+        edge_N = sample_edges(start_us, rate_hz, len(values_N) if open_rows else 0)
         for _, other_start, other_rate, other_values in open_rows:
             other_edge = sample_edges(other_start, other_rate, len(other_values))
             middle_N = (edge_N[:-1] + edge_N[1:]) // 2
@@ -62,8 +74,8 @@ def without_repeats(rows):
     return kept, n_left_out
 
 
-def choose_source(values_DxMxLxC):
-    """One source's value per step.
+def choose_source(values_DxMxLxC: np.ndarray) -> tuple[np.ndarray, int]:
+    """Takes one source's value per step.
 
     Args:
       values_DxMxLxC: NaN where a source observed nothing; sources in order of preference at a tie.

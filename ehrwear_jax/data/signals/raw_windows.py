@@ -88,8 +88,8 @@ def of_person(rows, end_us_M, values_MxLxC, spec, limits, raw):
 
     Args:
       rows: list of (start_us, rate_hz, channel, values_N, device), of raw.channels at least.
-      end_us_M, values_MxLxC: as signal.window_person returns.
-      spec: signal.WindowSpec. limits: {channel: (low, high)}, either may be None. raw: RawSpec.
+      end_us_M, values_MxLxC: as grid.window_person returns.
+      spec: grid.WindowSpec. limits: {channel: (low, high)}, either may be None. raw: RawSpec.
 
     Returns:
       (raw.dtype [R] in order of time, {reason of DROPPED: number of candidates}).

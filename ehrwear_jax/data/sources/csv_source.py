@@ -1,27 +1,29 @@
-"""What the adapters of public data sets share: checked CSV reading, a ledger of counts, hashed draws."""
+"""Reads and checks the files of public data sets; counts what each step keeps; draws by hashes of ids."""
 
 import contextlib
 import json
 import shutil
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
+from numpy.typing import ArrayLike
 
-DAY_US = 86_400_000_000
+from ehrwear_jax.data.formats import parquet
 
 
 class Ledger:
-    """What each step kept and dropped, and why: printed as it happens, written to counts.json.
+    """Counts what each step kept and dropped, and why: printed as it happens, written to counts.json.
 
     Args:
       name: prefix of the printed lines.
       progress: whether to print.
     """
 
-    def __init__(self, name: str, progress: bool):
+    def __init__(self, name: str, progress: bool) -> None:
         self.name = name
         self.progress = progress
         self.records: list[dict] = []
@@ -92,7 +94,7 @@ def require_file(path: Path, how_to_get: str) -> Path:
 
 
 def read_csv(
-    path: Path, schema: Mapping[str, pl.DataType], how_to_get: str, *, required: tuple[str, ...] = ()
+    path: Path, schema: Mapping[str, parquet.DType], how_to_get: str, *, required: tuple[str, ...] = ()
 ) -> pl.DataFrame:
     """A CSV as R writes it: header, NA or an empty field for missing; columns not named are ignored.
 
@@ -128,11 +130,11 @@ def read_csv(
                 bad = (number != number.round(0)).fill_null(False)
                 what = "not a whole number"
             if bad.any():
-                row = int(bad.arg_max())
+                row = parquet.first_true(bad)
                 raise ValueError(f"{path}: row {row + 1}: column '{name}' is '{text[row]}', {what}")
             column = number.cast(dtype)
         if name in required and column.null_count():
-            row = int(column.is_null().arg_max())
+            row = parquet.first_true(column.is_null())
             raise ValueError(f"{path}: row {row + 1}: column '{name}' is missing")
         columns.append(column)
     return pl.DataFrame(columns)
@@ -165,24 +167,24 @@ def read_npz(path: Path, shapes: Mapping[str, tuple], how_to_get: str) -> dict[s
     return arrays
 
 
-def require_values(df: pl.DataFrame, column: str, allowed, source) -> None:
+def require_values(df: pl.DataFrame, column: str, allowed: Iterable[Any], source: str | Path) -> None:
     """Raises ValueError naming the first row whose non-null value is not in `allowed`."""
     bad = df[column].is_not_null() & ~df[column].is_in(list(allowed))
     if bad.any():
-        row = int(bad.arg_max())
+        row = parquet.first_true(bad)
         known = ", ".join(str(value) for value in allowed)
         raise ValueError(f"{source}: row {row + 1}: column '{column}' is '{df[column][row]}', none of {known}")
 
 
-def require_unique(df: pl.DataFrame, column: str, source) -> None:
+def require_unique(df: pl.DataFrame, column: str, source: str | Path) -> None:
     """Raises ValueError naming the first row whose value appears more than once."""
     repeated = df[column].is_duplicated()
     if repeated.any():
-        row = int(repeated.arg_max())
+        row = parquet.first_true(repeated)
         raise ValueError(f"{source}: row {row + 1}: column '{column}' holds {df[column][row]} more than once")
 
 
-def hashed_uniform(ids_N, seed: int, purpose: str) -> np.ndarray:
+def hashed_uniform(ids_N: ArrayLike, seed: int, purpose: str) -> np.ndarray:
     """float64 [N] in [0, 1): a draw per id that depends on (id, seed, purpose) alone.
 
     The finaliser of SplitMix64 (Steele, Lea and Flood, 2014), so that the draw of a person changes
@@ -202,13 +204,13 @@ def hashed_uniform(ids_N, seed: int, purpose: str) -> np.ndarray:
     return (x_N >> np.uint64(11)).astype(np.float64) / float(1 << 53)
 
 
-def hashed_splits(groups_N, seed: int) -> np.ndarray:
+def hashed_splits(groups_N: ArrayLike, seed: int) -> np.ndarray:
     """str [N]: train 80%, tuning 10%, held_out 10% of the groups in expectation, by hashed draw."""
     draw_N = hashed_uniform(groups_N, seed, "split")
     return np.where(draw_N < 0.8, "train", np.where(draw_N < 0.9, "tuning", "held_out"))
 
 
-def timestamps(us_N) -> pl.Series:
+def timestamps(us_N: ArrayLike) -> pl.Series:
     """int64 microseconds since the epoch -> Datetime('us')."""
     return pl.Series("time", np.asarray(us_N, np.int64)).cast(pl.Datetime("us"))
 

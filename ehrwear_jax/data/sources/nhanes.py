@@ -1,6 +1,6 @@
-"""NHANES 2003-2006: one examination and the week of accelerometry after it -> MEDS, wearable tables and labels.
+"""Builds a MEDS dataset, wearable tables and labels from NHANES 2003-2006: an examination and a week of accelerometry.
 
-Which public tables the source folder holds and where to get them: the docstring of data/nhanes_source.py.
+Which public tables the source folder holds and where to get them: the docstring of nhanes_files.py.
 
 There are no dates in NHANES, so a week is drawn per person within the survey cycle (a hash of SEQN and seed), and the
 days of wear fall on the recorded weekdays. The examination is the day before the first day of wear; what it found is
@@ -14,10 +14,11 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
+from numpy.typing import ArrayLike
 
 from ehrwear_jax.data.formats import meds, wearable
+from ehrwear_jax.data.formats.times import DAY_US, MONTH_DAYS
 from ehrwear_jax.data.sources.csv_source import (
-    DAY_US,
     Ledger,
     day_number,
     hashed_splits,
@@ -48,7 +49,6 @@ PUBLISHED = {
     "deaths among them": 1_068,
 }
 TASK = "all_cause_mortality"
-DAYS_PER_MONTH = 30.4375  # 365.25 / 12
 DEVICE = "ActiGraph AM-7164"
 SUBJECTS_PER_SHARD = 2000
 _WEEKS_PER_CYCLE = 102
@@ -66,76 +66,10 @@ DAILY_CHANNELS = {
     "astp": ("active_to_sedentary", "1", 0.0, 1.0, "Probability of turning sedentary in an active minute"),
 }
 
-# Covariates for a Cox model on the table
-AGE_SEX = ("age_years", "male")
-# Age, sex, examination, history, mobility, smoking, education: with these, five-fold Cox gives the .822 that others
-# have measured on the table. CLINICAL_COVARIATES adds race and drinking, so that it holds all that the event stream
-# holds, and is the stronger row.
-CLINICAL_CORE = (
-    *AGE_SEX,
-    "bmi", "systolic_bp", "total_cholesterol", "hdl_cholesterol",
-    "diabetes", "chf", "chd", "cancer", "stroke", "mobility_difficulty",
-    "smoking_former", "smoking_current",
-    "education_below_high_school", "education_above_high_school",
-)  # fmt: skip
-CLINICAL_COVARIATES = (
-    *CLINICAL_CORE,
-    "race_black", "race_mexican_american", "race_other_hispanic", "race_other",
-    "drinking_moderate", "drinking_heavy", "drinking_unknown",
-)  # fmt: skip
-WEAR_CORE = ("total_activity", "total_log_activity", "wear_time", "sedentary_time", "mvpa_time")
-WEAR_COVARIATES = tuple(channel for channel, *_ in DAILY_CHANNELS.values())
-PROFILE_COVARIATES = tuple(f"{ACTIVITY_PROFILE}_{2 * i:02d}h" for i in range(12))
-
 
 def _evaluated(people: pl.DataFrame) -> pl.DataFrame:
     """People with a wear summary and a known vital status; tac is null where no day of wear was valid."""
     return people.filter(pl.col("tac").is_not_null() & pl.col("mortstat").is_not_null())
-
-
-def table_covariates(source_dir: Path) -> pl.DataFrame:
-    """Covariates for a Cox model on the table, for the people of the evaluation.
-
-    Returns:
-      subject_id i64, then float64: CLINICAL_COVARIATES, WEAR_COVARIATES, PROFILE_COVARIATES. Units as in the event and
-      channel tables; the profile is the sum of log(1 + count) per two hours, named by its first hour. Yes/no columns
-      are 1 and 0, and 0 also where the answer is unknown. bmi, systolic_bp, total_cholesterol and hdl_cholesterol are
-      null where not measured: impute them inside the training fold.
-
-    Raises:
-      as read_people.
-    """
-    people = _evaluated(read_people(source_dir))
-
-    def is_any(column: str, *answers: str) -> pl.Expr:
-        return pl.col(column).is_in(answers).fill_null(False).cast(pl.Float64)
-
-    columns = {
-        "age_years": pl.col("age"),
-        "male": is_any("Gender", "Male"),
-        "bmi": pl.col("BMI"),
-        "systolic_bp": pl.col("sys"),
-        "total_cholesterol": pl.col("lbxtc"),
-        "hdl_cholesterol": pl.col("lbdhdd"),
-        **{name.lower(): is_any(name, "Yes") for name in ("Diabetes", "CHF", "CHD", "Cancer", "Stroke")},
-        "mobility_difficulty": is_any("MobilityProblem", "Any Difficulty"),
-        "smoking_former": is_any("SmokeCigs", "Former"),
-        "smoking_current": is_any("SmokeCigs", "Current"),
-        "education_below_high_school": is_any("EducationAdult", "Less than 9th grade", "9-11th grade"),
-        "education_above_high_school": is_any(
-            "EducationAdult", "Some College or AA degree", "College graduate or above"
-        ),
-        "race_black": is_any("Race", "Black"),
-        "race_mexican_american": is_any("Race", "Mexican American"),
-        "race_other_hispanic": is_any("Race", "Other Hispanic"),
-        "race_other": is_any("Race", "Other"),
-        "drinking_moderate": is_any("DrinkStatus", "Moderate Drinker"),
-        "drinking_heavy": is_any("DrinkStatus", "Heavy Drinker"),
-        "drinking_unknown": pl.col("DrinkStatus").is_null().cast(pl.Float64),
-        **{channel: pl.col(column) for column, (channel, *_) in DAILY_CHANNELS.items()},
-        **{name: pl.col(column) for column, name in zip(PROFILE, PROFILE_COVARIATES, strict=True)},
-    }
-    return people.select(pl.col("SEQN").alias("subject_id"), **columns)
 
 
 # -------------------------------------------------------------------------------------------------------------- events
@@ -163,7 +97,7 @@ def wear_start_days(people: pl.DataFrame, first_weekday: dict[int, int], seed: i
 def _events(people: pl.DataFrame, wear_start_N: np.ndarray, seed: int) -> tuple[pl.DataFrame, pl.DataFrame]:
     """(events, codes): birth and statics, and the examination at the end of the day before the wear."""
     fraction_N = hashed_uniform(people["SEQN"].to_numpy(), seed, "birth")
-    before_us_N = np.rint((_age_months(people) + fraction_N) * DAYS_PER_MONTH * DAY_US).astype(np.int64)
+    before_us_N = np.rint((_age_months(people) + fraction_N) * MONTH_DAYS * DAY_US).astype(np.int64)
     people = people.rename({"SEQN": "subject_id"}).with_columns(
         timestamps((wear_start_N - 1) * DAY_US - before_us_N).alias("birth"),
         timestamps(wear_start_N * DAY_US - 1).alias("exam"),
@@ -183,9 +117,9 @@ def _events(people: pl.DataFrame, wear_start_N: np.ndarray, seed: int) -> tuple[
     for column, (code, _) in MEASURED.items():
         parts.append(part(pl.lit(code), pl.col("exam"), pl.col(column)).drop_nulls("numeric_value"))
     for column, answers in ANSWERED.items():
-        codes = {answer: code for answer, (code, _) in answers.items()}
+        code_of = {answer: code for answer, (code, _) in answers.items()}
         value = pl.col("DrinksPerWeek") if column == "DrinkStatus" else no_value
-        parts.append(part(pl.col(column).replace_strict(codes, default=None), pl.col("exam"), value))
+        parts.append(part(pl.col(column).replace_strict(code_of, default=None), pl.col("exam"), value))
     described = [(meds.BIRTH_CODE, "Birth"), *MEASURED.values()]
     described += [pair for answers in ANSWERED.values() for pair in answers.values()]
     described += [(code, answer) for names in (GENDERS, RACES) for answer, code in names.items()]
@@ -208,19 +142,21 @@ def channels() -> pl.DataFrame:
     return pl.DataFrame(rows, schema=list(wearable.CHANNEL_SCHEMA), orient="row")
 
 
-def _recordings(people: pl.DataFrame, wear_start: dict[int, int], flags: Flags, counts: dict) -> pl.DataFrame:
+def _recordings(
+    people: pl.DataFrame, wear_start: dict[int, int], flags: Flags, counts: dict[int, dict[int, np.ndarray]]
+) -> pl.DataFrame:
     """All recordings of some people, rows of a person together (wearable.ROW_SCHEMA)."""
     rows = []
 
-    def add(seqn: int, start_day: int, seconds: int, channel: str, values, unit: str) -> None:
+    def add(seqn: int, start_day: int, seconds: int, channel: str, values: ArrayLike, unit: str) -> None:
         values = np.asarray(values, np.float32)
         rows.append((seqn, start_day * DAY_US, 1.0 / seconds, channel, values, unit))
 
     for person in people.iter_rows(named=True):
         seqn = person["SEQN"]
         start = wear_start[seqn]
-        place = flags.place.get(seqn)
-        if place is not None and flags.usable_P[place]:
+        position = flags.position.get(seqn)
+        if position is not None and flags.usable_P[position]:
             add(seqn, start, 60, WEAR_FLAG, flags.of(seqn).reshape(-1), "1")
             for day, counts_1440 in sorted(counts.get(seqn, {}).items()):
                 add(seqn, start + day, 60, ACTIVITY_COUNT, counts_1440, "count/min")
@@ -253,7 +189,7 @@ def _labels(people: pl.DataFrame, wear_start: dict[int, int], ledger: Ledger) ->
     evaluated = _evaluated(people)
     start_N = np.array([wear_start[seqn] for seqn in evaluated["SEQN"]], np.int64)
     # Follow-up is counted in months from the examination, whose day ends seven days before the prediction time.
-    days = pl.col("permth_exm") * DAYS_PER_MONTH - WEEK_DAYS
+    days = pl.col("permth_exm") * MONTH_DAYS - WEEK_DAYS
     labels = evaluated.select(
         pl.col("SEQN").alias("subject_id"),
         timestamps((start_N + WEEK_DAYS) * DAY_US).alias("prediction_time"),
@@ -299,50 +235,19 @@ def build(
     if n_folds < 2:
         raise ValueError(f"n_folds is {n_folds}, must be at least 2")
     ledger = Ledger("nhanes", progress)
-    people = read_people(source_dir)
-    flags = Flags(source_dir)
-    counts = read_counts(source_dir, flags, ledger)
-    evaluated = _evaluated(people)
-    sizes = (
-        len(people), len(flags.seqn_P), len(counts), int(people["in_ida"].sum()), len(evaluated),
-        int(evaluated["mortstat"].sum()),
-    )  # fmt: skip
-    for (what, expected), n in zip(PUBLISHED.items(), sizes, strict=True):
-        ledger.published(what, n, expected, strict)
-
-    examined = people.filter((pl.col("WTMEC2YR") > 0) | pl.col("SEQN").is_in(flags.seqn_P.tolist()))
-    ledger.add("people examined", len(examined), len(people) - len(examined), "interviewed only")
-    people = examined
-    strangers = int((~np.isin(flags.seqn_P, people["SEQN"].to_numpy())).sum())
-    if strangers:
-        raise ValueError(f"{flags.path}: {strangers} people are not in covariates.csv")
-    unusable = int((~flags.usable_P).sum())
-    ledger.add("people with usable wear flags", len(flags.seqn_P) - unusable, unusable,
-               "monitor out of calibration (PAXCAL) or data unreliable (PAXSTAT)")  # fmt: skip
-    n_counts = sum(bool(flags.usable_P[flags.place[seqn]]) for seqn in counts)
-    ledger.add("people with usable minute counts", n_counts, len(counts) - n_counts, "the same")
-    top_coded = int(people.select(pl.coalesce("RIDAGEEX", "RIDAGEMN").is_null().sum()).item())
-    ledger.add(
-        "people with age in months", len(people) - top_coded, 0, f"{top_coded} others are 85 or older, taken as 85"
-    )
-
+    people, flags, counts = _read(source_dir, strict, ledger)
     first_weekday = dict(zip(flags.seqn_P.tolist(), flags.weekday_Px7[:, 0].tolist(), strict=True))
     wear_start_N = wear_start_days(people, first_weekday, seed)
     wear_start = dict(zip(people["SEQN"].to_list(), wear_start_N.tolist(), strict=True))
     labels = _labels(people, wear_start, ledger)
     ids_N = people["SEQN"].to_numpy()
-    fold_N = (hashed_uniform(ids_N, seed, "fold") * n_folds).astype(np.int64)
-    fold_N = np.where(np.isin(ids_N, labels["subject_id"].to_numpy()), fold_N, -1)
-    folds = pl.DataFrame({"subject_id": ids_N, "fold": fold_N})
     splits = pl.DataFrame({"subject_id": ids_N, "split": hashed_splits(ids_N, seed)})
-    sizes_text = ", ".join(str(int((fold_N == k).sum())) for k in range(n_folds))
-    ledger.add("people in evaluation folds", int((fold_N >= 0).sum()), 0, f"{sizes_text}; all others pretrain only")
+    folds = _folds(ids_N, labels, seed, n_folds, ledger)
     events, codes = _events(people, wear_start_N, seed)
     with staged(root) as folder:
-        meds.write_dataset(folder, events, codes, splits, name="nhanes", version="2003-2006", folds=folds,
-                           subjects_per_shard=SUBJECTS_PER_SHARD)  # fmt: skip
+        metadata = meds.Metadata("nhanes", "2003-2006", codes, splits, folds=folds)
+        meds.write_dataset(folder, events, metadata, SUBJECTS_PER_SHARD)
         ledger.add("events written", len(events))
-
         table = channels()
         wearable.write_channels(folder / "wearable", table)
         n_rows = 0
@@ -357,3 +262,40 @@ def build(
         meds.write_labels(folder / "labels" / f"{TASK}.parquet", labels)
         ledger.write(folder)
     return ledger.records
+
+
+def _read(
+    source_dir: Path, strict: bool, ledger: Ledger
+) -> tuple[pl.DataFrame, Flags, dict[int, dict[int, np.ndarray]]]:
+    """The people examined, wear flags and minute counts, with their counts beside the published ones."""
+    people = read_people(source_dir)
+    flags = Flags(source_dir)
+    counts = read_counts(source_dir, flags, ledger)
+    evaluated = _evaluated(people)
+    n_ida, n_deaths = int(people["in_ida"].sum()), int(evaluated["mortstat"].sum())
+    sizes = (len(people), len(flags.seqn_P), len(counts), n_ida, len(evaluated), n_deaths)
+    for (what, expected), n in zip(PUBLISHED.items(), sizes, strict=True):
+        ledger.published(what, n, expected, strict)
+    examined = people.filter((pl.col("WTMEC2YR") > 0) | pl.col("SEQN").is_in(flags.seqn_P.tolist()))
+    ledger.add("people examined", len(examined), len(people) - len(examined), "interviewed only")
+    strangers = int((~np.isin(flags.seqn_P, examined["SEQN"].to_numpy())).sum())
+    if strangers:
+        raise ValueError(f"{flags.path}: {strangers} people are not in covariates.csv")
+    unusable = int((~flags.usable_P).sum())
+    why = "monitor out of calibration (PAXCAL) or data unreliable (PAXSTAT)"
+    ledger.add("people with usable wear flags", len(flags.seqn_P) - unusable, unusable, why)
+    n_counts = sum(bool(flags.usable_P[flags.position[seqn]]) for seqn in counts)
+    ledger.add("people with usable minute counts", n_counts, len(counts) - n_counts, "the same")
+    top_coded = int(examined.select(pl.coalesce("RIDAGEEX", "RIDAGEMN").is_null().sum()).item())
+    why = f"{top_coded} others are 85 or older, taken as 85"
+    ledger.add("people with age in months", len(examined) - top_coded, 0, why)
+    return examined, flags, counts
+
+
+def _folds(ids_N: np.ndarray, labels: pl.DataFrame, seed: int, n_folds: int, ledger: Ledger) -> pl.DataFrame:
+    """subject_id, fold: 0 to n_folds - 1 by a hash for those labelled, -1 for all others."""
+    fold_N = (hashed_uniform(ids_N, seed, "fold") * n_folds).astype(np.int64)
+    fold_N = np.where(np.isin(ids_N, labels["subject_id"].to_numpy()), fold_N, -1)
+    sizes = ", ".join(str(int((fold_N == k).sum())) for k in range(n_folds))
+    ledger.add("people in evaluation folds", int((fold_N >= 0).sum()), 0, f"{sizes}; all others pretrain only")
+    return pl.DataFrame({"subject_id": ids_N, "fold": fold_N})

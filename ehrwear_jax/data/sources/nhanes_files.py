@@ -1,4 +1,4 @@
-"""Reading NHANES 2003-2006: the public tables that data/nhanes.py joins, checked, days numbered one way.
+"""Reads and checks the public tables of NHANES 2003-2006 that data/sources/nhanes.py joins; numbers days one way.
 
 Public tables, joined by the survey's SEQN, in one folder:
 - covariates.csv, mortality2015.csv: Covariate_C/D and Mortality_2015_C/D of the R package rnhanesdata
@@ -18,14 +18,15 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
+from ehrwear_jax.data.formats import parquet
+from ehrwear_jax.data.formats.times import DAY_MINUTES
 from ehrwear_jax.data.sources.csv_source import Ledger, read_csv, read_npz, require_unique, require_values
 
 HOW_TO_GET = "the docstring of ehrwear_jax/data/sources/nhanes_files.py lists the public tables"
 WEEK_DAYS = 7
-MINUTES = 1440
 MAX_COUNT = 32_767  # the monitor's counter is full
 CYCLE_SUNDAY = {3: "2003-01-05", 4: "2005-01-02"}  # first Sunday of the cycle's first January
-_COVARIATES_SCHEMA = {
+_COVARIATES_SCHEMA: parquet.Schema = {
     "SEQN": pl.Int64,
     "SDDSRVYR": pl.Int64,
     "WTMEC2YR": pl.Float64,
@@ -46,11 +47,11 @@ _COVARIATES_SCHEMA = {
     "DrinksPerWeek": pl.Float64,
     "SmokeCigs": pl.String,
 }
-_MORTALITY_SCHEMA = {"SEQN": pl.Int64, "mortstat": pl.Int64, "permth_exm": pl.Int64}
+_MORTALITY_SCHEMA: parquet.Schema = {"SEQN": pl.Int64, "mortstat": pl.Int64, "permth_exm": pl.Int64}
 PROFILE = tuple(f"tlac.{i}" for i in range(1, 13))
 # Averages over the valid days of wear: nine summaries, and log(1 + count) summed per two hours.
 SUMMARIES = ("tac", "tlac", "wt", "st", "mvpa", "about", "sbout", "satp", "astp")
-_IDA_SCHEMA = {
+_IDA_SCHEMA: parquet.Schema = {
     "seqn": pl.Int64,
     "age": pl.Float64,
     "sys": pl.Float64,
@@ -58,7 +59,7 @@ _IDA_SCHEMA = {
     "lbdhdd": pl.Float64,
     **dict.fromkeys((*SUMMARIES, *PROFILE), pl.Float64),
 }
-_DAY_SCHEMA = {"id": pl.Int64, "index": pl.Int64, "raw_activity": pl.Int64}
+_DAY_SCHEMA: parquet.Schema = {"id": pl.Int64, "index": pl.Int64, "raw_activity": pl.Int64}
 # source column -> (code, description) of a numeric finding of the examination
 MEASURED = {
     "BMI": ("VITAL//bmi", "Body mass index, kg/m2"),
@@ -150,18 +151,18 @@ def read_people(source_dir: Path) -> pl.DataFrame:
 
 
 class Flags:
-    """Wear flags of every person, unpacked on demand.
+    """Reads the wear flags of every person, unpacked on demand.
 
     Attributes:
       path: the file. seqn_P: int64 [P]. weekday_Px7: int64 [P, 7], 1 = Sunday, in the order of wear.
       usable_P: bool [P], the monitor was in calibration and its data reliable on all days.
-      place: SEQN -> p.
+      position: SEQN -> p.
     """
 
-    def __init__(self, source_dir: Path):
+    def __init__(self, source_dir: Path) -> None:
         """Reads flags_packed.npz; raises FileNotFoundError, or ValueError naming file and array."""
         path = Path(source_dir) / "flags_packed.npz"
-        shapes = {"bits": (MINUTES // 8,), "SEQN": (), "PAXCAL": (), "PAXSTAT": (), "WEEKDAY": ()}
+        shapes = {"bits": (DAY_MINUTES // 8,), "SEQN": (), "PAXCAL": (), "PAXSTAT": (), "WEEKDAY": ()}
         table = read_npz(path, shapes, HOW_TO_GET)
         if len(table["SEQN"]) % WEEK_DAYS:
             raise ValueError(f"{path}: array 'SEQN' has {len(table['SEQN'])} rows, not {WEEK_DAYS} for each person")
@@ -180,11 +181,11 @@ class Flags:
         fine_N = (table["PAXCAL"] == 1) & (table["PAXSTAT"] == 1)
         self.usable_P = fine_N.reshape(-1, WEEK_DAYS).all(axis=1)
         self._bits = table["bits"]
-        self.place = {int(seqn): p for p, seqn in enumerate(self.seqn_P)}
+        self.position = {int(seqn): p for p, seqn in enumerate(self.seqn_P)}
 
     def of(self, seqn: int) -> np.ndarray:
         """uint8 [7, 1440] of one person."""
-        first = self.place[seqn] * WEEK_DAYS
+        first = self.position[seqn] * WEEK_DAYS
         return np.unpackbits(self._bits[first : first + WEEK_DAYS], axis=1)
 
 
@@ -199,7 +200,7 @@ def read_counts(source_dir: Path, flags: Flags, ledger: Ledger) -> dict[int, dic
       ValueError: a malformed file, or counts that fall outside the minutes of wear (a day or bit order gone wrong).
     """
     path = Path(source_dir) / "counts_268.npz"
-    table = read_npz(path, {"counts": (MINUTES,), "SEQN": (), "day": (), "src": ()}, HOW_TO_GET)
+    table = read_npz(path, {"counts": (DAY_MINUTES,), "SEQN": (), "day": (), "src": ()}, HOW_TO_GET)
     day_path = Path(source_dir) / "registr50_oneday.csv"
     one_day = read_csv(day_path, _DAY_SCHEMA, HOW_TO_GET, required=tuple(_DAY_SCHEMA)).sort("id", "index")
     minutes = one_day.group_by("id", maintain_order=True).agg("index", "raw_activity")
@@ -209,18 +210,18 @@ def read_counts(source_dir: Path, flags: Flags, ledger: Ledger) -> dict[int, dic
     ]
     found.sort(key=lambda row: row[3])  # stable: accelmissing first
     for seqn, index, counts in minutes.iter_rows():
-        if index != list(range(1, MINUTES + 1)):
-            raise ValueError(f"{day_path}: column 'index' of person {seqn} must run from 1 to {MINUTES}")
+        if index != list(range(1, DAY_MINUTES + 1)):
+            raise ValueError(f"{day_path}: column 'index' of person {seqn} must run from 1 to {DAY_MINUTES}")
         # Day 1 is Sunday: of all weekdays it alone fits the wear flags of all 50 people.
         found.append((day_path, seqn, 1, False, np.array(counts)))
     result: dict[int, dict[int, np.ndarray]] = {}
     repeated = active = worn_active = 0
     for file, seqn, day, by_day, counts in found:
-        if seqn not in flags.place:
+        if seqn not in flags.position:
             raise ValueError(f"{file}: column 'SEQN' holds {seqn}, who has no wear flags in {flags.path.name}")
         if not 1 <= day <= WEEK_DAYS or counts.min() < 0 or counts.max() > MAX_COUNT:
             raise ValueError(f"{file}: person {seqn}, day {day}: day must be 1 to 7, counts 0 to {MAX_COUNT}")
-        offset = day - 1 if by_day else int(day - flags.weekday_Px7[flags.place[seqn], 0]) % WEEK_DAYS
+        offset = day - 1 if by_day else int(day - flags.weekday_Px7[flags.position[seqn], 0]) % WEEK_DAYS
         worn = flags.of(seqn)[offset] == 1
         active += int((counts > 0).sum())
         worn_active += int((worn & (counts > 0)).sum())

@@ -6,12 +6,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ehrwear_jax.data.signals import signal
+from ehrwear_jax.data.formats.times import DAY_US
 from ehrwear_jax.models.joint import augmentation, masking, raw_fields
 from ehrwear_jax.models.joint.batch import MASK, MODALITY_EHR, MODALITY_WEAR, PAD, WEAR
 from ehrwear_jax.models.joint.patient import Patient
 
-DAY_US = signal.DAY_US
 _CURSORS = ("tokens", "windows", "masked", "events", "queries", "pairs", "raw_windows", "segment")
 
 

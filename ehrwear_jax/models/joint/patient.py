@@ -5,10 +5,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ehrwear_jax.data.signals import signal
+from ehrwear_jax.data.formats.times import DAY_US
 from ehrwear_jax.models.joint import batch as batch_lib
 
-DAY_US = signal.DAY_US
 NO_BIRTH = np.iinfo(np.int64).min
 
 
@@ -105,7 +104,7 @@ class Patient:
 def summary_table(window_MxLxC):
     """Mean, std and mean absolute step per channel, statistic-major: float32 [M, F], NaN missing.
 
-    The definition is signal.summaries; these run for every context and work on float32 along contiguous steps.
+    The definition is summaries.window_summaries; these run for every context, in float32 along contiguous steps.
     """
     x_MxCxL = np.ascontiguousarray(window_MxLxC.transpose(0, 2, 1), np.float32)
     finite = np.isfinite(x_MxCxL)

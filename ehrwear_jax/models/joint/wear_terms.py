@@ -4,7 +4,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
 
-from ehrwear_jax.data.signals.signal import DAY_US
+from ehrwear_jax.data.formats.times import DAY_US
 from ehrwear_jax.models.family import Field
 from ehrwear_jax.models.joint.terms import Latents, Term, take
 from ehrwear_jax.models.layers.dense import dense

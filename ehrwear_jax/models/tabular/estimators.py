@@ -1,4 +1,4 @@
-"""Tabular baselines: gradient boosting and logistic regression on hand-made features.
+"""Fits the tabular baselines: gradient boosting and logistic regression on hand-made features.
 
 Both choose their settings by log loss on the given validation rows (never on a random part of the
 training rows, which would mix rows of one patient) and are not refitted on them. NaN = missing.
@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
@@ -27,7 +28,10 @@ BOOSTING_GRID = tuple(
 LOGISTIC_L2_GRID = (1.0, 1e-1, 1e-2, 1e-3, 1e-4, 1e-5)
 
 
-def _table(x, name: str, n_features: int | None = None) -> np.ndarray:
+Arrays = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
+
+
+def _table(x: ArrayLike, name: str, n_features: int | None = None) -> np.ndarray:
     x = np.asarray(x, dtype=np.float64)
     if x.ndim != 2 or 0 in x.shape:
         raise ValueError(f"{name} must be a non-empty [N, F] array, got shape {x.shape}")
@@ -39,14 +43,15 @@ def _table(x, name: str, n_features: int | None = None) -> np.ndarray:
     return x
 
 
-def _labels(y, name: str, n_rows: int) -> np.ndarray:
+def _labels(y: ArrayLike, name: str, n_rows: int) -> np.ndarray:
     y = np.asarray(y)
     if y.shape != (n_rows,) or not np.isin(y, (0, 1)).all():
         raise ValueError(f"{name} must hold {n_rows} labels of 0 or 1, got shape {y.shape}")
     return y.astype(int)
 
 
-def _check(x_train, y_train, x_val, y_val):
+def _check(x_train: ArrayLike, y_train: ArrayLike, x_val: ArrayLike, y_val: ArrayLike) -> Arrays:
+    """(x_train, y_train, x_val, y_val) as float64 and int; ValueError for bad shapes or values, or a single class."""
     x_train = _table(x_train, "x_train")
     x_val = _table(x_val, "x_val", x_train.shape[1])
     y_train = _labels(y_train, "y_train", len(x_train))
@@ -56,16 +61,46 @@ def _check(x_train, y_train, x_val, y_val):
 
 
 @dataclasses.dataclass(frozen=True)
+class BoostingSearch:
+    """How settings and iteration of a boosted model are searched.
+
+    Attributes:
+      grid: settings of HistGradientBoostingClassifier to try; the first wins ties.
+      max_iterations: trees at most.
+      patience: a candidate stops once its best iteration is this many trees ago.
+      n_threads: OpenMP threads per candidate; candidates run concurrently anyway. More pays on
+        large tables and idle cores only: OpenMP's threads spin while they wait for each other.
+    """
+
+    grid: Sequence[Mapping[str, Any]] = BOOSTING_GRID
+    max_iterations: int = 500
+    patience: int = 40
+    n_threads: int = 1
+
+    def __post_init__(self) -> None:
+        if self.max_iterations < 1 or self.patience < 1 or not self.grid:
+            raise ValueError("max_iterations and patience must be positive and the grid not empty")
+
+
+@dataclasses.dataclass(frozen=True)
 class GradientBoosting:
-    """A boosted model cut at the iteration with the lowest validation log loss."""
+    """A boosted model cut at the iteration with the lowest validation log loss.
+
+    Attributes:
+      model: the fitted classifier, with the iterations that were tried after the best one.
+      seen_F: bool, columns with a training value; the others are not given to the model.
+      n_iterations: of the cut.
+      settings: those of the grid that were chosen.
+      validation_loss: log loss at the cut.
+    """
 
     model: HistGradientBoostingClassifier
-    seen_F: np.ndarray  # bool: columns with a training value; the others are not given to the model
+    seen_F: np.ndarray
     n_iterations: int
     settings: Mapping[str, Any]
     validation_loss: float
 
-    def predict_proba(self, x) -> np.ndarray:
+    def predict_proba(self, x: ArrayLike) -> np.ndarray:
         """P(y = 1), float64 [N]."""
         x = _table(x, "x", len(self.seen_F))
         with threadpool_limits(1, user_api="openmp"):  # one short parallel region per tree
@@ -74,69 +109,60 @@ class GradientBoosting:
 
 
 def fit_gradient_boosting(
-    x_train,
-    y_train,
-    x_val,
-    y_val,
-    *,
-    grid: Sequence[Mapping[str, Any]] = BOOSTING_GRID,
-    max_iterations: int = 500,
-    patience: int = 40,
-    seed: int = 0,
-    n_threads: int = 1,
+    x_train: ArrayLike,
+    y_train: ArrayLike,
+    x_val: ArrayLike,
+    y_val: ArrayLike,
+    search: BoostingSearch = BoostingSearch(),
 ) -> GradientBoosting:
     """Histogram gradient boosting; settings and iteration by validation log loss.
 
     Args:
       x_train, x_val: float [N, F], NaN = missing (handled natively).
       y_train, y_val: bool or 0/1 [N].
-      grid: settings of HistGradientBoostingClassifier to try; the first wins ties.
-      max_iterations: trees at most.
-      patience: a candidate stops once its best iteration is this many trees ago.
-      seed: used by the binning of more than 200,000 rows only.
-      n_threads: OpenMP threads per candidate; candidates run concurrently anyway. More pays on
-        large tables and idle cores only: OpenMP's threads spin while they wait for each other.
+      search: candidates, and when each stops.
 
     Raises:
       ValueError: bad shapes or values, or one class in training.
     """
     x_train, y_train, x_val, y_val = _check(x_train, y_train, x_val, y_val)
-    if max_iterations < 1 or patience < 1 or not grid:
-        raise ValueError("max_iterations and patience must be positive and the grid not empty")
-
     # scikit-learn cannot bin a column without any value.
-    seen_F = ~np.isnan(x_train).all(0)
+    seen_F = np.asarray((~np.isnan(x_train)).any(axis=0))
     if not seen_F.any():
         raise ValueError("x_train has no value in any column")
     arrays = x_train[:, seen_F], y_train, x_val[:, seen_F], y_val
 
     def fit(settings: Mapping[str, Any]) -> GradientBoosting:
-        with threadpool_limits(n_threads, user_api="openmp"):
-            model, losses = _boost(*arrays, settings, max_iterations, patience, seed)
+        with threadpool_limits(search.n_threads, user_api="openmp"):
+            model, losses = _boost(arrays, settings, search)
         best = int(np.argmin(losses))
         return GradientBoosting(model, seen_F, best + 1, settings, losses[best])
 
-    with concurrent.futures.ThreadPoolExecutor(min(len(grid), os.cpu_count() or 1)) as pool:
-        candidates = list(pool.map(fit, grid))
+    with concurrent.futures.ThreadPoolExecutor(min(len(search.grid), os.cpu_count() or 1)) as pool:
+        candidates = list(pool.map(fit, search.grid))
     return min(candidates, key=lambda candidate: candidate.validation_loss)
 
 
-def _boost(x_train, y_train, x_val, y_val, settings, max_iterations, patience, seed):
+def _boost(
+    arrays: Arrays, settings: Mapping[str, Any], search: BoostingSearch
+) -> tuple[HistGradientBoostingClassifier, list[float]]:
     """A boosted model and the validation log loss after each of its iterations."""
-    model = HistGradientBoostingClassifier(early_stopping=False, warm_start=True, random_state=seed, **settings)
+    x_train, y_train, x_val, y_val = arrays
+    # the random state matters for the binning of more than 200,000 rows only
+    model = HistGradientBoostingClassifier(early_stopping=False, warm_start=True, random_state=0, **settings)
     losses: list[float] = []
-    while len(losses) < max_iterations:
-        model.set_params(max_iter=min(len(losses) + patience, max_iterations))
+    while len(losses) < search.max_iterations:
+        model.set_params(max_iter=min(len(losses) + search.patience, search.max_iterations))
         model.fit(x_train, y_train)
         stages = itertools.islice(model.staged_predict_proba(x_val), len(losses), None)
         losses += [log_loss(y_val, p_Nx2[:, 1], labels=[0, 1]) for p_Nx2 in stages]
-        if len(losses) - 1 - int(np.argmin(losses)) >= patience or model.n_iter_ < model.max_iter:
+        if len(losses) - 1 - int(np.argmin(losses)) >= search.patience or model.n_iter_ < model.max_iter:
             break
     return model, losses
 
 
 class TableEncoder:
-    """Makes a table with missing values ready for a linear model, with training statistics only.
+    """Encodes a table with missing values for a linear model, with training statistics only.
 
     In order: log(1 + x) of the columns that are non-negative and skewed in training (counts, days
     since); median imputation; an indicator per column that is missing somewhere in training;
@@ -146,7 +172,7 @@ class TableEncoder:
 
     _SKEWED = 2.0  # the skewness of an exponential distribution
 
-    def __init__(self, x_train):
+    def __init__(self, x_train: ArrayLike) -> None:
         x = _table(x_train, "x_train")
         missing, empty = np.isnan(x).any(0), np.isnan(x).all(0)
         self._logged = np.array([_skewness(c[~np.isnan(c)]) for c in x.T]) > self._SKEWED
@@ -157,15 +183,15 @@ class TableEncoder:
         self._mean, std = filled.mean(0), filled.std(0)
         self._scale = np.where(std > 1e-10 * np.maximum(np.abs(self._mean), 1e-100), std, np.inf)
 
-    def _log(self, x):
+    def _log(self, x: np.ndarray) -> np.ndarray:
         # A value below 0 in other rows, though never in training, counts as 0.
         return np.where(self._logged, np.log1p(np.maximum(x, 0.0)), x)
 
-    def _fill(self, x):
+    def _fill(self, x: np.ndarray) -> np.ndarray:
         is_missing = np.isnan(x)
         return np.concatenate([np.where(is_missing, self._median, x), is_missing[:, self._indicated]], axis=1)
 
-    def __call__(self, x) -> np.ndarray:
+    def __call__(self, x: ArrayLike) -> np.ndarray:
         """Float64 [N, F + indicators], finite."""
         encoded = self._fill(self._log(_table(x, "x", len(self._median))))
         return np.clip((encoded - self._mean) / self._scale, -10, 10)
@@ -187,13 +213,17 @@ class TabularLogistic:
     l2: float
     validation_loss: float
 
-    def predict_proba(self, x) -> np.ndarray:
+    def predict_proba(self, x: ArrayLike) -> np.ndarray:
         """P(y = 1), float64 [N]."""
         return self.model.predict_proba(self.encoder(x))[:, 1]
 
 
 def fit_logistic_regression(
-    x_train, y_train, x_val, y_val, *, l2_grid: Sequence[float] = LOGISTIC_L2_GRID
+    x_train: ArrayLike,
+    y_train: ArrayLike,
+    x_val: ArrayLike,
+    y_val: ArrayLike,
+    l2_grid: Sequence[float] = LOGISTIC_L2_GRID,
 ) -> TabularLogistic:
     """Logistic regression on `TableEncoder` columns; strength by validation log loss.
 
@@ -203,7 +233,7 @@ def fit_logistic_regression(
     x_train, y_train, x_val, y_val = _check(x_train, y_train, x_val, y_val)
     encoder = TableEncoder(x_train)
     z_train, z_val = encoder(x_train), encoder(x_val)
-    best = None
+    best: TabularLogistic | None = None
     for l2 in sorted(l2_grid, reverse=True):
         model = LogisticRegression(C=1 / (l2 * len(z_train)), solver="newton-cholesky", tol=1e-6, max_iter=200)
         with warnings.catch_warnings():
@@ -213,4 +243,6 @@ def fit_logistic_regression(
         loss = log_loss(y_val, model.predict_proba(z_val)[:, 1], labels=[0, 1])
         if best is None or loss < best.validation_loss:
             best = TabularLogistic(encoder, model, l2, loss)
+    if best is None:
+        raise ValueError("l2_grid is empty")
     return best

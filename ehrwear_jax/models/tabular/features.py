@@ -1,4 +1,4 @@
-"""Hand-made tabular features at each prediction time: what a practitioner feeds a baseline.
+"""Computes tabular features at each prediction time for the baselines.
 
 Every feature of an index row (subject, prediction time t) is computed from that subject's rows with
 time <= t alone; a range of d days holds the rows with t - d < time <= t. What is fitted (which
@@ -12,11 +12,13 @@ from collections.abc import Collection, Iterator
 import numpy as np
 import polars as pl
 
-DAY_US = 86_400_000_000
-YEAR_DAYS = 365.25
+from ehrwear_jax.data.formats.parquet import first_true
+from ehrwear_jax.data.formats.times import DAY_US, YEAR_DAYS
+
 EHR_RANGE_DAYS = 365
 COUNT_RANGES_DAYS = (30, 365)
 WEAR_RANGES_DAYS = (7, 30, None)  # None: everything so far
+DAY_BINS = 4  # equal parts of the day for the time-of-day means
 # Birth is the age feature; after death there is nothing to predict.
 _NOT_FEATURES = ("MEDS_BIRTH", "MEDS_DEATH")
 
@@ -34,7 +36,6 @@ def build_features(
     *,
     train_subject_ids: Collection[int],
     max_codes: int = 64,
-    day_bins: int = 4,
 ) -> pl.DataFrame:
     """Features of every index row, in the order of `index`.
 
@@ -57,7 +58,6 @@ def build_features(
       train_subject_ids: subjects that may be used to choose codes.
       max_codes: at most this many timed codes, and as many static ones: those that most training
         subjects have.
-      day_bins: equal parts of the day for the time-of-day means.
 
     Returns:
       subject_id, prediction_time and Float32 features, null where there is nothing to compute from.
@@ -80,7 +80,7 @@ def build_features(
     columns.update(_static_features(queries, events, train, max_codes))
     columns.update(_event_features(queries, events, train, max_codes))
     if windows is not None:
-        columns.update(_wear_features(queries, windows, day_bins))
+        columns.update(_wear_features(queries, windows))
     features = [
         pl.Series(name, queries.unsort(values).astype(np.float32), nan_to_null=True) for name, values in columns.items()
     ]
@@ -94,7 +94,7 @@ def _require(df: pl.DataFrame, name: str, columns: Collection[str]) -> None:
         raise ValueError(f"{name}: column {missing[0]!r} is missing")
     for key in ("subject_id", "prediction_time", "code"):
         if key in columns and df[key].null_count():
-            row = int(df[key].is_null().arg_max())
+            row = first_true(df[key].is_null())
             raise ValueError(f"{name}: {key} is null in row {row}")
 
 
@@ -105,7 +105,7 @@ def _time_us(series: pl.Series) -> np.ndarray:
 class _Queries:
     """Index rows sorted by (subject, time): neighbouring range sums then touch nearby memory."""
 
-    def __init__(self, index: pl.DataFrame):
+    def __init__(self, index: pl.DataFrame) -> None:
         subject_id, time = index["subject_id"].to_numpy(), _time_us(index["prediction_time"])
         self._order = np.lexsort((time, subject_id))
         self.subject_id, self.time = subject_id[self._order], time[self._order]
@@ -129,7 +129,7 @@ class _Queries:
 class _Timeline:
     """Rows sorted by (subject, time), searchable by (subject, time) through one integer key."""
 
-    def __init__(self, queries: _Queries, rows: pl.DataFrame):
+    def __init__(self, queries: _Queries, rows: pl.DataFrame) -> None:
         self.subject = np.searchsorted(queries.ids, rows["subject_id"].to_numpy())
         self.time = _time_us(rows["time"])
         self._times = np.unique(self.time)
@@ -201,7 +201,9 @@ def _frequent_codes(events: pl.DataFrame, train: pl.Series, max_codes: int) -> l
     )
 
 
-def _static_features(queries, events, train, max_codes) -> dict[str, np.ndarray]:
+def _static_features(
+    queries: _Queries, events: pl.DataFrame, train: pl.Series, max_codes: int
+) -> dict[str, np.ndarray]:
     static = events.filter(pl.col("time").is_null())
     columns = {}
     for code, has_values in _frequent_codes(static, train, max_codes):
@@ -215,7 +217,7 @@ def _static_features(queries, events, train, max_codes) -> dict[str, np.ndarray]
     return columns
 
 
-def _event_features(queries, events, train, max_codes) -> dict[str, np.ndarray]:
+def _event_features(queries: _Queries, events: pl.DataFrame, train: pl.Series, max_codes: int) -> dict[str, np.ndarray]:
     timed = events.filter(
         pl.col("time").is_not_null() & ~pl.col("code").str.split("//").list.first().is_in(_NOT_FEATURES)
     )
@@ -267,23 +269,23 @@ def _positions_by_code(rows: pl.DataFrame, codes: list[tuple[str, bool]]) -> Ite
         yield order[lo:hi]
 
 
-def _wear_features(queries, windows, day_bins) -> dict[str, np.ndarray]:
+def _wear_features(queries: _Queries, windows: pl.DataFrame) -> dict[str, np.ndarray]:
     _require(windows, "windows", ("subject_id", "time"))
     if windows["time"].null_count():
-        raise ValueError(f"windows: time is null in row {int(windows['time'].is_null().arg_max())}")
+        raise ValueError(f"windows: time is null in row {first_true(windows['time'].is_null())}")
     channels = [c.removesuffix("__mean") for c in windows.columns if c.endswith("__mean")]
     parts = ("mean", "std", "min", "max", "coverage")
     _require(windows, "windows", [f"{c}__{part}" for c in channels for part in parts])
     rows = queries.rows_of(windows)
     line = _Timeline(queries, rows)
     # A window that ends at midnight belongs to the day that it closes.
-    day_bin = ((line.time - 1) % DAY_US) * day_bins // DAY_US
+    day_bin = ((line.time - 1) % DAY_US) * DAY_BINS // DAY_US
     columns = {}
     worn = np.zeros(len(rows), bool)
     for channel in channels:
         parts_of = {part: rows[f"{channel}__{part}"].cast(pl.Float64).to_numpy() for part in parts}
         worn |= np.isfinite(parts_of["mean"]) & (parts_of["coverage"] > 0)
-        columns.update(_channel_features(line, f"wear__{channel}", parts_of, day_bin, day_bins))
+        columns.update(_channel_features(line, f"wear__{channel}", parts_of, day_bin))
     now = line.until(line.key, 0)
     for days in WEAR_RANGES_DAYS:
         n_windows = now - line.until(line.key, days)
@@ -299,7 +301,9 @@ def _range_name(days: int | None) -> str:
     return "all" if days is None else f"{days}d"
 
 
-def _channel_features(line, name, parts, day_bin, day_bins) -> dict[str, np.ndarray]:
+def _channel_features(
+    line: _Timeline, name: str, parts: dict[str, np.ndarray], day_bin: np.ndarray
+) -> dict[str, np.ndarray]:
     at = np.flatnonzero(np.isfinite(parts["mean"]) & (parts["coverage"] > 0))
     weight, key, subject = parts["coverage"][at], line.key[at], line.subject[at]
     # Moments about the subject's first worn window: near the data, so that little cancels, and
@@ -314,7 +318,7 @@ def _channel_features(line, name, parts, day_bin, day_bins) -> dict[str, np.ndar
     for days in WEAR_RANGES_DAYS:
         suffix = _range_name(days)
 
-        def total(values, where=slice(None), days=days):
+        def total(values: np.ndarray, where: np.ndarray | slice = slice(None), days: int | None = days) -> np.ndarray:
             lo, now = (line.until(key[where], d) for d in (days, 0))
             return _reduce(np.add, values[where], lo, now)
 
@@ -327,9 +331,9 @@ def _channel_features(line, name, parts, day_bin, day_bins) -> dict[str, np.ndar
         together = total(weight * day * x) - wx * wt / w
         trend = np.divide(together, spread, out=np.full(len(spread), np.nan), where=defined)
         columns[f"{name}__trend_{suffix}"] = trend
-        for number in range(day_bins):
+        for number in range(DAY_BINS):
             inside = np.flatnonzero(day_bin[at] == number)
-            hours = f"{24 * number / day_bins:g}h_{24 * (number + 1) / day_bins:g}h"
+            hours = f"{24 * number / DAY_BINS:g}h_{24 * (number + 1) / DAY_BINS:g}h"
             mean = query_origin + total(weight * x, inside) / total(weight, inside)
             columns[f"{name}__mean_{hours}_{suffix}"] = mean
         for part, feature, ufunc in (

@@ -11,8 +11,10 @@ from pathlib import Path
 import cohort
 import numpy as np
 import polars as pl
+import pyarrow.parquet as pq
 import pytest
 import small_run
+from meds_0_3_3 import label_table
 
 from ehrwear_jax.config.data import PrepareConfig
 from ehrwear_jax.data.formats import meds, wearable
@@ -319,7 +321,9 @@ def test_labels_in_folders_and_those_that_cannot_be_evaluated(tmp_path):
     folder = Path(config.data.labels_dir)
     whole = meds.read_labels(folder / "readmission.parquet")
     for name, part in {"train/0": whole[:5], "held_out/0": whole[5:]}.items():
-        meds.write_labels(folder / "icu" / "death" / f"{name}.parquet", part, "0.3.3")
+        path = folder / "icu" / "death" / f"{name}.parquet"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pq.write_table(label_table(part), path)
     got = stage.label_table(config, tmp_path, "icu/death")
     assert got.sort("subject_id", "prediction_time").equals(whole.sort("subject_id", "prediction_time"))
     counted = whole.select("subject_id", "prediction_time", integer_value=pl.lit(3, pl.Int64))

@@ -6,6 +6,7 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from meds_0_3_3 import label_table
 
 from ehrwear_jax.data.formats import label_tables
 
@@ -20,56 +21,30 @@ VALUES = {
     "float_value": [0.5, 2.0],
     "categorical_value": ["low", "high"],
 }
-V033 = pa.schema(
-    [
-        ("subject_id", pa.int64()),
-        ("prediction_time", pa.timestamp("us")),
-        ("boolean_value", pa.bool_()),
-        ("integer_value", pa.int64()),
-        ("float_value", pa.float64()),
-        ("categorical_value", pa.string()),
-    ]
-)
 
 
 def labels(column="boolean_value"):
     return KEYS.with_columns(pl.Series(column, VALUES[column], label_tables.VALUE_TYPES[column]))
 
 
-def old(table):
-    """As ACES with MEDS 0.3.3: all columns, nullable."""
-    arrow = table.to_arrow()
-    columns = {f.name: arrow[f.name].cast(f.type) if f.name in table.columns else None for f in V033}
-    return pa.table({k: pa.nulls(len(table), V033.field(k).type) if v is None else v for k, v in columns.items()}, V033)
-
-
 @pytest.mark.parametrize("column", VALUES)
-@pytest.mark.parametrize("version", label_tables.VERSIONS)
-def test_each_kind_of_value_goes_out_and_comes_in(tmp_path, column, version):
+def test_each_kind_of_value_goes_out_and_comes_in(tmp_path, column):
     path = tmp_path / "task.parquet"
-    label_tables.write_labels(path, labels(column), version)
+    label_tables.write_labels(path, labels(column))
     assert label_tables.read_labels(path).equals(labels(column).sort("subject_id"))
     schema = pq.read_schema(path).remove_metadata()
-    if version == "0.3.3":
-        assert schema.equals(V033)
-    else:
-        types = {"boolean_value": pa.bool_(), "integer_value": pa.int64(), "float_value": pa.float32()}
-        assert schema.names == ["subject_id", "prediction_time", column], "the schema of 0.4 is closed"
-        assert schema.field(column).type == types.get(column, pa.string())
-        assert not any(schema.field(name).nullable for name in schema.names)
+    types = {"boolean_value": pa.bool_(), "integer_value": pa.int64(), "float_value": pa.float32()}
+    assert schema.names == ["subject_id", "prediction_time", column], "the schema of 0.4 is closed"
+    assert schema.field(column).type == types.get(column, pa.string())
+    assert not any(schema.field(name).nullable for name in schema.names)
     again = tmp_path / "again.parquet"
-    label_tables.write_labels(again, label_tables.read_labels(path), version)
+    label_tables.write_labels(again, label_tables.read_labels(path))
     assert again.read_bytes() == path.read_bytes()
-
-
-def test_an_unknown_version_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="version '0.2' of MEDS is none of 0.4, 0.3.3"):
-        label_tables.write_labels(tmp_path / "task.parquet", labels(), "0.2")
 
 
 @pytest.mark.parametrize("column", VALUES)
 def test_the_unused_columns_of_0_3_3_do_not_matter(tmp_path, column):
-    pq.write_table(old(labels(column)), tmp_path / "task.parquet")
+    pq.write_table(label_table(labels(column)), tmp_path / "task.parquet")
     assert label_tables.read_labels(tmp_path / "task.parquet").equals(labels(column))
 
 
@@ -79,7 +54,8 @@ def test_a_task_is_a_file_or_a_folder_of_shards_at_any_depth(tmp_path):
         {"train/0": labels()[:1], "train/1": labels()[:0], "held_out/0": labels()[1:]}.items()
     ):
         (task / name).parent.mkdir(parents=True, exist_ok=True)
-        pq.write_table(old(part), task / f"{name}.parquet") if i else part.write_parquet(task / f"{name}.parquet")
+        path = task / f"{name}.parquet"
+        pq.write_table(label_table(part), path) if i else part.write_parquet(path)
     files = label_tables.task_files(tmp_path, "mortality/in_icu/first_24h")
     assert [str(p.relative_to(task)) for p in files] == ["held_out/0.parquet", "train/0.parquet", "train/1.parquet"]
     assert label_tables.read_labels(files).sort("subject_id").equals(labels().sort("subject_id"))
@@ -89,10 +65,11 @@ def test_a_task_is_a_file_or_a_folder_of_shards_at_any_depth(tmp_path):
     assert label_tables.tasks(tmp_path) == ["mortality/in_icu/first_24h", "readmission"]
 
 
-@pytest.mark.parametrize("version", label_tables.VERSIONS)
+@pytest.mark.parametrize("version", ["0.4", "0.3.3"])
 def test_a_task_without_a_single_row_is_an_empty_table(tmp_path, version):
     for name in "ab":
-        label_tables.write_labels(tmp_path / f"{name}.parquet", labels()[:0], version)
+        path, none = tmp_path / f"{name}.parquet", labels()[:0]
+        label_tables.write_labels(path, none) if version == "0.4" else pq.write_table(label_table(none), path)
     got = label_tables.read_labels(label_tables.task_files(tmp_path, "") or sorted(tmp_path.glob("*.parquet")))
     assert dict(got.schema) == label_tables.BINARY_LABEL_SCHEMA and got.is_empty()
 

@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from meds_files import count_subjects
 
 from ehrwear_jax.data.formats import meds
 
@@ -41,10 +42,10 @@ def make_splits(n_subjects=3):
     )
 
 
-def write(tmp_path, events=None, splits=None, **kwargs):
+def write(tmp_path, events=None, splits=None, subjects_per_shard=2000, **tables):
     events = make_events() if events is None else events
     splits = make_splits() if splits is None else splits
-    meds.write_dataset(tmp_path, events, CODES, splits, name="test", version="1", **kwargs)
+    meds.write_dataset(tmp_path, events, meds.Metadata("test", "1", CODES, splits, **tables), subjects_per_shard)
     return tmp_path / "meds"
 
 
@@ -56,7 +57,7 @@ def test_round_trip_sorts_and_keeps_source_order_of_ties(tmp_path):
     assert one["code"].to_list() == ["GENDER//F", "A", "B", "A"]
     assert one["time"].to_list() == [None, T0, T1, T1]
     assert one["numeric_value"].to_list() == [None, 1.5, None, 2.5]
-    assert meds.check_subjects(root) == 3
+    assert count_subjects(root) == 3
     assert meds.read_splits(root).equals(make_splits())
     assert meds.read_codes(root).equals(CODES.sort("code"))
 
@@ -175,18 +176,6 @@ def test_writer_refuses_undeclared_codes_subjects_and_a_second_dataset(tmp_path)
         write(tmp_path)
 
 
-def test_subject_in_two_shards_or_without_split(tmp_path):
-    root = write(tmp_path)
-    one = meds.list_shards(root)[0]
-    (root / "data" / "copy.parquet").write_bytes(one.read_bytes())
-    with pytest.raises(ValueError, match="is also in"):
-        meds.check_subjects(root)
-    (root / "data" / "copy.parquet").unlink()
-    make_splits(2).write_parquet(root / "metadata" / "subject_splits.parquet")
-    with pytest.raises(ValueError, match="subject 2 has no row"):
-        meds.check_subjects(root)
-
-
 def test_groups_and_folds(tmp_path):
     ids = [0, 1, 2]
     groups = pl.DataFrame({"subject_id": ids, "group_id": [5, 6, 7]})
@@ -284,7 +273,7 @@ def test_mimic_demo(shared_data):
     root = shared_data("mimic4_demo_meds")
     shards = [meds.read_shard(path) for path in meds.list_shards(root)]
     assert sum(map(len, shards)) == 916_166
-    assert meds.check_subjects(root) == 100
+    assert count_subjects(root) == 100
     assert meds.read_splits(root)["split"].value_counts().sort("count")["count"].to_list() == [
         10, 10, 80,
     ]  # fmt: skip
@@ -302,7 +291,7 @@ def dated(root, created_at, years):
     )
     codes = pl.DataFrame({"code": ["A"], "description": [None], "parent_codes": [None]})
     splits = pl.DataFrame({"subject_id": [1], "split": ["train"]})
-    meds.write_dataset(root, events, codes, splits, name="x", version="1")
+    meds.write_dataset(root, events, meds.Metadata("x", "1", codes, splits))
     path = root / "meds" / "metadata" / "dataset.json"
     if created_at is not None:
         path.write_text(json.dumps(json.loads(path.read_text()) | {"created_at": created_at}))

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ehrwear_jax.data.formats import npy_rows as npy
+from ehrwear_jax.data.formats import npy_rows
 
 DTYPES = (np.dtype("<f4"), np.dtype("<i8"), np.dtype([("end", "<i8"), ("summary", "<f4", (0,))]),
           np.dtype([("time", "<i8"), ("token", "<i4"), ("value", "<f4", (2,))]))  # fmt: skip
@@ -24,13 +24,13 @@ def test_the_file_is_that_of_numpy_and_any_rows_come_back(tmp_path_factory, size
     n = sum(sizes)
     raw = np.random.default_rng(0).integers(0, 255, (n, *row_shape, dtype.itemsize), dtype=np.uint8)
     whole = raw.view(dtype).reshape(n, *row_shape)
-    with npy.writing_rows(path, row_shape, dtype) as append:
+    with npy_rows.writing_rows(path, row_shape, dtype) as append:
         for first, size in zip(np.cumsum([0, *sizes]), sizes, strict=False):
             append(whole[first : first + size])
     saved = io.BytesIO()
     np.save(saved, whole)
     assert path.read_bytes() == saved.getvalue()
-    with npy.OpenRows() as opened:
+    with npy_rows.OpenRows() as opened:
         assert opened[path].shape == whole.shape and opened[path].dtype == dtype
         for first in range(n + 1):
             got = opened[path].read(first, (n - first) // 2)
@@ -40,7 +40,7 @@ def test_the_file_is_that_of_numpy_and_any_rows_come_back(tmp_path_factory, size
 
 
 def test_a_file_whose_writer_fails_does_not_appear(tmp_path):
-    with pytest.raises(KeyError), npy.writing_rows(tmp_path / "x.npy", (), np.int64) as append:
+    with pytest.raises(KeyError), npy_rows.writing_rows(tmp_path / "x.npy", (), np.int64) as append:
         append(np.arange(3))
         raise KeyError
     assert not (tmp_path / "x.npy").exists()

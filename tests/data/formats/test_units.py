@@ -58,7 +58,7 @@ def test_recordings_in_another_unit_are_converted_once_said_and_others_set_aside
         )
         odd = rows[-1:].with_columns(unit=pl.lit("steps"))
         pl.concat([rows, odd]).write_parquet(shard)
-    wearable_checks._say_conversion.cache_clear()
+    wearable_checks._log_conversion.cache_clear()
     with caplog.at_level(logging.WARNING):
         counts = prepare.prepare_tables(root / "meds", root / "wearable", tmp_path / "other", config)
     said = [r.getMessage() for r in caplog.records if "converted" in r.getMessage()]

@@ -7,8 +7,6 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from ehrwear_jax.data.formats import wearable
 
@@ -51,9 +49,15 @@ def test_round_trip_and_arrow_types(tmp_path):
     assert schema.field("values").type == pa.list_(pa.float32())
     assert schema.field("channel").type == pa.string()
     assert wearable.read_channels(tmp_path).equals(CHANNELS.sort("channel"))
-    assert wearable.valid_range(CHANNELS, "heart_rate") == (25.0, 230.0)
-    with pytest.raises(ValueError, match="'steps'"):
-        wearable.valid_range(CHANNELS, "steps")
+    assert wearable.plausible_limits(CHANNELS) == {"heart_rate": (25.0, 230.0), "activity": (0.0, 2e4)}
+
+
+def test_rows_become_arrays():
+    one, two, three = wearable.stretches(make_rows())
+    start_us = int(np.datetime64(T0, "us").astype(np.int64))
+    assert one[:3] == (start_us, 1 / 60, "heart_rate") and (one.device, two.device) == ("watch", None)
+    np.testing.assert_array_equal(one.values_N, np.float32([60.0, np.nan, 61.0]))
+    assert one.values_N.dtype == np.float32 and three.start_us == start_us + 86_400_000_000
 
 
 def test_other_writers_types_are_normalised(tmp_path):
@@ -123,14 +127,3 @@ def test_missing_folder_and_empty_folder(tmp_path):
     wearable.write_channels(tmp_path, CHANNELS)
     with pytest.raises(FileNotFoundError, match="no parquet file of recordings"):
         wearable.list_shards(tmp_path)
-
-
-@settings(max_examples=50, deadline=None)
-@given(rate=st.sampled_from([1 / 60, 1.0, 25.0, 30.0, 128.0]), n=st.integers(1, 100_000))
-def test_sample_times_do_not_drift(rate, n):
-    """The last sample lies within half a microsecond of (n - 1) / rate after the first."""
-    times = wearable.sample_times({"start_time": T0, "sample_rate_hz": rate, "values": np.broadcast_to(0.0, n)})
-    assert times.shape == (n,)
-    elapsed_us = (times[-1] - times[0]) / np.timedelta64(1, "us")
-    assert abs(elapsed_us - (n - 1) / rate * 1e6) <= 0.5 + 1e-6 * n
-    assert times[0] == np.datetime64(T0)

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ehrwear_jax.data.formats import meds
-from ehrwear_jax.data.labels import outcomes as labels
+from ehrwear_jax.data.labels import outcomes
 
 T0 = datetime(2016, 1, 1)
 ADMIT, LEAVE, END = "HOSPITAL_ADMISSION//INPATIENT", "HOSPITAL_DISCHARGE", "FOLLOWUP_END"
@@ -30,8 +30,13 @@ def write(root, people):
     events = pl.DataFrame(rows, schema=schema, orient="row")
     splits = pl.DataFrame({"subject_id": list(people), "split": ["train"] * len(people)})
     codes = events.select("code").unique().with_columns(description=pl.lit("x"))
-    meds.write_dataset(root, events, codes, splits, name="t", version="1", subjects_per_shard=3)
+    meds.write_dataset(root, events, meds.Metadata("t", "1", codes, splits), subjects_per_shard=3)
     return root / "meds"
+
+
+def hospitalization(root, horizons_days, index, **options):
+    times = outcomes.time_to_admission(root, index=index, **options)
+    return {h: outcomes.within_horizon(times, h) for h in horizons_days}
 
 
 def make_index(rows):
@@ -58,7 +63,7 @@ CASES = [
 def test_cases(tmp_path):
     root = write(tmp_path, {k: events for k, (events, *_) in enumerate(CASES)})
     index = make_index([(k, case[1]) for k, case in enumerate(CASES)])
-    got = labels.hospitalization_labels(root, horizons_days=(30, 365), index=index)
+    got = hospitalization(root, (30, 365), index)
     for column, horizon in ((2, 30), (3, 365)):
         expected = {k: case[column] for k, case in enumerate(CASES) if case[column] is not None}
         assert dict(got[horizon].select("subject_id", "boolean_value").iter_rows()) == expected
@@ -69,10 +74,10 @@ def test_cases(tmp_path):
 def test_known_end_of_followup_replaces_the_last_record(tmp_path):
     root = write(tmp_path, {0: [(0, "A"), (30, "A")], 1: [(0, "A"), (60, ADMIT), (90, END)]})
     index = make_index([(0, 10), (1, 10)])
-    default = labels.hospitalization_labels(root, horizons_days=(90,), index=index)[90]
+    default = hospitalization(root, (90,), index)[90]
     assert default["subject_id"].to_list() == [1]
     known = pl.DataFrame({"subject_id": [0, 1], "time": [day(100), day(50)]})
-    got = labels.hospitalization_labels(root, horizons_days=(90, 30), index=index, end_of_followup=known)
+    got = hospitalization(root, (90, 30), index, end_of_followup=known)
     assert got[90].rows() == [(0, day(10), False)]  # the admission of 1 lies beyond follow-up
     assert got[30]["boolean_value"].to_list() == [False, False]
 
@@ -86,7 +91,7 @@ def test_time_to_admission_is_a_survival_label(tmp_path):
             2: [(0, "A"), (50, END)],
         },
     )
-    got = labels.time_to_admission(root, index=make_index([(2, 10), (0, 10), (1, 10), (0, 5)]))
+    got = outcomes.time_to_admission(root, index=make_index([(2, 10), (0, 10), (1, 10), (0, 5)]))
     assert got["subject_id"].to_list() == [2, 0, 1, 0]
     assert got["time_to_event_days"].to_list() == [40.0, 30.5, 20.0, 35.5]
     assert got["event_observed"].to_list() == [False, True, False, True]
@@ -106,9 +111,9 @@ def test_time_to_admission_is_a_survival_label(tmp_path):
 def test_impossible_predictions_are_named(tmp_path, row, message):
     root = write(tmp_path, {0: [(0, "A"), (50, END)], 1: [(0, "A"), (30, meds.DEATH_CODE)]})
     with pytest.raises(ValueError, match=f"row 1: .*{message}"):
-        labels.hospitalization_labels(root, horizons_days=(30,), index=make_index([(0, 10), row]))
+        outcomes.time_to_admission(root, index=make_index([(0, 10), row]))
     with pytest.raises(ValueError, match="must be positive"):
-        labels.hospitalization_labels(root, horizons_days=(0,), index=make_index([(0, 10)]))
+        outcomes.within_horizon(outcomes.time_to_admission(root, index=make_index([(0, 10)])), 0)
 
 
 def plain_label(events, at, horizon):
@@ -138,7 +143,7 @@ def person(draw):
 def test_against_the_plain_definition(tmp_path_factory, people, horizon):
     root = write(tmp_path_factory.mktemp("l"), dict(enumerate(people)))
     rows = [(k, at) for k, events in enumerate(people) for at in range(events[-1][0])]
-    got = labels.hospitalization_labels(root, horizons_days=(horizon,), index=make_index(rows))
+    got = hospitalization(root, (horizon,), make_index(rows))
     expected = [(k, day(at), label) for k, at in rows if (label := plain_label(people[k], at, horizon)) is not None]
     assert got[horizon].rows() == expected
 
@@ -148,7 +153,7 @@ def test_against_the_plain_definition(tmp_path_factory, people, horizon):
 @given(people=st.lists(person(), min_size=1, max_size=5), history=st.integers(0, 20))
 def test_prediction_times_obey_the_rules(tmp_path_factory, people, history):
     root = write(tmp_path_factory.mktemp("p"), dict(enumerate(people)))
-    got = labels.prediction_times(root, per_subject=100, min_history_days=history, seed=1)
+    got = outcomes.prediction_times(root, outcomes.Sampling(100, history, seed=1))
     expected = []
     for k, events in enumerate(people):
         for at in range(history, events[-1][0]):
@@ -176,12 +181,11 @@ def test_prediction_times_are_a_function_of_seed_and_subject(tmp_path):
     people = {k: [(0.4, "A"), (300.7, END)] for k in range(6)}
     few = write(tmp_path / "few", {k: people[k] for k in (4, 2)})
     many = write(tmp_path / "many", people)
-    arguments = {"per_subject": 5, "min_history_days": 30}
-    a = labels.prediction_times(few, seed=7, **arguments)
-    b = labels.prediction_times(many, seed=7, **arguments)
+    a = outcomes.prediction_times(few, outcomes.Sampling(5, 30, seed=7))
+    b = outcomes.prediction_times(many, outcomes.Sampling(5, 30, seed=7))
     assert len(b) == 30
     assert a.equals(b.filter(pl.col("subject_id").is_in([2, 4])))
-    assert not b.equals(labels.prediction_times(many, seed=8, **arguments))
+    assert not b.equals(outcomes.prediction_times(many, outcomes.Sampling(5, 30, seed=8)))
     times = b["prediction_time"]
     assert (times == times.dt.truncate("1d")).all()
     assert times.min() >= day(31)  # the first midnight with 30 days of history
@@ -195,10 +199,10 @@ def test_prediction_times_within_given_bounds(tmp_path):
     root = write(tmp_path, {k: [(0, "A"), (300, END)] for k in range(4)})
     start = pl.DataFrame({"subject_id": [0, 1, 2], "time": [day(100.2), day(150), day(400)]})
     stop = pl.DataFrame({"subject_id": [0, 1, 2, 3], "time": [day(120.5)] * 4})
-    got = labels.prediction_times(root, per_subject=50, min_history_days=5, seed=0, not_before=start, not_after=stop)
+    got = outcomes.prediction_times(root, outcomes.Sampling(50, 5, 0), not_before=start, not_after=stop)
     assert got.rows() == [(0, day(d)) for d in range(101, 121)]
     with pytest.raises(ValueError, match="more than one row"):
-        labels.prediction_times(root, per_subject=1, min_history_days=0, seed=0, not_before=pl.concat([start, start]))
+        outcomes.prediction_times(root, outcomes.Sampling(1, 0, 0), not_before=pl.concat([start, start]))
 
 
 def test_a_window_known_beforehand_is_not_bent_by_the_outcome(tmp_path):
@@ -206,17 +210,17 @@ def test_a_window_known_beforehand_is_not_bent_by_the_outcome(tmp_path):
     people = {k: [(0, "A"), (100, meds.DEATH_CODE)] for k in range(400)}
     stop = pl.DataFrame({"subject_id": list(people), "time": [day(199)] * 400})
     root = write(tmp_path, people)
-    got = labels.prediction_times(root, per_subject=2, min_history_days=0, seed=0, not_after=stop)
+    got = outcomes.prediction_times(root, outcomes.Sampling(2, 0, 0), not_after=stop)
     assert abs(len(got) - 400) < 4 * np.sqrt(800 * 0.25)
 
 
-def test_stays_never_closed_and_stays_ignored(tmp_path):
+def test_a_stay_never_closed_lasts_to_the_end(tmp_path):
     root = write(tmp_path, {0: [(0, "A"), (10, ADMIT), (40, END)]})
-    arguments = {"per_subject": 100, "min_history_days": 0, "seed": 0}
-    assert len(labels.prediction_times(root, **arguments)) == 10
-    assert len(labels.prediction_times(root, discharge_code_prefix=None, **arguments)) == 40
+    assert len(outcomes.prediction_times(root, outcomes.Sampling(100, 0, 0))) == 10
+    without = outcomes.prediction_times(root, outcomes.Sampling(100, 0, 0), admission_code_prefix="OTHER")
+    assert len(without) == 40
     with pytest.raises(ValueError, match="per_subject"):
-        labels.prediction_times(root, per_subject=0, min_history_days=0, seed=0)
+        outcomes.Sampling(0, 0, 0)
 
 
 # ------------------------------------------------------------------------------------------------ first diagnoses
@@ -236,21 +240,21 @@ ONSET_CASES = [
 def test_onsets_and_who_is_at_risk(tmp_path):
     root = write(tmp_path, {k: events for k, (events, *_) in enumerate(ONSET_CASES)})
     index = make_index([(k, case[1]) for k, case in enumerate(ONSET_CASES)])
-    got = labels.onset_times(root, code_prefixes=("ICD10CM/I21", "ICD10CM/I22"), index=index)
+    got = outcomes.onset_times(root, code_prefixes=("ICD10CM/I21", "ICD10CM/I22"), index=index)
     want = {k: case[2] for k, case in enumerate(ONSET_CASES) if case[2] is not None}
     assert {row[0]: row[2:] for row in got.rows()} == want
-    binary = labels.within_horizon(got, 30)
+    binary = outcomes.within_horizon(got, 30)
     assert dict(binary.select("subject_id", "boolean_value").iter_rows()) == {0: True, 1: False, 5: False, 6: False}
-    assert labels.within_horizon(got, 365)["subject_id"].to_list() == [0, 1, 6]  # 5 is censored
+    assert outcomes.within_horizon(got, 365)["subject_id"].to_list() == [0, 1, 6]  # 5 is censored
     with pytest.raises(ValueError, match="code_prefixes is empty"):
-        labels.onset_times(root, code_prefixes=(), index=index)
+        outcomes.onset_times(root, code_prefixes=(), index=index)
     with pytest.raises(ValueError, match="must be positive"):
-        labels.within_horizon(got, 0)
+        outcomes.within_horizon(got, 0)
 
 
 def test_what_follows_the_prediction_decides_nothing_about_being_at_risk(tmp_path):
     early = write(tmp_path / "a", {0: [(0, "A"), (90, END)], 1: [(0, "A"), (5, MI), (90, END)]})
     late = write(tmp_path / "b", {0: [(0, "A"), (30, MI), (90, END)], 1: [(0, "A"), (5, MI), (30, MI), (90, END)]})
     index = make_index([(0, 20), (1, 20)])
-    at_risk = [labels.onset_times(r, code_prefixes=("ICD10CM/I21",), index=index)["subject_id"] for r in (early, late)]
-    assert at_risk[0].to_list() == at_risk[1].to_list() == [0]
+    of_mi = [outcomes.onset_times(root, code_prefixes=("ICD10CM/I21",), index=index) for root in (early, late)]
+    assert of_mi[0]["subject_id"].to_list() == of_mi[1]["subject_id"].to_list() == [0]

@@ -17,12 +17,13 @@ from rest_days import simulated_counts, simulated_days, true_efficiency
 
 from ehrwear_jax.config.labels import MEASURES, PhysiologyConfig
 from ehrwear_jax.data.formats import label_tables, meds, meds_checks, wearable
-from ehrwear_jax.data.labels import signal_outcomes as labels_physiology
+from ehrwear_jax.data.formats.stretches import Stretch
+from ehrwear_jax.data.formats.times import DAY_US
+from ehrwear_jax.data.labels import signal_outcomes
 from ehrwear_jax.stages import prepare as stage
 
 START = datetime(2016, 3, 1)
 DAY = 1440
-DAY_US = 86_400_000_000
 START_US = int(np.datetime64(START, "us").astype(np.int64))
 LIMITS = {
     "activity": (0.0, 1e5),
@@ -44,7 +45,7 @@ def at_midnight(day):
 
 
 def of(rows, begin_us, days=7, **options):
-    return labels_physiology.label(rows, begin_us, days, PhysiologyConfig(**options), LIMITS)
+    return signal_outcomes.label([Stretch(*row) for row in rows], begin_us, days, PhysiologyConfig(**options), LIMITS)
 
 
 # ------------------------------------------------------------------------------------------------------- truth
@@ -124,7 +125,7 @@ def test_too_few_days_give_no_label(worn):
     values[worn * DAY :] = np.nan
     rows = [minutes("activity", values), minutes("heart_rate", 60 + 0 * values)]
     rows += [minutes("rmssd", [30.0], at_midnight(d) + 1) for d in range(worn)]
-    options = {"hrv_channel": "rmssd", "non_wear_minutes": 0, "min_rest_minutes": 0}
+    options = {"hrv_channel": "rmssd", "non_wear_minutes": 0}
     measures = tuple(m for m in ALL if m not in ("sleep_efficiency", "resting_heart_rate"))
     got = of(rows, START_US, measures=measures, **options)
     assert set(got) == set(measures)
@@ -143,7 +144,7 @@ def test_nothing_recorded_gives_no_label():
 )  # fmt: skip
 def test_only_samples_wholly_within_the_period_are_read(start, rate, n, begin, length):
     begin_us, end_us = begin * 1_000_000, (begin + length) * 1_000_000
-    rows = labels_physiology._inside([(start * 1_000_000, rate, "x", np.arange(n), None)], begin_us, end_us)
+    rows = signal_outcomes._inside([Stretch(start * 1_000_000, rate, "x", np.arange(n))], begin_us, end_us)
     edge = start * 1_000_000 + np.round(np.arange(n + 1) * (1e6 / rate)).astype(int)
     want = [i for i in range(n) if edge[i] >= begin_us and edge[i + 1] <= end_us]
     assert [int(v) for row in rows for v in row[3]] == want
@@ -202,42 +203,39 @@ def test_tables_hold_one_row_per_prediction_with_enough_days(tmp_path):
     gone = [minutes("activity", np.full(2 * DAY, 9.0)), minutes("activity", np.full(DAY, 9.0), at_midnight(18))]
     root = write(tmp_path, {1: long, 2: short, 3: gone})
     config = PhysiologyConfig(measures=("sleep_efficiency", "activity_regularity"), period_days=(5, 7), per_subject=3)
-    tables, index = labels_physiology.label_wearables(root, config, seed=0, bounds=meds_checks.TimeBounds())
+    tables, index = signal_outcomes.label_wearables(root, config, seed=0, bounds=meds_checks.TimeBounds())
     assert list(tables) == config.tasks() == [
         "sleep_efficiency_5d", "sleep_efficiency_7d", "activity_regularity_5d", "activity_regularity_7d",
     ]  # fmt: skip
     assert index.group_by("subject_id").len().sort("subject_id").rows() == [(1, 3), (2, 1)], "3 was worn too shortly"
     for table in tables.values():
-        assert table.schema == labels_physiology.LABEL_SCHEMA and set(table["subject_id"]) == {1}
+        assert table.schema == signal_outcomes.LABEL_SCHEMA and set(table["subject_id"]) == {1}
         label_tables.validate_labels(table, "labels")
         for t in table["prediction_time"]:
             assert t == datetime.combine(t.date(), datetime.min.time())
             assert START + timedelta(days=1) <= t <= START + timedelta(days=17)
-    again, _ = labels_physiology.label_wearables(root, config, seed=0, bounds=meds_checks.TimeBounds())
+    again, _ = signal_outcomes.label_wearables(root, config, seed=0, bounds=meds_checks.TimeBounds())
     assert all(again[k].equals(tables[k]) for k in tables)
-    other = labels_physiology.label_wearables(root, config, seed=1, bounds=meds_checks.TimeBounds())[1]
+    other = signal_outcomes.label_wearables(root, config, seed=1, bounds=meds_checks.TimeBounds())[1]
     assert not other.equals(index)
-    given = pl.DataFrame({"subject_id": [1, 9], "prediction_time": [START + timedelta(days=3, hours=5)] * 2})
-    made, _ = labels_physiology.label_wearables(root, config, seed=0, bounds=meds_checks.TimeBounds(), index=given)
-    assert made["activity_regularity_7d"].select("subject_id", "prediction_time").rows() == [given.row(0)]
 
 
 @settings(max_examples=50)
 @given(
     stretches=st.lists(st.tuples(st.integers(0, 40 * 24), st.integers(1, 10 * 24)), min_size=1, max_size=4),
-    history=st.floats(0, 5),
+    history_hours=st.integers(0, 5 * 24),
     period=st.integers(4, 9),
 )
-def test_prediction_times_are_those_that_wear_precedes_and_follows(stretches, history, period):
-    hour = DAY_US // 24
-    rows = [(START_US + a * hour, 1 / 60, "activity", np.zeros(n * 60), None) for a, n in stretches]
+def test_prediction_times_are_those_that_wear_precedes_and_follows(stretches, history_hours, period):
+    hour, history = DAY_US // 24, history_hours / 24
+    rows = [Stretch(START_US + a * hour, 1 / 60, "activity", np.zeros(n * 60)) for a, n in stretches]
     config = PhysiologyConfig(period_days=(4, period), per_subject=10**4, min_history_days=history)
     worn = {(a + h) // 24 for a, n in stretches for h in range(n)}
-    first = min(a for a, _ in stretches) / 24
-    want = [d for d in range(60) if d >= first + history and sum(d + k in worn for k in range(period)) >= 4]
-    got = labels_physiology.draw_times(rows, 1, config, 0)
+    first = min(a for a, _ in stretches) + history_hours
+    want = [d for d in range(60) if 24 * d >= first and sum(d + k in worn for k in range(period)) >= 4]
+    got = signal_outcomes.draw_times(rows, 1, config, 0)
     assert [(t - START_US) // DAY_US for t in got] == want and all(t % DAY_US == 0 for t in got)
-    fewer = labels_physiology.draw_times(rows, 1, PhysiologyConfig(period_days=(period,), min_history_days=history), 0)
+    fewer = signal_outcomes.draw_times(rows, 1, PhysiologyConfig(period_days=(period,), min_history_days=history), 0)
     assert len(fewer) == min(2, len(want)) and set(fewer) <= set(got)
 
 
@@ -261,7 +259,7 @@ def test_a_channel_that_the_data_lack_is_named(tmp_path):
     root = write(tmp_path, {1: [minutes("activity", [1.0])]})
     config = PhysiologyConfig(measures=("sleep_efficiency",), heart_rate_channel="pulse")
     with pytest.raises(ValueError, match=r"no channel \['pulse'\] in .*channels.parquet; there are \['activity'"):
-        labels_physiology.label_wearables(root, config, seed=0, bounds=meds_checks.TimeBounds())
+        signal_outcomes.label_wearables(root, config, seed=0, bounds=meds_checks.TimeBounds())
 
 
 def test_the_stage_makes_them_beside_the_users_tables_and_needs_none_of_them_evaluated(tmp_path):

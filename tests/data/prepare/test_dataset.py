@@ -21,7 +21,7 @@ from ehrwear_jax.data.prepare import output_manifest as manifest
 from ehrwear_jax.data.prepare import record_shards as prepare_records
 from ehrwear_jax.data.prepare import specs
 from ehrwear_jax.data.prepare import statistics as fit
-from ehrwear_jax.data.signals import signal
+from ehrwear_jax.data.signals import grid
 from ehrwear_jax.models.joint import vocabulary as tokenizer
 
 CONFIG = PrepareConfig(
@@ -189,10 +189,12 @@ def test_records_equal_the_raw_tables(root, counts):
     windows = {}
     for subject in splits:
         stretches = [
-            (int(np.datetime64(r["start_time"], "us").astype(np.int64)), r["sample_rate_hz"], r["channel"], r["values"])
-            for r in rows.filter(pl.col("subject_id") == subject).iter_rows(named=True)
+            (*row, None)
+            for row in rows.filter(pl.col("subject_id") == subject)
+            .select(pl.col("start_time").to_physical(), "sample_rate_hz", "channel", "values")
+            .iter_rows()
         ]
-        end, values = signal.window_subject(stretches, specs.window_spec(CONFIG), limits)
+        end, values, _ = grid.window_person(stretches, specs.window_spec(CONFIG), limits)
         values[..., 1] = np.log1p(values[..., 1])
         windows[subject] = end, values.astype(np.float64)
     flat = np.concatenate([windows[s][1].reshape(-1, 2) for s, split in splits.items() if split == "train"])
@@ -228,7 +230,7 @@ def test_records_equal_the_raw_tables(root, counts):
         n = (len(record["static_token"]), len(record["token"]), len(end))
         assert (row["n_static"], row["n_events"], row["n_windows"]) == n
         first = min([*timed["time"].to_physical().to_list(), *end.tolist()], default=record["end_us"])
-        np.testing.assert_allclose(row["days"], (record["end_us"] - first) / signal.DAY_US)
+        np.testing.assert_allclose(row["days"], (record["end_us"] - first) / 86_400_000_000)
 
 
 def test_people_with_one_modality_or_none_keep_their_place(root, counts):

@@ -17,7 +17,7 @@ from ehrwear_jax.data.prepare import dataset as prepare
 from ehrwear_jax.data.prepare import output_manifest as manifest
 from ehrwear_jax.data.prepare import specs
 from ehrwear_jax.data.prepare.record_shards import NO_BIRTH
-from ehrwear_jax.data.signals import signal
+from ehrwear_jax.data.signals import grid
 from ehrwear_jax.models.joint import vocabulary as tokenizer
 
 EPOCH = datetime(2020, 1, 1, 0, 30)
@@ -60,7 +60,7 @@ def write(root, people, n_shards):
         meds.write_shard(root / "meds" / "data" / f"{k}.parquet", frame.filter(pl.col("subject_id") % n_shards == k))
     splits = pl.DataFrame({"subject_id": range(1, len(people) + 1), "split": [p[0] for p in people]})
     codes = pl.DataFrame({"code": [*CODES, meds.BIRTH_CODE], "description": None, "parent_codes": None})
-    meds.write_metadata(root / "meds", codes, splits, name="arbitrary", version="1")
+    meds.write_metadata(root / "meds", meds.Metadata("arbitrary", "1", codes, splits))
     wearable.write_channels(
         root / "wearable",
         pl.DataFrame([("heart_rate", "bpm", "", *LIMITS["heart_rate"])], list(wearable.wearable_checks.CHANNEL_SCHEMA),
@@ -130,7 +130,7 @@ def test_what_is_read_back_is_what_went_in(tmp_path_factory, people, n_shards, r
         surprise = [-math.log(max(tokens[t]["count"], 1) / max(total, 1)) for t in record["token"]]
         np.testing.assert_allclose(index["rarity"][subject - 1], np.mean(surprise or [0.0]), rtol=1e-5, atol=1e-6)
         worn = recordings.filter(pl.col("subject_id") == subject)
-        end, window = signal.window_subject(wearable.stretches(worn), specs.window_spec(config), LIMITS)
+        end, window, _ = grid.window_person(wearable.stretches(worn), specs.window_spec(config), LIMITS)
         np.testing.assert_array_equal(record["window_end_us"], end)
         want = np.clip((window - np.float32(meta["mean"])) / np.float32(meta["std"]), -10, 10)
         np.testing.assert_array_equal(record["window"], want.astype(np.float16))

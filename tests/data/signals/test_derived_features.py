@@ -16,18 +16,18 @@ from pulse_wave import simulated, simulated_ecg, truth
 
 from ehrwear_jax.config.data import PrepareConfig
 from ehrwear_jax.data.formats import meds, wearable
+from ehrwear_jax.data.formats.stretches import Stretch
+from ehrwear_jax.data.formats.times import HOUR_US
 from ehrwear_jax.data.prepare import dataset as prepare
-from ehrwear_jax.data.signals import derived_features as window_summaries
-from ehrwear_jax.data.signals import pulse, signal
+from ehrwear_jax.data.signals import derived_features, grid, pulse
 from ehrwear_jax.models.joint import batch as batch_lib
 from ehrwear_jax.models.joint import examples as pipeline
 from ehrwear_jax.models.joint import losses, patient
 from ehrwear_jax.models.joint.context import ContextConfig
 from ehrwear_jax.training import train
 
-HOUR_US = 3_600_000_000
-SPEC = signal.WindowSpec(("activity",), 1, 5)
-LIMITS = {"activity": (0.0, None), "ppg": (-10.0, 10.0), "rr": (200.0, 3000.0)}
+SPEC = grid.WindowSpec(("activity",), 1, 5)
+LIMITS = {"activity": (0.0, np.inf), "ppg": (-10.0, 10.0), "rr": (200.0, 3000.0)}
 PULSE = [("ppg", "pulse")]
 INTERVALS = [("rr", "intervals")]
 
@@ -36,8 +36,14 @@ def of_windows(rows, n_windows, wanted, limits=LIMITS):
     """One row of numbers per window of the first hours since the epoch."""
     end = (np.arange(n_windows) + 1) * HOUR_US
     values = np.full((n_windows, SPEC.steps, 1), np.nan, np.float32)
-    table, n_outside = window_summaries.of_person(rows, end, values, SPEC, limits, wanted)
-    return [dict(zip(window_summaries.KINDS[wanted[0][1]], row, strict=True)) for row in table.tolist()], n_outside
+    stretches = [Stretch(*row) for row in rows]
+    table, n_outside = derived_features.of_person(stretches, end, values, SPEC, limits, wanted)
+    return [dict(zip(derived_features.KINDS[wanted[0][1]], row, strict=True)) for row in table.tolist()], n_outside
+
+
+def n_complete(start_us, rate_hz, n, end_us):
+    """How many of n samples end by then."""
+    return sum(start_us + round((i + 1) * 1e6 / rate_hz) <= end_us for i in range(n))
 
 
 # ------------------------------------------------------------------------------------------------------- pulse
@@ -62,13 +68,27 @@ def test_a_wave_across_the_end_of_a_window_is_cut_there_and_the_past_does_not_kn
     wave, _ = simulated(25.0, 240)
     start_us = HOUR_US - 120_000_017
     whole, _ = of_windows([(start_us, 25.0, "ppg", wave, None)], 2, PULSE)
-    n = signal.complete_by(start_us, 25.0, len(wave), HOUR_US)
+    n = n_complete(start_us, 25.0, len(wave), HOUR_US)
     alone = pulse.summarise([(25.0, wave[:n])], -10.0, 10.0)
     assert whole[0] == {k: np.float32(alone[k]) for k in whole[0]}
     other = wave.copy()
     other[n:] = np.random.default_rng(0).normal(0, 5, len(wave) - n)
     changed, _ = of_windows([(start_us, 25.0, "ppg", other, None)], 2, PULSE)
     assert changed[0] == whole[0] and changed[1] != whole[1]
+
+
+@settings(max_examples=15)
+@given(seed=st.integers(0, 10**6), before_ms=st.integers(15_000, 59_000), kind=st.sampled_from(["pulse", "ecg"]))
+def test_no_bit_of_a_window_depends_on_samples_that_end_later(seed, before_ms, kind):
+    rate_hz = 25.0 if kind == "pulse" else 50.0
+    wave, _ = simulated(rate_hz, 60, noise=0.1, seed=seed) if kind == "pulse" else simulated_ecg(rate_hz, 60, seed=seed)
+    start_us = HOUR_US - 1000 * before_ms + 17
+    n = n_complete(start_us, rate_hz, len(wave), HOUR_US)
+    other = np.concatenate([wave[:n], np.random.default_rng(seed).normal(0, 3, len(wave) - n)])
+    found = [of_windows([(start_us, rate_hz, "ppg", x, None)], 1, [("ppg", kind)])[0] for x in (wave, other, wave[:n])]
+    whole, changed, cut = (list(windows[0].values()) for windows in found)
+    np.testing.assert_array_equal([changed, cut], [whole, whole])
+    assert np.isfinite(found[0][0]["quality"])
 
 
 @pytest.mark.parametrize("seed", range(2))
@@ -89,7 +109,7 @@ def test_noise_lowers_quality_and_an_unusable_wave_gives_no_rate():
     start_us, got = 60_000_000, []
     for noise in (0.0, 0.1, 50.0):
         wave, _ = simulated(25.0, 120, noise=noise)
-        got.append(of_windows([(start_us, 25.0, "ppg", wave, None)], 1, PULSE, LIMITS | {"ppg": (None, None)})[0][0])
+        got.append(of_windows([(start_us, 25.0, "ppg", wave, None)], 1, PULSE, {})[0][0])
     assert got[0]["quality"] > got[1]["quality"] > got[2]["quality"]
     assert np.isfinite(got[1]["rmssd_ms"]) and np.isnan([got[2]["heart_rate_bpm"], got[2]["rmssd_ms"]]).all()
 
@@ -147,7 +167,7 @@ def test_entropy_equals_a_loop(seed, lost, zeros):
     x = rng.exponential(20, (4, SPEC.steps, 1)) * (rng.random((4, SPEC.steps, 1)) >= zeros)
     x[rng.random(x.shape) < lost] = np.nan
     end = (np.arange(4) + 1) * HOUR_US
-    got, _ = window_summaries.of_person([], end, x.astype(np.float32), SPEC, LIMITS, [("activity", "entropy")])
+    got, _ = derived_features.of_person([], end, x.astype(np.float32), SPEC, LIMITS, [("activity", "entropy")])
     for row, values in zip(got[:, 0], x.astype(np.float32)[..., 0].astype(float), strict=True):
         seen = values[np.isfinite(values)]
         if len(seen) < max(2, SPEC.steps / 2) or not seen.sum() > 0:
@@ -171,7 +191,7 @@ def test_entropy_equals_a_loop(seed, lost, zeros):
 )
 def test_what_cannot_be_summed_up_is_named(texts, message):
     with pytest.raises(ValueError, match=message):
-        window_summaries.parse(texts, ("activity",), {"activity", "ppg"})
+        derived_features.parse(texts, ("activity",), {"activity", "ppg"})
 
 
 # ------------------------------------------------------------------------------------------------------- to the model

@@ -11,13 +11,13 @@ from raw_cohort import with_waves
 
 from ehrwear_jax.data import perturbations as robustness
 from ehrwear_jax.data.formats import wearable
-from ehrwear_jax.data.signals import grid_quality, signal
+from ehrwear_jax.data.signals import grid, grid_quality
 from ehrwear_jax.models.joint import batch as batch_lib
 from ehrwear_jax.models.joint import examples as pipeline
 from ehrwear_jax.models.joint.wearable_encoder import WearableEncoder
 
 STEP_US = 300_000_000
-SPEC = signal.WindowSpec(("hr", "ppg"), 1, 5)
+SPEC = grid.WindowSpec(("hr", "ppg"), 1, 5)
 END = np.array([3_600_000_000, 10_800_000_000])  # the second hour has no window
 LIMITS = {"hr": (25.0, 230.0), "ppg": (-10.0, 10.0)}
 
@@ -42,7 +42,7 @@ def test_a_step_that_is_known_has_a_quality_and_no_other(seed, period_min, start
     rng = np.random.default_rng(seed)
     values = np.where(rng.random(400) < 0.3, np.nan, 70.0)
     rows = [(start * 1_000_000, 1 / (60 * period_min), "hr", values, None)]
-    end_M, window_MxLxC = signal.window_subject(rows, SPEC, LIMITS)
+    end_M, window_MxLxC, _ = grid.window_person(rows, SPEC, LIMITS)
     got = grid_quality.of_person(rows, end_M, SPEC, LIMITS)
     np.testing.assert_array_equal(got > 0, np.isfinite(window_MxLxC))
 
@@ -123,7 +123,7 @@ def test_a_patch_has_the_mean_quality_of_its_known_steps_times_their_share(root,
         ((batch, _),) = pipeline.inference_batches(people, [i], [int(p.time_N[-1])], 1)
         batch_lib.check_batch(batch, people.batch_shape(), 1)
         n = int((batch["window_position"][0] >= 0).sum())
-        spec = signal.WindowSpec(people.channels, 6, 30)
+        spec = grid.WindowSpec(people.channels, 6, 30)
         by_step = grid_quality.of_person(stretches[subject], p.window_end_M, spec, limits)[-n:] / 255
         known = np.isfinite(p.window_MxLxC[-n:])
         want = np.where(known, by_step, 0).reshape(n, 4, 3, 3).mean(axis=2)

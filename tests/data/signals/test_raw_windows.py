@@ -17,12 +17,12 @@ from ehrwear_jax.config.data import PrepareConfig
 from ehrwear_jax.data import store as records
 from ehrwear_jax.data.formats import wearable
 from ehrwear_jax.data.prepare import specs
-from ehrwear_jax.data.signals import raw_windows, signal
+from ehrwear_jax.data.signals import grid, raw_windows
 from ehrwear_jax.models.joint import batch as batch_lib
 from ehrwear_jax.models.joint import examples as pipeline
 
 MINUTE_US = 60_000_000
-SPEC = signal.WindowSpec(("activity",), 1, 5)
+SPEC = grid.WindowSpec(("activity",), 1, 5)
 END = np.array([3_600_000_000, 7_200_000_000])
 FULL = np.ones((2, SPEC.steps, 1), np.float32)
 LIMITS = {"ppg": (-10.0, 10.0)}

@@ -1,3 +1,5 @@
+"""The NHANES adapter: days of wear, what is known when, folds, a message per malformed table."""
+
 import csv
 import datetime
 import random
@@ -7,8 +9,7 @@ import polars as pl
 import pytest
 
 from ehrwear_jax.data.formats import meds, wearable
-from ehrwear_jax.data.sources import nhanes
-from ehrwear_jax.data.sources import nhanes_files as nhanes_source
+from ehrwear_jax.data.sources import nhanes, nhanes_files
 
 DAY = datetime.timedelta(days=1)
 COVARIATES = [
@@ -16,7 +17,7 @@ COVARIATES = [
     "CHF", "CHD", "Cancer", "Stroke", "EducationAdult", "MobilityProblem", "DrinkStatus", "DrinksPerWeek", "SmokeCigs",
 ]  # fmt: skip
 MORTALITY = ["SEQN", "eligstat", "mortstat", "permth_exm"]
-IDA = ["seqn", "age", "sys", "lbxtc", "lbdhdd", *nhanes_source.SUMMARIES, *nhanes_source.PROFILE]
+IDA = ["seqn", "age", "sys", "lbxtc", "lbdhdd", *nhanes_files.SUMMARIES, *nhanes_files.PROFILE]
 PACKED = ("bits", "SEQN", "PAXCAL", "PAXSTAT", "WEEKDAY")
 
 
@@ -35,10 +36,10 @@ def survey(n_people=80, seed=0):
         covariates.append([
             seqn, rng.choice([3, 4]), 1, 0.0 if kind == 1 else 5000.5, months,
             None if kind in (1, 5) else months, years,
-            rng.choice([None, 22.5, 31.25]), rng.choice(list(nhanes_source.RACES)), rng.choice(["Male", "Female"]),
+            rng.choice([None, 22.5, 31.25]), rng.choice(list(nhanes_files.RACES)), rng.choice(["Male", "Female"]),
             rng.choice(["Yes", "No", "Borderline", "Don't know", None]),
             *(rng.choice(["Yes", "No", None]) for _ in range(4)),
-            rng.choice([*nhanes_source.ANSWERED["EducationAdult"], "Refused", None]) if adult else None,
+            rng.choice([*nhanes_files.ANSWERED["EducationAdult"], "Refused", None]) if adult else None,
             rng.choice(["Any Difficulty", "No Difficulty", None]),
             *rng.choice([("Non-Drinker", 0.0), ("Heavy Drinker", 20.5), (None, None)]),
             rng.choice(["Never", "Former", "Current", None]),
@@ -211,14 +212,14 @@ def test_events_are_the_answers_and_findings(cohort, built):
     ida = {row[0]: dict(zip(IDA, row, strict=True)) for row in cohort["ida"]}
     expected = set()
     for seqn, row in examined.items():
-        expected.add((seqn, nhanes_source.RACES[row["Race"]], None))
-        expected.add((seqn, nhanes_source.GENDERS[row["Gender"]], None))
+        expected.add((seqn, nhanes_files.RACES[row["Race"]], None))
+        expected.add((seqn, nhanes_files.GENDERS[row["Gender"]], None))
         expected.add((seqn, meds.BIRTH_CODE, None))
-        for column, answers in nhanes_source.ANSWERED.items():
+        for column, answers in nhanes_files.ANSWERED.items():
             if row[column] in answers:
                 value = row["DrinksPerWeek"] if column == "DrinkStatus" else None
                 expected.add((seqn, answers[row[column]][0], value))
-        for column, (code, _) in nhanes_source.MEASURED.items():
+        for column, (code, _) in nhanes_files.MEASURED.items():
             value = row["BMI"] if column == "BMI" else ida.get(seqn, {}).get(column)
             if value is not None:
                 expected.add((seqn, code, float(value)))
@@ -240,7 +241,7 @@ def test_age_at_the_examination_is_the_recorded_month(cohort, built):
     for seqn, birth in births.filter(pl.col("subject_id").is_in(list(starts))).iter_rows():
         row = next(dict(zip(COVARIATES, r, strict=True)) for r in cohort["covariates"] if r[0] == seqn)
         recorded = row["RIDAGEEX"] or row["RIDAGEMN"] or 12 * row["RIDAGEYR"]
-        months = (starts[seqn] - DAY - birth) / DAY / nhanes.DAYS_PER_MONTH
+        months = (starts[seqn] - DAY - birth) / DAY / 30.4375
         assert int(months) == recorded
         parts.append(months - recorded)
     assert min(parts) < 0.25 < 0.75 < max(parts)
@@ -289,25 +290,6 @@ def test_outcomes_change_nothing_but_labels(cohort, built, tmp_path):
     assert read_recordings(tmp_path / "root").equals(read_recordings(built[0]))
     for read in (meds.read_splits, meds.read_folds):
         assert read(tmp_path / "root" / "meds").equals(read(built[0] / "meds"))
-
-
-def test_table_covariates(cohort, tmp_path):
-    table = nhanes.table_covariates(write_source(tmp_path / "source", cohort))
-    assert table.columns == [
-        "subject_id", *nhanes.CLINICAL_COVARIATES, *nhanes.WEAR_COVARIATES, *nhanes.PROFILE_COVARIATES,
-    ]  # fmt: skip
-    rows = {row[0]: dict(zip(COVARIATES, row, strict=True)) for row in cohort["covariates"]}
-    for person in table.iter_rows(named=True):
-        row = rows[person["subject_id"]]
-        assert person["bmi"] == row["BMI"]
-        assert person["male"] == (row["Gender"] == "Male")
-        assert person["diabetes"] == (row["Diabetes"] == "Yes")
-        assert person["education_below_high_school"] == (
-            row["EducationAdult"] in ("Less than 9th grade", "9-11th grade")
-        )
-        assert person["drinking_unknown"] == (row["DrinkStatus"] is None)
-        assert person["race_other"] == (row["Race"] == "Other")
-    assert table["age_years"].to_list() == [row[1] for row in cohort["ida"] if row[0] in set(table["subject_id"])]
 
 
 FILES = ["covariates.csv", "mortality2015.csv", "ida6680.csv", "registr50_oneday.csv", "flags_packed.npz",

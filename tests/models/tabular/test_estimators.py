@@ -7,7 +7,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss, roc_auc_score
 from threadpoolctl import threadpool_limits
 
-from ehrwear_jax.models.tabular import estimators as tabular
+from ehrwear_jax.models.tabular import estimators
 
 SMALL_GRID = ({"learning_rate": 0.2, "min_samples_leaf": 10, "max_leaf_nodes": 8},)
 
@@ -30,7 +30,7 @@ def split(x, y):
 
 def test_boosting_learns_an_interaction_with_missing_values():
     x, y = table()
-    model = tabular.fit_gradient_boosting(*split(x, y), grid=SMALL_GRID)
+    model = estimators.fit_gradient_boosting(*split(x, y), estimators.BoostingSearch(SMALL_GRID))
     p = model.predict_proba(x[700:])
     assert p.shape == (200,)
     assert roc_auc_score(y[700:], p) > 0.75
@@ -38,7 +38,7 @@ def test_boosting_learns_an_interaction_with_missing_values():
 
 def test_boosting_stops_at_the_iteration_with_the_lowest_validation_loss():
     x, y = table()
-    model = tabular.fit_gradient_boosting(*split(x, y), grid=SMALL_GRID, max_iterations=120)
+    model = estimators.fit_gradient_boosting(*split(x, y), estimators.BoostingSearch(SMALL_GRID, 120))
     # The oracle: one model trained without stopping, every stage scored.
     oracle = HistGradientBoostingClassifier(max_iter=120, early_stopping=False, **SMALL_GRID[0])
     seen = np.delete(x, 4, axis=1)  # scikit-learn refuses a column without values
@@ -55,23 +55,21 @@ def test_boosting_stops_at_the_iteration_with_the_lowest_validation_loss():
 def test_boosting_keeps_the_best_candidate_of_the_grid():
     x, y = table()
     useless = {"learning_rate": 1e-6, "min_samples_leaf": 200}
-    model = tabular.fit_gradient_boosting(*split(x, y), grid=(useless, *SMALL_GRID), max_iterations=60)
+    model = estimators.fit_gradient_boosting(*split(x, y), estimators.BoostingSearch((useless, *SMALL_GRID), 60))
     assert model.settings == SMALL_GRID[0]
 
 
 def test_boosting_is_deterministic_and_ignores_thread_count():
     x, y = table()
-    p = [
-        tabular.fit_gradient_boosting(*split(x, y), grid=SMALL_GRID, max_iterations=20, n_threads=n).predict_proba(x)
-        for n in (1, 1, 2)
-    ]
+    searches = [estimators.BoostingSearch(SMALL_GRID, 20, n_threads=n) for n in (1, 1, 2)]
+    p = [estimators.fit_gradient_boosting(*split(x, y), search).predict_proba(x) for search in searches]
     np.testing.assert_array_equal(p[0], p[1])
     np.testing.assert_array_equal(p[0], p[2])
 
 
 def test_encoder_uses_training_statistics_only():
     x, _ = table()
-    encoder = tabular.TableEncoder(x[:500])
+    encoder = estimators.TableEncoder(x[:500])
     alone = encoder(x[700:701])
     other = x[700:].copy()
     other[1:] = 1e6
@@ -86,7 +84,7 @@ def test_encoder_by_hand():
     # Column 0: median 2 with an indicator. Column 1: never seen in training. Column 2: constant.
     train = np.array([[1.0, np.nan, 7.0], [2.0, np.nan, 7.0], [3.0, np.nan, 7.0], [np.nan] * 3])
     train[3, 2] = 7.0
-    encoder = tabular.TableEncoder(train)
+    encoder = estimators.TableEncoder(train)
     value, spread = 2.0, np.std([1, 2, 3, 2])
     indicator_mean, indicator_spread = 0.25, np.std([0, 0, 0, 1])
     encoded = encoder(np.array([[3.0, 5.0, 9.0], [np.nan, np.nan, np.nan], [1e9, 0.0, 0.0]]))
@@ -98,7 +96,7 @@ def test_encoder_by_hand():
 def test_encoder_takes_logarithms_of_skewed_counts_only():
     rng = np.random.default_rng(0)
     counts, symmetric = rng.pareto(2.0, 500), rng.normal(5, 1, 500)
-    encoder = tabular.TableEncoder(np.stack([counts, symmetric, -counts], axis=1))
+    encoder = estimators.TableEncoder(np.stack([counts, symmetric, -counts], axis=1))
     encoded = encoder(np.stack([counts, symmetric, -counts], axis=1))
     logged = np.log1p(counts)
     np.testing.assert_allclose(encoded[:, 0], (logged - logged.mean()) / logged.std(), atol=1e-9)
@@ -108,7 +106,7 @@ def test_encoder_takes_logarithms_of_skewed_counts_only():
 
 def test_logistic_regression_equals_sklearn_on_the_encoded_table():
     x, y = table()
-    model = tabular.fit_logistic_regression(*split(x, y), l2_grid=[0.01])
+    model = estimators.fit_logistic_regression(*split(x, y), l2_grid=[0.01])
     z = model.encoder(x)
     oracle = LogisticRegression(C=1 / (0.01 * 500), tol=1e-10, max_iter=5000).fit(z[:500], y[:500])
     np.testing.assert_allclose(model.predict_proba(x), oracle.predict_proba(z)[:, 1], atol=1e-5)
@@ -116,17 +114,17 @@ def test_logistic_regression_equals_sklearn_on_the_encoded_table():
 
 def test_logistic_regression_chooses_strength_on_validation_and_uses_missingness():
     x, y = table()
-    model = tabular.fit_logistic_regression(*split(x, y))
+    model = estimators.fit_logistic_regression(*split(x, y))
     losses = {
-        l2: tabular.fit_logistic_regression(*split(x, y), l2_grid=[l2]).validation_loss
-        for l2 in tabular.LOGISTIC_L2_GRID
+        l2: estimators.fit_logistic_regression(*split(x, y), l2_grid=[l2]).validation_loss
+        for l2 in estimators.LOGISTIC_L2_GRID
     }
     assert model.l2 == min(losses, key=losses.get)
     assert model.validation_loss == losses[model.l2]
     assert roc_auc_score(y[700:], model.predict_proba(x[700:])) > 0.65
 
 
-@pytest.mark.parametrize("fit", [tabular.fit_gradient_boosting, tabular.fit_logistic_regression])
+@pytest.mark.parametrize("fit", [estimators.fit_gradient_boosting, estimators.fit_logistic_regression])
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -141,3 +139,9 @@ def test_bad_input_is_named(fit, change, message):
     x, y = table()
     with pytest.raises(ValueError, match=message):
         fit(*change(x, y.astype(int)))
+
+
+@pytest.mark.parametrize("fault", [{"grid": ()}, {"max_iterations": 0}, {"patience": 0}])
+def test_an_impossible_search_is_refused(fault):
+    with pytest.raises(ValueError, match="must be positive and the grid not empty"):
+        estimators.BoostingSearch(**fault)

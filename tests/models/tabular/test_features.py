@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from polars.testing import assert_frame_equal
 
-from ehrwear_jax.models.tabular import features as tabular
+from ehrwear_jax.models.tabular import features
 
 DAY = timedelta(days=1)
 START = datetime(2020, 1, 1)
@@ -142,7 +142,7 @@ def plain_wear(windows, t):
 def test_every_feature_equals_a_plain_recomputation(seed):
     events, subjects, windows, index = cohort(seed)
     train = [1, 2, 3, 4, 5]
-    result = tabular.build_features(events, subjects, windows, index, train_subject_ids=train)
+    result = features.build_features(events, subjects, windows, index, train_subject_ids=train)
     assert_frame_equal(result.select("subject_id", "prediction_time"), index)
 
     known = events.filter(pl.col("subject_id").is_in(train) & pl.col("time").is_not_null())
@@ -196,7 +196,7 @@ def test_changing_the_future_moves_no_bit(seed):
     held_out = index.filter(pl.col("subject_id") > 20)
     is_train = pl.col("subject_id") <= 20
     whole, changed = (
-        tabular.build_features(e, subjects, w, held_out, train_subject_ids=train)
+        features.build_features(e, subjects, w, held_out, train_subject_ids=train)
         for e, w in (
             (events, windows),
             # The training subjects' records choose the columns and stay.
@@ -213,7 +213,7 @@ def test_changing_the_future_moves_no_bit(seed):
 
 def test_a_row_does_not_depend_on_the_other_rows_or_on_row_order():
     events, subjects, windows, index = cohort(1, n_subjects=20)
-    build = lambda e, w, i: tabular.build_features(  # noqa: E731
+    build = lambda e, w, i: features.build_features(  # noqa: E731
         e, subjects, w, i, train_subject_ids=range(1, 11)
     )
     whole = build(events, windows, index)
@@ -240,14 +240,14 @@ def test_event_at_the_prediction_time_counts_and_one_microsecond_later_does_not(
     )
     subjects = pl.DataFrame({"subject_id": [1], "birth_time": [START - 365.25 * 50 * DAY]})
     index = pl.DataFrame({"subject_id": [1] * 3, "prediction_time": [t, t + DAY, t + 365 * DAY]})
-    rows = tabular.build_features(events, subjects, None, index, train_subject_ids=[1])
+    rows = features.build_features(events, subjects, None, index, train_subject_ids=[1])
     assert rows["ehr__LAB//a__last"].to_list() == [5.0, 7.0, 7.0]
     # After exactly 365 days the first event has left the range t - 365 d < time <= t.
     assert rows["ehr__LAB//a__count_365d"].to_list() == [1, 2, 1]
     assert rows["ehr__LAB//a__mean_365d"].to_list() == [5.0, 6.0, 7.0]
     assert rows["ehr__LAB//a__days_since"][0] == 0
     assert rows["ehr__age_years"][0] == 50
-    assert tabular.feature_groups(rows)["wear"] == []
+    assert features.feature_groups(rows)["wear"] == []
 
 
 def test_codes_are_ranked_by_training_subjects_only():
@@ -257,26 +257,26 @@ def test_codes_are_ranked_by_training_subjects_only():
     events = pl.DataFrame(rows, schema | {"numeric_value": pl.Float32}, orient="row")
     subjects = pl.DataFrame({"subject_id": list(people), "birth_time": [START] * 6})
     index = pl.DataFrame({"subject_id": [9], "prediction_time": [START]})
-    features = tabular.build_features(events, subjects, None, index, train_subject_ids=[1, 2, 3], max_codes=1)
-    assert features["ehr__A__count"].to_list() == [0]
-    assert not any(name.startswith(("ehr__B", "ehr__C")) for name in features.columns)
+    few = features.build_features(events, subjects, None, index, train_subject_ids=[1, 2, 3], max_codes=1)
+    assert few["ehr__A__count"].to_list() == [0]
+    assert not any(name.startswith(("ehr__B", "ehr__C")) for name in few.columns)
 
 
 def test_groups_partition_the_features():
     events, subjects, windows, index = cohort(0)
-    features = tabular.build_features(events, subjects, windows, index, train_subject_ids=[1, 2])
-    groups = tabular.feature_groups(features)
-    assert {*groups["ehr"], *groups["wear"]} == set(features.columns[2:])
-    assert all(features[name].dtype == pl.Float32 for name in features.columns[2:])
+    table = features.build_features(events, subjects, windows, index, train_subject_ids=[1, 2])
+    groups = features.feature_groups(table)
+    assert {*groups["ehr"], *groups["wear"]} == set(table.columns[2:])
+    assert all(table[name].dtype == pl.Float32 for name in table.columns[2:])
 
 
 def test_empty_tables_and_empty_index():
     events, subjects, windows, index = cohort(0)
-    result = tabular.build_features(events.clear(), subjects, windows.clear(), index, train_subject_ids=[1])
+    result = features.build_features(events.clear(), subjects, windows.clear(), index, train_subject_ids=[1])
     assert len(result) == len(index)
     assert result["ehr__n_events_all"].to_list() == [0] * len(index)
     assert result["wear__heart_rate__mean_7d"].null_count() == len(index)
-    none = tabular.build_features(events, subjects, windows, index.clear(), train_subject_ids=[1])
+    none = features.build_features(events, subjects, windows, index.clear(), train_subject_ids=[1])
     assert none.height == 0
 
 
@@ -295,4 +295,4 @@ def test_empty_tables_and_empty_index():
 )
 def test_bad_input_is_named(change, message):
     with pytest.raises(ValueError, match=message):
-        tabular.build_features(*change(*cohort(0)), train_subject_ids=[1, 2])
+        features.build_features(*change(*cohort(0)), train_subject_ids=[1, 2])

@@ -1,5 +1,5 @@
 # ruff: noqa: E501  (tables: one row per line)
-"""Codes of the simulated EHR: what each one is called, its parents, and how the state drives it."""
+"""Defines the codes of the simulated EHR: descriptions, parents, and the effects of the state on each."""
 
 from typing import NamedTuple
 

@@ -1,10 +1,10 @@
-"""A simulated cohort with linked EHR and wearables, in the raw formats that real data come in.
+"""Simulates a cohort with linked EHR and wearables, in the raw formats that real data come in.
 
-One latent health process per person (synthetic_latent) drives an EHR (synthetic_ehr) and wearable
-recordings (synthetic_wearable). Beside the raw data it writes `truth/`, read by evaluation only: the
+One latent health process per person (latent_process.py) generates an EHR (ehr_process.py) and wearable
+recordings (wearable_process.py). Beside the raw data it writes `truth/`, read by evaluation only: the
 latent path and the true risk of an admission given the latent state, an upper bound for every model.
-Two components of the state matter for admissions; the EHR shows mostly one of them and wearables
-mostly the other. What both measure and says nothing about the state is the personal level of the heart rate.
+Two components of the state matter for admissions; the EHR measures mostly one of them and wearables
+mostly the other. What both measure and does not depend on the state is the personal level of the heart rate.
 
 Random numbers are a function of (seed, subject_id, purpose), so neither sharding nor the number of
 workers changes a byte of the data. A shard is written whole or not at all, and not written again. A worker holds one
@@ -17,6 +17,7 @@ import multiprocessing
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -24,69 +25,25 @@ import pyarrow as pa
 from tqdm import tqdm
 
 from ehrwear_jax.config.data import SimulateConfig
-from ehrwear_jax.data.formats import meds, wearable
-from ehrwear_jax.data.formats import parquet as tables
-from ehrwear_jax.data.labels import outcomes as labels
-from ehrwear_jax.data.sources.simulator import code_book as synthetic_codes
-from ehrwear_jax.data.sources.simulator import ehr_process as ehr
-from ehrwear_jax.data.sources.simulator import latent_process as latent
-from ehrwear_jax.data.sources.simulator import wearable_process as worn
-from ehrwear_jax.data.sources.simulator.truth import (
-    LATENT_TYPES,
-    RISK_FILE,
-    SUBJECT_TYPES,
-    oracle_risk,
-    read_latent,
-    read_subjects,
+from ehrwear_jax.data.formats import meds, parquet, wearable
+from ehrwear_jax.data.formats.times import DAY_US
+from ehrwear_jax.data.labels import outcomes
+from ehrwear_jax.data.sources.simulator import admission_risk, code_book, ehr_process, latent_process, wearable_process
+from ehrwear_jax.data.sources.simulator.people import (
+    AGE_YEARS,
+    Person,
+    draw_person,
+    draw_splits,
+    generators,
+    observed_days,
 )
+from ehrwear_jax.data.sources.simulator.truth import LATENT_TYPES, RISK_FILE, SUBJECT_TYPES, read_subjects
 from ehrwear_jax.runtime import files
 
-__all__ = ["SimulateConfig", "oracle_risk", "read_latent", "read_subjects", "simulate"]
 
-_AGE_YEARS = (25.0, 90.0)
-
-
-def _n_days(config: SimulateConfig) -> int:
-    """Longest observation, days."""
-    return round(config.years * latent.DAYS_PER_YEAR)
-
-
-def health_process(config: SimulateConfig) -> latent.HealthProcess:
+def health_process(config: SimulateConfig) -> latent_process.HealthProcess:
     """The process that a person's health follows."""
-    return latent.HealthProcess(admission_per_year=config.admission_per_year)
-
-
-# --------------------------------------------------------------------------------------- people
-def _generators(seed: int, subject_id: int) -> Iterator[np.random.Generator]:
-    """Independent generators of one person: demographics, latent path, EHR, wearables."""
-    for stream in np.random.SeedSequence((seed, subject_id)).spawn(4):
-        yield np.random.Generator(np.random.SFC64(stream))
-
-
-def _person(rng: np.random.Generator, subject_id: int, config: SimulateConfig) -> ehr.Person:
-    first = np.datetime64(f"{config.first_year}-01-01", "D").astype(int)
-    after = np.datetime64(f"{config.last_year + 1}-01-01", "D").astype(int)
-    start_day = int(rng.integers(first, after))
-    age_days = np.clip(rng.normal(62, 12), *_AGE_YEARS) * latent.DAYS_PER_YEAR
-    end_day = _n_days(config)
-    if rng.random() < config.dropout:
-        end_day = int(rng.integers(end_day // 4, end_day + 1))
-    return ehr.Person(
-        subject_id=subject_id,
-        birth_us=(start_day - int(age_days)) * ehr.DAY_US,
-        male=bool(rng.random() < 0.5),
-        start_us=start_day * ehr.DAY_US,
-        end_day=max(end_day, 30),
-        resting=float(rng.standard_normal()),
-    )
-
-
-def _splits(config: SimulateConfig) -> pl.DataFrame:
-    n = config.n_subjects
-    order = np.random.default_rng((config.seed, 0)).permutation(n)
-    edges = np.rint(np.cumsum([config.train_fraction, config.tuning_fraction]) * n)
-    split = np.array(meds.SPLITS)[np.searchsorted(edges, order, side="right")]
-    return pl.DataFrame({"subject_id": np.arange(1, n + 1), "split": split})
+    return latent_process.HealthProcess(admission_per_year=config.admission_per_year)
 
 
 # --------------------------------------------------------------------------------------- shards
@@ -103,52 +60,58 @@ def _shard_paths(root: Path, split: str, shard: int) -> dict[str, Path]:
 
 def _write_shard(root: Path, config: SimulateConfig, split: str, shard: int, ids: list[int]) -> int:
     """Simulates and writes one shard; returns the number of people."""
-    paths = _shard_paths(root, split, shard)
-    rngs = [list(_generators(config.seed, subject_id)) for subject_id in ids]
-    people = [_person(r[0], subject_id, config) for r, subject_id in zip(rngs, ids, strict=True)]
-    process = health_process(config)
-    noise = [latent.draw_noise(r[1], _n_days(config)) for r in rngs]
-    age_N = np.array([(p.start_us - p.birth_us) / ehr.DAY_US for p in people])
-    offset_N = process.offset(age_N / latent.DAYS_PER_YEAR, np.array([p.male for p in people]))
-    paths_of_all = latent.simulate_paths(
-        process, offset_N, np.stack([z for z, _ in noise]), np.stack([u for _, u in noise])
-    )
-    latent_NxD = {
-        field.name.removesuffix("_NxD"): getattr(paths_of_all, field.name) for field in dataclasses.fields(paths_of_all)
-    }
-
-    events, rows, truth, subjects = [], [], [], []
+    files = _shard_paths(root, split, shard)
+    rngs = [list(generators(config.seed, subject_id)) for subject_id in ids]
+    people = [draw_person(r[0], subject_id, config) for r, subject_id in zip(rngs, ids, strict=True)]
+    paths = _latent_paths(people, [r[1] for r in rngs], config)
+    events, rows, latent, subjects = [], [], [], []
     for k, person in enumerate(people):
-        path = {name: values[k] for name, values in latent_NxD.items()}
-        time, code, value = ehr.person_events(rngs[k][2], person, path, config)
+        path = paths.person(k)
+        time, code, value = ehr_process.person_events(rngs[k][2], person, path, config)
         events.append((np.full(len(time), person.subject_id), time, code, value))
         mine = []
         if rngs[k][3].random() < config.wearable_subjects_fraction:
-            mine = worn.person_recordings(rngs[k][3], person, path, config)
+            mine = wearable_process.person_recordings(rngs[k][3], person, path, config)
         rows += mine
-        lived = int(path["alive"][: person.end_day].sum())
-        truth.append(
-            (np.full(lived, person.subject_id), person.start_us + np.arange(lived) * ehr.DAY_US)
-            + tuple(path[n][:lived] for n in ("offset", "ehr", "wearable", "shock", "in_hospital"))
-        )
+        latent.append(_latent_rows(person, path))
         first_wear = min((row[1] for row in mine), default=None)
-        scheduled_end = person.start_us + person.end_day * ehr.DAY_US
+        scheduled_end = person.start_us + person.end_day * DAY_US
         subjects.append((person.subject_id, person.start_us, scheduled_end, first_wear))
 
     event_table = _event_table(events)
     if rows:
-        wearable.write_shard(paths["wearable"], _recording_table(rows), worn.channels(config))
-    truth_table = pl.DataFrame(
-        [np.concatenate(column) for column in zip(*truth, strict=True)], schema=list(LATENT_TYPES)
+        wearable.write_shard(files["wearable"], _recording_table(rows), wearable_process.channels(config))
+    latent_table = pl.DataFrame(
+        [np.concatenate(column) for column in zip(*latent, strict=True)], schema=list(LATENT_TYPES)
     ).with_columns(pl.col("time").cast(pl.Datetime("us")))
-    tables.write_parquet(paths["latent"], truth_table, LATENT_TYPES)
+    parquet.write_parquet(files["latent"], latent_table, LATENT_TYPES)
     subject_table = pl.DataFrame(subjects, schema=dict.fromkeys(SUBJECT_TYPES, pl.Int64), orient="row").with_columns(
         pl.exclude("subject_id").cast(pl.Datetime("us"))
     )
-    tables.write_parquet(paths["subjects"], subject_table, SUBJECT_TYPES)
-    meds.write_shard(paths["meds"], event_table)
-    _write_json(paths["counts"], _shard_counts(people, event_table, rows))
+    parquet.write_parquet(files["subjects"], subject_table, SUBJECT_TYPES)
+    meds.write_shard(files["meds"], event_table)
+    _write_json(files["counts"], _shard_counts(people, event_table, rows))
     return len(ids)
+
+
+def _latent_paths(
+    people: list[Person], rngs: list[np.random.Generator], config: SimulateConfig
+) -> latent_process.Paths:
+    """The latent paths of people over the longest observation."""
+    process = health_process(config)
+    noise = [latent_process.draw_noise(rng, observed_days(config)) for rng in rngs]
+    age_N, male_N = np.array([p.age_years for p in people]), np.array([p.male for p in people])
+    normal_NxDx2, uniform_NxDx5 = (np.stack(part) for part in zip(*noise, strict=True))
+    offset_N = np.asarray(process.offset(age_N, male_N))
+    return latent_process.simulate_paths(process, offset_N, normal_NxDx2, uniform_NxDx5)
+
+
+def _latent_rows(person: Person, path: latent_process.PersonPath) -> tuple[np.ndarray, ...]:
+    """Columns of LATENT_TYPES for the days lived and observed."""
+    lived = int(path.alive_D[: person.end_day].sum())
+    columns = (path.offset_D, path.ehr_D, path.wearable_D, path.shock_D, path.in_hospital_D)
+    time_us_D = person.start_us + np.arange(lived) * DAY_US
+    return (np.full(lived, person.subject_id), time_us_D, *(x_D[:lived] for x_D in columns))
 
 
 def _event_table(events: list[tuple]) -> pl.DataFrame:
@@ -156,8 +119,8 @@ def _event_table(events: list[tuple]) -> pl.DataFrame:
     return pl.DataFrame(
         {
             "subject_id": subject,
-            "time": pl.Series(time).replace(ehr.STATIC_US, None).cast(pl.Datetime("us")),
-            "code": pl.Series(ehr.CODES)[code.astype(np.int64)],
+            "time": pl.Series(time).replace(ehr_process.STATIC_US, None).cast(pl.Datetime("us")),
+            "code": pl.Series(ehr_process.CODES)[code.astype(np.int64)],
             "numeric_value": pl.Series(value).fill_nan(None),
         }
     )
@@ -180,21 +143,21 @@ def _recording_table(rows: list[tuple]) -> pl.DataFrame:
     )
 
 
-def _shard_counts(people, event_table, rows) -> dict[str, int]:
+def _shard_counts(people: list[Person], event_table: pl.DataFrame, rows: list[tuple]) -> dict[str, int]:
     code = event_table["code"]
     return {
         "people": len(people),
         "people with a wearable": len({row[0] for row in rows}),
         "people with raw PPG": len({row[0] for row in rows if row[3] == "ppg"}),
         "events": len(event_table),
-        "visits": int((code == synthetic_codes.VISIT_CODE).sum()),
-        "admissions": int((code == synthetic_codes.ADMISSION_CODE).sum()),
+        "visits": int((code == code_book.VISIT_CODE).sum()),
+        "admissions": int((code == code_book.ADMISSION_CODE).sum()),
         "deaths": int((code == meds.DEATH_CODE).sum()),
         "minutes of wearable record": sum(len(r[4]) for r in rows if r[3] == "heart_rate"),
     }
 
 
-def _write_json(path: Path, content) -> None:
+def _write_json(path: Path, content: Any) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     files.write_text(path, json.dumps(content, indent=2) + "\n")
 
@@ -217,12 +180,12 @@ def simulate(root: Path, config: SimulateConfig, *, workers: int = 1, progress: 
     """
     root = Path(root)
     _claim(root, config)
-    splits = _splits(config)
-    meds.write_metadata(root / "meds", synthetic_codes.code_table(), splits, name="ehrwear_simulated", version="1")
-    wearable.write_channels(root / "wearable", worn.channels(config))
+    splits = draw_splits(config)
+    meds.write_metadata(root / "meds", meds.Metadata("ehrwear_simulated", "1", code_book.code_table(), splits))
+    wearable.write_channels(root / "wearable", wearable_process.channels(config))
     table_path = root / "truth" / RISK_FILE
     if not table_path.exists():
-        table = latent.solve_risk(health_process(config), config.horizons_days, _offset_range(config))
+        table = admission_risk.solve_risk(health_process(config), config.horizons_days, _offset_range(config))
         table.save(table_path)
 
     jobs = []
@@ -263,11 +226,11 @@ def _claim(root: Path, config: SimulateConfig) -> None:
 
 def _offset_range(config: SimulateConfig) -> tuple[float, float]:
     process = health_process(config)
-    oldest = process.offset(_AGE_YEARS[1] + config.years, True)
-    return float(process.offset(_AGE_YEARS[0], False)) - 0.1, float(oldest) + 0.1
+    oldest = process.offset(AGE_YEARS[1] + config.years, True)
+    return float(process.offset(AGE_YEARS[0], False)) - 0.1, float(oldest) + 0.1
 
 
-def _run(root, config, jobs, workers) -> Iterator[int]:
+def _run(root: Path, config: SimulateConfig, jobs: list[tuple], workers: int) -> Iterator[int]:
     if workers <= 1:
         for job in jobs:
             yield _write_shard(root, config, *job)
@@ -284,7 +247,7 @@ def _run(root, config, jobs, workers) -> Iterator[int]:
             raise
 
 
-def _counts(root, jobs) -> list[dict]:
+def _counts(root: Path, jobs: list[tuple]) -> list[dict]:
     total: dict[str, int] = {}
     for split, shard, _ in jobs:
         counts = json.loads(_shard_paths(root, split, shard)["counts"].read_text())
@@ -315,11 +278,9 @@ def _write_labels(root: Path, config: SimulateConfig) -> list[dict]:
     week = pl.duration(days=7)
     earliest = pl.coalesce(pl.col("first_wear") + week, "start_time")
     latest = pl.col("scheduled_end") - pl.duration(days=max(config.horizons_days))
-    index = labels.prediction_times(
+    index = outcomes.prediction_times(
         root / "meds",
-        per_subject=config.predictions_per_subject,
-        min_history_days=config.min_history_days,
-        seed=config.seed,
+        outcomes.Sampling(config.predictions_per_subject, config.min_history_days, config.seed),
         not_before=subjects.select("subject_id", time=earliest),
         not_after=subjects.select("subject_id", time=latest),
     )
@@ -333,8 +294,9 @@ def _write_labels(root: Path, config: SimulateConfig) -> list[dict]:
         },
         {"step": "prediction times", "n": len(index), "dropped": 0, "reason": ""},
     ]
-    by_horizon = labels.hospitalization_labels(root / "meds", horizons_days=config.horizons_days, index=index)
-    for horizon, table in by_horizon.items():
+    times = outcomes.time_to_admission(root / "meds", index=index)
+    for horizon in config.horizons_days:
+        table = outcomes.within_horizon(times, horizon)
         meds.write_labels(root / "labels" / f"hospitalization_{horizon}d.parquet", table)
         counts.append(
             {

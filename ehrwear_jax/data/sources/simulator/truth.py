@@ -1,4 +1,4 @@
-"""What is known of a simulated cohort and of no real one; read by evaluation only."""
+"""Reads the truth of a simulated cohort, which no real one has: evaluation only."""
 
 from pathlib import Path
 
@@ -6,8 +6,8 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 
-from ehrwear_jax.data.formats import parquet as tables
-from ehrwear_jax.data.sources.simulator import latent_process as latent
+from ehrwear_jax.data.formats import parquet
+from ehrwear_jax.data.sources.simulator.admission_risk import RiskTable
 
 RISK_FILE = "risk.npz"
 LATENT_TYPES = {
@@ -29,7 +29,7 @@ SUBJECT_TYPES = {
 
 def _scan(truth_dir: Path, kind: str) -> pl.LazyFrame:
     folder = Path(truth_dir) / kind
-    if not folder.is_dir() or not (files := tables.parquet_files(folder)):
+    if not folder.is_dir() or not (files := parquet.parquet_files(folder)):
         raise FileNotFoundError(f"{folder}: no truth tables; only simulated cohorts have them")
     return pl.scan_parquet(files, hive_partitioning=False)
 
@@ -37,14 +37,6 @@ def _scan(truth_dir: Path, kind: str) -> pl.LazyFrame:
 def read_subjects(truth_dir: Path) -> pl.DataFrame:
     """subject_id, start_time, scheduled_end, first_wear (null: none), by subject."""
     return _scan(truth_dir, "subjects").sort("subject_id").collect()
-
-
-def read_latent(truth_dir: Path, subject_ids: list[int] | None = None) -> pl.DataFrame:
-    """The latent path at each midnight: columns of LATENT_TYPES, by subject and time."""
-    path = _scan(truth_dir, "latent")
-    if subject_ids is not None:
-        path = path.filter(pl.col("subject_id").is_in(subject_ids))
-    return path.sort("subject_id", "time").collect()
 
 
 def oracle_risk(truth_dir: Path, index: pl.DataFrame, horizon_days: int) -> np.ndarray:
@@ -60,17 +52,17 @@ def oracle_risk(truth_dir: Path, index: pl.DataFrame, horizon_days: int) -> np.n
       horizon_days: one of the horizons in the simulator's config.
 
     Raises:
-      FileNotFoundError: no truth there. ValueError: a horizon that was not solved for.
+      FileNotFoundError: no truth there.
+      ValueError: a horizon that was not solved for.
     """
-    table = latent.RiskTable.load(Path(truth_dir) / RISK_FILE)
+    table = RiskTable.load(Path(truth_dir) / RISK_FILE)
     asked = index.select(
         pl.col("subject_id").cast(pl.Int64),
         pl.col("prediction_time").cast(pl.Datetime("us")).dt.truncate("1d").alias("time"),
     )
     ids = asked["subject_id"].unique().to_list()
     path = _scan(truth_dir, "latent").filter(pl.col("subject_id").is_in(ids) & ~pl.col("in_hospital"))
-    state = asked.lazy().join(path, on=["subject_id", "time"], how="left", maintain_order="left")
-    state = state.collect()
+    state = asked.lazy().join(path, on=["subject_id", "time"], how="left", maintain_order="left").collect()
     risk = np.full(len(state), np.nan)
     known = state["shock"].is_not_null().to_numpy()
     columns = ("log_risk_offset", "ehr_health", "wearable_health", "shock")

@@ -1,20 +1,24 @@
-"""The wearable recordings of one simulated person, given the latent path.
+"""Simulates the wearable recordings of one person given the latent path: measurement models of each channel.
 
-Heart rate and activity once a minute, and short stretches of raw PPG. Sleep, a daily and a weekly
-rhythm, bouts of activity, several devices, time not worn, artefacts and gaps overlay what the state
-does: worse wearable health raises the resting heart rate, lowers activity, flattens the daily
-rhythm and breaks up sleep; a shock does more of the same for as long as it lasts.
+Heart rate and activity once a minute, on request skin temperature, and short stretches of raw PPG. Worse
+wearable health raises the resting heart rate, lowers activity, flattens the daily rhythm and breaks up sleep; a
+shock does more of the same for as long as it lasts. Sleep, a daily and a weekly rhythm, bouts of activity (AR(1)
+noise), device types, time not worn, artefacts and gaps come on top.
 """
 
+import functools
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 import polars as pl
-from scipy.signal import lfilter
+import scipy  # its submodules load at first use
 
-from ehrwear_jax.data.sources.simulator.ehr_process import DAY_US, MINUTE_US, Person
+from ehrwear_jax.config.data import SimulateConfig
+from ehrwear_jax.data.formats.times import DAY_MINUTES, DAY_US, MINUTE_US
+from ehrwear_jax.data.sources.simulator.latent_process import PersonPath
+from ehrwear_jax.data.sources.simulator.people import Person
 
-MINUTES = 1440
 PPG_RATE_HZ = 25.0
 CHANNELS = pl.DataFrame(
     [
@@ -33,8 +37,8 @@ _TEMPERATURE = pl.DataFrame(
 _UNITS = dict(pl.concat([CHANNELS, _TEMPERATURE]).select("channel", "unit").iter_rows())
 
 
-def channels(config) -> pl.DataFrame:
-    """The channels that a SimulateConfig records."""
+def channels(config: SimulateConfig) -> pl.DataFrame:
+    """The channels that are recorded (wearable_checks.CHANNEL_SCHEMA)."""
     return pl.concat([CHANNELS, _TEMPERATURE]) if config.temperature else CHANNELS
 
 
@@ -64,14 +68,74 @@ DEVICES = (
 )
 
 
-def person_recordings(rng: np.random.Generator, person: Person, path: dict, config) -> list[tuple]:
-    """Rows (subject_id, start_us, sample_rate_hz, channel, values f32 [N], unit, device).
+@dataclass(frozen=True)
+class _Traits:
+    """What is constant in a person and does not depend on the state.
+
+    Attributes:
+      resting: heart rate at rest, beats per minute. reserve: its rise with exertion.
+      activity: of the log counts.
+      bedtime: hour of the clock. sleep_hours: length of a night.
+      carelessness: multiplies the time not worn.
+    """
+
+    resting: float
+    reserve: float
+    activity: float
+    bedtime: float
+    sleep_hours: float
+    carelessness: float
+
+
+@dataclass(frozen=True)
+class _Days:
+    """The minutes of a recording, and the state on the D days that they touch and the day before.
+
+    Attributes:
+      minute_N: minutes since the start of observation, successive.
+      minutes_D: how many of them each day has.
+      weekday_D: Monday is 0.
+      ehr_D, wearable_D, shock_D: f32, as far as wearables show them.
+      in_hospital_D: at the start of the day.
+    """
+
+    minute_N: np.ndarray
+    minutes_D: np.ndarray
+    weekday_D: np.ndarray
+    ehr_D: np.ndarray
+    wearable_D: np.ndarray
+    shock_D: np.ndarray
+    in_hospital_D: np.ndarray
+
+    def by_minute(self, value_D: np.ndarray) -> np.ndarray:
+        """f32 [N]: each day's value in all of its minutes."""
+        return np.repeat(value_D, self.minutes_D).astype(np.float32)
+
+    @functools.cached_property
+    def afternoon_N(self) -> np.ndarray:
+        """f32 [N]: the daily wave, highest at 15:00."""
+        hour_N = (self.minute_N % DAY_MINUTES).astype(np.float32) * np.float32(2 * np.pi / DAY_MINUTES)
+        return np.cos(hour_N - np.float32(2 * np.pi * 15 / 24))
+
+    @property
+    def rhythm_D(self) -> np.ndarray:
+        """How large the daily wave is."""
+        return np.maximum(1 - 0.2 * self.wearable_D, 0.1)
+
+
+def person_recordings(
+    rng: np.random.Generator, person: Person, path: PersonPath, config: SimulateConfig
+) -> list[tuple]:
+    """Recordings of one person.
 
     Args:
       rng: the person's generator for wearables.
       person: demographics and calendar.
-      path: arrays [D] of synthetic_latent.Paths for this person, by name without shape suffix.
-      config: SimulateConfig.
+      path: the person's latent path.
+      config: what to simulate.
+
+    Returns:
+      Rows (subject_id, start_us, sample_rate_hz, channel, values f32 [N], unit, device), by start and channel.
     """
     device = DEVICES[rng.choice(len(DEVICES), p=[d.share for d in DEVICES])]
     traits = _traits(rng, person)
@@ -79,13 +143,14 @@ def person_recordings(rng: np.random.Generator, person: Person, path: dict, conf
     rows = []
     for first_day, n_days in _schedule(rng, person, path, config):
         start_minute = int(rng.integers(8 * 60, 18 * 60))
-        minute_N = first_day * MINUTES + start_minute + np.arange(n_days * MINUTES)
+        minute_N = first_day * DAY_MINUTES + start_minute + np.arange(n_days * DAY_MINUTES)
         last_day = first_day + n_days
-        alive = path["alive"][: last_day + 1] & ~path["died"][: last_day + 1]
+        alive = path.alive_D[: last_day + 1] & ~path.died_D[: last_day + 1]
         if not alive[-1]:  # the recording ends with the last whole day lived
-            minute_N = minute_N[minute_N < int(np.argmin(alive)) * MINUTES]
-        heart_rate_N, activity_N = _minutes(rng, person, traits, device, path, minute_N, config)
-        start_us = person.start_us + int(minute_N[0]) * MINUTE_US if len(minute_N) else 0
+            minute_N = minute_N[minute_N < int(np.argmin(alive)) * DAY_MINUTES]
+        days = _days(person, path, minute_N, config)
+        heart_rate_N, activity_N = _minutes(rng, traits, device, days, config)
+        start_us = person.start_us + int(minute_N[0]) * MINUTE_US
         recorded = {"heart_rate": heart_rate_N, "activity": activity_N}
         if config.temperature:  # a child generator: the other channels are the same without it
             recorded["skin_temperature"] = _temperature(rng.spawn(1)[0], path, minute_N, heart_rate_N, config)
@@ -94,7 +159,7 @@ def person_recordings(rng: np.random.Generator, person: Person, path: dict, conf
                 if not np.isnan(values[begin:end]).all():
                     rows.append((start_us + begin * MINUTE_US, 1 / 60, channel, values[begin:end]))
         if ppg_wearer:
-            rows += _ppg(rng, traits, path, start_us, minute_N, heart_rate_N, config)
+            rows += _ppg(rng, path, start_us, minute_N, heart_rate_N, config)
     rows.sort(key=lambda row: (row[0], row[2]))
     return [
         (person.subject_id, start, rate, channel, values, _UNITS[channel], device.name)
@@ -102,21 +167,22 @@ def person_recordings(rng: np.random.Generator, person: Person, path: dict, conf
     ]
 
 
-def _traits(rng, person) -> dict[str, float]:
-    """What is constant in a person and says nothing about the state."""
+def _traits(rng: np.random.Generator, person: Person) -> _Traits:
     normal = rng.standard_normal(5)
-    age = (person.start_us - person.birth_us) / DAY_US / 365.25
-    return {
-        "resting": 62 + 4.5 * person.resting - 2.5 * person.male,
-        "reserve": np.maximum(38 - 0.35 * (age - 60) + 5 * normal[0], 12),
-        "activity": 0.3 * normal[1] - 0.012 * (age - 60),
-        "bedtime": 23.0 + 0.8 * normal[2],
-        "sleep_hours": 7.3 + 0.5 * normal[3],
-        "carelessness": np.exp(0.7 * normal[4]),
-    }
+    age = person.age_years
+    return _Traits(
+        resting=62 + 4.5 * person.resting - 2.5 * person.male,
+        reserve=np.maximum(38 - 0.35 * (age - 60) + 5 * normal[0], 12),
+        activity=0.3 * normal[1] - 0.012 * (age - 60),
+        bedtime=23.0 + 0.8 * normal[2],
+        sleep_hours=7.3 + 0.5 * normal[3],
+        carelessness=np.exp(0.7 * normal[4]),
+    )
 
 
-def _schedule(rng, person, path, config) -> list[tuple[int, int]]:
+def _schedule(
+    rng: np.random.Generator, person: Person, path: PersonPath, config: SimulateConfig
+) -> list[tuple[int, int]]:
     """(first day, whole days) of the one or two stretches, inside observation."""
     n_days = person.end_day
     total = min(config.wear_days, n_days - 2)
@@ -130,92 +196,82 @@ def _schedule(rng, person, path, config) -> list[tuple[int, int]]:
     if two:
         soonest = starts[0] + lengths[0] + 1
         starts.append(int(rng.integers(soonest, max(n_days - lengths[1], soonest) + 1)))
-    living = path["alive"]
     return [
         (first, length)
         for first, length in zip(starts, lengths, strict=True)
-        if first + length < n_days and living[first] and not path["died"][first]
+        if first + length < n_days and path.alive_D[first] and not path.died_D[first]
     ]
 
 
-def _smooth_noise(rng, n, persistence):
+def _days(person: Person, path: PersonPath, minute_N: np.ndarray, config: SimulateConfig) -> _Days:
+    day_N = minute_N // DAY_MINUTES
+    information = np.float32(config.wearable_information)
+    day_D = np.arange(day_N[0] - 1, day_N[-1] + 1)
+    inside_D = np.clip(day_D, 0, None)
+    ehr_D, wearable_D, shock_D = (
+        information * x_D[inside_D].astype(np.float32) for x_D in (path.ehr_D, path.wearable_D, path.shock_D)
+    )
+    minutes_D = np.bincount(day_N - day_D[0], minlength=len(day_D))
+    weekday_D = (person.start_us // DAY_US + day_D + 3) % 7  # 1970-01-01 was a Thursday
+    return _Days(minute_N, minutes_D, weekday_D, ehr_D, wearable_D, shock_D, path.in_hospital_D[inside_D])
+
+
+def _ar1(rng: np.random.Generator, n: int, persistence: float) -> np.ndarray:
     """A stationary AR(1) of variance 1, f32 [n]."""
     innovation = rng.standard_normal(n, np.float32)
     innovation[1:] *= np.float32(np.sqrt(1 - persistence**2))
-    return lfilter([1.0], np.array([1.0, -persistence], np.float32), innovation)
+    return scipy.signal.lfilter([1.0], np.array([1.0, -persistence], np.float32), innovation)
 
 
-def _blocks(rng, n, per_day, mean_minutes):
+def _blocks(rng: np.random.Generator, n: int, per_day: float, mean_minutes: float) -> np.ndarray:
     """Mask of random blocks: a Poisson number of starts, lengths exponential."""
     mask = np.zeros(n, bool)
-    for start in rng.integers(0, n, rng.poisson(per_day * n / MINUTES)):
+    for start in rng.integers(0, n, rng.poisson(per_day * n / DAY_MINUTES)):
         mask[start : start + 1 + int(rng.exponential(mean_minutes))] = True
     return mask
 
 
-def _asleep(rng, traits, minute_N, weekday_D, wearable_D):
+def _asleep(rng: np.random.Generator, traits: _Traits, days: _Days) -> np.ndarray:
     """Mask of sleep: one main block a night, later at weekends, broken up when health is poor."""
+    minute_N = days.minute_N
+    poor_D = days.wearable_D + 0.5 * days.shock_D
     asleep = np.zeros(len(minute_N), bool)
     first = minute_N[0]
-    for k, day in enumerate(range(first // MINUTES - 1, minute_N[-1] // MINUTES + 1)):
-        late = 1.0 if weekday_D[k] in (4, 5) else 0.0
-        bed = (traits["bedtime"] + late + 0.6 * rng.standard_normal()) * 60
-        hours = np.maximum(traits["sleep_hours"] + 0.7 * rng.standard_normal(), 3)
-        begin = int(day * MINUTES + bed - first)
+    for k, day in enumerate(range(first // DAY_MINUTES - 1, minute_N[-1] // DAY_MINUTES + 1)):
+        late = 1.0 if days.weekday_D[k] in (4, 5) else 0.0
+        bed = (traits.bedtime + late + 0.6 * rng.standard_normal()) * 60
+        hours = np.maximum(traits.sleep_hours + 0.7 * rng.standard_normal(), 3)
+        begin = int(day * DAY_MINUTES + bed - first)
         end = begin + int(hours * 60)
         asleep[max(begin, 0) : max(end, 0)] = True
-        for start in rng.integers(begin, end, rng.poisson(2.0 * np.exp(0.35 * wearable_D[k]))):
+        for start in rng.integers(begin, end, rng.poisson(2.0 * np.exp(0.35 * poor_D[k]))):
             asleep[max(start, 0) : max(start + 1 + int(rng.exponential(9)), 0)] = False
     return asleep
 
 
-def _minutes(rng, person, traits, device, path, minute_N, config):
+def _minutes(
+    rng: np.random.Generator, traits: _Traits, device: Device, days: _Days, config: SimulateConfig
+) -> tuple[np.ndarray, np.ndarray]:
     """Heart rate (bpm) and activity (counts/min), f32 [N], NaN where missing."""
-    n = len(minute_N)
-    if not n:
-        return np.empty(0, np.float32), np.empty(0, np.float32)
-    day_N = minute_N // MINUTES
-    information = np.float32(config.wearable_information)
-    day_range = np.arange(day_N[0] - 1, day_N[-1] + 1)
-    weekday_D = (person.start_us // DAY_US + day_range + 3) % 7
-    inside = np.clip(day_range, 0, None)
-    ehr_D, wearable_D, shock_D = (
-        information * path[name][inside].astype(np.float32) for name in ("ehr", "wearable", "shock")
-    )
-    per_day = np.bincount(day_N - day_range[0], minlength=len(day_range))
-    asleep_N = _asleep(rng, traits, minute_N, weekday_D, wearable_D + 0.5 * shock_D)
-
-    hour_N = (minute_N % MINUTES).astype(np.float32) * np.float32(2 * np.pi / MINUTES)
-    afternoon_N = np.cos(hour_N - np.float32(2 * np.pi * 15 / 24))  # highest at 15:00
-    weekend_D = np.where(weekday_D >= 5, 0.25 * rng.standard_normal(), 0.0)
-
-    # activity: log-normal bouts while awake, rare movements asleep
-    level_D = traits["activity"] + weekend_D + 0.25 * rng.standard_normal(len(day_range))
-    level_D = level_D - 0.4 * wearable_D - 0.08 * ehr_D - 0.35 * shock_D
-    rhythm_D = np.maximum(1 - 0.2 * wearable_D, 0.1)
-    bout_N = _smooth_noise(rng, n, 0.94) + 0.6 * rng.standard_normal(n, np.float32)
-    drive_N = np.repeat(level_D, per_day).astype(np.float32)
-    drive_N += 0.7 * np.repeat(rhythm_D, per_day).astype(np.float32) * afternoon_N + bout_N
-    counts_N = np.exp(np.float32(4.6) + drive_N, dtype=np.float32)
-    counts_N[(drive_N < -0.9) | asleep_N] = 0
-    stir = asleep_N & (rng.random(n, np.float32) < 0.03)
-    counts_N[stir] = rng.integers(5, 120, stir.sum())
-
-    # heart rate: resting + exertion (with recovery) + rhythm + state + noise
+    n = len(days.minute_N)
+    asleep_N = _asleep(rng, traits, days)
+    counts_N = _counts(rng, traits, days, asleep_N)
     exertion_N = np.minimum(np.log1p(counts_N / 150) / 2.2, 1.6).astype(np.float32)
-    exertion_N = lfilter([0.35], np.array([1.0, -0.65], np.float32), exertion_N)
-    state_D = 3.6 * wearable_D + 0.9 * ehr_D + 4.5 * shock_D + 1.2 * rng.standard_normal(len(day_range))
-    heart_N = np.repeat(traits["resting"] + device.heart_rate_bias + state_D, per_day)
-    heart_N = heart_N.astype(np.float32) + np.float32(traits["reserve"]) * exertion_N
-    heart_N += 3.0 * np.repeat(rhythm_D, per_day).astype(np.float32) * afternoon_N - 5.0 * asleep_N
+    # recovery takes minutes
+    exertion_N = scipy.signal.lfilter([0.35], np.array([1.0, -0.65], np.float32), exertion_N)
+    state_D = 3.6 * days.wearable_D + 0.9 * days.ehr_D + 4.5 * days.shock_D
+    state_D = state_D + 1.2 * rng.standard_normal(len(days.minutes_D))
+    heart_N = days.by_minute(traits.resting + device.heart_rate_bias + state_D)
+    heart_N = heart_N + np.float32(traits.reserve) * exertion_N
+    heart_N += 3.0 * days.by_minute(days.rhythm_D) * days.afternoon_N - 5.0 * asleep_N
     noise = np.float32(config.noise * device.noise)
-    heart_N += noise * (2.2 * _smooth_noise(rng, n, 0.9) + 1.2 * rng.standard_normal(n, np.float32))
+    heart_N += noise * (2.2 * _ar1(rng, n, 0.9) + 1.2 * rng.standard_normal(n, np.float32))
 
     # not worn: charging, whole days left off, hospital; artefacts: the sensor slips or halves
-    careless = traits["carelessness"] * config.missingness
+    careless = traits.carelessness * config.missingness
     off_N = _blocks(rng, n, 0.8 * careless, 55.0)
-    skipped_D = rng.random(len(day_range)) < np.minimum(0.05 * careless, 0.9)
-    off_N |= np.repeat(skipped_D | path["in_hospital"][inside], per_day)
+    skipped_D = rng.random(len(days.minutes_D)) < np.minimum(0.05 * careless, 0.9)
+    off_N |= np.repeat(skipped_D | days.in_hospital_D, days.minutes_D)
     slip_N = _blocks(rng, n, 2.0 * config.noise, 3.0)
     heart_N = np.where(slip_N, heart_N * np.float32(rng.choice([0.5, 1.6])), heart_N)
     lost_N = rng.random(n, np.float32) < np.minimum((0.01 + 0.04 * (exertion_N > 0.7)) * config.missingness, 0.98)
@@ -226,34 +282,57 @@ def _minutes(rng, person, traits, device, path, minute_N, config):
     return heart_N, counts_N
 
 
-def _temperature(rng, path, minute_N, heart_rate_N, config):
+def _counts(rng: np.random.Generator, traits: _Traits, days: _Days, asleep_N: np.ndarray) -> np.ndarray:
+    """Activity of the person, f32 [N]: log-normal bouts while awake, rare movements asleep."""
+    n = len(days.minute_N)
+    weekend_D = np.where(days.weekday_D >= 5, 0.25 * rng.standard_normal(), 0.0)
+    level_D = traits.activity + weekend_D + 0.25 * rng.standard_normal(len(days.minutes_D))
+    level_D = level_D - 0.4 * days.wearable_D - 0.08 * days.ehr_D - 0.35 * days.shock_D
+    bout_N = _ar1(rng, n, 0.94) + 0.6 * rng.standard_normal(n, np.float32)
+    drive_N = days.by_minute(level_D)
+    drive_N += 0.7 * days.by_minute(days.rhythm_D) * days.afternoon_N + bout_N
+    counts_N = np.exp(np.float32(4.6) + drive_N, dtype=np.float32)
+    counts_N[(drive_N < -0.9) | asleep_N] = 0
+    stir = asleep_N & (rng.random(n, np.float32) < 0.03)
+    counts_N[stir] = rng.integers(5, 120, stir.sum())
+    return counts_N
+
+
+def _temperature(
+    rng: np.random.Generator, path: PersonPath, minute_N: np.ndarray, heart_rate_N: np.ndarray, config: SimulateConfig
+) -> np.ndarray:
     """Skin temperature (degC), f32 [N]: warmest at four in the morning; missing where the heart rate is."""
-    if not len(minute_N):
-        return np.empty(0, np.float32)
-    state_N = (config.wearable_information * path["wearable"][minute_N // MINUTES]).astype(np.float32)
-    rhythm_N = np.cos((minute_N % MINUTES - 240).astype(np.float32) * np.float32(2 * np.pi / MINUTES))
-    noise_N = np.float32(0.4 * config.noise) * _smooth_noise(rng, len(minute_N), 0.98)
+    state_N = (config.wearable_information * path.wearable_D[minute_N // DAY_MINUTES]).astype(np.float32)
+    rhythm_N = np.cos((minute_N % DAY_MINUTES - 240).astype(np.float32) * np.float32(2 * np.pi / DAY_MINUTES))
+    noise_N = np.float32(0.4 * config.noise) * _ar1(rng, len(minute_N), 0.98)
     temperature_N = 33.0 + (0.9 - 0.15 * np.tanh(state_N)) * rhythm_N + 0.15 * state_N + noise_N
     return np.where(np.isnan(heart_rate_N), np.nan, np.round(temperature_N, 1)).astype(np.float32)
 
 
-def _pieces(rng, n, config):
+def _pieces(rng: np.random.Generator, n: int, config: SimulateConfig) -> list[tuple[int, int]]:
     """Half-open index ranges of the recording, with a gap where the device restarted."""
-    if n < 2 * MINUTES or rng.random() >= min(0.3 * config.missingness, 1.0):
-        return [(0, n)] if n else []
-    cut = int(rng.integers(MINUTES, n - MINUTES // 2))
+    if n < 2 * DAY_MINUTES or rng.random() >= min(0.3 * config.missingness, 1.0):
+        return [(0, n)]
+    cut = int(rng.integers(DAY_MINUTES, n - DAY_MINUTES // 2))
     resume = cut + int(rng.integers(30, 600))
     return [(0, cut), (resume, n)]
 
 
-def _ppg(rng, traits, path, start_us, minute_N, heart_rate_N, config):
-    """Raw PPG of a minute each: pulse waves at varying beat intervals, wander, noise, motion."""
+def _ppg(
+    rng: np.random.Generator,
+    path: PersonPath,
+    start_us: int,
+    minute_N: np.ndarray,
+    heart_rate_N: np.ndarray,
+    config: SimulateConfig,
+) -> list[tuple]:
+    """Raw PPG of a minute each: pulse waves at varying beat intervals, baseline wander, noise, motion."""
     seen = np.flatnonzero(~np.isnan(heart_rate_N))
     n_stretches = min(config.ppg_stretches, len(seen))
     rows = []
     for at in np.sort(rng.choice(seen, n_stretches, replace=False)) if n_stretches else ():
         rate = heart_rate_N[at] / 60
-        health = config.wearable_information * path["wearable"][minute_N[at] // MINUTES]
+        health = config.wearable_information * path.wearable_D[minute_N[at] // DAY_MINUTES]
         variability = 0.05 * np.exp(-0.35 * health)  # share of the beat interval
         beat = np.maximum((1 + variability * rng.standard_normal(int(90 * rate) + 10)) / rate, 0.2)
         sample_T = np.arange(int(60 * PPG_RATE_HZ)) / PPG_RATE_HZ

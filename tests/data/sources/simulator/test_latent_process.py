@@ -1,90 +1,33 @@
-"""Risks solved on a grid of latent states: closed forms, other grids, Monte Carlo."""
+"""The latent process: stationarity and autocorrelation of its components, transitions of its shock chain."""
 
 import numpy as np
-import pytest
-from sklearn.metrics import roc_auc_score
-from synthetic_risks import expected_auroc
 
-from ehrwear_jax.data.sources.simulator import latent_process as latent
-
-
-def test_risk_with_constant_hazards_is_the_closed_form():
-    process = latent.HealthProcess(
-        admission_per_year=0.5,
-        death_per_year=0.2,
-        age_effect=0.0,
-        admission_effects=(0.0, 0.0, 0.0),
-        death_effects=(0.0, 0.0, 0.0),
-    )
-    table = latent.solve_risk(process, (1, 30, 365), (-1.0, 1.0), n_component=6)
-    for horizon in (1, 30, 365):
-        offset = np.array([-0.7, 0.0, 0.4])
-        p_a = -np.expm1(-0.5 / 365.25 * np.exp(offset))
-        p_d = -np.expm1(-0.2 / 365.25 * np.exp(2 * offset))
-        stay = (1 - p_a) * (1 - p_d)
-        expected = p_a * (1 - stay**horizon) / (1 - stay)
-        got = table(horizon, offset, [0.3, -1.0, 2.0], [0.1, 0.0, -3.0], [0, 1, 3])
-        np.testing.assert_allclose(got, expected, rtol=1e-6)
-
-
-def test_risk_does_not_depend_on_the_resolution_of_the_grid():
-    process = latent.HealthProcess()
-    coarse = latent.solve_risk(process, (90,), (-2, 2))
-    fine = latent.solve_risk(process, (90,), (-2, 2), n_component=48, n_offset=20)
-    rng = np.random.default_rng(0)
-    state = (
-        rng.uniform(-2, 2, 500),
-        *rng.normal(0, 1.4, (2, 500)).clip(-4.9, 6.9),
-        rng.integers(0, 4, 500),
-    )
-    np.testing.assert_allclose(coarse(90, *state), fine(90, *state), atol=2e-4)
+from ehrwear_jax.data.sources.simulator import latent_process
 
 
 def test_shock_transition_is_that_of_advance():
-    process = latent.HealthProcess(shock_per_year=60.0)
+    process = latent_process.HealthProcess(shock_per_year=60.0)
     rng = np.random.default_rng(0)
     n = 40_000
-    for level in range(latent.N_SHOCK):
+    for level in range(latent_process.N_SHOCK):
         zero = np.zeros(n)
         _, _, after = process.advance(zero, zero, np.full(n, level), rng.standard_normal((n, 2)), rng.random((n, 2)))
-        share = np.bincount(after, minlength=latent.N_SHOCK) / n
+        share = np.bincount(after, minlength=latent_process.N_SHOCK) / n
         np.testing.assert_allclose(share, process.shock_transition()[level], atol=0.012)
 
 
-def test_monte_carlo_from_the_state_gives_the_solved_risk():
-    """Per state and in all: 150 states, 120 paths each, 180 days."""
-    process = latent.HealthProcess()
-    horizon, n_states, n_paths = 180, 150, 120
-    rng = np.random.default_rng(11)
-    offset = rng.uniform(-1.0, 1.2, n_states)
-    start = (
-        *rng.standard_normal((2, n_states)),
-        rng.choice(latent.N_SHOCK, n_states, p=(0.7, 0.1, 0.1, 0.1)),
+def test_the_components_are_stationary_with_the_autocorrelation_of_an_ornstein_uhlenbeck_process():
+    """Without admissions, which do harm; 400 people for ten relaxation times."""
+    process = latent_process.HealthProcess(admission_per_year=1e-9, relaxation_days=(20.0, 60.0))
+    rng = np.random.default_rng(1)
+    noise = [latent_process.draw_noise(rng, 600) for _ in range(400)]
+    paths = latent_process.simulate_paths(
+        process, np.zeros(400), np.stack([z for z, _ in noise]), np.stack([u for _, u in noise])
     )
-    risk = latent.solve_risk(process, (horizon,), (-2, 2))(horizon, offset, *start)
-    paths = latent.simulate_paths(
-        process,
-        np.repeat(offset, n_paths),
-        rng.standard_normal((n_states * n_paths, horizon + 1, 2)),
-        rng.random((n_states * n_paths, horizon + 1, latent.N_UNIFORM)),
-        start=tuple(np.repeat(x, n_paths) for x in start),
-    )
-    admitted = paths.admitted_NxD.any(axis=1).reshape(n_states, n_paths)
-    spread = risk * (1 - risk)
-    z = (admitted.mean(axis=1) - risk) / np.sqrt(spread / n_paths)
-    assert abs((admitted.sum() - n_paths * risk.sum()) / np.sqrt(n_paths * spread.sum())) < 3
-    assert 0.7 < np.mean(z**2) < 1.35  # chi-squared / 150: standard deviation 0.115
-    # the AUROC that the risks promise is the AUROC that the paths show
-    promised = expected_auroc(risk)
-    shown = [roc_auc_score(admitted[:, k], risk) for k in range(n_paths)]
-    assert abs(np.mean(shown) - promised) < 4 * np.std(shown) / np.sqrt(n_paths)
-
-
-def test_table_refuses_what_it_was_not_solved_for():
-    table = latent.solve_risk(latent.HealthProcess(), (1,), (-1, 1), n_component=5, n_offset=3)
-    with pytest.raises(ValueError, match="horizon of 30 days"):
-        table(30, [0.0], [0.0], [0.0], [0])
-    with pytest.raises(ValueError, match="offset lies outside"):
-        table(1, [1.5], [0.0], [0.0], [0])
-    with pytest.raises(ValueError, match="whole days"):
-        latent.solve_risk(latent.HealthProcess(), (0,), (-1, 1))
+    for x_NxD, days in ((paths.ehr_NxD, 20), (paths.wearable_NxD, 60)):
+        assert abs(x_NxD.mean()) < 0.05 and abs(x_NxD.std() - 1) < 0.05
+        lagged = np.corrcoef(x_NxD[:, :-days].ravel(), x_NxD[:, days:].ravel())[0, 1]
+        assert abs(lagged - np.exp(-1)) < 0.05
+    one = paths.person(7)
+    np.testing.assert_array_equal(one.wearable_D, paths.wearable_NxD[7])
+    np.testing.assert_array_equal(one.in_hospital_D, paths.in_hospital_NxD[7])

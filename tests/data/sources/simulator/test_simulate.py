@@ -6,14 +6,14 @@ import json
 import numpy as np
 import polars as pl
 import pytest
+from meds_files import count_subjects
+from simulated_cohort import read_latent, sample_times
 from sklearn.metrics import roc_auc_score
 from synthetic_risks import expected_auroc
 
 from ehrwear_jax.config.data import SimulateConfig
 from ehrwear_jax.data.formats import meds, wearable
-from ehrwear_jax.data.sources.simulator import code_book as codes
-from ehrwear_jax.data.sources.simulator import latent_process as latent
-from ehrwear_jax.data.sources.simulator import simulate as synthetic
+from ehrwear_jax.data.sources.simulator import code_book, latent_process, simulate, truth
 
 SMALL = SimulateConfig(
     n_subjects=40,
@@ -30,7 +30,7 @@ SMALL = SimulateConfig(
 @pytest.fixture(scope="module")
 def cohort(tmp_path_factory):
     root = tmp_path_factory.mktemp("cohort")
-    counts = synthetic.simulate(root, SMALL, progress=False)
+    counts = simulate.simulate(root, SMALL, progress=False)
     return root, counts
 
 
@@ -56,10 +56,8 @@ def tree_bytes(root):
 @pytest.fixture(scope="module")
 def ehr_only_cohort(tmp_path_factory):
     root = tmp_path_factory.mktemp("large")
-    config = SimulateConfig(
-        n_subjects=700, wear_days=0, seed=5, horizons_days=(30, 365), subjects_per_shard=400
-    )
-    synthetic.simulate(root, config, progress=False)
+    config = SimulateConfig(n_subjects=700, wear_days=0, seed=5, horizons_days=(30, 365), subjects_per_shard=400)
+    simulate.simulate(root, config, progress=False)
     return root
 
 
@@ -67,7 +65,7 @@ def ehr_only_cohort(tmp_path_factory):
 def test_oracle_is_calibrated_on_the_label_table(ehr_only_cohort, horizon):
     """Observed less expected admissions, within 3 standard errors clustered by person."""
     table = meds.read_labels(ehr_only_cohort / "labels" / f"hospitalization_{horizon}d.parquet")
-    risk = synthetic.oracle_risk(ehr_only_cohort / "truth", table, horizon)
+    risk = truth.oracle_risk(ehr_only_cohort / "truth", table, horizon)
     assert np.isfinite(risk).all()
     per_person = (
         table.select("subject_id", d=pl.col("boolean_value").cast(pl.Float64) - pl.Series(risk))
@@ -83,12 +81,12 @@ def test_oracle_is_calibrated_on_the_label_table(ehr_only_cohort, horizon):
 
 def test_stored_truth_gives_the_same_auroc_as_monte_carlo_from_the_stored_state(ehr_only_cohort):
     """The promised AUROC of the stored risks against outcomes simulated anew from the state."""
-    truth, horizon, n_paths = ehr_only_cohort / "truth", 30, 150
+    truth_dir, horizon, n_paths = ehr_only_cohort / "truth", 30, 150
     table = meds.read_labels(ehr_only_cohort / "labels" / f"hospitalization_{horizon}d.parquet")
     table = table.sample(400, seed=1)
-    risk = synthetic.oracle_risk(truth, table, horizon)
+    risk = truth.oracle_risk(truth_dir, table, horizon)
     state = table.join(
-        synthetic.read_latent(truth, table["subject_id"].to_list()),
+        read_latent(truth_dir),
         left_on=["subject_id", "prediction_time"],
         right_on=["subject_id", "time"],
         how="left",
@@ -100,11 +98,11 @@ def test_stored_truth_gives_the_same_auroc_as_monte_carlo_from_the_stored_state(
     def repeated(name):
         return np.tile(state[name].cast(pl.Float64).to_numpy(), n_paths)
 
-    paths = latent.simulate_paths(
-        synthetic.health_process(SimulateConfig()),
+    paths = latent_process.simulate_paths(
+        simulate.health_process(SimulateConfig()),
         repeated("log_risk_offset"),
         rng.standard_normal((n, horizon + 1, 2)),
-        rng.random((n, horizon + 1, latent.N_UNIFORM)),
+        rng.random((n, horizon + 1, latent_process.N_UNIFORM)),
         start=(
             repeated("ehr_health"),
             repeated("wearable_health"),
@@ -119,38 +117,38 @@ def test_stored_truth_gives_the_same_auroc_as_monte_carlo_from_the_stored_state(
 
 
 def test_oracle_is_nan_in_hospital_and_outside_the_record(cohort):
-    truth = cohort[0] / "truth"
-    path = synthetic.read_latent(truth)
+    truth_dir = cohort[0] / "truth"
+    path = read_latent(truth_dir)
     inside = path.filter("in_hospital").head(3)
     index = inside.select("subject_id", prediction_time="time")
-    assert np.isnan(synthetic.oracle_risk(truth, index, 30)).all()
+    assert np.isnan(truth.oracle_risk(truth_dir, index, 30)).all()
     late = index.with_columns(pl.col("prediction_time").dt.offset_by("20y"))
-    assert np.isnan(synthetic.oracle_risk(truth, late, 30)).all()
+    assert np.isnan(truth.oracle_risk(truth_dir, late, 30)).all()
     outside = path.filter(~pl.col("in_hospital")).select("subject_id", prediction_time="time")[:2]
     noon = outside.with_columns(pl.col("prediction_time").dt.offset_by("12h"))
-    np.testing.assert_array_equal(synthetic.oracle_risk(truth, outside, 30), synthetic.oracle_risk(truth, noon, 30))
+    np.testing.assert_array_equal(truth.oracle_risk(truth_dir, outside, 30), truth.oracle_risk(truth_dir, noon, 30))
     with pytest.raises(ValueError, match="horizon of 77 days"):
-        synthetic.oracle_risk(truth, outside, 77)
+        truth.oracle_risk(truth_dir, outside, 77)
     with pytest.raises(FileNotFoundError, match="only simulated cohorts"):
-        synthetic.oracle_risk(cohort[0] / "meds", outside, 30)
+        truth.oracle_risk(cohort[0] / "meds", outside, 30)
 
 
 def test_oracle_takes_rows_in_any_order_and_repeated(cohort):
-    truth = cohort[0] / "truth"
-    path = synthetic.read_latent(truth).filter(~pl.col("in_hospital"))
+    truth_dir = cohort[0] / "truth"
+    path = read_latent(truth_dir).filter(~pl.col("in_hospital"))
     index = path.select("subject_id", prediction_time="time").sample(60, seed=0)
-    risk = synthetic.oracle_risk(truth, index, 180)
+    risk = truth.oracle_risk(truth_dir, index, 180)
     order = np.random.default_rng(0).integers(0, 60, 100)
-    again = synthetic.oracle_risk(truth, index[order], 180)
+    again = truth.oracle_risk(truth_dir, index[order], 180)
     np.testing.assert_allclose(again, risk[order], rtol=1e-12)
-    longer = synthetic.oracle_risk(truth, index, 180) >= synthetic.oracle_risk(truth, index, 30)
+    longer = truth.oracle_risk(truth_dir, index, 180) >= truth.oracle_risk(truth_dir, index, 30)
     assert longer.all()
 
 
 # ----------------------------------------------------------------------- determinism and resume
 def test_workers_change_no_byte_and_a_broken_run_resumes(cohort, tmp_path):
     whole = tree_bytes(cohort[0])
-    synthetic.simulate(tmp_path, SMALL, workers=2, progress=False)
+    simulate.simulate(tmp_path, SMALL, workers=2, progress=False)
     assert tree_bytes(tmp_path) == whole
     # a run cut off while it wrote a shard: no marker, one file whole, one missing, one half
     name = "0001.parquet"
@@ -160,18 +158,18 @@ def test_workers_change_no_byte_and_a_broken_run_resumes(cohort, tmp_path):
     (tmp_path / "counts.json").unlink()
     untouched = tmp_path / "meds" / "data" / "train" / "0000.parquet"
     before = untouched.stat().st_mtime_ns
-    synthetic.simulate(tmp_path, SMALL, progress=False)
+    simulate.simulate(tmp_path, SMALL, progress=False)
     assert tree_bytes(tmp_path) == whole
     assert untouched.stat().st_mtime_ns == before
 
 
 def test_sharding_changes_no_person_and_seed_changes_all(cohort, events, tmp_path):
     other = dataclasses.replace(SMALL, subjects_per_shard=40)
-    synthetic.simulate(tmp_path / "a", other, progress=False)
+    simulate.simulate(tmp_path / "a", other, progress=False)
     same = pl.concat([meds.read_shard(p) for p in meds.list_shards(tmp_path / "a" / "meds")])
     assert same.sort("subject_id", maintain_order=True).equals(events.sort("subject_id", maintain_order=True))
     reseeded = dataclasses.replace(SMALL, seed=4, wear_days=0)
-    synthetic.simulate(tmp_path / "b", reseeded, progress=False)
+    simulate.simulate(tmp_path / "b", reseeded, progress=False)
     other = pl.concat([meds.read_shard(p) for p in meds.list_shards(tmp_path / "b" / "meds")])
     birth = pl.col("code") == meds.BIRTH_CODE
     assert not (set(events.filter(birth)["time"].to_list()) & set(other.filter(birth)["time"].to_list()))
@@ -179,10 +177,10 @@ def test_sharding_changes_no_person_and_seed_changes_all(cohort, events, tmp_pat
 
 def test_another_config_in_the_same_folder_is_refused(cohort, tmp_path):
     with pytest.raises(ValueError, match="simulated with another noise, seed"):
-        synthetic.simulate(cohort[0], dataclasses.replace(SMALL, seed=9, noise=2.0))
+        simulate.simulate(cohort[0], dataclasses.replace(SMALL, seed=9, noise=2.0))
     (tmp_path / "meds").mkdir()
     with pytest.raises(ValueError, match="was not written by the simulator"):
-        synthetic.simulate(tmp_path, SMALL)
+        simulate.simulate(tmp_path, SMALL)
 
 
 @pytest.mark.parametrize(
@@ -205,7 +203,7 @@ def test_config_is_checked(fault):
 # ---------------------------------------------------------------------------------- the content
 def test_dataset_is_whole(cohort, events):
     root, counts = cohort
-    assert meds.check_subjects(root / "meds") == SMALL.n_subjects
+    assert count_subjects(root / "meds") == SMALL.n_subjects
     split = meds.read_splits(root / "meds")["split"].value_counts()
     assert dict(split.iter_rows()) == {"train": 28, "tuning": 4, "held_out": 8}
     assert set(events["code"]) <= set(meds.read_codes(root / "meds")["code"])
@@ -214,14 +212,14 @@ def test_dataset_is_whole(cohort, events):
     assert json.loads((root / "counts.json").read_text()) == counts
     n = {c["step"]: c["n"] for c in counts}
     assert n["events"] == len(events)
-    assert n["admissions"] == (events["code"] == codes.ADMISSION_CODE).sum() > 10
+    assert n["admissions"] == (events["code"] == code_book.ADMISSION_CODE).sum() > 10
     assert n["deaths"] == (events["code"] == meds.DEATH_CODE).sum() > 0
     people_without = next(c for c in counts if c["step"] == "people with a wearable")["dropped"]
     assert n["people with a wearable"] + people_without == SMALL.n_subjects
 
 
 def test_code_table_is_closed_under_parents():
-    table = codes.code_table()
+    table = code_book.code_table()
     assert table["code"].is_unique().all()
     parents = table["parent_codes"].explode().drop_nulls()
     assert set(parents) <= set(table["code"])
@@ -231,7 +229,7 @@ def test_code_table_is_closed_under_parents():
 
 def test_values_are_measured_plausible_and_rounded(ehr_only_cohort):
     events = pl.concat([meds.read_shard(p) for p in meds.list_shards(ehr_only_cohort / "meds")])
-    for lab in codes.LABS:
+    for lab in code_book.LABS:
         value = events.filter(pl.col("code") == f"LOINC//{lab.code}")["numeric_value"]
         assert value.null_count() == 0
         assert value.min() > 0
@@ -246,24 +244,24 @@ def test_values_are_measured_plausible_and_rounded(ehr_only_cohort):
 def test_stays_alternate_and_diagnoses_come_at_discharge(events):
     stays = 0
     for _, person in events.group_by("subject_id", maintain_order=True):
-        marks = person.filter(pl.col("code").is_in([codes.ADMISSION_CODE, codes.DISCHARGE_CODE]))
+        marks = person.filter(pl.col("code").is_in([code_book.ADMISSION_CODE, code_book.DISCHARGE_CODE]))
         kinds = marks["code"].to_list()
-        assert kinds[::2] == [codes.ADMISSION_CODE] * len(kinds[::2])
-        assert kinds[1::2] == [codes.DISCHARGE_CODE] * len(kinds[1::2])
+        assert kinds[::2] == [code_book.ADMISSION_CODE] * len(kinds[::2])
+        assert kinds[1::2] == [code_book.DISCHARGE_CODE] * len(kinds[1::2])
         assert marks["time"].is_sorted()
         for begin, end in zip(marks["time"][::2], marks["time"][1::2], strict=False):
             stays += 1
             assert begin < end
             during = person.filter(pl.col("time").is_between(begin, end, closed="left"))
             assert not during["code"].str.starts_with("ICD10").any()
-            assert (during["code"] == codes.VISIT_CODE).sum() == 0
+            assert (during["code"] == code_book.VISIT_CODE).sum() == 0
             at_end = person.filter(pl.col("time") == end)["code"]
             assert at_end.str.starts_with("ICD10").any()
     assert stays > 10
 
 
 def test_nothing_after_death_and_a_mark_at_the_end_of_observation(cohort, events):
-    subjects = synthetic.read_subjects(cohort[0] / "truth")
+    subjects = truth.read_subjects(cohort[0] / "truth")
     for subject_id, start, end, _ in subjects.iter_rows():
         person = events.filter(pl.col("subject_id") == subject_id)
         times = person.filter(pl.col("code") != meds.BIRTH_CODE)["time"].drop_nulls()
@@ -271,14 +269,14 @@ def test_nothing_after_death_and_a_mark_at_the_end_of_observation(cohort, events
         assert times.max() <= end
         last = person["code"][-1]
         died = (person["code"] == meds.DEATH_CODE).any()
-        assert last == (meds.DEATH_CODE if died else codes.FOLLOWUP_END_CODE)
+        assert last == (meds.DEATH_CODE if died else code_book.FOLLOWUP_END_CODE)
         if not died:
             assert times.max() == end
     assert subjects["start_time"].dt.year().is_in([2015, 2016]).all()
 
 
 def test_recordings_fit_the_person(cohort, events, recordings):
-    subjects = synthetic.read_subjects(cohort[0] / "truth")
+    subjects = truth.read_subjects(cohort[0] / "truth")
     death = events.filter(pl.col("code") == meds.DEATH_CODE).select("subject_id", death="time")
     length = (pl.col("values").list.len() / pl.col("sample_rate_hz") * 1e6).cast(pl.Int64)
     rows = (
@@ -310,12 +308,12 @@ def test_recordings_fit_the_person(cohort, events, recordings):
 
 def test_heart_rate_is_not_recorded_in_hospital(cohort, recordings):
     """Days that start in hospital hold no heart rate."""
-    path = synthetic.read_latent(cohort[0] / "truth").filter("in_hospital")
+    path = read_latent(cohort[0] / "truth").filter("in_hospital")
     days = set(path.select("subject_id", "time").iter_rows())
     found = 0
     heart = recordings.filter(pl.col("channel") == "heart_rate")
     for row in heart.iter_rows(named=True):
-        day = wearable.sample_times(row).astype("datetime64[D]")
+        day = sample_times(row).astype("datetime64[D]")
         values = np.asarray(row["values"])
         for one in np.unique(day):
             if (row["subject_id"], one.astype("datetime64[us]").item()) in days:
@@ -329,7 +327,7 @@ def test_circadian_rhythm_and_sleep(recordings):
     for k, channel in enumerate(("heart_rate", "activity")):
         total, count = np.zeros(24), np.zeros(24)
         for row in recordings.filter(pl.col("channel") == channel).iter_rows(named=True):
-            time = wearable.sample_times(row)
+            time = sample_times(row)
             hour = (time - time.astype("datetime64[D]")).astype(int) // 3_600_000_000
             values = np.asarray(row["values"])
             seen = ~np.isnan(values)
@@ -343,8 +341,8 @@ def test_circadian_rhythm_and_sleep(recordings):
 
 def _wear_and_lab_correlation(root, config):
     """Correlation of activity with the wearable component, of albumin with the EHR component."""
-    synthetic.simulate(root, config, progress=False)
-    path = synthetic.read_latent(root / "truth")
+    simulate.simulate(root, config, progress=False)
+    path = read_latent(root / "truth")
     rows = pl.concat([wearable.read_shard(p) for p in wearable.list_shards(root / "wearable")])
     activity = (
         rows.filter(pl.col("channel") == "activity")
@@ -385,7 +383,7 @@ def test_clinic_and_wearable_measure_the_same_heart(tmp_path):
     config = dataclasses.replace(
         SMALL, n_subjects=150, wear_days=2, ehr_information=0.0, wearable_information=0.0, subjects_per_shard=150
     )
-    synthetic.simulate(tmp_path, config, progress=False)
+    simulate.simulate(tmp_path, config, progress=False)
     shards = meds.list_shards(tmp_path / "meds")
     clinic = pl.concat([meds.read_shard(p) for p in shards]).filter(pl.col("code") == "LOINC//8867-4")
     clinic = clinic.group_by("subject_id").agg(pl.col("numeric_value").mean())
@@ -399,10 +397,10 @@ def test_clinic_and_wearable_measure_the_same_heart(tmp_path):
 
 
 def test_sicker_people_are_seen_more(ehr_only_cohort):
-    path = synthetic.read_latent(ehr_only_cohort / "truth")
+    path = read_latent(ehr_only_cohort / "truth")
     visit = (
         pl.concat([meds.read_shard(p) for p in meds.list_shards(ehr_only_cohort / "meds")])
-        .filter(pl.col("code") == codes.VISIT_CODE)
+        .filter(pl.col("code") == code_book.VISIT_CODE)
         .select("subject_id", pl.col("time").dt.truncate("1d"), seen=1)
         .unique()
     )
@@ -415,9 +413,9 @@ def test_sicker_people_are_seen_more(ehr_only_cohort):
 
 def test_missingness_and_share_of_wearers(tmp_path):
     config = dataclasses.replace(SMALL, n_subjects=30, missingness=0.0, wearable_subjects_fraction=1.0, wear_days=3)
-    synthetic.simulate(tmp_path, config, progress=False)
+    simulate.simulate(tmp_path, config, progress=False)
     rows = pl.concat([wearable.read_shard(p) for p in wearable.list_shards(tmp_path / "wearable")])
-    path = synthetic.read_latent(tmp_path / "truth").filter("in_hospital")
+    path = read_latent(tmp_path / "truth").filter("in_hospital")
     home = rows.filter(~pl.col("subject_id").is_in(path["subject_id"].unique().implode()))
     assert not home["values"].explode().is_nan().any()
     assert rows["subject_id"].n_unique() >= 28

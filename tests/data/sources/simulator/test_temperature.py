@@ -7,13 +7,13 @@ import polars as pl
 
 from ehrwear_jax.config.data import SimulateConfig
 from ehrwear_jax.data.formats import wearable
-from ehrwear_jax.data.sources.simulator import simulate as synthetic
+from ehrwear_jax.data.sources.simulator import simulate
 
 SMALL = SimulateConfig(n_subjects=10, years=2.0, wear_days=6, seed=3, horizons_days=(30,))
 
 
 def recordings(root, config):
-    synthetic.simulate(root, config, progress=False)
+    simulate.simulate(root, config, progress=False)
     channels = wearable.read_channels(root / "wearable")
     return pl.concat([wearable.read_shard(p, channels) for p in wearable.list_shards(root / "wearable")])
 
