@@ -151,32 +151,3 @@ def equal_mass_edges(p_N, n_bins: int = 10) -> np.ndarray:
 def bin_of(p_N: np.ndarray, edges: np.ndarray) -> np.ndarray:
     """Bin k holds edges[k] <= p < edges[k + 1]; the outer bins are open-ended."""
     return np.searchsorted(edges[1:-1], p_N, "right")
-
-
-class ReliabilityCurve(NamedTuple):
-    """Binned observed against predicted risk; float64, [K] or [B, K] with weights [B, N]."""
-
-    edges: np.ndarray  # [K + 1]
-    weight: np.ndarray  # total weight in the bin
-    mean_predicted: np.ndarray  # NaN in an empty bin
-    observed: np.ndarray  # event rate, NaN in an empty bin
-
-
-def reliability_curve(y_N, p_N, weights=None, *, n_bins: int = 10, edges=None) -> ReliabilityCurve:
-    """The reliability diagram's points over the bins that `ece` uses. Arguments as in `ece`."""
-    y_N, p_N = binary(y_N, "y"), probability(p_N, "p")
-    same_length(y=y_N, p=p_N)
-    edges = equal_mass_edges(p_N, n_bins) if edges is None else np.asarray(edges, float)
-    by_bin = group_rows(bin_of(p_N, edges), np.arange(len(p_N)), len(edges) - 1, len(p_N))
-
-    def sums(weight_NxB):
-        weight_KxB = by_bin @ weight_NxB
-        predicted = ratio(by_bin @ (weight_NxB * p_N[:, None]), weight_KxB)
-        observed = ratio(by_bin @ (weight_NxB * y_N[:, None]), weight_KxB)
-        return {"stacked": np.stack([weight_KxB, predicted, observed]).transpose(2, 0, 1)}
-
-    single = weights is None or np.ndim(weights) == 1
-    weight_BxN = np.ones((1, len(p_N))) if weights is None else np.atleast_2d(weights)
-    stacked_Bx3xK = evaluate(sums, len(p_N), weight_BxN)["stacked"]
-    parts = stacked_Bx3xK[0] if single else stacked_Bx3xK.transpose(1, 0, 2)
-    return ReliabilityCurve(edges, *parts)

@@ -49,7 +49,7 @@ class BinaryRanking:
         return result | {"auprc": ratio(positive.sum(0), positives_B)}
 
 
-def sensitivity_threshold(y_N, p_N, sensitivity: float, weights=None) -> float:
+def sensitivity_threshold(y_N, p_N, sensitivity: float) -> float:
     """The largest score at which calling p >= threshold positive reaches `sensitivity`.
 
     To be chosen on validation rows and applied to test rows. Ties can make the target unreachable
@@ -58,7 +58,6 @@ def sensitivity_threshold(y_N, p_N, sensitivity: float, weights=None) -> float:
     Args:
       y_N, p_N: labels and scores of the validation rows.
       sensitivity: in (0, 1].
-      weights: None or [N].
 
     Raises:
       ValueError: no positive row, or a sensitivity outside (0, 1].
@@ -67,11 +66,10 @@ def sensitivity_threshold(y_N, p_N, sensitivity: float, weights=None) -> float:
     same_length(y=y_N, p=p_N)
     if not 0 < sensitivity <= 1:
         raise ValueError(f"sensitivity must lie in (0, 1], got {sensitivity}")
-    weight_N = y_N * (np.ones(len(y_N)) if weights is None else vector(weights, "weights"))
-    if not weight_N.sum() > 0:
+    if not y_N.any():
         raise ValueError("no positive row: no threshold reaches any sensitivity")
     levels, level_of = np.unique(p_N, return_inverse=True)
-    reached = np.cumsum(np.bincount(level_of, weight_N)[::-1])[::-1] / weight_N.sum()
+    reached = np.cumsum(np.bincount(level_of, y_N)[::-1])[::-1] / y_N.sum()
     # Rounding in the division must not cost a level that holds the target exactly.
     return float(levels[np.flatnonzero(reached >= sensitivity - 1e-12)[-1]])
 

@@ -84,11 +84,6 @@ def paired_pvalue(delta_B) -> float:
     return float(min(1.0, 2 * smaller_tail / (valid.size + 1)))
 
 
-def pvalue_floor(n_resamples: int) -> float:
-    """The smallest p-value that `paired_pvalue` can give: 2 / (B + 1)."""
-    return 2 / (n_resamples + 1)
-
-
 class Adjusted(NamedTuple):
     p: float
     q: float  # smallest false discovery rate at which the test is rejected

@@ -8,11 +8,10 @@ and hi are floats or None where the metric is undefined (one class, no comparabl
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import polars as pl
 
 from ehrwear_jax.evals import (
     bootstrap,
@@ -103,51 +102,6 @@ def predict_survival(
     model = cox.fit_cox(*train, *tuning, l2_grid=l2_grid)
     predicted = {s: model.log_hazard(x) for s, x in x_by_split.items() if s != "train"}
     return SurvivalPredictions(predicted, model.l2, model)
-
-
-# Late fusion has one weight per member: enough to keep it finite, too little to matter otherwise.
-FUSION_L2 = 1e-3
-
-
-def late_fusion_binary(members: Sequence[Mapping[str, np.ndarray]], y_tuning: np.ndarray) -> dict[str, np.ndarray]:
-    """Late fusion of unimodal probabilities: logistic regression on their logits.
-
-    Fitted on tuning, which the members were not fitted on, so that an overfitted member is not
-    trusted too much.
-
-    Args:
-      members: one split -> probability [N] mapping per modality; all need tuning.
-      y_tuning: 0/1 [N].
-
-    Returns:
-      split -> fused probability, for the splits that every member has.
-    """
-    logits = _stack_members(members, _logit)
-    x = _split(logits, "tuning", "members")
-    model = probes.fit_logistic(x, y_tuning, x, y_tuning, l2_grid=[FUSION_L2])
-    return {split: model.predict_proba(x) for split, x in logits.items()}
-
-
-def late_fusion_survival(
-    members: Sequence[Mapping[str, np.ndarray]], time_tuning, event_tuning
-) -> dict[str, np.ndarray]:
-    """Late fusion of unimodal risks by a Cox model fitted on tuning; as `late_fusion_binary`."""
-    risks = _stack_members(members, np.asarray)
-    tuning = _split(risks, "tuning", "members"), time_tuning, event_tuning
-    model = cox.fit_cox(*tuning, *tuning, l2_grid=[FUSION_L2])
-    return {split: model.log_hazard(x) for split, x in risks.items()}
-
-
-def _logit(p):
-    p = np.clip(np.asarray(p, np.float64), 1e-7, 1 - 1e-7)
-    return np.log(p) - np.log1p(-p)
-
-
-def _stack_members(members, transform: Callable) -> dict[str, np.ndarray]:
-    if not members:
-        raise ValueError("late fusion needs at least one member")
-    splits = [s for s in members[0] if all(s in member for member in members)]
-    return {s: np.stack([transform(m[s]) for m in members], axis=1) for s in splits}
 
 
 def score_binary(
@@ -275,59 +229,27 @@ def _score(common, statistics, group_N, n_resamples, reference_row, compared, un
     return records
 
 
-def adjust(
-    records: Sequence[Record], *, family: Sequence[str] = ("dataset", "metric"), rate: float = 0.05
-) -> list[Record]:
+def adjust(records: Sequence[Record]) -> list[Record]:
     """False discovery control of the paired p-values: one "<metric>_difference_q" record per p.
+
+    A family of tests is all rows and tasks of one dataset and metric.
 
     Args:
       records: from `score_binary` and `score_survival`, of all tasks that are reported together.
-      family: the fields that name a family; within one, all rows and tasks are tested together.
-      rate: false discovery rate to hold.
 
     Returns:
       New records: `value` is Benjamini and Hochberg's q, to be called significant where it is at
       most `rate`; None where p is undefined.
     """
-    families: dict[tuple, dict[int, float]] = {}
+    families: dict[tuple[str, str], dict[int, float]] = {}
     for i, record in enumerate(records):
         if record["metric"].endswith("_difference_p"):
             p = math.nan if record["value"] is None else record["value"]
-            families.setdefault(tuple(record[f] for f in family), {})[i] = p
+            families.setdefault((record["dataset"], record["metric"]), {})[i] = p
     found = {}
     for p_by_record in families.values():
-        found |= inference.benjamini_hochberg(p_by_record, rate)
+        found |= inference.benjamini_hochberg(p_by_record)
     return [
         records[i] | {"metric": records[i]["metric"].removesuffix("p") + "q", "value": _number(found[i].q)}
         for i in sorted(found)
     ]
-
-
-def reliability_table(y_N, p_N, group_N, *, n_bins: int = 10, n_resamples: int = 1000, seed: int = 0) -> pl.DataFrame:
-    """Points of a reliability diagram with patient-bootstrap intervals of the observed risk.
-
-    Columns, one row per equal-mass bin: p_min, p_max (bin edges), n, mean_predicted, observed, lo,
-    hi (null where no resample had a row in the bin).
-    """
-    curve = calibration.reliability_curve(y_N, p_N, n_bins=n_bins)
-
-    def observed(weight_NxB):
-        resampled = calibration.reliability_curve(y_N, p_N, weight_NxB.T, edges=curve.edges)
-        return dict(enumerate(resampled.observed.T))
-
-    if len(group_N) != len(y_N):
-        raise ValueError(f"group has {len(group_N)} rows, expected {len(y_N)}")
-    samples = bootstrap.resample({"observed": observed}, group_N, n_resamples, seed)
-    samples_by_bin = samples.get("observed", dict.fromkeys(range(len(curve.weight)), []))
-    bounds = [inference.interval(samples_B) for samples_B in samples_by_bin.values()]
-    return pl.DataFrame(
-        {
-            "p_min": curve.edges[:-1],
-            "p_max": curve.edges[1:],
-            "n": curve.weight.astype(np.int64),
-            "mean_predicted": curve.mean_predicted,
-            "observed": curve.observed,
-            "lo": [b.lo for b in bounds],
-            "hi": [b.hi for b in bounds],
-        }
-    ).fill_nan(None)

@@ -16,11 +16,9 @@ from ehrwear_jax.evals.concordance import Concordance
 from ehrwear_jax.evals.cox import check_survival
 from ehrwear_jax.evals.weighting import (
     Statistic,
-    evaluate,
     kept_rows,
     probability,
     ratio,
-    rename,
     vector,
 )
 
@@ -229,42 +227,3 @@ class BrierCurve:
             result |= {f"{name}_null": v for name, v in zip(names, nulls, strict=True)}
             result["ibs_skill"] = 1 - ratio(result["ibs"], result["ibs_null"])
         return result
-
-
-def survival_metrics(
-    train_time_N,
-    train_event_N,
-    time_N,
-    event_N,
-    *,
-    risk_N,
-    survival_NxT=None,
-    times_T=(),
-    tau: float = np.inf,
-    weights=None,
-) -> dict[str, float]:
-    """Every survival metric of one model at once; the statistics above are for resampling.
-
-    Args:
-      train_time_N, train_event_N: the rows that censoring and the null are estimated on.
-      time_N, event_N, risk_N: the rows that are scored; risk: higher = earlier event.
-      survival_NxT: predicted P(T > t) at times_T, or None for no Brier scores.
-      times_T: horizons of the AUC and grid of the integrated Brier score.
-      tau: truncation of Uno's C.
-      weights: None, [N] or [B, N].
-
-    Returns:
-      {"c_index", "uno_c", "auc_<i>", "brier_<i>", "brier_<i>_null", "ibs", "ibs_null", "ibs_skill"}.
-    """
-    censoring = censoring_survival(train_time_N, train_event_N)
-    n, result = len(time_N), {}
-    statistics = [uno_c(censoring, time_N, event_N, risk_N, tau=tau)]
-    for i, horizon in enumerate(times_T):
-        auc = dynamic_auc(censoring, time_N, event_N, risk_N, horizon)
-        statistics.append(rename(auc, {"auc": f"auc_{i}"}))
-    if survival_NxT is not None:
-        null = kaplan_meier(train_time_N, train_event_N)
-        statistics.append(BrierCurve(censoring, time_N, event_N, survival_NxT, times_T, null=null))
-    for statistic in statistics:
-        result |= evaluate(statistic, n, weights)
-    return result

@@ -4,7 +4,7 @@ Functions take `score`, a function of the model's inputs that returns one number
 it is the probe's logit, so that effects add up. Axes: B batch, T tokens, D width, W windows, L steps, C channels.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -120,23 +120,3 @@ def effects(score: Callable[[object], np.ndarray], changes: Mapping[str, object]
     """
     plain_N = np.asarray(score(None), np.float64)
     return {name: np.asarray(score(change), np.float64) - plain_N for name, change in changes.items()}
-
-
-def hidden_batch(batch, *, tokens_BxT=None, channels: Sequence[int] = (), windows_BxW=None) -> dict:
-    """A batch with token contents, or channels of windows, hidden in place: times, order and number of tokens stay.
-
-    Args:
-      tokens_BxT: bool; EHR tokens that become MASK without a value.
-      channels: hidden in the windows of `windows_BxW` (bool; None: all), as channels that were not measured.
-    """
-    out = dict(batch)
-    if tokens_BxT is not None:
-        out["token"] = np.where(tokens_BxT, MASK, batch["token"]).astype(np.int32)
-        out["value"] = np.where(tokens_BxT, 0.0, batch["value"]).astype(np.float32)
-    if len(channels):
-        mask = np.array(batch["channel_mask"])
-        where = np.ones(mask.shape[:2], bool) if windows_BxW is None else np.asarray(windows_BxW, bool)
-        for channel in channels:
-            mask[..., channel] |= where
-        out["channel_mask"] = mask
-    return out

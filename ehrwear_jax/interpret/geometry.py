@@ -8,11 +8,8 @@ class-conditional MMD and the effective rank.
 Axes: N, M rows, D dimensions, P assignments (the observed one and permutations), B resamples.
 """
 
-from collections.abc import Callable
 from typing import NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from ehrwear_jax.evals import bootstrap, inference
@@ -240,25 +237,3 @@ def lipschitz_in_time(z_NxD, time_days_N, group_N, *, max_gap_days: float = 30.0
     used = (group_N[1:] == group_N[:-1]) & (gap > 0) & (gap <= max_gap_days)
     moved = np.sqrt((np.diff(z_NxD, axis=0) ** 2).sum(1))
     return {"group": group_N[1:][used], "time": time_days_N[1:][used], "rate": moved[used] / gap[used]}
-
-
-def lipschitz_in_input(function: Callable, x, *, n_iterations: int = 30, seed: int = 0) -> float:
-    """Largest |J v| / |v| at x of a differentiable function: its local Lipschitz constant, in Euclidean norms.
-
-    Power iteration on J'J by forward and reverse products; a lower bound that converges to the largest singular value.
-    Whiten inside `function` and scale `x` beforehand to fix the units.
-
-    Args:
-      function: float [D] -> float [K], traceable by JAX.
-    """
-    x = jnp.asarray(x)
-    _, pull = jax.vjp(function, x)
-
-    def step(v, _):
-        _, push = jax.jvp(function, (x,), (v,))
-        (back,) = pull(push)
-        return back / jnp.maximum(jnp.linalg.norm(back), jnp.finfo(back.dtype).tiny), jnp.linalg.norm(push)
-
-    start = jax.random.normal(jax.random.key(seed), x.shape, x.dtype)
-    _, gain = jax.lax.scan(step, start / jnp.linalg.norm(start), length=n_iterations)
-    return float(gain[-1])

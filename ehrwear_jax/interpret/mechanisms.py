@@ -50,10 +50,10 @@ def profile(value_NxK, group_N, *, n_resamples: int = 1000, seed: int = 0) -> Pr
 # --------------------------------------------------------------------------------------- jumps and drifts of z
 
 
-def displacement(z_NxKxD, before: int = 0) -> np.ndarray:
-    """|z(offset) - z(reference)|, with the read number `before` as the reference: [N, K]; z whitened beforehand."""
+def displacement(z_NxKxD) -> np.ndarray:
+    """Distance of z at each offset from z at the first one: [N, K]; z whitened beforehand."""
     z_NxKxD = np.asarray(z_NxKxD, np.float64)
-    return np.sqrt(np.square(z_NxKxD - z_NxKxD[:, before : before + 1]).sum(-1))
+    return np.sqrt(np.square(z_NxKxD - z_NxKxD[:, :1]).sum(-1))
 
 
 class Rise(NamedTuple):

@@ -13,7 +13,7 @@ from ehrwear_jax.report import explained, export, page, paper, sections
 from ehrwear_jax.report import mechanism_figures as mechanisms
 from ehrwear_jax.report import report_figures as exhibits
 from ehrwear_jax.report.report_data import Evidence
-from ehrwear_jax.report.result_records import Record, check_records, first_seed
+from ehrwear_jax.report.result_records import Record, check_records
 from ehrwear_jax.report.trajectories import Trajectory
 
 __all__ = ["ReportInputs", "Trajectory", "build_report"]
@@ -82,20 +82,20 @@ def build_report(inputs: ReportInputs, out_dir: str | os.PathLike) -> Path:
 
 
 def report_page(inputs: ReportInputs, records: Sequence[Record]) -> page.Page:
-    """The report's content; the tables show the lowest seed where there are several."""
-    shown, evidence = first_seed(records), inputs.evidence
+    """The report's content."""
+    evidence = inputs.evidence
     return page.Page(
         inputs.title,
         inputs.subtitle,
         (
-            sections.summary(shown),
-            paper.paper_tables(shown, evidence),
-            _extended(sections.forecasting(shown), exhibits.horizon_figure(shown)),
-            sections.differences(shown),
-            _extended(sections.survival(shown), exhibits.survival_curves(evidence)),
-            sections.calibration(shown, inputs.predictions),
-            exhibits.decision(shown, evidence),
-            exhibits.subgroups(shown, evidence),
+            sections.summary(records),
+            paper.paper_tables(records, evidence),
+            _extended(sections.forecasting(records), exhibits.horizon_figure(records)),
+            sections.differences(records),
+            _extended(sections.survival(records), exhibits.survival_curves(evidence)),
+            sections.calibration(records, inputs.predictions),
+            exhibits.decision(records, evidence),
+            exhibits.subgroups(records, evidence),
             exhibits.robustness(evidence),
             exhibits.label_efficiency(evidence),
             exhibits.latent_space(evidence),

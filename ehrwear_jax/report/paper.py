@@ -132,7 +132,7 @@ def paper_tables(records: Sequence[Record], evidence: Evidence) -> Section:
         there = [t for t in tables if t is not None]
         blocks.extend(there)
         if not there:
-            absent[number] = evidence.absent.get(number, reason)
+            absent[number] = reason
 
     add("1", _forecasting(found, records), "the run has no binary task.")
     add("2", [_physiology(found, records)], "the run has no task with float labels; they are made from wearable "

@@ -70,7 +70,6 @@ class Evidence:
       individuals: draw every read of the maps, and means over few people; else hexagons of ten reads or more.
       compute: one {column: text} per pretrained row.
       main_task: the binary task that tables 6 to 9 are of; "" chooses the longest horizon.
-      absent: table number -> why this run cannot fill it, where the general reason does not say it.
     """
 
     subgroups: Sequence[Entry] = ()
@@ -91,4 +90,3 @@ class Evidence:
     individuals: bool = False
     compute: Sequence[Mapping[str, str]] = ()
     main_task: str = ""
-    absent: Mapping[str, str] = field(default_factory=dict)

@@ -81,7 +81,7 @@ def check_records(records: Sequence[Record], dataset: str) -> list[Record]:
     Raises:
       ValueError: a record lacks a field or has another one, a field has the wrong type, an interval
         is reversed or half given, a count is impossible, `dataset` is another one, or two records
-        report the same (row, task, metric, seed). The sentence names the record and the field.
+        report the same (row, task, metric). The sentence names the record and the field.
     """
     checked: list[Record] = []
     seen: dict[tuple, int] = {}
@@ -109,9 +109,9 @@ def check_records(records: Sequence[Record], dataset: str) -> list[Record]:
             raise ValueError(f"{where}: n must be a count, got None")
         if record["n_positive"] is not None and record["n_positive"] > record["n"]:
             raise ValueError(f"{where}: n_positive {record['n_positive']} is above n {record['n']}")
-        key = tuple(record[f] for f in ("row", "task", "metric", "seed"))
+        key = record["row"], record["task"], record["metric"]
         if key in seen:
-            raise ValueError(f"{where}: same row, task, metric and seed as record {seen[key]}")
+            raise ValueError(f"{where}: same row, task and metric as record {seen[key]}")
         seen[key] = index
         checked.append({field: record[field] for field in FIELDS})
     return checked
@@ -134,16 +134,6 @@ def _count(value: Any, field: str, where: str) -> int | None:
     if isinstance(value, bool) or not hasattr(value, "__index__") or int(value) < 0:
         raise ValueError(f"{where}: {field} must be a whole number >= 0 or None, got {value!r}")
     return int(value)
-
-
-def first_seed(records: Iterable[Record]) -> list[Record]:
-    """One record per (row, task, metric): that of the lowest seed, in the order given."""
-    best: dict[tuple, Record] = {}
-    for record in records:
-        key = (record["row"], record["task"], record["metric"])
-        if key not in best or (record["seed"] or 0) < (best[key]["seed"] or 0):
-            best[key] = record
-    return list(best.values())
 
 
 def tasks_of(records: Iterable[Record]) -> list[str]:

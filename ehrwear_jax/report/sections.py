@@ -354,14 +354,6 @@ def limitations(notes: Sequence[str]) -> Section:
 def every_number(records: Sequence[Record]) -> Section:
     if not records:
         return Section("numbers", "Every number", (Text("There are no results."),))
-    seeds = sorted({r["seed"] for r in records if r["seed"] is not None})
-    spread = tables.seed_table(records)
-    if spread is None:
-        text = "Every number comes from one seed, so the spread between training runs is unknown."
-        blocks: list[Block] = [Text(text)]
-    else:
-        text = f"The tables above show seed {seeds[0]}; {len(seeds)} seeds were run."
-        blocks = [Text(text), spread]
+    text = "Every number comes from one seed, so the spread between training runs is unknown."
     table = tables.record_table(records, "The records of results.json.")
-    blocks.append(Details(f"All {len(records):,} records", (table,)))
-    return Section("numbers", "Every number", tuple(blocks))
+    return Section("numbers", "Every number", (Text(text), Details(f"All {len(records):,} records", (table,))))

@@ -1,7 +1,6 @@
 """Records and counts to tables, and tables to Markdown and HTML."""
 
 import html
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -176,28 +175,6 @@ def record_table(records: Sequence[Record], caption: str) -> Table:
             for r in records
         ),
     )
-
-
-def seed_table(records: Sequence[Record]) -> Table | None:
-    """Mean, standard deviation and range over seeds, or None if nothing ran under two seeds."""
-    values: dict[tuple[str, str, str], list[float]] = {}
-    for r in records:
-        if r["value"] is not None:
-            values.setdefault((r["task"], r["row"], r["metric"]), []).append(r["value"])
-    lines = []
-    for (task, row, metric), v in values.items():
-        if len(v) < 2:
-            continue
-        mean = sum(v) / len(v)
-        sd = math.sqrt(sum((x - mean) ** 2 for x in v) / (len(v) - 1))
-        names = (rec.task_label(task), rec.row_label(row), rec.metric_of(metric).label)
-        numbers = (rec.format_number(x) for x in (mean, sd, min(v), max(v)))
-        lines.append(Row((*names, str(len(v)), *numbers)))
-    if not lines:
-        return None
-    text = [Column(name, is_text=True) for name in ("Task", "Row", "Measure")]
-    numbers = [Column(name) for name in ("Seeds", "Mean", "SD", "Lowest", "Highest")]
-    return Table("Spread of each measure over seeds.", (*text, *numbers), tuple(lines))
 
 
 # ---------------------------------------------------------------------------------------------

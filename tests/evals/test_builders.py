@@ -78,15 +78,21 @@ def test_survival_metrics_are_named_by_their_times():
         reference_row="joint",
     )
     inside = split == "b"
-    expected = survival.survival_metrics(
-        *train, time[inside], event[inside],
-        risk_N=risk["joint"][inside], survival_NxT=curves["joint"][inside], times_T=times, tau=900,
-    )  # fmt: skip
+    rows = time[inside], event[inside]
+    one_by_one = [
+        survival.uno_c(censoring, *rows, risk["joint"][inside], tau=900),
+        *(
+            weighting.rename(survival.dynamic_auc(censoring, *rows, risk["joint"][inside], t), {"auc": f"auc_{t}"})
+            for t in (365, 600)
+        ),
+        survival.BrierCurve(censoring, *rows, curves["joint"][inside], times, null=null),
+    ]
+    expected = weighting.evaluate(weighting.merge(*one_by_one), int(inside.sum()))
     for mine, theirs in (
         ("c_index", "c_index"),
         ("uno_c", "uno_c"),
-        ("auc_365", "auc_1"),
-        ("auc_600", "auc_2"),
+        ("auc_365", "auc_365"),
+        ("auc_600", "auc_600"),
         ("brier_90", "brier_0"),
         ("brier_600_null", "brier_2_null"),
         ("ibs", "ibs"),

@@ -180,15 +180,6 @@ def test_parts_may_be_absent(tmp_path):
     assert json.loads((tmp_path / "results.json").read_text())[-1]["value"] is None
 
 
-def test_several_seeds_are_shown_apart(tmp_path):
-    records = [record(seed=s, value=v, lo=None, hi=None) for s, v in ((4, 0.8), (3, 0.7))]
-    build_report(inputs(results=records), tmp_path)
-    markdown = (tmp_path / "report.md").read_text()
-    assert "The tables above show seed 3; 2 seeds were run." in markdown
-    assert "| Joint model (EHR + wearable) | **0.700** | – |" in markdown
-    assert "| AUROC | 2 | 0.750 | 0.071 | 0.700 | 0.800 |" in markdown
-
-
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

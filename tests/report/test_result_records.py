@@ -53,7 +53,7 @@ def test_missing_field_and_repeat_are_named():
     del lacking["seed"]
     with pytest.raises(ValueError, match="missing fields: seed"):
         rec.check_records([lacking], "simulated")
-    with pytest.raises(ValueError, match="same row, task, metric and seed as record 0"):
+    with pytest.raises(ValueError, match="same row, task and metric as record 0"):
         rec.check_records([record(), record(value=0.7)], "simulated")
     with pytest.raises(ValueError, match="record 0 is str"):
         rec.check_records(["joint"], "simulated")
@@ -73,12 +73,9 @@ def test_best_is_decided_as_printed_and_never_the_oracle():
     assert rec.best_rows(values, None) == rec.best_rows({"joint": None}, True) == set()
 
 
-def test_the_lowest_seed_is_shown():
-    several = [record(seed=2, value=0.5), record(seed=1, value=0.6), record("ehr_only", seed=2)]
-    assert [(r["row"], r["seed"]) for r in rec.first_seed(several)] == [
-        ("joint", 1),
-        ("ehr_only", 2),
-    ]
+def test_two_seeds_of_one_number_are_refused():
+    with pytest.raises(ValueError, match="results record 1 .joint, .*same row, task and metric as record 0"):
+        rec.check_records([record(seed=2), record(seed=1)], "simulated")
 
 
 def test_labels():

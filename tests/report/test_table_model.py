@@ -65,13 +65,6 @@ def test_record_table_has_every_record():
     )  # fmt: skip
 
 
-def test_seed_table_has_mean_and_sample_deviation():
-    assert tables.seed_table(results()) is None
-    records = [record(seed=s, value=v) for s, v in enumerate((0.7, 0.8, 0.9))]
-    (row,) = tables.seed_table([*records, record("ehr_only")]).rows
-    assert row.cells[3:] == ("3", "0.800", "0.100", "0.700", "0.900")
-
-
 def test_cohort_table_shows_counts_and_names_a_missing_field():
     steps = [{"step": "all", "n": 17549, "dropped": 0, "reason": ""},
              {"step": "labs", "n": 17000, "dropped": 549, "reason": "no lab day"}]  # fmt: skip
