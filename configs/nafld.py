@@ -63,7 +63,7 @@ def get_config(variant=""):
     config.evaluate.update(
         {
             "tasks": tuple(f"new_diagnosis_{h}d" for h in (30, 90, 180, 365)),
-            "reference_row": "ehr_only",
+            "reference_model": "ehr_only",
             "late_fusion": (),
         }
     )

@@ -64,7 +64,7 @@ def get_config(variant=""):
     config.simulate.update({"n_subjects": 1400, "predictions_per_subject": 3})
     config.evaluate.tabular_by_modality = False
     config.evaluate.tasks = tuple(f"hospitalization_{h}d" for h in (30, 90, 180, 365))
-    config.interpret.update({"max_reads": 200, "geometry_people": 30, "mechanism_people": 100, "dropout_samples": 4})
+    config.interpret.update({"max_times": 200, "geometry_people": 30, "mechanism_people": 100, "dropout_samples": 4})
     config.report.update({"title": "Simulated cohort, small model", "reliability_task": "hospitalization_365d"})
     config_lib.apply_variants(config, variants)
     return config

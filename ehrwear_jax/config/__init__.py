@@ -178,7 +178,7 @@ def base():
         {
             "tasks": (),
             "n_resamples": 1000,
-            "reference_row": "joint",
+            "reference_model": "joint",
             "late_fusion": ("ehr_only", "wear_only"),
             "tabular": True,
             "tabular_by_modality": True,
@@ -205,7 +205,7 @@ def base():
         {
             "enabled": True,
             "task": "",  # a binary task; empty: report.reliability_task, else the first binary one
-            "max_reads": 0,  # held-out reads that are read again under every condition; 0: all
+            "max_times": 0,  # held-out prediction times that are embedded again under every perturbation; 0: all
             "histories_days": (7.0, 30.0, 90.0),
             "noise_db": 6.0,
             "missing_share": 0.5,
@@ -230,7 +230,7 @@ def base():
         {
             "title": "ehrwear_jax",
             "reliability_task": "",
-            # <task>/<row>.parquet in the MEDS prediction schema, of any model: --stages=report needs nothing else
+            # <task>/<model>.parquet in the MEDS prediction schema, of any model: --stages=report needs nothing else
             "predictions_dir": "",
             "tuning_dir": "",  # the same of the tuning split: chooses the thresholds of the confusion matrices
             "individuals": False,  # draw single people of cohorts that are not simulated
@@ -286,8 +286,8 @@ def reference_model(config, modalities=None):
 
     modalities: row -> what it is given, where that is not what config.rows says.
     """
-    if config.evaluate.reference_row in config.rows:
-        return config.evaluate.reference_row
+    if config.evaluate.reference_model in config.rows:
+        return config.evaluate.reference_model
     return max(config.rows, key=lambda r: len(modalities(r) if modalities else config.rows[r]), default=None)
 
 
@@ -360,11 +360,11 @@ def check(config):
     _check_training(config)
     for row in (
         *config.evaluate.late_fusion,
-        *([config.evaluate.reference_row] if config.evaluate.reference_row else []),
+        *([config.evaluate.reference_model] if config.evaluate.reference_model else []),
     ):
         if row not in config.rows and row not in ("late_fusion",):
             raise ValueError(
-                f"config.evaluate names the row {row!r}, which is not in config.rows {sorted(config.rows)}"
+                f"config.evaluate names the model {row!r}, which is not in config.rows {sorted(config.rows)}"
             )
     for key, known in (("rows", config.rows), ("tasks", config.evaluate.tasks), ("modes", MODES)):
         if unknown := set(config.finetune[key]) - set(known):

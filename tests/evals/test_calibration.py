@@ -1,4 +1,4 @@
-"""Calibration error, its floor and the reliability curve, by hand and by simulation."""
+"""Calibration error and its floor, by hand and by simulation."""
 
 import numpy as np
 import pytest

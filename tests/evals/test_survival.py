@@ -21,10 +21,10 @@ from ehrwear_jax.evals import bootstrap, builders, classification, concordance, 
 
 def metrics(train, time, event, risk, *, times=(), curves=None, tau=np.inf, weights=None):
     """Every survival metric of one model, through the statistics that are resampled."""
-    censoring, null = survival.censoring_survival(*train), survival.kaplan_meier(*train)
-    by_model = {"": curves} if curves is not None else None
+    fitted = survival.TrainingCurves.fit(survival.FollowUp(*train))
+    predicted = builders.PredictedCurves(times, {"": curves}) if curves is not None else None
     build = builders.time_to_event(
-        censoring, time, event, {"": risk}, horizons=times, tau=tau, curves=by_model, times_T=times, null=null
+        fitted, survival.FollowUp(time, event), {"": risk}, horizons=times, tau=tau, curves=predicted
     )
     return weighting.evaluate(build[""](None), len(time), weights)
 
@@ -103,7 +103,6 @@ def test_curves_equal_lifelines_and_scikit_survival_under_ties():
     )
     curve = survival.StepFunction(np.array([1.0, 2.0]), np.array([0.5, 0.25]))
     assert curve([0, 1, 1.5, 2, 9]).tolist() == [1, 0.5, 0.5, 0.25, 0.25]
-    assert curve([1, 2], left=True).tolist() == [1, 0.5]
 
 
 def test_resampled_metrics_equal_scikit_survival_on_the_expanded_rows():

@@ -2,10 +2,12 @@ import pytest
 from report_samples import record, results
 
 from ehrwear_jax.report import table_model as tables
+from ehrwear_jax.report.html_page import to_html_page
+from ehrwear_jax.report.page import Page, Section
 
 
-def _footnote(key):
-    return f"<sup>{key}</sup>"
+def html_of(table):
+    return to_html_page(Page("title", "", (Section("one", "One", (table,)),)))
 
 
 def test_performance_table_is_exact():
@@ -18,21 +20,21 @@ def test_performance_table_is_exact():
     table = tables.performance_table(records, ("auroc", "auprc"), "Results.")
     assert tables.to_markdown(table) == (
         "Results.\n\n"
-        "| Row | AUROC [95% interval][^auroc] | AUPRC[^auprc] |\n"
+        "| Model | AUROC [95% interval][^auroc] | AUPRC[^auprc] |\n"
         "| :--- | ---: | ---: |\n"
         "| **Hospitalization, 90 days** (n = 1,000, 120 positive (12.0%)) |  |  |\n"
         "| Joint model (EHR + wearable) | **0.812 [0.790, 0.833]** | **0.400** |\n"
         "| Gradient boosting (tabular) | 0.800 [0.780, 0.820] | – |\n"
         "| _Oracle (true risk)_ | 0.900 [0.880, 0.920] | – |\n"
     )
-    html = tables.to_html(table, _footnote)
+    html = html_of(table)
     assert '<tr class="apart"><th scope="row" class="text">Oracle (true risk)</th>' in html
     assert "<td><strong>0.812 [0.790,\N{NO-BREAK SPACE}0.833]</strong></td>" in html
     assert "<strong>0.900" not in html
-    assert html.count("<sup>auroc</sup>") == 1
+    assert html.count('<sup><a href="#def-auroc">1</a></sup>') == 1
 
 
-def test_rows_on_other_people_are_said_to_be():
+def test_models_on_other_people_are_said_to_be():
     records = [record("joint"), record("ehr_only", n=990)]
     table = tables.performance_table(records, ("auroc",), "Results.")
     assert len(table.notes) == 1
@@ -79,6 +81,6 @@ def test_cohort_table_shows_counts_and_names_a_missing_field():
 
 def test_markup_in_text_is_escaped():
     table = tables.facts_table({"a|b": "<script>*x*</script>\nnext"})
-    assert "<script>" not in tables.to_html(table, _footnote)
+    assert "<script>" not in html_of(table) and "&lt;script&gt;" in html_of(table)
     line = tables.to_markdown(table).splitlines()[-1]
     assert line == r"| a\|b | \<script>\*x\*\</script> next |"
