@@ -71,7 +71,7 @@ def binary(
 
 @contextlib.contextmanager
 def _naming(model: str) -> Iterator[None]:
-    """Errors say which model's predictions are wrong."""
+    """Adds the model to the message of a ValueError."""
     try:
         yield
     except ValueError as error:

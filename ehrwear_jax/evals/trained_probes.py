@@ -199,7 +199,7 @@ def _prepare(objective: str, x, target, name: str, n_features: int | None = None
         if not event.any():
             raise ValueError(f"{name} holds no event among {len(event)} rows")
         order = np.argsort(time, kind="stable")
-        # Ranks, not times: float32 would merge what differs and jit sees no unit.
+        # Ranks, not times: float32 would merge different times.
         arrays = np.unique(time, return_inverse=True)[1][order].astype(np.int32), event[order]
         x = x[order]
     elif objective == "binary":

@@ -18,7 +18,7 @@ class LineOptions:
     """How the lines of a panel are drawn.
 
     Attributes:
-      steps: as step functions. markers: dots with vertical intervals in the place of bands.
+      steps: as step functions. markers: dots with vertical intervals instead of bands.
       zero: draw the line at 0. limits: of the y axis. size: inches.
     """
 

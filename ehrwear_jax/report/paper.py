@@ -171,7 +171,7 @@ def paper_tables(records: Sequence[Record], data: ReportData) -> Section:
 
 
 def families(records: Sequence[Record]) -> dict[str, list[str]]:
-    """Binary tasks that differ by their horizon only, shortest first; a task without a horizon stands alone."""
+    """Binary tasks that differ by their horizon only, shortest first; one without a horizon is a family of its own."""
     out: dict[str, list[tuple[float, str]]] = {}
     for task in rec.tasks_of(r for r in records if r["metric"] == "auroc"):
         name, days = horizon_of(task) or (task, 0.0)

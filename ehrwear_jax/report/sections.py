@@ -8,9 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from ehrwear_jax.report import figures
+from ehrwear_jax.report import figures, table_model
 from ehrwear_jax.report import result_records as rec
-from ehrwear_jax.report import table_model as tables
 from ehrwear_jax.report.page import Block, Bullets, Details, FigureGrid, Section, Text, join_words
 from ehrwear_jax.report.result_records import Record
 from ehrwear_jax.report.trajectories import (
@@ -76,7 +75,7 @@ def _comparison(main: str, by_model: Mapping[str, Record], records: Sequence[Rec
         name = f"{main} - {best['model']}"
         paired = [r for r in records if (r["model"], r["task"], r["metric"]) == (name, task, metric + rec.DIFFERENCE)]
         if paired:
-            relation = tables.zero_relation(paired[0])
+            relation = table_model.zero_relation(paired[0])
             text += f" Paired difference {rec.format_interval(paired[0])}"
             text += "." if relation == "not given" else f" ({relation})."
     return text
@@ -93,7 +92,7 @@ def forecasting(records: Sequence[Record]) -> Section:
     ]
     blocks += _interval_figure(records, "auroc")
     caption = "Discrimination by task and model. " + BOLD + _oracle_note(scores)
-    blocks.append(tables.performance_table(scores, FORECAST, caption))
+    blocks.append(table_model.performance_table(scores, FORECAST, caption))
     blocks += _model_notes(scores)
     blocks += [
         Text(
@@ -113,7 +112,7 @@ def survival(records: Sequence[Record]) -> Section:
         text = "No time-to-event outcome was evaluated in this run, so there is no C-index."
         return Section("survival", "Survival", (Text(text),))
     caption = "Concordance by task and model. " + BOLD + _oracle_note(scores)
-    table = tables.performance_table(scores, SURVIVAL, caption)
+    table = table_model.performance_table(scores, SURVIVAL, caption)
     figure = _interval_figure(records, "c_index")
     return Section("survival", "Survival", (*figure, table, *_model_notes(scores)))
 
@@ -173,7 +172,7 @@ def differences(records: Sequence[Record]) -> Section:
             "Paired differences",
             (Text("No paired difference between models was computed in this run."),),
         )
-    return Section("differences", "Paired differences", (tables.difference_table(records),))
+    return Section("differences", "Paired differences", (table_model.difference_table(records),))
 
 
 def calibration(records: Sequence[Record], predictions: Predictions) -> Section:
@@ -197,7 +196,7 @@ def calibration(records: Sequence[Record], predictions: Predictions) -> Section:
     if scores:
         metrics = [m for m in CALIBRATION if any(r["metric"] == m for r in scores)]
         caption = "Calibration by task and model; lower is better. " + BOLD + _oracle_note(scores)
-        blocks.append(tables.performance_table(scores, metrics, caption))
+        blocks.append(table_model.performance_table(scores, metrics, caption))
     else:
         blocks.append(Text("No Brier score or calibration error was computed in this run."))
     return Section("calibration", "Calibration", tuple(blocks))
@@ -299,7 +298,7 @@ def pretraining(losses: Mapping[str, Sequence[Mapping[str, Any]]]) -> Section:
     blocks: list[Block] = [FigureGrid(caption, panels, legend)]
     finals = {rec.term_label(t): by_model for t, by_model in curves.items() if t != LEARNING_RATE}
     if finals:
-        blocks.append(Details("First, lowest and last values", (tables.loss_table(finals),)))
+        blocks.append(Details("First, lowest and last values", (table_model.loss_table(finals),)))
     return Section("pretraining", title, tuple(blocks))
 
 
@@ -346,12 +345,12 @@ def cohort(steps: Sequence[Mapping[str, Any]]) -> Section:
     if not steps:
         text = "No counts of the cohort's selection were given."
         return Section("cohort", "Cohort", (Text(text),))
-    return Section("cohort", "Cohort", (tables.cohort_table(steps),))
+    return Section("cohort", "Cohort", (table_model.cohort_table(steps),))
 
 
 def facts(run: Mapping[str, str]) -> Section:
     """Configuration, versions and durations."""
-    block = tables.facts_table(run) if run else Text("No facts of the run were recorded.")
+    block = table_model.facts_table(run) if run else Text("No facts of the run were recorded.")
     return Section("run", "Run", (block,))
 
 
@@ -366,5 +365,5 @@ def every_number(records: Sequence[Record]) -> Section:
     if not records:
         return Section("numbers", "Every number", (Text("There are no results."),))
     text = "Every number is of one seed, so the spread between training runs is unknown."
-    table = tables.record_table(records, "The records of results.json.")
+    table = table_model.record_table(records, "The records of results.json.")
     return Section("numbers", "Every number", (Text(text), Details(f"All {len(records):,} records", (table,))))

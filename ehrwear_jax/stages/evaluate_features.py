@@ -9,7 +9,7 @@ import numpy as np
 import polars as pl
 
 from ehrwear_jax import config as config_lib
-from ehrwear_jax.models.tabular import features as tabular
+from ehrwear_jax.models.tabular import features
 from ehrwear_jax.stages.evaluate_subgroups import KEYS
 
 # fold -> (prediction times of its people with split, group_id and `at`, the position in the embeddings;
@@ -39,7 +39,7 @@ def _tabular_features(config, workdir, fold, keys):
         tables, split = workdir / "prepare" / "tables", workdir / "prepare" / fold
         subjects = pl.read_parquet(split / "subjects.parquet")
         windows = sorted((tables / "windows").glob("*.parquet"))
-        tabular.build_features(
+        features.build_features(
             pl.concat([pl.read_parquet(p) for p in sorted((tables / "events").glob("*.parquet"))]),
             subjects,
             pl.concat([pl.read_parquet(p) for p in windows]) if windows else None,
@@ -51,15 +51,15 @@ def _tabular_features(config, workdir, fold, keys):
     return pl.read_parquet(path)
 
 
-def held_out_groups(config: Any, features: Features) -> np.ndarray:
+def held_out_groups(config: Any, by_fold: Features) -> np.ndarray:
     """Groups of all held-out people with a prediction time, so that the tasks share their resamples."""
-    held = [features[fold][0].filter(pl.col("split") == "held_out")["group_id"] for fold, _ in config_lib.folds(config)]
+    held = [by_fold[fold][0].filter(pl.col("split") == "held_out")["group_id"] for fold, _ in config_lib.folds(config)]
     return pl.concat(held).unique().sort().to_numpy()
 
 
 def tabular_matrices(table: pl.DataFrame, by_modality: bool) -> dict[str, np.ndarray]:
     """{suffix of the model's name: matrix}: all hand-made features, and those of one modality where both are there."""
-    groups = tabular.feature_groups(table)
+    groups = features.feature_groups(table)
     out = {"": [*groups["ehr"], *groups["wear"]]}
     if by_modality and groups["wear"] and groups["ehr"]:
         out |= {"_ehr": groups["ehr"], "_wear": groups["wear"]}

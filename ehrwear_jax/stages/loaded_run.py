@@ -132,7 +132,7 @@ class LoadedRun:
 
         Args:
           transform: of data/perturbations.py; None: records as they are.
-          encode: in the place of the model's own encoder.
+          encode: instead of the model's own encoder.
         """
         loaded = self.models[name]
         encode = encode or loaded.encode

@@ -61,7 +61,7 @@ def code_names(config: Any, workdir: Path) -> dict[str, str | None]:
 
 
 def _people(config, workdir):
-    """people.json and people.npz together, with descriptions in the place of codes."""
+    """people.json and people.npz together, with descriptions instead of codes."""
     folder = workdir / "interpret"
     found = json.loads((folder / "people.json").read_text())
     if not found or not (config.data.source == "synthetic" or config.interpret.individuals):

@@ -1,7 +1,7 @@
 import pytest
 from report_samples import record, results
 
-from ehrwear_jax.report import table_model as tables
+from ehrwear_jax.report import table_model
 from ehrwear_jax.report.html_page import to_html_page
 from ehrwear_jax.report.page import Page, Section
 
@@ -17,8 +17,8 @@ def test_performance_table_is_exact():
         record("joint"),
         record("joint", metric="auprc", value=0.4, lo=None, hi=None),
     ]
-    table = tables.performance_table(records, ("auroc", "auprc"), "Results.")
-    assert tables.to_markdown(table) == (
+    table = table_model.performance_table(records, ("auroc", "auprc"), "Results.")
+    assert table_model.to_markdown(table) == (
         "Results.\n\n"
         "| Model | AUROC [95% interval][^auroc] | AUPRC[^auprc] |\n"
         "| :--- | ---: | ---: |\n"
@@ -36,7 +36,7 @@ def test_performance_table_is_exact():
 
 def test_models_on_other_people_are_said_to_be():
     records = [record("joint"), record("ehr_only", n=990)]
-    table = tables.performance_table(records, ("auroc",), "Results.")
+    table = table_model.performance_table(records, ("auroc",), "Results.")
     assert len(table.notes) == 1
     assert "EHR only was evaluated on other people (n = 990" in table.notes[0]
 
@@ -50,7 +50,7 @@ def test_difference_table_is_exact():
         record("joint - cox_table", metric="auroc_difference", value=0.0, lo=None, hi=None),
         record("joint"),
     ]
-    rows = tables.difference_table(records).rows[1:]
+    rows = table_model.difference_table(records).rows[1:]
     assert [row.cells for row in rows] == [
         ("Joint − EHR only", "AUROC", "+0.030 [+0.010, +0.050]", "above zero", "< 0.001"),
         ("Joint − Oracle", "AUROC", "−0.050 [−0.060, −0.040]", "below zero", "–"),
@@ -60,7 +60,7 @@ def test_difference_table_is_exact():
 
 
 def test_record_table_has_every_record():
-    table = tables.record_table(results(), "All.")
+    table = table_model.record_table(results(), "All.")
     assert len(table.rows) == len(results())
     assert table.rows[-1].cells == (
         "mortality", "cox_table", "c_index", "0.740 [0.720, 0.760]", "2,000", "211", "0",
@@ -70,17 +70,17 @@ def test_record_table_has_every_record():
 def test_cohort_table_shows_counts_and_names_a_missing_field():
     steps = [{"step": "all", "n": 17549, "dropped": 0, "reason": ""},
              {"step": "labs", "n": 17000, "dropped": 549, "reason": "no lab day"}]  # fmt: skip
-    rows = tables.cohort_table(steps).rows
+    rows = table_model.cohort_table(steps).rows
     assert [r.cells for r in rows] == [
         ("all", "17,549", "–", ""),
         ("labs", "17,000", "549", "no lab day"),
     ]
     with pytest.raises(ValueError, match=r"cohort step 0 \(all\) lacks dropped, reason"):
-        tables.cohort_table([{"step": "all", "n": 1}])
+        table_model.cohort_table([{"step": "all", "n": 1}])
 
 
 def test_markup_in_text_is_escaped():
-    table = tables.facts_table({"a|b": "<script>*x*</script>\nnext"})
+    table = table_model.facts_table({"a|b": "<script>*x*</script>\nnext"})
     assert "<script>" not in html_of(table) and "&lt;script&gt;" in html_of(table)
-    line = tables.to_markdown(table).splitlines()[-1]
+    line = table_model.to_markdown(table).splitlines()[-1]
     assert line == r"| a\|b | \<script>\*x\*\</script> next |"
