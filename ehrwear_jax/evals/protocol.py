@@ -20,6 +20,7 @@ from ehrwear_jax.evals.survival import FollowUp
 
 Record = dict[str, Any]
 
+FIELDS = ("dataset", "model", "task", "metric", "value", "lo", "hi", "n", "n_positive", "seed")
 BINARY_METRICS = ("auroc", "auprc", "brier", "ece")
 
 
@@ -143,8 +144,16 @@ def number(value: float | None) -> float | None:
 def record(common: Record, model: str, metric: str, value: float | None, samples_B: np.ndarray = NO_SAMPLES) -> Record:
     """A record with the percentile interval of the resampled values; no interval without them."""
     bounds = inference.interval(samples_B)
-    numbers = {"value": number(value), "lo": number(bounds.lo), "hi": number(bounds.hi)}
-    return {**common, "model": model, "metric": metric, **numbers}
+    return from_numbers(common, model, metric, (value, bounds.lo, bounds.hi))
+
+
+def from_numbers(
+    common: Record, model: str, metric: str, numbers: tuple[float | None, float | None, float | None]
+) -> Record:
+    """A record of (value, lo, hi); numbers that are not finite become None."""
+    value, lo, hi = (number(x) for x in numbers)
+    found = {**common, "model": model, "metric": metric, "value": value, "lo": lo, "hi": hi}
+    return {field: found[field] for field in FIELDS}
 
 
 def score_binary(

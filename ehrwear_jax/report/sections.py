@@ -183,7 +183,7 @@ def calibration(records: Sequence[Record], predictions: Predictions) -> Section:
         # The task with most positives first, as its bins are the most precise; the others are folded.
         positives = {task: max(int(np.sum(y)) for y, _ in models.values()) for task, models in drawn.items()}
         shown = max(drawn, key=lambda task: positives[task])
-        blocks.append(Text("On the diagonal, of the predictions of 20% a fifth have the outcome.", ("reliability",)))
+        blocks.append(Text("On the diagonal, predicted probability and observed share agree.", ("reliability",)))
         blocks.append(_reliability_figure(shown, drawn[shown], 0))
         others = [task for task in drawn if task != shown]
         blocks += [

@@ -81,7 +81,7 @@ def _cohort_records(task: TaskSpec, base: list[Record], scored: _Scored, wanted:
     common = task.common(base[0]["n"], base[0]["n_positive"])
     found = subgroups.cell_records(scored.models, scored.whole, scored.estimates, Comparison(metrics=()))
     return [
-        {**common, "model": r["model"], "metric": r["metric"]} | {k: number(r[k]) for k in ("value", "lo", "hi")}
+        protocol.from_numbers(common, r["model"], r["metric"], (r["value"], r["lo"], r["hi"]))
         for r in found
         if wanted(r["metric"]) and (r["model"], r["metric"]) not in known
     ]
