@@ -163,10 +163,11 @@ def _adjacent(loaded, z_NxD, people_N, days_N, bandwidth):
     """MMD between the slices of the same people, and its mean."""
     options, n_resamples = loaded.config.interpret, loaded.config.evaluate.n_resamples
     out = []
-    for k, now, then in geometry.adjacent_slices(people_N, days_N, slice_days=options.slice_days):
-        found = geometry.mmd_paired(z_NxD[now], z_NxD[then], bandwidth, n_permutations=options.n_permutations)
-        bounds = geometry.mmd_paired_interval(z_NxD[now], z_NxD[then], bandwidth, n_resamples=n_resamples)
-        out.append(_measure("mmd2_adjacent", found.mmd2, bounds[:2], found.p_value, len(now), k))
+    for k, rows, next_rows in geometry.adjacent_slices(people_N, days_N, slice_days=options.slice_days):
+        pair = z_NxD[rows], z_NxD[next_rows]
+        found = geometry.mmd_paired(*pair, bandwidth, n_permutations=options.n_permutations)
+        bounds = geometry.mmd_paired_interval(*pair, bandwidth, n_resamples=n_resamples)
+        out.append(_measure("mmd2_adjacent", found.mmd2, bounds[:2], found.p_value, len(rows), k))
     if out:
         mean = float(np.mean([m["value"] for m in out]))
         out.append(_measure("mmd2_adjacent_mean", mean, n=len(out)))
@@ -185,7 +186,8 @@ def _movement(loaded, white_NxD, people_N, days_N):
 
 def _between_classes(loaded, model, bandwidth):
     """MMD between people with and without the outcome, at the last prediction time of each."""
-    last = loaded.held.with_row_index("row").group_by("subject_id").agg(pl.col("row", "boolean_value").last())
+    last = loaded.held.with_row_index("row").group_by("subject_id", maintain_order=True)
+    last = last.agg(pl.col("row", "boolean_value").last())
     z, y = loaded.held_latents(model)[last["row"].to_numpy()], last["boolean_value"].to_numpy().astype(bool)
     if min(y.sum(), (~y).sum()) < 2:
         return []
