@@ -13,6 +13,7 @@ INSTALL_REQUIRES = [
     "flax>=0.12",
     "grain>=0.2.18",
     "jax>=0.10.2",
+    "jinja2>=3.1",
     "joblib>=1.4",
     "matplotlib>=3.9",
     "ml_collections>=1.1",
@@ -54,6 +55,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["ehrwear_jax", "ehrwear_jax.*"]),
+    package_data={"ehrwear_jax.report": ["templates/*"]},
     install_requires=INSTALL_REQUIRES,
     extras_require={
         # CUDA 13 needs a 580 or newer driver; with an older one install jax[cuda12] instead.

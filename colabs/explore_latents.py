@@ -1,8 +1,8 @@
 # %% [markdown]
-# # Explore what a model has learnt of a person
-# Loads a finished run, draws z(t) of one held-out person beside their signals and events, and asks what-if: how does
-# the predicted risk move when a drug is removed or the heart rate is raised? A what-if describes the model, not what
-# would happen to the person.
+# # Explore the latent state of a person
+# Loads a finished run, draws z(t) of one held-out person beside their signals and events, and computes counterfactuals:
+# how does the predicted risk change when a drug is removed or the heart rate is raised? A counterfactual describes the
+# model, not an effect on the person.
 #
 # Make a run first: `launch/demo.sh` (minutes on two CPU cores), or in Colab
 # `!git clone <repository> ehrwear_jax && cd ehrwear_jax && pip install -e . && launch/demo.sh`.
@@ -16,9 +16,10 @@ import numpy as np
 import polars as pl
 
 from ehrwear_jax import config as config_lib
-from ehrwear_jax.data import perturbations as robustness
+from ehrwear_jax.data import perturbations
 from ehrwear_jax.interpret import geometry
-from ehrwear_jax.stages.loaded_run import Study, reads
+from ehrwear_jax.report.trajectories import principal_components
+from ehrwear_jax.stages.loaded_run import LoadedRun, prediction_times
 
 DAY_US = 86_400_000_000
 WORKDIR = Path(os.environ.get("EHRWEAR_RUN", "runs/tiny"))  # @param {type:"string"}
@@ -28,10 +29,10 @@ WORKDIR = Path(os.environ.get("EHRWEAR_RUN", "runs/tiny"))  # @param {type:"stri
 # The probe is the one of the evaluate stage: logistic regression on frozen z, fitted on the training split.
 
 # %%
-study = Study(config_lib.read(WORKDIR / "config.json"), WORKDIR)
-row = study.joint
-patients, probe = study.rows[row].patients, study.probes[row]
-print(f"{WORKDIR}: row {row}, task {study.task}, {study.held.height} held-out reads")
+run = LoadedRun(config_lib.read(WORKDIR / "config.json"), WORKDIR)
+model = run.joint
+patients, probe = run.models[model].patients, run.probes[model]
+print(f"{WORKDIR}: model {model}, task {run.task}, {run.held.height} held-out prediction times")
 
 # %% [markdown]
 # ## The person
@@ -39,25 +40,24 @@ print(f"{WORKDIR}: row {row}, task {study.task}, {study.held.height} held-out re
 
 # %%
 RANK = 0  # @param {type:"integer"}
-held = patients.index.filter(pl.col("subject_id").is_in(study.held["subject_id"].to_list()))
+held = patients.index.filter(pl.col("subject_id").is_in(run.held["subject_id"].to_list()))
 ranked = held.sort(pl.col("n_windows") > 0, "n_events", "subject_id", descending=[True, True, False])
 subject = ranked["subject_id"][RANK]
 person = patients[patients.index["subject_id"].to_list().index(subject)]
-last = study.held.filter(pl.col("subject_id") == subject)["prediction_time"].to_physical().max()
+last = run.held.filter(pl.col("subject_id") == subject)["prediction_time"].to_physical().max()
 begin = int(person.time_N[0])
 print(f"{len(person.event_time_K)} events, {len(person.window_end_M)} windows, {(last - begin) / DAY_US:.0f} days")
 
 # %% [markdown]
 # ## z(t), signals and events on one time axis
-# z is whitened by the training split and drawn along the two directions in which this person moves most.
+# z is whitened by the training split and drawn along its first two principal components over this person's record.
 
 # %%
 POINTS = 80  # @param {type:"integer"}
 grid = np.linspace(begin, last, POINTS).astype(np.int64)
-whiten = geometry.fit_whitening(study.train_latents(row))
-z = study.read(row, reads([subject] * POINTS, grid))
-centred = whiten(z) - whiten(z).mean(0)
-components = centred @ np.linalg.svd(centred, full_matrices=False)[2][:2].T
+whiten = geometry.fit_whitening(run.train_latents(model))
+z = run.embed(model, prediction_times([subject] * POINTS, grid))
+(components,), _ = principal_components([whiten(z)])
 risk = probe.predict_proba(z)
 
 
@@ -72,7 +72,7 @@ fig, axes = plt.subplots(3 + len(patients.channels), 1, sharex=True, figsize=(9,
 axes[0].plot(days(grid), risk, color="#0072B2")
 axes[0].set_ylabel("risk")
 for k, color in enumerate(("#D55E00", "#009E73")):
-    axes[1].plot(days(grid), components[:, k], color=color, label=f"direction {k + 1}")
+    axes[1].plot(days(grid), components[:, k], color=color, label=f"PC{k + 1}")
 axes[1].set_ylabel("z (whitened)")
 axes[1].legend(frameon=False)
 axes[2].scatter(days(person.event_time_K), [lanes.index(k) for k in kinds], s=8, color="#444444")
@@ -88,41 +88,41 @@ fig.tight_layout()
 plt.show()
 
 # %% [markdown]
-# ## What if?
-# A change is a transform of the record as known at the read: see `ehrwear_jax/data/perturbations.py`.
+# ## Counterfactuals
+# A perturbation is a transform of the record as known at the prediction time: see `ehrwear_jax/data/perturbations.py`.
 
 
 # %%
 def risk_at(time_us, change=None):
-    return float(probe.predict_proba(study.read(row, reads([subject], [time_us]), change))[0])
+    return float(probe.predict_proba(run.embed(model, prediction_times([subject], [time_us]), change))[0])
 
 
 def without(prefix):
     """The record without the codes that start with `prefix`."""
-    return robustness.drop_codes(robustness.code_matcher(patients.vocabulary, (prefix,)))
+    return perturbations.drop_codes(perturbations.code_matcher(patients.vocabulary, (prefix,)))
 
 
 def raised(channel, sd, from_days_before=np.inf):
     """The record with a channel higher by `sd` training standard deviations."""
-    return robustness.add_to_channel(patients.channels.index(channel), sd, from_days_before)
+    return perturbations.add_to_channel(patients.channels.index(channel), sd, from_days_before)
 
 
 DRUG = "ATC//"  # @param {type:"string"}
 CHANNEL, SD = "heart_rate", 1.0
-changes = {"as recorded": None, f"without {DRUG}": without(DRUG), "no wearable": robustness.drop_wear()}
+changes = {"as recorded": None, f"without {DRUG}": without(DRUG), "no wearable": perturbations.drop_wear()}
 if CHANNEL in patients.channels:
     changes[f"{CHANNEL} + {SD:g} SD"] = raised(CHANNEL, SD)
-what_if = {name: risk_at(last, change) for name, change in changes.items()}
-for name, value in what_if.items():
-    print(f"{name:<24} risk {value:.3f}   change {value - what_if['as recorded']:+.3f}")
+counterfactuals = {name: risk_at(last, change) for name, change in changes.items()}
+for name, value in counterfactuals.items():
+    print(f"{name:<24} risk {value:.3f}   change {value - counterfactuals['as recorded']:+.3f}")
 
 # %% [markdown]
-# ## How the risk moves when the heart rate stays up
-# The channel is raised in all windows up to each read.
+# ## The risk under a raised heart rate
+# The channel is raised in all windows up to each time.
 
 # %%
 if CHANNEL in patients.channels:
-    changed = probe.predict_proba(study.read(row, reads([subject] * POINTS, grid), raised(CHANNEL, SD)))
+    changed = probe.predict_proba(run.embed(model, prediction_times([subject] * POINTS, grid), raised(CHANNEL, SD)))
     fig, ax = plt.subplots(figsize=(9, 3))
     ax.plot(days(grid), risk, color="#0072B2", label="as recorded")
     ax.plot(days(grid), changed, color="#D55E00", linestyle="--", label=f"{CHANNEL} + {SD:g} SD")

@@ -57,7 +57,7 @@ LAYERS = (
     _layer("models", "models ops evals data config"),
     _layer("training", "training models ops evals data config runtime"),
     _layer("interpret", "interpret models ops evals"),
-    _layer("report", "report", external="numpy matplotlib polars"),
+    _layer("report", "report", external="jinja2 matplotlib numpy polars sklearn"),
     # Turns a ConfigDict into the dataclasses that each part declares; joins nothing.
     _layer("config", "config data models training"),
     _layer("stages", "stages config data training evals interpret report models runtime"),

@@ -73,7 +73,7 @@ def command(*arguments):
         (["--config=configs/full.py"], "no data: set --config.data.meds_dir to a MEDS dataset"),
         (["--config=configs/full.py", "--config.data.meds_dir=/no"], "config.data.meds_dir: there is no folder /no"),
         (["--config=configs/nafld.py"], "no data: set --config.data.source_dir to the folder with the nafld CSV"),
-        ([TINY, "--config.evaluate.reference_row=x"], "config.evaluate names the row 'x', which is not in"),
+        ([TINY, "--config.evaluate.reference_model=x"], "config.evaluate names the model 'x', which is not in"),
     ],
 )
 def test_a_mistake_gives_one_sentence(tmp_path, arguments, sentence):
@@ -126,7 +126,7 @@ def test_describe_needs_no_data_and_leaves_nothing(tmp_path, capsys):
 
 
 def test_describe_takes_the_largest_model_where_the_row_of_reference_is_none(capsys):
-    start(TINY, "--config.evaluate.reference_row=late_fusion", "--stages=describe")
+    start(TINY, "--config.evaluate.reference_model=late_fusion", "--stages=describe")
     assert capsys.readouterr().out.startswith("tiny, joint: ")
 
 

@@ -16,6 +16,7 @@ import numpy as np
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from ehrwear_jax.evals import bootstrap, builders, classification, concordance, subgroups, survival
+from ehrwear_jax.evals.estimates import Resampling
 
 N_PATIENTS, N_RESAMPLES = 4873, 5000
 HORIZONS = (30.0, 90.0, 180.0, 365.0)
@@ -80,20 +81,25 @@ def complete(n: int, n_resamples: int, into: dict, *, n_models: int = 8, n_tasks
         "device": rng.choice(["wrist", "watch", "mixed"], n),
         **subgroups.coverage_groups(rng.poisson(2, n), rng.uniform(0, 200, n)),
     }
-    group_N, settings = np.arange(n), {"n_resamples": n_resamples, "reference_row": "model 0"}
+    group_N, resampling = np.arange(n), Resampling(n_resamples)
     counts = []
+
+    def score(build, y_N, compared, counted_N=None):
+        found = subgroups.cells(attributes, y_N, group_N, counted_N=counted_N)
+        comparison = subgroups.Comparison(compared, reference_model="model 0")
+        counts.append(len(subgroups.score(build, found, group_N, resampling, comparison)))
 
     def run():
         for task in range(n_tasks):
             time_N, event_N, risk = cohort(n, n_models, seed=task)
-            censoring, null = (f(time_N, event_N) for f in (survival.censoring_survival, survival.kaplan_meier))
+            follow_up = survival.FollowUp(time_N, event_N)
             times_T = np.linspace(30, 365, 20)
             curves = {r: 1 - np.stack([_probability(v, t) for t in times_T], 1) for r, v in risk.items()}
             build = builders.time_to_event(
-                censoring, time_N, event_N, risk, horizons=HORIZONS, tau=400, curves=curves, times_T=times_T, null=null
-            )
-            compared = ("c_index", "uno_c", "auc_365", "ibs")
-            counts.append(len(subgroups.score(build, attributes, event_N, group_N, compared=compared, **settings)))
+                survival.TrainingCurves.fit(follow_up), follow_up, risk, horizons=HORIZONS, tau=400,
+                curves=builders.PredictedCurves(times_T, curves),
+            )  # fmt: skip
+            score(build, event_N, ("c_index", "uno_c", "auc_365", "ibs"))
             if task:
                 continue
             for horizon in HORIZONS:
@@ -106,10 +112,7 @@ def complete(n: int, n_resamples: int, into: dict, *, n_models: int = 8, n_tasks
                 build = builders.binary(
                     y_N, predictions, operating_points=points, factor_N=known_N.astype(np.float64)
                 )  # fmt: skip
-                score = subgroups.score(
-                    build, attributes, y_N, group_N, compared=("auroc", "auprc"), counted_N=known_N, **settings
-                )  # fmt: skip
-                counts.append(len(score))
+                score(build, y_N, ("auroc", "auprc"), known_N)
 
     timed("complete_evaluation_seconds", run, into, repeat=1)
     into["complete_evaluation_records"] = sum(counts)

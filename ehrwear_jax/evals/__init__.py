@@ -1,1 +1,1 @@
-"""Evaluation: embeddings, predictions and labels in, numbers out."""
+"""Evaluates predictions and frozen embeddings against labels; takes and returns arrays and knows no model."""

@@ -1,15 +1,16 @@
-"""Patient bootstrap: one set of resamples shared by every model, metric and task.
+"""Draws patient bootstrap resamples, one set shared by every model, metric and task.
 
 Groups (patients, or matched sets) are resampled with replacement; a row weighs as often as its
 group was drawn. The weights depend on (seed, set of groups) only, so paired differences compare
-models on the same resamples. What is made of the resampled values is in `inference`.
+models on the same resamples. `inference` turns resampled values into intervals and tests.
 """
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping
 
 import joblib
 import numpy as np
+import numpy.typing as npt
 from threadpoolctl import threadpool_limits
 
 from ehrwear_jax.evals.weighting import LANES, Statistic, lanes_of
@@ -18,8 +19,8 @@ from ehrwear_jax.evals.weighting import LANES, Statistic, lanes_of
 PARALLEL_CELLS = 10**9
 
 
-def _places(group_N, universe) -> tuple[np.ndarray, int]:
-    """(place of each row's group among the sorted groups, number of groups)."""
+def _positions(group_N, universe) -> tuple[np.ndarray, int]:
+    """(position of each row's group among the sorted groups, number of groups)."""
     group_N = np.asarray(group_N)
     if group_N.ndim != 1 or group_N.size == 0:
         raise ValueError(f"group must be a non-empty vector, got shape {group_N.shape}")
@@ -31,12 +32,13 @@ def _places(group_N, universe) -> tuple[np.ndarray, int]:
     return index_N, len(groups)
 
 
-def weight_blocks(group_N, n_resamples: int, seed: int, *, universe=None) -> Iterator[np.ndarray]:
+def weight_blocks(
+    group_N: npt.ArrayLike, n_resamples: int, seed: int, *, universe: npt.ArrayLike | None = None
+) -> Iterator[np.ndarray]:
     """Yields float64 weights [N, b], in the layout of the statistics.
 
-    b is at most 250 and shrinks with N, see `weighting.lanes_of`. Every
-    250 resamples have their own generator, from (seed, block): the first resamples depend neither
-    on n_resamples nor on b.
+    b is at most 250 and shrinks with N, see `weighting.lanes_of`. Every 250 resamples have their own generator, from
+    (seed, block): the first resamples depend neither on n_resamples nor on b.
 
     Args:
       group_N: unit of resampling of each row.
@@ -48,7 +50,7 @@ def weight_blocks(group_N, n_resamples: int, seed: int, *, universe=None) -> Ite
     Raises:
       ValueError: no rows, or a group that the universe lacks.
     """
-    index_N, n_groups = _places(group_N, universe)
+    index_N, n_groups = _positions(group_N, universe)
     lanes = lanes_of(max(n_groups, len(index_N)))
     offset = np.arange(lanes)[:, None] * n_groups
     for block in range(-(-n_resamples // LANES)):
@@ -61,12 +63,12 @@ def weight_blocks(group_N, n_resamples: int, seed: int, *, universe=None) -> Ite
             yield np.ascontiguousarray(count_bxG.T, dtype=np.float64)[index_N]
 
 
-def jackknife_blocks(group_N, *, max_parts: int = 5000) -> Iterator[np.ndarray]:
+def jackknife_blocks(group_N: npt.ArrayLike, *, max_parts: int = 5000) -> Iterator[np.ndarray]:
     """Yields weights [N, b] that leave out one group at a time.
 
     Above `max_parts` groups, that many near-equal random sets of groups are left out instead.
     """
-    index_N, n_groups = _places(group_N, None)
+    index_N, n_groups = _positions(group_N, None)
     n_parts = min(n_groups, max_parts)
     part_G = np.arange(n_groups) % n_parts
     if n_parts < n_groups:
@@ -77,23 +79,30 @@ def jackknife_blocks(group_N, *, max_parts: int = 5000) -> Iterator[np.ndarray]:
         yield (part_N[:, None] != left_out).astype(np.float64)
 
 
-def patient_weights(group_N, n_resamples: int, seed: int, *, universe=None) -> np.ndarray:
+def patient_weights(
+    group_N: npt.ArrayLike, n_resamples: int, seed: int, *, universe: npt.ArrayLike | None = None
+) -> np.ndarray:
     """Bootstrap weights uint16 [B, N] for the metrics; `weight_blocks` has the same in blocks."""
     weight_BxN = np.empty((n_resamples, len(group_N)), np.uint16)
-    row = 0
+    first = 0
     for weight_NxB in weight_blocks(group_N, n_resamples, seed, universe=universe):
-        weight_BxN[row : row + weight_NxB.shape[1]] = weight_NxB.T
-        row += weight_NxB.shape[1]
+        weight_BxN[first : first + weight_NxB.shape[1]] = weight_NxB.T
+        first += weight_NxB.shape[1]
     return weight_BxN
 
 
 def resample(
-    statistics: Mapping[str, Statistic], group_N, n_resamples: int, seed: int, *, universe=None
-) -> dict[str, dict[str, np.ndarray]]:
-    """Evaluates several statistics on shared resamples: {row: {metric: float64 [B]}}.
+    statistics: Mapping[Hashable, Statistic],
+    group_N: npt.ArrayLike,
+    n_resamples: int,
+    seed: int,
+    *,
+    universe: npt.ArrayLike | None = None,
+) -> dict[Hashable, dict[str, np.ndarray]]:
+    """Evaluates several statistics on shared resamples: {key: {metric: float64 [B]}}; {} without resamples.
 
-    From some seconds of work on, the statistics are shared out to a process per core (a thread would wait for the
-    interpreter, which sparse products do not release). The numbers do not depend on that.
+    Work of more than some seconds is divided among a process per core (a thread would wait for the interpreter, which
+    sparse products do not release). The numbers do not depend on that.
     """
     n_processes = min(os.cpu_count() or 1, len(statistics))
     cells = len(np.asarray(group_N)) * n_resamples * len(statistics)
@@ -111,10 +120,12 @@ def _on_resamples(statistics, group_N, n_resamples, seed, universe):
     return over_blocks(statistics, weight_blocks(group_N, n_resamples, seed, universe=universe))
 
 
-def over_blocks(statistics: Mapping[str, Statistic], blocks: Iterator[np.ndarray]) -> dict[str, dict[str, np.ndarray]]:
+def over_blocks(
+    statistics: Mapping[Hashable, Statistic], blocks: Iterator[np.ndarray]
+) -> dict[Hashable, dict[str, np.ndarray]]:
     """Evaluates every statistic on every block of weights."""
-    parts: dict[str, list[dict[str, np.ndarray]]] = {name: [] for name in statistics}
-    with threadpool_limits(1):  # blocks are too small to be shared out once more
+    parts: dict[Hashable, list[dict[str, np.ndarray]]] = {name: [] for name in statistics}
+    with threadpool_limits(1):  # blocks are too small for further threads
         for weight_NxB in blocks:
             for name, statistic in statistics.items():
                 parts[name].append(statistic(weight_NxB))

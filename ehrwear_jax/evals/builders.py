@@ -1,12 +1,15 @@
-"""Every metric of a task as functions from a row factor to a statistic, for `subgroups.score`.
+"""Builds every metric of a task as a function from a row factor to a statistic, for cohorts and their subgroups.
 
 What is fixed by the whole cohort (bin edges, thresholds, the censoring) is fixed here once; a
 factor then restricts the metrics to a subgroup or corrects them for censoring.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+import contextlib
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
+import numpy.typing as npt
 
 from ehrwear_jax.evals import calibration, classification, decision, regression, survival
 from ehrwear_jax.evals.weighting import Statistic, merge, rename
@@ -15,95 +18,117 @@ Build = Callable[[np.ndarray | None], Statistic]
 
 
 def binary(
-    y_N,
+    y_N: npt.ArrayLike,
     predictions: Mapping[str, np.ndarray],
     *,
     operating_points: Mapping[str, float] | None = None,
     thresholds: Sequence[float] = decision.THRESHOLDS,
     n_bins: int = 10,
-    factor_N=None,
+    factor_N: npt.ArrayLike | None = None,
 ) -> dict[str, Build]:
-    """AUROC, AUPRC, prevalence, Brier, ECE with its gaps and net benefit of every row.
+    """AUROC, AUPRC, prevalence, Brier, ECE with its gaps and net benefit of every model.
 
     Args:
       y_N: 0/1 labels.
-      predictions: row -> probability [N].
-      operating_points: row -> threshold chosen on validation rows
-        (`classification.sensitivity_threshold`): adds the confusion matrix there.
-      thresholds: of the decision curve.
+      predictions: model -> probability [N].
+      operating_points: model -> threshold chosen on validation rows (`classification.sensitivity_threshold`): adds
+        the confusion matrix there for the models that have one.
+      thresholds: of the decision curve; empty for none.
       n_bins: of the calibration error, of equal mass over the whole cohort.
       factor_N: of all rows, for instance `survival.horizon_factor`.
 
     Returns:
-      row -> function from a further factor (None: ones) to a statistic.
+      model -> function from a further factor (None: ones) to a statistic.
+
+    Raises:
+      ValueError: vectors of different lengths, a value that is no probability; names the model.
     """
+    points = operating_points or {}
 
-    def of_row(row, p_N) -> Build:
+    def of_model(model: str, p_N: np.ndarray) -> Build:
         known = slice(None) if factor_N is None else np.asarray(factor_N) > 0
-        edges = calibration.equal_mass_edges(np.asarray(p_N)[known], n_bins)
+        with _naming(model):
+            edges = calibration.equal_mass_edges(np.asarray(p_N)[known], n_bins)
 
-        def build(cell_N) -> Statistic:
+        def build(cell_N: np.ndarray | None) -> Statistic:
             only = {"factor_N": _product(factor_N, cell_N)}
-            parts = [
-                classification.BinaryRanking(y_N, p_N, **only),
-                classification.Prevalence(y_N, **only),
-                calibration.Calibration(y_N, p_N, edges=edges, gaps=True, **only),
-                decision.NetBenefit(y_N, p_N, thresholds, **only),
-            ]
-            if operating_points is not None:
-                parts.append(classification.Confusion(y_N, p_N, operating_points[row], **only))
+            with _naming(model):
+                parts = [
+                    classification.BinaryRanking(y_N, p_N, **only),
+                    classification.Prevalence(y_N, **only),
+                    calibration.Calibration(y_N, p_N, edges=edges, gaps=True, **only),
+                ]
+                if len(thresholds):
+                    parts.append(decision.NetBenefit(y_N, p_N, thresholds, **only))
+                if model in points:
+                    parts.append(classification.Confusion(y_N, p_N, points[model], **only))
             return merge(*parts)
 
         return build
 
-    return {row: of_row(row, p_N) for row, p_N in predictions.items()}
+    return {model: of_model(model, p_N) for model, p_N in predictions.items()}
+
+
+@contextlib.contextmanager
+def _naming(model: str) -> Iterator[None]:
+    """Adds the model to the message of a ValueError."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"model {model}: {error}") from error
+
+
+@dataclasses.dataclass(frozen=True)
+class PredictedCurves:
+    """Predicted survival: by_model: model -> P(T > t) [N, T] at times_T, for the models that have curves."""
+
+    times_T: np.ndarray
+    by_model: Mapping[str, np.ndarray]
 
 
 def time_to_event(
-    censoring: survival.StepFunction,
-    time_N,
-    event_N,
+    train: survival.TrainingCurves,
+    follow_up: survival.FollowUp,
     risk: Mapping[str, np.ndarray],
     *,
-    horizons: Sequence[float],
+    horizons: Sequence[float] = (),
     tau: float = np.inf,
-    curves: Mapping[str, np.ndarray] | None = None,
-    times_T: Sequence[float] = (),
-    null: survival.StepFunction | None = None,
+    curves: PredictedCurves | None = None,
 ) -> dict[str, Build]:
-    """C-index, Uno's C, AUC at each horizon ("auc_<horizon>") and, from curves, Brier scores.
+    """C-index, Uno's C, AUC at each horizon ("auc_<horizon>") and, from curves, Brier scores of every model.
 
     Args:
-      censoring, null: estimated on the training rows (`survival.censoring_survival`,
-        `survival.kaplan_meier`).
-      time_N, event_N: follow-up and 0/1 event.
-      risk: row -> risk [N], higher = earlier event.
+      train: censoring and null, estimated on the training rows.
+      follow_up: of the rows that are scored.
+      risk: model -> risk [N], higher = earlier event.
       horizons, tau: inside the training rows' follow-up.
-      curves: row -> P(T > t) [N, T] at times_T, for the rows that have them.
+      curves: adds Brier(t) and its integral beside those of the null.
     """
+    labels = follow_up.time_N, follow_up.event_N
 
-    def of_row(row, risk_N) -> Build:
-        def build(cell_N) -> Statistic:
-            parts = [survival.uno_c(censoring, time_N, event_N, risk_N, tau=tau, factor_N=cell_N)]
-            for horizon in horizons:
-                auc = survival.dynamic_auc(censoring, time_N, event_N, risk_N, horizon, factor_N=cell_N)
-                parts.append(rename(auc, {"auc": f"auc_{horizon:g}"}))
-            if curves is not None and row in curves:
-                arguments = censoring, time_N, event_N, curves[row], times_T
-                brier = survival.BrierCurve(*arguments, null=null, factor_N=cell_N)
-                parts.append(rename(brier, _at_times(times_T)))
+    def of_model(model: str, risk_N: np.ndarray) -> Build:
+        def build(cell_N: np.ndarray | None) -> Statistic:
+            with _naming(model):
+                parts = [survival.uno_c(train.censoring, *labels, risk_N, tau=tau, factor_N=cell_N)]
+                for horizon in horizons:
+                    auc = survival.dynamic_auc(train.censoring, *labels, risk_N, horizon, factor_N=cell_N)
+                    parts.append(rename(auc, {"auc": f"auc_{horizon:g}"}))
+                if curves is not None and model in curves.by_model:
+                    predicted = curves.by_model[model], curves.times_T
+                    brier = survival.BrierCurve(train.censoring, *labels, *predicted, null=train.null, factor_N=cell_N)
+                    parts.append(rename(brier, _at_times(curves.times_T)))
             return merge(*parts)
 
         return build
 
-    return {row: of_row(row, risk_N) for row, risk_N in risk.items()}
+    return {model: of_model(model, risk_N) for model, risk_N in risk.items()}
 
 
-def continuous(y_N, predictions: Mapping[str, np.ndarray]) -> dict[str, Build]:
-    """RMSE, MAE and R2 of every row."""
+def continuous(y_N: npt.ArrayLike, predictions: Mapping[str, np.ndarray]) -> dict[str, Build]:
+    """RMSE, MAE and R2 of every model."""
     return {
-        row: lambda cell_N, p_N=p_N: regression.Regression(y_N, p_N, factor_N=cell_N)
-        for row, p_N in predictions.items()
+        model: lambda cell_N, p_N=p_N: regression.Regression(y_N, p_N, factor_N=cell_N)
+        for model, p_N in predictions.items()
     }
 
 

@@ -1,8 +1,9 @@
-"""Brier score, expected calibration error and reliability curves under row weights."""
+"""Computes the Brier score and the expected calibration error under row weights."""
 
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import scipy.sparse as sp
 
 from ehrwear_jax.evals.weighting import (
@@ -30,7 +31,16 @@ class Calibration:
     prediction less prevalence (calibration in the large).
     """
 
-    def __init__(self, y_N, p_N, *, n_bins: int = 10, edges=None, factor_N=None, gaps: bool = False):
+    def __init__(
+        self,
+        y_N: npt.ArrayLike,
+        p_N: npt.ArrayLike,
+        *,
+        n_bins: int = 10,
+        edges: npt.ArrayLike | None = None,
+        factor_N: npt.ArrayLike | None = None,
+        gaps: bool = False,
+    ):
         same_length(y=y_N, p=p_N)
         n_rows = len(y_N)
         rows, factor_N = kept_rows(factor_N, n_rows)
@@ -38,9 +48,9 @@ class Calibration:
         self.edges = equal_mass_edges(p_N, n_bins) if edges is None else np.asarray(edges, float)
         self._gaps, gap_N, n_bins = gaps, p_N - y_N, len(self.edges) - 1
         by_bin = group_rows(bin_of(p_N, self.edges), rows, n_bins, n_rows, factor_N * gap_N)
-        nowhere = np.zeros(len(rows), np.int64)
-        squared = group_rows(nowhere, rows, 1, n_rows, factor_N * gap_N**2)
-        total = group_rows(nowhere, rows, 1, n_rows, factor_N)
+        one_bin = np.zeros(len(rows), np.int64)
+        squared = group_rows(one_bin, rows, 1, n_rows, factor_N * gap_N**2)
+        total = group_rows(one_bin, rows, 1, n_rows, factor_N)
         self._sums = sp.vstack([by_bin, squared, total], format="csr")
 
     def __call__(self, weight_NxB: np.ndarray) -> dict[str, np.ndarray]:
@@ -54,16 +64,23 @@ class Calibration:
         return result
 
 
-def brier(y_N, p_N, weights=None):
+def brier(y_N: npt.ArrayLike, p_N: npt.ArrayLike, weights: npt.ArrayLike | None = None) -> float | np.ndarray:
     """Brier score mean (p - y)^2 of the probabilities p_N. Shapes as in `auroc`."""
     return evaluate(Calibration(y_N, p_N, n_bins=1), len(y_N), weights)["brier"]
 
 
-def ece(y_N, p_N, weights=None, *, n_bins: int = 10, edges=None):
+def ece(
+    y_N: npt.ArrayLike,
+    p_N: npt.ArrayLike,
+    weights: npt.ArrayLike | None = None,
+    *,
+    n_bins: int = 10,
+    edges: npt.ArrayLike | None = None,
+) -> float | np.ndarray:
     """Expected calibration error sum_k (n_k / n) |mean p - mean y| over equal-mass bins.
 
     The bin edges are a property of the predictions alone: they stay fixed over weightings. The
-    value is biased upwards in small samples; `ece_floor` gives what perfect calibration would show.
+    value is biased upwards in small samples; `ece_floor` gives the value of perfect calibration.
 
     Args:
       y_N, p_N, weights: as in `brier`.
@@ -74,10 +91,10 @@ def ece(y_N, p_N, weights=None, *, n_bins: int = 10, edges=None):
     return evaluate(statistic, len(y_N), weights)["ece"]
 
 
-def ece_floor(p_N, *, n_bins: int = 10, edges=None, n_draws: int = 200, seed: int = 0) -> float:
-    """Mean ECE over labels drawn from Bernoulli(p_N): the ECE that perfect calibration shows."""
+def ece_floor(p_N: npt.ArrayLike, *, n_bins: int = 10, n_draws: int = 200, seed: int = 0) -> float:
+    """Mean ECE over labels drawn from Bernoulli(p_N): the expected ECE under perfect calibration."""
     p_N = probability(p_N, "p")
-    edges = equal_mass_edges(p_N, n_bins) if edges is None else np.asarray(edges, float)
+    edges = equal_mass_edges(p_N, n_bins)
     by_bin = group_rows(bin_of(p_N, edges), np.arange(len(p_N)), len(edges) - 1, len(p_N))
     rng, total = np.random.default_rng(seed), 0.0
     for start in range(0, n_draws, LANES):
@@ -88,14 +105,14 @@ def ece_floor(p_N, *, n_bins: int = 10, edges=None, n_draws: int = 200, seed: in
 
 
 class CorrectedECE(NamedTuple):
-    """Calibration error freed of what noise adds to it; lo = 0 is compatible with calibration."""
+    """Calibration error without the part that noise adds; lo = 0 is compatible with calibration."""
 
     value: float
     lo: float
     hi: float
 
 
-def corrected_ece(gap_K, gap_BxK, level: float = 0.95) -> CorrectedECE:
+def corrected_ece(gap_K: npt.ArrayLike, gap_BxK: npt.ArrayLike, level: float = 0.95) -> CorrectedECE:
     """The calibration error under which the observed one would be usual, and its interval.
 
     Every bin's noise can only add to the sum of absolute gaps: the plain value is biased upwards,
@@ -120,8 +137,8 @@ def corrected_ece(gap_K, gap_BxK, level: float = 0.95) -> CorrectedECE:
     if len(noise_BxK) < 2:
         raise ValueError("the correction needs two resamples or more")
     variance_K = noise_BxK.var(0)
-    # A bin whose gap drowns in noise keeps half a standard deviation: with none, all of the error
-    # would sit in the other bins and be underestimated (simulated coverage 77-97%; so, 93-98%).
+    # A bin whose gap is smaller than its noise keeps half a standard deviation: with none, all of the error would be
+    # attributed to the other bins and underestimated (simulated coverage 77-97% without, 93-98% with).
     shape_K = np.copysign(np.sqrt(np.maximum(gap_K**2 - variance_K, variance_K / 4)), gap_K)
     shape_K /= max(np.abs(shape_K).sum(), np.finfo(float).tiny)
     observed = np.abs(gap_K).sum()
@@ -140,7 +157,7 @@ def corrected_ece(gap_K, gap_BxK, level: float = 0.95) -> CorrectedECE:
     return CorrectedECE(solve(np.mean), *bounds)
 
 
-def equal_mass_edges(p_N, n_bins: int = 10) -> np.ndarray:
+def equal_mass_edges(p_N: npt.ArrayLike, n_bins: int = 10) -> np.ndarray:
     """Increasing float64 edges [K + 1], K <= n_bins, that cut p_N into bins of equal count."""
     if n_bins < 1:
         raise ValueError(f"n_bins must be at least 1, got {n_bins}")
@@ -151,32 +168,3 @@ def equal_mass_edges(p_N, n_bins: int = 10) -> np.ndarray:
 def bin_of(p_N: np.ndarray, edges: np.ndarray) -> np.ndarray:
     """Bin k holds edges[k] <= p < edges[k + 1]; the outer bins are open-ended."""
     return np.searchsorted(edges[1:-1], p_N, "right")
-
-
-class ReliabilityCurve(NamedTuple):
-    """Binned observed against predicted risk; float64, [K] or [B, K] with weights [B, N]."""
-
-    edges: np.ndarray  # [K + 1]
-    weight: np.ndarray  # total weight in the bin
-    mean_predicted: np.ndarray  # NaN in an empty bin
-    observed: np.ndarray  # event rate, NaN in an empty bin
-
-
-def reliability_curve(y_N, p_N, weights=None, *, n_bins: int = 10, edges=None) -> ReliabilityCurve:
-    """The reliability diagram's points over the bins that `ece` uses. Arguments as in `ece`."""
-    y_N, p_N = binary(y_N, "y"), probability(p_N, "p")
-    same_length(y=y_N, p=p_N)
-    edges = equal_mass_edges(p_N, n_bins) if edges is None else np.asarray(edges, float)
-    by_bin = group_rows(bin_of(p_N, edges), np.arange(len(p_N)), len(edges) - 1, len(p_N))
-
-    def sums(weight_NxB):
-        weight_KxB = by_bin @ weight_NxB
-        predicted = ratio(by_bin @ (weight_NxB * p_N[:, None]), weight_KxB)
-        observed = ratio(by_bin @ (weight_NxB * y_N[:, None]), weight_KxB)
-        return {"stacked": np.stack([weight_KxB, predicted, observed]).transpose(2, 0, 1)}
-
-    single = weights is None or np.ndim(weights) == 1
-    weight_BxN = np.ones((1, len(p_N))) if weights is None else np.atleast_2d(weights)
-    stacked_Bx3xK = evaluate(sums, len(p_N), weight_BxN)["stacked"]
-    parts = stacked_Bx3xK[0] if single else stacked_Bx3xK.transpose(1, 0, 2)
-    return ReliabilityCurve(edges, *parts)

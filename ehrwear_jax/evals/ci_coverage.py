@@ -1,8 +1,8 @@
-"""Do the intervals cover, are the p-values uniform, is the false discovery rate held?
+"""Measures by simulation whether intervals cover, p-values are uniform and the false discovery rate is held.
 
 `python -m ehrwear_jax.evals.ci_coverage [--studies=1000] [--resamples=1000] [--patients=800] [--json=FILE]`
-simulates studies of patients with several rows each, evaluates each as a real one would be, and
-compares with the truth of the population that they were drawn from.
+simulates studies of patients with several rows each, evaluates each as real data are evaluated, and
+compares with the true values of the population that they were drawn from.
 """
 
 import argparse
@@ -10,6 +10,7 @@ import dataclasses
 import functools
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -56,6 +57,8 @@ def simulate(rng: np.random.Generator, n_patients: int) -> Study:
 
 @dataclasses.dataclass(frozen=True)
 class Truth:
+    """Metrics of the population; sorted_p and cumulative_gap: name of the predictions -> by predicted probability."""
+
     auroc_M: np.ndarray
     auprc_M: np.ndarray
     c_index: float
@@ -105,10 +108,10 @@ def evaluate_study(study: Study, n_resamples: int, seed: int, expected: Truth) -
         delta_B = samples["0"][metric] - samples[str(N_EQUAL + N_WORSE)][metric]
         bounds = inference.interval(delta_B)
         covered[f"{metric}_difference"] = bounds.lo <= true_M[0] - true_M[-1] <= bounds.hi
-    for row, metric in (("0", "auroc"), ("0", "auprc"), ("survival", "c_index")):
-        bounds = inference.interval(samples[row][metric])
+    for name, metric in (("0", "auroc"), ("0", "auprc"), ("survival", "c_index")):
+        bounds = inference.interval(samples[name][metric])
         covered[metric] = bounds.lo <= true[metric] <= bounds.hi
-        bounds = inference.bca_interval(values[row][metric], samples[row][metric], jackknife[row][metric])
+        bounds = inference.bca_interval(values[name][metric], samples[name][metric], jackknife[name][metric])
         covered[f"{metric}_bca"] = bounds.lo <= true[metric] <= bounds.hi
     for name in ("calibrated", "distorted"):
         edges = statistics[name].edges
@@ -134,7 +137,9 @@ def evaluate_study(study: Study, n_resamples: int, seed: int, expected: Truth) -
     }
 
 
-def run(n_studies: int, n_resamples: int, *, n_patients: int = 800, seed: int = 0, progress: bool = False) -> dict:
+def run(
+    n_studies: int, n_resamples: int, *, n_patients: int = 800, seed: int = 0, progress: bool = False
+) -> dict[str, float]:
     """{name: number}: coverage of each interval, and how p-values and discoveries behave under the null."""
     expected, covered, tests = truth(), [], []
     for i in tqdm(range(n_studies), desc="studies", disable=not progress, file=sys.stderr):
@@ -153,7 +158,8 @@ def run(n_studies: int, n_resamples: int, *, n_patients: int = 800, seed: int = 
     return result | {"studies": n_studies, "resamples": n_resamples, "patients": n_patients}
 
 
-def main(argv=None) -> None:
+def main(argv: Sequence[str] | None = None) -> None:
+    """Runs the simulation as the command line says, and prints its numbers."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--studies", type=int, default=1000)
     parser.add_argument("--resamples", type=int, default=1000)

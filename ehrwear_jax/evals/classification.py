@@ -1,6 +1,7 @@
-"""AUROC, average precision and confusion matrices, exact under ties and row weights."""
+"""Computes AUROC, average precision and confusion matrices, exact under ties and row weights."""
 
 import numpy as np
+import numpy.typing as npt
 
 from ehrwear_jax.evals.weighting import binary, evaluate, group_rows, kept_rows, ratio, same_length, vector
 
@@ -13,7 +14,14 @@ class BinaryRanking:
     which is most of the work.
     """
 
-    def __init__(self, y_N, score_N, *, factor_N=None, auprc: bool = True):
+    def __init__(
+        self,
+        y_N: npt.ArrayLike,
+        score_N: npt.ArrayLike,
+        *,
+        factor_N: npt.ArrayLike | None = None,
+        auprc: bool = True,
+    ):
         same_length(y=y_N, score=score_N)
         n_rows, self._auprc = len(y_N), auprc
         rows, factor_N = kept_rows(factor_N, n_rows)
@@ -49,7 +57,7 @@ class BinaryRanking:
         return result | {"auprc": ratio(positive.sum(0), positives_B)}
 
 
-def sensitivity_threshold(y_N, p_N, sensitivity: float, weights=None) -> float:
+def sensitivity_threshold(y_N: npt.ArrayLike, p_N: npt.ArrayLike, sensitivity: float) -> float:
     """The largest score at which calling p >= threshold positive reaches `sensitivity`.
 
     To be chosen on validation rows and applied to test rows. Ties can make the target unreachable
@@ -58,7 +66,6 @@ def sensitivity_threshold(y_N, p_N, sensitivity: float, weights=None) -> float:
     Args:
       y_N, p_N: labels and scores of the validation rows.
       sensitivity: in (0, 1].
-      weights: None or [N].
 
     Raises:
       ValueError: no positive row, or a sensitivity outside (0, 1].
@@ -67,11 +74,10 @@ def sensitivity_threshold(y_N, p_N, sensitivity: float, weights=None) -> float:
     same_length(y=y_N, p=p_N)
     if not 0 < sensitivity <= 1:
         raise ValueError(f"sensitivity must lie in (0, 1], got {sensitivity}")
-    weight_N = y_N * (np.ones(len(y_N)) if weights is None else vector(weights, "weights"))
-    if not weight_N.sum() > 0:
+    if not y_N.any():
         raise ValueError("no positive row: no threshold reaches any sensitivity")
     levels, level_of = np.unique(p_N, return_inverse=True)
-    reached = np.cumsum(np.bincount(level_of, weight_N)[::-1])[::-1] / weight_N.sum()
+    reached = np.cumsum(np.bincount(level_of, y_N)[::-1])[::-1] / y_N.sum()
     # Rounding in the division must not cost a level that holds the target exactly.
     return float(levels[np.flatnonzero(reached >= sensitivity - 1e-12)[-1]])
 
@@ -79,7 +85,9 @@ def sensitivity_threshold(y_N, p_N, sensitivity: float, weights=None) -> float:
 class Confusion:
     """The confusion matrix of "p >= threshold is positive", threshold fixed beforehand."""
 
-    def __init__(self, y_N, p_N, threshold: float, *, factor_N=None):
+    def __init__(
+        self, y_N: npt.ArrayLike, p_N: npt.ArrayLike, threshold: float, *, factor_N: npt.ArrayLike | None = None
+    ):
         same_length(y=y_N, p=p_N)
         n_rows = len(y_N)
         rows, factor_N = kept_rows(factor_N, n_rows)
@@ -103,7 +111,7 @@ class Confusion:
 class Prevalence:
     """{"prevalence": [B]}: the share of positives, which AUPRC and net benefit depend on."""
 
-    def __init__(self, y_N, *, factor_N=None):
+    def __init__(self, y_N: npt.ArrayLike, *, factor_N: npt.ArrayLike | None = None):
         n_rows = len(y_N)
         rows, factor_N = kept_rows(factor_N, n_rows)
         self._sums = group_rows(binary(np.asarray(y_N)[rows], "y").astype(int), rows, 2, n_rows, factor_N)
@@ -113,7 +121,7 @@ class Prevalence:
         return {"prevalence": ratio(positive, positive + negative)}
 
 
-def auroc(y_N, score_N, weights=None):
+def auroc(y_N: npt.ArrayLike, score_N: npt.ArrayLike, weights: npt.ArrayLike | None = None) -> float | np.ndarray:
     """Area under the ROC curve: P(score of a positive > score of a negative), ties one half.
 
     Args:
@@ -127,7 +135,7 @@ def auroc(y_N, score_N, weights=None):
     return evaluate(BinaryRanking(y_N, score_N), len(y_N), weights)["auroc"]
 
 
-def auprc(y_N, score_N, weights=None):
+def auprc(y_N: npt.ArrayLike, score_N: npt.ArrayLike, weights: npt.ArrayLike | None = None) -> float | np.ndarray:
     """Average precision: sum over thresholds of (recall step) * precision, no interpolation.
 
     Tied scores form one threshold. Arguments and result as in `auroc`; NaN without positives.

@@ -1,4 +1,4 @@
-"""Harrell's and Uno's concordance of one risk vector under many weightings, in O(N log N).
+"""Computes Harrell's and Uno's concordance of one risk vector under many weightings, in O(N log N).
 
 A pair is comparable when the subject with the smaller time had the event; an event and a censoring
 at the same time are comparable (the censored one outlived the event), two events at the same time
@@ -10,6 +10,7 @@ earlier event, G the survival function of the censoring, and stops at a time tau
 from collections.abc import Mapping
 
 import numpy as np
+import numpy.typing as npt
 
 from ehrwear_jax.evals.weighting import binary, evaluate, group_rows, kept_rows, ratio, same_length, vector
 
@@ -26,7 +27,15 @@ class Concordance:
 
     _SMALLEST_LEVEL = 6  # blocks of 64: the fastest where a fifth of the rows are events
 
-    def __init__(self, time_N, event_N, risk_N, *, event_factor: Mapping[str, np.ndarray] | None = None, factor_N=None):
+    def __init__(
+        self,
+        time_N: npt.ArrayLike,
+        event_N: npt.ArrayLike,
+        risk_N: npt.ArrayLike,
+        *,
+        event_factor: Mapping[str, np.ndarray] | None = None,
+        factor_N: npt.ArrayLike | None = None,
+    ):
         """Args:
         time_N, event_N, risk_N: follow-up (any unit), 0/1, risk (higher = earlier event).
         event_factor: name of the metric -> multiplier [N] of an event's pairs, equal for equal
@@ -164,7 +173,9 @@ class Concordance:
         }
 
 
-def concordance_index(time_N, event_N, risk_N, weights=None):
+def concordance_index(
+    time_N: npt.ArrayLike, event_N: npt.ArrayLike, risk_N: npt.ArrayLike, weights: npt.ArrayLike | None = None
+) -> float | np.ndarray:
     """Harrell's concordance index; see the module's docstring for the definition.
 
     Args:

@@ -1,12 +1,14 @@
-"""Ridge Cox regression: Efron's partial likelihood, Newton's method, Breslow's baseline hazard.
+"""Fits ridge Cox regression: Efron's partial likelihood, Newton's method, Breslow's baseline hazard.
 
 Array suffixes: N subjects, D features, E events, T times. As in `probes`, the objective is on the
 mean scale, -log PL / N + l2 / 2 ||coef||^2, over features standardised on the training rows.
 """
 
 import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
+import numpy.typing as npt
 
 from ehrwear_jax.evals.probes import L2_GRID, Standardizer, check_features, check_grid
 
@@ -18,7 +20,7 @@ class PartialLikelihood:
     removes l/d of the tied events' hazard from the risk set's sum (Efron 1977).
     """
 
-    def __init__(self, time_N, event_N):
+    def __init__(self, time_N: npt.ArrayLike, event_N: npt.ArrayLike):
         time_N, event_N = check_survival(time_N, event_N, "survival")
         self.order = np.argsort(time_N, kind="stable")
         self.time, self.event = time_N[self.order], event_N[self.order]
@@ -55,7 +57,7 @@ class PartialLikelihood:
             return -np.inf
         return float(np.sum(eta[self.events] - eta.max() - np.log(risk_sum)))
 
-    def gradient_hessian(self, x_NxD: np.ndarray, eta_N: np.ndarray):
+    def gradient_hessian(self, x_NxD: np.ndarray, eta_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Gradient [D] and Hessian [D, D] with respect to coef, where eta = x @ coef."""
         _, hazard, risk_sum = self._terms(eta_N)
         x = x_NxD[self.order]
@@ -73,7 +75,7 @@ class PartialLikelihood:
         return gradient_D, hessian_DxD
 
 
-def check_survival(time_N, event_N, name: str) -> tuple[np.ndarray, np.ndarray]:
+def check_survival(time_N: npt.ArrayLike, event_N: npt.ArrayLike, name: str) -> tuple[np.ndarray, np.ndarray]:
     """(float64 [N] times, bool [N] events); ValueError on bad shapes or values."""
     time_N, event_N = np.asarray(time_N, np.float64), np.asarray(event_N)
     if time_N.ndim != 1 or time_N.shape != event_N.shape or not time_N.size:
@@ -122,12 +124,12 @@ class CoxModel:
     event_times_T: np.ndarray
     cumulative_hazard_T: np.ndarray  # Breslow's baseline at log-hazard 0
 
-    def log_hazard(self, x) -> np.ndarray:
+    def log_hazard(self, x: npt.ArrayLike) -> np.ndarray:
         """Linear predictor float64 [N]: higher means an earlier event. 0 = the training mean."""
         x = check_features(x, "x", len(self.coef_D))
         return self.standardizer(x) @ self.coef_D
 
-    def survival(self, x, times_T) -> np.ndarray:
+    def survival(self, x: npt.ArrayLike, times_T: npt.ArrayLike) -> np.ndarray:
         """P(no event by each time), float64 [N, T]; flat beyond the last training event."""
         position = np.searchsorted(self.event_times_T, np.asarray(times_T, np.float64), "right")
         baseline_T = np.concatenate([[0.0], self.cumulative_hazard_T])[position]
@@ -135,7 +137,7 @@ class CoxModel:
             return np.exp(-np.exp(self.log_hazard(x))[:, None] * baseline_T)
 
 
-def breslow(time_N, event_N, eta_N) -> tuple[np.ndarray, np.ndarray]:
+def breslow(time_N: npt.ArrayLike, event_N: npt.ArrayLike, eta_N: npt.ArrayLike) -> tuple[np.ndarray, np.ndarray]:
     """Breslow's estimate: (distinct event times [T], baseline cumulative hazard [T])."""
     time_N, event_N = check_survival(time_N, event_N, "survival")
     order = np.argsort(time_N, kind="stable")
@@ -145,7 +147,16 @@ def breslow(time_N, event_N, eta_N) -> tuple[np.ndarray, np.ndarray]:
     return event_times, np.cumsum(counts / at_risk)
 
 
-def fit_cox(x_train, time_train, event_train, x_val, time_val, event_val, *, l2_grid=L2_GRID) -> CoxModel:
+def fit_cox(
+    x_train: npt.ArrayLike,
+    time_train: npt.ArrayLike,
+    event_train: npt.ArrayLike,
+    x_val: npt.ArrayLike,
+    time_val: npt.ArrayLike,
+    event_val: npt.ArrayLike,
+    *,
+    l2_grid: Sequence[float] = L2_GRID,
+) -> CoxModel:
     """Ridge Cox regression; strength by the validation partial likelihood (ties: the stronger).
 
     Args:

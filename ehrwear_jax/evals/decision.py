@@ -1,14 +1,14 @@
-"""Net benefit and decision curves (Vickers and Elkin 2006), with the version for censored follow-up.
+"""Computes net benefit and decision curves (Vickers and Elkin 2006), with the version for censored follow-up.
 
 At a threshold t the people with predicted risk p >= t are treated; the net benefit is
-TP / n - FP / n * t / (1 - t): true positives per person, less false positives at the price that the
-threshold itself names. Beside every curve stand "treat all" and "treat none" (zero).
-Predictions have to be calibrated for the curve to mean what it says.
+TP / n - FP / n * t / (1 - t): true positives per person, less false positives weighted by the odds of the threshold.
+Every curve is accompanied by "treat all"; "treat none" is zero. Predictions are assumed to be calibrated.
 """
 
 from collections.abc import Sequence
 
 import numpy as np
+import numpy.typing as npt
 
 from ehrwear_jax.evals.survival import horizon_labels
 from ehrwear_jax.evals.weighting import binary, group_rows, kept_rows, probability, ratio, same_length, vector
@@ -36,7 +36,14 @@ def _curves(true_KxB, false_KxB, event_B, thresholds_K) -> dict[str, np.ndarray]
 class NetBenefit:
     """Decision curve of known labels: {"net_benefit_<k>": [B], "net_benefit_all_<k>": [B]}."""
 
-    def __init__(self, y_N, p_N, thresholds: Sequence[float] = THRESHOLDS, *, factor_N=None):
+    def __init__(
+        self,
+        y_N: npt.ArrayLike,
+        p_N: npt.ArrayLike,
+        thresholds: Sequence[float] = THRESHOLDS,
+        *,
+        factor_N: npt.ArrayLike | None = None,
+    ):
         same_length(y=y_N, p=p_N)
         n_rows = len(y_N)
         rows, factor_N = kept_rows(factor_N, n_rows)
@@ -63,7 +70,14 @@ class CensoredNetBenefit:
     """
 
     def __init__(
-        self, time_N, event_N, p_N, horizon: float, thresholds: Sequence[float] = THRESHOLDS, *, factor_N=None
+        self,
+        time_N: npt.ArrayLike,
+        event_N: npt.ArrayLike,
+        p_N: npt.ArrayLike,
+        horizon: float,
+        thresholds: Sequence[float] = THRESHOLDS,
+        *,
+        factor_N: npt.ArrayLike | None = None,
     ):
         """Args:
         time_N, event_N: follow-up, and 0 censored, 1 event, 2 competing event.
@@ -82,9 +96,9 @@ class CensoredNetBenefit:
         had, _ = horizon_labels(time, code, horizon)
         if not (time >= horizon).any():
             raise ValueError(f"nobody is followed to the horizon {horizon}")
-        rival = (code == 2) & (time <= horizon)
+        competing = (code == 2) & (time <= horizon)
         # Risk sets change at event times up to the horizon only.
-        self._times = np.unique(time[had | rival])
+        self._times = np.unique(time[had | competing])
         n_bins, n_times = len(self.thresholds_K) + 1, len(self._times)
         bin_N = np.searchsorted(self.thresholds_K, p, "right")
 
@@ -98,26 +112,26 @@ class CensoredNetBenefit:
         self._shape = n_bins, n_times
         self._leaving = sums(last_N, np.arange(len(rows)), n_times + 1)
         self._events = sums(at_N, np.flatnonzero(had), n_times)
-        self._rivals = sums(at_N, np.flatnonzero(rival), n_times) if rival.any() else None
+        self._competing = sums(at_N, np.flatnonzero(competing), n_times) if competing.any() else None
 
     def __call__(self, weight_NxB: np.ndarray) -> dict[str, np.ndarray]:
         (n_bins, n_times), n_lanes = self._shape, weight_NxB.shape[1]
         leaving = (self._leaving @ weight_NxB).reshape(n_bins, n_times + 1, n_lanes)
         events = (self._events @ weight_NxB).reshape(n_bins, n_times, n_lanes)
-        rivals = None if self._rivals is None else (self._rivals @ weight_NxB).reshape(events.shape)
+        competing = None if self._competing is None else (self._competing @ weight_NxB).reshape(events.shape)
         risk, rate_KxB = np.zeros((n_times, n_lanes)), np.zeros((2, n_bins, n_lanes))
-        event_sum, rival_sum, size_B = np.zeros_like(risk), np.zeros_like(risk), np.zeros(n_lanes)
+        event_sum, competing_sum, size_B = np.zeros_like(risk), np.zeros_like(risk), np.zeros(n_lanes)
         for k in reversed(range(n_bins)):  # the groups above a threshold grow as it falls
             # last_N = i: at risk at times 0 .. i - 1.
             risk += np.cumsum(leaving[k, :0:-1], axis=0)[::-1]
             event_sum += events[k]
             size_B += leaving[k].sum(0)
             rate_KxB[1, k] = size_B
-            if rivals is None:
+            if competing is None:
                 rate_KxB[0, k] = 1 - np.prod(1 - _hazard(event_sum, risk), axis=0)
                 continue
-            rival_sum += rivals[k]
-            survival = np.cumprod(1 - _hazard(event_sum + rival_sum, risk), axis=0)
+            competing_sum += competing[k]
+            survival = np.cumprod(1 - _hazard(event_sum + competing_sum, risk), axis=0)
             before = np.concatenate([np.ones((1, n_lanes)), survival[:-1]])
             rate_KxB[0, k] = np.sum(before * _hazard(event_sum, risk), axis=0)
         incidence_KxB, share_KxB = rate_KxB[0], ratio(rate_KxB[1], size_B)

@@ -1,4 +1,4 @@
-"""From resampled metrics to intervals, p-values and effect sizes.
+"""Turns resampled metrics into intervals, p-values and effect sizes.
 
 `samples_B` are values of a metric under the resamples of `bootstrap`, NaN where a resample left it
 undefined (for instance one class only): such resamples are left out and counted.
@@ -8,10 +8,13 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 from scipy.stats import false_discovery_control, norm
 
 
 class Interval(NamedTuple):
+    """Bounds of a confidence interval, NaN where undefined."""
+
     lo: float
     hi: float
     n_valid: int  # resamples in which the metric was defined
@@ -30,7 +33,7 @@ def _tail(level: float) -> float:
     return (1 - level) / 2
 
 
-def interval(samples_B, level: float = 0.95) -> Interval:
+def interval(samples_B: npt.ArrayLike, level: float = 0.95) -> Interval:
     """Percentile interval over the defined resamples; lo = hi = NaN when there is none."""
     tail = _tail(level)
     valid, n_degenerate = _valid(samples_B)
@@ -38,7 +41,7 @@ def interval(samples_B, level: float = 0.95) -> Interval:
     return Interval(float(lo), float(hi), valid.size, n_degenerate)
 
 
-def bca_interval(value: float, samples_B, jackknife_J, level: float = 0.95) -> Interval:
+def bca_interval(value: float, samples_B: npt.ArrayLike, jackknife_J: npt.ArrayLike, level: float = 0.95) -> Interval:
     """Bias-corrected and accelerated interval (Efron 1987).
 
     Args:
@@ -71,7 +74,7 @@ def bca_interval(value: float, samples_B, jackknife_J, level: float = 0.95) -> I
     return Interval(float(lo), float(hi), valid.size, n_degenerate)
 
 
-def paired_pvalue(delta_B) -> float:
+def paired_pvalue(delta_B: npt.ArrayLike) -> float:
     """Two-sided bootstrap p-value of a paired difference.
 
     2 min(1 + #{delta <= 0}, 1 + #{delta >= 0}) / (B + 1), at most 1, over the B resamples in which
@@ -84,12 +87,9 @@ def paired_pvalue(delta_B) -> float:
     return float(min(1.0, 2 * smaller_tail / (valid.size + 1)))
 
 
-def pvalue_floor(n_resamples: int) -> float:
-    """The smallest p-value that `paired_pvalue` can give: 2 / (B + 1)."""
-    return 2 / (n_resamples + 1)
-
-
 class Adjusted(NamedTuple):
+    """A p-value within its family of tests."""
+
     p: float
     q: float  # smallest false discovery rate at which the test is rejected
     rejected: bool
@@ -116,7 +116,7 @@ def benjamini_hochberg(p_by_test: Mapping, rate: float = 0.05) -> dict:
     return {key: Adjusted(float(p), float(q), bool(q <= rate)) for key, p, q in tests}
 
 
-def bootstrap_z(difference: float, delta_B) -> float:
+def bootstrap_z(difference: float, delta_B: npt.ArrayLike) -> float:
     """A paired difference in units of its bootstrap standard error.
 
     It grows with the root of the number of patients: a measure of evidence, not of effect size

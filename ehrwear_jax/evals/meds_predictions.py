@@ -1,14 +1,15 @@
-"""Predictions and binary metrics in the formats of the MEDS evaluation tool (meds-evaluation).
+"""Reads, writes and scores predictions in the formats of the MEDS evaluation tool (meds-evaluation).
 
 A prediction table is the MEDS label schema plus predicted_boolean_value and
-predicted_boolean_probability, of which one has to be there. Tables of other models in this format
-are read and scored like our own.
+predicted_boolean_probability, of which one has to be present. Tables of other models in this format
+are read and scored in the same way.
 """
 
 import os
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import polars as pl
 
 from ehrwear_jax.evals.calibration import Calibration
@@ -26,7 +27,14 @@ KEYS = ("subject_id", "prediction_time", "boolean_value")
 PREDICTED = ("predicted_boolean_value", "predicted_boolean_probability")
 
 
-def predictions(subject_id_N, prediction_time_N, y_N, p_N, *, threshold: float = 0.5) -> pl.DataFrame:
+def predictions(
+    subject_id_N: npt.ArrayLike | pl.Series,
+    prediction_time_N: npt.ArrayLike | pl.Series,
+    y_N: npt.ArrayLike,
+    p_N: npt.ArrayLike,
+    *,
+    threshold: float = 0.5,
+) -> pl.DataFrame:
     """Predictions in the MEDS prediction schema.
 
     Columns: subject_id i64, prediction_time timestamp[us], boolean_value bool,
@@ -98,8 +106,8 @@ def evaluate_binary(table: pl.DataFrame) -> dict[str, dict[str, float]]:
       average_precision_score, calibration_error (unweighted mean gap over ten bins of equal width:
       not our ECE) and brier_score where probabilities are.
 
-    Where the tool draws rows so that every subject has the same number of them, a row here weighs
-    one over its subject's rows: what the draw estimates, without its chance.
+    Where the tool samples rows so that every subject has the same number of them, a row here is weighted by one over
+    the number of its subject's rows: the expectation of that sampling.
 
     Raises:
       ValueError: a predicted column is null in some rows only.

@@ -1,75 +1,66 @@
-"""Predictions under several conditions: how much a metric changes from the clean one, paired within resamples."""
+"""Scores predictions from perturbed records: how much a metric changes from the clean ones, paired within resamples."""
 
 from collections.abc import Mapping
 
 import numpy as np
+import numpy.typing as npt
 
-from ehrwear_jax.evals import bootstrap, classification, inference, weighting
+from ehrwear_jax.evals import classification, inference
+from ehrwear_jax.evals.estimates import Resampling, estimate
+from ehrwear_jax.evals.protocol import number
 
 COMPARED = ("auroc", "auprc")
 
 
-def _number(value):
-    return float(value) if np.isfinite(value) else None
-
-
-def score_conditions(
+def score_perturbations(
     predictions: Mapping[str, Mapping[str, np.ndarray]],
-    y_N,
-    group_N,
+    y_N: npt.ArrayLike,
+    group_N: npt.ArrayLike,
     *,
     clean: str = "clean",
-    n_resamples: int = 1000,
-    seed: int = 0,
-    universe=None,
+    resampling: Resampling | None = None,
 ) -> list[dict]:
-    """Records of auroc and auprc per row and condition, each with its change from the clean condition.
+    """Records of auroc and auprc of each model and perturbation, each with its change from the clean records.
 
-    All rows and conditions share the resamples of patients.
+    All models and perturbations share the resamples of patients.
 
     Args:
-      predictions: row -> condition -> score [N]; every row has the clean condition.
-      y_N: 0/1. group_N, universe, n_resamples, seed: as in `protocol.score_binary`.
+      predictions: model -> perturbation -> score [N]; every model has the clean one.
+      y_N: 0/1.
+      group_N: unit of resampling.
+      clean: name of the records as they are.
+      resampling: by default 1,000 resamples.
 
     Returns:
-      [{row, condition, metric, value, lo, hi, change, change_lo, change_hi, change_p, n, n_positive, n_degenerate}];
-      numbers are None where undefined.
+      [{model, perturbation, metric, value, lo, hi, change, change_lo, change_hi, change_p, n, n_positive,
+      n_degenerate}]; numbers are None where undefined.
 
     Raises:
-      ValueError: a row without the clean condition, scores that do not fit the labels.
+      ValueError: a model without clean records, scores that do not fit the labels.
     """
-    if lacking := [row for row, by_condition in predictions.items() if clean not in by_condition]:
-        raise ValueError(f"row {lacking[0]!r} lacks the condition {clean!r}")
+    if lacking := [model for model, by_name in predictions.items() if clean not in by_name]:
+        raise ValueError(f"model {lacking[0]!r} lacks the perturbation {clean!r}")
     statistics = {
-        (row, condition): classification.BinaryRanking(y_N, score_N)
-        for row, by_condition in predictions.items()
-        for condition, score_N in by_condition.items()
+        (model, name): classification.BinaryRanking(y_N, score_N)
+        for model, by_name in predictions.items()
+        for name, score_N in by_name.items()
     }
-    samples = bootstrap.resample(statistics, group_N, n_resamples, seed, universe=universe)
-    values = {key: weighting.evaluate(statistic, len(y_N)) for key, statistic in statistics.items()}
-    nothing, out = np.empty(0), []
-    for row, condition in statistics:
+    estimates, out = estimate(statistics, group_N, resampling), []
+    counts = {"n": len(y_N), "n_positive": int(np.sum(y_N))}
+    for model, name in statistics:
         for metric in COMPARED:
-            sample_B = samples[row, condition][metric] if samples else nothing
-            delta_B = sample_B - (samples[row, clean][metric] if samples else nothing)
-            bounds, change = inference.interval(sample_B), inference.interval(delta_B)
-            difference = values[row, condition][metric] - values[row, clean][metric]
-            p_value = inference.paired_pvalue(delta_B) if condition != clean else np.nan
-            out.append(
-                {
-                    "row": row,
-                    "condition": condition,
-                    "metric": metric,
-                    "value": _number(values[row, condition][metric]),
-                    "lo": _number(bounds.lo),
-                    "hi": _number(bounds.hi),
-                    "change": _number(difference),
-                    "change_lo": _number(change.lo),
-                    "change_hi": _number(change.hi),
-                    "change_p": _number(p_value),
-                    "n": len(y_N),
-                    "n_positive": int(np.sum(y_N)),
-                    "n_degenerate": bounds.n_degenerate,
-                }
-            )
+            difference, delta_B = estimates.difference((model, name), (model, clean), metric)
+            bounds, change = inference.interval(estimates.resampled((model, name), metric)), inference.interval(delta_B)
+            numbers = {
+                "value": estimates.values[model, name][metric],
+                "lo": bounds.lo,
+                "hi": bounds.hi,
+                "change": difference,
+                "change_lo": change.lo,
+                "change_hi": change.hi,
+                "change_p": inference.paired_pvalue(delta_B) if name != clean else None,
+            }
+            found = {"model": model, "perturbation": name, "metric": metric}
+            found |= {k: number(v) for k, v in numbers.items()}
+            out.append(found | counts | {"n_degenerate": bounds.n_degenerate})
     return out

@@ -1,4 +1,4 @@
-"""Frozen linear probes: what a linear model can read from a fixed embedding.
+"""Fits linear probes (logistic and ridge regression) on frozen embeddings.
 
 Protocol, the same for every probe: features are standardised with the training mean and standard
 deviation; one model per L2 strength is fitted on the training rows, from the strongest to the
@@ -12,15 +12,17 @@ one grid serves any number of rows. Array suffixes: N rows, D features, K target
 
 import dataclasses
 import warnings
+from collections.abc import Sequence
 
 import numpy as np
+import numpy.typing as npt
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 
 L2_GRID = (10.0, 1.0, 1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
 
 
-def check_features(x, name: str, n_features: int | None = None) -> np.ndarray:
+def check_features(x: npt.ArrayLike, name: str, n_features: int | None = None) -> np.ndarray:
     """`x` as float64 [N, D]; ValueError when it is empty, of another width, or not finite."""
     x = np.asarray(x, dtype=np.float64)
     if x.ndim != 2 or 0 in x.shape:
@@ -33,7 +35,7 @@ def check_features(x, name: str, n_features: int | None = None) -> np.ndarray:
     return x
 
 
-def check_grid(l2_grid) -> np.ndarray:
+def check_grid(l2_grid: Sequence[float]) -> np.ndarray:
     """The L2 strengths from strong to weak; ValueError unless all are positive."""
     grid = np.sort(np.asarray(l2_grid, dtype=np.float64).ravel())[::-1]
     if not grid.size or not np.isfinite(grid).all() or grid[-1] <= 0:
@@ -70,11 +72,12 @@ class LogisticProbe:
     l2: float
     validation_loss: dict[float, float]  # l2 -> mean log loss on the validation rows
 
-    def logit(self, x) -> np.ndarray:
+    def logit(self, x: npt.ArrayLike) -> np.ndarray:
+        """Log-odds of y = 1, float64 [N]."""
         x = check_features(x, "x", len(self.coef_D))
         return self.standardizer(x) @ self.coef_D + self.intercept
 
-    def predict_proba(self, x) -> np.ndarray:
+    def predict_proba(self, x: npt.ArrayLike) -> np.ndarray:
         """P(y = 1), float64 [N]."""
         return sigmoid(self.logit(x))
 
@@ -89,7 +92,7 @@ def log_loss(y_N: np.ndarray, logit_N: np.ndarray) -> float:
     return float(np.mean(np.logaddexp(0.0, logit_N) - y_N * logit_N))
 
 
-def check_labels(y, name: str, n_rows: int) -> np.ndarray:
+def check_labels(y: npt.ArrayLike, name: str, n_rows: int) -> np.ndarray:
     """`y` as float64 0/1 [N]; ValueError on another shape or value."""
     y = np.asarray(y, dtype=np.float64)
     if y.shape != (n_rows,):
@@ -101,7 +104,14 @@ def check_labels(y, name: str, n_rows: int) -> np.ndarray:
     return y
 
 
-def fit_logistic(x_train, y_train, x_val, y_val, *, l2_grid=L2_GRID) -> LogisticProbe:
+def fit_logistic(
+    x_train: npt.ArrayLike,
+    y_train: npt.ArrayLike,
+    x_val: npt.ArrayLike,
+    y_val: npt.ArrayLike,
+    *,
+    l2_grid: Sequence[float] = L2_GRID,
+) -> LogisticProbe:
     """L2-regularised logistic regression, strength chosen by validation log loss.
 
     Args:
@@ -146,7 +156,7 @@ class RidgeProbe:
     validation_mse_LxK: np.ndarray  # rows in the order of the grid, strong to weak
     is_vector: bool  # the target was [N], not [N, K]
 
-    def predict(self, x) -> np.ndarray:
+    def predict(self, x: npt.ArrayLike) -> np.ndarray:
         """Float64 [N], or [N, K] when fitted on [N, K]."""
         x = check_features(x, "x", len(self.coef_DxK))
         predicted_NxK = self.standardizer(x) @ self.coef_DxK + self.intercept_K
@@ -160,7 +170,14 @@ def _targets(y, name: str, n_rows: int) -> np.ndarray:
     return check_features(y.reshape(n_rows, -1), name)
 
 
-def fit_ridge(x_train, y_train, x_val, y_val, *, l2_grid=L2_GRID) -> RidgeProbe:
+def fit_ridge(
+    x_train: npt.ArrayLike,
+    y_train: npt.ArrayLike,
+    x_val: npt.ArrayLike,
+    y_val: npt.ArrayLike,
+    *,
+    l2_grid: Sequence[float] = L2_GRID,
+) -> RidgeProbe:
     """Ridge regression by one eigendecomposition, strength per target by validation MSE.
 
     Minimises mean (y - f(x))^2 / 2 + l2 / 2 ||coef||^2 per target.

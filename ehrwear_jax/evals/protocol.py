@@ -1,34 +1,33 @@
-"""The evaluation protocol: frozen features to predictions, predictions to result records.
+"""Fits probes on frozen features, and scores predictions as result records.
 
-Splits are named train, tuning and held_out. Models are fitted on train, their strengths chosen on
-tuning, and scored on held_out rows only. All rows of a task are scored on the same bootstrap
-resamples. A record is {dataset, row, task, metric, value, lo, hi, n, n_positive, seed}; value, lo
-and hi are floats or None where the metric is undefined (one class, no comparable pair).
+Splits are named train, tuning and held_out. Probes are fitted on train, their strengths chosen on tuning, and
+predictions scored on held-out rows only. All models of a task are scored on the same resamples. A record is
+{dataset, model, task, metric, value, lo, hi, n, n_positive, seed}; value, lo and hi are floats, or None where the
+metric is undefined (one class, no comparable pair).
 """
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import polars as pl
+import numpy.typing as npt
 
-from ehrwear_jax.evals import (
-    bootstrap,
-    calibration,
-    classification,
-    concordance,
-    cox,
-    inference,
-    probes,
-    weighting,
-)
+from ehrwear_jax.evals import builders, calibration, concordance, cox, inference, probes, subgroups
+from ehrwear_jax.evals.estimates import NO_SAMPLES, Estimates, Resampling, estimate
+from ehrwear_jax.evals.survival import FollowUp
 
 Record = dict[str, Any]
 
+FIELDS = ("dataset", "model", "task", "metric", "value", "lo", "hi", "n", "n_positive", "seed")
+BINARY_METRICS = ("auroc", "auprc", "brier", "ece")
 
-def _split(arrays: Mapping[str, Any], split: str, name: str):
+
+# ------------------------------------------------------------------------------------------------- predictions
+
+
+def _split(arrays: Mapping[str, Any], split: str, name: str) -> Any:
     if split not in arrays:
         raise ValueError(f"{name} lacks the split {split!r}; it has {sorted(arrays)}")
     return arrays[split]
@@ -53,7 +52,8 @@ def predict_binary(
 
     Args:
       x_by_split: split -> float [N, D]; needs train and tuning, predicts every other split too.
-      y_by_split: split -> 0/1 [N] for train and tuning; further splits are not looked at.
+      y_by_split: split -> 0/1 [N] for train and tuning; further splits are not used.
+      l2_grid: strengths to try.
 
     Raises:
       ValueError: a missing split, bad shapes or values, one class in train.
@@ -105,229 +105,174 @@ def predict_survival(
     return SurvivalPredictions(predicted, model.l2, model)
 
 
-# Late fusion has one weight per member: enough to keep it finite, too little to matter otherwise.
-FUSION_L2 = 1e-3
+# ------------------------------------------------------------------------------------------------- records
 
 
-def late_fusion_binary(members: Sequence[Mapping[str, np.ndarray]], y_tuning: np.ndarray) -> dict[str, np.ndarray]:
-    """Late fusion of unimodal probabilities: logistic regression on their logits.
+@dataclasses.dataclass(frozen=True)
+class TaskSpec:
+    """What the records of one task share.
 
-    Fitted on tuning, which the members were not fitted on, so that an overfitted member is not
-    trusted too much.
-
-    Args:
-      members: one split -> probability [N] mapping per modality; all need tuning.
-      y_tuning: 0/1 [N].
-
-    Returns:
-      split -> fused probability, for the splits that every member has.
+    Attributes:
+      dataset, name: of the dataset and of the task, copied into the records.
+      reference_model: if given, adds for every other model X the paired differences "<reference_model> - X":
+        "<metric>_difference" with intervals, and their two-sided bootstrap p-values as "<metric>_difference_p".
+      resampling: the shared patient bootstrap.
+      suppression: which subgroups are too small to show.
     """
-    logits = _stack_members(members, _logit)
-    x = _split(logits, "tuning", "members")
-    model = probes.fit_logistic(x, y_tuning, x, y_tuning, l2_grid=[FUSION_L2])
-    return {split: model.predict_proba(x) for split, x in logits.items()}
+
+    dataset: str
+    name: str
+    reference_model: str | None = None
+    resampling: Resampling = dataclasses.field(default_factory=Resampling)
+    suppression: subgroups.Suppression = dataclasses.field(default_factory=subgroups.Suppression)
+
+    def among(self, models: Iterable[str]) -> "TaskSpec":
+        """The same without a reference model where that is none of the models."""
+        return self if self.reference_model in models else dataclasses.replace(self, reference_model=None)
+
+    def common(self, n: int, n_positive: int | None) -> Record:
+        """The fields that all records of the task share."""
+        counts = {"n": n, "n_positive": n_positive, "seed": self.resampling.seed}
+        return {"dataset": self.dataset, "task": self.name, **counts}
 
 
-def late_fusion_survival(
-    members: Sequence[Mapping[str, np.ndarray]], time_tuning, event_tuning
-) -> dict[str, np.ndarray]:
-    """Late fusion of unimodal risks by a Cox model fitted on tuning; as `late_fusion_binary`."""
-    risks = _stack_members(members, np.asarray)
-    tuning = _split(risks, "tuning", "members"), time_tuning, event_tuning
-    model = cox.fit_cox(*tuning, *tuning, l2_grid=[FUSION_L2])
-    return {split: model.log_hazard(x) for split, x in risks.items()}
+def number(value: float | None) -> float | None:
+    """`value` as JSON holds it, which has no NaN: an undefined number is None."""
+    return float(value) if value is not None and math.isfinite(value) else None
 
 
-def _logit(p):
-    p = np.clip(np.asarray(p, np.float64), 1e-7, 1 - 1e-7)
-    return np.log(p) - np.log1p(-p)
+def record(common: Record, model: str, metric: str, value: float | None, samples_B: np.ndarray = NO_SAMPLES) -> Record:
+    """A record with the percentile interval of the resampled values; no interval without them."""
+    bounds = inference.interval(samples_B)
+    return from_numbers(common, model, metric, (value, bounds.lo, bounds.hi))
 
 
-def _stack_members(members, transform: Callable) -> dict[str, np.ndarray]:
-    if not members:
-        raise ValueError("late fusion needs at least one member")
-    splits = [s for s in members[0] if all(s in member for member in members)]
-    return {s: np.stack([transform(m[s]) for m in members], axis=1) for s in splits}
+def from_numbers(
+    common: Record, model: str, metric: str, numbers: tuple[float | None, float | None, float | None]
+) -> Record:
+    """A record of (value, lo, hi); numbers that are not finite become None."""
+    value, lo, hi = (number(x) for x in numbers)
+    found = {**common, "model": model, "metric": metric, "value": value, "lo": lo, "hi": hi}
+    return {field: found[field] for field in FIELDS}
 
 
 def score_binary(
-    *,
-    dataset: str,
-    task: str,
-    predictions: Mapping[str, np.ndarray],
-    y_N: np.ndarray,
-    group_N: np.ndarray,
-    n_resamples: int = 1000,
-    seed: int = 0,
-    reference_row: str | None = None,
-    universe=None,
+    task: TaskSpec, predictions: Mapping[str, np.ndarray], y_N: npt.ArrayLike, group_N: npt.ArrayLike
 ) -> list[Record]:
-    """Records of auroc, auprc, brier and ece (10 equal-mass bins, fixed edges) per row.
+    """Records of auroc, auprc, brier and ece (10 equal-mass bins, fixed edges) of each model.
 
     Args:
-      dataset, task: copied into the records.
-      predictions: row name -> probability [N], all of the same held-out rows.
+      task: names, reference model and resampling.
+      predictions: model -> probability [N], all of the same held-out rows.
       y_N: 0/1 labels.
       group_N: unit of resampling (patient or matched set).
-      n_resamples: bootstrap resamples; 0 gives no intervals and no p-values.
-      seed: of the resamples.
-      reference_row: if given, adds for every other row X the paired differences
-        "<reference_row> - X": auroc_difference, auprc_difference with intervals, and their
-        two-sided bootstrap p-values as auroc_difference_p, auprc_difference_p.
-      universe: all groups of the held-out set, to share resamples between tasks in which some
-        groups have no row; default: the groups of group_N.
 
-    Also per row ece_floor (what perfect calibration would show, see `calibration.ece_floor`), and, when
-    resamples had one class only, one record of row "bootstrap", metric "degenerate_resamples".
+    Also, for each model, ece_floor (what perfect calibration would show, see `calibration.ece_floor`), and, when
+    resamples had one class only, one record of model "bootstrap", metric "degenerate_resamples".
 
     Raises:
-      ValueError: vectors of different lengths, a value that is no probability (names the row).
+      ValueError: no predictions, an unknown reference model, vectors of different lengths, a value that is no
+        probability (names the model).
     """
-    statistics = {}
-    for row, p_N in predictions.items():
-        try:
-            parts = classification.BinaryRanking(y_N, p_N), calibration.Calibration(y_N, p_N)
-        except ValueError as error:
-            raise ValueError(f"task {task}, row {row}: {error}") from error
-        statistics[row] = weighting.merge(*parts)
-    common = {"dataset": dataset, "task": task}
-    common |= {"n": len(y_N), "n_positive": int(np.sum(y_N)), "seed": seed}
-    compared = "auroc", "auprc"
-    records = _score(common, statistics, group_N, n_resamples, reference_row, compared, universe)
-    for row, p_N in predictions.items():
-        floor = {"metric": "ece_floor", "value": calibration.ece_floor(p_N, seed=seed)}
-        records.append({**records[0], "row": row, "lo": None, "hi": None, **floor})
+    _check(task, predictions, len(y_N), group_N)
+    try:
+        built = builders.binary(y_N, predictions, thresholds=())
+        statistics = {model: build(None) for model, build in built.items()}
+    except ValueError as error:
+        raise ValueError(f"task {task.name}, {error}") from error
+    return binary_records(task, predictions, y_N, estimate(statistics, group_N, task.resampling))
+
+
+def binary_records(
+    task: TaskSpec, predictions: Mapping[str, np.ndarray], y_N: npt.ArrayLike, estimates: Estimates
+) -> list[Record]:
+    """The records of `score_binary` from estimates by model, which may hold further metrics."""
+    common = task.common(len(y_N), int(np.sum(y_N)))
+    records = _records(task, common, estimates, BINARY_METRICS, ("auroc", "auprc"))
+    for model, p_N in predictions.items():
+        floor = calibration.ece_floor(p_N, seed=task.resampling.seed)
+        records.append(record(common, model, "ece_floor", floor))
     return records
 
 
 def score_survival(
-    *,
-    dataset: str,
-    task: str,
-    predictions: Mapping[str, np.ndarray],
-    time_N: np.ndarray,
-    event_N: np.ndarray,
-    group_N: np.ndarray,
-    n_resamples: int = 1000,
-    seed: int = 0,
-    reference_row: str | None = None,
-    universe=None,
+    task: TaskSpec, predictions: Mapping[str, np.ndarray], follow_up: FollowUp, group_N: npt.ArrayLike
 ) -> list[Record]:
-    """Records of Harrell's c_index per row; predictions are risks (higher = earlier event).
+    """Records of Harrell's c_index of each model; predictions are risks (higher = earlier event).
 
     Arguments, paired differences (c_index_difference, c_index_difference_p) and errors as in
     `score_binary`; n_positive is the number of events.
     """
+    _check(task, predictions, len(follow_up.time_N), group_N)
     statistics = {}
-    for row, risk_N in predictions.items():
+    for model, risk_N in predictions.items():
         try:
-            statistics[row] = concordance.Concordance(time_N, event_N, risk_N)
+            statistics[model] = concordance.Concordance(follow_up.time_N, follow_up.event_N, risk_N)
         except ValueError as error:
-            raise ValueError(f"task {task}, row {row}: {error}") from error
-    common = {"dataset": dataset, "task": task}
-    common |= {"n": len(time_N), "n_positive": int(np.sum(event_N)), "seed": seed}
-    compared = ("c_index",)
-    return _score(common, statistics, group_N, n_resamples, reference_row, compared, universe)
+            raise ValueError(f"task {task.name}, model {model}: {error}") from error
+    return survival_records(task, follow_up, estimate(statistics, group_N, task.resampling))
 
 
-def _number(value: float) -> float | None:
-    """JSON has no NaN: an undefined metric is None."""
-    return float(value) if math.isfinite(value) else None
+def survival_records(task: TaskSpec, follow_up: FollowUp, estimates: Estimates) -> list[Record]:
+    """The records of `score_survival` from estimates by model, which may hold further metrics."""
+    common = task.common(len(follow_up.time_N), int(np.sum(follow_up.event_N)))
+    return _records(task, common, estimates, ("c_index",), ("c_index",))
 
 
-def _score(common, statistics, group_N, n_resamples, reference_row, compared, universe) -> list[Record]:
-    task, n, seed = common["task"], common["n"], common["seed"]
-    if not statistics:
-        raise ValueError(f"task {task}: no predictions to score")
+def _check(task: TaskSpec, predictions: Mapping[str, np.ndarray], n: int, group_N: npt.ArrayLike) -> None:
+    if not predictions:
+        raise ValueError(f"task {task.name}: no predictions to score")
     if len(group_N) != n:
-        raise ValueError(f"task {task}: group has {len(group_N)} rows, expected {n}")
-    if reference_row is not None and reference_row not in statistics:
-        raise ValueError(f"task {task}: no row {reference_row!r} among {list(statistics)}")
-    samples = bootstrap.resample(statistics, group_N, n_resamples, seed, universe=universe)
-    nothing = np.empty(0)
-    records, values, n_degenerate = [], {}, 0
+        raise ValueError(f"task {task.name}: group has {len(group_N)} rows, expected {n}")
+    if task.reference_model is not None and task.reference_model not in predictions:
+        raise ValueError(f"task {task.name}: no model {task.reference_model!r} among {list(predictions)}")
 
-    def add(row, metric, value, samples_B=nothing):
-        bounds = inference.interval(samples_B)
-        record = {"row": row, "metric": metric, "value": _number(value)}
-        record |= {"lo": _number(bounds.lo), "hi": _number(bounds.hi)}
-        records.append({"dataset": common["dataset"], **record, **common})
-        return bounds.n_degenerate
 
-    for row, statistic in statistics.items():
-        values[row] = weighting.evaluate(statistic, n)
-        for metric, value in values[row].items():
-            samples_B = samples[row][metric] if samples else nothing
-            n_degenerate = max(n_degenerate, add(row, metric, value, samples_B))
-    for other in statistics:
-        if reference_row is None or other == reference_row:
+def _records(
+    task: TaskSpec, common: Record, estimates: Estimates, metrics: Sequence[str], compared: Sequence[str]
+) -> list[Record]:
+    """The metrics of each model, the paired differences, and how many resamples were degenerate."""
+    records, n_degenerate, reference = [], 0, task.reference_model
+    for model, values in estimates.values.items():
+        for metric in (m for m in values if m in metrics):
+            samples_B = estimates.resampled(model, metric)
+            records.append(record(common, model, metric, values[metric], samples_B))
+            n_degenerate = max(n_degenerate, int((~np.isfinite(samples_B)).sum()))
+    for other in estimates.values if reference is not None else ():
+        if other == reference:
             continue
         for metric in compared:
-            difference = values[reference_row][metric] - values[other][metric]
-            delta_B = nothing
-            if samples:
-                delta_B = samples[reference_row][metric] - samples[other][metric]
-            name = f"{reference_row} - {other}"
-            add(name, f"{metric}_difference", difference, delta_B)
-            add(name, f"{metric}_difference_p", inference.paired_pvalue(delta_B))
+            value, delta_B = estimates.difference(reference, other, metric)
+            name = f"{reference} - {other}"
+            records.append(record(common, name, f"{metric}_difference", value, delta_B))
+            p_value = inference.paired_pvalue(delta_B)
+            records.append(record(common, name, f"{metric}_difference_p", p_value))
     if n_degenerate:
-        add("bootstrap", "degenerate_resamples", n_degenerate)
+        records.append(record(common, "bootstrap", "degenerate_resamples", n_degenerate))
     return records
 
 
-def adjust(
-    records: Sequence[Record], *, family: Sequence[str] = ("dataset", "metric"), rate: float = 0.05
-) -> list[Record]:
-    """False discovery control of the paired p-values: one "<metric>_difference_q" record per p.
+def adjust(records: Sequence[Record]) -> list[Record]:
+    """False discovery control of the paired p-values: one "<metric>_difference_q" record for each p.
+
+    A family of tests is all models and tasks of one dataset and metric.
 
     Args:
       records: from `score_binary` and `score_survival`, of all tasks that are reported together.
-      family: the fields that name a family; within one, all rows and tasks are tested together.
-      rate: false discovery rate to hold.
 
     Returns:
       New records: `value` is Benjamini and Hochberg's q, to be called significant where it is at
-      most `rate`; None where p is undefined.
+      most the false discovery rate; None where p is undefined.
     """
-    families: dict[tuple, dict[int, float]] = {}
-    for i, record in enumerate(records):
-        if record["metric"].endswith("_difference_p"):
-            p = math.nan if record["value"] is None else record["value"]
-            families.setdefault(tuple(record[f] for f in family), {})[i] = p
+    families: dict[tuple[str, str], dict[int, float]] = {}
+    for i, r in enumerate(records):
+        if r["metric"].endswith("_difference_p"):
+            p = math.nan if r["value"] is None else r["value"]
+            families.setdefault((r["dataset"], r["metric"]), {})[i] = p
     found = {}
     for p_by_record in families.values():
-        found |= inference.benjamini_hochberg(p_by_record, rate)
+        found |= inference.benjamini_hochberg(p_by_record)
     return [
-        records[i] | {"metric": records[i]["metric"].removesuffix("p") + "q", "value": _number(found[i].q)}
+        records[i] | {"metric": records[i]["metric"].removesuffix("p") + "q", "value": number(found[i].q)}
         for i in sorted(found)
     ]
-
-
-def reliability_table(y_N, p_N, group_N, *, n_bins: int = 10, n_resamples: int = 1000, seed: int = 0) -> pl.DataFrame:
-    """Points of a reliability diagram with patient-bootstrap intervals of the observed risk.
-
-    Columns, one row per equal-mass bin: p_min, p_max (bin edges), n, mean_predicted, observed, lo,
-    hi (null where no resample had a row in the bin).
-    """
-    curve = calibration.reliability_curve(y_N, p_N, n_bins=n_bins)
-
-    def observed(weight_NxB):
-        resampled = calibration.reliability_curve(y_N, p_N, weight_NxB.T, edges=curve.edges)
-        return dict(enumerate(resampled.observed.T))
-
-    if len(group_N) != len(y_N):
-        raise ValueError(f"group has {len(group_N)} rows, expected {len(y_N)}")
-    samples = bootstrap.resample({"observed": observed}, group_N, n_resamples, seed)
-    samples_by_bin = samples.get("observed", dict.fromkeys(range(len(curve.weight)), []))
-    bounds = [inference.interval(samples_B) for samples_B in samples_by_bin.values()]
-    return pl.DataFrame(
-        {
-            "p_min": curve.edges[:-1],
-            "p_max": curve.edges[1:],
-            "n": curve.weight.astype(np.int64),
-            "mean_predicted": curve.mean_predicted,
-            "observed": curve.observed,
-            "lo": [b.lo for b in bounds],
-            "hi": [b.hi for b in bounds],
-        }
-    ).fill_nan(None)

@@ -1,6 +1,7 @@
-"""RMSE, MAE and R2 of a continuous target under row weights."""
+"""Computes RMSE, MAE and R2 of a continuous target under row weights."""
 
 import numpy as np
+import numpy.typing as npt
 
 from ehrwear_jax.evals.weighting import kept_rows, ratio, same_length, vector
 
@@ -12,7 +13,7 @@ class Regression:
     without spread. Units are those of the target: standardise it on the training rows beforehand.
     """
 
-    def __init__(self, y_N, predicted_N, *, factor_N=None):
+    def __init__(self, y_N: npt.ArrayLike, predicted_N: npt.ArrayLike, *, factor_N: npt.ArrayLike | None = None):
         same_length(y=y_N, predicted=predicted_N)
         self._n = len(y_N)
         self._rows, factor_N = kept_rows(factor_N, self._n)

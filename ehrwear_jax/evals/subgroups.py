@@ -1,22 +1,26 @@
-"""Metrics by subgroup with gaps, on shared resamples, and label fractions for sample efficiency.
+"""Computes metrics by subgroup and their gaps on shared resamples, and draws label fractions.
 
 A subgroup is a 0/1 factor of the rows (see `weighting`): all cells, their gaps and the whole cohort
 are evaluated on the same resamples of patients, so a gap's interval knows what its two cells share.
-Cells of few patients are suppressed: their numbers say little and may identify people.
+Cells of few patients are suppressed: their numbers are imprecise and may identify people.
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
+import numpy.typing as npt
 
-from ehrwear_jax.evals import bootstrap, calibration, inference
-from ehrwear_jax.evals.weighting import Statistic, binary, evaluate
+from ehrwear_jax.evals import calibration, inference
+from ehrwear_jax.evals.builders import Build
+from ehrwear_jax.evals.estimates import NO_SAMPLES, Estimates, Resampling, estimate
+from ehrwear_jax.evals.weighting import Statistic, binary
 
-EVERYONE = ("all", "all")
+CellKey = tuple[str, str]  # attribute, level
+WHOLE_COHORT: CellKey = ("all", "all")
 
 
-def age_bands(age_years_N, edges: Sequence[float] = (50, 65)) -> np.ndarray:
+def age_bands(age_years_N: npt.ArrayLike, edges: Sequence[float] = (50, 65)) -> np.ndarray:
     """Labels "<50", "50-65", ">65" [N] as in the paper's Table 8; NaN gives None.
 
     The first band ends below its edge and the last begins above its own: 50 and 65 are "50-65". An
@@ -32,7 +36,11 @@ def age_bands(age_years_N, edges: Sequence[float] = (50, 65)) -> np.ndarray:
 
 
 def coverage_groups(
-    encounters_prior_year_N, wear_days_N, *, sparse_below: float = 2, short_below: float = 14
+    encounters_prior_year_N: npt.ArrayLike,
+    wear_days_N: npt.ArrayLike,
+    *,
+    sparse_below: float = 2,
+    short_below: float = 14,
 ) -> dict[str, np.ndarray]:
     """The paper's groups by how much is known of a person (sections 5.3 and 5.7).
 
@@ -43,7 +51,7 @@ def coverage_groups(
 
     Returns:
       {"ehr": "sparse" / "rich", "wear": "short" / "long", "ehr_and_wear": "sparse and short" /
-      "other"} arrays [N], for `score`.
+      "other"} arrays [N], for `cells`.
     """
     sparse_N = np.asarray(encounters_prior_year_N, np.float64) < sparse_below
     short_N = np.asarray(wear_days_N, np.float64) < short_below
@@ -75,12 +83,17 @@ class Cell:
 
 
 def cells(
-    attributes: Mapping[str, np.ndarray], y_N, group_N, suppression: Suppression | None = None, *, counted_N=None
-) -> dict[tuple[str, str], Cell]:
+    attributes: Mapping[str, np.ndarray],
+    y_N: npt.ArrayLike,
+    group_N: npt.ArrayLike,
+    suppression: Suppression | None = None,
+    *,
+    counted_N: npt.ArrayLike | None = None,
+) -> dict[CellKey, Cell]:
     """The cells of every attribute, with those that are too small marked.
 
     Where exactly one cell of an attribute is suppressed, the counts of its smallest other cell are
-    hidden too: the total less the rest would give the suppressed one away.
+    hidden too: the total less the rest would reveal the suppressed one.
 
     Args:
       attributes: name -> level of each row [N], None for unknown (in no cell).
@@ -90,7 +103,7 @@ def cells(
       counted_N: bool, rows that can be scored at all (a horizon's label is known); default all.
 
     Returns:
-      (attribute, level) -> Cell, EVERYONE first.
+      (attribute, level) -> Cell, WHOLE_COHORT first.
     """
     rules, y_N, group_N = suppression or Suppression(), binary(y_N, "y"), np.asarray(group_N)
     if len(y_N) != len(group_N):
@@ -107,7 +120,7 @@ def cells(
         counts = (None, None) if small else (patients, positive)
         found[attribute, level] = Cell(attribute, level, mask_N, *counts, small)
 
-    add(*EVERYONE, np.ones_like(y_N))
+    add(*WHOLE_COHORT, np.ones_like(y_N))
     for attribute, levels in attributes.items():
         levels_N = np.asarray(levels, object)
         if len(levels_N) != len(y_N):
@@ -125,119 +138,151 @@ def cells(
 
 
 def statistics_by_cell(
-    build: Mapping[str, Callable[[np.ndarray | None], Statistic]], found: Mapping[tuple[str, str], Cell]
+    build: Mapping[str, Build], found: Mapping[CellKey, Cell]
 ) -> dict[tuple[str, str, str], Statistic]:
-    """(row, attribute, level) -> statistic of each shown cell, to be resampled together.
+    """(model, attribute, level) -> statistic of each shown cell, to be resampled together.
 
     Args:
-      build: row name -> function from `factor_N` (None: all rows) to a statistic, for instance
-        `lambda factor_N: BinaryRanking(y_N, p_N, factor_N=factor_N)`.
+      build: model -> function from `factor_N` (None: all rows) to a statistic, as `builders` makes them.
       found: from `cells`.
     """
     return {
-        (row, *key): make(None if cell.mask_N.all() else cell.mask_N.astype(np.float64))
+        (model, *key): make(None if cell.mask_N.all() else cell.mask_N.astype(np.float64))
         for key, cell in found.items()
         if not cell.suppressed
-        for row, make in build.items()
+        for model, make in build.items()
     }
 
 
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """What is compared within and between cells.
+
+    Attributes:
+      metrics: for which gaps and differences are made.
+      reference_model: adds, for each cell, "<metric>_difference" of this model minus each other.
+    """
+
+    metrics: tuple[str, ...] = ("auroc",)
+    reference_model: str | None = None
+
+
 def score(
-    build: Mapping[str, Callable[[np.ndarray | None], Statistic]],
-    attributes: Mapping[str, np.ndarray],
-    y_N,
-    group_N,
-    *,
-    n_resamples: int = 1000,
-    seed: int = 0,
-    universe=None,
-    reference_row: str | None = None,
-    reference_levels: Mapping[str, str] | None = None,
-    compared: Sequence[str] = ("auroc",),
-    suppression: Suppression | None = None,
-    counted_N=None,
+    build: Mapping[str, Build],
+    found: Mapping[CellKey, Cell],
+    group_N: npt.ArrayLike,
+    resampling: Resampling | None = None,
+    comparison: Comparison | None = None,
 ) -> list[dict]:
-    """Every metric of every row in every cell, with intervals, and the gaps.
+    """Every metric of every model in every cell, with intervals, and the gaps.
 
     Args:
-      build, attributes, y_N, group_N, suppression, counted_N: as in `statistics_by_cell`, `cells`.
-      n_resamples, seed, universe: of the patient bootstrap.
-      reference_row: adds, per cell, "<metric>_difference" of this row minus each other.
-      reference_levels: attribute -> level that gaps refer to; by default the one with most
-        rows. A gap "<metric>_gap" is a cell's value minus the reference level's.
-      compared: metrics for which gaps and differences are made.
+      build: as in `statistics_by_cell`.
+      found: from `cells`, of the same rows.
+      group_N: patient of each row.
+      resampling: by default 1,000 resamples.
+      comparison: by default the gaps of AUROC.
 
     Returns:
-      Records {"row", "attribute", "level", "metric", "value", "lo", "hi", "p", "n_patients",
-      "n_positive", "n_degenerate", "suppressed"}. A suppressed cell has one record per row, of
+      As `cell_records`.
+    """
+    estimates = estimate(statistics_by_cell(build, found), group_N, resampling)
+    return cell_records(list(build), found, estimates, comparison)
+
+
+def cell_records(
+    models: Sequence[str],
+    found: Mapping[CellKey, Cell],
+    estimates: Estimates,
+    comparison: Comparison | None = None,
+    metrics: Collection[str] | None = None,
+) -> list[dict]:
+    """Records of every model and cell from the estimates of their statistics.
+
+    A gap "<metric>_gap" is a cell's value minus that of the attribute's level with most rows.
+
+    Args:
+      models: in the order of the records.
+      found: from `cells`.
+      estimates: of `statistics_by_cell`.
+      comparison: by default the gaps of AUROC.
+      metrics: those to report, by default all; gaps and differences are reported besides.
+
+    Returns:
+      Records {"model", "attribute", "level", "metric", "value", "lo", "hi", "p", "n_patients",
+      "n_positive", "n_degenerate", "suppressed"}. A suppressed cell has one record for each model, of
       metric "suppressed" without numbers. Signed gaps of `Calibration(..., gaps=True)` become one
       record "ece_corrected". "p" is given for gaps and differences. Values are NaN
       where a metric is undefined.
     """
-    found = cells(attributes, y_N, group_N, suppression, counted_N=counted_N)
-    statistics = statistics_by_cell(build, found)
-    samples = bootstrap.resample(statistics, group_N, n_resamples, seed, universe=universe)
-    values = {key: evaluate(statistic, len(np.asarray(group_N))) for key, statistic in statistics.items()}
-    references = _references(found, reference_levels or {})
-    records = []
-
-    def add(row, cell, metric, value, samples_B=(), p=None):
-        bounds = inference.interval(samples_B)
-        records.append(
-            {
-                "row": row, "attribute": cell.attribute, "level": cell.level, "metric": metric,
-                "value": value, "lo": bounds.lo, "hi": bounds.hi, "p": p,
-                "n_patients": cell.n_patients, "n_positive": cell.n_positive,
-                "n_degenerate": bounds.n_degenerate, "suppressed": cell.suppressed,
-            }
-        )  # fmt: skip
-
-    def add_difference(row, cell, metric, first, second, name):
-        if not (name in values[first] and name in values[second]):
-            return  # a row without curves has no Brier score to compare
-        delta_B = samples[first][name] - samples[second][name] if samples else ()
-        add(row, cell, metric, values[first][name] - values[second][name], delta_B, inference.paired_pvalue(delta_B))
-
+    comparison, references, records = comparison or Comparison(), _largest_levels(found), []
     for key, cell in found.items():
-        for row in build:
+        for model in models:
             if cell.suppressed:
-                add(row, cell, "suppressed", float("nan"))
+                records.append(_record(cell, model, "suppressed", float("nan")))
                 continue
-            mine = (row, *key)
-            for metric, value in values[mine].items():
-                if not metric.startswith(calibration.GAP):
-                    add(row, cell, metric, value, samples[mine][metric] if samples else ())
-            gaps = [metric for metric in values[mine] if metric.startswith(calibration.GAP)]
-            if gaps and samples:
-                gap_BxK = np.stack([samples[mine][metric] for metric in gaps], axis=1)
-                corrected = calibration.corrected_ece([values[mine][metric] for metric in gaps], gap_BxK)
-                add(row, cell, "ece_corrected", corrected.value)
-                records[-1] |= {"lo": corrected.lo, "hi": corrected.hi}
-            reference = references.get(cell.attribute)
-            for metric in compared:
-                if reference is not None and reference != cell.level:
-                    add_difference(row, cell, f"{metric}_gap", mine, (row, cell.attribute, reference), metric)
-                if reference_row is not None and row != reference_row:
-                    pair = f"{reference_row} - {row}"
-                    add_difference(pair, cell, f"{metric}_difference", (reference_row, *key), mine, metric)
+            own = (model, *key)
+            records += _metric_records(cell, model, estimates, own, metrics)
+            for metric in comparison.metrics:
+                if references.get(cell.attribute, cell.level) != cell.level:
+                    largest = model, cell.attribute, references[cell.attribute]
+                    records += _difference_record(cell, model, estimates, (own, largest), metric, "gap")
+                if comparison.reference_model not in (None, model):
+                    pair = f"{comparison.reference_model} - {model}"
+                    both = (comparison.reference_model, *key), own
+                    records += _difference_record(cell, pair, estimates, both, metric, "difference")
     return records
 
 
-def _references(found, wanted: Mapping[str, str]) -> dict[str, str]:
-    """attribute -> the level that its gaps refer to."""
+def _record(cell: Cell, model: str, metric: str, value: float, samples_B=NO_SAMPLES, p: float | None = None) -> dict:
+    bounds = inference.interval(samples_B)
+    return {
+        "model": model, "attribute": cell.attribute, "level": cell.level, "metric": metric,
+        "value": value, "lo": bounds.lo, "hi": bounds.hi, "p": p,
+        "n_patients": cell.n_patients, "n_positive": cell.n_positive,
+        "n_degenerate": bounds.n_degenerate, "suppressed": cell.suppressed,
+    }  # fmt: skip
+
+
+def _metric_records(cell, model, estimates, key, metrics) -> list[dict]:
+    values = estimates.values[key]
+    gaps = [metric for metric in values if metric.startswith(calibration.GAP)]
+    records = [
+        _record(cell, model, metric, value, estimates.resampled(key, metric))
+        for metric, value in values.items()
+        if metric not in gaps and (metrics is None or metric in metrics)
+    ]
+    if gaps and estimates.samples:
+        gap_BxK = np.stack([estimates.resampled(key, metric) for metric in gaps], axis=1)
+        corrected = calibration.corrected_ece([values[metric] for metric in gaps], gap_BxK)
+        bounds = {"lo": corrected.lo, "hi": corrected.hi}
+        records.append(_record(cell, model, "ece_corrected", corrected.value) | bounds)
+    return records
+
+
+def _difference_record(cell, name, estimates, pair, metric, kind) -> list[dict]:
+    if not all(metric in estimates.values[key] for key in pair):
+        return []  # a model without curves has no Brier score to compare
+    value, delta_B = estimates.difference(*pair, metric)
+    return [_record(cell, name, f"{metric}_{kind}", value, delta_B, inference.paired_pvalue(delta_B))]
+
+
+def _largest_levels(found: Mapping[CellKey, Cell]) -> dict[str, str]:
+    """attribute -> the shown level with most rows, which gaps refer to."""
     shown: dict[str, list[Cell]] = {}
-    for cell in found.values():
-        if (cell.attribute, cell.level) != EVERYONE and not cell.suppressed:
+    for key, cell in found.items():
+        if key != WHOLE_COHORT and not cell.suppressed:
             shown.setdefault(cell.attribute, []).append(cell)
-    for attribute, level in wanted.items():
-        if level not in [c.level for c in shown.get(attribute, [])]:
-            raise ValueError(f"reference level {level!r} of {attribute} is absent or suppressed")
-    largest = {a: max(c, key=lambda cell: cell.mask_N.sum()).level for a, c in shown.items()}
-    return largest | dict(wanted)
+    return {a: max(c, key=lambda cell: cell.mask_N.sum()).level for a, c in shown.items()}
 
 
 def label_fractions(
-    y_N, group_N, fractions: Sequence[float] = (0.01, 0.1, 1.0), *, n_draws: int = 5, seed: int = 0
+    y_N: npt.ArrayLike,
+    group_N: npt.ArrayLike,
+    fractions: Sequence[float] = (0.01, 0.1, 1.0),
+    *,
+    n_draws: int = 5,
+    seed: int = 0,
 ) -> dict[tuple[float, int], np.ndarray]:
     """Rows to train on when only a fraction of the patients is labelled.
 
@@ -260,18 +305,18 @@ def label_fractions(
         raise ValueError(f"group has {len(group_N)} rows, expected {len(y_N)}")
     if not all(0 < f <= 1 for f in fractions):
         raise ValueError(f"fractions must lie in (0, 1], got {list(fractions)}")
-    groups, place_N = np.unique(group_N, return_inverse=True)
-    positive_G = np.bincount(place_N, y_N, len(groups)) > 0
+    groups, position_N = np.unique(group_N, return_inverse=True)
+    positive_G = np.bincount(position_N, y_N, len(groups)) > 0
     chosen = {}
     for draw in range(n_draws):
         rank_G = np.random.default_rng([seed, draw]).permutation(len(groups))
         share_G = np.empty(len(groups))
         for stratum in (positive_G, ~positive_G):
-            # Place of each patient in the stratum's random order: the first ones are kept.
+            # Rank of each patient in the stratum's random order: the first ones are kept.
             share_G[stratum] = np.argsort(np.argsort(rank_G[stratum]))
         for fraction in fractions:
             keep_G = np.zeros(len(groups), bool)
             for stratum in (positive_G, ~positive_G):
                 keep_G |= stratum & (share_G < max(1, round(fraction * stratum.sum())))
-            chosen[fraction, draw] = np.flatnonzero(keep_G[place_N])
+            chosen[fraction, draw] = np.flatnonzero(keep_G[position_N])
     return chosen

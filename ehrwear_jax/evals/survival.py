@@ -1,4 +1,4 @@
-"""Survival metrics under censoring: cumulative/dynamic AUC, Uno's C, Brier(t) and its integral.
+"""Computes survival metrics under censoring: cumulative/dynamic AUC, Uno's C, Brier(t) and its integral.
 
 Censoring is corrected by inverse probabilities, 1 / G with G the Kaplan-Meier estimate of the
 censoring on the *training* rows: fixed under the bootstrap, like the model itself. Times carry any
@@ -10,17 +10,16 @@ Array suffixes as in `weighting`; T times.
 import dataclasses
 
 import numpy as np
+import numpy.typing as npt
 
 from ehrwear_jax.evals.classification import BinaryRanking
 from ehrwear_jax.evals.concordance import Concordance
 from ehrwear_jax.evals.cox import check_survival
 from ehrwear_jax.evals.weighting import (
     Statistic,
-    evaluate,
     kept_rows,
     probability,
     ratio,
-    rename,
     vector,
 )
 
@@ -32,10 +31,18 @@ class StepFunction:
     times_T: np.ndarray
     values_T: np.ndarray
 
-    def __call__(self, at, *, left: bool = False) -> np.ndarray:
-        """Values at `at`, any shape; `left` gives the limits from the left."""
-        position = np.searchsorted(self.times_T, np.asarray(at, np.float64), "left" if left else "right")
+    def __call__(self, at: npt.ArrayLike) -> np.ndarray:
+        """Values at `at`, any shape."""
+        position = np.searchsorted(self.times_T, np.asarray(at, np.float64), "right")
         return np.concatenate([[1.0], self.values_T])[position]
+
+
+@dataclasses.dataclass(frozen=True)
+class FollowUp:
+    """Labels of a time-to-event task: time_N in any unit, event_N 0/1 (1 = the event was observed at time_N)."""
+
+    time_N: np.ndarray
+    event_N: np.ndarray
 
 
 def _counts(time_N, event_N):
@@ -47,13 +54,13 @@ def _counts(time_N, event_N):
     return times, events, leaving - events, np.cumsum(leaving[::-1])[::-1]
 
 
-def kaplan_meier(time_N, event_N) -> StepFunction:
+def kaplan_meier(time_N: npt.ArrayLike, event_N: npt.ArrayLike) -> StepFunction:
     """Kaplan and Meier's estimate of P(T > t)."""
     times, events, _, at_risk = _counts(time_N, event_N)
     return StepFunction(times, np.cumprod(1 - events / at_risk))
 
 
-def censoring_survival(time_N, event_N) -> StepFunction:
+def censoring_survival(time_N: npt.ArrayLike, event_N: npt.ArrayLike) -> StepFunction:
     """Kaplan-Meier estimate of G(t) = P(C > t).
 
     Events at a time precede the censorings of that time: those who had the event are no longer at
@@ -64,9 +71,23 @@ def censoring_survival(time_N, event_N) -> StepFunction:
     return StepFunction(times, np.cumprod(1 - censored / np.maximum(left, 1)))
 
 
-def _inverse(censoring: StepFunction, at, needed, left: bool) -> np.ndarray:
+@dataclasses.dataclass(frozen=True)
+class TrainingCurves:
+    """What is estimated on the training rows: the survival function of the censoring, and that of the event."""
+
+    censoring: StepFunction
+    null: StepFunction  # without covariates
+
+    @classmethod
+    def fit(cls, train: FollowUp) -> "TrainingCurves":
+        """Both by Kaplan and Meier."""
+        labels = train.time_N, train.event_N
+        return cls(censoring_survival(*labels), kaplan_meier(*labels))
+
+
+def _inverse(censoring: StepFunction, at, needed) -> np.ndarray:
     """1 / G(at) where needed, 0 elsewhere; ValueError where G is 0."""
-    survival = censoring(at, left=left)
+    survival = censoring(at)
     if (needed & (survival <= 0)).any():
         late = float(np.broadcast_to(at, needed.shape)[needed & (survival <= 0)].min())
         raise ValueError(
@@ -84,7 +105,7 @@ def _competing(time_N, event_N) -> tuple[np.ndarray, np.ndarray]:
     return check_survival(time_N, event_N > 0, "survival")[0], event_N.astype(np.int64)
 
 
-def horizon_labels(time_N, event_N, horizon: float) -> tuple[np.ndarray, np.ndarray]:
+def horizon_labels(time_N: npt.ArrayLike, event_N: npt.ArrayLike, horizon: float) -> tuple[np.ndarray, np.ndarray]:
     """(y_N, known_N), bool: whether the event came by the horizon, and whether that is known.
 
     Unknown: censored before the horizon. Negative: followed to the horizon without the event, or a
@@ -95,17 +116,18 @@ def horizon_labels(time_N, event_N, horizon: float) -> tuple[np.ndarray, np.ndar
     return y_N, (time_N >= horizon) | (event_N > 0)
 
 
-def horizon_factor(censoring: StepFunction, time_N, event_N, horizon: float, *, left: bool = False) -> np.ndarray:
+def horizon_factor(
+    censoring: StepFunction, time_N: npt.ArrayLike, event_N: npt.ArrayLike, horizon: float
+) -> np.ndarray:
     """Inverse probability of each row's horizon label being known, 0 where it is unknown.
 
     As `factor_N` of `BinaryRanking`, `Calibration`, ... it turns a metric of the known rows into
-    the estimate for the whole cohort.
+    the estimate for the whole cohort. G is taken at the event's time, as scikit-survival does.
 
     Args:
       censoring: G, from `censoring_survival` of the training rows.
       time_N, event_N: as in `horizon_labels`.
       horizon: inside the follow-up of the training rows.
-      left: use G just before an event; the default, G at its time, is what scikit-survival does.
 
     Raises:
       ValueError: G is zero where it is needed.
@@ -113,12 +135,18 @@ def horizon_factor(censoring: StepFunction, time_N, event_N, horizon: float, *, 
     time_N, event_N = _competing(time_N, event_N)
     early = (event_N > 0) & (time_N <= horizon)
     late = ~early & (time_N >= horizon)
-    at_event = _inverse(censoring, time_N, early, left)
-    return at_event + _inverse(censoring, np.full(len(time_N), float(horizon)), late, left)
+    at_event = _inverse(censoring, time_N, early)
+    return at_event + _inverse(censoring, np.full(len(time_N), float(horizon)), late)
 
 
 def dynamic_auc(
-    censoring: StepFunction, time_N, event_N, risk_N, horizon: float, *, factor_N=None, left: bool = False
+    censoring: StepFunction,
+    time_N: npt.ArrayLike,
+    event_N: npt.ArrayLike,
+    risk_N: npt.ArrayLike,
+    horizon: float,
+    *,
+    factor_N: npt.ArrayLike | None = None,
 ) -> Statistic:
     """Cumulative/dynamic AUC at a horizon: {"auc": [B]}.
 
@@ -127,7 +155,7 @@ def dynamic_auc(
     Chiang 2010).
 
     Args:
-      censoring, left: as in `horizon_factor`.
+      censoring: as in `horizon_factor`.
       time_N, event_N: follow-up and event; risk_N: higher = earlier event.
       horizon: same unit.
       factor_N: see `weighting`.
@@ -137,7 +165,7 @@ def dynamic_auc(
     case = (event_N == 1) & (time_N <= horizon)
     needed = np.zeros(len(time_N), bool)
     needed[rows] = case[rows]
-    weight = _inverse(censoring, time_N, needed, left) + (time_N > horizon)
+    weight = _inverse(censoring, time_N, needed) + (time_N > horizon)
     kept = np.zeros(len(time_N))
     kept[rows] = factor
     ranking = BinaryRanking(case, risk_N, factor_N=weight * kept, auprc=False)
@@ -145,7 +173,13 @@ def dynamic_auc(
 
 
 def uno_c(
-    censoring: StepFunction, time_N, event_N, risk_N, *, tau: float = np.inf, factor_N=None, left: bool = False
+    censoring: StepFunction,
+    time_N: npt.ArrayLike,
+    event_N: npt.ArrayLike,
+    risk_N: npt.ArrayLike,
+    *,
+    tau: float = np.inf,
+    factor_N: npt.ArrayLike | None = None,
 ) -> Concordance:
     """Harrell's C and Uno's C truncated at tau, from one pass: {"c_index": [B], "uno_c": [B]}.
 
@@ -156,7 +190,7 @@ def uno_c(
       ValueError: G is zero at an event before tau.
     """
     time_N, event_N = check_survival(time_N, event_N, "survival")
-    inverse = _inverse(censoring, time_N, event_N & (time_N < tau), left)
+    inverse = _inverse(censoring, time_N, event_N & (time_N < tau))
     factors = {"c_index": np.ones(len(time_N)), "uno_c": inverse**2}
     return Concordance(time_N, event_N, risk_N, event_factor=factors, factor_N=factor_N)
 
@@ -173,17 +207,16 @@ class BrierCurve:
     def __init__(
         self,
         censoring: StepFunction,
-        time_N,
-        event_N,
-        survival_NxT,
-        times_T,
+        time_N: npt.ArrayLike,
+        event_N: npt.ArrayLike,
+        survival_NxT: npt.ArrayLike,
+        times_T: npt.ArrayLike,
         *,
         null: StepFunction | None = None,
-        factor_N=None,
-        left: bool = False,
+        factor_N: npt.ArrayLike | None = None,
     ):
         """Args:
-        censoring, left: as in `horizon_factor`.
+        censoring: as in `horizon_factor`.
         time_N, event_N: follow-up and event of the rows that are scored.
         survival_NxT: predicted P(T > t) at times_T.
         times_T: increasing, inside the follow-up of training and scored rows.
@@ -202,8 +235,8 @@ class BrierCurve:
         self._rows, self._factor = kept_rows(factor_N, self._n)
         had = event_N[:, None] & (time_N[:, None] <= times_T)
         beyond = time_N[:, None] > times_T
-        at_event = _inverse(censoring, time_N[:, None], had.any(1, keepdims=True), left)
-        at_time = _inverse(censoring, times_T[None], beyond.any(0, keepdims=True), left)
+        at_event = _inverse(censoring, time_N[:, None], had.any(1, keepdims=True))
+        at_time = _inverse(censoring, times_T[None], beyond.any(0, keepdims=True))
         self._case_NxT, self._alive_NxT = had * at_event, beyond * at_time
         self._loss_RxN = self._losses(survival_NxT)
         self._null_RxN = None if null is None else self._losses(null(times_T)[None])
@@ -229,42 +262,3 @@ class BrierCurve:
             result |= {f"{name}_null": v for name, v in zip(names, nulls, strict=True)}
             result["ibs_skill"] = 1 - ratio(result["ibs"], result["ibs_null"])
         return result
-
-
-def survival_metrics(
-    train_time_N,
-    train_event_N,
-    time_N,
-    event_N,
-    *,
-    risk_N,
-    survival_NxT=None,
-    times_T=(),
-    tau: float = np.inf,
-    weights=None,
-) -> dict[str, float]:
-    """Every survival metric of one model at once; the statistics above are for resampling.
-
-    Args:
-      train_time_N, train_event_N: the rows that censoring and the null are estimated on.
-      time_N, event_N, risk_N: the rows that are scored; risk: higher = earlier event.
-      survival_NxT: predicted P(T > t) at times_T, or None for no Brier scores.
-      times_T: horizons of the AUC and grid of the integrated Brier score.
-      tau: truncation of Uno's C.
-      weights: None, [N] or [B, N].
-
-    Returns:
-      {"c_index", "uno_c", "auc_<i>", "brier_<i>", "brier_<i>_null", "ibs", "ibs_null", "ibs_skill"}.
-    """
-    censoring = censoring_survival(train_time_N, train_event_N)
-    n, result = len(time_N), {}
-    statistics = [uno_c(censoring, time_N, event_N, risk_N, tau=tau)]
-    for i, horizon in enumerate(times_T):
-        auc = dynamic_auc(censoring, time_N, event_N, risk_N, horizon)
-        statistics.append(rename(auc, {"auc": f"auc_{i}"}))
-    if survival_NxT is not None:
-        null = kaplan_meier(train_time_N, train_event_N)
-        statistics.append(BrierCurve(censoring, time_N, event_N, survival_NxT, times_T, null=null))
-    for statistic in statistics:
-        result |= evaluate(statistic, n, weights)
-    return result

@@ -1,24 +1,29 @@
-"""Probes trained as the paper trains them: linear or one hidden layer, Adam, early stopping (A.4).
+"""Trains probes as the paper does (A.4): linear or one hidden layer, Adam, early stopping.
 
 Every L2 strength and every seed is trained at once, as a batch of models inside one compiled epoch.
-Inputs are fixed arrays: what made them stays frozen. `probes` and `cox` solve the linear problems
-exactly and serve as their reference; Adam at 5e-4 for 50 epochs stops short of them on few rows.
+Inputs are fixed arrays: the encoder stays frozen. `probes` and `cox` solve the linear problems
+exactly and are their reference; with few rows, Adam at 5e-4 for 50 epochs has not converged to them.
 
 Array suffixes: N rows, D features, S seeds, L strengths, H hidden units, T times.
 """
 
 import dataclasses
 import functools
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpy.typing as npt
 import optax
 
 from ehrwear_jax.evals import probes
 from ehrwear_jax.evals.cox import breslow, check_survival
 
 OBJECTIVES = ("binary", "survival", "regression")
+
+# Labels: 0/1 [N]; (time [N], event [N]); or float [N].
+Target = npt.ArrayLike | tuple[npt.ArrayLike, npt.ArrayLike]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +46,7 @@ class ProbeSettings:
             raise ValueError("a probe needs a seed or more")
 
 
-def efron_loss(eta_N, time_N, event_N):
+def efron_loss(eta_N: jax.Array, time_N: jax.Array, event_N: jax.Array) -> jax.Array:
     """-log partial likelihood / N with Efron's ties, differentiable in eta_N; rows sorted by time.
 
     Args:
@@ -82,10 +87,10 @@ def _apply(params, x_NxD):
 
 
 def _initial(seed: int, n_features: int, hidden: int, bias: float | None):
-    """The output starts at the training rows' mean: at 5e-4 a step a bias would not get there.
+    """Parameters whose output starts at the training rows' mean, which steps of 5e-4 would not reach.
 
-    A Cox model has no bias (None): the likelihood does not depend on it, and Adam would make a walk
-    of the rounding errors of its gradient.
+    A Cox model has no bias (None): the likelihood does not depend on it, and Adam would amplify the
+    rounding errors of its gradient.
     """
     first, second = jax.random.split(jax.random.key(seed))
     width = hidden or n_features
@@ -99,17 +104,23 @@ def _initial(seed: int, n_features: int, hidden: int, bias: float | None):
     return params
 
 
-@functools.partial(
-    jax.jit, static_argnames=("objective", "learning_rate", "n_steps"), donate_argnames=("params", "state")
-)
-def _epoch(params, state, order_SxN, l2_L, x_NxD, target, *, objective, learning_rate, n_steps):
+class EpochPlan(NamedTuple):
+    """What of an epoch is fixed when it is compiled."""
+
+    objective: str
+    learning_rate: float
+    n_steps: int
+
+
+@functools.partial(jax.jit, static_argnames=("plan",), donate_argnames=("params", "state"))
+def _epoch(params, state, order_SxN, l2_L, x_NxD, target, *, plan):
     """One pass over the rows for every seed and strength; params and state lead with [S, L]."""
-    optimizer = optax.adam(learning_rate)
-    size = order_SxN.shape[1] // n_steps
+    optimizer = optax.adam(plan.learning_rate)
+    size = order_SxN.shape[1] // plan.n_steps
 
     def penalised(params, l2, x, target):
         kernels = [layer["kernel"] for layer in params.values()]
-        return _loss(objective, _apply(params, x), target) + l2 / 2 * sum(jnp.sum(k**2) for k in kernels)
+        return _loss(plan.objective, _apply(params, x), target) + l2 / 2 * sum(jnp.sum(k**2) for k in kernels)
 
     def update(params, state, l2, x, target):
         updates, state = optimizer.update(jax.grad(penalised)(params, l2, x, target), state, params)
@@ -122,8 +133,8 @@ def _epoch(params, state, order_SxN, l2_L, x_NxD, target, *, objective, learning
 
         return jax.vmap(of_seed)(*carry, rows_Sxb), None
 
-    rows = order_SxN[:, : n_steps * size].reshape(len(order_SxN), n_steps, size).swapaxes(0, 1)
-    # Rows are stored by time: sorted places keep every batch in the order that the Cox loss wants.
+    rows = order_SxN[:, : plan.n_steps * size].reshape(len(order_SxN), plan.n_steps, size).swapaxes(0, 1)
+    # Rows are stored by time: sorted positions keep every batch in the order that the Cox loss needs.
     return jax.lax.scan(step, (params, state), jnp.sort(rows, axis=-1))[0]
 
 
@@ -153,18 +164,18 @@ class TrainedProbe:
     scale: float = 1.0
     baselines: tuple = ()  # per seed Breslow's (event times, cumulative hazard)
 
-    def output(self, x) -> np.ndarray:
+    def output(self, x: npt.ArrayLike) -> np.ndarray:
         """Logit, log-hazard or prediction, float64 [S, N]."""
         x = probes.check_features(x, "x", len(self.standardizer.mean_D))
         z = jnp.asarray(self.standardizer(x), jnp.float32)
         return np.asarray(jax.vmap(_apply, in_axes=(0, None))(self.params, z), np.float64) * self.scale + self.centre
 
-    def predict_proba(self, x) -> np.ndarray:
+    def predict_proba(self, x: npt.ArrayLike) -> np.ndarray:
         """P(y = 1) of a binary probe, float64 [S, N]."""
         self._must_be("binary")
         return probes.sigmoid(self.output(x))
 
-    def survival(self, x, times_T) -> np.ndarray:
+    def survival(self, x: npt.ArrayLike, times_T: npt.ArrayLike) -> np.ndarray:
         """P(no event by each time) of a survival probe, float64 [S, N, T]."""
         self._must_be("survival")
         curves = []
@@ -188,7 +199,7 @@ def _prepare(objective: str, x, target, name: str, n_features: int | None = None
         if not event.any():
             raise ValueError(f"{name} holds no event among {len(event)} rows")
         order = np.argsort(time, kind="stable")
-        # Ranks, not times: float32 would merge what differs and jit sees no unit.
+        # Ranks, not times: float32 would merge different times.
         arrays = np.unique(time, return_inverse=True)[1][order].astype(np.int32), event[order]
         x = x[order]
     elif objective == "binary":
@@ -207,7 +218,12 @@ def _same_rows(x, target, name: str) -> None:
 
 
 def fit_probe(
-    objective: str, x_train, target_train, x_val, target_val, settings: ProbeSettings | None = None
+    objective: str,
+    x_train: npt.ArrayLike,
+    target_train: Target,
+    x_val: npt.ArrayLike,
+    target_val: Target,
+    settings: ProbeSettings | None = None,
 ) -> TrainedProbe:
     """Trains every strength and seed at once and keeps, per seed, the best on validation.
 
@@ -225,36 +241,60 @@ def fit_probe(
     settings = settings or ProbeSettings()
     x_train, train = _prepare(objective, x_train, target_train, "train")
     x_val, val = _prepare(objective, x_val, target_val, "val", x_train.shape[1])
-    bias, centre, scale = None if objective == "survival" else 0.0, 0.0, 1.0
-    if objective == "binary":
-        if (rate := train[0].mean()) in (0.0, 1.0):
-            raise ValueError(f"y_train holds one class only ({int(rate)}, {len(train[0])} rows)")
-        bias = np.log(rate / (1 - rate))
-    elif objective == "regression":
-        centre, scale = train[0].mean(), train[0].std() or 1.0
+    bias, centre, scale = _output_scale(objective, train)
+    if objective == "regression":
         train, val = (((t - centre) / scale,) for t in (train[0], val[0]))
     standardizer = probes.Standardizer.fit(x_train)
     z_train, z_val = (jnp.asarray(standardizer(x), jnp.float32) for x in (x_train, x_val))
     train, val = (
         tuple(jnp.asarray(t, jnp.float32 if t.dtype == np.float64 else t.dtype) for t in p) for p in (train, val)
     )
-    grid, seeds = probes.check_grid(settings.l2_grid), settings.seeds
+    best = _train(objective, (z_train, train), (z_val, val), bias, settings)
+    chosen = best.loss_SxL.argmin(1)
+    params = jax.tree.map(lambda v: v[np.arange(len(settings.seeds)), chosen], best.params)
+    strengths = probes.check_grid(settings.l2_grid)[chosen]
+    probe = TrainedProbe(objective, standardizer, params, strengths, best.loss_SxL, best.epoch_SxL, centre, scale)
+    if objective != "survival":
+        return probe
+    time, event = check_survival(*target_train, "train")
+    eta_SxN = probe.output(x_train)[:, np.argsort(np.argsort(time, kind="stable"))]
+    return dataclasses.replace(probe, baselines=tuple(breslow(time, event, eta_N) for eta_N in eta_SxN))
 
-    initial = [_initial(s, x_train.shape[1], settings.hidden, bias) for s in seeds]
+
+def _output_scale(objective: str, train) -> tuple[float | None, float, float]:
+    """(bias at the start, centre of the target, its scale) by the training rows."""
+    if objective == "survival":
+        return None, 0.0, 1.0
+    if objective == "regression":
+        return 0.0, train[0].mean(), train[0].std() or 1.0
+    if (rate := train[0].mean()) in (0.0, 1.0):
+        raise ValueError(f"y_train holds one class only ({int(rate)}, {len(train[0])} rows)")
+    return np.log(rate / (1 - rate)), 0.0, 1.0
+
+
+class _Best(NamedTuple):
+    """For every seed and strength, the parameters of the lowest validation loss, that loss and its epoch."""
+
+    params: Any
+    loss_SxL: np.ndarray
+    epoch_SxL: np.ndarray
+
+
+def _train(objective: str, train, val, bias, settings: ProbeSettings) -> _Best:
+    """Epochs until no model has improved for `patience` of them; train and val are (features, target arrays)."""
+    grid, seeds, n, n_features = probes.check_grid(settings.l2_grid), settings.seeds, *train[0].shape
+    initial = [_initial(s, n_features, settings.hidden, bias) for s in seeds]
     params = jax.tree.map(lambda *v: jnp.repeat(jnp.stack(v)[:, None], len(grid), axis=1), *initial)
     state = jax.vmap(jax.vmap(optax.adam(settings.learning_rate).init))(params)
-    n = len(x_train)
     n_steps = max(1, round(n / settings.batch_size)) if settings.batch_size else 1
+    plan, l2_L = EpochPlan(objective, settings.learning_rate, n_steps), jnp.asarray(grid, jnp.float32)
     orders = [np.random.default_rng([s, n]) for s in seeds]
     best, best_loss = jax.tree.map(jnp.copy, params), np.full((len(seeds), len(grid)), np.inf)
     best_epoch = np.zeros(best_loss.shape, np.int64)
     for epoch in range(1, settings.max_epochs + 1):
         order_SxN = jnp.asarray(np.stack([rng.permutation(n) for rng in orders]).astype(np.int32))
-        params, state = _epoch(
-            params, state, order_SxN, jnp.asarray(grid, jnp.float32), z_train, train,
-            objective=objective, learning_rate=settings.learning_rate, n_steps=n_steps,
-        )  # fmt: skip
-        loss = np.asarray(_validate(params, z_val, val, objective=objective), np.float64)
+        params, state = _epoch(params, state, order_SxN, l2_L, *train, plan=plan)
+        loss = np.asarray(_validate(params, *val, objective=objective), np.float64)
         if not np.isfinite(loss).all():
             raise ValueError(f"the validation loss is not finite in epoch {epoch}")
         running = epoch - best_epoch <= settings.patience
@@ -263,11 +303,4 @@ def fit_probe(
         best_loss, best_epoch = np.where(better, loss, best_loss), np.where(better, epoch, best_epoch)
         if (epoch - best_epoch >= settings.patience).all():
             break
-    chosen = best_loss.argmin(1)
-    params = jax.tree.map(lambda v: v[np.arange(len(seeds)), chosen], best)
-    probe = TrainedProbe(objective, standardizer, params, grid[chosen], best_loss, best_epoch, centre, scale)
-    if objective != "survival":
-        return probe
-    time, event = check_survival(*target_train, "train")
-    eta_SxN = probe.output(x_train)[:, np.argsort(np.argsort(time, kind="stable"))]
-    return dataclasses.replace(probe, baselines=tuple(breslow(time, event, eta_N) for eta_N in eta_SxN))
+    return _Best(best, best_loss, best_epoch)

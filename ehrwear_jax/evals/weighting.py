@@ -1,4 +1,4 @@
-"""What the metrics share: input checks, weighted sums as sparse products, evaluation in blocks.
+"""Checks inputs, builds weighted sums as sparse products, and evaluates statistics in blocks of weightings.
 
 Every metric is a function of sums that are linear in the row weights. A statistic object
 (`classification.BinaryRanking`, `concordance.Concordance`, ...) sorts its rows once and keeps those
@@ -16,6 +16,7 @@ None, [N] (they return a float) or [B, N] (they return [B]); statistics take the
 from collections.abc import Callable, Mapping
 
 import numpy as np
+import numpy.typing as npt
 import scipy.sparse as sp
 
 # Weightings processed together: at most LANES, and as many as let a block of rows * lanes stay in cache (2 MB), but
@@ -28,7 +29,7 @@ MAX_BLOCK_CELLS = 2**23
 Statistic = Callable[[np.ndarray], dict[str, np.ndarray]]
 
 
-def vector(values, name: str) -> np.ndarray:
+def vector(values: npt.ArrayLike, name: str) -> np.ndarray:
     """`values` as float64 [N]; ValueError when empty or not finite."""
     array = np.asarray(values, dtype=np.float64)
     if array.ndim != 1 or array.size == 0:
@@ -39,7 +40,7 @@ def vector(values, name: str) -> np.ndarray:
     return array
 
 
-def binary(values, name: str) -> np.ndarray:
+def binary(values: npt.ArrayLike, name: str) -> np.ndarray:
     """`values` as bool [N]; ValueError unless all are 0 or 1."""
     array = vector(values, name)
     wrong = (array != 0) & (array != 1)
@@ -49,7 +50,7 @@ def binary(values, name: str) -> np.ndarray:
     return array.astype(bool)
 
 
-def probability(values, name: str) -> np.ndarray:
+def probability(values: npt.ArrayLike, name: str) -> np.ndarray:
     """`values` as float64 [N]; ValueError unless all lie in [0, 1]."""
     array = vector(values, name)
     wrong = (array < 0) | (array > 1)
@@ -66,7 +67,7 @@ def same_length(**vectors: np.ndarray) -> None:
         raise ValueError(f"vectors differ in length: {lengths}")
 
 
-def kept_rows(factor_N, n_rows: int) -> tuple[np.ndarray, np.ndarray]:
+def kept_rows(factor_N: npt.ArrayLike | None, n_rows: int) -> tuple[np.ndarray, np.ndarray]:
     """(rows with a positive factor [M], their factors [M]); None means all ones."""
     if factor_N is None:
         return np.arange(n_rows), np.ones(n_rows)
@@ -77,7 +78,9 @@ def kept_rows(factor_N, n_rows: int) -> tuple[np.ndarray, np.ndarray]:
     return rows, factor_N[rows]
 
 
-def group_rows(row_of, column, n_rows: int, n_columns: int, values=None) -> sp.csr_array:
+def group_rows(
+    row_of: np.ndarray, column: np.ndarray, n_rows: int, n_columns: int, values: npt.ArrayLike | None = None
+) -> sp.csr_array:
     """Sparse [n_rows, n_columns] with values[i] (default 1) at (row_of[i], column[i])."""
     order = np.argsort(row_of, kind="stable")
     indptr = np.searchsorted(row_of[order], np.arange(n_rows + 1))
@@ -109,7 +112,7 @@ def rename(statistic: Statistic, names: Mapping[str, str] | Callable[[str], str]
     return lambda weight_NxB: {new(k): v for k, v in statistic(weight_NxB).items()}
 
 
-def evaluate(statistic: Statistic, n_rows: int, weights=None) -> dict[str, np.ndarray | float]:
+def evaluate(statistic: Statistic, n_rows: int, weights: npt.ArrayLike | None = None) -> dict[str, np.ndarray | float]:
     """A statistic under `weights`: None or [N] gives floats, [B, N] gives [B].
 
     Raises:

@@ -1,0 +1,1 @@
+"""Interprets trained models: attribution, attention, geometry, retrieval, mechanisms and uncertainty."""

@@ -1,19 +1,26 @@
-"""What the kernel attention looks at: weights, rollout, and the learned kernels of time.
+"""Computes attention weights, attention rollout, and the learned kernels of time.
 
-Attention weights are not causal evidence; occlusion and counterfactuals (attribution.py) are what to compare them with.
+Attention weights are not causal evidence; they are to be compared with occlusion and counterfactuals (attribution.py).
 
 Axes: B batch, T tokens, Q queries, H heads, N layers.
 """
 
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpy.typing as npt
 
 from ehrwear_jax.models.layers.transformer import TimeKernel
 from ehrwear_jax.ops.kernel_attention import reference
 
 
-def attention_weights(model, params, batch) -> tuple[jax.Array, jax.Array]:
+def attention_weights(
+    model: nn.Module, params: Mapping[str, Any], batch: Mapping[str, Any]
+) -> tuple[jax.Array, jax.Array]:
     """Softmax weights of every layer, by the reference formula, without dropout.
 
     Memory is N * B * H * T * (T + Q) floats: one or a few patients at a time.
@@ -30,7 +37,7 @@ def attention_weights(model, params, batch) -> tuple[jax.Array, jax.Array]:
 
 
 def _weights(call):
-    """[B, H, T, S] of one call of the op in models/backbone.py."""
+    """[B, H, T, S] of one call of the op in models/layers/transformer.py."""
     n_batch, n_key, n_head, _ = call["key"].shape
     # with the identity as values, what attention returns are its weights
     identity = jnp.broadcast_to(jnp.eye(n_key)[None, :, None], (n_batch, n_key, n_head, n_key))
@@ -48,10 +55,10 @@ def _weights(call):
     return weight_BxTxHxS.transpose(0, 2, 1, 3)
 
 
-def rollout(token_NxBxHxTxT, query_NxBxHxQxT) -> tuple[np.ndarray, np.ndarray]:
-    """Attention rollout (Abnar & Zuidema 2020): how much of each token's content reaches each read, by weights alone.
+def rollout(token_NxBxHxTxT: npt.ArrayLike, query_NxBxHxQxT: npt.ArrayLike) -> tuple[np.ndarray, np.ndarray]:
+    """Attention rollout (Abnar & Zuidema 2020): how much of each token's content reaches each query, by weights alone.
 
-    Heads are averaged; the residual path is half of each layer: A = (I + mean_h W_h) / 2, rows that see nothing keep
+    Heads are averaged; the residual path is half of each layer: A = (I + mean_h W_h) / 2, tokens that see nothing keep
     all of it. Tokens: R_n = A_n R_{n-1}, R_0 = I. A query is seen by nobody and starts from itself, so what it holds of
     the tokens is r_n = r_{n-1} / 2 + (mean_h W_h) R_{n-1} / 2, r_0 = 0.
 
@@ -71,7 +78,9 @@ def rollout(token_NxBxHxTxT, query_NxBxHxQxT) -> tuple[np.ndarray, np.ndarray]:
     return token_BxTxT, query_BxQxT
 
 
-def learned_kernels(kernel_params, kind: str, n_heads: int, n_components: int, days_K) -> np.ndarray:
+def learned_kernels(
+    kernel_params: Mapping[str, Any], kind: str, n_heads: int, n_components: int, days_K: npt.ArrayLike
+) -> np.ndarray:
     """K(d) / K(0) of every layer and head at the given gaps.
 
     Args:
@@ -96,7 +105,7 @@ def learned_kernels(kernel_params, kind: str, n_heads: int, n_components: int, d
     return np.asarray(jax.vmap(curve)(kernel_params))
 
 
-def half_life_days(curve_NxHxK, days_K) -> np.ndarray:
+def half_life_days(curve_NxHxK: npt.ArrayLike, days_K: npt.ArrayLike) -> np.ndarray:
     """The gap at which each kernel has fallen to one half, interpolated in log days; inf where it does not. [N, H]."""
     curve_NxHxK, log_days_K = np.asarray(curve_NxHxK, np.float64), np.log(np.asarray(days_K, np.float64))
     below = curve_NxHxK <= 0.5

@@ -1,11 +1,12 @@
-"""What a prediction rests on: integrated gradients, and differences when something is hidden or changed.
+"""Attributes predictions to inputs: integrated gradients, occlusion and counterfactual perturbations.
 
-Functions take `score`, a function of the model's inputs that returns one number per read; for a probe on frozen latents
-it is the probe's logit, so that effects add up. Axes: B batch, T tokens, D width, W windows, L steps, C channels.
+Functions take `score`, a function of the model's inputs that returns one number for each prediction time; for a probe
+on frozen latents it is the probe's logit, so that effects are additive. Axes: B batch, T tokens, D width, W windows,
+L steps, C channels.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -17,21 +18,21 @@ from ehrwear_jax.models.joint.ehr_embedder import EhrEmbedder
 
 
 class Attribution(NamedTuple):
-    """parts: as the inputs, input by input; their sum per example is score - baseline_score but for `gap_B`."""
+    """parts: of the structure of the inputs; their sum for each example is score - baseline_score plus `gap_B`."""
 
-    parts: dict
+    parts: Any
     score_B: np.ndarray
     baseline_score_B: np.ndarray
     gap_B: np.ndarray
 
 
 def integrated_gradients(
-    score: Callable, inputs, baseline, *, n_steps: int = 64, steps_at_once: int = 8
+    score: Callable[[Any], jax.Array], inputs: Any, baseline: Any, *, n_steps: int = 64, steps_at_once: int = 8
 ) -> Attribution:
     """(x - x') * integral over a in [0, 1] of d score(x' + a (x - x')) / dx (Sundararajan, Taly & Yan 2017).
 
     Gauss-Legendre nodes: exact for scores that are polynomials of degree < 2 n_steps along the path. Completeness,
-    sum of parts = score(x) - score(x'), is the check of the quadrature; `gap_B` says by how much it fails.
+    sum of parts = score(x) - score(x'), checks the quadrature; `gap_B` is the error.
 
     Args:
       score: pytree of float [B, ...] -> [B]; example b of the result depends on example b of the inputs only.
@@ -59,12 +60,14 @@ def integrated_gradients(
     return Attribution(parts, value_B, base_B, summed_B - (value_B - base_B))
 
 
-def embedded_inputs(model, params, batch) -> tuple[dict, dict]:
+def embedded_inputs(
+    model: nn.Module, params: Mapping[str, Any], batch: Mapping[str, Any]
+) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
     """The continuous inputs of a batch and their baselines, for `score_of_embedded`.
 
-    Tokens enter as their embedding (code and value; time, age and modality stay as they are), against that of the MASK
-    token, which the model has learnt to read as an event without content. Signals enter as the standardised steps,
-    against 0, the average of the training split; unobserved steps have no effect.
+    The input of a token is its embedding (code and value; time, age and modality are unchanged), its baseline that of
+    the MASK token, which in pretraining stands for an event without content. The input of signals are the standardised
+    steps, their baseline is 0, the average of the training split; unobserved steps have no effect.
 
     Returns:
       ({"token": [B, T, D], "wear": [B, W, L, C]}, the same of the baseline).
@@ -79,7 +82,9 @@ def embedded_inputs(model, params, batch) -> tuple[dict, dict]:
     }
 
 
-def score_of_embedded(model, params, batch, head: Callable) -> Callable:
+def score_of_embedded(
+    model: nn.Module, params: Mapping[str, Any], batch: Mapping[str, Any], head: Callable[[Any, Any], jax.Array]
+) -> Callable[[Any], jax.Array]:
     """inputs of `embedded_inputs` -> head(z_BxTxD, z_BxQxD), float [B]."""
 
     def score(inputs):
@@ -96,7 +101,7 @@ def score_of_embedded(model, params, batch, head: Callable) -> Callable:
 
 
 def by_token(attribution: Attribution) -> tuple[np.ndarray, np.ndarray]:
-    """Sums the parts over what one token or one channel of a window contributes.
+    """Sums the parts of one token, or of one channel of a window.
 
     Returns:
       (token_BxT, zero at wearable tokens; wear_BxWxC).
@@ -111,32 +116,12 @@ def effects(score: Callable[[object], np.ndarray], changes: Mapping[str, object]
     """score with each change minus score without: {name: float64 [N]}.
 
     Occlusion and counterfactual perturbation are one computation with different changes: tokens of a code group or a
-    period removed, channels not measured (`data.robustness.drop_codes`, `truncate`, `occlude_channels`), or something
-    added (`add_to_channel`). What is hidden is missing, not zero, which would be a value like any other.
+    period removed, channels not measured (`data.perturbations.drop_codes`, `truncate`, `occlude_channels`), or a value
+    added (`add_to_channel`). Hidden inputs are missing, not zero, which would be a valid value.
 
     Args:
-      score: change (None: none) -> one number per read.
+      score: change (None: none) -> one number for each prediction time.
       changes: name -> change.
     """
     plain_N = np.asarray(score(None), np.float64)
     return {name: np.asarray(score(change), np.float64) - plain_N for name, change in changes.items()}
-
-
-def hidden_batch(batch, *, tokens_BxT=None, channels: Sequence[int] = (), windows_BxW=None) -> dict:
-    """A batch with token contents, or channels of windows, hidden in place: times, order and number of tokens stay.
-
-    Args:
-      tokens_BxT: bool; EHR tokens that become MASK without a value.
-      channels: hidden in the windows of `windows_BxW` (bool; None: all), as channels that were not measured.
-    """
-    out = dict(batch)
-    if tokens_BxT is not None:
-        out["token"] = np.where(tokens_BxT, MASK, batch["token"]).astype(np.int32)
-        out["value"] = np.where(tokens_BxT, 0.0, batch["value"]).astype(np.float32)
-    if len(channels):
-        mask = np.array(batch["channel_mask"])
-        where = np.ones(mask.shape[:2], bool) if windows_BxW is None else np.asarray(windows_BxW, bool)
-        for channel in channels:
-            mask[..., channel] |= where
-        out["channel_mask"] = mask
-    return out

@@ -1,19 +1,17 @@
-"""Geometry of representations: distance between distributions, dimension in use, and how fast z moves.
+"""Computes the geometry of representations: MMD, effective rank, whitening and Lipschitz estimates.
 
 Paper, section 4.6 ("maximum mean discrepancy (MMD) and local Lipschitz estimates computed on temporally adjacent
 slices"); it defines neither kernel, bandwidth nor scale, so the definitions here are ours and are named below. A small
-MMD between slices and a small Lipschitz estimate are also what a collapsed representation has: they are read beside the
-class-conditional MMD and the effective rank.
+MMD between slices and a small Lipschitz estimate also occur in a collapsed representation: they are interpreted
+together with the class-conditional MMD and the effective rank.
 
 Axes: N, M rows, D dimensions, P assignments (the observed one and permutations), B resamples.
 """
 
-from collections.abc import Callable
 from typing import NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
+import numpy.typing as npt
 
 from ehrwear_jax.evals import bootstrap, inference
 
@@ -39,7 +37,7 @@ def _squared_distances(x_NxD, y_MxD):
 # ------------------------------------------------------------------------------------------------------------- MMD
 
 
-def median_bandwidth(z_NxD, *, max_rows: int = 2000, seed: int = 0) -> float:
+def median_bandwidth(z_NxD: npt.ArrayLike, *, max_rows: int = 2000, seed: int = 0) -> float:
     """Median heuristic: the median Euclidean distance between two different rows (Gretton et al. 2012, section 8).
 
     Fitted once, on the training split, and then used for every comparison. More than `max_rows` rows are subsampled.
@@ -81,7 +79,9 @@ def _with_p_value(statistic_P):
     return Discrepancy(float(statistic_P[0]), float(p_value))
 
 
-def mmd(x_NxD, y_MxD, bandwidth: float, *, n_permutations: int = 0, seed: int = 0) -> Discrepancy:
+def mmd(
+    x_NxD: npt.ArrayLike, y_MxD: npt.ArrayLike, bandwidth: float, *, n_permutations: int = 0, seed: int = 0
+) -> Discrepancy:
     """Unbiased squared MMD of two independent samples, RBF kernel k(x, y) = exp(-|x - y|^2 / (2 bandwidth^2)).
 
     MMD_u^2 of Gretton et al. 2012 (eq. 3): mean k over pairs i != j of x, plus the same of y, minus twice the mean k of
@@ -107,11 +107,13 @@ def mmd(x_NxD, y_MxD, bandwidth: float, *, n_permutations: int = 0, seed: int = 
     return _with_p_value((xx_P - n) / (n * (n - 1)) + (yy_P - m) / (m * (m - 1)) - 2.0 * xy_P / (n * m))
 
 
-def mmd_paired(x_NxD, y_NxD, bandwidth: float, *, n_permutations: int = 0, seed: int = 0) -> Discrepancy:
+def mmd_paired(
+    x_NxD: npt.ArrayLike, y_NxD: npt.ArrayLike, bandwidth: float, *, n_permutations: int = 0, seed: int = 0
+) -> Discrepancy:
     """Unbiased squared MMD of two slices of the same patients: row i of x and of y belong to patient i.
 
     The two slices are not independent samples. The mean of h(i, j) = k(x_i, x_j) + k(y_i, y_j) - k(x_i, y_j) -
-    k(x_j, y_i) over pairs of *different* patients (Gretton et al. 2012, eq. 4) is unbiased all the same, as it never
+    k(x_j, y_i) over pairs of *different* patients (Gretton et al. 2012, eq. 4) is unbiased nevertheless, as it never
     compares a patient with themself. The p-value exchanges the two slices within patients.
 
     Raises:
@@ -142,7 +144,9 @@ def _paired_products(x_NxD, y_NxD, bandwidth):
     return np.ones(n), product
 
 
-def mmd_paired_interval(x_NxD, y_NxD, bandwidth: float, *, n_resamples: int, seed: int = 0) -> inference.Interval:
+def mmd_paired_interval(
+    x_NxD: npt.ArrayLike, y_NxD: npt.ArrayLike, bandwidth: float, *, n_resamples: int, seed: int = 0
+) -> inference.Interval:
     """Percentile interval of `mmd_paired` over resampled patients; copies of a patient are not compared."""
     ones_N, product = _paired_products(x_NxD, y_NxD, bandwidth)
 
@@ -154,15 +158,17 @@ def mmd_paired_interval(x_NxD, y_NxD, bandwidth: float, *, n_resamples: int, see
     return inference.interval(samples[""]["mmd2"] if samples else [])
 
 
-def adjacent_slices(group_N, time_days_N, *, slice_days: float = 30.0) -> list[tuple[int, np.ndarray, np.ndarray]]:
+def adjacent_slices(
+    group_N: npt.ArrayLike, time_days_N: npt.ArrayLike, *, slice_days: float = 30.0
+) -> list[tuple[int, np.ndarray, np.ndarray]]:
     """Rows to compare between adjacent slices: [(slice, rows, the same patients' rows in the next slice)].
 
-    A slice is floor(time / slice_days); of several rows of a patient in a slice the last one stands for it. Slices that
+    A slice is floor(time / slice_days); of several rows of a patient in a slice the last one is used. Slices that
     fewer than two patients share with the next one are left out.
 
     Args:
       group_N: patient of each row.
-      time_days_N: days since any origin that patients share (a read grid, or days before the last read, negated).
+      time_days_N: days since any origin that patients share (a grid of times, or days before the last time, negated).
     """
     group_N, time_days_N = np.asarray(group_N), np.asarray(time_days_N, np.float64)
     slice_N = np.floor(time_days_N / slice_days).astype(np.int64)
@@ -180,7 +186,7 @@ def adjacent_slices(group_N, time_days_N, *, slice_days: float = 30.0) -> list[t
 # ------------------------------------------------------------------------------------------- dimension and whitening
 
 
-def effective_rank(z_NxD) -> float:
+def effective_rank(z_NxD: npt.ArrayLike) -> float:
     """exp of the entropy of the singular values, as shares of their sum, of z about its mean (Roy & Vetterli 2007).
 
     Between 1 and min(N - 1, D); NaN where all rows coincide.
@@ -200,12 +206,12 @@ class Whitening(NamedTuple):
     mean_D: np.ndarray
     map_DxD: np.ndarray
 
-    def __call__(self, z_NxD):
+    def __call__(self, z_NxD: npt.ArrayLike) -> np.ndarray:
         return (_matrix(z_NxD, "z", len(self.mean_D)) - self.mean_D) @ self.map_DxD
 
 
-def fit_whitening(z_NxD, *, floor: float = 1e-3) -> Whitening:
-    """ZCA whitening by the training covariance, C ** -1/2; directions without variance are not blown up.
+def fit_whitening(z_NxD: npt.ArrayLike, *, floor: float = 1e-3) -> Whitening:
+    """ZCA whitening by the training covariance, C ** -1/2; directions without variance are not amplified.
 
     Args:
       floor: eigenvalues are raised to this share of the largest one.
@@ -217,15 +223,17 @@ def fit_whitening(z_NxD, *, floor: float = 1e-3) -> Whitening:
     mean_D = z_NxD.mean(0)
     value_D, vector_DxD = np.linalg.eigh(np.atleast_2d(np.cov(z_NxD - mean_D, rowvar=False, bias=True)))
     if not value_D[-1] > 0:
-        raise ValueError("z is constant: there is nothing to whiten by")
+        raise ValueError("z is constant: it has no covariance to whiten by")
     return Whitening(mean_D, (vector_DxD / np.sqrt(np.maximum(value_D, floor * value_D[-1]))) @ vector_DxD.T)
 
 
 # ------------------------------------------------------------------------------------------------------- Lipschitz
 
 
-def lipschitz_in_time(z_NxD, time_days_N, group_N, *, max_gap_days: float = 30.0) -> dict[str, np.ndarray]:
-    """|z(t') - z(t)| / (t' - t), per day, between consecutive reads of a patient; z whitened beforehand.
+def lipschitz_in_time(
+    z_NxD: npt.ArrayLike, time_days_N: npt.ArrayLike, group_N: npt.ArrayLike, *, max_gap_days: float = 30.0
+) -> dict[str, np.ndarray]:
+    """|z(t') - z(t)| / (t' - t), per day, between consecutive times of a patient; z whitened beforehand.
 
     Pairs at the same time or more than `max_gap_days` apart are left out: across a long gap the ratio is an average,
     not a local rate.
@@ -240,25 +248,3 @@ def lipschitz_in_time(z_NxD, time_days_N, group_N, *, max_gap_days: float = 30.0
     used = (group_N[1:] == group_N[:-1]) & (gap > 0) & (gap <= max_gap_days)
     moved = np.sqrt((np.diff(z_NxD, axis=0) ** 2).sum(1))
     return {"group": group_N[1:][used], "time": time_days_N[1:][used], "rate": moved[used] / gap[used]}
-
-
-def lipschitz_in_input(function: Callable, x, *, n_iterations: int = 30, seed: int = 0) -> float:
-    """Largest |J v| / |v| at x of a differentiable function: its local Lipschitz constant, in Euclidean norms.
-
-    Power iteration on J'J by forward and reverse products; a lower bound that converges to the largest singular value.
-    Whiten inside `function` and scale `x` beforehand to fix the units.
-
-    Args:
-      function: float [D] -> float [K], traceable by JAX.
-    """
-    x = jnp.asarray(x)
-    _, pull = jax.vjp(function, x)
-
-    def step(v, _):
-        _, push = jax.jvp(function, (x,), (v,))
-        (back,) = pull(push)
-        return back / jnp.maximum(jnp.linalg.norm(back), jnp.finfo(back.dtype).tiny), jnp.linalg.norm(push)
-
-    start = jax.random.normal(jax.random.key(seed), x.shape, x.dtype)
-    _, gain = jax.lax.scan(step, start / jnp.linalg.norm(start), length=n_iterations)
-    return float(gain[-1])

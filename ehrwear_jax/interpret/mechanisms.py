@@ -1,14 +1,15 @@
-"""The paper's mechanisms as measurements: jumps at events against drift, precursors, signals around a drug's start.
+"""Measures the paper's mechanisms: jumps at events against drift, precursors, signals around a drug's start.
 
-Sections 4.5, 4.6 and 4.7 of the paper name them without a definition; each function's docstring is ours. All averages
-are over patients, with percentile intervals over resampled patients. Descriptions of a model or a cohort, no causal
-effects. Axes: N patients or reads, K offsets or bins, D dimensions.
+Sections 4.5, 4.6 and 4.7 of the paper name them without a definition; the definitions in the docstrings are ours. All
+averages are over patients, with percentile intervals over resampled patients. They describe a model or a cohort and are
+no causal effects. Axes: N patients or prediction times, K offsets or bins, D dimensions.
 """
 
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from ehrwear_jax.evals import bootstrap, inference
 
@@ -22,7 +23,7 @@ class Profile(NamedTuple):
     n_K: np.ndarray
 
 
-def profile(value_NxK, group_N, *, n_resamples: int = 1000, seed: int = 0) -> Profile:
+def profile(value_NxK: npt.ArrayLike, group_N: npt.ArrayLike, *, n_resamples: int = 1000, seed: int = 0) -> Profile:
     """Mean over rows per column, NaN left out, with intervals over resampled patients.
 
     Args:
@@ -50,21 +51,21 @@ def profile(value_NxK, group_N, *, n_resamples: int = 1000, seed: int = 0) -> Pr
 # --------------------------------------------------------------------------------------- jumps and drifts of z
 
 
-def displacement(z_NxKxD, before: int = 0) -> np.ndarray:
-    """|z(offset) - z(reference)|, with the read number `before` as the reference: [N, K]; z whitened beforehand."""
+def displacement(z_NxKxD: npt.ArrayLike) -> np.ndarray:
+    """Distance of z at each offset from z at the first one: [N, K]; z whitened beforehand."""
     z_NxKxD = np.asarray(z_NxKxD, np.float64)
-    return np.sqrt(np.square(z_NxKxD - z_NxKxD[:, before : before + 1]).sum(-1))
+    return np.sqrt(np.square(z_NxKxD - z_NxKxD[:, :1]).sum(-1))
 
 
 class Rise(NamedTuple):
-    """first_share_N: share of the largest displacement that is there at the first read; half_days_N: days to half."""
+    """first_share_N: displacement at the first offset over the largest; half_days_N: days to half of the largest."""
 
     first_share_N: np.ndarray
     half_days_N: np.ndarray
 
 
-def rise(displacement_NxK, offset_days_K) -> Rise:
-    """How a displacement that is zero at offset 0 grows over the offsets, which increase from the first read after 0.
+def rise(displacement_NxK: npt.ArrayLike, offset_days_K: npt.ArrayLike) -> Rise:
+    """How a displacement that is zero at offset 0 grows over the offsets, which are positive and increase.
 
     A jump has a first share near 1 and a time to half within the first offset; a linear drift over the offsets has a
     first share of offset_0 / offset_last and reaches half at offset_last / 2. Between offsets it is taken as linear.
@@ -93,7 +94,7 @@ def rise(displacement_NxK, offset_days_K) -> Rise:
 
 
 class Precursor(NamedTuple):
-    """Mean absolute effect of hiding something, and by how much it exceeds that of the control, paired."""
+    """Mean absolute effect of hiding a signal, and its paired difference to that of the control."""
 
     mean: float
     lo: float
@@ -106,9 +107,14 @@ class Precursor(NamedTuple):
 
 
 def precursors(
-    effect_by_name: Mapping[str, np.ndarray], control: str, group_N, *, n_resamples: int = 1000, seed: int = 0
+    effect_by_name: Mapping[str, np.ndarray],
+    control: str,
+    group_N: npt.ArrayLike,
+    *,
+    n_resamples: int = 1000,
+    seed: int = 0,
 ) -> dict[str, Precursor]:
-    """Weight that predictions give to what was hidden: mean |effect| on the score, each against a control.
+    """Influence of hidden signals on predictions: mean |effect| on the score, each against a control.
 
     The paper's claim concerns heart-rate variability and activity 7 to 30 days before an event; the control hides the
     same channels in another period of the same length. Rows where an effect is not finite are left out of all.
@@ -116,6 +122,7 @@ def precursors(
     Args:
       effect_by_name: name -> effect on the score [N], see `attribution.effects`.
       control: one of the names.
+      group_N: patient of each prediction time.
     """
     magnitude = {k: np.abs(np.asarray(v, np.float64)) for k, v in effect_by_name.items()}
     use_N = np.logical_and.reduce([np.isfinite(v) for v in magnitude.values()])
@@ -148,7 +155,11 @@ def precursors(
 
 
 def around_event(
-    series: Sequence[tuple[np.ndarray, np.ndarray]], onset_days_N, edges_days, *, baseline: tuple[float, float] | None
+    series: Sequence[tuple[np.ndarray, np.ndarray]],
+    onset_days_N: npt.ArrayLike,
+    edges_days: npt.ArrayLike,
+    *,
+    baseline: tuple[float, float] | None,
 ) -> np.ndarray:
     """Each patient's mean in bins of time around an event, optionally as the change from their own baseline.
 
@@ -156,8 +167,8 @@ def around_event(
       series: per patient (time in days [M], value [M]); NaN values are left out.
       onset_days_N: time of the event on the same clock.
       edges_days: increasing edges, relative to the event; bin k is [edges_k, edges_{k+1}).
-      baseline: (from, to) relative to the event; its mean is subtracted, and who has no value in it gets NaN. None
-        leaves values as they are.
+      baseline: (from, to) relative to the event; its mean is subtracted, and patients without a value in it get NaN.
+        None subtracts nothing.
 
     Returns:
       float64 [N, K], NaN where a patient has no value in the bin.

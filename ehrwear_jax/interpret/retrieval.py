@@ -1,20 +1,28 @@
-"""Cross-modal retrieval: does a patient's EHR vector find the wearable vector of the same patient and time, and back?
+"""Scores cross-modal retrieval between the EHR and wearable vectors of the same patient and time, in both directions.
 
 Paper, section 3.4 (contrastive term). Row i of both matrices belongs together. Axes: N pairs, D dimensions.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
+import numpy.typing as npt
 
 BLOCK = 1024  # queries whose similarities are in memory at a time
 
 
-def unit_rows(z_NxD) -> np.ndarray:
-    """Rows at length one, so that products are cosines; rows of zeros stay zero."""
+def unit_rows(z_NxD: npt.ArrayLike) -> np.ndarray:
+    """Rows scaled to length one, so that products are cosines; rows of zeros stay zero."""
     z_NxD = np.asarray(z_NxD, np.float64)
     return z_NxD / np.maximum(np.linalg.norm(z_NxD, axis=1, keepdims=True), 1e-12)
 
 
-def hit_chance(query_NxD, key_NxD, ranks=(1, 10), group_N=None) -> tuple[dict[int, np.ndarray], dict[int, float]]:
+def hit_chance(
+    query_NxD: npt.ArrayLike,
+    key_NxD: npt.ArrayLike,
+    ranks: Sequence[int] = (1, 10),
+    group_N: npt.ArrayLike | None = None,
+) -> tuple[dict[int, np.ndarray], dict[int, float]]:
     """Chance that each query's own key is among its k nearest by inner product, under random order of ties.
 
     With g keys strictly nearer and e keys as near as the own one (itself included) it is clip((k - g) / e, 0, 1): a
@@ -26,7 +34,7 @@ def hit_chance(query_NxD, key_NxD, ranks=(1, 10), group_N=None) -> tuple[dict[in
       group_N: patient of each row; other keys of the query's own patient are no candidates.
 
     Returns:
-      ({k: float64 [N]}, {k: what random order would give, on average over queries}).
+      ({k: float64 [N]}, {k: its expectation under random order, averaged over queries}).
 
     Raises:
       ValueError: shapes that disagree, no rows, values that are not finite.
@@ -54,7 +62,12 @@ def hit_chance(query_NxD, key_NxD, ranks=(1, 10), group_N=None) -> tuple[dict[in
     return hits, {k: float(np.minimum(k / candidates_N, 1.0).mean()) for k in ranks}
 
 
-def recall(ehr_NxD, wear_NxD, ranks=(1, 10), group_N=None) -> dict[str, dict[int, np.ndarray] | dict[int, float]]:
+def recall(
+    ehr_NxD: npt.ArrayLike,
+    wear_NxD: npt.ArrayLike,
+    ranks: Sequence[int] = (1, 10),
+    group_N: npt.ArrayLike | None = None,
+) -> dict[str, dict[int, np.ndarray] | dict[int, float]]:
     """Both directions of `hit_chance` by cosine; the means are recall@k.
 
     Returns:

@@ -1,14 +1,15 @@
-"""Uncertainty of predictions from several models: Monte Carlo dropout or an ensemble of seeds.
+"""Decomposes the uncertainty of predictions from several models: Monte Carlo dropout or an ensemble of seeds.
 
 Paper, section 4.1 ("uncertainty is assessed via ensemble or Monte Carlo dropout"). The decomposition is that of Depeweg
-et al. 2018: predictive entropy = expected entropy (what every member finds uncertain) + mutual information (what they
-disagree on). Entropies are in nats. Axes: S members, N rows, K classes.
+et al. 2018: predictive entropy = expected entropy (mean uncertainty of the members) + mutual information (their
+disagreement). Entropies are in nats. Axes: S members, N rows, K classes.
 """
 
 from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 
 class Decomposition(NamedTuple):
@@ -20,13 +21,13 @@ class Decomposition(NamedTuple):
     mutual_information_N: np.ndarray
 
 
-def entropy(p_xK) -> np.ndarray:
+def entropy(p_xK: npt.ArrayLike) -> np.ndarray:
     """-sum p log p over the last axis, with 0 log 0 = 0; nats."""
     p_xK = np.asarray(p_xK, np.float64)
     return -np.where(p_xK > 0, p_xK * np.log(np.where(p_xK > 0, p_xK, 1.0)), 0.0).sum(-1)
 
 
-def decompose(p_SxNxK) -> Decomposition:
+def decompose(p_SxNxK: npt.ArrayLike) -> Decomposition:
     """Averages the members' probabilities and splits the entropy of the average.
 
     Args:

@@ -1,1 +1,1 @@
-"""Numbers in; tables, figures and one self-contained HTML page out."""
+"""Reports results: tables, figures and one self-contained HTML page from given numbers."""

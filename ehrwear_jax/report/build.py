@@ -1,4 +1,4 @@
-"""Builds the report of a run: report.html, report.md, results.json, and its tables as CSV and LaTeX."""
+"""Builds the report: report.html, report.md, results.json, and its tables as CSV and LaTeX."""
 
 import json
 import os
@@ -9,11 +9,20 @@ from typing import Any
 
 import numpy as np
 
-from ehrwear_jax.report import explained, export, page, paper, sections
-from ehrwear_jax.report import mechanism_figures as mechanisms
-from ehrwear_jax.report import report_figures as exhibits
-from ehrwear_jax.report.report_data import Evidence
-from ehrwear_jax.report.result_records import Record, check_records, first_seed
+from ehrwear_jax.report import (
+    explained,
+    export,
+    html_page,
+    latent_figures,
+    mechanism_figures,
+    page,
+    paper,
+    report_figures,
+    run_tables,
+    sections,
+)
+from ehrwear_jax.report.report_data import ReportData
+from ehrwear_jax.report.result_records import Record, check_records
 from ehrwear_jax.report.trajectories import Trajectory
 
 __all__ = ["ReportInputs", "Trajectory", "build_report"]
@@ -21,20 +30,20 @@ __all__ = ["ReportInputs", "Trajectory", "build_report"]
 
 @dataclass(frozen=True)
 class ReportInputs:
-    """All that a report shows. Whatever is empty is said to be missing.
+    """The content of a report. The page says of every empty part that it is missing.
 
     Attributes:
       title: the page's heading.
       subtitle: one line below it.
       dataset: name that every record carries.
-      results: records as in `report.records`; the order of tasks is kept.
-      losses: per pretrained row, the lines of its metrics.jsonl: {"step": 100, "loss/total": ...}.
-      predictions: predictions[task][row] = (y_N, p_N), outcomes 0 or 1 and probabilities.
+      results: records as in `result_records`; the order of tasks is kept.
+      losses: pretrained model -> the lines of its metrics.jsonl: {"step": 100, "loss/total": ...}.
+      predictions: predictions[task][model] = (y_N, p_N), outcomes 0 or 1 and probabilities.
       trajectories: patients to draw.
       cohort: steps {"step", "n", "dropped", "reason"} in order.
       facts: configuration, seed, parameter counts, versions, durations.
       notes: limitations and remarks, one sentence each.
-      evidence: all that is not a record: curves, subgroups, the latent space, the cohort, compute.
+      data: what is shown beside the records: curves, subgroups, the latent space, the cohort, compute.
     """
 
     title: str
@@ -47,7 +56,7 @@ class ReportInputs:
     cohort: Sequence[Mapping[str, Any]] = ()
     facts: Mapping[str, str] = field(default_factory=dict)
     notes: Sequence[str] = ()
-    evidence: Evidence = field(default_factory=Evidence)
+    data: ReportData = field(default_factory=ReportData)
 
 
 def build_report(inputs: ReportInputs, out_dir: str | os.PathLike) -> Path:
@@ -67,7 +76,7 @@ def build_report(inputs: ReportInputs, out_dir: str | os.PathLike) -> Path:
     texts = {
         "results.json": json.dumps(records, indent=1, allow_nan=False) + "\n",
         "report.md": page.to_markdown_page(content),
-        "report.html": page.to_html_page(content),
+        "report.html": html_page.to_html_page(content),
     }
     for table in export.named_tables(content):
         texts[f"tables/{export.file_name(table)}.csv"] = export.to_csv(table)
@@ -82,29 +91,29 @@ def build_report(inputs: ReportInputs, out_dir: str | os.PathLike) -> Path:
 
 
 def report_page(inputs: ReportInputs, records: Sequence[Record]) -> page.Page:
-    """The report's content; the tables show the lowest seed where there are several."""
-    shown, evidence = first_seed(records), inputs.evidence
+    """The report's content."""
+    data = inputs.data
     return page.Page(
         inputs.title,
         inputs.subtitle,
         (
-            sections.summary(shown),
-            paper.paper_tables(shown, evidence),
-            _extended(sections.forecasting(shown), exhibits.horizon_figure(shown)),
-            sections.differences(shown),
-            _extended(sections.survival(shown), exhibits.survival_curves(evidence)),
-            sections.calibration(shown, inputs.predictions),
-            exhibits.decision(shown, evidence),
-            exhibits.subgroups(shown, evidence),
-            exhibits.robustness(evidence),
-            exhibits.label_efficiency(evidence),
-            exhibits.latent_space(evidence),
-            mechanisms.mechanisms(evidence),
+            sections.summary(records),
+            paper.paper_tables(records, data),
+            _extended(sections.forecasting(records), report_figures.horizon_figure(records)),
+            sections.differences(records),
+            _extended(sections.survival(records), report_figures.survival_curves(data)),
+            sections.calibration(records, inputs.predictions),
+            report_figures.decision(records, data),
+            report_figures.subgroups(records, data),
+            report_figures.robustness(data),
+            report_figures.label_efficiency(data),
+            latent_figures.latent_space(data),
+            mechanism_figures.mechanisms(data),
             sections.patients(inputs.trajectories),
-            explained.explained(evidence),
+            explained.explained(data),
             sections.pretraining(inputs.losses),
-            exhibits.compute(evidence),
-            _extended(sections.cohort(inputs.cohort), exhibits.people_tables(evidence)),
+            run_tables.compute(data),
+            _extended(sections.cohort(inputs.cohort), run_tables.people_tables(data)),
             sections.facts(inputs.facts),
             sections.limitations(inputs.notes),
             sections.every_number(records),
@@ -117,9 +126,9 @@ def _extended(section: page.Section, blocks: Sequence[page.Block]) -> page.Secti
 
 
 def _check_predictions(predictions: sections.Predictions) -> None:
-    for task, rows in predictions.items():
-        for row, (y_N, p_N) in rows.items():
-            where = f"predictions of {row!r} on {task!r}"
+    for task, models in predictions.items():
+        for model, (y_N, p_N) in models.items():
+            where = f"predictions of {model!r} on {task!r}"
             if np.ndim(y_N) != 1 or np.shape(y_N) != np.shape(p_N) or not len(y_N):
                 raise ValueError(f"{where}: shapes {np.shape(y_N)} and {np.shape(p_N)} do not match")
             if not np.all(np.isin(y_N, (0, 1))):

@@ -1,15 +1,32 @@
-"""Figures beside those of figures.py: lines with bands, grouped dots and bars, and the map of patients."""
+"""Draws lines with bands, grouped dots and bars, and the map of patients."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import matplotlib.ticker
 import numpy as np
+from matplotlib.axes import Axes
 
-from ehrwear_jax.report.figures import DASHES, SERIES, canvas, color, row_colors, svg_dash
+from ehrwear_jax.report.figures import DASHES, SERIES, canvas, color, model_colors, svg_dash
 
 MAP_CELLS = 24
-MIN_CELL = 10  # reads; a hexagon of fewer is not drawn
+MIN_CELL = 10  # prediction times; a hexagon of fewer is not drawn
+
+
+@dataclass(frozen=True)
+class LineOptions:
+    """How the lines of a panel are drawn.
+
+    Attributes:
+      steps: as step functions. markers: dots with vertical intervals instead of bands.
+      zero: draw the line at 0. limits: of the y axis. size: inches.
+    """
+
+    steps: bool = False
+    markers: bool = False
+    zero: bool = False
+    limits: tuple[float, float] | None = None
+    size: tuple[float, float] = (4.3, 2.9)
 
 
 @dataclass(frozen=True)
@@ -25,7 +42,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Axis:
-    """Label with its unit; ticks as (place, text) where not chosen by the plot."""
+    """Label with its unit; ticks as (position, text) where not chosen by the plot."""
 
     label: str
     log: bool = False
@@ -36,15 +53,15 @@ def _floats(values):
     return np.array([np.nan if v is None else v for v in values], np.float64)
 
 
-def series_style(names: Sequence[str], by_row: bool = True) -> dict[str, tuple[str, int]]:
-    """name -> (colour name, place among the dashes): a colour never stands alone."""
-    colors = row_colors(names) if by_row else {n: SERIES[i % len(SERIES)] for i, n in enumerate(names)}
+def series_style(names: Sequence[str], by_model: bool = True) -> dict[str, tuple[str, int]]:
+    """name -> (colour name, index of the dash): lines differ by more than their colour."""
+    colors = model_colors(names) if by_model else {n: SERIES[i % len(SERIES)] for i, n in enumerate(names)}
     return {n: (colors[n], i) for i, n in enumerate(names)}
 
 
-def legend(names: Sequence[str], labels: Sequence[str], by_row: bool = True) -> tuple[tuple[str, str, str], ...]:
+def legend(names: Sequence[str], labels: Sequence[str], by_model: bool = True) -> tuple[tuple[str, str, str], ...]:
     """For a FigureGrid: (label, colour name, dash)."""
-    style = series_style(names, by_row)
+    style = series_style(names, by_model)
     return tuple((label, style[n][0], svg_dash(style[n][1])) for n, label in zip(names, labels, strict=True))
 
 
@@ -52,56 +69,67 @@ def line_panel(
     lines: dict[str, Line],
     style: dict[str, tuple[str, int]],
     title: str,
-    x: Axis,
-    y: Axis,
+    axes: tuple[Axis, Axis],
     identifier: str,
-    *,
-    steps: bool = False,
-    markers: bool = False,
-    zero: bool = False,
-    limits: tuple[float, float] | None = None,
-    size: tuple[float, float] = (4.3, 2.9),
+    options: LineOptions | None = None,
 ) -> str:
-    """Lines with bands over one axis; `style` is shared by the panels of a figure; zero: draw the line at 0."""
-    with canvas(*size, identifier) as (figure, out):
+    """Lines with bands.
+
+    Args:
+      lines: name -> series.
+      style: of `series_style`, shared by the panels of a figure.
+      title: of the panel.
+      axes: x and y.
+      identifier: unique within the page.
+      options: by default lines with bands, no limits.
+    """
+    options, (x, y) = options or LineOptions(), axes
+    with canvas(*options.size, identifier) as (figure, out):
         ax = figure.add_subplot()
-        if zero:
+        if options.zero:
             ax.axhline(0, color=color("muted"), linewidth=1, linestyle=(0, (4, 3)), zorder=1)
         for name, line in lines.items():
-            hue, dash = color(style[name][0]), DASHES[style[name][1] % len(DASHES)]
-            at, value = _floats(line.x), _floats(line.value)
-            draw = {"drawstyle": "steps-post"} if steps else {}
-            if line.lo is not None and markers:
-                ax.vlines(at, _floats(line.lo), _floats(line.hi), color=hue, linewidth=1.2)
-            elif line.lo is not None:
-                ax.fill_between(at, _floats(line.lo), _floats(line.hi), color=hue, alpha=0.13, linewidth=0,
-                                step="post" if steps else None)  # fmt: skip
-            ax.plot(at, value, color=hue, linestyle=dash, marker="o" if markers else None, markersize=4, **draw)
+            _draw_line(ax, line, color(style[name][0]), DASHES[style[name][1] % len(DASHES)], options)
         ax.set_title(title)
-        ax.set_xlabel(x.label)
         ax.set_ylabel(y.label)
-        if x.log:
-            ax.set_xscale("log")
-            ax.xaxis.set_minor_locator(matplotlib.ticker.NullLocator())
-        if x.ticks:
-            ax.set_xticks([t for t, _ in x.ticks], [text for _, text in x.ticks])
-            ax.xaxis.set_minor_locator(matplotlib.ticker.NullLocator())
-        else:
-            ax.xaxis.set_major_locator(
-                matplotlib.ticker.LogLocator(numticks=6) if x.log else matplotlib.ticker.MaxNLocator(5)
-            )
-            if x.log:
-                ax.xaxis.set_major_formatter("{x:g}")
-        if limits:
-            ax.set_ylim(*limits)
+        _scale_x(ax, x)
+        if options.limits:
+            ax.set_ylim(*options.limits)
         ax.yaxis.set_major_locator(matplotlib.ticker.MaxNLocator(5))
         ax.grid(axis="y")
     return out[0]
 
 
+def _draw_line(ax: Axes, line: Line, hue: str, dash, options: LineOptions) -> None:
+    at, value = _floats(line.x), _floats(line.value)
+    draw = {"drawstyle": "steps-post"} if options.steps else {}
+    if line.lo is not None and options.markers:
+        ax.vlines(at, _floats(line.lo), _floats(line.hi), color=hue, linewidth=1.2)
+    elif line.lo is not None:
+        ax.fill_between(at, _floats(line.lo), _floats(line.hi), color=hue, alpha=0.13, linewidth=0,
+                        step="post" if options.steps else None)  # fmt: skip
+    ax.plot(at, value, color=hue, linestyle=dash, marker="o" if options.markers else None, markersize=4, **draw)
+
+
+def _scale_x(ax: Axes, x: Axis) -> None:
+    ax.set_xlabel(x.label)
+    if x.log:
+        ax.set_xscale("log")
+        ax.xaxis.set_minor_locator(matplotlib.ticker.NullLocator())
+    if x.ticks:
+        ax.set_xticks([t for t, _ in x.ticks], [text for _, text in x.ticks])
+        ax.xaxis.set_minor_locator(matplotlib.ticker.NullLocator())
+        return
+    ax.xaxis.set_major_locator(matplotlib.ticker.LogLocator(numticks=6) if x.log else matplotlib.ticker.MaxNLocator(5))
+    if x.log:
+        ax.xaxis.set_major_formatter("{x:g}")
+
+
 @dataclass(frozen=True)
 class Dot:
-    row: str
+    """A model's value with its interval."""
+
+    model: str
     value: float
     lo: float | None
     hi: float | None
@@ -116,7 +144,7 @@ def dots_panel(
     *,
     zero: bool = False,
 ) -> str:
-    """Dots with intervals, grouped by lines of text; the rows of a group stand one below the other.
+    """Dots with intervals, grouped by lines of text, the models of a group one below the other.
 
     Args:
       groups: (text, dots) from the top.
@@ -130,10 +158,10 @@ def dots_panel(
         for text, dots in groups:
             ticks.append((at + (len(dots) - 1) / 2, text))
             for dot in dots:
-                hue, place = color(style[dot.row][0]), style[dot.row][1]
+                hue, index = color(style[dot.model][0]), style[dot.model][1]
                 if dot.lo is not None:
                     ax.plot([dot.lo, dot.hi], [at, at], color=hue, linewidth=1.8)
-                ax.plot([dot.value], [at], "osD^vPX"[place % 7], color=hue, markersize=4.5)
+                ax.plot([dot.value], [at], "osD^vPX"[index % 7], color=hue, markersize=4.5)
                 at += 1
             edges.append(at - 0.1)
             at += 0.8
@@ -155,7 +183,7 @@ def dots_panel(
 def bars_panel(
     groups: Sequence[tuple[str, Sequence[tuple[str, float]]]], title: str, label: str, identifier: str
 ) -> str:
-    """Signed bars, one line of text each, below the heading of their group; the value stands at the right.
+    """Signed bars, one line of text each, below the heading of their group, with the value at the right.
 
     Args:
       groups: (heading or "", [(text, value)]) from the top.
@@ -188,13 +216,15 @@ def bars_panel(
     return out[0]
 
 
-def map_panel(xy_Nx2: np.ndarray, y_N: np.ndarray, title: str, share_2, identifier: str, *, points: bool) -> str:
-    """Reads on their first two principal components, by outcome.
+def map_panel(
+    xy_Nx2: np.ndarray, y_N: np.ndarray, title: str, share_2: tuple[float, float], identifier: str, *, points: bool
+) -> str:
+    """Prediction times on the first two principal components of z, by outcome.
 
     Args:
       y_N: bool, the outcome.
       share_2: of the variance, of each component.
-      points: draw every read; else the share with the outcome in hexagons of MIN_CELL reads or more.
+      points: draw every prediction time; else the share with the outcome in hexagons of MIN_CELL or more.
     """
     with canvas(4.3, 3.6, identifier) as (figure, out):
         ax = figure.add_subplot()

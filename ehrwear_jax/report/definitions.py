@@ -1,11 +1,11 @@
-"""The report's footnotes: what each term means and where the definition comes from."""
+"""Defines the terms of the report's footnotes, with their sources."""
 
 DEFINITIONS: dict[str, tuple[str, str]] = {
     "interval": (
         "95% interval",
         "2.5th to 97.5th percentile of the measure over resamples of patients (or of the groups by "
         "which the data were split) drawn with replacement. The resamples are the same for all "
-        "rows. It says how much the number depends on who was tested, not on the training run. "
+        "models. It covers the sampling of the people tested, not that of the training run. "
         "Efron and Tibshirani, An Introduction to the Bootstrap, 1993.",
     ),
     "auroc": (
@@ -35,7 +35,7 @@ DEFINITIONS: dict[str, tuple[str, str]] = {
         "ECE",
         "expected calibration error: distance between mean prediction and observed share within "
         "bins of the predictions of equal size, averaged with the bins' sizes as weights; lower is "
-        "better. It is above zero by chance alone. Naeini et al., AAAI 2015.",
+        "better. It is positive by chance even for perfect calibration. Naeini et al., AAAI 2015.",
     ),
     "ece_floor": (
         "ECE by chance",
@@ -49,21 +49,20 @@ DEFINITIONS: dict[str, tuple[str, str]] = {
     ),
     "difference": (
         "Paired difference",
-        "the measure of the first row minus that of the second on the same people, with its "
-        "interval from the same resamples. The interval of the difference, not the overlap of two "
-        "intervals, tells whether two rows differ.",
+        "the measure of the first model minus that of the second on the same people, with its "
+        "interval from the same resamples. Whether two models differ is judged by the interval of the "
+        "difference, not by the overlap of two intervals.",
     ),
     "oracle": (
         "Oracle",
-        "the true risk given the simulator's hidden state, which no model sees. An upper bound: "
-        "what is left to gain lies between a row and the oracle.",
+        "the true risk given the simulator's hidden state, which is not given to any model: an upper bound.",
     ),
     "late_fusion": (
         "Late fusion",
-        "two models trained apart, one per kind of data, and joined only afterwards.",
+        "two models trained separately, one for each modality, and combined afterwards.",
     ),
     "tabular": (
-        "Tabular rows",
+        "Tabular models",
         "models on hand-made features of the same input (last value, time since, counts, means, "
         "summaries of the wearable), without any pretraining.",
     ),
@@ -71,7 +70,7 @@ DEFINITIONS: dict[str, tuple[str, str]] = {
         "Reliability diagram",
         "predictions in up to ten bins of equal size: mean prediction against the share of "
         "positives, with Wilson's 95% interval (JASA 22, 1927), which takes predictions as "
-        "independent and so is narrow where a person counts several times.",
+        "independent and so is narrow where a person has several prediction times.",
     ),
     "pca": (
         "Principal components of z",
@@ -80,7 +79,7 @@ DEFINITIONS: dict[str, tuple[str, str]] = {
     ),
     "ece_corrected": (
         "Corrected ECE",
-        "the calibration error under which the ECE observed would be usual: chance alone is taken out, and an interval "
+        "the calibration error under which the observed ECE is expected, without the part due to chance; an interval "
         "that begins at 0 is compatible with perfect calibration.",
     ),
     "ipcw": (
@@ -101,7 +100,7 @@ DEFINITIONS: dict[str, tuple[str, str]] = {
     "ibs": (
         "Brier score under censoring",
         "squared distance between predicted survival and status at a time, weighted for censoring; integrated over "
-        "time up to the last horizon. Lower is better; the Kaplan-Meier curve of the training rows is the null. Graf "
+        "time up to the last horizon. Lower is better; the Kaplan-Meier curve of the training split is the null. Graf "
         "et al., Statistics in Medicine 18, 1999.",
     ),
     "rmse": (
@@ -111,19 +110,19 @@ DEFINITIONS: dict[str, tuple[str, str]] = {
     ),
     "net_benefit": (
         "Net benefit",
-        "true positives per person less false positives, the latter at the price that the threshold names: t / "
-        "(1 \N{MINUS SIGN} t) each. Treating nobody gives zero. It presumes calibrated risks. Vickers and Elkin, "
+        "true positives per person less false positives, the latter weighted by the odds of the threshold, t / "
+        "(1 \N{MINUS SIGN} t). Treating nobody gives zero. It assumes calibrated risks. Vickers and Elkin, "
         "Medical Decision Making 26, 2006; under censoring, Vickers et al., 2008.",
     ),
     "confusion": (
         "Confusion matrix",
-        "reads with a risk at or above the threshold are called positive. The threshold is the largest at which the "
-        "tuning split reaches the sensitivity asked for; the sensitivity of the held-out people differs from it.",
+        "prediction times with a risk at or above the threshold are called positive. The threshold is the largest at "
+        "which the tuning split reaches the wanted sensitivity; that of the held-out people differs from it.",
     ),
     "q_value": (
         "q",
-        "smallest false discovery rate at which the difference would be called one, over the family of all comparisons "
-        "of one measure in this report. Benjamini and Hochberg, JRSS B 57, 1995.",
+        "smallest false discovery rate at which the difference would be called significant, over the family of all "
+        "comparisons of one measure in this report. Benjamini and Hochberg, JRSS B 57, 1995.",
     ),
     "bootstrap_z": (
         "Bootstrap z",
@@ -137,12 +136,12 @@ DEFINITIONS: dict[str, tuple[str, str]] = {
     ),
     "subgroup": (
         "Subgroups",
-        "of the held-out people at the time of the prediction. Gaps are to the group with most reads, on the same "
-        "resamples. Groups of few patients, or of few of either outcome, are suppressed.",
+        "of the held-out people at the time of the prediction. Gaps are to the group with most prediction times, on "
+        "the same resamples. Groups of few patients, or of few of either outcome, are suppressed.",
     ),
     "robustness": (
         "Robustness",
-        "probes fitted on whole records, applied to changed ones; the change is paired with the clean records.",
+        "probes fitted on clean records, applied to perturbed ones; the change is paired with the clean records.",
     ),
     "fractions": (
         "Label efficiency",
@@ -151,16 +150,16 @@ DEFINITIONS: dict[str, tuple[str, str]] = {
     ),
     "kernel": (
         "Time kernel",
-        "the learned factor K(d) by which attention to something d days ago is multiplied, relative to d = 0.",
+        "the learned factor K(d) by which attention to a token d days earlier is multiplied, relative to d = 0.",
     ),
     "kaplan_meier": (
         "Kaplan-Meier curves",
         "share without the event over time in quartiles of the predicted risk, with 95% bands over resamples of "
-        "patients, drawn while ten reads are under observation. Kaplan and Meier, JASA 53, 1958.",
+        "patients, drawn while ten prediction times are under observation. Kaplan and Meier, JASA 53, 1958.",
     ),
     "geometry": (
         "Geometry",
-        "MMD\N{SUPERSCRIPT TWO}: unbiased, Gaussian kernel of the median distance between training reads; zero where "
+        "MMD\N{SUPERSCRIPT TWO}: unbiased, Gaussian kernel of the median distance between training latents; zero where "
         "two sets of latents are distributed alike. Adjacent: 30-day slices of the same people; class: with against "
         "without the outcome. Effective rank: exponential of the entropy of the spectrum. Lipschitz: movement of "
         "whitened z per day.",
@@ -168,7 +167,7 @@ DEFINITIONS: dict[str, tuple[str, str]] = {
     "whitened_distance": (
         "Distance in whitened z",
         "Euclidean distance after z is turned and scaled so that each direction has a standard deviation of 1 over the "
-        "training reads. The paper (section 4.5) names jumps and drifts without a definition; this one is ours.",
+        "training latents. The paper (section 4.5) names jumps and drifts without a definition; this one is ours.",
     ),
     "precursor": (
         "Precursors",
@@ -185,18 +184,18 @@ DEFINITIONS: dict[str, tuple[str, str]] = {
     "integrated_gradients": (
         "Integrated gradients",
         "parts of the probe's logit, against the same record without contents: codes as the masked token, signals at "
-        "the average of the training split. The parts sum to the difference of the two logits; by how much they fail "
-        "to is the completeness gap, the error of the quadrature. Sundararajan et al., ICML 2017.",
+        "the average of the training split. The parts sum to the difference of the two logits up to the completeness "
+        "gap, the error of the quadrature. Sundararajan et al., ICML 2017.",
     ),
     "rollout": (
         "Attention rollout",
-        "share of each token that reaches the read by the attention weights alone, heads averaged, half of each layer "
-        "passed on unchanged. The rest, up to 1, is the read's own query. Abnar and Zuidema, ACL 2020. Attention is no "
-        "evidence of cause.",
+        "share of each token that reaches the prediction time by the attention weights alone, heads averaged, half of "
+        "each layer passed on unchanged. The rest, up to 1, is the query itself. Abnar and Zuidema, ACL 2020. "
+        "Attention is no evidence of causes.",
     ),
     "counterfactual": (
-        "Changed records",
-        "logit of the same probe from the record with something hidden or changed, less that from the record as it is. "
-        "What is hidden counts as not recorded. A property of the model, not an effect of a treatment.",
+        "Perturbed records",
+        "logit of the same probe from the record with a part hidden or changed, less that from the unchanged record. "
+        "Hidden parts count as not recorded. A property of the model, not an effect of a treatment.",
     ),
 }

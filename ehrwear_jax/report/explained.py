@@ -1,7 +1,7 @@
-"""What single predictions rest on: parts of the logit, rollout, attention by layer and head, and changed records.
+"""Draws attributions of single predictions: integrated gradients, rollout, attention, and effects of perturbations.
 
-Only for people whom the evidence holds: those of simulated cohorts, or where the config says so. A prediction has a
-number on the page and no id; times are days before the read.
+Only for people of simulated cohorts, or where the config permits it. A prediction has a number on the page and no id;
+times are days before the prediction time.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,9 +13,9 @@ from ehrwear_jax.report import result_records as rec
 from ehrwear_jax.report.figures import SERIES, svg_dash
 from ehrwear_jax.report.mechanism_figures import channel_label
 from ehrwear_jax.report.page import Block, Details, FigureGrid, Section, Text
-from ehrwear_jax.report.report_data import Evidence, Explained
+from ehrwear_jax.report.report_data import Explained, ReportData
 from ehrwear_jax.report.table_model import Column, Group, Row, Table
-from ehrwear_jax.report.timelines import Clock, Points
+from ehrwear_jax.report.timelines import Points, TimeAxis
 
 Bars = Sequence[tuple[str, float]]  # text, value
 WINDOW = "wearable window"  # as interpret_people labels the tokens of a wearable
@@ -25,32 +25,32 @@ DRAWN_SIGNALS = 4
 DRAWN_POINTS = 300
 TOP = 14
 TOP_EFFECTS = 10
-SMALL = 0.0005  # a change of the logit below this reads 0.000
+SMALL = 0.0005  # a change of the logit below this is shown as 0.000
 LABEL_LENGTH = 34
 EFFECTS = (
     ("groups", "Codes hidden"),
     ("channels", "Signals hidden"),
     ("histories", "Only part of the record"),
-    ("counterfactuals", "What if"),
+    ("counterfactuals", "Counterfactuals"),
 )
 
 
-def explained(evidence: Evidence) -> Section:
-    """Single people, the first at once and the others folded."""
-    title, people = "Single predictions", evidence.explained
+def explained(data: ReportData) -> Section:
+    """Single people, the first open and the others folded."""
+    title, people = "Single predictions", data.explained
     if not people:
         text = (
             "No single prediction is explained: it is done for simulated cohorts, or with config.interpret.individuals."
         )
-        return Section("explained", title, (Text(evidence.not_interpreted and "Not computed." or text),))
-    task = f" of {rec.task_label(evidence.robustness[0]['task']).lower()}" if evidence.robustness else ""
+        return Section("explained", title, (Text(data.not_interpreted and "Not computed." or text),))
+    task = f" of {rec.task_label(data.robustness[0]['task']).lower()}" if data.robustness else ""
     shown = people[:DRAWN_PEOPLE]
     blocks: list[Block] = [
         Text(
             f"The {len(shown)} held-out people at highest predicted risk{task}, of those with every kind of record. "
-            "All of it is about the model, what it reads, and not about what makes anybody ill. A token without weight "
-            "has a part of zero; a change of the record that means nothing leaves the logit, the log-odds of the risk, "
-            "as it is.",
+            "Everything here describes the model and not causes of disease. A token without influence has a part of "
+            "zero; a perturbation of the record without influence leaves the logit, the log-odds of the risk, "
+            "unchanged.",
             ("integrated_gradients", "rollout", "counterfactual"),
         )
     ]
@@ -89,9 +89,9 @@ def _numbers(number: int, top: Sequence[tuple[str, float, float]], effects: Sequ
     for heading, bars in effects:
         lines.append(Group(heading))
         lines += [Row((text, rec.ABSENT, rec.format_number(value, signed=True))) for text, value in bars]
-    columns = (Column("Token, or change of the record", is_text=True), Column("Days before the read"),
+    columns = (Column("Token, or perturbation", is_text=True), Column("Days before"),
                Column("Log-odds"))  # fmt: skip
-    caption = f"Prediction {number}: parts of the logit, and its change from changed records."
+    caption = f"Prediction {number}: parts of the logit, and its change from perturbed records."
     return Table(caption, columns, tuple(lines), (), f"prediction{number}")
 
 
@@ -99,7 +99,7 @@ def _numbers(number: int, top: Sequence[tuple[str, float, float]], effects: Sequ
 
 
 def _parts(person: Explained) -> dict[str, Points]:
-    """Name of a kind of token -> its parts: EHR codes, the signals that weigh most, all other signals together."""
+    """Name of a kind of token -> its parts: EHR codes, the signals with the largest parts, all others together."""
     ehr = [t for t in person.tokens if t["label"] != WINDOW]
     out = {"EHR codes": Points([-t["days"] for t in ehr], [t["gradient"] for t in ehr], SERIES[0])} if ehr else {}
     wear_WxC = np.asarray(person.wear, np.float64)
@@ -126,7 +126,7 @@ def _largest(parts: Mapping[str, Points], n: int) -> dict[str, Points]:
 
 
 def _short(text: str, end: str = "") -> str:
-    """Text that fits beside a bar, its end whole."""
+    """Text that fits beside a bar, with its end kept."""
     room = LABEL_LENGTH - len(end)
     return (text if len(text) <= room else text[: room - 1].rstrip() + "\N{HORIZONTAL ELLIPSIS}") + end
 
@@ -136,7 +136,7 @@ def _when(days: float) -> str:
 
 
 def _top(person: Explained, parts: Mapping[str, Points]) -> list[tuple[str, float, float]]:
-    """(label, days before the read, part) of the tokens, and of the windows of one signal, with the largest parts."""
+    """(label, days before the prediction time, part) of the tokens and single-signal windows with the largest parts."""
     found = [(t["label"], -t["days"], t["gradient"]) for t in person.tokens if t["label"] != WINDOW]
     for name, p in parts.items():
         if name != "EHR codes":
@@ -146,7 +146,7 @@ def _top(person: Explained, parts: Mapping[str, Points]) -> list[tuple[str, floa
 
 
 def _effects(person: Explained) -> tuple[list[tuple[str, Bars]], int]:
-    """([(heading, [(text, change of the logit)])], number of changes that are left out)."""
+    """([(heading, [(text, change of the logit)])], number of perturbations that are left out)."""
     groups, left = [], 0
     for field, heading in EFFECTS:
         known = [(name, v) for name, v in getattr(person, field).items() if v and abs(v) >= SMALL]
@@ -168,12 +168,12 @@ def _contributions(
     left: int,
 ) -> FigureGrid:
     days = np.array([-t["days"] for t in person.tokens], np.float64)
-    clock, identifier = Clock(float(days.max(initial=0.0))), f"why{number}"
+    axis, identifier = TimeAxis(float(days.max(initial=0.0))), f"why{number}"
     drawn = _largest(parts, DRAWN_POINTS) if parts else {}
     rollout = np.array([t["rollout"] for t in person.tokens], np.float64)
     even_T = np.full(len(days), rollout.sum() / max(len(days), 1))
     panels = [
-        timelines.contribution_panel(drawn, clock.share(rollout, days), clock.share(even_T, days), clock,
+        timelines.contribution_panel(drawn, axis.share(rollout, days), axis.share(even_T, days), axis,
                                      "Integrated gradients and rollout", f"{identifier}-t"),
     ]  # fmt: skip
     if top:
@@ -183,18 +183,18 @@ def _contributions(
         )
     if effects:
         groups = [(heading, [(_short(text), value) for text, value in bars]) for heading, bars in effects]
-        panels.append(charts.bars_panel(groups, "The same read from a changed record",
+        panels.append(charts.bars_panel(groups, "The same prediction, record perturbed",
                                         "change of the logit, log-odds", f"{identifier}-c"))  # fmt: skip
     caption = (
         f"Prediction {number}. First, part of the logit of each token (signals: of each window), log-odds; below, the "
-        "rollout by time, with a dotted line where it would be if every token counted alike. Then the tokens with the "
-        "largest parts, with their days before the read; Q0 to Q9 are bins of a code's values, the lowest first. Last, "
-        "how the logit changes when part of the record is hidden or changed."
+        "rollout by time, with a dotted line for uniform attention. Then the tokens with the largest parts, with their "
+        "days before the prediction time; Q0 to Q9 are bins of a code's values, the lowest first. Last, how the logit "
+        "changes when part of the record is hidden or changed."
     )
     if sum(len(p.days) for p in parts.values()) > DRAWN_POINTS:
         caption += f" Only the {DRAWN_POINTS} largest parts are drawn."
     if left:
-        caption += f" {left} changes that change nothing or little are left out."
+        caption += f" {left} perturbations with little or no effect are left out."
     shapes = (timelines.MARKERS[timelines.marker(i)] for i in range(len(parts)))
     legend = tuple((f"{n}, {s}", p.hue, svg_dash(0)) for (n, p), s in zip(parts.items(), shapes, strict=True))
     return FigureGrid(caption, tuple(panels), legend, "medium")
@@ -208,20 +208,19 @@ def _attention(number: int, person: Explained) -> list[Block]:
     if not weight_NxHxT.size:
         return []
     days = np.array([-t["days"] for t in person.tokens], np.float64)
-    clock = Clock(float(days.max(initial=0.0)))
-    share_NxHxB, even_B = clock.share(weight_NxHxT, days), clock.share(np.full(len(days), 1.0 / len(days)), days)
+    axis = TimeAxis(float(days.max(initial=0.0)))
+    share_NxHxB, even_B = axis.share(weight_NxHxT, days), axis.share(np.full(len(days), 1.0 / len(days)), days)
     layers = _spread(len(weight_NxHxT), DRAWN_LAYERS)
     top = max(float(np.nanmax(share_NxHxB[layers])), float(np.nanmax(even_B)), 1e-6)
-    names = ["all tokens alike", *(f"head {h + 1}" for h in range(weight_NxHxT.shape[1]))]
+    names = ["uniform", *(f"head {h + 1}" for h in range(weight_NxHxT.shape[1]))]
     panels = tuple(
-        timelines.attention_panel(np.concatenate([even_B[None], share_NxHxB[n]]), names, top, clock, f"Layer {n + 1}",
+        timelines.attention_panel(np.concatenate([even_B[None], share_NxHxB[n]]), names, top, axis, f"Layer {n + 1}",
                                   f"att{number}-{n}")
         for n in layers
     )  # fmt: skip
     caption = (
-        f"Prediction {number}: where each head of each layer looks from the read back: share of its attention by time; "
-        "a line sums to 1. Blank: no token in that time. A head that weighed all tokens alike would look like the line "
-        "at the top."
+        f"Prediction {number}: attention of each head of each layer at the prediction time, as shares by time before "
+        "it; a line sums to 1. Blank: no token in that time. The line at the top is uniform attention."
     )
     if len(layers) < len(weight_NxHxT):
         caption += f" {len(layers)} of {len(weight_NxHxT)} layers are drawn."

@@ -1,4 +1,4 @@
-"""Tables of a page as CSV and as LaTeX."""
+"""Exports tables of a page as CSV and as LaTeX."""
 
 import csv
 import io
@@ -32,11 +32,12 @@ def named_tables(page: Page) -> list[Table]:
 
 
 def file_name(table: Table) -> str:
+    """The table's name with what file systems may not hold replaced."""
     return re.sub(r"[^A-Za-z0-9_-]+", "_", table.name)
 
 
 def to_csv(table: Table) -> str:
-    """One line per row of the table; a table with groups has them in a first column."""
+    """One line for each row of the table; a table with groups has them in a first column."""
     groups = any(isinstance(r, Group) for r in table.rows)
     out, group = io.StringIO(), ""
     writer = csv.writer(out, lineterminator="\n")
@@ -50,12 +51,13 @@ def to_csv(table: Table) -> str:
 
 
 def _plain(cell: str) -> str:
-    """A cell that a spreadsheet must not take for a formula."""
+    """A cell that no spreadsheet takes for a formula."""
     cell = cell.replace("\N{MINUS SIGN}", "-").replace("\N{NO-BREAK SPACE}", " ")
     return "'" + cell if re.match(r"[=@\t\r]|[+-](?![\d.])", cell) else cell
 
 
 def latex_text(text: str) -> str:
+    """`text` with the characters that LaTeX would interpret escaped."""
     return "".join(_LATEX.get(character, character) for character in text)
 
 

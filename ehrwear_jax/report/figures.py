@@ -1,12 +1,12 @@
-"""Figures as SVG markup that takes its colours from the page, so that light and dark both work.
+"""Draws figures as SVG markup that takes its colours from the page, for the light and the dark scheme.
 
 Matplotlib draws with the light colours of COLORS; each is then replaced by the style sheet's
-variable of that name. Text stays text: it can be selected and searched, and scales with the page.
+variable of that name. Text is kept as text: it can be selected and searched, and scales with the page.
 """
 
 import io
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -15,8 +15,8 @@ import matplotlib.ticker
 import numpy as np
 from matplotlib.figure import Figure
 
-# (light, dark). Hues after Okabe and Ito, which people with colour blindness tell apart; moved
-# where they would be too faint on one of the two backgrounds.
+# (light, dark). Hues after Okabe and Ito, which people with colour blindness can distinguish; adjusted
+# for contrast with both backgrounds.
 COLORS = {
     "ink": ("#1b2126", "#e8ebee"),
     "muted": ("#5c6770", "#a3adb6"),
@@ -33,7 +33,7 @@ COLORS = {
     "sky": ("#2f9fd8", "#8ad0f7"),
 }
 SERIES = ("blue", "vermilion", "green", "purple", "slate", "amber", "sky")
-ROW_COLORS = {
+MODEL_COLORS = {
     "joint": "blue",
     "ehr_only": "green",
     "wear_only": "vermilion",
@@ -52,19 +52,20 @@ _VARIABLES = {light: name for name, (light, _) in COLORS.items()}
 
 
 def color(name: str) -> str:
+    """The light variant, which `canvas` replaces by the page's variable."""
     return COLORS[name][0]
 
 
-def row_colors(rows: Sequence[str]) -> dict[str, str]:
-    """A colour name per row: fixed for the known ones, the unused ones in turn for others."""
-    taken = {ROW_COLORS[r] for r in rows if r in ROW_COLORS}
+def model_colors(models: Sequence[str]) -> dict[str, str]:
+    """A colour name per model: fixed for the known ones, the unused ones in turn for others."""
+    taken = {MODEL_COLORS[m] for m in models if m in MODEL_COLORS}
     spare = [c for c in SERIES if c not in taken] or list(SERIES)
-    unknown = [r for r in rows if r not in ROW_COLORS]
-    return {r: ROW_COLORS.get(r) or spare[unknown.index(r) % len(spare)] for r in rows}
+    unknown = [m for m in models if m not in MODEL_COLORS]
+    return {m: MODEL_COLORS.get(m) or spare[unknown.index(m) % len(spare)] for m in models}
 
 
 @contextmanager
-def canvas(width: float, height: float, identifier: str):
+def canvas(width: float, height: float, identifier: str) -> Iterator[tuple[Figure, list[str]]]:
     """A figure of `width` x `height` inches and a list that receives its SVG."""
     out: list[str] = []
     with matplotlib.rc_context():
@@ -129,9 +130,9 @@ def _inline(svg: str, identifier: str) -> str:
 
 @dataclass(frozen=True)
 class Bar:
-    """One row of comparison in an interval panel; `row` chooses the colour."""
+    """One model in an interval panel; `model` determines the colour."""
 
-    row: str
+    model: str
     label: str
     value: float
     lo: float | None
@@ -139,14 +140,14 @@ class Bar:
 
 
 def interval_panel(bars: Sequence[Bar], title: str, label: str, limits: tuple[float, float], identifier: str) -> str:
-    """Values with intervals, one line per row; the oracle is a dashed line behind them."""
-    shown = [b for b in bars if b.row != "oracle"]
-    colors = row_colors([b.row for b in shown])
+    """Values with intervals, one line for each model; the oracle is a dashed line behind them."""
+    shown = [b for b in bars if b.model != "oracle"]
+    colors = model_colors([b.model for b in shown])
     with canvas(4.3, 0.75 + 0.24 * len(bars), identifier) as (figure, out):
         ax = figure.add_subplot()
         for y, bar in enumerate(bars):
-            is_oracle = bar.row == "oracle"
-            shade = color("muted" if is_oracle else colors[bar.row])
+            is_oracle = bar.model == "oracle"
+            shade = color("muted" if is_oracle else colors[bar.model])
             if is_oracle:
                 ax.axvline(bar.value, color=shade, linewidth=1, linestyle=(0, (4, 3)), zorder=1)
             if bar.lo is not None:
@@ -172,25 +173,25 @@ def loss_panel(
     identifier: str,
     order: Mapping[str, int],
 ) -> str:
-    """One line per row of the pretraining, and circles for its validation.
+    """One line for each pretrained model, and circles for its validation.
 
     Args:
-      curves: curves[row] = (step, value), all finite.
+      curves: curves[model] = (step, value), all finite.
       validation: as curves.
       title: the loss term.
       identifier: unique within the page.
-      order: place of every row in the legend, which chooses its dash and colour.
+      order: position of every model in the legend, which determines its dash and colour.
     """
-    colors = row_colors(list(order))
+    colors = model_colors(list(order))
     with canvas(3.3, 2.1, identifier) as (figure, out):
         ax = figure.add_subplot()
-        for row, (steps, values) in curves.items():
+        for model, (steps, values) in curves.items():
             marker = "o" if len(steps) < 3 else None
-            ax.plot(*block_means(steps, values, 200), color=color(colors[row]), marker=marker,
-                    linestyle=DASHES[order[row] % len(DASHES)], markersize=3.5)  # fmt: skip
-        for row, (steps, values) in validation.items():
+            ax.plot(*block_means(steps, values, 200), color=color(colors[model]), marker=marker,
+                    linestyle=DASHES[order[model] % len(DASHES)], markersize=3.5)  # fmt: skip
+        for model, (steps, values) in validation.items():
             ax.plot(steps, values, "o", markerfacecolor=color("surface"), markersize=4.5,
-                    markeredgecolor=color(colors[row]), markeredgewidth=1.2)  # fmt: skip
+                    markeredgecolor=color(colors[model]), markeredgewidth=1.2)  # fmt: skip
         ax.set_title(title)
         ax.set_xlabel("step")
         ax.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(5, integer=True))
@@ -266,16 +267,16 @@ def reliability_bins(y_N: np.ndarray, p_N: np.ndarray, n_bins: int = 10) -> Reli
 
 
 def reliability_limit(bins: Sequence[ReliabilityBins]) -> float:
-    """An axis limit shared by the panels of one task that shows all bins of all rows."""
+    """An axis limit shared by the panels of one task that shows all bins of all models."""
     top = max(float(max(b.predicted_B.max(), b.hi_B.max())) for b in bins)
     return min(1.0, 1.05 * top)
 
 
 def reliability_panel(
-    p_N: np.ndarray, bins: ReliabilityBins, limit: float, row: str, title: str, identifier: str
+    p_N: np.ndarray, bins: ReliabilityBins, limit: float, model: str, title: str, identifier: str
 ) -> str:
     """Observed share against mean prediction per bin, over a histogram of the predictions."""
-    shade = color(row_colors([row])[row])
+    shade = color(model_colors([model])[model])
     with canvas(3.0, 3.5, identifier) as (figure, out):
         ax, low = figure.subplots(2, 1, sharex=True, height_ratios=(3.4, 1))
         ax.plot([0, limit], [0, limit], color=color("muted"), linewidth=1, linestyle=(0, (4, 3)))

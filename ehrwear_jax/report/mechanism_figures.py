@@ -1,46 +1,47 @@
-"""The paper's mechanisms: z around events and under a raised channel, precursors, a signal around a drug's start."""
+"""Draws the paper's mechanisms: z around events and under a raised channel, precursors, signals around drug starts."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ehrwear_jax.report import charts
 from ehrwear_jax.report import result_records as rec
-from ehrwear_jax.report.charts import Axis, Dot, Line
+from ehrwear_jax.report.charts import Axis, Dot, Line, LineOptions
 from ehrwear_jax.report.page import Block, Details, FigureGrid, Section, Text, join_words
-from ehrwear_jax.report.report_data import Evidence
+from ehrwear_jax.report.report_data import ReportData
 from ehrwear_jax.report.table_model import Column, Row, Table
 
 Part = Mapping[str, Any]
+DOTS = LineOptions(markers=True, zero=True)
 AROUND = {"event": "Around the event", "pseudo_event": "The same people, 120 days earlier"}
 DISTANCE = "distance of whitened z, SD"
 MEASURES = {"rmssd": "HRV (RMSSD)", "hrv": "HRV", "sdnn": "HRV (SDNN)"}  # what the paper calls HRV
-FEW_SEEN = 0.5  # below this share of reads that see the control's days, the difference is called into question
+FEW_SEEN = 0.5  # below this share of prediction times whose context holds the control's days, a caution is added
 
 
-def mechanisms(evidence: Evidence) -> Section:
-    """Figures with intervals, each after a sentence on what is shown and how it would look without an effect."""
-    title, found = "Mechanisms", evidence.mechanisms
-    if evidence.not_interpreted:
-        return Section("mechanisms", title, (Text(evidence.not_interpreted),))
+def mechanisms(data: ReportData) -> Section:
+    """Figures with intervals, each after a sentence on what is shown and what is expected without an effect."""
+    title, found = "Mechanisms", data.mechanisms
+    if data.not_interpreted:
+        return Section("mechanisms", title, (Text(data.not_interpreted),))
     if not found:
-        return Section("mechanisms", title, (Text("The paper's mechanisms were not looked for."),))
-    least = 2 if evidence.individuals else charts.MIN_CELL
+        return Section("mechanisms", title, (Text("The paper's mechanisms were not computed."),))
+    least = 2 if data.individuals else charts.MIN_CELL
     blocks: list[Block] = [
-        Text("Averages over people of what the model or the data show. They describe and do not say what causes what.")
+        Text("Averages over people, of the model or of the data. They are descriptive and do not establish causes.")
     ]
-    blocks += _jump_and_drift(found.get("jump"), found.get("drift"), evidence, least)
-    blocks += _precursors(found.get("precursors"), evidence, least)
-    blocks += _drug_start(found.get("drug_start"), evidence, least)
+    blocks += _jump_and_drift(found.get("jump"), found.get("drift"), data, least)
+    blocks += _precursors(found.get("precursors"), data, least)
+    blocks += _drug_start(found.get("drug_start"), data, least)
     return Section("mechanisms", title, tuple(blocks))
 
 
 def channel_label(name: str) -> str:
-    """`heart_rate` reads `heart rate`."""
+    """`heart_rate` becomes `heart rate`."""
     return MEASURES.get(name) or " ".join(name.replace("_", " ").split())
 
 
-def _codes(evidence: Evidence, kind: str) -> str:
-    prefixes = evidence.codes.get(kind, ())
+def _codes(data: ReportData, kind: str) -> str:
+    prefixes = data.codes.get(kind, ())
     return f" (codes that begin with {join_words([p.rstrip('/') for p in prefixes])})" if prefixes else ""
 
 
@@ -57,11 +58,11 @@ def _people(part: Part) -> str:
 
 
 def _too_few(least: int, what: str = "people") -> str:
-    return f"fewer than {least} {what} have a value, so that no mean is shown."
+    return f"fewer than {least} {what} have a value, so no mean is shown."
 
 
 def _caution(n: int) -> str:
-    return f" Intervals over fewer than {charts.MIN_CELL} say little." if n < charts.MIN_CELL else ""
+    return f" Intervals over fewer than {charts.MIN_CELL} are unreliable." if n < charts.MIN_CELL else ""
 
 
 def _path(name: str, start: float, part: Part, least: int) -> Line | None:
@@ -75,15 +76,15 @@ def _path(name: str, start: float, part: Part, least: int) -> Line | None:
 # ------------------------------------------------------------------------------------------------- jump and drift
 
 
-def _jump_and_drift(jump: Part | None, drift: Part | None, evidence: Evidence, least: int) -> list[Block]:
-    found = (_jump(jump, evidence, least), _drift(drift, least))
+def _jump_and_drift(jump: Part | None, drift: Part | None, data: ReportData, least: int) -> list[Block]:
+    found = (_jump(jump, data, least), _drift(drift, least))
     blocks: list[Block] = [Text(*said) for said_of_one, _, _ in found for said in said_of_one]
     panels = tuple(panel for _, panel, _ in found if panel)
     if panels:
-        legend = charts.legend(list(AROUND), list(AROUND.values()), by_row=False) if found[0][1] else ()
+        legend = charts.legend(list(AROUND), list(AROUND.values()), by_model=False) if found[0][1] else ()
         caption = (
-            "Mean distance with 95% intervals over resampled people. Each curve starts at zero, at the read that it is "
-            "measured from; dots are reads, and the lines between them only lead the eye."
+            "Mean distance with 95% intervals over resampled people. Each curve starts at zero, at the time that it is "
+            "measured from; dots are the times at which z was computed."
         )
         drawn = [part for part, (_, panel, _) in zip((jump and jump["event"], drift), found, strict=True) if panel]
         caption += _caution(min(max(part["n"]) for part in drawn))
@@ -92,13 +93,13 @@ def _jump_and_drift(jump: Part | None, drift: Part | None, evidence: Evidence, l
     return blocks
 
 
-def _jump(part: Part | None, evidence: Evidence, least: int):
+def _jump(part: Part | None, data: ReportData, least: int):
     """([(text, definitions)], panel or None, lines of the table)."""
-    codes = _codes(evidence, "event")
+    codes = _codes(data, "event")
     if part is None:
         text = (
             f"No jump at events is shown: fewer than two held-out people have such an event{codes} with 122 days of "
-            "record before it, or the model sees no EHR."
+            "record before it, or the model is not given the EHR."
         )
         return [(text,)], None, []
     text = (
@@ -112,8 +113,8 @@ def _jump(part: Part | None, evidence: Evidence, least: int):
         return [*said, (f"Jump at an event: {_too_few(least)}",)], None, []
     ticks = tuple((d, f"{d:g}") for d in (0.0, *part["event"]["offset_days"][1:]))
     panel = charts.line_panel(
-        lines, charts.series_style(list(AROUND), by_row=False), f"At an event, {_people(part['event'])}",
-        Axis("days after the event", ticks=ticks), Axis(DISTANCE), "mechjump", markers=True, zero=True,
+        lines, charts.series_style(list(AROUND), by_model=False), f"At an event, {_people(part['event'])}",
+        (Axis("days after the event", ticks=ticks), Axis(DISTANCE)), "mechjump", DOTS,
     )  # fmt: skip
     return said, panel, [_shape_row(AROUND[k], part[k]) for k in lines]
 
@@ -131,7 +132,7 @@ def _drift(part: Part | None, least: int):
     text = (
         f"Drift under {raised} from day 0 on: distance between the latent state of the changed and of the unchanged "
         "record of the same people. If it changed nothing, the curve would lie at zero; a slow drift grows with the "
-        "days, a jump is there on the first."
+        "days, a jump occurs on the first."
     )
     said, line = [(text, ("whitened_distance",))], _path("drift", 0.0, part, least)
     if line is None:
@@ -139,7 +140,7 @@ def _drift(part: Part | None, least: int):
     ticks = tuple((d, f"{d:g}") for d in (0.0, *part["offset_days"]))
     panel = charts.line_panel(
         {"drift": line}, {"drift": (charts.SERIES[2], 2)}, f"{head}, {_people(part)}",
-        Axis("days since it was raised", ticks=ticks), Axis(DISTANCE), "mechdrift", markers=True, zero=True,
+        (Axis("days since it was raised", ticks=ticks), Axis(DISTANCE)), "mechdrift", DOTS,
     )  # fmt: skip
     return said, panel, [_shape_row(head, part)]
 
@@ -157,11 +158,11 @@ def _shape_row(text: str, part: Part) -> Row:
 
 def _shapes(rows: Sequence[Row]) -> Table:
     columns = (Column("Distance in whitened z, SD", "whitened_distance", is_text=True), Column("People"),
-               Column("First read [95% interval]"), Column("Last read [95% interval]"),
+               Column("First time [95% interval]"), Column("Last time [95% interval]"),
                Column("First share (if linear)"), Column("Days to half (if linear)"))  # fmt: skip
     note = (
-        "Medians over people. First share: of the largest distance, what is there at the first read. In brackets, what "
-        "a linear drift over the same days would have; a jump has a first share near 1 and half within the first day."
+        "Medians over people. First share: distance at the first time over the largest distance. In brackets, the "
+        "values of a linear drift over the same days; a jump has a first share near 1 and half within the first day."
     )
     return Table("Jump against drift.", columns, tuple(rows), (note,), "mechanisms_jump_drift")
 
@@ -169,23 +170,23 @@ def _shapes(rows: Sequence[Row]) -> Table:
 # ----------------------------------------------------------------------------------------------------- precursors
 
 
-def _precursors(found: Mapping[str, Part] | None, evidence: Evidence, least: int) -> list[Block]:
+def _precursors(found: Mapping[str, Part] | None, data: ReportData, least: int) -> list[Block]:
     if found is None:
         return [Text("No precursor is shown: fewer than two people have an event with wearable windows 30 to 7 days "
-                     "before it in the context, none of config.interpret.precursor_channels is there, or there is no "
+                     "before it in the context, none of config.interpret.precursor_channels exists, or there is no "
                      "binary task.")]  # fmt: skip
     by = {tuple(name.rpartition(", ")[::2]): part for name, part in found.items()}
     channels, periods = (list(dict.fromkeys(k[i] for k in by)) for i in (0, 1))
     n = max(part["n"] for part in found.values())
     words = join_words([channel_label(c) for c in channels])
     text = (
-        f"Precursors: how much the probe's logit just before an event{_codes(evidence, 'event')} changes, in absolute "
+        f"Precursors: how much the probe's logit just before an event{_codes(data, 'event')} changes, in absolute "
         f"value, when {words} 30 to 7 days before it are hidden, against hiding the same 53 to 30 days before it. If "
-        "these days held nothing of their own, both would weigh alike and the differences would lie about zero."
+        "these days were not informative, both changes would be alike and the differences would lie about zero."
     )
     if n < least:
-        return [Text(text, ("precursor",)), Text(f"Precursors: {_too_few(least, 'reads')}")]
-    style = charts.series_style(periods, by_row=False)
+        return [Text(text, ("precursor",)), Text(f"Precursors: {_too_few(least, 'prediction times')}")]
+    style = charts.series_style(periods, by_model=False)
     weights, gaps, rows = [], [], []
     for channel in channels:
         mine = [(p, by[channel, p]) for p in periods if (channel, p) in by]
@@ -201,7 +202,7 @@ def _precursors(found: Mapping[str, Part] | None, evidence: Evidence, least: int
         )
         rows += [_precursor_row(f"{channel_label(channel)}, {p}", x) for p, x in mine]
     drawn = (
-        ("Weight of what is hidden", "mean |change of the logit|, log-odds", weights),
+        ("Effect of hiding", "mean |change of the logit|, log-odds", weights),
         ("Beyond the control", "difference of the means, log-odds", gaps),
     )
     panels = tuple(
@@ -210,14 +211,16 @@ def _precursors(found: Mapping[str, Part] | None, evidence: Evidence, least: int
         if any(dots for _, dots in groups)
     )
     seen = max(part["control_seen"] for part in found.values())
-    caption = f"n = {n:,} reads just before an event, with 95% intervals over resampled people. "
-    caption += f"The context of {100 * seen:.0f}% of them reaches back into the control's days"
-    caption += "; so few that the differences say little." if seen < FEW_SEEN else "."
+    caption = f"n = {n:,} prediction times just before an event, with 95% intervals over resampled people. "
+    caption += f"The context of {100 * seen:.0f}% of them holds windows of the control's days"
+    caption += "; so few that the differences are unreliable." if seen < FEW_SEEN else "."
     caption += _caution(n)
-    legend = charts.legend(periods, [f"{p} before" if "(" not in p else p for p in periods], by_row=False)
+    legend = charts.legend(periods, [f"{p} before" if "(" not in p else p for p in periods], by_model=False)
     columns = (Column("Hidden", "precursor", is_text=True), Column("Mean |change| [95% interval]"),
-               Column("Beyond the control [95% interval]"), Column("p", "p_value"), Column("Reads"))  # fmt: skip
-    table = Table("Weight of signals before an event, log-odds.", columns, tuple(rows), (), "mechanisms_precursors")
+               Column("Beyond the control [95% interval]"), Column("p", "p_value"),
+               Column("Prediction times"))  # fmt: skip
+    caption_of_table = "Effect of hiding signals before an event, log-odds."
+    table = Table(caption_of_table, columns, tuple(rows), (), "mechanisms_precursors")
     return [Text(text, ("precursor",)), FigureGrid(caption, panels, legend, "medium"),
             Details("The same in numbers", (table,))]  # fmt: skip
 
@@ -236,16 +239,16 @@ def _precursor_row(text: str, part: Part) -> Row:
 # ----------------------------------------------------------------------------------------------- start of a drug
 
 
-def _drug_start(found: Part | None, evidence: Evidence, least: int) -> list[Block]:
+def _drug_start(found: Part | None, data: ReportData, least: int) -> list[Block]:
     if found is None:
         return [Text("No signal around the start of a drug is shown: fewer than two people wore a device before and "
-                     f"after their first drug code{_codes(evidence, 'drug')}, or none of "
-                     "config.interpret.response_channels is there.")]  # fmt: skip
+                     f"after their first drug code{_codes(data, 'drug')}, or none of "
+                     "config.interpret.response_channels exists.")]  # fmt: skip
     channel, edges = channel_label(found["channel"]), found["edge_days"]
     text = (
-        f"Start of a drug{_codes(evidence, 'drug')}: {channel} by week from the first drug code, as the change from "
-        f"the same person's mean over the {-edges[0]:g} days before, in SD of the training windows. Of the data, not "
-        "of the model. If nothing changed, the means would stay at zero; before day 0 they must lie about it."
+        f"Start of a drug{_codes(data, 'drug')}: {channel} by week from the first drug code, as the change from "
+        f"the same person's mean over the {-edges[0]:g} days before, in SD of the training windows. It describes the "
+        "data, not the model. Without a change the means would stay at zero; before day 0 they lie about it."
     )
     kept = _hidden(found, least)
     if all(v is None for v in kept["mean"]):
@@ -253,8 +256,8 @@ def _drug_start(found: Part | None, evidence: Evidence, least: int) -> list[Bloc
     middle = [(a + b) / 2 for a, b in zip(edges[:-1], edges[1:], strict=True)]
     panel = charts.line_panel(
         {"drug": Line("drug", middle, kept["mean"], kept["lo"], kept["hi"])}, {"drug": (charts.SERIES[0], 0)}, "",
-        Axis("days from the first drug code", ticks=tuple((e, f"{e:g}".replace("-", rec.MINUS)) for e in edges)),
-        Axis(f"change of {channel}, SD"), "mechdrug", markers=True, zero=True,
+        (Axis("days from the first drug code", ticks=tuple((e, f"{e:g}".replace("-", rec.MINUS)) for e in edges)),
+         Axis(f"change of {channel}, SD")), "mechdrug", DOTS,
     )  # fmt: skip
     rows = []
     for k, n in enumerate(found["n"]):

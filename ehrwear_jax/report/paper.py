@@ -1,15 +1,15 @@
-"""The paper's tables 1 to 9, filled from the records of a run; those that cannot be filled say why."""
+"""Fills the paper's tables 1 to 9 from the records of a run, and says why others cannot be filled."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from ehrwear_jax.report import result_records as rec
 from ehrwear_jax.report.page import Block, Section, Text
-from ehrwear_jax.report.report_data import Evidence
+from ehrwear_jax.report.report_data import ReportData
 from ehrwear_jax.report.result_records import Record
 from ehrwear_jax.report.table_model import Column, Group, Row, Table
 
-# row -> what the paper's Table 4 calls it; a row is named as the variant of the config that it is pretrained with
+# model -> its name in the paper's Table 4; a model is named as the variant of the config that it is pretrained with
 ABLATIONS = {
     "no_wear_to_ehr": "without the loss from wearable to EHR",
     "no_ehr_to_wear": "without the loss from EHR to wearable",
@@ -19,7 +19,7 @@ ABLATIONS = {
 }
 STAR = "\N{NO-BREAK SPACE}*"
 STAR_NOTE = (
-    "* differs from the first row: q of the paired difference at most 0.05 (Benjamini and Hochberg, over all "
+    "* differs from the first model: q of the paired difference at most 0.05 (Benjamini and Hochberg, over all "
     "comparisons of this measure in the report)."
 )
 SUBGROUPS = {
@@ -40,10 +40,11 @@ WORDS = {
 
 
 def level_label(attribute: str, level: str) -> str:
+    """A subgroup's name in words."""
     return WORDS.get((attribute, level)) or (f"age {level}" if attribute == "age" else level)
 
 
-def sorted_levels(levels) -> list[str]:
+def sorted_levels(levels: Iterable[str]) -> list[str]:
     """Levels without repeats; bands of ages from the youngest."""
     ages = {"<": -1, ">": 1}
     return sorted(dict.fromkeys(levels), key=lambda level: (ages.get(level[:1], 0), level))
@@ -51,8 +52,8 @@ def sorted_levels(levels) -> list[str]:
 
 def share(entry: Mapping) -> str:
     """`9.6%` of an entry of prevalence."""
-    known = entry["positives"] is not None and entry["reads"]
-    return f"{100 * entry['positives'] / entry['reads']:.1f}%" if known else rec.ABSENT
+    known = entry["positives"] is not None and entry["times"]
+    return f"{100 * entry['positives'] / entry['times']:.1f}%" if known else rec.ABSENT
 
 
 def horizon_of(task: str) -> tuple[str, float] | None:
@@ -62,7 +63,7 @@ def horizon_of(task: str) -> tuple[str, float] | None:
 
 
 def main_task(records: Sequence[Record], wanted: str = "") -> str | None:
-    """The binary task that one-task tables are of: the wanted one, else the one of the longest horizon."""
+    """The binary task of tables of one task: the wanted one, else the one of the longest horizon."""
     tasks = rec.tasks_of(r for r in records if r["metric"] == "auroc")
     if wanted in tasks:
         return wanted
@@ -70,61 +71,74 @@ def main_task(records: Sequence[Record], wanted: str = "") -> str | None:
 
 
 class Lookup:
-    """Records by (task, row, metric), with significance against the main row."""
+    """Records by (task, model, metric), with significance against the main model; `stars` counts significant cells."""
 
     def __init__(self, records: Sequence[Record]):
-        self.by_key = {(r["task"], r["row"], r["metric"]): r for r in records}
+        self.by_key = {(r["task"], r["model"], r["metric"]): r for r in records}
         self.stars = 0
 
-    def get(self, task, row, metric) -> Record | None:
-        return self.by_key.get((task, row, metric))
+    def get(self, task: str, model: str, metric: str) -> Record | None:
+        """The record, or None."""
+        return self.by_key.get((task, model, metric))
 
-    def rows(self, task, metric, without=frozenset()) -> list[str]:
-        found = (row for t, row, m in self.by_key if t == task and m == metric and " - " not in row)
-        return [r for r in rec.sorted_rows(found) if r not in without]
+    def models(self, task: str, metric: str, without: Collection[str] = frozenset()) -> list[str]:
+        """Models with a metric of a task, in the order of the report."""
+        found = (model for t, model, m in self.by_key if t == task and m == metric and " - " not in model)
+        return [m for m in rec.sorted_models(found) if m not in without]
 
-    def significant(self, task, row, metric) -> bool:
+    def significant(self, task: str, model: str, metric: str) -> bool:
+        """Whether the model differs from the reference model: q at most 0.05."""
         q = [r["value"] for (t, pair, m), r in self.by_key.items()
-             if t == task and m == f"{metric}_difference_q" and pair.endswith(f" - {row}")]  # fmt: skip
+             if t == task and m == f"{metric}_difference_q" and pair.endswith(f" - {model}")]  # fmt: skip
         return bool(q) and q[0] is not None and q[0] <= 0.05
 
-    def cell(self, task, row, metric) -> str:
-        found = self.get(task, row, metric)
+    def cell(self, task: str, model: str, metric: str) -> str:
+        """The number with its interval, and a star where it is significant."""
+        found = self.get(task, model, metric)
         if found is None:
             return rec.ABSENT
-        star = self.significant(task, row, metric)
+        star = self.significant(task, model, metric)
         self.stars += star
         return rec.format_interval(found) + STAR * star
 
-    def grid(self, name, caption, columns, rows, first="Model", notes=()) -> Table:
-        """Columns: (task, metric, heading). The best of each column is bold; the oracle stands apart."""
+    def grid(
+        self,
+        name: str,
+        caption: str,
+        columns: Sequence[tuple[str, str, str]],
+        models: Sequence[str],
+        first: str = "Model",
+        notes: Sequence[str] = (),
+    ) -> Table:
+        """Models by columns (task, metric, heading). The best of each column is bold; the oracle is set apart."""
         before, lines = self.stars, []
         best = {
-            i: rec.best_rows(
-                {r: found["value"] for r in rows if (found := self.get(task, r, metric))},
+            i: rec.best_models(
+                {m: found["value"] for m in models if (found := self.get(task, m, metric))},
                 rec.metric_of(metric).higher_is_better,
             )
             for i, (task, metric, _) in enumerate(columns, 1)
         }
-        for row in rows:
-            cells = tuple(self.cell(task, row, metric) for task, metric, _ in columns)
-            bold = frozenset(i for i in best if row in best[i])
-            label = ABLATIONS.get(row) or rec.row_label(row)
-            lines.append(Row((label, *cells), bold, apart=row == rec.ORACLE))
+        for model in models:
+            cells = tuple(self.cell(task, model, metric) for task, metric, _ in columns)
+            bold = frozenset(i for i in best if model in best[i])
+            label = ABLATIONS.get(model) or rec.model_label(model)
+            lines.append(Row((label, *cells), bold, apart=model == rec.ORACLE))
         notes = (*notes, STAR_NOTE) if self.stars > before else tuple(notes)
         heads = [Column(heading, rec.metric_of(metric).definition) for _, metric, heading in columns]
         return Table(caption, (Column(first, is_text=True), *heads), tuple(lines), notes, name)
 
 
 def _heading(records: Lookup, task: str, text: str) -> str:
+    """A column's heading with the number of prediction times and of positive ones."""
     found = next((r for (t, _, m), r in records.by_key.items() if t == task and "_difference" not in m), None)
     return f"{text} ({rec.format_population(found)})" if found else text
 
 
-def paper_tables(records: Sequence[Record], evidence: Evidence) -> Section:
+def paper_tables(records: Sequence[Record], data: ReportData) -> Section:
     """Every table of the paper that the run has the numbers for, then what is missing and why."""
     found = Lookup(records)
-    task = main_task(records, evidence.main_task)
+    task = main_task(records, data.main_task)
     blocks: list[Block] = []
     absent: dict[str, str] = {}
 
@@ -132,23 +146,23 @@ def paper_tables(records: Sequence[Record], evidence: Evidence) -> Section:
         there = [t for t in tables if t is not None]
         blocks.extend(there)
         if not there:
-            absent[number] = evidence.absent.get(number, reason)
+            absent[number] = reason
 
     add("1", _forecasting(found, records), "the run has no binary task.")
     add("2", [_physiology(found, records)], "the run has no task with float labels; they are made from wearable "
         "recordings by config.labels.physiology.measures and named in config.evaluate.tasks.")  # fmt: skip
     add("3", _survival(found, records), "the run has no time-to-event task (a label table with time_to_event_days and "
         "event_observed).")  # fmt: skip
-    add("4", [_ablations(found, task)], "it compares models that are pretrained apart, one per variant of the config "
-        f"({', '.join(ABLATIONS)}). Their predictions under these names in one folder, given as "
+    add("4", [_ablations(found, task)], "it compares models that are pretrained separately, one for each variant of "
+        f"the config ({', '.join(ABLATIONS)}). Their predictions under these names in one folder, given as "
         "config.report.predictions_dir beside the full model's, fill it.")  # fmt: skip
-    add("5", [_prevalence(evidence)], "who was labelled is not known from the predictions given.")
+    add("5", [_prevalence(data)], "the predictions do not say who was labelled.")
     add("6", [_confusion(found, task)], "its thresholds are chosen on a tuning split, and no tuning predictions were "
         "given (config.report.tuning_dir).")  # fmt: skip
-    add("7", [_effects(found, task)], "no paired difference was computed: there is no reference row, or no other.")
+    add("7", [_effects(found, task)], "no paired difference was computed: there is no reference model, or no other.")
     for number in ("8", "9"):
         reason = "the device is not known of the people evaluated." if number == "9" else "age and sex are not known."
-        add(number, [subgroup_table(evidence, task, number)], reason)
+        add(number, [subgroup_table(data, task, number)], reason)
     if not blocks:
         blocks.append(Text("No table of the paper can be filled from this run."))
     for number, reason in sorted(absent.items()):
@@ -156,8 +170,8 @@ def paper_tables(records: Sequence[Record], evidence: Evidence) -> Section:
     return Section("paper", "The paper's tables", tuple(blocks))
 
 
-def families(records) -> dict[str, list[str]]:
-    """Binary tasks that differ by their horizon only, shortest first; a task without a horizon stands alone."""
+def families(records: Sequence[Record]) -> dict[str, list[str]]:
+    """Binary tasks that differ by their horizon only, shortest first; one without a horizon is a family of its own."""
     out: dict[str, list[tuple[float, str]]] = {}
     for task in rec.tasks_of(r for r in records if r["metric"] == "auroc"):
         name, days = horizon_of(task) or (task, 0.0)
@@ -168,7 +182,7 @@ def families(records) -> dict[str, list[str]]:
 def _forecasting(found: Lookup, records) -> list[Table]:
     out = []
     for name, tasks in families(records).items():
-        rows = rec.sorted_rows(r for t in tasks for r in found.rows(t, "auroc", ABLATIONS.keys()))
+        models = rec.sorted_models(r for t in tasks for r in found.models(t, "auroc", ABLATIONS.keys()))
         for metric in ("auroc", "auprc"):
             columns = []
             for task in tasks:
@@ -176,7 +190,7 @@ def _forecasting(found: Lookup, records) -> list[Table]:
                 columns.append((task, metric, _heading(found, task, f"{days[1]:g} days" if days else "")))
             label = rec.metric_of(metric).label
             caption = f"Table 1, {label}: {rec.task_label(name).lower()}. Bold: best of the column to three decimals."
-            out.append(found.grid(f"table1_{name}_{metric}", caption, columns, rows))
+            out.append(found.grid(f"table1_{name}_{metric}", caption, columns, models))
     return out
 
 
@@ -184,32 +198,33 @@ def _physiology(found: Lookup, records) -> Table | None:
     tasks = rec.tasks_of(r for r in records if r["metric"] == "rmse")
     if not tasks:
         return None
-    rows = rec.sorted_rows(r for t in tasks for r in found.rows(t, "rmse"))
+    models = rec.sorted_models(r for t in tasks for r in found.models(t, "rmse"))
     columns = []
     for task in tasks:
         columns.append((task, "rmse", _heading(found, task, f"{rec.task_label(task)}, RMSE")))
         columns.append((task, "r2", f"{rec.task_label(task)}, R\N{SUPERSCRIPT TWO}"))
     note = "RMSE in the unit of the label table; the paper gives no units. R\N{SUPERSCRIPT TWO} is 0 for the mean."
-    return found.grid("table2", "Table 2: physiological outcomes. Lower RMSE is better.", columns, rows, notes=(note,))
+    caption = "Table 2: physiological outcomes. Lower RMSE is better."
+    return found.grid("table2", caption, columns, models, notes=(note,))
 
 
 def _survival(found: Lookup, records) -> list[Table]:
     out = []
     for task in rec.tasks_of(r for r in records if r["metric"] == "c_index"):
-        rows = found.rows(task, "c_index")
+        models = found.models(task, "c_index")
         days = sorted(float(m[4:]) for t, _, m in found.by_key if t == task and re.fullmatch(r"auc_[\d.]+", m))
         chosen = max((d for d in days if d <= 365), default=max(days, default=None))
         wanted = [("c_index", "C-index"), ("uno_c", "Uno's C")]
         if chosen is not None:
             wanted.insert(0, (f"auc_{chosen:g}", f"AUC@{chosen:g} days"))
             wanted += [(f"brier_{chosen:g}", f"Brier score@{chosen:g} days"), ("ibs", "Integrated Brier score")]
-        wanted = [(m, h) for m, h in wanted if any(found.get(task, r, m) for r in rows)]
+        wanted = [(m, h) for m, h in wanted if any(found.get(task, model, m) for model in models)]
         table = found.grid(
             f"table3_{task}", f"Table 3: {rec.task_label(task).lower()} "
-            f"({rec.format_population(found.get(task, rows[0], 'c_index'), event='events')}).",
-            [(task, m, h) for m, h in wanted], rows,
+            f"({rec.format_population(found.get(task, models[0], 'c_index'), event='events')}).",
+            [(task, m, h) for m, h in wanted], models,
         )  # fmt: skip
-        null = {m: found.get(task, rows[0], f"{m}_null") for m, _ in wanted}
+        null = {m: found.get(task, models[0], f"{m}_null") for m, _ in wanted}
         if any(null.values()):
             cells = tuple(rec.format_interval(null[m]) if null[m] else rec.ABSENT for m, _ in wanted)
             extra = Row(("Kaplan-Meier, no covariates", *cells), apart=True)
@@ -219,49 +234,49 @@ def _survival(found: Lookup, records) -> list[Table]:
 
 
 def _ablations(found: Lookup, task) -> Table | None:
-    rows = [r for r in ABLATIONS if found.get(task, r, "auroc")]
-    main = found.rows(task, "auroc", ABLATIONS.keys()) if task else []
-    if not rows or not main:
+    models = [m for m in ABLATIONS if found.get(task, m, "auroc")]
+    main = found.models(task, "auroc", ABLATIONS.keys()) if task else []
+    if not models or not main:
         return None
     columns = [(task, "auroc", _heading(found, task, "AUROC"))]
     caption = f"Table 4: ablations, {rec.task_label(task).lower()}."
-    return found.grid("table4", caption, columns, [main[0], *rows], "Variant")
+    return found.grid("table4", caption, columns, [main[0], *models], "Variant")
 
 
-def _prevalence(evidence: Evidence) -> Table | None:
-    held = [r for r in evidence.prevalence if r["split"] == "held_out"]
+def _prevalence(data: ReportData) -> Table | None:
+    held = [r for r in data.prevalence if r["split"] == "held_out"]
     if not held:
         return None
     lines = []
     for r in held:
         days = rec.ABSENT if r["median_days"] is None else f"{r['median_days']:,.0f}"
-        counts = (rec.format_count(r[k]) for k in ("people", "reads", "positives"))
+        counts = (rec.format_count(r[k]) for k in ("people", "times", "positives"))
         lines.append(Row((rec.task_label(r["task"]), *counts, share(r), days)))
-    heads = ("Patients", "Reads", "Positive reads", "Prevalence", "Median follow-up, days")
+    heads = ("Patients", "Prediction times", "Positive", "Prevalence", "Median follow-up, days")
     columns = (Column("Task", is_text=True), *(Column(h) for h in heads))
-    note = "A person can be read at several times. Follow-up is given where the label table holds times."
+    note = "A person can have several prediction times. Follow-up is given where the label table holds times."
     return Table("Table 5: outcomes of the held-out people.", columns, tuple(lines), (note,), "table5")
 
 
 def _confusion(found: Lookup, task) -> Table | None:
-    rows = found.rows(task, "sensitivity") if task else []
-    if not rows:
+    models = found.models(task, "sensitivity") if task else []
+    if not models:
         return None
     lines = []
-    for row in rows:
-        counts = (found.get(task, row, m)["value"] for m in ("tp", "fp", "tn", "fn"))
-        rates = (found.cell(task, row, m) for m in ("sensitivity", "specificity", "ppv"))
-        threshold = rec.format_number(found.get(task, row, "threshold")["value"])
-        lines.append(Row((rec.row_label(row), threshold, *(f"{c:,.0f}" for c in counts), *rates)))
+    for model in models:
+        counts = (found.get(task, model, m)["value"] for m in ("tp", "fp", "tn", "fn"))
+        rates = (found.cell(task, model, m) for m in ("sensitivity", "specificity", "ppv"))
+        threshold = rec.format_number(found.get(task, model, "threshold")["value"])
+        lines.append(Row((rec.model_label(model), threshold, *(f"{c:,.0f}" for c in counts), *rates)))
     heads = ("Threshold", "True positives", "False positives", "True negatives", "False negatives")
     columns = (Column("Model", "confusion", is_text=True), *(Column(h) for h in heads),
                *(Column(h) for h in ("Sensitivity", "Specificity", "PPV")))  # fmt: skip
     caption = f"Table 6: confusion matrices at a sensitivity fixed on the tuning split, {rec.task_label(task).lower()}."
-    return Table(caption, columns, tuple(lines), (_heading(found, task, "Held-out reads") + ".",), "table6")
+    return Table(caption, columns, tuple(lines), (_heading(found, task, "Held-out prediction times") + ".",), "table6")
 
 
 def _effects(found: Lookup, task) -> Table | None:
-    pairs = [row for t, row, m in found.by_key if t == task and m == "auroc_difference"]
+    pairs = [model for t, model, m in found.by_key if t == task and m == "auroc_difference"]
     if not pairs:
         return None
     lines = []
@@ -276,7 +291,7 @@ def _effects(found: Lookup, task) -> Table | None:
             r = found.get(task, pair, f"auroc_difference_{end}")
             cells.append(rec.format_p_value(r["value"]) if r else rec.ABSENT)
         cells[-1] += STAR if found.significant(task, pair.partition(" - ")[2], "auroc") else ""
-        lines.append(Row((rec.row_label(pair), *cells)))
+        lines.append(Row((rec.model_label(pair), *cells)))
     columns = (
         Column("Comparison", "difference", is_text=True),
         Column("\N{GREEK CAPITAL LETTER DELTA} AUROC"),
@@ -289,33 +304,33 @@ def _effects(found: Lookup, task) -> Table | None:
     return Table(caption, columns, tuple(lines), ("* q at most 0.05.",), "table7")
 
 
-def subgroup_table(evidence: Evidence, task, number: str) -> Table | None:
-    """AUROC and its gap to the largest group by row and level of the attributes of SUBGROUPS[number]."""
+def subgroup_table(data: ReportData, task: str | None, number: str) -> Table | None:
+    """AUROC and its gap to the largest group by model and level of the attributes of SUBGROUPS[number]."""
     wanted, text = SUBGROUPS[number]
-    mine = [r for r in evidence.subgroups if r["task"] == task and r["attribute"] in wanted]
-    cells: Mapping = {(r["attribute"], r["level"], r["row"], r["metric"]): r for r in mine}
+    mine = [r for r in data.subgroups if r["task"] == task and r["attribute"] in wanted]
+    cells: Mapping = {(r["attribute"], r["level"], r["model"], r["metric"]): r for r in mine}
     if not cells:
         return None
-    rows = rec.sorted_rows(r["row"] for r in mine if " - " not in r["row"])
+    models = rec.sorted_models(r["model"] for r in mine if " - " not in r["model"])
     lines: list[Row | Group] = []
     for attribute in wanted:
         for level in sorted_levels(r["level"] for r in mine if r["attribute"] == attribute):
-            first = cells.get((attribute, level, rows[0], "auroc"))
+            first = cells.get((attribute, level, models[0], "auroc"))
             if first is None:
                 detail = "suppressed: too few patients"
             elif first["n_patients"] is None:
-                detail = "counts hidden, which would give a suppressed group away"
+                detail = "counts hidden, which would reveal a suppressed group"
             else:
                 positive = "" if first["n_positive"] is None else f", {first['n_positive']:,} with the event"
                 detail = f"{first['n_patients']:,} patients{positive}"
             lines.append(Group(level_label(attribute, level), detail))
-            for row in rows if first else ():
-                r = cells.get((attribute, level, row, "auroc"))
-                gap, ece = (cells.get((attribute, level, row, m)) for m in ("auroc_gap", "ece_corrected"))
+            for model in models if first else ():
+                r = cells.get((attribute, level, model, "auroc"))
+                gap, ece = (cells.get((attribute, level, model, m)) for m in ("auroc_gap", "ece_corrected"))
                 lines.append(Row((
-                    rec.row_label(row), rec.format_interval(r) if r else rec.ABSENT,
+                    rec.model_label(model), rec.format_interval(r) if r else rec.ABSENT,
                     _signed(gap) if gap else "reference", rec.format_interval(ece) if ece else rec.ABSENT,
-                ), apart=row == rec.ORACLE))  # fmt: skip
+                ), apart=model == rec.ORACLE))  # fmt: skip
     head = f"Table {number}: " if number else ""
     columns = (Column("Group", "subgroup", is_text=True), Column("AUROC [95% interval]", "auroc"),
                Column("Gap to the largest group"), Column("Corrected ECE", "ece_corrected"))  # fmt: skip

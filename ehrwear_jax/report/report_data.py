@@ -1,4 +1,4 @@
-"""What a report shows beside its records: curves, subgroups, robustness, the latent space, the cohort, compute."""
+"""Declares what a report shows beside its records: curves, subgroups, robustness, latent space, cohort, compute."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,9 +11,9 @@ Entry = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class PatientMap:
-    """Two principal components of a row's latents at held-out reads, with the outcome of a task."""
+    """Two principal components of a model's latents at held-out prediction times, with the outcome of a task."""
 
-    row: str
+    model: str
     task: str
     xy_Nx2: np.ndarray
     share_2: tuple[float, float]
@@ -22,22 +22,22 @@ class PatientMap:
 
 @dataclass(frozen=True)
 class Kernels:
-    """A row's learned time kernels K(d) / K(0), [layers, heads, K] at days_K."""
+    """A model's learned time kernels K(d) / K(0), [layers, heads, K] at days_K."""
 
-    row: str
+    model: str
     days_K: np.ndarray
     value_LxHxK: np.ndarray
 
 
 @dataclass(frozen=True)
 class Explained:
-    """What one prediction rests on, as in interpret/people.json and people.npz (stages/interpret_people.py).
+    """Attributions of one prediction, as in interpret/people.json and people.npz (stages/interpret_people.py).
 
     Attributes:
       risk, logit: of the probe. completeness_gap: of the integrated gradients, in the logit.
       groups, channels, histories, counterfactuals: name of a change of the record -> change of the logit.
-      tokens: {days, label, gradient, rollout}, in time; days before the read are negative.
-      attention: [layers, heads, tokens] of the read.
+      tokens: {days, label, gradient, rollout}, in time; days before the prediction time are negative.
+      attention: [layers, heads, tokens] of the query at the prediction time.
       wear, wear_days: integrated gradients [windows, signals] and the windows' ends; signals: their names.
     """
 
@@ -56,8 +56,8 @@ class Explained:
 
 
 @dataclass(frozen=True)
-class Evidence:
-    """All of it may be empty; the page then says so.
+class ReportData:
+    """Everything may be empty; the page then says so.
 
     Attributes:
       subgroups, curves, fractions, prevalence, demographics: as in evaluate/details.json (stages/evaluate_score.py,
@@ -65,12 +65,11 @@ class Evidence:
       robustness, geometry, retrieval, uncertainty: as in interpret/*.json (stages/interpret.py).
       mechanisms: as in interpret/mechanisms.json (stages/interpret_people.py).
       codes: {"event", "drug": prefixes of the codes that the mechanisms are about}.
-      kernels, maps, explained: to draw.
-      not_interpreted: why there is nothing of the interpret stage, one sentence; "" where there is.
-      individuals: draw every read of the maps, and means over few people; else hexagons of ten reads or more.
-      compute: one {column: text} per pretrained row.
-      main_task: the binary task that tables 6 to 9 are of; "" chooses the longest horizon.
-      absent: table number -> why this run cannot fill it, where the general reason does not say it.
+      kernels, maps, explained: what is drawn of the networks and of single predictions.
+      not_interpreted: one sentence on why there is nothing of the interpret stage; "" where there is.
+      individuals: draw every prediction time of the maps, and means over few people; else hexagons of ten or more.
+      compute: one {column: text} for each pretrained model.
+      main_task: the binary task of tables 6 to 9; "" chooses the longest horizon.
     """
 
     subgroups: Sequence[Entry] = ()
@@ -91,4 +90,3 @@ class Evidence:
     individuals: bool = False
     compute: Sequence[Mapping[str, str]] = ()
     main_task: str = ""
-    absent: Mapping[str, str] = field(default_factory=dict)

@@ -1,7 +1,7 @@
-"""Result records: their schema, names and order, and how their numbers are written.
+"""Checks result records, and formats their names, order and numbers.
 
-A record is one number about one row of comparison:
-`{"dataset", "row", "task", "metric", "value", "lo", "hi", "n", "n_positive", "seed"}`.
+A record is one number of one model:
+`{"dataset", "model", "task", "metric", "value", "lo", "hi", "n", "n_positive", "seed"}`.
 """
 
 import math
@@ -12,7 +12,7 @@ from typing import Any
 
 Record = dict[str, Any]
 
-FIELDS = ("dataset", "row", "task", "metric", "value", "lo", "hi", "n", "n_positive", "seed")
+FIELDS = ("dataset", "model", "task", "metric", "value", "lo", "hi", "n", "n_positive", "seed")
 ORACLE = "oracle"
 DIFFERENCE = "_difference"
 P_VALUE = "_difference_p"
@@ -23,7 +23,7 @@ ABSENT = "\N{EN DASH}"
 
 @dataclass(frozen=True)
 class Metric:
-    """How a metric is named and read; `definition` is a key of definitions.DEFINITIONS."""
+    """Label of a metric and its direction; `definition` is a key of definitions.DEFINITIONS."""
 
     label: str
     higher_is_better: bool | None = None
@@ -46,16 +46,15 @@ METRICS = {
     "ibs": Metric("Integrated Brier score", False, "ibs"),
     "ibs_skill": Metric("Skill of the integrated Brier score", True, "ibs"),
     "rmse": Metric("RMSE", False, "rmse"),
-    "rmse_sd": Metric("RMSE in SD of the training rows", False, "rmse"),
+    "rmse_sd": Metric("RMSE in SD of the training split", False, "rmse"),
     "mae": Metric("MAE", False, "rmse"),
     "r2": Metric("R\N{SUPERSCRIPT TWO}", True, "rmse"),
 }
 # metrics at a number of days
 AT_DAYS = {"auc": Metric("AUC", True, "auc_t"), "brier": Metric("Brier score", False, "ibs")}
 
-# (label, label where space is short) of the known rows, in the order in which they are shown: the
-# model first, then what it is compared with.
-ROWS = {
+# (label, label where space is short) of the known models, in the order in which they are shown.
+MODELS = {
     "joint": ("Joint model (EHR + wearable)", "Joint"),
     "ehr_only": ("EHR only", "EHR only"),
     "wear_only": ("Wearable only", "Wearable only"),
@@ -67,7 +66,7 @@ ROWS = {
     "ridge_table": ("Ridge regression (tabular)", "Ridge regression"),
     "ridge_table_ehr": ("Ridge regression (tabular, EHR only)", "Ridge, EHR"),
     "ridge_table_wear": ("Ridge regression (tabular, wearable only)", "Ridge, wearable"),
-    "training_mean": ("Mean of the training rows", "Training mean"),
+    "training_mean": ("Mean of the training split", "Training mean"),
     "cox_table": ("Cox regression (tabular)", "Cox regression"),
     "cox_table_ehr": ("Cox regression (tabular, EHR only)", "Cox, EHR"),
     "cox_table_wear": ("Cox regression (tabular, wearable only)", "Cox, wearable"),
@@ -81,7 +80,7 @@ def check_records(records: Sequence[Record], dataset: str) -> list[Record]:
     Raises:
       ValueError: a record lacks a field or has another one, a field has the wrong type, an interval
         is reversed or half given, a count is impossible, `dataset` is another one, or two records
-        report the same (row, task, metric, seed). The sentence names the record and the field.
+        report the same (model, task, metric). The sentence names the record and the field.
     """
     checked: list[Record] = []
     seen: dict[tuple, int] = {}
@@ -93,7 +92,7 @@ def check_records(records: Sequence[Record], dataset: str) -> list[Record]:
             missing = ", ".join(f for f in FIELDS if f not in record) or "none"
             unknown = ", ".join(sorted(str(f) for f in set(record) - set(FIELDS))) or "none"
             raise ValueError(f"{where}: missing fields: {missing}; unknown fields: {unknown}")
-        where += f" ({record['row']}, {record['task']}, {record['metric']})"
+        where += f" ({record['model']}, {record['task']}, {record['metric']})"
         for field in FIELDS[:4]:
             if not isinstance(record[field], str) or not record[field].strip():
                 raise ValueError(f"{where}: {field} must be a name, got {record[field]!r}")
@@ -109,9 +108,9 @@ def check_records(records: Sequence[Record], dataset: str) -> list[Record]:
             raise ValueError(f"{where}: n must be a count, got None")
         if record["n_positive"] is not None and record["n_positive"] > record["n"]:
             raise ValueError(f"{where}: n_positive {record['n_positive']} is above n {record['n']}")
-        key = tuple(record[f] for f in ("row", "task", "metric", "seed"))
+        key = record["model"], record["task"], record["metric"]
         if key in seen:
-            raise ValueError(f"{where}: same row, task, metric and seed as record {seen[key]}")
+            raise ValueError(f"{where}: same model, task and metric as record {seen[key]}")
         seen[key] = index
         checked.append({field: record[field] for field in FIELDS})
     return checked
@@ -136,70 +135,61 @@ def _count(value: Any, field: str, where: str) -> int | None:
     return int(value)
 
 
-def first_seed(records: Iterable[Record]) -> list[Record]:
-    """One record per (row, task, metric): that of the lowest seed, in the order given."""
-    best: dict[tuple, Record] = {}
-    for record in records:
-        key = (record["row"], record["task"], record["metric"])
-        if key not in best or (record["seed"] or 0) < (best[key]["seed"] or 0):
-            best[key] = record
-    return list(best.values())
-
-
 def tasks_of(records: Iterable[Record]) -> list[str]:
-    """Tasks in order of first appearance, which is the order that the caller chose."""
+    """Tasks in order of first appearance."""
     return list(dict.fromkeys(r["task"] for r in records))
 
 
-def sorted_rows(rows: Iterable[str]) -> list[str]:
-    """Rows without repeats: the known ones in ROWS' order, then others, the oracle last."""
-    rows = list(dict.fromkeys(rows))
-    known = [r for r in ROWS if r in rows and r != ORACLE]
-    other = [r for r in rows if r not in ROWS]
-    return known + other + [ORACLE] * (ORACLE in rows)
+def sorted_models(models: Iterable[str]) -> list[str]:
+    """Models without repeats: the known ones in MODELS' order, then others, the oracle last."""
+    models = list(dict.fromkeys(models))
+    known = [m for m in MODELS if m in models and m != ORACLE]
+    other = [m for m in models if m not in MODELS]
+    return known + other + [ORACLE] * (ORACLE in models)
 
 
-def main_row(rows: Iterable[str]) -> str | None:
-    """The row that the report is about: the joint model, else the first one shown."""
-    rows = sorted_rows(rows)
-    return rows[0] if rows and rows[0] != ORACLE else None
+def main_model(models: Iterable[str]) -> str | None:
+    """The model that the report is about: the joint model, else the first one shown."""
+    models = sorted_models(models)
+    return models[0] if models and models[0] != ORACLE else None
 
 
-def best_rows(values: dict[str, float | None], higher_is_better: bool | None) -> set[str]:
-    """Rows with the best value as printed; the oracle never competes."""
-    shown = {row: round(value, 3) for row, value in values.items() if value is not None and row != ORACLE}
+def best_models(values: dict[str, float | None], higher_is_better: bool | None) -> set[str]:
+    """Models with the best value as printed, without the oracle."""
+    shown = {model: round(value, 3) for model, value in values.items() if value is not None and model != ORACLE}
     if not shown or higher_is_better is None:
         return set()
     best = (max if higher_is_better else min)(shown.values())
-    return {row for row, value in shown.items() if value == best}
+    return {model for model, value in shown.items() if value == best}
 
 
-def row_label(row: str) -> str:
-    """A row's name for tables; a comparison `a - b` names both sides."""
-    if " - " in row:
-        return f" {MINUS} ".join(short_row_label(part) for part in row.split(" - "))
-    return ROWS[row][0] if row in ROWS else _words(row)
+def model_label(model: str) -> str:
+    """A model's name for tables; a comparison `a - b` names both sides."""
+    if " - " in model:
+        return f" {MINUS} ".join(short_model_label(part) for part in model.split(" - "))
+    return MODELS[model][0] if model in MODELS else _words(model)
 
 
-def short_row_label(row: str) -> str:
-    """A row's name for narrow figures and sentences."""
-    return ROWS[row][1] if row in ROWS else _words(row)
+def short_model_label(model: str) -> str:
+    """A model's name for narrow figures and sentences."""
+    return MODELS[model][1] if model in MODELS else _words(model)
 
 
-def inline_row_label(row: str) -> str:
-    """The short label as it reads inside a sentence."""
-    label = short_row_label(row)
+def inline_model_label(model: str) -> str:
+    """The short label inside a sentence: in lower case unless it is a name."""
+    label = short_model_label(model)
     is_name = label[:2].isupper() or label.startswith("Cox")
     return label if is_name else label[:1].lower() + label[1:]
 
 
 def task_label(task: str) -> str:
-    """`new_diagnosis_365d` reads `New diagnosis, 365 days`."""
+    """`new_diagnosis_365d` becomes `New diagnosis, 365 days`."""
     horizon = re.fullmatch(r"(.+?)_?(\d+)d", task)
     return f"{_words(horizon[1])}, {horizon[2]} days" if horizon else _words(task)
 
 
 def metric_of(name: str) -> Metric:
+    """The metric of a record, also of a difference or of one at a number of days."""
     base = re.sub(f"{DIFFERENCE}(_[pqzd])?$", "", name)
     if at := re.fullmatch(r"(auc|brier)_([\d.]+)", base):
         known = AT_DAYS[at[1]]
@@ -208,6 +198,7 @@ def metric_of(name: str) -> Metric:
 
 
 def is_difference(record: Record) -> bool:
+    """Whether the record is a paired difference (not its p-value)."""
     return record["metric"].endswith(DIFFERENCE)
 
 
@@ -217,7 +208,7 @@ def _words(name: str) -> str:
 
 
 def term_label(term: str) -> str:
-    """`loss/ehr_masked` reads `EHR masked`; `validation/loss/total`, `Validation, total`."""
+    """`loss/ehr_masked` becomes `EHR masked`; `validation/loss/total`, `Validation, total`."""
     return _words(term.removeprefix("loss/").replace("/loss/", "/"))
 
 
@@ -242,12 +233,14 @@ def format_interval(record: Record) -> str:
 
 
 def format_p_value(p: float | None) -> str:
+    """Three decimals, `< 0.001` below; a dash for None."""
     if p is None:
         return ABSENT
     return f"{p:.3f}" if p >= 0.0005 else "< 0.001"
 
 
 def format_count(n: int | None) -> str:
+    """With separators of thousands; a dash for None."""
     return ABSENT if n is None else f"{n:,}"
 
 

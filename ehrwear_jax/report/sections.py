@@ -1,6 +1,6 @@
-"""What the report says: records, losses, predictions and counts to the sections of a page.
+"""Turns records, losses, predictions and counts into the sections of a page.
 
-Every section is always there; where its input is missing it says so in a sentence.
+Every section is always present; where its input is missing it says so in a sentence.
 """
 
 from collections.abc import Mapping, Sequence
@@ -8,9 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from ehrwear_jax.report import figures
+from ehrwear_jax.report import figures, table_model
 from ehrwear_jax.report import result_records as rec
-from ehrwear_jax.report import table_model as tables
 from ehrwear_jax.report.page import Block, Bullets, Details, FigureGrid, Section, Text, join_words
 from ehrwear_jax.report.result_records import Record
 from ehrwear_jax.report.trajectories import (
@@ -29,8 +28,8 @@ CALIBRATION = ("brier", "ece", "ece_floor", "ece_corrected")
 DEGENERATE = "degenerate_resamples"
 VALIDATION = "validation/"
 LEARNING_RATE = "learning_rate"
-BOLD = "Bold marks the best row of a task to three decimals."
-ORACLE_NOTE = " The oracle, set apart, bounds what can be reached and is never bold."
+BOLD = "Bold marks the best model of a task to three decimals."
+ORACLE_NOTE = " The oracle, set apart, is an upper bound and never bold."
 
 
 def _of(records: Sequence[Record], metrics: Sequence[str]) -> list[Record]:
@@ -43,57 +42,58 @@ def _of(records: Sequence[Record], metrics: Sequence[str]) -> list[Record]:
 
 
 def summary(records: Sequence[Record]) -> Section:
-    """One sentence per task on how the main row stands beside the best other one."""
+    """One sentence for each task that compares the main model with the best other one."""
     items = []
     for metric in ("auroc", "c_index"):
         scores = [r for r in _of(records, [metric]) if r["value"] is not None]
         for task in rec.tasks_of(scores):
-            by_row = {r["row"]: r for r in scores if r["task"] == task}
-            main = rec.main_row(by_row)
+            by_model = {r["model"]: r for r in scores if r["task"] == task}
+            main = rec.main_model(by_model)
             if main is not None:
-                text = _standing(main, by_row, records, task, metric)
+                text = _comparison(main, by_model, records, task, metric)
                 items.append((f"{rec.task_label(task)}.", text))
     if not items:
-        return Section("summary", "At a glance", (Text("No result was evaluated in this run."),))
+        return Section("summary", "Summary", (Text("No result was evaluated in this run."),))
     blocks: list[Block] = [Bullets(tuple(items))]
     if any(rec.is_difference(r) for r in records):
-        text = "Where a difference's interval includes zero, these people do not tell the two apart."
+        text = "Where the interval of a difference includes zero, the data do not distinguish the two models."
         blocks.append(Text(text, ("difference",)))
-    return Section("summary", "At a glance", tuple(blocks))
+    return Section("summary", "Summary", tuple(blocks))
 
 
-def _standing(main: str, by_row: Mapping[str, Record], records: Sequence[Record], task: str, metric: str) -> str:
+def _comparison(main: str, by_model: Mapping[str, Record], records: Sequence[Record], task: str, metric: str) -> str:
     label = rec.metric_of(metric).label
-    text = f"{rec.short_row_label(main)}: {label} {rec.format_interval(by_row[main])}"
-    others = [r for row, r in by_row.items() if row not in (main, rec.ORACLE)]
+    text = f"{rec.short_model_label(main)}: {label} {rec.format_interval(by_model[main])}"
+    others = [r for model, r in by_model.items() if model not in (main, rec.ORACLE)]
     if others:
-        rival = max(others, key=lambda r: r["value"])
-        text += f"; best other row, {rec.inline_row_label(rival['row'])}: {rec.format_interval(rival)}"
-    if rec.ORACLE in by_row:
-        text += f"; oracle: {rec.format_interval(by_row[rec.ORACLE])}"
+        best = max(others, key=lambda r: r["value"])
+        text += f"; best other model, {rec.inline_model_label(best['model'])}: {rec.format_interval(best)}"
+    if rec.ORACLE in by_model:
+        text += f"; oracle: {rec.format_interval(by_model[rec.ORACLE])}"
     text += "."
     if others:
-        name = f"{main} - {rival['row']}"
-        paired = [r for r in records if (r["row"], r["task"], r["metric"]) == (name, task, metric + rec.DIFFERENCE)]
+        name = f"{main} - {best['model']}"
+        paired = [r for r in records if (r["model"], r["task"], r["metric"]) == (name, task, metric + rec.DIFFERENCE)]
         if paired:
-            relation = tables.zero_relation(paired[0])
+            relation = table_model.zero_relation(paired[0])
             text += f" Paired difference {rec.format_interval(paired[0])}"
             text += "." if relation == "not given" else f" ({relation})."
     return text
 
 
 def forecasting(records: Sequence[Record]) -> Section:
+    """AUROC and AUPRC of the binary tasks."""
     scores = _of(records, FORECAST)
     if not scores:
         text = "No binary outcome was evaluated in this run, so there is no AUROC and no AUPRC."
         return Section("forecasting", "Forecasting", (Text(text),))
     blocks: list[Block] = [
-        Text("How well the predictions tell held-out people with the outcome from others.", ("interval",))
+        Text("How well the predictions discriminate held-out people with the outcome from others.", ("interval",))
     ]
     blocks += _interval_figure(records, "auroc")
-    caption = "Discrimination by task and row. " + BOLD + _oracle_note(scores)
-    blocks.append(tables.performance_table(scores, FORECAST, caption))
-    blocks += _row_notes(scores)
+    caption = "Discrimination by task and model. " + BOLD + _oracle_note(scores)
+    blocks.append(table_model.performance_table(scores, FORECAST, caption))
+    blocks += _model_notes(scores)
     blocks += [
         Text(
             f"{rec.task_label(r['task'])}: {r['value']:.0f} resamples held one class only; they "
@@ -106,37 +106,38 @@ def forecasting(records: Sequence[Record]) -> Section:
 
 
 def survival(records: Sequence[Record]) -> Section:
+    """Concordance of the time-to-event tasks."""
     scores = _of(records, SURVIVAL)
     if not scores:
         text = "No time-to-event outcome was evaluated in this run, so there is no C-index."
         return Section("survival", "Survival", (Text(text),))
-    caption = "Concordance by task and row. " + BOLD + _oracle_note(scores)
-    table = tables.performance_table(scores, SURVIVAL, caption)
+    caption = "Concordance by task and model. " + BOLD + _oracle_note(scores)
+    table = table_model.performance_table(scores, SURVIVAL, caption)
     figure = _interval_figure(records, "c_index")
-    return Section("survival", "Survival", (*figure, table, *_row_notes(scores)))
+    return Section("survival", "Survival", (*figure, table, *_model_notes(scores)))
 
 
 def _has_oracle(records: Sequence[Record]) -> bool:
-    return any(r["row"] == rec.ORACLE for r in records)
+    return any(r["model"] == rec.ORACLE for r in records)
 
 
 def _oracle_note(records: Sequence[Record]) -> str:
     return ORACLE_NOTE if _has_oracle(records) else ""
 
 
-def _row_notes(records: Sequence[Record]) -> list[Block]:
-    rows = {r["row"] for r in records}
+def _model_notes(records: Sequence[Record]) -> list[Block]:
+    models = {r["model"] for r in records}
     notes = {
         "oracle": "The oracle exists because this cohort is simulated.",
-        "late_fusion": "Late fusion joins models that were trained apart.",
-        "tabular": "The tabular rows are what one would use without pretraining.",
+        "late_fusion": "Late fusion combines models that were trained separately.",
+        "tabular": "The tabular models are baselines without pretraining.",
     }
     tabular = ("gradient_boosting", "logistic_regression", "cox_table")
-    has_tabular = any(row.startswith(tabular) for row in rows)
-    shown = [k for k in notes if k in rows or (k == "tabular" and has_tabular)]
+    has_tabular = any(model.startswith(tabular) for model in models)
+    shown = [k for k in notes if k in models or (k == "tabular" and has_tabular)]
     text = " ".join(notes[key] for key in shown)
     if "oracle" not in shown:
-        text = f"There is no oracle row: true risk is known only for simulated cohorts. {text}"
+        text = f"There is no oracle: true risk is known only for simulated cohorts. {text}"
     return [Text(text.strip(), tuple(shown))]
 
 
@@ -150,37 +151,39 @@ def _interval_figure(records: Sequence[Record], metric: str) -> list[Block]:
     label = rec.metric_of(metric).label
     panels = []
     for index, task in enumerate(rec.tasks_of(scores)):
-        by_row = {r["row"]: r for r in scores if r["task"] == task}
+        by_model = {r["model"]: r for r in scores if r["task"] == task}
         bars = [
-            figures.Bar(row, rec.short_row_label(row), r["value"], r["lo"], r["hi"])
-            for row, r in ((row, by_row[row]) for row in rec.sorted_rows(by_row))
+            figures.Bar(model, rec.short_model_label(model), r["value"], r["lo"], r["hi"])
+            for model, r in ((model, by_model[model]) for model in rec.sorted_models(by_model))
         ]
         title = rec.task_label(task)
         panels.append(figures.interval_panel(bars, title, label, limits, f"{metric}{index}"))
     caption = f"{label} with 95% interval, one panel per task, all on the same scale; further right is better."
     if _has_oracle(scores):
-        caption += " The dashed line is the oracle: what lies left of it is still to be gained."
+        caption += " The dashed line is the oracle, the best attainable value."
     return [FigureGrid(caption, tuple(panels), size="medium")]
 
 
 def differences(records: Sequence[Record]) -> Section:
+    """Paired differences between models."""
     if not any(rec.is_difference(r) for r in records):
         return Section(
             "differences",
             "Paired differences",
-            (Text("No paired difference between rows was computed in this run."),),
+            (Text("No paired difference between models was computed in this run."),),
         )
-    return Section("differences", "Paired differences", (tables.difference_table(records),))
+    return Section("differences", "Paired differences", (table_model.difference_table(records),))
 
 
 def calibration(records: Sequence[Record], predictions: Predictions) -> Section:
+    """Reliability diagrams, Brier score and calibration error."""
     blocks: list[Block] = []
-    drawn = {task: rows for task, rows in predictions.items() if rows}
+    drawn = {task: models for task, models in predictions.items() if models}
     if drawn:
-        # The task with most positives first: its bins say most. The others are one click away.
-        positives = {task: max(int(np.sum(y)) for y, _ in rows.values()) for task, rows in drawn.items()}
+        # The task with most positives first, as its bins are the most precise; the others are folded.
+        positives = {task: max(int(np.sum(y)) for y, _ in models.values()) for task, models in drawn.items()}
         shown = max(drawn, key=lambda task: positives[task])
-        blocks.append(Text("On the diagonal, a predicted 20% happens 20% of the time.", ("reliability",)))
+        blocks.append(Text("On the diagonal, predicted probability and observed share agree.", ("reliability",)))
         blocks.append(_reliability_figure(shown, drawn[shown], 0))
         others = [task for task in drawn if task != shown]
         blocks += [
@@ -192,21 +195,21 @@ def calibration(records: Sequence[Record], predictions: Predictions) -> Section:
     scores = _of(records, CALIBRATION)
     if scores:
         metrics = [m for m in CALIBRATION if any(r["metric"] == m for r in scores)]
-        caption = "Calibration by task and row; lower is better. " + BOLD + _oracle_note(scores)
-        blocks.append(tables.performance_table(scores, metrics, caption))
+        caption = "Calibration by task and model; lower is better. " + BOLD + _oracle_note(scores)
+        blocks.append(table_model.performance_table(scores, metrics, caption))
     else:
         blocks.append(Text("No Brier score or calibration error was computed in this run."))
     return Section("calibration", "Calibration", tuple(blocks))
 
 
-def _reliability_figure(task: str, rows: Mapping[str, tuple], index: int) -> FigureGrid:
-    order = rec.sorted_rows(rows)
-    data = {row: tuple(np.asarray(x, np.float64) for x in rows[row]) for row in order}
-    bins = {row: figures.reliability_bins(*data[row]) for row in order}
+def _reliability_figure(task: str, models: Mapping[str, tuple], index: int) -> FigureGrid:
+    order = rec.sorted_models(models)
+    data = {model: tuple(np.asarray(x, np.float64) for x in models[model]) for model in order}
+    bins = {model: figures.reliability_bins(*data[model]) for model in order}
     limit = figures.reliability_limit(list(bins.values()))
     panels = tuple(
-        figures.reliability_panel(data[row][1], bins[row], limit, row, rec.short_row_label(row), f"rel{index}-{i}")
-        for i, row in enumerate(order)
+        figures.reliability_panel(data[m][1], bins[m], limit, m, rec.short_model_label(m), f"rel{index}-{i}")
+        for i, m in enumerate(order)
     )
     caption = (
         f"{rec.task_label(task)}: observed share against predicted probability in bins of equal "
@@ -225,13 +228,14 @@ def _reliability_figure(task: str, rows: Mapping[str, tuple], index: int) -> Fig
 
 
 def patients(trajectories: Sequence[Trajectory]) -> Section:
+    """Latent state, events and signals of single patients over time."""
     title = "Patients over time"
     if not trajectories:
         return Section("patients", title, (Text("No patient's trajectory was given to draw."),))
     scores, share = principal_components([t.z_NxD for t in trajectories])
     blocks: list[Block] = [
         Text(
-            "The latent state z is read along each record; its principal components are fitted on "
+            "The latent state z is computed along each record; its principal components are fitted on "
             f"the {len(trajectories)} patients shown together.",
             ("pca",),
         )
@@ -249,7 +253,7 @@ def patients(trajectories: Sequence[Trajectory]) -> Section:
 
 def _trajectory_caption(t: Trajectory) -> str:
     text = f"Person {t.number}, outcome: {t.outcome or 'not stated'}. Above, z; then the "
-    text += f"record's {len(t.event_time_E):,} events, one tick each, labelled where there is room"
+    text += f"record's {len(t.event_time_E):,} events, one tick each, labelled where space permits"
     if t.has_signal:
         names = [name.partition(" (")[0] for name in t.signal_names[:MAX_SIGNALS]]
         text += f"; below, {join_words(names)}, with gaps where nothing was recorded"
@@ -259,17 +263,18 @@ def _trajectory_caption(t: Trajectory) -> str:
     else:
         text += ". This patient has no wearable signal in the time shown."
     if t.prediction_time is not None:
-        text += " The dashed line is the prediction time; what is shaded came after it."
+        text += " The dashed line is the prediction time; the shaded part comes after it."
     return text
 
 
 def pretraining(losses: Mapping[str, Sequence[Mapping[str, Any]]]) -> Section:
+    """Loss curves."""
     title = "Pretraining"
     curves, skipped = loss_curves(losses)
     if not curves:
         return Section("pretraining", title, (Text("No losses of a pretraining were logged."),))
-    rows = rec.sorted_rows(row for by_row in curves.values() for row in by_row)
-    colors = figures.row_colors(rows)
+    models = rec.sorted_models(model for by_model in curves.values() for model in by_model)
+    colors = figures.model_colors(models)
     terms = list(dict.fromkeys(t.removeprefix(VALIDATION) for t in curves))
     panels = tuple(
         figures.loss_panel(
@@ -277,30 +282,30 @@ def pretraining(losses: Mapping[str, Sequence[Mapping[str, Any]]]) -> Section:
             curves.get(VALIDATION + term, {}),
             rec.term_label(term),
             f"loss{i}",
-            {row: i for i, row in enumerate(rows)},
+            {model: i for i, model in enumerate(models)},
         )
         for i, term in enumerate(terms)
     )
-    legend = tuple((rec.short_row_label(row), colors[row], figures.svg_dash(i)) for i, row in enumerate(rows))
+    legend = tuple((rec.short_model_label(model), colors[model], figures.svg_dash(i)) for i, model in enumerate(models))
     caption = (
-        "Each term of the loss by training step, one line per pretrained model. Terms of one kind "
-        "of data are missing from the models that do not see it."
+        "Each term of the loss by training step, one line for each pretrained model. Terms of a modality "
+        "are missing from the models that are not given it."
     )
     if any(term.startswith(VALIDATION) for term in curves):
-        caption += " Circles are people held back from training."
+        caption += " Circles: the validation split."
     if skipped:
         caption += f" {skipped:,} values that are not finite are left out."
     blocks: list[Block] = [FigureGrid(caption, panels, legend)]
-    finals = {rec.term_label(t): by_row for t, by_row in curves.items() if t != LEARNING_RATE}
+    finals = {rec.term_label(t): by_model for t, by_model in curves.items() if t != LEARNING_RATE}
     if finals:
-        blocks.append(Details("First, lowest and last values", (tables.loss_table(finals),)))
+        blocks.append(Details("First, lowest and last values", (table_model.loss_table(finals),)))
     return Section("pretraining", title, tuple(blocks))
 
 
 def loss_curves(
     losses: Mapping[str, Sequence[Mapping[str, Any]]],
 ) -> tuple[dict[str, dict[str, tuple[np.ndarray, np.ndarray]]], int]:
-    """Lines of metrics.jsonl per row to `curves[term][row] = (step, value)`.
+    """Turns the lines of metrics.jsonl of each model into `curves[term][model] = (step, value)`.
 
     Terms are the keys below `loss/` or `validation/loss/`, the total first, and the learning rate
     last; other keys are not drawn.
@@ -313,9 +318,9 @@ def loss_curves(
     """
     points: dict[str, dict[str, list[tuple[float, float]]]] = {}
     skipped = 0
-    for row, lines in losses.items():
+    for model, lines in losses.items():
         for index, line in enumerate(lines):
-            where = f"metrics of row {row!r}, line {index}"
+            where = f"metrics of model {model!r}, line {index}"
             if "step" not in line:
                 raise ValueError(f"{where}: no step")
             for term, value in line.items():
@@ -326,42 +331,39 @@ def loss_curves(
                 except (TypeError, ValueError) as error:
                     raise ValueError(f"{where}: {term} is {value!r}, not a number") from error
                 if np.isfinite(value):
-                    by_row = points.setdefault(term, {})
-                    by_row.setdefault(row, []).append((float(line["step"]), value))
+                    by_model = points.setdefault(term, {})
+                    by_model.setdefault(model, []).append((float(line["step"]), value))
                 else:
                     skipped += 1
     order = sorted(points, key=lambda t: (t == LEARNING_RATE, not t.endswith("loss/total")))
-    return {term: {row: tuple(np.array(sorted(xy)).T) for row, xy in points[term].items()} for term in order}, skipped
+    curves = {term: {m: tuple(np.array(sorted(xy)).T) for m, xy in points[term].items()} for term in order}
+    return curves, skipped
 
 
 def cohort(steps: Sequence[Mapping[str, Any]]) -> Section:
+    """Selection of the cohort, step by step."""
     if not steps:
         text = "No counts of the cohort's selection were given."
         return Section("cohort", "Cohort", (Text(text),))
-    return Section("cohort", "Cohort", (tables.cohort_table(steps),))
+    return Section("cohort", "Cohort", (table_model.cohort_table(steps),))
 
 
 def facts(run: Mapping[str, str]) -> Section:
-    block = tables.facts_table(run) if run else Text("No facts of the run were recorded.")
+    """Configuration, versions and durations."""
+    block = table_model.facts_table(run) if run else Text("No facts of the run were recorded.")
     return Section("run", "Run", (block,))
 
 
 def limitations(notes: Sequence[str]) -> Section:
+    """Limitations and remarks."""
     block = Bullets(tuple(("", n) for n in notes)) if notes else Text("No notes were added.")
     return Section("notes", "Limitations and notes", (block,))
 
 
 def every_number(records: Sequence[Record]) -> Section:
+    """All records."""
     if not records:
         return Section("numbers", "Every number", (Text("There are no results."),))
-    seeds = sorted({r["seed"] for r in records if r["seed"] is not None})
-    spread = tables.seed_table(records)
-    if spread is None:
-        text = "Every number comes from one seed, so the spread between training runs is unknown."
-        blocks: list[Block] = [Text(text)]
-    else:
-        text = f"The tables above show seed {seeds[0]}; {len(seeds)} seeds were run."
-        blocks = [Text(text), spread]
-    table = tables.record_table(records, "The records of results.json.")
-    blocks.append(Details(f"All {len(records):,} records", (table,)))
-    return Section("numbers", "Every number", tuple(blocks))
+    text = "Every number is of one seed, so the spread between training runs is unknown."
+    table = table_model.record_table(records, "The records of results.json.")
+    return Section("numbers", "Every number", (Text(text), Details(f"All {len(records):,} records", (table,))))

@@ -1,13 +1,10 @@
-"""Records and counts to tables, and tables to Markdown and HTML."""
+"""Tabulates records and counts, and renders tables as Markdown."""
 
-import html
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from ehrwear_jax.report import result_records as rec
-from ehrwear_jax.report.definitions import DEFINITIONS
 from ehrwear_jax.report.result_records import Record
 
 
@@ -22,7 +19,7 @@ class Column:
 
 @dataclass(frozen=True)
 class Row:
-    """One line of cells; `bold` names cells by position, `apart` sets the line off as a bound."""
+    """One line of cells; `bold` holds positions of cells, `apart` sets the line apart as a bound."""
 
     cells: tuple[str, ...]
     bold: frozenset[int] = frozenset()
@@ -31,7 +28,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Group:
-    """A heading inside a table, over the rows that follow it."""
+    """A heading inside a table, above the rows that follow it."""
 
     title: str
     detail: str = ""
@@ -39,7 +36,7 @@ class Group:
 
 @dataclass(frozen=True)
 class Table:
-    """`name`: of the CSV and LaTeX files that hold the table too; none without it."""
+    """`name`: of the CSV and LaTeX files of the table; none without it."""
 
     caption: str
     columns: tuple[Column, ...]
@@ -48,6 +45,7 @@ class Table:
     name: str = ""
 
     def definitions(self) -> list[str]:
+        """Keys of DEFINITIONS that the headings refer to."""
         return [c.definition for c in self.columns if c.definition]
 
 
@@ -57,46 +55,40 @@ class Table:
 
 
 def performance_table(records: Sequence[Record], metrics: Sequence[str], caption: str) -> Table:
-    """One group per task, one line per row of comparison, one column per metric.
+    """One group for each task, one line for each model, one column for each metric.
 
-    The best row of each column is bold; the oracle is set apart and never bold.
+    The best model of each column is bold; the oracle is set apart and never bold.
     """
     event = "with the event" if "c_index" in metrics else "positive"
     lines: list[Row | Group] = []
     notes: list[str] = []
     for task in rec.tasks_of(records):
-        cells = {(r["row"], r["metric"]): r for r in records if r["task"] == task}
-        rows = rec.sorted_rows(row for row, _ in cells)
+        found = {(r["model"], r["metric"]): r for r in records if r["task"] == task}
+        models = rec.sorted_models(model for model, _ in found)
         best = {
-            metric: rec.best_rows(
-                {row: cells[row, metric]["value"] for row in rows if (row, metric) in cells},
+            metric: rec.best_models(
+                {model: found[model, metric]["value"] for model in models if (model, metric) in found},
                 rec.metric_of(metric).higher_is_better,
             )
             for metric in metrics
         }
         population = {
-            row: rec.format_population(next(r for (x, _), r in cells.items() if x == row), event=event) for row in rows
+            model: rec.format_population(next(r for (m, _), r in found.items() if m == model), event=event)
+            for model in models
         }
-        common = population[rows[0]]
+        common = population[models[0]]
         notes += [
-            f"{rec.task_label(task)}: {rec.row_label(row)} was evaluated on other people ({text})."
-            for row, text in population.items()
+            f"{rec.task_label(task)}: {rec.model_label(model)} was evaluated on other people ({text})."
+            for model, text in population.items()
             if text != common
         ]
         lines.append(Group(rec.task_label(task), common))
-        for row in rows:
-            values = [cells.get((row, metric)) for metric in metrics]
-            lines.append(
-                Row(
-                    (
-                        rec.row_label(row),
-                        *(rec.format_interval(v) if v else rec.ABSENT for v in values),
-                    ),
-                    frozenset(i for i, m in enumerate(metrics, 1) if row in best[m]),
-                    apart=row == rec.ORACLE,
-                )
-            )
-    columns = [Column("Row", is_text=True)]
+        for model in models:
+            values = [found.get((model, metric)) for metric in metrics]
+            cells = (rec.model_label(model), *(rec.format_interval(v) if v else rec.ABSENT for v in values))
+            bold = frozenset(i for i, m in enumerate(metrics, 1) if model in best[m])
+            lines.append(Row(cells, bold, apart=model == rec.ORACLE))
+    columns = [Column("Model", is_text=True)]
     for metric in metrics:
         known = rec.metric_of(metric)
         has_interval = any(r["metric"] == metric and r["lo"] is not None for r in records)
@@ -108,7 +100,7 @@ def difference_table(records: Sequence[Record]) -> Table:
     """Every paired difference, by task, with where its interval lies and its p-value if given."""
     differences = [r for r in records if rec.is_difference(r)]
     p_of, q_of = (
-        {(r["row"], r["task"], r["metric"]): r["value"] for r in records if r["metric"].endswith(end)}
+        {(r["model"], r["task"], r["metric"]): r["value"] for r in records if r["metric"].endswith(end)}
         for end in (rec.P_VALUE, rec.Q_VALUE)
     )
     lines: list[Row | Group] = []
@@ -116,15 +108,15 @@ def difference_table(records: Sequence[Record]) -> Table:
         lines.append(Group(rec.task_label(task)))
         for r in (r for r in differences if r["task"] == task):
             cells = [
-                rec.row_label(r["row"]),
+                rec.model_label(r["model"]),
                 rec.metric_of(r["metric"]).label,
                 rec.format_interval(r),
                 zero_relation(r),
             ]
             if p_of:
-                cells.append(rec.format_p_value(p_of.get((r["row"], task, r["metric"] + "_p"))))
+                cells.append(rec.format_p_value(p_of.get((r["model"], task, r["metric"] + "_p"))))
             if q_of:
-                q = q_of.get((r["row"], task, r["metric"] + "_q"))
+                q = q_of.get((r["model"], task, r["metric"] + "_q"))
                 cells.append(rec.format_p_value(q) + (" *" if q is not None and q <= 0.05 else ""))
             lines.append(Row(tuple(cells)))
     columns = [
@@ -137,10 +129,11 @@ def difference_table(records: Sequence[Record]) -> Table:
         columns.append(Column("p", "p_value"))
     if q_of:
         columns.append(Column("q", "q_value"))
-    return Table("Differences between rows on the same people.", tuple(columns), tuple(lines), name="differences")
+    return Table("Differences between models on the same people.", tuple(columns), tuple(lines), name="differences")
 
 
 def zero_relation(record: Record) -> str:
+    """Where the interval of a difference lies."""
     if record["lo"] is None:
         return "not given"
     if record["lo"] > 0:
@@ -154,7 +147,7 @@ def record_table(records: Sequence[Record], caption: str) -> Table:
         caption,
         (
             Column("Task", is_text=True),
-            Column("Row", is_text=True),
+            Column("Model", is_text=True),
             Column("Metric", is_text=True),
             Column("Value [95% interval]"),
             Column("n"),
@@ -165,7 +158,7 @@ def record_table(records: Sequence[Record], caption: str) -> Table:
             Row(
                 (
                     r["task"],
-                    r["row"],
+                    r["model"],
                     r["metric"],
                     rec.format_interval(r),
                     rec.format_count(r["n"]),
@@ -178,35 +171,13 @@ def record_table(records: Sequence[Record], caption: str) -> Table:
     )
 
 
-def seed_table(records: Sequence[Record]) -> Table | None:
-    """Mean, standard deviation and range over seeds, or None if nothing ran under two seeds."""
-    values: dict[tuple[str, str, str], list[float]] = {}
-    for r in records:
-        if r["value"] is not None:
-            values.setdefault((r["task"], r["row"], r["metric"]), []).append(r["value"])
-    lines = []
-    for (task, row, metric), v in values.items():
-        if len(v) < 2:
-            continue
-        mean = sum(v) / len(v)
-        sd = math.sqrt(sum((x - mean) ** 2 for x in v) / (len(v) - 1))
-        names = (rec.task_label(task), rec.row_label(row), rec.metric_of(metric).label)
-        numbers = (rec.format_number(x) for x in (mean, sd, min(v), max(v)))
-        lines.append(Row((*names, str(len(v)), *numbers)))
-    if not lines:
-        return None
-    text = [Column(name, is_text=True) for name in ("Task", "Row", "Measure")]
-    numbers = [Column(name) for name in ("Seeds", "Mean", "SD", "Lowest", "Highest")]
-    return Table("Spread of each measure over seeds.", (*text, *numbers), tuple(lines))
-
-
 # ---------------------------------------------------------------------------------------------
 # Counts, facts and losses to tables
 # ---------------------------------------------------------------------------------------------
 
 
 def cohort_table(steps: Sequence[Mapping[str, Any]]) -> Table:
-    """One line per step of the cohort's flow.
+    """One line for each step of the cohort's selection.
 
     Raises:
       ValueError: a step lacks one of step, n, dropped, reason.
@@ -220,7 +191,7 @@ def cohort_table(steps: Sequence[Mapping[str, Any]]) -> Table:
         cells = (str(step["step"]), rec.format_count(step["n"]), dropped, str(step["reason"] or ""))
         lines.append(Row(cells))
     return Table(
-        "What remained after each step, what was dropped and why.",
+        "Numbers that remained after each step, that were dropped, and the reason.",
         (
             Column("Step", is_text=True),
             Column("Remaining"),
@@ -233,8 +204,9 @@ def cohort_table(steps: Sequence[Mapping[str, Any]]) -> Table:
 
 
 def facts_table(facts: Mapping[str, str]) -> Table:
+    """Names and values."""
     return Table(
-        "What was run.",
+        "Configuration and environment.",
         (Column("Fact", is_text=True), Column("Value", is_text=True)),
         tuple(Row((str(name), str(value))) for name, value in facts.items()),
     )
@@ -243,17 +215,17 @@ def facts_table(facts: Mapping[str, str]) -> Table:
 def loss_table(
     curves: Mapping[str, Mapping[str, tuple[Sequence[float], Sequence[float]]]],
 ) -> Table:
-    """First, lowest and last finite value per term and row; `curves[term][row] = (step, value)`."""
+    """First, lowest and last finite value of each term and model; `curves[term][model] = (step, value)`."""
     lines: list[Row | Group] = []
-    for term, rows in curves.items():
+    for term, by_model in curves.items():
         lines.append(Group(term))
-        for row in rec.sorted_rows(rows):
-            steps, values = rows[row]
+        for model in rec.sorted_models(by_model):
+            steps, values = by_model[model]
             numbers = (rec.format_number(x) for x in (values[0], min(values), values[-1]))
-            lines.append(Row((rec.row_label(row), *numbers, rec.format_count(int(steps[-1])))))
+            lines.append(Row((rec.model_label(model), *numbers, rec.format_count(int(steps[-1])))))
     numbers = [Column(name) for name in ("First", "Lowest", "Last", "Last step")]
     caption = "Loss terms of the pretraining, as logged."
-    return Table(caption, (Column("Row", is_text=True), *numbers), tuple(lines))
+    return Table(caption, (Column("Model", is_text=True), *numbers), tuple(lines))
 
 
 # ---------------------------------------------------------------------------------------------
@@ -290,43 +262,3 @@ def to_markdown(table: Table) -> str:
 
 def _pipes(cells: Sequence[str]) -> str:
     return f"| {' | '.join(cells)} |"
-
-
-def to_html(table: Table, footnote: Callable[[str], str]) -> str:
-    """A `<figure>` with caption, table and notes.
-
-    Args:
-      footnote: maps a key of DEFINITIONS to the markup of its reference.
-    """
-    heads = "".join(
-        f'<th scope="col"{_text_class(c)}>{html.escape(c.label)}'
-        f"{footnote(c.definition) if c.definition in DEFINITIONS else ''}</th>"
-        for c in table.columns
-    )
-    body = "".join(_row_html(row, table.columns) for row in table.rows)
-    many = ' class="many"' if len(table.columns) > 4 else ""
-    notes = "".join(f'<p class="note">{html.escape(note)}</p>' for note in table.notes)
-    return (
-        f'<figure class="table"><figcaption>{html.escape(table.caption)}</figcaption>'
-        f'<div class="scroll"><table{many}><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table>'
-        f"</div>{notes}</figure>\n"
-    )
-
-
-def _text_class(column: Column) -> str:
-    return ' class="text"' if column.is_text else ""
-
-
-def _row_html(row: Row | Group, columns: Sequence[Column]) -> str:
-    if isinstance(row, Group):
-        detail = f" <span>{html.escape(row.detail)}</span>" if row.detail else ""
-        title = html.escape(row.title)
-        return f'<tr class="group"><th colspan="{len(columns)}">{title}{detail}</th></tr>'
-    cells = []
-    for index, (cell, column) in enumerate(zip(row.cells, columns, strict=True)):
-        text = html.escape(cell).replace(", ", ",\N{NO-BREAK SPACE}") if not column.is_text else html.escape(cell)
-        text = f"<strong>{text}</strong>" if index in row.bold else text
-        tag = 'th scope="row"' if index == 0 else "td"
-        cells.append(f"<{tag}{_text_class(column)}>{text}</{tag.split()[0]}>")
-    kind = ' class="apart"' if row.apart else ""
-    return f"<tr{kind}>{''.join(cells)}</tr>"

@@ -1,4 +1,4 @@
-"""Patients over time: latent state, events and signals of a patient on one time axis."""
+"""Draws patients over time: latent state, events and signals of a patient on one time axis."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import matplotlib.ticker
 import numpy as np
 from matplotlib.axes import Axes
+from sklearn.decomposition import PCA
 
 from ehrwear_jax.report.figures import DASHES, SERIES, block_means, canvas, color, svg_dash
 
@@ -33,11 +34,11 @@ class Trajectory:
     """One patient to draw. Times are days since the first plotted time, shared by all fields.
 
     Attributes:
-      number: what the page calls the person; not an identifier of theirs.
-      time_days_N: [N] float64, where the latent state was read.
+      number: of the person on the page; not an identifier.
+      time_days_N: [N] float64, at which the latent state was computed.
       z_NxD: [N, D] latent state.
       event_time_E: [E] float64.
-      event_label_E: E labels; what stands before `//` chooses the lane (ICD10//I10: diagnoses).
+      event_label_E: E labels; the part before `//` determines the lane (ICD10//I10: diagnoses).
       signal_time_M: [M] float64, increasing; M = 0 or None for no wearable signal.
       signal_MxC: [M, C], NaN where missing.
       signal_names: C names with units, such as "heart rate (bpm)".
@@ -82,11 +83,12 @@ class Trajectory:
 
     @property
     def has_signal(self) -> bool:
+        """Whether there is a wearable signal to draw."""
         return self.signal_time_M is not None and len(self.signal_time_M) > 0
 
 
 def principal_components(z_list: Sequence[np.ndarray]) -> tuple[list[np.ndarray], np.ndarray]:
-    """Up to three principal components, fitted on the rows of all arrays together.
+    """Up to three principal components, fitted on all arrays together.
 
     Args:
       z_list: arrays [N_i, D] of one D.
@@ -97,19 +99,19 @@ def principal_components(z_list: Sequence[np.ndarray]) -> tuple[list[np.ndarray]
       is positive. K = 0 where z does not vary.
     """
     z_NxD = np.concatenate([np.asarray(z, dtype=np.float64) for z in z_list])
-    mean_D = z_NxD.mean(axis=0)
-    _, singular, axes_KxD = np.linalg.svd(z_NxD - mean_D, full_matrices=False)
     floor = max(1e-9 * np.linalg.norm(z_NxD), np.finfo(np.float64).tiny)
-    k = min(N_COMPONENTS, int(np.sum(singular > floor)))
-    axes_KxD = axes_KxD[:k]
-    largest_K = np.argmax(np.abs(axes_KxD), axis=1)
-    axes_KxD = axes_KxD * np.sign(axes_KxD[np.arange(k), largest_K])[:, None]
-    share_K = singular[:k] ** 2 / max(float(np.sum(singular**2)), floor)
-    return [(np.asarray(z, np.float64) - mean_D) @ axes_KxD.T for z in z_list], share_K
+    if np.linalg.norm(z_NxD - z_NxD.mean(axis=0)) <= floor:
+        return [np.empty((len(z), 0)) for z in z_list], np.empty(0)
+    pca = PCA(min(N_COMPONENTS, *z_NxD.shape), svd_solver="full").fit(z_NxD)
+    k = int(np.sum(pca.singular_values_ > floor))
+    largest_K = np.argmax(np.abs(pca.components_[:k]), axis=1)
+    sign_K = np.sign(pca.components_[np.arange(k), largest_K])
+    scores = [pca.transform(np.asarray(z, np.float64))[:, :k] * sign_K for z in z_list]
+    return scores, pca.explained_variance_ratio_[:k]
 
 
 def shows_daily_mean(t: Trajectory) -> bool:
-    """Several samples a day over weeks: the rhythm of days hides the trend without a mean."""
+    """Whether there are several samples a day over weeks, where the daily rhythm would hide the trend."""
     if not t.has_signal:
         return False
     days = len(np.unique(np.floor(t.signal_time_M)))
@@ -128,12 +130,13 @@ def daily_means(time_M: np.ndarray, value_M: np.ndarray) -> tuple[np.ndarray, np
 
 
 def lane_of(label: str) -> str:
+    """The lane of an event by its vocabulary, one of LANE_ORDER."""
     vocabulary = label.split("//")[0].strip()
     return LANES.get(vocabulary.upper(), "events")
 
 
 def event_text(label: str) -> str:
-    """A label without its vocabulary, short enough to stand beside a tick."""
+    """A label without its vocabulary, at most LABEL_LENGTH characters."""
     vocabulary, _, rest = label.partition("//")
     if vocabulary in ("HOSPITAL_ADMISSION", "HOSPITAL_DISCHARGE", "MEDS_DEATH") or not rest:
         rest = vocabulary.removeprefix("MEDS_").removeprefix("HOSPITAL_").lower()
@@ -145,8 +148,8 @@ def place_labels(time_E: np.ndarray, text_E: Sequence[str], span: tuple[float, f
                  points_wide: float) -> list[tuple[float, str, str]]:  # fmt: skip
     """Labels of one lane that fit without overlap: (time, alignment, text), in order of time.
 
-    A rare label is placed before a frequent one, and an early one before a late one; a repeat that
-    finds no room loses its label, never its tick.
+    Rare labels have precedence over frequent ones, and early over late ones; an event whose label does not fit keeps
+    its tick.
     """
     count = Counter(text_E)
     per_point = (span[1] - span[0]) / points_wide
@@ -235,7 +238,7 @@ def _draw_events(ax: Axes, t: Trajectory, lanes: dict[str, list[int]], span) -> 
     time_E = np.asarray(t.event_time_E, np.float64)
     for y, (name, events) in enumerate(lanes.items()):
         shade = color(SERIES[LANE_ORDER.index(name) % len(SERIES)])
-        # Ticks closer than a pixel are one tick to the eye; drawing them all only costs bytes.
+        # Ticks closer than a pixel cannot be distinguished and are drawn once.
         pixel = np.round((time_E[events] - span[0]) / (span[1] - span[0]) * 2000)
         _, first = np.unique(pixel, return_index=True)
         ticks = time_E[events][first]
@@ -257,18 +260,18 @@ def _draw_signal(ax: Axes, t: Trajectory, c: int) -> None:
     )
     time, value = block_means(time, value, MAX_POINTS)
     if len(time) > 1:
-        # A line across a gap in wear would claim a measurement that nobody made.
+        # A line across a gap in wear would suggest a measurement.
         step = np.diff(time)
         gap = np.flatnonzero(step > 3 * np.median(step)) + 1
         time, value = np.insert(time, gap, time[gap - 1]), np.insert(value, gap, np.nan)
-    lonely = np.isfinite(value) & np.r_[True, np.isnan(value[:-1])] & np.r_[np.isnan(value[1:]), True]
+    isolated = np.isfinite(value) & np.r_[True, np.isnan(value[:-1])] & np.r_[np.isnan(value[1:]), True]
     shade = color(SERIES[c])
     if shows_daily_mean(t):
         ax.plot(time, value, color=shade, linewidth=0.5, alpha=0.4)
         ax.plot(*daily_means(t.signal_time_M, t.signal_MxC[:, c]), color=shade)
     else:
         ax.plot(time, value, color=shade, linewidth=0.8)
-    ax.plot(time[lonely], value[lonely], ".", color=shade, markersize=2.5)
+    ax.plot(time[isolated], value[isolated], ".", color=shade, markersize=2.5)
     name, _, unit = t.signal_names[c].partition(" (")
     ax.set_ylabel(f"{name}\n({unit}" if unit else name)
     ax.yaxis.set_major_locator(matplotlib.ticker.MaxNLocator(4))

@@ -1,12 +1,15 @@
-"""What the evaluate stage fits on frozen features, one row of comparison and one fold at a time."""
+"""Fits the models that are evaluated on frozen features, one model and one fold at a time."""
 
 import dataclasses
 import functools
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from ehrwear_jax.evals import cox, probes, protocol, trained_probes
-from ehrwear_jax.models.tabular import estimators as tabular
+from ehrwear_jax.models.tabular import estimators
 
 BINARY, SURVIVAL, REGRESSION = "binary", "survival", "regression"
 VALUE_COLUMN = {"boolean_value": BINARY, "time_to_event_days": SURVIVAL, "float_value": REGRESSION}
@@ -30,7 +33,9 @@ class Fitted:
     l2: float | None = None
 
 
-def probe(config, kind, x, target, times_T=None) -> Fitted:
+def probe(
+    config: Any, kind: str, x: Mapping[str, np.ndarray], target: Mapping[str, Any], times_T: npt.ArrayLike = ()
+) -> Fitted:
     """The probe of config.evaluate on frozen features.
 
     Args:
@@ -70,24 +75,28 @@ def _trained(config, kind, x, target, times_T):
     return Fitted(seeds_SxN.mean(0), predict(x["tuning"]).mean(0), curve, seeds_SxN, float(np.median(model.l2_S)))
 
 
-def from_table(kind, suffix, x, target, times_T=None) -> dict[str, Fitted]:
-    """{row: Fitted} of the models on hand-made features, NaN = missing; boosting and logistic, Cox, or ridge."""
+def from_table(
+    kind: str, suffix: str, x: Mapping[str, np.ndarray], target: Mapping[str, Any], times_T: npt.ArrayLike = ()
+) -> dict[str, Fitted]:
+    """{model: Fitted} of the models on hand-made features, NaN = missing; boosting and logistic, Cox, or ridge."""
     if kind == BINARY:
-        fits = {"gradient_boosting": tabular.fit_gradient_boosting}
+        fits = {"gradient_boosting": estimators.fit_gradient_boosting}
         if not suffix:
-            fits["logistic_regression"] = tabular.fit_logistic_regression
+            fits["logistic_regression"] = estimators.fit_logistic_regression
         out = {}
         for name, fit in fits.items():
             model = fit(x["train"], target["train"], x["tuning"], target["tuning"])
             out[name + suffix] = Fitted(model.predict_proba(x["held_out"]), model.predict_proba(x["tuning"]))
         return out
-    encoder = tabular.TableEncoder(x["train"])
+    encoder = estimators.TableEncoder(x["train"])
     encoded = {s: encoder(v) for s, v in x.items()}
     name = {SURVIVAL: "cox_table", REGRESSION: "ridge_table"}[kind] + suffix
     return {name: _exact(kind, encoded, target, times_T)}
 
 
-def finetuned(kind, found, target, times_T=None) -> Fitted:
+def finetuned(
+    kind: str, found: Mapping[str, np.ndarray], target: Mapping[str, Any], times_T: npt.ArrayLike = ()
+) -> Fitted:
     """Predictions of a fine-tuned model as they are; survival curves with the tuning split's baseline hazard."""
     curve = None
     if kind == SURVIVAL:
@@ -97,7 +106,7 @@ def finetuned(kind, found, target, times_T=None) -> Fitted:
     return Fitted(found["held_out"], found["tuning"], curve)
 
 
-def training_mean(target) -> Fitted:
-    """The null of a regression: what R2 is measured against, but of the training rows."""
+def training_mean(target: Mapping[str, np.ndarray]) -> Fitted:
+    """The null model of a regression: the mean of the training split."""
     constant = functools.partial(np.full, fill_value=float(np.mean(target["train"])))
     return Fitted(constant(len(target["held_out"])), constant(len(target["tuning"])))

@@ -1,277 +1,288 @@
-"""From predictions of held-out reads to records, subgroups and curves: of a run, or of anybody's saved predictions."""
+"""Scores predictions at held-out prediction times: records, subgroups and curves, of a run or of saved predictions.
+
+Every statistic of a task is evaluated once on each resample; values, intervals, differences, p-values and bootstrap z
+are all derived from the same arrays.
+"""
 
 import dataclasses
-import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
+import numpy.typing as npt
 
-from ehrwear_jax.evals import (
-    bootstrap,
-    builders,
-    calibration,
-    classification,
-    decision,
-    inference,
-    protocol,
-    subgroups,
-    survival,
-    weighting,
-)
+from ehrwear_jax.evals import builders, classification, decision, inference, protocol, subgroups, survival
+from ehrwear_jax.evals.builders import Build, PredictedCurves
+from ehrwear_jax.evals.estimates import Estimates, estimate
+from ehrwear_jax.evals.protocol import Record, TaskSpec, number
+from ehrwear_jax.evals.subgroups import Cell, CellKey, Comparison
+from ehrwear_jax.evals.survival import FollowUp
+from ehrwear_jax.evals.weighting import Statistic
 from ehrwear_jax.stages import evaluate_curves
 
 NO_LIMITS = subgroups.Suppression(min_patients=0, min_per_class=0)
 CONFUSION = ("sensitivity", "specificity", "ppv", "npv", "accuracy", "tp", "fp", "tn", "fn")
+WEIGHTED = ("auroc", "auprc", "brier", "prevalence")  # with inverse probabilities of a known label
+IPCW = "ipcw"
 
 
 @dataclasses.dataclass(frozen=True)
-class Options:
-    """What all tasks of a dataset share.
+class Cohort:
+    """The people behind the N held-out prediction times of a task.
 
     Attributes:
-      universe: all groups of the held-out set, so that tasks share their resamples; None: those of the task.
+      group_N: unit of resampling of each prediction time.
+      attributes: name -> level at each prediction time [N], see `subgroups.cells`; {} for no subgroups.
     """
 
-    dataset: str
-    n_resamples: int = 1000
-    seed: int = 0
-    reference_row: str | None = None
-    universe: np.ndarray | None = None
-    suppression: subgroups.Suppression = dataclasses.field(default_factory=subgroups.Suppression)
-
-    def resampling(self) -> dict:
-        return {"n_resamples": self.n_resamples, "seed": self.seed, "universe": self.universe}
+    group_N: np.ndarray
+    attributes: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
 
-def _number(value):
-    return float(value) if value is not None and math.isfinite(value) else None
+@dataclasses.dataclass(frozen=True)
+class _Scored:
+    """Estimates of a task: of the whole cohort, of its subgroups, and of further statistics under their own keys."""
+
+    models: Sequence[str]
+    whole: Mapping[CellKey, Cell]
+    cells: Mapping[CellKey, Cell]
+    estimates: Estimates
+
+    def of_cohort(self) -> Estimates:
+        """By model, of the whole cohort."""
+        return self.estimates.under({model: (model, *subgroups.WHOLE_COHORT) for model in self.models})
 
 
-def _merge(options, task, base, found, wanted):
-    """Records of the whole cohort from `subgroups.score`, after those of the protocol, which `base` holds."""
-    like = {"dataset": options.dataset, "task": task, "n": base[0]["n"], "n_positive": base[0]["n_positive"]}
-    known = {(r["row"], r["metric"]) for r in base}
+def _estimate(
+    task: TaskSpec,
+    y_N,
+    cohort: Cohort,
+    whole: Mapping[str, Build],
+    by_cell: Mapping[str, Build],
+    further: Mapping[tuple[str, str], Statistic] | None = None,
+) -> _Scored:
+    """Evaluates all statistics of a task on one set of resamples.
+
+    Args:
+      whole: of the whole cohort, which is never suppressed.
+      by_cell: of the subgroups; the whole cohort's statistics hold its metrics too.
+      further: statistics under other keys.
+    """
+    everyone = {subgroups.WHOLE_COHORT: subgroups.cells({}, y_N, cohort.group_N, NO_LIMITS)[subgroups.WHOLE_COHORT]}
+    cells = subgroups.cells(cohort.attributes, y_N, cohort.group_N, task.suppression) if cohort.attributes else {}
+    inner = {key: cell for key, cell in cells.items() if key != subgroups.WHOLE_COHORT}
+    statistics = subgroups.statistics_by_cell(whole, everyone) | subgroups.statistics_by_cell(by_cell, inner)
+    estimates = estimate(statistics | dict(further or {}), cohort.group_N, task.resampling)
+    return _Scored(list(whole), everyone, cells, estimates)
+
+
+def _cohort_records(task: TaskSpec, base: list[Record], scored: _Scored, wanted: Callable[[str], bool]) -> list[Record]:
+    """Further metrics of the whole cohort, after the records that `base` holds."""
+    known = {(r["model"], r["metric"]) for r in base}
+    common = task.common(base[0]["n"], base[0]["n_positive"])
+    found = subgroups.cell_records(scored.models, scored.whole, scored.estimates, Comparison(metrics=()))
     return [
-        {"dataset": options.dataset, "row": r["row"], "task": task, "metric": r["metric"]}
-        | {k: _number(r[k]) for k in ("value", "lo", "hi")}
-        | {k: like[k] for k in ("n", "n_positive")}
-        | {"seed": options.seed}
+        protocol.from_numbers(common, r["model"], r["metric"], (r["value"], r["lo"], r["hi"]))
         for r in found
-        if wanted(r["metric"]) and (r["row"], r["metric"]) not in known
+        if wanted(r["metric"]) and (r["model"], r["metric"]) not in known
     ]
 
 
-def _everyone(options, build, y_N, group_N, **arguments):
-    """All metrics of the whole cohort, which is never suppressed."""
-    return subgroups.score(build, {}, y_N, group_N, suppression=NO_LIMITS, compared=(), **arguments,
-                           **options.resampling())  # fmt: skip
-
-
-def _by_subgroup(options, task, build, attributes, y_N, group_N, compared, **arguments):
+def _subgroup_records(
+    task: TaskSpec, scored: _Scored, metrics: Sequence[str], compared: tuple[str, ...]
+) -> list[Record]:
     """Records with `task` and `dataset`, values None where undefined; [] without attributes."""
-    if not attributes:
-        return []
-    found = subgroups.score(
-        build, attributes, y_N, group_N, suppression=options.suppression, compared=compared,
-        reference_row=options.reference_row if options.reference_row in build else None,
-        **arguments, **options.resampling(),
-    )  # fmt: skip
+    comparison = Comparison(compared, task.reference_model)
+    found = subgroups.cell_records(scored.models, scored.cells, scored.estimates, comparison, metrics)
     return [
-        {"dataset": options.dataset, "task": task, **r} | {k: _number(r[k]) for k in ("value", "lo", "hi", "p")}
+        {"dataset": task.dataset, "task": task.name, **r} | {k: number(r[k]) for k in ("value", "lo", "hi", "p")}
         for r in found
     ]
+
+
+# ------------------------------------------------------------------------------------------------- binary tasks
 
 
 def score_binary(
-    options: Options,
-    task: str,
+    task: TaskSpec,
     predictions: Mapping[str, np.ndarray],
-    y_N,
-    group_N,
+    y_N: npt.ArrayLike,
+    cohort: Cohort,
     *,
-    attributes: Mapping[str, np.ndarray] | None = None,
     operating_points: Mapping[str, float] | None = None,
-    known_factor_N=None,
-) -> dict:
+    known_factor_N: npt.ArrayLike | None = None,
+) -> dict[str, list[dict]]:
     """{"records", "subgroups", "curves"} of a binary task.
 
     Args:
-      predictions: row -> probability [N] of the same held-out reads.
-      attributes: name -> level of each read, see `subgroups.score`.
-      operating_points: row -> threshold that was chosen on other reads; rows without one have no confusion matrix.
-      known_factor_N: inverse probability of each read's label being known (`survival.horizon_factor`): adds
-        "<metric>_ipcw", which estimate the whole cohort and not only those whose label is known.
+      predictions: model -> probability [N] at the same held-out prediction times.
+      y_N: 0/1 labels.
+      cohort: the people.
+      operating_points: model -> threshold that was chosen on other prediction times; models without one have no
+        confusion matrix.
+      known_factor_N: inverse probability of each label being known (`survival.horizon_factor`): adds "<metric>_ipcw",
+        which estimate the whole cohort and not only those whose label is known.
     """
-    records = protocol.score_binary(
-        dataset=options.dataset, task=task, predictions=predictions, y_N=y_N, group_N=group_N,
-        reference_row=options.reference_row if options.reference_row in predictions else None, **options.resampling(),
-    )  # fmt: skip
-    points = operating_points or {}
-    found = []
-    for rows, at in (
-        ({r: p for r, p in predictions.items() if r in points}, points),
-        ({r: p for r, p in predictions.items() if r not in points}, None),
-    ):
-        if rows:
-            found += _everyone(options, builders.binary(y_N, rows, operating_points=at), y_N, group_N)
-    wanted = ("prevalence", "ece_corrected", "mean_gap", *CONFUSION)
-    records += _merge(options, task, records, found, wanted.__contains__)
-    records += [{**records[0], "row": row, "metric": "threshold", "value": points[row], "lo": None, "hi": None}
-                for row in predictions if row in points]  # fmt: skip
-    records += _effect_sizes(options, task, records, predictions, y_N, group_N)
+    task, points = task.among(predictions), operating_points or {}
+    weighted = {}
     if known_factor_N is not None:
-        build = builders.binary(y_N, predictions, factor_N=known_factor_N)
-        weighted = _everyone(options, build, y_N, group_N)
-        weighted = [r | {"metric": f"{r['metric']}_ipcw"} for r in weighted]
-        names = [f"{m}_ipcw" for m in ("auroc", "auprc", "brier", "prevalence")]
-        records += _merge(options, task, records, weighted, names.__contains__)
+        build = builders.binary(y_N, predictions, thresholds=(), factor_N=known_factor_N)
+        weighted = {(IPCW, model): make(None) for model, make in build.items()}
+    scored = _estimate(
+        task, y_N, cohort, builders.binary(y_N, predictions, operating_points=points),
+        builders.binary(y_N, predictions, thresholds=()), weighted,
+    )  # fmt: skip
+    records = protocol.binary_records(task, predictions, y_N, scored.of_cohort())
+    common = task.common(records[0]["n"], records[0]["n_positive"])
+    wanted = ("prevalence", "ece_corrected", "mean_gap", *CONFUSION)
+    records += _cohort_records(task, records, scored, wanted.__contains__)
+    records += [protocol.record(common, m, "threshold", points[m]) for m in predictions if m in points]
+    records += _bootstrap_z(task, common, scored.of_cohort())
+    for key in weighted:
+        for metric in (m for m in scored.estimates.values[key] if m in WEIGHTED):
+            value, samples_B = scored.estimates.values[key][metric], scored.estimates.resampled(key, metric)
+            records.append(protocol.record(common, key[1], f"{metric}_{IPCW}", value, samples_B))
+    metrics = ("auroc", "auprc", "brier", "ece", "mean_gap")
+    by_group = _subgroup_records(task, scored, metrics, ("auroc",))
+    return {"records": records, "subgroups": by_group, "curves": _decision_curves(task, scored)}
 
-    def in_cells(row, p_N):
-        edges = calibration.equal_mass_edges(p_N)
 
-        def build(cell_N):
-            return weighting.merge(
-                classification.BinaryRanking(y_N, p_N, factor_N=cell_N),
-                calibration.Calibration(y_N, p_N, edges=edges, gaps=True, factor_N=cell_N),
-            )
-
-        return build
-
-    build = {row: in_cells(row, np.asarray(p_N)) for row, p_N in predictions.items()}
-    by_group = _by_subgroup(options, task, build, attributes, y_N, group_N, ("auroc",))
-    return {"records": records, "subgroups": by_group, "curves": _decision_curves(task, found)}
-
-
-def _effect_sizes(options, task, base, predictions, y_N, group_N):
+def _bootstrap_z(task: TaskSpec, common: Record, estimates: Estimates) -> list[Record]:
     """Differences of AUROC in units of their bootstrap standard error."""
-    reference = options.reference_row
-    if reference not in predictions or not options.n_resamples:
-        return []
-    statistics = {r: classification.BinaryRanking(y_N, p_N, auprc=False) for r, p_N in predictions.items()}
-    samples = bootstrap.resample(statistics, group_N, options.n_resamples, options.seed, universe=options.universe)
-    value = {(r["row"], r["metric"]): r["value"] for r in base}
-    out = []
-    for row in predictions:
-        difference = value.get((f"{reference} - {row}", "auroc_difference"))
-        if difference is not None:
-            delta_B = samples[reference]["auroc"] - samples[row]["auroc"]
-            z = {"row": f"{reference} - {row}", "metric": "auroc_difference_z", "lo": None, "hi": None}
-            out.append({**base[0], **z, "value": _number(inference.bootstrap_z(difference, delta_B))})
+    reference, out = task.reference_model, []
+    for model in estimates.values if reference is not None and estimates.samples else ():
+        difference, delta_B = estimates.difference(reference, model, "auroc")
+        if model != reference and np.isfinite(difference):
+            z = inference.bootstrap_z(difference, delta_B)
+            out.append(protocol.record(common, f"{reference} - {model}", "auroc_difference_z", z))
     return out
 
 
-def score_seeds(options: Options, task: str, seeds: Mapping[str, np.ndarray], y_N, like) -> list[dict]:
+def score_seeds(task: TaskSpec, seeds: Mapping[str, np.ndarray], y_N: npt.ArrayLike, like: Record) -> list[Record]:
     """Spread of AUROC over the seeds of trained probes, and Cohen's d across them.
 
     Args:
-      seeds: row -> probability [S, N].
+      seeds: model -> probability [S, N].
       like: a record of the task, for its counts.
     """
-    by_row = {row: [classification.auroc(y_N, p_N) for p_N in p_SxN] for row, p_SxN in seeds.items()}
-    common = {**like, "lo": None, "hi": None}
-    out = [{**common, "row": r, "metric": "auroc_seed_sd", "value": _number(np.std(v, ddof=1))}
-           for r, v in by_row.items() if len(v) > 1]  # fmt: skip
-    reference = by_row.get(options.reference_row, ())
-    for row, values in by_row.items():
-        if row != options.reference_row and min(len(values), len(reference)) > 1:
-            d = inference.seed_cohens_d(reference, values)
-            name = f"{options.reference_row} - {row}"
-            out.append({**common, "row": name, "metric": "auroc_difference_d", "value": _number(d)})
+    by_model = {model: [classification.auroc(y_N, p_N) for p_N in p_SxN] for model, p_SxN in seeds.items()}
+    common, reference = task.common(like["n"], like["n_positive"]), task.reference_model
+    out = [protocol.record(common, m, "auroc_seed_sd", np.std(v, ddof=1)) for m, v in by_model.items() if len(v) > 1]
+    for model, values in by_model.items():
+        if model != reference and min(len(values), len(by_model.get(reference, ()))) > 1:
+            d = inference.seed_cohens_d(by_model[reference], values)
+            out.append(protocol.record(common, f"{reference} - {model}", "auroc_difference_d", d))
     return out
 
 
-def _decision_curves(task, found):
-    """[{kind: "decision", task, row, x: thresholds, value, lo, hi}] with "treat all" as a row."""
-    by_row = {}
-    for r in found:
-        if r["metric"].startswith("net_benefit_"):
-            row = "treat_all" if r["metric"].startswith("net_benefit_all_") else r["row"]
-            by_row.setdefault(row, {})[int(r["metric"].rpartition("_")[2])] = r
-    return [
-        {"kind": "decision", "task": task, "row": row, "x": list(decision.THRESHOLDS)}
-        | {k: [_number(points[i][k]) for i in range(len(points))] for k in ("value", "lo", "hi")}
-        for row, points in by_row.items()
-    ]
+def _decision_curves(task: TaskSpec, scored: _Scored) -> list[dict]:
+    """[{kind: "decision", task, model, x: thresholds, value, lo, hi}] with "treat all" as a model."""
+    estimates, out = scored.of_cohort(), []
+    for model in scored.models:
+        out.append(_decision_curve(task, estimates, model, "net_benefit_"))
+        if len(out) == 1:
+            out.append(_decision_curve(task, estimates, model, "net_benefit_all_") | {"model": "treat_all"})
+    return out
 
 
-def usable_horizons(horizons, *times) -> list[float]:
+def _decision_curve(task: TaskSpec, estimates: Estimates, model: str, prefix: str) -> dict:
+    names = [f"{prefix}{k}" for k in range(len(decision.THRESHOLDS))]
+    bounds = [inference.interval(estimates.resampled(model, name)) for name in names]
+    return {
+        "kind": "decision", "task": task.name, "model": model, "x": list(decision.THRESHOLDS),
+        "value": [number(estimates.values[model][name]) for name in names],
+        "lo": [number(b.lo) for b in bounds], "hi": [number(b.hi) for b in bounds],
+    }  # fmt: skip
+
+
+# ------------------------------------------------------------------------------------------------- other tasks
+
+
+def usable_horizons(horizons: Sequence[float], *times: np.ndarray) -> list[float]:
     """The horizons before the end of follow-up of every group of people given."""
     return [float(h) for h in horizons if all(h < np.max(t) for t in times)]
 
 
 def score_time(
-    options: Options,
-    task: str,
+    task: TaskSpec,
     predictions: Mapping[str, np.ndarray],
-    time_N,
-    event_N,
-    group_N,
+    follow_up: FollowUp,
+    cohort: Cohort,
     *,
-    train: tuple[np.ndarray, np.ndarray],
-    horizons=(),
-    curves: Mapping[str, np.ndarray] | None = None,
-    times_T=(),
-    attributes: Mapping[str, np.ndarray] | None = None,
-) -> dict:
+    train: FollowUp,
+    horizons: Sequence[float] = (),
+    curves: PredictedCurves | None = None,
+) -> dict[str, list[dict]]:
     """{"records", "subgroups", "curves"} of a time-to-event task.
 
     Args:
-      predictions: row -> risk [N], higher = earlier event.
-      train: (time, event) of the reads on which censoring and the null are estimated.
+      predictions: model -> risk [N], higher = earlier event.
+      follow_up: of the held-out prediction times.
+      cohort: the people.
+      train: of the prediction times on which censoring and the null are estimated.
       horizons: days of AUC(t), inside the follow-up of both (`usable_horizons`); the last one ends Uno's C.
-      curves: row -> P(T > t) [N, T] at times_T; adds Brier(t) and its integral beside the Kaplan-Meier null.
+      curves: adds Brier(t) and its integral beside the Kaplan-Meier null.
     """
-    records = protocol.score_survival(
-        dataset=options.dataset, task=task, predictions=predictions, time_N=time_N, event_N=event_N, group_N=group_N,
-        reference_row=options.reference_row if options.reference_row in predictions else None, **options.resampling(),
-    )  # fmt: skip
-    censoring, null = survival.censoring_survival(*train), survival.kaplan_meier(*train)
+    task, fitted = task.among(predictions), survival.TrainingCurves.fit(train)
     tau = max(horizons) if len(horizons) else np.inf
-    build = builders.time_to_event(
-        censoring, time_N, event_N, predictions, horizons=horizons, tau=tau,
-        curves=curves if len(times_T) else None, times_T=times_T, null=null,
+    scored = _estimate(
+        task, follow_up.event_N, cohort,
+        builders.time_to_event(fitted, follow_up, predictions, horizons=horizons, tau=tau, curves=curves),
+        builders.time_to_event(fitted, follow_up, predictions, tau=tau),
     )  # fmt: skip
+    records = protocol.survival_records(task, follow_up, scored.of_cohort())
     shown = {f"{kind}_{h:g}{end}" for h in horizons for kind in ("auc", "brier") for end in ("", "_null")}
     shown |= {"uno_c", "ibs", "ibs_null", "ibs_skill"}
-    records += _merge(options, task, records, _everyone(options, build, event_N, group_N), shown.__contains__)
-    light = builders.time_to_event(censoring, time_N, event_N, predictions, horizons=(), tau=tau)
-    by_group = _by_subgroup(options, task, light, attributes, event_N, group_N, ("c_index",))
+    records += _cohort_records(task, records, scored, shown.__contains__)
+    by_group = _subgroup_records(task, scored, ("c_index", "uno_c"), ("c_index",))
     drawn = []
-    for row, risk_N in predictions.items():
-        drawn += evaluate_curves.by_quartile(options, task, row, risk_N, time_N, event_N, group_N)
-    if curves and len(horizons):
-        at = {row: np.asarray(v)[:, list(times_T).index(tau)] for row, v in curves.items()}
-        drawn += evaluate_curves.censored_decision(options, task, at, tau, time_N, event_N, group_N)
+    for model, risk_N in predictions.items():
+        drawn += evaluate_curves.by_quartile(task, model, risk_N, follow_up, cohort.group_N)
+    if curves is not None and len(horizons):
+        at = {m: np.asarray(v)[:, list(curves.times_T).index(tau)] for m, v in curves.by_model.items()}
+        drawn += evaluate_curves.censored_decision(task, at, tau, follow_up, cohort.group_N)
     return {"records": records, "subgroups": by_group, "curves": drawn}
 
 
 def score_regression(
-    options: Options, task: str, predictions: Mapping[str, np.ndarray], y_N, group_N, *, attributes=None, train_sd=None
-) -> dict:
+    task: TaskSpec,
+    predictions: Mapping[str, np.ndarray],
+    y_N: npt.ArrayLike,
+    cohort: Cohort,
+    *,
+    train_sd: float | None = None,
+) -> dict[str, list[dict]]:
     """{"records", "subgroups", "curves": []} of a continuous task, in the target's unit.
 
     Args:
-      train_sd: standard deviation of the training reads: adds "rmse_sd", the RMSE in units of it.
+      predictions: model -> value [N].
+      y_N: targets.
+      cohort: the people.
+      train_sd: standard deviation at the training prediction times: adds "rmse_sd", the RMSE in units of it.
     """
+    # cells are suppressed by their patients alone: a continuous target has no classes
+    limits = dataclasses.replace(task.suppression, min_per_class=0)
+    task = dataclasses.replace(task.among(predictions), suppression=limits)
     build = builders.continuous(y_N, predictions)
-    group_N, everyone = np.asarray(group_N), np.ones(len(y_N))
-    reference = options.reference_row if options.reference_row in predictions else None
-    found = subgroups.score(build, {}, everyone, group_N, suppression=NO_LIMITS, compared=("rmse",),
-                            reference_row=reference, **options.resampling())  # fmt: skip
-    base = [{"n": len(y_N), "n_positive": None, "row": "", "metric": ""}]
-    records = _merge(options, task, base, found, lambda metric: True)
-    p_of = {(r["row"], r["metric"]): r["p"] for r in found if r["p"] is not None}
-    for r in list(records):
-        if r["metric"] == "rmse_difference":
-            p = _number(p_of[r["row"], "rmse_difference"])
-            records.append(r | {"metric": "rmse_difference_p", "value": p, "lo": None, "hi": None})
-        if r["metric"] == "rmse" and train_sd:
+    scored = _estimate(task, np.ones(len(y_N)), cohort, build, build)
+    estimates, common, records = scored.of_cohort(), task.common(len(y_N), None), []
+    for model in predictions:
+        for metric, value in estimates.values[model].items():
+            records.append(protocol.record(common, model, metric, value, estimates.resampled(model, metric)))
+    records += _rmse_differences(task, common, estimates)
+    if train_sd:
+        for r in [r for r in records if r["metric"] == "rmse"]:
             scaled = {k: None if r[k] is None else r[k] / train_sd for k in ("value", "lo", "hi")}
             records.append(r | {"metric": "rmse_sd"} | scaled)
-    # cells are suppressed by their patients alone: a continuous target has no classes
-    limits = dataclasses.replace(options.suppression, min_per_class=0)
-    by_group = _by_subgroup(
-        dataclasses.replace(options, suppression=limits), task, build, attributes, everyone, group_N, ("rmse",)
-    )
-    by_group = [r | {"n_positive": None} for r in by_group]
-    return {"records": records, "subgroups": by_group, "curves": []}
+    by_group = _subgroup_records(task, scored, ("rmse", "mae", "r2"), ("rmse",))
+    return {"records": records, "subgroups": [r | {"n_positive": None} for r in by_group], "curves": []}
+
+
+def _rmse_differences(task: TaskSpec, common: Record, estimates: Estimates) -> list[Record]:
+    reference, out = task.reference_model, []
+    for model in estimates.values if reference is not None else ():
+        if model != reference:
+            value, delta_B = estimates.difference(reference, model, "rmse")
+            name, p_value = f"{reference} - {model}", inference.paired_pvalue(delta_B)
+            out.append(protocol.record(common, name, "rmse_difference", value, delta_B))
+            out.append(protocol.record(common, name, "rmse_difference_p", p_value))
+    return out

@@ -1,18 +1,24 @@
-"""Who the evaluated people are: attributes of every read, the cohort's tables, and fewer labels to learn from."""
+"""Describes the evaluated people: attributes at every prediction time, cohort tables, and label efficiency."""
 
+import dataclasses
 import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
 from threadpoolctl import threadpool_limits
 
 from ehrwear_jax import config as config_lib
-from ehrwear_jax.data import perturbations as robustness
+from ehrwear_jax.data import perturbations
 from ehrwear_jax.data.formats import wearable
 from ehrwear_jax.data.prepare import deidentify
-from ehrwear_jax.evals import bootstrap, classification, inference, protocol, subgroups
-from ehrwear_jax.evals.weighting import evaluate
-from ehrwear_jax.models.joint import examples as pipeline
+from ehrwear_jax.evals import classification, inference, protocol, subgroups
+from ehrwear_jax.evals.estimates import estimate
+from ehrwear_jax.evals.protocol import TaskSpec, number
+from ehrwear_jax.evals.weighting import Statistic, evaluate
+from ehrwear_jax.models.joint import examples
 from ehrwear_jax.stages import prepare
 
 SEXES = {"F": "female", "FEMALE": "female", "M": "male", "MALE": "male"}
@@ -20,11 +26,11 @@ YEAR_DAYS = 365.25
 KEYS = ["subject_id", "prediction_time"]
 
 
-def attributes(config, workdir, keys) -> pl.DataFrame:
+def attributes(config: Any, workdir: Path, keys: pl.DataFrame) -> pl.DataFrame:
     """`keys` (subject_id, prediction_time) with what is known of the person then; null where unknown.
 
     Columns: age_years f64, sex, device (the one worn until then, or "several"), encounters and wear_days
-    (`data.robustness.failure_flags`), ehr_years (record before the read).
+    (`data.perturbations.failure_flags`), ehr_years (record before the prediction time).
     """
     fold = config_lib.folds(config)[0][0]
     subjects = pl.read_parquet(workdir / "prepare" / fold / "subjects.parquet")
@@ -34,10 +40,10 @@ def attributes(config, workdir, keys) -> pl.DataFrame:
     out = out.join(_sex(config, workdir), on="subject_id", how="left")
     out = _with_device(config, workdir, out)
     context = config_lib.context_config(config, next(iter(config.rows)))
-    both = pipeline.Patients(workdir / "prepare" / fold, _both(context), None)
-    place = dict(zip(both.index["subject_id"].to_list(), range(len(both)), strict=True))
+    both = examples.Patients(workdir / "prepare" / fold, _both(context), None)
+    position = dict(zip(both.index["subject_id"].to_list(), range(len(both)), strict=True))
     times = out["prediction_time"].to_physical().to_numpy()
-    flags = robustness.failure_flags(both, [place[s] for s in out["subject_id"].to_list()], times)
+    flags = perturbations.failure_flags(both, [position[s] for s in out["subject_id"].to_list()], times)
     events = _events(workdir).filter(pl.col("time").is_not_null() & ~pl.col("code").str.starts_with("MEDS_BIRTH"))
     first = events.group_by("subject_id").agg(pl.col("time").min().alias("first")).collect()
     out = pl.concat([out, flags.select("encounters", "wear_days")], how="horizontal")
@@ -62,10 +68,10 @@ def _sex(config, workdir):
     return found.unique("subject_id", keep="first", maintain_order=True).select("subject_id", level.alias("sex"))
 
 
-def _with_device(config, workdir, reads):
-    """`reads` with `device`. Where ids were changed the recordings cannot be told apart: unknown."""
+def _with_device(config, workdir, times):
+    """`times` with `device`. Where ids were changed the recordings cannot be told apart: unknown."""
     folder = prepare.wearable_dir(config, workdir)
-    nobody = reads.with_columns(device=pl.lit(None, pl.String))
+    nobody = times.with_columns(device=pl.lit(None, pl.String))
     if folder is None or deidentify.of(config_lib.prepare_config(config)).active:
         return nobody
     parts = [
@@ -77,31 +83,32 @@ def _with_device(config, workdir, reads):
         return nobody
     worn = pl.concat([p.collect() for p in parts]).drop_nulls()
     worn = worn.group_by("subject_id", "device").agg(pl.col("start_time").min())
-    seen = reads.select(KEYS).join(worn, on="subject_id").filter(pl.col("start_time") <= pl.col("prediction_time"))
+    seen = times.select(KEYS).join(worn, on="subject_id").filter(pl.col("start_time") <= pl.col("prediction_time"))
     one = pl.when(pl.len() > 1).then(pl.lit("several")).otherwise(pl.col("device").first())
-    return reads.join(seen.group_by(KEYS).agg(device=one), on=KEYS, how="left", maintain_order="left")
+    return times.join(seen.group_by(KEYS).agg(device=one), on=KEYS, how="left", maintain_order="left")
 
 
-def levels(config, reads) -> dict[str, np.ndarray]:
+def levels(config: Any, times: pl.DataFrame) -> dict[str, np.ndarray]:
     """Attribute -> level [N] of rows of `attributes`, None where unknown; attributes that nobody has are left out."""
-    age_N = reads["age_years"].fill_null(float("nan")).to_numpy()
+    age_N = times["age_years"].fill_null(float("nan")).to_numpy()
     out = {"age": subgroups.age_bands(age_N, config.evaluate.age_edges)}
-    out |= {name: np.array(reads[name].to_list(), object) for name in ("sex", "device")}
-    covered = subgroups.coverage_groups(reads["encounters"].to_numpy(), reads["wear_days"].to_numpy())
+    out |= {name: np.array(times[name].to_list(), object) for name in ("sex", "device")}
+    covered = subgroups.coverage_groups(times["encounters"].to_numpy(), times["wear_days"].to_numpy())
     return {k: v for k, v in (out | covered).items() if any(x is not None for x in v)}
 
 
 # ------------------------------------------------------------------------------------------------- the cohort's tables
 
 
-def demographics(reads) -> list[dict]:
-    """[{split, measure, value}] of rows of `attributes` with `split`; ages and histories at a person's first read."""
+def demographics(times: pl.DataFrame) -> list[dict]:
+    """[{split, measure, value}] from `attributes` with `split`; ages and histories at the first prediction time."""
     out = []
     for split in ("train", "tuning", "held_out"):
-        people = reads.filter(pl.col("split") == split).sort(KEYS).unique("subject_id", keep="first")
+        mine = times.filter(pl.col("split") == split)
+        people = mine.sort(KEYS).unique("subject_id", keep="first")
         if not people.height:
             continue
-        measures = {"people": f"{people.height:,}", "reads": f"{reads.filter(pl.col('split') == split).height:,}"}
+        measures = {"people": f"{people.height:,}", "prediction times": f"{mine.height:,}"}
         for name, label in (("age_years", "age, years"), ("ehr_years", "EHR history, years"),
                             ("wear_days", "days of wear"), ("encounters", "days with events, prior year")):  # fmt: skip
             known = people[name].drop_nulls()
@@ -119,17 +126,17 @@ def demographics(reads) -> list[dict]:
     return out
 
 
-def prevalence(task, rows, column) -> list[dict]:
-    """[{task, split, reads, people, positives, share, median_days}] of a task's labelled reads, as in Table 5."""
+def prevalence(task: str, times: pl.DataFrame, column: str) -> list[dict]:
+    """[{task, split, times, people, positives, share, median_days}] of a task's labelled prediction times (Table 5)."""
     out = []
     for split in ("train", "tuning", "held_out"):
-        mine = rows.filter(pl.col("split") == split)
+        mine = times.filter(pl.col("split") == split)
         if mine.height:
             label = "event_observed" if column == "time_to_event_days" else column
             positives = int(mine[label].sum()) if mine[label].dtype == pl.Boolean else None
             days = mine[column].median() if column == "time_to_event_days" else None
             share = None if positives is None else positives / mine.height
-            out.append({"task": task, "split": split, "reads": mine.height, "people": mine["subject_id"].n_unique(),
+            out.append({"task": task, "split": split, "times": mine.height, "people": mine["subject_id"].n_unique(),
                         "positives": positives, "share": share, "median_days": days})  # fmt: skip
     return out
 
@@ -137,53 +144,68 @@ def prevalence(task, rows, column) -> list[dict]:
 # ------------------------------------------------------------------------------------------------- label efficiency
 
 
-def label_efficiency(config, options, task, x_by_row, y, train_group_N, group_N) -> list[dict]:
+@dataclasses.dataclass(frozen=True)
+class Labelled:
+    """Features and labels of a binary task in one fold.
+
+    Attributes:
+      x: model -> {split: features}. y: {split: labels}.
+      train_group_N, group_N: patients of the training and of the held-out prediction times.
+    """
+
+    x: Mapping[str, Mapping[str, np.ndarray]]
+    y: Mapping[str, np.ndarray]
+    train_group_N: np.ndarray
+    group_N: np.ndarray
+
+
+def label_efficiency(config: Any, task: TaskSpec, data: Labelled) -> list[dict]:
     """AUROC and AUPRC of exact probes on fractions of the training patients: mean over the draws, with its interval.
 
-    The strength of the penalty is chosen on the whole tuning split, so small fractions are a little flattered. The
-    interval is of the held-out patients, with the draws as they are; `spread` is the standard deviation over draws.
-
-    Args:
-      x_by_row: row -> {split: features}. y: {split: labels}. train_group_N, group_N: patients of the training and of
-        the held-out reads.
+    The strength of the penalty is chosen on the whole tuning split, so small fractions are slightly overestimated. The
+    interval is over held-out patients, with the draws fixed; `spread` is the standard deviation over draws.
 
     Returns:
-      [{dataset, task, row, fraction, n_draws, n_patients, metric, value, lo, hi, spread}].
+      [{dataset, task, model, fraction, n_draws, n_patients, metric, value, lo, hi, spread}].
     """
-    fractions = tuple(config.evaluate.label_fractions)
-    if not fractions:
+    if not config.evaluate.label_fractions:
         return []
+    statistics, sizes = _probes_on_fractions(config, data)
+    averaged = {key: _mean_of(parts) for key, parts in statistics.items()}
+    estimates, n, out = estimate(averaged, data.group_N, task.resampling), len(data.y["held_out"]), []
+    for model, fraction in averaged:
+        draws = [evaluate(s, n) for s in statistics[model, fraction]]
+        for metric, value in estimates.values[model, fraction].items():
+            bounds = inference.interval(estimates.resampled((model, fraction), metric))
+            record = {"dataset": task.dataset, "task": task.name, "model": model, "fraction": fraction}
+            record |= {"n_draws": len(draws), "n_patients": sizes[fraction], "metric": metric}
+            record |= {"value": number(value), "lo": number(bounds.lo), "hi": number(bounds.hi)}
+            spread = float(np.std([d[metric] for d in draws], ddof=1)) if len(draws) > 1 else None
+            out.append(record | {"spread": spread})
+    return out
+
+
+def _probes_on_fractions(config, data):
+    """({(model, fraction): statistics of the draws}, {fraction: training patients})."""
+    y, fractions = data.y, tuple(config.evaluate.label_fractions)
     chosen = subgroups.label_fractions(
-        y["train"], train_group_N, fractions, n_draws=config.evaluate.label_draws, seed=config.seed
+        y["train"], data.train_group_N, fractions, n_draws=config.evaluate.label_draws, seed=config.seed
     )
     statistics, sizes = {}, {}
     for (fraction, draw), rows in chosen.items():
         if fraction == 1 and draw:
             continue  # all draws of everything are one
-        sizes[fraction] = len(np.unique(np.asarray(train_group_N)[rows]))
-        for row, x in x_by_row.items():
+        sizes[fraction] = len(np.unique(np.asarray(data.train_group_N)[rows]))
+        for model, x in data.x.items():
             given = {**x, "train": x["train"][rows]}, {**y, "train": y["train"][rows]}
             with threadpool_limits(1, user_api="blas"):  # many small problems: threads would wait for each other
                 p_N = protocol.predict_binary(*given).probability["held_out"]
-            statistics.setdefault((row, fraction), []).append(classification.BinaryRanking(y["held_out"], p_N))
-    averaged = {key: _mean_of(parts) for key, parts in statistics.items()}
-    samples = bootstrap.resample(averaged, group_N, options.n_resamples, options.seed, universe=options.universe)
-    out = []
-    for key, statistic in averaged.items():
-        n = len(y["held_out"])
-        draws = [evaluate(s, n) for s in statistics[key]]
-        for metric, value in evaluate(statistic, n).items():
-            bounds = inference.interval(samples[key][metric] if samples else ())
-            spread = float(np.std([d[metric] for d in draws], ddof=1)) if len(draws) > 1 else None
-            record = {"dataset": options.dataset, "task": task, "row": key[0], "fraction": key[1]}
-            record |= {"n_draws": len(draws), "n_patients": sizes[key[1]], "metric": metric}
-            numbers = {"value": value, "lo": bounds.lo, "hi": bounds.hi}
-            numbers = {k: float(v) if np.isfinite(v) else None for k, v in numbers.items()}
-            out.append(record | numbers | {"spread": spread})
-    return out
+            ranking = classification.BinaryRanking(y["held_out"], p_N)
+            statistics.setdefault((model, fraction), []).append(ranking)
+    return statistics, sizes
 
 
-def _mean_of(parts):
+def _mean_of(parts: list[Statistic]) -> Statistic:
     def statistic(weight_NxB):
         found = [part(weight_NxB) for part in parts]
         return {metric: np.mean([f[metric] for f in found], axis=0) for metric in found[0]}

@@ -1,37 +1,41 @@
-"""Parts of the interpret stage that follow people through time: mechanisms, and what single predictions rest on.
+"""Interprets people over time: mechanisms, and attributions of single predictions.
 
 mechanisms.json   {"jump": {event, pseudo_event: {offset_days, mean, lo, hi, n, first_share, half_days}}: distance of
-                  whitened z from the read a day before an event, and before the same people's time 120 days earlier.
+                  whitened z from z a day before an event, and before the same people's time 120 days earlier.
                   "drift": {channel, raised_sd, offset_days, mean, ...}: distance between z with a channel raised from
                   day 0 on and z without.
                   "precursors": {name: {mean, lo, hi, difference, difference_lo, difference_hi, p_value, n,
                   control_seen}}: |change| of the probe's logit just before an event when a channel is hidden 30 to 7
-                  days before it; control: the same 53 to 30 days before it. control_seen is the share of reads whose
-                  context reaches a window of the control's period; where it is small, the difference says nothing.
+                  days before it; control: the same 53 to 30 days before it. control_seen is the share of prediction
+                  times whose context holds a window of the control's period; where it is small, the difference is
+                  unreliable.
                   "drug_start": {channel, edge_days, mean, lo, hi, n}: a channel around the first drug code, in
                   standard deviations, as the change from the 28 days before.}
                   A part is null where the cohort has no such people.
 people.json       [{risk, logit, groups, channels, histories, counterfactuals: {name: change of the logit},
-                  completeness_gap, tokens: [{days, label, gradient, rollout}]}]: days before the read.
-people.npz        attention_<i> [layers, heads, tokens] of the read; wear_<i> [windows, channels], its integrated
+                  completeness_gap, tokens: [{days, label, gradient, rollout}]}]: days before the prediction time.
+people.npz        attention_<i> [layers, heads, tokens] of the query; wear_<i> [windows, channels], its integrated
                   gradients; wear_days_<i> [windows]; channels.
 """
 
 import dataclasses
 import logging
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import polars as pl
 
-from ehrwear_jax.data import perturbations as robustness
+from ehrwear_jax.data import perturbations
 from ehrwear_jax.data.formats.times import DAY_US
+from ehrwear_jax.evals.probes import LogisticProbe
 from ehrwear_jax.interpret import attention, attribution, geometry, mechanisms
-from ehrwear_jax.models.joint import context
-from ehrwear_jax.models.joint import examples as pipeline
+from ehrwear_jax.models.joint import context, examples
 from ehrwear_jax.models.joint.batch import MODALITY_EHR
-from ehrwear_jax.stages.loaded_run import reads
+from ehrwear_jax.stages.loaded_run import LoadedModel, LoadedRun, prediction_times
 
 JUMP_DAYS = np.array([1.0, 3.0, 7.0, 14.0, 30.0])
 DRIFT_DAYS = np.array([1.0, 3.0, 7.0, 14.0])
@@ -40,28 +44,29 @@ DRUG_EDGES = np.arange(-28.0, 29.0, 7.0)
 PSEUDO_EVENT_DAYS = 120.0
 
 
-def mechanisms_of(study, folder):
+def mechanisms_of(run: LoadedRun, folder: Path) -> dict[str, Any]:
+    """The content of mechanisms.json; {} without a model."""
     del folder
-    row = study.joint
-    if row is None:
+    model = run.joint
+    if model is None:
         return {}
-    whiten = geometry.fit_whitening(study.train_latents(row))
-    wear, ehr = "wear" in study.modalities(row), "ehr" in study.modalities(row)
+    whiten = geometry.fit_whitening(run.train_latents(model))
+    wear, ehr = "wear" in run.modalities(model), "ehr" in run.modalities(model)
     return {
-        "jump": _jump(study, row, whiten) if ehr else None,
-        "drift": _drift(study, row, whiten) if wear else None,
-        "precursors": _precursors(study, row) if wear and ehr and study.task is not None else None,
-        "drug_start": _drug_start(study) if wear and ehr else None,
+        "jump": _jump(run, model, whiten) if ehr else None,
+        "drift": _drift(run, model, whiten) if wear else None,
+        "precursors": _precursors(run, model) if wear and ehr and run.task is not None else None,
+        "drug_start": _drug_start(run) if wear and ehr else None,
     }
 
 
-def _people(study, row, *splits):
+def _people(run, model, *splits):
     """(subject_id, Patient) of some splits, at most config.interpret.mechanism_people of them."""
-    patients = study.rows[row].patients
-    place = dict(zip(patients.index["subject_id"].to_list(), range(len(patients)), strict=True))
-    wanted = study.subjects.filter(pl.col("split").is_in(splits))["subject_id"].sort().to_list()
-    for subject in [s for s in wanted if s in place][: study.config.interpret.mechanism_people]:
-        yield subject, patients[place[subject]]
+    patients = run.models[model].patients
+    position = dict(zip(patients.index["subject_id"].to_list(), range(len(patients)), strict=True))
+    wanted = run.subjects.filter(pl.col("split").is_in(splits))["subject_id"].sort().to_list()
+    for subject in [s for s in wanted if s in position][: run.config.interpret.mechanism_people]:
+        yield subject, patients[position[subject]]
 
 
 def _first_time(patient, matches, not_before=-np.inf):
@@ -71,8 +76,8 @@ def _first_time(patient, matches, not_before=-np.inf):
     return int(times.min()) if len(times) else None
 
 
-def _summary(displacement_NxK, offset_days, groups, study):
-    mean = mechanisms.profile(displacement_NxK, groups, n_resamples=study.config.evaluate.n_resamples)
+def _summary(displacement_NxK, offset_days, groups, run):
+    mean = mechanisms.profile(displacement_NxK, groups, n_resamples=run.config.evaluate.n_resamples)
     rise = mechanisms.rise(displacement_NxK, offset_days)
     out = {"offset_days": offset_days, **{k.removesuffix("_K"): v for k, v in mean._asdict().items()}}
     moved = np.isfinite(rise.first_share_N)
@@ -80,11 +85,11 @@ def _summary(displacement_NxK, offset_days, groups, study):
     return {**out, "first_share": first, "half_days": half}
 
 
-def _jump(study, row, whiten):
-    """Reads around the first event that has 122 days of record before it, and around a time 120 days earlier."""
-    matches = robustness.code_matcher(study.rows[row].patients.vocabulary, study.config.interpret.event_prefixes)
+def _jump(run, model, whiten):
+    """z around the first event that has 122 days of record before it, and around a time 120 days earlier."""
+    matches = perturbations.code_matcher(run.models[model].patients.vocabulary, run.config.interpret.event_prefixes)
     people, onsets = [], []
-    for subject, patient in _people(study, row, "held_out"):
+    for subject, patient in _people(run, model, "held_out"):
         if not len(patient.time_N):
             continue
         onset = _first_time(patient, matches, patient.time_N[0] + (PSEUDO_EVENT_DAYS + 2.0) * DAY_US)
@@ -96,19 +101,19 @@ def _jump(study, row, whiten):
     offsets, out = np.concatenate([[-1.0], JUMP_DAYS]), {}
     for name, shift in (("event", 0.0), ("pseudo_event", -PSEUDO_EVENT_DAYS)):
         times = np.array(onsets)[:, None] + ((offsets + shift) * DAY_US).astype(np.int64)
-        z = whiten(study.read(row, reads(np.repeat(people, len(offsets)), times.ravel())))
+        z = whiten(run.embed(model, prediction_times(np.repeat(people, len(offsets)), times.ravel())))
         moved = mechanisms.displacement(z.reshape(len(people), len(offsets), -1))
-        out[name] = _summary(moved[:, 1:], JUMP_DAYS, people, study)
+        out[name] = _summary(moved[:, 1:], JUMP_DAYS, people, run)
     return out
 
 
-def _drift(study, row, whiten):
-    """z with a channel raised from a day on against z without, in people who wear a device until the last read."""
-    options, channels = study.config.interpret, study.channels
+def _drift(run, model, whiten):
+    """z with a channel raised from a day on against z without, in people who wear a device until the last time."""
+    options, channels = run.config.interpret, run.channels
     if options.raised_channel not in channels:
         return None
     channel, people, onsets = channels.index(options.raised_channel), [], []
-    for subject, patient in _people(study, row, "held_out"):
+    for subject, patient in _people(run, model, "held_out"):
         ends = patient.window_end_M
         if len(ends) and ends[-1] - ends[0] > DRIFT_DAYS[-1] * DAY_US:
             people.append(subject)
@@ -117,62 +122,62 @@ def _drift(study, row, whiten):
         return None
     moved = []
     for days in DRIFT_DAYS:
-        index = reads(people, np.array(onsets) + int(days * DAY_US))
-        raised = robustness.add_to_channel(channel, options.raised_sd, days)
-        z = [whiten(study.read(row, index, change)) for change in (None, raised)]
+        times = prediction_times(people, np.array(onsets) + int(days * DAY_US))
+        raised = perturbations.add_to_channel(channel, options.raised_sd, days)
+        z = [whiten(run.embed(model, times, change)) for change in (None, raised)]
         moved.append(np.linalg.norm(z[1] - z[0], axis=1))
-    found = _summary(np.stack(moved, axis=1), DRIFT_DAYS, people, study)
+    found = _summary(np.stack(moved, axis=1), DRIFT_DAYS, people, run)
     return {"channel": options.raised_channel, "raised_sd": options.raised_sd, **found}
 
 
-def _precursors(study, row):
-    """Reads just before the events of held-out and tuning people, with a window 30 to 7 days earlier in the context."""
-    patients, probe = study.rows[row].patients, study.probes[row]
-    matches = robustness.code_matcher(patients.vocabulary, study.config.interpret.event_prefixes)
-    people, times, control = [], [], []
-    for subject, patient in _people(study, row, "held_out", "tuning"):
+def _precursors(run, model):
+    """Times just before events of held-out and tuning people, with a window 30 to 7 days earlier in the context."""
+    patients, probe = run.models[model].patients, run.probes[model]
+    matches = perturbations.code_matcher(patients.vocabulary, run.config.interpret.event_prefixes)
+    people, ends, control = [], [], []
+    for subject, patient in _people(run, model, "held_out", "tuning"):
         for event in np.unique(patient.event_time_K[matches(patient.event_token_K)]):
-            before_M = (event - _windows_read(patients, patient, event - 1)) / DAY_US
+            before_M = (event - _context_windows(patients, patient, event - 1)) / DAY_US
             seen = [((before_M < b) & (before_M >= e)).any() for b, e in (PRECURSOR_DAYS, CONTROL_DAYS)]
             if seen[0]:
                 people.append(subject)
-                times.append(int(event) - 1)  # the event itself is not known yet
+                ends.append(int(event) - 1)  # the event itself is not known yet
                 control.append(seen[1])
-    names = [c for c in study.config.interpret.precursor_channels if c in study.channels]
+    names = [c for c in run.config.interpret.precursor_channels if c in run.channels]
     if len(set(people)) < 2 or not names:
         return None
-    index = reads(people, times)
+    times = prediction_times(people, ends)
     changes = {}
     for label, period in (("30 to 7 days", PRECURSOR_DAYS), ("53 to 30 days (control)", CONTROL_DAYS)):
         for name in names:
-            changes[f"{name}, {label}"] = robustness.occlude_channels([study.channels.index(name)], *period)
-    effects = attribution.effects(lambda change: probe.logit(study.read(row, index, change)), changes)
+            changes[f"{name}, {label}"] = perturbations.occlude_channels([run.channels.index(name)], *period)
+    effects = attribution.effects(lambda change: probe.logit(run.embed(model, times, change)), changes)
     out = {}
     for name in names:
         mine = {k: v for k, v in effects.items() if k.startswith(f"{name}, ")}
-        found = mechanisms.precursors(mine, list(mine)[1], people, n_resamples=study.config.evaluate.n_resamples)
+        found = mechanisms.precursors(mine, list(mine)[1], people, n_resamples=run.config.evaluate.n_resamples)
         out |= {k: v._asdict() | {"control_seen": float(np.mean(control))} for k, v in found.items()}
     return out
 
 
-def _windows_read(patients, patient, time_us):
-    """When the windows end that the context of a read holds."""
+def _context_windows(patients, patient, time_us):
+    """When the windows end that the context at a time holds."""
     stop = int(np.searchsorted(patient.time_N, time_us, side="right"))
     span = context.fit(patient, stop, patients.config.context_tokens, patients.batch_shape().windows)
     shown = span.places(patient)
     return patient.time_N[shown][patient.is_wear_N[shown]]
 
 
-def _drug_start(study):
+def _drug_start(run):
     """A signal around the first code of a drug, in the whole cohort: a description of the data, not of the model."""
-    options, row = study.config.interpret, study.joint
-    names = [c for c in options.response_channels if c in study.channels]
+    options, model = run.config.interpret, run.joint
+    names = [c for c in options.response_channels if c in run.channels]
     if not names:
         return None
-    channel = study.channels.index(names[0])
-    matches = robustness.code_matcher(study.rows[row].patients.vocabulary, options.drug_prefixes)
+    channel = run.channels.index(names[0])
+    matches = perturbations.code_matcher(run.models[model].patients.vocabulary, options.drug_prefixes)
     series, onsets, people = [], [], []
-    for subject, patient in _people(study, row, "train", "tuning", "held_out"):
+    for subject, patient in _people(run, model, "train", "tuning", "held_out"):
         onset = _first_time(patient, matches)
         offset_M = (patient.window_end_M - (onset or 0)) / DAY_US
         if onset is not None and (offset_M < 0).any() and (offset_M >= 0).any():
@@ -185,7 +190,7 @@ def _drug_start(study):
     if len(people) < 2:
         return None
     value_NxK = mechanisms.around_event(series, onsets, DRUG_EDGES, baseline=(DRUG_EDGES[0], 0.0))
-    mean = mechanisms.profile(value_NxK, people, n_resamples=study.config.evaluate.n_resamples)
+    mean = mechanisms.profile(value_NxK, people, n_resamples=run.config.evaluate.n_resamples)
     found = {k.removesuffix("_K"): v for k, v in mean._asdict().items()}
     return {"channel": names[0], "edge_days": DRUG_EDGES, **found}
 
@@ -193,29 +198,29 @@ def _drug_start(study):
 # ------------------------------------------------------------------------------------------------- single people
 
 
-def people(study, folder):
-    """Integrated gradients, rollout, occlusion and what-ifs of the held-out reads at highest risk."""
-    options, row = study.config.interpret, study.joint
-    simulated = study.config.data.source == "synthetic"
-    if not (simulated or options.individuals) or study.task is None or not options.people:
+def people(run: LoadedRun, folder: Path) -> list[dict[str, Any]]:
+    """Integrated gradients, rollout, occlusion and counterfactuals at the held-out prediction times of highest risk."""
+    options, model = run.config.interpret, run.joint
+    simulated = run.config.data.source == "synthetic"
+    if not (simulated or options.individuals) or run.task is None or not options.people:
         logging.info("  people: drawn for simulated cohorts, or with config.interpret.individuals")
         return []
-    probe, reader = study.probes[row], study.rows[row]
-    risk_N = probe.predict_proba(study.held_latents(row))
-    chosen = study.held.with_columns(risk=risk_N).join(
-        reader.patients.index.select("subject_id", "n_windows", "n_events"), on="subject_id", how="left"
+    probe, loaded = run.probes[model], run.models[model]
+    risk_N = probe.predict_proba(run.held_latents(model))
+    chosen = run.held.with_columns(risk=risk_N).join(
+        loaded.patients.index.select("subject_id", "n_windows", "n_events"), on="subject_id", how="left"
     )
-    shown = [pl.col(c) > 0 for m, c in (("ehr", "n_events"), ("wear", "n_windows")) if m in study.modalities(row)]
+    shown = [pl.col(c) > 0 for m, c in (("ehr", "n_events"), ("wear", "n_windows")) if m in run.modalities(model)]
     chosen = chosen.filter(*shown).sort("risk", descending=True).unique("subject_id", keep="first", maintain_order=True)
     chosen = chosen.head(options.people)
     if not chosen.height:
         return []
-    explained = explain(reader, probe, chosen, options.gradient_steps)
-    changes = what_ifs(reader.patients, options)
+    explained = explain(loaded, probe, chosen, options.gradient_steps)
+    changes = perturbations_by_kind(loaded.patients, options)
     flat = {(kind, name): t for kind, part in changes.items() for name, t in part.items()}
-    effects = attribution.effects(lambda change: probe.logit(study.read(row, chosen, change)), flat)
-    arrays, out = {"channels": np.array(study.channels)}, []
-    logit_N = probe.logit(study.read(row, chosen))
+    effects = attribution.effects(lambda change: probe.logit(run.embed(model, chosen, change)), flat)
+    arrays, out = {"channels": np.array(run.channels)}, []
+    logit_N = probe.logit(run.embed(model, chosen))
     for i, one in enumerate(explained):
         tokens = one.pop("tokens")
         arrays |= {f"{name}_{i}": one.pop(name) for name in ("attention", "wear", "wear_days")}
@@ -227,42 +232,81 @@ def people(study, folder):
     return out
 
 
-def what_ifs(patients, options):
-    """{kind: {name: transform}}: code groups, channels and periods hidden; drugs removed, a channel raised."""
+def perturbations_by_kind(patients: examples.Patients, options: Any) -> dict[str, dict[str, Callable]]:
+    """{kind: {name: transform}}: code groups, channels and periods hidden; drugs removed, a channel raised.
+
+    Args:
+      options: config.interpret.
+    """
     codes = sorted({c.split("//")[0] for c in patients.vocabulary.tokens["code"].to_list()[3:]})
     channels = patients.channels if "wear" in patients.config.modalities else ()
     if "ehr" not in patients.config.modalities:
         codes = []
 
     def without(*prefixes):
-        return robustness.drop_codes(robustness.code_matcher(patients.vocabulary, prefixes))
+        return perturbations.drop_codes(perturbations.code_matcher(patients.vocabulary, prefixes))
 
     counterfactuals = {f"without {p.rstrip('/')}": without(p) for p in options.drug_prefixes} if codes else {}
     if options.raised_channel in channels:
-        raised = robustness.add_to_channel(channels.index(options.raised_channel), options.raised_sd)
+        raised = perturbations.add_to_channel(channels.index(options.raised_channel), options.raised_sd)
         counterfactuals[f"{options.raised_channel} raised by {options.raised_sd:g} SD"] = raised
     return {
         "groups": {c: without(c) for c in codes},
-        "channels": {c: robustness.occlude_channels([k], np.inf, -np.inf) for k, c in enumerate(channels)},
-        "histories": {f"last {d:g} days": robustness.truncate(d) for d in options.histories_days},
+        "channels": {c: perturbations.occlude_channels([k], np.inf, -np.inf) for k, c in enumerate(channels)},
+        "histories": {f"last {d:g} days": perturbations.truncate(d) for d in options.histories_days},
         "counterfactuals": counterfactuals,
     }
 
 
-def explain(reader, probe, index, n_steps):
-    """Per read of `index`: tokens with their part of the logit, the windows' parts, and the attention of the read.
+def explain(model: LoadedModel, probe: LogisticProbe, times: pl.DataFrame, n_steps: int) -> list[dict[str, Any]]:
+    """Per prediction time: tokens with their part of the logit, the windows' parts, and the attention of the query.
+
+    Args:
+      times: subject_id, prediction_time.
+      n_steps: nodes of the integrated gradients.
 
     Returns:
       [{completeness_gap, tokens: [{days, label, gradient, rollout}], attention [N, H, T], wear [W, C], wear_days [W]}].
     """
-    patients, network, params = reader.patients, reader.network, reader.params
-    place = dict(zip(patients.index["subject_id"].to_list(), range(len(patients)), strict=True))
-    times = index["prediction_time"].to_physical().to_numpy()
+    patients, network, params = model.patients, model.network, model.params
+    batch = _one_person_a_row(patients, times)
+    inputs, baseline = attribution.embedded_inputs(network, params, batch)
+    score = attribution.score_of_embedded(network, params, batch, _logit_of(probe))
+    found = attribution.integrated_gradients(score, inputs, baseline, n_steps=n_steps)
+    weights = jax.jit(lambda b: attention.attention_weights(network, params, b))(batch)
+    rolled_BxT = attention.rollout(*weights)[1][:, 0]
+    query_NxBxHxT = np.asarray(weights[1])[:, :, :, 0]
+    names, out = patients.vocabulary.tokens["token"].to_list(), []
+    for b in range(times.height):
+        parts = _parts(batch, b, *attribution.by_token(found))
+        tokens = [
+            {
+                "days": float(parts.days_T[t]),
+                "label": names[batch["token"][b, t]] if parts.is_ehr_T[t] else "wearable window",
+                "gradient": float(parts.gradient_T[t]),
+                "rollout": float(rolled_BxT[b, t]),
+            }
+            for t in parts.known
+        ]
+        attended = query_NxBxHxT[:, b][:, :, parts.known]
+        wear = {"wear": parts.wear_WxC, "wear_days": parts.wear_days_W}
+        out.append({"completeness_gap": float(found.gap_B[b]), "tokens": tokens, "attention": attended, **wear})
+    return out
+
+
+def _one_person_a_row(patients, times) -> dict[str, np.ndarray]:
+    """A batch with one prediction time in each row."""
+    position = dict(zip(patients.index["subject_id"].to_list(), range(len(patients)), strict=True))
+    ends = times["prediction_time"].to_physical().to_numpy()
     rows = [
-        next(pipeline.inference_batches(patients, [place[s]], [t], 1))[0]
-        for s, t in zip(index["subject_id"].to_list(), times, strict=True)
+        next(examples.inference_batches(patients, [position[s]], [t], 1))[0]
+        for s, t in zip(times["subject_id"].to_list(), ends, strict=True)
     ]
-    batch = {name: np.concatenate([r[name] for r in rows]) for name in rows[0]}  # one person a row
+    return {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
+
+
+def _logit_of(probe: LogisticProbe) -> Callable:
+    """(z of tokens, z of queries) -> the probe's logit at the first query, in JAX."""
     mean_D, scale_D = (jnp.asarray(x, jnp.float32) for x in (probe.standardizer.mean_D, probe.standardizer.scale_D))
     weight_D = jnp.asarray(np.where(probe.standardizer.varies_D, probe.coef_D, 0.0), jnp.float32)
 
@@ -270,66 +314,56 @@ def explain(reader, probe, index, n_steps):
         del z_BxTxD
         return ((z_BxQxD[:, 0] - mean_D[None]) / scale_D[None]) @ weight_D + probe.intercept
 
-    inputs, baseline = attribution.embedded_inputs(network, params, batch)
-    score = attribution.score_of_embedded(network, params, batch, logit)
-    found = attribution.integrated_gradients(score, inputs, baseline, n_steps=n_steps)
-    token_BxT, wear_BxWxC = attribution.by_token(found)
-    weights = jax.jit(lambda b: attention.attention_weights(network, params, b))(batch)
-    rolled_BxT = attention.rollout(*weights)[1][:, 0]
-    query_NxBxHxT = np.asarray(weights[1])[:, :, :, 0]
-    names, out = patients.vocabulary.tokens["token"].to_list(), []
-    for b in range(len(rows)):
-        known = np.flatnonzero(batch["segment"][b] > 0)
-        is_ehr = batch["modality"][b] == MODALITY_EHR
-        days_T = batch["time"][b] - batch["query_time"][b, 0]
-        slots = np.flatnonzero(batch["window_position"][b] >= 0)
-        at = batch["window_position"][b, slots]
-        gradient_T = np.where(is_ehr, token_BxT[b], 0.0)
-        gradient_T[at] = wear_BxWxC[b, slots].sum(-1)
-        out.append(
-            {
-                "completeness_gap": float(found.gap_B[b]),
-                "tokens": [
-                    {
-                        "days": float(days_T[t]),
-                        "label": names[batch["token"][b, t]] if is_ehr[t] else "wearable window",
-                        "gradient": float(gradient_T[t]),
-                        "rollout": float(rolled_BxT[b, t]),
-                    }
-                    for t in known
-                ],
-                "attention": query_NxBxHxT[:, b][:, :, known],
-                "wear": wear_BxWxC[b, slots],
-                "wear_days": days_T[at],
-            }
-        )
-    return out
+    return logit
+
+
+class _Parts(NamedTuple):
+    """Attribution of one row of a batch; known: positions of its tokens."""
+
+    known: np.ndarray
+    is_ehr_T: np.ndarray
+    days_T: np.ndarray
+    gradient_T: np.ndarray
+    wear_WxC: np.ndarray
+    wear_days_W: np.ndarray
+
+
+def _parts(batch, b: int, token_BxT: np.ndarray, wear_BxWxC: np.ndarray) -> _Parts:
+    is_ehr_T, days_T = batch["modality"][b] == MODALITY_EHR, batch["time"][b] - batch["query_time"][b, 0]
+    slots = np.flatnonzero(batch["window_position"][b] >= 0)
+    at = batch["window_position"][b, slots]
+    gradient_T = np.where(is_ehr_T, token_BxT[b], 0.0)
+    gradient_T[at] = wear_BxWxC[b, slots].sum(-1)
+    known = np.flatnonzero(batch["segment"][b] > 0)
+    return _Parts(known, is_ehr_T, days_T, gradient_T, wear_BxWxC[b, slots], days_T[at])
 
 
 # ------------------------------------------------------------------------------------------- trained projections
 
 
-def projected_pairs(study):
+def projected_pairs(run: LoadedRun) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
     """(ehr [N, S], wear [N, S], patient [N]) of held-out pairs where the network projects contents, else None.
 
     A network trained with a contrastive term puts unit vectors `pair_ehr` and `pair_wear` into its output, and the
     patient of each pair, or -1, lies in the batch as `pair_patient`.
     """
-    reader = study.rows[study.joint]
-    modalities = tuple(study.config.rows[study.joint])
-    config = dataclasses.replace(reader.patients.config, masked_contexts=0.0, modalities=modalities)
-    held = pipeline.Patients(study.workdir / "prepare" / study.fold, config, "held_out")
-    rows = pipeline.TrainRows(held, study.config.seed, augmented=False)
-    size = study.config.embed.batch_size
-    predict = jax.jit(lambda b: reader.network.apply({"params": reader.params}, b))
-    batches = pipeline.train_batches(rows, size, n_steps=max(1, rows.rows_per_epoch // size), threads=0)
+    model = run.models[run.joint]
+    modalities = tuple(run.config.rows[run.joint])
+    config = dataclasses.replace(model.patients.config, masked_contexts=0.0, modalities=modalities)
+    held = examples.Patients(run.workdir / "prepare" / run.fold, config, "held_out")
+    rows = examples.TrainRows(held, run.config.seed, augmented=False)
+    size = run.config.embed.batch_size
+    predict = jax.jit(lambda b: model.network.apply({"params": model.params}, b))
+    batches = examples.train_batches(rows, size, n_steps=max(1, rows.rows_per_epoch // size), threads=0)
     first = next(batches)
     if "pair_patient" not in first or "pair_ehr" not in jax.eval_shape(predict, first):
         return None
     return collect_pairs(predict, [first, *batches])
 
 
-def collect_pairs(predict, batches):
+def collect_pairs(
+    predict: Callable, batches: Iterable[Mapping[str, np.ndarray]]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
     """One pair per patient, the first: pairs of a patient's other times are neither candidates nor independent."""
     parts = []
     for batch in batches:

@@ -15,7 +15,7 @@ OPTIONAL = "interpret"
 READS = {
     "prepare": ("seed", "data", "simulate", "labels", "prepare", "cohort"),
     "pretrain": ("seed", "context", "model", "train", "rows"),
-    "embed": ("context", "model", "rows", "embed", "evaluate.tasks", "evaluate.reference_row"),
+    "embed": ("context", "model", "rows", "embed", "evaluate.tasks", "evaluate.reference_model"),
     "evaluate": ("name", "seed", "evaluate", "finetune", "rows"),
     "interpret": ("name", "seed", "interpret", "evaluate", "report.reliability_task", "rows"),
     "report": ("name", "seed", "report", "evaluate"),

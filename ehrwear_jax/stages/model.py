@@ -53,7 +53,7 @@ def embed(config, workdir):
             target = Path(workdir) / "embed" / fold / f"{row}.parquet"
             wanted = (
                 _trajectory_subjects(config, workdir, fold, rows)
-                if row == config.evaluate.reference_row and k in (None, 0)
+                if row == config.evaluate.reference_model and k in (None, 0)
                 else []
             )
             missing = [s for s in wanted if not (target.parent / "trajectories" / f"{s}.npz").exists()]
@@ -72,7 +72,7 @@ def _trajectory_subjects(config, workdir, fold, rows):
     index = pl.read_parquet(Path(workdir) / "prepare" / fold / "index.parquet")
     held = index.join(rows.filter(pl.col("split") == "held_out"), on="subject_id", how="semi")
     columns = {"ehr": "n_events", "wear": "n_windows"}
-    given = [columns[m] for m in config.rows[config.evaluate.reference_row]]
+    given = [columns[m] for m in config.rows[config.evaluate.reference_model]]
     held = held.filter(pl.sum_horizontal(given) > 0)  # others have no time to draw
     ranked = held.sort(pl.col("n_windows") > 0, "n_events", "subject_id", descending=[True, True, False])
     return ranked["subject_id"].head(config.embed.trajectories).to_list()

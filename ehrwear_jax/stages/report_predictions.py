@@ -1,4 +1,4 @@
-"""A report of saved predictions of any model: <predictions_dir>/<task>/<row>.parquet, and nothing else.
+"""Reports saved predictions of any model: <predictions_dir>/<task>/<model>.parquet, and nothing else.
 
 Three kinds of task, told by the columns of the files:
 
@@ -9,78 +9,92 @@ Three kinds of task, told by the columns of the files:
 
 each with subject_id and prediction_time. Beside the tasks may lie attributes.parquet: subject_id, prediction_time, and
 age_years, sex, device or other columns of text, which become subgroups. config.report.tuning_dir holds the binary
-tasks' predictions of the tuning split in the same layout. All rows of a task have to be of the same reads.
+tasks' predictions of the tuning split in the same layout. All models of a task have to share their prediction times.
 """
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
 
 from ehrwear_jax.evals import classification, meds_predictions, protocol, subgroups
+from ehrwear_jax.evals.builders import PredictedCurves
+from ehrwear_jax.evals.estimates import Resampling
+from ehrwear_jax.evals.survival import FollowUp
 from ehrwear_jax.report.build import ReportInputs
 from ehrwear_jax.report.paper import horizon_of
-from ehrwear_jax.report.report_data import Evidence
-from ehrwear_jax.report.result_records import main_row
+from ehrwear_jax.report.report_data import ReportData
+from ehrwear_jax.report.result_records import main_model
 from ehrwear_jax.stages import evaluate_score, evaluate_subgroups
+from ehrwear_jax.stages.evaluate_score import Cohort
 
 KEYS = evaluate_subgroups.KEYS
 ATTRIBUTES = "attributes.parquet"
-NOT_INTERPRETED = "Saved predictions alone say nothing of mechanisms, or of what single predictions rest on."
+NOT_INTERPRETED = "Mechanisms and attributions of single predictions cannot be computed from saved predictions alone."
+
+# model -> {"p": predictions [N], and of survival "curves": P(T > t) [N, T], "days": [T]}
+Predictions = Mapping[str, Mapping[str, np.ndarray]]
 
 
-def inputs(config) -> ReportInputs:
-    """Everything that predictions and labels alone say.
+def inputs(config: Any) -> ReportInputs:
+    """Everything that can be computed from predictions and labels alone.
 
     Raises:
-      ValueError: a file without the columns of a kind, rows of a task that differ in their reads or labels.
+      ValueError: a file without the columns of a kind, models of a task that differ in their prediction times or
+        labels.
     """
     folder = Path(config.report.predictions_dir)
     folders = [p for p in folder.iterdir() if p.is_dir() and any(p.glob("*.parquet"))]
     tasks = {p.name: read_task(p) for p in sorted(folders, key=lambda p: horizon_of(p.name) or (p.name, 0.0))}
     if not tasks:
-        raise ValueError(f"config.report.predictions_dir: {folder} holds no <task>/<row>.parquet")
-    everyone = np.unique(np.concatenate([reads["subject_id"].to_numpy() for reads, _ in tasks.values()]))
+        raise ValueError(f"config.report.predictions_dir: {folder} holds no <task>/<model>.parquet")
+    everyone = np.unique(np.concatenate([times["subject_id"].to_numpy() for times, _ in tasks.values()]))
     known = pl.read_parquet(folder / ATTRIBUTES) if (folder / ATTRIBUTES).exists() else None
     records, details = [], {"subgroups": [], "curves": [], "prevalence": []}
-    for task, (reads, rows) in tasks.items():
-        found = _score(config, task, reads, rows, _levels(config, reads, known), everyone)
+    for task, (times, by_model) in tasks.items():
+        cohort = Cohort(times["subject_id"].to_numpy(), _levels(config, times, known))
+        found = _score(config, _spec(config, task, by_model, everyone), times, by_model, cohort)
         records += found["records"]
         details["subgroups"] += found["subgroups"]
         details["curves"] += found["curves"]
-        column = reads.columns[2]
-        held = reads.with_columns(split=pl.lit("held_out"))
-        details["prevalence"] += evaluate_subgroups.prevalence(task, held, column)
-    binary = {t: (reads, rows) for t, (reads, rows) in tasks.items() if "boolean_value" in reads.columns}
+        held = times.with_columns(split=pl.lit("held_out"))
+        details["prevalence"] += evaluate_subgroups.prevalence(task, held, times.columns[2])
+    binary = {t: found for t, found in tasks.items() if "boolean_value" in found[0].columns}
     return ReportInputs(
         title=config.report.title,
         subtitle=f"dataset {config.name}, from saved predictions",
         dataset=config.name,
         results=records + protocol.adjust(records),
         predictions={
-            t: {r: (reads["boolean_value"].to_numpy().astype(int), v["p"]) for r, v in rows.items()}
-            for t, (reads, rows) in binary.items()
+            t: {m: (times["boolean_value"].to_numpy().astype(int), v["p"]) for m, v in by_model.items()}
+            for t, (times, by_model) in binary.items()
         },
         facts={"predictions": f"{len(tasks)} tasks, {len(everyone):,} patients", "seed": str(config.seed),
                "resamples of patients": f"{config.evaluate.n_resamples:,}"},
         notes=_notes(tasks),
-        evidence=Evidence(main_task=config.report.reliability_task, not_interpreted=NOT_INTERPRETED, **details),
+        data=ReportData(main_task=config.report.reliability_task, not_interpreted=NOT_INTERPRETED, **details),
     )  # fmt: skip
 
 
-def read_task(folder: Path) -> tuple[pl.DataFrame, dict[str, dict[str, np.ndarray]]]:
-    """(reads with their label, {row: {"p": predictions [N], and of survival "curves": [N, T], "days": [T]}})."""
-    reads, rows, first = None, {}, None
+def read_task(folder: Path) -> tuple[pl.DataFrame, Predictions]:
+    """(prediction times with their label, predictions) of a task.
+
+    Raises:
+      ValueError: as `inputs`; a prediction that is not finite, a prediction time that occurs twice.
+    """
+    times, by_model, first = None, {}, None
     for path in sorted(folder.glob("*.parquet")):
         table, label, prediction = _read(path)
         table = table.sort(KEYS)
         mine = table.select(*KEYS, *label)
-        if reads is None:
-            reads, first = mine, path
-        elif not mine.equals(reads):
+        if times is None:
+            times, first = mine, path
+        elif not mine.equals(times):
             raise ValueError(
-                f"{path}: its reads or labels differ from those of {first.name}; rows of a task share them"
+                f"{path}: its prediction times or labels differ from those of {first.name}; models of a task share them"
             )
         found = {"p": table[prediction].to_numpy().astype(np.float64)}
         if not np.isfinite(found["p"]).all():
@@ -89,10 +103,10 @@ def read_task(folder: Path) -> tuple[pl.DataFrame, dict[str, dict[str, np.ndarra
         if at:
             days = sorted(at)
             found |= {"days": np.array(days), "curves": table.select([at[d] for d in days]).to_numpy()}
-        rows[path.stem] = found
-    if reads.select(KEYS).is_duplicated().any():
-        raise ValueError(f"{first}: a read (subject_id, prediction_time) is there twice")
-    return reads, rows
+        by_model[path.stem] = found
+    if times.select(KEYS).is_duplicated().any():
+        raise ValueError(f"{first}: a prediction time (subject_id, prediction_time) occurs twice")
+    return times, by_model
 
 
 def _read(path):
@@ -112,11 +126,11 @@ def _read(path):
     return pl.read_parquet(path), label, prediction
 
 
-def _levels(config, reads, known):
+def _levels(config, times, known):
     """Attribute -> level [N]; ages in bands, histories as the paper's groups, other columns of text as they are."""
     if known is None:
         return {}
-    table = reads.select(KEYS).join(known.unique(KEYS), on=KEYS, how="left", maintain_order="left")
+    table = times.select(KEYS).join(known.unique(KEYS), on=KEYS, how="left", maintain_order="left")
     out = {}
     if "age_years" in table.columns:
         age_N = table["age_years"].cast(pl.Float64).fill_null(float("nan")).to_numpy()
@@ -130,57 +144,58 @@ def _levels(config, reads, known):
     return out | {c: np.array(table[c].to_list(), object) for c in texts}
 
 
-def _score(config, task, reads, rows, attributes, everyone):
-    predictions = {row: v["p"] for row, v in rows.items()}
-    wanted = config.evaluate.reference_row
-    options = evaluate_score.Options(
-        dataset=config.name, n_resamples=config.evaluate.n_resamples, seed=config.seed, universe=everyone,
-        reference_row=wanted if wanted in predictions else main_row(predictions),
+def _spec(config, task, by_model, everyone):
+    wanted = config.evaluate.reference_model
+    return protocol.TaskSpec(
+        dataset=config.name,
+        name=task,
+        reference_model=wanted if wanted in by_model else main_model(by_model),
+        resampling=Resampling(config.evaluate.n_resamples, config.seed, everyone),
         suppression=subgroups.Suppression(config.evaluate.min_patients, config.evaluate.min_per_class),
-    )  # fmt: skip
-    group_N = reads["subject_id"].to_numpy()
-    if "boolean_value" in reads.columns:
-        y_N, points = reads["boolean_value"].to_numpy(), _operating_points(config, task, predictions)
-        return evaluate_score.score_binary(
-            options, task, predictions, y_N, group_N, attributes=attributes, operating_points=points
+    )
+
+
+def _score(config, spec, times, by_model, cohort):
+    predictions = {model: v["p"] for model, v in by_model.items()}
+    if "boolean_value" in times.columns:
+        y_N, points = times["boolean_value"].to_numpy(), _operating_points(config, spec.name, predictions)
+        return evaluate_score.score_binary(spec, predictions, y_N, cohort, operating_points=points)
+    if "float_value" in times.columns:
+        return evaluate_score.score_regression(
+            spec, predictions, times["float_value"].to_numpy().astype(np.float64), cohort
         )
-    if "float_value" in reads.columns:
-        y_N = reads["float_value"].to_numpy().astype(np.float64)
-        return evaluate_score.score_regression(options, task, predictions, y_N, group_N, attributes=attributes)
-    time_N, event_N = reads["time_to_event_days"].to_numpy(), reads["event_observed"].to_numpy()
-    with_curves = {row: v for row, v in rows.items() if "curves" in v}
+    follow_up = FollowUp(times["time_to_event_days"].to_numpy(), times["event_observed"].to_numpy())
+    with_curves = {model: v for model, v in by_model.items() if "curves" in v}
     days = [set(v["days"]) for v in with_curves.values()]
-    times = evaluate_score.usable_horizons(sorted(set.intersection(*days)) if days else (), time_N)
-    curves = {
-        row: v["curves"][:, np.searchsorted(v["days"], times)] for row, v in with_curves.items()
-    } if times else None  # fmt: skip
-    horizons = times or evaluate_score.usable_horizons(config.evaluate.horizons_days, time_N)
-    # nobody else's follow-up is known: censoring and the null are those of the reads that are scored
+    known = sorted(set.intersection(*days)) if days else ()
+    at = evaluate_score.usable_horizons(known, follow_up.time_N)
+    curves = {m: v["curves"][:, np.searchsorted(v["days"], at)] for m, v in with_curves.items()}
+    # nobody else's follow-up is known: censoring and the null are those of the prediction times that are scored
     return evaluate_score.score_time(
-        options, task, predictions, time_N, event_N, group_N, train=(time_N, event_N), horizons=horizons,
-        curves=curves, times_T=times, attributes=attributes,
+        spec, predictions, follow_up, cohort, train=follow_up,
+        horizons=at or evaluate_score.usable_horizons(config.evaluate.horizons_days, follow_up.time_N),
+        curves=PredictedCurves(np.array(at), curves) if at else None,
     )  # fmt: skip
 
 
 def _operating_points(config, task, predictions):
-    """row -> threshold at the wanted sensitivity of the tuning predictions, for the rows that have them."""
+    """model -> threshold at the wanted sensitivity of the tuning predictions, for the models that have them."""
     folder, out = Path(config.report.tuning_dir or "") / task, {}
     if not config.report.tuning_dir or not folder.is_dir():
         return out
-    reads, rows = read_task(folder)
-    for row in (r for r in rows if r in predictions):
-        y_N = reads["boolean_value"].to_numpy()
-        out[row] = classification.sensitivity_threshold(y_N, rows[row]["p"], config.evaluate.sensitivity)
+    times, by_model = read_task(folder)
+    for model in (m for m in by_model if m in predictions):
+        y_N = times["boolean_value"].to_numpy()
+        out[model] = classification.sensitivity_threshold(y_N, by_model[model]["p"], config.evaluate.sensitivity)
     return out
 
 
 def _notes(tasks):
     notes = [
-        "Made from saved predictions: nothing is known here of how they were made, of training, or of how the people "
-        "were chosen.",
-        "Intervals are 95% percentile intervals over resampled patients; all rows and tasks share the resamples.",
+        "Made from saved predictions: how they were made, the training, and the selection of the people are not known.",
+        "Intervals are 95% percentile intervals over resampled patients; all models and tasks share the resamples.",
         "q-values: Benjamini and Hochberg over all comparisons of one measure in this report, false discovery rate 5%.",
     ]
-    if any("time_to_event_days" in reads.columns for reads, _ in tasks.values()):
+    if any("time_to_event_days" in times.columns for times, _ in tasks.values()):
         notes.append("Censoring, and the Kaplan-Meier null, are estimated on the people who are scored.")
     return notes

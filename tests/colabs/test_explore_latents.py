@@ -39,7 +39,7 @@ def test_the_script_runs_on_a_small_run(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("EHRWEAR_RUN", str(tmp_path / "run"))
     monkeypatch.setenv("MPLBACKEND", "agg")
     found = runpy.run_path(str(SCRIPT))
-    risks = found["what_if"]
+    risks = found["counterfactuals"]
     assert set(risks) == {"as recorded", "without ATC//", "no wearable", "heart_rate + 1 SD"}
     assert all(0 < r < 1 for r in risks.values())
     assert risks["without ATC//"] == pytest.approx(risks["as recorded"])  # the cohort has no such codes

@@ -45,10 +45,10 @@ def test_resampled_metric_equals_sklearn_on_the_expanded_rows():
     rng = np.random.default_rng(0)
     y, score = rng.random(80) < 0.4, rng.integers(0, 9, 80) / 9
     group = rng.integers(0, 30, 80)
-    samples = bootstrap.resample({"row": classification.BinaryRanking(y, score)}, group, 40, seed=0)
+    samples = bootstrap.resample({"one": classification.BinaryRanking(y, score)}, group, 40, seed=0)
     weight = bootstrap.patient_weights(group, 40, seed=0)
     expected = [roc_auc_score(np.repeat(y, w), np.repeat(score, w)) for w in weight]
-    np.testing.assert_allclose(samples["row"]["auroc"], expected, atol=1e-12)
+    np.testing.assert_allclose(samples["one"]["auroc"], expected, atol=1e-12)
 
 
 @pytest.mark.slow
@@ -56,10 +56,10 @@ def test_processes_give_the_same_numbers_as_one(monkeypatch):
     rng = np.random.default_rng(0)
     y, group = rng.random(80) < 0.4, rng.integers(0, 30, 80)
     # statistics as the builders make them, functions inside functions
-    rows = builders.binary(
+    built = builders.binary(
         y, {f"m{i}": rng.random(80) for i in range(5)}, operating_points={f"m{i}": 0.4 for i in range(5)}
     )
-    statistics = {(name, "all"): build(None) for name, build in rows.items()}
+    statistics = {(name, "all"): build(None) for name, build in built.items()}
     one = bootstrap.resample(statistics, group, 300, seed=3)
     called = []
     monkeypatch.setattr(bootstrap, "PARALLEL_CELLS", 0)

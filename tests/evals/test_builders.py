@@ -14,6 +14,7 @@ from ehrwear_jax.evals import (
     survival,
     weighting,
 )
+from ehrwear_jax.evals.estimates import Resampling
 
 
 def problem(n=700):
@@ -28,65 +29,65 @@ def probability(risk):
     return 1 - np.exp(-np.exp(risk) * 365 / 2600)
 
 
-def value(records, row, level, metric):
-    (record,) = [r for r in records if (r["row"], r["level"], r["metric"]) == (row, level, metric)]
+def value(records, model, level, metric):
+    (record,) = [r for r in records if (r["model"], r["level"], r["metric"]) == (model, level, metric)]
     return record["value"]
 
 
 def test_binary_metrics_with_censored_rows_left_out():
     time, event, risk, group, split = problem()
     y, known = survival.horizon_labels(time, event, 365)
-    predictions = {row: probability(v) for row, v in risk.items()}
-    points = {row: classification.sensitivity_threshold(y[known], p[known], 0.8) for row, p in predictions.items()}
+    predictions = {model: probability(v) for model, v in risk.items()}
+    points = {m: classification.sensitivity_threshold(y[known], p[known], 0.8) for m, p in predictions.items()}
     build = builders.binary(y, predictions, operating_points=points, factor_N=known.astype(float))
-    records = subgroups.score(build, {"split": split}, y, group, n_resamples=30, counted_N=known)
+    found = subgroups.cells({"split": split}, y, group, counted_N=known)
+    records = subgroups.score(build, found, group, Resampling(30))
     for level, rows in (("all", known), ("a", known & (split == "a"))):
         counts = {(r["n_patients"], r["n_positive"]) for r in records if r["level"] == level}
         assert counts == {(len(np.unique(group[rows])), len(np.unique(group[rows & y])))}
-        for row, p in predictions.items():
+        for model, p in predictions.items():
             y_level, p_level = y[rows], p[rows]
-            assert value(records, row, level, "auroc") == pytest.approx(classification.auroc(y_level, p_level))
-            assert value(records, row, level, "auprc") == pytest.approx(classification.auprc(y_level, p_level))
-            assert value(records, row, level, "prevalence") == pytest.approx(y_level.mean())
-            assert value(records, row, level, "brier") == pytest.approx(calibration.brier(y_level, p_level))
+            assert value(records, model, level, "auroc") == pytest.approx(classification.auroc(y_level, p_level))
+            assert value(records, model, level, "auprc") == pytest.approx(classification.auprc(y_level, p_level))
+            assert value(records, model, level, "prevalence") == pytest.approx(y_level.mean())
+            assert value(records, model, level, "brier") == pytest.approx(calibration.brier(y_level, p_level))
             edges = calibration.equal_mass_edges(p[known])
-            assert value(records, row, level, "ece") == pytest.approx(calibration.ece(y_level, p_level, edges=edges))
-            assert value(records, row, level, "ece_corrected") <= value(records, row, level, "ece")
-            sensitivity = (p_level[y_level] >= points[row]).mean()
-            assert value(records, row, level, "sensitivity") == pytest.approx(sensitivity)
+            assert value(records, model, level, "ece") == pytest.approx(calibration.ece(y_level, p_level, edges=edges))
+            assert value(records, model, level, "ece_corrected") <= value(records, model, level, "ece")
+            sensitivity = (p_level[y_level] >= points[model]).mean()
+            assert value(records, model, level, "sensitivity") == pytest.approx(sensitivity)
             curve = weighting.evaluate(decision.NetBenefit(y_level, p_level), rows.sum())
-            assert value(records, row, level, "net_benefit_7") == pytest.approx(curve["net_benefit_7"])
+            assert value(records, model, level, "net_benefit_7") == pytest.approx(curve["net_benefit_7"])
     assert not [r for r in records if r["metric"].startswith(calibration.GAP)]
 
 
 def test_survival_metrics_are_named_by_their_times():
     time, event, risk, group, split = problem()
     train = time.copy(), event.copy()
-    censoring, null = survival.censoring_survival(*train), survival.kaplan_meier(*train)
+    fitted = survival.TrainingCurves.fit(survival.FollowUp(*train))
     times = np.array([90.0, 365.0, 600.0])
     curves = {"joint": np.exp(-np.exp(risk["joint"])[:, None] * times / 2600)}
+    predicted = builders.PredictedCurves(times, curves)
     build = builders.time_to_event(
-        censoring, time, event, risk, horizons=[365, 600], tau=900, curves=curves, times_T=times, null=null
+        fitted, survival.FollowUp(time, event), risk, horizons=[365, 600], tau=900, curves=predicted
     )
-    records = subgroups.score(
-        build,
-        {"split": split},
-        event,
-        group,
-        n_resamples=20,
-        compared=("c_index", "auc_365", "ibs"),
-        reference_row="joint",
-    )
+    comparison = subgroups.Comparison(("c_index", "auc_365", "ibs"), reference_model="joint")
+    found = subgroups.cells({"split": split}, event, group)
+    records = subgroups.score(build, found, group, Resampling(20), comparison)
     inside = split == "b"
-    expected = survival.survival_metrics(
-        *train, time[inside], event[inside],
-        risk_N=risk["joint"][inside], survival_NxT=curves["joint"][inside], times_T=times, tau=900,
-    )  # fmt: skip
+    rows = time[inside], event[inside]
+    aucs = [survival.dynamic_auc(fitted.censoring, *rows, risk["joint"][inside], t) for t in (365, 600)]
+    one_by_one = [
+        survival.uno_c(fitted.censoring, *rows, risk["joint"][inside], tau=900),
+        *(weighting.rename(auc, {"auc": f"auc_{t}"}) for auc, t in zip(aucs, (365, 600), strict=True)),
+        survival.BrierCurve(fitted.censoring, *rows, curves["joint"][inside], times, null=fitted.null),
+    ]
+    expected = weighting.evaluate(weighting.merge(*one_by_one), int(inside.sum()))
     for mine, theirs in (
         ("c_index", "c_index"),
         ("uno_c", "uno_c"),
-        ("auc_365", "auc_1"),
-        ("auc_600", "auc_2"),
+        ("auc_365", "auc_365"),
+        ("auc_600", "auc_600"),
         ("brier_90", "brier_0"),
         ("brier_600_null", "brier_2_null"),
         ("ibs", "ibs"),
@@ -94,9 +95,9 @@ def test_survival_metrics_are_named_by_their_times():
     ):
         assert value(records, "joint", "b", mine) == pytest.approx(expected[theirs]), mine
     # One of the two has no curves: nothing to score, nothing to compare.
-    assert not [r for r in records if r["row"] == "other" and r["metric"] == "ibs"]
+    assert not [r for r in records if r["model"] == "other" and r["metric"] == "ibs"]
     assert not [r for r in records if r["metric"] == "ibs_difference"]
-    assert [r for r in records if r["row"] == "joint" and r["metric"] == "ibs_gap"]
+    assert [r for r in records if r["model"] == "joint" and r["metric"] == "ibs_gap"]
     difference = value(records, "joint - other", "all", "auc_365_difference")
     assert difference == pytest.approx(
         value(records, "joint", "all", "auc_365") - value(records, "other", "all", "auc_365")
@@ -107,7 +108,8 @@ def test_continuous_metrics():
     _, _, risk, group, split = problem()
     y = risk["joint"] + 1
     build = builders.continuous(y, risk)
-    records = subgroups.score(build, {"split": split}, risk["other"] > 0, group, n_resamples=20, compared=("rmse",))
+    found = subgroups.cells({"split": split}, risk["other"] > 0, group)
+    records = subgroups.score(build, found, group, Resampling(20), subgroups.Comparison(("rmse",)))
     assert value(records, "joint", "a", "rmse") == pytest.approx(1)
     expected = weighting.evaluate(
         regression.Regression(y[split == "b"], risk["other"][split == "b"]), sum(split == "b")

@@ -1,4 +1,4 @@
-"""Calibration error, its floor and the reliability curve, by hand and by simulation."""
+"""Calibration error and its floor, by hand and by simulation."""
 
 import numpy as np
 import pytest
@@ -37,21 +37,6 @@ def test_ece_floor_matches_reference_and_is_what_calibrated_predictions_show():
     observed = np.mean([calibration.ece(rng.random(3000) < p, p) for _ in range(100)])
     assert floor == pytest.approx(observed, rel=0.1)
     assert calibration.ece(rng.random(3000) < p**2, p) > 3 * floor
-
-
-def test_reliability_curve_reconciles_with_ece_and_totals():
-    y, p, rng = random_binary(n=2000)
-    weight = rng.integers(0, 3, (5, 2000))
-    curve = calibration.reliability_curve(y, p)
-    assert curve.weight.sum() == 2000
-    gaps = np.abs(curve.mean_predicted - curve.observed)
-    assert np.nansum(curve.weight * gaps) / 2000 == pytest.approx(calibration.ece(y, p))
-    resampled = calibration.reliability_curve(y, p, weight)
-    assert resampled.observed.shape == (5, len(curve.edges) - 1)
-    single = calibration.reliability_curve(y, p, weight[3])
-    np.testing.assert_allclose(resampled.observed[3], single.observed)
-    inside = (p >= curve.edges[2]) & (p < curve.edges[3])
-    np.testing.assert_allclose(curve.observed[2], y[inside].mean())
 
 
 def gaps_of(y, p, group, n_resamples=400):

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from ehrwear_jax.evals import ci_coverage as coverage
+from ehrwear_jax.evals import ci_coverage
 
 
 def bounds(n_studies, rate, spread=3.5):
@@ -31,18 +31,18 @@ def check(result, lo, hi):
 
 @pytest.mark.slow
 def test_coverage_in_a_small_simulation():
-    result = coverage.run(150, 300, n_patients=500)
+    result = ci_coverage.run(150, 300, n_patients=500)
     check(result, bounds(150, 0.95)[0] - 0.01, 1.0)
 
 
 @pytest.mark.long
 def test_coverage_in_a_thousand_studies():
-    check(coverage.run(1000, 1000), 0.92, 0.98)
+    check(ci_coverage.run(1000, 1000), 0.92, 0.98)
 
 
 def test_truth_equals_what_a_large_independent_population_shows():
-    expected = coverage.truth(20_000)
-    again = coverage.truth(20_000, seed=5)
+    expected = ci_coverage.truth(20_000)
+    again = ci_coverage.truth(20_000, seed=5)
     np.testing.assert_allclose(expected.auroc_M, again.auroc_M, atol=0.015)
     np.testing.assert_allclose(expected.auroc_M[1:7], expected.auroc_M[0], atol=0.015)
     assert (expected.auroc_M[7:] < expected.auroc_M[0] - 0.03).all()
@@ -52,10 +52,10 @@ def test_truth_equals_what_a_large_independent_population_shows():
 
 
 def test_the_command_writes_flat_numbers(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(coverage, "truth", lambda: coverage.Truth(np.full(9, 0.7), np.full(9, 0.4), 0.7, {}, {}))
-    monkeypatch.setattr(coverage.Truth, "ece", lambda self, name, edges: 0.0)
+    monkeypatch.setattr(ci_coverage, "truth", lambda: ci_coverage.Truth(np.full(9, 0.7), np.full(9, 0.4), 0.7, {}, {}))
+    monkeypatch.setattr(ci_coverage.Truth, "ece", lambda self, name, edges: 0.0)
     path = tmp_path / "coverage.json"
-    coverage.main(["--studies=2", "--resamples=20", "--patients=60", f"--json={path}"])
+    ci_coverage.main(["--studies=2", "--resamples=20", "--patients=60", f"--json={path}"])
     result = json.loads(path.read_text())
     assert all(isinstance(v, int | float) for v in result.values())
     assert "coverage_auroc" in capsys.readouterr().out

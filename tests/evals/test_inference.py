@@ -101,8 +101,8 @@ def test_bootstrap_z_grows_with_patients_and_cohens_d_does_not():
         inference.seed_cohens_d([1.0], [2.0, 3.0])
 
 
-def test_the_pvalue_floor_is_reached_by_a_difference_of_one_sign():
-    assert inference.paired_pvalue(np.full(5000, 0.1)) == inference.pvalue_floor(5000)
+def test_the_smallest_p_value_is_reached_by_a_difference_of_one_sign():
+    assert inference.paired_pvalue(np.full(5000, 0.1)) == 2 / 5001
 
 
 def test_the_bootstrap_of_a_paired_auroc_difference_agrees_with_delong():

@@ -1,15 +1,16 @@
-"""Changes between conditions: paired, exact, honest under shuffled and leaked labels."""
+"""Changes under perturbations: paired, exact, right under shuffled and leaked labels."""
 
 import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from ehrwear_jax.evals import perturbed as conditions
-from ehrwear_jax.evals import probes, protocol
+from ehrwear_jax.evals import perturbed, probes, protocol
+from ehrwear_jax.evals.estimates import Resampling
 
 
-def find(records, row, condition, metric="auroc"):
-    (found,) = [r for r in records if (r["row"], r["condition"], r["metric"]) == (row, condition, metric)]
+def find(records, model, perturbation, metric="auroc"):
+    wanted = model, perturbation, metric
+    (found,) = [r for r in records if (r["model"], r["perturbation"], r["metric"]) == wanted]
     return found
 
 
@@ -19,7 +20,7 @@ def test_values_equal_the_library_and_changes_are_paired():
     score = y + rng.normal(0, 1.5, 400)
     noisy = score + rng.normal(0, 2.0, 400)
     group = np.arange(400) // 2
-    records = conditions.score_conditions({"joint": {"clean": score, "noise": noisy, "same": score}}, y, group)
+    records = perturbed.score_perturbations({"joint": {"clean": score, "noise": noisy, "same": score}}, y, group)
     noise, same, clean = (find(records, "joint", c) for c in ("noise", "same", "clean"))
     assert noise["value"] == pytest.approx(roc_auc_score(y, noisy))
     assert noise["change"] == pytest.approx(roc_auc_score(y, noisy) - roc_auc_score(y, score))
@@ -30,12 +31,12 @@ def test_values_equal_the_library_and_changes_are_paired():
     assert noise["change_hi"] - noise["change_lo"] < 0.8 * ((noise["hi"] - noise["lo"]) + (clean["hi"] - clean["lo"]))
 
 
-def test_no_resamples_give_values_only_and_a_missing_clean_condition_is_refused():
+def test_no_resamples_give_values_only_and_missing_clean_records_are_refused():
     y, score = np.array([0, 1, 1, 0]), np.array([0.1, 0.9, 0.4, 0.4])
-    records = conditions.score_conditions({"a": {"clean": score}}, y, np.arange(4), n_resamples=0)
+    records = perturbed.score_perturbations({"a": {"clean": score}}, y, np.arange(4), resampling=Resampling(0))
     assert find(records, "a", "clean")["value"] == 0.875 and find(records, "a", "clean")["lo"] is None
-    with pytest.raises(ValueError, match="lacks the condition 'clean'"):
-        conditions.score_conditions({"a": {"noise": score}}, y, np.arange(4))
+    with pytest.raises(ValueError, match="lacks the perturbation 'clean'"):
+        perturbed.score_perturbations({"a": {"noise": score}}, y, np.arange(4))
 
 
 def splits(rng, n=300, width=12):
@@ -44,16 +45,17 @@ def splits(rng, n=300, width=12):
 
 
 def test_shuffled_labels_cover_one_half_in_nearly_all_cells():
-    """A probe fitted and scored on labels that mean nothing: 60 cells of rows, tasks and conditions."""
+    """A probe fitted and scored on labels that mean nothing: 60 combinations of models and tasks."""
     rng = np.random.default_rng(1)
     covered = []
     for task in range(20):
         x, y = splits(rng)
         predictions = {}
-        for row, columns in (("wide", slice(None)), ("narrow", slice(0, 3)), ("single", slice(3, 4))):
+        for model, columns in (("wide", slice(None)), ("narrow", slice(0, 3)), ("single", slice(3, 4))):
             fitted = protocol.predict_binary({s: v[:, columns] for s, v in x.items()}, y)
-            predictions[row] = {"clean": fitted.probability["held_out"]}
-        records = conditions.score_conditions(predictions, y["held_out"], np.arange(300), n_resamples=300, seed=task)
+            predictions[model] = {"clean": fitted.probability["held_out"]}
+        resampling = Resampling(300, seed=task)
+        records = perturbed.score_perturbations(predictions, y["held_out"], np.arange(300), resampling=resampling)
         covered += [r["lo"] <= 0.5 <= r["hi"] for r in records if r["metric"] == "auroc"]
     assert len(covered) == 60 and np.mean(covered) >= 0.9
 
@@ -64,8 +66,8 @@ def test_a_leaked_label_is_caught():
     x, y = splits(rng)
     leaked = {s: np.concatenate([x[s], y[s][:, None]], axis=1) for s in x}
     fitted = protocol.predict_binary(leaked, y, l2_grid=[probes.L2_GRID[0]])
-    records = conditions.score_conditions(
-        {"leak": {"clean": fitted.probability["held_out"]}}, y["held_out"], np.arange(300), n_resamples=100
+    records = perturbed.score_perturbations(
+        {"leak": {"clean": fitted.probability["held_out"]}}, y["held_out"], np.arange(300), resampling=Resampling(100)
     )
     found = find(records, "leak", "clean")
     assert found["value"] == found["lo"] == found["hi"] == 1.0

@@ -9,8 +9,10 @@ from sklearn.metrics import average_precision_score, brier_score_loss, roc_auc_s
 from statsmodels.stats.multitest import multipletests
 
 from ehrwear_jax.evals import bootstrap, calibration, concordance, inference, probes, protocol
+from ehrwear_jax.evals.estimates import Resampling
+from ehrwear_jax.evals.survival import FollowUp
 
-FIELDS = {"dataset", "row", "task", "metric", "value", "lo", "hi", "n", "n_positive", "seed"}
+FIELDS = {"dataset", "model", "task", "metric", "value", "lo", "hi", "n", "n_positive", "seed"}
 
 
 def scored(n=400, seed=0):
@@ -21,13 +23,13 @@ def scored(n=400, seed=0):
     return y, group, {"joint": better, "other": np.round(worse, 1)}
 
 
-def score(y, group, predictions, **settings):
-    settings = {"n_resamples": 150, "seed": 4, "reference_row": "joint"} | settings
-    return protocol.score_binary(dataset="d", task="t", predictions=predictions, y_N=y, group_N=group, **settings)
+def score(y, group, predictions, n_resamples=150, reference_model="joint"):
+    task = protocol.TaskSpec("d", "t", reference_model, Resampling(n_resamples, seed=4))
+    return protocol.score_binary(task, predictions, y, group)
 
 
-def find(records, row, metric):
-    (record,) = [r for r in records if (r["row"], r["metric"]) == (row, metric)]
+def find(records, model, metric):
+    (record,) = [r for r in records if (r["model"], r["metric"]) == (model, metric)]
     return record
 
 
@@ -45,20 +47,20 @@ def test_records_equal_library_metrics_and_resamples_done_by_hand():
     assert all(r.keys() == FIELDS for r in records)
     weight = bootstrap.patient_weights(group, 150, seed=4)
     expanded = [np.repeat(np.arange(len(y)), w) for w in weight]
-    for row, p in predictions.items():
+    for model, p in predictions.items():
         for metric, oracle in (
             ("auroc", roc_auc_score),
             ("auprc", average_precision_score),
             ("brier", brier_score_loss),
         ):
-            record = find(records, row, metric)
+            record = find(records, model, metric)
             assert record["value"] == pytest.approx(oracle(y, p), abs=1e-12)
             samples = [oracle(y[rows], p[rows]) for rows in expanded]
             bounds = np.quantile(samples, [0.025, 0.975])
             np.testing.assert_allclose([record["lo"], record["hi"]], bounds, atol=1e-12)
             assert (record["n"], record["n_positive"], record["seed"]) == (400, y.sum(), 4)
-        assert find(records, row, "ece")["value"] == pytest.approx(calibration.ece(y, p))
-        assert find(records, row, "ece_floor")["value"] == calibration.ece_floor(p, seed=4)
+        assert find(records, model, "ece")["value"] == pytest.approx(calibration.ece(y, p))
+        assert find(records, model, "ece_floor")["value"] == calibration.ece_floor(p, seed=4)
     samples = [
         roc_auc_score(y[rows], predictions["joint"][rows]) - roc_auc_score(y[rows], predictions["other"][rows])
         for rows in expanded
@@ -99,7 +101,7 @@ def test_row_order_does_not_change_the_records():
     for a, b in zip(first, second, strict=True):
         if a["metric"] == "ece_floor":  # simulated row by row
             continue
-        assert (a["row"], a["metric"]) == (b["row"], b["metric"])
+        assert (a["model"], a["metric"]) == (b["model"], b["metric"])
         for field in ("value", "lo", "hi"):
             assert a[field] == pytest.approx(b[field], abs=1e-12)
 
@@ -119,7 +121,7 @@ def test_one_class_gives_none_and_degenerate_resamples_are_reported():
     missing = find(records, "bootstrap", "degenerate_resamples")["value"]
     assert missing == pytest.approx(150 * np.exp(-1), abs=20)
     assert find(records, "joint", "auroc")["lo"] is not None
-    assert not [r for r in score(y, group, predictions) if r["row"] == "bootstrap"]
+    assert not [r for r in score(y, group, predictions) if r["model"] == "bootstrap"]
 
 
 def test_no_resamples_gives_values_without_intervals():
@@ -135,10 +137,10 @@ def test_no_resamples_gives_values_without_intervals():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"reference_row": "nobody"}, "no row 'nobody'"),
+        ({"reference_model": "nobody"}, "no model 'nobody'"),
         ({"predictions": {}}, "no predictions"),
-        ({"predictions": {"joint": np.full(400, 1.5)}}, "task t, row joint: p is 1.5 in row 0"),
-        ({"predictions": {"joint": np.full(3, 0.5)}}, "task t, row joint: vectors differ"),
+        ({"predictions": {"joint": np.full(400, 1.5)}}, "task t, model joint: p is 1.5 in row 0"),
+        ({"predictions": {"joint": np.full(3, 0.5)}}, "task t, model joint: vectors differ"),
         ({"group": np.zeros(3)}, "group has 3 rows, expected 400"),
     ],
 )
@@ -154,19 +156,17 @@ def test_survival_records_equal_lifelines_on_shared_resamples():
     time, event = rng.integers(1, 60, 200), rng.random(200) < 0.5
     risks = {"joint": -time + rng.normal(size=200) * 20, "cox_table": rng.normal(size=200)}
     group = np.arange(200)
-    records = protocol.score_survival(
-        dataset="d", task="death", predictions=risks, time_N=time, event_N=event, group_N=group,
-        n_resamples=60, seed=1, reference_row="joint",
-    )  # fmt: skip
+    task = protocol.TaskSpec("d", "death", "joint", Resampling(60, seed=1))
+    records = protocol.score_survival(task, risks, FollowUp(time, event), group)
     weight = bootstrap.patient_weights(group, 60, seed=1)
     samples = {
-        row: [concordance_index(time[i], -risk[i], event[i]) for i in (np.repeat(group, w) for w in weight)]
-        for row, risk in risks.items()
+        model: [concordance_index(time[i], -risk[i], event[i]) for i in (np.repeat(group, w) for w in weight)]
+        for model, risk in risks.items()
     }
-    for row, risk in risks.items():
-        record = find(records, row, "c_index")
+    for model, risk in risks.items():
+        record = find(records, model, "c_index")
         assert record["value"] == pytest.approx(concordance_index(time, -risk, event))
-        assert record["lo"] == pytest.approx(np.quantile(samples[row], 0.025))
+        assert record["lo"] == pytest.approx(np.quantile(samples[model], 0.025))
     delta = np.subtract(samples["joint"], samples["cox_table"])
     difference = find(records, "joint - cox_table", "c_index_difference")
     assert difference["hi"] == pytest.approx(np.quantile(delta, 0.975))
@@ -206,43 +206,6 @@ def test_predict_survival_ranks_the_held_out_rows():
     assert concordance.concordance_index(time["held_out"], event["held_out"], risk) > 0.75
 
 
-def test_late_fusion_beats_its_members():
-    rng = np.random.default_rng(0)
-    y = {s: rng.random(3000) < 0.3 for s in ("tuning", "held_out")}
-    members = [{s: probes.sigmoid(2 * v - 1 + rng.normal(size=3000)) for s, v in y.items()} for _ in range(2)]
-    # A third member that is certain and knows nothing must not spoil it.
-    members.append({s: np.round(rng.random(3000)) for s in y})
-    fused = protocol.late_fusion_binary(members, y["tuning"])["held_out"]
-    scores = [roc_auc_score(y["held_out"], m["held_out"]) for m in members]
-    assert roc_auc_score(y["held_out"], fused) > max(scores) + 0.02
-    assert calibration.ece(y["held_out"], fused) < 0.03
-    with pytest.raises(ValueError, match="at least one member"):
-        protocol.late_fusion_binary([], y["tuning"])
-
-
-def test_late_fusion_of_risks_beats_its_members():
-    x, time, event = survival_features()
-    noise = np.random.default_rng(0)
-    members = [{s: v[:, 0] + noise.normal(size=len(v)) for s, v in x.items() if s != "train"} for _ in range(2)]
-    fused = protocol.late_fusion_survival(members, time["tuning"], event["tuning"])["held_out"]
-    outcome = time["held_out"], event["held_out"]
-    scores = [concordance.concordance_index(*outcome, m["held_out"]) for m in members]
-    assert concordance.concordance_index(*outcome, fused) > max(scores)
-
-
-def test_reliability_table_reconciles_and_its_intervals_cover_calibrated_risk():
-    rng = np.random.default_rng(0)
-    p = rng.beta(2, 5, 4000)
-    y = rng.random(4000) < p
-    table = protocol.reliability_table(y, p, np.arange(4000), n_resamples=200)
-    assert table["n"].sum() == 4000
-    inside = (table["lo"] <= table["mean_predicted"]) & (table["mean_predicted"] <= table["hi"])
-    assert inside.sum() >= 8
-    assert ((table["lo"] <= table["observed"]) & (table["observed"] <= table["hi"])).all()
-    bare = protocol.reliability_table(y, p, np.arange(4000), n_resamples=0)
-    assert bare["lo"].null_count() == len(bare)
-
-
 def test_adjusted_p_values_equal_statsmodels_within_each_family():
     y, group, predictions = scored()
     rng = np.random.default_rng(5)
@@ -255,11 +218,11 @@ def test_adjusted_p_values_equal_statsmodels_within_each_family():
     assert {r["metric"] for r in adjusted} == {"auroc_difference_q", "auprc_difference_q"}
     assert len(adjusted) == 2 * 2 * 4 and all(r.keys() == FIELDS for r in adjusted)
     for metric in ("auroc", "auprc"):
-        p = {(r["task"], r["row"]): r["value"] for r in records if r["metric"] == f"{metric}_difference_p"}
-        q = {(r["task"], r["row"]): r["value"] for r in adjusted if r["metric"] == f"{metric}_difference_q"}
+        p = {(r["task"], r["model"]): r["value"] for r in records if r["metric"] == f"{metric}_difference_p"}
+        q = {(r["task"], r["model"]): r["value"] for r in adjusted if r["metric"] == f"{metric}_difference_q"}
         expected = multipletests(list(p.values()), method="fdr_bh")[1]
         np.testing.assert_allclose([q[k] for k in p], expected, atol=1e-12)
-    by_task = protocol.adjust(records, family=("dataset", "task", "metric"))
-    assert [r["value"] for r in by_task] != [r["value"] for r in adjusted]
+    alone = protocol.adjust([r for r in records if r["task"] == "t"])
+    assert [r["value"] for r in alone] != [r["value"] for r in adjusted if r["task"] == "t"]
     undefined = protocol.adjust([r | {"value": None} for r in records if r["metric"] == "auroc_difference_p"])
     assert all(r["value"] is None for r in undefined)

@@ -5,6 +5,7 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from ehrwear_jax.evals import bootstrap, calibration, classification, inference, subgroups, weighting
+from ehrwear_jax.evals.estimates import Resampling
 
 
 def problem(n=900, seed=0):
@@ -30,7 +31,7 @@ def build(y, predictions):
             calibration.Calibration(y, p, edges=edges, factor_N=factor, gaps=True),
         )
 
-    return {row: make(p) for row, p in predictions.items()}
+    return {model: make(p) for model, p in predictions.items()}
 
 
 def find(records, **wanted):
@@ -40,47 +41,47 @@ def find(records, **wanted):
 
 def test_cells_gaps_and_differences_equal_sklearn_on_the_shared_resamples():
     y, group, attributes, predictions = problem()
-    records = subgroups.score(
-        build(y, predictions), attributes, y, group, n_resamples=60, seed=3, reference_row="joint"
-    )
+    found = subgroups.cells(attributes, y, group)
+    comparison = subgroups.Comparison(reference_model="joint")
+    records = subgroups.score(build(y, predictions), found, group, Resampling(60, seed=3), comparison)
     weight = bootstrap.patient_weights(group, 60, seed=3)
 
-    def auroc(row, mask, w):
+    def auroc(model, mask, w):
         rows = np.repeat(np.arange(len(y)), w * mask)
-        return roc_auc_score(y[rows], predictions[row][rows])
+        return roc_auc_score(y[rows], predictions[model][rows])
 
     masks = {v: attributes["sex"] == v for v in ("female", "male")}
     for level, mask in masks.items():
         samples = [auroc("joint", mask, w) for w in weight]
-        record = find(records, row="joint", attribute="sex", level=level, metric="auroc")
+        record = find(records, model="joint", attribute="sex", level=level, metric="auroc")
         assert record["value"] == pytest.approx(roc_auc_score(y[mask], predictions["joint"][mask]))
         np.testing.assert_allclose([record["lo"], record["hi"]], np.quantile(samples, [0.025, 0.975]), atol=1e-12)
         assert record["n_patients"] == len(np.unique(group[mask])) and record["p"] is None
         difference = [auroc("joint", mask, w) - auroc("other", mask, w) for w in weight]
-        record = find(records, row="joint - other", attribute="sex", level=level, metric="auroc_difference")
+        record = find(records, model="joint - other", attribute="sex", level=level, metric="auroc_difference")
         assert record["hi"] == pytest.approx(np.quantile(difference, 0.975))
         assert record["p"] == inference.paired_pvalue(difference)
-    gap = find(records, row="joint", level="male", metric="auroc_gap")
+    gap = find(records, model="joint", level="male", metric="auroc_gap")
     samples = [auroc("joint", masks["male"], w) - auroc("joint", masks["female"], w) for w in weight]
     assert gap["value"] < 0 and gap["lo"] == pytest.approx(np.quantile(samples, 0.025))
     assert not [r for r in records if r["level"] == "female" and r["metric"] == "auroc_gap"]
-    whole = find(records, row="other", attribute="all", metric="auroc")
+    whole = find(records, model="other", attribute="all", metric="auroc")
     assert whole["value"] == pytest.approx(roc_auc_score(y, predictions["other"]))
-    men = find(records, row="joint", level="male", metric="mean_gap")
+    men = find(records, model="joint", level="male", metric="mean_gap")
     p, mask = predictions["joint"], masks["male"]
     assert men["value"] == pytest.approx(p[mask].mean() - y[mask].mean())
 
 
-def test_small_cells_are_suppressed_and_cannot_be_worked_out():
+def test_small_cells_are_suppressed_and_cannot_be_derived():
     y, group, attributes, predictions = problem()
     found = subgroups.cells(attributes, y, group)
     rare, watch = found["device", "rare"], found["device", "watch"]
     assert rare.suppressed and rare.n_patients is None and rare.n_positive is None
-    # With one cell left the total less it would give the rare one away.
+    # With one cell left the total less it would reveal the rare one.
     assert not watch.suppressed and watch.n_patients is None
     assert not found["sex", "male"].suppressed and found["sex", "male"].n_patients > 100
     assert not rare.mask_N[group == 7].any() and not watch.mask_N[group == 7].any()
-    records = subgroups.score(build(y, predictions), attributes, y, group, n_resamples=20)
+    records = subgroups.score(build(y, predictions), found, group, Resampling(20))
     hidden = [r for r in records if r["level"] == "rare"]
     assert {r["metric"] for r in hidden} == {"suppressed"} and len(hidden) == len(predictions)
     assert all(np.isnan(r["value"]) and r["suppressed"] for r in hidden)
@@ -90,15 +91,15 @@ def test_small_cells_are_suppressed_and_cannot_be_worked_out():
     assert one_class["a", "yes"].suppressed and one_class["a", "no"].suppressed
 
 
-def test_levels_can_be_referred_to_by_name_and_no_resamples_give_no_intervals():
+def test_gaps_are_to_the_largest_level_and_no_resamples_give_no_intervals():
     y, group, attributes, predictions = problem()
-    records = subgroups.score(
-        build(y, predictions), attributes, y, group, n_resamples=0, reference_levels={"sex": "male"}
-    )
-    gap = find(records, row="joint", level="female", metric="auroc_gap")
-    assert gap["value"] > 0 and np.isnan(gap["lo"]) and np.isnan(gap["p"])
-    with pytest.raises(ValueError, match="'rare' of device is absent or suppressed"):
-        subgroups.score(build(y, predictions), attributes, y, group, reference_levels={"device": "rare"})
+    found = subgroups.cells(attributes, y, group)
+    records = subgroups.score(build(y, predictions), found, group, Resampling(0))
+    assert (attributes["sex"] == "female").sum() > (attributes["sex"] == "male").sum()
+    gap = find(records, model="joint", level="male", metric="auroc_gap")
+    assert gap["value"] < 0 and np.isnan(gap["lo"]) and np.isnan(gap["p"])
+    women, men = (find(records, model="joint", level=x, metric="auroc")["value"] for x in ("female", "male"))
+    assert gap["value"] == pytest.approx(men - women)
     with pytest.raises(ValueError, match="attribute sex has 3 rows"):
         subgroups.cells({"sex": np.array(["a", "b", "c"])}, y, group)
 

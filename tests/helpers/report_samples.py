@@ -6,23 +6,23 @@ from ehrwear_jax.report.build import ReportInputs, Trajectory
 from ehrwear_jax.report.report_data import Explained
 
 TASKS = ("hospitalization_90d", "hospitalization_365d")
-ROWS = {"joint": 0.81, "ehr_only": 0.78, "gradient_boosting": 0.8, "oracle": 0.86}
+MODELS = {"joint": 0.81, "ehr_only": 0.78, "gradient_boosting": 0.8, "oracle": 0.86}
 
 
-def record(row="joint", task=TASKS[0], metric="auroc", value=0.8123, lo=0.7904, hi=0.8331, **changes):
+def record(model="joint", task=TASKS[0], metric="auroc", value=0.8123, lo=0.7904, hi=0.8331, **changes):
     base = {"dataset": "simulated", "n": 1000, "n_positive": 120, "seed": 0}
-    names = {"row": row, "task": task, "metric": metric}
+    names = {"model": model, "task": task, "metric": metric}
     return base | names | {"value": value, "lo": lo, "hi": hi} | changes
 
 
 def results():
     out = []
     for shift, task in enumerate(TASKS):
-        for row, value in ROWS.items():
+        for model, value in MODELS.items():
             value += 0.01 * shift
-            out.append(record(row, task, "auroc", value, value - 0.03, value + 0.03))
-            out.append(record(row, task, "auprc", value / 2, value / 2 - 0.04, value / 2 + 0.04))
-            out.append(record(row, task, "brier", 0.1 + shift, None, None))
+            out.append(record(model, task, "auroc", value, value - 0.03, value + 0.03))
+            out.append(record(model, task, "auprc", value / 2, value / 2 - 0.04, value / 2 + 0.04))
+            out.append(record(model, task, "brier", 0.1 + shift, None, None))
         comparison = "joint - gradient_boosting"
         out.append(record(comparison, task, "auroc_difference", 0.01, -0.004, 0.024))
         out.append(record(comparison, task, "auroc_difference_p", 0.17, None, None))
@@ -36,7 +36,7 @@ def predictions():
     y = (np.arange(400) % 5 == 0).astype(float)
     out = {}
     for task in TASKS:
-        out[task] = {row: (y, rng.beta(2 + 2 * y, 6)) for row in ("joint", "oracle")}
+        out[task] = {model: (y, rng.beta(2 + 2 * y, 6)) for model in ("joint", "oracle")}
     return out
 
 
@@ -118,7 +118,7 @@ def mechanisms(n=31):
 
 
 def person(layers=2, heads=3, labels=("ICD10//I50", "LOINC//2345-7//Q4", "ATC//C09AA"), windows=4, seed=0, **changes):
-    """As interpret/people.json and people.npz: codes in the year before the read, then wearable windows."""
+    """As interpret/people.json and people.npz: codes in the year before the prediction time, then wearable windows."""
     rng = np.random.default_rng(seed)
     days = np.concatenate([np.linspace(-300.0, -20.0, len(labels)), np.linspace(-10.0, 0.0, windows)])
     label = [*labels, *["wearable window"] * windows]

@@ -43,5 +43,5 @@ def small_config(root):
 def one_row(config, row):
     """One pretrained row instead of three."""
     config.rows = {row: config.rows[row]}
-    config.evaluate.update({"late_fusion": (), "reference_row": row})
+    config.evaluate.update({"late_fusion": (), "reference_model": row})
     return config

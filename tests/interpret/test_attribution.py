@@ -9,7 +9,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ehrwear_jax.interpret import attribution
-from ehrwear_jax.models.joint.batch import MASK
 
 
 @given(st.integers(1, 4), st.integers(0, 99))
@@ -83,33 +82,6 @@ def test_few_steps_leave_a_gap_that_is_reported():
     midpoint = 3 * np.exp(1.5) + np.exp(0.5)
     np.testing.assert_allclose(coarse.gap_B, midpoint - change, rtol=1e-5)
     assert abs(coarse.gap_B[0]) > 1e3 * abs(fine.gap_B[0])
-
-
-def test_hidden_tokens_and_channels_are_masked_in_place():
-    batch = small_model.make_batch()
-    gone = np.zeros((2, 7), bool)
-    gone[0, 1] = gone[1, 3] = True
-    found = attribution.hidden_batch(batch, tokens_BxT=gone, channels=[1], windows_BxW=np.array([[1, 0], [0, 1]]))
-    assert (found["token"] == MASK).sum() == 2 and (found["token"] == MASK)[gone].all()
-    assert not found["value"][gone].any() and (found["value"] == batch["value"])[~gone].all()
-    assert found["channel_mask"][..., 1].tolist() == [[True, False], [False, True]]
-    assert not found["channel_mask"][..., 0].any() and not batch["channel_mask"].any()
-    np.testing.assert_array_equal(found["time"], batch["time"])
-
-
-def test_a_hidden_channel_is_one_that_was_not_measured():
-    model, params = small_model.make_model()
-    batch = small_model.make_batch()
-    hidden = attribution.hidden_batch(batch, channels=[0])
-    missing = {
-        **batch,
-        "observed": batch["observed"] & np.array([False, True]),
-        "wear": batch["wear"] * np.array([0, 1.0]),
-    }
-    run = jax.jit(lambda b: model.apply({"params": params}, b, method="encode")[1])
-    missing["wear"] = missing["wear"].astype(np.float32)
-    np.testing.assert_allclose(run(hidden), run(missing), atol=1e-6)
-    assert np.abs(run(hidden) - run(batch)).max() > 1e-4
 
 
 def test_effects_of_an_additive_score_are_its_terms():

@@ -37,7 +37,6 @@ def test_displacement_is_the_distance_from_the_reference_read():
     z = np.zeros((1, 3, 2))
     z[0, 1], z[0, 2] = (3, 4), (6, 8)
     assert mechanisms.displacement(z).tolist() == [[0, 5, 10]]
-    assert mechanisms.displacement(z, before=1).tolist() == [[5, 0, 5]]
 
 
 @given(st.floats(0.1, 10), st.integers(2, 8))

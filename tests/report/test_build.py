@@ -106,7 +106,7 @@ def test_the_same_numbers_stand_in_all_three_files(built, html):
     for r in records:
         number = rec.format_interval(r)
         assert number in text and number in markdown, r
-        cells = " | ".join([r["task"], r["row"], r["metric"], number, f"{r['n']:,}"])
+        cells = " | ".join([r["task"], r["model"], r["metric"], number, f"{r['n']:,}"])
         assert f"| {cells} |" in markdown
 
 
@@ -122,7 +122,7 @@ def test_tables_hold_the_results_that_matter(built):
     ):
         assert line in markdown, line
     assert (
-        "- **Hospitalization, 90 days.** Joint: AUROC 0.810 [0.780, 0.840]; best other row, "
+        "- **Hospitalization, 90 days.** Joint: AUROC 0.810 [0.780, 0.840]; best other model, "
         "gradient boosting: 0.800 [0.770, 0.830]; oracle: 0.860 [0.830, 0.890]. Paired difference "
         "+0.010 [−0.004, +0.024] (includes zero)."
     ) in markdown
@@ -166,27 +166,18 @@ def test_what_is_missing_is_said(tmp_path, html):
 
 
 def test_parts_may_be_absent(tmp_path):
-    records = [r for r in results() if r["row"] != "oracle" and r["metric"] in ("auroc", "brier")]
+    records = [r for r in results() if r["model"] != "oracle" and r["metric"] in ("auroc", "brier")]
     records.append(record("late_fusion", value=None, lo=None, hi=None))
     few = inputs(results=records, trajectories=[trajectory(8, with_signal=False, event_time_E=[],
                  event_label_E=[], prediction_time=None, outcome="")])  # fmt: skip
     text = _visible(Page(build_report(few, tmp_path).read_text(encoding="utf-8")))
-    assert "There is no oracle row" in text
+    assert "There is no oracle: true" in text
     assert "no C-index" in text
     assert "This patient has no wearable signal" in text
     assert "no events in this span" in text
     assert "outcome: not stated" in text
     assert "Late fusion –" in text  # an undefined number keeps its line
     assert json.loads((tmp_path / "results.json").read_text())[-1]["value"] is None
-
-
-def test_several_seeds_are_shown_apart(tmp_path):
-    records = [record(seed=s, value=v, lo=None, hi=None) for s, v in ((4, 0.8), (3, 0.7))]
-    build_report(inputs(results=records), tmp_path)
-    markdown = (tmp_path / "report.md").read_text()
-    assert "The tables above show seed 3; 2 seeds were run." in markdown
-    assert "| Joint model (EHR + wearable) | **0.700** | – |" in markdown
-    assert "| AUROC | 2 | 0.750 | 0.071 | 0.700 | 0.800 |" in markdown
 
 
 @pytest.mark.parametrize(
@@ -201,7 +192,7 @@ def test_several_seeds_are_shown_apart(tmp_path):
         ({"predictions": {"t": {"joint": (np.array([0, 1]), np.array([0.1, np.nan]))}}},
          "a probability lies outside"),
         ({"predictions": {"t": {"joint": (np.array([0, 1]), np.array([0.1]))}}}, "do not match"),
-        ({"losses": {"joint": [{"loss/total": 1.0}]}}, "metrics of row 'joint', line 0: no step"),
+        ({"losses": {"joint": [{"loss/total": 1.0}]}}, "metrics of model 'joint', line 0: no step"),
         ({"losses": {"joint": [{"step": 1, "loss/total": "x"}]}}, "is 'x', not a number"),
         ({"cohort": [{"step": "all"}]}, "cohort step 0 .* lacks n"),
     ],

@@ -1,4 +1,4 @@
-"""Single predictions on the page: the parts, the clock of days before the read, escaping, and the size of it all."""
+"""Single predictions on the page: parts, the axis of days before the prediction time, escaping, and size."""
 
 import re
 import xml.etree.ElementTree as ET
@@ -12,14 +12,14 @@ from report_samples import inputs, person
 from ehrwear_jax.report import explained, export
 from ehrwear_jax.report.build import build_report
 from ehrwear_jax.report.page import Details, FigureGrid, Text
-from ehrwear_jax.report.report_data import Evidence
-from ehrwear_jax.report.timelines import BINS, Clock
+from ehrwear_jax.report.report_data import ReportData
+from ehrwear_jax.report.timelines import BINS, TimeAxis
 
 TASK = [{"task": "hospitalization_365d", "metric": "auprc"}]
 
 
 def section(*people, **changes):
-    return explained.explained(Evidence(explained=people, robustness=TASK, **changes))
+    return explained.explained(ReportData(explained=people, robustness=TASK, **changes))
 
 
 def words(svg):
@@ -32,28 +32,28 @@ def words(svg):
 @given(st.lists(st.floats(0, 4000), min_size=1, max_size=50), st.integers(0, 2**31))
 def test_shares_by_time_lose_nothing_and_lie_where_the_tokens_do(days, seed):
     weight = np.random.default_rng(seed).random((2, 3, len(days)))
-    clock = Clock(max(days))
-    share = clock.share(weight, days)
+    axis = TimeAxis(max(days))
+    share = axis.share(weight, days)
     assert share.shape == (2, 3, BINS)
     np.testing.assert_allclose(np.nansum(share, -1), weight.sum(-1))
-    edges = clock.edges
-    at, k = clock.place(days), clock.bins(days)
+    edges = axis.edges
+    at, k = axis.position(days), axis.bins(days)
     assert (edges[k] <= at + 1e-9).all() and (at <= edges[k + 1] + 1e-9).all()
     assert (np.isfinite(share[0, 0]) == np.isin(np.arange(BINS), k)).all(), "blank where there is no token"
 
 
 @given(st.floats(0, 30000))
-def test_ticks_begin_at_the_read_and_do_not_overlap(reach):
-    clock = Clock(reach)
-    days = clock.ticks()
+def test_ticks_begin_at_the_prediction_time_and_do_not_overlap(reach):
+    axis = TimeAxis(reach)
+    days = axis.ticks()
     assert days[0] == 0 and days == sorted(set(days)) and len(days) <= 14
-    gaps = np.diff(-np.asarray(clock.place(days)))
-    assert (gaps > 0.07 * clock.reach).all()
+    gaps = np.diff(-np.asarray(axis.position(days)))
+    assert (gaps > 0.07 * axis.reach).all()
 
 
 def test_a_share_by_hand():
-    clock = Clock(36.0)  # bins of a sixth of a root day
-    share = clock.share([0.5, 0.25, 0.25], [36.0, 0.01, 0.0])
+    axis = TimeAxis(36.0)  # bins of a sixth of a root day
+    share = axis.share([0.5, 0.25, 0.25], [36.0, 0.01, 0.0])
     assert share[0] == 0.5 and share[-1] == 0.5 and np.isnan(share[1:-1]).all()
 
 
@@ -78,7 +78,7 @@ def test_the_panels_hold_parts_effects_and_axes_with_units():
     one = person()
     why, attention = [b for b in section(one).blocks if isinstance(b, FigureGrid)]
     parts, top, changed = (words(p) for p in why.panels)
-    assert {"part, log-odds", "rollout, share", "days before the read"} <= set(parts)
+    assert {"part, log-odds", "rollout, share", "days before the prediction time"} <= set(parts)
     assert [label for label, *_ in why.legend] == [
         "EHR codes, circles",
         "heart rate, triangles",
@@ -89,13 +89,13 @@ def test_the_panels_hold_parts_effects_and_axes_with_units():
     assert f"{largest['gradient']:+.3f}".replace("-", "\N{MINUS SIGN}") in top
     assert {"HRV (RMSSD) window, 0.0 d", "part of the logit, log-odds"} <= set(top)
     for text in ("Codes hidden", "ICD10", "\N{MINUS SIGN}0.432", "Only part of the record", "\N{MINUS SIGN}1.23",
-                 "What if", "without ATC", "heart rate raised by 1 SD", "+0.136",
+                 "Counterfactuals", "without ATC", "heart rate raised by 1 SD", "+0.136",
                  "change of the logit, log-odds"):  # fmt: skip
         assert text in changed, text
     assert "GENDER" not in changed, "what changes nothing is left out"
     assert len(attention.panels) == 2
     for n, panel in enumerate(attention.panels):
-        assert {f"Layer {n + 1}", "all tokens alike", "head 1", "head 3", "days before the read",
+        assert {f"Layer {n + 1}", "uniform", "head 1", "head 3", "days before the prediction time",
                 "share of attention"} <= set(words(panel))  # fmt: skip
 
 
@@ -106,7 +106,7 @@ def test_the_numbers_are_a_table_too():
     largest = max((t["gradient"] for t in one.tokens if "window" not in t["label"]), key=abs)
     assert lines[1].startswith("Largest parts of the logit,") and lines[1].endswith(f"{largest:+.3f}")
     dash = "\N{EN DASH}"
-    assert f"What if,without ATC,{dash},-0.543" in lines and f"Codes hidden,ICD10,{dash},-0.432" in lines
+    assert f"Counterfactuals,without ATC,{dash},-0.543" in lines and f"Codes hidden,ICD10,{dash},-0.432" in lines
     long = "A long description of a laboratory value, in mg/dl, Q3"  # cut in the figure, whole in the table
     shown = [b for b in section(person(labels=(long,))).blocks if not isinstance(b, Text)]
     assert long in export.to_csv(shown[-1].blocks[0])
@@ -157,7 +157,7 @@ NASTY = ("<script>alert(1)</script>", 'ICD10//"><img src=x>', "a & b // $x^2$ $"
 def test_malicious_labels_stay_text(tmp_path):
     one = person(labels=NASTY, groups={"<script>": -0.5}, counterfactuals={"without <b>$": 0.5},
                  signals=("</text><script>", "&amp;"))  # fmt: skip
-    text = build_report(inputs(evidence=Evidence(explained=[one], robustness=TASK)), tmp_path).read_text()
+    text = build_report(inputs(data=ReportData(explained=[one], robustness=TASK)), tmp_path).read_text()
     assert not re.search(r"<(script|img|b)\b", text)
     for shown in ("&lt;script&gt;alert(1)&lt;/script&gt;", "ICD10//&quot;&gt;&lt;img src=x&gt;".replace("&quot;", '"'),
                   "a &amp; b // $x^2$ $", "line break &lt;/svg&gt;", "without &lt;b&gt;$"):  # fmt: skip
@@ -169,7 +169,7 @@ def test_malicious_labels_stay_text(tmp_path):
 def test_a_full_model_stays_far_below_ten_megabytes(tmp_path):
     labels = tuple(f"LOINC//{i % 97}" for i in range(1500))
     people = [person(24, 16, labels, 500, seed=i) for i in range(7)]
-    path = build_report(inputs(evidence=Evidence(explained=people, robustness=TASK)), tmp_path)
+    path = build_report(inputs(data=ReportData(explained=people, robustness=TASK)), tmp_path)
     text = path.read_text()
     assert path.stat().st_size < 8e6
     assert "6 of 24 layers are drawn" in text and "Only the 300 largest parts are drawn" in text

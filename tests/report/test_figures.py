@@ -191,8 +191,8 @@ def test_a_reader_s_matplotlibrc_changes_nothing():
         assert matplotlib.rcParams["font.size"] == 30
 
 
-def test_unknown_rows_get_colours_that_the_known_ones_leave():
-    colors = figures.row_colors(["joint", "mamba", "rnn"])
+def test_unknown_models_get_colours_that_the_known_ones_leave():
+    colors = figures.model_colors(["joint", "mamba", "rnn"])
     assert len(set(colors.values())) == 3
 
 

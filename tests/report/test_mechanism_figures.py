@@ -6,17 +6,16 @@ import numpy as np
 import pytest
 from report_samples import inputs, mechanisms
 
-from ehrwear_jax.report import charts, export
-from ehrwear_jax.report import mechanism_figures as page_part
+from ehrwear_jax.report import charts, export, mechanism_figures
 from ehrwear_jax.report.build import build_report
 from ehrwear_jax.report.page import Details, FigureGrid, Text
-from ehrwear_jax.report.report_data import Evidence
+from ehrwear_jax.report.report_data import ReportData
 
 CODES = {"event": ("HOSPITAL_ADMISSION",), "drug": ("ATC//", "RX//")}
 
 
 def section(found, **changes):
-    return page_part.mechanisms(Evidence(**{"mechanisms": found, "codes": CODES} | changes))
+    return mechanism_figures.mechanisms(ReportData(**{"mechanisms": found, "codes": CODES} | changes))
 
 
 def texts(shown):
@@ -37,9 +36,9 @@ def drawn(monkeypatch):
     calls = []
     lines, dots = charts.line_panel, charts.dots_panel
 
-    def line_panel(shown, style, title, x, y, *rest, **more):
-        calls.append((title, shown, (x.label, y.label), more["zero"]))
-        return lines(shown, style, title, x, y, *rest, **more)
+    def line_panel(shown, style, title, axes, identifier, options):
+        calls.append((title, shown, tuple(a.label for a in axes), options.zero))
+        return lines(shown, style, title, axes, identifier, options)
 
     def dots_panel(groups, style, title, label, *rest, **more):
         calls.append((title, groups, (label,), more["zero"]))
@@ -57,7 +56,7 @@ def test_the_figures_draw_the_numbers_with_intervals_units_and_zero(drawn):
     assert jump[0] == "At an event, n = 31 people" and drift[0] == "Heart rate raised by 1 SD, n = 30 people"
     for name in ("event", "pseudo_event"):
         line, part = jump[1][name], found["jump"][name]
-        assert line.x == [-1.0, *part["offset_days"]], "from the read a day before"
+        assert line.x == [-1.0, *part["offset_days"]], "from z a day before"
         for field, key in (("value", "mean"), ("lo", "lo"), ("hi", "hi")):
             assert getattr(line, field) == [0.0, *part[key]]
     assert drift[1]["drift"].x == [0.0, 1.0, 7.0, 14.0] and drift[1]["drift"].value == [0.0, 0.25, 0.75, 1.5]
@@ -106,7 +105,7 @@ def test_the_tables_hold_the_numbers():
 def test_means_over_few_people_are_not_shown(individuals, least, drawn):
     shown = section(mechanisms(n=least - 1), individuals=individuals)
     assert not figures(shown) and not tables(shown) and not drawn
-    assert sum(bool(re.search(f"fewer than {least} (people|reads)", t)) for t in texts(shown)) == 4
+    assert sum(bool(re.search(f"fewer than {least} (people|prediction times)", t)) for t in texts(shown)) == 4
     assert len(figures(section(mechanisms(n=least), individuals=individuals))) == 3
 
 
@@ -119,22 +118,22 @@ def test_what_the_cohort_has_not_is_said_part_by_part():
     for name in none:
         shown = section(none | {name: mechanisms()[name]})
         assert len(figures(shown)) == 1, name
-    assert texts(section({})) == ["The paper's mechanisms were not looked for."]
+    assert texts(section({})) == ["The paper's mechanisms were not computed."]
 
 
-def test_few_reads_that_see_the_control_are_warned_of():
+def test_few_contexts_that_hold_the_control_are_warned_of():
     for seen, warned in ((0.75, False), (0.25, True)):
         found = mechanisms()["precursors"]
         found = {k: v | {"control_seen": seen} for k, v in found.items()}
         (figure,) = figures(section({"precursors": found}))
         assert f"The context of {100 * seen:.0f}% of them" in figure.caption
-        assert ("say little" in figure.caption) == warned
+        assert ("are unreliable" in figure.caption) == warned
 
 
 @pytest.mark.parametrize("n, warned", [(charts.MIN_CELL - 1, True), (charts.MIN_CELL + 1, False)])
 def test_intervals_over_few_are_shown_of_simulated_people_with_a_warning(n, warned):
     captions = [f.caption for f in figures(section(mechanisms(n), individuals=True))]
-    assert len(captions) == 3 and all((f"fewer than {charts.MIN_CELL} say little" in c) == warned for c in captions)
+    assert len(captions) == 3 and all((f"fewer than {charts.MIN_CELL} are unreliable" in c) == warned for c in captions)
 
 
 def test_undefined_numbers_leave_gaps():
@@ -148,10 +147,10 @@ def test_undefined_numbers_leave_gaps():
 
 def test_without_the_interpret_stage_the_page_says_so_once(tmp_path):
     sentence = "The interpret stage has not been run: nothing of it is shown."
-    text = build_report(inputs(evidence=Evidence(not_interpreted=sentence)), tmp_path).read_text()
+    text = build_report(inputs(data=ReportData(not_interpreted=sentence)), tmp_path).read_text()
     assert text.count(sentence) == 1
     assert 'id="mechjump' not in text and len(re.findall("<h2>", text)) > 15
-    whole = build_report(inputs(evidence=Evidence(mechanisms=mechanisms(), codes=CODES)), tmp_path).read_text()
+    whole = build_report(inputs(data=ReportData(mechanisms=mechanisms(), codes=CODES)), tmp_path).read_text()
     assert "interpret stage has not" not in whole and 'id="mechjump' in whole and 'id="mechdrug' in whole
     assert np.all([f"mechanisms_{n}.csv" in {p.name for p in (tmp_path / "tables").iterdir()}
                    for n in ("jump_drift", "precursors", "drug_start")])  # fmt: skip

@@ -1,4 +1,4 @@
-"""The paper's tables, the figures of evidence, and the tables as files, on numbers that are given."""
+"""The paper's tables, figures, and the tables as files, on given numbers."""
 
 import csv
 import io
@@ -14,8 +14,8 @@ from ehrwear_jax import config as config_lib
 from ehrwear_jax.report import export, paper
 from ehrwear_jax.report.build import build_report, report_page
 from ehrwear_jax.report.charts import MIN_CELL
-from ehrwear_jax.report.report_data import Evidence, Kernels, PatientMap
-from ehrwear_jax.report.report_figures import latent_space
+from ehrwear_jax.report.latent_figures import latent_space
+from ehrwear_jax.report.report_data import Kernels, PatientMap, ReportData
 from ehrwear_jax.report.result_records import check_records
 from ehrwear_jax.report.table_model import Column, Group, Row, Table
 
@@ -24,19 +24,19 @@ TASK = "hospitalization_365d"
 
 
 def cell(attribute, level, metric="auroc", value=0.7, n=40, suppressed=False, **changes):
-    base = {"dataset": "simulated", "task": TASK, "row": "joint", "attribute": attribute, "level": level,
+    base = {"dataset": "simulated", "task": TASK, "model": "joint", "attribute": attribute, "level": level,
             "metric": "suppressed" if suppressed else metric, "value": None if suppressed else value, "lo": None,
             "hi": None, "p": None, "n_patients": n, "n_positive": n and 12, "n_degenerate": 0,
             "suppressed": suppressed}  # fmt: skip
     return base | changes
 
 
-def evidence(**changes):
+def report_data(**changes):
     rng = np.random.default_rng(0)
     curve = {"task": TASK, "x": [0.0, 100.0], "value": [1.0, 0.5], "lo": [1.0, None], "hi": [1.0, 0.6]}
-    condition = {"task": TASK, "row": "joint", "metric": "auroc", "value": 0.8, "lo": 0.7, "hi": 0.9, "n": 90}
-    condition |= {"change": -0.0123, "change_lo": -0.02, "change_hi": 0.01, "change_p": 0.2, "n_positive": 30}
-    fraction = {"task": TASK, "row": "joint", "n_draws": 5, "n_patients": 44, "metric": "auroc", "value": 0.6543,
+    perturbed = {"task": TASK, "model": "joint", "metric": "auroc", "value": 0.8, "lo": 0.7, "hi": 0.9, "n": 90}
+    perturbed |= {"change": -0.0123, "change_lo": -0.02, "change_hi": 0.01, "change_p": 0.2, "n_positive": 30}
+    fraction = {"task": TASK, "model": "joint", "n_draws": 5, "n_patients": 44, "metric": "auroc", "value": 0.6543,
                 "lo": 0.6, "hi": 0.7, "spread": 0.0321}  # fmt: skip
     fields = {
         "subgroups": [
@@ -45,25 +45,25 @@ def evidence(**changes):
             cell("device", "watch <x>"), cell("device", "watch <x>", "auroc_gap", -0.0456),
         ],
         "curves": [
-            {**curve, "kind": "kaplan_meier", "row": "joint", "level": "quartile 1", "n": 50, "n_events": 9},
-            {**curve, "kind": "decision", "row": "joint"}, {**curve, "kind": "decision", "row": "treat_all"},
+            {**curve, "kind": "kaplan_meier", "model": "joint", "level": "quartile 1", "n": 50, "n_events": 9},
+            {**curve, "kind": "decision", "model": "joint"}, {**curve, "kind": "decision", "model": "treat_all"},
         ],
         "fractions": [{**fraction, "fraction": f} for f in (0.1, 1.0)],
-        "prevalence": [{"task": TASK, "split": "held_out", "reads": 240, "people": 120, "positives": 69,
+        "prevalence": [{"task": TASK, "split": "held_out", "times": 240, "people": 120, "positives": 69,
                         "share": 69 / 240, "median_days": None}],
         "demographics": [{"split": "held_out", "measure": "people", "value": "120"}],
-        "robustness": [{**condition, "condition": c} for c in ("clean", "no wearable")],
+        "robustness": [{**perturbed, "perturbation": p} for p in ("clean", "no wearable")],
         "kernels": [Kernels("joint", np.geomspace(0.04, 3652, 20), rng.random((2, 3, 20)))],
         "maps": [PatientMap("joint", TASK, rng.normal(size=(50, 2)), (0.5, 0.25), np.arange(50) % 3 == 0)],
         "individuals": True,
         "compute": [{"Model": "joint", "Parameters": "1,234", "Device-hours": "5.6"}],
     }  # fmt: skip
-    return Evidence(**fields | changes)
+    return ReportData(**fields | changes)
 
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory):
-    return build_report(inputs(evidence=evidence()), tmp_path_factory.mktemp("exhibits")).parent
+    return build_report(inputs(data=report_data()), tmp_path_factory.mktemp("figures")).parent
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +71,7 @@ def markdown(built):
     return (built / "report.md").read_text()
 
 
-def test_all_evidence_reaches_the_page(markdown):
+def test_all_data_reach_the_page(markdown):
     for text in (
         "| Joint model (EHR + wearable) | 5 | 0.654 [0.600, 0.700] | 0.032 |",
         "| Joint model (EHR + wearable) | 0.800 [0.700, 0.900] | −0.012 [−0.020, +0.010] | 0.200 |",
@@ -80,7 +80,7 @@ def test_all_evidence_reaches_the_page(markdown):
         "net benefit",
         "Kaplan-Meier curves by quartile",
         "learned time kernels",
-        "each point is a read",
+        "each point is a prediction time",
     ):
         assert text in markdown, text
 
@@ -95,7 +95,8 @@ def test_ages_are_in_order_and_small_cells_have_no_number(markdown):
 
 
 def test_tables_that_cannot_be_filled_say_why(markdown):
-    for number, reason in ((2, "no task with float labels"), (4, "pretrained apart"), (6, "no tuning predictions")):
+    reasons = {2: "no task with float labels", 4: "pretrained separately", 6: "no tuning predictions"}
+    for number, reason in reasons.items():
         assert f"Table {number} is not filled: " in markdown and reason in markdown
     assert "Table 3 is not filled" not in markdown  # the samples have a time-to-event task
 
@@ -120,7 +121,7 @@ def test_significance_follows_q_and_ablations_have_their_table():
         record("joint - late_fusion", TASK, "auroc_difference_q", 0.06, None, None),
         record("joint - no_cross_modal", TASK, "auroc_difference_q", 0.05, None, None),
     ]
-    section = paper.paper_tables(check_records(records, "simulated"), Evidence())
+    section = paper.paper_tables(check_records(records, "simulated"), ReportData())
     by_name = {t.name: t for t in section.blocks if isinstance(t, Table)}
     fourth = [r.cells for r in by_name["table4"].rows]
     assert [c[0] for c in fourth] == ["Joint model (EHR + wearable)", "without both cross-modal losses"]
@@ -135,18 +136,18 @@ def test_people_are_drawn_only_where_allowed():
     shown = PatientMap("joint", TASK, xy, (0.5, 0.2), np.arange(len(xy)) % 2 == 0)
     drawn = {}
     for individuals in (False, True):
-        section = latent_space(Evidence(maps=[shown], individuals=individuals))
+        section = latent_space(ReportData(maps=[shown], individuals=individuals))
         svg = section.blocks[0].panels[0]
         cells = re.search(r'PolyCollection_1">(.*?)</g>\s*</g>', svg, re.DOTALL)
         marks = re.findall(r'<g clip-path="[^"]*">\s*((?:<use[^>]*/>\s*)+)</g>', svg)
         drawn[individuals] = cells[1].count("<use") if cells else sum(m.count("<use") for m in marks)
         assert ("share with the event" in svg) != individuals
     assert drawn[True] == len(xy)
-    assert drawn[False] == 1  # the two reads apart are fewer than a hexagon needs
+    assert drawn[False] == 1  # the two points apart are fewer than a hexagon needs
 
 
 def test_files_hold_the_tables(built):
-    content = report_page(inputs(evidence=evidence()), check_records(inputs().results, "simulated"))
+    content = report_page(inputs(data=report_data()), check_records(inputs().results, "simulated"))
     tables = export.named_tables(content)
     assert {export.file_name(t) for t in tables} == {p.stem for p in (built / "tables").iterdir()}
     for table in tables:
@@ -165,17 +166,17 @@ def test_latex_and_csv_escape_what_would_be_read_as_code():
     assert list(csv.reader(io.StringIO(export.to_csv(table))))[1] == ["g_1 (x)", "'=SUM(A1)", "-0.5 [a, b]"]
 
 
-def test_evidence_of_no_number_is_drawn_without_error(tmp_path):
+def test_data_without_numbers_are_drawn_without_error(tmp_path):
     empty = {"value": [None, None], "lo": [None, None], "hi": [None, None], "x": [0.1, 0.2], "task": TASK}
-    none = evidence(
-        curves=[{**empty, "kind": "decision", "row": "joint"}],
+    none = report_data(
+        curves=[{**empty, "kind": "decision", "model": "joint"}],
         subgroups=[cell("sex", "female", suppressed=True, n=None)],
         robustness=[], fractions=[], kernels=[], maps=[], compute=[],
     )  # fmt: skip
-    text = build_report(inputs(evidence=none), tmp_path).read_text()
+    text = build_report(inputs(data=none), tmp_path).read_text()
     for sentence in (
         "Every subgroup is too small to show",
-        "Changed records were not evaluated",
+        "Perturbed records were not evaluated",
         "No probe was fitted on a fraction",
         "Nothing of the latent space",
         "its cost is unknown",

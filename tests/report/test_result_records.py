@@ -36,7 +36,7 @@ def test_nan_becomes_undefined_and_numpy_numbers_become_plain():
         ({"n": -1}, "n must be a whole number"),
         ({"n": 100, "n_positive": 101}, "n_positive 101 is above n 100"),
         ({"task": ""}, "task must be a name"),
-        ({"row": None}, "row must be a name"),
+        ({"model": None}, "model must be a name"),
         ({"dataset": "nafld"}, "dataset is 'nafld', expected 'simulated'"),
         ({"extra": 1}, "unknown fields: extra"),
         ({"seed": "0"}, "seed must be a whole number"),
@@ -53,39 +53,36 @@ def test_missing_field_and_repeat_are_named():
     del lacking["seed"]
     with pytest.raises(ValueError, match="missing fields: seed"):
         rec.check_records([lacking], "simulated")
-    with pytest.raises(ValueError, match="same row, task, metric and seed as record 0"):
+    with pytest.raises(ValueError, match="same model, task and metric as record 0"):
         rec.check_records([record(), record(value=0.7)], "simulated")
     with pytest.raises(ValueError, match="record 0 is str"):
         rec.check_records(["joint"], "simulated")
 
 
-def test_rows_are_ordered_and_the_oracle_is_last():
-    rows = ["oracle", "gradient_boosting", "my_model", "joint", "gradient_boosting"]
-    assert rec.sorted_rows(rows) == ["joint", "gradient_boosting", "my_model", "oracle"]
-    assert rec.main_row(rows) == "joint"
-    assert rec.main_row(["oracle"]) is None
+def test_models_are_ordered_and_the_oracle_is_last():
+    models = ["oracle", "gradient_boosting", "my_model", "joint", "gradient_boosting"]
+    assert rec.sorted_models(models) == ["joint", "gradient_boosting", "my_model", "oracle"]
+    assert rec.main_model(models) == "joint"
+    assert rec.main_model(["oracle"]) is None
 
 
 def test_best_is_decided_as_printed_and_never_the_oracle():
     values = {"joint": 0.80001, "ehr_only": 0.80049, "wear_only": 0.7, "oracle": 0.9}
-    assert rec.best_rows(values, True) == {"joint", "ehr_only"}
-    assert rec.best_rows(values, False) == {"wear_only"}
-    assert rec.best_rows(values, None) == rec.best_rows({"joint": None}, True) == set()
+    assert rec.best_models(values, True) == {"joint", "ehr_only"}
+    assert rec.best_models(values, False) == {"wear_only"}
+    assert rec.best_models(values, None) == rec.best_models({"joint": None}, True) == set()
 
 
-def test_the_lowest_seed_is_shown():
-    several = [record(seed=2, value=0.5), record(seed=1, value=0.6), record("ehr_only", seed=2)]
-    assert [(r["row"], r["seed"]) for r in rec.first_seed(several)] == [
-        ("joint", 1),
-        ("ehr_only", 2),
-    ]
+def test_two_seeds_of_one_number_are_refused():
+    with pytest.raises(ValueError, match="results record 1 .joint, .*same model, task and metric as record 0"):
+        rec.check_records([record(seed=2), record(seed=1)], "simulated")
 
 
 def test_labels():
-    assert rec.row_label("joint - gradient_boosting") == "Joint − Gradient boosting"
-    assert rec.row_label("state_space_model") == "State space model"
-    assert rec.inline_row_label("ehr_only") == "EHR only"
-    assert rec.inline_row_label("late_fusion") == "late fusion"
+    assert rec.model_label("joint - gradient_boosting") == "Joint − Gradient boosting"
+    assert rec.model_label("state_space_model") == "State space model"
+    assert rec.inline_model_label("ehr_only") == "EHR only"
+    assert rec.inline_model_label("late_fusion") == "late fusion"
     assert rec.task_label("new_diagnosis_30d") == "New diagnosis, 30 days"
     assert rec.task_label("mortality") == "Mortality"
     assert rec.metric_of("auroc_difference_p").label == rec.metric_of("auroc").label == "AUROC"

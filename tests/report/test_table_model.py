@@ -1,11 +1,13 @@
 import pytest
 from report_samples import record, results
 
-from ehrwear_jax.report import table_model as tables
+from ehrwear_jax.report import table_model
+from ehrwear_jax.report.html_page import to_html_page
+from ehrwear_jax.report.page import Page, Section
 
 
-def _footnote(key):
-    return f"<sup>{key}</sup>"
+def html_of(table):
+    return to_html_page(Page("title", "", (Section("one", "One", (table,)),)))
 
 
 def test_performance_table_is_exact():
@@ -15,26 +17,26 @@ def test_performance_table_is_exact():
         record("joint"),
         record("joint", metric="auprc", value=0.4, lo=None, hi=None),
     ]
-    table = tables.performance_table(records, ("auroc", "auprc"), "Results.")
-    assert tables.to_markdown(table) == (
+    table = table_model.performance_table(records, ("auroc", "auprc"), "Results.")
+    assert table_model.to_markdown(table) == (
         "Results.\n\n"
-        "| Row | AUROC [95% interval][^auroc] | AUPRC[^auprc] |\n"
+        "| Model | AUROC [95% interval][^auroc] | AUPRC[^auprc] |\n"
         "| :--- | ---: | ---: |\n"
         "| **Hospitalization, 90 days** (n = 1,000, 120 positive (12.0%)) |  |  |\n"
         "| Joint model (EHR + wearable) | **0.812 [0.790, 0.833]** | **0.400** |\n"
         "| Gradient boosting (tabular) | 0.800 [0.780, 0.820] | – |\n"
         "| _Oracle (true risk)_ | 0.900 [0.880, 0.920] | – |\n"
     )
-    html = tables.to_html(table, _footnote)
+    html = html_of(table)
     assert '<tr class="apart"><th scope="row" class="text">Oracle (true risk)</th>' in html
     assert "<td><strong>0.812 [0.790,\N{NO-BREAK SPACE}0.833]</strong></td>" in html
     assert "<strong>0.900" not in html
-    assert html.count("<sup>auroc</sup>") == 1
+    assert html.count('<sup><a href="#def-auroc">1</a></sup>') == 1
 
 
-def test_rows_on_other_people_are_said_to_be():
+def test_models_on_other_people_are_said_to_be():
     records = [record("joint"), record("ehr_only", n=990)]
-    table = tables.performance_table(records, ("auroc",), "Results.")
+    table = table_model.performance_table(records, ("auroc",), "Results.")
     assert len(table.notes) == 1
     assert "EHR only was evaluated on other people (n = 990" in table.notes[0]
 
@@ -48,7 +50,7 @@ def test_difference_table_is_exact():
         record("joint - cox_table", metric="auroc_difference", value=0.0, lo=None, hi=None),
         record("joint"),
     ]
-    rows = tables.difference_table(records).rows[1:]
+    rows = table_model.difference_table(records).rows[1:]
     assert [row.cells for row in rows] == [
         ("Joint − EHR only", "AUROC", "+0.030 [+0.010, +0.050]", "above zero", "< 0.001"),
         ("Joint − Oracle", "AUROC", "−0.050 [−0.060, −0.040]", "below zero", "–"),
@@ -58,34 +60,27 @@ def test_difference_table_is_exact():
 
 
 def test_record_table_has_every_record():
-    table = tables.record_table(results(), "All.")
+    table = table_model.record_table(results(), "All.")
     assert len(table.rows) == len(results())
     assert table.rows[-1].cells == (
         "mortality", "cox_table", "c_index", "0.740 [0.720, 0.760]", "2,000", "211", "0",
     )  # fmt: skip
 
 
-def test_seed_table_has_mean_and_sample_deviation():
-    assert tables.seed_table(results()) is None
-    records = [record(seed=s, value=v) for s, v in enumerate((0.7, 0.8, 0.9))]
-    (row,) = tables.seed_table([*records, record("ehr_only")]).rows
-    assert row.cells[3:] == ("3", "0.800", "0.100", "0.700", "0.900")
-
-
 def test_cohort_table_shows_counts_and_names_a_missing_field():
     steps = [{"step": "all", "n": 17549, "dropped": 0, "reason": ""},
              {"step": "labs", "n": 17000, "dropped": 549, "reason": "no lab day"}]  # fmt: skip
-    rows = tables.cohort_table(steps).rows
+    rows = table_model.cohort_table(steps).rows
     assert [r.cells for r in rows] == [
         ("all", "17,549", "–", ""),
         ("labs", "17,000", "549", "no lab day"),
     ]
     with pytest.raises(ValueError, match=r"cohort step 0 \(all\) lacks dropped, reason"):
-        tables.cohort_table([{"step": "all", "n": 1}])
+        table_model.cohort_table([{"step": "all", "n": 1}])
 
 
 def test_markup_in_text_is_escaped():
-    table = tables.facts_table({"a|b": "<script>*x*</script>\nnext"})
-    assert "<script>" not in tables.to_html(table, _footnote)
-    line = tables.to_markdown(table).splitlines()[-1]
+    table = table_model.facts_table({"a|b": "<script>*x*</script>\nnext"})
+    assert "<script>" not in html_of(table) and "&lt;script&gt;" in html_of(table)
+    line = table_model.to_markdown(table).splitlines()[-1]
     assert line == r"| a\|b | \<script>\*x\*\</script> next |"

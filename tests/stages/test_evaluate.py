@@ -9,7 +9,7 @@ import small_run
 from sklearn.metrics import roc_auc_score
 
 from ehrwear_jax import config as config_lib
-from ehrwear_jax.data.sources.simulator.truth import oracle_risk
+from ehrwear_jax.data.sources.simulator import simulate
 from ehrwear_jax.evals import protocol
 from ehrwear_jax.stages import evaluate, prepare
 
@@ -20,25 +20,25 @@ FOLDS = pl.DataFrame(
 
 
 def write_embeddings(config, workdir, width=4):
-    """Random embeddings, others in each fold and row, in the format of the embed stage."""
+    """Random embeddings, others in each fold and model, in the format of the embed stage."""
     index = prepare.prediction_index(config, workdir)
     rng = np.random.default_rng(0)
     for fold, _ in config_lib.folds(config):
         subjects = pl.read_parquet(workdir / "prepare" / fold / "subjects.parquet")
         keys = index.join(subjects.select("subject_id", "split"), on="subject_id").sort("subject_id", "prediction_time")
         (workdir / "embed" / fold).mkdir(parents=True)
-        for row in config.rows:
+        for model in config.rows:
             z = pl.Series("embedding", rng.normal(size=(keys.height, width)).tolist(), dtype=pl.List(pl.Float32))
-            keys.with_columns(z).write_parquet(workdir / "embed" / fold / f"{row}.parquet")
+            keys.with_columns(z).write_parquet(workdir / "embed" / fold / f"{model}.parquet")
     (workdir / "evaluate").mkdir()
 
 
-def predictions(workdir, task, row):
-    return pl.read_parquet(workdir / "evaluate" / "predictions" / task / f"{row}.parquet")
+def predictions(workdir, task, model):
+    return pl.read_parquet(workdir / "evaluate" / "predictions" / task / f"{model}.parquet")
 
 
-def value(records, task, row, metric):
-    (found,) = [r for r in records if (r["task"], r["row"], r["metric"]) == (task, row, metric)]
+def value(records, task, model, metric):
+    (found,) = [r for r in records if (r["task"], r["model"], r["metric"]) == (task, model, metric)]
     return found["value"]
 
 
@@ -61,8 +61,8 @@ def test_out_of_fold_predictions_cover_each_person_once(folded, task):
     expected = labels[task].join(FOLDS.filter(pl.col("fold") >= 0), on="subject_id", how="semi")
     names = {p.stem for p in (workdir / "evaluate" / "predictions" / task).iterdir()}
     assert {"joint", "ehr_only", "wear_only", "late_fusion"} < names and "oracle" not in names
-    for row in names:
-        table = predictions(workdir, task, row)
+    for model in names:
+        table = predictions(workdir, task, model)
         assert not table.select("subject_id", "prediction_time").is_duplicated().any()
         key = ["subject_id", "prediction_time"]
         assert table.select(key).sort(key).equals(expected.select(key).sort(key))
@@ -141,7 +141,7 @@ def test_a_half_done_evaluation_resumes_with_the_tasks_that_are_missing(folded):
     assert [p.stat().st_mtime_ns for p in kept] == times
 
 
-def test_the_oracle_is_a_row_of_simulated_data_only(folded, tmp_path):
+def test_the_oracle_is_a_model_of_simulated_data_only(folded, tmp_path):
     _, workdir, _ = folded
     assert "oracle" not in (workdir / "evaluate" / "results.json").read_text()
 
@@ -150,7 +150,7 @@ def test_the_oracle_is_a_row_of_simulated_data_only(folded, tmp_path):
     config.simulate.update({"n_subjects": 80, "wear_days": 2, "ppg_subjects_fraction": 0.0,
                             "admission_per_year": 0.3, "train_fraction": 0.4, "tuning_fraction": 0.2})  # fmt: skip
     config.rows = {"ehr_only": ("ehr",)}
-    config.evaluate.update({"tasks": ("hospitalization_365d",), "late_fusion": (), "reference_row": "ehr_only",
+    config.evaluate.update({"tasks": ("hospitalization_365d",), "late_fusion": (), "reference_model": "ehr_only",
                             "tabular": False})  # fmt: skip
     prepare.run(config, tmp_path)
     write_embeddings(config, tmp_path)
@@ -159,11 +159,11 @@ def test_the_oracle_is_a_row_of_simulated_data_only(folded, tmp_path):
     labels = prepare.label_table(config, tmp_path, "hospitalization_365d")
     held = pl.read_parquet(tmp_path / "prepare" / "all" / "subjects.parquet").filter(pl.col("split") == "held_out")
     labels = labels.join(held, on="subject_id", how="semi").sort("subject_id", "prediction_time")
-    risk = oracle_risk(
+    risk = simulate.oracle_risk(
         prepare.raw_root(config, tmp_path) / "truth", labels.select("subject_id", "prediction_time"), 365
     )
     auroc = roc_auc_score(labels["boolean_value"], risk)
     assert value(records, "hospitalization_365d", "oracle", "auroc") == pytest.approx(auroc, abs=1e-9)
     assert 0.6 < auroc < 1.0 and {r["n"] for r in records} == {labels.height}
-    differences = {r["row"] for r in records if r["metric"] == "auroc_difference"}
+    differences = {r["model"] for r in records if r["metric"] == "auroc_difference"}
     assert differences == {"ehr_only - oracle"}

@@ -10,7 +10,11 @@ from sklearn.metrics import mean_squared_error, roc_auc_score
 from sksurv.metrics import concordance_index_ipcw, cumulative_dynamic_auc, integrated_brier_score
 from sksurv.util import Surv
 
-from ehrwear_jax.evals import subgroups, survival
+from ehrwear_jax.evals import classification, subgroups, survival
+from ehrwear_jax.evals.builders import PredictedCurves
+from ehrwear_jax.evals.estimates import Resampling
+from ehrwear_jax.evals.protocol import TaskSpec
+from ehrwear_jax.evals.survival import FollowUp
 from ehrwear_jax.stages import evaluate, evaluate_score, evaluate_subgroups, prepare
 
 TASKS = ("readmission", "relapse", "sleep")
@@ -28,9 +32,9 @@ def write_embeddings(config, workdir, labels):
     signal = told.select("readmission", pl.col("relapse").log(), "sleep").fill_null(0.0).to_numpy()
     rng = np.random.default_rng(0)
     (workdir / "embed" / "all").mkdir(parents=True)
-    for row, noise in zip(config.rows, (0.7, 1.0, 2.0), strict=True):
+    for model, noise in zip(config.rows, (0.7, 1.0, 2.0), strict=True):
         z = pl.Series("embedding", (signal + noise * rng.normal(size=signal.shape)).tolist(), dtype=pl.List(pl.Float32))
-        keys.with_columns(z).write_parquet(workdir / "embed" / "all" / f"{row}.parquet")
+        keys.with_columns(z).write_parquet(workdir / "embed" / "all" / f"{model}.parquet")
     (workdir / "evaluate").mkdir()
 
 
@@ -53,13 +57,13 @@ def done(tmp_path_factory):
     return config, workdir, records, json.loads((workdir / "evaluate" / "details.json").read_text())
 
 
-def value(records, task, row, metric):
-    (found,) = [r for r in records if (r["task"], r["row"], r["metric"]) == (task, row, metric)]
+def value(records, task, model, metric):
+    (found,) = [r for r in records if (r["task"], r["model"], r["metric"]) == (task, model, metric)]
     return found["value"]
 
 
-def predictions(workdir, task, row, kind="predictions"):
-    return pl.read_parquet(workdir / "evaluate" / kind / task / f"{row}.parquet")
+def predictions(workdir, task, model, kind="predictions"):
+    return pl.read_parquet(workdir / "evaluate" / kind / task / f"{model}.parquet")
 
 
 def train_labels(config, workdir, task):
@@ -70,11 +74,11 @@ def train_labels(config, workdir, task):
 def test_regression_tasks_are_ridge_probes_scored_in_their_unit(done):
     config, workdir, records, _ = done
     sd = train_labels(config, workdir, "sleep")["float_value"].std()
-    for row in ("joint", "ridge_table", "training_mean", "late_fusion"):
-        table = predictions(workdir, "sleep", row)
+    for model in ("joint", "ridge_table", "training_mean", "late_fusion"):
+        table = predictions(workdir, "sleep", model)
         rmse = np.sqrt(mean_squared_error(table["float_value"], table["predicted_float_value"]))
-        assert value(records, "sleep", row, "rmse") == pytest.approx(rmse, abs=1e-6)
-        assert value(records, "sleep", row, "rmse_sd") == pytest.approx(rmse / sd, rel=1e-5)
+        assert value(records, "sleep", model, "rmse") == pytest.approx(rmse, abs=1e-6)
+        assert value(records, "sleep", model, "rmse_sd") == pytest.approx(rmse / sd, rel=1e-5)
     mean = predictions(workdir, "sleep", "training_mean")["predicted_float_value"].unique().to_list()
     assert mean == [pytest.approx(train_labels(config, workdir, "sleep")["float_value"].mean(), abs=1e-6)]
     assert value(records, "sleep", "joint", "rmse") < value(records, "sleep", "training_mean", "rmse")
@@ -96,8 +100,9 @@ def test_survival_metrics_equal_scikit_survival(done):
     horizons = np.array([90.0, 200.0])
     curves = table.select("predicted_survival_90d", "predicted_survival_200d").to_numpy()
     found = evaluate_score.score_time(
-        evaluate_score.Options("d", n_resamples=0), "t", {"joint": risk}, y["time"], y["event"], np.arange(len(y)),
-        train=(y_train["time"], y_train["event"]), horizons=horizons, curves={"joint": curves}, times_T=horizons,
+        TaskSpec("d", "t", resampling=Resampling(0)), {"joint": risk}, FollowUp(y["time"], y["event"]),
+        evaluate_score.Cohort(np.arange(len(y))), train=FollowUp(y_train["time"], y_train["event"]),
+        horizons=horizons, curves=PredictedCurves(horizons, {"joint": curves}),
     )  # fmt: skip
     expected = integrated_brier_score(y_train, y, curves, horizons)
     assert value(found["records"], "t", "joint", "ibs") == pytest.approx(expected, abs=1e-6)
@@ -129,8 +134,8 @@ def test_metrics_are_there_as_the_meds_tool_writes_them(done):
     _, workdir, records, _ = done
     found = json.loads((workdir / "evaluate" / "meds_evaluation.json").read_text())
     assert set(found) == {"readmission"}
-    for row, metrics in found["readmission"].items():
-        expected = value(records, "readmission", row, "auroc")
+    for model, metrics in found["readmission"].items():
+        expected = value(records, "readmission", model, "auroc")
         assert metrics["samples_equally_weighted"]["roc_auc_score"] == pytest.approx(expected, abs=1e-6)
 
 
@@ -145,7 +150,7 @@ def test_subgroups_are_those_of_the_people(done):
     checked = 0
     for attribute, levels in evaluate_subgroups.levels(config, held).items():
         for level in {x for x in levels if x is not None}:
-            mine = [r for r in details["subgroups"] if (r["task"], r["row"], r["attribute"], r["level"], r["metric"])
+            mine = [r for r in details["subgroups"] if (r["task"], r["model"], r["attribute"], r["level"], r["metric"])
                     == ("readmission", "joint", attribute, str(level), "auroc")]  # fmt: skip
             part = held.filter(levels == level)
             if mine:
@@ -158,17 +163,18 @@ def test_subgroups_are_those_of_the_people(done):
 def test_label_fractions_are_fitted_for_the_last_binary_task(done):
     _, _, records, details = done
     assert {r["task"] for r in details["fractions"]} == {"readmission"}
-    whole = {r["row"]: r for r in details["fractions"] if r["fraction"] == 1 and r["metric"] == "auroc"}
+    whole = {r["model"]: r for r in details["fractions"] if r["fraction"] == 1 and r["metric"] == "auroc"}
     assert set(whole) == {"joint", "ehr_only", "wear_only", "late_fusion"}
-    for row, r in whole.items():  # everything is what the task's own probe saw
-        assert r["n_draws"] == 1 and r["value"] == pytest.approx(value(records, "readmission", row, "auroc"), abs=1e-6)
+    for model, r in whole.items():  # everything is what the task's own probe saw
+        expected = value(records, "readmission", model, "auroc")
+        assert r["n_draws"] == 1 and r["value"] == pytest.approx(expected, abs=1e-6)
     half = [r for r in details["fractions"] if r["fraction"] == 0.5]
     assert all(r["n_draws"] == 2 and r["n_patients"] < whole["joint"]["n_patients"] for r in half)
 
 
 def test_every_p_value_has_its_q_value(done):
     _, _, records, _ = done
-    ends = {end: {(r["task"], r["row"], r["metric"][:-1]): r["value"] for r in records
+    ends = {end: {(r["task"], r["model"], r["metric"][:-1]): r["value"] for r in records
                   if r["metric"].endswith(f"_difference_{end}")} for end in "pq"}  # fmt: skip
     assert ends["p"] and set(ends["p"]) == set(ends["q"])
     assert all(ends["q"][k] >= p for k, p in ends["p"].items() if p is not None)
@@ -182,14 +188,44 @@ def test_weights_of_known_labels_undo_the_selection_by_censoring():
     time, event = np.minimum(event_time, censor_time), event_time <= censor_time
     y, known = survival.horizon_labels(time, event, 365.0)
     factor = survival.horizon_factor(survival.censoring_survival(time, event), time, event, 365.0)[known]
-    options = evaluate_score.Options("d", n_resamples=0, suppression=subgroups.Suppression(0, 0))
+    task = TaskSpec("d", "t", resampling=Resampling(0), suppression=subgroups.Suppression(0, 0))
     p = np.clip(0.6 + 0.1 * rng.normal(size=known.sum()), 0, 1)
-    found = evaluate_score.score_binary(
-        options, "t", {"row": p}, y[known], np.arange(known.sum()), known_factor_N=factor
-    )
+    cohort = evaluate_score.Cohort(np.arange(known.sum()))
+    found = evaluate_score.score_binary(task, {"model": p}, y[known], cohort, known_factor_N=factor)
     truth = np.mean(event_time <= 365)
-    assert value(found["records"], "t", "row", "prevalence_ipcw") == pytest.approx(truth, abs=0.015)
-    assert value(found["records"], "t", "row", "prevalence") > truth + 0.1
+    assert value(found["records"], "t", "model", "prevalence_ipcw") == pytest.approx(truth, abs=0.015)
+    assert value(found["records"], "t", "model", "prevalence") > truth + 0.1
+
+
+def test_every_statistic_is_evaluated_once_on_every_resample(monkeypatch):
+    """Values, intervals, differences, p-values, z and subgroups come from one evaluation of each ranking."""
+    rng, calls, evaluate_once = np.random.default_rng(0), [], classification.BinaryRanking.__call__
+    y, group, sex = rng.random(300) < 0.4, np.arange(300) // 2, np.where(np.arange(300) < 120, "f", "m")
+    predictions = {name: np.clip(0.3 + 0.3 * y + 0.2 * rng.normal(size=300), 0, 1) for name in ("a", "b", "c")}
+
+    def counted(self, weight_NxB):
+        calls.append(weight_NxB.shape[1])
+        return evaluate_once(self, weight_NxB)
+
+    monkeypatch.setattr(classification.BinaryRanking, "__call__", counted)
+    limits = subgroups.Suppression(2, 1)
+    task = TaskSpec("d", "t", "a", Resampling(40), limits)
+    found = evaluate_score.score_binary(task, predictions, y, evaluate_score.Cohort(group, {"sex": sex}))
+    # the cohort and two cells of three models, once as they are and once on one block of 40 resamples
+    assert sorted(calls) == [1] * 9 + [40] * 9
+    names = {(r["model"], r["metric"]) for r in found["records"]}
+    assert {("a - b", f"auroc_difference{end}") for end in ("", "_p", "_z")} < names
+    assert {r["level"] for r in found["subgroups"]} == {"all", "f", "m"}
+
+
+def test_a_subgroup_of_everybody_has_the_numbers_of_the_cohort(done):
+    _, _, records, details = done
+    whole = [r for r in details["subgroups"] if r["attribute"] == "all" and " - " not in r["model"]]
+    checked = [r for r in whole if r["metric"] in ("auroc", "auprc", "brier", "ece", "c_index", "rmse")]
+    assert len(checked) > 10
+    for r in checked:
+        (same,) = [x for x in records if all(x[k] == r[k] for k in ("task", "model", "metric"))]
+        assert [same[k] for k in ("value", "lo", "hi")] == [r[k] for k in ("value", "lo", "hi")]
 
 
 def test_probes_can_be_trained_as_in_the_paper(done, tmp_path):
@@ -205,6 +241,6 @@ def test_probes_can_be_trained_as_in_the_paper(done, tmp_path):
     records = json.loads((tmp_path / "evaluate" / "results.json").read_text())
     assert value(records, "readmission", "joint", "auroc") > 0.6
     assert value(records, "readmission", "joint", "auroc_seed_sd") >= 0
-    assert {r["row"] for r in records if r["metric"] == "auroc_difference_d"} <= {
+    assert {r["model"] for r in records if r["metric"] == "auroc_difference_d"} <= {
         f"joint - {row}" for row in ("ehr_only", "wear_only", "late_fusion")
     }

@@ -1,4 +1,4 @@
-"""Fine-tuned rows of the evaluate stage, on a small pretrained model."""
+"""Fine-tuned models of the evaluate stage, on a small pretrained model."""
 
 import json
 
@@ -7,8 +7,7 @@ import polars as pl
 import pytest
 import small_run
 
-from ehrwear_jax.stages import fine_tuned as finetune
-from ehrwear_jax.stages import runner
+from ehrwear_jax.stages import fine_tuned, runner
 
 pytestmark = pytest.mark.slow
 MODES = ("head", "lora")
@@ -16,7 +15,7 @@ MODES = ("head", "lora")
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """(config, workdir, records without fine-tuned rows, records with them)."""
+    """(config, workdir, records without fine-tuned models, records with them)."""
     root = tmp_path_factory.mktemp("tuned")
     small_run.write_inputs(root)
     config, workdir = small_run.one_row(small_run.small_config(root), "joint"), root / "run"
@@ -29,18 +28,18 @@ def run(tmp_path_factory):
 
 
 @pytest.mark.parametrize("task", ["readmission", "relapse"])
-def test_fine_tuned_rows_are_scored_beside_the_frozen_ones(run, task):
+def test_fine_tuned_models_are_scored_beside_the_frozen_ones(run, task):
     _, workdir, frozen, records = run
     names = {f"joint_{m}" for m in MODES}
     mine = [r for r in records if r["task"] == task]
-    assert names == {r["row"] for r in mine} - {r["row"] for r in frozen} - {f"joint - {n}" for n in names}
+    assert names == {r["model"] for r in mine} - {r["model"] for r in frozen} - {f"joint - {n}" for n in names}
     # the same people and resamples: what was there before is the same with its intervals
     # (but q-values, whose family has grown)
     both = [[r for r in x if not r["metric"].endswith("_q")] for x in (mine, frozen)]
-    assert [r for r in both[0] if not any(n in r["row"] for n in names)] == [r for r in both[1] if r["task"] == task]
+    assert [r for r in both[0] if not any(n in r["model"] for n in names)] == [r for r in both[1] if r["task"] == task]
     metric = "auroc" if task == "readmission" else "c_index"
     for name in names:
-        (difference,) = [r for r in mine if (r["row"], r["metric"]) == (f"joint - {name}", f"{metric}_difference")]
+        (difference,) = [r for r in mine if (r["model"], r["metric"]) == (f"joint - {name}", f"{metric}_difference")]
         assert difference["n"] == mine[0]["n"] and difference["lo"] <= difference["hi"]
 
 
@@ -64,9 +63,9 @@ def test_predictions_are_those_that_fine_tuning_left(run, task):
             np.testing.assert_allclose(table[column], frozen[column], rtol=1e-4, atol=1e-5)
 
 
-def test_a_row_that_is_there_is_not_trained_again(run, monkeypatch):
+def test_a_model_that_is_there_is_not_trained_again(run, monkeypatch):
     config, workdir, _, records = run
-    monkeypatch.setattr(finetune, "_finetune", lambda *_: pytest.fail("trained again"))
+    monkeypatch.setattr(fine_tuned, "_finetune", lambda *_: pytest.fail("trained again"))
     (workdir / "evaluate" / "readmission.json").unlink()
     runner.write_mark(workdir / "evaluate", **runner.read_mark(workdir / "evaluate") | {"done": False})
     runner.run(config, workdir, ("evaluate",))

@@ -14,21 +14,19 @@ from sklearn.metrics import roc_auc_score
 from ehrwear_jax import config as config_lib
 from ehrwear_jax.interpret import retrieval
 from ehrwear_jax.models.joint import batch as batch_lib
-from ehrwear_jax.report import explained, export, page
-from ehrwear_jax.report import mechanism_figures as mechanisms
-from ehrwear_jax.report import result_records as records
-from ehrwear_jax.report.report_data import Evidence
+from ehrwear_jax.report import explained, export, html_page, mechanism_figures, page, result_records
+from ehrwear_jax.report.report_data import ReportData
 from ehrwear_jax.report.table_model import Row
-from ehrwear_jax.stages import interpret, interpret_people, marks, model, prepare, report_evidence
-from ehrwear_jax.stages.loaded_run import Study
+from ehrwear_jax.stages import interpret, interpret_people, marks, model, prepare, report_inputs
+from ehrwear_jax.stages.loaded_run import LoadedRun
 from ehrwear_jax.training import train
 
-ROWS = ("joint", "ehr_only")
+MODELS = ("joint", "ehr_only")
 
 
-def random_params(config, workdir, fold, row):
+def random_params(config, workdir, fold, name):
     """Stands for `model.restored`: no training, weights far from zero."""
-    patients = model._patients(config, workdir, fold, row)
+    patients = model._patients(config, workdir, fold, name)
     network = train.make_model(patients, config_lib.model_options(config))
     example = batch_lib.empty_batch(patients.batch_shape(), 1)
     shapes = jax.eval_shape(network.init, jax.random.key(0), example)["params"]
@@ -51,7 +49,7 @@ def done(tmp_path_factory, patched):
     cohort.write_cohort(root / "raw", small_run.N_SUBJECTS, wear_days=40)
     cohort.write_labels(root / "labels", small_run.N_SUBJECTS)
     config, workdir = small_run.small_config(root), root / "run"
-    config.rows = {row: config.rows[row] for row in ROWS}
+    config.rows = {name: config.rows[name] for name in MODELS}
     config.evaluate.late_fusion = ()
     config.prepare.window_hours = 24  # a context of 16 windows reaches back into the periods that are occluded
     config.embed.trajectories = 0
@@ -75,7 +73,7 @@ def load(done, name):
 pytestmark = pytest.mark.slow
 
 
-def test_robustness_holds_every_row_and_condition_and_clean_is_the_probes(done):
+def test_robustness_holds_every_model_and_perturbation_and_clean_is_the_probes(done):
     records = load(done, "robustness")
     names = [
         "clean",
@@ -86,36 +84,36 @@ def test_robustness_holds_every_row_and_condition_and_clean_is_the_probes(done):
         "SNR of -6 dB",
         "50% of the signal missing",
     ]
-    assert {(r["row"], r["condition"]) for r in records} == {(row, name) for row in ROWS for name in names}
-    study = Study(*done)
-    for row in ROWS:
-        p = study.probes[row].predict_proba(study.held_latents(row))
-        auroc = roc_auc_score(study.held["boolean_value"].to_numpy(), p)
-        (clean,) = [r for r in records if (r["row"], r["condition"], r["metric"]) == (row, "clean", "auroc")]
-        assert clean["value"] == pytest.approx(auroc) and clean["change"] == 0 and clean["n"] == study.held.height
-    moved = {(r["row"], r["condition"]) for r in records if r["change"]}
+    assert {(r["model"], r["perturbation"]) for r in records} == {(m, name) for m in MODELS for name in names}
+    run = LoadedRun(*done)
+    for name in MODELS:
+        p = run.probes[name].predict_proba(run.held_latents(name))
+        auroc = roc_auc_score(run.held["boolean_value"].to_numpy(), p)
+        (clean,) = [r for r in records if (r["model"], r["perturbation"], r["metric"]) == (name, "clean", "auroc")]
+        assert clean["value"] == pytest.approx(auroc) and clean["change"] == 0 and clean["n"] == run.held.height
+    moved = {(r["model"], r["perturbation"]) for r in records if r["change"]}
     assert ("ehr_only", "no wearable") not in moved and ("ehr_only", "SNR 6 dB lower") not in moved
     assert ("joint", "no EHR") in moved and ("ehr_only", "no EHR") in moved
     flags = pl.read_parquet(done[1] / "interpret" / "flags.parquet")
-    assert flags.height == study.held.height and 0 <= flags["wear_days"].min() < 40 <= flags["wear_days"].max() <= 41
+    assert flags.height == run.held.height and 0 <= flags["wear_days"].min() < 40 <= flags["wear_days"].max() <= 41
 
 
-def test_changed_reads_differ_only_where_the_stream_is_seen(done):
-    study = Study(*done)
-    given = interpret.degradations(study.config.interpret, 0, study.channels)
-    clean = study.held_latents("joint")
+def test_perturbed_latents_differ_only_where_the_modality_is_given(done):
+    run = LoadedRun(*done)
+    given = interpret.configured_perturbations(run.config.interpret, 0, run.channels)
+    clean = run.held_latents("joint")
     wear = pl.read_parquet(done[1] / "interpret" / "flags.parquet")["wear_days"].to_numpy() > 0
-    changed = study.held_latents("joint", "no wearable", given["no wearable"][1])
+    changed = run.held_latents("joint", "no wearable", given["no wearable"][1])
     np.testing.assert_allclose(changed[~wear], clean[~wear], atol=1e-5)
     assert (np.abs(changed[wear] - clean[wear]).max(1) > 1e-4).all() and wear.any()
-    nothing = study.held_latents("ehr_only", "no EHR", given["no EHR"][1])
-    assert np.ptp(nothing, axis=0).max() < 1e-5  # nothing is left, so all reads are alike
+    nothing = run.held_latents("ehr_only", "no EHR", given["no EHR"][1])
+    assert np.ptp(nothing, axis=0).max() < 1e-5  # nothing is left, so all latents are alike
 
 
 def test_geometry_names_every_measure(done):
     records = load(done, "geometry")
-    for row in ROWS:
-        mine = {r["measure"]: r for r in records if r["row"] == row}
+    for name in MODELS:
+        mine = {r["measure"]: r for r in records if r["model"] == name}
         assert {"effective_rank", "mmd2_adjacent", "mmd2_adjacent_mean", "mmd2_class", "lipschitz_per_day"} <= set(mine)
         assert 1 <= mine["effective_rank"]["value"] <= 8 and 0 < mine["mmd2_class"]["p_value"] <= 1
         assert mine["lipschitz_per_day"]["lo"] <= mine["lipschitz_per_day"]["value"] <= mine["lipschitz_per_day"]["hi"]
@@ -148,11 +146,11 @@ def test_mechanisms_and_people(done):
     names = {f"{c}, {p}" for c in ("heart_rate", "activity") for p in ("30 to 7 days", "53 to 30 days (control)")}
     assert set(precursors) == names and precursors["activity, 30 to 7 days"]["mean"] > 0
     assert 0 <= precursors["activity, 30 to 7 days"]["control_seen"] <= 1
-    study, starts = Study(*done), []
+    run, starts = LoadedRun(*done), []
     for prefix in ("LAB//glucose", "LAB//hdl", "DX//I10", "HOSPITAL_ADMISSION"):  # few begin while a device is worn
-        study.config.interpret.drug_prefixes = (prefix,)
-        starts.append(interpret_people._drug_start(study))
-    study.config.interpret.drug_prefixes = ("DX//E11",)
+        run.config.interpret.drug_prefixes = (prefix,)
+        starts.append(interpret_people._drug_start(run))
+    run.config.interpret.drug_prefixes = ("DX//E11",)
     starts = [s for s in starts if s is not None]
     assert starts and all(s["channel"] == "heart_rate" and len(s["mean"]) == len(s["edge_days"]) - 1 for s in starts)
     people = load(done, "people")
@@ -172,10 +170,10 @@ def test_mechanisms_and_people(done):
 
 def test_the_report_draws_what_the_stage_left(done, monkeypatch):
     monkeypatch.setattr(marks, "interpret_fault", lambda *_: "")
-    found = Evidence(**report_evidence._interpreted(*done), individuals=True)
+    found = ReportData(**report_inputs._interpreted(*done), individuals=True)
     assert found.not_interpreted == "" and len(found.explained) == 2 and len(found.kernels) == 2
-    shown = page.Page("", "", (mechanisms.mechanisms(found), explained.explained(found)))
-    drawn = page.to_html_page(shown)
+    shown = page.Page("", "", (mechanism_figures.mechanisms(found), explained.explained(found)))
+    drawn = html_page.to_html_page(shown)
     for identifier in ("mechjump", "mechdrift", "mechpre0", "why1-t", "why2-c", "att1-0", "att2-0"):
         assert f'id="{identifier}-' in drawn, identifier
     people = load(done, "people")
@@ -184,9 +182,9 @@ def test_the_report_draws_what_the_stage_left(done, monkeypatch):
         cells = dict(r.cells[::2] for r in tables[f"prediction{i}"].rows if isinstance(r, Row))
         for name, value in person["counterfactuals"].items():
             if abs(value) >= explained.SMALL:
-                assert cells[name.replace("_", " ")] == records.format_number(value, signed=True)
+                assert cells[name.replace("_", " ")] == result_records.format_number(value, signed=True)
     jump = next(r for r in tables["mechanisms_jump_drift"].rows if r.cells[0] == "Around the event")
-    assert jump.cells[2].startswith(records.format_number(load(done, "mechanisms")["jump"]["event"]["mean"][0]))
+    assert jump.cells[2].startswith(result_records.format_number(load(done, "mechanisms")["jump"]["event"]["mean"][0]))
 
 
 def test_nothing_names_a_person_and_a_second_run_computes_what_is_missing(done):
@@ -209,7 +207,7 @@ def test_without_permission_nobody_is_explained_and_disabled_is_off(done, tmp_pa
     config, workdir = done
     config = config_lib.read_dict(json.loads(config.to_json_best_effort()))
     config.interpret.individuals = False
-    assert interpret_people.people(Study(config, workdir), tmp_path) == [] and not list(tmp_path.iterdir())
+    assert interpret_people.people(LoadedRun(config, workdir), tmp_path) == [] and not list(tmp_path.iterdir())
     config.interpret.enabled = False
     interpret.run(config, tmp_path)
     assert not list(tmp_path.iterdir())

@@ -10,46 +10,46 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 
 from ehrwear_jax import config as config_lib
 from ehrwear_jax.evals import concordance, meds_predictions
-from ehrwear_jax.stages import report, report_evidence, report_predictions, runner
+from ehrwear_jax.stages import report, report_inputs, report_predictions, runner
 
 N = 240
 
 
 def write_predictions(folder):
-    """Two rows of a binary, a survival and a float task, of 240 reads of 120 people; returns the reads."""
+    """Two models of a binary, a survival and a float task, at 240 times of 120 people; returns the times."""
     rng = np.random.default_rng(0)
     subject = np.repeat(np.arange(1, N // 2 + 1), 2)
     time = pl.Series(np.tile([0, 90], N // 2)) * 86_400_000_000
-    reads = pl.DataFrame(
+    times = pl.DataFrame(
         {"subject_id": subject, "prediction_time": time.cast(pl.Duration("us")) + datetime(2015, 1, 1)}
     )
-    reads = reads.with_columns(pl.col("prediction_time").cast(pl.Datetime("us")))
+    times = times.with_columns(pl.col("prediction_time").cast(pl.Datetime("us")))
     risk = rng.normal(size=N)
     y = risk + rng.normal(size=N) > 0.8
     days = rng.exponential(400 * np.exp(-risk)) + 1
     event = rng.random(N) < 0.7
-    for row, noise in (("joint", 0.3), ("other <b>", 2.0)):
+    for model, noise in (("joint", 0.3), ("other <b>", 2.0)):
         score = risk + noise * rng.normal(size=N)
         p = 1 / (1 + np.exp(1 - score))
         for split in ("held", "tuning"):
             path = folder / split / "readmission_365d"
             path.mkdir(parents=True, exist_ok=True)
-            table = meds_predictions.predictions(reads["subject_id"], reads["prediction_time"], y, p)
-            meds_predictions.write(table.sample(fraction=1.0, shuffle=True, seed=3), path / f"{row}.parquet")
+            table = meds_predictions.predictions(times["subject_id"], times["prediction_time"], y, p)
+            meds_predictions.write(table.sample(fraction=1.0, shuffle=True, seed=3), path / f"{model}.parquet")
         path = folder / "held" / "relapse"
         path.mkdir(exist_ok=True)
         columns = {"time_to_event_days": days, "event_observed": event, "predicted_log_hazard": score}
         columns |= {f"predicted_survival_{t}d": np.exp(-t / 400 * np.exp(score)) for t in (90, 365)}
-        reads.with_columns(**{k: pl.Series(v) for k, v in columns.items()}).write_parquet(path / f"{row}.parquet")
+        times.with_columns(**{k: pl.Series(v) for k, v in columns.items()}).write_parquet(path / f"{model}.parquet")
         path = folder / "held" / "sleep"
         path.mkdir(exist_ok=True)
         value = {"float_value": risk, "predicted_float_value": score}
-        reads.with_columns(**{k: pl.Series(v) for k, v in value.items()}).write_parquet(path / f"{row}.parquet")
+        times.with_columns(**{k: pl.Series(v) for k, v in value.items()}).write_parquet(path / f"{model}.parquet")
     sex = np.where(subject % 2, "female", "male")
-    reads.with_columns(sex=pl.Series(sex), age_years=pl.Series(30.0 + subject % 50)).write_parquet(
+    times.with_columns(sex=pl.Series(sex), age_years=pl.Series(30.0 + subject % 50)).write_parquet(
         folder / "held" / "attributes.parquet"
     )
-    return reads
+    return times
 
 
 def settings(folder):
@@ -68,8 +68,8 @@ def done(tmp_path_factory):
     return folder
 
 
-def value(records, task, row, metric):
-    (found,) = [r for r in records if (r["task"], r["row"], r["metric"]) == (task, row, metric)]
+def value(records, task, model, metric):
+    (found,) = [r for r in records if (r["task"], r["model"], r["metric"]) == (task, model, metric)]
     return found["value"]
 
 
@@ -86,22 +86,22 @@ def test_the_stage_alone_makes_the_page(done):
 
 def test_the_numbers_are_those_of_the_files(done):
     records = json.loads((done / "run" / "results.json").read_text())
-    for row in ("joint", "other <b>"):
-        table = pl.read_parquet(done / "held" / "readmission_365d" / f"{row}.parquet")
+    for model in ("joint", "other <b>"):
+        table = pl.read_parquet(done / "held" / "readmission_365d" / f"{model}.parquet")
         y, p = table["boolean_value"].to_numpy(), table["predicted_boolean_probability"].to_numpy()
-        assert value(records, "readmission_365d", row, "auroc") == pytest.approx(roc_auc_score(y, p), abs=1e-12)
+        assert value(records, "readmission_365d", model, "auroc") == pytest.approx(roc_auc_score(y, p), abs=1e-12)
         expected = average_precision_score(y, p)
-        assert value(records, "readmission_365d", row, "auprc") == pytest.approx(expected, abs=1e-12)
-        # the tuning file holds the same predictions: the sensitivity wanted is reached, and by no more than one read
-        reached = value(records, "readmission_365d", row, "sensitivity")
+        assert value(records, "readmission_365d", model, "auprc") == pytest.approx(expected, abs=1e-12)
+        # the tuning file holds the same predictions: the sensitivity wanted is reached, and by no more than one time
+        reached = value(records, "readmission_365d", model, "sensitivity")
         assert 0.8 <= reached < 0.8 + 1 / y.sum() + 1e-12
-        table = pl.read_parquet(done / "held" / "relapse" / f"{row}.parquet")
+        table = pl.read_parquet(done / "held" / "relapse" / f"{model}.parquet")
         columns = ("time_to_event_days", "event_observed", "predicted_log_hazard")
         c = concordance.concordance_index(*(table[k].to_numpy() for k in columns))
-        assert value(records, "relapse", row, "c_index") == pytest.approx(c, abs=1e-12)
-        table = pl.read_parquet(done / "held" / "sleep" / f"{row}.parquet")
+        assert value(records, "relapse", model, "c_index") == pytest.approx(c, abs=1e-12)
+        table = pl.read_parquet(done / "held" / "sleep" / f"{model}.parquet")
         error = table["float_value"].to_numpy() - table["predicted_float_value"].to_numpy()
-        assert value(records, "sleep", row, "rmse") == pytest.approx(np.sqrt(np.mean(error**2)), abs=1e-12)
+        assert value(records, "sleep", model, "rmse") == pytest.approx(np.sqrt(np.mean(error**2)), abs=1e-12)
     p_value = value(records, "readmission_365d", "joint - other <b>", "auroc_difference_p")
     assert value(records, "readmission_365d", "joint - other <b>", "auroc_difference_q") == pytest.approx(p_value)
 
@@ -116,14 +116,15 @@ def test_the_page_is_made_again_when_a_file_changes(done, tmp_path):
     (tmp_path / "held" / "sleep" / "other <b>.parquet").unlink()
     runner.run(settings(tmp_path), tmp_path / "run", ["report"])
     records = json.loads((tmp_path / "run" / "results.json").read_text())
-    assert {r["row"] for r in records if r["task"] == "sleep"} == {"joint"}
+    assert {r["model"] for r in records if r["task"] == "sleep"} == {"joint"}
 
 
-def test_a_read_that_differs_between_rows_is_named(done, tmp_path):
+def test_a_prediction_time_that_differs_between_models_is_named(done, tmp_path):
     write_predictions(tmp_path)
     path = tmp_path / "held" / "sleep" / "joint.parquet"
     pl.read_parquet(path).head(N - 1).write_parquet(path)
-    with pytest.raises(ValueError, match="other <b>.parquet: its reads or labels differ from those of joint.parquet"):
+    message = "other <b>.parquet: its prediction times or labels differ from those of joint.parquet"
+    with pytest.raises(ValueError, match=message):
         report_predictions.inputs(settings(tmp_path))
 
 
@@ -147,11 +148,11 @@ def test_a_faulty_file_is_named(done, tmp_path, change, message):
 def test_single_people_are_shown_of_simulated_cohorts_or_by_the_flag(source, wanted, drawn):
     config = config_lib.base()
     config.data.source, config.report.individuals = source, wanted
-    assert report_evidence.shows_individuals(config) == drawn
+    assert report_inputs.shows_individuals(config) == drawn
 
 
 def test_an_empty_folder_is_said(tmp_path):
     (tmp_path / "held").mkdir()
     (tmp_path / "tuning").mkdir()
-    with pytest.raises(ValueError, match="holds no <task>/<row>.parquet"):
+    with pytest.raises(ValueError, match="holds no <task>/<model>.parquet"):
         report.run(settings(tmp_path), tmp_path / "run")

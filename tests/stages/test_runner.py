@@ -88,7 +88,7 @@ ALL = list(runner.ORDER)
         ("rows.joint", ("ehr",), ALL[1:]),
         ("embed.trajectories", 1, ALL[2:]),
         ("evaluate.tasks", ("readmission",), ALL[2:]),
-        ("evaluate.reference_row", "ehr_only", ALL[2:]),
+        ("evaluate.reference_model", "ehr_only", ALL[2:]),
         ("evaluate.n_resamples", 10, ALL[3:]),
         ("evaluate.late_fusion", (), ALL[3:]),
         ("name", "other", ALL[3:]),

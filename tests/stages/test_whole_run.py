@@ -14,7 +14,7 @@ import small_run
 
 from ehrwear_jax import config as config_lib
 from ehrwear_jax.models.joint import examples as pipeline
-from ehrwear_jax.report import result_records as records_lib
+from ehrwear_jax.report import result_records
 from ehrwear_jax.stages import model, runner
 from ehrwear_jax.training import sharding, train
 
@@ -76,19 +76,19 @@ def test_a_second_run_does_nothing(whole, caplog):
     assert not [name for name in after if "partial" in name]
 
 
-def test_results_have_the_schema_and_every_row(whole):
+def test_results_have_the_schema_and_every_model(whole):
     config, workdir, labels = whole
     records = results(workdir)
-    assert records_lib.check_records(records, "small") == records
+    assert result_records.check_records(records, "small") == records
     assert records == json.loads((workdir / "report" / "results.json").read_text())
     held = splits(workdir)["held_out"]
     for task, metric in (("readmission", "auroc"), ("relapse", "c_index")):
         mine = [r for r in records if r["task"] == task]
-        rows = {r["row"] for r in mine if r["metric"] == metric}
+        models = {r["model"] for r in mine if r["metric"] == metric}
         fused = {"late_fusion"} if len(config.rows) == 3 else set()
-        assert rows == {*config.rows, *fused, *TABULAR[task]}, "no oracle: these data are not simulated"
-        differences = {r["row"] for r in mine if r["metric"] == f"{metric}_difference"}
-        assert differences == {f"joint - {row}" for row in rows - {"joint"}}
+        assert models == {*config.rows, *fused, *TABULAR[task]}, "no oracle: these data are not simulated"
+        differences = {r["model"] for r in mine if r["metric"] == f"{metric}_difference"}
+        assert differences == {f"joint - {model}" for model in models - {"joint"}}
         table = labels[task].filter(pl.col("subject_id").is_in(list(held)))
         positive = table["boolean_value" if task == "readmission" else "event_observed"].sum()
         assert {(r["n"], r["n_positive"], r["seed"]) for r in mine} == {(table.height, positive, 0)}
@@ -182,8 +182,8 @@ def test_the_report_is_one_file_with_the_numbers_of_the_results(whole):
     text = " ".join(html.unescape(re.sub(r"<[^>]+>", " ", page)).split())
     for r in results(workdir):
         if r["metric"] in ("auroc", "auprc", "c_index") and r["value"] is not None:
-            shown = records_lib.format_interval(r)
-            assert shown in text and shown in markdown, (r["row"], r["task"], r["metric"])
+            shown = result_records.format_interval(r)
+            assert shown in text and shown in markdown, (r["model"], r["task"], r["metric"])
     for word in ("Readmission", "Relapse", "Joint", "EHR rows kept as events", "patients"):
         assert word in text
 
@@ -205,7 +205,7 @@ def test_people_without_a_token_of_the_drawn_row_have_no_trajectory(whole):
     rows = pl.read_parquet(workdir / "embed" / "all" / "joint.parquet").drop("embedding")
     held = splits(workdir)["held_out"]
     for row, lacking in (("joint", set()), ("wear_only", {small_run.EHR_ONLY}), ("ehr_only", {small_run.WEAR_ONLY})):
-        config.evaluate.reference_row = row
+        config.evaluate.reference_model = row
         found = set(model._trajectory_subjects(config, workdir, "all", rows))
         assert lacking.isdisjoint(found) and lacking <= held and found <= held and len(found) >= 4
 

@@ -8,10 +8,9 @@ import pytest
 import report_samples
 import small_run
 
-from ehrwear_jax.report import explained
-from ehrwear_jax.report import mechanism_figures as mechanisms
-from ehrwear_jax.report.report_data import Evidence
-from ehrwear_jax.stages import marks, report_evidence
+from ehrwear_jax.report import explained, mechanism_figures
+from ehrwear_jax.report.report_data import ReportData
+from ehrwear_jax.stages import marks, report_inputs
 
 LABELS = ("LOINC//8480-6//Q4", "ICD10//I10", "ATC//X", "wearable window")
 
@@ -49,7 +48,7 @@ def run(tmp_path):
 
 
 def test_current_output_is_taken_whole_with_what_codes_mean(run):
-    found = Evidence(**report_evidence._interpreted(*run))
+    found = ReportData(**report_inputs._interpreted(*run))
     assert found.not_interpreted == "" and found.mechanisms == report_samples.mechanisms()
     assert found.codes["event"] == ("HOSPITAL_ADMISSION",) and len(found.kernels) == 1
     (person,) = found.explained
@@ -57,7 +56,7 @@ def test_current_output_is_taken_whole_with_what_codes_mean(run):
                                                    *["wearable window"] * 2]  # fmt: skip
     np.testing.assert_array_equal(person.attention, report_samples.person(labels=LABELS[:3], windows=2).attention)
     assert "Systolic blood pressure, Q4, 300 d" in str(explained.explained(found))
-    assert len(mechanisms.mechanisms(found).blocks) > 5
+    assert len(mechanism_figures.mechanisms(found).blocks) > 5
 
 
 def stale_settings(config, workdir):
@@ -94,7 +93,7 @@ def switched_off(config, workdir):
 )
 def test_nothing_else_is_shown_as_current(run, change, sentence):
     change(*run)
-    fields = report_evidence._interpreted(*run)
+    fields = report_inputs._interpreted(*run)
     assert fields.keys() == {"not_interpreted"} and fields["not_interpreted"].startswith(sentence)
     assert "mechanisms" in fields["not_interpreted"]
 
@@ -104,15 +103,15 @@ def test_people_are_left_out_without_permission(run):
     config.interpret.individuals = False  # as of files that were copied from elsewhere: the mark is made to fit
     wanted = marks.fingerprints(config, {})["interpret"]
     marks.write_mark(workdir / "interpret", fingerprint=wanted, done=True, seconds=0.0)
-    found = Evidence(**report_evidence._interpreted(config, workdir))
+    found = ReportData(**report_inputs._interpreted(config, workdir))
     assert found.explained == () and found.mechanisms
     config.data.source = "synthetic"
-    assert report_evidence._people(config, workdir)
+    assert report_inputs._people(config, workdir)
 
 
-def pretrained(workdir, row, folds):
+def pretrained(workdir, model, folds):
     for fold, about in folds.items():
-        folder = workdir / "pretrain" / fold / row
+        folder = workdir / "pretrain" / fold / model
         folder.mkdir(parents=True)
         (folder / "parameters.json").write_text(json.dumps({"parameters": 1234}))
         (folder / "goodput.json").write_text(json.dumps(about))
@@ -125,9 +124,9 @@ def test_device_hours_are_the_devices_seconds_over_folds_and_starts(tmp_path):
     seconds = {"step": 3600.0, "compiling": 1800.0, "down": 7200.0}
     spent = {"H100": {"count": 4, "seconds": 4 * 5400.0}}
     folds = {f"fold{k}": {"seconds": seconds, "devices": spent} for k in (0, 1)}
-    names = [name for name, _ in report_evidence.config_lib.folds(config)]
+    names = [name for name, _ in report_inputs.config_lib.folds(config)]
     pretrained(tmp_path, "joint", dict(zip(names, folds.values(), strict=True)))
-    (entry,) = report_evidence._compute(config, tmp_path)
+    (entry,) = report_inputs._compute(config, tmp_path)
     assert entry["Devices"] == "4 x H100" and entry["Device-hours"] == "12"
     assert entry["Hours"] == "7" and entry["Goodput"] == "29%" and entry["Model FLOPs"] == "1.44e+16"
 
@@ -135,11 +134,11 @@ def test_device_hours_are_the_devices_seconds_over_folds_and_starts(tmp_path):
 def test_restarts_on_other_devices_are_told_apart_and_old_runs_said_to_be_unknown(tmp_path):
     config = small_run.one_row(small_run.small_config(tmp_path), "joint")
     devices = {"H100": {"count": 8, "seconds": 36000.0}, "A100": {"count": 2, "seconds": 1800.0}}
-    (name,) = [name for name, _ in report_evidence.config_lib.folds(config)]
+    (name,) = [name for name, _ in report_inputs.config_lib.folds(config)]
     pretrained(tmp_path, "joint", {name: {"seconds": {"step": 60.0}, "devices": devices}})
-    (entry,) = report_evidence._compute(config, tmp_path)
+    (entry,) = report_inputs._compute(config, tmp_path)
     assert entry["Devices"] == "8 x H100, 2 x A100" and entry["Device-hours"] == "10 on H100, 0.5 on A100"
     path = tmp_path / "pretrain" / name / "joint" / "goodput.json"
     path.write_text(json.dumps({"seconds": {"step": 60.0}}))
-    (entry,) = report_evidence._compute(config, tmp_path)
+    (entry,) = report_inputs._compute(config, tmp_path)
     assert entry["Device-hours"] == "devices not logged"
