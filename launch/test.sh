@@ -9,5 +9,5 @@ cd "$REPO"
 export JAX_PLATFORMS=cpu
 "$PYTHON" -m ruff check .
 "$PYTHON" -m mypy
-# One file per worker at a time, so that a file's fixtures are built once.
-exec "$PYTHON" -m pytest -n auto --dist loadfile -q "$@"
+# One file per worker at a time, so that a file's fixtures are built once; in the order of tests/conftest.py.
+exec "$PYTHON" -m pytest -n auto --dist loadfile --no-loadscope-reorder -q "$@"

@@ -1,10 +1,12 @@
 """The blockwise implementation in plain XLA."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from kernel_attention_suite import Shape, Suite, arguments, device_arrays
+from kernel_attention_suite import Key, Shape, Suite, arguments, device_arrays
 
 from ehrwear_jax.benchmarks import attention as bench
 from ehrwear_jax.ops.kernel_attention import kernel_attention, tiles, xla
@@ -25,10 +27,19 @@ class TestXlaOneBlock(Suite):
     shapes = (Shape(2, 37, 70, 1, 32, 4), Shape(1, 40, 50, 2, 16, -1), Shape(2, 20, 60, 1, 16, 2, dtype="bfloat16"))
 
 
+@functools.cache
+def compiled(shape, **more):
+    """(learned, rest) -> output; one program for all cases of a shape."""
+
+    def run(learned, rest):
+        args, keywords = arguments(shape, rest, learned)
+        return kernel_attention(*args, **keywords, implementation="xla", options=SMALL, **more)
+
+    return jax.jit(run)
+
+
 def attend(x, **more):
-    learned, rest = device_arrays(LONG, x)
-    args, keywords = arguments(LONG, rest, learned)
-    return jax.jit(lambda: kernel_attention(*args, **keywords, implementation="xla", options=SMALL, **more))()
+    return compiled(LONG, **more)(*device_arrays(LONG, x))
 
 
 def forgetful(seed, peak=1.0):
@@ -78,10 +89,9 @@ def test_gradients_with_skipping_are_near_the_exact_ones():
 def test_rows_that_skip_one_by_one_are_those_that_do_so_together():
     """With a tolerance a CPU takes the rows of a batch singly: the same rows, with the same weights dropped."""
     shape = Shape(3, 64, 64, 2, 16, 2)
-    learned, rest = device_arrays(shape, Suite().case(shape, seed=0))
-    args, keywords = arguments(shape, rest, learned)
-    keywords |= {"implementation": "xla", "options": SMALL, "dropout_rate": 0.3, "dropout_key": jax.random.key(1)}
-    together, singly = (kernel_attention(*args, **keywords, skip_tolerance=t) for t in (0.0, 1e-9))
+    inputs = device_arrays(shape, Suite().case(shape, seed=0))
+    more = {"dropout_rate": 0.3, "dropout_key": Key(1)}
+    together, singly = (compiled(shape, skip_tolerance=t, **more)(*inputs) for t in (0.0, 1e-9))
     np.testing.assert_allclose(singly, together, rtol=1e-5, atol=1e-5)
 
 
