@@ -16,7 +16,7 @@ import numpy as np
 import polars as pl
 
 from ehrwear_jax import config as config_lib
-from ehrwear_jax.data import perturbations as robustness
+from ehrwear_jax.data import perturbations
 from ehrwear_jax.interpret import geometry
 from ehrwear_jax.stages.loaded_run import Study, reads
 
@@ -42,10 +42,10 @@ RANK = 0  # @param {type:"integer"}
 held = patients.index.filter(pl.col("subject_id").is_in(study.held["subject_id"].to_list()))
 ranked = held.sort(pl.col("n_windows") > 0, "n_events", "subject_id", descending=[True, True, False])
 subject = ranked["subject_id"][RANK]
-person = patients[patients.index["subject_id"].to_list().index(subject)]
+person = patients.record(patients.index["subject_id"].to_list().index(subject))
 last = study.held.filter(pl.col("subject_id") == subject)["prediction_time"].to_physical().max()
-begin = int(person.time_N[0])
-print(f"{len(person.event_time_K)} events, {len(person.window_end_M)} windows, {(last - begin) / DAY_US:.0f} days")
+begin = person.first_us
+print(f"{len(person.time_K)} events, {len(person.window_end_M)} windows, {(last - begin) / DAY_US:.0f} days")
 
 # %% [markdown]
 # ## z(t), signals and events on one time axis
@@ -65,8 +65,8 @@ def days(time_us):
     return (np.asarray(time_us) - begin) / DAY_US
 
 
-names = patients.vocabulary.tokens["code"].to_list()
-kinds = [names[t].split("//")[0] for t in person.event_token_K]
+names = study.store.codes["code"].to_list()
+kinds = [names[k].split("//")[0] for k in person.code_K]
 lanes = sorted(set(kinds))
 fig, axes = plt.subplots(3 + len(patients.channels), 1, sharex=True, figsize=(9, 2 * (3 + len(patients.channels))))
 axes[0].plot(days(grid), risk, color="#0072B2")
@@ -75,13 +75,13 @@ for k, color in enumerate(("#D55E00", "#009E73")):
     axes[1].plot(days(grid), components[:, k], color=color, label=f"direction {k + 1}")
 axes[1].set_ylabel("z (whitened)")
 axes[1].legend(frameon=False)
-axes[2].scatter(days(person.event_time_K), [lanes.index(k) for k in kinds], s=8, color="#444444")
+axes[2].scatter(days(person.time_K), [lanes.index(k) for k in kinds], s=8, color="#444444")
 axes[2].set_yticks(range(len(lanes)), lanes)
 for c, channel in enumerate(patients.channels):
     values = np.ma.masked_invalid(person.window_MxLxC[..., c])
     if len(values):
         axes[3 + c].plot(days(person.window_end_M), values.mean(1), ".", markersize=3, color="#0072B2")
-    axes[3 + c].set_ylabel(f"{channel}\n(SD)")
+    axes[3 + c].set_ylabel(channel)
 axes[-1].set_xlabel("days since the first record")
 axes[-1].set_xlim(0, days(last))
 fig.tight_layout()
@@ -99,17 +99,17 @@ def risk_at(time_us, change=None):
 
 def without(prefix):
     """The record without the codes that start with `prefix`."""
-    return robustness.drop_codes(robustness.code_matcher(patients.vocabulary, (prefix,)))
+    return perturbations.drop_codes(perturbations.code_matcher(study.store.codes, (prefix,)))
 
 
 def raised(channel, sd, from_days_before=np.inf):
     """The record with a channel higher by `sd` training standard deviations."""
-    return robustness.add_to_channel(patients.channels.index(channel), sd, from_days_before)
+    return perturbations.add_to_channel(channel, sd, from_days_before, scales=study.store.scales)
 
 
 DRUG = "ATC//"  # @param {type:"string"}
 CHANNEL, SD = "heart_rate", 1.0
-changes = {"as recorded": None, f"without {DRUG}": without(DRUG), "no wearable": robustness.drop_wear()}
+changes = {"as recorded": None, f"without {DRUG}": without(DRUG), "no wearable": perturbations.drop_wear()}
 if CHANNEL in patients.channels:
     changes[f"{CHANNEL} + {SD:g} SD"] = raised(CHANNEL, SD)
 what_if = {name: risk_at(last, change) for name, change in changes.items()}

@@ -237,22 +237,25 @@ def test_a_config_that_cannot_run_is_refused(tmp_path, key, value, error, senten
     assert str(caught.value).startswith(sentence) and "\n" not in str(caught.value)
 
 
-RAW = {"prepare.raw_channels": ("ppg",), "context.raw_windows": 84, "model.raw_width": 32}
+RAW = {"context.raw_segments": "ppg", "context.raw_windows": 84, "model.raw_width": 32}
 
 
 @pytest.mark.parametrize("left_out", [None, *RAW])
-def test_raw_windows_take_the_data_the_room_and_the_encoder(left_out):
+def test_raw_windows_take_the_segments_the_room_and_the_encoder(left_out):
     config = load("tiny.py")
+    config.prepare.segments = {"ppg": {"channels": ("ppg",)}, "slow": {"channels": ("ppg",), "seconds": 1e4}}
+    config_lib.check(config)  # segments for another family
     config.update_from_flattened_dict({k: v for k, v in RAW.items() if k != left_out})
-    if left_out is None:
-        config_lib.check(config)
-        config.context.raw_windows = 83
-        with pytest.raises(ValueError, match=r"raw_windows is 83; it must be at least config.context.windows, 84"):
-            config_lib.check(config)
-        config.context.raw_windows = 84
-        config.prepare.raw_seconds = 1e4
-        with pytest.raises(ValueError, match=r"config\.prepare\.step_minutes"):
+    if left_out is not None:
+        with pytest.raises(ValueError, match=rf"config\.{left_out} is .*: set all three"):
             config_lib.check(config)
         return
-    with pytest.raises(ValueError, match=rf"config\.{left_out} is .*: set all three"):
-        config_lib.check(config)
+    config_lib.check(config)
+    for option, value, said in (
+        ("context.raw_windows", 83, "raw_windows is 83; it must be at least config.context.windows, 84"),
+        ("context.raw_segments", "ecg", r"raw_segments is 'ecg'; config.prepare.segments has \['ppg', 'slow'\]"),
+        ("context.raw_segments", "slow", r"slow.seconds is 10000: .*config\.prepare\.step_minutes"),
+    ):
+        config.update_from_flattened_dict(RAW | {option: value})
+        with pytest.raises(ValueError, match=said):
+            config_lib.check(config)

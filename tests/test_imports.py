@@ -47,7 +47,7 @@ LAYERS = (
     _layer("runtime.files", "", external=""),
     _layer("runtime.exit_codes", "", external=""),
     _layer("runtime", "runtime"),
-    _layer("data", "data config models.joint", banned=ACCELERATOR),
+    _layer("data", "data config", banned=ACCELERATOR),
     _layer("ops", "ops", external="jax jaxlib numpy"),
     _layer("evals", "evals"),
     _layer("models", "models ops evals data config"),

@@ -1,4 +1,4 @@
-"""How fast the data layer is: prepare (raw tables to records) and examples (records to batches).
+"""Measures how fast the data layer is: prepare (raw tables to records) and examples (records to batches).
 
     python -m ehrwear_jax.benchmarks.data [--json=FILE] [--only=prepare,examples] [--quick]
 

@@ -11,14 +11,8 @@ import ml_collections
 
 from ehrwear_jax.config.data import CohortConfig, PrepareConfig, SimulateConfig
 from ehrwear_jax.config.labels import PhysiologyConfig
-from ehrwear_jax.data.prepare import deidentify, specs
-from ehrwear_jax.data.prepare import workers as cluster
-from ehrwear_jax.models.joint.examples import ContextConfig
-from ehrwear_jax.models.joint.network import ModelConfig
-from ehrwear_jax.training.finetune import MODES, FinetuneConfig
-from ehrwear_jax.training.schedules import Ramp
-from ehrwear_jax.training.sharding import MeshConfig
-from ehrwear_jax.training.train import TrainConfig
+
+# Parts above this one are imported where they are needed: data imports config.data, and must not import them with it.
 
 SOURCES = ("synthetic", "meds", "nafld", "nhanes")
 _MODEL_FROM_DATA = (
@@ -109,11 +103,19 @@ def _defaults(cls, leave_out=()):
         if field.name not in leave_out and field.default is not dataclasses.MISSING:
             # a placeholder keeps the type of an optional value open
             out[field.name] = field.default
+        elif field.name not in leave_out and field.default_factory is not dataclasses.MISSING:
+            out[field.name] = ml_collections.ConfigDict(field.default_factory())
     return out
 
 
 def base():
     """Everything that a run can set, with the defaults of the paper's appendix A.4 where it has one."""
+    from ehrwear_jax.models.joint.context import ContextConfig
+    from ehrwear_jax.models.joint.network import ModelConfig
+    from ehrwear_jax.training.finetune import FinetuneConfig
+    from ehrwear_jax.training.sharding import MeshConfig
+    from ehrwear_jax.training.train import TrainConfig
+
     config = ml_collections.ConfigDict()
     config.name = "base"
     config.seed = 0
@@ -239,6 +241,7 @@ def base():
     config.lock()  # a misspelt key is an error, not a new key
     config.rows.unlock()
     config.labels.diagnosis_groups.unlock()
+    config.prepare.segments.unlock()
     return config
 
 
@@ -261,7 +264,7 @@ def _with_tuples(value):
 
 
 def prepare_config(config):
-    return PrepareConfig(**config.prepare)
+    return PrepareConfig(**config.prepare.to_dict())
 
 
 def physiology_config(config):
@@ -293,6 +296,8 @@ def reference_model(config, modalities=None):
 
 def context_config(config, row):
     """Without EHR a row has room for no more tokens than windows: others would stay empty."""
+    from ehrwear_jax.models.joint.context import ContextConfig
+
     modalities, options = tuple(config.rows[row]), dict(config.context)
     if "ehr" not in modalities:
         options |= {name: min(options[name], options["windows"]) for name in ("tokens", "context_tokens")}
@@ -304,17 +309,24 @@ def model_options(config):
 
 
 def train_config(config):
+    from ehrwear_jax.training.schedules import Ramp
+    from ehrwear_jax.training.train import TrainConfig
+
     options = {k: v for k, v in config.train.items() if k != "weights"}
     weights = {k: Ramp(*v) for k, v in config.train.weights.items()}
     return TrainConfig(seed=config.seed, weights=weights, **options)
 
 
 def finetune_config(config, mode):
+    from ehrwear_jax.training.finetune import FinetuneConfig
+
     options = {k: v for k, v in config.finetune.items() if k not in ("modes", "rows", "tasks")}
     return FinetuneConfig(mode=mode, seed=config.seed, **options)
 
 
 def mesh_config(config):
+    from ehrwear_jax.training.sharding import MeshConfig
+
     return MeshConfig(**config.mesh)
 
 
@@ -326,6 +338,9 @@ def folds(config):
 
 def check(config):
     """Raises ValueError or FileNotFoundError with one sentence for a configuration that cannot run."""
+    from ehrwear_jax.data.prepare import deidentify, workers
+    from ehrwear_jax.training.finetune import MODES
+
     data = config.data
     for key in ("predictions_dir", "tuning_dir"):
         if config.report[key] and not os.path.isdir(config.report[key]):
@@ -355,7 +370,7 @@ def check(config):
     for path in user_tables(config):
         if not os.path.isfile(path):
             raise FileNotFoundError(f"config.prepare.mapping_files or ranges_file: there is no table {path}")
-    cluster.check(config.prepare.scheduler)
+    workers.check(config.prepare.scheduler)
     _check_raw(config)
     _check_training(config)
     for row in (
@@ -375,16 +390,28 @@ def check(config):
 
 
 def _check_raw(config):
-    specs.raw_spec(prepare_config(config))
-    parts = {"prepare.raw_channels": tuple(config.prepare.raw_channels),
-             "context.raw_windows": config.context.raw_windows, "model.raw_width": config.model.raw_width}  # fmt: skip
+    from ehrwear_jax.data.prepare import specs
+
+    known = specs.segment_specs(prepare_config(config))
+    keys = (("context", "raw_segments"), ("context", "raw_windows"), ("model", "raw_width"))
+    parts = {f"{part}.{name}": config[part][name] for part, name in keys}
     if any(parts.values()) and not all(parts.values()):
-        said = ", ".join(f"config.{name} is {value}" for name, value in parts.items())
+        said = ", ".join(f"config.{name} is {value!r}" for name, value in parts.items())
         raise ValueError(f"{said}: set all three, to have raw windows and their encoder, or none")
-    if all(parts.values()) and config.context.raw_windows < config.context.windows:
+    if not any(parts.values()):
+        return
+    name, options = config.context.raw_segments, config.context
+    if name not in known:
+        raise ValueError(f"config.context.raw_segments is {name!r}; config.prepare.segments has {sorted(known)}")
+    if known[name].seconds > 60 * config.prepare.step_minutes:
         raise ValueError(
-            f"config.context.raw_windows is {config.context.raw_windows}; it must be at least config.context.windows, "
-            f"{config.context.windows}, so that each wearable window has room for one"
+            f"config.prepare.segments.{name}.seconds is {known[name].seconds:g}: the joint model's raw windows must "
+            f"fit into a step of config.prepare.step_minutes, {config.prepare.step_minutes}"
+        )
+    if options.raw_windows < options.windows:
+        raise ValueError(
+            f"config.context.raw_windows is {options.raw_windows}; it must be at least config.context.windows, "
+            f"{options.windows}, so that each wearable window has room for one"
         )
 
 

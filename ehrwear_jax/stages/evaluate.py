@@ -102,8 +102,8 @@ def _features(config, workdir, fold, index):
     if config.evaluate.tabular:
         path = workdir / "evaluate" / f"tabular_{fold}.parquet"
         if not path.exists():
-            tables, split = workdir / "prepare" / "tables", workdir / "prepare" / fold
-            subjects = pl.read_parquet(split / "subjects.parquet")
+            tables = prepare.tables_dir(workdir)
+            subjects = pl.read_parquet(prepare.fit_dir(workdir, fold) / "subjects.parquet")
             windows = sorted((tables / "windows").glob("*.parquet"))
             tabular.build_features(
                 pl.concat([pl.read_parquet(p) for p in sorted((tables / "events").glob("*.parquet"))]),
@@ -115,7 +115,7 @@ def _features(config, workdir, fold, index):
             ).write_parquet(f"{path}.partial")
             os.replace(f"{path}.partial", path)
         out["tabular"] = pl.read_parquet(path)
-    subjects = pl.read_parquet(workdir / "prepare" / fold / "subjects.parquet")
+    subjects = pl.read_parquet(prepare.fit_dir(workdir, fold) / "subjects.parquet")
     return keys.join(subjects.select("subject_id", "group_id"), on="subject_id", how="left").with_row_index("at"), out
 
 

@@ -7,12 +7,11 @@ import polars as pl
 from threadpoolctl import threadpool_limits
 
 from ehrwear_jax import config as config_lib
-from ehrwear_jax.data import perturbations as robustness
+from ehrwear_jax.data import perturbations
 from ehrwear_jax.data.formats import wearable
 from ehrwear_jax.data.prepare import deidentify
 from ehrwear_jax.evals import bootstrap, classification, inference, protocol, subgroups
 from ehrwear_jax.evals.weighting import evaluate
-from ehrwear_jax.models.joint import examples as pipeline
 from ehrwear_jax.stages import prepare
 
 SEXES = {"F": "female", "FEMALE": "female", "M": "male", "MALE": "male"}
@@ -24,20 +23,19 @@ def attributes(config, workdir, keys) -> pl.DataFrame:
     """`keys` (subject_id, prediction_time) with what is known of the person then; null where unknown.
 
     Columns: age_years f64, sex, device (the one worn until then, or "several"), encounters and wear_days
-    (`data.robustness.failure_flags`), ehr_years (record before the read).
+    (`data.perturbations.failure_flags`), ehr_years (record before the read).
     """
     fold = config_lib.folds(config)[0][0]
-    subjects = pl.read_parquet(workdir / "prepare" / fold / "subjects.parquet")
+    subjects = pl.read_parquet(prepare.fit_dir(workdir, fold) / "subjects.parquet")
     out = keys.select(KEYS).join(subjects.select("subject_id", "birth_time"), on="subject_id", how="left")
     days = (pl.col("prediction_time") - pl.col("birth_time")).dt.total_days()
     out = out.with_columns(age_years=days / YEAR_DAYS).drop("birth_time")
     out = out.join(_sex(config, workdir), on="subject_id", how="left")
     out = _with_device(config, workdir, out)
-    context = config_lib.context_config(config, next(iter(config.rows)))
-    both = pipeline.Patients(workdir / "prepare" / fold, _both(context), None)
-    place = dict(zip(both.index["subject_id"].to_list(), range(len(both)), strict=True))
+    records = prepare.open_store(workdir, fold)
+    place = dict(zip(records.index["subject_id"].to_list(), range(len(records)), strict=True))
     times = out["prediction_time"].to_physical().to_numpy()
-    flags = robustness.failure_flags(both, [place[s] for s in out["subject_id"].to_list()], times)
+    flags = perturbations.failure_flags(records, [place[s] for s in out["subject_id"].to_list()], times)
     events = _events(workdir).filter(pl.col("time").is_not_null() & ~pl.col("code").str.starts_with("MEDS_BIRTH"))
     first = events.group_by("subject_id").agg(pl.col("time").min().alias("first")).collect()
     out = pl.concat([out, flags.select("encounters", "wear_days")], how="horizontal")
@@ -45,12 +43,8 @@ def attributes(config, workdir, keys) -> pl.DataFrame:
     return out.join(first, on="subject_id", how="left").with_columns(ehr_years=years).drop("first")
 
 
-def _both(context):
-    return type(context)(**vars(context) | {"modalities": ("ehr", "wear")})
-
-
 def _events(workdir):
-    return pl.scan_parquet(sorted((workdir / "prepare" / "tables" / "events").glob("*.parquet")))
+    return pl.scan_parquet(sorted((prepare.tables_dir(workdir) / "events").glob("*.parquet")))
 
 
 def _sex(config, workdir):

@@ -6,7 +6,7 @@ Reads what pretrain and embed left, of the first fold, and writes below interpre
                     change_hi, change_p, n, n_positive, n_degenerate}]: held-out probe predictions from changed records;
                     `change` is against the condition "clean", paired.
   flags.parquet     subject_id, prediction_time, encounters, wear_days, sparse_ehr, short_wear, failure_group of the
-                    held-out reads (data.robustness.failure_flags).
+                    held-out reads (data.perturbations.failure_flags).
   geometry.json     [{row, measure, slice, value, lo, hi, p_value, n}]: measure is mmd2_adjacent (30-day slice k against
                     k + 1; the last 30 days before the last read are slice -1), mmd2_adjacent_mean (over the slices, n
                     of them), mmd2_class (outcome against none), effective_rank, lipschitz_per_day (whitened, mean over
@@ -33,7 +33,7 @@ import numpy as np
 import polars as pl
 
 from ehrwear_jax.config import model_options
-from ehrwear_jax.data import perturbations as robustness
+from ehrwear_jax.data import perturbations
 from ehrwear_jax.data.signals.signal import DAY_US
 from ehrwear_jax.evals import perturbed as conditions
 from ehrwear_jax.interpret import attention, geometry, mechanisms, retrieval, uncertainty
@@ -79,17 +79,17 @@ def _plain(value):
 # ------------------------------------------------------------------------------------------------------- robustness
 
 
-def degradations(options, seed, channels):
-    """{condition: (modalities that it changes, transform)}."""
+def degradations(options, seed, scales):
+    """{condition: (modalities that it changes, transform)}; scales: store.Scales of the channels."""
     both = {"ehr", "wear"}
-    out = {f"last {days:g} days": (both, robustness.truncate(days)) for days in options.histories_days}
-    if channels:
+    out = {f"last {days:g} days": (both, perturbations.truncate(days)) for days in options.histories_days}
+    if len(scales.mean_C):
         drop, share = options.noise_db, options.missing_share
-        out["no wearable"] = ({"wear"}, robustness.drop_wear())
-        out["no EHR"] = ({"ehr"}, robustness.drop_ehr())
-        out[f"SNR {drop:g} dB lower"] = ({"wear"}, robustness.add_noise(drop, seed=seed))
-        out[f"SNR of {-drop:g} dB"] = ({"wear"}, robustness.add_noise(drop, mode="absolute", seed=seed))
-        out[f"{share:.0%} of the signal missing"] = ({"wear"}, robustness.missing_stretch(share, seed=seed))
+        out["no wearable"] = ({"wear"}, perturbations.drop_wear())
+        out["no EHR"] = ({"ehr"}, perturbations.drop_ehr())
+        out[f"SNR {drop:g} dB lower"] = ({"wear"}, perturbations.add_noise(drop, scales, seed=seed))
+        out[f"SNR of {-drop:g} dB"] = ({"wear"}, perturbations.add_noise(drop, scales, mode="absolute", seed=seed))
+        out[f"{share:.0%} of the signal missing"] = ({"wear"}, perturbations.missing_stretch(share, seed=seed))
     return out
 
 
@@ -98,16 +98,16 @@ def _robustness(study, folder):
     if study.task is None:
         return []
     held, options = study.held, study.config.interpret
-    joint = study.rows[study.joint].patients
-    place = dict(zip(joint.index["subject_id"].to_list(), range(len(joint)), strict=True))
-    flags = robustness.failure_flags(
-        joint, [place[s] for s in held["subject_id"].to_list()], held["prediction_time"].to_physical().to_numpy()
+    records = study.store
+    place = dict(zip(records.index["subject_id"].to_list(), range(len(records)), strict=True))
+    flags = perturbations.failure_flags(
+        records, [place[s] for s in held["subject_id"].to_list()], held["prediction_time"].to_physical().to_numpy()
     )
     pl.concat([held.select("subject_id", "prediction_time"), flags], how="horizontal").write_parquet(
         folder / "flags.parquet"
     )
     predictions = {row: {CLEAN: p.predict_proba(study.held_latents(row))} for row, p in study.probes.items()}
-    for name, (changes, transform) in degradations(options, study.config.seed, study.channels).items():
+    for name, (changes, transform) in degradations(options, study.config.seed, study.store.scales).items():
         for row, probe in study.probes.items():
             if changes & study.modalities(row):
                 predictions[row][name] = probe.predict_proba(study.held_latents(row, name, transform))
@@ -216,7 +216,7 @@ def _retrieval(study, folder):
     both = both.group_by("subject_id").agg(pl.col("place").last()).sort("subject_id")
     out = []
     if both.height > 1:
-        given = degradations(study.config.interpret, study.config.seed, study.channels)
+        given = degradations(study.config.interpret, study.config.seed, study.store.scales)
         z = [study.held_latents(row, n, given[n][1])[both["place"].to_numpy()] for n in ("no wearable", "no EHR")]
         # each stream about its own mean: what the absence of a stream adds to every latent is no similarity
         whiten = geometry.fit_whitening(study.train_latents(row))

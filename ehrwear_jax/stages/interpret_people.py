@@ -25,12 +25,13 @@ import jax.numpy as jnp
 import numpy as np
 import polars as pl
 
-from ehrwear_jax.data import perturbations as robustness
+from ehrwear_jax.data import perturbations
 from ehrwear_jax.data.signals.signal import DAY_US
 from ehrwear_jax.interpret import attention, attribution, geometry, mechanisms
 from ehrwear_jax.models.joint import context
 from ehrwear_jax.models.joint import examples as pipeline
 from ehrwear_jax.models.joint.batch import MODALITY_EHR
+from ehrwear_jax.stages import prepare
 from ehrwear_jax.stages.loaded_run import reads
 
 JUMP_DAYS = np.array([1.0, 3.0, 7.0, 14.0, 30.0])
@@ -56,17 +57,21 @@ def mechanisms_of(study, folder):
 
 
 def _people(study, row, *splits):
-    """(subject_id, Patient) of some splits, at most config.interpret.mechanism_people of them."""
+    """(subject_id, place in the store) of people of some splits, at most config.interpret.mechanism_people of them."""
     patients = study.rows[row].patients
     place = dict(zip(patients.index["subject_id"].to_list(), range(len(patients)), strict=True))
     wanted = study.subjects.filter(pl.col("split").is_in(splits))["subject_id"].sort().to_list()
     for subject in [s for s in wanted if s in place][: study.config.interpret.mechanism_people]:
-        yield subject, patients[place[subject]]
+        yield subject, place[subject]
 
 
-def _first_time(patient, matches, not_before=-np.inf):
+def _matcher(study, prefixes):
+    return perturbations.code_matcher(study.store.codes, prefixes)
+
+
+def _first_time(record, matches, not_before=-np.inf):
     """When a code first occurs from a time on, None if it does not."""
-    times = patient.event_time_K[matches(patient.event_token_K)]
+    times = record.time_K[matches(record.code_K)]
     times = times[times >= not_before]
     return int(times.min()) if len(times) else None
 
@@ -82,12 +87,11 @@ def _summary(displacement_NxK, offset_days, groups, study):
 
 def _jump(study, row, whiten):
     """Reads around the first event that has 122 days of record before it, and around a time 120 days earlier."""
-    matches = robustness.code_matcher(study.rows[row].patients.vocabulary, study.config.interpret.event_prefixes)
+    patients, matches = study.rows[row].patients, _matcher(study, study.config.interpret.event_prefixes)
     people, onsets = [], []
-    for subject, patient in _people(study, row, "held_out"):
-        if not len(patient.time_N):
-            continue
-        onset = _first_time(patient, matches, patient.time_N[0] + (PSEUDO_EVENT_DAYS + 2.0) * DAY_US)
+    for subject, i in _people(study, row, "held_out"):
+        record = patients.record(i)
+        onset = _first_time(record, matches, record.first_us + (PSEUDO_EVENT_DAYS + 2.0) * DAY_US)
         if onset is not None:
             people.append(subject)
             onsets.append(onset)
@@ -107,9 +111,9 @@ def _drift(study, row, whiten):
     options, channels = study.config.interpret, study.channels
     if options.raised_channel not in channels:
         return None
-    channel, people, onsets = channels.index(options.raised_channel), [], []
-    for subject, patient in _people(study, row, "held_out"):
-        ends = patient.window_end_M
+    people, onsets = [], []
+    for subject, i in _people(study, row, "held_out"):
+        ends = study.store[i].window_end_M
         if len(ends) and ends[-1] - ends[0] > DRIFT_DAYS[-1] * DAY_US:
             people.append(subject)
             onsets.append(int(ends[-1] - DRIFT_DAYS[-1] * DAY_US))
@@ -118,7 +122,9 @@ def _drift(study, row, whiten):
     moved = []
     for days in DRIFT_DAYS:
         index = reads(people, np.array(onsets) + int(days * DAY_US))
-        raised = robustness.add_to_channel(channel, options.raised_sd, days)
+        raised = perturbations.add_to_channel(
+            options.raised_channel, options.raised_sd, days, scales=study.store.scales
+        )
         z = [whiten(study.read(row, index, change)) for change in (None, raised)]
         moved.append(np.linalg.norm(z[1] - z[0], axis=1))
     found = _summary(np.stack(moved, axis=1), DRIFT_DAYS, people, study)
@@ -128,11 +134,12 @@ def _drift(study, row, whiten):
 def _precursors(study, row):
     """Reads just before the events of held-out and tuning people, with a window 30 to 7 days earlier in the context."""
     patients, probe = study.rows[row].patients, study.probes[row]
-    matches = robustness.code_matcher(patients.vocabulary, study.config.interpret.event_prefixes)
+    matches = _matcher(study, study.config.interpret.event_prefixes)
     people, times, control = [], [], []
-    for subject, patient in _people(study, row, "held_out", "tuning"):
-        for event in np.unique(patient.event_time_K[matches(patient.event_token_K)]):
-            before_M = (event - _windows_read(patients, patient, event - 1)) / DAY_US
+    for subject, i in _people(study, row, "held_out", "tuning"):
+        record = patients.record(i)
+        for event in np.unique(record.time_K[matches(record.code_K)]):
+            before_M = (event - _windows_read(patients, patients[i], event - 1)) / DAY_US
             seen = [((before_M < b) & (before_M >= e)).any() for b, e in (PRECURSOR_DAYS, CONTROL_DAYS)]
             if seen[0]:
                 people.append(subject)
@@ -145,7 +152,7 @@ def _precursors(study, row):
     changes = {}
     for label, period in (("30 to 7 days", PRECURSOR_DAYS), ("53 to 30 days (control)", CONTROL_DAYS)):
         for name in names:
-            changes[f"{name}, {label}"] = robustness.occlude_channels([study.channels.index(name)], *period)
+            changes[f"{name}, {label}"] = perturbations.occlude_channels([name], *period)
     effects = attribution.effects(lambda change: probe.logit(study.read(row, index, change)), changes)
     out = {}
     for name in names:
@@ -170,13 +177,14 @@ def _drug_start(study):
     if not names:
         return None
     channel = study.channels.index(names[0])
-    matches = robustness.code_matcher(study.rows[row].patients.vocabulary, options.drug_prefixes)
+    patients, matches = study.rows[row].patients, _matcher(study, options.drug_prefixes)
     series, onsets, people = [], [], []
-    for subject, patient in _people(study, row, "train", "tuning", "held_out"):
-        onset = _first_time(patient, matches)
-        offset_M = (patient.window_end_M - (onset or 0)) / DAY_US
+    for subject, i in _people(study, row, "train", "tuning", "held_out"):
+        record = patients.record(i)
+        onset = _first_time(record, matches)
+        offset_M = (record.window_end_M - (onset or 0)) / DAY_US
         if onset is not None and (offset_M < 0).any() and (offset_M >= 0).any():
-            signal_MxL = patient.window_MxLxC[..., channel]
+            signal_MxL = patients[i].signal(0, len(offset_M))[..., channel]
             seen_MxL = np.isfinite(signal_MxL)
             mean_M = np.where(seen_MxL, signal_MxL, 0).sum(1) / np.maximum(seen_MxL.sum(1), 1)
             series.append((offset_M, np.where(seen_MxL.any(1), mean_M, np.nan)))
@@ -203,9 +211,9 @@ def people(study, folder):
     probe, reader = study.probes[row], study.rows[row]
     risk_N = probe.predict_proba(study.held_latents(row))
     chosen = study.held.with_columns(risk=risk_N).join(
-        reader.patients.index.select("subject_id", "n_windows", "n_events"), on="subject_id", how="left"
+        reader.patients.index.select("subject_id", "n_windows", "known_events"), on="subject_id", how="left"
     )
-    shown = [pl.col(c) > 0 for m, c in (("ehr", "n_events"), ("wear", "n_windows")) if m in study.modalities(row)]
+    shown = [pl.col(c) > 0 for m, c in (("ehr", "known_events"), ("wear", "n_windows")) if m in study.modalities(row)]
     chosen = chosen.filter(*shown).sort("risk", descending=True).unique("subject_id", keep="first", maintain_order=True)
     chosen = chosen.head(options.people)
     if not chosen.height:
@@ -229,22 +237,23 @@ def people(study, folder):
 
 def what_ifs(patients, options):
     """{kind: {name: transform}}: code groups, channels and periods hidden; drugs removed, a channel raised."""
+    store = patients.store
     codes = sorted({c.split("//")[0] for c in patients.vocabulary.tokens["code"].to_list()[3:]})
     channels = patients.channels if "wear" in patients.config.modalities else ()
     if "ehr" not in patients.config.modalities:
         codes = []
 
     def without(*prefixes):
-        return robustness.drop_codes(robustness.code_matcher(patients.vocabulary, prefixes))
+        return perturbations.drop_codes(perturbations.code_matcher(store.codes, prefixes))
 
     counterfactuals = {f"without {p.rstrip('/')}": without(p) for p in options.drug_prefixes} if codes else {}
     if options.raised_channel in channels:
-        raised = robustness.add_to_channel(channels.index(options.raised_channel), options.raised_sd)
+        raised = perturbations.add_to_channel(options.raised_channel, options.raised_sd, scales=store.scales)
         counterfactuals[f"{options.raised_channel} raised by {options.raised_sd:g} SD"] = raised
     return {
         "groups": {c: without(c) for c in codes},
-        "channels": {c: robustness.occlude_channels([k], np.inf, -np.inf) for k, c in enumerate(channels)},
-        "histories": {f"last {d:g} days": robustness.truncate(d) for d in options.histories_days},
+        "channels": {c: perturbations.occlude_channels([c], np.inf, -np.inf) for c in channels},
+        "histories": {f"last {d:g} days": perturbations.truncate(d) for d in options.histories_days},
         "counterfactuals": counterfactuals,
     }
 
@@ -318,7 +327,7 @@ def projected_pairs(study):
     reader = study.rows[study.joint]
     modalities = tuple(study.config.rows[study.joint])
     config = dataclasses.replace(reader.patients.config, masked_contexts=0.0, modalities=modalities)
-    held = pipeline.Patients(study.workdir / "prepare" / study.fold, config, "held_out")
+    held = pipeline.Patients(prepare.open_store(study.workdir, study.fold, "held_out"), config)
     rows = pipeline.TrainRows(held, study.config.seed, augmented=False)
     size = study.config.embed.batch_size
     predict = jax.jit(lambda b: reader.network.apply({"params": reader.params}, b))

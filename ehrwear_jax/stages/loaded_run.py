@@ -39,7 +39,7 @@ class Study:
         self.fold = config_lib.folds(config)[0][0]
         self.task = self._task()
         self._changed = {}
-        subjects = pl.read_parquet(workdir / "prepare" / self.fold / "subjects.parquet")
+        subjects = pl.read_parquet(prepare.fit_dir(workdir, self.fold) / "subjects.parquet")
         self.subjects = subjects.select("subject_id", "split", "group_id")
         self.keys = self._embedded(next(iter(config.rows))).select("subject_id", "prediction_time")
 
@@ -53,6 +53,11 @@ class Study:
 
     def _embedded(self, row):
         return pl.read_parquet(self.workdir / "embed" / self.fold / f"{row}.parquet")
+
+    @functools.cached_property
+    def store(self):
+        """RecordStore of everybody."""
+        return prepare.open_store(self.workdir, self.fold)
 
     @functools.cached_property
     def rows(self):

@@ -8,12 +8,13 @@ import polars as pl
 
 from ehrwear_jax import config as config_lib
 from ehrwear_jax.models.joint import examples as pipeline
+from ehrwear_jax.runtime import distributed
 from ehrwear_jax.stages import prepare
 from ehrwear_jax.training import embedding, train
 
 
 def _patients(config, workdir, fold, row, split=None):
-    return pipeline.Patients(Path(workdir) / "prepare" / fold, config_lib.context_config(config, row), split)
+    return pipeline.Patients(prepare.open_store(workdir, fold, split), config_lib.context_config(config, row))
 
 
 def restored(config, workdir, fold, row):
@@ -34,6 +35,8 @@ def pretrain(config, workdir):
             model = config_lib.model_options(config)
             _, step = train.pretrain(folder, patients, tuning, model, options, config_lib.mesh_config(config))
             complete &= step >= options.steps
+            if distributed.is_first():
+                patients.vocabulary.save(folder)
     return complete
 
 
@@ -41,7 +44,7 @@ def embed(config, workdir):
     """Writes embed/<fold>/<row>.parquet (subject_id, prediction_time, split, embedding) and trajectories."""
     index = prepare.prediction_index(config, workdir)
     for fold, k in config_lib.folds(config):
-        subjects = pl.read_parquet(Path(workdir) / "prepare" / fold / "subjects.parquet")
+        subjects = pl.read_parquet(prepare.fit_dir(workdir, fold) / "subjects.parquet")
         rows = index.join(subjects.select("subject_id", "split"), on="subject_id", how="left").sort(
             "subject_id", "prediction_time"
         )
@@ -68,12 +71,12 @@ def embed(config, workdir):
 
 def _trajectory_subjects(config, workdir, fold, rows):
     """Held-out people to draw: with wearable windows where there are any, then those with the most events."""
-    index = pl.read_parquet(Path(workdir) / "prepare" / fold / "index.parquet")
+    index = prepare.open_store(workdir, fold).index
     held = index.join(rows.filter(pl.col("split") == "held_out"), on="subject_id", how="semi")
-    columns = {"ehr": "n_events", "wear": "n_windows"}
+    columns = {"ehr": "known_events", "wear": "n_windows"}
     given = [columns[m] for m in config.rows[config.evaluate.reference_row]]
     held = held.filter(pl.sum_horizontal(given) > 0)  # others have no time to draw
-    ranked = held.sort(pl.col("n_windows") > 0, "n_events", "subject_id", descending=[True, True, False])
+    ranked = held.sort(pl.col("n_windows") > 0, "known_events", "subject_id", descending=[True, True, False])
     return ranked["subject_id"].head(config.embed.trajectories).to_list()
 
 

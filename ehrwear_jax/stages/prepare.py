@@ -9,20 +9,38 @@ from pathlib import Path
 import polars as pl
 
 from ehrwear_jax import config as config_lib
-from ehrwear_jax.data.formats import label_tables, meds, wearable
-from ehrwear_jax.data.formats import parquet as tables
-from ehrwear_jax.data.labels import outcomes as labels
-from ehrwear_jax.data.labels import signal_outcomes as labels_physiology
-from ehrwear_jax.data.prepare import dataset as prepare_lib
-from ehrwear_jax.data.prepare import deidentify, harmonise, specs
+from ehrwear_jax.data import store
+from ehrwear_jax.data.formats import label_tables, meds, parquet, wearable
+from ehrwear_jax.data.labels import outcomes, signal_outcomes
+from ehrwear_jax.data.prepare import dataset, deidentify, harmonise, specs
 from ehrwear_jax.data.prepare import workers as cluster
 from ehrwear_jax.data.sources import nafld, nhanes
-from ehrwear_jax.data.sources.simulator import simulate as synthetic
+from ehrwear_jax.data.sources.simulator import simulate
 
 
 def raw_root(config, workdir):
     """Where the raw dataset of simulated and adapted sources lies."""
     return Path(workdir) / "prepare" / "raw"
+
+
+def tables_dir(workdir) -> Path:
+    """Where prepare_tables writes."""
+    return Path(workdir) / "prepare" / "tables"
+
+
+def records_dir(workdir) -> Path:
+    """Where prepare_records writes."""
+    return Path(workdir) / "prepare" / "records"
+
+
+def fit_dir(workdir, fold: str) -> Path:
+    """Where fit_split writes; fold: a folder's name of config.folds."""
+    return Path(workdir) / "prepare" / "fit" / fold
+
+
+def open_store(workdir, fold: str, split: str | None = None) -> store.RecordStore:
+    """The records of a split of a fold; None: of everybody."""
+    return store.RecordStore(records_dir(workdir), fit_dir(workdir, fold), split)
 
 
 def meds_dir(config, workdir):
@@ -50,7 +68,7 @@ def made_labels_dir(workdir):
 
 
 def run(config, workdir):
-    """Writes prepare/{raw,tables,<fold>}/ and counts.json; prints what each step kept and dropped."""
+    """Writes prepare/{raw,tables,records,fit/<fold>}/ and counts.json; prints what each step kept and dropped."""
     folder, root = Path(workdir) / "prepare", raw_root(config, workdir)
     root.mkdir(parents=True, exist_ok=True)
     counts = _raw(config, root)
@@ -65,20 +83,23 @@ def run(config, workdir):
     codes = meds.read_codes(source) if has_codes else None
     _require_all_folds(config, source)
     units = harmonise.dataset_units(source / "metadata" / "codes.parquet")
+    tables, records = tables_dir(workdir), records_dir(workdir)
     with cluster.open_pool(options) as pool:
-        counts += prepare_lib.prepare_tables(
-            source,
-            wearable_dir(config, workdir),
-            folder / "tables",
-            options,
-            config_lib.cohort_config(config),
-            folder / "quarantine",
-            pool,
-        )
-        n_codes, undescribed = meds.undescribed_codes(source, codes)
+        worn, criteria = wearable_dir(config, workdir), config_lib.cohort_config(config)
+        counts += dataset.prepare_tables(source, worn, tables, options, criteria, folder / "quarantine", pool)
+        undescribed = meds.undescribed_codes(source, codes)
+        counts += dataset.prepare_records(tables, codes, records, options, units, pool)
         for name, fold in config_lib.folds(config):
-            fitted = prepare_lib.prepare_split(folder / "tables", codes, folder / name, options, fold, units, pool)
+            fitted = dataset.fit_split(tables, records, fit_dir(workdir, name), options, fold, units, pool)
             counts += [{**c, "step": c["step"] if fold is None else f"{name}: {c['step']}"} for c in fitted]
+    _log(counts, options, *undescribed)
+    if any((folder / "quarantine").iterdir()):
+        logging.info("  quarantined rows, with file, row, column and reason: %s", folder / "quarantine")
+    (folder / "counts.json").write_text(json.dumps(counts, indent=1))
+
+
+def _log(counts, options, n_codes, undescribed):
+    """Says what each step kept and dropped."""
     for c in counts:
         logging.info(
             "  %-58s %12s kept %10s dropped  %s",
@@ -87,8 +108,8 @@ def run(config, workdir):
             f"{c['dropped']:,}",
             c["reason"] if c["dropped"] or " read = " in c["reason"] else "",
         )
-        if c["dropped"] and not c["n"] and "events in the vocabulary" in c["step"]:
-            logging.info("  no code is in the vocabulary: lower config.prepare.min_subjects (%d)", options.min_subjects)
+        if c["dropped"] and not c["n"] and "events of frequent codes" in c["step"]:
+            logging.info("  no code is frequent: lower config.prepare.min_subjects (%d)", options.min_subjects)
     if undescribed:
         logging.info(
             "  %s of %s codes are used by name, without parents: no row in metadata/codes.parquet (the first: %s)",
@@ -96,9 +117,6 @@ def run(config, workdir):
             f"{n_codes:,}",
             undescribed[0],
         )
-    if any((folder / "quarantine").iterdir()):
-        logging.info("  quarantined rows, with file, row, column and reason: %s", folder / "quarantine")
-    (folder / "counts.json").write_text(json.dumps(counts, indent=1))
 
 
 def _options(config, workdir):
@@ -133,7 +151,7 @@ def _raw(config, root):
     """Builds the raw dataset; returns its counts."""
     if config.data.source == "synthetic":
         workers = config.prepare.workers or os.cpu_count() or 1
-        return synthetic.simulate(root, config_lib.simulator_config(config), workers=workers)
+        return simulate.simulate(root, config_lib.simulator_config(config), workers=workers)
     if config.data.source == "meds":
         return []
     done = root / "counts.json"  # written last by the adapters
@@ -149,7 +167,7 @@ def _event_labels(config, workdir, options):
     c, source, out = config.labels, meds_dir(config, workdir), labels_dir(config, workdir)
     out.mkdir(parents=True, exist_ok=True)
     bounds = specs.time_bounds(options)
-    index = labels.prediction_times(
+    index = outcomes.prediction_times(
         source,
         per_subject=c.per_subject,
         min_history_days=c.min_history_days,
@@ -160,12 +178,12 @@ def _event_labels(config, workdir, options):
         bounds=bounds,
     )
     at_risk = {
-        "hospitalization": labels.time_to_admission(
+        "hospitalization": outcomes.time_to_admission(
             source, index=index, admission_code_prefix=c.admission_code_prefix, bounds=bounds
         )
     }
     for group, prefixes in c.diagnosis_groups.items():
-        at_risk[f"onset_{group}"] = labels.onset_times(
+        at_risk[f"onset_{group}"] = outcomes.onset_times(
             source, code_prefixes=tuple(prefixes), index=index, bounds=bounds
         )
     counts = []
@@ -176,7 +194,7 @@ def _event_labels(config, workdir, options):
             reason = "a diagnosis of the group came first"
             counts.append(_count(f"time_to_{name}", survival, index, reason))
         for horizon in c.horizons_days:
-            table = labels.within_horizon(times, horizon)
+            table = outcomes.within_horizon(times, horizon)
             _write_labels(options, out, f"{name}_{horizon}d", table)
             reason = "follow-up ends inside the horizon without an event"
             counts.append(_count(f"{name}_{horizon}d", table, times, reason))
@@ -199,14 +217,14 @@ def _deidentify_labels(config, workdir, options):
 
 
 def _physiology_labels(config, workdir, options):
-    """Label tables <measure>_<days>d; see labels_physiology.py."""
+    """Label tables <measure>_<days>d; see data/labels/signal_outcomes.py."""
     c, folder = config_lib.physiology_config(config), wearable_dir(config, workdir)
     if not c.measures:
         return []
     if folder is None:
         raise ValueError("config.labels.physiology.measures needs wearable recordings: set config.data.wearable_dir")
     bounds = specs.time_bounds(options)
-    made, index = labels_physiology.label_wearables(folder, c, seed=config.seed, bounds=bounds)
+    made, index = signal_outcomes.label_wearables(folder, c, seed=config.seed, bounds=bounds)
     for name, table in made.items():
         _write_labels(options, made_labels_dir(workdir), name, table)
     reason = "too few usable days in the period"
@@ -220,7 +238,7 @@ def _count(name, table, index, reason):
 def _times(path, column, bounds):
     """(subject_id, time) of one file, those within the bounds."""
     schema = {"subject_id": pl.Int64, column: pl.Datetime("us")}
-    table = tables.normalise(tables.read_parquet(path, list(schema)), schema, path).rename({column: "time"})
+    table = parquet.normalise(parquet.read_parquet(path, list(schema)), schema, path).rename({column: "time"})
     return table.filter(pl.col("time").is_between(bounds.first, bounds.end, closed="left"))
 
 

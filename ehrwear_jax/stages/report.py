@@ -141,7 +141,7 @@ def _notes(config):
 
 def _trajectories(config, workdir):
     fold = config_lib.folds(config)[0][0]
-    tables = workdir / "prepare" / "tables"
+    tables = prepare.tables_dir(workdir)
     events = pl.scan_parquet(sorted((tables / "events").glob("*.parquet")))
     windows = sorted((tables / "windows").glob("*.parquet"))
     names = report_evidence.code_names(config, workdir)

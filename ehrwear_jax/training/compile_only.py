@@ -11,7 +11,6 @@ from pathlib import Path
 import jax
 from jax.experimental import topologies
 
-from ehrwear_jax.data.prepare import specs
 from ehrwear_jax.data.signals import derived_features as window_summaries
 from ehrwear_jax.models.joint import batch as batch_lib
 from ehrwear_jax.models.joint import examples as pipeline
@@ -34,7 +33,8 @@ class AssumedPatients:
         self.steps = prepare.window_hours * 60 // prepare.step_minutes
         self.vocabulary, self.future_codes = range(vocabulary), range(config.future_codes)
         self.n_recalled = config.recalled_tokens
-        self.raw_samples, self.raw_channel_A = specs.raw_spec(prepare).samples, prepare.raw_channels
+        raw = prepare.segments.get(config.raw_segments)
+        self.raw_samples, self.raw_channel_A = (raw.samples, raw.channels) if raw else (0, ())
         self.has_quality = prepare.quality
         wanted = window_summaries.parse(prepare.summaries, self.channels)
         self.further_channel_X = window_summaries.targets(wanted)

@@ -102,7 +102,7 @@ def test_robustness_holds_every_row_and_condition_and_clean_is_the_probes(done):
 
 def test_changed_reads_differ_only_where_the_stream_is_seen(done):
     study = Study(*done)
-    given = interpret.degradations(study.config.interpret, 0, study.channels)
+    given = interpret.degradations(study.config.interpret, 0, study.store.scales)
     clean = study.held_latents("joint")
     wear = pl.read_parquet(done[1] / "interpret" / "flags.parquet")["wear_days"].to_numpy() > 0
     changed = study.held_latents("joint", "no wearable", given["no wearable"][1])

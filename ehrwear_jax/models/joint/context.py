@@ -30,6 +30,7 @@ class ContextConfig:
       pairs: capacity of a row for pairs of a wearable window and the EHR events within colocated_days of its end, which
         contrastive alignment compares (paper, section 3.3: temporally co-located); 0 leaves it out.
       pool_days: tau of the wearable-to-EHR term. summary_days: tau' of the EHR-to-wearable term.
+      raw_segments: the set of config.prepare.segments that become raw windows; "": none.
       raw_windows: capacity of a row for raw windows of sub-second signal, of which each window adds its share. 0:
         batches have none. See fine_detail.fill_raw.
       patch_steps: steps in a patch of the wearable encoder.
@@ -70,6 +71,7 @@ class ContextConfig:
     colocated_days: float = 7.0
     pool_days: float = 30.0
     summary_days: float = 7.0
+    raw_segments: str = ""
     raw_windows: int = 0
     patch_steps: int = 6
     ehr_mask: float = 0.15

@@ -5,22 +5,19 @@ function of (seed, step) however many hosts read it and wherever a run resumes.
 """
 
 import dataclasses
-import json
 import threading
-from pathlib import Path
 
 import grain
 import numpy as np
 import polars as pl
 
-from ehrwear_jax.data import store as records
 from ehrwear_jax.models.joint import augmentation as augment
 from ehrwear_jax.models.joint import batch as batch_lib
 from ehrwear_jax.models.joint import context, masking, targets
 from ehrwear_jax.models.joint import packing as plan_lib
 from ehrwear_jax.models.joint import patient as patient_lib
+from ehrwear_jax.models.joint import vocabulary as vocabulary_lib
 from ehrwear_jax.models.joint.context import DAY_US, ContextConfig
-from ehrwear_jax.models.joint.vocabulary import Vocabulary
 
 __all__ = ["DAY_US", "ContextConfig", "Patients", "TrainRows", "inference_batches", "train_batches"]
 
@@ -32,48 +29,33 @@ _MOST_FAILED = 3  # further patients for whose windows a row has no room, after 
 
 
 class Patients:
-    """The prepared patients of one split, read at random access.
+    """The patients of a store as the joint model is given them, read at random access.
 
     Args:
-      folder: written by `prepare.prepare_split`.
-      split: "train", "tuning", "held_out" or None for all.
+      store: RecordStore of one split, or of all.
       config: ContextConfig.
-      cache_bytes: how much memory decoded patients may take; those beyond it are decoded at every use.
+      cache_bytes: how much memory patients may take; those beyond it are made at every use.
     """
 
-    def __init__(self, folder, config, split=None, cache_bytes=2**29):
-        self.folder, self.config, self.cache_bytes = Path(folder), config, cache_bytes
+    def __init__(self, store, config, cache_bytes=2**29):
+        self.store, self.config, self.cache_bytes = store, config, cache_bytes
         self._cache, self._cached_bytes = {}, 0
-        index = pl.read_parquet(self.folder / "index.parquet")
-        self.train_days = float(index.filter(pl.col("split") == "train")["days"].sum())
-        if split is not None:
-            index = index.filter(pl.col("split") == split)
-        self.index = index
-        meta = json.loads((self.folder / "meta.json").read_text())
-        self.steps, self.channels = meta["steps"], tuple(meta["channels"])
-        names = [name.rpartition("__")[0] for name in meta["summaries"]]
-        self.further_channel_X = np.array([self.channels.index(c) if c in self.channels else -1 for c in names], int)
-        self.window_us = meta["window_hours"] * 3_600_000_000
-        raw = meta.get("raw", {"channels": [], "samples": 0})
-        self.raw_samples, self.has_quality = raw["samples"], meta.get("quality", False)
-        # -1: not on the grid
-        self.raw_channel_A = np.array(
-            [self.channels.index(c) if c in self.channels else -1 for c in raw["channels"]], int
-        )
-        if config.raw_windows and not raw["channels"]:
+        self.folder, self.index, self.train_days = store.folder, store.index, store.train_days
+        self.steps, self.channels, self.window_us = store.steps, store.channels, store.window_us
+        self.has_quality = store.has_quality
+        self.further_channel_X = self._on_grid(name.rpartition("__")[0] for name in store.derived)
+        raw = store.segments.get(config.raw_segments) if config.raw_windows else None
+        if config.raw_windows and raw is None:
             raise ValueError(
-                f"{self.folder} has no raw windows, for which config.context.raw_windows makes room: prepare it with "
-                "config.prepare.raw_channels"
+                f"{store.records_dir} has no segments {config.raw_segments!r}, for which config.context.raw_windows "
+                "makes room: name a set of config.prepare.segments in config.context.raw_segments"
             )
-        self.vocabulary = Vocabulary.load(self.folder)
-        self._shards = tuple(meta["shards"])
-        paths = [str(self.folder / "records" / name) for name in self._shards]
-        self.source = grain.sources.ArrayRecordDataSource(paths) if paths else []
+        self.raw_samples, self.raw_channel_A = (raw.samples, self._on_grid(raw.channels)) if raw else (0, np.zeros(0))
+        self.vocabulary = vocabulary_lib.of_store(store)
         ehr, wear = "ehr" in config.modalities, "wear" in config.modalities
-        self.n_static = index["n_static"].to_numpy() * ehr
-        self.n_events = index["n_events"].to_numpy() * ehr
-        self.n_windows = index["n_windows"].to_numpy() * wear
-        self.position = index["position"].to_numpy()
+        self.n_static = self.index["known_static"].to_numpy() * ehr
+        self.n_events = self.index["known_events"].to_numpy() * ehr
+        self.n_windows = self.index["n_windows"].to_numpy() * wear
         counts = self.vocabulary.tokens["count"].to_numpy()
         self.interest_V = self._starting_with(config.interest_codes)
         scale_V = np.where(self._starting_with(config.administrative_codes), config.administrative_weight, 1.0)
@@ -95,23 +77,35 @@ class Patients:
         self.recalled_class_V = np.full(len(self.vocabulary), -1)
         self.recalled_class_V[recalled] = np.arange(len(recalled))
 
+    def _on_grid(self, channels):
+        """Where each channel lies on the grid, -1: not on it."""
+        return np.array([self.channels.index(c) if c in self.channels else -1 for c in channels], int)
+
     def __len__(self):
-        return len(self.position)
+        return len(self.store)
 
     def __getitem__(self, i):
         patient = self._cache.get(i)
         if patient is None:
-            record = records.decode(self.source[int(self.position[i])])
-            patient = patient_lib.make_patient(record, self.config.modalities, self.config.raw_windows > 0)
+            patient = self.of(patient_lib.given(self.store.read(i), self.config.modalities))
             if self._cached_bytes + patient.nbytes <= self.cache_bytes:
                 self._cached_bytes += patient.nbytes
                 self._cache[i] = patient
         return patient
 
+    def record(self, i):
+        """Record i with the modalities that the model is given."""
+        return patient_lib.given(self.store[i], self.config.modalities)
+
+    def of(self, record):
+        """The Patient of a record as `record` returns it, changed or not."""
+        has_raw = self.config.raw_windows and "wear" in self.config.modalities
+        raw_segments = self.config.raw_segments if has_raw else ""
+        return patient_lib.make_patient(record, self.store, self.vocabulary, raw_segments)
+
     def files(self):
         """Names, below the folder, of the files that batches are made of."""
-        shards = [f"records/{name}" for name in self._shards]
-        return ["index.parquet", "meta.json", "vocabulary.csv", "codes.csv", *shards]
+        return self.store.files()
 
     def __getstate__(self):
         """For worker processes, which fill caches of their own."""
@@ -183,7 +177,7 @@ class TrainRows:
         have a Generator of their own: masks and reads are the same without them.
 
     Raises:
-      ValueError: nobody has a token; or patients are to be weighted and the index has no column `rarity`.
+      ValueError: nobody has a token.
     """
 
     def __init__(self, patients, seed, augmented=True):
@@ -209,11 +203,6 @@ class TrainRows:
         config, index = self.patients.config, self.patients.index
         if not config.patient_temperature or "ehr" not in config.modalities:  # rarity is an EHR fact
             return None
-        if "rarity" not in index.columns:
-            raise ValueError(
-                f"{self.patients.folder}/index.parquet has no column rarity, which config.context.patient_temperature "
-                "needs: prepare the data again, or set it to 0"
-            )
         rarity = index["rarity"].cast(pl.Float64).fill_null(np.nan).to_numpy()[self.eligible]
         return plan_lib.patient_weights(rarity, config.patient_temperature)
 
@@ -377,7 +366,7 @@ class _Batches:
 def inference_batches(patients, index_N, time_us_N, batch_size, transform=None):
     """Batches whose query i is a read of patient index_N[i] at time_us_N[i]; nothing is hidden, no targets.
 
-    transform: (patient, time_us) -> the patient as read then, see robustness.py; None reads the record as it is.
+    transform: (Record, time_us) -> the record as read then, see perturbations.py; None reads it as it is.
 
     Yields:
       (batch, where): where_RxQ int64 gives, for each query slot, its place in index_N, or -1.
@@ -387,9 +376,7 @@ def inference_batches(patients, index_N, time_us_N, batch_size, transform=None):
     row, at = context.new_row(shape)
     place = np.full(shape.queries, -1)
     for k, (i, t) in enumerate(zip(index_N, time_us_N, strict=True)):
-        patient = patients[int(i)]
-        if transform is not None:
-            patient = transform(patient, int(t))
+        patient = patients[int(i)] if transform is None else patients.of(transform(patients.record(int(i)), int(t)))
         stop = int(np.searchsorted(patient.time_N, t, side="right"))
         span = context.fit(patient, stop, c.context_tokens, shape.windows)
         n_windows = span.n_windows(patient)

@@ -38,7 +38,7 @@ class EpochPlan:
 def patient_weights(rarity_N, temperature):
     """How often patients appear relative to each other: exp(temperature * rarity), 1 on average.
 
-    Rarity is the mean over a patient's events of -log(their token's share of the training tokens): the weight is the
+    Rarity is the mean over a patient's events of -log(their code's share of the training events): the weight is the
     geometric mean of share ** -temperature, as masking.token_weights has it for tokens (paper, section 3.5: rare codes
     upsampled). Who has none (NaN: no event) gets the average weight.
     """

@@ -56,9 +56,7 @@ def tree_bytes(root):
 @pytest.fixture(scope="module")
 def ehr_only_cohort(tmp_path_factory):
     root = tmp_path_factory.mktemp("large")
-    config = SimulateConfig(
-        n_subjects=700, wear_days=0, seed=5, horizons_days=(30, 365), subjects_per_shard=400
-    )
+    config = SimulateConfig(n_subjects=700, wear_days=0, seed=5, horizons_days=(30, 365), subjects_per_shard=400)
     synthetic.simulate(root, config, progress=False)
     return root
 
