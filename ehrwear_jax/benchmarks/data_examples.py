@@ -53,7 +53,7 @@ COHORTS = {"ehr": (1000, 1.2, (0, 120)), "wear": (150, 0.5, (300, 1000))}
 WINDOWS = {"ehr": 256, "wear": 1024}  # capacity of a row
 
 
-def write_cohort(folder, kind, n_patients, seed=0):
+def write_cohort(folder: Path, kind: str, n_patients: int, seed: int = 0) -> None:
     """Writes FOLDER/records and FOLDER/fit of n_patients of a kind of COHORTS; all of them train."""
     records, fit = Path(folder) / "records", Path(folder) / "fit"
     records.mkdir(parents=True)
@@ -159,12 +159,12 @@ def _write_shard(path, fitted, kind, first, n_patients, seed):
     return index
 
 
-def open_store(folder, **options):
+def open_store(folder: Path, **options) -> store.RecordStore:
     """The RecordStore of what write_cohort wrote."""
     return store.RecordStore(Path(folder) / "records", Path(folder) / "fit", "train", **options)
 
 
-def run(folder, kind, n_batches, batch_size=8, **options):
+def run(folder: Path, kind: str, n_batches: int, batch_size: int = 8, **options) -> dict[str, float]:
     """Makes batches in this thread; returns a dict of rates and shares, see `measure`.
 
     The first batch opens files and caches and is not timed. Cached patients stay within 64 MiB.
@@ -191,7 +191,7 @@ def run(folder, kind, n_batches, batch_size=8, **options):
     }
 
 
-def peak_mib():
+def peak_mib() -> float:
     """Largest resident memory of this process so far, MiB (Linux: of this program, not of the one that started it)."""
     status = Path("/proc/self/status")
     if status.exists():
@@ -214,7 +214,7 @@ def _apart(folder, kind, n_batches, **options):
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def measure(quick=True):
+def measure(quick: bool = True) -> dict[str, float]:
     """Flat metric name -> number.
 
     pipeline_tokens_per_s_core: where at most a tenth of the tokens are windows (pipeline_window_share), all changes of
@@ -251,7 +251,8 @@ def measure(quick=True):
     return out
 
 
-def main(argv=None):
+def main(argv: list[str] | None = None) -> None:
+    """The command, see above."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--full", action="store_true", help="cohorts and runs five times as large")
     parser.add_argument("--json", default="", help="file for the results")

@@ -19,7 +19,7 @@ from ehrwear_jax.benchmarks import data_cohort, data_prepare
 _POLL_S = 0.2
 
 
-def command(workdir, subjects: int, days: int, workers: int) -> list[str]:
+def command(workdir: Path, subjects: int, days: int, workers: int) -> list[str]:
     """The main job's command."""
     config = {
         "simulate.n_subjects": subjects, "simulate.wear_days": days, "simulate.temperature": True,
@@ -30,7 +30,7 @@ def command(workdir, subjects: int, days: int, workers: int) -> list[str]:
     return [*main, f"--workdir={workdir}", *(f"--config.{key}={value}" for key, value in config.items())]
 
 
-def measure(workdir, subjects: int, days: int, workers: int = data_prepare.WORKERS) -> dict[str, float]:
+def measure(workdir: Path, subjects: int, days: int, workers: int = data_prepare.WORKERS) -> dict[str, float]:
     """{metric: number} of one run in an empty folder.
 
     Raises:
