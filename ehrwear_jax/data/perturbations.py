@@ -67,7 +67,9 @@ def drop_ehr() -> Transform:
     return lambda record, time_us: _begin(record.without_ehr(), time_us)
 
 
-def drop_codes(matches: Callable[[np.ndarray], np.ndarray], begin_days=np.inf, end_days=0.0) -> Transform:
+def drop_codes(
+    matches: Callable[[np.ndarray], np.ndarray], begin_days: float = np.inf, end_days: float = 0.0
+) -> Transform:
     """No events of some codes from `begin_days` to `end_days` before the prediction.
 
     Without a begin no static ones either.

@@ -1,4 +1,4 @@
-"""The prepare stage: a raw dataset (simulated, adapted or the user's) with its labels, then tables and records."""
+"""Runs the prepare stage: a raw dataset (simulated, adapted or yours) with its labels, tables, records and fits."""
 
 import dataclasses
 import json
@@ -12,8 +12,7 @@ from ehrwear_jax import config as config_lib
 from ehrwear_jax.data import store
 from ehrwear_jax.data.formats import label_tables, meds, parquet, wearable
 from ehrwear_jax.data.labels import outcomes, signal_outcomes
-from ehrwear_jax.data.prepare import dataset, deidentify, harmonise, specs
-from ehrwear_jax.data.prepare import workers as cluster
+from ehrwear_jax.data.prepare import dataset, deidentify, harmonise, specs, workers
 from ehrwear_jax.data.sources import nafld, nhanes
 from ehrwear_jax.data.sources.simulator import simulate
 
@@ -23,22 +22,22 @@ def raw_root(config, workdir):
     return Path(workdir) / "prepare" / "raw"
 
 
-def tables_dir(workdir) -> Path:
+def tables_dir(workdir: Path) -> Path:
     """Where prepare_tables writes."""
     return Path(workdir) / "prepare" / "tables"
 
 
-def records_dir(workdir) -> Path:
+def records_dir(workdir: Path) -> Path:
     """Where prepare_records writes."""
     return Path(workdir) / "prepare" / "records"
 
 
-def fit_dir(workdir, fold: str) -> Path:
+def fit_dir(workdir: Path, fold: str) -> Path:
     """Where fit_split writes; fold: a folder's name of config.folds."""
     return Path(workdir) / "prepare" / "fit" / fold
 
 
-def open_store(workdir, fold: str, split: str | None = None) -> store.RecordStore:
+def open_store(workdir: Path, fold: str, split: str | None = None) -> store.RecordStore:
     """The records of a split of a fold; None: of everybody."""
     return store.RecordStore(records_dir(workdir), fit_dir(workdir, fold), split)
 
@@ -84,7 +83,7 @@ def run(config, workdir):
     _require_all_folds(config, source)
     units = harmonise.dataset_units(source / "metadata" / "codes.parquet")
     tables, records = tables_dir(workdir), records_dir(workdir)
-    with cluster.open_pool(options) as pool:
+    with workers.open_pool(options) as pool:
         worn, criteria = wearable_dir(config, workdir), config_lib.cohort_config(config)
         counts += dataset.prepare_tables(source, worn, tables, options, criteria, folder / "quarantine", pool)
         undescribed = meds.undescribed_codes(source, codes)
@@ -150,8 +149,8 @@ def _require_all_folds(config, source):
 def _raw(config, root):
     """Builds the raw dataset; returns its counts."""
     if config.data.source == "synthetic":
-        workers = config.prepare.workers or os.cpu_count() or 1
-        return simulate.simulate(root, config_lib.simulator_config(config), workers=workers)
+        n_workers = config.prepare.workers or os.cpu_count() or 1
+        return simulate.simulate(root, config_lib.simulator_config(config), workers=n_workers)
     if config.data.source == "meds":
         return []
     done = root / "counts.json"  # written last by the adapters

@@ -17,8 +17,7 @@ from pathlib import Path
 import polars as pl
 
 from ehrwear_jax.config.data import PrepareConfig
-from ehrwear_jax.data.formats import meds_checks
-from ehrwear_jax.data.formats import parquet as tables
+from ehrwear_jax.data.formats import meds_checks, parquet
 
 KEY_VARIABLE = "EHRWEAR_DEIDENTIFY_KEY"
 _SHORTEST_KEY = 16
@@ -173,5 +172,5 @@ def begin(folder: Path, config: PrepareConfig) -> Deidentifier:
         differing = ", ".join(k for k in mark if there.get(k) != mark[k])
         raise ValueError(f"{folder}: holds tables with another de-identification ({differing}); use an empty folder")
     if deidentifier.active and not path.exists():
-        tables.write_json(mark, path)
+        parquet.write_json(mark, path)
     return deidentifier

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from ehrwear_jax.data.formats import parquet as tables
+from ehrwear_jax.data.formats import parquet
 
 # First letter and number of the last category of each chapter (WHO, ICD-10; D49 is of the clinical modification).
 _CHAPTERS = (
@@ -99,13 +99,13 @@ def _read(path, required, numbers):
 
 
 def dataset_units(codes_path: Path) -> dict[str, str]:
-    """{code: unit} of a MEDS codes.parquet that has a column `unit`; {} otherwise. Raises as tables.read_parquet."""
+    """{code: unit} of a MEDS codes.parquet that has a column `unit`; {} otherwise. Raises as parquet.read_parquet."""
     path = Path(codes_path)
     if not path.exists():
         return {}
-    with tables.reading(path):
+    with parquet.reading(path):
         has_units = "unit" in pl.read_parquet_schema(path)
-    return dict(tables.read_parquet(path, ["code", "unit"]).drop_nulls().iter_rows()) if has_units else {}
+    return dict(parquet.read_parquet(path, ["code", "unit"]).drop_nulls().iter_rows()) if has_units else {}
 
 
 def read_mapping(paths: Iterable[str], units: Mapping[str, str] | None = None) -> pl.DataFrame:

@@ -14,8 +14,7 @@ import polars as pl
 import pyarrow.parquet as pq
 
 from ehrwear_jax.config.data import PrepareConfig
-from ehrwear_jax.data.formats import meds
-from ehrwear_jax.data.formats import parquet as tables
+from ehrwear_jax.data.formats import meds, parquet
 from ehrwear_jax.data.prepare import harmonise, workers
 
 TEXTS = {"code": pl.String, "text": pl.String, "n_subjects": pl.Int64}
@@ -47,7 +46,7 @@ def frequent_texts(
         counts = pl.concat([pl.DataFrame(schema=TEXTS), *map(pl.read_parquet, written)])
         counts = counts.group_by("code", "text").agg(pl.col("n_subjects").sum())
         enough = pl.col("n_subjects") >= config.min_text_subjects
-        tables.write_frame(counts.filter(enough).cast(TEXTS).sort("code", "text"), path)
+        parquet.write_frame(counts.filter(enough).cast(TEXTS).sort("code", "text"), path)
     shutil.rmtree(folder, ignore_errors=True)
     return pl.read_parquet(path)
 
@@ -77,15 +76,15 @@ def _count(job, config, mapping):
     Rows that events.py sets aside or caps count, since a text is one all the same.
     """
     path, part = job
-    with tables.reading(path):
+    with parquet.reading(path):
         there = pq.read_schema(path).names
     if not {"subject_id", "code", "text_value"} <= set(there):  # what is wrong with a shard is said by events.py
         return None
     if part.exists():
         return part
     found, columns = [], [name for name in _COLUMNS if name in there]
-    for _, rows in tables.row_batches(path, columns, config.rows_per_piece):
-        rows = tables.normalise(rows, _COLUMNS, path, optional=("numeric_value",))
+    for _, rows in parquet.row_batches(path, columns, config.rows_per_piece):
+        rows = parquet.normalise(rows, _COLUMNS, path, optional=("numeric_value",))
         rows = rows.with_columns(pl.col("numeric_value").fill_nan(None)).drop_nulls(["subject_id", "code"])
         rows = rows.with_columns(result().alias("text")).filter(pl.col("text").is_not_null())
         left_out = pl.col("code").str.starts_with(meds.BIRTH_CODE) | pl.col("code").is_in(config.drop_codes)
@@ -93,5 +92,5 @@ def _count(job, config, mapping):
         found.append(mapped.select("subject_id", "code", "text").unique())
     # a subject may go on in the next batch
     counted = pl.concat(found).unique().group_by("code", "text").agg(pl.len().alias("n_subjects"))
-    tables.write_frame(counted.cast(TEXTS).sort("code", "text"), part)
+    parquet.write_frame(counted.cast(TEXTS).sort("code", "text"), part)
     return part

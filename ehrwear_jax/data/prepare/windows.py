@@ -134,13 +134,13 @@ class _Shard:
             self.append[folder] = stack.enter_context(npy.writing_rows(self.arrays[folder], row_shape, dtype))
         self._append_table = stack.enter_context(writing_table(self.windows))
 
-    def add(self, subject, end_M, window_MxLxC, derived_MxX):
+    def add(self, subject: int, end_M: np.ndarray, window_MxLxC: np.ndarray, derived_MxX: np.ndarray) -> None:
         """Takes one person's windows."""
         self.waiting.append((np.full(len(end_M), subject, np.int64), end_M, window_MxLxC, derived_MxX))
         if sum(len(part[0]) for part in self.waiting) >= _WINDOWS_AT_ONCE:
             self.flush()
 
-    def flush(self):
+    def flush(self) -> None:
         """Writes what is waiting."""
         parts = zip(*[_no_windows(self.spec, self.wanted), *self.waiting], strict=True)
         id_M, end_M, window_MxLxC, derived_MxX = map(np.concatenate, parts)
@@ -154,7 +154,7 @@ class _Shard:
         self._append_table(_frame(id_M, end_M, logged, derived_MxX, self.spec, self.wanted))
         self.waiting.clear()
 
-    def arrays_by_column(self):
+    def arrays_by_column(self) -> dict[str, tuple[str, list[Path]]]:
         """{column of where a person's rows begin: (column of their number, arrays)}."""
         windows = ("window_values", "wearers", "window_quality")
         found = {"first_row": ("n_windows", [self.arrays[k] for k in windows if k in self.arrays])}
@@ -189,19 +189,19 @@ def _one_shard(job, table, wanted, out, quarantine, config, deidentifier):
             counted["windows"] += len(end_M)
             shard.add(subject, end_M, window_MxLxC, derived_MxX)
         shard.flush()
-    return _finish(job, shard, wearers, counted, pl.concat(aside), out, quarantine, config, deidentifier)
+    bad = deidentifier.recordings_aside(pl.concat(aside))
+    return _finish(job, shard, wearers, counted, bad, quarantine / f"wearable__{name}.parquet", out)
 
 
-def _finish(job, shard, wearers, counted, aside, out, quarantine, config, deidentifier):
+def _finish(job, shard, wearers, counted, bad, bad_path, out):
     """Writes the people of a file, its quarantined rows and, last, its tally, which is returned."""
     path, name = job
     by_column = shard.arrays_by_column()
     columns = ["subject_id", *(c for first, (number, _) in by_column.items() for c in (first, number))]
     order = pl.DataFrame(wearers, dict.fromkeys(columns, pl.Int64), orient="row")
-    if config.pseudonymise:
+    if shard.config.pseudonymise:
         order = _in_order_of_pseudonyms(order, shard.windows, by_column)
     write_frame(order, shard.people)
-    bad, bad_path = deidentifier.recordings_aside(aside), quarantine / f"wearable__{name}.parquet"
     set_aside(bad, bad_path)
     written = [shard.windows, shard.people, *shard.arrays.values(), *([bad_path] if bad.height else [])]
     tally = {

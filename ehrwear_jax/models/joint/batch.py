@@ -7,7 +7,7 @@ is a place where a prediction is made: at an EHR event (fields `event_*`) or at 
 Axes: B rows, T tokens, W wearable windows, L steps in a window, C channels, P patches in a window, M masked events,
 E event reads, Q query reads, J co-located pairs, H future windows, K future codes, R recalled
 tokens, F summary statistics (three per channel, then the further ones of a window, see
-data/window_summaries.py); N raw windows, S samples in one, A raw channels (of optional fields only).
+data/signals/derived_features.py); N raw windows, S samples in one, A raw channels (of optional fields only).
 """
 
 import dataclasses

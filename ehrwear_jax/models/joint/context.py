@@ -8,8 +8,7 @@ import numpy as np
 from ehrwear_jax.data.signals import signal
 from ehrwear_jax.models.joint import augmentation as augment
 from ehrwear_jax.models.joint import batch as batch_lib
-from ehrwear_jax.models.joint import masking, targets
-from ehrwear_jax.models.joint import raw_fields as fine_detail
+from ehrwear_jax.models.joint import masking, raw_fields, targets
 from ehrwear_jax.models.joint.batch import MASK, MODALITY_EHR, MODALITY_WEAR, WEAR
 
 DAY_US = signal.DAY_US
@@ -32,7 +31,7 @@ class ContextConfig:
       pool_days: tau of the wearable-to-EHR term. summary_days: tau' of the EHR-to-wearable term.
       raw_segments: the set of config.prepare.segments that become raw windows; "": none.
       raw_windows: capacity of a row for raw windows of sub-second signal, of which each window adds its share. 0:
-        batches have none. See fine_detail.fill_raw.
+        batches have none. See raw_fields.fill_raw.
       patch_steps: steps in a patch of the wearable encoder.
       ehr_mask, wear_mask: share hidden. mask_temperature: see masking.token_weights.
       masked_contexts: share of contexts in which anything is hidden; the others look as they do at inference.
@@ -236,10 +235,10 @@ def fill_context(row, at, patients, patient, span, query_us, rng, augment_rng=No
         _fill_masks(row, at, patients, token, value, time_us, ehr_at[n_static:], t0, w0, m, rng, hidden)
     shown_MxF = _fill_signal(row, w, patients, p, windows, augment_rng)
     if p.quality_MxLxC is not None:
-        fine_detail.fill_quality(row, patients, p.quality_MxLxC, windows, w0)
+        raw_fields.fill_quality(row, patients, p.quality_MxLxC, windows, w0)
     if p.raw is not None:
         warp = config.time_warp if augment_rng is not None else 0.0
-        fine_detail.fill_raw(row, at, patients, p.raw, windows, w0, warp)
+        raw_fields.fill_raw(row, at, patients, p.raw, windows, w0, warp)
     if rng is not None:
         targets.fill_targets(row, at, patients, p, original, time_us, ehr_at[n_static:], windows, query_us, rng)
         if nq:

@@ -217,13 +217,13 @@ def build_vocabulary(
             name = f'{code[i]}//"{text}"' if name in names else name  # another is called so
             names.add(name)
             tokens.append((len(tokens), name, code[i], -1, None, None, text_id, count))
-    rows = []
-    for i, name in enumerate(code):
-        _, mean, std, *_ = scaled.get(i, (0, None, None))
-        target = None if alias[i] is None else code[alias[i]]
-        rows.append((name, target, mean, None if std is None else max(std, 1e-6), lineage.get(name, [])))
-    return Vocabulary(
-        pl.DataFrame(tokens, _TOKENS_SCHEMA, orient="row"),
-        pl.DataFrame(rows, _CODES_SCHEMA, orient="row"),
-        texts.height,
-    )
+    by_code = [scaled.get(i, (0, None, None)) for i in range(len(code))]
+    codes = {
+        "code": code,
+        "alias": [None if target is None else code[target] for target in alias],
+        "value_mean": [scale[1] for scale in by_code],
+        "value_std": [None if scale[2] is None else max(scale[2], 1e-6) for scale in by_code],
+        "ancestors": [lineage.get(name, []) for name in code],
+    }
+    tokens = pl.DataFrame(tokens, _TOKENS_SCHEMA, orient="row")
+    return Vocabulary(tokens, pl.DataFrame(codes, _CODES_SCHEMA), texts.height)
