@@ -16,9 +16,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-import grain
 import numpy as np
 import polars as pl
+from array_record.python.array_record_data_source import ArrayRecordDataSource
 
 from ehrwear_jax.config import options
 from ehrwear_jax.config.data import SegmentSpec
@@ -280,7 +280,7 @@ class RecordStore:
         )
         self._shards = tuple(meta["shards"])
         paths = [str(self.records_dir / name) for name in self._shards]
-        self._source = grain.sources.ArrayRecordDataSource(paths) if paths else []
+        self._source = ArrayRecordDataSource(paths) if paths else []
 
     @functools.cached_property
     def codes(self) -> pl.DataFrame:

@@ -81,6 +81,8 @@ def event_ids(events: pl.DataFrame, codes: pl.DataFrame, texts: pl.DataFrame) ->
     out = events.join(codes.select("code", "code_id"), on="code", how="left", maintain_order="left").drop("code")
     if "text_value" not in events.columns:
         return out
+    if not out["text_value"].count():  # as in most datasets
+        return out.drop("text_value").with_columns(pl.lit(None, pl.Int32).alias("text_id"))
     known = texts.select("code_id", pl.col("text").alias("text_value"), "text_id")
     return out.join(known, on=["code_id", "text_value"], how="left", maintain_order="left").drop("text_value")
 
