@@ -8,6 +8,7 @@ from setuptools import find_packages, setup
 # last release for Python 3.11; newer Pythons resolve to newer JAX.
 INSTALL_REQUIRES = [
     "absl-py>=2.1",
+    "array_record>=0.8",
     "chex>=0.1.90",
     "dask[distributed]>=2025.1",
     "flax>=0.12",

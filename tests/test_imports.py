@@ -1,6 +1,7 @@
 """Imports go one way: what each folder of the package may import, and which library may be used where."""
 
 import ast
+import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -51,7 +52,7 @@ LAYERS = (
     _layer("runtime.exit_codes", "", external=""),
     _layer("runtime", "runtime"),
     # runtime.files: the standard library's files, written whole or not at all.
-    _layer("data", "data config models.joint runtime.files", banned=ACCELERATOR),
+    _layer("data", "data config runtime.files", banned=ACCELERATOR),
     _layer("ops", "ops", external="jax jaxlib numpy"),
     _layer("evals", "evals"),
     _layer("models", "models ops evals data config"),
@@ -167,6 +168,15 @@ def test_every_module_has_a_layer():
     assert modules | packages <= known
 
 
+def test_data_loads_no_accelerator():
+    """Not even through another library: each worker process of prepare would pay for it in memory and seconds."""
+    modules = [".".join(p.relative_to(PACKAGE.parent).with_suffix("").parts) for p in (PACKAGE / "data").rglob("*.py")]
+    names = [m.removesuffix(".__init__") for m in modules if not m.endswith("__main__")]
+    program = f"import importlib, sys; [importlib.import_module(m) for m in {names!r}]; print('jax' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=PACKAGE.parent)
+    assert done.stdout.strip() == "False", done.stdout + done.stderr
+
+
 def _plant(tmp_path: Path, file: str, line: str) -> list[str]:
     path = tmp_path / "pkg" / file
     path.parent.mkdir(parents=True)
@@ -179,6 +189,7 @@ def _plant(tmp_path: Path, file: str, line: str) -> list[str]:
     [
         ("data/store.py", "import jax.numpy as jnp"),
         ("data/store.py", "import chex"),
+        ("data/store.py", "from pkg.models.joint import batch"),
         ("data/signals/grid.py", "from flax import linen"),
         ("data/signals/grid.py", "def f():\n    import jax"),
         ("data/signals/grid.py", "from pkg import training"),

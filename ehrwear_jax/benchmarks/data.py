@@ -1,4 +1,4 @@
-"""How fast the data layer is: prepare (raw tables to records) and examples (records to batches).
+"""Measures how fast the data layer is: prepare (raw tables to records) and examples (records to batches).
 
     python -m ehrwear_jax.benchmarks.data [--json=FILE] [--only=prepare,examples] [--quick]
 
@@ -11,12 +11,13 @@ import importlib
 import json
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 PARTS = ("prepare", "examples")
 
 
-def measure(parts=PARTS, quick: bool = False) -> dict[str, float]:
+def measure(parts: Sequence[str] = PARTS, quick: bool = False) -> dict[str, float]:
     """{metric: number} of the parts, each measured by `measure(quick)` of its module data_<part>."""
     found = {}
     for part in parts:

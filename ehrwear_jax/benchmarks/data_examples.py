@@ -1,4 +1,4 @@
-"""How fast records become batches, on one core, how full they are and in how much memory.
+"""Measures how fast records become batches, on one core, how full they are and in how much memory.
 
     python -m ehrwear_jax.benchmarks.data_examples [--full] [--json=FILE]
 
@@ -20,13 +20,17 @@ import numpy as np
 import polars as pl
 from array_record.python.array_record_module import ArrayRecordWriter
 
-from ehrwear_jax.data import store as records
-from ehrwear_jax.models.joint import batch as batch_lib
-from ehrwear_jax.models.joint import examples as pipeline
-from ehrwear_jax.models.joint import vocabulary as tokenizer
-from ehrwear_jax.models.joint.context import DAY_US, ContextConfig
+from ehrwear_jax.config.data import PrepareConfig
+from ehrwear_jax.data import store
+from ehrwear_jax.data.prepare import code_table, record_shards, statistics
+from ehrwear_jax.data.prepare.texts import TEXTS
+from ehrwear_jax.data.signals.signal import DAY_US
+from ehrwear_jax.models.joint import examples
+from ehrwear_jax.models.joint.context import ContextConfig
 
 STEPS, CHANNELS = 360, ("heart_rate", "activity", "skin_temperature")
+# of the channels: mean and standard deviation on the model's scale, that of activity is logarithmic
+MEAN, STD = (70.0, 2.5, 33.0), (12.0, 1.0, 0.8)
 SHARD = 50  # patients written at a time
 N_CODES, N_LABS = 2000, 300
 START_US = 16_800 * DAY_US
@@ -49,25 +53,43 @@ COHORTS = {"ehr": (1000, 1.2, (0, 120)), "wear": (150, 0.5, (300, 1000))}
 WINDOWS = {"ehr": 256, "wear": 1024}  # capacity of a row
 
 
-def write_cohort(folder, kind, n_patients, seed=0):
-    """Writes vocabulary, records and index of n_patients of a kind of COHORTS; all of them train."""
-    folder = Path(folder)
-    (folder / "records").mkdir(parents=True)
+def write_cohort(folder: Path, kind: str, n_patients: int, seed: int = 0) -> None:
+    """Writes FOLDER/records and FOLDER/fit of n_patients of a kind of COHORTS; all of them train."""
+    records, fit = Path(folder) / "records", Path(folder) / "fit"
+    records.mkdir(parents=True)
+    fit.mkdir()
     starts = range(0, n_patients, SHARD)
     few = pl.concat([_events(kind, s, min(SHARD, n_patients - s), seed) for s in starts[:8]])
-    parents = {f"ICD10CM/A{k:04d}": [f"ICD10CM/A{k // 10:03d}", f"ICD10CM/A{k // 100:02d}"] for k in range(N_CODES)}
-    vocabulary = tokenizer.fit_vocabulary(few, parents, min_subjects=5, value_bins=10, min_values=50)
-    vocabulary.save(folder)
-    index, shards = [], []
-    for start in starts:
-        shards.append(f"{start // SHARD:05d}.array_record")
-        index += _write_shard(
-            folder / "records" / shards[-1], vocabulary, kind, start, min(SHARD, n_patients - start), seed
-        )
-    names = ["subject_id", "split", "n_static", "n_events", "n_windows", "days"]
-    pl.DataFrame(index, names, orient="row").with_row_index("position").write_parquet(folder / "index.parquet")
-    meta = {"steps": STEPS, "window_hours": 6, "channels": CHANNELS, "summaries": [], "shards": shards}
-    (folder / "meta.json").write_text(json.dumps(meta))
+    codes, texts = _tables()
+    fitted, of_text = statistics.fit_in_memory(code_table.event_ids(few, codes, texts), codes, texts, min_subjects=5)
+    config = PrepareConfig(CHANNELS, ("activity",), step_minutes=1, subjects_per_shard=SHARD)
+    meta, index = record_shards.make_meta(n_patients, config), []
+    for name, start in zip(meta["shards"], starts, strict=True):
+        index += _write_shard(records / name, fitted, kind, start, min(SHARD, n_patients - start), seed)
+    names = ["subject_id", "n_static", "n_events", "n_windows", "known_events", "days"]
+    table = pl.DataFrame(index, names, orient="row").with_row_index("position")
+    table.drop("known_events").with_columns(group_id="subject_id").write_parquet(records / "index.parquet")
+    of_split = {"split": pl.lit("train"), "known_static": pl.lit(1), "rarity": pl.lit(0.0)}
+    known = table.select("subject_id", "known_events", **of_split)
+    known.write_parquet(fit / "subject_statistics.parquet")
+    for folder, tables in ((records, {"codes": codes, "texts": texts}),
+                           (fit, {"code_statistics": fitted, "text_statistics": of_text})):  # fmt: skip
+        for name, table in tables.items():
+            table.write_parquet(folder / f"{name}.parquet")
+    (records / "meta.json").write_text(json.dumps(meta))
+    options = {"min_subjects": 5, "value_bins": 10, "min_values": 50}
+    (fit / "meta.json").write_text(json.dumps(options))
+    signals = {"mean": MEAN, "std": STD, "derived_mean": [], "derived_std": []}
+    (fit / "signal_statistics.json").write_text(json.dumps(signals))
+
+
+def _tables():
+    names = [f"ICD10CM/A{k:04d}" for k in range(N_CODES)]
+    parents = [[f"ICD10CM/A{k // 10:03d}", f"ICD10CM/A{k // 100:02d}"] for k in range(N_CODES)]
+    codes = code_table.make_codes(
+        names, pl.DataFrame({"code": names, "description": "", "parent_codes": parents}), {}, False
+    )
+    return codes, code_table.make_texts(pl.DataFrame(schema=TEXTS), codes)
 
 
 def _events(kind, first, n_patients, seed):
@@ -89,55 +111,67 @@ def _events(kind, first, n_patients, seed):
             "time_us": START_US + minute_N[order_N] * 60_000_000,
             "code": pl.Series([f"ICD10CM/A{k:04d}" for k in range(N_CODES)])[code_N[order_N]],
             "numeric_value": pl.Series(value_N[order_N]).fill_nan(None),
+            "text_value": pl.Series([None] * n, dtype=pl.String),
         }
     )
 
 
-def _write_shard(path, vocabulary, kind, first, n_patients, seed):
+def _write_shard(path, fitted, kind, first, n_patients, seed):
     """Writes the records; returns their rows of the index."""
-    coded, rng = vocabulary.encode(_events(kind, first, n_patients, seed)), np.random.default_rng([seed, first, 1])
-    subject_N, token_N, value_N, time_N = (coded[c].to_numpy() for c in ("subject_id", "token", "value", "time_us"))
-    token_N = coded["token"].fill_null(-1).to_numpy()
+    events, rng = _events(kind, first, n_patients, seed), np.random.default_rng([seed, first, 1])
+    events = events.join(fitted.select("code", "code_id", "alias"), on="code", how="left", maintain_order="left")
+    subject_N, time_N = events["subject_id"].to_numpy(), events["time_us"].to_numpy()
+    code_N, value_N = events["code_id"].to_numpy(), events["numeric_value"].fill_null(np.nan).to_numpy()
+    has_alias_N = events["alias"].is_not_null().to_numpy()
     day_L = np.sin(np.arange(4 * STEPS) * (2 * np.pi / (4 * STEPS)))
     writer, index = ArrayRecordWriter(str(path), "group_size:1"), []
     for s in range(first, first + n_patients):
-        mine = np.arange(*np.searchsorted(subject_N, [s, s + 1]))
-        mine = mine[token_N[mine] >= 0]
-        n_windows = int(rng.integers(*COHORTS[kind][2]))
+        mine = slice(*np.searchsorted(subject_N, [s, s + 1]))
+        n_windows, n = int(rng.integers(*COHORTS[kind][2])), mine.stop - mine.start
         window = rng.standard_normal((n_windows, STEPS, len(CHANNELS)), np.float32)
         window += day_L.reshape(4, STEPS)[np.arange(n_windows) % 4][..., None]
+        window = window * np.float32(STD) + np.float32(MEAN)
+        window[..., 0], window[..., 1] = np.rint(window[..., 0]), np.rint(np.expm1(np.maximum(window[..., 1], 0)))
         off_M, length_M = rng.integers(0, STEPS, n_windows), rng.integers(0, STEPS // 3, n_windows)
         step_L = np.arange(STEPS)
         window[(step_L >= off_M[:, None]) & (step_L < (off_M + length_M)[:, None])] = np.nan
         end_us = START_US + (int(rng.integers(0, 3 * 365)) * 4 + np.arange(1, n_windows + 1)) * (DAY_US // 4)
         last_us = max([START_US, *time_N[mine][-1:].tolist(), *end_us[-1:].tolist()])
         record = {
-            "static_token": np.full(1, batch_lib.N_SPECIAL, np.int32),
+            "static_code": fitted.sort("count", descending=True)["code_id"].to_numpy()[:1],
             "static_value": np.full(1, np.nan, np.float32),
-            "token": token_N[mine],
-            "value": value_N[mine],
+            "static_text": np.full(1, store.NO_TEXT, np.int32),
+            "code": code_N[mine],
+            "value": value_N[mine].astype(np.float32),
+            "text": np.full(n, store.NO_TEXT, np.int32),
             "time_us": time_N[mine],
             "window_end_us": end_us,
-            "window": np.clip(window, -10, 10).astype(np.float16),
-            "summary": np.zeros((n_windows, 0), np.float16),
+            "window": window,
+            "derived": np.zeros((n_windows, 0), np.float32),
             "birth_us": np.int64(START_US - 20_000 * DAY_US),
             "end_us": np.int64(last_us),
             "died": np.bool_(False),
         }
-        writer.write(records.encode(record))
-        index.append((s, "train", 1, len(mine), n_windows, (last_us - START_US) / DAY_US))
+        writer.write(store.encode(record))
+        days = (last_us - START_US) / DAY_US
+        index.append((s, 1, n, n_windows, int(has_alias_N[mine].sum()), days))
     writer.close()
     return index
 
 
-def run(folder, kind, n_batches, batch_size=8, **options):
+def open_store(folder: Path, **options) -> store.RecordStore:
+    """The RecordStore of what write_cohort wrote."""
+    return store.RecordStore(Path(folder) / "records", Path(folder) / "fit", "train", **options)
+
+
+def run(folder: Path, kind: str, n_batches: int, batch_size: int = 8, **options) -> dict[str, float]:
     """Makes batches in this thread; returns a dict of rates and shares, see `measure`.
 
     The first batch opens files and caches and is not timed. Cached patients stay within 64 MiB.
     """
     config = ContextConfig(windows=WINDOWS[kind], **CONTEXT | options)
-    rows = pipeline.TrainRows(pipeline.Patients(folder, config, "train", cache_bytes=2**26), seed=0)
-    batches = pipeline.train_batches(rows, batch_size, threads=0)
+    rows = examples.TrainRows(examples.Patients(open_store(folder), config, cache_bytes=2**26), seed=0)
+    batches = examples.train_batches(rows, batch_size, threads=0)
     next(batches)
     tokens = windows = slots = 0
     began = time.process_time()
@@ -157,7 +191,7 @@ def run(folder, kind, n_batches, batch_size=8, **options):
     }
 
 
-def peak_mib():
+def peak_mib() -> float:
     """Largest resident memory of this process so far, MiB (Linux: of this program, not of the one that started it)."""
     status = Path("/proc/self/status")
     if status.exists():
@@ -180,11 +214,12 @@ def _apart(folder, kind, n_batches, **options):
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def measure(quick=True):
+def measure(quick: bool = True) -> dict[str, float]:
     """Flat metric name -> number.
 
     pipeline_tokens_per_s_core: where at most a tenth of the tokens are windows (pipeline_window_share), all changes of
       the signal and all masks on. pipeline_windows_per_s_core: windows of 6 h at minutes in 3 channels, the same.
+    pipeline_bytes_per_event and pipeline_bytes_per_window: on disk, of records that are events and windows in the main.
     pipeline_filled_patient_days_0 and _1: share of token slots that hold a token, without and with sampled
       patient-days. pipeline_peak_mib and pipeline_peak_10x_mib: of a process that reads, cohorts of 1 and 10 sizes.
 
@@ -208,10 +243,16 @@ def measure(quick=True):
         out["pipeline_peak_10x_mib"] = _apart(folders["ehr_10x"], "ehr", n, patient_days=1.0)["peak_mib"]
         got = _apart(folders["wear"], "wear", n, patient_days=1.0)
         out["pipeline_windows_per_s_core"] = got["windows_per_second"]
+        for kind, part in (("ehr_10x", "n_events"), ("wear", "n_windows")):
+            records = folders[kind] / "records"
+            size = sum(path.stat().st_size for path in records.glob("*.array_record"))
+            number = pl.read_parquet(records / "index.parquet")[part].sum()
+            out[f"pipeline_bytes_per_{part.removeprefix('n_').removesuffix('s')}"] = size / number
     return out
 
 
-def main(argv=None):
+def main(argv: list[str] | None = None) -> None:
+    """The command, see above."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--full", action="store_true", help="cohorts and runs five times as large")
     parser.add_argument("--json", default="", help="file for the results")

@@ -1,7 +1,7 @@
-"""How fast, and in how much memory, prepare turns raw tables into records: see bench.py.
+"""Measures how fast, and in how much memory, prepare turns raw tables into records and a fit: see benchmarks/data.py.
 
-The cohort is made up (bench_cohort.py). A rate covers all of prepare, from the raw files to the manifest of the
-records, the start of the worker processes included.
+The cohort is made up (data_cohort.py). A rate covers all of prepare, from the raw files to the manifest of one fold's
+fit, the start of the worker processes included; `fit_seconds` is what each further fold takes.
 """
 
 import argparse
@@ -15,10 +15,10 @@ from pathlib import Path
 
 import psutil
 
-from ehrwear_jax.benchmarks import data_cohort as bench_cohort
+from ehrwear_jax.benchmarks import data_cohort
 from ehrwear_jax.config.data import PrepareConfig
 from ehrwear_jax.data.formats import meds
-from ehrwear_jax.data.prepare import dataset as prepare
+from ehrwear_jax.data.prepare import dataset, workers
 
 WORKERS = 2
 # Subjects of the small cohort (the large one has ten times as many), and events or days of each.
@@ -43,12 +43,13 @@ def measure(quick: bool = False) -> dict[str, float]:
             found[f"prepare/{unit}"] = run["n"]
             found[f"prepare/{unit}_per_s"] = run["n"] / run["seconds"]
             found[f"prepare/{unit}_per_cpu_s"] = run["n"] / run["cpu_seconds"]
+            found[f"prepare/{kind}_fit_seconds"] = run["fit_seconds"]
     return found
 
 
 def _measured(kind, root, n_subjects, each):
     """Prepares in a process of its own while watching it and its workers."""
-    write = bench_cohort.write_events if kind == "ehr" else bench_cohort.write_minutes
+    write = data_cohort.write_events if kind == "ehr" else data_cohort.write_minutes
     n = write(root / "meds" if kind == "ehr" else root, n_subjects, each)
     command = [sys.executable, "-m", "ehrwear_jax.benchmarks.data_prepare", kind, str(root), f"--workers={WORKERS}"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
@@ -99,26 +100,29 @@ class Watch:
         self._thread.join()
 
 
-def _prepare(kind, root, workers):
+def _prepare(kind, root, n_workers):
     """The prepare of one cohort, timed."""
     wear = kind == "wear"
     config = PrepareConfig(
-        channels=bench_cohort.CHANNELS if wear else (),
+        channels=data_cohort.CHANNELS if wear else (),
         log_channels=("activity",) if wear else (),
         step_minutes=1,
-        workers=workers,
+        workers=n_workers,
         subjects_per_shard=100 if wear else 2000,
     )
     began = time.perf_counter()
-    with prepare.cluster.open_pool(config) as pool:
-        tables = root / "tables"
-        prepare.prepare_tables(root / "meds", root / "wearable" if wear else None, tables, config, pool=pool)
-        prepare.prepare_split(tables, meds.read_codes(root / "meds"), root / "all", config, pool=pool)
-    return {"seconds": time.perf_counter() - began}
+    with workers.open_pool(config) as pool:
+        tables, records, codes = root / "tables", root / "records", meds.read_codes(root / "meds")
+        dataset.prepare_tables(root / "meds", root / "wearable" if wear else None, tables, config, pool=pool)
+        dataset.prepare_records(tables, codes, records, config, pool=pool)
+        fitting = time.perf_counter()
+        dataset.fit_split(tables, records, root / "fit", config, pool=pool)
+    now = time.perf_counter()
+    return {"seconds": now - began, "fit_seconds": now - fitting}
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description="Prepares one cohort of bench_cohort; prints the seconds as JSON.")
+    parser = argparse.ArgumentParser(description="Prepares one cohort of data_cohort; prints the seconds as JSON.")
     parser.add_argument("kind", choices=sorted(SIZES))
     parser.add_argument("root", type=Path)
     parser.add_argument("--workers", type=int, default=WORKERS)

@@ -1,4 +1,4 @@
-"""A large simulated cohort through the prepare stage of the main job: time, peak memory, and what a biobank would take.
+"""Measures the prepare stage of the main job on a large simulated cohort, and says what a biobank would take.
 
     python -m ehrwear_jax.benchmarks.data_scale DIR [--subjects=5000] [--days=180] [--people=500000] [--json=FILE]
 
@@ -14,24 +14,23 @@ import sys
 import time
 from pathlib import Path
 
-from ehrwear_jax.benchmarks import data_cohort as bench_cohort
-from ehrwear_jax.benchmarks import data_prepare as bench_prepare
+from ehrwear_jax.benchmarks import data_cohort, data_prepare
 
 _POLL_S = 0.2
 
 
-def command(workdir, subjects: int, days: int, workers: int) -> list[str]:
+def command(workdir: Path, subjects: int, days: int, workers: int) -> list[str]:
     """The main job's command."""
     config = {
         "simulate.n_subjects": subjects, "simulate.wear_days": days, "simulate.temperature": True,
-        "simulate.subjects_per_shard": 25, "prepare.step_minutes": 1, "prepare.channels": str(bench_cohort.CHANNELS),
+        "simulate.subjects_per_shard": 25, "prepare.step_minutes": 1, "prepare.channels": str(data_cohort.CHANNELS),
         "prepare.workers": workers,
     }  # fmt: skip
     main = [sys.executable, "-m", "ehrwear_jax.main", "--config=configs/tiny.py", "--stages=prepare"]
     return [*main, f"--workdir={workdir}", *(f"--config.{key}={value}" for key, value in config.items())]
 
 
-def measure(workdir, subjects: int, days: int, workers: int = bench_prepare.WORKERS) -> dict[str, float]:
+def measure(workdir: Path, subjects: int, days: int, workers: int = data_prepare.WORKERS) -> dict[str, float]:
     """{metric: number} of one run in an empty folder.
 
     Raises:
@@ -43,7 +42,7 @@ def measure(workdir, subjects: int, days: int, workers: int = bench_prepare.WORK
         raise ValueError(f"{root} exists: what is there would not be done again, and the time would be wrong")
     began, simulated = time.perf_counter(), None
     process = subprocess.Popen(command(workdir, subjects, days, workers))
-    watch = bench_prepare.Watch(process.pid, every_s=_POLL_S)
+    watch = data_prepare.Watch(process.pid, every_s=_POLL_S)
     while process.poll() is None:
         if simulated is None and (root / "tables").exists():
             simulated, cpu, peak = time.perf_counter() - began, watch.cpu_seconds, watch.peak_bytes
@@ -63,7 +62,7 @@ def measure(workdir, subjects: int, days: int, workers: int = bench_prepare.WORK
         "prepare_cpu_seconds": watch.cpu_seconds - cpu,
         "peak_rss_mb": watch.peak_bytes / 1e6,
         "patient_days_per_s": subjects * days / seconds,
-        "minutes_simulated_mb": subjects * days * 1440 * len(bench_cohort.CHANNELS) * 4 / 1e6,
+        "minutes_simulated_mb": subjects * days * 1440 * len(data_cohort.CHANNELS) * 4 / 1e6,
         "raw_mb": _size(root / "raw") / 1e6,
         "written_mb": (_size(root) - _size(root / "raw")) / 1e6,
     }
@@ -79,7 +78,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("workdir", type=Path)
     parser.add_argument("--subjects", type=int, default=5000)
     parser.add_argument("--days", type=int, default=180)
-    parser.add_argument("--workers", type=int, default=bench_prepare.WORKERS)
+    parser.add_argument("--workers", type=int, default=data_prepare.WORKERS)
     parser.add_argument("--people", type=int, default=500_000, help="to extrapolate to")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the metrics to a file")
     options = parser.parse_args(argv)

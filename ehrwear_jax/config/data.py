@@ -1,12 +1,17 @@
 """Declares the options of the prepare stage: where the data are, how they become records, who is in."""
 
 import dataclasses
+import re
+from collections.abc import Mapping
 
 from ehrwear_jax.config import options
 
 SOURCES = ("synthetic", "meds", "nafld", "nhanes")
 # A code of our simulator that says how long a person was observed.
 FOLLOWUP_END = "FOLLOWUP_END"
+SEGMENT_SCORES = ("pulse", "coverage")
+_SEGMENT_NAME = re.compile(r"[a-z][a-z0-9_]*")
+_BAND = re.compile(r"bandpass:(\d+\.?\d*)-(\d+\.?\d*)")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,6 +38,65 @@ class DataConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class SegmentSpec:
+    """A set of segments: short pieces of signal at one rate, a few of each wearable window (signals/segments.py)."""
+
+    channels: tuple = ()
+    """Channels, in the order of the last array axis; they need not be among those of the grid."""
+    rate_hz: float = 25.0
+    """Samples per second, to which recordings are resampled."""
+    seconds: float = 30.0
+    """Length of a segment; at most that of a window."""
+    filter: str = ""
+    """Empty: none. "bandpass:LOW-HIGH", in Hz: a zero-phase Butterworth band-pass inside the segment only."""
+    per_window: int = 4
+    """Most segments of a wearable window."""
+    score: str = "pulse"
+    """By which the best are chosen: pulse (quality of a pulse wave) or coverage (share of samples)."""
+    standardise: bool = True
+    """Each channel of a segment by its own mean and standard deviation; False: in the channel's unit."""
+
+    def __post_init__(self):
+        where = "config.prepare.segments"
+        if not self.channels or len(set(self.channels)) < len(self.channels):
+            raise ValueError(f"{where}: channels is {self.channels!r}; it must hold different names, as in ('ppg',)")
+        if not (self.seconds > 0 and self.rate_hz > 0 and self.samples >= 2):
+            raise ValueError(
+                f"{where}: seconds is {self.seconds} and rate_hz {self.rate_hz}; a segment needs at least two samples"
+            )
+        if self.per_window < 1:
+            raise ValueError(f"{where}: per_window is {self.per_window}; it must be at least 1")
+        options.require_choice(where, "score", self.score, SEGMENT_SCORES)
+        if self.filter:
+            low, high = self.band_hz
+            if not 0 < low < high < self.rate_hz / 2 or self.seconds < 2 / low:
+                raise ValueError(
+                    f"{where}: filter is {self.filter!r}; the band must lie between 0 and rate_hz / 2, "
+                    f"{self.rate_hz / 2:g} Hz, and a segment must hold two periods of its lower end"
+                )
+
+    @property
+    def samples(self) -> int:
+        """Samples of a segment."""
+        return round(self.seconds * self.rate_hz)
+
+    @property
+    def length_us(self) -> int:
+        """Length of a segment, microseconds."""
+        return round(self.seconds * 1e6)
+
+    @property
+    def band_hz(self) -> tuple[float, float]:
+        """The ends of the filter's band; ValueError if it is not written as it must be."""
+        found = _BAND.fullmatch(self.filter)
+        if not found:
+            raise ValueError(
+                f"config.prepare.segments: filter is {self.filter!r}; it can be empty or as in 'bandpass:0.5-12'"
+            )
+        return float(found[1]), float(found[2])
+
+
+@dataclasses.dataclass(frozen=True)
 class PrepareConfig:
     """How raw tables become records (data/prepare)."""
 
@@ -48,16 +112,8 @@ class PrepareConfig:
     """Share of a window that must be recorded for it to exist."""
     summaries: tuple = ()
     """Derived features of windows, "channel:kind"; see signals/derived_features.py."""
-    raw_channels: tuple = ()
-    """Channels of raw windows of sub-second signal; empty: none. They need not be among `channels`."""
-    raw_rate_hz: float = 25.0
-    """Samples per second of a raw window, to which recordings are resampled."""
-    raw_seconds: float = 30.0
-    """Length of a raw window."""
-    raw_per_window: int = 4
-    """Most raw windows of a wearable window."""
-    raw_score: str = "pulse"
-    """By which the best raw windows are chosen: pulse (quality of a pulse wave) or coverage (share of samples)."""
+    segments: dict = dataclasses.field(default_factory=dict)
+    """Sets of segments of sub-second signal, as many as wanted: name -> the fields of SegmentSpec."""
     quality: bool = False
     """Score how well each step of the grid was measured (signals/grid_quality.py); an input of the model then."""
     min_subjects: int = 10
@@ -66,6 +122,8 @@ class PrepareConfig:
     """Training quantile bins of a code's values."""
     min_values: int = 50
     """A code needs this many values to be binned and standardised."""
+    min_text_subjects: int = 5
+    """A text that is an event's only result becomes a category of its code if so many people of the data have it."""
     mapping_files: tuple = ()
     """Tables code, target, factor, offset: local codes and units to common ones; see prepare/harmonise.py."""
     ranges_file: str = ""
@@ -105,6 +163,17 @@ class PrepareConfig:
     """Of a local process, above which it is started again; 0: its share of the machine's memory."""
     rows_per_piece: int = 2_000_000
     """A shard of more events than this is read in pieces of about as many, whole subjects each."""
+
+    def __post_init__(self):
+        if not isinstance(self.segments, Mapping):
+            raise ValueError(f"config.prepare.segments is {self.segments!r}; it must be a dict of name -> options")
+        built = {}
+        for name, values in self.segments.items():
+            where = f"config.prepare.segments.{name}"
+            if not _SEGMENT_NAME.fullmatch(name):
+                raise ValueError(f"{where}: a name consists of lower-case letters, digits and _, as in ppg_125hz")
+            built[name] = values if isinstance(values, SegmentSpec) else options.build(SegmentSpec, values, where)
+        object.__setattr__(self, "segments", built)
 
 
 # Options that change how prepare reaches its result, and not the result.

@@ -1,10 +1,12 @@
-"""What a reader of the record would have had: shorter histories, one stream only, noisier or interrupted signals.
+"""Changes records as evaluation asks: shorter histories, one modality only, noisier or interrupted signals.
 
-Paper, section 4.6 and DESIGN, section 6. Each function returns a transform `(patient, time_us) -> patient` for reads at
-`time_us`; labels and targets are never touched, and what is not there is missing, not zero. A transform is a function
-of its arguments, the seed and the part of the recording that is known at `time_us`: nothing later changes it.
+Paper, section 4.6 and DESIGN, section 6. Each function returns a transform `(record, time_us) -> record` for a
+prediction at `time_us`, on physical units; what acts on a model's scale takes the store's scales. What is taken away is
+missing, not zero. A transform is a function of its arguments, the seed and the part of the record that is known at
+`time_us`: nothing later changes it. A record without a birth date then begins with the first time that is left, else
+with the prediction: the age, counted from the first record, would otherwise tell when what is gone began.
 
-Axes: N tokens, M windows, L steps, C channels.
+Axes: K events, M windows, L steps, C channels, R segments.
 """
 
 import dataclasses
@@ -14,85 +16,86 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import polars as pl
 
-from ehrwear_jax.models.joint.patient import DAY_US, Patient, select
+from ehrwear_jax.data.signals.signal import DAY_US
+from ehrwear_jax.data.store import Record, RecordStore, Scales
 
-Transform = Callable[[Patient, int], Patient]
+Transform = Callable[[Record, int], Record]
 
 
 def chain(*transforms: Transform) -> Transform:
     """One after another, from left to right."""
 
-    def apply(patient, time_us):
+    def apply(record, time_us):
         for transform in transforms:
-            patient = transform(patient, time_us)
-        return patient
+            record = transform(record, time_us)
+        return record
 
     return apply
 
 
-def _keep(patient, keep_N, time_us, static=True):
-    """Some of the tokens. A record without a birth date begins with the first token left, else with the read.
-
-    Otherwise the age, counted from the first record, would tell when what is gone began.
-    """
-    if keep_N.all() and static:
-        return patient
-    time_N = patient.time_N[keep_N]
-    no_birth = not static or (len(patient.time_N) > 0 and patient.origin_us == int(patient.time_N[0]))
-    known_N = time_N[time_N <= time_us]
-    first = int(known_N[0]) if len(known_N) else int(time_us)
-    return select(patient, keep_N, static, first if no_birth else patient.origin_us)
+def _begin(record, time_us):
+    """The record, of which something was taken away, as one that begins no later than the prediction."""
+    return dataclasses.replace(record, first_us=min(record.first_us, int(time_us)))
 
 
 # ------------------------------------------------------------------------------------------------- less of the record
 
 
 def truncate(days: float) -> Transform:
-    """Only tokens known in the last `days` before the read; static tokens and the birth date stay."""
+    """Only what became known in the last `days` before the prediction; static events and the birth date stay."""
     if not days > 0:
         raise ValueError(f"a history of {days} days; it must be positive")
-    return lambda patient, time_us: _keep(patient, patient.time_N > time_us - int(days * DAY_US), time_us)
 
-
-def drop_wear() -> Transform:
-    """No wearable at inference."""
-    return lambda patient, time_us: _keep(patient, ~patient.is_wear_N, time_us)
-
-
-def drop_ehr() -> Transform:
-    """No EHR at inference: no events, no static tokens and no birth date. Nothing at all may be left."""
-    return lambda patient, time_us: _keep(patient, patient.is_wear_N, time_us, static=False)
-
-
-def drop_codes(matches: Callable[[np.ndarray], np.ndarray], begin_days=np.inf, end_days=0.0) -> Transform:
-    """No events of some codes from `begin_days` to `end_days` before the read; without a begin no static ones either.
-
-    Args:
-      matches: token ids int [K] -> bool [K]; see `code_matcher`.
-    """
-
-    def apply(patient, time_us):
-        gone_N = np.zeros(len(patient.time_N), bool)
-        event_N = ~patient.is_wear_N
-        gone_N[event_N] = matches(patient.event_token_K[patient.ref_N[event_N]])
-        found = _keep(patient, ~(gone_N & _in_period(patient.time_N, time_us, begin_days, end_days)), time_us)
-        left_S = ~matches(patient.static_token_S)
-        if np.isfinite(begin_days) or left_S.all():
-            return found
-        static = patient.static_token_S[left_S], patient.static_value_S[left_S]
-        return dataclasses.replace(found, static_token_S=static[0], static_value_S=static[1])
+    def apply(record, time_us):
+        begin_us = time_us - int(days * DAY_US)
+        keep_M, keep_K = record.window_end_M > begin_us, record.time_K > begin_us
+        segments = {name: found.select(found.end_us_R > begin_us) for name, found in record.segments.items()}
+        if keep_M.all() and keep_K.all():
+            return dataclasses.replace(record, segments=segments)
+        return _begin(record.select_windows(keep_M, segments).select_events(keep_K), time_us)
 
     return apply
 
 
-def code_matcher(vocabulary, prefixes: Sequence[str]) -> Callable[[np.ndarray], np.ndarray]:
-    """Which token ids stand for a code that starts with one of the prefixes, all bins of it."""
-    table_V = np.array([c.startswith(tuple(prefixes)) for c in vocabulary.tokens["code"].to_list()], bool)
-    return lambda token_K: table_V[token_K]
+def drop_wear() -> Transform:
+    """No wearable at inference."""
+    return lambda record, time_us: _begin(record.without_wear(), time_us)
+
+
+def drop_ehr() -> Transform:
+    """No EHR at inference: no events, no static events and no birth date. Nothing at all may be left."""
+    return lambda record, time_us: _begin(record.without_ehr(), time_us)
+
+
+def drop_codes(
+    matches: Callable[[np.ndarray], np.ndarray], begin_days: float = np.inf, end_days: float = 0.0
+) -> Transform:
+    """No events of some codes from `begin_days` to `end_days` before the prediction.
+
+    Without a begin no static ones either.
+
+    Args:
+      matches: code_id int [K] -> bool [K]; see `code_matcher`.
+    """
+
+    def apply(record, time_us):
+        gone_K = matches(record.code_K) & _in_period(record.time_K, time_us, begin_days, end_days)
+        left_S = np.isfinite(begin_days) | ~matches(record.static_code_S)
+        if not gone_K.any() and left_S.all():
+            return record
+        return _begin(record.select_events(~gone_K, left_S), time_us)
+
+    return apply
+
+
+def code_matcher(codes: pl.DataFrame, prefixes: Sequence[str]) -> Callable[[np.ndarray], np.ndarray]:
+    """Which code_ids are of a code that starts with one of the prefixes; codes: those of a RecordStore."""
+    table_C = np.array([c.startswith(tuple(prefixes)) for c in codes["code"].to_list()], bool)
+    return lambda code_K: table_C[code_K]
 
 
 def _in_period(time_N, time_us, begin_days, end_days):
-    """Times in (read - begin, read - end]."""
+    """Times in (prediction - begin, prediction - end]."""
     before_days_N = (time_us - time_N) / DAY_US
     return (before_days_N < begin_days) & (before_days_N >= end_days)
 
@@ -100,44 +103,74 @@ def _in_period(time_N, time_us, begin_days, end_days):
 # ------------------------------------------------------------------------------------------------- another signal
 
 
-def _with_windows(patient, window_MxLxC, time_us):
-    """Another signal; windows in which nothing is left are no tokens any more."""
-    lost_M = np.isfinite(patient.window_MxLxC).any((1, 2)) & ~np.isfinite(window_MxLxC).any((1, 2))
-    patient = patient.with_windows(window_MxLxC)
-    keep_N = np.ones(len(patient.time_N), bool)
-    keep_N[patient.is_wear_N] = ~lost_M[patient.ref_N[patient.is_wear_N]]
-    return _keep(patient, keep_N, time_us)
+def _with_windows(record, window_MxLxC, time_us):
+    """Another signal of the grid, of which segments lose what it lost; windows in which nothing is left are gone.
+
+    A segment is gone where its step has lost all channels, and its own channel where that is on the grid and lost.
+    """
+    before, after = (np.isfinite(x) for x in (record.window_MxLxC, window_MxLxC))
+    segments = {}
+    for name, found in record.segments.items():
+        window_R = record.window_of(found.start_us_R)
+        inside = np.flatnonzero(window_R >= 0)
+        step_us = record.window_us // window_MxLxC.shape[1]
+        begin_us = record.window_end_M[window_R[inside]] - record.window_us
+        at = window_R[inside], (found.start_us_R[inside] - begin_us) // step_us
+        gone_R = np.zeros(len(window_R), bool)
+        gone_R[inside] = before[at].any(axis=1) & ~after[at].any(axis=1)
+        values = found.values_RxSxA
+        for a, channel in enumerate(found.channels):
+            if channel in record.channels:
+                c = record.channels.index(channel)
+                lost = inside[before[at][:, c] & ~after[at][:, c]]
+                if len(lost):
+                    values = values.copy()
+                    values[lost, :, a] = np.nan
+        segments[name] = found._replace(values_RxSxA=values).select(~gone_R)
+    lost_M = before.any((1, 2)) & ~after.any((1, 2))
+    changed = dataclasses.replace(record, window_MxLxC=window_MxLxC, segments=segments)
+    return _begin(changed.select_windows(~lost_M, segments), time_us) if lost_M.any() else changed
 
 
-def occlude_channels(channels: Sequence[int], begin_days: float, end_days: float) -> Transform:
-    """Channels not measured in the windows that end from `begin_days` to `end_days` before the read."""
-    channels = list(channels)
+def occlude_channels(channels: Sequence[str], begin_days: float, end_days: float) -> Transform:
+    """Channels not measured in the windows that end from `begin_days` to `end_days` before the prediction."""
 
-    def apply(patient, time_us):
-        inside_M = _in_period(patient.window_end_M, time_us, begin_days, end_days)
-        window_MxLxC = patient.window_MxLxC.copy()
-        window_MxLxC[np.ix_(inside_M, np.arange(window_MxLxC.shape[1]), channels)] = np.nan
-        return _with_windows(patient, window_MxLxC, time_us)
+    def apply(record, time_us):
+        at = [record.channels.index(c) for c in channels]
+        inside_M = _in_period(record.window_end_M, time_us, begin_days, end_days)
+        window_MxLxC = record.window_MxLxC.copy()
+        window_MxLxC[np.ix_(inside_M, np.arange(window_MxLxC.shape[1]), at)] = np.nan
+        return _with_windows(record, window_MxLxC, time_us)
 
     return apply
 
 
-def add_to_channel(channel: int, amount: float, begin_days=np.inf, end_days=0.0) -> Transform:
-    """What if a channel had been higher by `amount` (standardised units) in a period before the read.
+def add_to_channel(
+    channel: str, amount: float, begin_days: float = np.inf, end_days: float = 0.0, scales: Scales | None = None
+) -> Transform:
+    """What if a channel had been higher by `amount` in a period before the prediction.
 
-    A raised resting heart rate is the amount that heart rate rises by, over its training standard deviation.
+    Args:
+      amount: in the channel's unit; with scales (a store's) in standard deviations of the training windows on the
+        model's scale. A raised resting heart rate is the amount that heart rate rises by.
     """
 
-    def apply(patient, time_us):
-        inside_M = _in_period(patient.window_end_M, time_us, begin_days, end_days)
-        window_MxLxC = patient.window_MxLxC.copy()
-        window_MxLxC[inside_M, :, channel] += np.float32(amount)
-        return patient.with_windows(window_MxLxC)
+    def apply(record, time_us):
+        c = record.channels.index(channel)
+        inside_M = _in_period(record.window_end_M, time_us, begin_days, end_days)
+        window_MxLxC = record.window_MxLxC.copy()
+        if scales is None:
+            window_MxLxC[inside_M, :, c] += np.float32(amount)
+        else:
+            raised = scales.standardise(window_MxLxC[inside_M])
+            raised[..., c] += np.float32(amount)
+            window_MxLxC[inside_M, :, c] = scales.restore(raised)[..., c]
+        return dataclasses.replace(record, window_MxLxC=window_MxLxC)
 
     return apply
 
 
-def noise_variance(window_MxLxC) -> np.ndarray:
+def noise_variance(window_MxLxC: np.ndarray) -> np.ndarray:
     """Variance of the white noise in a recording, per channel: the estimator of Gasser, Sroka and Jennen-Steinmetz.
 
     2/3 of the mean square of x_i - (x_{i-1} + x_{i+1}) / 2 over the observed triples of steps inside a window
@@ -154,13 +187,13 @@ def noise_variance(window_MxLxC) -> np.ndarray:
     return np.square(np.where(seen, residual, 0.0)).sum((0, 1)) * (2 / 3) / np.maximum(seen.sum((0, 1)), 1)
 
 
-def _recording_rng(patient, seed, purpose):
-    """A Generator of the recording: the same noise at every read of a patient, other noise for other patients."""
-    first = np.ascontiguousarray(patient.window_MxLxC[:1]).tobytes() + patient.window_end_M[:1].tobytes()
+def _recording_rng(record, seed, purpose):
+    """A Generator of the recording: the same noise at every prediction for a person, other noise for other people."""
+    first = np.ascontiguousarray(record.window_MxLxC[:1]).tobytes() + record.window_end_M[:1].tobytes()
     return np.random.default_rng([seed, purpose, zlib.crc32(first)])
 
 
-def add_noise(drop_db: float, *, mode: str = "relative", seed: int = 0) -> Transform:
+def add_noise(drop_db: float, scales: Scales, *, mode: str = "relative", seed: int = 0) -> Transform:
     """Gaussian noise on every observed step, so that the signal-to-noise ratio falls by `drop_db`.
 
     relative: the recording's own noise, see `noise_variance`, becomes 10 ** (drop_db / 10) times as strong: for 6 dB
@@ -168,8 +201,11 @@ def add_noise(drop_db: float, *, mode: str = "relative", seed: int = 0) -> Trans
     absolute: a stress test. The noise added has 10 ** (drop_db / 10) times the *whole* variance of the recording, as if
       it had been clean: an SNR of -6 dB for 6.
 
-    Per channel, over the windows known at the read; raw windows likewise. Signals are in the model's units
-    (standardised, logarithms for config.prepare.log_channels), and so is the noise.
+    Per channel, over the windows known at the prediction, on the model's scale (logarithms for log channels), on which
+    the noise is Gaussian; segments likewise, on the scale on which they are stored.
+
+    Args:
+      scales: a store's, of the channels.
 
     Raises:
       ValueError: another mode; a drop that is not positive.
@@ -177,40 +213,43 @@ def add_noise(drop_db: float, *, mode: str = "relative", seed: int = 0) -> Trans
     if mode not in ("relative", "absolute") or not drop_db > 0:
         raise ValueError(f"noise of {drop_db} dB, mode {mode!r}: it must be positive, relative or absolute")
 
-    def apply(patient, time_us):
-        known_M = patient.window_end_M <= time_us
+    def apply(record, time_us):
+        known_M = record.window_end_M <= time_us
         if not known_M.any():
-            return patient
-        noisy = patient.with_windows(worsen(patient.window_MxLxC, known_M, _recording_rng(patient, seed, 0)))
-        if patient.raw is not None:
-            known_R = known_M[patient.raw.window_R]
-            values = worsen(patient.raw.values_RxSxA, known_R, _recording_rng(patient, seed, 2))
-            noisy = dataclasses.replace(noisy, raw=patient.raw._replace(values_RxSxA=values))
-        return noisy
-
-    def worsen(signal_MxLxC, known_M, rng):
-        known = signal_MxLxC[known_M]
-        if mode == "relative":
-            variance_C = noise_variance(known) * (10 ** (drop_db / 10) - 1)
-        else:
-            seen = np.isfinite(known)
-            count_C = np.maximum(seen.sum((0, 1)), 1)
-            mean_C = np.where(seen, known, 0.0).sum((0, 1), dtype=np.float64) / count_C
-            variance_C = np.where(seen, (known - mean_C) ** 2, 0.0).sum((0, 1)) / count_C * 10 ** (drop_db / 10)
-        # windows are in time order, so a later window changes none of the earlier draws
-        noise = rng.standard_normal(known.shape, np.float32)
-        worse_MxLxC = signal_MxLxC.copy()
-        worse_MxLxC[known_M] += noise * np.sqrt(variance_C).astype(np.float32)
-        return worse_MxLxC
+            return record
+        window_MxLxC = record.window_MxLxC.copy()
+        worse = _worsen(scales.standardise(window_MxLxC[known_M]), drop_db, mode, _recording_rng(record, seed, 0))
+        window_MxLxC[known_M] = scales.restore(worse)
+        segments = {}
+        for k, (name, found) in enumerate(sorted(record.segments.items())):
+            known_R = found.end_us_R <= time_us
+            values = found.values_RxSxA.copy()
+            values[known_R] = _worsen(values[known_R], drop_db, mode, _recording_rng(record, seed, 2 + k))
+            segments[name] = found._replace(values_RxSxA=values)
+        return dataclasses.replace(record, window_MxLxC=window_MxLxC, segments=segments)
 
     return apply
 
 
+def _worsen(known_MxLxC, drop_db, mode, rng):
+    """The signal with noise, see add_noise; windows are in time order, so a later one changes no earlier draw."""
+    if mode == "relative":
+        variance_C = noise_variance(known_MxLxC) * (10 ** (drop_db / 10) - 1)
+    else:
+        seen = np.isfinite(known_MxLxC)
+        count_C = np.maximum(seen.sum((0, 1)), 1)
+        mean_C = np.where(seen, known_MxLxC, 0.0).sum((0, 1), dtype=np.float64) / count_C
+        square_C = np.where(seen, (known_MxLxC - mean_C) ** 2, 0.0).sum((0, 1))
+        variance_C = square_C / count_C * 10 ** (drop_db / 10)
+    noise = rng.standard_normal(known_MxLxC.shape, np.float32)
+    return known_MxLxC + noise * np.sqrt(variance_C).astype(np.float32)
+
+
 def missing_stretch(share: float, *, seed: int = 0) -> Transform:
-    """One contiguous stretch of the recorded steps before the read is not there, `share` of them, placed at random.
+    """One contiguous stretch of the recorded steps before the prediction is not there, `share` of them, at random.
 
     Steps are counted along the windows in time order, days without a recording left out. Windows that lose everything
-    are no tokens.
+    are gone.
 
     Raises:
       ValueError: a share outside (0, 1).
@@ -218,19 +257,19 @@ def missing_stretch(share: float, *, seed: int = 0) -> Transform:
     if not 0 < share < 1:
         raise ValueError(f"a missing share of {share}; it must lie between 0 and 1")
 
-    def apply(patient, time_us):
-        known_M = np.flatnonzero(patient.window_end_M <= time_us)
-        n_steps = patient.window_MxLxC.shape[1]
+    def apply(record, time_us):
+        known_M = np.flatnonzero(record.window_end_M <= time_us)
+        n_steps = record.window_MxLxC.shape[1]
         total = len(known_M) * n_steps
         length = round(share * total)
         if not length:
-            return patient
-        begin = int(_recording_rng(patient, seed, 1).random() * (total - length + 1))
+            return record
+        begin = int(_recording_rng(record, seed, 1).random() * (total - length + 1))
         step_ML = np.arange(total).reshape(len(known_M), n_steps)
         gone_ML = (step_ML >= begin) & (step_ML < begin + length)
-        window_MxLxC = patient.window_MxLxC.copy()
+        window_MxLxC = record.window_MxLxC.copy()
         window_MxLxC[known_M] = np.where(gone_ML[..., None], np.nan, window_MxLxC[known_M])
-        return _with_windows(patient, window_MxLxC, time_us)
+        return _with_windows(record, window_MxLxC, time_us)
 
     return apply
 
@@ -238,23 +277,31 @@ def missing_stretch(share: float, *, seed: int = 0) -> Transform:
 # ------------------------------------------------------------------------------------------------- the failure group
 
 
-def failure_flags(patients, index_N, time_us_N, *, min_encounters: int = 2, min_wear_days: int = 14) -> pl.DataFrame:
-    """Whom the paper's failure cases cover at each read: sparse EHR, short wear, both (sections 4.5 and 4.7).
+def failure_flags(
+    store: RecordStore | Sequence[Record],
+    index_N: Sequence[int],
+    time_us_N: Sequence[int],
+    *,
+    min_encounters: int = 2,
+    min_wear_days: int = 14,
+) -> pl.DataFrame:
+    """Whom the paper's failure cases cover at each prediction: sparse EHR, short wear, both (sections 4.5 and 4.7).
 
     Args:
-      patients: pipeline.Patients of both modalities. index_N, time_us_N: reads, as in `pipeline.inference_batches`.
-      min_encounters: an EHR with fewer days with an event in the year before the read is sparse ("fewer than two clinic
-        encounters in the prior year"; a day with events stands for an encounter).
-      min_wear_days: fewer days with a window before the read are short wear ("less than 14 days of wearable data").
+      store: records with both modalities. index_N, time_us_N: which record, and when.
+      min_encounters: an EHR with fewer days with an event in the year before the prediction is sparse ("fewer than two
+        clinic encounters in the prior year"; a day with events stands for an encounter).
+      min_wear_days: fewer days with a window before the prediction are short wear ("less than 14 days of wearable
+        data").
 
     Returns:
-      One row per read: encounters, wear_days, sparse_ehr, short_wear, failure_group.
+      One row per prediction: encounters, wear_days, sparse_ehr, short_wear, failure_group.
     """
     rows = []
     for i, time_us in zip(index_N, time_us_N, strict=True):
-        patient = patients[int(i)]
-        event_N = patient.event_time_K[_in_period(patient.event_time_K, time_us, 365.0, 0.0)]
-        window_N = patient.window_end_M[patient.window_end_M <= time_us]
+        record = store[int(i)]
+        event_N = record.time_K[_in_period(record.time_K, time_us, 365.0, 0.0)]
+        window_N = record.window_end_M[record.window_end_M <= time_us]
         # what is known at midnight belongs to the day that ends then
         rows.append([len(np.unique((known_N - 1) // DAY_US)) for known_N in (event_N, window_N)])
     table = pl.DataFrame(rows, {"encounters": pl.Int64, "wear_days": pl.Int64}, orient="row")

@@ -18,7 +18,6 @@ from ehrwear_jax.evals import classification, inference, protocol, subgroups
 from ehrwear_jax.evals.estimates import estimate
 from ehrwear_jax.evals.protocol import TaskSpec, number
 from ehrwear_jax.evals.weighting import Statistic, evaluate
-from ehrwear_jax.models.joint import examples
 from ehrwear_jax.stages import prepare
 
 SEXES = {"F": "female", "FEMALE": "female", "M": "male", "MALE": "male"}
@@ -33,17 +32,16 @@ def attributes(config: Any, workdir: Path, keys: pl.DataFrame) -> pl.DataFrame:
     (`data.perturbations.failure_flags`), ehr_years (record before the prediction time).
     """
     fold = config_lib.folds(config)[0][0]
-    subjects = pl.read_parquet(workdir / "prepare" / fold / "subjects.parquet")
+    subjects = pl.read_parquet(prepare.fit_dir(workdir, fold) / "subjects.parquet")
     out = keys.select(KEYS).join(subjects.select("subject_id", "birth_time"), on="subject_id", how="left")
     days = (pl.col("prediction_time") - pl.col("birth_time")).dt.total_days()
     out = out.with_columns(age_years=days / YEAR_DAYS).drop("birth_time")
     out = out.join(_sex(config, workdir), on="subject_id", how="left")
     out = _with_device(config, workdir, out)
-    context = config_lib.context_config(config, next(iter(config.rows)))
-    both = examples.Patients(workdir / "prepare" / fold, _both(context), None)
-    position = dict(zip(both.index["subject_id"].to_list(), range(len(both)), strict=True))
+    records = prepare.open_store(workdir, fold)
+    position = dict(zip(records.index["subject_id"].to_list(), range(len(records)), strict=True))
     times = out["prediction_time"].to_physical().to_numpy()
-    flags = perturbations.failure_flags(both, [position[s] for s in out["subject_id"].to_list()], times)
+    flags = perturbations.failure_flags(records, [position[s] for s in out["subject_id"].to_list()], times)
     events = _events(workdir).filter(pl.col("time").is_not_null() & ~pl.col("code").str.starts_with("MEDS_BIRTH"))
     first = events.group_by("subject_id").agg(pl.col("time").min().alias("first")).collect()
     out = pl.concat([out, flags.select("encounters", "wear_days")], how="horizontal")
@@ -51,12 +49,8 @@ def attributes(config: Any, workdir: Path, keys: pl.DataFrame) -> pl.DataFrame:
     return out.join(first, on="subject_id", how="left").with_columns(ehr_years=years).drop("first")
 
 
-def _both(context):
-    return type(context)(**vars(context) | {"modalities": ("ehr", "wear")})
-
-
 def _events(workdir):
-    return pl.scan_parquet(sorted((workdir / "prepare" / "tables" / "events").glob("*.parquet")))
+    return pl.scan_parquet(sorted((prepare.tables_dir(workdir) / "events").glob("*.parquet")))
 
 
 def _sex(config, workdir):

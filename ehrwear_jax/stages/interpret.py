@@ -82,20 +82,21 @@ def _plain(value):
 # ------------------------------------------------------------------------------------------------------- robustness
 
 
-def configured_perturbations(options: Any, seed: int, channels: Sequence[str]) -> dict[str, tuple[set[str], Callable]]:
+def configured_perturbations(options: Any, seed: int, scales: Scales) -> dict[str, tuple[set[str], Callable]]:
     """{perturbation: (modalities that it changes, transform)}.
 
     Args:
       options: config.interpret.
+      scales: of the channels.
     """
     both = {"ehr", "wear"}
     out = {f"last {days:g} days": (both, perturbations.truncate(days)) for days in options.histories_days}
-    if channels:
+    if len(scales.mean_C):
         drop, share = options.noise_db, options.missing_share
         out["no wearable"] = ({"wear"}, perturbations.drop_wear())
         out["no EHR"] = ({"ehr"}, perturbations.drop_ehr())
-        out[f"SNR {drop:g} dB lower"] = ({"wear"}, perturbations.add_noise(drop, seed=seed))
-        out[f"SNR of {-drop:g} dB"] = ({"wear"}, perturbations.add_noise(drop, mode="absolute", seed=seed))
+        out[f"SNR {drop:g} dB lower"] = ({"wear"}, perturbations.add_noise(drop, scales, seed=seed))
+        out[f"SNR of {-drop:g} dB"] = ({"wear"}, perturbations.add_noise(drop, scales, mode="absolute", seed=seed))
         out[f"{share:.0%} of the signal missing"] = ({"wear"}, perturbations.missing_stretch(share, seed=seed))
     return out
 
@@ -104,17 +105,16 @@ def _robustness(loaded, folder):
     """Probes fitted on clean records, applied to perturbed records at the held-out prediction times."""
     if loaded.task is None:
         return []
-    held, options = loaded.held, loaded.config.interpret
-    joint = loaded.models[loaded.joint].patients
-    position = dict(zip(joint.index["subject_id"].to_list(), range(len(joint)), strict=True))
+    held, options, records = loaded.held, loaded.config.interpret, loaded.store
+    position = dict(zip(records.index["subject_id"].to_list(), range(len(records)), strict=True))
     flags = perturbations.failure_flags(
-        joint, [position[s] for s in held["subject_id"].to_list()], held["prediction_time"].to_physical().to_numpy()
+        records, [position[s] for s in held["subject_id"].to_list()], held["prediction_time"].to_physical().to_numpy()
     )
     pl.concat([held.select("subject_id", "prediction_time"), flags], how="horizontal").write_parquet(
         folder / "flags.parquet"
     )
     predictions = {m: {CLEAN: p.predict_proba(loaded.held_latents(m))} for m, p in loaded.probes.items()}
-    for name, (changes, transform) in configured_perturbations(options, loaded.config.seed, loaded.channels).items():
+    for name, (changes, transform) in configured_perturbations(options, loaded.config.seed, loaded.store.scales).items():
         for model, probe in loaded.probes.items():
             if changes & loaded.modalities(model):
                 predictions[model][name] = probe.predict_proba(loaded.held_latents(model, name, transform))
@@ -238,7 +238,7 @@ def _retrieval(loaded, folder):
     both = both.group_by("subject_id").agg(pl.col("row").last()).sort("subject_id")
     out = []
     if both.height > 1:
-        given = configured_perturbations(loaded.config.interpret, loaded.config.seed, loaded.channels)
+        given = configured_perturbations(loaded.config.interpret, loaded.config.seed, loaded.store.scales)
         z = [loaded.held_latents(model, n, given[n][1])[both["row"].to_numpy()] for n in ("no wearable", "no EHR")]
         # each about its own mean: the shift that all latents without a modality share is no similarity
         whiten = geometry.fit_whitening(loaded.train_latents(model))

@@ -60,18 +60,21 @@ def mechanisms_of(run: LoadedRun, folder: Path) -> dict[str, Any]:
     }
 
 
-def _people(run, model, *splits):
-    """(subject_id, Patient) of some splits, at most config.interpret.mechanism_people of them."""
-    patients = run.models[model].patients
-    position = dict(zip(patients.index["subject_id"].to_list(), range(len(patients)), strict=True))
+def _people(run, *splits):
+    """(subject_id, position in the store) of people of some splits, at most config.interpret.mechanism_people."""
+    position = dict(zip(run.store.index["subject_id"].to_list(), range(len(run.store)), strict=True))
     wanted = run.subjects.filter(pl.col("split").is_in(splits))["subject_id"].sort().to_list()
     for subject in [s for s in wanted if s in position][: run.config.interpret.mechanism_people]:
-        yield subject, patients[position[subject]]
+        yield subject, position[subject]
 
 
-def _first_time(patient, matches, not_before=-np.inf):
+def _matcher(study, prefixes):
+    return perturbations.code_matcher(study.store.codes, prefixes)
+
+
+def _first_time(record, matches, not_before=-np.inf):
     """When a code first occurs from a time on, None if it does not."""
-    times = patient.event_time_K[matches(patient.event_token_K)]
+    times = record.time_K[matches(record.code_K)]
     times = times[times >= not_before]
     return int(times.min()) if len(times) else None
 
@@ -87,12 +90,11 @@ def _summary(displacement_NxK, offset_days, groups, run):
 
 def _jump(run, model, whiten):
     """z around the first event that has 122 days of record before it, and around a time 120 days earlier."""
-    matches = perturbations.code_matcher(run.models[model].patients.vocabulary, run.config.interpret.event_prefixes)
+    loaded, matches = run.models[model], _matcher(run, run.config.interpret.event_prefixes)
     people, onsets = [], []
-    for subject, patient in _people(run, model, "held_out"):
-        if not len(patient.time_N):
-            continue
-        onset = _first_time(patient, matches, patient.time_N[0] + (PSEUDO_EVENT_DAYS + 2.0) * DAY_US)
+    for subject, i in _people(run, "held_out"):
+        record = loaded.record(i)
+        onset = _first_time(record, matches, record.first_us + (PSEUDO_EVENT_DAYS + 2.0) * DAY_US)
         if onset is not None:
             people.append(subject)
             onsets.append(onset)
@@ -112,9 +114,9 @@ def _drift(run, model, whiten):
     options, channels = run.config.interpret, run.channels
     if options.raised_channel not in channels:
         return None
-    channel, people, onsets = channels.index(options.raised_channel), [], []
-    for subject, patient in _people(run, model, "held_out"):
-        ends = patient.window_end_M
+    people, onsets = [], []
+    for subject, i in _people(run, "held_out"):
+        ends = run.store[i].window_end_M
         if len(ends) and ends[-1] - ends[0] > DRIFT_DAYS[-1] * DAY_US:
             people.append(subject)
             onsets.append(int(ends[-1] - DRIFT_DAYS[-1] * DAY_US))
@@ -123,7 +125,7 @@ def _drift(run, model, whiten):
     moved = []
     for days in DRIFT_DAYS:
         times = prediction_times(people, np.array(onsets) + int(days * DAY_US))
-        raised = perturbations.add_to_channel(channel, options.raised_sd, days)
+        raised = perturbations.add_to_channel(options.raised_channel, options.raised_sd, days, scales=run.store.scales)
         z = [whiten(run.embed(model, times, change)) for change in (None, raised)]
         moved.append(np.linalg.norm(z[1] - z[0], axis=1))
     found = _summary(np.stack(moved, axis=1), DRIFT_DAYS, people, run)
@@ -132,12 +134,13 @@ def _drift(run, model, whiten):
 
 def _precursors(run, model):
     """Times just before events of held-out and tuning people, with a window 30 to 7 days earlier in the context."""
-    patients, probe = run.models[model].patients, run.probes[model]
-    matches = perturbations.code_matcher(patients.vocabulary, run.config.interpret.event_prefixes)
+    loaded, probe = run.models[model], run.probes[model]
+    matches = _matcher(run, run.config.interpret.event_prefixes)
     people, ends, control = [], [], []
-    for subject, patient in _people(run, model, "held_out", "tuning"):
-        for event in np.unique(patient.event_time_K[matches(patient.event_token_K)]):
-            before_M = (event - _context_windows(patients, patient, event - 1)) / DAY_US
+    for subject, i in _people(run, "held_out", "tuning"):
+        record = loaded.record(i)
+        for event in np.unique(record.time_K[matches(record.code_K)]):
+            before_M = (event - _context_windows(loaded, i, event - 1)) / DAY_US
             seen = [((before_M < b) & (before_M >= e)).any() for b, e in (PRECURSOR_DAYS, CONTROL_DAYS)]
             if seen[0]:
                 people.append(subject)
@@ -150,7 +153,7 @@ def _precursors(run, model):
     changes = {}
     for label, period in (("30 to 7 days", PRECURSOR_DAYS), ("53 to 30 days (control)", CONTROL_DAYS)):
         for name in names:
-            changes[f"{name}, {label}"] = perturbations.occlude_channels([run.channels.index(name)], *period)
+            changes[f"{name}, {label}"] = perturbations.occlude_channels([name], *period)
     effects = attribution.effects(lambda change: probe.logit(run.embed(model, times, change)), changes)
     out = {}
     for name in names:
@@ -175,13 +178,14 @@ def _drug_start(run):
     if not names:
         return None
     channel = run.channels.index(names[0])
-    matches = perturbations.code_matcher(run.models[model].patients.vocabulary, options.drug_prefixes)
+    loaded, matches = run.models[model], _matcher(run, options.drug_prefixes)
     series, onsets, people = [], [], []
-    for subject, patient in _people(run, model, "train", "tuning", "held_out"):
-        onset = _first_time(patient, matches)
-        offset_M = (patient.window_end_M - (onset or 0)) / DAY_US
+    for subject, i in _people(run, "train", "tuning", "held_out"):
+        record = loaded.record(i)
+        onset = _first_time(record, matches)
+        offset_M = (record.window_end_M - (onset or 0)) / DAY_US
         if onset is not None and (offset_M < 0).any() and (offset_M >= 0).any():
-            signal_MxL = patient.window_MxLxC[..., channel]
+            signal_MxL = patients[i].signal(0, len(offset_M))[..., channel]
             seen_MxL = np.isfinite(signal_MxL)
             mean_M = np.where(seen_MxL, signal_MxL, 0).sum(1) / np.maximum(seen_MxL.sum(1), 1)
             series.append((offset_M, np.where(seen_MxL.any(1), mean_M, np.nan)))
@@ -205,12 +209,12 @@ def people(run: LoadedRun, folder: Path) -> list[dict[str, Any]]:
     if not (simulated or options.individuals) or run.task is None or not options.people:
         logging.info("  people: drawn for simulated cohorts, or with config.interpret.individuals")
         return []
-    probe, loaded = run.probes[model], run.models[model]
+    probe = run.probes[model]
     risk_N = probe.predict_proba(run.held_latents(model))
     chosen = run.held.with_columns(risk=risk_N).join(
-        loaded.patients.index.select("subject_id", "n_windows", "n_events"), on="subject_id", how="left"
+        run.store.index.select("subject_id", "n_windows", "known_events"), on="subject_id", how="left"
     )
-    shown = [pl.col(c) > 0 for m, c in (("ehr", "n_events"), ("wear", "n_windows")) if m in run.modalities(model)]
+    shown = [pl.col(c) > 0 for m, c in (("ehr", "known_events"), ("wear", "n_windows")) if m in run.modalities(model)]
     chosen = chosen.filter(*shown).sort("risk", descending=True).unique("subject_id", keep="first", maintain_order=True)
     chosen = chosen.head(options.people)
     if not chosen.height:
@@ -238,21 +242,22 @@ def perturbations_by_kind(patients: examples.Patients, options: Any) -> dict[str
     Args:
       options: config.interpret.
     """
+    store = patients.store
     codes = sorted({c.split("//")[0] for c in patients.vocabulary.tokens["code"].to_list()[3:]})
     channels = patients.channels if "wear" in patients.config.modalities else ()
     if "ehr" not in patients.config.modalities:
         codes = []
 
     def without(*prefixes):
-        return perturbations.drop_codes(perturbations.code_matcher(patients.vocabulary, prefixes))
+        return perturbations.drop_codes(perturbations.code_matcher(store.codes, prefixes))
 
     counterfactuals = {f"without {p.rstrip('/')}": without(p) for p in options.drug_prefixes} if codes else {}
     if options.raised_channel in channels:
-        raised = perturbations.add_to_channel(channels.index(options.raised_channel), options.raised_sd)
+        raised = perturbations.add_to_channel(options.raised_channel, options.raised_sd, scales=store.scales)
         counterfactuals[f"{options.raised_channel} raised by {options.raised_sd:g} SD"] = raised
     return {
         "groups": {c: without(c) for c in codes},
-        "channels": {c: perturbations.occlude_channels([k], np.inf, -np.inf) for k, c in enumerate(channels)},
+        "channels": {c: perturbations.occlude_channels([c], np.inf, -np.inf) for c in channels},
         "histories": {f"last {d:g} days": perturbations.truncate(d) for d in options.histories_days},
         "counterfactuals": counterfactuals,
     }

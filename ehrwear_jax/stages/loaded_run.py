@@ -48,7 +48,7 @@ class LoadedRun:
         self.fold = config_lib.folds(config)[0][0]
         self.task = self._task()
         self._changed = {}
-        subjects = pl.read_parquet(self.workdir / "prepare" / self.fold / "subjects.parquet")
+        subjects = pl.read_parquet(prepare.fit_dir(workdir, self.fold) / "subjects.parquet")
         self.subjects = subjects.select("subject_id", "split", "group_id")
         self.keys = self._embedded(next(iter(config.rows))).select(KEYS)
 
@@ -62,6 +62,11 @@ class LoadedRun:
 
     def _embedded(self, name: str) -> pl.DataFrame:
         return pl.read_parquet(self.workdir / "embed" / self.fold / f"{name}.parquet")
+
+    @functools.cached_property
+    def store(self):
+        """RecordStore of everybody."""
+        return prepare.open_store(self.workdir, self.fold)
 
     @functools.cached_property
     def models(self) -> dict[str, LoadedModel]:

@@ -5,31 +5,29 @@ import json
 import numpy as np
 import pytest
 
-from ehrwear_jax.benchmarks import data_examples as bench_pipeline
-from ehrwear_jax.models.joint import examples as pipeline
+from ehrwear_jax.benchmarks import data_examples
+from ehrwear_jax.models.joint import examples
 from ehrwear_jax.models.joint.context import ContextConfig
 
 
-@pytest.mark.parametrize("kind", bench_pipeline.COHORTS)
+@pytest.mark.parametrize("kind", data_examples.COHORTS)
 def test_a_run_counts_what_its_batches_hold(tmp_path, kind):
     folder = tmp_path / kind
-    bench_pipeline.write_cohort(folder, kind, 12)
-    people = pipeline.Patients(folder, ContextConfig(**bench_pipeline.CONTEXT), "train")
+    data_examples.write_cohort(folder, kind, 12)
+    people = examples.Patients(data_examples.open_store(folder), ContextConfig(**data_examples.CONTEXT))
     assert len(people) == 12 and people.steps == 360 and len(people.channels) == 3
     for i in range(12):
         p = people[i]
         assert len(p.event_time_K) == people.n_events[i] and len(p.window_end_M) == people.n_windows[i]
         assert np.all(np.diff(p.time_N) >= 0) and np.isnan(p.window_MxLxC).any() == bool(len(p.window_end_M))
-    got = bench_pipeline.run(folder, kind, 1, batch_size=2, patient_days=1.0)
+    got = data_examples.run(folder, kind, 1, batch_size=2, patient_days=1.0)
     assert all(np.isfinite(v) and v > 0 for v in got.values())
     np.testing.assert_allclose(got["windows_per_second"] / got["tokens_per_second"], got["window_share"], rtol=1e-9)
     assert got["window_share"] <= 0.1 and got["filled"] > 0.9 if kind == "ehr" else got["window_share"] > 0.5
 
 
 def test_a_run_apart_prints_its_numbers(tmp_path, capsys):
-    bench_pipeline.write_cohort(tmp_path / "ehr", "ehr", 6)
-    bench_pipeline.main(
-        ["--run", json.dumps([str(tmp_path / "ehr"), "ehr", 1, {"tokens": 256, "context_tokens": 256}])]
-    )
+    data_examples.write_cohort(tmp_path / "ehr", "ehr", 6)
+    data_examples.main(["--run", json.dumps([str(tmp_path / "ehr"), "ehr", 1, {"tokens": 256, "context_tokens": 256}])])
     got = json.loads(capsys.readouterr().out)
     assert 0.9 < got["filled"] <= 1.0 and got["peak_mib"] > 50

@@ -6,8 +6,10 @@ import numpy as np
 import polars as pl
 
 from ehrwear_jax.config.data import PrepareConfig
+from ehrwear_jax.data import store
 from ehrwear_jax.data.formats import meds, wearable
-from ehrwear_jax.data.prepare import dataset as prepare
+from ehrwear_jax.data.prepare import dataset
+from ehrwear_jax.models.joint import examples
 
 CHANNELS = ("heart_rate", "activity")
 
@@ -124,9 +126,29 @@ def write_labels(folder, n_subjects=30, seed=0):
 
 
 def prepare_cohort(root, pool=None, **options):
-    """Tables and records of a written cohort, below root/tables and root/all, on a cluster.Pool; returns root."""
+    """Tables, records and a fit of a written cohort: root/tables, root/records, root/fit/all; returns root.
+
+    pool: workers.Pool.
+    """
     defaults = {"channels": CHANNELS, "log_channels": ("activity",), "min_subjects": 2, "min_values": 10}
-    config = PrepareConfig(**defaults | {"value_bins": 4, "step_minutes": 30} | options)
-    prepare.prepare_tables(root / "meds", root / "wearable", root / "tables", config, pool=pool)
-    prepare.prepare_split(root / "tables", meds.read_codes(root / "meds"), root / "all", config, pool=pool)
-    return root
+    return prepare(root, PrepareConfig(**defaults | {"value_bins": 4, "step_minutes": 30} | options), pool=pool)
+
+
+def prepare(root, config, out=None, codes=True, pool=None):
+    """All of prepare on root/meds and root/wearable (where that is), below out (else root), which is returned."""
+    out = root if out is None else out
+    worn, described = root / "wearable", meds.read_codes(root / "meds") if codes else None
+    dataset.prepare_tables(root / "meds", worn if worn.exists() else None, out / "tables", config, pool=pool)
+    dataset.prepare_records(out / "tables", described, out / "records", config, pool=pool)
+    dataset.fit_split(out / "tables", out / "records", out / "fit" / "all", config, pool=pool)
+    return out
+
+
+def open_store(root, split=None, **options):
+    """The records that `prepare` wrote below root."""
+    return store.RecordStore(root / "records", root / "fit" / "all", split, **options)
+
+
+def open_patients(root, config, split=None, **options):
+    """They as the joint model is given them."""
+    return examples.Patients(open_store(root, split), config, **options)

@@ -21,6 +21,7 @@ from ehrwear_jax import stages
 from ehrwear_jax.models.joint import examples as pipeline
 from ehrwear_jax.models.joint import losses
 from ehrwear_jax.models.joint.batch import PAD
+from ehrwear_jax.stages import prepare
 from ehrwear_jax.training import schedules, train
 
 
@@ -131,7 +132,7 @@ def main(config_file, workdir, n_subjects=None, steps=None, variant="contrast", 
     }
     options = dataclasses.replace(options, weights=ramps)
     context = config_lib.context_config(config, "joint")
-    people, tuning = (pipeline.Patients(workdir / "prepare" / "all", context, s) for s in ("train", "tuning"))
+    people, tuning = (pipeline.Patients(prepare.open_store(workdir, "all", s), context) for s in ("train", "tuning"))
     models = models or ("model", "detached")
     for name in models:
         folder, detached = workdir / name, name == "detached"

@@ -5,7 +5,8 @@ import polars as pl
 
 from ehrwear_jax.data.formats import wearable
 
-PPG = {"raw_channels": ("ppg",), "raw_per_window": 2}
+PPG = {"segments": {"ppg": {"channels": ("ppg",), "per_window": 2}}}
+RAW = {"raw_segments": "ppg"}  # of a context, beside raw_windows
 CONTEXT = {"tokens": 64, "windows": 32, "context_tokens": 40, "queries": 8, "events": 8, "patch_steps": 3,
            "future_windows": 2, "future_codes": 6}  # fmt: skip
 

@@ -7,6 +7,7 @@ import sys
 from datetime import datetime
 from pathlib import Path
 
+import cohort
 import jax
 import numpy as np
 import polars as pl
@@ -23,17 +24,16 @@ if n_processes > 1:
     jax.distributed.initialize(f"localhost:{port}", n_processes, process_id)
 
 from ehrwear_jax import config as config_lib  # noqa: E402 (after the devices are chosen)
-from ehrwear_jax.models.joint import examples as pipeline  # noqa: E402
 from ehrwear_jax.training import embedding, train  # noqa: E402
 
 assert len(jax.devices()) == 2 and jax.process_count() == n_processes
-config = small_run.small_config(folder.parent)
+config = small_run.small_config(folder)
 context, options = config_lib.context_config(config, "joint"), config_lib.model_options(config)
-people, tuning = (pipeline.Patients(folder, context, split) for split in ("train", "tuning"))
+people, tuning = (cohort.open_patients(folder, context, split) for split in ("train", "tuning"))
 params, step = train.pretrain(out / "joint", people, tuning, options, config_lib.train_config(config))
 assert step == config.train.steps
 
-everyone = pipeline.Patients(folder, context)
+everyone = cohort.open_patients(folder, context)
 index = pl.DataFrame(
     {"subject_id": everyone.index["subject_id"], "prediction_time": datetime(2016, 3, 1)}
 ).with_columns(pl.col("prediction_time").cast(pl.Datetime("us")))

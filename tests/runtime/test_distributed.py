@@ -6,13 +6,12 @@ import socket
 import subprocess
 import sys
 
+import cohort
 import numpy as np
 import pytest
 import small_run
 from repo import REPO
 
-from ehrwear_jax.data.formats import meds
-from ehrwear_jax.data.prepare import dataset as prepare
 from ehrwear_jax.runtime import distributed
 from ehrwear_jax.training.throughput import TIMINGS
 
@@ -102,11 +101,9 @@ def run(folder, out, n_processes):
 def test_two_processes_give_what_one_gives(tmp_path):
     small_run.write_inputs(tmp_path)
     options = small_run.config_lib.prepare_config(small_run.small_config(tmp_path))
-    raw = tmp_path / "raw"
-    prepare.prepare_tables(raw / "meds", raw / "wearable", tmp_path / "tables", options)
-    prepare.prepare_split(tmp_path / "tables", meds.read_codes(raw / "meds"), tmp_path / "all", options)
-    one, (z,) = run(tmp_path / "all", tmp_path / "one", 1)
-    two, z_of = run(tmp_path / "all", tmp_path / "two", 2)
+    cohort.prepare(tmp_path / "raw", options, tmp_path)
+    one, (z,) = run(tmp_path, tmp_path / "one", 1)
+    two, z_of = run(tmp_path, tmp_path / "two", 2)
     assert len(one) == len(two) == 6 + 2, "one line per step and validation, however many processes"
     assert len({x["loss/total"] for x in one if "loss/total" in x}) == 6
     for a, b in zip(one, two, strict=True):

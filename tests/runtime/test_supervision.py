@@ -7,6 +7,7 @@ import shutil
 import signal
 import time
 
+import cohort
 import jax
 import numpy as np
 import pytest
@@ -14,8 +15,6 @@ import small_run
 import toy_training
 
 from ehrwear_jax import config as config_lib
-from ehrwear_jax.data.formats import meds
-from ehrwear_jax.data.prepare import dataset as prepare
 from ehrwear_jax.models.joint import examples as pipeline
 from ehrwear_jax.runtime import (
     checkpoint,
@@ -36,10 +35,7 @@ STEPS = 12
 def root(tmp_path_factory):
     root = tmp_path_factory.mktemp("cohort")
     small_run.write_inputs(root)
-    raw, options = root / "raw", config_lib.prepare_config(small_run.small_config(root))
-    prepare.prepare_tables(raw / "meds", raw / "wearable", root / "tables", options)
-    prepare.prepare_split(root / "tables", meds.read_codes(raw / "meds"), root / "all", options)
-    return root
+    return cohort.prepare(root / "raw", config_lib.prepare_config(small_run.small_config(root)), root)
 
 
 @pytest.fixture
@@ -50,8 +46,8 @@ def pretrain(root, monkeypatch):
     context, model = config_lib.context_config(config, "joint"), config_lib.model_options(config)
     batches, real = pipeline.train_batches, {}
 
-    def run(folder, happen=None, data=root / "all", **options):
-        people = [pipeline.Patients(data, context, split) for split in ("train", "tuning")]
+    def run(folder, happen=None, data=root, **options):
+        people = [cohort.open_patients(data, context, split) for split in ("train", "tuning")]
         steps = {"steps": STEPS, "log_every": 1, "validate_every": 6, "checkpoint_every": 5, "warmup_steps": 2}
         settings = config_lib.train_config(config)
         settings = train.dataclasses.replace(settings, **steps | options)
@@ -65,7 +61,7 @@ def pretrain(root, monkeypatch):
         monkeypatch.setattr(pipeline, "train_batches", watched)
         return train.pretrain(folder, *people, model, settings)
 
-    real["rows"] = lambda: pipeline.TrainRows(pipeline.Patients(root / "all", context, "train"), config.seed)
+    real["rows"] = lambda: pipeline.TrainRows(cohort.open_patients(root, context, "train"), config.seed)
     run.rows, run.batch_size = real["rows"], config.train.batch_size
     return run
 
@@ -177,9 +173,10 @@ def test_another_config_or_data_set_is_refused_with_what_differs(pretrain, root,
     with pytest.raises(exit_codes.Changed, match="config.train.peak_learning_rate: 0.003 -> 0.004. Give it back"):
         pretrain(tmp_path / "run", peak_learning_rate=0.004)
     pretrain(tmp_path / "run", stop_after=6, checkpoint_every=3, log_every=2, keep=3)  # not what the result depends on
-    shutil.copytree(root / "all", tmp_path / "data")
+    for name in ("records", "fit"):
+        shutil.copytree(root / name, tmp_path / "data" / name)
     pretrain(tmp_path / "run", data=tmp_path / "data", stop_after=7)  # the same data elsewhere
-    shard = min((tmp_path / "data" / "records").iterdir())
+    shard = min((tmp_path / "data" / "records").glob("*.array_record"))
     data = bytearray(shard.read_bytes())
     data[-1] ^= 1
     shard.write_bytes(bytes(data))

@@ -24,7 +24,7 @@ def write_embeddings(config, workdir, width=4):
     index = prepare.prediction_index(config, workdir)
     rng = np.random.default_rng(0)
     for fold, _ in config_lib.folds(config):
-        subjects = pl.read_parquet(workdir / "prepare" / fold / "subjects.parquet")
+        subjects = pl.read_parquet(prepare.fit_dir(workdir, fold) / "subjects.parquet")
         keys = index.join(subjects.select("subject_id", "split"), on="subject_id").sort("subject_id", "prediction_time")
         (workdir / "embed" / fold).mkdir(parents=True)
         for model in config.rows:
@@ -157,7 +157,7 @@ def test_the_oracle_is_a_model_of_simulated_data_only(folded, tmp_path):
     evaluate.run(config, tmp_path)
     records = json.loads((tmp_path / "evaluate" / "results.json").read_text())
     labels = prepare.label_table(config, tmp_path, "hospitalization_365d")
-    held = pl.read_parquet(tmp_path / "prepare" / "all" / "subjects.parquet").filter(pl.col("split") == "held_out")
+    held = pl.read_parquet(prepare.fit_dir(tmp_path, "all") / "subjects.parquet").filter(pl.col("split") == "held_out")
     labels = labels.join(held, on="subject_id", how="semi").sort("subject_id", "prediction_time")
     risk = simulate.oracle_risk(
         prepare.raw_root(config, tmp_path) / "truth", labels.select("subject_id", "prediction_time"), 365

@@ -23,7 +23,7 @@ TASKS = ("readmission", "relapse", "sleep")
 def write_embeddings(config, workdir, labels):
     """Embeddings that hold the labels under noise."""
     index = prepare.prediction_index(config, workdir)
-    subjects = pl.read_parquet(workdir / "prepare" / "all" / "subjects.parquet").select("subject_id", "split")
+    subjects = pl.read_parquet(prepare.fit_dir(workdir, "all") / "subjects.parquet").select("subject_id", "split")
     keys = index.join(subjects, on="subject_id").sort("subject_id", "prediction_time")
     told = keys
     for task, column in (("readmission", "boolean_value"), ("relapse", "time_to_event_days"), ("sleep", "float_value")):
@@ -67,7 +67,7 @@ def predictions(workdir, task, model, kind="predictions"):
 
 
 def train_labels(config, workdir, task):
-    subjects = pl.read_parquet(workdir / "prepare" / "all" / "subjects.parquet").filter(pl.col("split") == "train")
+    subjects = pl.read_parquet(prepare.fit_dir(workdir, "all") / "subjects.parquet").filter(pl.col("split") == "train")
     return prepare.label_table(config, workdir, task).join(subjects, on="subject_id", how="semi")
 
 
@@ -143,7 +143,7 @@ def test_subgroups_are_those_of_the_people(done):
     config, workdir, _, details = done
     known = pl.read_parquet(workdir / "evaluate" / "attributes.parquet")
     held = predictions(workdir, "readmission", "joint").join(known, on=evaluate_subgroups.KEYS)
-    births = pl.read_parquet(workdir / "prepare" / "all" / "subjects.parquet").select("subject_id", "birth_time")
+    births = pl.read_parquet(prepare.fit_dir(workdir, "all") / "subjects.parquet").select("subject_id", "birth_time")
     age = held.join(births, on="subject_id", maintain_order="left")
     days = (age["prediction_time"] - age["birth_time"]).dt.total_days().to_numpy()
     np.testing.assert_allclose(age["age_years"].fill_null(-1), np.where(np.isfinite(days), days / 365.25, -1))

@@ -101,11 +101,11 @@ def test_a_half_done_stage_resumes_to_the_same_bytes(root, tmp_path):
     whole = tree(folder)
     kept = min((folder / "tables" / "events").glob("*.parquet"))
     kept_time = kept.stat().st_mtime_ns
-    for path in ("counts.json", "all/index.parquet"):
+    for path in ("counts.json", "records/index.parquet", "fit/all/code_statistics.parquet"):
         (folder / path).unlink()
-    for record in sorted((folder / "all" / "records").glob("*"))[2:]:
+    for record in sorted((folder / "records").glob("*.array_record"))[2:]:
         record.unlink()
-    (folder / "all" / "records" / "00003.array_record.partial").write_text("half a file")
+    (folder / "records" / "00003.array_record.partial").write_text("half a file")
     window = max((folder / "tables" / "windows").glob("*.json"))
     window.unlink()
     run(config, tmp_path)
@@ -117,7 +117,7 @@ def test_each_fold_is_held_out_once_and_its_people_are_in_no_other_split(root, t
     config.data.n_folds = 2
     run(config, tmp_path)
     for name, fold in (("fold0", 0), ("fold1", 1)):
-        subjects = pl.read_parquet(tmp_path / "prepare" / name / "subjects.parquet")
+        subjects = pl.read_parquet(prepare.fit_dir(tmp_path, name) / "subjects.parquet")
         assert subjects.height == small_run.N_SUBJECTS and not subjects["subject_id"].is_duplicated().any()
         of = {s: set(subjects.filter(pl.col("split") == s)["subject_id"]) for s in ("train", "tuning", "held_out")}
         assert of["held_out"] == set(FOLDS.filter(pl.col("fold") == fold)["subject_id"])

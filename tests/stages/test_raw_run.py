@@ -1,4 +1,4 @@
-"""Raw windows from the recordings through the stages: the encoder of raw windows learns, and embeddings are made."""
+"""Segments from the recordings through the stages: the encoder of raw windows learns, and embeddings are made."""
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +25,8 @@ def ran(tmp_path_factory):
     write_inputs(root)
     with_waves(root / "raw")
     config = one_row(small_config(root), "joint")
-    config.prepare.raw_channels, config.context.raw_windows, config.model.raw_width = ("ppg",), 16, 8
+    config.prepare.segments = {"ppg": {"channels": ("ppg",)}}
+    config.context.raw_segments, config.context.raw_windows, config.model.raw_width = "ppg", 16, 8
     config.embed.trajectories = 0
     config_lib.check(config)
     prepare_stage.run(config, root / "work")

@@ -60,7 +60,7 @@ def unfinish(workdir, stage):
 
 
 def splits(workdir):
-    subjects = pl.read_parquet(workdir / "prepare" / "all" / "subjects.parquet")
+    subjects = pl.read_parquet(workdir / "prepare" / "fit" / "all" / "subjects.parquet")
     return {k[0]: set(v["subject_id"]) for k, v in subjects.partition_by("split", as_dict=True).items()}
 
 
@@ -127,7 +127,7 @@ def test_embeddings_are_there_for_every_labelled_time(whole):
 
 def test_people_with_one_modality_are_predicted_by_every_row(whole):
     _, workdir, labels = whole
-    index = pl.read_parquet(workdir / "prepare" / "all" / "index.parquet")
+    index = pl.read_parquet(workdir / "prepare" / "records" / "index.parquet")
     counts = {r["subject_id"]: (r["n_events"] > 0, r["n_windows"] > 0) for r in index.iter_rows(named=True)}
     assert counts[small_run.EHR_ONLY] == (True, False) and counts[small_run.WEAR_ONLY] == (False, True)
     for task in labels:

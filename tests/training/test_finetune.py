@@ -40,13 +40,13 @@ def config(mode, **options):
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     root = cohort.write_cohort(tmp_path_factory.mktemp("cohort"), 40)
-    return cohort.prepare_cohort(root, step_minutes=60) / "all"
+    return cohort.prepare_cohort(root, step_minutes=60)
 
 
 @pytest.fixture(scope="module")
 def people(folder):
     """Events only: a model without an encoder of signals compiles in a third of the time."""
-    return pipeline.Patients(folder, pipeline.ContextConfig(modalities=("ehr",), **CONTEXT))
+    return cohort.open_patients(folder, pipeline.ContextConfig(modalities=("ehr",), **CONTEXT))
 
 
 def random_params(people, options=MODEL):

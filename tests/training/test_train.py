@@ -1,6 +1,7 @@
 """Training on a small random cohort: no leak, exact resume, frozen reads that a cut record repeats."""
 
 import json
+import shutil
 from datetime import datetime
 
 import cohort
@@ -12,7 +13,6 @@ import pytest
 
 from ehrwear_jax.config.data import PrepareConfig
 from ehrwear_jax.data.formats import meds
-from ehrwear_jax.data.prepare import dataset as prepare
 from ehrwear_jax.models.joint import batch as batch_lib
 from ehrwear_jax.models.joint import examples as pipeline
 from ehrwear_jax.models.joint import losses
@@ -42,14 +42,11 @@ def prepared_config():
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
-    root = cohort.write_cohort(tmp_path_factory.mktemp("cohort"), n_subjects=25)
-    prepare.prepare_tables(root / "meds", root / "wearable", root / "tables", prepared_config())
-    prepare.prepare_split(root / "tables", meds.read_codes(root / "meds"), root / "all", prepared_config())
-    return root
+    return cohort.prepare(cohort.write_cohort(tmp_path_factory.mktemp("cohort"), n_subjects=25), prepared_config())
 
 
 def patients(root, split="train", **options):
-    return pipeline.Patients(root / "all", pipeline.ContextConfig(**CONTEXT | options), split)
+    return cohort.open_patients(root, pipeline.ContextConfig(**CONTEXT | options), split)
 
 
 @pytest.fixture(scope="module")
@@ -241,12 +238,13 @@ def test_a_record_cut_at_t_gives_the_same_z_at_t_as_the_whole(root, setting, tmp
     times = pl.Series("prediction_time", [int(people[i].time_N[len(people[i].time_N) * 2 // 3]) for i in held])
     index = pl.DataFrame([people.index["subject_id"].gather(held), times.cast(pl.Datetime("us"))])
     cut_cohort(root, tmp_path, dict(index.iter_rows()))
-    prepare.prepare_tables(tmp_path / "meds", tmp_path / "wearable", tmp_path / "tables", prepared_config())
-    # the fitted parts (vocabulary, statistics) stay those of training, as for a new patient
-    (tmp_path / "all").mkdir()
-    for name in ("vocabulary.csv", "codes.csv", "meta.json"):
-        (tmp_path / "all" / name).write_bytes((root / "all" / name).read_bytes())
-    prepare.prepare_split(tmp_path / "tables", meds.read_codes(root / "meds"), tmp_path / "all", prepared_config())
+    # the table of codes and what was fitted stay those of training, as for a new patient
+    (tmp_path / "records").mkdir()
+    for name in ("codes.parquet", "texts.parquet", "meta.json"):
+        (tmp_path / "records" / name).write_bytes((root / "records" / name).read_bytes())
+    cohort.prepare(tmp_path, prepared_config())
+    shutil.rmtree(tmp_path / "fit")
+    shutil.copytree(root / "fit", tmp_path / "fit")
     encode = embedding.make_encoder(people, MODEL, params)
     whole = embedding.embed(encode, people, index, 4)
     cut = embedding.embed(encode, patients(tmp_path, split=None), index, 4)

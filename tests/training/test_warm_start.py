@@ -1,5 +1,6 @@
 """Another run's parameters in a new one's places: by name where the places have names, by shape elsewhere."""
 
+import cohort
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,10 +10,7 @@ import small_run
 import toy_training
 
 from ehrwear_jax import config as config_lib
-from ehrwear_jax.data.formats import meds
-from ehrwear_jax.data.prepare import dataset as prepare
 from ehrwear_jax.models.joint import batch as batch_lib
-from ehrwear_jax.models.joint import examples as pipeline
 from ehrwear_jax.runtime import checkpoint, files
 from ehrwear_jax.training import train
 from ehrwear_jax.training import warm_start as initialise
@@ -30,9 +28,8 @@ def runs(tmp_path_factory):
             for path in (raw / "meds" / "data").rglob("*.parquet"):
                 rows = pl.read_parquet(path)
                 rows.filter(~pl.col("code").str.starts_with("DX//E11")).write_parquet(path)
-        prepare.prepare_tables(raw / "meds", raw / "wearable", root / f"{name}_tables", options)
-        prepare.prepare_split(root / f"{name}_tables", meds.read_codes(raw / "meds"), root / name, options)
-        people = pipeline.Patients(root / name, config_lib.context_config(config, "joint"), "train")
+        cohort.prepare(raw, options, root / name)
+        people = cohort.open_patients(root / name, config_lib.context_config(config, "joint"), "train")
         model = train.make_model(people, model_options)
         example = batch_lib.empty_batch(people.batch_shape(), 1)
         shapes = jax.eval_shape(lambda m=model, e=example: m.init(jax.random.key(0), e)["params"])

@@ -1,9 +1,10 @@
-"""Pseudonyms and shifted dates, applied to every table as it is read, before anything is written.
+"""Replaces ids by pseudonyms and shifts dates, in every table as it is read, before anything is written.
 
 A pseudonym is the HMAC-SHA-256 (RFC 2104) of the id under a secret key, cut to 63 bits: the same for the same key, and
 without the key neither reversible nor to be looked for by trying all ids. A person's dates all move by the same whole
 number of days, also an HMAC, so that intervals, times of day and, in whole weeks, weekdays stay. Codes are not touched:
-leave out those that name a person with config.prepare.drop_codes. Names of shards and error messages are the source's.
+leave out those that name a person with config.prepare.drop_codes. Texts are written only where several people have the
+same one for a code (texts.py). Names of shards and error messages are the source's.
 """
 
 import dataclasses
@@ -15,8 +16,8 @@ from pathlib import Path
 
 import polars as pl
 
-from ehrwear_jax.data.formats import meds_checks
-from ehrwear_jax.data.formats import parquet as tables
+from ehrwear_jax.config.data import PrepareConfig
+from ehrwear_jax.data.formats import meds_checks, parquet
 
 KEY_VARIABLE = "EHRWEAR_DEIDENTIFY_KEY"
 _SHORTEST_KEY = 16
@@ -57,7 +58,7 @@ class Deidentifier:
             )
 
     @property
-    def active(self):
+    def active(self) -> bool:
         return bool(self.pseudonymise or self.shift_days or self.max_age_years)
 
     def _number(self, purpose, value):
@@ -78,7 +79,7 @@ class Deidentifier:
         found = self._pseudonyms(ids, purpose)
         return ids.replace_strict(list(found), list(found.values()), default=None, return_dtype=pl.Int64)
 
-    def days(self, subject_id):
+    def days(self, subject_id: int) -> int:
         """By how many days a person's dates move; never 0 where dates are shifted."""
         if not self.shift_days:
             return 0
@@ -87,7 +88,7 @@ class Deidentifier:
         draw = self._number("shift", subject_id) % (2 * reach)
         return step * (draw - reach if draw < reach else draw - reach + 1)
 
-    def table(self, table):
+    def table(self, table: pl.DataFrame) -> pl.DataFrame:
         """A table with subject_id and perhaps group_id and times of that person, all replaced; rows sorted by id.
 
         Times of rows without a subject become null.
@@ -109,7 +110,7 @@ class Deidentifier:
             table = table.with_columns(self._replaced(table["group_id"], "group"))
         return table.sort("subject_id", maintain_order=True, nulls_last=True)
 
-    def events(self, events, aside):
+    def events(self, events: pl.DataFrame, aside: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
         """(events, quarantined rows) of one shard, as meds_checks.screen returns them; subjects stay whole."""
         if not self.active:
             return events, aside
@@ -123,24 +124,24 @@ class Deidentifier:
         shifted = pl.when(pl.col("column") == "time").then(pl.col("time").cast(pl.String)).otherwise("value")
         return self.table(events), aside.with_columns(shifted.alias("value"))
 
-    def recordings(self, subject_id, rows):
+    def recordings(self, subject_id: int, rows: pl.DataFrame) -> tuple[int, pl.DataFrame]:
         """(subject_id, rows) of one person's wearable recordings."""
         if not self.active:
             return subject_id, rows
         rows = self.table(rows)
         return rows["subject_id"][0], rows
 
-    def recordings_aside(self, aside):
+    def recordings_aside(self, aside: pl.DataFrame) -> pl.DataFrame:
         """Quarantined recordings; the name of a device may be its serial number."""
         return self.table(aside).with_columns(pl.lit(None, pl.String).alias("device")) if self.active else aside
 
-    def mark(self):
+    def mark(self) -> dict:
         """What tells two ways of de-identification apart, without the key."""
         settings = {k: v for k, v in dataclasses.asdict(self).items() if k != "key"}
         return settings | {"key": f"{self._number('check', ''):016x}" if self.key else ""}
 
 
-def of(config):
+def of(config: PrepareConfig) -> Deidentifier:
     """The Deidentifier that a PrepareConfig asks for.
 
     Raises:
@@ -157,7 +158,7 @@ def of(config):
     return Deidentifier(key, config.pseudonymise, config.shift_days, config.shift_whole_weeks, config.max_age_years)
 
 
-def begin(folder, config):
+def begin(folder: Path, config: PrepareConfig) -> Deidentifier:
     """`of`; notes below the folder of tables how they are de-identified.
 
     Raises:
@@ -171,5 +172,5 @@ def begin(folder, config):
         differing = ", ".join(k for k in mark if there.get(k) != mark[k])
         raise ValueError(f"{folder}: holds tables with another de-identification ({differing}); use an empty folder")
     if deidentifier.active and not path.exists():
-        tables.write_json(mark, path)
+        parquet.write_json(mark, path)
     return deidentifier

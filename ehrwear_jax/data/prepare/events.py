@@ -1,4 +1,4 @@
-"""prepare, first part: MEDS shards -> harmonised events with known times, and what is known of their people."""
+"""Turns MEDS shards into harmonised events with known times, and tables of what is known of their people."""
 
 import functools
 from pathlib import Path
@@ -6,19 +6,23 @@ from pathlib import Path
 import polars as pl
 import pyarrow.parquet as pq
 
+from ehrwear_jax.config.data import PrepareConfig
 from ehrwear_jax.data.formats import meds, meds_checks
 from ehrwear_jax.data.formats.parquet import shard_names, write_frame, write_json
 from ehrwear_jax.data.formats.quarantine import count_reasons, quarantine_counts, set_aside
 from ehrwear_jax.data.formats.times import DAY_US
-from ehrwear_jax.data.prepare import harmonise, specs
+from ehrwear_jax.data.prepare import deidentify, harmonise, specs, texts, workers
 from ehrwear_jax.data.prepare import output_manifest as manifest
 
 LAST_MICROSECOND = DAY_US - 1
 _DROPPED = {"birth": "birth rows", "administrative": "administrative rows", "beyond the cap": "beyond the cap"}
 
 
-def harmonise_events(events, config):
+def harmonise_events(events: pl.DataFrame, config: PrepareConfig) -> tuple[pl.DataFrame, pl.DataFrame, pl.DataFrame]:
     """Known times and input codes of one MEDS shard.
+
+    Args:
+      events: as meds.read_shard returns.
 
     Returns:
       (events, births, ends): events to learn from; MEDS_BIRTH per subject; last known follow-up per subject.
@@ -42,14 +46,24 @@ def harmonise_events(events, config):
         pl.col("time").max().alias("end_time"), pl.col("code").str.starts_with(meds.DEATH_CODE).any().alias("died")
     )
     kept = timed.filter(~pl.col("code").is_in(config.drop_codes))
-    kept = kept.select("subject_id", "time", "code", "numeric_value").sort(
+    kept = kept.select("subject_id", "time", "code", "numeric_value", "text_value").sort(
         "subject_id", "time", nulls_last=False, maintain_order=True
     )
     return kept, births, ends
 
 
-def prepare_events(meds_dir, out, quarantine, config, deidentifier, pool):
-    """Writes OUT/events/ and OUT/people/, one file each per shard, or per piece of a large one.
+def prepare_events(
+    meds_dir: Path,
+    out: Path,
+    quarantine: Path,
+    config: PrepareConfig,
+    deidentifier: deidentify.Deidentifier,
+    pool: workers.Pool,
+) -> tuple[list[dict], dict[str, dict], dict[str, dict]]:
+    """Writes OUT/texts.parquet, and OUT/events/ and OUT/people/, one file each per shard, or per piece of a large one.
+
+    events/NAME.parquet: subject_id, time (null: static), code, numeric_value, text_value (a category of texts.py, null
+    where there is none), by subject and time.
 
     Returns:
       (steps [{step, n, dropped, reason}], counts of the manifest, files of the manifest).
@@ -58,42 +72,59 @@ def prepare_events(meds_dir, out, quarantine, config, deidentifier, pool):
       ValueError: naming file, row and column; see meds_checks.screen_pieces.
     """
     shards = meds.list_shards(meds_dir)
+    names = shard_names(shards, meds_dir)
     mapping = harmonise.read_mapping(
         config.mapping_files, harmonise.dataset_units(Path(meds_dir) / "metadata" / "codes.parquet")
     )
     work = functools.partial(
-        _one_shard, out=out, quarantine=quarantine, config=config, deidentifier=deidentifier, mapping=mapping
+        _one_shard,
+        out=out,
+        quarantine=quarantine,
+        config=config,
+        deidentifier=deidentifier,
+        mapping=mapping,
+        frequent=texts.frequent_texts(shards, names, out, config, mapping, pool),
     )
-    jobs = list(zip(shards, shard_names(shards, meds_dir), strict=True))
-    tallies = manifest.run_jobs(work, jobs, [out / "people" / f"{name}.json" for _, name in jobs], out, pool, "events")
+    jobs = list(zip(shards, names, strict=True))
+    tallies = manifest.run_jobs(work, jobs, [out / "people" / f"{name}.json" for name in names], out, pool, "events")
     total = manifest.add_up(t["rows"] for t in tallies)
     reasons = manifest.add_up(t["reasons"] for t in tallies)
-    counts = {"in": total["read"], "out": {key: total[key] for key in ("kept", *_DROPPED)} | reasons}
+    rows = {"in": total["read"], "out": {key: total[key] for key in ("kept", *_DROPPED)} | reasons}
+    of_text = {"in": total["text only"], "out": {key: total[key] for key in ("categories", "not frequent")}}
+    files = manifest.merge_files(tallies) | manifest.fingerprints(out, [out / "texts.parquet"])
+    return _steps(total, reasons, config), {"EHR rows": rows, "text results": of_text}, files
+
+
+def _steps(total, reasons, config):
+    """What became of the rows, for the log."""
     dropped, n_aside = sum(total[key] for key in _DROPPED), sum(reasons.values())
     capped = f" + {total['beyond the cap']:,} beyond the cap per code and day" if config.max_per_day else ""
-    mapped = [{"step": "EHR rows mapped to other codes", "n": total["mapped"], "dropped": 0, "reason": ""}]
-    steps = [
-        {
-            "step": "EHR rows kept as events",
-            "n": total["kept"],
-            "dropped": dropped + n_aside,
-            "reason": f"{total['read']:,} rows read = {total['kept']:,} kept + {total['birth']:,} birth rows (they "
-            f"give the age) + {total['administrative']:,} administrative rows{capped} + {n_aside:,} quarantined",
-        },
-        *(mapped if config.mapping_files else []),
-        *quarantine_counts("EHR", reasons),
-    ]
-    return steps, {"EHR rows": counts}, manifest.merge_files(tallies)
+    kept = {
+        "step": "EHR rows kept as events",
+        "n": total["kept"],
+        "dropped": dropped + n_aside,
+        "reason": f"{total['read']:,} rows read = {total['kept']:,} kept + {total['birth']:,} birth rows (they "
+        f"give the age) + {total['administrative']:,} administrative rows{capped} + {n_aside:,} quarantined",
+    }
+    mapped = {"step": "EHR rows mapped to other codes", "n": total["mapped"], "dropped": 0, "reason": ""}
+    of_text = {
+        "step": "events with a text as their only result",
+        "n": total["categories"],
+        "dropped": total["not frequent"],
+        "reason": f"kept without their text, which fewer than {config.min_text_subjects} people have for the code",
+    }
+    steps = [kept, *([mapped] if config.mapping_files else []), *([of_text] if total["text only"] else [])]
+    return steps + quarantine_counts("EHR", reasons)
 
 
-def _one_shard(job, out, quarantine, config, deidentifier, mapping):
+def _one_shard(job, out, quarantine, config, deidentifier, mapping, frequent):
     """Writes one shard's events and people; its tally, PEOPLE/NAME.json, comes last."""
     path, name = job
     rows, reasons, written, n = [], [], [], 0
     for raw, bad in meds_checks.screen_pieces(path, specs.time_bounds(config), config.rows_per_piece):
         raw, bad = deidentifier.events(raw, bad)
         events, people, aside = _piece_paths(out, quarantine, name, n)
-        rows.append(_one_piece(raw, events, people, config, mapping))
+        rows.append(_one_piece(raw, events, people, config, mapping, frequent))
         reasons.append(count_reasons(bad))
         set_aside(bad, aside)
         written += [events, people, *([aside] if bad.height else [])]
@@ -121,11 +152,12 @@ def _piece_paths(out, quarantine, name, k):
     )
 
 
-def _one_piece(raw, events_path, people_path, config, mapping):
+def _one_piece(raw, events_path, people_path, config, mapping, frequent):
     """Writes one piece; returns how many of its rows went where."""
     known, births, ends = harmonise_events(raw, config)
     mapped, n_mapped = harmonise.map_codes(known, mapping)
-    kept, n_capped = harmonise.cap_frequency(mapped, config.max_per_day)
+    capped, n_capped = harmonise.cap_frequency(mapped, config.max_per_day)
+    kept, n_text, n_category = texts.keep_frequent(capped, frequent)
     is_birth = pl.col("code").str.starts_with(meds.BIRTH_CODE)
     people = raw.select("subject_id").unique(maintain_order=True)
     people = people.join(births, on="subject_id", how="left", maintain_order="left")
@@ -141,4 +173,7 @@ def _one_piece(raw, events_path, people_path, config, mapping):
         "administrative": n_administrative,
         "beyond the cap": n_capped,
         "mapped": n_mapped,
+        "text only": n_text,
+        "categories": n_category,
+        "not frequent": n_text - n_category,
     }

@@ -1,4 +1,4 @@
-"""Codes of many institutions to common concepts, before a vocabulary is fitted (paper, section A.2).
+"""Maps codes of many institutions to common concepts, before anything is fitted (paper, section A.2).
 
 Three tables that a user may give, as CSV or parquet, and two hierarchies that codes spell out themselves:
 
@@ -11,12 +11,13 @@ Everything here is a pure function of the tables and of what came before in a pe
 """
 
 import re
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 
-from ehrwear_jax.data.formats import parquet as tables
+from ehrwear_jax.data.formats import parquet
 
 # First letter and number of the last category of each chapter (WHO, ICD-10; D49 is of the clinical modification).
 _CHAPTERS = (
@@ -30,12 +31,12 @@ _ATC = re.compile(r"^ATC/{1,2}([A-Z])(\d\d)?([A-Z])?([A-Z])?(\d\d)?$")
 ICD10_ROOT = "ICD10CM"
 
 
-def icd10_chapter(category):
+def icd10_chapter(category: str) -> str:
     """Roman number of the chapter of a category such as "E11"."""
     return next(name for name, last in _CHAPTERS if category[:2] <= last[:2])
 
 
-def implied_parents(code):
+def implied_parents(code: str) -> list[str]:
     """The ancestors that an ICD-10 or ATC code spells out, nearest first; [] for other codes.
 
     ICD-10 nodes are named ICD10CM/E11.6, ICD10CM/E11, ICD10CM/CHAPTER IV, ICD10CM, whatever the code's own spelling,
@@ -54,7 +55,7 @@ def implied_parents(code):
     return []
 
 
-def complete_parents(parents, codes):
+def complete_parents(parents: Mapping[str, Iterable[str] | None], codes: Iterable[str]) -> dict[str, list[str]]:
     """{code: [parents]} with what the codes spell out, for `codes` and for all that is reached from them.
 
     Parents that a table gives stay, before the implied one; null entries of a table's lists are left out.
@@ -97,17 +98,17 @@ def _read(path, required, numbers):
     return table
 
 
-def dataset_units(codes_path):
-    """{code: unit} of a MEDS codes.parquet that has a column `unit`; {} otherwise. Raises as tables.read_parquet."""
+def dataset_units(codes_path: Path) -> dict[str, str]:
+    """{code: unit} of a MEDS codes.parquet that has a column `unit`; {} otherwise. Raises as parquet.read_parquet."""
     path = Path(codes_path)
     if not path.exists():
         return {}
-    with tables.reading(path):
+    with parquet.reading(path):
         has_units = "unit" in pl.read_parquet_schema(path)
-    return dict(tables.read_parquet(path, ["code", "unit"]).drop_nulls().iter_rows()) if has_units else {}
+    return dict(parquet.read_parquet(path, ["code", "unit"]).drop_nulls().iter_rows()) if has_units else {}
 
 
-def read_mapping(paths, units=None):
+def read_mapping(paths: Iterable[str], units: Mapping[str, str] | None = None) -> pl.DataFrame:
     """One mapping of all tables.
 
     Args:
@@ -121,7 +122,7 @@ def read_mapping(paths, units=None):
       FileNotFoundError, ValueError: naming file and row: a missing column, no target, a code twice, a target that is
         mapped itself, a factor that is zero or not finite, a unit that is not the dataset's.
     """
-    tables, first = [], {}
+    read, first = [], {}
     for path in paths:
         table = _read(path, ("code", "target"), ("factor", "offset"))
         for name, default in (("factor", 1.0), ("offset", 0.0)):
@@ -139,9 +140,9 @@ def read_mapping(paths, units=None):
                 raise ValueError(f"{where}: factor {row['factor']} and offset {row['offset']} make no value")
             _check_unit(where, row, units)
             first[row["code"]] = where
-        tables.append(table.select("code", "target", "factor", "offset"))
+        read.append(table.select("code", "target", "factor", "offset"))
     schema = {"code": pl.String, "target": pl.String, "factor": pl.Float64, "offset": pl.Float64}
-    mapping = pl.concat(tables) if tables else pl.DataFrame(schema=schema)
+    mapping = pl.concat(read) if read else pl.DataFrame(schema=schema)
     chained = mapping.filter(pl.col("target").is_in(mapping["code"].implode()) & (pl.col("target") != pl.col("code")))
     if chained.height:
         code, target = chained.select("code", "target").row(0)
@@ -157,7 +158,7 @@ def _check_unit(where, row, units):
         raise ValueError(f"{where}: {row['code']!r} is in {have!r} in the dataset, not in {row['unit']!r}")
 
 
-def read_ranges(path, units=None):
+def read_ranges(path: str, units: Mapping[str, str] | None = None) -> dict[str, list[float]]:
     """{code: inner bounds of its ranges, increasing}: values in (low, high] share a bin.
 
     Args:
@@ -186,7 +187,7 @@ def read_ranges(path, units=None):
 # ------------------------------------------------------------------------------------------------------------- events
 
 
-def map_codes(events, mapping):
+def map_codes(events: pl.DataFrame, mapping: pl.DataFrame) -> tuple[pl.DataFrame, int]:
     """Events under their common codes and units.
 
     Args:
@@ -207,7 +208,7 @@ def map_codes(events, mapping):
     return out.drop("target", "factor", "offset"), int(joined.select(mapped.sum()).item())
 
 
-def cap_frequency(events, per_day):
+def cap_frequency(events: pl.DataFrame, per_day: int) -> tuple[pl.DataFrame, int]:
     """At most `per_day` events of one code for a person and day: the first ones, so that the future decides nothing.
 
     Args:

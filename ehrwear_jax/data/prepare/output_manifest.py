@@ -1,4 +1,4 @@
-"""What prepare wrote: sizes and SHA-256 of its files, and counts that add up, in manifest.json beside them.
+"""Records and verifies what prepare wrote: sizes and SHA-256 of files, and counts that add up, in manifest.json.
 
     python -m ehrwear_jax.data.prepare verify DIR     reads every file again; names those that are damaged
 
@@ -10,9 +10,11 @@ import hashlib
 import json
 import os
 import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
-from ehrwear_jax.data.formats import parquet as tables
+from ehrwear_jax.data.formats import parquet
+from ehrwear_jax.data.prepare import workers
 
 NAME = "manifest.json"
 
@@ -24,12 +26,12 @@ def fingerprint(path: Path) -> dict:
         return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(f, "sha256").hexdigest()}
 
 
-def fingerprints(folder: Path, paths) -> dict[str, dict]:
+def fingerprints(folder: Path, paths: Iterable[Path]) -> dict[str, dict]:
     """{path relative to the folder: fingerprint}."""
     return {os.path.relpath(path, folder): fingerprint(path) for path in paths}
 
 
-def add_up(counts) -> dict[str, int]:
+def add_up(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:
     """The sum of dicts of counts, by key, keys in order of their first appearance."""
     total = {}
     for count in counts:
@@ -38,16 +40,19 @@ def add_up(counts) -> dict[str, int]:
     return total
 
 
-def merge_files(tallies) -> dict[str, dict]:
+def merge_files(tallies: Iterable[Mapping]) -> dict[str, dict]:
+    """The files of all tallies."""
     return {name: entry for tally in tallies for name, entry in tally["files"].items()}
 
 
-def run_jobs(work, jobs, tally_paths, folder: Path, pool, description: str) -> list[dict]:
+def run_jobs(
+    work: Callable, jobs: Sequence, tally_paths: Sequence[Path], folder: Path, pool: workers.Pool, description: str
+) -> list[dict]:
     """The tally of each job; only jobs without one, or of which a file is missing, are done.
 
     Args:
       work: does a job and returns its tally, a dict with "files" (as `fingerprints`), after writing it to its path.
-      tally_paths: where each job's tally is kept. folder: to which "files" are relative. pool: cluster.Pool.
+      tally_paths: where each job's tally is kept. folder: to which "files" are relative.
     """
     tallies = [_completed(path, folder) for path in tally_paths]
     todo = [i for i, tally in enumerate(tallies) if tally is None]
@@ -83,7 +88,7 @@ def write(folder: Path, files: dict[str, dict], counts: dict) -> None:
     for kind, count in counts.items():
         if count["in"] != sum(count["out"].values()):
             raise ValueError(f"{folder}: the {kind} do not add up: {count['in']:,} in, out {count['out']}")
-    tables.write_json({"counts": counts, "files": dict(sorted(files.items()))}, Path(folder) / NAME)
+    parquet.write_json({"counts": counts, "files": dict(sorted(files.items()))}, Path(folder) / NAME)
 
 
 def read(folder: Path) -> dict | None:

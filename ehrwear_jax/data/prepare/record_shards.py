@@ -1,10 +1,11 @@
-"""prepare, last part: events become tokens, and people become records in ArrayRecord shards.
+"""Writes people as records in ArrayRecord shards, in no model's terms and once for all folds.
 
-Each shard of events is coded once, into OUT/coded: an array whose rows lie together per person, and a table of where. A
+Each piece of events is coded once, into OUT/coded: an array whose rows lie together per person, and a table of where. A
 record shard then reads the rows of its people, wherever they are, so that records are in the order of subject ids
 whatever the shards of the input are. OUT/coded is removed in the end.
 """
 
+import dataclasses
 import functools
 import shutil
 from pathlib import Path
@@ -14,96 +15,99 @@ import numpy as np
 import polars as pl
 from array_record.python.array_record_module import ArrayRecordWriter
 
-from ehrwear_jax.data import store as records
+from ehrwear_jax.config import options
+from ehrwear_jax.config.data import PrepareConfig, SegmentSpec
+from ehrwear_jax.data import store
 from ehrwear_jax.data.formats import npy_rows as npy
 from ehrwear_jax.data.formats.parquet import write_frame, write_json, writing
 from ehrwear_jax.data.formats.times import DAY_US
+from ehrwear_jax.data.prepare import code_table, specs, workers
 from ehrwear_jax.data.prepare import output_manifest as manifest
-from ehrwear_jax.models.joint import vocabulary as tokenizer
-from ehrwear_jax.models.joint.batch import N_SPECIAL
+from ehrwear_jax.data.signals import derived_features, segments
 
-NO_BIRTH = np.iinfo(np.int64).min
-_CODED = np.dtype([("time", "<i8"), ("token", "<i4"), ("value", "<f4")])
+_CODED = np.dtype([("time", "<i8"), ("code", "<i4"), ("value", "<f4"), ("text", "<i4")])
 INDEX = {
     "subject_id": pl.Int64,
-    "split": pl.String,
     "group_id": pl.Int64,
     "n_static": pl.Int64,
     "n_events": pl.Int64,
     "n_windows": pl.Int64,
-    "n_unknown": pl.Int64,
     "days": pl.Float64,
-    "rarity": pl.Float32,
+    "first_us": pl.Int64,
+    "end_us": pl.Int64,
 }
 
 
+def make_meta(n_subjects: int, config: PrepareConfig) -> dict:
+    """The content of meta.json: what records hold, and in which shards they lie."""
+    n_shards = -(-n_subjects // config.subjects_per_shard)
+    return {
+        "steps": specs.window_spec(config).steps,
+        "step_minutes": config.step_minutes,
+        "window_hours": config.window_hours,
+        "channels": list(config.channels),
+        "log_channels": [c for c in config.channels if c in config.log_channels],
+        "derived": derived_features.targets(derived_features.parse(config.summaries, config.channels)),
+        "quality": config.quality,
+        "segments": {name: dataclasses.asdict(spec) for name, spec in specs.segment_specs(config).items()},
+        "shards": [f"{s:05d}.array_record" for s in range(n_shards)],
+    }
+
+
 # -------------------------------------------------------------------------------------------------------- coding
-def code_events(tables, out, pool):
-    """Writes OUT/coded/ for every shard of TABLES/events/.
+def code_events(tables: Path, out: Path, subjects: pl.DataFrame, pool: workers.Pool) -> tuple[pl.DataFrame, dict]:
+    """Writes OUT/coded/ for every piece of TABLES/events/.
+
+    Args:
+      out: holds codes.parquet and texts.parquet. subjects: subject_id of everybody who gets a record.
 
     Returns:
-      (people, counts): subject_id, events_of (name of the array), first_row, n_static, n_events, n_unknown, rarity;
-      the manifest's counts of events by where they went.
+      (people, counts): subject_id, events_of (name of the array), first_row, n_static, n_events; the manifest's counts
+      of events by where they went.
     """
     pieces = sorted((tables / "events").glob("*.parquet"))
     (out / "coded").mkdir(exist_ok=True)
-    work = functools.partial(_code, out=out, modified=(out / "codes.csv").stat().st_mtime_ns)
-    people = pl.concat(pool.map(work, pieces, "tokens"))
-    here = pl.read_parquet(out / "subjects.parquet", columns=["subject_id"])
-    n_in = sum(pl.scan_parquet(p).select(pl.len()).collect().item() for p in pieces)
-    tokens, unknown = pl.col("n_static") + pl.col("n_events"), pl.col("n_unknown")
-    mine, others = (people.join(here, on="subject_id", how=how) for how in ("semi", "anti"))
-    went = {
-        "tokens": mine.select(tokens.sum()).item(),
-        "out of the vocabulary": mine.select(unknown.sum()).item(),
-        "of people left out": others.select((tokens + unknown).sum()).item(),
-    }
-    return people, {"in": n_in, "out": went}
+    modified = (out / "texts.parquet").stat().st_mtime_ns
+    people = pl.concat(pool.map(functools.partial(_code, out=out, modified=modified), pieces, "code ids"))
+    of_event = pl.col("n_static") + pl.col("n_events")
+    here = people.join(subjects, on="subject_id", how="semi").select(of_event.sum()).item()
+    n_in = people.select(of_event.sum()).item()
+    return people, {"in": n_in, "out": {"in records": here, "of people left out": n_in - here}}
 
 
 @functools.lru_cache(maxsize=2)
-def _vocabulary(out, _):
-    """(Vocabulary, -log of each token's share of the training tokens; a token that never occurred counts as one)."""
-    vocabulary = tokenizer.Vocabulary.load(out)
-    count_V = vocabulary.tokens["count"].to_numpy().astype(np.float64)
-    surprise_V = -np.log(np.maximum(count_V, 1) / max(count_V.sum(), 1))
-    surprise_V[:N_SPECIAL] = 0.0
-    return vocabulary, surprise_V
+def _tables_of(folder, _):
+    return code_table.tables_of(folder)
 
 
 def _code(path, out, modified):
-    """Writes the tokens of one shard; returns its people, see code_events."""
+    """Writes the events of one piece; returns its people, see code_events."""
     array_path, people_path = (out / "coded" / f"{path.stem}.{kind}" for kind in ("npy", "parquet"))
     if people_path.exists():
         return pl.read_parquet(people_path)
-    vocabulary, surprise_V = _vocabulary(out, modified)
-    events = pl.read_parquet(path)
-    token_N, value_N = vocabulary.encode_columns(events["code"], events["numeric_value"])
-    time_N = events["time"].to_physical().fill_null(NO_BIRTH).to_numpy()
-    subject_N = events["subject_id"].to_numpy()
-    known_N, is_static_N = token_N >= 0, time_N == NO_BIRTH
-    coded = np.empty(int(known_N.sum()), _CODED)
-    coded["time"], coded["token"], coded["value"] = time_N[known_N], token_N[known_N], value_N[known_N]
+    named = pl.read_parquet(path)
+    events = code_table.event_ids(named, *_tables_of(out, modified))
+    if unknown := named.filter(events["code_id"].is_null())["code"].unique().sort().to_list():
+        raise ValueError(f"{out / 'codes.parquet'}: holds no code {unknown[0]!r}, which {path} has")
+    coded = np.empty(events.height, _CODED)
+    coded["time"] = events["time"].to_physical().fill_null(store.NO_BIRTH).to_numpy()
+    coded["code"] = events["code_id"].to_numpy()
+    coded["value"] = events["numeric_value"].fill_null(float("nan")).to_numpy()
+    coded["text"] = events["text_id"].fill_null(store.NO_TEXT).to_numpy()
     with npy.writing_rows(array_path, (), _CODED) as append:
         append(coded)
+    subject_N = events["subject_id"].to_numpy()
     is_first_N = np.append(True, subject_N[1:] != subject_N[:-1])[: len(subject_N)]
     person_N, subject_P = np.cumsum(is_first_N) - 1, subject_N[is_first_N]
-    n_static, n_known, n_all = (
-        np.bincount(person_N[which_N], minlength=len(subject_P))
-        for which_N in (known_N & is_static_N, known_N, slice(None))
-    )
-    timed_N = known_N & ~is_static_N
-    surprise_P = np.bincount(person_N[timed_N], surprise_V[token_N[timed_N]], len(subject_P))
-    n_events = n_known - n_static
+    n_all = np.bincount(person_N, minlength=len(subject_P))
+    n_static = np.bincount(person_N[coded["time"] == store.NO_BIRTH], minlength=len(subject_P))
     people = pl.DataFrame(
         {
             "subject_id": subject_P,
             "events_of": [path.stem] * len(subject_P),
-            "first_row": np.cumsum(n_known) - n_known,
+            "first_row": np.cumsum(n_all) - n_all,
             "n_static": n_static,
-            "n_events": n_events,
-            "n_unknown": n_all - n_known,
-            "rarity": (surprise_P / np.maximum(n_events, 1)).astype(np.float32),
+            "n_events": n_all - n_static,
         },
         schema_overrides={"events_of": pl.String},
     )
@@ -111,51 +115,69 @@ def _code(path, out, modified):
     return people
 
 
-def remove_coded(out):
+def remove_coded(out: Path) -> None:
     """Removes OUT/coded once the records are written."""
     shutil.rmtree(Path(out) / "coded", ignore_errors=True)
 
 
 # -------------------------------------------------------------------------------------------------------- records
-def write_records(subjects, people, tables, out, meta, config, pool):
-    """Writes OUT/records/ and OUT/index.parquet.
+def write_records(
+    subjects: pl.DataFrame,
+    people: pl.DataFrame,
+    tables: Path,
+    out: Path,
+    meta: dict,
+    config: PrepareConfig,
+    pool: workers.Pool,
+) -> dict[str, dict]:
+    """Writes the shards and OUT/index.parquet; returns the files of the manifest.
 
     Args:
-      subjects: subject_id, split, group_id, birth_time, end_time, died of everybody, in the order of the records.
+      subjects: subject_id, group_id, birth_time, end_time, died of everybody, in the order of the records.
       people: as code_events returns. meta: the content of meta.json.
-
-    Returns:
-      (index, files of the manifest).
     """
     files = sorted((tables / "wearers").glob("*.parquet")) if meta["channels"] else []
     empty = pl.DataFrame(schema=dict.fromkeys(("subject_id", "window_row", "n_windows"), pl.Int64))
-    places = [
-        pl.read_parquet(p).rename({"first_row": "window_row"}).with_columns(pl.lit(p.stem).alias("windows_of"))
-        for p in files
-    ]
-    empty = empty.with_columns(pl.lit(None, pl.String).alias("windows_of"))
-    wearers = pl.concat([empty, *places], how="diagonal")
-    counts = ["first_row", "n_static", "n_events", "n_unknown", "window_row", "n_windows", "rarity"]
-    counts += [c for c in ("first_raw", "n_raw") if c in wearers.columns]
+    wearers = pl.concat(
+        [
+            empty.with_columns(pl.lit(None, pl.String).alias("windows_of")),
+            *(
+                pl.read_parquet(p).rename({"first_row": "window_row"}).with_columns(pl.lit(p.stem).alias("windows_of"))
+                for p in files
+            ),
+        ],
+        how="diagonal",
+    )
+    of_segments = [f"{what}_segments_{name}" for name in meta["segments"] for what in ("first", "n")]
+    wearers = wearers.with_columns(
+        pl.lit(None, pl.Int64).alias(c) for c in of_segments if c not in wearers.columns
+    )  # without wearables
+    counts = ["first_row", "n_static", "n_events", "window_row", "n_windows", *of_segments]
     everybody = (
-        subjects.select("subject_id", "split", "group_id", pl.col("birth_time", "end_time").to_physical(), "died")
+        subjects.select("subject_id", "group_id", pl.col("birth_time", "end_time").to_physical(), "died")
         .join(people, on="subject_id", how="left", maintain_order="left")
         .join(wearers, on="subject_id", how="left", maintain_order="left")
-        .with_columns(pl.col(counts).fill_null(0), pl.col("birth_time", "end_time").fill_null(NO_BIRTH))
+        .with_columns(pl.col(counts).fill_null(0), pl.col("birth_time", "end_time").fill_null(store.NO_BIRTH))
         .with_columns(pl.col("died").fill_null(False))
     )
     jobs = list(zip(meta["shards"], everybody.iter_slices(config.subjects_per_shard), strict=True))
     work = functools.partial(_one_shard, tables=tables, out=out, meta=meta)
-    tally_paths = [out / "records" / f"{name}.json" for name in meta["shards"]]
-    tallies = manifest.run_jobs(work, jobs, tally_paths, out, pool, "records")
-    parts = [pl.read_parquet(out / "records" / f"{name}.parquet") for name in meta["shards"]]
-    index = pl.concat([pl.DataFrame(schema=INDEX), *parts]).with_row_index("position")
-    write_frame(index, out / "index.parquet")
-    return index, manifest.merge_files(tallies)
+    parts = out / "parts"
+    parts.mkdir(exist_ok=True)
+    tallies = manifest.run_jobs(work, jobs, [parts / f"{name}.json" for name in meta["shards"]], out, pool, "records")
+    index = pl.concat(
+        [pl.DataFrame(schema=_index_schema(meta)), *(pl.read_parquet(parts / f"{n}.parquet") for n in meta["shards"])]
+    )
+    write_frame(index.with_row_index("position"), out / "index.parquet")
+    return manifest.merge_files(tallies)
+
+
+def _index_schema(meta):
+    return INDEX | {f"n_segments_{name}": pl.Int64 for name in meta["segments"]}
 
 
 class _Sources(NamedTuple):
-    """Where the arrays of a record shard come from, and how signals are standardised."""
+    """Where the arrays of a record shard come from."""
 
     opened: npy.OpenRows
     tables: Path
@@ -166,68 +188,66 @@ class _Sources(NamedTuple):
 def _one_shard(job, tables, out, meta):
     """Writes one ArrayRecord shard and its part of the index; its tally comes last."""
     name, chunk = job
-    path, part, index = out / "records" / name, out / "records" / f"{name}.parquet", []
+    path, part, index, schema = out / name, out / "parts" / f"{name}.parquet", [], _index_schema(meta)
     with npy.OpenRows() as opened, writing(path) as partial:
         sources = _Sources(opened, tables, out / "coded", meta)
         writer = ArrayRecordWriter(str(partial), "group_size:1")
         for person in chunk.iter_rows(named=True):
             record = _record(person, sources)
-            writer.write(records.encode(record))
-            first_us = min([*record["window_end_us"][:1], *record["time_us"][:1], record["end_us"]])
-            days = (int(record["end_us"]) - int(first_us)) / DAY_US if record["end_us"] > NO_BIRTH else 0.0
-            index.append([days if column == "days" else person[column] for column in INDEX])
+            writer.write(store.encode(record))
+            end_us = int(record["end_us"])
+            first_us = int(min([*record["window_end_us"][:1], *record["time_us"][:1], end_us]))
+            days = (end_us - first_us) / DAY_US if end_us > store.NO_BIRTH else 0.0
+            facts = person | {"days": days, "first_us": first_us, "end_us": end_us}
+            index.append([facts[column] for column in schema])
         writer.close()
-    write_frame(pl.DataFrame(index, INDEX, orient="row"), part)
+    write_frame(pl.DataFrame(index, schema, orient="row"), part)
     tally = {"files": manifest.fingerprints(out, [path, part])}
-    write_json(tally, out / "records" / f"{name}.json")
+    write_json(tally, out / "parts" / f"{name}.json")
     return tally
 
 
 def _record(person, sources):
-    """The arrays of one person."""
+    """The arrays of one person, see store.make_record."""
     opened, tables, coded, meta = sources
     n_static, n_coded = person["n_static"], person["n_static"] + person["n_events"]
     events = np.zeros(0, _CODED)
     if n_coded:
         events = opened[coded / f"{person['events_of']}.npy"].read(person["first_row"], n_coded)
-    n, first, name = person["n_windows"], person["window_row"], f"{person['windows_of']}.npy"
-    window = np.zeros((0, meta["steps"], len(meta["channels"])), np.float16)
-    summary, end_us = np.zeros((0, len(meta["summaries"])), np.float16), np.zeros(0, np.int64)
-    if n:
-        window = _standardised(opened[tables / "window_values" / name].read(first, n), meta["mean"], meta["std"])
-        seen = opened[tables / "wearers" / name].read(first, n)
-        summary = _standardised(seen["summary"], meta["summary_mean"], meta["summary_std"])
-        end_us = seen["end"]
-    time_us = events["time"][n_static:]
-    more = {}
-    if "quality" in meta:
-        more["quality"] = np.zeros(window.shape, np.uint8)
-        if n:
-            more["quality"] = opened[tables / "window_quality" / name].read(first, n)
-    if "raw" in meta:
-        samples, n_channels, n_raw = meta["raw"]["samples"], len(meta["raw"]["channels"]), person.get("n_raw", 0)
-        more |= {"raw_window": np.zeros(0, np.int32), "raw_step": np.zeros(0, np.int32)}
-        more["raw"] = np.zeros((0, samples, n_channels), np.float16)
-        if n_raw:
-            raw = opened[tables / "raw_windows" / name].read(person["first_raw"], n_raw)
-            more |= {"raw_window": raw["window"], "raw_step": raw["step"], "raw": raw["values"]}
+    worn = _worn(person, sources)
+    time_us, end_us = events["time"][n_static:], worn["window_end_us"]
     return {
-        "static_token": events["token"][:n_static],
-        "static_value": events["value"][:n_static],
-        "token": events["token"][n_static:],
-        "value": events["value"][n_static:],
+        **{f"static_{name}": events[name][:n_static] for name in ("code", "value", "text")},
+        **{name: events[name][n_static:] for name in ("code", "value", "text")},
         "time_us": time_us,
-        "window_end_us": end_us,
-        "window": window,
-        "summary": summary,
+        **worn,
         "birth_us": np.int64(person["birth_time"]),
         "end_us": np.int64(max([person["end_time"], *end_us[-1:].tolist(), *time_us[-1:].tolist()])),
         "died": np.bool_(person["died"]),
-        **more,
     }
 
 
-def _standardised(values, mean, std):
-    """float16, within 10 standard deviations; NaN stays."""
-    scaled = (values - np.asarray(mean, np.float32)) / np.asarray(std, np.float32)
-    return np.clip(scaled, -10.0, 10.0).astype(np.float16)
+def _worn(person, sources):
+    """What a wearable gave."""
+    opened, tables, _, meta = sources
+    n, first, name = person["n_windows"], person["window_row"], f"{person['windows_of']}.npy"
+    shape = (n, meta["steps"], len(meta["channels"]))
+    window, end_us = np.zeros(shape, np.float32), np.zeros(n, np.int64)
+    derived, quality = np.zeros((n, len(meta["derived"])), np.float32), np.zeros(shape, np.uint8)
+    if n:
+        window = opened[tables / "window_values" / name].read(first, n)
+        seen = opened[tables / "wearers" / name].read(first, n)
+        end_us, derived = seen["end"], seen["derived"]
+        if meta["quality"]:
+            quality = opened[tables / "window_quality" / name].read(first, n)
+    found = {"window_end_us": end_us, "window": window, "derived": derived}
+    if meta["quality"]:
+        found["quality"] = quality
+    for set_, spec in meta["segments"].items():
+        segment_R = np.zeros(0, segments.dtype(options.build(SegmentSpec, spec)))
+        if person[f"n_segments_{set_}"]:
+            rows = opened[tables / "segments" / set_ / name]
+            segment_R = rows.read(person[f"first_segments_{set_}"], person[f"n_segments_{set_}"])
+        found |= {f"{set_}/start_us": segment_R["start"], f"{set_}/score": segment_R["score"]}
+        found[f"{set_}/values"] = segment_R["values"]
+    return found

@@ -1,8 +1,8 @@
-"""Derives from the options of prepare what its parts take: bounds of times, the grid of windows, raw windows."""
+"""Derives from the options of prepare what its parts take: bounds of times, the grid of windows, sets of segments."""
 
-from ehrwear_jax.config.data import PrepareConfig
+from ehrwear_jax.config.data import PrepareConfig, SegmentSpec
 from ehrwear_jax.data.formats import meds_checks
-from ehrwear_jax.data.signals import grid, raw_windows
+from ehrwear_jax.data.signals import grid, segments
 
 
 def time_bounds(config: PrepareConfig) -> meds_checks.TimeBounds:
@@ -15,15 +15,10 @@ def window_spec(config: PrepareConfig) -> grid.WindowSpec:
     return grid.WindowSpec(tuple(config.channels), config.window_hours, config.step_minutes, config.min_coverage)
 
 
-def raw_spec(config: PrepareConfig) -> raw_windows.RawSpec:
-    """Raw windows; ValueError for some that cannot be, as without a grid or longer than its steps."""
-    channels = config.raw_channels if isinstance(config.raw_channels, str) else tuple(config.raw_channels)
-    raw = raw_windows.RawSpec(channels, config.raw_rate_hz, config.raw_seconds, config.raw_per_window, config.raw_score)
-    if raw.channels and not config.channels:
-        raise ValueError("config.prepare.raw_channels needs config.prepare.channels, in whose windows raw ones lie")
-    if raw.channels and raw.seconds > 60 * config.step_minutes:
-        raise ValueError(
-            f"config.prepare.raw_seconds is {raw.seconds:g}: a raw window must fit into a step of "
-            f"config.prepare.step_minutes, {config.step_minutes}"
-        )
-    return raw
+def segment_specs(config: PrepareConfig) -> dict[str, SegmentSpec]:
+    """{name: spec} of the sets of segments; ValueError for some that cannot be, as without a grid to lie in."""
+    if config.segments and not config.channels:
+        raise ValueError("config.prepare.segments needs config.prepare.channels, in whose windows segments lie")
+    for spec in config.segments.values():
+        segments.cell_steps(spec, window_spec(config))
+    return dict(config.segments)

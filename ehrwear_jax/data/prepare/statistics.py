@@ -1,106 +1,212 @@
-"""Fits the vocabulary and the statistics of channels on the training patients, shard by shard.
+"""Fits statistics of codes, texts and signals on the training patients of a fold, shard by shard.
 
-Map: each shard of events is counted (code_counts.py), its values sorted into buckets by code. Reduce: buckets add up
-the values of their codes over all shards and derive means and quantiles; memory is bounded by one bucket. What is
+Map: each piece of events is counted (code_counts.py), its values sorted into buckets by code. Reduce: buckets add up
+the values of their codes over all pieces and derive means and quantiles; memory is bounded by one bucket. What is
 fitted depends neither on the shards nor on how many workers there are.
 """
 
 import functools
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 import pyarrow as pa
 
+from ehrwear_jax.config.data import PrepareConfig
+from ehrwear_jax.data import store
 from ehrwear_jax.data.formats import npy_rows as npy
 from ehrwear_jax.data.formats.parquet import write_frame, writing
-from ehrwear_jax.data.prepare import code_counts, harmonise
-from ehrwear_jax.data.signals import derived_features as window_summaries
-from ehrwear_jax.models.joint import vocabulary as tokenizer
+from ehrwear_jax.data.prepare import code_counts, code_table, harmonise, workers
+from ehrwear_jax.data.signals import derived_features
 
-_VALUES_PER_BUCKET = 8_000_000  # (code, value) pairs; a pair is about 50 bytes
+_VALUES_PER_BUCKET = 8_000_000  # (code, value) pairs; a pair is about 30 bytes
+CODE_STATISTICS = {
+    "code_id": pl.Int32,
+    "code": pl.String,
+    "count": pl.Int64,
+    "subjects": pl.Int64,
+    "n_values": pl.Int64,
+    "mean": pl.Float64,
+    "std": pl.Float64,
+    "quantile": pl.List(pl.Float64),
+    "up_to": pl.List(pl.Int64),
+    "range_cut": pl.List(pl.Float64),
+    "range_up_to": pl.List(pl.Int64),
+    "alias": pl.Int32,
+}
+SUBJECT_STATISTICS = {
+    "subject_id": pl.Int64,
+    "split": pl.String,
+    "known_static": pl.Int64,
+    "known_events": pl.Int64,
+    "rarity": pl.Float32,
+}
 
 
-def training_subjects(out):
+def _training_subjects(out):
     """Ids, sorted, of the training patients of OUT/subjects.parquet."""
     path = Path(out) / "subjects.parquet"
-    return _training_subjects(path, path.stat().st_mtime_ns)
+    return _training_subjects_of(path, path.stat().st_mtime_ns)
 
 
 @functools.lru_cache(maxsize=2)
-def _training_subjects(path, _):
+def _training_subjects_of(path, _):
     subjects = pl.read_parquet(path, columns=["subject_id", "split"])
     return subjects.filter(pl.col("split") == "train").select("subject_id").sort("subject_id")
 
 
-# -------------------------------------------------------------------------------------------------------- vocabulary
-def fit_vocabulary(tables, out, codes, config, units, pool):
-    """A Vocabulary fitted on TABLES/events/ of the training patients of OUT/subjects.parquet.
+@functools.lru_cache(maxsize=2)
+def _tables_of(records, _):
+    return code_table.tables_of(records)
 
-    Works in OUT/fit, which the caller removes; a call that finds parts of it there goes on from them.
+
+def _events(path, records, columns):
+    """Some columns of a piece of events, with ids in the place of codes and texts."""
+    tables = _tables_of(records, (records / "texts.parquet").stat().st_mtime_ns)
+    return code_table.event_ids(pl.read_parquet(path, columns=columns), *tables)
+
+
+# -------------------------------------------------------------------------------------------------------- codes
+def fit_codes(
+    tables: Path,
+    records: Path,
+    out: Path,
+    config: PrepareConfig,
+    units: Mapping[str, str] | None,
+    pool: workers.Pool,
+) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """(CODE_STATISTICS, code_counts.TEXT_COUNTS) of the training patients of OUT/subjects.parquet.
+
+    A row per code and per text of the records' tables, zero where no training patient has it. alias is the code itself
+    or its nearest ancestor that config.min_subjects training patients have (of an ancestor those count, too, who have
+    a descendant of it that fewer have); null where there is none (paper, A.2: collapsing infrequent codes).
+
+    Works in OUT/parts, which the caller removes; a call that finds parts of it there goes on from them.
 
     Args:
-      codes: MEDS codes.parquet, or None. units: {code: unit}, see harmonise.read_ranges. pool: cluster.Pool.
+      units: {code: unit}, see harmonise.read_ranges.
     """
-    ranges = harmonise.read_ranges(config.ranges_file, units) if config.ranges_file else None
-    pieces, folder = sorted((tables / "events").glob("*.parquet")), out / "fit"
+    codes, texts = code_table.tables_of(records)
+    ranges = harmonise.read_ranges(config.ranges_file, units) if config.ranges_file else {}
+    ids = dict(codes.select("code", "code_id").iter_rows())
+    ranges = {ids[code]: cuts for code, cuts in ranges.items() if code in ids}
+    pieces, folder = sorted((tables / "events").glob("*.parquet")), out / "parts"
     folder.mkdir(exist_ok=True)
     n_buckets = int(np.clip(sum(map(_n_rows, pieces)) // _VALUES_PER_BUCKET + 1, 1, 256))
-    parts = pool.map(functools.partial(_count, out=out, n_buckets=n_buckets), pieces, "count codes")
-    counts = code_counts.add_counts([counted for counted, _ in parts])
-    parents = {} if codes is None else dict(zip(codes["code"], codes["parent_codes"].to_list(), strict=True))
-    if config.implied_parents:
-        found = pl.concat([all_codes for _, all_codes in parts]).unique().sort()
-        parents = harmonise.complete_parents(parents, found.to_list())
+    parts = pool.map(functools.partial(_count, records=records, out=out, n_buckets=n_buckets), pieces, "count codes")
+    counts = code_counts.add_counts((counted for counted, _ in parts), code_counts.COUNTS)
+    text_counts = code_counts.add_counts((counted for _, counted in parts), code_counts.TEXT_COUNTS)
     names = [folder / f"{path.stem}.arrow" for path in pieces]
-    reduce = functools.partial(_scales, names=names, config=config, ranges=ranges)
-    scales = pl.concat(pool.map(reduce, range(n_buckets), "value bins", unit="bucket")).sort("code")
-    lineage, pooled = tokenizer.ancestors(parents), []
-    pairs = tokenizer.rare_pairs(counts, lineage, config.min_subjects)
-    if (pairs["code"] != pairs["ancestor"]).any():
-        pooled = pool.map(functools.partial(_pool, out=out, pairs=pairs), pieces, "rare codes")
-    return tokenizer.build_vocabulary(counts, scales, lineage, _summed(pooled), config.min_subjects)
+    reduce = functools.partial(_scales, names=names, ranges=ranges)
+    scales = pl.concat(pool.map(reduce, range(n_buckets), "quantiles", unit="bucket")).sort("code_id")
+    pairs, pooled = rare_pairs(counts, codes, config.min_subjects), {}
+    if (pairs["code_id"] != pairs["ancestor_id"]).any():
+        work = functools.partial(_pool, records=records, out=out, pairs=pairs)
+        found = pl.concat(pool.map(work, pieces, "rare codes"))
+        pooled = dict(found.group_by("ancestor_id").agg(pl.col("subjects").sum()).iter_rows())
+    return code_statistics(counts, scales, pooled, codes, config.min_subjects), text_statistics(text_counts, texts)
+
+
+def fit_in_memory(
+    events: pl.DataFrame,
+    codes: pl.DataFrame,
+    texts: pl.DataFrame,
+    min_subjects: int,
+    ranges: Mapping[int, list[float]] | None = None,
+) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """As fit_codes, of events (subject_id, code_id, numeric_value, text_id) that are all of training patients."""
+    counts = code_counts.count_codes(events)
+    pairs = rare_pairs(counts, codes, min_subjects)
+    pooled = dict(code_counts.count_pooled(events, pairs).iter_rows())
+    scales = code_counts.scales(code_counts.count_values(events), ranges)
+    of_text = text_statistics(code_counts.count_texts(events), texts)
+    return code_statistics(counts, scales, pooled, codes, min_subjects), of_text
+
+
+def rare_pairs(counts: pl.DataFrame, codes: pl.DataFrame, min_subjects: int) -> pl.DataFrame:
+    """code_id, ancestor_id: each rare code with itself and with its ancestors.
+
+    An ancestor earns its place by the patients of its rare descendants together with its own.
+
+    Args:
+      counts: code_counts.COUNTS. codes: code_table.CODES.
+    """
+    rare = counts.filter(pl.col("subjects") < min_subjects).select("code_id")
+    above = rare.join(codes.select("code_id", "ancestors"), on="code_id", maintain_order="left").explode("ancestors")
+    above = above.drop_nulls().join(
+        codes.select(pl.col("code").alias("ancestors"), pl.col("code_id").alias("ancestor_id")), on="ancestors"
+    )
+    own = rare.with_columns(pl.col("code_id").alias("ancestor_id"))
+    return pl.concat([own, above.select("code_id", "ancestor_id")]).sort("code_id", "ancestor_id")
+
+
+def code_statistics(
+    counts: pl.DataFrame,
+    scales: pl.DataFrame,
+    pooled: Mapping[int, int],
+    codes: pl.DataFrame,
+    min_subjects: int,
+) -> pl.DataFrame:
+    """CODE_STATISTICS of what was counted, see fit_codes.
+
+    Args:
+      counts, scales: code_counts.COUNTS and SCALES. pooled: {code_id of an ancestor: patients}, see rare_pairs.
+    """
+    frequent = set(counts.filter(pl.col("subjects") >= min_subjects)["code_id"])
+    frequent |= {ancestor for ancestor, n in pooled.items() if n >= min_subjects}
+    ids = dict(codes.select("code", "code_id").iter_rows())
+    lineage = {i: [ids[a] for a in above] for i, above in codes.select("code_id", "ancestors").iter_rows()}
+
+    def nearest(code):
+        return code if code in frequent else next((a for a in lineage[code] if a in frequent), None)
+
+    seen = {code: nearest(code) for code in counts["code_id"]}
+    frequent = set(seen.values()) - {None}  # an ancestor that stands for nothing would be a code without training
+    # codes that only other patients have are as rare as can be
+    alias = [seen[code] if code in seen else nearest(code) for code in codes["code_id"]]
+    table = codes.select("code_id", "code").join(counts, on="code_id", how="left", maintain_order="left")
+    table = table.with_columns(pl.col("count", "subjects", "n_values").fill_null(0))
+    table = table.join(scales, on="code_id", how="left", maintain_order="left")
+    return table.with_columns(pl.Series("alias", alias, pl.Int32)).select(*CODE_STATISTICS).cast(CODE_STATISTICS)
+
+
+def text_statistics(counts: pl.DataFrame, texts: pl.DataFrame) -> pl.DataFrame:
+    """code_counts.TEXT_COUNTS with a row for every text of code_table.TEXTS."""
+    table = texts.select("text_id").join(counts, on="text_id", how="left", maintain_order="left")
+    return table.with_columns(pl.col("count", "subjects").fill_null(0))
 
 
 def _n_rows(path):
     return pl.scan_parquet(path).select(pl.len()).collect().item()
 
 
-def _summed(parts):
-    total = {}
-    for part in parts:
-        for key, n in part.items():
-            total[key] = total.get(key, 0) + n
-    return total
+def _training_events(path, records, out, columns):
+    return _events(path, records, columns).join(_training_subjects(out), on="subject_id", how="semi")
 
 
-def _training_events(path, out, columns):
-    return pl.read_parquet(path, columns=columns).join(training_subjects(out), on="subject_id", how="semi")
-
-
-def _count(path, out, n_buckets):
-    """(COUNTS of the training patients, all codes) of a shard; a batch per bucket of values goes to OUT/fit."""
-    counted_path, values_path = (out / "fit" / f"{path.stem}.{kind}" for kind in ("parquet", "arrow"))
-    everybody = pl.read_parquet(path, columns=["subject_id", "code", "numeric_value"])
-    all_codes = everybody["code"].unique()
+def _count(path, records, out, n_buckets):
+    """(COUNTS, TEXT_COUNTS) of the training patients of a piece; a batch per bucket of values goes to OUT/parts."""
+    folder = out / "parts"
+    counted_path, texts_path, values_path = (
+        folder / f"{path.stem}.{kind}" for kind in ("parquet", "texts.parquet", "arrow")
+    )
     if not values_path.exists():
-        events = everybody.join(training_subjects(out), on="subject_id", how="semi")
+        events = _training_events(path, records, out, ["subject_id", "code", "numeric_value", "text_value"])
         write_frame(code_counts.count_codes(events), counted_path)
+        write_frame(code_counts.count_texts(events), texts_path)
         values = code_counts.count_values(events)
-        of_code = values.select(pl.col("code").unique(maintain_order=True))
-        bucket = pl.Series("bucket", code_counts.bucket_of(of_code["code"], n_buckets), pl.Int32)
-        values = values.join(of_code.with_columns(bucket), on="code", how="left", maintain_order="left")
         with writing(values_path) as partial:
-            schema = pa.schema([("code", pa.large_string()), ("value", pa.float64()), ("n", pa.int64())])
+            schema = pa.schema([("code_id", pa.int32()), ("value", pa.float64()), ("n", pa.int64())])
             with pa.ipc.new_file(str(partial), schema) as file:
                 for b in range(n_buckets):
-                    mine = values.filter(pl.col("bucket") == b).drop("bucket").to_arrow().cast(schema)
+                    mine = values.filter(pl.col("code_id") % n_buckets == b).to_arrow().cast(schema)
                     file.write_batch(pa.RecordBatch.from_struct_array(mine.to_struct_array().combine_chunks()))
-    return pl.read_parquet(counted_path), all_codes
+    return pl.read_parquet(counted_path), pl.read_parquet(texts_path)
 
 
-def _scales(bucket, names, config, ranges):
+def _scales(bucket, names, ranges):
     """SCALES of the codes of one bucket."""
 
     def parts():
@@ -108,31 +214,109 @@ def _scales(bucket, names, config, ranges):
             with pa.OSFile(str(name)) as source:
                 yield pl.from_arrow(pa.ipc.open_file(source).get_batch(bucket)).cast(code_counts.VALUES)
 
-    return code_counts.scales(code_counts.add_values(parts()), config.value_bins, config.min_values, ranges)
+    return code_counts.scales(code_counts.add_values(parts()), ranges)
 
 
-def _pool(path, out, pairs):
-    return code_counts.count_pooled(_training_events(path, out, ["subject_id", "code"]), pairs)
+def _pool(path, records, out, pairs):
+    return code_counts.count_pooled(_training_events(path, records, out, ["subject_id", "code"]), pairs)
 
 
-def remove_parts(out):
-    """Removes OUT/fit once what was fitted is written."""
-    shutil.rmtree(Path(out) / "fit", ignore_errors=True)
+def remove_parts(out: Path) -> None:
+    """Removes OUT/parts once what was fitted is written."""
+    shutil.rmtree(Path(out) / "parts", ignore_errors=True)
+
+
+# -------------------------------------------------------------------------------------------------------- people
+def fit_subjects(
+    tables: Path,
+    records: Path,
+    out: Path,
+    statistics: pl.DataFrame,
+    frequent_texts: pl.Series,
+    pool: workers.Pool,
+) -> tuple[pl.DataFrame, dict[str, dict]]:
+    """What of each person's events has an alias.
+
+    rarity is the mean over these timed events of -log of their alias's share of all training events that have an
+    alias (the share of one event where none has that alias); 0 without such events.
+
+    Args:
+      statistics: CODE_STATISTICS. frequent_texts: text_id of the texts that are counted as frequent.
+
+    Returns:
+      (SUBJECT_STATISTICS of OUT/subjects.parquet, counts of the manifest).
+    """
+    of_alias = dict(
+        statistics.drop_nulls("alias").group_by("alias").agg(pl.col("count").sum()).select("alias", "count").iter_rows()
+    )
+    total = max(sum(of_alias.values()), 1)
+    surprise = [None if a is None else -np.log(max(of_alias[a], 1) / total) for a in statistics["alias"]]
+    known = statistics.select("code_id", pl.Series("surprise", surprise, pl.Float64))
+    pieces = sorted((tables / "events").glob("*.parquet"))
+    work = functools.partial(_of_people, records=records, known=known, frequent_texts=frequent_texts)
+    found = pl.concat(pool.map(work, pieces, "events of people"))
+    subjects = pl.read_parquet(out / "subjects.parquet", columns=["subject_id", "split"])
+    table = subjects.join(found, on="subject_id", how="left", maintain_order="left").fill_null(0)
+    everything = ("known", "unknown", "frequent", "rare")
+    here, read = ({c: t[c].sum() for c in everything} for t in (table, found))
+    counts = {
+        "events": {
+            "in": read["known"] + read["unknown"],
+            "out": {
+                "of frequent codes": here["known"],
+                "of rare codes": here["unknown"],
+                "of people left out": read["known"] + read["unknown"] - here["known"] - here["unknown"],
+            },
+        },
+        "text results": {
+            "in": here["frequent"] + here["rare"],
+            "out": {"frequent": here["frequent"], "not frequent": here["rare"]},
+        },
+    }
+    return table.select(*SUBJECT_STATISTICS).cast(SUBJECT_STATISTICS), counts
+
+
+def _of_people(path, records, known, frequent_texts):
+    """Counts of each person of a piece of events, and their rarity."""
+    events = _events(path, records, ["subject_id", "time", "code", "numeric_value", "text_value"])
+    events = events.join(known, on="code_id", how="left", maintain_order="left")
+    has_alias, is_timed = pl.col("surprise").is_not_null(), pl.col("time").is_not_null()
+    frequent, text = pl.col("text_id").is_in(frequent_texts.implode()), pl.col("text_id").is_not_null()
+    n = events.group_by("subject_id", maintain_order=True).agg(
+        (has_alias & ~is_timed).sum().alias("known_static"),
+        (has_alias & is_timed).sum().alias("known_events"),
+        has_alias.sum().alias("known"),
+        (~has_alias).sum().alias("unknown"),
+        (text & frequent).sum().alias("frequent"),
+        (text & ~frequent).sum().alias("rare"),
+    )
+    timed = events.filter(has_alias & is_timed)
+    # in the order of the rows, so that pieces change no bit
+    first = np.flatnonzero(np.append(True, np.diff(timed["subject_id"].to_numpy()) != 0)) if timed.height else []
+    total = np.add.reduceat(timed["surprise"].to_numpy(), first) if timed.height else np.zeros(0)
+    sums = pl.DataFrame({"subject_id": timed["subject_id"].gather(first), "total": total}, {"subject_id": pl.Int64,
+                        "total": pl.Float64})  # fmt: skip
+    n = n.join(sums, on="subject_id", how="left", maintain_order="left")
+    return n.with_columns(pl.col(pl.UInt32).cast(pl.Int64), rarity=pl.col("total") / pl.col("known_events")).drop(
+        "total"
+    )
 
 
 # -------------------------------------------------------------------------------------------------------- signals
-def channel_statistics(tables, out, config, pool):
-    """Mean and standard deviation of channels and of further summaries, over the windows of training patients.
+def fit_signals(tables: Path, out: Path, config: PrepareConfig, pool: workers.Pool) -> dict[str, list[float]]:
+    """Mean and standard deviation of channels and of derived features, over the windows of training patients.
 
-    Each person's moments are computed apart and added in the order of their ids.
+    Channels are on the model's scale, logarithms where config.log_channels says so (store.Scales). Each person's
+    moments are computed apart and added in the order of their ids.
 
     Returns:
-      {"mean", "std"} per channel, {"summaries", "summary_mean", "summary_std"} of window_summaries.targets.
+      {"mean", "std"} per channel, {"derived_mean", "derived_std"} per name of derived_features.targets.
     """
-    names = window_summaries.targets(window_summaries.parse(config.summaries, config.channels))
+    names = derived_features.targets(derived_features.parse(config.summaries, config.channels))
     n = len(config.channels)
+    logs = tuple(k for k, channel in enumerate(config.channels) if channel in config.log_channels)
     paths = sorted((tables / "wearers").glob("*.parquet")) if n else []
-    parts = pool.map(functools.partial(_moments, tables=tables, out=out), paths, "channel statistics")
+    parts = pool.map(functools.partial(_moments, tables=tables, out=out, logs=logs), paths, "channel statistics")
     ids = np.concatenate([np.zeros(0, np.int64), *(ids for ids, _ in parts)])
     table = np.concatenate([np.zeros((0, 3, n + len(names))), *(moments for _, moments in parts)])
     count_PxC, mean_PxC, square_PxC = np.moveaxis(table[np.argsort(ids)], 1, 0)
@@ -143,22 +327,24 @@ def channel_statistics(tables, out, config, pool):
     return {
         "mean": mean[:n].tolist(),
         "std": std[:n].tolist(),
-        "summaries": names,
-        "summary_mean": mean[n:].tolist(),
-        "summary_std": np.where(std[n:] > 1e-6, std[n:], 1.0).tolist(),
+        "derived_mean": mean[n:].tolist(),
+        "derived_std": np.where(std[n:] > 1e-6, std[n:], 1.0).tolist(),
     }
 
 
-def _moments(path, tables, out):
+def _moments(path, tables, out, logs):
     """(ids [P], moments [P, 3, C + X]) of the training patients of one file, see _of_columns."""
-    wearers = pl.read_parquet(path).join(training_subjects(out), on="subject_id", how="semi")
+    wearers = pl.read_parquet(path).join(_training_subjects(out), on="subject_id", how="semi")
     ids, moments = wearers["subject_id"].to_numpy(), []
     with npy.OpenRows() as opened:
-        values, further = (opened[tables / kind / f"{path.stem}.npy"] for kind in ("window_values", "wearers"))
+        values, derived = (opened[tables / kind / f"{path.stem}.npy"] for kind in ("window_values", "wearers"))
         for first, n in wearers.select("first_row", "n_windows").iter_rows():
-            of_signal = _of_columns(values.read(first, n).reshape(-1, values.shape[-1]))
-            moments.append(np.concatenate([of_signal, _of_columns(further.read(first, n)["summary"])], axis=1))
-        n_columns = values.shape[-1] + further.dtype["summary"].shape[0]
+            x_NxC = values.read(first, n).reshape(-1, values.shape[-1])
+            for k in logs:
+                x_NxC[:, k] = store.signed_log1p(x_NxC[:, k])
+            of_derived = _of_columns(derived.read(first, n)["derived"])
+            moments.append(np.concatenate([_of_columns(x_NxC), of_derived], axis=1))
+        n_columns = values.shape[-1] + derived.dtype["derived"].shape[0]
     return ids, np.array(moments).reshape(len(ids), 3, n_columns)
 
 

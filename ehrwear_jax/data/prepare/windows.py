@@ -1,31 +1,41 @@
-"""prepare, second part: recorded stretches -> windows on a regular grid and their summaries."""
+"""Cuts recorded stretches into windows on a regular grid, with their summaries, quality and segments."""
 
 import contextlib
 import functools
+from collections.abc import Mapping
+from pathlib import Path
 
 import numpy as np
 import polars as pl
 import pyarrow.parquet as pq
 
+from ehrwear_jax.config.data import PrepareConfig
 from ehrwear_jax.data.formats import npy_rows as npy
 from ehrwear_jax.data.formats import wearable
 from ehrwear_jax.data.formats.parquet import shard_names, write_frame, write_json, writing_table
 from ehrwear_jax.data.formats.quarantine import count_reasons, quarantine_counts, set_aside
+from ehrwear_jax.data.prepare import deidentify, specs, workers
 from ehrwear_jax.data.prepare import output_manifest as manifest
-from ehrwear_jax.data.prepare import specs
-from ehrwear_jax.data.signals import derived_features as window_summaries
-from ehrwear_jax.data.signals import grid, grid_quality, overlap, raw_windows, summaries
+from ehrwear_jax.data.signals import derived_features, grid, grid_quality, overlap, segments, summaries
 
 _WINDOWS_AT_ONCE = 2048  # summarised and written together
 
 
-def prepare_windows(wearable_dir, out, quarantine, config, deidentifier, pool):
+def prepare_windows(
+    wearable_dir: Path,
+    out: Path,
+    quarantine: Path,
+    config: PrepareConfig,
+    deidentifier: deidentify.Deidentifier,
+    pool: workers.Pool,
+) -> tuple[list[dict], dict[str, dict], dict[str, dict]]:
     """Writes OUT/windows/, OUT/window_values/ and OUT/wearers/, one file each per shard.
 
-    windows/NAME.parquet: subject_id, time (the end) and summaries of each window. window_values/NAME.npy: float32
-    [windows, steps, channels]. wearers/NAME.parquet: subject_id, first_row, n_windows; wearers/NAME.npy: window_dtype
-    [windows]. With config.raw_channels also OUT/raw_windows/NAME.npy, RawSpec.dtype [raw windows], and first_raw, n_raw
-    in wearers/NAME.parquet; with config.quality OUT/window_quality/NAME.npy, uint8 [windows, steps, channels].
+    windows/NAME.parquet: subject_id, time (the end) and summaries of each window, of the logarithm where
+    config.log_channels says so. window_values/NAME.npy: float32 [windows, steps, channels] in the channels' units.
+    wearers/NAME.parquet: subject_id, first_row, n_windows; wearers/NAME.npy: window_dtype [windows]. For each set of
+    config.segments also OUT/segments/SET/NAME.npy, segments.dtype [segments], and first_segments_SET, n_segments_SET in
+    wearers/NAME.parquet; with config.quality OUT/window_quality/NAME.npy, uint8 [windows, steps, channels].
 
     Returns:
       (steps [{step, n, dropped, reason}], counts of the manifest, files of the manifest).
@@ -34,27 +44,19 @@ def prepare_windows(wearable_dir, out, quarantine, config, deidentifier, pool):
       ValueError: a channel that is not declared, or a fault of a file; see wearable.read_subjects.
     """
     table = wearable.read_channels(wearable_dir)
-    known = set(table["channel"])
-    if unknown := {*config.channels, *specs.raw_spec(config).channels} - known:
+    known, wanted_sets = set(table["channel"]), specs.segment_specs(config)
+    if unknown := {*config.channels, *(c for spec in wanted_sets.values() for c in spec.channels)} - known:
         raise ValueError(
             f"{wearable_dir}: no channel {sorted(unknown)} in metadata/channels.parquet; there are {sorted(known)}"
         )
-    limits = {r["channel"]: (r["valid_min"], r["valid_max"]) for r in table.iter_rows(named=True)}
-    wanted = window_summaries.parse(config.summaries, config.channels, known)
+    wanted = derived_features.parse(config.summaries, config.channels, known)
     shards = wearable.list_shards(wearable_dir)
-    for folder, used in (("raw_windows", config.raw_channels), ("window_quality", config.quality)):
-        if used:
-            (out / folder).mkdir(exist_ok=True)
+    folders = [f"segments/{name}" for name in wanted_sets] + (["window_quality"] if config.quality else [])
+    for folder in folders:
+        (out / folder).mkdir(parents=True, exist_ok=True)
     jobs = list(zip(shards, shard_names(shards, wearable_dir), strict=True))
     work = functools.partial(
-        _one_shard,
-        table=table,
-        limits=limits,
-        wanted=wanted,
-        out=out,
-        quarantine=quarantine,
-        config=config,
-        deidentifier=deidentifier,
+        _one_shard, table=table, wanted=wanted, out=out, quarantine=quarantine, config=config, deidentifier=deidentifier
     )
     paths = [out / "windows" / f"{name}.json" for _, name in jobs]
     tallies = manifest.run_jobs(work, jobs, paths, out, pool, "wearable")
@@ -62,6 +64,11 @@ def prepare_windows(wearable_dir, out, quarantine, config, deidentifier, pool):
     total = manifest.add_up(t["rows"] for t in tallies)
     reasons = manifest.add_up(t["reasons"] for t in tallies)
     counts = {"in": total["read"], "out": {key: total[key] for key in ("used", "other channels")} | reasons}
+    return _steps(total, reasons, config), {"recorded stretches": counts}, manifest.merge_files(tallies)
+
+
+def _steps(total, reasons, config):
+    """What became of the recordings, for the log."""
     n_aside = sum(reasons.values())
     steps = [
         {
@@ -78,13 +85,13 @@ def prepare_windows(wearable_dir, out, quarantine, config, deidentifier, pool):
     if total["outside"]:
         reason = "no channel of the config covers the window, so it does not exist"
         steps.append({"step": "stretches to sum up", "n": 0, "dropped": total["outside"], "reason": reason})
-    if config.raw_channels:
-        steps.append({"step": f"raw windows of {config.raw_seconds:g} s", "n": total["raw windows"], "dropped": 0,
-                      "reason": ""})  # fmt: skip
-        for key, reason in raw_windows.DROPPED.items():
-            steps.append({"step": key, "n": 0, "dropped": total[key], "reason": reason})
-    steps += quarantine_counts("wearable", reasons)
-    return steps, {"recorded stretches": counts}, manifest.merge_files(tallies)
+    for name, spec in config.segments.items():
+        kept = f"{name}: segments of {spec.seconds:g} s"
+        steps.append({"step": kept, "n": total[f"{name}: segments"], "dropped": 0, "reason": ""})
+        for key, reason in segments.DROPPED.items():
+            what = f"{name}: segments {key}"
+            steps.append({"step": what, "n": 0, "dropped": total[what], "reason": reason})
+    return steps + quarantine_counts("wearable", reasons)
 
 
 def _require_one_file_each(wearable_dir, out):
@@ -97,69 +104,106 @@ def _require_one_file_each(wearable_dir, out):
         raise ValueError(f"{wearable_dir}: subject {subject} has wearable rows in more than one file: {where}")
 
 
-def window_dtype(wanted):
-    """One window in wearers/NAME.npy: its end, microseconds since the epoch, and the summaries that are predicted."""
-    return np.dtype([("end", "<i8"), ("summary", "<f4", (len(window_summaries.targets(wanted)),))])
+def window_dtype(wanted: list[tuple[str, str]]) -> np.dtype:
+    """One window in wearers/NAME.npy: its end, microseconds since the epoch, and the derived features of records."""
+    return np.dtype([("end", "<i8"), ("derived", "<f4", (len(derived_features.targets(wanted)),))])
 
 
-def _one_shard(job, table, limits, wanted, out, quarantine, config, deidentifier):
+def log_scaled(values: np.ndarray, channels: tuple[str, ...], log_channels: tuple[str, ...]) -> np.ndarray:
+    """A copy of values [..., channels] with log(1 + x) of the log channels, of which negative values count as 0."""
+    out = values.copy()
+    for channel in set(log_channels) & set(channels):
+        at = channels.index(channel)
+        out[..., at] = np.log1p(np.maximum(values[..., at], 0.0))
+    return out
+
+
+class _Shard:
+    """The outputs of one file of recordings, open for people to be added to them."""
+
+    def __init__(self, name, wanted, out, config, stack):
+        self.spec, self.wanted, self.config, self.waiting = specs.window_spec(config), wanted, config, []
+        self.windows, self.people = (out / folder / f"{name}.parquet" for folder in ("windows", "wearers"))
+        shape, self.arrays, self.append = (self.spec.steps, len(self.spec.channels)), {}, {}
+        kinds = {"window_values": (shape, np.float32), "wearers": ((), window_dtype(wanted))}
+        if config.quality:
+            kinds["window_quality"] = (shape, np.uint8)
+        kinds |= {f"segments/{name}": ((), segments.dtype(spec)) for name, spec in config.segments.items()}
+        for folder, (row_shape, dtype) in kinds.items():
+            self.arrays[folder] = out / folder / f"{name}.npy"
+            self.append[folder] = stack.enter_context(npy.writing_rows(self.arrays[folder], row_shape, dtype))
+        self._append_table = stack.enter_context(writing_table(self.windows))
+
+    def add(self, subject: int, end_M: np.ndarray, window_MxLxC: np.ndarray, derived_MxX: np.ndarray) -> None:
+        """Takes one person's windows."""
+        self.waiting.append((np.full(len(end_M), subject, np.int64), end_M, window_MxLxC, derived_MxX))
+        if sum(len(part[0]) for part in self.waiting) >= _WINDOWS_AT_ONCE:
+            self.flush()
+
+    def flush(self) -> None:
+        """Writes what is waiting."""
+        parts = zip(*[_no_windows(self.spec, self.wanted), *self.waiting], strict=True)
+        id_M, end_M, window_MxLxC, derived_MxX = map(np.concatenate, parts)
+        logged = log_scaled(window_MxLxC, self.spec.channels, self.config.log_channels)
+        row_M = np.zeros(len(id_M), window_dtype(self.wanted))
+        row_M["end"] = end_M
+        columns = derived_features.columns(self.wanted)
+        row_M["derived"] = derived_MxX[:, [columns.index(c) for c in derived_features.targets(self.wanted)]]
+        self.append["window_values"](window_MxLxC)
+        self.append["wearers"](row_M)
+        self._append_table(_frame(id_M, end_M, logged, derived_MxX, self.spec, self.wanted))
+        self.waiting.clear()
+
+    def arrays_by_column(self) -> dict[str, tuple[str, list[Path]]]:
+        """{column of where a person's rows begin: (column of their number, arrays)}."""
+        windows = ("window_values", "wearers", "window_quality")
+        found = {"first_row": ("n_windows", [self.arrays[k] for k in windows if k in self.arrays])}
+        for name in self.config.segments:
+            found[f"first_segments_{name}"] = f"n_segments_{name}", [self.arrays[f"segments/{name}"]]
+        return found
+
+
+def _one_shard(job, table, wanted, out, quarantine, config, deidentifier):
     """Writes the windows of one file of recordings, a few people at a time; its tally comes last."""
     path, name = job
-    spec, aside, wearers, waiting = specs.window_spec(config), [], [], []
-    counted = {"used": 0, "other channels": 0, "windows": 0, "outside": 0} | dict.fromkeys(overlap.COUNTS, 0)
-    windows, values = out / "windows" / f"{name}.parquet", out / "window_values" / f"{name}.npy"
-    people, ends = out / "wearers" / f"{name}.parquet", out / "wearers" / f"{name}.npy"
-    raw, raw_path = specs.raw_spec(config), out / "raw_windows" / f"{name}.npy"
-    columns = ["subject_id", "first_row", "n_windows"]
-    if raw.channels:
-        counted |= dict.fromkeys(("raw windows", *raw_windows.DROPPED), 0)
-        columns += ["first_raw", "n_raw"]
-    quality, shape = out / "window_quality" / f"{name}.npy", (spec.steps, len(spec.channels))
-    with (
-        npy.writing_rows(raw_path, (), raw.dtype) if raw.channels else contextlib.nullcontext() as add_raw,
-        npy.writing_rows(quality, shape, np.uint8) if config.quality else contextlib.nullcontext() as add_quality,
-        npy.writing_rows(values, shape, np.float32) as add_values,
-        npy.writing_rows(ends, (), window_dtype(wanted)) as add_ends,
-        writing_table(windows) as add_windows,
-    ):
-
-        def flush():
-            parts = zip(*[_no_windows(spec, wanted), *waiting], strict=True)
-            id_M, end_M, window_MxLxC, further_MxX = map(np.concatenate, parts)
-            frame = _frame(id_M, end_M, window_MxLxC, further_MxX, spec, wanted)
-            row_M = np.zeros(len(id_M), window_dtype(wanted))
-            row_M["end"] = end_M
-            targets = [window_summaries.columns(wanted).index(c) for c in window_summaries.targets(wanted)]
-            row_M["summary"] = further_MxX[:, targets]
-            add_values(window_MxLxC)
-            add_ends(row_M)
-            add_windows(frame)
-            waiting.clear()
-
+    limits = {r["channel"]: (r["valid_min"], r["valid_max"]) for r in table.iter_rows(named=True)}
+    spec, aside, wearers, n_rows = specs.window_spec(config), [], [], dict.fromkeys(config.segments, 0)
+    kinds = [f"{set_}: segments{key}" for set_ in config.segments for key in ("", *(f" {k}" for k in segments.DROPPED))]
+    counted = {"used": 0, "other channels": 0, "windows": 0, "outside": 0} | dict.fromkeys((*overlap.COUNTS, *kinds), 0)
+    with contextlib.ExitStack() as stack:
+        shard = _Shard(name, wanted, out, config, stack)
         for subject, rows in wearable.read_subjects(path, table, specs.time_bounds(config), aside):
             subject, rows = deidentifier.recordings(subject, rows)
-            stretches, end_M, window_MxLxC, further_MxX = _one_person(rows, spec, limits, wanted, config, counted)
-            wearers.append((subject, counted["windows"], len(end_M)))
+            stretches, end_M, window_MxLxC, derived_MxX = _one_person(rows, spec, limits, wanted, config, counted)
+            wearer = [subject, counted["windows"], len(end_M)]
             if config.quality:
-                add_quality(grid_quality.of_person(stretches, end_M, spec, limits))
-            if raw.channels:
-                raw_R, dropped = raw_windows.of_person(stretches, end_M, window_MxLxC, spec, limits, raw)
-                wearers[-1] += (counted["raw windows"], len(raw_R))
-                counted = manifest.add_up([counted, dropped, {"raw windows": len(raw_R)}])
-                add_raw(raw_R)
+                shard.append["window_quality"](grid_quality.of_person(stretches, end_M, spec, limits))
+            for set_, segment_spec in config.segments.items():
+                found_R, dropped = segments.of_person(stretches, end_M, window_MxLxC, spec, limits, segment_spec)
+                wearer += [n_rows[set_], len(found_R)]
+                n_rows[set_] += len(found_R)
+                shard.append[f"segments/{set_}"](found_R)
+                dropped = {f"{set_}: segments {key}": n for key, n in dropped.items()}
+                counted = manifest.add_up([counted, dropped, {f"{set_}: segments": len(found_R)}])
+            wearers.append(tuple(wearer))
             counted["windows"] += len(end_M)
-            waiting.append((np.full(len(end_M), subject, np.int64), end_M, window_MxLxC, further_MxX))
-            if sum(len(part[0]) for part in waiting) >= _WINDOWS_AT_ONCE:
-                flush()
-        flush()
+            shard.add(subject, end_M, window_MxLxC, derived_MxX)
+        shard.flush()
+    bad = deidentifier.recordings_aside(pl.concat(aside))
+    return _finish(job, shard, wearers, counted, bad, quarantine / f"wearable__{name}.parquet", out)
+
+
+def _finish(job, shard, wearers, counted, bad, bad_path, out):
+    """Writes the people of a file, its quarantined rows and, last, its tally, which is returned."""
+    path, name = job
+    by_column = shard.arrays_by_column()
+    columns = ["subject_id", *(c for first, (number, _) in by_column.items() for c in (first, number))]
     order = pl.DataFrame(wearers, dict.fromkeys(columns, pl.Int64), orient="row")
-    more = {"first_row": [quality] if config.quality else [], "first_raw": [raw_path] if raw.channels else []}
-    if config.pseudonymise:
-        order = _in_order_of_pseudonyms(order, windows, more | {"first_row": [values, ends, *more["first_row"]]})
-    write_frame(order, people)
-    bad, bad_path = deidentifier.recordings_aside(pl.concat(aside)), quarantine / f"wearable__{name}.parquet"
+    if shard.config.pseudonymise:
+        order = _in_order_of_pseudonyms(order, shard.windows, by_column)
+    write_frame(order, shard.people)
     set_aside(bad, bad_path)
-    written = [windows, values, people, ends, *sum(more.values(), []), *([bad_path] if bad.height else [])]
+    written = [shard.windows, shard.people, *shard.arrays.values(), *([bad_path] if bad.height else [])]
     tally = {
         "rows": counted | {"read": pq.read_metadata(path).num_rows},
         "reasons": count_reasons(bad),
@@ -169,54 +213,50 @@ def _one_shard(job, table, limits, wanted, out, quarantine, config, deidentifier
     return tally
 
 
-def _in_order_of_pseudonyms(wearers, windows, arrays):
-    """Sorts the people of a file anew, as their first order would tell that of the ids; returns the sorted wearers.
-
-    arrays: {column of where a person's rows begin: files}.
-    """
+def _in_order_of_pseudonyms(wearers, windows, by_column):
+    """Sorts the people of a file anew, as their first order would tell that of the ids; returns the sorted wearers."""
     table = wearers.sort("subject_id")
     write_frame(pl.read_parquet(windows).sort("subject_id", maintain_order=True), windows)
-    for first, number in (("first_row", "n_windows"), ("first_raw", "n_raw")):
-        for path in arrays[first]:
+    for first, (number, arrays) in by_column.items():
+        for path in arrays:
             with npy.OpenRows() as opened, npy.writing_rows(path, opened[path].shape[1:], opened[path].dtype) as append:
                 for begin, n in table.select(first, number).iter_rows():
                     append(opened[path].read(begin, n))
-        if number in table.columns:
-            table = table.with_columns((pl.col(number).cum_sum() - pl.col(number)).alias(first))
+        table = table.with_columns((pl.col(number).cum_sum() - pl.col(number)).alias(first))
     return table
 
 
 def _no_windows(spec, wanted):
-    """Zero windows: subject, end, values and further summaries."""
+    """Zero windows: subject, end, values and derived features."""
     none = np.zeros(0, np.int64)
-    further = np.zeros((0, len(window_summaries.columns(wanted))), np.float32)
-    return none, none, np.zeros((0, spec.steps, len(spec.channels)), np.float32), further
+    derived = np.zeros((0, len(derived_features.columns(wanted))), np.float32)
+    return none, none, np.zeros((0, spec.steps, len(spec.channels)), np.float32), derived
 
 
-def _one_person(rows, spec, limits, wanted, config, counted):
-    """(stretches, end_M int64, window_MxLxC float32, further summaries float32 [M, X]) of one person; counts them."""
-    needed = dict.fromkeys([*config.channels, *(channel for channel, _ in wanted), *config.raw_channels])
+def _one_person(
+    rows: pl.DataFrame, spec: grid.WindowSpec, limits: Mapping, wanted: list, config: PrepareConfig, counted: dict
+) -> tuple[list, np.ndarray, np.ndarray, np.ndarray]:
+    """(stretches, end_M int64, window_MxLxC float32, derived features float32 [M, X]) of one person; counts them."""
+    of_segments = (channel for segment_spec in config.segments.values() for channel in segment_spec.channels)
+    needed = dict.fromkeys([*config.channels, *(channel for channel, _ in wanted), *of_segments])
     used = rows.filter(pl.col("channel").is_in(list(needed)))
     counted["used"] += used.height
     counted["other channels"] += rows.height - used.height
     stretches = wearable.stretches(used)
     end, window, resolved = grid.window_person(stretches, spec, limits)
-    further, n_outside = window_summaries.of_person(stretches, end, window, spec, limits, wanted)
+    derived, n_outside = derived_features.of_person(stretches, end, window, spec, limits, wanted)
     counted["outside"] += n_outside
     for key, n in resolved.items():
         counted[key] += n
-    for c in set(config.log_channels) & set(config.channels):
-        at = spec.channels.index(c)
-        window[..., at] = np.log1p(np.maximum(window[..., at], 0.0))
-    return stretches, end, window, further
+    return stretches, end, window, derived
 
 
-def _frame(id_M, end_M, window_MxLxC, further_MxX, spec, wanted):
+def _frame(id_M, end_M, window_MxLxC, derived_MxX, spec, wanted):
     """subject_id, time, and CHANNEL__STATISTIC of each window."""
     columns = {"subject_id": id_M, "time": pl.Series(end_M).cast(pl.Datetime("us"))}
     for stat, x in summaries.window_summaries(window_MxLxC).items():
         for i, c in enumerate(spec.channels):
             columns[f"{c}__{stat}"] = pl.Series(x[:, i]).fill_nan(None)
-    for i, column in enumerate(window_summaries.columns(wanted)):
-        columns[column] = pl.Series(further_MxX[:, i]).fill_nan(None)
+    for i, column in enumerate(derived_features.columns(wanted)):
+        columns[column] = pl.Series(derived_MxX[:, i]).fill_nan(None)
     return pl.DataFrame(columns)

@@ -1,4 +1,4 @@
-"""Where the shards of the prepare stage are worked on: this process, local processes, or a dask cluster.
+"""Maps functions over the shards of the prepare stage: in this process, local processes, or a dask cluster.
 
     scheduler=""                 local processes, `workers` of them (0: one per core; 1: this process)
     scheduler="tcp://host:8786"  a running dask scheduler, whose workers see the same files under the same paths
@@ -18,6 +18,8 @@ import sys
 from collections.abc import Callable, Iterable
 
 from tqdm import tqdm
+
+from ehrwear_jax.config.data import PrepareConfig
 
 JOB_QUEUES = {
     "slurm": "SLURMCluster", "pbs": "PBSCluster", "sge": "SGECluster", "lsf": "LSFCluster", "oar": "OARCluster",
@@ -162,6 +164,6 @@ def _job_queue(name):
     return getattr(module, JOB_QUEUES[name])(job_script_prologue=prologue, python=sys.executable)
 
 
-def open_pool(config) -> Pool:
+def open_pool(config: PrepareConfig) -> Pool:
     """The Pool that a PrepareConfig asks for, to be used in a with statement."""
     return Pool(config.scheduler, config.workers, config.worker_memory_gb)

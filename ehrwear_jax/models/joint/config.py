@@ -42,6 +42,8 @@ class ContextConfig:
     """tau of the wearable-to-EHR term."""
     summary_days: float = 7.0
     """tau' of the EHR-to-wearable term."""
+    raw_segments: str = ""
+    """The set of config.prepare.segments that become raw windows; "": none."""
     raw_windows: int = 0
     """Capacity of a row for raw windows of sub-second signal, of which each window adds its share; 0: none."""
     patch_steps: int = 6
@@ -253,17 +255,29 @@ class Config:
         return hash((self.modalities, self.context, self.network, tuple(sorted(self.weights.items()))))
 
     def check_prepared(self, prepare: PrepareConfig) -> None:
-        """Raises ValueError where the records that prepare makes do not fit: raw windows on one side only."""
+        """Raises ValueError where the records that prepare makes do not fit: segments that are not made, say."""
         if "wear" not in self.modalities:
             return
-        parts = {"prepare.raw_channels": tuple(prepare.raw_channels),
-                 "joint.context.raw_windows": self.context.raw_windows,
-                 "joint.network.raw_width": self.network.raw_width}  # fmt: skip
+        where, c = "config.joint.context", self.context
+        parts = {f"{where}.raw_segments": c.raw_segments, f"{where}.raw_windows": c.raw_windows,
+                 "config.joint.network.raw_width": self.network.raw_width}  # fmt: skip
         if any(parts.values()) and not all(parts.values()):
-            said = ", ".join(f"config.{name} is {value}" for name, value in parts.items())
+            said = ", ".join(f"{name} is {value!r}" for name, value in parts.items())
             raise ValueError(f"{said}: set all three, to have raw windows and their encoder, or none")
-        if all(parts.values()) and self.context.raw_windows < self.context.windows:
+        if not c.raw_segments:
+            return
+        if c.raw_windows < c.windows:
             raise ValueError(
-                f"config.joint.context.raw_windows is {self.context.raw_windows}; it must be at least "
-                f"config.joint.context.windows, {self.context.windows}, so that each wearable window has room for one"
+                f"{where}.raw_windows is {c.raw_windows}; it must be at least {where}.windows, {c.windows}, so that each "
+                "wearable window has room for one"
+            )
+        if c.raw_segments not in prepare.segments:
+            raise ValueError(
+                f"{where}.raw_segments is {c.raw_segments!r}; config.prepare.segments has {sorted(prepare.segments)}"
+            )
+        seconds = prepare.segments[c.raw_segments].seconds
+        if seconds > 60 * prepare.step_minutes:
+            raise ValueError(
+                f"config.prepare.segments.{c.raw_segments}.seconds is {seconds:g}: a raw window must fit into a step of "
+                f"config.prepare.step_minutes, {prepare.step_minutes}"
             )

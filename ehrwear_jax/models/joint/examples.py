@@ -5,12 +5,9 @@ a function of (seed, step) however many hosts make it and wherever a run resumes
 """
 
 import dataclasses
-import json
 import threading
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
-import grain
 import numpy as np
 import polars as pl
 
@@ -18,9 +15,9 @@ from ehrwear_jax.data import store as store_lib
 from ehrwear_jax.models.family import Batch, BatchSpec, Examples, Transform
 from ehrwear_jax.models.joint import augmentation, context, masking, packing, terms
 from ehrwear_jax.models.joint import patient as patient_lib
+from ehrwear_jax.models.joint import vocabulary as vocabulary_lib
 from ehrwear_jax.models.joint.batch import MODALITY_WEAR, Facts, batch_spec
 from ehrwear_jax.models.joint.config import Config
-from ehrwear_jax.models.joint.vocabulary import Vocabulary
 
 _AUGMENTATION = 1  # names a stream of random numbers beside that of masks and prediction times
 _PLANNED, _FURTHER = 0, 1  # so that no two samples share a key
@@ -30,51 +27,35 @@ _MOST_FAILED = 3  # further patients for whose windows a row has no room, after 
 
 
 class People:
-    """The prepared patients of one split, read at random access.
+    """The patients of a store as the joint model is given them, read at random access.
 
     Args:
-      folder: written by `prepare.prepare_split`.
-      split: "train", "tuning", "held_out" or None for all.
-      config: ContextConfig.
-      cache_bytes: how much memory decoded patients may take; those beyond it are decoded at every use.
+      store: RecordStore of one split, or of all.
+      config: of the joint family.
+      cache_bytes: how much memory patients may take; those beyond it are made at every use.
     """
 
     def __init__(self, store, config, cache_bytes=2**29):
-        self.folder, self.modalities, self.cache_bytes = Path(store.folder), config.modalities, cache_bytes
-        split, modalities = store.split, config.modalities
+        self.store, self.modalities, self.cache_bytes = store, config.modalities, cache_bytes
         config = self.config = config.context
         self.terms, self.hides_signal = (), False
         self._cache, self._cached_bytes = {}, 0
-        index = pl.read_parquet(self.folder / "index.parquet")
-        self.train_days = float(index.filter(pl.col("split") == "train")["days"].sum())
-        if split is not None:
-            index = index.filter(pl.col("split") == split)
-        self.index = index
-        meta = json.loads((self.folder / "meta.json").read_text())
-        self.steps, self.channels = meta["steps"], tuple(meta["channels"])
-        names = [name.rpartition("__")[0] for name in meta["summaries"]]
-        self.derived_channel_X = np.array([self.channels.index(c) if c in self.channels else -1 for c in names], int)
-        self.window_us = meta["window_hours"] * 3_600_000_000
-        raw = meta.get("raw", {"channels": [], "samples": 0})
-        self.raw_samples, self.has_quality = raw["samples"], meta.get("quality", False)
-        # -1: not on the grid
-        self.raw_channel_A = np.array(
-            [self.channels.index(c) if c in self.channels else -1 for c in raw["channels"]], int
-        )
-        if config.raw_windows and not raw["channels"]:
+        self.index, self.train_days = store.index, store.train_days
+        self.steps, self.channels, self.window_us = store.steps, store.channels, store.window_us
+        self.has_quality = store.has_quality
+        self.derived_channel_X = self._on_grid(name.rpartition("__")[0] for name in store.derived)
+        raw = store.segments.get(config.raw_segments) if config.raw_windows else None
+        if config.raw_windows and raw is None:
             raise ValueError(
-                f"{self.folder} has no raw windows, for which config.context.raw_windows makes room: prepare it with "
-                "config.prepare.raw_channels"
+                f"{store.records_dir} has no segments {config.raw_segments!r}, for which "
+                "config.joint.context.raw_windows makes room: name a set of config.prepare.segments in config.joint.context.raw_segments"
             )
-        self.vocabulary = Vocabulary.load(self.folder)
-        self._shards = tuple(meta["shards"])
-        paths = [str(self.folder / "records" / name) for name in self._shards]
-        self.source = grain.sources.ArrayRecordDataSource(paths) if paths else []
-        ehr, wear = "ehr" in modalities, "wear" in modalities
-        self.n_static = index["n_static"].to_numpy() * ehr
-        self.n_events = index["n_events"].to_numpy() * ehr
-        self.n_windows = index["n_windows"].to_numpy() * wear
-        self.position = index["position"].to_numpy()
+        self.raw_samples, self.raw_channel_A = (raw.samples, self._on_grid(raw.channels)) if raw else (0, np.zeros(0))
+        self.vocabulary = vocabulary_lib.of_store(store)
+        ehr, wear = "ehr" in self.modalities, "wear" in self.modalities
+        self.n_static = self.index["known_static"].to_numpy() * ehr
+        self.n_events = self.index["known_events"].to_numpy() * ehr
+        self.n_windows = self.index["n_windows"].to_numpy() * wear
         counts = self.vocabulary.tokens["count"].to_numpy()
         self.interest_V = self._starting_with(config.interest_codes)
         scale_V = np.where(self._starting_with(config.administrative_codes), config.administrative_weight, 1.0)
@@ -96,23 +77,31 @@ class People:
         self.history_class_V = np.full(len(self.vocabulary), -1)
         self.history_class_V[history] = np.arange(len(history))
 
+    def _on_grid(self, channels):
+        """Where each channel lies on the grid, -1: not on it."""
+        return np.array([self.channels.index(c) if c in self.channels else -1 for c in channels], int)
+
     def __len__(self):
-        return len(self.position)
+        return len(self.store)
 
     def __getitem__(self, i):
         patient = self._cache.get(i)
         if patient is None:
-            record = store_lib.decode(self.source[int(self.position[i])])
-            patient = patient_lib.make_patient(record, self.modalities, self.config.raw_windows > 0)
+            patient = self.of(patient_lib.given(self.store.read(i), self.modalities))
             if self._cached_bytes + patient.nbytes <= self.cache_bytes:
                 self._cached_bytes += patient.nbytes
                 self._cache[i] = patient
         return patient
 
-    def files(self):
-        """Names, below the folder, of the files that batches are made of."""
-        shards = [f"records/{name}" for name in self._shards]
-        return ["index.parquet", "meta.json", "vocabulary.csv", "codes.csv", *shards]
+    def record(self, i):
+        """Record i with the modalities that the model is given."""
+        return patient_lib.given(self.store[i], self.modalities)
+
+    def of(self, record):
+        """The Patient of a record as `record` returns it, changed or not."""
+        has_raw = self.config.raw_windows and "wear" in self.modalities
+        raw_segments = self.config.raw_segments if has_raw else ""
+        return patient_lib.make_patient(record, self.store, self.vocabulary, raw_segments)
 
     def __getstate__(self):
         """For worker processes, which fill caches of their own."""
@@ -176,7 +165,7 @@ class JointExamples(Examples):
         Generator of their own: masks and prediction times are the same without them.
 
     Raises:
-      ValueError: nobody has a token; or patients are to be weighted and the index has no column `rarity`.
+      ValueError: nobody has a token.
     """
 
     def __init__(self, store: store_lib.RecordStore, config: Config, seed: int = 0, augmented: bool = True):
@@ -213,11 +202,6 @@ class JointExamples(Examples):
         temperature, index = self.config.context.patient_temperature, self.people.index
         if not temperature or "ehr" not in self.config.modalities:  # rarity is an EHR fact
             return None
-        if "rarity" not in index.columns:
-            raise ValueError(
-                f"{self.people.folder}/index.parquet has no column rarity, which "
-                "config.joint.context.patient_temperature needs: prepare the data again, or set it to 0"
-            )
         rarity = index["rarity"].cast(pl.Float64).fill_null(np.nan).to_numpy()[self.eligible]
         return packing.patient_weights(rarity, temperature)
 
@@ -227,7 +211,7 @@ class JointExamples(Examples):
             if epoch not in self._plans:
                 if not len(self.eligible):
                     raise ValueError(
-                        f"{self.people.folder}: no training patient has a token of {self.config.modalities}"
+                        f"{self.people.store.records_dir}: no training patient has a token of {self.config.modalities}"
                     )
                 rng, p = np.random.default_rng([self.seed, epoch]), self.people
                 lengths = packing.Lengths(p.n_static, p.n_events, p.n_windows)
@@ -351,9 +335,8 @@ class JointExamples(Examples):
             return {name: array[r] for name, array in batch.items()}
 
         for k, (i, t) in enumerate(zip(position_N, time_us_N, strict=True)):
-            patient = self.people[int(i)]
-            if transform is not None:
-                patient = transform(patient, int(t))
+            people = self.people
+            patient = people[int(i)] if transform is None else people.of(transform(people.record(int(i)), int(t)))
             stop = int(np.searchsorted(patient.time_N, t, side="right"))
             span = context.fit(patient, stop, c.context_tokens, sizes["W"])
             used = {"tokens": span.n_tokens, "windows": span.n_windows(patient), "queries": 1}

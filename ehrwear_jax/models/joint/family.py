@@ -4,7 +4,6 @@ import dataclasses
 from collections.abc import Mapping
 
 from ehrwear_jax.config.data import PrepareConfig
-from ehrwear_jax.data.prepare import specs
 from ehrwear_jax.data.signals import derived_features
 from ehrwear_jax.data.store import RecordStore
 from ehrwear_jax.models.family import BatchSpec
@@ -42,7 +41,7 @@ def assumed(config: Config, prepare: PrepareConfig, vocabulary: int) -> tuple[Ba
       vocabulary: number of tokens; at least as many codes are predicted and reconstructed.
     """
     c, modalities = config.context, tuple(m for m in config.modalities if m != "wear" or prepare.channels)
-    raw = specs.raw_spec(prepare)
+    raw = prepare.segments.get(c.raw_segments) if c.raw_windows else None
     facts = Facts(
         modalities=modalities,
         vocabulary=vocabulary,
@@ -53,8 +52,8 @@ def assumed(config: Config, prepare: PrepareConfig, vocabulary: int) -> tuple[Ba
         history_tokens=c.history_tokens,
         n_horizons=len(c.horizons),
         future_rates=(0.01,) * (c.future_codes * len(c.horizons)),
-        raw_samples=raw.samples if raw.channels else 0,
-        raw_channels=len(raw.channels),
+        raw_samples=raw.samples if raw else 0,
+        raw_channels=len(raw.channels) if raw else 0,
         quality=prepare.quality,
     )
     spec = batch_spec(c, facts, target_fields(active(config, facts)))

@@ -1,7 +1,7 @@
 """The plan of an epoch: who appears in it, roughly up to where, and who shares a row; from the index alone.
 
 Numpy over all patients at once, so that an epoch of millions is planned in seconds. No record is read: how long a
-context really becomes is known once its day has been drawn from the record's codes, see pipeline.TrainRows.
+context really becomes is known once its day has been drawn from the record's codes, see examples.TrainRows.
 """
 
 import dataclasses
@@ -41,7 +41,7 @@ class EpochPlan:
 def patient_weights(rarity_N, temperature):
     """How often patients appear relative to each other: exp(temperature * rarity), 1 on average.
 
-    Rarity is the mean over a patient's events of -log(their token's share of the training tokens): the weight is the
+    Rarity is the mean over a patient's events of -log(their code's share of the training events): the weight is the
     geometric mean of share ** -temperature, as masking.token_weights has it for tokens (paper, section 3.5: rare codes
     upsampled). Who has none (NaN: no event) gets the average weight.
     """

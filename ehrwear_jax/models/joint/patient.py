@@ -1,4 +1,4 @@
-"""One patient's record as a stream in time order, and what of it a context shows: which streams, up to which day."""
+"""Turns a record into one patient's stream in time order, and says what of it a context shows."""
 
 import dataclasses
 from typing import NamedTuple
@@ -6,10 +6,11 @@ from typing import NamedTuple
 import numpy as np
 
 from ehrwear_jax.data.formats.times import DAY_US
+from ehrwear_jax.data.store import NO_BIRTH, Record, RecordStore, Scales
 from ehrwear_jax.models.joint import batch as batch_lib
+from ehrwear_jax.models.joint.vocabulary import Vocabulary
 
-NO_BIRTH = np.iinfo(np.int64).min
-
+SIGNAL_CLIP = 10.0  # standard deviations
 
 # Windows are worked on in blocks of this size in float32: their temporaries stay in a core's cache.
 BLOCK_BYTES = 256_000
@@ -18,7 +19,7 @@ BLOCK_BYTES = 256_000
 class RawWindows(NamedTuple):
     """A patient's raw windows, in order of time: the window that each lies in, the step there, and its samples.
 
-    int32 [R], int32 [R], float16 [R, S, A]: standardised, NaN missing; see raw_windows.py.
+    int64 [R], int64 [R], [R, S, A] as the set of segments stores them, NaN missing; see data/signals/segments.py.
     """
 
     window_R: np.ndarray
@@ -32,9 +33,10 @@ class Patient:
 
     Attributes:
       time_N: int64 us, when each token is known. ref_N: index into events or windows. is_wear_N: bool.
-      static_token_S, static_value_S; event_token_K, event_value_K, event_time_K; window_end_M, window_MxLxC (float16 as
-      recorded, standardised, NaN missing); further_MxX: float32, standardised, NaN missing, see window_summaries.py;
-      origin_us: birth, else first record; end_us: end of follow-up; died: bool.
+      static_token_S, static_value_S; event_token_K, event_value_K, event_time_K; window_end_M, window_MxLxC (float32 as
+      recorded, in the channels' units, NaN missing); derived_MxX: float32, standardised, NaN missing, see
+      derived_features.py; origin_us: birth, else first record, as has_birth says; end_us: end of follow-up; died: bool.
+      scales: of the channels.
       raw: RawWindows, or None where the context has no room for them.
       quality_MxLxC: uint8, see grid_quality.py; None where it was not prepared.
     """
@@ -49,10 +51,12 @@ class Patient:
     event_time_K: np.ndarray
     window_end_M: np.ndarray
     window_MxLxC: np.ndarray
-    further_MxX: np.ndarray
+    derived_MxX: np.ndarray
     origin_us: int
+    has_birth: bool
     end_us: int
     died: bool
+    scales: Scales
     _summary_MxF: np.ndarray
     _summed_M: np.ndarray
     raw: RawWindows | None = None
@@ -63,14 +67,10 @@ class Patient:
         """Memory held, bytes."""
         return sum(x.nbytes for x in (*vars(self).values(), *(self.raw or ())) if isinstance(x, np.ndarray))
 
-    def with_windows(self, window_MxLxC):
-        """The same patient with another signal, of the same shape."""
-        unknown = {"_summary_MxF": np.empty_like(self._summary_MxF), "_summed_M": np.zeros_like(self._summed_M)}
-        return dataclasses.replace(self, window_MxLxC=window_MxLxC, **unknown)
-
     def signal(self, lo, hi):
-        """Windows lo to hi: float32 [hi - lo, L, C], in memory with the steps of a channel side by side."""
-        return self.window_MxLxC[lo:hi].transpose(0, 2, 1).astype(np.float32, order="C").transpose(0, 2, 1)
+        """Windows lo to hi, standardised: float32 [hi - lo, L, C], the steps of a channel side by side in memory."""
+        x_MxCxL = self.scales.standardise(self.window_MxLxC[lo:hi].transpose(0, 2, 1), axis=1)
+        return np.clip(x_MxCxL, -SIGNAL_CLIP, SIGNAL_CLIP, out=x_MxCxL).transpose(0, 2, 1)
 
     def blocks(self, lo, hi):
         """[(lo, hi)] of the blocks of the windows lo to hi; the last one may be smaller."""
@@ -86,19 +86,19 @@ class Patient:
         return self._summary_MxF[lo:hi]
 
     def shown_summary(self, first, shown_MxLxC, channel_X=None):
-        """`summary_table` of a signal and the further summaries: float32 [M, F].
+        """`summary_table` of a signal and the derived features: float32 [M, F].
 
         Args:
           first: the window that shown_MxLxC begins with.
-          channel_X: where the signal was changed, the channel that each further summary is of, -1 for none of them. A
+          channel_X: where the signal was changed, the channel that each derived feature is of, -1 for none of them. A
             summary is missing where that channel was lost.
         """
-        further_MxX = self.further_MxX[first : first + len(shown_MxLxC)]
+        derived_MxX = self.derived_MxX[first : first + len(shown_MxLxC)]
         if channel_X is not None and len(channel_X):
             here_MxC = np.isfinite(shown_MxLxC).any(axis=1)
             here_MxC = np.append(here_MxC, np.ones((len(here_MxC), 1), bool), axis=1)
-            further_MxX = np.where(here_MxC[:, channel_X], further_MxX, np.float32(np.nan))
-        return np.concatenate([summary_table(shown_MxLxC), further_MxX], axis=1)
+            derived_MxX = np.where(here_MxC[:, channel_X], derived_MxX, np.float32(np.nan))
+        return np.concatenate([summary_table(shown_MxLxC), derived_MxX], axis=1)
 
 
 def summary_table(window_MxLxC):
@@ -123,33 +123,30 @@ def summary_table(window_MxLxC):
     return np.concatenate([table[k] for k in batch_lib.SUMMARIES], axis=1).astype(np.float32)
 
 
-def make_patient(record, modalities, with_raw=False):
-    """Patient from a decoded record, with only the named modalities; a birth date is an EHR fact."""
-    ehr, wear = "ehr" in modalities, "wear" in modalities
-    token, value, time = record["token"], record["value"], record["time_us"]
-    static_token, static_value = record["static_token"], record["static_value"]
-    end, window, further = record["window_end_us"], record["window"], record["summary"]
-    if not ehr:
-        token, value, time, static_token, static_value = (
-            x[:0] for x in (token, value, time, static_token, static_value)
-        )
-    if not wear:
-        end, window, further = (x[:0].copy() for x in (end, window, further))
-        # copies, since a view keeps the whole record with its windows in memory
-        token, value, time, static_token, static_value = map(np.copy, (token, value, time, static_token, static_value))
-    raw = None
-    if wear and with_raw:
-        raw = RawWindows(record["raw_window"], record["raw_step"], record["raw"])
-    elif wear and "raw" in record:
-        token, value, time, static_token, static_value, end, window = map(
-            np.copy, (token, value, time, static_token, static_value, end, window)
-        )
+def given(record: Record, modalities: tuple[str, ...]) -> Record:
+    """The record with only the named modalities."""
+    record = record if "ehr" in modalities else record.without_ehr()
+    return record if "wear" in modalities else dataclasses.replace(record.without_wear(), quality_MxLxC=None)
+
+
+def make_patient(record: Record, store: RecordStore, vocabulary: Vocabulary, raw_segments: str = "") -> Patient:
+    """The Patient of a record of a store, or of one that was made of it.
+
+    raw_segments: the set of segments that become raw windows; "": none. Events out of the vocabulary are left out.
+    """
+    static = record.static_code_S, record.static_value_S, record.static_text_S
+    static_token, static_value, _ = _known(vocabulary, *static)
+    token, value, at = _known(vocabulary, record.code_K, record.value_K, record.text_K)
+    time, end = record.time_K[at], record.window_end_M
     times = np.concatenate([end, time])
     is_wear = np.arange(len(times)) < len(end)
     order = np.argsort(times, kind="stable")  # of the same time: windows, which come first here, before events
     ref = np.concatenate([np.arange(len(end)), np.arange(len(time))])
-    birth = int(record["birth_us"]) if ehr else NO_BIRTH
-    first = int(times.min()) if len(times) else int(record["end_us"])
+    derived = np.clip(store.derived_scales.standardise(record.derived_MxX), -SIGNAL_CLIP, SIGNAL_CLIP)
+    window, quality = record.window_MxLxC, record.quality_MxLxC
+    if not len(end) or (record.segments and not raw_segments):
+        # copies, since a view keeps the whole record with its windows or segments in memory
+        end, window, quality = (None if x is None else x.copy() for x in (end, window, quality))
     return Patient(
         time_N=times[order],
         ref_N=ref[order],
@@ -161,15 +158,33 @@ def make_patient(record, modalities, with_raw=False):
         event_time_K=time,
         window_end_M=end,
         window_MxLxC=window,
-        further_MxX=further.astype(np.float32),
-        origin_us=first if birth == NO_BIRTH else birth,
-        end_us=int(record["end_us"]),
-        died=bool(record["died"]),
-        _summary_MxF=np.empty((len(end), len(batch_lib.SUMMARIES) * window.shape[2] + further.shape[1]), np.float32),
+        derived_MxX=derived,
+        origin_us=record.origin_us,
+        has_birth=record.birth_us != NO_BIRTH,
+        end_us=record.end_us,
+        died=record.died,
+        scales=store.scales,
+        _summary_MxF=np.empty((len(end), len(batch_lib.SUMMARIES) * window.shape[2] + derived.shape[1]), np.float32),
         _summed_M=np.zeros(len(end), bool),
-        raw=raw,
-        quality_MxLxC=record.get("quality") if wear else None,
+        raw=_raw_windows(record, raw_segments, store) if raw_segments else None,
+        quality_MxLxC=quality,
     )
+
+
+def _known(vocabulary, code_N, value_N, text_N):
+    """(tokens, values, places) of the events that are in the vocabulary."""
+    token_N, value_N = vocabulary.encode(code_N, value_N, text_N)
+    at = np.flatnonzero(token_N >= 0)
+    return token_N[at], value_N[at], at
+
+
+def _raw_windows(record, name, store):
+    """The segments of a set that lie in windows of the record."""
+    segments = record.segments[name]
+    window_R = record.window_of(segments.start_us_R)
+    segments, window_R = segments.select(window_R >= 0), window_R[window_R >= 0]
+    step_R = (segments.start_us_R - record.window_end_M[window_R] + record.window_us) // store.step_us
+    return RawWindows(window_R, step_R, segments.values_RxSxA)
 
 
 def select(patient, keep_N, keep_static, origin_us):
@@ -195,8 +210,8 @@ def without(patient, keep_ehr, keep_wear):
     if keep_N.all() and keep_ehr:
         return patient
     time_N = patient.time_N[keep_N]
-    no_birth = not keep_ehr or patient.origin_us == int(patient.time_N[0])
-    return select(patient, keep_N, keep_ehr, int(time_N[0]) if no_birth else patient.origin_us)
+    has_birth = keep_ehr and patient.has_birth
+    return select(patient, keep_N, keep_ehr, patient.origin_us if has_birth else int(time_N[0]))
 
 
 def sample_day(draw, patient, weight_V):

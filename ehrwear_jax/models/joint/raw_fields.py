@@ -1,10 +1,10 @@
-"""What a row holds beside the grid: the quality of its patches, and the raw windows of sub-second signal inside them.
+"""Fills what a row holds beside the grid: the quality of its patches, and raw windows of sub-second signal inside them.
 
 Raw windows show what the grid shows and no more. Hidden (none of its samples are in the batch, only its place) is one
 
-- in a hidden patch, or as near to one as augment.time_warp can have moved it;
+- in a hidden patch, or as near to one as augmentation.time_warp can have moved it;
 - in a window of which a channel is hidden, since the raw wave may be what that channel is computed from;
-- in a step in which the grid, as shown, has nothing: lost by a transform of the patient (robustness.py);
+- in a step in which the grid, as shown, has nothing: lost by a perturbation of the record (data/perturbations.py);
 - whose own channel, if that is on the grid, was lost there.
 
 Hidden ones take part in the choice of those for which there is room, so that masks do not change the choice.
@@ -12,8 +12,12 @@ Hidden ones take part in the choice of those for which there is room, so that ma
 
 import numpy as np
 
+from ehrwear_jax.models.joint import patient as patient_lib
 
-def fill_raw(row, at, patients, raw, windows, w0, warp):
+
+def fill_raw(
+    row: dict, at: dict, patients, raw: patient_lib.RawWindows, windows: np.ndarray, w0: int, warp: float
+) -> None:
     """Writes the raw windows of a context, and moves their cursor; the masks and the signal are written before.
 
     Each window of the context adds its share of the row's room, and raw windows take it in their order. So whether one
@@ -55,11 +59,11 @@ def fill_raw(row, at, patients, raw, windows, w0, warp):
     row["raw"][s] = np.where(seen_KxSxA, values_KxSxA, np.float32(0))
 
 
-def fill_quality(row, patients, quality_MxLxC, windows, w0):
+def fill_quality(row: dict, patients, quality_MxLxC: np.ndarray, windows: np.ndarray, w0: int) -> None:
     """Writes the quality of the patches of a context: the mean over its steps, of which unknown ones count as zero.
 
-    So it is the mean quality of the known steps times their share. What the signal lost (augment.drop_channels,
-    robustness.py) is unknown; what is hidden by a mask stays, as in `wear`: the model hides it.
+    So it is the mean quality of the known steps times their share. What the signal lost (augmentation.drop_channels,
+    data/perturbations.py) is unknown; what is hidden by a mask stays, as in `wear`: the model hides it.
 
     Args:
       row, patients: see context.fill_context. quality_MxLxC: of all windows of the patient, in 255ths.

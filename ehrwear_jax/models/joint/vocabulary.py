@@ -1,13 +1,13 @@
-"""Codes and values to tokens: a vocabulary fitted on training patients, written as a table that a person can read.
+"""Makes tokens of codes, values and texts: a table built from what was fitted on the training patients.
 
-A token is a code, or a code with the quantile bin of its value ("LOINC//2345-7//Q3"). Values are kept beside the token
-as a continuous, standardised channel. A code too rare for the vocabulary is replaced by its nearest ancestor that is in
-it (paper, A.2: collapsing infrequent codes); one without such an ancestor is left out and counted.
+A token is a code, a code with the quantile bin of its value ("LOINC//2345-7//Q3"), or a code with one of its frequent
+texts ("LAB//rhythm//sinus"). Values are kept beside the token as a continuous, standardised channel. A code too rare
+for the vocabulary is replaced by its nearest ancestor that is in it (paper, A.2: collapsing infrequent codes); one
+without such an ancestor is left out.
 """
 
 import dataclasses
 import functools
-import json
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,6 +15,7 @@ import numpy as np
 import polars as pl
 
 from ehrwear_jax.data.prepare import code_counts
+from ehrwear_jax.data.store import RecordStore
 from ehrwear_jax.models.joint.batch import N_SPECIAL
 
 SPECIAL = ("<pad>", "<mask>", "<wear>")
@@ -26,6 +27,7 @@ _TOKENS_SCHEMA = {
     "bin": pl.Int32,
     "low": pl.Float64,
     "high": pl.Float64,
+    "text_id": pl.Int32,
     "count": pl.Int64,
 }
 _CODES_SCHEMA = {
@@ -33,101 +35,83 @@ _CODES_SCHEMA = {
     "alias": pl.String,
     "value_mean": pl.Float64,
     "value_std": pl.Float64,
-    "ancestors": pl.String,
+    "ancestors": pl.List(pl.String),
 }
-
-
-def ancestors(parents):
-    """{code: [parent codes]} -> {code: [all ancestors, nearest first]}; cycles are cut."""
-    out = {}
-    for code in parents:
-        seen, level = [], list(parents[code] or [])
-        while level:
-            seen += [p for p in dict.fromkeys(level) if p not in seen and p != code]
-            level = [g for p in level for g in (parents.get(p) or []) if g not in seen and g != code]
-        out[code] = seen
-    return out
 
 
 @dataclasses.dataclass(frozen=True)
 class Vocabulary:
-    """The fitted tables.
+    """The tables.
 
     Attributes:
-      tokens: token_id i32, token str, code str, bin i32 (-1: no bin), low f64, high f64, count i64. A bin holds values
-        in (low, high].
-      codes: code str, alias str (the vocabulary code that stands for it), value_mean f64, value_std f64, ancestors str
-        (JSON list, nearest first).
+      tokens: token_id i32, token str, code str, bin i32 (-1: no bin), low f64, high f64, text_id i32 (-1: no text),
+        count i64 of training. A bin holds values in (low, high].
+      codes: a row per code of the data set, in the order of code_id: code str, alias str (the vocabulary code that
+        stands for it, null: none), value_mean f64, value_std f64 (null: values are not used), ancestors list[str]
+        (nearest first).
+      n_texts: of the data set.
     """
 
     tokens: pl.DataFrame
     codes: pl.DataFrame
+    n_texts: int = 0
 
     def __len__(self):
         return self.tokens.height
 
-    def encode(self, events):
-        """Adds token i32 (null: not in the vocabulary) and value f32 (NaN: none).
-
-        Args:
-          events: subject_id, time, code str, numeric_value f32 nullable; more columns pass through.
-        """
-        token, value = self.encode_columns(events["code"], events["numeric_value"])
-        return events.with_columns(pl.Series("token", token).replace(-1, None), pl.Series("value", value))
-
-    def encode_columns(self, code, numeric_value):
+    def encode(self, code_N: np.ndarray, raw_N: np.ndarray, text_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Tokens and standardised values of many events at once.
 
         Args:
-          code: str Series. numeric_value: float Series, null where there is none.
+          code_N: int code_id. raw_N: float values, NaN where there is none. text_N: int text_id, -1: none.
 
         Returns:
           (token int32 [N], -1: not in the vocabulary; value float32 [N], NaN: none).
         """
         table = self._lookup
-        row = code.to_frame("code").join(table.place, on="code", how="left", maintain_order="left")["row"]
-        row_N = row.fill_null(len(table.token) - 1).to_numpy()
-        raw_N = numeric_value.cast(pl.Float64).fill_null(float("nan")).to_numpy()
-        token_N = table.token[row_N]
-        value_N = np.clip((raw_N - table.mean[row_N]) / table.std[row_N], -VALUE_CLIP, VALUE_CLIP).astype(np.float32)
-        at_K = np.flatnonzero(table.is_binned[row_N] & ~np.isnan(raw_N))
-        row_K, raw_K = row_N[at_K], raw_N[at_K]
+        token_N, raw_N = table.token[code_N], raw_N.astype(np.float64)
+        value_N = np.clip((raw_N - table.mean[code_N]) / table.std[code_N], -VALUE_CLIP, VALUE_CLIP).astype(np.float32)
+        has_value_N = ~np.isnan(raw_N)
+        at_K = np.flatnonzero(table.is_binned[code_N] & has_value_N)
+        code_K, raw_K = code_N[at_K], raw_N[at_K]
         bin_K, size = np.zeros(len(at_K), np.int64), table.cut.shape[1] // 2
-        while size:  # binary search among the cuts of each row's own code
-            bin_K += size * (table.cut[row_K, bin_K + size - 1] < raw_K)
+        while size:  # binary search among the cuts of each event's own code
+            bin_K += size * (table.cut[code_K, bin_K + size - 1] < raw_K)
             size //= 2
-        token_N[at_K] = table.bin_token[row_K, bin_K]
-        return token_N, value_N
+        token_N[at_K] = table.bin_token[code_K, bin_K]
+        of_text_N = np.where(has_value_N, -1, table.text_token[text_N])
+        return np.where(of_text_N >= 0, of_text_N, token_N), value_N
 
     @functools.cached_property
     def _lookup(self):
-        """The tables as arrays by row of `codes`, and a last row for codes that it lacks."""
+        """The tables as arrays by code_id and by text_id."""
         alias, code = self.codes["alias"].to_list(), self.codes["code"].to_list()
         base, bins = {}, {}
-        for name, b, token, high in self.tokens.filter(pl.col("token_id") >= N_SPECIAL).sort("code", "bin").select(
-            "code", "bin", "token_id", "high"
-        ).iter_rows():  # fmt: skip
-            if b < 0:
+        text_token_T = np.full(self.n_texts + 1, -1, np.int32)  # the last one for no text
+        table = self.tokens.filter(pl.col("token_id") >= N_SPECIAL).sort("code", "bin", "text_id")
+        for name, b, token, high, text in table.select("code", "bin", "token_id", "high", "text_id").iter_rows():
+            if text >= 0:
+                text_token_T[text] = token
+            elif b < 0:
                 base[name] = token
             else:
                 bins.setdefault(name, []).append((high, token))
         width = 1 << max(map(len, bins.values()), default=1).bit_length()
-        token_C = np.array([*(base.get(a, -1) for a in alias), -1], np.int32)
+        token_C = np.array([base.get(a, -1) for a in alias], np.int32)
         # an ancestor's bins and scale are another quantity's
         own = [a is not None and a == c for a, c in zip(alias, code, strict=True)]
         mean, std = (self.codes[name].to_list() for name in ("value_mean", "value_std"))
-        mean_C = np.array([*(m if o and m is not None else np.nan for m, o in zip(mean, own, strict=True)), np.nan])
-        std_C = np.array([*(1.0 if s is None else s for s in std), 1.0])
+        mean_C = np.array([m if o and m is not None else np.nan for m, o in zip(mean, own, strict=True)], np.float64)
+        std_C = np.array([1.0 if s is None else s for s in std], np.float64)
         cut_CxB, bin_token_CxB = np.full((len(token_C), width), np.inf), np.full((len(token_C), width), -1, np.int32)
         is_binned_C = np.zeros(len(token_C), bool)
         for i, (name, is_own) in enumerate(zip(code, own, strict=True)):
             if is_own and name in bins:
                 high, token = zip(*bins[name], strict=True)
                 cut_CxB[i, : len(high)], bin_token_CxB[i, : len(token)], is_binned_C[i] = high, token, True
-        place = pl.DataFrame({"code": code, "row": range(len(code))}, {"code": pl.String, "row": pl.Int32})
-        return _Lookup(place, token_C, mean_C, std_C, is_binned_C, cut_CxB, bin_token_CxB)
+        return _Lookup(token_C, mean_C, std_C, is_binned_C, cut_CxB, bin_token_CxB, text_token_T)
 
-    def future_codes(self, limit):
+    def future_codes(self, limit: int) -> dict[str, tuple[int, list[str]]]:
         """The most frequent codes and ancestors of codes, whose later occurrence is predicted.
 
         A code is counted with all its bins, and what descends from it counts for it too. An ancestor that stands for
@@ -138,7 +122,7 @@ class Vocabulary:
         """
         by_code = self.tokens.filter(pl.col("token_id") >= N_SPECIAL).group_by("code").agg(pl.col("count").sum())
         count = dict(by_code.sort("count", "code", descending=[True, False]).iter_rows())
-        lineage = {c: json.loads(a) for c, a in self.codes.select("code", "ancestors").iter_rows() if c in count}
+        lineage = {c: a for c, a in self.codes.select("code", "ancestors").iter_rows() if c in count}
         members = {code: {code} for code in count}
         for code in count:
             for ancestor in lineage.get(code, ()):
@@ -149,104 +133,97 @@ class Vocabulary:
         total = {name: (sum(count[c] for c in codes), sorted(codes)) for codes, name in first.items()}
         return dict(sorted(total.items(), key=lambda item: (-item[1][0], item[0]))[:limit])
 
-    def history_tokens(self, limit):
+    def history_tokens(self, limit: int) -> list[int]:
         """Ids of the most frequent tokens, bins apart, whose earlier occurrence is reconstructed."""
         seen = self.tokens.filter((pl.col("token_id") >= N_SPECIAL) & (pl.col("count") > 0))
         return seen.sort("count", "token_id", descending=[True, False]).head(limit)["token_id"].to_list()
 
-    def save(self, folder):
+    def save(self, folder: Path) -> None:
+        """Writes FOLDER/vocabulary.csv, for people to read."""
         self.tokens.write_csv(Path(folder) / "vocabulary.csv")
-        self.codes.write_csv(Path(folder) / "codes.csv")
-
-    @classmethod
-    def load(cls, folder):
-        tokens = pl.read_csv(
-            Path(folder) / "vocabulary.csv",
-            schema_overrides=_TOKENS_SCHEMA,
-        )
-        codes = pl.read_csv(
-            Path(folder) / "codes.csv",
-            schema_overrides=_CODES_SCHEMA,
-        )
-        return cls(tokens, codes)
 
 
 class _Lookup(NamedTuple):
-    """What encode_columns looks up; cut [C, B] inf beyond a code's cuts, B a power of two above the number of bins."""
+    """What encode looks up; cut [C, B] inf beyond a code's cuts, B a power of two above the number of bins."""
 
-    place: pl.DataFrame
     token: np.ndarray
     mean: np.ndarray
     std: np.ndarray
     is_binned: np.ndarray
     cut: np.ndarray
     bin_token: np.ndarray
+    text_token: np.ndarray
 
 
-def fit_vocabulary(events, parents, *, min_subjects, value_bins, min_values, ranges=None):
-    """Fits a Vocabulary on the events of the training patients, all in memory; fit.py does the same shard by shard.
-
-    Args:
-      events: LazyFrame or DataFrame of training events: subject_id, code, numeric_value.
-      parents: {code: [parent codes]}; may lack codes.
-      min_subjects: a code needs this many patients to have its own token.
-      value_bins: number of train quantile bins of a code's values (equal edges are merged).
-      min_values: a code needs this many values to be binned and standardised.
-      ranges: {code: inner bounds of its clinical ranges}, which take the place of quantiles where they are given.
-    """
-    events = events.lazy().select("subject_id", "code", "numeric_value").collect()
-    counts = code_counts.add_counts([code_counts.count_codes(events)])
-    scales = code_counts.scales(code_counts.count_values(events), value_bins, min_values, ranges)
-    lineage = ancestors(parents)
-    pairs = rare_pairs(counts, lineage, min_subjects)
-    return build_vocabulary(counts, scales, lineage, code_counts.count_pooled(events, pairs), min_subjects)
-
-
-def rare_pairs(counts, lineage, min_subjects):
-    """DataFrame code, ancestor: each rare code with itself and with its ancestors.
-
-    An ancestor earns a token by the patients of its rare descendants together with its own.
-    """
-    rare = counts.filter(pl.col("subjects") < min_subjects)["code"]
-    pairs = [(code, ancestor) for code in rare for ancestor in (code, *lineage.get(code, ()))]
-    return pl.DataFrame(pairs, {"code": pl.String, "ancestor": pl.String}, orient="row")
-
-
-def build_vocabulary(counts, scales, lineage, pooled, min_subjects):
-    """A Vocabulary from what was counted.
-
-    Args:
-      counts, scales: as code_counts.add_counts and code_counts.scales return.
-      lineage: as `ancestors` returns.
-      pooled: {ancestor: patients}, see rare_pairs.
-      min_subjects: see fit_vocabulary.
-    """
-    frequent = set(counts.filter(pl.col("subjects") >= min_subjects)["code"])
-    frequent |= {ancestor for ancestor, n in pooled.items() if n >= min_subjects}
-
-    def nearest(code):
-        return code if code in frequent else next((p for p in lineage.get(code, ()) if p in frequent), None)
-
-    alias = {code: nearest(code) for code in counts["code"]}
-    frequent = set(alias.values()) - {None}  # an ancestor that stands for nothing would be a token without training
-    # codes that only other patients have are as rare as can be
-    unseen = {code: nearest(code) for code in sorted((frequent | lineage.keys()) - alias.keys())}
-    alias |= {code: target for code, target in unseen.items() if target is not None}
-    total = {}
-    for code, count in counts.select("code", "count").iter_rows():
-        total[alias[code]] = total.get(alias[code], 0) + count
-    scale = {row[0]: row[1:] for row in scales.iter_rows() if row[0] in frequent}
-    tokens = [(i, name, name, -1, None, None, 0) for i, name in enumerate(SPECIAL)]
-    for code in sorted(frequent, key=lambda c: (-total.get(c, 0), c)):
-        _, _, cuts, in_bin = scale.get(code, (None, None, [], []))
-        tokens.append((len(tokens), code, code, -1, None, None, total.get(code, 0) - sum(in_bin)))
-        limits = [float("-inf"), *cuts, float("inf")]
-        for b, n in enumerate(in_bin):
-            tokens.append((len(tokens), f"{code}//Q{b}", code, b, limits[b], limits[b + 1], n))
-    rows = []
-    for code, target in alias.items():
-        mean, std, _, _ = scale.get(code, (None, None, None, None))
-        rows.append((code, target, mean, None if std is None else max(std, 1e-6), json.dumps(lineage.get(code, []))))
-    return Vocabulary(
-        pl.DataFrame(tokens, _TOKENS_SCHEMA, orient="row"), pl.DataFrame(rows, _CODES_SCHEMA, orient="row")
+def of_store(store: RecordStore) -> Vocabulary:
+    """The Vocabulary of a fold, by the options of config.prepare that its store holds."""
+    return build_vocabulary(
+        store.code_statistics,
+        store.text_statistics.join(store.texts, on="text_id", maintain_order="left"),
+        dict(store.codes.select("code", "ancestors").iter_rows()),
+        min_subjects=store.min_subjects,
+        value_bins=store.value_bins,
+        min_values=store.min_values,
     )
+
+
+def build_vocabulary(
+    statistics: pl.DataFrame,
+    texts: pl.DataFrame,
+    lineage: dict[str, list[str]],
+    *,
+    min_subjects: int,
+    value_bins: int,
+    min_values: int,
+) -> Vocabulary:
+    """A Vocabulary from what was fitted.
+
+    Args:
+      statistics: prepare.statistics.CODE_STATISTICS, in the order of code_id.
+      texts: text_id, code_id, text, count, subjects.
+      lineage: {code: ancestors, nearest first}.
+      min_subjects: a text needs this many training patients for a token; what codes need is said by their alias.
+      value_bins: number of quantile bins of a code's values (equal cuts are merged), see code_counts.bin_cuts.
+      min_values: a code needs this many values to be binned and standardised.
+
+    Raises:
+      ValueError: a number of bins that there cannot be.
+    """
+    code, alias = statistics["code"].to_list(), statistics["alias"].to_list()
+    total = {}
+    for target, count in zip(alias, statistics["count"], strict=True):
+        if target is not None:
+            total[target] = total.get(target, 0) + count
+    scaled, of_text = {}, {}
+    columns = ("code_id", "n_values", "mean", "std", "quantile", "up_to", "range_cut", "range_up_to")
+    for i, n, mean, std, *cuts in statistics.select(columns).iter_rows():
+        if i in total and n >= max(min_values, 1):
+            quantile, up_to, range_cut, range_up_to = cuts
+            by_range = (range_cut, range_up_to) if range_cut else None
+            scaled[i] = n, mean, std, *(by_range or code_counts.bin_cuts(quantile, up_to, n, value_bins))
+    frequent = texts.filter(pl.col("subjects") >= min_subjects).sort("text_id")
+    for row in frequent.select("code_id", "text_id", "text", "count").iter_rows():
+        of_text.setdefault(row[0], []).append(row[1:])
+    tokens, names = [(i, name, name, -1, None, None, -1, 0) for i, name in enumerate(SPECIAL)], set(code)
+    for i in sorted(total, key=lambda i: (-total[i], code[i])):
+        n, _, _, cuts, up_to = scaled.get(i, (0, None, None, [], []))
+        plain = total[i] - n - sum(count for _, _, count in of_text.get(i, ()))
+        tokens.append((len(tokens), code[i], code[i], -1, None, None, -1, plain))
+        limits = [float("-inf"), *cuts, float("inf")]
+        for b, in_bin in enumerate(np.diff([0, *up_to, n]).tolist() if n else ()):
+            tokens.append((len(tokens), f"{code[i]}//Q{b}", code[i], b, limits[b], limits[b + 1], -1, in_bin))
+        for text_id, text, count in of_text.get(i, ()):
+            name = f"{code[i]}//{text}"
+            name = f'{code[i]}//"{text}"' if name in names else name  # another is called so
+            names.add(name)
+            tokens.append((len(tokens), name, code[i], -1, None, None, text_id, count))
+    by_code = [scaled.get(i, (0, None, None)) for i in range(len(code))]
+    codes = {
+        "code": code,
+        "alias": [None if target is None else code[target] for target in alias],
+        "value_mean": [scale[1] for scale in by_code],
+        "value_std": [None if scale[2] is None else max(scale[2], 1e-6) for scale in by_code],
+        "ancestors": [lineage.get(name, []) for name in code],
+    }
+    tokens = pl.DataFrame(tokens, _TOKENS_SCHEMA, orient="row")
+    return Vocabulary(tokens, pl.DataFrame(codes, _CODES_SCHEMA), texts.height)

@@ -18,7 +18,8 @@ from meds_0_3_3 import label_table
 
 from ehrwear_jax.config.data import PrepareConfig
 from ehrwear_jax.data.formats import meds, wearable
-from ehrwear_jax.data.prepare import dataset as prepare
+from ehrwear_jax.data.prepare import dataset
+from ehrwear_jax.models.joint import vocabulary
 from ehrwear_jax.stages import prepare as stage
 
 CONFIG = PrepareConfig(channels=cohort.CHANNELS, min_subjects=2, step_minutes=30, subjects_per_shard=8)
@@ -26,9 +27,11 @@ INF = float("inf")
 
 
 def run(root, out, config=CONFIG):
-    counts = prepare.prepare_tables(root / "meds", root / "wearable", out / "tables", config, None, out / "quarantine")
+    tables, records = out / "tables", out / "records"
+    counts = dataset.prepare_tables(root / "meds", root / "wearable", tables, config, None, out / "quarantine")
     (out / "quarantine").mkdir(exist_ok=True)
-    return counts + prepare.prepare_split(out / "tables", meds.read_codes(root / "meds"), out / "all", config)
+    counts += dataset.prepare_records(tables, meds.read_codes(root / "meds"), records, config)
+    return counts + dataset.fit_split(tables, records, out / "fit", config)
 
 
 @pytest.fixture
@@ -170,7 +173,8 @@ def test_a_shard_without_rows_is_no_fault(root, tmp_path):
     worn = wearable.list_shards(root / "wearable")[0]
     pl.read_parquet(worn)[:0].write_parquet(worn.with_name("empty.parquet"))
     assert run(root, tmp_path / "more") == clean
-    assert files(tmp_path / "clean" / "all") == files(tmp_path / "more" / "all")
+    for folder in ("records", "fit"):
+        assert files(tmp_path / "clean" / folder) == files(tmp_path / "more" / folder)
 
 
 def torn(path):
@@ -198,7 +202,7 @@ def test_a_fault_of_a_file_stops_and_names_it(root, tmp_path, kind, fault, messa
 
 def test_people_with_one_kind_of_data_or_none_are_all_there(root, tmp_path):
     run(root, tmp_path)
-    index = pl.read_parquet(tmp_path / "all" / "index.parquet")
+    index = pl.read_parquet(tmp_path / "records" / "index.parquet")
     assert index["subject_id"].to_list() == list(range(1, 13))
     only_wear = index.filter(pl.col("subject_id") == 7)
     assert only_wear["n_events"].item() == 0 < only_wear["n_windows"].item()
@@ -207,7 +211,7 @@ def test_people_with_one_kind_of_data_or_none_are_all_there(root, tmp_path):
     splits = root / "meds" / "metadata" / "subject_splits.parquet"
     change(splits, lambda t: pl.concat([t, pl.DataFrame({"subject_id": [99], "split": ["train"]})]))
     run(root, tmp_path / "more")
-    nothing = pl.read_parquet(tmp_path / "more" / "all" / "index.parquet").filter(pl.col("subject_id") == 99)
+    nothing = pl.read_parquet(tmp_path / "more" / "records" / "index.parquet").filter(pl.col("subject_id") == 99)
     assert nothing.select("n_static", "n_events", "n_windows", "days").row(0) == (0, 0, 0, 0.0)
 
 
@@ -217,11 +221,15 @@ PLACES = (
     "tables/people/data__train__0.json",
     "tables/window_values/0.npy",
     "tables/windows/0.parquet",
+    "tables/texts.parquet",
     "tables/subjects.parquet",
-    "all/subjects.parquet",
-    "all/meta.json",
-    "all/records/00000.array_record",
-    "all/index.parquet",
+    "records/codes.parquet",
+    "records/meta.json",
+    "records/00000.array_record",
+    "records/index.parquet",
+    "fit/subjects.parquet",
+    "fit/code_statistics.parquet",
+    "fit/signal_statistics.json",
 )
 
 
@@ -246,7 +254,7 @@ def test_a_folder_that_may_not_be_written_is_named(root, tmp_path, monkeypatch):
         raise PermissionError(13, "Permission denied", str(target))
 
     monkeypatch.setattr(os, "replace", refuse)  # root may write anywhere
-    with pytest.raises(PermissionError, match="events/.*parquet: no permission to write it"):
+    with pytest.raises(PermissionError, match="tables/.*parquet: no permission to write it"):
         run(root, tmp_path / "out")
 
 
@@ -348,8 +356,18 @@ def test_the_mimic_demo_goes_in_unchanged(shared_data, tmp_path):
     (undescribed,) = [line for line in said.splitlines() if "codes.parquet" in line]
     assert undescribed.strip().startswith("4,374 of 7,035 codes are used by name")
     counts = json.loads((tmp_path / "prepare" / "counts.json").read_text())
-    index = pl.read_parquet(tmp_path / "prepare" / "all" / "index.parquet")
-    assert (
-        index.height == 100 and index["n_unknown"].sum() + index["n_events"].sum() + index["n_static"].sum() == 916_066
-    )
-    assert [c for c in counts if c["step"].startswith("events in the vocabulary")][0]["n"] > 800_000
+    index = pl.read_parquet(tmp_path / "prepare" / "records" / "index.parquet")
+    assert index.height == 100 and index["n_events"].sum() + index["n_static"].sum() == 916_066
+    by_step = {c["step"]: c for c in counts}
+    assert by_step["events of frequent codes"]["n"] > 800_000
+    of_text = by_step["events with a text as their only result"]
+    assert of_text["n"] + of_text["dropped"] == 417_117 and of_text["n"] > 380_000
+    records = stage.open_store(tmp_path, "all")
+    n_texts = sum((records[i].text_K >= 0).sum() + (records[i].static_text_S >= 0).sum() for i in range(len(records)))
+    assert n_texts == of_text["n"] and len(records.texts) > 1000
+    v = vocabulary.of_store(records)
+    n_tokens = 0
+    for i in range(len(records)):
+        token_N, _ = v.encode(records[i].code_K, records[i].value_K, records[i].text_K)
+        n_tokens += (v.tokens["text_id"].to_numpy()[token_N[token_N >= 0]] >= 0).sum()
+    assert n_tokens == by_step["text results that are frequent"]["n"] > 370_000

@@ -133,7 +133,7 @@ def test_a_dataset_without_a_single_row_is_no_crash(inputs, tmp_path):
     for path in (*meds.list_shards(root / "raw" / "meds"), *wearable.list_shards(root / "raw" / "wearable")):
         pl.read_parquet(path)[:0].write_parquet(path)
     run(root, tmp_path / "run")
-    index = pl.read_parquet(tmp_path / "run" / "prepare" / "all" / "index.parquet")
+    index = pl.read_parquet(tmp_path / "run" / "prepare" / "records" / "index.parquet")
     assert index.height == small_run.N_SUBJECTS
     assert index.select("n_static", "n_events", "n_windows").sum().row(0) == (0, 0, 0)
 

@@ -10,7 +10,7 @@ import pytest
 
 from ehrwear_jax.config.data import PrepareConfig
 from ehrwear_jax.data.formats import units, wearable, wearable_checks
-from ehrwear_jax.data.prepare import dataset as prepare
+from ehrwear_jax.data.prepare import dataset
 
 
 @pytest.mark.parametrize(
@@ -48,7 +48,7 @@ def test_every_conversion_has_its_inverse_and_none_crosses_quantities():
 def test_recordings_in_another_unit_are_converted_once_said_and_others_set_aside(tmp_path, caplog):
     root = cohort.write_cohort(tmp_path / "raw", 12, wear_days=1)
     config = PrepareConfig(channels=cohort.CHANNELS, min_subjects=2, step_minutes=30)
-    prepare.prepare_tables(root / "meds", root / "wearable", tmp_path / "clean", config)
+    dataset.prepare_tables(root / "meds", root / "wearable", tmp_path / "clean", config)
     for shard in wearable.list_shards(root / "wearable"):
         rows = pl.read_parquet(shard)
         heart = pl.col("channel") == "heart_rate"
@@ -60,7 +60,7 @@ def test_recordings_in_another_unit_are_converted_once_said_and_others_set_aside
         pl.concat([rows, odd]).write_parquet(shard)
     wearable_checks._log_conversion.cache_clear()
     with caplog.at_level(logging.WARNING):
-        counts = prepare.prepare_tables(root / "meds", root / "wearable", tmp_path / "other", config)
+        counts = dataset.prepare_tables(root / "meds", root / "wearable", tmp_path / "other", config)
     said = [r.getMessage() for r in caplog.records if "converted" in r.getMessage()]
     assert said == ["  channel heart_rate: recordings in 'Hz' are converted to 'bpm', its declared unit"]
     for path in sorted((tmp_path / "clean" / "window_values").glob("*.npy")):

@@ -13,16 +13,12 @@ import pytest
 from array_record.python.array_record_module import ArrayRecordReader
 
 from ehrwear_jax.config.data import CohortConfig, PrepareConfig
-from ehrwear_jax.data import store as records
+from ehrwear_jax.data import store
 from ehrwear_jax.data.formats import meds, meds_checks, wearable
-from ehrwear_jax.data.prepare import dataset as prepare
-from ehrwear_jax.data.prepare import events as prepare_events
+from ehrwear_jax.data.prepare import dataset, events, record_shards, specs, statistics
 from ehrwear_jax.data.prepare import output_manifest as manifest
-from ehrwear_jax.data.prepare import record_shards as prepare_records
-from ehrwear_jax.data.prepare import specs
-from ehrwear_jax.data.prepare import statistics as fit
 from ehrwear_jax.data.signals import grid
-from ehrwear_jax.models.joint import vocabulary as tokenizer
+from ehrwear_jax.models.joint import vocabulary
 
 CONFIG = PrepareConfig(
     channels=cohort.CHANNELS,
@@ -37,11 +33,16 @@ N_SUBJECTS = 36  # 35 has neither events nor a wearable
 US = timedelta(microseconds=1)
 
 
-def run(root, out=None, config=CONFIG, fold=None):
+def run(root, out=None, config=CONFIG):
+    """(counts of the tables, of the records, of the fit)."""
     out = out or root
-    wear = root / "wearable" if (root / "wearable").exists() else None
-    counts = prepare.prepare_tables(root / "meds", wear, out / "tables", config)
-    return counts, prepare.prepare_split(out / "tables", meds.read_codes(root / "meds"), out / "all", config, fold)
+    wear, described = root / "wearable", meds.read_codes(root / "meds")
+    tables, records = out / "tables", out / "records"
+    return (
+        dataset.prepare_tables(root / "meds", wear if wear.exists() else None, tables, config),
+        dataset.prepare_records(tables, described, records, config),
+        dataset.fit_split(tables, records, out / "fit" / "all", config),
+    )
 
 
 @pytest.fixture(scope="module")
@@ -62,19 +63,17 @@ def raw_rows(root):
     return pl.concat([wearable.read_shard(p) for p in wearable.list_shards(root / "wearable")])
 
 
-def read_records(folder):
+def read_records(root):
     """{subject: (index row, arrays)} in the order of the index."""
-    meta = json.loads((folder / "meta.json").read_text())
-    data = []
+    folder = root / "records"
+    meta, data = json.loads((folder / "meta.json").read_text()), []
     for name in meta["shards"]:
-        reader = ArrayRecordReader(str(folder / "records" / name))
+        reader = ArrayRecordReader(str(folder / name))
         data += reader.read_all()
         reader.close()
     index = pl.read_parquet(folder / "index.parquet")
     assert index["position"].to_list() == list(range(len(data)))
-    return {
-        row["subject_id"]: (row, records.decode(d)) for row, d in zip(index.iter_rows(named=True), data, strict=True)
-    }
+    return {row["subject_id"]: (row, store.decode(d)) for row, d in zip(index.iter_rows(named=True), data, strict=True)}
 
 
 def files(folder):
@@ -85,26 +84,26 @@ def files(folder):
 def test_a_date_without_a_time_is_known_at_the_days_end():
     day = datetime(2020, 2, 29)
     rows = [
-        (1, None, "GENDER//F", None),
-        (1, datetime(1950, 5, 5), "MEDS_BIRTH", None),
-        (1, day, "DX//I10", None),
-        (1, day, "LAB//a", 1.0),
-        (1, day + timedelta(hours=8), "LAB//b", 2.0),
-        (1, day + timedelta(days=1), "MEDS_DEATH", None),
-        (1, day + timedelta(days=2), "FOLLOWUP_END", None),
+        (1, None, "GENDER//F", None, None),
+        (1, datetime(1950, 5, 5), "MEDS_BIRTH", None, None),
+        (1, day, "DX//I10", None, "left"),
+        (1, day, "LAB//a", 1.0, None),
+        (1, day + timedelta(hours=8), "LAB//b", 2.0, None),
+        (1, day + timedelta(days=1), "MEDS_DEATH", None, None),
+        (1, day + timedelta(days=2), "FOLLOWUP_END", None, None),
     ]
-    schema = {"subject_id": pl.Int64, "time": pl.Datetime("us"), "code": pl.String, "numeric_value": pl.Float32}
-    kept, births, ends = prepare_events.harmonise_events(pl.DataFrame(rows, schema, orient="row"), CONFIG)
-    assert kept.select("time", "code").rows() == [
-        (None, "GENDER//F"),
-        (day + timedelta(hours=8), "LAB//b"),
-        (day + timedelta(days=1) - US, "DX//I10"),
-        (day + timedelta(days=1) - US, "LAB//a"),
-        (day + timedelta(days=2) - US, "MEDS_DEATH"),
+    schema = meds_checks.EVENT_SCHEMA
+    kept, births, ends = events.harmonise_events(pl.DataFrame(rows, schema, orient="row"), CONFIG)
+    assert kept.select("time", "code", "text_value").rows() == [
+        (None, "GENDER//F", None),
+        (day + timedelta(hours=8), "LAB//b", None),
+        (day + timedelta(days=1) - US, "DX//I10", "left"),
+        (day + timedelta(days=1) - US, "LAB//a", None),
+        (day + timedelta(days=2) - US, "MEDS_DEATH", None),
     ]
     assert births.rows() == [(1, datetime(1950, 5, 5))], "the birth is an age, not an event"
     assert ends.rows() == [(1, day + timedelta(days=3) - US, True)], "follow-up ends with the administrative row"
-    kept, _, _ = prepare_events.harmonise_events(
+    kept, _, _ = events.harmonise_events(
         pl.DataFrame(rows, schema, orient="row"), PrepareConfig(date_only_at_day_end=False)
     )
     assert kept["time"].to_list()[1:3] == [day, day]
@@ -112,14 +111,17 @@ def test_a_date_without_a_time_is_known_at_the_days_end():
 
 # ------------------------------------------------------------------------------------------------------- counts
 def test_counts_reconcile_with_the_raw_rows(root, counts):
-    raw, (tables, split) = raw_events(root), counts
+    raw, (tables, records, split) = raw_events(root), counts
     n_admin = raw.filter(pl.col("code") == "FOLLOWUP_END").height
     n_birth = raw.filter(pl.col("code") == "MEDS_BIRTH").height
     assert n_birth == N_SUBJECTS and n_admin > 20
     assert tables[0]["n"] == raw.height - n_admin - n_birth and tables[0]["dropped"] == n_admin + n_birth
     assert f"{n_birth} birth rows" in tables[0]["reason"] and f"{n_admin} administrative" in tables[0]["reason"]
-    assert split[0]["n"] + split[0]["dropped"] == tables[0]["n"]
-    index = pl.read_parquet(root / "all" / "index.parquet")
+    assert split[0]["n"] + split[0]["dropped"] == tables[0]["n"] and not records, "nobody is left out"
+    index = pl.read_parquet(root / "records" / "index.parquet")
+    assert index.select(pl.col("n_static", "n_events").sum()).row(0) == (
+        raw["time"].null_count(), tables[0]["n"] - raw["time"].null_count()
+    )  # fmt: skip
     assert tables[1]["n"] == index["n_windows"].sum() > 100
     assert tables[2]["n"] == index.height == N_SUBJECTS and tables[2]["dropped"] == 0
 
@@ -133,7 +135,7 @@ def test_user_tables_harmonise_codes_and_values_and_counts_reconcile(root, count
     config = dataclasses.replace(
         CONFIG, mapping_files=(str(mapping),), ranges_file=str(ranges), implied_parents=True, max_per_day=1
     )
-    (tables, split) = run(root, tmp_path, config)
+    tables, _, split = run(root, tmp_path, config)
     raw = raw_events(root)
     n_mapped = raw.filter(pl.col("code").is_in(["LAB//glucose", "DX//E11", "DX//I10"])).height
     by_step = {c["step"]: c for c in tables}
@@ -142,30 +144,34 @@ def test_user_tables_harmonise_codes_and_values_and_counts_reconcile(root, count
     capped = counts[0][0]["n"] - kept["n"]
     assert capped > 20 and f"{capped:,} beyond the cap per code and day" in kept["reason"]
     assert split[0]["n"] + split[0]["dropped"] == kept["n"]
-    v = tokenizer.Vocabulary.load(tmp_path / "all")
+    v = vocabulary.of_store(cohort.open_store(tmp_path))
     assert v.tokens.filter(pl.col("code") == "LAB//mmol")["high"].drop_nulls().to_list() == [4.0, 7.0, math.inf]
     assert "LAB//glucose" not in v.tokens["code"].to_list()
     lineage = dict(v.codes.select("code", "ancestors").iter_rows())
-    assert json.loads(lineage["ICD10CM/E11.9"]) == ["ICD10CM/E11", "ICD10CM/CHAPTER IV", "ICD10CM"]
+    assert lineage["ICD10CM/E11.9"] == ["ICD10CM/E11", "ICD10CM/CHAPTER IV", "ICD10CM"]
     assert "ICD10CM" in v.future_codes(99)  # any diagnosis
 
 
 def test_only_the_cohort_is_prepared(root, counts, tmp_path):
     criteria = CohortConfig(min_ehr_days=100.0, min_wear_days=1, min_wear_hours=6.0)
-    steps = prepare.prepare_tables(root / "meds", root / "wearable", tmp_path / "tables", CONFIG, criteria)[3:]
+    steps = dataset.prepare_tables(root / "meds", root / "wearable", tmp_path / "tables", CONFIG, criteria)[3:]
     assert [s["step"] for s in steps] == ["people", "people with enough EHR history", "people with enough wear"]
     assert steps[0]["n"] == N_SUBJECTS > steps[1]["n"] > steps[2]["n"] > 5
-    prepare.prepare_split(tmp_path / "tables", None, tmp_path / "all", CONFIG)
-    index = pl.read_parquet(tmp_path / "all" / "index.parquet")
+    (left_out,) = dataset.prepare_records(tmp_path / "tables", None, tmp_path / "records", CONFIG)
+    (split,) = dataset.fit_split(tmp_path / "tables", tmp_path / "records", tmp_path / "fit", CONFIG)
+    index = pl.read_parquet(tmp_path / "records" / "index.parquet")
     assert index.height == steps[2]["n"] and index["n_windows"].min() > 0 and index["n_events"].min() > 0
+    assert index.select(pl.sum_horizontal("n_static", "n_events").sum()).item() == split["n"] + split["dropped"]
+    assert split["n"] + split["dropped"] + left_out["dropped"] == counts[0][0]["n"] > split["n"]
     with pytest.raises(ValueError, match="config.cohort lets nobody in: people 36; people of the right age 0"):
-        prepare.prepare_tables(root / "meds", None, tmp_path / "none", CONFIG, CohortConfig(min_age_years=150))
+        dataset.prepare_tables(root / "meds", None, tmp_path / "none", CONFIG, CohortConfig(min_age_years=150))
 
 
 def test_rare_codes_are_counted_as_left_out(root, counts, tmp_path):
     config = PrepareConfig(min_subjects=10**6)
-    prepare.prepare_tables(root / "meds", None, tmp_path / "tables", config)
-    (left,) = prepare.prepare_split(tmp_path / "tables", None, tmp_path / "all", config)
+    dataset.prepare_tables(root / "meds", None, tmp_path / "tables", config)
+    dataset.prepare_records(tmp_path / "tables", None, tmp_path / "records", config)
+    (left,) = dataset.fit_split(tmp_path / "tables", tmp_path / "records", tmp_path / "fit", config)
     assert left["n"] == 0 and left["dropped"] == counts[0][0]["n"]
 
 
@@ -176,14 +182,14 @@ def test_people_without_a_split_are_counted_also_those_with_a_wearable_only(tmp_
     splits.filter(~pl.col("subject_id").is_in([3, 7])).write_parquet(path)
     for shard in meds.list_shards(root / "meds"):
         meds.write_shard(shard, meds.read_shard(shard).filter(pl.col("subject_id") != 7))  # a wearable only
-    tables, _ = run(root)
-    assert tables[2]["n"] == 10 and tables[2]["dropped"] == 2
-    assert set(read_records(root / "all")) == set(range(1, 13)) - {3, 7}
+    tables, (left_out,), _ = run(root)
+    assert tables[2]["n"] == 10 and tables[2]["dropped"] == 2 and left_out["dropped"] > 0
+    assert set(read_records(root)) == set(range(1, 13)) - {3, 7}
 
 
 # ------------------------------------------------------------------------------------------------------- records
 def test_records_equal_the_raw_tables(root, counts):
-    raw, rows, vocabulary = raw_events(root), raw_rows(root), tokenizer.Vocabulary.load(root / "all")
+    raw, rows = raw_events(root), raw_rows(root)
     splits = dict(meds.read_splits(root / "meds").iter_rows())
     limits = {"heart_rate": (25.0, 230.0), "activity": (0.0, 1e5)}
     windows = {}
@@ -194,18 +200,20 @@ def test_records_equal_the_raw_tables(root, counts):
             .select(pl.col("start_time").to_physical(), "sample_rate_hz", "channel", "values")
             .iter_rows()
         ]
-        end, values, _ = grid.window_person(stretches, specs.window_spec(CONFIG), limits)
-        values[..., 1] = np.log1p(values[..., 1])
-        windows[subject] = end, values.astype(np.float64)
+        windows[subject] = grid.window_person(stretches, specs.window_spec(CONFIG), limits)[:2]
     flat = np.concatenate([windows[s][1].reshape(-1, 2) for s, split in splits.items() if split == "train"])
-    mean, std = np.nanmean(flat, axis=0), np.nanstd(flat, axis=0)
-    meta = json.loads((root / "all" / "meta.json").read_text())
-    np.testing.assert_allclose(meta["mean"], mean, rtol=1e-6)
-    np.testing.assert_allclose(meta["std"], std, rtol=1e-6)
-    assert meta["steps"] == 12 and meta["channels"] == list(cohort.CHANNELS)
+    flat = np.stack([flat[:, 0], np.log1p(flat[:, 1])], axis=1).astype(np.float64)
+    fitted = json.loads((root / "fit" / "all" / "signal_statistics.json").read_text())
+    np.testing.assert_allclose(fitted["mean"], np.nanmean(flat, axis=0), rtol=1e-6)
+    np.testing.assert_allclose(fitted["std"], np.nanstd(flat, axis=0), rtol=1e-6)
+    meta = json.loads((root / "records" / "meta.json").read_text())
+    assert meta["steps"] == 12 and meta["channels"] == list(cohort.CHANNELS) and meta["log_channels"] == ["activity"]
 
-    midnight, code_of = time(0), dict(vocabulary.tokens.select("token_id", "code").iter_rows())
-    found = read_records(root / "all")
+    codes = pl.read_parquet(root / "records" / "codes.parquet")
+    assert codes["code"].is_sorted() and codes["code_id"].to_list() == list(range(codes.height))
+    assert {*raw["code"]} - {"MEDS_BIRTH", "FOLLOWUP_END"} | {"DX"} == set(codes["code"]), "ancestors are codes too"
+    midnight, code_of = time(0), codes["code"].to_list()
+    found = read_records(root)
     assert list(found) == sorted(splits)
     for subject, (row, record) in found.items():
         mine = raw.filter((pl.col("subject_id") == subject) & (pl.col("code") != "MEDS_BIRTH"))
@@ -213,39 +221,38 @@ def test_records_equal_the_raw_tables(root, counts):
         mine = mine.with_columns(pl.Series("time", known_at, pl.Datetime("us")))
         static = mine.filter(pl.col("time").is_null())["code"].to_list()
         timed = mine.filter(pl.col("time").is_not_null() & (pl.col("code") != "FOLLOWUP_END"))
-        known = set(vocabulary.codes["code"])
-        timed = timed.filter(pl.col("code").is_in(list(known)))
-        assert [code_of[t] for t in record["static_token"]] == [c for c in static if c in known]
-        assert [code_of[t] for t in record["token"]] == timed["code"].to_list()
+        assert [code_of[k] for k in record["static_code"]] == static
+        assert [code_of[k] for k in record["code"]] == timed["code"].to_list()
         np.testing.assert_array_equal(record["time_us"], timed["time"].to_physical())
-        np.testing.assert_array_equal(np.isnan(record["value"]), timed["numeric_value"].is_null().to_numpy())
+        np.testing.assert_array_equal(record["value"], timed["numeric_value"].fill_null(math.nan).to_numpy())
+        assert (record["text"] == -1).all() and record["value"].dtype == np.float32
         end, values = windows[subject]
         np.testing.assert_array_equal(record["window_end_us"], end)
-        assert record["window"].dtype == np.float16 and record["window"].shape == values.shape
-        np.testing.assert_allclose(record["window"], np.clip((values - mean) / std, -10, 10), rtol=2e-3, atol=2e-3)
+        np.testing.assert_array_equal(record["window"], values, strict=True)  # float32, in the channels' units
         times = [*mine["time"].drop_nulls().to_physical().to_list(), *end.tolist()]
-        assert record["end_us"] == max(times, default=prepare_records.NO_BIRTH)
+        assert record["end_us"] == max(times, default=store.NO_BIRTH) == row["end_us"]
         assert bool(record["died"]) == ("MEDS_DEATH" in mine["code"].to_list())
-        assert row["split"] == splits[subject] and row["group_id"] == subject
-        n = (len(record["static_token"]), len(record["token"]), len(end))
+        assert row["group_id"] == subject
+        n = (len(record["static_code"]), len(record["code"]), len(end))
         assert (row["n_static"], row["n_events"], row["n_windows"]) == n
         first = min([*timed["time"].to_physical().to_list(), *end.tolist()], default=record["end_us"])
+        assert row["first_us"] == first
         np.testing.assert_allclose(row["days"], (record["end_us"] - first) / 86_400_000_000)
 
 
 def test_people_with_one_modality_or_none_keep_their_place(root, counts):
-    found = read_records(root / "all")
+    found = read_records(root)
     kinds = {s: (row["n_events"] > 0, row["n_windows"] > 0) for s, (row, _) in found.items()}
     for subject, kind in kinds.items():
         assert kind == (subject % 7 != 0, subject % 5 != 0)
     assert set(kinds.values()) == {(True, True), (True, False), (False, True), (False, False)}
-    assert found[35][1]["birth_us"] != prepare_records.NO_BIRTH and found[35][1]["end_us"] == prepare_records.NO_BIRTH
+    assert found[35][1]["birth_us"] != store.NO_BIRTH and found[35][1]["end_us"] == store.NO_BIRTH
 
 
 def test_no_wearables_at_all(root, tmp_path):
-    prepare.prepare_tables(root / "meds", None, tmp_path / "tables", PrepareConfig(min_subjects=2))
-    prepare.prepare_split(tmp_path / "tables", None, tmp_path / "all", PrepareConfig(min_subjects=2))
-    for row, record in read_records(tmp_path / "all").values():
+    dataset.prepare_tables(root / "meds", None, tmp_path / "tables", PrepareConfig())
+    dataset.prepare_records(tmp_path / "tables", None, tmp_path / "records", PrepareConfig())
+    for row, record in read_records(tmp_path).values():
         assert row["n_windows"] == 0 and record["window"].shape == (0, 72, 0)
 
 
@@ -268,17 +275,32 @@ def altered(root, target, subjects):
         (target / path.relative_to(root)).parent.mkdir(parents=True, exist_ok=True)
         (target / path.relative_to(root)).write_bytes(path.read_bytes())
     run(target)
-    return {name: (target / "all" / name).read_bytes() for name in ("vocabulary.csv", "codes.csv", "meta.json")}
+    return fitted_files(target)
+
+
+def fitted_files(root):
+    """{name: content}; split and counts of people do not depend on what is fitted alone."""
+    names = ("code_statistics.parquet", "signal_statistics.json")
+    return {name: (root / "fit" / "all" / name).read_bytes() for name in names}
 
 
 def test_fitted_parts_depend_on_training_people_only(root, counts, tmp_path):
-    fitted = {name: (root / "all" / name).read_bytes() for name in ("vocabulary.csv", "codes.csv", "meta.json")}
-    splits = meds.read_splits(root / "meds")
+    fitted, splits = fitted_files(root), meds.read_splits(root / "meds")
     others = splits.filter(pl.col("split") != "train")["subject_id"].to_list()
-    assert altered(root, tmp_path / "others", others) == fitted
-    before, after = read_records(root / "all"), read_records(tmp_path / "others" / "all")
+    there = altered(root, tmp_path / "others", others)
+    assert there["signal_statistics.json"] == fitted["signal_statistics.json"]
+    one, two = (pl.read_parquet(r / "fit" / "all" / "code_statistics.parquet") for r in (root, tmp_path / "others"))
+    assert two.filter(pl.col("code") == "DX//new")["count"].to_list() == [0], "the others' code has an id"
+    known = two.filter(pl.col("code") != "DX//new").drop("code_id", "alias")
+    assert known.equals(one.drop("code_id", "alias"), null_equal=True)
+    before, after = read_records(root), read_records(tmp_path / "others")
+    names = {
+        r: pl.read_parquet(r / "records" / "codes.parquet")["code"].to_numpy() for r in (root, tmp_path / "others")
+    }
     for subject, (_, record) in before.items():
-        same = all(np.array_equal(record[k], after[subject][1][k], equal_nan=True) for k in record)
+        arrays, changed = ({**x, "code": c[x["code"]], "static_code": c[x["static_code"]]} for x, c in zip(
+            (record, after[subject][1]), names.values(), strict=True))  # fmt: skip
+        same = all(np.array_equal(arrays[k], changed[k], equal_nan=arrays[k].dtype.kind == "f") for k in arrays)
         assert same == (subject not in others)
     changed = altered(root, tmp_path / "train", splits.filter(pl.col("split") == "train")["subject_id"].to_list())
     assert all(changed[name] != fitted[name] for name in fitted), "the comparison can fail"
@@ -299,7 +321,7 @@ def subjects_table(n=3000, n_groups=400, n_folds=5):
 def test_a_fold_is_held_out_whole_and_groups_are_never_divided():
     subjects, tuning = subjects_table(), []
     for fold in range(5):
-        out = prepare.assign_split(subjects, fold, CONFIG)
+        out = dataset.assign_split(subjects, fold, CONFIG)
         assert out.drop("split").equals(subjects.drop("split"))
         assert ((out["split"] == "held_out") == (out["fold"] == fold)).all()
         assert out.group_by("group_id").agg(pl.col("split").n_unique())["split"].max() == 1
@@ -310,38 +332,41 @@ def test_a_fold_is_held_out_whole_and_groups_are_never_divided():
         tuning.append((set(chosen.to_list()), set(eligible["group_id"].to_list())))
     (one, eligible_one), (two, eligible_two) = tuning[:2]
     assert one & eligible_two != two & eligible_one, "every fold draws its own"
-    assert prepare.assign_split(subjects, None, CONFIG).equals(subjects)
+    assert dataset.assign_split(subjects, None, CONFIG).equals(subjects)
 
 
 def test_a_group_in_two_splits_is_refused():
     subjects = subjects_table().with_columns(fold=pl.when(pl.col("subject_id") == 5).then(3).otherwise(1))
     with pytest.raises(ValueError, match=r"subject_groups.parquet: group \d+ is in held_out and (train|tuning)"):
-        prepare.assign_split(subjects, 3, CONFIG)
+        dataset.assign_split(subjects, 3, CONFIG)
     subjects = subjects_table(20, 4).with_columns(
         split=pl.when(pl.col("subject_id") == 5).then(pl.lit("held_out")).otherwise("split")
     )
     with pytest.raises(ValueError, match="is in held_out and train"):
-        prepare.assign_split(subjects, None, CONFIG)
+        dataset.assign_split(subjects, None, CONFIG)
 
 
 def test_folds_without_a_table_of_folds_are_refused():
     with pytest.raises(ValueError, match=r"no metadata/subject_folds\.parquet"):
-        prepare.assign_split(subjects_table().drop("fold"), 0, CONFIG)
+        dataset.assign_split(subjects_table().drop("fold"), 0, CONFIG)
 
 
-def test_the_records_of_a_fold_follow_its_split(root, counts, tmp_path):
+def test_folds_share_the_records_and_are_fitted_apart(root, counts, tmp_path):
     subjects = pl.read_parquet(root / "tables" / "subjects.parquet")
     for name in ("events", "windows", "window_values", "wearers"):
         (tmp_path / "tables" / name).parent.mkdir(exist_ok=True)
         (tmp_path / "tables" / name).symlink_to(root / "tables" / name)
     subjects.with_columns((pl.col("subject_id") % 3).alias("fold")).write_parquet(tmp_path / "tables/subjects.parquet")
-    meta = {}
+    before, fitted = files(root / "records"), {}
     for fold in range(2):
-        prepare.prepare_split(tmp_path / "tables", None, tmp_path / f"fold{fold}", CONFIG, fold)
-        index = pl.read_parquet(tmp_path / f"fold{fold}" / "index.parquet")
-        assert ((index["split"] == "held_out") == (index["subject_id"] % 3 == fold)).all()
-        meta[fold] = json.loads((tmp_path / f"fold{fold}" / "meta.json").read_text())
-    assert meta[0]["mean"] != meta[1]["mean"], "statistics are fitted per fold"
+        out = tmp_path / f"fold{fold}"
+        dataset.fit_split(tmp_path / "tables", root / "records", out, CONFIG, fold)
+        there = store.RecordStore(root / "records", out)
+        assert ((there.index["split"] == "held_out") == (there.index["subject_id"] % 3 == fold)).all()
+        assert len(there.view("held_out")) == (subjects["subject_id"] % 3 == fold).sum() < len(there)
+        fitted[fold] = json.loads((out / "signal_statistics.json").read_text())
+    assert fitted[0]["mean"] != fitted[1]["mean"], "statistics are fitted per fold"
+    assert files(root / "records") == before
 
 
 # ------------------------------------------------------------------------------------------------------- resuming
@@ -366,14 +391,16 @@ def failing(function, after):
     [
         (meds_checks, "screen_pieces", 1),
         (wearable, "read_subjects", 1),
-        (prepare_events, "write_json", 2),  # a shard written, its tally not
-        (os, "replace", 5),
-        (fit, "_count", 2),
-        (fit, "channel_statistics", 0),  # vocabulary written, statistics not
-        (prepare_records, "_code", 2),
-        (prepare_records, "_record", 11),  # in the middle of a shard of records
-        (prepare_records, "write_json", 2),  # a shard of records written, its tally not
-        (manifest, "write", 1),  # everything but the manifest
+        (events, "write_json", 2),  # a shard written, its tally not
+        (os, "replace", 8),
+        (record_shards, "_code", 2),
+        (record_shards, "_record", 11),  # in the middle of a shard of records
+        (record_shards, "write_json", 2),  # a shard of records written, its tally not
+        (statistics, "_count", 2),
+        (statistics, "fit_signals", 0),  # codes are fitted, and nothing of it is written yet
+        (dataset, "write_frame", 6),
+        (manifest, "write", 1),  # all records, but no manifest of them
+        (manifest, "write", 2),  # everything but the last manifest
     ],
 )
 def test_a_killed_run_resumes_to_the_same_bytes(root, counts, tmp_path, monkeypatch, module, name, after):
@@ -383,25 +410,26 @@ def test_a_killed_run_resumes_to_the_same_bytes(root, counts, tmp_path, monkeypa
             run(root, tmp_path)
     resumed = run(root, tmp_path)
     assert resumed == counts
-    for folder in ("tables", "all"):
+    for folder in ("tables", "records", "fit"):
         whole, parts = files(root / folder), files(tmp_path / folder)
         assert {k for k in parts if not k.endswith(".partial")} == set(whole)
         assert [k for k in whole if whole[k] != parts[k]] == []
 
 
 def test_what_is_done_is_not_done_again(root, counts, monkeypatch):
-    before = files(root / "all")
-    for module, name in ((prepare_records, "_record"), (fit, "_count"), (prepare_events, "harmonise_events")):
+    before = files(root)
+    for module, name in ((record_shards, "_record"), (statistics, "_count"), (events, "harmonise_events")):
         monkeypatch.setattr(module, name, failing(getattr(module, name), 0))
     assert run(root) == counts
-    assert files(root / "all") == before
+    after = files(root)
+    assert [k for k in before if not k.endswith("manifest.json") and before[k] != after[k]] == []
 
 
 # ------------------------------------------------------------------------------------------------------- bad input
 def test_a_channel_that_is_not_there_is_named(root, tmp_path):
     config = PrepareConfig(channels=("heart_rate", "glucose"))
     with pytest.raises(ValueError, match=r"no channel \['glucose'\].*there are \['activity', 'heart_rate'\]"):
-        prepare.prepare_tables(root / "meds", root / "wearable", tmp_path, config)
+        dataset.prepare_tables(root / "meds", root / "wearable", tmp_path, config)
 
 
 def test_a_subject_in_two_shards_is_named(tmp_path):

@@ -19,12 +19,10 @@ from hypothesis import strategies as st
 
 from ehrwear_jax import config as config_lib
 from ehrwear_jax.config.data import PrepareConfig
-from ehrwear_jax.data import store as records
+from ehrwear_jax.data import store
 from ehrwear_jax.data.formats import meds, meds_checks, wearable
-from ehrwear_jax.data.prepare import dataset as prepare
-from ehrwear_jax.data.prepare import deidentify
+from ehrwear_jax.data.prepare import dataset, deidentify
 from ehrwear_jax.data.prepare import events as prepare_events
-from ehrwear_jax.data.prepare import record_shards as prepare_records
 from ehrwear_jax.data.prepare.deidentify import Deidentifier
 from ehrwear_jax.stages import prepare as stage
 
@@ -106,6 +104,7 @@ def test_an_age_above_the_limit_cannot_be_told():
             "subject_id": [1, 1, 2, 2, 3],
             "time": [birth, known, birth, known + timedelta(days=90), known],
             "code": ["MEDS_BIRTH", "A", "MEDS_BIRTH", "A", "A"],
+            "text_value": pl.Series([None] * 5, dtype=pl.String),
         }
     )
     aside = meds_checks.screen(events[:0], "x", meds_checks.TimeBounds())[1]
@@ -132,7 +131,11 @@ def write_raw(root):
     groups = pl.DataFrame({"subject_id": ids, "group_id": ids + 50_000_000})
     groups.write_parquet(root / "raw" / "meds" / "metadata" / "subject_groups.parquet")
     shard = meds.list_shards(root / "raw" / "meds")[0]
-    events = pl.read_parquet(shard).with_columns(text_value=pl.lit(None, pl.String))
+    diagnosis = pl.when(pl.col("code") == "DX//I10").then(pl.lit("Left "))
+    events = pl.read_parquet(shard).with_columns(text_value=diagnosis)
+    first = events["text_value"].is_not_null().arg_max()
+    named = pl.when(pl.int_range(pl.len()) == first).then(pl.lit("Mrs Smith called")).otherwise("text_value")
+    events = events.with_columns(text_value=named)
     bad = [
         events[-1:].with_columns(pl.col("time") - timedelta(days=300_000), text_value=pl.lit("Mr Smith")),
         events[-1:].with_columns(numeric_value=pl.lit(float("inf"), pl.Float32)),
@@ -149,7 +152,7 @@ def small_config(root, **options):
     config = small_run.small_config(root)
     config.labels.physiology.update({"measures": ("activity_entropy",), "period_days": (1,), "min_days": 1,
                                      "min_history_days": 0.0})  # fmt: skip
-    config.prepare.summaries = ("activity:entropy",)
+    config.prepare.update({"summaries": ("activity:entropy",), "min_text_subjects": 2})
     config.prepare.update(options)
     return config
 
@@ -186,10 +189,10 @@ def events_of(folder):
 
 def persons(folder):
     """{subject: decoded record}."""
-    index = pl.read_parquet(folder / "prepare" / "all" / "index.parquet")
+    index = pl.read_parquet(folder / "prepare" / "records" / "index.parquet")
     out = {}
-    for path in sorted((folder / "prepare" / "all" / "records").glob("*.array_record")):
-        out |= dict(enumerate((records.decode(r) for r in ArrayRecordReader(str(path)).read_all()), len(out)))
+    for path in sorted((folder / "prepare" / "records").glob("*.array_record")):
+        out |= dict(enumerate((store.decode(r) for r in ArrayRecordReader(str(path)).read_all()), len(out)))
     return {s: out[p] for s, p in index.select("subject_id", "position").iter_rows()}
 
 
@@ -255,6 +258,20 @@ def test_the_quarantine_keeps_the_reason_and_says_nothing_of_the_person(runs):
         )
 
 
+def test_a_text_is_written_only_where_several_people_have_it(runs):
+    for name in ("plain", "one"):
+        texts = pl.read_parquet(stage.records_dir(runs[name]) / "texts.parquet")
+        assert texts["text"].to_list() == ["left"] and texts["n_subjects"][0] >= 2
+        assert set(events_of(runs[name])["text_value"].drop_nulls()) == {"left"}
+        for folder in ("tables", "records", "fit"):
+            for path, table in tables_of(runs[name] / "prepare" / folder):
+                said = table if isinstance(table, str) else " ".join(map(str, table.select(pl.col(pl.String)).rows()))
+                assert "smith" not in said.lower(), path
+    counts = json.loads((runs["one"] / "prepare" / "counts.json").read_text())
+    (step,) = [c for c in counts if c["step"] == "events with a text as their only result"]
+    assert step["n"] >= 2 and step["dropped"] == 1
+
+
 def test_everything_else_is_as_without_it_but_for_one_shift_a_person(runs):
     deid = shifted()
     plain, one = persons(runs["plain"]), persons(runs["one"])
@@ -262,16 +279,18 @@ def test_everything_else_is_as_without_it_but_for_one_shift_a_person(runs):
     for subject, record in plain.items():
         mine, us = one[deid._pseudonyms(pl.Series([subject]))[subject]], deid.days(subject) * DAY_US
         for name, array in record.items():
-            if name in ("window", "summary", "value"):  # statistics are sums in another order
-                np.testing.assert_allclose(mine[name].astype(float), array.astype(float), atol=0.01, err_msg=name)
-            elif name.endswith("_us"):
-                moved = np.where(array == prepare_records.NO_BIRTH, array, array + us)
+            if name.endswith("_us"):
+                moved = np.where(array == store.NO_BIRTH, array, array + us)
                 np.testing.assert_array_equal(mine[name], moved, err_msg=name)
             else:
                 np.testing.assert_array_equal(mine[name], array, err_msg=name)
-    for name in ("vocabulary.csv", "codes.csv"):
-        a, b = (pl.read_csv(runs[k] / "prepare" / "all" / name) for k in ("plain", "one"))
-        polars.testing.assert_frame_equal(a, b, rel_tol=1e-6)
+    for name in ("code_statistics", "text_statistics"):
+        a, b = (pl.read_parquet(stage.fit_dir(runs[k], "all") / f"{name}.parquet") for k in ("plain", "one"))
+        polars.testing.assert_frame_equal(a, b)
+    paths = [stage.fit_dir(runs[k], "all") / "signal_statistics.json" for k in ("plain", "one")]
+    a, b = (json.loads(path.read_text()) for path in paths)
+    for name in a:  # sums in another order
+        np.testing.assert_allclose(a[name], b[name], rtol=1e-6)
     counts = [json.loads((runs[k] / "prepare" / "counts.json").read_text()) for k in ("plain", "one")]
     assert counts[0] == counts[1]
 
@@ -304,16 +323,16 @@ def test_tables_of_two_keys_are_never_mixed(runs, tmp_path, monkeypatch):
     options = {"channels": cohort.CHANNELS, "pseudonymise": True, "shift_days": 10}
     monkeypatch.setenv(deidentify.KEY_VARIABLE, KEY.decode())
     config = PrepareConfig(**options)
-    prepare.prepare_tables(root / "meds", root / "wearable", tmp_path / "out", config)
-    prepare.prepare_tables(root / "meds", root / "wearable", tmp_path / "out", config)  # the same again
+    dataset.prepare_tables(root / "meds", root / "wearable", tmp_path / "out", config)
+    dataset.prepare_tables(root / "meds", root / "wearable", tmp_path / "out", config)  # the same again
     with pytest.raises(ValueError, match=r"another de-identification \(pseudonymise, shift_days, key\)"):
-        prepare.prepare_tables(root / "meds", None, tmp_path / "out", PrepareConfig())
+        dataset.prepare_tables(root / "meds", None, tmp_path / "out", PrepareConfig())
     monkeypatch.setenv(deidentify.KEY_VARIABLE, OTHER_KEY.decode())
     with pytest.raises(ValueError, match=r"out: holds tables with another de-identification \(key\)"):
-        prepare.prepare_tables(root / "meds", root / "wearable", tmp_path / "out", config)
-    prepare.prepare_tables(root / "meds", None, tmp_path / "plain", PrepareConfig())
+        dataset.prepare_tables(root / "meds", root / "wearable", tmp_path / "out", config)
+    dataset.prepare_tables(root / "meds", None, tmp_path / "plain", PrepareConfig())
     with pytest.raises(ValueError, match="another de-identification"):
-        prepare.prepare_tables(root / "meds", None, tmp_path / "plain", config)
+        dataset.prepare_tables(root / "meds", None, tmp_path / "plain", config)
 
 
 def test_intervals_between_modalities_stay(runs):
@@ -349,7 +368,7 @@ def test_no_file_keeps_the_order_of_the_ids_and_windows_stay_with_their_people(r
                 if folder == "window_values":
                     np.testing.assert_array_equal(theirs, mine)
                 else:
-                    np.testing.assert_array_equal(theirs["summary"], mine["summary"])
+                    np.testing.assert_array_equal(theirs["derived"], mine["derived"])
                     np.testing.assert_array_equal(np.diff(theirs["end"]), np.diff(mine["end"]))
     assert n_moved, "some file's people stand in another order"
 

@@ -11,7 +11,7 @@ import pytest
 from repo import REPO
 
 from ehrwear_jax.data.prepare import output_manifest as manifest
-from ehrwear_jax.data.prepare import workers as cluster
+from ehrwear_jax.data.prepare import workers as worker_pool
 
 N_SUBJECTS = 40
 OPTIONS = {"rows_per_piece": 60, "subjects_per_shard": 6, "min_subjects": 4, "implied_parents": True}
@@ -29,7 +29,7 @@ if __name__ == "__main__":  # worker processes import this file
 def written(root):
     """{path: content} of what prepare wrote; half-written files left by a kill are not part of it."""
     found = {}
-    for folder in ("tables", "all"):
+    for folder in ("tables", "records", "fit"):
         for path in sorted((root / folder).rglob("*")):
             if path.is_file() and not path.name.endswith(".partial"):
                 found[str(path.relative_to(root))] = path.read_bytes()
@@ -56,8 +56,8 @@ def whole(source, tmp_path_factory):
 def test_large_shards_are_taken_in_pieces_and_records_do_not_change(source, whole, tmp_path):
     assert sum("~" in name for name in whole) > 10, "the comparison is of pieces"
     one = written(cohort.prepare_cohort(inputs(source, tmp_path / "run"), **OPTIONS | {"rows_per_piece": 10**6}))
-    names = {name for name in whole if name.startswith("all/")}
-    assert names == {name for name in one if name.startswith("all/")}
+    names = {name for name in whole if name.startswith(("records/", "fit/"))}
+    assert names == {name for name in one if name.startswith(("records/", "fit/"))}
     assert not any("~" in name for name in one)
     assert [name for name in names if whole[name] != one[name]] == []
 
@@ -66,7 +66,7 @@ def test_large_shards_are_taken_in_pieces_and_records_do_not_change(source, whol
 @pytest.mark.parametrize("workers", [2, 4])
 def test_workers_change_no_byte(source, whole, tmp_path, workers):
     root = inputs(source, tmp_path / "run")
-    with cluster.Pool(workers=workers) as pool:
+    with worker_pool.Pool(workers=workers) as pool:
         cohort.prepare_cohort(root, pool=pool, **OPTIONS)
         assert len(pool._client.nthreads()) == workers
     assert written(root) == whole
@@ -94,4 +94,5 @@ def test_a_killed_run_goes_on_to_the_same_bytes(source, whole, tmp_path, workers
     else:
         assert subprocess.run([sys.executable, str(program), str(root), str(workers)], cwd=REPO).returncode == 0
     assert written(root) == whole
-    assert manifest.faults(root / "tables", full=True) + manifest.faults(root / "all", full=True) == []
+    for folder in ("tables", "records", "fit/all"):
+        assert manifest.faults(root / folder, full=True) == []

@@ -3,7 +3,7 @@
 Tolerances on clean simulated waves at 25 Hz, per window: rate 0.5 %, RMSSD and SDNN 3 % or 1 ms.
 """
 
-import json
+import shutil
 
 import cohort
 import jax
@@ -221,9 +221,7 @@ def root(tmp_path_factory):
         pl.concat(parts).write_parquet(shard)
     options = {"summaries": ("activity:entropy", "ppg:pulse"), "step_minutes": 30, "min_subjects": 2, "min_values": 10}
     config = PrepareConfig(cohort.CHANNELS, ("activity",), **options)
-    prepare.prepare_tables(root / "meds", root / "wearable", root / "tables", config)
-    prepare.prepare_split(root / "tables", meds.read_codes(root / "meds"), root / "all", config)
-    return root
+    return cohort.prepare(root, config)
 
 
 def windows_of(root):
@@ -243,15 +241,15 @@ def test_prepare_writes_the_summaries_beside_those_of_the_grid(root):
 
 
 def test_targets_are_the_standardised_averages_and_the_model_predicts_them(root):
-    meta = json.loads((root / "all" / "meta.json").read_text())
+    records = cohort.open_store(root)
     names = ["activity__entropy", "ppg__heart_rate_bpm", "ppg__rmssd_ms", "ppg__sdnn_ms"]
-    assert meta["summaries"] == names
-    table = windows_of(root).join(pl.read_parquet(root / "all" / "subjects.parquet"), on="subject_id")
+    assert list(records.derived) == names
+    table = windows_of(root).join(records.index, on="subject_id")
     of_train = table.filter(pl.col("split") == "train").select(names).cast(pl.Float64)
-    np.testing.assert_allclose(meta["summary_mean"], of_train.mean().row(0), rtol=1e-6)
-    np.testing.assert_allclose(meta["summary_std"], of_train.std(ddof=0).row(0), rtol=1e-6)
+    np.testing.assert_allclose(records.derived_scales.mean_C, of_train.mean().row(0), rtol=1e-6)
+    np.testing.assert_allclose(records.derived_scales.std_C, of_train.std(ddof=0).row(0), rtol=1e-6)
     config = ContextConfig(tokens=64, windows=32, context_tokens=60, queries=8, events=8, patch_steps=3, future_codes=6)
-    people = pipeline.Patients(root / "all", config, "train")
+    people = cohort.open_patients(root, config, "train")
     assert people.further_channel_X.tolist() == [1, -1, -1, -1]
     shape = people.batch_shape()
     assert shape.summaries == 3 * 2 + 4
@@ -283,7 +281,7 @@ def test_targets_are_the_standardised_averages_and_the_model_predicts_them(root)
 
 def test_a_lost_channel_takes_the_summaries_made_of_it(root):
     config = ContextConfig(tokens=64, windows=32, context_tokens=60, queries=8, events=8, patch_steps=3)
-    people = pipeline.Patients(root / "all", config)
+    people = cohort.open_patients(root, config)
     person = next(p for p in (people[i] for i in range(len(people))) if np.isfinite(p.further_MxX).all(axis=1).any())
     shown = person.signal(0, len(person.window_end_M))
     same = person.shown_summary(0, shown, people.further_channel_X)
@@ -299,9 +297,9 @@ def test_a_lost_channel_takes_the_summaries_made_of_it(root):
 def test_a_dataset_without_wearables_needs_no_other_config(tmp_path):
     root = cohort.write_cohort(tmp_path, 12, wear_days=1)
     config = PrepareConfig(cohort.CHANNELS, summaries=("activity:entropy",), min_subjects=2)
-    prepare.prepare_tables(root / "meds", None, root / "tables", config)
-    prepare.prepare_split(root / "tables", meds.read_codes(root / "meds"), root / "all", config)
-    meta = json.loads((root / "all" / "meta.json").read_text())
-    assert (meta["summaries"], meta["summary_mean"], meta["summary_std"]) == (["activity__entropy"], [0.0], [1.0])
-    people = pipeline.Patients(root / "all", ContextConfig(patch_steps=3))
+    shutil.rmtree(root / "wearable")
+    records = cohort.open_store(cohort.prepare(root, config))
+    assert records.derived == ("activity__entropy",)
+    assert (records.derived_scales.mean_C.tolist(), records.derived_scales.std_C.tolist()) == ([0.0], [1.0])
+    people = cohort.open_patients(root, ContextConfig(patch_steps=3))
     assert all(people[i].summary(0, 0).shape == (0, 7) for i in range(len(people)))

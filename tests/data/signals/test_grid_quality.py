@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from pulse_wave import simulated
 from raw_cohort import with_waves
 
-from ehrwear_jax.data import perturbations as robustness
+from ehrwear_jax.data import perturbations
 from ehrwear_jax.data.formats import wearable
 from ehrwear_jax.data.signals import grid, grid_quality
 from ehrwear_jax.models.joint import batch as batch_lib
@@ -105,7 +105,7 @@ def root(source, tmp_path_factory):
 
 
 def people_of(root, **options):
-    return pipeline.Patients(root / "all", pipeline.ContextConfig(**CONTEXT | options))
+    return cohort.open_patients(root, pipeline.ContextConfig(**CONTEXT | options))
 
 
 def test_a_patch_has_the_mean_quality_of_its_known_steps_times_their_share(root, source):
@@ -153,7 +153,7 @@ def test_without_the_option_nothing_changes_and_with_it_nothing_else(root, sourc
 def test_two_workers_write_the_same_bytes(root, source, tmp_path):
     two = run(source, tmp_path / "two", workers=2)
     for path in root.rglob("*"):
-        if path.is_file() and path.relative_to(root).parts[0] in ("tables", "all"):
+        if path.is_file() and path.relative_to(root).parts[0] in ("tables", "records", "fit"):
             assert (two / path.relative_to(root)).read_bytes() == path.read_bytes(), path
 
 
@@ -179,7 +179,8 @@ def test_what_a_channel_or_a_stretch_loses_has_no_quality(root):
     people = people_of(root)
     i = next(i for i in range(len(people)) if len(people[i].window_end_M) > 4)
     t = int(people[i].window_end_M[-1])
-    ((batch, _),) = pipeline.inference_batches(people, [i], [t], 1, robustness.occlude_channels([0], 1e6, -1.0))
+    occluded = perturbations.occlude_channels([people.channels[0]], 1e6, -1.0)
+    ((batch, _),) = pipeline.inference_batches(people, [i], [t], 1, occluded)
     assert not batch["quality"][..., 0].any() and batch["quality"][..., 1].any()
 
 

@@ -30,11 +30,11 @@ INPUTS_BUT_SIGNAL = ("token", "value", "modality", "time", "age", "segment", "kv
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     root = cohort.write_cohort(tmp_path_factory.mktemp("cohort"), n_subjects=100, wear_days=2)
-    return cohort.prepare_cohort(root) / "all"
+    return cohort.prepare_cohort(root)
 
 
 def make_rows(folder, augmented=True, **options):
-    return pipeline.TrainRows(pipeline.Patients(folder, ContextConfig(**OPTIONS | options), "train"), 0, augmented)
+    return pipeline.TrainRows(cohort.open_patients(folder, ContextConfig(**OPTIONS | options), "train"), 0, augmented)
 
 
 def read(rows, epochs=2):
@@ -322,7 +322,7 @@ def test_options_that_cannot_be_are_refused(options, sentence):
 def events_read(folder, **options):
     """Events in the context of a read at the end of each record."""
     config = ContextConfig(**OPTIONS | {"tokens": 400, "context_tokens": 400} | options)
-    people = pipeline.Patients(folder, config)
+    people = cohort.open_patients(folder, config)
     n = len(people)
     seen = np.zeros(n, int)
     for batch, where in pipeline.inference_batches(people, np.arange(n), [people[i].end_us for i in range(n)], 4):

@@ -40,7 +40,7 @@ def prepared(tmp_path_factory):
 
 
 def patients(prepared, split="train", **options):
-    return pipeline.Patients(prepared / "all", pipeline.ContextConfig(**OPTIONS | options), split)
+    return cohort.open_patients(prepared, pipeline.ContextConfig(**OPTIONS | options), split)
 
 
 @pytest.mark.parametrize("kind", [None, *masking.WEAR_MASKS])
@@ -68,7 +68,7 @@ def test_every_patient_once_per_epoch_and_rows_are_a_function_of_seed_and_index(
     people = patients(prepared)
     rows, again = pipeline.TrainRows(people, 1), pipeline.TrainRows(patients(prepared), 1)
     assert sorted(rows.subjects(range(rows.rows_per_epoch))) == sorted(
-        people.index.filter(pl.col("n_events") + pl.col("n_windows") > 0)["subject_id"].to_list()
+        people.index.filter(pl.col("known_events") + pl.col("n_windows") > 0)["subject_id"].to_list()
     )
     for g in (0, 5, 3 * rows.rows_per_epoch + 1):
         one, two = rows[g], again[g]
@@ -82,9 +82,7 @@ def test_batches_do_not_depend_on_processes_threads_or_where_a_run_resumes(prepa
     rows = pipeline.TrainRows(patients(prepared, **options), 0)
     whole = [next(it) for it in [pipeline.train_batches(rows, 4)] for _ in range(6)]
     # what a run has read before, and how much of it its cache holds, is no part of the state
-    fresh = pipeline.TrainRows(
-        pipeline.Patients(rows.patients.folder, rows.patients.config, "train", cache_bytes=30_000), 0
-    )
+    fresh = pipeline.TrainRows(pipeline.Patients(rows.patients.store, rows.patients.config, cache_bytes=30_000), 0)
     resumed = pipeline.train_batches(fresh, 4, start_step=4, threads=7)
     halves = [pipeline.train_batches(rows, 4, process_index=p, process_count=2, threads=p) for p in range(2)]
     for step in range(6):
@@ -103,6 +101,11 @@ def contexts(row):
     return [np.nonzero(row["segment"] == s)[0] for s in range(1, row["segment"].max() + 1)]
 
 
+def signal_of(p):
+    """All windows of a patient, standardised."""
+    return p.signal(0, len(p.window_end_M))
+
+
 def assert_shows(p, span, row, own):
     """The context holds the span's tokens behind static ones: times, kinds, signal."""
     timed, shown = own[span.n_static :], span.places(p)
@@ -112,7 +115,7 @@ def assert_shows(p, span, row, own):
     np.testing.assert_array_equal(is_wear, row["modality"][timed] == batch_lib.MODALITY_WEAR)
     np.testing.assert_array_equal(row["token"][timed][~is_wear], p.event_token_K[refs[~is_wear]])
     slots = row["window"][timed][is_wear]
-    np.testing.assert_array_equal(row["wear"][slots], np.nan_to_num(p.window_MxLxC[refs[is_wear]]))
+    np.testing.assert_array_equal(row["wear"][slots], np.nan_to_num(signal_of(p)[refs[is_wear]]))
     np.testing.assert_array_equal(row["observed"][slots], np.isfinite(p.window_MxLxC[refs[is_wear]]))
 
 
@@ -178,7 +181,7 @@ def test_targets_match_a_slow_recomputation(prepared):
                         [np.any(np.abs(e / pipeline.DAY_US - ends[age < 7]) < 1e-3) for e in p.window_end_M]
                     )
                     if recent.any():
-                        mean = np.nanmean([np.nanmean(w, axis=0) for w in np.float32(p.window_MxLxC[recent])], axis=0)
+                        mean = np.nanmean([np.nanmean(w, axis=0) for w in signal_of(p)[recent]], axis=0)
                         np.testing.assert_allclose(row["query_past"][at][:2], mean, atol=2e-3)
                         checked["past"] += 1
                 want = sum(p.died or time + h * pipeline.DAY_US <= p.end_us for h in people.config.horizons)
@@ -201,7 +204,7 @@ def test_targets_match_a_slow_recomputation(prepared):
                     inside.any() and np.isfinite(p.window_MxLxC[inside]).any()
                 )
                 if inside.any():
-                    mean = np.nanmean([np.nanmean(w, axis=0) for w in np.float32(p.window_MxLxC[inside])], axis=0)
+                    mean = np.nanmean([np.nanmean(w, axis=0) for w in signal_of(p)[inside]], axis=0)
                     np.testing.assert_allclose(row["query_summary"][at][:2], mean, atol=2e-3)
                     checked["summary"] += 1
     assert all(n > 3 for n in checked.values()), checked
@@ -259,13 +262,13 @@ def test_inference_reads_each_place_once_and_only_the_past(prepared):
 
 
 def test_the_cache_stays_within_its_bytes(prepared):
-    people = pipeline.Patients(prepared / "all", pipeline.ContextConfig(**OPTIONS), None)
+    people = cohort.open_patients(prepared, pipeline.ContextConfig(**OPTIONS))
     total = sum(people[i].nbytes for i in range(len(people)))
     assert all(people[i] is people[i] for i in range(len(people)))
-    small = pipeline.Patients(prepared / "all", pipeline.ContextConfig(**OPTIONS), None, cache_bytes=total // 2)
+    small = pipeline.Patients(people.store, people.config, cache_bytes=total // 2)
     kept = [small[i] is small[i] for i in range(len(small))]
     assert 0 < sum(p.nbytes for p in small._cache.values()) <= total // 2 and 0 < sum(kept) < len(kept)
-    ehr = pipeline.Patients(prepared / "all", pipeline.ContextConfig(**OPTIONS, modalities=("ehr",)), None)
+    ehr = pipeline.Patients(people.store, pipeline.ContextConfig(**OPTIONS, modalities=("ehr",)))
     assert all(x.base is None for x in (ehr[0].event_time_K, ehr[0].window_MxLxC)), "a view would keep the windows"
 
 

@@ -41,7 +41,7 @@ PREDICTIONS = {
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     root = cohort.write_cohort(tmp_path_factory.mktemp("cohort"), n_subjects=25, wear_days=2)
-    return cohort.prepare_cohort(root) / "all"
+    return cohort.prepare_cohort(root)
 
 
 def with_raw_windows(batch):
@@ -57,7 +57,7 @@ def with_raw_windows(batch):
 
 
 def make_rows(folder, **options):
-    return pipeline.TrainRows(pipeline.Patients(folder, pipeline.ContextConfig(**CONTEXT | options), "train"), 0)
+    return pipeline.TrainRows(cohort.open_patients(folder, pipeline.ContextConfig(**CONTEXT | options), "train"), 0)
 
 
 def places(batch, name):

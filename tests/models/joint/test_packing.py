@@ -1,6 +1,5 @@
 """The plan of an epoch against slow greedy packing, and the law of how often patients appear."""
 
-import shutil
 
 import cohort
 import numpy as np
@@ -85,18 +84,18 @@ def test_the_level_is_the_highest_that_fits(needs, capacity):
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     root = cohort.write_cohort(tmp_path_factory.mktemp("cohort"), n_subjects=100, wear_days=2)
-    return cohort.prepare_cohort(root) / "all"
+    return cohort.prepare_cohort(root)
 
 
 def make_rows(folder, augmented=True, seed=0, **options):
-    people = pipeline.Patients(folder, ContextConfig(**OPTIONS | options), "train")
+    people = cohort.open_patients(folder, ContextConfig(**OPTIONS | options), "train")
     return pipeline.TrainRows(people, seed, augmented)
 
 
 @pytest.fixture
 def with_rarity(folder):
-    """The folder with a column rarity for the time of a test: every third person has rare codes, every tenth none."""
-    path = folder / "index.parquet"
+    """The folder with another rarity for the time of a test: every third person has rare codes, every tenth none."""
+    path = folder / "fit" / "all" / "subject_statistics.parquet"
     index = pl.read_parquet(path)
     rarity = np.where(np.arange(index.height) % 3 == 0, 6.0, 3.0).astype(np.float32)
     rarity = pl.Series("rarity", rarity).set(pl.Series(np.arange(index.height) % 10 == 0), None)
@@ -178,14 +177,8 @@ def test_two_appearances_of_a_patient_are_different_draws(with_rarity):
     assert all(drawn[a] != drawn[b] for a, b in zip(again, firsts, strict=True))
 
 
-def test_the_weights_need_the_column_and_wearables_alone_do_not(folder, tmp_path):
+def test_wearables_alone_are_not_weighted_by_codes(folder):
     assert make_rows(folder, patient_temperature=0.5).weight.min() > 0
-    shutil.copytree(folder, tmp_path / "before", dirs_exist_ok=True)
-    folder = tmp_path / "before"
-    index = pl.read_parquet(folder / "index.parquet")
-    index.drop("rarity").write_parquet(folder / "index.parquet")
-    with pytest.raises(ValueError, match=r"index.parquet has no column rarity, which config.context.patient_temp"):
-        make_rows(folder, patient_temperature=0.5)
     assert make_rows(folder, patient_temperature=0.5, modalities=("wear",)).weight is None
     with pytest.raises(ValueError, match="patient_temperature is -1"):
         ContextConfig(patient_temperature=-1)

@@ -1,31 +1,37 @@
 """What a context shows of a patient: the sampled day and its law, one stream without the other."""
 
+import dataclasses
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
+import records
 
+from ehrwear_jax.data.store import NO_BIRTH
 from ehrwear_jax.models.joint import patient as patient_lib
 from ehrwear_jax.models.joint.patient import DAY_US
 
 START = 20_000 * DAY_US
 
 
+class EveryCode:
+    """A vocabulary in which each code is the token of its number; negative ones are in no vocabulary."""
+
+    def encode(self, code_N, raw_N, text_N):
+        return code_N.copy(), raw_N.copy()
+
+
+STORE = SimpleNamespace(scales=records.make_scales(), derived_scales=records.make_scales(0), step_us=3_600_000_000)
+
+
 def make(event_days, tokens, window_days, birth=True):
     """A patient with events and windows at the given days after START."""
-    at = np.sort(np.array(event_days, float))
-    record = {
-        "static_token": np.array([3], np.int32),
-        "static_value": np.zeros(1, np.float32),
-        "token": np.array(tokens, np.int32),
-        "value": np.zeros(len(tokens), np.float32),
-        "time_us": START + (at * DAY_US).astype(np.int64),
-        "window_end_us": START + (np.array(window_days, float) * DAY_US).astype(np.int64),
-        "window": np.random.default_rng(0).normal(size=(len(window_days), 6, 2)).astype(np.float16),
-        "summary": np.zeros((len(window_days), 0), np.float16),
-        "birth_us": np.int64(START - 9000 * DAY_US if birth else patient_lib.NO_BIRTH),
-        "end_us": np.int64(START + 900 * DAY_US),
-        "died": np.bool_(False),
-    }
-    return patient_lib.make_patient(record, ("ehr", "wear"))
+    at, ends = np.sort(np.array(event_days, float)), np.array(window_days, float)
+    record = records.make_record(
+        START + (at * DAY_US).astype(np.int64), tokens, START + (ends * DAY_US).astype(np.int64), static=[3],
+        birth_us=START - 9000 * DAY_US if birth else NO_BIRTH, end_us=START + 900 * DAY_US,
+    )  # fmt: skip
+    return patient_lib.make_patient(record, STORE, EveryCode())
 
 
 def draws(patient, weight_V, n=20_000):
@@ -64,3 +70,31 @@ def test_a_dropped_stream_leaves_its_targets_and_nothing_else(birth):
         np.testing.assert_array_equal(copy.event_token_K, patient.event_token_K)
         np.testing.assert_array_equal(copy.window_end_M, patient.window_end_M)
         np.testing.assert_array_equal(copy.window_MxLxC, patient.window_MxLxC)
+
+
+def test_events_out_of_the_vocabulary_are_left_out_and_the_record_begins_where_it_did():
+    record = records.make_record([5 * DAY_US, 6 * DAY_US, 8 * DAY_US], [-1, 4, -1], [7 * DAY_US], static=[-1, 3])
+    patient = patient_lib.make_patient(record, STORE, EveryCode())
+    assert patient.time_N.tolist() == [6 * DAY_US, 7 * DAY_US] and patient.is_wear_N.tolist() == [False, True]
+    assert patient.event_token_K.tolist() == [4] and patient.static_token_S.tolist() == [3]
+    assert patient.origin_us == 5 * DAY_US and not patient.has_birth
+
+
+def test_what_is_not_given_leaves_no_trace_of_its_times():
+    record = records.make_record([5 * DAY_US, 6 * DAY_US], [4, 4], [4 * DAY_US, 9 * DAY_US], static=[3], birth_us=0)
+    assert patient_lib.given(record, ("ehr", "wear")) is record
+    ehr, wear = patient_lib.given(record, ("ehr",)), patient_lib.given(record, ("wear",))
+    assert ehr.origin_us == 0 and ehr.first_us == 5 * DAY_US and not len(ehr.window_end_M)
+    assert wear.origin_us == wear.first_us == 4 * DAY_US and not len(wear.code_K) and not len(wear.static_code_S)
+
+
+def test_the_signal_is_standardised_as_it_is_read_and_cut_at_ten_deviations():
+    window = np.array([[[60.0, 0.0], [np.nan, 9.0], [1e9, 99.0]]])
+    record = records.make_record([], [], [DAY_US], window)
+    scales = records.make_scales(log=[1], mean=2.0, std=4.0)
+    patient = patient_lib.make_patient(
+        dataclasses.replace(record), SimpleNamespace(**vars(STORE) | {"scales": scales}), EveryCode()
+    )
+    want = [[10.0, -0.5], [np.nan, (np.log(10) - 2) / 4], [10.0, (np.log(100) - 2) / 4]]
+    np.testing.assert_allclose(patient.signal(0, 1)[0], want, rtol=1e-6)
+    np.testing.assert_array_equal(patient.window_MxLxC, window.astype(np.float32))

@@ -5,9 +5,9 @@ import dataclasses
 import cohort
 import numpy as np
 import pytest
-from raw_cohort import CONTEXT, PPG, with_waves
+from raw_cohort import CONTEXT, PPG, RAW, with_waves
 
-from ehrwear_jax.data import perturbations as robustness
+from ehrwear_jax.data import perturbations
 from ehrwear_jax.models.joint import batch as batch_lib
 from ehrwear_jax.models.joint import examples as pipeline
 from ehrwear_jax.models.joint.patient import DAY_US
@@ -24,8 +24,8 @@ def root(tmp_path_factory):
     {"wear_mask_kind": "window"}, {"drop_wear": 1.0},
 ])  # fmt: skip
 def test_nothing_that_is_hidden_is_seen_through_raw_windows(root, options):
-    config = pipeline.ContextConfig(raw_windows=32, masked_contexts=1.0, **CONTEXT | options)
-    rows = pipeline.TrainRows(pipeline.Patients(root / "all", config, "train"), 0)
+    config = pipeline.ContextConfig(raw_windows=32, masked_contexts=1.0, **RAW, **CONTEXT | options)
+    rows = pipeline.TrainRows(cohort.open_patients(root, config, "train"), 0)
     n_hidden = n_seen = 0
     for g in range(2 * rows.rows_per_epoch):
         row = rows[g]
@@ -46,14 +46,14 @@ def test_nothing_that_is_hidden_is_seen_through_raw_windows(root, options):
 
 
 def test_a_row_without_wearables_has_no_raw_fields(root):
-    config = pipeline.ContextConfig(raw_windows=32, modalities=("ehr",), **CONTEXT)
-    people = pipeline.Patients(root / "all", config, "train")
+    config = pipeline.ContextConfig(raw_windows=32, modalities=("ehr",), **RAW, **CONTEXT)
+    people = cohort.open_patients(root, config, "train")
     assert people.batch_shape().raw_windows == 0 and people[0].raw is None
     assert pipeline.TrainRows(people, 0)[0].keys() == batch_lib.FIELDS.keys()
 
 
 def test_room_grows_with_the_windows_seen_whatever_else_is_in_the_row(root):
-    few, all_of = (pipeline.Patients(root / "all", pipeline.ContextConfig(raw_windows=n, **CONTEXT)) for n in (8, 64))
+    few, all_of = (cohort.open_patients(root, pipeline.ContextConfig(raw_windows=n, **RAW, **CONTEXT)) for n in (8, 64))
     index = [i for i in range(len(few)) if len(all_of[i].raw.window_R) > 2][:4]
     time = [int(few[i].time_N[-1]) for i in index]
     (together, where), checked, n_left_out = next(pipeline.inference_batches(few, index, time, 1)), 0, 0
@@ -82,8 +82,8 @@ def test_room_grows_with_the_windows_seen_whatever_else_is_in_the_row(root):
 
 def test_later_raw_windows_take_no_room_from_earlier_ones(root):
     """Nor does anything else that follows: what is there before depends on the past alone, also where room is short."""
-    config, checked = pipeline.ContextConfig(raw_windows=12, **CONTEXT), 0
-    plain, more = (pipeline.Patients(root / "all", config) for _ in range(2))
+    config, checked = pipeline.ContextConfig(raw_windows=12, **RAW, **CONTEXT), 0
+    plain, more = (cohort.open_patients(root, config) for _ in range(2))
     for i in range(len(plain)):
         n, t = len(plain[i].window_end_M), int(plain[i].time_N[-1])
         (batch, _) = next(pipeline.inference_batches(plain, [i], [t], 1))
@@ -106,7 +106,7 @@ def test_later_raw_windows_take_no_room_from_earlier_ones(root):
 
 
 def test_transforms_of_the_record_reach_the_raw_windows(root):
-    people = pipeline.Patients(root / "all", pipeline.ContextConfig(raw_windows=64, **CONTEXT))
+    people = cohort.open_patients(root, pipeline.ContextConfig(raw_windows=64, **RAW, **CONTEXT))
     i = next(i for i in range(len(people)) if len(people[i].raw.window_R) > 4)
     t = int(people[i].window_end_M[-1])
 
@@ -116,16 +116,16 @@ def test_transforms_of_the_record_reach_the_raw_windows(root):
 
     before, seen = read(None)
     assert seen.sum() > 4
-    assert not read(robustness.drop_wear())[1].any()
-    left = [read(robustness.missing_stretch(0.6, seed=s))[1].sum() for s in range(6)]
+    assert not read(perturbations.drop_wear())[1].any()
+    left = [read(perturbations.missing_stretch(0.6, seed=s))[1].sum() for s in range(6)]
     assert 0 <= min(left) < seen.sum() and max(left) <= seen.sum()
-    assert not read(robustness.occlude_channels([0, 1], 1e6, -1.0))[1].any()
-    noisy, still = read(robustness.add_noise(6.0))
+    assert not read(perturbations.occlude_channels(people.channels, 1e6, -1.0))[1].any()
+    noisy, still = read(perturbations.add_noise(6.0, people.store.scales))
     np.testing.assert_array_equal(still, seen)
     assert np.any(noisy[seen] != before[seen]) and np.abs(noisy - before)[seen].std() < 0.5
-    absolute, _ = read(robustness.add_noise(6.0, mode="absolute"))
+    absolute, _ = read(perturbations.add_noise(6.0, people.store.scales, mode="absolute"))
     assert np.var((absolute - before)[seen]) == pytest.approx(10**0.6, rel=0.2)
-    truncated = read(robustness.truncate(0.3))
+    truncated = read(perturbations.truncate(0.3))
     assert truncated[1].sum() < seen.sum() and people.window_us < DAY_US
 
 
@@ -140,8 +140,8 @@ def changed(people, i, where_R):
 
 def test_other_samples_behind_a_mask_or_after_the_read_change_no_input(root):
     def people(**options):
-        config = pipeline.ContextConfig(raw_windows=64, **CONTEXT | options)
-        return pipeline.Patients(root / "all", config, "train")
+        config = pipeline.ContextConfig(raw_windows=64, **RAW, **CONTEXT | options)
+        return cohort.open_patients(root, config, "train")
 
     rows, n_hidden, n_changed = pipeline.TrainRows(people(masked_contexts=1.0), 0), 0, 0
     for g in range(rows.rows_per_epoch):
