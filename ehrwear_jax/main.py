@@ -17,6 +17,7 @@ from absl import app, flags
 from absl import logging as absl_logging
 from ml_collections import config_flags
 
+from ehrwear_jax import config as config_lib
 from ehrwear_jax import stages
 from ehrwear_jax.runtime import distributed
 
@@ -25,6 +26,7 @@ CONFIG = config_flags.DEFINE_config_file(
 )
 WORKDIR = flags.DEFINE_string("workdir", None, "Where results go; runs/<config> by default.")
 STAGES = flags.DEFINE_list("stages", list(stages.ORDER), "Stages to run, in order.")
+VERIFY = flags.DEFINE_bool("verify", False, "Read all raw inputs again, whatever their size and time say.")
 DEBUG = flags.DEFINE_bool("debug", False, "Show the traceback of an error.")
 
 
@@ -49,8 +51,8 @@ def main(argv: Sequence[str]) -> None:
 
 def _run():
     distributed.initialize()
-    config = CONFIG.value
-    stages.run(config, Path(WORKDIR.value or Path("runs") / config.name), STAGES.value)
+    config = config_lib.parse(CONFIG.value)
+    stages.run(config, Path(WORKDIR.value or Path("runs") / config.name), STAGES.value, VERIFY.value)
 
 
 def _parse(argv):

@@ -9,6 +9,7 @@ Axes: S static events, K timed events, M windows, L steps, C channels, X derived
 
 import dataclasses
 import functools
+import hashlib
 import json
 import os
 import struct
@@ -331,6 +332,11 @@ class RecordStore:
         fitted += ["signal_statistics.json", "meta.json"]
         paths = [self.records_dir / name for name in records] + [self.fit_dir / name for name in fitted]
         return [os.path.relpath(path, self.folder) for path in paths]
+
+    def digest(self) -> str:
+        """SHA-256 of what both folders' manifests say of their files."""
+        manifests = [json.loads((d / "manifest.json").read_text())["files"] for d in (self.records_dir, self.fit_dir)]
+        return hashlib.sha256(json.dumps(manifests, sort_keys=True).encode()).hexdigest()
 
     def __getstate__(self) -> dict:
         """For worker processes, which fill caches of their own."""

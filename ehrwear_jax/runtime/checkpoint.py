@@ -39,7 +39,7 @@ except ImportError:  # where the v1 API still lives before orbax 1.0
 PyTree = Any  # of arrays; State: a dict of them by name
 State = dict[str, PyTree]
 
-APART = ("params", "average")  # parts of a state that are read without the others
+APART = ("params", "average", "best", "collections")  # parts of a state that are read without the others
 MARGIN_BYTES = 1 << 20
 HOST_BYTES = 1 << 26
 

@@ -9,6 +9,9 @@
 | labels | task (group) | raw inputs, options of the labels; or the user's files of the task |
 | models | model, fold, seed | records and fit of the fold, the model's options, the members that it needs |
 | embeddings | model, fold, seed | the model; a file per set of prediction times |
+| finetuned | model, mode, task, fold | the model, labels, options of fine-tuning |
+| features | fold | tables and fit, prediction times: hand-made features of tabular models |
+| attributes | dataset | tables, prediction times: what is known of people beside their records |
 | predictions | model, task | embeddings or features, labels, options of the probe |
 | scores | task | predictions of all models, options of the protocol |
 | interpret | model | the model, labels of the task, options |
@@ -29,6 +32,10 @@ from typing import Any
 from ehrwear_jax.runtime import files
 from ehrwear_jax.stages import workdir as workdir_lib
 from ehrwear_jax.stages.workdir import Workdir
+
+
+class Paused(Exception):
+    """What makes an artifact stops before it is whole, as it was asked to."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,8 +75,10 @@ class Artifact:
 
     @contextlib.contextmanager
     def making(self) -> Iterator[Path]:
-        """A block that makes it in its folder: done when the block ends without an exception, else resumed by a later
-        one."""
+        """A block that makes it in its folder: done when the block ends, else resumed by a later one.
+
+        A block that raises Paused ends without an exception, and is resumed by a later one too.
+        """
         self.folder.mkdir(parents=True, exist_ok=True)
         spent, began = self.seconds, time.monotonic()
         about = {"kind": self.kind, "name": self.name, "digest": self.digest, "of": json.loads(_text(self.of))}
@@ -78,6 +87,8 @@ class Artifact:
         try:
             yield self.folder
             done = True
+        except Paused:
+            pass
         finally:
             seconds = spent + time.monotonic() - began
             workdir_lib.write_about(self.folder, about | {"done": done, "seconds": seconds})

@@ -1,38 +1,39 @@
-"""The describe and compile stages: what a config costs, printed; they need no data, no devices and no workdir."""
+"""Prints what a config costs: the describe and compile stages, which need no data, no devices and no workdir."""
 
-from ehrwear_jax import config as config_lib
-from ehrwear_jax.training import compile_only as dry_run
-from ehrwear_jax.training import sharding, train
-
-
-def _patients(config, row):
-    context = config_lib.context_config(config, row)
-    return dry_run.AssumedPatients(context, config_lib.prepare_config(config), config.compile.vocabulary)
+from ehrwear_jax.config import RunConfig
+from ehrwear_jax.training import compile_only, sharding
+from ehrwear_jax.training.pretrain import Model, with_rows
 
 
-def describe(config):
-    """Prints the number of parameters of the model of the row of reference, by part."""
-    row = config_lib.reference_model(config)
-    parts = dry_run.parameters(_patients(config, row), config_lib.model_options(config))
-    head = f"{config.name}, {row}: {sum(parts.values()):,} parameters"
+def _reference(config: RunConfig) -> Model:
+    """The reference model, else the first network."""
+    name = config.evaluate.reference_model
+    return Model(**config.model(name if name in config.networks else config.networks[0], config.seeds[0]))
+
+
+def describe(config: RunConfig) -> None:
+    """Prints the number of parameters of the reference model, by part."""
+    model = _reference(config)
+    spec, _ = compile_only.assumed(model, config.prepare, config.compile.vocabulary)
+    parts = compile_only.parameters(model, spec)
+    head = f"{config.name}, {model.name}: {sum(parts.values()):,} parameters"
     print(f"{head} with a vocabulary of {config.compile.vocabulary:,} tokens, assumed")
     for part, count in parts.items():
         print(f"  {part:<12} {count:>13,}")
 
 
-def compile_step(config):
-    """Prints what the training step of the row of reference takes of each device of config.topology."""
-    c, row = config.compile, config_lib.reference_model(config)
-    devices = dry_run.tpu_devices(config.topology)
-    mesh = sharding.make_mesh(devices, config_lib.mesh_config(config))
-    options = train.with_rows(config_lib.train_config(config), mesh)
-    rows = options.batch_size
-    patients = _patients(config, row)
-    context = patients.config
-    done = dry_run.compile_step(patients, config_lib.model_options(config), options, mesh, rows, "tpu")
+def compile_step(config: RunConfig) -> None:
+    """Prints what the training step of the reference model takes of each device of config.compile.topology."""
+    c, model = config.compile, _reference(config)
+    devices = compile_only.tpu_devices(c.topology)
+    mesh = sharding.make_mesh(devices, config.mesh)
+    rows = with_rows(model.train, mesh).batch_size
+    spec, counts = compile_only.assumed(model, config.prepare, c.vocabulary)
+    done = compile_only.compile_step(model, spec, counts, mesh, "tpu")
     axes = ", ".join(f"{name} {size}" for name, size in mesh.shape.items())
-    print(f"{config.name}, {row}, on {config.topology}: {len(devices)} x {devices[0].device_kind}; {axes}")
-    print(f"  batch        {rows:,} rows of {context.tokens:,} tokens, {context.windows:,} windows")
+    print(f"{config.name}, {model.name}, on {c.topology}: {len(devices)} x {devices[0].device_kind}; {axes}")
+    held = ", ".join(f"{n:,} {name}" for name, n in counts.items() if name in ("tokens", "windows"))
+    print(f"  batch        {rows:,} rows of {held}")
     print(f"  vocabulary   {c.vocabulary:,}, assumed")
     print(f"  compiled in  {done.seconds:.0f} s")
     for part, size in done.memory.items():

@@ -3,70 +3,90 @@
 import dataclasses
 import re
 from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import polars as pl
 from threadpoolctl import threadpool_limits
 
-from ehrwear_jax import config as config_lib
+from ehrwear_jax.config.evaluation import EvaluateConfig
 from ehrwear_jax.data import perturbations
 from ehrwear_jax.data.formats import wearable
-from ehrwear_jax.data.prepare import deidentify
 from ehrwear_jax.evals import classification, inference, protocol, subgroups
 from ehrwear_jax.evals.estimates import estimate
 from ehrwear_jax.evals.protocol import TaskSpec, number
 from ehrwear_jax.evals.weighting import Statistic, evaluate
-from ehrwear_jax.stages import prepare
+from ehrwear_jax.runtime import files
+from ehrwear_jax.stages import embed
+from ehrwear_jax.stages.artifacts import Artifact
+from ehrwear_jax.stages.embed import KEYS
+from ehrwear_jax.stages.plan import Plan
 
 SEXES = {"F": "female", "FEMALE": "female", "M": "male", "MALE": "male"}
 YEAR_DAYS = 365.25
-KEYS = ["subject_id", "prediction_time"]
 
 
-def attributes(config: Any, workdir: Path, keys: pl.DataFrame) -> pl.DataFrame:
-    """`keys` (subject_id, prediction_time) with what is known of the person then; null where unknown.
+def attributes_artifact(plan: Plan) -> Artifact:
+    """Where `attributes` lie."""
+    fold = plan.config.folds[0][0]
+    times = files.digest(embed.prediction_times(plan, fold).select(KEYS).write_csv())
+    of = {"fit": plan.fit(fold).digest, "times": times, "sex": plan.config.evaluate.sex_prefixes}
+    return plan.artifact("attributes", fold, of)
 
-    Columns: age_years f64, sex, device (the one worn until then, or "several"), encounters and wear_days
-    (`data.perturbations.failure_flags`), ehr_years (record before the prediction time).
+
+def attributes(plan: Plan) -> pl.DataFrame:
+    """What is known of the person at every prediction time of the first fold, with its split; made once.
+
+    Columns: subject_id, prediction_time, age_years f64, sex, device (the one worn until then, or "several"), encounters
+    and wear_days (`data.perturbations.failure_flags`), ehr_years (record before the prediction time), split; null where
+    unknown.
     """
-    fold = config_lib.folds(config)[0][0]
-    subjects = pl.read_parquet(prepare.fit_dir(workdir, fold) / "subjects.parquet")
+    artifact = attributes_artifact(plan)
+    path = artifact.folder / "attributes.parquet"
+    if not artifact.done:
+        with artifact.making():
+            _make_attributes(plan).write_parquet(path)
+    return pl.read_parquet(path)
+
+
+def _make_attributes(plan):
+    fold = plan.config.folds[0][0]
+    keys = embed.prediction_times(plan, fold)
+    subjects = pl.read_parquet(plan.fit(fold).folder / "subjects.parquet")
     out = keys.select(KEYS).join(subjects.select("subject_id", "birth_time"), on="subject_id", how="left")
     days = (pl.col("prediction_time") - pl.col("birth_time")).dt.total_days()
     out = out.with_columns(age_years=days / YEAR_DAYS).drop("birth_time")
-    out = out.join(_sex(config, workdir), on="subject_id", how="left")
-    out = _with_device(config, workdir, out)
-    records = prepare.open_store(workdir, fold)
+    out = out.join(_sex(plan), on="subject_id", how="left")
+    out = _with_device(plan, out)
+    records = plan.store(fold)
     position = dict(zip(records.index["subject_id"].to_list(), range(len(records)), strict=True))
     times = out["prediction_time"].to_physical().to_numpy()
     flags = perturbations.failure_flags(records, [position[s] for s in out["subject_id"].to_list()], times)
-    events = _events(workdir).filter(pl.col("time").is_not_null() & ~pl.col("code").str.starts_with("MEDS_BIRTH"))
+    events = _events(plan).filter(pl.col("time").is_not_null() & ~pl.col("code").str.starts_with("MEDS_BIRTH"))
     first = events.group_by("subject_id").agg(pl.col("time").min().alias("first")).collect()
     out = pl.concat([out, flags.select("encounters", "wear_days")], how="horizontal")
     years = (pl.col("prediction_time") - pl.col("first")).dt.total_days() / YEAR_DAYS
-    return out.join(first, on="subject_id", how="left").with_columns(ehr_years=years).drop("first")
+    out = out.join(first, on="subject_id", how="left").with_columns(ehr_years=years).drop("first")
+    return out.join(keys.select(*KEYS, "split"), on=KEYS)
 
 
-def _events(workdir):
-    return pl.scan_parquet(sorted((prepare.tables_dir(workdir) / "events").glob("*.parquet")))
+def _events(plan):
+    return pl.scan_parquet(sorted((plan.tables.folder / "events").glob("*.parquet")))
 
 
-def _sex(config, workdir):
+def _sex(plan):
     """subject_id, sex; the first code of config.evaluate.sex_prefixes, in words where it is F or M."""
-    prefix = "^(" + "|".join(re.escape(p) for p in config.evaluate.sex_prefixes) + ")"
-    found = _events(workdir).filter(pl.col("code").str.contains(prefix)).select("subject_id", "code").collect()
+    prefix = "^(" + "|".join(re.escape(p) for p in plan.config.evaluate.sex_prefixes) + ")"
+    found = _events(plan).filter(pl.col("code").str.contains(prefix)).select("subject_id", "code").collect()
     code = pl.col("code").str.replace(prefix, "")
     level = code.str.to_uppercase().replace_strict(SEXES, default=code, return_dtype=pl.String)
     return found.unique("subject_id", keep="first", maintain_order=True).select("subject_id", level.alias("sex"))
 
 
-def _with_device(config, workdir, times):
+def _with_device(plan, times):
     """`times` with `device`. Where ids were changed the recordings cannot be told apart: unknown."""
-    folder = prepare.wearable_dir(config, workdir)
+    folder = plan.wearable_dir
     nobody = times.with_columns(device=pl.lit(None, pl.String))
-    if folder is None or deidentify.of(config_lib.prepare_config(config)).active:
+    if folder is None or plan.changes_people:
         return nobody
     parts = [
         pl.scan_parquet(p).select("subject_id", "start_time", "device")
@@ -82,10 +102,10 @@ def _with_device(config, workdir, times):
     return times.join(seen.group_by(KEYS).agg(device=one), on=KEYS, how="left", maintain_order="left")
 
 
-def levels(config: Any, times: pl.DataFrame) -> dict[str, np.ndarray]:
+def levels(config: EvaluateConfig, times: pl.DataFrame) -> dict[str, np.ndarray]:
     """Attribute -> level [N] of rows of `attributes`, None where unknown; attributes that nobody has are left out."""
     age_N = times["age_years"].fill_null(float("nan")).to_numpy()
-    out = {"age": subgroups.age_bands(age_N, config.evaluate.age_edges)}
+    out = {"age": subgroups.age_bands(age_N, config.age_edges)}
     out |= {name: np.array(times[name].to_list(), object) for name in ("sex", "device")}
     covered = subgroups.coverage_groups(times["encounters"].to_numpy(), times["wear_days"].to_numpy())
     return {k: v for k, v in (out | covered).items() if any(x is not None for x in v)}
@@ -153,7 +173,7 @@ class Labelled:
     group_N: np.ndarray
 
 
-def label_efficiency(config: Any, task: TaskSpec, data: Labelled) -> list[dict]:
+def label_efficiency(plan: Plan, task: TaskSpec, data: Labelled) -> list[dict]:
     """AUROC and AUPRC of exact probes on fractions of the training patients: mean over the draws, with its interval.
 
     The strength of the penalty is chosen on the whole tuning split, so small fractions are slightly overestimated. The
@@ -162,9 +182,9 @@ def label_efficiency(config: Any, task: TaskSpec, data: Labelled) -> list[dict]:
     Returns:
       [{dataset, task, model, fraction, n_draws, n_patients, metric, value, lo, hi, spread}].
     """
-    if not config.evaluate.label_fractions:
+    if not plan.config.evaluate.label_fractions:
         return []
-    statistics, sizes = _probes_on_fractions(config, data)
+    statistics, sizes = _probes_on_fractions(plan.config, data)
     averaged = {key: _mean_of(parts) for key, parts in statistics.items()}
     estimates, n, out = estimate(averaged, data.group_N, task.resampling), len(data.y["held_out"]), []
     for model, fraction in averaged:
@@ -183,7 +203,7 @@ def _probes_on_fractions(config, data):
     """({(model, fraction): statistics of the draws}, {fraction: training patients})."""
     y, fractions = data.y, tuple(config.evaluate.label_fractions)
     chosen = subgroups.label_fractions(
-        y["train"], data.train_group_N, fractions, n_draws=config.evaluate.label_draws, seed=config.seed
+        y["train"], data.train_group_N, fractions, n_draws=config.evaluate.label_draws, seed=config.data.seed
     )
     statistics, sizes = {}, {}
     for (fraction, draw), rows in chosen.items():

@@ -51,7 +51,7 @@ class Inputs:
                 self._known[path] = [*stats[path], digest]
         if stale:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            files.write_whole(self._path, files.to_json(self._known))
+            files.write_json(self._path, self._known)
         return {p: self._known[p][2] for p in stats}
 
 

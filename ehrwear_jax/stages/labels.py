@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import json
 from pathlib import Path
 
 import polars as pl
@@ -84,9 +83,9 @@ class Labels:
     def digest(self, task: str) -> str:
         """What a task's labels are."""
         made = [a for a in self.groups.values() if label_tables.task_files(a.folder, task)]
-        if self._plan.adapted and label_tables.task_files(self._plan.raw.folder / "labels", task):
-            return files.digest([self._plan.raw.digest, task])
-        return files.digest([made[0].digest, task]) if made else self.user_digest(task)
+        if made:
+            return files.digest([made[0].digest, task])
+        return files.digest([self._plan.raw.digest, task]) if self._plan.adapted else self.user_digest(task)
 
     def table(self, task: str) -> pl.DataFrame:
         """A task's labels: subject_id, prediction_time and its value column(s).
@@ -144,19 +143,16 @@ class Labels:
 
     # ------------------------------------------------------------------------------------------------------- making
 
-    def make(self, prepare: PrepareConfig) -> list[dict]:
-        """Makes the groups that are not there; returns the counts of all of them.
+    def make(self, prepare: PrepareConfig) -> None:
+        """Makes the groups that are not there.
 
         Args:
           prepare: with the day of extraction.
         """
-        counts = []
         for group, artifact in self.groups.items():
             if not artifact.done:
                 with artifact.making() as folder:
-                    files.write_whole(folder / COUNTS, json.dumps(self._make_group(group, folder, prepare), indent=1))
-            counts += json.loads((artifact.folder / COUNTS).read_text())
-        return counts
+                    files.write_json(folder / COUNTS, self._make_group(group, folder, prepare), indent=1)
 
     def _make_group(self, group, folder, prepare):
         if group == PHYSIOLOGY:
@@ -194,9 +190,7 @@ class Labels:
         c = self._config.labels
         return outcomes.prediction_times(
             source,
-            per_subject=c.per_subject,
-            min_history_days=c.min_history_days,
-            seed=self._config.data.seed,
+            outcomes.Sampling(c.per_subject, c.min_history_days, self._config.data.seed),
             not_before=_first_wear(self._plan.wearable_dir, bounds) if c.after_wearable else None,
             not_after=_last_observable(source, max(c.horizons_days), bounds),
             admission_code_prefix=c.admission_code_prefix,

@@ -131,25 +131,17 @@ class Plan:
     def trained(self, name: str | None = None) -> list[Trained]:
         """Every network to train: of all models, or of one."""
         names = self.config.networks if name is None else [name]
-        return [
-            Trained(n, fold, seed) for fold, _ in self.config.folds for n in names for seed in self.config.seeds
-        ]
+        return [Trained(n, fold, seed) for fold, _ in self.config.folds for n in names for seed in self.config.seeds]
 
     def model(self, trained: Trained) -> Model:
         """What training takes."""
-        c = self.config
-        own = c.model_config(trained.name), c.train_config(trained.name)
-        return Model(trained.name, c.family(trained.name), *own, trained.seed)
+        return Model(**self.config.model(trained.name, trained.seed))
 
     def pretrained(self, trained: Trained) -> Artifact:
         """The folder of a network."""
-        data = self._data_digest(trained.fold)
-        return self.artifact("models", trained.key, self.model(trained).identity() | {"data": data})
-
-    @functools.cache  # noqa: B019 (a plan lives as long as its run)
-    def _data_digest(self, fold):
-        return self.store(fold).digest()
+        of = self.model(trained).identity() | {"data": self.fit(trained.fold).digest}
+        return self.artifact("models", trained.key, of)
 
     def embeddings(self, trained: Trained) -> Path:
-        """Folder of a network's embeddings: a file per set of prediction times, written whole."""
+        """Folder of a network's embeddings: a file per set of prediction times, see stages/embed.py."""
         return self.artifact("embeddings", trained.key, {"model": self.pretrained(trained).digest}).folder

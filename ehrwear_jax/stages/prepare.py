@@ -1,8 +1,10 @@
-"""Runs the prepare stage: a raw dataset (simulated, adapted or the user's) with its labels, then tables and records."""
+"""Runs the prepare stage: a raw dataset (simulated, adapted or yours) with its labels, tables, records and fits."""
 
+import functools
 import json
 import logging
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 from ehrwear_jax.data.formats import meds
@@ -10,21 +12,43 @@ from ehrwear_jax.data.prepare import dataset, harmonise, specs, workers
 from ehrwear_jax.data.sources import nafld, nhanes
 from ehrwear_jax.data.sources.simulator import simulate
 from ehrwear_jax.runtime import files
+from ehrwear_jax.stages.artifacts import Artifact
 from ehrwear_jax.stages.labels import COUNTS, Labels, with_extraction_date
 from ehrwear_jax.stages.plan import Plan
 
+QUARANTINE = "quarantine"
 
-def missing(plan: Plan) -> list:
-    """The artifacts of this stage that are not there."""
-    made = [plan.raw] if plan.adapted else []
-    made += [plan.tables, plan.records, *(plan.fit(fold) for fold, _ in plan.config.folds)]
-    return [a for a in (*made, *Labels(plan).groups.values()) if not a.done]
+
+def artifacts(plan: Plan) -> list[Artifact]:
+    """What this stage makes, in order."""
+    raw = [plan.raw] if plan.adapted else []
+    made = [*raw, *Labels(plan).groups.values(), plan.tables, plan.records]
+    return made + [plan.fit(fold) for fold, _ in plan.config.folds]
+
+
+def missing(plan: Plan) -> list[str]:
+    """Names of what is not there yet."""
+    return [f"{a.kind} {a.name}" for a in artifacts(plan) if not a.done]
+
+
+def counts(plan: Plan) -> list[dict]:
+    """What every step kept and dropped: [{step, n, dropped, reason}]."""
+    out = []
+    for artifact in artifacts(plan):
+        found = json.loads((artifact.folder / COUNTS).read_text())
+        named = artifact.kind == "fit" and len(plan.config.folds) > 1
+        prefix = f"{artifact.name}: " if named else ""
+        out += [{**c, "step": prefix + c["step"]} for c in found]
+    return out
 
 
 def run(plan: Plan) -> None:
-    """Makes the raw dataset, labels, tables, records and what is fitted per fold; prints what was kept and dropped."""
-    counts = raw_counts(plan)
-    prepare, known = with_extraction_date(plan.config.prepare, plan.meds_dir)
+    """Makes what is missing, and prints what was kept and dropped."""
+    config = plan.config
+    if plan.adapted:
+        _make(plan.raw, functools.partial(_raw, config=config, simulated=plan.simulate))
+    source = plan.meds_dir
+    prepare, known = with_extraction_date(config.prepare, source)
     bounds = specs.time_bounds(prepare)
     logging.info(
         "  times before %s (births: a lifetime earlier) or on or after %s are set aside; day of extraction: %s (%s)",
@@ -33,30 +57,75 @@ def run(plan: Plan) -> None:
         prepare.extraction_date or "unknown",
         known,
     )
-    counts += Labels(plan).make(prepare)
-    source = plan.meds_dir
-    _require_all_folds(plan.config, source)
-    codes = meds.read_codes(source) if (source / "metadata" / "codes.parquet").exists() else None
-    units = harmonise.dataset_units(source / "metadata" / "codes.parquet")
+    Labels(plan).make(prepare)
+    _require_all_folds(config, source)
+    described = source / "metadata" / "codes.parquet"
+    codes = meds.read_codes(source) if described.exists() else None
+    units = harmonise.dataset_units(described)
+    tables, records = plan.tables.folder, plan.records.folder
     with workers.open_pool(prepare) as pool:
-        counts += _tables(plan, prepare, codes, units, pool)
-        for fold, number in plan.config.folds:
-            found = _make(
-                plan.fit(fold), dataset.fit_split, plan.tables.folder, plan.records.folder, prepare, number, units, pool
+        _make(
+            plan.tables,
+            lambda out: dataset.prepare_tables(
+                source, plan.wearable_dir, out, prepare, config.cohort, out / QUARANTINE, pool
+            ),
+        )
+        _make(plan.records, lambda out: dataset.prepare_records(tables, codes, out, prepare, units, pool))
+        for fold, number in config.folds:
+            _make(
+                plan.fit(fold),
+                lambda out, number=number: dataset.fit_split(tables, records, out, prepare, number, units, pool),
             )
-            counts += [{**c, "step": c["step"] if number is None else f"{fold}: {c['step']}"} for c in found]
-    _log(counts, plan)
+    _log(plan, prepare.min_subjects, *meds.undescribed_codes(source, codes))
 
 
-def _make(artifact, work, *arguments):
-    """Makes an artifact if it is not there, with its counts beside it; returns the counts.
-
-    `work` takes the folder behind the folders that it reads.
-    """
-    path = artifact.folder / COUNTS
+def _make(artifact: Artifact, make: Callable[[Path], list[dict]]) -> None:
+    """Makes an artifact that is not there; its counts lie in it."""
     if not artifact.done:
-        inputs = [a for a in arguments if isinstance(a, Path) or a is None and not isinstance(a, dict)]
-        del inputs
         with artifact.making() as folder:
-            files.write_whole(path, json.dumps(work(*arguments, out=folder), indent=1))
-    return json.loads(path.read_text())
+            files.write_json(folder / COUNTS, make(folder), indent=1)
+
+
+def _raw(root, config, simulated):
+    """Builds the raw dataset; returns its counts."""
+    if config.data.source == "synthetic":
+        return simulate.simulate(root, simulated, workers=config.prepare.workers or os.cpu_count() or 1)
+    source = Path(config.data.source_dir)
+    if config.data.source == "nafld":
+        return nafld.build(source, root, seed=config.data.seed)
+    return nhanes.build(source, root, seed=config.data.seed, n_folds=config.data.n_folds)
+
+
+def _log(plan, min_subjects, n_codes, undescribed):
+    for c in counts(plan):
+        logging.info(
+            "  %-58s %12s kept %10s dropped  %s",
+            c["step"],
+            f"{c['n']:,}",
+            f"{c['dropped']:,}",
+            c["reason"] if c["dropped"] or " read = " in c["reason"] else "",
+        )
+        if c["dropped"] and not c["n"] and "events of frequent codes" in c["step"]:
+            logging.info("  no code is frequent: lower config.prepare.min_subjects (%d)", min_subjects)
+    if undescribed:
+        logging.info(
+            "  %s of %s codes are used by name, without parents: no row in metadata/codes.parquet (the first: %s)",
+            f"{len(undescribed):,}",
+            f"{n_codes:,}",
+            undescribed[0],
+        )
+    quarantine = plan.tables.folder / QUARANTINE
+    if any(quarantine.iterdir()):
+        logging.info("  quarantined rows, with file, row, column and reason: %s", quarantine)
+
+
+def _require_all_folds(config, source):
+    """With fewer or more folds than the dataset has, some people would never be predicted, or a fold be empty."""
+    n, table = config.data.n_folds, meds.read_folds(source)
+    if n > 1 and table is not None:
+        there = sorted(set(table["fold"].to_list()) - {-1})
+        if there != list(range(n)):
+            raise ValueError(
+                f"config.data.n_folds is {n} but metadata/subject_folds.parquet has the folds "
+                f"{', '.join(map(str, there)) or 'none'}"
+            )

@@ -7,7 +7,7 @@
     report                          a link to the last report
 
 Kinds: raw (a simulated or adapted dataset), tables, records, fit, labels, models, embeddings, finetuned, features,
-predictions, scores, interpret, reports.
+attributes, predictions, scores, interpret, reports.
 """
 
 import contextlib

@@ -1,0 +1,147 @@
+"""Runs the embed stage: z of every network at the prediction times of the tasks, and along some people's records.
+
+A network's folder holds a file for each set of prediction times that was asked for, <digest>.parquet (subject_id,
+prediction_time, embedding), written whole and never again: a further task adds a file with the times that are new.
+trajectories/ holds <subject>-<points>.npz: time_us [N] and z [N, D].
+"""
+
+import functools
+import logging
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+
+from ehrwear_jax.runtime import files
+from ehrwear_jax.stages.labels import Labels
+from ehrwear_jax.stages.plan import Plan, Trained
+from ehrwear_jax.training import embedding
+
+KEYS = ["subject_id", "prediction_time"]
+
+
+class Embeddings:
+    """z of a network, by prediction time.
+
+    Args:
+      folder: of the network's embeddings.
+    """
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+
+    @functools.cached_property
+    def _known(self) -> pl.DataFrame:
+        """subject_id, prediction_time, file, row of everything there is."""
+        tables = [
+            pl.read_parquet(path, columns=KEYS).with_row_index("row").with_columns(file=pl.lit(path.name))
+            for path in sorted(self.folder.glob("*.parquet"))
+        ]
+        schema = {"row": pl.UInt32, "subject_id": pl.Int64, "prediction_time": pl.Datetime("us"), "file": pl.String}
+        return pl.concat([pl.DataFrame(schema=schema), *tables])
+
+    def lacking(self, times: pl.DataFrame) -> pl.DataFrame:
+        """The prediction times that are not there, in their order."""
+        return times.select(KEYS).join(self._known, on=KEYS, how="anti", maintain_order="left")
+
+    def read(self, times: pl.DataFrame) -> np.ndarray:
+        """float32 [N, D] in the order of some prediction times.
+
+        Raises:
+          FileNotFoundError: not all of them are there.
+        """
+        found = times.select(KEYS).join(self._known, on=KEYS, how="left", maintain_order="left")
+        if found["file"].null_count():
+            raise FileNotFoundError(f"{self.folder} lacks prediction times: run the embed stage")
+        z_NxD = None
+        for name in found["file"].unique().sort():
+            table = np.stack(pl.read_parquet(self.folder / name)["embedding"].to_numpy())
+            mine = found["file"].to_numpy() == name
+            z_NxD = np.empty((found.height, table.shape[1]), np.float32) if z_NxD is None else z_NxD
+            z_NxD[mine] = table[found["row"].to_numpy()[mine]]
+        return np.empty((0, 0), np.float32) if z_NxD is None else z_NxD
+
+
+@functools.lru_cache(maxsize=16)
+def prediction_times(plan: Plan, fold: str) -> pl.DataFrame:
+    """subject_id, prediction_time, split, group_id of all tasks' prediction times, of people of the dataset; sorted."""
+    times = Labels(plan).prediction_times(plan.config.evaluate.tasks)
+    subjects = pl.read_parquet(plan.fit(fold).folder / "subjects.parquet").select("subject_id", "split", "group_id")
+    return times.join(subjects, on="subject_id", how="inner", maintain_order="left")
+
+
+def missing(plan: Plan) -> list[str]:
+    """Names of the networks that are not embedded at all prediction times."""
+    out = []
+    for fold, _ in plan.config.folds:
+        times = prediction_times(plan, fold)
+        for trained in (t for t in plan.trained() if t.fold == fold):
+            if Embeddings(plan.embeddings(trained)).lacking(times).height or _undrawn(plan, trained, times):
+                out.append(trained.key)
+    return out
+
+
+def run(plan: Plan) -> None:
+    """Computes what is missing."""
+    wanted = Labels(plan).prediction_times(plan.config.evaluate.tasks)
+    for fold, number in plan.config.folds:
+        times = prediction_times(plan, fold)
+        if (lost := wanted.height - times.height) and number in (None, 0):
+            logging.warning("embed: %d prediction times belong to people who are not in the dataset", lost)
+        for trained in (t for t in plan.trained() if t.fold == fold):
+            _embed(plan, trained, times)
+
+
+def _embed(plan, trained, times):
+    folder, size = plan.embeddings(trained), plan.config.embed.batch_size
+    lacking, undrawn = Embeddings(folder).lacking(times), _undrawn(plan, trained, times)
+    if not lacking.height and not undrawn:
+        return
+    pretrained, model = plan.pretrained(trained).folder, plan.model(trained)
+    examples, network, variables = embedding.restore(pretrained, model, plan.store(trained.fold))
+    encode = embedding.encoder(network, variables)
+    if lacking.height:
+        name = files.digest(lacking.write_csv())[:16]
+        logging.info("  %s: %d prediction times", trained.key, lacking.height)
+        embedding.embed_to(folder / f"{name}.parquet", encode, examples, lacking, size)
+    for path, subject, grid in undrawn:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        along = pl.DataFrame({"subject_id": [subject] * len(grid), "prediction_time": grid})
+        z_NxD = embedding.embed(encode, examples, along.cast({"prediction_time": pl.Datetime("us")}), size)
+        with files.replacing(path) as partial, open(partial, "wb") as f:
+            np.savez(f, time_us=grid, z=z_NxD)
+
+
+# ------------------------------------------------------------------------------------------------- trajectories
+
+
+def trajectories(plan: Plan) -> list[Path]:
+    """Files of the people whose z(t) is drawn, of the reference model's first seed on the first fold."""
+    reference = plan.config.evaluate.reference_model
+    if reference not in plan.config.networks:
+        return []
+    trained = plan.trained(reference)[0]
+    return [path for path, _, _ in _wanted(plan, trained, prediction_times(plan, trained.fold))]
+
+
+def _undrawn(plan, trained, times):
+    """[(path, subject, times in us)] of the trajectories of a network that are not there."""
+    if trained.name != plan.config.evaluate.reference_model or trained != plan.trained(trained.name)[0]:
+        return []
+    return [wanted for wanted in _wanted(plan, trained, times) if not wanted[0].exists()]
+
+
+def _wanted(plan, trained, times):
+    """Held-out people to draw: those with wearable windows where there are any, then those with the most events."""
+    store, points = plan.store(trained.fold), plan.config.embed.trajectory_points
+    held = store.index.join(times.filter(pl.col("split") == "held_out"), on="subject_id", how="semi")
+    held = held.filter(pl.col("known_events") + pl.col("n_windows") > 0)  # others have no time to draw
+    ranked = held.sort(pl.col("n_windows") > 0, "known_events", "subject_id", descending=[True, True, False])
+    folder, out = plan.embeddings(trained) / "trajectories", []
+    position = dict(zip(store.index["subject_id"].to_list(), range(len(store)), strict=True))
+    for subject in ranked["subject_id"].head(plan.config.embed.trajectories).to_list():
+        record = store[position[subject]]
+        last = max(int(x[-1]) for x in (record.time_K, record.window_end_M) if len(x))
+        grid = np.linspace(record.first_us, last, points).astype(np.int64)
+        out.append((folder / f"{subject}-{points}.npz", subject, grid))
+    return out

@@ -1,0 +1,60 @@
+"""Fine-tunes the networks that the config names for a task, beside their frozen probes; each is an artifact."""
+
+import dataclasses
+import json
+import logging
+from pathlib import Path
+
+import numpy as np
+
+from ehrwear_jax.config import options
+from ehrwear_jax.runtime import files
+from ehrwear_jax.stages.artifacts import Artifact
+from ehrwear_jax.stages.embed import Embeddings
+from ehrwear_jax.stages.plan import Plan, Trained
+from ehrwear_jax.stages.tasks import REGRESSION, Task, TaskFold
+from ehrwear_jax.training import embedding
+from ehrwear_jax.training.finetune import Source, finetune
+
+SPLITS = ("tuning", "held_out")
+PREDICTIONS, ABOUT = "predictions.npz", "finetuned.json"
+
+
+def chosen(plan: Plan, task: Task) -> list[tuple[str, str]]:
+    """[(model, mode)] of a task."""
+    c = plan.config.finetune
+    if task.kind == REGRESSION or (c.tasks and task.name not in c.tasks):
+        return []
+    return [(model, mode) for model in c.models or plan.config.networks for mode in c.modes]
+
+
+def artifact(plan: Plan, task: Task, fold: TaskFold, model: str, mode: str) -> Artifact:
+    """Where a fine-tuned network of one fold lies."""
+    trained = Trained(model, fold.name, plan.config.seeds[0])
+    settings = {k: v for k, v in options.as_dict(plan.config.finetune).items() if k not in ("models", "modes", "tasks")}
+    of = {"model": plan.pretrained(trained).digest, "labels": task.labels, "mode": mode, "finetune": settings}
+    return plan.artifact("finetuned", f"{task.name}/{model}_{mode}/{fold.name}", of)
+
+
+def predictions(plan: Plan, task: Task, fold: TaskFold, model: str, mode: str) -> dict[str, np.ndarray]:
+    """{"tuning", "held_out": P(y = 1) or log-hazard, float64 [N]}; trained where it is not there."""
+    made = artifact(plan, task, fold, model, mode)
+    if not made.done:
+        logging.info("  %s %s: %s_%s", fold.name, task.name, model, mode)
+        with made.making() as folder:
+            _finetune(plan, folder, Trained(model, fold.name, plan.config.seeds[0]), mode, fold)
+    with np.load(made.folder / PREDICTIONS) as saved:
+        return {split: saved[split] for split in SPLITS}
+
+
+def _finetune(plan: Plan, folder: Path, trained: Trained, mode: str, fold: TaskFold) -> None:
+    model, config = plan.model(trained), plan.config.finetune
+    examples, _, variables = embedding.restore(plan.pretrained(trained).folder, model, plan.store(trained.fold))
+    times = {s: fold.of(s) for s in ("train", *SPLITS)}
+    frozen = Embeddings(plan.embeddings(trained))
+    z_by_split = {s: frozen.read(times[s]) for s in ("train", "tuning")}
+    found = finetune(folder, Source(model, examples, variables, times, z_by_split), config, mode)
+    about = {k: getattr(found, k) for k in ("n_trained", "best_step", "last_step", "drift")}
+    files.write_whole(folder / ABOUT, json.dumps(about | {"settings": dataclasses.asdict(config)}, indent=1))
+    with files.replacing(folder / PREDICTIONS) as partial, open(partial, "wb") as f:
+        np.savez(f, **{s: found.predict(examples, times[s], config.batch_size) for s in SPLITS})

@@ -1,0 +1,214 @@
+"""Names everything that predicts a task, what its predictions depend on, and how they are made.
+
+Every entry of config.models is treated alike: a network gives latents, late fusion those of its members side by side,
+and a probe is fitted on them; a tabular model is fitted on hand-made features. Fine-tuned networks and the mean of a
+regression's training split come beside them.
+"""
+
+import dataclasses
+import functools
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from ehrwear_jax.config import options
+from ehrwear_jax.models.late_fusion import family as late_fusion
+from ehrwear_jax.models.tabular import family as tabular
+from ehrwear_jax.models.tabular import features as tabular_features
+from ehrwear_jax.runtime import files
+from ehrwear_jax.stages import embed, evaluate_fit, finetuned
+from ehrwear_jax.stages.artifacts import Artifact
+from ehrwear_jax.stages.embed import KEYS, Embeddings
+from ehrwear_jax.stages.evaluate_fit import Fitted
+from ehrwear_jax.stages.plan import Plan, Trained
+from ehrwear_jax.stages.tasks import REGRESSION, SURVIVAL, Task, TaskFold
+
+TRAINING_MEAN = "training_mean"
+PREDICTIONS = "predictions.npz"
+
+
+@dataclasses.dataclass(frozen=True)
+class Predictor:
+    """One model as it is evaluated.
+
+    Attributes:
+      name: in results. seed: of the network, None without one.
+      of: JSON-able identity beside the task's labels.
+      fit: (task, fold) -> Fitted, or None where it does not predict such a task.
+    """
+
+    name: str
+    seed: int | None
+    of: Any
+    fit: Callable[[Task, TaskFold], Fitted | None]
+
+
+def latents(plan: Plan, name: str, seed: int) -> Callable[[TaskFold], np.ndarray]:
+    """fold of a task -> z [N, D] at its prediction times, of a network or of late fusion."""
+
+    def of_network(network, fold):
+        return Embeddings(plan.embeddings(Trained(network, fold.name, seed))).read(fold.times)
+
+    if name in plan.config.networks:
+        return functools.partial(of_network, name)
+    config = plan.config.model_config(name)
+    return lambda fold: late_fusion.features(config, {m: of_network(m, fold) for m in config.members})
+
+
+def probed(plan: Plan) -> list[str]:
+    """Models on whose latents probes are fitted."""
+    return [m for m in plan.config.models if m in plan.config.networks or plan.config.family(m) == "late_fusion"]
+
+
+def predictors(plan: Plan, task: Task) -> list[Predictor]:
+    """Everything that predicts a task, in the order of config.models; further seeds of networks come last."""
+    out = []
+    for name in plan.config.models:
+        if name in probed(plan):
+            out.append(_probed(plan, name, plan.config.seeds[0]))
+        else:
+            out.append(_tabular(plan, name))
+    out += finetuned_predictors(plan, task)
+    if task.kind == REGRESSION:
+        fits = [plan.fit(fold).digest for fold, _ in plan.config.folds]
+        of = {"mean": fits}
+        out.append(Predictor(TRAINING_MEAN, None, of, lambda _, fold: evaluate_fit.training_mean(fold.target)))
+    for seed in plan.config.seeds[1:]:
+        out += [_probed(plan, name, seed) for name in probed(plan)]
+    return out
+
+
+def _probed(plan, name, seed):
+    evaluate, read = plan.config.evaluate, latents(plan, name, seed)
+    members = [name] if name in plan.config.networks else plan.config.model_config(name).members
+    networks = [plan.pretrained(Trained(m, fold, seed)).digest for fold, _ in plan.config.folds for m in members]
+    settings = {k: getattr(evaluate, k) for k in ("probe", "probe_hidden", "probe_seeds")}
+    settings = settings if evaluate.probe == "adam" else {"probe": evaluate.probe}
+
+    def fit(task, fold):
+        found = evaluate_fit.probe(evaluate, task.kind, fold.by_split(read(fold)), fold.target, task.times_T)
+        logging.info("  %s %s, %s: probe with l2 %.3g", fold.name, task.name, name, found.l2)
+        return found
+
+    return Predictor(name, seed, {"networks": networks, "probe": settings}, fit)
+
+
+def _tabular(plan, name):
+    config = plan.config.model_config(name)
+
+    def fit(task, fold):
+        table = hand_made_features(plan, fold.name, config.codes)
+        columns = tabular.columns(config, table)
+        if not columns:
+            return None
+        mine = fold.times.select(KEYS).join(table, on=KEYS, how="left", maintain_order="left").select(columns)
+        x_NxF = mine.cast(pl.Float64).fill_null(float("nan")).to_numpy()
+        logging.info("  %s %s, %s", fold.name, task.name, name)
+        return evaluate_fit.from_table(config, task.kind, fold.by_split(x_NxF), fold.target, task.times_T)
+
+    fits = [plan.fit(fold).digest for fold, _ in plan.config.folds]
+    return Predictor(name, None, {"tabular": options.as_dict(config), "fits": fits}, fit)
+
+
+def finetuned_predictors(plan: Plan, task: Task) -> list[Predictor]:
+    """The fine-tuned networks of a task: <model>_<mode>, such as joint_lora."""
+    out = []
+    for model, mode in finetuned.chosen(plan, task):
+        parts = [finetuned.artifact(plan, task, fold, model, mode) for fold in task.folds]
+
+        def fit(task, fold, model=model, mode=mode):
+            found = finetuned.predictions(plan, task, fold, model, mode)
+            return evaluate_fit.finetuned(task.kind, found, fold.target, task.times_T)
+
+        out.append(Predictor(f"{model}_{mode}", plan.config.seeds[0], {"finetuned": [a.digest for a in parts]}, fit))
+    return out
+
+
+def hand_made_features(plan: Plan, fold: str, codes: int) -> pl.DataFrame:
+    """features.build_features at all prediction times of a fold, with subject_id and prediction_time; made once.
+
+    Args:
+      codes: most codes with features of their own.
+    """
+    times = embed.prediction_times(plan, fold).select(KEYS)
+    of = {"fit": plan.fit(fold).digest, "codes": codes, "times": files.digest(times.write_csv())}
+    artifact = plan.artifact("features", fold, of)
+    path = artifact.folder / "features.parquet"
+    if not artifact.done:
+        with artifact.making():
+            tables = plan.tables.folder
+            subjects = pl.read_parquet(plan.fit(fold).folder / "subjects.parquet")
+            windows = sorted((tables / "windows").glob("*.parquet"))
+            tabular_features.build_features(
+                pl.concat([pl.read_parquet(p) for p in sorted((tables / "events").glob("*.parquet"))]),
+                subjects,
+                pl.concat([pl.read_parquet(p) for p in windows]) if windows else None,
+                times,
+                train_subject_ids=subjects.filter(pl.col("split") == "train")["subject_id"],
+                max_codes=codes,
+            ).write_parquet(path)
+    return pl.read_parquet(path)
+
+
+# ------------------------------------------------------------------------------------------------- predictions
+
+
+@dataclasses.dataclass(frozen=True)
+class Predicted:
+    """Predictions of a model for a task, over its folds.
+
+    Attributes:
+      artifact: where they lie. name, seed: of the Predictor.
+      held_out, tuning, curve_NxT, seeds_SxN: see evaluate_fit.Fitted; in the order of Task.of.
+    """
+
+    artifact: Artifact
+    name: str
+    seed: int | None
+    held_out: np.ndarray
+    tuning: np.ndarray
+    curve_NxT: np.ndarray | None = None
+    seeds_SxN: np.ndarray | None = None
+
+
+def predictions_artifact(plan: Plan, task: Task, predictor: Predictor) -> Artifact:
+    """Where a model's predictions for a task lie."""
+    seed = f"-seed{predictor.seed}" if predictor.seed is not None else ""
+    of = {"of": predictor.of, "labels": task.labels, "folds": [f.number for f in task.folds]}
+    of |= {"times": task.times_T.tolist()} if task.kind == SURVIVAL else {}
+    return plan.artifact("predictions", f"{task.name}/{predictor.name}{seed}", of)
+
+
+def predict(plan: Plan, task: Task) -> list[Predicted]:
+    """Predictions of every model for a task; those that are there are read."""
+    out = []
+    for predictor in predictors(plan, task):
+        artifact = predictions_artifact(plan, task, predictor)
+        if not artifact.done:
+            with artifact.making() as folder:
+                fitted = [predictor.fit(task, fold) for fold in task.folds]
+                _write(folder / PREDICTIONS, [f for f in fitted if f is not None])
+        arrays = _read(artifact.folder / PREDICTIONS)
+        if arrays:
+            out.append(Predicted(artifact, predictor.name, predictor.seed, **arrays))
+    return out
+
+
+def _write(path: Path, fitted: list[Fitted]) -> None:
+    """Predictions of all folds one behind the other; nothing of a model that does not predict the task."""
+    arrays = {}
+    for name, axis in (("held_out", 0), ("tuning", 0), ("curve_NxT", 0), ("seeds_SxN", 1)):
+        parts = [getattr(f, name) for f in fitted]
+        if parts and parts[0] is not None:
+            arrays[name] = np.concatenate(parts, axis=axis)
+    with files.replacing(path) as partial, open(partial, "wb") as f:
+        np.savez(f, **arrays)
+
+
+def _read(path):
+    with np.load(path) as saved:
+        return {name: saved[name] for name in saved.files}

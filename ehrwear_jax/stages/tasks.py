@@ -1,0 +1,127 @@
+"""Reads a task: its labelled prediction times in every fold, with split and group, and the targets as arrays."""
+
+import dataclasses
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from ehrwear_jax.stages import embed, evaluate_score
+from ehrwear_jax.stages.embed import KEYS
+from ehrwear_jax.stages.labels import Labels
+from ehrwear_jax.stages.plan import Plan
+
+SPLITS = ("train", "tuning", "held_out")
+BINARY, SURVIVAL, REGRESSION = "binary", "survival", "regression"
+KIND_OF_COLUMN = {"boolean_value": BINARY, "time_to_event_days": SURVIVAL, "float_value": REGRESSION}
+GRID_POINTS = 24  # of the integrated Brier score, beside the horizons
+
+
+@dataclasses.dataclass(frozen=True)
+class TaskFold:
+    """A task in one fold.
+
+    Attributes:
+      name, number: of the fold.
+      times: subject_id, prediction_time, label column(s), split, group_id; sorted.
+    """
+
+    name: str
+    number: int | None
+    kind: str
+    times: pl.DataFrame
+
+    def of(self, split: str) -> pl.DataFrame:
+        """The prediction times of a split."""
+        return self.times.filter(pl.col("split") == split)
+
+    @property
+    def target(self) -> dict[str, Any]:
+        """{split: labels float64 [N]}; of a time-to-event task {split: (time [N], event [N])}."""
+        if self.kind != SURVIVAL:
+            column = self.times.columns[2]
+            return {s: self.of(s)[column].to_numpy().astype(np.float64) for s in SPLITS}
+        out = {}
+        for split in SPLITS:
+            mine = self.of(split)
+            event_N = mine["event_observed"].to_numpy().astype(bool)
+            out[split] = mine["time_to_event_days"].to_numpy().astype(np.float64), event_N
+        return out
+
+    def by_split(self, x_NxD: np.ndarray) -> dict[str, np.ndarray]:
+        """{split: features}, of features in the order of `times`."""
+        split_N = self.times["split"].to_numpy()
+        return {s: x_NxD[split_N == s] for s in SPLITS}
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """A task over all folds.
+
+    Attributes:
+      kind: BINARY, SURVIVAL or REGRESSION. column: of the label. labels: digest of the table.
+      horizons, times_T: of a time-to-event task: days of AUC(t) inside the follow-up, and the grid of survival curves.
+    """
+
+    name: str
+    kind: str
+    column: str
+    labels: str
+    folds: tuple[TaskFold, ...]
+    horizons: tuple[float, ...] = ()
+    times_T: np.ndarray = dataclasses.field(default_factory=lambda: np.empty(0))
+
+    def of(self, split: str) -> pl.DataFrame:
+        """The prediction times of a split of all folds, each once; the held-out ones in the order of predictions."""
+        table = pl.concat([f.of(split) for f in self.folds])
+        return table.unique(KEYS, maintain_order=True) if split == "train" else table
+
+    @property
+    def group_N(self) -> np.ndarray:
+        """Of the held-out prediction times."""
+        return self.of("held_out")["group_id"].to_numpy()
+
+
+def read(plan: Plan, name: str) -> Task:
+    """A task of config.evaluate.tasks.
+
+    Raises:
+      FileNotFoundError, ValueError: see Labels.table.
+    """
+    labels = Labels(plan)
+    table = labels.table(name)
+    column = table.columns[2]
+    kind = KIND_OF_COLUMN[column]
+    folds = []
+    for fold, number in plan.config.folds:
+        times = table.join(embed.prediction_times(plan, fold), on=KEYS, how="inner").sort(KEYS)
+        folds.append(TaskFold(fold, number, kind, times))
+    task = Task(name, kind, column, labels.digest(name), tuple(folds))
+    if kind != SURVIVAL:
+        return task
+    ends = [task.of(s)["time_to_event_days"].to_numpy() for s in ("train", "held_out")]
+    horizons, times_T = _horizons(plan.config.evaluate.horizons_days, ends)
+    return dataclasses.replace(task, horizons=horizons, times_T=times_T)
+
+
+def _horizons(wanted: Sequence[float], ends: Sequence[np.ndarray]) -> tuple[tuple[float, ...], np.ndarray]:
+    """(horizons inside the follow-up of training and held-out times, grid of the curves with them)."""
+    horizons = evaluate_score.usable_horizons(wanted, *ends)
+    if not horizons:
+        logging.info("  no horizon of config.evaluate.horizons_days lies inside the follow-up: no AUC(t), no Brier(t)")
+        return (), np.empty(0)
+    return tuple(horizons), np.union1d(np.linspace(0, max(horizons), GRID_POINTS + 1)[1:], horizons)
+
+
+def held_out_groups(plan: Plan) -> np.ndarray:
+    """Groups of all held-out people with a prediction time, so that the tasks share their resamples."""
+    held = [
+        embed.prediction_times(plan, fold).filter(pl.col("split") == "held_out")["group_id"]
+        for fold, _ in plan.config.folds
+    ]
+    return pl.concat(held).unique().sort().to_numpy()
+
+
+Targets = Mapping[str, Any]
