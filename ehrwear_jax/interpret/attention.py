@@ -26,7 +26,7 @@ def attention_weights(
     Memory is N * B * H * T * (T + Q) floats: one or a few patients at a time.
 
     Args:
-      model: MultimodalModel. params: its parameters. batch: see batch.FIELDS.
+      model: a network whose `backbone` is layers.transformer.Backbone. params: its parameters. batch: of its family.
 
     Returns:
       (token_NxBxHxTxT, query_NxBxHxQxT) float32; rows sum to 1, or to 0 where nothing is visible.

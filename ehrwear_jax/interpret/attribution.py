@@ -8,13 +8,9 @@ L steps, C channels.
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-
-from ehrwear_jax.models.joint.batch import MASK
-from ehrwear_jax.models.joint.ehr_embedder import EhrEmbedder
 
 
 class Attribution(NamedTuple):
@@ -58,46 +54,6 @@ def integrated_gradients(
     value_B, base_B = (np.asarray(run(x), np.float64) for x in (inputs, baseline))
     summed_B = sum(x.reshape(len(x), -1).sum(1) for x in jax.tree.leaves(parts))
     return Attribution(parts, value_B, base_B, summed_B - (value_B - base_B))
-
-
-def embedded_inputs(
-    model: nn.Module, params: Mapping[str, Any], batch: Mapping[str, Any]
-) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
-    """The continuous inputs of a batch and their baselines, for `score_of_embedded`.
-
-    The input of a token is its embedding (code and value; time, age and modality are unchanged), its baseline that of
-    the MASK token, which in pretraining stands for an event without content. The input of signals are the standardised
-    steps, their baseline is 0, the average of the training split; unobserved steps have no effect.
-
-    Returns:
-      ({"token": [B, T, D], "wear": [B, W, L, C]}, the same of the baseline).
-    """
-    embed = jax.jit(nn.apply(lambda m, token, value: m.ehr(token, value), model))
-    variables = {"params": params}
-    token = embed(variables, batch["token"], batch["value"])
-    masked = embed(variables, jnp.full_like(batch["token"], MASK), jnp.zeros_like(batch["value"]))
-    return {"token": token, "wear": jnp.asarray(batch["wear"])}, {
-        "token": masked,
-        "wear": jnp.zeros(batch["wear"].shape),
-    }
-
-
-def score_of_embedded(
-    model: nn.Module, params: Mapping[str, Any], batch: Mapping[str, Any], head: Callable[[Any, Any], jax.Array]
-) -> Callable[[Any], jax.Array]:
-    """inputs of `embedded_inputs` -> head(z_BxTxD, z_BxQxD), float [B]."""
-
-    def score(inputs):
-        def replace(call, args, kwargs, context):
-            if isinstance(context.module, EhrEmbedder) and context.method_name == "__call__":
-                return inputs["token"]
-            return call(*args, **kwargs)
-
-        with nn.intercept_methods(replace):
-            z = model.apply({"params": params}, {**batch, "wear": inputs["wear"]}, method="encode")
-        return head(*z)
-
-    return score
 
 
 def by_token(attribution: Attribution) -> tuple[np.ndarray, np.ndarray]:

@@ -9,6 +9,12 @@ A family is a module (of the package: ehrwear_jax/models/<name>/family.py) with 
     objective(spec, config)                Objective: ramped weights, whole-batch normalisers, sum and diagnostics
     flops(spec, config, sizes, counts)     model flops of a step
 
+and it may have these:
+
+    assumed(config, prepare, vocabulary)   (BatchSpec, counts of a full row) before there are data: describe, compile
+    adapted(config, width)                 the config with adapters, which a mode of fine-tuning adds
+    interpretation                         a module like models/joint/interpretation.py: kernels, attributable inputs
+
 The loop, checkpoints, sharding, embedding, probes, fine-tuning, cost and report take these and never name a family.
 Arrays that change while training without a gradient (batch norm) are further collections of the network's variables.
 """

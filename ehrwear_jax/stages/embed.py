@@ -14,7 +14,7 @@ import polars as pl
 
 from ehrwear_jax.runtime import files
 from ehrwear_jax.stages.labels import Labels
-from ehrwear_jax.stages.plan import Plan, Trained
+from ehrwear_jax.stages.plan import Plan
 from ehrwear_jax.training import embedding
 
 KEYS = ["subject_id", "prediction_time"]

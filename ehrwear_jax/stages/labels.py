@@ -24,9 +24,9 @@ COUNTS = "counts.json"
 class Labels:
     """The label tables of a run.
 
-    Tables come from config.data.labels_dir, from the simulation or adapter, or are made here, a group of tasks at a time:
-    hospitalisation, each diagnosis group, physiology. Where ids or dates are changed, user tables are copied with the
-    changed ones.
+    Tables come from config.data.labels_dir, from the simulation or adapter, or are made here, a group of tasks at a
+    time: hospitalisation, each diagnosis group, physiology. Where ids or dates are changed, user tables are copied with
+    the changed ones.
     """
 
     def __init__(self, plan: Plan):
@@ -47,7 +47,8 @@ class Labels:
         people = {"raw": plan.raw_identity, "bounds": bounds, "seed": self._config.data.seed}
         people |= {"changed": self._deidentification()} if plan.changes_people else {}
         if self.makes_events:
-            drawn = people | {k: v for k, v in options.as_dict(c).items() if k not in ("diagnosis_groups", "physiology")}
+            own = {k: v for k, v in options.as_dict(c).items() if k not in ("diagnosis_groups", "physiology")}
+            drawn = people | own
             found[HOSPITALIZATION] = plan.artifact("labels", HOSPITALIZATION, drawn)
             for group, prefixes in c.diagnosis_groups.items():
                 found[f"onset_{group}"] = plan.artifact("labels", f"onset_{group}", drawn | {"codes": tuple(prefixes)})
@@ -130,7 +131,9 @@ class Labels:
                 )
             if self.makes_events and task not in self._made_tasks():
                 there = ", ".join(self._made_tasks())
-                raise FileNotFoundError(f"config.evaluate.tasks: no label table {task}.parquet is made; there are {there}")
+                raise FileNotFoundError(
+                    f"config.evaluate.tasks: no label table {task}.parquet is made; there are {there}"
+                )
 
     def _made_tasks(self):
         """Names of the tables that are made here."""

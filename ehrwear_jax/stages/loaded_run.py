@@ -3,132 +3,128 @@
 import dataclasses
 import functools
 import logging
-import os
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import Any
 
-import jax
 import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from ehrwear_jax import config as config_lib
+from ehrwear_jax.data.store import Record, RecordStore
 from ehrwear_jax.evals import protocol
 from ehrwear_jax.evals.probes import LogisticProbe
-from ehrwear_jax.models.joint import examples
-from ehrwear_jax.stages import model as model_stage
-from ehrwear_jax.stages import prepare
-from ehrwear_jax.stages.evaluate_subgroups import KEYS
-from ehrwear_jax.training import embedding, train
+from ehrwear_jax.models.family import Examples
+from ehrwear_jax.runtime import files
+from ehrwear_jax.stages import embed, tasks
+from ehrwear_jax.stages.embed import KEYS, Embeddings
+from ehrwear_jax.stages.labels import Labels
+from ehrwear_jax.stages.plan import Plan, Trained
+from ehrwear_jax.training import embedding
+from ehrwear_jax.training.pretrain import Model
 
-LATE_FUSION = "late_fusion"
+MODALITIES = {"ehr", "wear"}
 
 
 @dataclasses.dataclass(frozen=True)
-class LoadedModel:
-    """A pretrained model: its patients (all splits), network, parameters, and the encoder made of them."""
+class LoadedNetwork:
+    """A pretrained network: what it is, its examples (all splits), variables, and the encoder made of them."""
 
-    patients: examples.Patients
+    model: Model
+    examples: Examples
     network: Any
-    params: Mapping[str, Any]
+    variables: dict
     encode: Callable
+
+    @property
+    def interpretation(self) -> Any:
+        """The family's module for interpretation, None without one."""
+        return getattr(self.model.module, "interpretation", None)
+
+
+def main_task(plan: Plan) -> str | None:
+    """The binary task that probes are fitted for: the one that the config names, else the first; None without one."""
+    config = plan.config
+    wanted = config.interpret.task or config.report.reliability_task
+    for task in [wanted] if wanted else config.evaluate.tasks:
+        if "boolean_value" in Labels(plan).table(task).columns:
+            return task
+    return None
+
+
+def reference(plan: Plan) -> str | None:
+    """The network whose mechanisms are measured: the reference model, else the first network; None."""
+    name = plan.config.evaluate.reference_model
+    return name if name in plan.config.networks else next(iter(plan.config.networks), None)
 
 
 class LoadedRun:
-    """What was trained and labelled, of the first fold; everything is loaded once and when it is needed.
+    """What was trained and labelled, of the first fold and seed; everything is loaded once and when it is needed.
 
     Attributes:
-      fold: folder name. task: the binary task that probes are fitted for, None if there is none.
-      subjects: subject_id, split, group_id. keys: subject_id, prediction_time of the embed stage.
+      fold: its name. task: the binary task that probes are fitted for, None if there is none.
+      keys: subject_id, prediction_time, split, group_id of all tasks' prediction times.
     """
 
-    def __init__(self, config: Any, workdir: str | os.PathLike):
-        self.config, self.workdir = config, Path(workdir)
-        self.fold = config_lib.folds(config)[0][0]
-        self.task = self._task()
-        self._changed = {}
-        subjects = pl.read_parquet(prepare.fit_dir(workdir, self.fold) / "subjects.parquet")
-        self.subjects = subjects.select("subject_id", "split", "group_id")
-        self.keys = self._embedded(next(iter(config.rows))).select(KEYS)
-
-    def _task(self) -> str | None:
-        wanted = self.config.interpret.task or self.config.report.reliability_task
-        for task in [wanted] if wanted else self.config.evaluate.tasks:
-            if "boolean_value" in prepare.label_table(self.config, self.workdir, task).columns:
-                return task
-        logging.info("  no binary task among config.evaluate.tasks: nothing that needs a probe is computed")
-        return None
-
-    def _embedded(self, name: str) -> pl.DataFrame:
-        return pl.read_parquet(self.workdir / "embed" / self.fold / f"{name}.parquet")
+    def __init__(self, plan: Plan):
+        self.plan, self.config, self.fold = plan, plan.config, plan.config.folds[0][0]
+        self.task = main_task(plan)
+        if self.task is None:
+            logging.info("  no binary task among config.evaluate.tasks: nothing that needs a probe is computed")
+        self.keys = embed.prediction_times(plan, self.fold)
+        self._networks: dict[str, LoadedNetwork] = {}
+        self._latents: dict[str, np.ndarray] = {}
+        self._probes: dict[str, LogisticProbe] = {}
+        self._changed: dict[tuple[str, str], np.ndarray] = {}
 
     @functools.cached_property
-    def store(self):
-        """RecordStore of everybody."""
-        return prepare.open_store(self.workdir, self.fold)
+    def store(self) -> RecordStore:
+        """The records of everybody."""
+        return self.plan.store(self.fold)
 
     @functools.cached_property
-    def models(self) -> dict[str, LoadedModel]:
-        """{name: pretrained model}."""
-        out = {}
-        for name in self.config.rows:
-            patients, params = model_stage.restored(self.config, self.workdir, self.fold, name)
-            options = config_lib.model_options(self.config)
-            network = train.make_model(patients, options)
-            params = jax.device_get(params)
-            out[name] = LoadedModel(patients, network, params, embedding.make_encoder(patients, options, params))
-        return out
+    def position(self) -> dict[int, int]:
+        """{subject_id: position in the store}."""
+        return dict(zip(self.store.index["subject_id"].to_list(), range(len(self.store)), strict=True))
 
     @functools.cached_property
-    def latents(self) -> dict[str, np.ndarray]:
-        """{name: float [N, D]} at all prediction times of the embed stage; late fusion has those of its members."""
-        out = {name: np.stack(self._embedded(name)["embedding"].to_numpy()) for name in self.config.rows}
-        if self.fused:
-            out[LATE_FUSION] = np.concatenate([out[name] for name in self.fused], axis=1)
-        return out
+    def subjects(self) -> pl.DataFrame:
+        """subject_id, split, group_id."""
+        folder = self.plan.fit(self.fold).folder
+        return pl.read_parquet(folder / "subjects.parquet").select("subject_id", "split", "group_id")
 
-    @property
-    def fused(self) -> tuple[str, ...]:
-        """The members of late fusion, () where one of them was not trained."""
-        members = self.config.evaluate.late_fusion
-        return tuple(members) if members and set(members) <= set(self.config.rows) else ()
+    # ------------------------------------------------------------------------------------------------- models
 
-    @functools.cached_property
-    def labels(self) -> pl.DataFrame:
-        """The task's labelled prediction times: boolean_value, split, group_id, and `at`, the row of `latents`."""
-        table = prepare.label_table(self.config, self.workdir, self.task)
-        keys = self.keys.with_row_index("at").join(self.subjects, on="subject_id", how="left")
-        return table.join(keys, on=KEYS).sort(KEYS)
+    def members(self, name: str) -> tuple[str, ...]:
+        """The networks whose latents a model's are: itself, or those that late fusion fuses."""
+        return (name,) if name in self.config.networks else tuple(self.config.model_config(name).members)
 
-    @functools.cached_property
-    def held(self) -> pl.DataFrame:
-        """Those of the held-out split, whole people, at most config.interpret.max_times."""
-        held = self.labels.filter(pl.col("split") == "held_out")
-        limit = self.config.interpret.max_times
-        if limit and held.height > limit:
-            people = held["subject_id"].unique().sort().to_numpy()
-            people = np.random.default_rng(self.config.seed).permutation(people)
-            order = pl.DataFrame({"subject_id": people, "order": np.arange(len(people))})
-            ranked = held.join(order, on="subject_id").sort("order", "prediction_time").drop("order").head(limit)
-            held = ranked.sort(KEYS)
-        return held
+    def modalities(self, name: str) -> set[str]:
+        """Those that a model is given and the dataset has."""
+        given = {m for n in self.members(name) for m in getattr(self.config.model_config(n), "modalities", MODALITIES)}
+        return given if self.store.channels else given - {"wear"}
 
-    def train_latents(self, name: str) -> np.ndarray:
-        """Latents at all prediction times of the training split, labelled for the task or not: float64 [N, D]."""
-        split = self.keys.join(self.subjects, on="subject_id", how="left", maintain_order="left")["split"]
-        return self.latents[name][(split == "train").to_numpy()].astype(np.float64)
+    def network(self, name: str) -> LoadedNetwork:
+        """A pretrained network."""
+        if name not in self._networks:
+            trained = Trained(name, self.fold, self.config.seeds[0])
+            model = self.plan.model(trained)
+            found = embedding.restore(self.plan.pretrained(trained).folder, model, self.store)
+            self._networks[name] = LoadedNetwork(model, *found, embedding.encoder(*found[1:]))
+        return self._networks[name]
 
-    def of_split(self, name: str, split: str) -> np.ndarray:
-        """Latents at the labelled prediction times of a split."""
-        return self.latents[name][self.labels.filter(pl.col("split") == split)["at"].to_numpy()]
+    def record(self, name: str, i: int) -> Record:
+        """Record i of the store with the modalities that a network is given."""
+        record, given = self.store[i], self.modalities(name)
+        record = record if "ehr" in given else record.without_ehr()
+        return record if "wear" in given else record.without_wear()
 
-    @functools.cached_property
-    def probes(self) -> dict[str, LogisticProbe]:
-        """{name: probe}, fitted as in the evaluate stage."""
-        splits = ("train", "tuning")
-        y = {s: self.labels.filter(pl.col("split") == s)["boolean_value"].to_numpy().astype(float) for s in splits}
-        return {m: protocol.predict_binary({s: self.of_split(m, s) for s in splits}, y).model for m in self.latents}
+    def latents(self, name: str) -> np.ndarray:
+        """z at all prediction times, of a network or of late fusion: float32 [N, D] in the order of `keys`."""
+        if name not in self._latents:
+            seed = self.config.seeds[0]
+            folders = [self.plan.embeddings(Trained(m, self.fold, seed)) for m in self.members(name)]
+            self._latents[name] = np.concatenate([Embeddings(f).read(self.keys) for f in folders], axis=1)
+        return self._latents[name]
 
     def embed(
         self, name: str, times: pl.DataFrame, transform: Callable | None = None, encode: Callable | None = None
@@ -137,39 +133,68 @@ class LoadedRun:
 
         Args:
           transform: of data/perturbations.py; None: records as they are.
-          encode: instead of the model's own encoder.
+          encode: instead of the network's own encoder.
         """
-        loaded = self.models[name]
-        encode = encode or loaded.encode
-        return embedding.embed(encode, loaded.patients, times, self.config.embed.batch_size, transform)
+        found = []
+        for member in self.members(name):
+            network = self.network(member)
+            size = self.config.embed.batch_size
+            found.append(embedding.embed(encode or network.encode, network.examples, times, size, transform))
+        return np.concatenate(found, axis=1)
+
+    # ------------------------------------------------------------------------------------------------- the task
+
+    @functools.cached_property
+    def labels(self) -> pl.DataFrame:
+        """The task's labelled prediction times: boolean_value, split, group_id, and `at`, the row of `latents`."""
+        table = Labels(self.plan).table(self.task)
+        return table.join(self.keys.with_row_index("at"), on=KEYS).sort(KEYS)
+
+    @functools.cached_property
+    def held(self) -> pl.DataFrame:
+        """Those of the held-out split, whole people, at most config.interpret.max_times."""
+        held = self.labels.filter(pl.col("split") == "held_out")
+        limit = self.config.interpret.max_times
+        if limit and held.height > limit:
+            people = held["subject_id"].unique().sort().to_numpy()
+            people = np.random.default_rng(self.config.data.seed).permutation(people)
+            order = pl.DataFrame({"subject_id": people, "order": np.arange(len(people))})
+            ranked = held.join(order, on="subject_id").sort("order", "prediction_time").drop("order").head(limit)
+            held = ranked.sort(KEYS)
+        return held
+
+    def train_latents(self, name: str) -> np.ndarray:
+        """Latents at all prediction times of the training split, labelled for the task or not: float64 [N, D]."""
+        return self.latents(name)[(self.keys["split"] == "train").to_numpy()].astype(np.float64)
+
+    def of_split(self, name: str, split: str) -> np.ndarray:
+        """Latents at the labelled prediction times of a split."""
+        return self.latents(name)[self.labels.filter(pl.col("split") == split)["at"].to_numpy()]
+
+    def probe(self, name: str) -> LogisticProbe:
+        """A model's probe for the task, solved exactly."""
+        if name not in self._probes:
+            splits = ("train", "tuning")
+            y = {s: self.labels.filter(pl.col("split") == s)["boolean_value"].to_numpy().astype(float) for s in splits}
+            found = protocol.predict_binary({s: self.of_split(name, s) for s in splits}, y)
+            self._probes[name] = found.model
+        return self._probes[name]
 
     def held_latents(
         self, name: str, perturbation: str | None = None, transform: Callable | None = None
     ) -> np.ndarray:
-        """z at the held-out prediction times, of one model or of late fusion; perturbed ones are kept by their name."""
+        """z at the held-out prediction times; perturbed ones are kept by their name."""
         if transform is None:
-            return self.latents[name][self.held["at"].to_numpy()]
-        if name == LATE_FUSION:
-            return np.concatenate([self.held_latents(m, perturbation, transform) for m in self.fused], axis=1)
-        if (name, perturbation) not in self._changed:
-            self._changed[name, perturbation] = self.embed(name, self.held, transform)
-        return self._changed[name, perturbation]
-
-    def modalities(self, name: str) -> set[str]:
-        """Those that a model is given and the dataset has."""
-        members = self.fused if name == LATE_FUSION else (name,)
-        given = {modality for m in members for modality in self.config.rows[m]}
-        return given if self.channels else given - {"wear"}
-
-    @functools.cached_property
-    def channels(self) -> tuple[str, ...]:
-        """Names of the wearable channels."""
-        return next(iter(self.models.values())).patients.channels
-
-    @functools.cached_property
-    def joint(self) -> str | None:
-        """The model whose mechanisms are measured: the reference model, else the first with most modalities; None."""
-        return config_lib.reference_model(self.config, self.modalities)
+            return self.latents(name)[self.held["at"].to_numpy()]
+        key = name, str(perturbation)
+        if key not in self._changed:
+            self._changed[key] = np.concatenate(
+                [self.embed(name, self.held, transform)]
+                if name in self.config.networks
+                else [self.held_latents(m, perturbation, transform) for m in self.members(name)],
+                axis=1,
+            )
+        return self._changed[key]
 
 
 def prediction_times(subject_id: Sequence[int], time_us: npt.ArrayLike) -> pl.DataFrame:
@@ -180,3 +205,16 @@ def prediction_times(subject_id: Sequence[int], time_us: npt.ArrayLike) -> pl.Da
     """
     time = pl.Series(np.asarray(time_us, np.int64)).cast(pl.Datetime("us"))
     return pl.DataFrame({"subject_id": pl.Series(subject_id, dtype=pl.Int64), "prediction_time": time})
+
+
+def identity(plan: Plan, name: str) -> dict:
+    """What interpreting a model depends on, beside the options."""
+    fold, task = plan.config.folds[0][0], main_task(plan)
+    members = [name] if name in plan.config.networks else plan.config.model_config(name).members
+    times = embed.prediction_times(plan, fold).select(KEYS)
+    return {
+        "networks": [plan.pretrained(Trained(m, fold, plan.config.seeds[0])).digest for m in members],
+        "task": None if task is None else tasks.read(plan, task).labels,
+        "times": files.digest(times.write_csv()),
+        "fit": plan.fit(fold).digest,
+    }

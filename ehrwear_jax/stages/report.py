@@ -1,56 +1,110 @@
 """Reports a run: gathers what the stages before it left in the workdir into one page.
 
+A report is an artifact of its config and of what it shows. Its folder holds report.html, report.md, results.json (every
+number), tables/, meds_evaluation.json, and the predictions that it is of: predictions/<task>/<model>.parquet and
+tuning/<task>/<model>.parquet. `report` in the workdir is a link to the last one.
+
 With config.report.predictions_dir it needs no stage before it: see stages/report_predictions.py.
 """
 
 import json
-import os
 import platform
 import shutil
 from importlib import metadata
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import polars as pl
 
-from ehrwear_jax import config as config_lib
-from ehrwear_jax.data.formats import wearable
+from ehrwear_jax.config import options
+from ehrwear_jax.config.run import RunConfig
 from ehrwear_jax.data.formats.times import DAY_US
 from ehrwear_jax.report.build import ReportInputs, Trajectory, build_report
 from ehrwear_jax.report.result_records import task_label
-from ehrwear_jax.stages import marks, prepare, report_inputs, report_predictions
+from ehrwear_jax.runtime import files
+from ehrwear_jax.stages import embed, evaluate, interpret, predictors, prepare, report_inputs, report_predictions, tasks
+from ehrwear_jax.stages.artifacts import Artifact
+from ehrwear_jax.stages.labels import Labels
+from ehrwear_jax.stages.plan import Plan, Trained
+from ehrwear_jax.stages.workdir import link
 
 PACKAGES = ("jax", "flax", "optax", "grain", "polars", "scikit-learn")
+REPORT = "report.html"
 
 
-def run(config: Any, workdir: str | os.PathLike) -> None:
-    """Writes report/ (report.html, report.md, results.json, tables/) and results.json; prints where they are."""
-    workdir = Path(workdir)
-    inputs = report_predictions.inputs(config) if config.report.predictions_dir else _inputs(config, workdir)
-    path = build_report(inputs, workdir / "report")
-    shutil.copyfile(path.parent / "results.json", workdir / "results.json")
+def artifact(plan: Plan) -> Artifact:
+    """Where the report lies."""
+    config = plan.config
+    shown = {"name": config.name, "report": options.as_dict(config.report), "evaluate": options.as_dict(config.evaluate)}
+    if config.report.predictions_dir:
+        folders = (config.report.predictions_dir, config.report.tuning_dir)
+        return plan.artifact("reports", config.name, shown | {"saved": [plan.inputs.digest(f) for f in folders if f]})
+    networks = {t.key: plan.pretrained(t).digest for t in plan.trained()}
+    interpreted = [interpret.artifact(plan, m).digest for m in report_inputs.interpreted(plan)]
+    of = {
+        "scores": [evaluate.scores(plan, tasks.read(plan, name)).digest for name in config.evaluate.tasks],
+        "networks": networks,
+        "interpreted": interpreted,
+        "interpret": options.as_dict(config.interpret),
+        "embed": options.as_dict(config.embed),
+        "prepared": [a.digest for a in prepare.artifacts(plan)],
+    }
+    return plan.artifact("reports", config.name, shown | of)
+
+
+def missing(plan: Plan) -> list[str]:
+    """The report, if it is not there or not the last one."""
+    made = artifact(plan)
+    is_last = plan.workdir.report.is_symlink() and plan.workdir.report.resolve() == made.folder.resolve()
+    return [] if made.done and is_last else ["the report"]
+
+
+def run(plan: Plan) -> None:
+    """Writes the report, points `report` to it, and prints where it is."""
+    made = artifact(plan)
+    inputs = report_predictions.inputs(plan.config) if plan.config.report.predictions_dir else _inputs(plan)
+    if not made.done:
+        with made.making() as folder:
+            build_report(inputs, folder)
+            if not plan.config.report.predictions_dir:
+                _copy_predictions(plan, folder)
+    link(plan.workdir.report, made.folder)
+    folder = plan.workdir.report
     print(_table(inputs.results), flush=True)
     print(
-        f"\nreport: {path}\ntables: {path.with_name('report.md')} and, as CSV and LaTeX, {path.parent / 'tables'}"
-        f"\nnumbers: {workdir / 'results.json'}",
+        f"\nreport: {folder / REPORT}\ntables: {folder / 'report.md'} and, as CSV and LaTeX, {folder / 'tables'}"
+        f"\nnumbers: {folder / 'results.json'}",
         flush=True,
     )
 
 
-def _inputs(config, workdir):
+def _copy_predictions(plan, folder):
+    """The predictions of all tasks in the layout of config.report.predictions_dir, so that a report stands alone."""
+    meds = {}
+    for name in plan.config.evaluate.tasks:
+        scores = evaluate.scores(plan, tasks.read(plan, name)).folder
+        for kind in ("predictions", "tuning"):
+            if (scores / kind).is_dir():
+                shutil.copytree(scores / kind, folder / kind / name, dirs_exist_ok=True)
+        if (scores / evaluate.MEDS_EVALUATION).exists():
+            meds[name] = json.loads((scores / evaluate.MEDS_EVALUATION).read_text())
+    files.write_json(folder / evaluate.MEDS_EVALUATION, meds, indent=1)
+
+
+def _inputs(plan):
+    config = plan.config
+    records, details = evaluate.results(plan)
     return ReportInputs(
         title=config.report.title,
-        subtitle=f"dataset {config.name}, seed {config.seed}",
+        subtitle=f"dataset {config.name}, seed {config.seeds[0]}",
         dataset=config.name,
-        results=json.loads((workdir / "evaluate" / "results.json").read_text()),
-        losses=_losses(config, workdir),
-        predictions=_predictions(config, workdir),
-        trajectories=_trajectories(config, workdir) if report_inputs.shows_individuals(config) else (),
-        cohort=json.loads((workdir / "prepare" / "counts.json").read_text()),
-        facts=_facts(config, workdir),
+        results=records,
+        losses=_losses(plan),
+        predictions=_predictions(plan),
+        trajectories=_trajectories(plan) if report_inputs.shows_individuals(config) else (),
+        cohort=prepare.counts(plan),
+        facts=_facts(plan),
         notes=_notes(config),
-        data=report_inputs.gather(config, workdir),
+        data=report_inputs.gather(plan, details),
     )
 
 
@@ -73,51 +127,67 @@ def _table(records):
     return "\n".join(lines)
 
 
-def _losses(config, workdir):
-    fold = config_lib.folds(config)[0][0]
-    paths = {model: workdir / "pretrain" / fold / model / "metrics.jsonl" for model in config.rows}
+def _first(plan, model):
+    """A network of the first fold and seed."""
+    return Trained(model, plan.config.folds[0][0], plan.config.seeds[0])
+
+
+def _losses(plan):
+    paths = {m: plan.pretrained(_first(plan, m)).folder / "metrics.jsonl" for m in plan.config.networks}
     return {model: [json.loads(x) for x in p.read_text().splitlines()] for model, p in paths.items() if p.exists()}
 
 
-def _predictions(config, workdir):
+def _predictions(plan):
     out = {}
-    for task in config.evaluate.tasks:
+    for task in plan.config.evaluate.tasks:
         by_model = {}
-        for path in sorted((workdir / "evaluate" / "predictions" / task).glob("*.parquet")):
+        for path in sorted((evaluate.scores(plan, tasks.read(plan, task)).folder / "predictions").glob("*.parquet")):
             table = pl.read_parquet(path)
             if "predicted_boolean_probability" in table.columns:
                 by_model[path.stem] = (
                     table["boolean_value"].to_numpy().astype(int),
                     table["predicted_boolean_probability"].to_numpy(),
                 )
-        if by_model and task == (config.report.reliability_task or task):
+        if by_model and task == (plan.config.report.reliability_task or task):
             out[task] = by_model
     return out
 
 
-def _facts(config, workdir):
-    facts = {"config": config.name, "seed": str(config.seed), "python": platform.python_version()}
+def _facts(plan):
+    config = plan.config
+    facts = {"config": config.name, "seeds": ", ".join(map(str, config.seeds)), "python": platform.python_version()}
     facts |= {name: metadata.version(name) for name in PACKAGES}
-    fold = config_lib.folds(config)[0][0]
-    for model in config.rows:
-        path = workdir / "pretrain" / fold / model / "parameters.json"
-        facts[f"parameters of {model}"] = f"{json.loads(path.read_text())['parameters']:,}"
-    interpreted = () if marks.interpret_fault(config, workdir) else (marks.OPTIONAL,)
-    for stage in ("prepare", "pretrain", "embed", "evaluate", *interpreted):
-        facts[f"time in {stage}"] = f"{json.loads((workdir / stage / 'stage.json').read_text())['seconds']:.0f} s"
-    rows = config.train.rows_per_device
-    batch = f"{rows} rows a device" if rows else config.train.batch_size
-    facts["steps x batch"] = f"{config.train.steps:,} x {batch}"
+    for model in config.networks:
+        facts[f"parameters of {model}"] = f"{report_inputs.parameters(plan, model):,}"
+    for what, made in _made(plan).items():
+        facts[f"time of {what}"] = f"{sum(a.seconds for a in made):.0f} s"
+    for model in config.networks:
+        train = config.train_config(model)
+        batch = f"{train.rows_per_device} rows a device" if train.rows_per_device else train.batch_size
+        facts[f"steps x batch of {model}"] = f"{train.steps:,} x {batch}"
     split = f"out-of-fold over {config.data.n_folds} folds" if config.data.n_folds > 1 else "by patient or group, fixed"
-    probe = "solved exactly"
-    if config.evaluate.probe == "adam":
-        hidden = f"one hidden layer of {config.evaluate.probe_hidden}" if config.evaluate.probe_hidden else "linear"
-        probe = f"Adam 5e-4, at most 50 epochs, early stopping, {hidden}, seeds {tuple(config.evaluate.probe_seeds)}"
-    facts |= {"splits": split, "probe": probe, "resamples of patients": f"{config.evaluate.n_resamples:,}"}
-    return facts
+    probe, e = "solved exactly", config.evaluate
+    if e.probe == "adam":
+        hidden = f"one hidden layer of {e.probe_hidden}" if e.probe_hidden else "linear"
+        probe = f"Adam 5e-4, at most 50 epochs, early stopping, {hidden}, seeds {tuple(e.probe_seeds)}"
+    return facts | {"splits": split, "probe": probe, "resamples of patients": f"{e.n_resamples:,}"}
 
 
-def _notes(config):
+def _made(plan):
+    """{what: artifacts} whose times are told."""
+    read = [tasks.read(plan, name) for name in plan.config.evaluate.tasks]
+    predictions = [
+        predictors.predictions_artifact(plan, t, p) for t in read for p in predictors.predictors(plan, t)
+    ]
+    return {
+        "preparing": prepare.artifacts(plan),
+        "pretraining": [plan.pretrained(t) for t in plan.trained()],
+        "evaluating": [*predictions, *(evaluate.scores(plan, t) for t in read)],
+        "interpreting": [interpret.artifact(plan, m) for m in report_inputs.interpreted(plan)],
+    }
+
+
+def _notes(config: RunConfig):
     notes = [
         "Intervals are 95% percentile intervals over resampled patients (or groups of patients where the dataset has "
         "them); all models of a task share the resamples.",
@@ -142,20 +212,19 @@ def _notes(config):
     return notes
 
 
-def _trajectories(config, workdir):
-    fold = config_lib.folds(config)[0][0]
-    events = pl.scan_parquet(sorted((workdir / "prepare" / "tables" / "events").glob("*.parquet")))
-    names = report_inputs.code_names(config, workdir)
-    task = config.report.reliability_task or config.evaluate.tasks[-1]
-    labels = prepare.label_table(config, workdir, task)
+def _trajectories(plan):
+    events = pl.scan_parquet(sorted((plan.tables.folder / "events").glob("*.parquet")))
+    names = report_inputs.code_names(plan)
+    task = plan.config.report.reliability_task or plan.config.evaluate.tasks[-1]
+    labels = Labels(plan).table(task)
     out = []
-    for number, path in enumerate(sorted((workdir / "embed" / fold / "trajectories").glob("*.npz")), 1):
-        subject = int(path.stem)
+    for number, path in enumerate(embed.trajectories(plan), 1):
+        subject = int(path.stem.rpartition("-")[0])
         saved = np.load(path)
         origin = int(saved["time_us"][0])
         mine = events.filter((pl.col("subject_id") == subject) & pl.col("time").is_not_null()).collect().sort("time")
         mine = mine.filter(pl.col("time").to_physical().is_between(origin, int(saved["time_us"][-1])))
-        signal_time, signal, signal_names = _signals(config, workdir, subject, origin)
+        signal_time, signal, signal_names = _signals(plan, subject, origin)
         last = labels.filter(pl.col("subject_id") == subject).sort("prediction_time").tail(1)
         when, outcome = None, "no label"
         if last.height:
@@ -178,21 +247,20 @@ def _trajectories(config, workdir):
     return tuple(out)
 
 
-def _signals(config, workdir, subject, origin):
+def _signals(plan, subject, origin):
     """(days since `origin` [M], window means [M, C], names with units) of a person; (None, None, ()) without."""
-    windows = sorted((workdir / "prepare" / "tables" / "windows").glob("*.parquet"))
+    windows = sorted((plan.tables.folder / "windows").glob("*.parquet"))
     if not windows:
         return None, None, ()
     mine = [pl.scan_parquet(p).filter(pl.col("subject_id") == subject) for p in windows]
     table = pl.concat(mine).collect().sort("time")
     if not table.height:
         return None, None, ()
-    folder = prepare.wearable_dir(config, workdir)
-    units = dict(wearable.read_channels(folder).select("channel", "unit").iter_rows()) if folder else {}
+    units = report_inputs.channel_units(plan)
     means = [c for c in table.columns if c.endswith("__mean")]
     time = (table["time"].to_physical().to_numpy() - origin) / DAY_US
     signal = table.select(means).cast(pl.Float64).fill_null(float("nan")).to_numpy()
-    return time, signal, tuple(_signal_name(config, c.removesuffix("__mean"), units) for c in means)
+    return time, signal, tuple(_signal_name(c.removesuffix("__mean"), units) for c in means)
 
 
 def _label(code, names):
@@ -201,11 +269,9 @@ def _label(code, names):
     return f"{kind}//{names.get(code) or code.split('//', 1)[-1]}"
 
 
-def _signal_name(config, channel, units):
+def _signal_name(channel, units):
     """`heart rate (bpm)`; the text in brackets is taken for the unit."""
     name, unit = channel.replace("_", " "), units.get(channel)
-    if channel in config.prepare.log_channels:
-        return f"log {name} (log of 1 + {unit or 'value'})"
     return f"{name} ({unit})" if unit else name
 
 

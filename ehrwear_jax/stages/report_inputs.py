@@ -1,72 +1,104 @@
-"""Gathers what a report shows beside the records: evaluate/details.json, interpret/, embed/ and pretrain/."""
+"""Gathers what a report shows beside the records: scores, interpretation, latents, what training took."""
 
 import json
 import logging
 import re
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import polars as pl
 
-from ehrwear_jax import config as config_lib
+from ehrwear_jax.config.run import RunConfig
+from ehrwear_jax.data.formats import wearable
 from ehrwear_jax.report.report_data import Explained, Kernels, PatientMap, ReportData
 from ehrwear_jax.report.result_records import model_label
 from ehrwear_jax.report.trajectories import principal_components
 from ehrwear_jax.runtime import goodput
-from ehrwear_jax.stages import marks, prepare
+from ehrwear_jax.stages import embed, interpret, loaded_run, predictors
+from ehrwear_jax.stages.embed import KEYS, Embeddings
+from ehrwear_jax.stages.labels import Labels
+from ehrwear_jax.stages.plan import Plan, Trained
+from ehrwear_jax.training.pretrain import MODEL
 
 MAX_POINTS = 3000  # of a map
-# parts of the interpret stage that are shown as they were written
-INTERPRETED = ("robustness", "geometry", "retrieval", "uncertainty", "mechanisms")
+# parts that models have each, and those of the reference model
+OF_MODELS, OF_REFERENCE = ("robustness", "geometry"), ("retrieval", "uncertainty", "mechanisms")
 NOT_INTERPRETED = (
     ": robustness, geometry, retrieval, uncertainty, learned kernels, mechanisms and single predictions are not shown."
 )
 
 
-def shows_individuals(config: Any) -> bool:
+def shows_individuals(config: RunConfig) -> bool:
     """Single people are drawn of simulated cohorts, or where the config permits it."""
     return config.data.source == "synthetic" or config.report.individuals
 
 
-def gather(config: Any, workdir: Path) -> ReportData:
-    """Everything; of the interpret stage only what it made with this config, else a sentence that says so."""
-    details = json.loads((workdir / "evaluate" / "details.json").read_text())
+def interpreted(plan: Plan) -> list[str]:
+    """The models whose interpretation is there."""
+    if not plan.config.interpret.enabled:
+        return []
+    return [m for m in predictors.probed(plan) if interpret.artifact(plan, m).done]
+
+
+def gather(plan: Plan, details: dict[str, list]) -> ReportData:
+    """Everything; of the interpret stage only what it made with this config, else a sentence that says so.
+
+    Args:
+      details: of evaluate.results.
+    """
     return ReportData(
         **details,
-        **_interpreted(config, workdir),
-        maps=_maps(config, workdir),
-        individuals=shows_individuals(config),
-        compute=_compute(config, workdir),
-        main_task=config.report.reliability_task,
+        **_interpreted(plan),
+        maps=_maps(plan),
+        individuals=shows_individuals(plan.config),
+        compute=_compute(plan),
+        main_task=plan.config.report.reliability_task,
     )
 
 
-def _interpreted(config, workdir):
+def _interpreted(plan) -> dict[str, Any]:
     """Fields of ReportData that the interpret stage leaves."""
-    if fault := marks.interpret_fault(config, workdir):
-        return {"not_interpreted": f"The interpret stage {fault}{NOT_INTERPRETED}"}
-    if not config.interpret.enabled:
+    if not plan.config.interpret.enabled:
         return {"not_interpreted": f"The interpret stage is switched off (config.interpret.enabled){NOT_INTERPRETED}"}
-    folder = workdir / "interpret"
-    found = {name: json.loads((folder / f"{name}.json").read_text()) for name in INTERPRETED}
-    codes = {name: tuple(config.interpret[f"{name}_prefixes"]) for name in ("event", "drug")}
-    return found | {"kernels": _kernels(folder), "explained": _people(config, workdir), "codes": codes}
+    if lacking := interpret.missing(plan):
+        return {"not_interpreted": f"The interpret stage has not been run for {', '.join(lacking)}{NOT_INTERPRETED}"}
+    folders = {m: interpret.artifact(plan, m).folder for m in predictors.probed(plan)}
+    found = {}
+    for part in OF_MODELS:
+        paths = (folder / f"{part}.json" for folder in folders.values())
+        found[part] = [record for path in paths if path.exists() for record in json.loads(path.read_text())]
+    main = folders[loaded_run.reference(plan)]
+    found |= {part: json.loads((main / f"{part}.json").read_text()) for part in OF_REFERENCE}
+    codes = {name: tuple(getattr(plan.config.interpret, f"{name}_prefixes")) for name in ("event", "drug")}
+    return found | {"kernels": _kernels(folders), "explained": _people(plan, main), "codes": codes}
 
 
-def code_names(config: Any, workdir: Path) -> dict[str, str | None]:
+def code_names(plan: Plan) -> dict[str, str | None]:
     """{code: its description, or None}."""
-    path = prepare.meds_dir(config, workdir) / "metadata" / "codes.parquet"
-    return dict(pl.read_parquet(path).select("code", "description").iter_rows()) if path.exists() else {}
+    path = plan.records.folder / "codes.parquet"
+    return dict(pl.read_parquet(path).select("code", "description").iter_rows())
 
 
-def _people(config, workdir):
+def channel_units(plan: Plan) -> dict[str, str]:
+    """{wearable channel: its unit}."""
+    folder = plan.wearable_dir
+    if folder is None or not folder.is_dir():  # a run is reported without its raw data too
+        return {}
+    return dict(wearable.read_channels(folder).select("channel", "unit").iter_rows())
+
+
+def parameters(plan: Plan, model: str) -> int:
+    """Number of parameters of a network."""
+    trained = Trained(model, plan.config.folds[0][0], plan.config.seeds[0])
+    return json.loads((plan.pretrained(trained).folder / MODEL).read_text())["parameters"]
+
+
+def _people(plan, folder):
     """people.json and people.npz together, with descriptions instead of codes."""
-    folder = workdir / "interpret"
     found = json.loads((folder / "people.json").read_text())
-    if not found or not (config.data.source == "synthetic" or config.interpret.individuals):
+    if not found or not (plan.config.data.source == "synthetic" or plan.config.interpret.individuals):
         return ()
-    saved, names = np.load(folder / "people.npz"), code_names(config, workdir)
+    saved, names = np.load(folder / "people.npz"), code_names(plan)
     out = []
     for i, person in enumerate(found):
         arrays = {name: saved[f"{name}_{i}"] for name in ("attention", "wear", "wear_days")}
@@ -83,49 +115,49 @@ def _token_label(label, names):
     return names.get(label) or label
 
 
-def _kernels(folder):
-    saved = np.load(folder / "kernels.npz")
-    return tuple(Kernels(model, saved["days_K"], saved[model]) for model in saved.files if model != "days_K")
+def _kernels(folders):
+    found = {m: np.load(folder / "kernels.npz") for m, folder in folders.items() if (folder / "kernels.npz").exists()}
+    return tuple(Kernels(model, saved["days_K"], saved["kernel"]) for model, saved in found.items())
 
 
-def _maps(config, workdir):
+def _maps(plan):
     """Principal components of all prediction times of the first fold; the held-out ones of the main task are drawn."""
-    tasks = [t for t in config.evaluate.tasks if prepare.label_table(config, workdir, t).columns[2] == "boolean_value"]
-    if not tasks:
+    config, labels = plan.config, Labels(plan)
+    binary = [t for t in config.evaluate.tasks if labels.table(t).columns[2] == "boolean_value"]
+    if not binary:
         return ()
-    task = config.report.reliability_task if config.report.reliability_task in tasks else tasks[-1]
-    labels = prepare.label_table(config, workdir, task)
-    fold, out = config_lib.folds(config)[0][0], []
-    for model in config.rows:
-        table = pl.read_parquet(workdir / "embed" / fold / f"{model}.parquet").with_row_index("at")
-        z_NxD = np.stack(table["embedding"].to_numpy())
+    task = config.report.reliability_task if config.report.reliability_task in binary else binary[-1]
+    fold, out = config.folds[0][0], []
+    times = embed.prediction_times(plan, fold)
+    held = times.with_row_index("at").filter(pl.col("split") == "held_out").join(labels.table(task), on=KEYS)
+    held = held.sort("at").head(MAX_POINTS)
+    for model in config.networks:
+        z_NxD = Embeddings(plan.embeddings(Trained(model, fold, config.seeds[0]))).read(times)
         (scores,), share = principal_components([z_NxD])
         if len(share) < 2:
             logging.info("  %s: the latents have fewer than two principal components: no map", model)
             continue
-        held = table.filter(pl.col("split") == "held_out").join(labels, on=["subject_id", "prediction_time"])
-        held = held.sort("at").head(MAX_POINTS)
         pair = float(share[0]), float(share[1])
         out.append(PatientMap(model, task, scores[held["at"].to_numpy(), :2], pair, held["boolean_value"].to_numpy()))
     return tuple(out)
 
 
-def _compute(config, workdir):
-    """Per pretrained model, summed over folds: parameters, steps, FLOPs where logged, device-hours, goodput."""
+def _compute(plan):
+    """Per pretrained model, summed over folds and seeds: parameters, steps, FLOPs where logged, device-hours, goodput."""
     out = []
-    for model in config.rows:
-        folders = [workdir / "pretrain" / fold / model for fold, _ in config_lib.folds(config)]
+    for model in plan.config.networks:
+        folders = [plan.pretrained(t).folder for t in plan.trained(model)]
         spent = [json.loads(p.read_text()) for f in folders if (p := f / goodput.NAME).exists()]
-        parameters = json.loads((folders[0] / "parameters.json").read_text())["parameters"]
-        entry = {"Model": model_label(model), "Parameters": f"{parameters:,}", "Steps": f"{config.train.steps:,}"}
+        steps = plan.config.train_config(model).steps
+        entry = {"Model": model_label(model), "Parameters": f"{parameters(plan, model):,}", "Steps": f"{steps:,}"}
         if spent:
             hours = sum(sum(s["seconds"].values()) for s in spent) / 3600
-            steps = sum(s["seconds"]["step"] for s in spent) / 3600
+            steps_hours = sum(s["seconds"]["step"] for s in spent) / 3600
             entry["Hours"] = f"{hours:,.3g}"
             entry |= _devices(spent)
-            entry["Goodput"] = f"{100 * steps / hours:.0f}%" if hours else "unknown"
+            entry["Goodput"] = f"{100 * steps_hours / hours:.0f}%" if hours else "unknown"
             rate = _tflops(folders[0])
-            entry["Model FLOPs"] = f"{rate * 1e12 * steps * 3600:.2e}" if rate else "not logged"
+            entry["Model FLOPs"] = f"{rate * 1e12 * steps_hours * 3600:.2e}" if rate else "not logged"
         out.append(entry)
     return out
 

@@ -15,11 +15,11 @@ tasks' predictions of the tuning split in the same layout. All models of a task 
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import polars as pl
 
+from ehrwear_jax.config.run import RunConfig
 from ehrwear_jax.evals import classification, meds_predictions, protocol, subgroups
 from ehrwear_jax.evals.builders import PredictedCurves
 from ehrwear_jax.evals.estimates import Resampling
@@ -29,9 +29,9 @@ from ehrwear_jax.report.paper import horizon_of
 from ehrwear_jax.report.report_data import ReportData
 from ehrwear_jax.report.result_records import main_model
 from ehrwear_jax.stages import evaluate_score, evaluate_subgroups
+from ehrwear_jax.stages.embed import KEYS
 from ehrwear_jax.stages.evaluate_score import Cohort
 
-KEYS = evaluate_subgroups.KEYS
 ATTRIBUTES = "attributes.parquet"
 NOT_INTERPRETED = "Mechanisms and attributions of single predictions cannot be computed from saved predictions alone."
 
@@ -39,7 +39,7 @@ NOT_INTERPRETED = "Mechanisms and attributions of single predictions cannot be c
 Predictions = Mapping[str, Mapping[str, np.ndarray]]
 
 
-def inputs(config: Any) -> ReportInputs:
+def inputs(config: RunConfig) -> ReportInputs:
     """Everything that can be computed from predictions and labels alone.
 
     Raises:
@@ -72,7 +72,7 @@ def inputs(config: Any) -> ReportInputs:
             t: {m: (times["boolean_value"].to_numpy().astype(int), v["p"]) for m, v in by_model.items()}
             for t, (times, by_model) in binary.items()
         },
-        facts={"predictions": f"{len(tasks)} tasks, {len(everyone):,} patients", "seed": str(config.seed),
+        facts={"predictions": f"{len(tasks)} tasks, {len(everyone):,} patients", "seed": str(config.data.seed),
                "resamples of patients": f"{config.evaluate.n_resamples:,}"},
         notes=_notes(tasks),
         data=ReportData(main_task=config.report.reliability_task, not_interpreted=NOT_INTERPRETED, **details),
@@ -150,7 +150,7 @@ def _spec(config, task, by_model, everyone):
         dataset=config.name,
         name=task,
         reference_model=wanted if wanted in by_model else main_model(by_model),
-        resampling=Resampling(config.evaluate.n_resamples, config.seed, everyone),
+        resampling=Resampling(config.evaluate.n_resamples, config.data.seed, everyone),
         suppression=subgroups.Suppression(config.evaluate.min_patients, config.evaluate.min_per_class),
     )
 

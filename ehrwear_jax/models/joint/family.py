@@ -7,6 +7,7 @@ from ehrwear_jax.config.data import PrepareConfig
 from ehrwear_jax.data.signals import derived_features
 from ehrwear_jax.data.store import RecordStore
 from ehrwear_jax.models.family import BatchSpec
+from ehrwear_jax.models.joint import interpretation
 from ehrwear_jax.models.joint import network as network_lib
 from ehrwear_jax.models.joint.batch import Facts, batch_spec
 from ehrwear_jax.models.joint.config import Config
@@ -15,7 +16,7 @@ from ehrwear_jax.models.joint.terms import active, target_fields
 from ehrwear_jax.models.layers.mesh_ops import ONE_DEVICE, MeshOps
 from ehrwear_jax.models.objective import Ramp, WeightedTerms
 
-__all__ = ["Config", "adapted", "assumed", "examples", "flops", "network", "objective"]
+__all__ = ["Config", "adapted", "assumed", "examples", "flops", "interpretation", "network", "objective"]
 
 
 def examples(store: RecordStore, config: Config, seed: int = 0, train: bool = True) -> JointExamples:
