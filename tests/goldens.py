@@ -19,6 +19,7 @@ from pathlib import Path
 REPO = Path(__file__).resolve().parents[1]
 STEPS, N_TIMES = 30, 50
 SHORT = {"steps": STEPS, "log_every": 1, "validate_every": STEPS, "checkpoint_every": STEPS}
+RENAMED = {"logistic_regression": "linear_table"}
 # What differs between two runs of the same code.
 TIMINGS = ("per_second", "waiting_share", "mfu")
 
@@ -55,16 +56,17 @@ def latents(workdir: Path) -> dict[str, list[list[float]]]:
     for path in sorted(workdir.rglob("*.parquet")):
         if "embedding" in pl.read_parquet_schema(path):
             table = pl.read_parquet(path).sort("subject_id", "prediction_time").head(N_TIMES)
-            name = path.stem if path.parent.name == "all" else _model(path.parent)
-            found[name] = table["embedding"].to_list()
+            parts = path.relative_to(workdir).parts
+            found[parts[1] if parts[0] == "embeddings" else path.stem] = table["embedding"].to_list()
     return found
 
 
 def aurocs(workdir: Path) -> dict[str, float]:
     """{"<task>/<model>": AUROC} of results.json."""
     path = next(iter(sorted(workdir.rglob("results.json"), key=lambda p: len(p.parts))))
-    records = [r for r in json.loads(path.read_text()) if r["metric"] == "auroc"]
-    return {f"{r['task']}/{r.get('model', r.get('row'))}": r["value"] for r in records}
+    records = [r | {"model": r.get("model", r.get("row"))} for r in json.loads(path.read_text())]
+    aurocs = [r for r in records if r["metric"] == "auroc"]
+    return {f"{r['task']}/{RENAMED.get(r['model'], r['model'])}": r["value"] for r in aurocs}
 
 
 def collect(repo: Path, demo: bool) -> dict:

@@ -22,9 +22,9 @@ from array_record.python.array_record_module import ArrayRecordWriter
 
 from ehrwear_jax.config.data import PrepareConfig
 from ehrwear_jax.data import store
+from ehrwear_jax.data.formats.times import DAY_US
 from ehrwear_jax.data.prepare import code_table, record_shards, statistics
 from ehrwear_jax.data.prepare.texts import TEXTS
-from ehrwear_jax.data.signals.signal import DAY_US
 from ehrwear_jax.models.joint import examples
 from ehrwear_jax.models.joint.context import ContextConfig
 

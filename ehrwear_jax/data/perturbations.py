@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import polars as pl
 
-from ehrwear_jax.data.signals.signal import DAY_US
+from ehrwear_jax.data.formats.times import DAY_US
 from ehrwear_jax.data.store import Record, RecordStore, Scales
 
 Transform = Callable[[Record, int], Record]

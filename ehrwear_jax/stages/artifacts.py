@@ -17,8 +17,8 @@
 | interpret | model | the model, labels of the task, options |
 | reports | config | scores, interpretation |
 
-Adding a model, a task, a group of labels, a fold or a seed therefore makes what is new and touches nothing else. Nothing
-is deleted or moved; what another config made stays where it is.
+Adding a model, a task, a group of labels, a fold or a seed therefore makes what is new and touches nothing else.
+Nothing is deleted or moved; what another config made stays where it is.
 """
 
 import contextlib

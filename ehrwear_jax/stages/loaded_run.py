@@ -180,9 +180,7 @@ class LoadedRun:
             self._probes[name] = found.model
         return self._probes[name]
 
-    def held_latents(
-        self, name: str, perturbation: str | None = None, transform: Callable | None = None
-    ) -> np.ndarray:
+    def held_latents(self, name: str, perturbation: str | None = None, transform: Callable | None = None) -> np.ndarray:
         """z at the held-out prediction times; perturbed ones are kept by their name."""
         if transform is None:
             return self.latents(name)[self.held["at"].to_numpy()]

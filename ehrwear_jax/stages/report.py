@@ -34,7 +34,7 @@ REPORT = "report.html"
 def artifact(plan: Plan) -> Artifact:
     """Where the report lies."""
     config = plan.config
-    shown = {"name": config.name, "report": options.as_dict(config.report), "evaluate": options.as_dict(config.evaluate)}
+    shown = {"name": config.name} | {p: options.as_dict(getattr(config, p)) for p in ("report", "evaluate")}
     if config.report.predictions_dir:
         folders = (config.report.predictions_dir, config.report.tuning_dir)
         return plan.artifact("reports", config.name, shown | {"saved": [plan.inputs.digest(f) for f in folders if f]})
@@ -176,9 +176,7 @@ def _facts(plan):
 def _made(plan):
     """{what: artifacts} whose times are told."""
     read = [tasks.read(plan, name) for name in plan.config.evaluate.tasks]
-    predictions = [
-        predictors.predictions_artifact(plan, t, p) for t in read for p in predictors.predictors(plan, t)
-    ]
+    predictions = [predictors.predictions_artifact(plan, t, p) for t in read for p in predictors.predictors(plan, t)]
     return {
         "preparing": prepare.artifacts(plan),
         "pretraining": [plan.pretrained(t) for t in plan.trained()],

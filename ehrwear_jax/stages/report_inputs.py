@@ -143,7 +143,7 @@ def _maps(plan):
 
 
 def _compute(plan):
-    """Per pretrained model, summed over folds and seeds: parameters, steps, FLOPs where logged, device-hours, goodput."""
+    """Per network, summed over folds and seeds: parameters, steps, FLOPs where logged, device-hours, goodput."""
     out = []
     for model in plan.config.networks:
         folders = [plan.pretrained(t).folder for t in plan.trained(model)]

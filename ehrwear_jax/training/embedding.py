@@ -123,5 +123,3 @@ def embed_to(
     for part in parts:
         part.unlink()
     parts_dir.rmdir()
-
-

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from records import make_record, make_scales
 
 from ehrwear_jax.data import perturbations
-from ehrwear_jax.data.signals.signal import DAY_US
+from ehrwear_jax.data.formats.times import DAY_US
 from ehrwear_jax.data.store import NO_BIRTH, Segments
 from ehrwear_jax.models.joint import batch as batch_lib
 from ehrwear_jax.models.joint import examples as pipeline

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from raw_cohort import PPG, with_waves
 
 from ehrwear_jax.data import store
-from ehrwear_jax.data.signals.signal import DAY_US
+from ehrwear_jax.data.formats.times import DAY_US
 
 DTYPES = (np.int8, np.uint8, np.int32, np.int64, np.float16, np.float32, np.float64, np.bool_)
 shapes = st.lists(st.integers(0, 4), max_size=3).map(tuple)

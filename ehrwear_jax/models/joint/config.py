@@ -268,8 +268,8 @@ class Config:
             return
         if c.raw_windows < c.windows:
             raise ValueError(
-                f"{where}.raw_windows is {c.raw_windows}; it must be at least {where}.windows, {c.windows}, so that each "
-                "wearable window has room for one"
+                f"{where}.raw_windows is {c.raw_windows}; it must be at least {where}.windows, {c.windows}, so that "
+                "each wearable window has room for one"
             )
         if c.raw_segments not in prepare.segments:
             raise ValueError(
@@ -278,6 +278,6 @@ class Config:
         seconds = prepare.segments[c.raw_segments].seconds
         if seconds > 60 * prepare.step_minutes:
             raise ValueError(
-                f"config.prepare.segments.{c.raw_segments}.seconds is {seconds:g}: a raw window must fit into a step of "
-                f"config.prepare.step_minutes, {prepare.step_minutes}"
+                f"config.prepare.segments.{c.raw_segments}.seconds is {seconds:g}: a raw window must fit into a step "
+                f"of config.prepare.step_minutes, {prepare.step_minutes}"
             )

@@ -143,9 +143,7 @@ def share(capacity: int, at: dict, n_tokens: int, max_tokens: int) -> int:
     return int(after) - int(before)
 
 
-def fill_context(
-    row: dict, at: dict, people, shown: Shown, query_us: np.ndarray, draws: Draws | None = None
-) -> None:
+def fill_context(row: dict, at: dict, people, shown: Shown, query_us: np.ndarray, draws: Draws | None = None) -> None:
     """Writes one context into a row and moves the cursors.
 
     Args:
@@ -227,9 +225,7 @@ def _fill_masks(row, at, c, value_N):
     hidden = c.rng.random() < config.masked_contexts
     boost = None
     if config.interest_codes:
-        near = masking.near_events(
-            c.time_us_N[event_at], people.interest_V[c.token_N[event_at]], config.interest_days
-        )
+        near = masking.near_events(c.time_us_N[event_at], people.interest_V[c.token_N[event_at]], config.interest_days)
         boost = np.where(near, config.interest_factor, 1.0)
     of_event = masking.mask_events(c.rng, c.token_N[event_at], people.mask_weight_V, config.ehr_mask, boost)
     chosen, m = event_at[of_event], len(c.windows)

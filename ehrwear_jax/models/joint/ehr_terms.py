@@ -1,6 +1,5 @@
 """Predicts EHR events: hidden ones, the next one, future codes, and which codes were seen of late."""
 
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -234,4 +233,3 @@ class EhrHistory(Term):
 
 
 TERMS = (EhrMasked, FutureEvent, FutureCodes, EhrHistory)
-

@@ -48,7 +48,8 @@ class People:
         if config.raw_windows and raw is None:
             raise ValueError(
                 f"{store.records_dir} has no segments {config.raw_segments!r}, for which "
-                "config.joint.context.raw_windows makes room: name a set of config.prepare.segments in config.joint.context.raw_segments"
+                "config.joint.context.raw_windows makes room: name a set of config.prepare.segments in "
+                "config.joint.context.raw_segments"
             )
         self.raw_samples, self.raw_channel_A = (raw.samples, self._on_grid(raw.channels)) if raw else (0, np.zeros(0))
         self.vocabulary = vocabulary_lib.of_store(store)

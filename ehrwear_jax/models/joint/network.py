@@ -152,4 +152,3 @@ class JointNetwork(nn.Module):
             drawn.append(mean + jnp.sqrt(out[f"variance_{name}"]) * noise)
         out["prior_rate"], out["prior_variance"] = self.posterior.prior()
         return *drawn, out
-

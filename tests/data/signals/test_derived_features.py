@@ -15,10 +15,9 @@ from hypothesis import strategies as st
 from pulse_wave import simulated, simulated_ecg, truth
 
 from ehrwear_jax.config.data import PrepareConfig
-from ehrwear_jax.data.formats import meds, wearable
+from ehrwear_jax.data.formats import wearable
 from ehrwear_jax.data.formats.stretches import Stretch
 from ehrwear_jax.data.formats.times import HOUR_US
-from ehrwear_jax.data.prepare import dataset as prepare
 from ehrwear_jax.data.signals import derived_features, grid, pulse
 from ehrwear_jax.models.joint import batch as batch_lib
 from ehrwear_jax.models.joint import examples as pipeline

@@ -4,6 +4,7 @@ import cohort
 import jax
 import numpy as np
 import pytest
+from ehrwear_jax.models.joint.wearable_encoder import WearableEncoder
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pulse_wave import simulated
@@ -14,7 +15,6 @@ from ehrwear_jax.data.formats import wearable
 from ehrwear_jax.data.signals import grid, grid_quality
 from ehrwear_jax.models.joint import batch as batch_lib
 from ehrwear_jax.models.joint import examples as pipeline
-from ehrwear_jax.models.joint.wearable_encoder import WearableEncoder
 
 STEP_US = 300_000_000
 SPEC = grid.WindowSpec(("hr", "ppg"), 1, 5)

@@ -3,9 +3,9 @@
 import jax
 import numpy as np
 import pytest
+from ehrwear_jax.models.joint.decayed_counts import DecayedCounts
 
 from ehrwear_jax.models.joint import decayed_counts
-from ehrwear_jax.models.joint.decayed_counts import DecayedCounts
 
 
 def packed(rng, lengths, n_tokens):
