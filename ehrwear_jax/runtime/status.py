@@ -26,20 +26,24 @@ def lease_line(folder: Path | str) -> str:
     return f"{who} works here, seen {goodput.duration(age)} ago"
 
 
-def stage_lines(workdir: Path | str) -> list[str]:
-    """A line per stage that was begun."""
+def artifact_lines(workdir: Path | str) -> list[str]:
+    """A line per kind of what was made, and one for each that was begun and is not done (stages/artifacts.py)."""
+    begun = [files.read_json(p, {}) for p in sorted(Path(workdir).glob("*/**/artifact.json"), key=_modified)]
     lines = []
-    for mark in sorted(Path(workdir).glob("*/stage.json"), key=lambda p: p.stat().st_mtime):
-        if mark.parent.name.endswith(".previous"):
-            continue
-        about = files.read_json(mark, {})
-        state = "done" if about.get("done") else "begun"
-        lines.append(f"{mark.parent.name:<9} {state}, {goodput.duration(about.get('seconds', 0.0))} of work")
+    for kind in dict.fromkeys(about.get("kind", "?") for about in begun):
+        mine = [about for about in begun if about.get("kind", "?") == kind]
+        spent = goodput.duration(sum(about.get("seconds", 0.0) for about in mine))
+        lines.append(f"{kind:<12} {sum(bool(a.get('done')) for a in mine)} done, {spent} of work")
+        lines += [f"  {a['name']}: begun, not done" for a in mine if not a.get("done")]
     return lines
 
 
-def row_lines(folder: Path | str, verify: bool = False) -> list[str]:
-    """Lines on one pretraining folder: progress, heartbeat, checkpoints, goodput, events."""
+def _modified(path):
+    return path.stat().st_mtime
+
+
+def training_lines(folder: Path | str, verify: bool = False) -> list[str]:
+    """Lines on one network's folder: progress, heartbeat, checkpoints, goodput, events."""
     folder, now = Path(folder), time.time()
     beat = files.read_json(folder / run_dir.HEARTBEAT, {})
     logged = [x for x in run_dir.read_lines(folder / "metrics.jsonl") if "loss/total" in x]
@@ -98,21 +102,20 @@ def event_lines(folder: Path | str) -> list[str]:
 
 
 def report(folder: Path | str, verify: bool = False) -> str:
-    """The text for a workdir, or for the folder of one pretraining.
+    """The text for a workdir, or for the folder of one network.
 
     Raises:
       FileNotFoundError: it is neither.
     """
     folder = Path(folder)
-    rows = sorted({p.parent for name in (run_dir.ABOUT, run_dir.HEARTBEAT) for p in folder.rglob(name)})
-    rows = [r for r in rows if not any(part.endswith(".previous") for part in r.relative_to(folder).parts)]
-    stages = stage_lines(folder)
-    if not rows and not stages:
-        raise FileNotFoundError(f"{folder}: no run; name a --workdir of main, or the folder of one pretraining")
-    lines = [f"{folder}: {lease_line(folder)}", *stages]
-    for row in rows:
-        lines += ["", f"{row.relative_to(folder) if row != folder else row}"]
-        lines += ["  " + line for line in row_lines(row, verify)]
+    networks = sorted({p.parent for name in (run_dir.ABOUT, run_dir.HEARTBEAT) for p in folder.rglob(name)})
+    artifacts = artifact_lines(folder)
+    if not networks and not artifacts:
+        raise FileNotFoundError(f"{folder}: no run; name a --workdir of main, or the folder of one network")
+    lines = [f"{folder}: {lease_line(folder)}", *artifacts]
+    for network in networks:
+        lines += ["", f"{network.relative_to(folder) if network != folder else network}"]
+        lines += ["  " + line for line in training_lines(network, verify)]
     return "\n".join(lines)
 
 
