@@ -61,7 +61,6 @@ TESTS = Path(__file__).parent
 GROWTH_BYTES = 500e6
 resident_bytes = [psutil.Process().memory_info().rss]  # after programs were last dropped
 
-
 # Folders whose files take longest. They come first, so that no worker is left alone with one of them at the end.
 LONGEST = ("training", "models", "stages", "ops")
 

@@ -83,7 +83,7 @@ def write_json(path: Path | str, value: Any, *, indent: int | None = None, flush
     write_text(path, json.dumps(value, indent=indent), flush=flush)
 
 
-write_whole = write_text
+write_whole = write_text  # its old name
 
 
 def read_json(path: Path | str, default: Any = None) -> Any:

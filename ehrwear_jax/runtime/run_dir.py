@@ -85,9 +85,9 @@ class Lease:
     A lease of a process of this machine that is dead is taken over at once. One of another machine is taken over when
     nobody has renewed it for `stale_s`: it is watched that long if need be.
 
-    The library filelock (4.3) does not serve: its locks are held by the kernel or for ever, so that nobody could take
-    over from a machine that is gone. Its SoftFileLease, which expires, is taken over by an exchange of two names, which
-    NFS refuses (renameat2 with RENAME_EXCHANGE gives EINVAL), and would stay held there as well.
+    The library filelock (4.3) does not serve: its only lock that expires, SoftFileLease, is taken over by an exchange
+    of two names (renameat2 with RENAME_EXCHANGE), which NFS refuses. A folder whose machine is gone would stay held for
+    ever, as with its other locks, which nobody may take over.
 
     Args:
       stale_s, renew_s: seconds without renewal after which a lease counts as left behind; between renewals.

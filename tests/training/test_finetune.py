@@ -164,14 +164,18 @@ def test_full_changes_what_z_depends_on(people, params, encode, reads, found):
 
 @pytest.mark.parametrize("mode", ["lora", "adapter"])
 def test_what_is_new_starts_as_no_change(people, params, encode, reads, mode):
-    """z of the model with it equals that of the pretrained one bit for bit."""
+    """z of the model with it equals that of the pretrained one bit for bit, when each operation runs by itself.
+
+    Compiled, they are two programs, and which of their operations XLA fuses, and so rounds together, is up to it.
+    """
     settings = config(mode)
     options = finetune.adapted_options(MODEL, settings)
     model, batch = train.make_model(people, options), next(batches(people, reads["binary"]["train"]))[0]
     new = finetune.trainable(model, params, batch, settings)
     assert any(np.any(x) for x in jax.tree.leaves(new))
-    after = encoder(people, finetune.merged(params, new, settings), options)(batch)
-    np.testing.assert_array_equal(after, encode(batch))
+    with jax.disable_jit():
+        after = encoder(people, finetune.merged(params, new, settings), options)(batch)
+        np.testing.assert_array_equal(after, encode(batch))
 
 
 def test_fine_tuning_fits_the_training_reads_better_than_the_head(found, people, reads):
