@@ -1,6 +1,7 @@
 """Declares the options of the joint family: the paper's model of linked EHR events and wearable signals."""
 
 import dataclasses
+from typing import ClassVar
 
 from ehrwear_jax.config import options
 from ehrwear_jax.config.data import PrepareConfig
@@ -217,6 +218,9 @@ WEIGHTS = {
 @dataclasses.dataclass(frozen=True)
 class Config:
     """A model of the joint family."""
+
+    # options that change how a result is computed, and not the result
+    NOT_RESULTS: ClassVar[tuple[str, ...]] = ("network.remat", "network.unroll", "network.attention")
 
     modalities: tuple = MODALITIES
     """Which of "ehr" and "wear" the model is given."""
