@@ -1,4 +1,4 @@
-"""Random predictions and targets of the joint family's terms, with holes and padding, and their losses and gradients."""
+"""Random predictions and targets of the joint terms, with holes and padding, and their losses and gradients."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""The fields of a joint batch: sizes from the config and the data, fills that are no place, fields of optional inputs."""
+"""The fields of a joint batch: sizes from config and data, fills that are no place, fields of optional inputs."""
 
 import dataclasses
 
