@@ -63,8 +63,8 @@ class People:
         )
         if config.raw_windows and not raw["channels"]:
             raise ValueError(
-                f"{self.folder} has no raw windows, for which config.context.raw_windows makes room: prepare it with "
-                "config.prepare.raw_channels"
+                f"{self.folder} has no raw windows, for which config.joint.context.raw_windows makes room: prepare it "
+                "with config.prepare.raw_channels"
             )
         self.vocabulary = Vocabulary.load(self.folder)
         self._shards = tuple(meta["shards"])
