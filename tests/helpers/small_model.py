@@ -1,6 +1,7 @@
 """A small joint model with random parameters and a batch of two rows, for tests of its interpretation."""
 
 import functools
+import zlib
 
 import jax
 import jax.numpy as jnp
@@ -70,7 +71,13 @@ def make_model(kernel="mixture"):
 
 
 def random_params(shapes, seed=0, mean=0.1, spread=0.4):
-    """Normal numbers in the places of parameters, whose initial values may hide an input or a leak."""
-    leaves, tree = jax.tree.flatten(nn.meta.unbox(shapes))
-    rng = np.random.default_rng(seed)
-    return tree.unflatten([jnp.asarray(rng.normal(mean, spread, x.shape), x.dtype) for x in leaves])
+    """Normal numbers in the places of parameters, whose initial values may hide an input or a leak.
+
+    They depend on a parameter's path and shape alone: networks that differ in an option share what both have.
+    """
+
+    def draw(path, x):
+        rng = np.random.default_rng([seed, zlib.crc32(jax.tree_util.keystr(path).encode())])
+        return jnp.asarray(rng.normal(mean, spread, x.shape), x.dtype)
+
+    return jax.tree_util.tree_map_with_path(draw, nn.meta.unbox(shapes))
