@@ -47,9 +47,10 @@ class Model:
 
     def identity(self) -> dict:
         """JSON-able dict of what its parameters depend on beside the data."""
+        left_out = set(TRAIN_NOT_RESULTS)
         # with patience, how often and on what is looked decides which parameters are kept
-        of_results = ("validate_every", "validate_batches") if self.train.patience else ()
-        left_out = set(TRAIN_NOT_RESULTS) - set(of_results)
+        left_out -= {"validate_every", "validate_batches"} if self.train.patience else set()
+        left_out -= {"rows_per_device"} if self.train.rows_per_device else set()  # batch_size does not say it yet
         train = {k: v for k, v in options.as_dict(self.train).items() if k not in left_out}
         return {
             "family": self.family,
@@ -116,6 +117,7 @@ def pretrain(
     folder.mkdir(parents=True, exist_ok=True)
     mesh = sharding.make_mesh(config=mesh_config)
     config = with_rows(model.train, mesh)
+    model = dataclasses.replace(model, train=config)
     examples = model.module.examples(store.view("train"), model.config, model.seed)
     held = model.module.examples(store.view("tuning"), model.config, model.seed, train=False)
     if config.patience and not len(held.subject_id):
