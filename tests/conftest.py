@@ -18,10 +18,10 @@ if "PYTEST_XDIST_WORKER_COUNT" in os.environ:
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 # Tests compile more than they compute: unoptimised machine code and plain fusions take a quarter of the time.
-XLA_FLAGS = ["--xla_backend_optimization_level=0"]
-if version("jaxlib").startswith("0.10."):  # an unknown flag ends the process: for versions in which it was tried
-    XLA_FLAGS.append("--xla_cpu_use_fusion_emitters=false")
-os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *XLA_FLAGS])
+# An unknown flag ends the process: the second one is for versions in which it was tried.
+os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_backend_optimization_level=0"
+if version("jaxlib").startswith("0.10."):
+    os.environ["XLA_FLAGS"] += " --xla_cpu_use_fusion_emitters=false"
 os.environ.setdefault(
     "JAX_COMPILATION_CACHE_DIR",
     os.path.join(tempfile.gettempdir(), f"ehrwear_jax-{getpass.getuser()}", "jax"),

@@ -226,20 +226,28 @@ def test_without_a_better_step_the_frozen_probe_is_returned(examples, params, ti
     np.testing.assert_array_equal(f.predict(examples, times["binary"]["held_out"], ROWS), expected)
 
 
-def test_a_survival_head_lowers_the_partial_likelihood_of_tuning(examples, times, z, source, tmp_path):
-    """By a risk set of a batch; the baseline hazard is fitted again to the new log-hazards."""
-    f = finetune.finetune(tmp_path, source["survival"], config(head_learning_rate=1e-4), "head")
+def test_a_survival_head_is_judged_by_its_partial_likelihood(examples, times, z, source, tmp_path, monkeypatch):
+    """By the risk set of a batch in training; the baseline hazard is fitted again to the new log-hazards."""
+    real, looks, losses = finetune.tuning_loss, [], falling()
+
+    def look(*arguments):
+        looks.append(real(*arguments))
+        return losses()
+
+    monkeypatch.setattr(finetune, "tuning_loss", look)
+    f = finetune.finetune(tmp_path, source["survival"], config(steps=30), "head")
     train, tuning = times["survival"]["train"], times["survival"]["tuning"]
     start = finetune.fit_probe(times["survival"], z)
     likelihood = cox.PartialLikelihood(tuning["time_to_event_days"], tuning["event_observed"])
-    looks = {s: x["validation/loss/total"] for s, x in logged(tmp_path).items()}
     assert looks[0] == pytest.approx(-likelihood.value(start.log_hazard(z["tuning"])) / likelihood.n_events, rel=1e-5)
-    assert f.best_step > 0 and min(looks.values()) == looks[f.best_step]
+    assert len(set(looks)) == 3 and f.best_step == 30
+    assert np.all(f.probe.coef_D != start.coef_D)
     times_T, hazard = cox.breslow(
         train["time_to_event_days"], train["event_observed"], f.predict(examples, train, ROWS)
     )
     np.testing.assert_array_equal(f.probe.event_times_T, times_T)
     np.testing.assert_allclose(f.probe.cumulative_hazard_T, hazard, rtol=1e-6)
+    assert np.any(np.abs(hazard / start.cumulative_hazard_T - 1) > 1e-4)
 
 
 # ------------------------------------------------------------------------------------------------ labelled times
