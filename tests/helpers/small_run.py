@@ -18,10 +18,9 @@ def write_inputs(root, folds=None):
     return cohort.write_labels(root / "labels", N_SUBJECTS)
 
 
-def prepare(root, raw=None):
-    """What prepare makes of the inputs of small_config, below root for `store`; raw: of another folder."""
-    raw = raw or root / "raw"
-    options = config_lib.parse(small_config(root)).prepare
+def prepare(root, raw=None, options=None):
+    """What prepare makes of raw tables, below root for `store`; by default root/raw, and as small_config says."""
+    raw, options = raw or root / "raw", options or config_lib.parse(small_config(root)).prepare
     dataset.prepare_tables(raw / "meds", raw / "wearable", root / "tables", options)
     dataset.prepare_split(root / "tables", meds.read_codes(raw / "meds"), root / "all", options)
     return root
