@@ -132,6 +132,16 @@ def _split(state):
     return {k: state[k] for k in APART if k in state} | ({"state": rest} if rest else {})
 
 
+def _few_slices():
+    """Context of orbax that lets devices share the writing of copies only where they are large.
+
+    Each share of each shape is a program of its own to compile: of a small model hundreds, that write a few bytes each.
+    """
+    context = ocp.Context()
+    context.array.saving.min_slice_bytes_for_replica_parallel = 1 << 20
+    return context
+
+
 class Checkpoints:
     """Numbered checkpoints in a folder, saved in the background.
 
@@ -180,7 +190,8 @@ class Checkpoints:
         target = self.folder / str(step)
         self._saving = step, target
         try:
-            response = ocp.save_checkpointables_async(target, _split(state))
+            with _few_slices():
+                response = ocp.save_checkpointables_async(target, _split(state))
         except Exception as error:
             self._failure = error
             self.wait()

@@ -29,7 +29,12 @@ def encoder(network: Any, variables: dict, dropout_seed: int | None = None) -> E
       variables: {"params", "collections"}.
       dropout_seed: with it the dropout of training stays on, other masks for each row and each call in turn; the same
         seed and calls give the same masks (Monte Carlo dropout, interpret/uncertainty.py).
+
+    Raises:
+      ValueError: dropout is to stay on in a network whose statistics would then be those of each batch.
     """
+    if dropout_seed is not None and variables["collections"]:
+        raise ValueError(f"dropout cannot stay on alone in a network that changes its {min(variables['collections'])}")
     mesh = sharding.make_mesh(jax.local_devices()[:1])
     # by way of the host: parameters that lie on all processes cannot be moved to this one's device directly
     whole = {"params": variables["params"], **variables["collections"]}

@@ -77,7 +77,8 @@ class FinetuneTask:
         self, params: dict, collections: dict, frozen: Any, batch: dict, dropout_key: jax.Array | None
     ) -> tuple[Any, dict]:
         """({"output": logits or log-hazards [B, S], "penalty": of the head}, no collections)."""
-        still = dropout_key is None or self.mode == "head" or not self.config.dropout
+        # statistics that follow batches belong to the trained model: a network that has some is as at inference
+        still = dropout_key is None or self.mode == "head" or not self.config.dropout or bool(frozen["collections"])
         variables = {"params": self.merged(frozen["params"], params["model"]), **frozen["collections"]}
         inputs = {k: v for k, v in batch.items() if not k.startswith(LABEL)}
         options = {"deterministic": still, "method": "encode", "rngs": None if still else {"dropout": dropout_key}}

@@ -1,5 +1,6 @@
 """Makes AdamW as the paper has it, sums gradients over micro-batches, averages weights."""
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -58,17 +59,18 @@ def summed_gradients(objective: Callable, variables: tuple, batch: dict, key: ja
     parts = {k: jnp.swapaxes(x.reshape(n_rows // n_micro, n_micro, *x.shape[1:]), 0, 1) for k, x in batch.items()}
     keys = jax.random.split(key, n_micro)
 
-    def one(collections, part):
+    @functools.partial(jax.jit, inline=True)  # so that its trace for the shapes serves the loop
+    def one(params, collections, part):
         (value, (metrics, collections)), grads = gradient(params, collections, *part)
         return (value, metrics, grads), collections
 
     def add(carry, part):
         total, collections = carry
-        found, collections = one(collections, part)
+        found, collections = one(params, collections, part)
         return (jax.tree.map(jnp.add, total, found), collections), None
 
     first = jax.tree.map(lambda x: x[0], (parts, keys))
-    zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(one, collections, first)[0])
+    zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(one, params, collections, first)[0])
     ((value, metrics, grads), collections), _ = jax.lax.scan(add, (zero, collections), (parts, keys))
     return Summed(value, metrics, grads, collections)
 

@@ -47,7 +47,11 @@ class Model:
 
     def identity(self) -> dict:
         """JSON-able dict of what its parameters depend on beside the data."""
-        train = {k: v for k, v in options.as_dict(self.train).items() if k not in TRAIN_NOT_RESULTS}
+        left_out = set(TRAIN_NOT_RESULTS)
+        # with patience, how often and on what is looked decides which parameters are kept
+        left_out -= {"validate_every", "validate_batches"} if self.train.patience else set()
+        left_out -= {"rows_per_device"} if self.train.rows_per_device else set()  # batch_size does not say it yet
+        train = {k: v for k, v in options.as_dict(self.train).items() if k not in left_out}
         return {
             "family": self.family,
             "config": without(options.as_dict(self.config), getattr(self.config, "NOT_RESULTS", ())),
@@ -113,8 +117,11 @@ def pretrain(
     folder.mkdir(parents=True, exist_ok=True)
     mesh = sharding.make_mesh(config=mesh_config)
     config = with_rows(model.train, mesh)
+    model = dataclasses.replace(model, train=config)
     examples = model.module.examples(store.view("train"), model.config, model.seed)
     held = model.module.examples(store.view("tuning"), model.config, model.seed, train=False)
+    if config.patience and not len(held.subject_id):
+        raise ValueError("config.train.patience waits for a lower loss on the tuning split, which has nobody")
     task = make_task(model, examples.spec, mesh)
     sizes = cost.parameters(jax.eval_shape(lambda: task.init(jax.random.key(0))[0]))
     write_model(folder, model, examples, sizes)

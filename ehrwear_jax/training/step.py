@@ -50,13 +50,18 @@ class NetworkTask:
     objective: Objective
 
     @functools.cached_property
+    def _variables(self):
+        # one trace serves the names of axes, the shapes of the state and its making
+        return jax.jit(lambda key: self.network.init(key, self.spec.empty(1)), inline=True)
+
+    @functools.cached_property
     def axes(self) -> dict[str, tuple[str | None, ...]]:
         """Logical names of the axes of each parameter that has any."""
-        return parameter_axes(self.network, self.spec)
+        return _names(jax.eval_shape(self._variables, jax.random.key(0)))
 
     def init(self, key: jax.Array) -> tuple[dict, dict]:
         """Initial variables."""
-        return split_variables(self.network.init(key, self.spec.empty(1)))
+        return split_variables(self._variables(key))
 
     def apply(
         self, params: dict, collections: dict, frozen: Any, batch: dict, dropout_key: jax.Array | None
@@ -84,8 +89,11 @@ def split_variables(variables: Mapping[str, Any]) -> tuple[dict, dict]:
 
 def parameter_axes(network: nn.Module, spec: BatchSpec) -> dict[str, tuple[str | None, ...]]:
     """{path of a parameter: logical names of its axes}, of the parameters that carry names."""
-    shapes = jax.eval_shape(lambda: network.init(jax.random.key(0), spec.empty(1)))["params"]
-    named = traverse_util.flatten_dict(nn.get_partition_spec(shapes), sep="/")
+    return _names(jax.eval_shape(lambda: network.init(jax.random.key(0), spec.empty(1))))
+
+
+def _names(variables):
+    named = traverse_util.flatten_dict(nn.get_partition_spec(variables["params"]), sep="/")
     return {path: tuple(names) for path, names in named.items() if any(names)}
 
 

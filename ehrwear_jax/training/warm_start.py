@@ -53,7 +53,8 @@ def from_run(source: str | Path, params: Any, places: Places, folder: Path | Non
     """The given parameters with those of another run in their places; says what matched.
 
     Args:
-      source: folder of a trained model; its newest whole checkpoint is taken, its `average` if it has one.
+      source: folder of a trained model; of its newest whole checkpoint those are taken that it is used with: of the
+        lowest validation loss if they were kept, else averaged ones, else the last.
       params: the new run's, as initialised; their layout over the devices is kept.
       folder: receives init_from.json, the report.
 
@@ -64,9 +65,8 @@ def from_run(source: str | Path, params: Any, places: Places, folder: Path | Non
     source = Path(source)
     if not (source / "checkpoints").is_dir() and (source / "models").is_dir():
         raise FileNotFoundError(f"{source}: name one of its models, a folder in {source / 'models'}")
-    parts, step = read_newest(source / "checkpoints", ("params", "average"))
-    alike = "average" in parts and jax.tree.structure(parts["average"]) == jax.tree.structure(parts["params"])
-    theirs = parts["average" if alike else "params"]
+    parts, step = read_newest(source / "checkpoints", ("params", "average", "best"))
+    theirs = parts["best"]["variables"]["params"] if "best" in parts else parts.get("average", parts["params"])
     new, report = merge(_on_host(params), theirs, places, files.read_json(source / NAMES))
     report = {"source": str(source), "step": step} | report
     logging.info(

@@ -1,24 +1,45 @@
 """A small joint model with random parameters and a batch of two rows, for tests of its interpretation."""
 
 import functools
+import zlib
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import random_rows
+from flax import linen as nn
 
 from ehrwear_jax.models.joint import batch as batch_lib
-from ehrwear_jax.models.joint.network import ModelConfig, MultimodalModel
+from ehrwear_jax.models.joint.batch import Facts
+from ehrwear_jax.models.joint.config import MODALITIES, Config, ContextConfig, NetworkConfig
 
 T, Q, W, L, C = 7, 3, 2, 4, 2
 WEAR_AT = (2, 4)  # positions of the windows
-SHAPE = batch_lib.BatchShape(tokens=T, windows=W, steps=L, channels=C, patches=2, masked=1, events=1, queries=Q,
-                             future_windows=1, future_codes=2, recalled_tokens=2)  # fmt: skip
+FACTS = Facts(
+    modalities=MODALITIES, vocabulary=8, steps=L, channels=C, derived=0, future_codes=2, history_tokens=2, n_horizons=1,
+    future_rates=(0.1, 0.1),
+)  # fmt: skip
+
+
+@functools.cache
+def config(kernel="mixture"):
+    """The model's config."""
+    return Config(
+        context=ContextConfig(tokens=T, context_tokens=T, windows=W, queries=Q, events=1, future_windows=1,
+                              horizons=(30,), future_codes=2, history_tokens=2, patch_steps=2),
+        network=NetworkConfig(width=8, n_layers=2, n_heads=2, mlp_width=8, token_width=4, time_features=8,
+                              source_width=2, wear_width=8, wear_layers=1, wear_heads=2, n_components=3, count_width=4,
+                              kernel=kernel),
+    )  # fmt: skip
+
+
+SPEC = random_rows.spec_of(config(), FACTS)
 
 
 def make_batch(seed=0):
     """Query 0 sees nothing, query 1 four tokens, query 2 all; the last token of row 1 is padding."""
     rng = np.random.default_rng(seed)
-    batch = batch_lib.empty_batch(SHAPE, 2)
+    batch = SPEC.empty(2)
     batch["token"][:] = rng.integers(3, 8, (2, T))
     batch["value"][:] = rng.normal(size=(2, T))
     batch["modality"][:] = batch_lib.MODALITY_EHR
@@ -43,16 +64,20 @@ def make_batch(seed=0):
 
 @functools.cache
 def make_model(kernel="mixture"):
-    """(model, params)."""
-    model = MultimodalModel(
-        ModelConfig(
-            vocabulary=8, steps=L, channels=C, patch_steps=2, future_windows=1, future_codes=2, horizons=1,
-            later_rates=(0.1, 0.1), recalled_tokens=2, width=8, n_layers=2, n_heads=2, mlp_width=8, token_width=4,
-            time_features=8, source_width=2, wear_width=8, wear_layers=1, wear_heads=2, n_components=3, kernel=kernel,
-            count_width=4,
-        )
-    )  # fmt: skip
-    shapes = jax.eval_shape(model.init, jax.random.key(0), make_batch())["params"]
-    leaves, tree = jax.tree.flatten(shapes)
-    rng = np.random.default_rng(0)
-    return model, tree.unflatten([jnp.asarray(rng.normal(0.1, 0.4, x.shape), x.dtype) for x in leaves])
+    """(network, params)."""
+    _, network, _ = random_rows.model_of(config(kernel), FACTS)
+    shapes = jax.eval_shape(network.init, jax.random.key(0), make_batch())["params"]
+    return network, random_params(shapes)
+
+
+def random_params(shapes, seed=0, mean=0.1, spread=0.4):
+    """Normal numbers in the places of parameters, whose initial values may hide an input or a leak.
+
+    They depend on a parameter's path and shape alone: networks that differ in an option share what both have.
+    """
+
+    def draw(path, x):
+        rng = np.random.default_rng([seed, zlib.crc32(jax.tree_util.keystr(path).encode())])
+        return jnp.asarray(rng.normal(mean, spread, x.shape), x.dtype)
+
+    return jax.tree_util.tree_map_with_path(draw, nn.meta.unbox(shapes))

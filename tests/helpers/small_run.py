@@ -3,6 +3,10 @@
 import cohort
 
 from ehrwear_jax import config as config_lib
+from ehrwear_jax.data.formats import meds
+from ehrwear_jax.data.prepare import dataset
+from ehrwear_jax.data.store import RecordStore
+from ehrwear_jax.training.pretrain import Model
 
 N_SUBJECTS = 30
 EHR_ONLY, WEAR_ONLY = 9, 14  # two held-out people with one modality, given ehr_only=(EHR_ONLY,)
@@ -14,8 +18,28 @@ def write_inputs(root, folds=None):
     return cohort.write_labels(root / "labels", N_SUBJECTS)
 
 
+def prepare(root, raw=None, options=None):
+    """What prepare makes of raw tables, below root for `store`; by default root/raw, and as small_config says."""
+    raw, options = raw or root / "raw", options or config_lib.parse(small_config(root)).prepare
+    dataset.prepare_tables(raw / "meds", raw / "wearable", root / "tables", options)
+    dataset.prepare_split(root / "tables", meds.read_codes(raw / "meds"), root / "all", options)
+    return root
+
+
+def store(root, split=None):
+    """The records that `prepare`, or cohort.prepare_cohort, made below root."""
+    return RecordStore(root / "all", split)
+
+
+def fitted_as(root, target):
+    """Gives a folder that is to be prepared what was fitted below root, as new patients of a trained model have it."""
+    (target / "all").mkdir(parents=True)
+    for name in ("vocabulary.csv", "codes.csv", "meta.json"):
+        (target / "all" / name).write_bytes((root / "all" / name).read_bytes())
+
+
 def small_config(root):
-    """Reads what write_inputs wrote. All three rows and late fusion, a binary and a survival task."""
+    """Reads what write_inputs wrote. All three models and late fusion, a binary and a survival task."""
     config = config_lib.base()
     config.name = "small"
     raw = root / "raw"
@@ -25,14 +49,14 @@ def small_config(root):
     config.prepare.update({"channels": cohort.CHANNELS, "log_channels": ("activity",), "min_subjects": 2,
                            "min_values": 10, "value_bins": 4, "subjects_per_shard": 8, "step_minutes": 60,
                            "workers": 1})  # fmt: skip
-    config.context.update({"tokens": 48, "windows": 16, "context_tokens": 40, "queries": 8, "events": 8,
-                           "patch_steps": 3, "future_windows": 2, "future_codes": 5})  # fmt: skip
-    config.model.update({"width": 8, "n_layers": 1, "n_heads": 2, "mlp_width": 16, "token_width": 8,
-                         "time_features": 8, "wear_width": 8, "wear_layers": 1, "wear_heads": 2,
-                         "source_width": 4})  # fmt: skip
+    config.joint.context.update({"tokens": 48, "windows": 16, "context_tokens": 40, "queries": 8, "events": 8,
+                                 "patch_steps": 3, "future_windows": 2, "future_codes": 5})  # fmt: skip
+    config.joint.network.update({"width": 8, "n_layers": 1, "n_heads": 2, "mlp_width": 16, "token_width": 8,
+                                 "time_features": 8, "wear_width": 8, "wear_layers": 1, "wear_heads": 2,
+                                 "source_width": 4})  # fmt: skip
+    config.joint.weights.wear_to_ehr = (0.2, 1.0, 4)
     config.train.update({"steps": 6, "batch_size": 8, "peak_learning_rate": 3e-3, "warmup_steps": 2, "log_every": 1,
                          "validate_every": 3, "validate_batches": 1, "checkpoint_every": 2})  # fmt: skip
-    config.train.weights.wear_to_ehr = (0.2, 1.0, 4)
     config.embed.update({"batch_size": 4, "trajectories": 2, "trajectory_points": 12})
     config.evaluate.update({"tasks": ("readmission", "relapse"), "n_resamples": 50, "tabular_codes": 8})
     config.interpret.enabled = False  # has tests of its own
@@ -40,8 +64,13 @@ def small_config(root):
     return config
 
 
-def one_row(config, row):
-    """One pretrained row instead of three."""
-    config.rows = {row: config.rows[row]}
-    config.evaluate.update({"late_fusion": (), "reference_model": row})
+def one_model(config, name):
+    """One pretrained model instead of three."""
+    config.models = {name: config.models[name]}
+    config.evaluate.update({"late_fusion": (), "reference_model": name})
     return config
+
+
+def model_of(config, name="joint", seed=0):
+    """What training/pretrain.py trains, of a config's models."""
+    return Model(**config_lib.parse(config).model(name, seed))

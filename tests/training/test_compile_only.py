@@ -1,47 +1,57 @@
-"""What a config would cost: stand-ins have the sizes of data, and a step compiles for chips that are not there."""
+"""What a config would cost: sizes without data, and a step that compiles for chips that are not there."""
 
 import os
 import re
 import subprocess
 import sys
 
+import jax
 import pytest
 from repo import REPO
+from toy_families import pooled
 
 from ehrwear_jax.config.data import PrepareConfig
-from ehrwear_jax.models.joint.examples import ContextConfig
-from ehrwear_jax.training import compile_only as dry_run
-from ehrwear_jax.training import cost, train
+from ehrwear_jax.config.training import TrainConfig
+from ehrwear_jax.models.joint.config import Config, ContextConfig, NetworkConfig
+from ehrwear_jax.training import compile_only, sharding
+from ehrwear_jax.training.pretrain import Model
 
 CONTEXT = ContextConfig(tokens=8, context_tokens=8, windows=4, queries=2, events=2, future_windows=2, horizons=(30, 90),
-                        future_codes=4, recalled_tokens=3, patch_steps=3)  # fmt: skip
+                        future_codes=4, history_tokens=3, patch_steps=3)  # fmt: skip
 PREPARE = PrepareConfig(channels=("a", "b"), window_hours=6, step_minutes=30)
-SMALL = {"width": 8, "n_layers": 1, "n_heads": 2, "mlp_width": 16, "token_width": 4, "time_features": 8,
-         "wear_width": 8, "wear_layers": 1, "wear_heads": 2, "source_width": 2, "count_width": 4}  # fmt: skip
-
-
-def test_a_stand_in_has_the_sizes_that_are_asked_for():
-    patients = dry_run.AssumedPatients(CONTEXT, PREPARE, 50)
-    shape = patients.batch_shape()
-    assert (shape.tokens, shape.windows, shape.steps, shape.channels, shape.patches) == (8, 4, 12, 2, 4)
-    assert (shape.future_codes, shape.recalled_tokens) == (4, 3) and len(patients.later_rates()) == 8
-    assert train.make_model(patients, SMALL).config.vocabulary == 50
-    alone = dry_run.AssumedPatients(ContextConfig(modalities=("ehr",)), PREPARE, 50)
-    assert alone.batch_shape().windows == 0
+SMALL = NetworkConfig(width=8, n_layers=1, n_heads=2, mlp_width=16, token_width=4, time_features=8, wear_width=8,
+                      wear_layers=1, wear_heads=2, source_width=2, count_width=4)  # fmt: skip
+JOINT = Model("joint", "joint", Config(context=CONTEXT, network=SMALL))
 
 
 def test_parameters_grow_with_the_vocabulary_by_its_tables():
-    """Two tables of embeddings and a bias per token; nothing else."""
-    few, many = (dry_run.parameters(dry_run.AssumedPatients(CONTEXT, PREPARE, v), SMALL) for v in (50, 51))
-    assert {k: many[k] - few[k] for k in few if many[k] != few[k]} == {"ehr": 4 + 4 + 1}
+    """Two tables of embeddings, and a bias per token where they are scored; nothing else."""
+    few, many = (
+        compile_only.parameters(JOINT, compile_only.assumed(JOINT, PREPARE, vocabulary)[0]) for vocabulary in (50, 51)
+    )
+    assert {k: many[k] - few[k] for k in few if many[k] != few[k]} == {"ehr": 4 + 4, "code_head": 1}
     assert few["rho"] == 8 * 8 + 8 and set(few) > {"backbone", "wear", "query"}
 
 
-def test_full_rows_are_counted_as_a_batch_would_be():
-    counts = dry_run.full_counts(dry_run.AssumedPatients(CONTEXT, PREPARE, 50), 3)
-    assert counts == {"contexts": 3, "tokens": 24, "queries": 6, "windows": 12, "seen": 3 * (36 + 16)}
-    empty = dry_run.batch_lib.empty_batch(dry_run.AssumedPatients(CONTEXT, PREPARE, 50).batch_shape(), 1)
-    assert counts.keys() == cost.batch_counts(empty).keys()
+def test_a_family_that_cannot_say_its_sizes_is_named():
+    toy = Model("toy", "toy_families.pooled", pooled.Config())
+    with pytest.raises(ValueError, match="the family toy_families.pooled cannot say what its batches would be"):
+        compile_only.assumed(toy, PREPARE, 50)
+
+
+def test_a_step_is_compiled_on_shapes_alone():
+    """Of a family that is no other's: its rows, its memory, what travels, and the flops of full rows."""
+    model = Model("toy", "toy_families.pooled", pooled.Config(), TrainConfig(batch_size=0, rows_per_device=2))
+    spec, mesh = pooled.examples(pooled.Store(), pooled.Config()).spec, sharding.make_mesh()
+    found = compile_only.compile_step(model, spec, {"tokens": 3}, mesh)
+    sizes = compile_only.parameters(model, spec)
+    assert found.rows == 16 and found.model_flops == 6 * sum(sizes.values()) * 16 * 3
+    assert found.memory["total"] == sum(v for k, v in found.memory.items() if k != "total")
+    assert found.memory["state and batch"] >= 3 * 4 * sum(sizes.values()), "parameters and two moments"
+    assert "all-reduce" in found.collectives and found.flops > 0 and found.seconds > 0
+    with pytest.raises(ValueError, match="config.train.accumulate=2 leaves 8 rows"):
+        halves = Model("toy", "toy_families.pooled", pooled.Config(), TrainConfig(batch_size=16, accumulate=2))
+        compile_only.compile_step(halves, spec, {"tokens": 3}, sharding.make_mesh(jax.devices()[:3]))
 
 
 def compile_for(config, *arguments):
@@ -57,7 +67,7 @@ def compile_for(config, *arguments):
 
 def _has_libtpu():
     try:
-        dry_run.tpu_library()
+        compile_only.tpu_library()
     except FileNotFoundError:
         return False
     return True
@@ -77,9 +87,9 @@ def test_a_topology_that_there_is_not_is_said(monkeypatch):
     def refuse(*_, **__):
         raise RuntimeError("no such slice")
 
-    monkeypatch.setattr(dry_run, "tpu_library", lambda: "libtpu.so")
-    monkeypatch.setattr(dry_run.topologies, "get_topology_desc", refuse)
+    monkeypatch.setattr(compile_only, "tpu_library", lambda: "libtpu.so")
+    monkeypatch.setattr(compile_only.topologies, "get_topology_desc", refuse)
     for name in ("TPU_LIBRARY_PATH", "TPU_SKIP_MDS_QUERY", "TPU_WORKER_HOSTNAMES", "ALLOW_MULTIPLE_LIBTPU_LOAD"):
         monkeypatch.setenv(name, "")
     with pytest.raises(ValueError, match="config.topology is 'v5e:3x3': no such slice"):
-        dry_run.tpu_devices("v5e:3x3")
+        compile_only.tpu_devices("v5e:3x3")

@@ -8,15 +8,16 @@ import sys
 import pytest
 from repo import REPO
 
-from ehrwear_jax.models.joint import losses
+from ehrwear_jax.models.joint.config import WEIGHTS
 
-TERMS = [t for t in losses.TERMS if t not in ("content_norm", "latent_kl")]  # penalties predict nothing
+TERMS = [t for t in WEIGHTS if t not in ("content_norm", "latent_kl")]  # penalties predict nothing
 
 
 def learn(folder, *arguments):
     program, config = REPO / "tests" / "helpers" / "learning_run.py", REPO / "configs" / "tiny.py"
     script = [sys.executable, str(program), str(config), str(folder)]
-    env = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"} | {"PYTHONPATH": str(REPO)}
+    env = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+    env |= {"PYTHONPATH": f"{REPO}{os.pathsep}{program.parent}"}
     done = subprocess.run([*script, *arguments], env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     return json.loads((folder / "learning.json").read_text())

@@ -1,18 +1,21 @@
 """Training on meshes of eight devices: losses of one device, where every parameter lies, what travels."""
 
+import dataclasses
 import json
 
 import jax
 import numpy as np
 import pytest
+from random_rows import EVERY_TERM
 from repo import REPO
 
 from ehrwear_jax.config.data import PrepareConfig
-from ehrwear_jax.models.joint import batch as batch_lib
-from ehrwear_jax.models.joint import losses
-from ehrwear_jax.models.joint.examples import ContextConfig
-from ehrwear_jax.training import compile_only as dry_run
-from ehrwear_jax.training import hlo, schedules, sharding, train
+from ehrwear_jax.config.training import MeshConfig, TrainConfig
+from ehrwear_jax.models.joint import family
+from ehrwear_jax.models.joint.config import WEIGHTS, Config, ContextConfig, NetworkConfig
+from ehrwear_jax.training import hlo, sharding, step
+from ehrwear_jax.training.optimizer import make_optimizer
+from ehrwear_jax.training.pretrain import Model, make_task
 
 GOLDEN = REPO / "tests" / "training" / "golden_sharding.json"  # written anew by this file as a program
 MESHES = {
@@ -24,31 +27,48 @@ MESHES = {
 }
 ROWS, STEPS = 8, 20
 CONTEXT = ContextConfig(tokens=8, context_tokens=8, windows=4, queries=3, events=3, future_windows=2, horizons=(30, 90),
-                        future_codes=4, recalled_tokens=2, patch_steps=2)  # fmt: skip
+                        future_codes=4, history_tokens=2, patch_steps=2)  # fmt: skip
 PREPARE = PrepareConfig(channels=("a", "b"), window_hours=6, step_minutes=90)
-MODEL = {"width": 16, "n_layers": 2, "n_heads": 2, "mlp_width": 32, "token_width": 8, "time_features": 8,
-         "wear_width": 8, "wear_layers": 1, "wear_heads": 2, "wear_span_days": 1.0, "source_width": 2,
-         "count_width": 8, "stochastic_depth": 0.1, "attention": "reference"}  # fmt: skip
-TERMS = ("ehr_masked", "ehr_next", "ehr_later", "wear_masked", "wear_to_ehr")  # one for each way of reading z
-CONFIG = train.TrainConfig(steps=STEPS, batch_size=ROWS, peak_learning_rate=3e-3, warmup_steps=2,
-                           weights={t: schedules.Ramp(*[float(t in TERMS)] * 2) for t in losses.TERMS})  # fmt: skip
-PATIENTS = dry_run.AssumedPatients(CONTEXT, PREPARE, 12)
+NETWORK = NetworkConfig(width=16, n_layers=2, n_heads=2, mlp_width=32, token_width=8, time_features=8, wear_width=8,
+                        wear_layers=1, wear_heads=2, wear_span_days=1.0, source_width=2, count_width=8,
+                        stochastic_depth=0.1, attention="reference")  # fmt: skip
+# one for each way of reading z
+TERMS = ("ehr_masked", "future_event", "future_codes", "wear_masked", "wear_to_ehr")
+CONFIG = Config(context=CONTEXT, network=NETWORK, weights={t: [float(t in TERMS)] * 2 + [0] for t in WEIGHTS})
+TRAIN = TrainConfig(steps=STEPS, batch_size=ROWS, peak_learning_rate=3e-3, warmup_steps=2)
+OPTIMIZER = make_optimizer(TRAIN)
+SPEC, _ = family.assumed(CONFIG, PREPARE, 12)
+
+# every parameter that a joint model can have, in two models whose options exclude each other
+ALL_NETWORK = dataclasses.replace(NETWORK, raw_width=8, align_width=8, posterior="normal")
+ALL_PREPARE = dataclasses.replace(PREPARE, raw_channels=("ppg",), raw_rate_hz=4.0, quality=True)
+ALL_CONTEXT = dataclasses.replace(CONTEXT, pairs=4, raw_windows=8)
+ALL_OPTIONS = [
+    Config(context=ALL_CONTEXT, weights=EVERY_TERM, network=dataclasses.replace(ALL_NETWORK, **options))
+    for options in (
+        {"qk_norm": True, "adapter_width": 8},
+        {"kernel": "rational_quadratic", "pool": "temporal", "wear_encoder": "tcn"},
+    )
+]
 
 
 def mesh_of(name):
-    return sharding.make_mesh(config=sharding.MeshConfig(*MESHES[name]))
+    return sharding.make_mesh(config=MeshConfig(*MESHES[name]))
+
+
+def task_on(mesh, config=CONFIG, spec=SPEC):
+    return make_task(Model("joint", "joint", config), spec, mesh)
 
 
 def batches():
     """STEPS of them: two contexts a row of alternating events and windows, with random contents and targets."""
-    shape = PATIENTS.batch_shape()
     for seed in range(STEPS):
         rng = np.random.default_rng(seed)
-        batch = batch_lib.empty_batch(shape, ROWS)
-        for name, (_, dtype, _, _) in batch_lib.FIELDS.items():
+        batch = SPEC.empty(ROWS)
+        for name, field in SPEC.fields.items():
             size = batch[name].shape
-            values = rng.normal(size=size) if dtype == np.float32 else rng.integers(0, 3, size)
-            batch[name] = values.astype(dtype)
+            values = rng.normal(size=size) if field.dtype == np.float32 else rng.integers(0, 3, size)
+            batch[name] = values.astype(field.dtype)
         batch["token"] = rng.integers(3, 12, batch["token"].shape).astype(np.int32)
         batch["modality"][:] = 1 + np.arange(8) % 2
         batch["segment"][:] = 1, 1, 1, 1, 2, 2, 2, 2
@@ -61,36 +81,34 @@ def batches():
         batch["query_kv_range"][:] = (0, 2), (0, 4), (4, 7)
         for name in ("event_pool", "query_pool"):
             batch[name][..., 0], batch[name][..., 1] = 0, 4
-        batch_lib.check_batch(batch, shape, ROWS)
+        SPEC.check(batch, ROWS)
         yield batch
 
 
 def run(mesh, start=None):
     """(losses of STEPS steps, last state, collectives of a step); start: the first state, on the host."""
-    model, optimizer = train.make_model(PATIENTS, MODEL, mesh), train.make_optimizer(CONFIG)
-    curriculum = schedules.curriculum(CONFIG.weights, train.active_terms(model, PATIENTS))
+    task = task_on(mesh)
     if start is None:
-        state = train.init_state(model, optimizer, PATIENTS, CONFIG.seed, mesh)
+        state = step.init_state(task, OPTIMIZER, TRAIN, mesh, 0)
     else:
-        like = train.abstract_state(model, optimizer, PATIENTS, mesh)
+        like = step.abstract_state(task, OPTIMIZER, TRAIN, mesh)
         state = jax.tree.map(lambda x, s: jax.device_put(x, s.sharding), start, like)
     before = jax.tree.map(lambda x: x.sharding, state)
     placed = [sharding.device_batch(batch, mesh) for batch in batches()]
-    step = train.jit_step(model, optimizer, curriculum, CONFIG, state).lower(state, placed[0]).compile()
+    compiled = step.jit_step(task, OPTIMIZER, TRAIN, 0, state).lower(state, {}, placed[0]).compile()
     found = []
     for batch in placed:
-        state, metrics = step(state, batch)
+        state, metrics = compiled(state, {}, batch)
         found.append(float(metrics["loss/total"]))
     assert jax.tree.map(lambda x: x.sharding, state) == before
-    travelled = {kind: list(count) for kind, count in hlo.collectives(step.as_text()).items()}
+    travelled = {kind: list(count) for kind, count in hlo.collectives(compiled.as_text()).items()}
     return np.array(found), jax.device_get(state), travelled
 
 
 @pytest.fixture(scope="module")
 def start():
     """The first state, made by eight devices that each make their part."""
-    model, optimizer = train.make_model(PATIENTS, MODEL), train.make_optimizer(CONFIG)
-    return jax.device_get(train.init_state(model, optimizer, PATIENTS, CONFIG.seed, mesh_of("mixed")))
+    return jax.device_get(step.init_state(task_on(mesh_of("mixed")), OPTIMIZER, TRAIN, mesh_of("mixed"), 0))
 
 
 @pytest.fixture(scope="module")
@@ -120,37 +138,54 @@ def test_losses_of_twenty_steps_are_those_of_one_device(name, start, on_one_devi
             assert travelled[kind][0] == count and travelled[kind][1] == pytest.approx(size, rel=0.05), kind
 
 
-def lies(name):
-    """{path: PartitionSpec as text} of every leaf of the training state that is split, on a mesh."""
-    state = train.abstract_state(
-        train.make_model(PATIENTS, MODEL), train.make_optimizer(CONFIG), PATIENTS, mesh_of(name)
-    )
+def lies(name, config=CONFIG, spec=SPEC):
+    """{path: the mesh axes of each dimension} of every leaf of the training state, on a mesh."""
+    state = step.abstract_state(task_on(mesh_of(name), config, spec), OPTIMIZER, TRAIN, mesh_of(name))
     leaves = jax.tree_util.tree_leaves_with_path(state)
     return {sharding.path_name(p): [str(a) if a else "" for a in (*x.sharding.spec,)] for p, x in leaves}
+
+
+def parameters_lie():
+    """{path: the same} of the parameters of models with all options, where they are split."""
+    out = {}
+    for config in ALL_OPTIONS:
+        found = lies("mixed", config, family.assumed(config, ALL_PREPARE, 12)[0])
+        out |= {p: spec for p, spec in found.items() if p.startswith("params/") and any(spec)}
+    return out
 
 
 def golden():
     return json.loads(GOLDEN.read_text())
 
 
-def test_every_parameter_lies_where_the_golden_file_says():
-    assert lies("mixed") == golden()["sharding"]
+@pytest.fixture(scope="module")
+def mixed():
+    return lies("mixed")
+
+
+def test_every_leaf_of_the_state_lies_where_the_golden_file_says(mixed):
+    assert mixed == golden()["sharding"]
+
+
+def test_every_parameter_of_any_model_lies_where_the_golden_file_says():
+    """Derived from the names of the parameters' axes, which their modules give them."""
+    assert parameters_lie() == golden()["parameters"]
 
 
 def test_without_split_parameters_all_are_whole():
     assert all(not any(spec) for spec in lies("data").values())
 
 
-def test_every_matrix_of_the_layers_is_split_and_moments_lie_with_their_parameters():
-    found = lies("mixed")
-    matrices = [p for p in found if "blocks/" in p and p.endswith(("kernel", "beta", "gamma"))]
-    assert matrices and all(any(found[p]) for p in matrices)
-    for path, spec in found.items():
+def test_every_matrix_of_the_layers_is_split_and_moments_lie_with_their_parameters(mixed):
+    matrices = [p for p in mixed if "blocks/" in p and p.endswith(("kernel", "beta", "gamma"))]
+    assert matrices and all(any(mixed[p]) for p in matrices)
+    for path, spec in mixed.items():
         if path.startswith("params/"):
-            moments = [p for p in found if p.startswith("optimizer/") and p.endswith(path.removeprefix("params"))]
-            assert len(moments) == 2 and all(found[p] == spec for p in moments), path
+            moments = [p for p in mixed if p.startswith("optimizer/") and p.endswith(path.removeprefix("params"))]
+            assert len(moments) == 2 and all(mixed[p] == spec for p in moments), path
 
 
-if __name__ == "__main__":  # python tests/training/test_meshes.py, with tests/ and the repository on PYTHONPATH
-    written = {"sharding": lies("mixed"), "collectives": run(mesh_of("mixed"))[2]}
+if __name__ == "__main__":  # python tests/training/test_meshes.py, with tests/helpers and the repository on PYTHONPATH
+    jax.config.update("jax_num_cpu_devices", 8)
+    written = {"sharding": lies("mixed"), "parameters": parameters_lie(), "collectives": run(mesh_of("mixed"))[2]}
     GOLDEN.write_text(json.dumps(written, indent=1, sort_keys=True) + "\n")

@@ -1,27 +1,33 @@
 """Weight decay where it belongs, micro-batches that add up to the batch, averaged weights."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from random_rows import CONFIG, SHAPE, make_batch
+from random_rows import CONFIG, FACTS, SPEC, make_batch, model_of
+from small_model import random_params
 
-from ehrwear_jax.models.joint import batch as batch_lib
-from ehrwear_jax.models.joint import losses
-from ehrwear_jax.models.joint.network import MultimodalModel
-from ehrwear_jax.training import optimizer, schedules, train
+from ehrwear_jax.config.training import TrainConfig
+from ehrwear_jax.models.joint.config import WEIGHTS
+from ehrwear_jax.models.joint.cross_terms import Contrast
+from ehrwear_jax.models.objective import Ramp, WeightedTerms, n_true
+from ehrwear_jax.training import optimizer, schedules
 
 N_ROWS = 8
 
 
 @pytest.fixture(scope="module")
 def params():
-    return jax.jit(MultimodalModel(CONFIG).init)(jax.random.key(0), batch_lib.empty_batch(SHAPE, 1))["params"]
+    _, network, _ = model_of()
+    shapes = jax.eval_shape(lambda: network.init(jax.random.key(0), SPEC.empty(1)))["params"]
+    return random_params(shapes)
 
 
 def options(**changes):
-    defaults = {"steps": 20, "batch_size": N_ROWS, "peak_learning_rate": 1e-2, "warmup_steps": 1, "weights": {}}
-    return train.TrainConfig(**defaults | changes)
+    defaults = {"steps": 20, "batch_size": N_ROWS, "peak_learning_rate": 1e-2, "warmup_steps": 1}
+    return TrainConfig(**defaults | changes)
 
 
 def test_weight_decay_is_for_matrices_only(params):
@@ -31,12 +37,12 @@ def test_weight_decay_is_for_matrices_only(params):
     block = "backbone/blocks/"
     for name in ("query/kernel", "key/kernel", "value/kernel", "out/kernel", "up/kernel", "down/kernel"):
         assert decayed[block + name], name
-    for name in ("kernel/gamma", "kernel/beta", "modality_tag", "source/kernel", "source/bias", "up/bias",
-                 "norm_attention/scale", "norm_mlp/bias"):  # fmt: skip
+    for name in ("kernel/gamma", "kernel/beta", "modality_bias/tag", "modality_bias/projection", "modality_bias/offset",
+                 "up/bias", "norm_attention/scale", "norm_mlp/bias"):  # fmt: skip
         assert not decayed[block + name], name
     for name in ("ehr/table/embedding", "ehr/value_table/embedding", "modality/embedding", "query",
-                 "decoder/horizon", "posterior/log_rate", "posterior/log_stationary", "align/log_temperature",
-                 "counts/log_rate"):  # fmt: skip
+                 "signal_decoder/horizon", "posterior/log_rate", "posterior/log_stationary",
+                 "term_head_contrast/log_temperature", "counts/log_rate", "code_head/bias"):  # fmt: skip
         assert not decayed[name], name
     matrices = {jax.tree_util.keystr(p, simple=True, separator="/") for p, x in jax.tree.leaves_with_path(params)
                 if x.ndim >= 2}  # fmt: skip
@@ -69,26 +75,28 @@ def test_gradients_are_clipped_at_their_global_norm():
 
 @pytest.fixture(scope="module")
 def results(params):
-    """{n_micro: ((loss, metrics), gradient)} without dropout, of all terms but the contrast of other rows."""
-    model = MultimodalModel(CONFIG)
-    batch = {k: jnp.asarray(v) for k, v in make_batch(N_ROWS).items()}
-    weights = {t: 0.5 + 0.25 * i for i, t in enumerate(losses.TERMS) if t != "contrast"}
+    """{n_micro: Summed} without dropout, of all terms but the contrast of other rows."""
+    weights = {t: (0.5 + 0.25 * i,) * 2 + (0,) for i, t in enumerate(WEIGHTS)} | {"contrast": (0.0, 0.0, 0)}
+    spec, network, objective = model_of(dataclasses.replace(CONFIG, weights=weights))
+    batch = {k: jnp.asarray(v) for k, v in make_batch(N_ROWS, spec).items()}
+    mine = {name: part for name, part in params.items() if name != "term_head_contrast"}
 
     def run(n_micro):
-        whole = losses.normalisers(batch, weights, CONFIG.horizons)
+        whole = objective.normalisers(batch)
 
-        def objective(params, rows, key):
-            return losses.total(model.apply({"params": params}, rows), rows, weights, whole)
+        def loss(params, collections, rows, key):
+            value, metrics = objective(network.apply({"params": params}, rows), rows, objective.weights(0), whole)
+            return value, (metrics, collections)
 
-        return optimizer.summed_gradients(objective, params, batch, jax.random.key(0), n_micro)
+        return optimizer.summed_gradients(loss, (mine, {}), batch, jax.random.key(0), n_micro)
 
     return {n: jax.tree.map(np.asarray, jax.jit(run, static_argnums=0)(n)) for n in (1, 4)}
 
 
 def test_micro_batches_add_up_to_the_batch(results):
     """Rows hold unequal numbers of terms: a mean over micro-batches of their means would be another number."""
-    ((loss, metrics), grads), ((loss_4, metrics_4), grads_4) = results[1], results[4]
-    assert all(metrics[f"loss/{t}"] > 0 for t in losses.TERMS if t != "contrast")
+    (loss, metrics, grads, _), (loss_4, metrics_4, grads_4, _) = results[1], results[4]
+    assert all(metrics[f"loss/{t}"] > 0 for t in WEIGHTS if t != "contrast")
     np.testing.assert_allclose(loss_4, loss, rtol=1e-6)
     assert metrics.keys() == metrics_4.keys()
     for name in metrics:
@@ -97,7 +105,7 @@ def test_micro_batches_add_up_to_the_batch(results):
     slack = 1e-6 * max(np.abs(g).max() for g in jax.tree.leaves(grads))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=slack), grads_4, grads)
     batch = make_batch(N_ROWS)
-    parts = [losses.n_true(batch["masked_position"][i::4] >= 0) for i in range(4)]
+    parts = [n_true(batch["masked_position"][i::4] >= 0) for i in range(4)]
     assert len(set(map(float, parts))) > 1
 
 
@@ -105,22 +113,45 @@ def test_in_micro_batches_contrast_has_the_negatives_of_its_part():
     """Eight rows, a pair and a patient each, all alike: log of the windows that a part compares."""
     unit = jnp.ones((8, 1, 4)) / 2.0
     batch = {"pair_patient": jnp.arange(8)[:, None], "unit": unit}
-    whole = losses.normalisers(batch, ["contrast"], 0)
+    objective = WeightedTerms((Contrast(FACTS, CONFIG),), {"contrast": Ramp(1.0, 1.0)})
+    whole = objective.normalisers(batch)
 
-    def objective(scale, rows, key):
-        out = {"pair_ehr": rows["unit"] * scale, "pair_wear": rows["unit"], "temperature": jnp.float32(0.1)}
-        return losses.total(out, rows, {"contrast": 1.0}, whole)
+    def loss(scale, collections, rows, key):
+        out = {"ehr": rows["unit"] * scale, "wear": rows["unit"], "temperature": jnp.float32(0.1)}
+        value, metrics = objective({"contrast": out}, rows, {"contrast": 1.0}, whole)
+        return value, (metrics, collections)
 
     for n_micro in (1, 2, 4):
-        (loss, metrics), _ = optimizer.summed_gradients(objective, 1.0, batch, jax.random.key(0), n_micro)
-        np.testing.assert_allclose(loss, np.log(8 / n_micro), rtol=1e-5)
-        assert metrics["contrast/negatives"] == 8 / n_micro - 1
-        np.testing.assert_allclose(metrics["contrast/temperature"], 0.1, rtol=1e-6)
+        found = optimizer.summed_gradients(loss, (jnp.float32(1.0), {}), batch, jax.random.key(0), n_micro)
+        np.testing.assert_allclose(found.value, np.log(8 / n_micro), rtol=1e-5)
+        assert found.metrics["contrast/negatives"] == 8 / n_micro - 1
+        np.testing.assert_allclose(found.metrics["contrast/temperature"], 0.1, rtol=1e-6)
+
+
+def test_each_micro_batch_has_rows_of_its_own_a_key_of_its_own_and_the_collections_before_it():
+    """Row r is in part r % n_micro, so that each device gives its share of each."""
+
+    def loss(params, collections, rows, key):
+        noise = jax.random.normal(key, ())
+        seen = collections["seen"] * 10 + rows["row"][0]
+        metrics = {"rows": jnp.sum(rows["row"]), "noise": noise, "square": noise**2}
+        return params * jnp.sum(rows["row"]), (metrics, {"seen": seen})
+
+    batch, key = {"row": jnp.arange(1.0, 7.0)}, jax.random.key(3)
+    variables = jnp.float32(2.0), {"seen": jnp.float32(0.0)}
+    one, three = (optimizer.summed_gradients(loss, variables, batch, key, n) for n in (1, 3))
+    assert one.value == three.value == 42 and one.gradient == three.gradient == 21
+    assert one.metrics["rows"] == three.metrics["rows"] == 21
+    assert one.collections["seen"] == 1 and three.collections["seen"] == 123
+    noise = np.array([jax.random.normal(k, ()) for k in jax.random.split(key, 3)])
+    np.testing.assert_allclose(three.metrics["noise"], noise.sum(), rtol=1e-5)
+    np.testing.assert_allclose(three.metrics["square"], (noise**2).sum(), rtol=1e-5)
+    assert len(set(noise.tolist())) == 3
 
 
 def test_rows_that_do_not_divide_are_refused():
     with pytest.raises(ValueError, match="a batch of 6 rows does not divide into 4 micro-batches"):
-        optimizer.summed_gradients(lambda p, r, k: (0.0, {}), 1.0, {"a": jnp.zeros(6)}, jax.random.key(0), 4)
+        optimizer.summed_gradients(lambda *_: (0.0, ({}, {})), (1.0, {}), {"a": jnp.zeros(6)}, jax.random.key(0), 4)
 
 
 def test_the_average_forgets_the_start_and_follows_the_weights():

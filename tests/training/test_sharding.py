@@ -4,11 +4,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import term_cases
+from flax import traverse_util
 from kernel_attention_suite import Shape, Suite, arguments, device_arrays
-from random_rows import SHAPE, make_batch
+from random_rows import make_batch
 
-from ehrwear_jax.models.joint import batch as batch_lib
-from ehrwear_jax.models.joint import losses
+from ehrwear_jax.config.training import MeshConfig
+from ehrwear_jax.models.joint.config import WEIGHTS
+from ehrwear_jax.models.objective import masked_mean
 from ehrwear_jax.ops.kernel_attention import kernel_attention
 from ehrwear_jax.training import sharding
 
@@ -24,7 +27,7 @@ def test_mesh_has_all_devices_or_those_given():
     [((-1, 2, 2, 1), (2, 2, 2, 1)), ((1, -1, 1, 1), (1, 8, 1, 1)), ((2, 2, 1, 2), (2, 2, 1, 2))],
 )
 def test_the_config_shapes_the_mesh(sizes, shape):
-    mesh = sharding.make_mesh(config=sharding.MeshConfig(*sizes))
+    mesh = sharding.make_mesh(config=MeshConfig(*sizes))
     assert tuple(mesh.shape.values()) == shape and tuple(mesh.shape) == sharding.AXES
 
 
@@ -32,16 +35,43 @@ def test_the_config_shapes_the_mesh(sizes, shape):
 def test_a_mesh_that_does_not_fit_is_refused(sizes):
     named = ", ".join(f"{a}={n}" for a, n in zip(sharding.AXES, sizes, strict=True))
     with pytest.raises(ValueError, match=f"config.mesh {named} does not fit 8 devices"):
-        sharding.make_mesh(config=sharding.MeshConfig(*sizes))
+        sharding.make_mesh(config=MeshConfig(*sizes))
 
 
 def test_a_dimension_that_does_not_divide_is_not_split():
-    mesh = sharding.make_mesh(config=sharding.MeshConfig(1, 2, 2, 2))
+    mesh = sharding.make_mesh(config=MeshConfig(1, 2, 2, 2))
     spec = lambda *pairs: tuple(sharding.spec(mesh, *zip(*pairs, strict=True)))  # noqa: E731
     assert spec((8, "batch"), (6, "length"), (4, "heads"), (5, None)) == ("fsdp", "context", "tensor", None)
     assert spec((7, "batch"), (5, "length"), (4, "heads"), (8, "embed")) == (None, None, "tensor", "fsdp")
-    both = sharding.make_mesh(config=sharding.MeshConfig(4, 2))
+    both = sharding.make_mesh(config=MeshConfig(4, 2))
     assert tuple(sharding.spec(both, (8, 8), ("batch", "heads"))) == (("data", "fsdp"), None)
+
+
+def test_the_state_lies_by_the_names_of_its_parameters_axes():
+    """Wherever in the state a parameter's path ends a leaf's; what has no names, or other dimensions, lies whole."""
+    mesh = sharding.make_mesh(config=MeshConfig(2, 2, 2))
+    axes = {"a/kernel": ("layers", "embed", "mlp"), "a/bias": (None, "mlp"), "table": ("token", "embed")}
+    params = {"a": {"kernel": np.zeros((3, 4, 8)), "bias": np.zeros((3, 8))}, "table": np.zeros((6, 5)),
+              "b": {"kernel": np.zeros((4, 8))}}  # fmt: skip
+    state = {"params": params, "optimizer": ({"mu": params},), "best": {"variables": {"params": params}},
+             "step": np.zeros(()), "a": {"kernel": np.zeros(2)}}  # fmt: skip
+    found = sharding.state_sharding(state, mesh, axes)
+    for part in (found["params"], found["optimizer"][0]["mu"], found["best"]["variables"]["params"]):
+        spec = jax.tree.map(lambda x: tuple(x.spec), part)
+        assert spec["a"]["kernel"] == (None, "fsdp", "tensor") and spec["a"]["bias"] == (None, "tensor")
+        assert spec["table"] == ("tensor", None), "five places do not divide"
+        assert part["b"]["kernel"].is_fully_replicated
+    assert found["step"].is_fully_replicated and found["a"]["kernel"].is_fully_replicated
+
+
+def test_what_networks_take_from_equal_meshes_is_equal():
+    """So that networks for them are equal, and compiled once."""
+    one, again, other = (sharding.make_mesh(jax.devices()[:n]) for n in (2, 2, 1))
+    assert sharding.mesh_ops(one) is sharding.mesh_ops(again) is not sharding.mesh_ops(other)
+    x = jnp.ones((2, 3))
+    assert sharding.mesh_ops(other).constrain(x, "batch", None) is x, "one device needs no constraint"
+    placed = jax.jit(lambda x: sharding.mesh_ops(one).constrain(x, "batch", None))(x)
+    assert tuple(placed.sharding.spec) in (("data",), ("data", None))
 
 
 @pytest.mark.parametrize(
@@ -54,7 +84,7 @@ def test_a_dimension_that_does_not_divide_is_not_split():
     ],
 )
 def test_processes_that_hold_the_same_rows_read_the_same_part(sizes, per_process, shares, monkeypatch):
-    mesh = sharding.make_mesh(config=sharding.MeshConfig(*sizes))
+    mesh = sharding.make_mesh(config=MeshConfig(*sizes))
     whole = sharding.batch_sharding(mesh).devices_indices_map
     for process, share in enumerate(shares):
         mine = jax.devices()[process * per_process :][:per_process]
@@ -90,7 +120,7 @@ def over_devices(n, function, shared, batch):
 
 def assert_same_training(one, four):
     ((loss, metrics), grads), ((loss_4, metrics_4), grads_4) = one, four
-    assert np.isfinite(loss) and all(metrics[f"loss/{t}"] > 0 for t in losses.TERMS)
+    assert np.isfinite(loss) and all(metrics[f"loss/{t}"] > 0 for t in WEIGHTS)
     np.testing.assert_allclose(loss_4, loss, rtol=1e-5)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), metrics_4, metrics)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5), grads_4, grads)
@@ -98,38 +128,29 @@ def assert_same_training(one, four):
 
 def test_losses_and_gradients_do_not_depend_on_the_number_of_devices():
     """Means are over the global batch: rows hold unequal numbers of terms, so a mean of means would differ."""
-    n_rows, shape = 8, SHAPE
-    batch = make_batch(n_rows)
-    batch_lib.check_batch(batch, shape, n_rows)
-    rng = np.random.default_rng(1)
-    axes = shape.axes(n_rows) | {"V": 9, "A": 2, "G": 3, "S": 4}
-    made = {"masked_logits": "MV", "next_logits_event": "EV", "next_logits_query": "QV", "pooled_logits_event": "EV",
-            "pooled_logits_query": "QV", "later_logits": "QKA", "recall_logits": "QRG", "rebuilt": "WLC",
-            "ahead_window": "WHLC", "ahead_query": "QHLC", "summary_event": "EF", "summary_query": "QF",
-            "past_summary": "QF", "pair_ehr": "JS", "pair_wear": "JS", "content": "TS", "mean_token": "TS",
-            "mean_query": "QS", "variance_token": "TS", "variance_query": "QS"}  # fmt: skip
-    out = {k: rng.normal(size=[n_rows, *(axes[a] for a in dims)]).astype(np.float32) for k, dims in made.items()}
-    out |= {k: np.exp(v) for k, v in out.items() if k.startswith("variance")}
-    constant = {"later_entropy": jnp.full((3, 2), 0.5), "temperature": jnp.float32(0.5),
-                "prior_rate": jnp.arange(1.0, 5.0), "prior_variance": jnp.ones(4)}  # fmt: skip
+    n_rows, losses = 8, term_cases.Losses(tuple(WEIGHTS))
+    batch, rng = make_batch(n_rows, term_cases.SPEC), np.random.default_rng(1)
+    out = {k: rng.normal(size=(n_rows, *shape)).astype(np.float32) for k, shape in term_cases.OUTPUTS.items()}
+    out |= {k: np.exp(v) for k, v in out.items() if "variance" in k}
+    constant = term_cases.random_outputs(0)
+    constant = {k: v for k, v in constant.items() if k not in out}
 
     @jax.jit
     def step(scale, rows):
-        def objective(scale):
-            scaled = {k: v * scale[k] if k in scale else v for k, v in rows["out"].items()}
-            return losses.total(scaled | constant, rows["batch"], dict.fromkeys(losses.TERMS, 1.0))
+        def loss(scale):
+            scaled = {k: rows[k] * scale[k] for k in scale} | constant
+            out = traverse_util.unflatten_dict(scaled, sep="/")
+            objective, batch = losses.objective, {k: rows[k] for k in term_cases.SPEC.fields}
+            return objective(out, batch, dict.fromkeys(WEIGHTS, 1.0), objective.normalisers(batch))
 
-        return jax.value_and_grad(objective, has_aux=True)(scale)
+        return jax.value_and_grad(loss, has_aux=True)(scale)
 
-    def spread(scale, flat):
-        return step(scale, {"out": {k: flat[k] for k in out}, "batch": {k: flat[k] for k in batch}})
-
-    scale = dict.fromkeys(made, np.float32(1.0))
-    assert_same_training(*(over_devices(n, spread, scale, {**batch, **out}) for n in (1, 4)))
+    scale = dict.fromkeys(out, np.float32(1.0))
+    assert_same_training(*(over_devices(n, step, scale, {**batch, **out}) for n in (1, 4)))
     # the test can tell: the mean of per-device means is another number
     wear, observed = jnp.asarray(batch["wear"]), batch["observed"]
-    means = [losses.masked_mean(wear[i : i + 2], observed[i : i + 2]) for i in (0, 2, 4, 6)]
-    assert abs(np.mean(means) - losses.masked_mean(wear, observed)) > 1e-3
+    means = [masked_mean(wear[i : i + 2], observed[i : i + 2]) for i in (0, 2, 4, 6)]
+    assert abs(np.mean(means) - masked_mean(wear, observed)) > 1e-3
 
 
 def test_attention_over_the_mesh_moves_no_keys():
@@ -145,7 +166,7 @@ def test_attention_over_the_mesh_moves_no_keys():
         args, keywords = arguments(shape, rest, learned)
         return jnp.sum(attend(*args, **keywords) ** 2)
 
-    grad = jax.jit(jax.grad(lambda x: objective(x, sharding.attention(mesh))))
+    grad = jax.jit(jax.grad(lambda x: objective(x, sharding.mesh_ops(mesh).attend)))
     text = grad.lower(learned).compile().as_text()
     assert "all-reduce" in text and "all-gather" not in text and "all-to-all" not in text
     want = jax.grad(lambda x: objective(x, kernel_attention))(device_arrays(shape, case)[0])

@@ -1,6 +1,7 @@
 """Declares the options of the joint family: the paper's model of linked EHR events and wearable signals."""
 
 import dataclasses
+from typing import ClassVar
 
 from ehrwear_jax.config import options
 from ehrwear_jax.config.data import PrepareConfig
@@ -8,6 +9,16 @@ from ehrwear_jax.config.data import PrepareConfig
 MODALITIES = ("ehr", "wear")
 WEAR_MASKS = ("contiguous", "random", "window", "channel")
 MAX_WARP = 0.1  # up to 1 / (3 pi) = 0.106 time runs forward everywhere, see augmentation.warp_positions
+# of options of the network; the modules that take them know the same names
+NETWORK_CHOICES = {
+    "time_encoding": ("log_linear", "gaussian"),
+    "wear_encoder": ("transformer", "tcn"),
+    "kernel": ("mixture", "rational_quadratic", "none"),
+    "pool": ("attention", "temporal"),
+    "posterior": ("point", "normal"),
+    "remat": ("none", "full", "attention", "products"),
+    "dtype": ("float32", "bfloat16"),
+}
 _MANY = float("inf")
 
 
@@ -198,7 +209,8 @@ class NetworkConfig:
     """Hidden units of adapters, which fine-tuning adds to a pretrained model; 0: none."""
 
     def __post_init__(self):
-        options.require_choice("config.joint.network", "posterior", self.posterior, ("point", "normal"))
+        for name, choices in NETWORK_CHOICES.items():
+            options.require_choice("config.joint.network", name, getattr(self, name), choices)
 
 
 # (start, end, steps of the ramp) of each term's weight; the curriculum of appendix A.4
@@ -221,6 +233,9 @@ WEIGHTS = {
 @dataclasses.dataclass(frozen=True)
 class Config:
     """A model of the joint family."""
+
+    # options that change how a result is computed, and not the result
+    NOT_RESULTS: ClassVar[tuple[str, ...]] = ("network.remat", "network.unroll", "network.attention")
 
     modalities: tuple = MODALITIES
     """Which of "ehr" and "wear" the model is given."""

@@ -5,6 +5,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ehrwear_jax.models.layers.dense import dense
+
 
 def decayed_sums(feature_BxTxD, time_BxT, starts_BxT, rate_R):
     """S_r(i) = sum over j <= i of the same context of exp(-rate_r (t_i - t_j)) feature_j, in O(T).
@@ -59,7 +61,8 @@ class DecayedCounts(nn.Module):
         Returns:
           ([B, T, out_width], [B, Q, out_width]): the state at each token (itself included) and at each query.
         """
-        feature = nn.relu(nn.Dense(self.width, dtype=jnp.float32, name="feature")(nn.LayerNorm(name="norm")(x_BxTxD)))
+        feature = dense(self.width, ("embed", "mlp"), dtype=jnp.float32, name="feature")
+        feature = nn.relu(feature(nn.LayerNorm(name="norm")(x_BxTxD)))
         days_R = np.geomspace(self.shortest_days, self.longest_days, self.n_rates - 1)
         log_rate_R = self.param("log_rate", lambda _: jnp.asarray(-np.log(days_R), jnp.float32))
         rate_R = jnp.append(jnp.exp(log_rate_R), 0.0)
@@ -74,6 +77,6 @@ class DecayedCounts(nn.Module):
         at_query = jnp.take_along_axis(sums, last_BxQ[..., None, None], axis=1) * decay_BxQxR[..., None]
         at_query = jnp.where(seen_BxQ[..., None, None], at_query, 0.0)
 
-        out = nn.Dense(self.out_width, dtype=self.dtype, name="out")
+        out = dense(self.out_width, ("mlp", "embed"), dtype=self.dtype, name="out")
         flat = [jnp.log1p(s).reshape(*s.shape[:2], -1).astype(self.dtype) for s in (sums, at_query)]
         return out(flat[0]), out(flat[1])

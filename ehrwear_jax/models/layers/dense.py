@@ -40,7 +40,8 @@ def dense(
         features,
         axis=tuple(range(-n_inputs, 0)),
         kernel_init=named(kernel_init, *axes),
-        bias_init=named(bias_init, *axes[n_inputs:]),
+        # a bias of the stream lies whole: to gather so little would cost a message a layer and save next to nothing
+        bias_init=named(bias_init, *(None if a == "embed" else a for a in axes[n_inputs:])),
         **options,
     )
 

@@ -1,25 +1,29 @@
-"""The contract of a batch: what is empty fits it, what breaks it is named."""
+"""The fields of a joint batch: sizes from config and data, fills that are no place, fields of optional inputs."""
+
+import dataclasses
 
 import numpy as np
-import pytest
+from random_rows import CONFIG, FACTS, SPEC, spec_of
 
 from ehrwear_jax.models.joint import batch as batch_lib
+from ehrwear_jax.models.joint.config import Config, ContextConfig
 
-SHAPE = batch_lib.BatchShape(
-    tokens=7, windows=3, steps=12, channels=2, patches=4, masked=5, events=6, queries=8, future_windows=9,
-    future_codes=10, recalled_tokens=13, pairs=14,
-)  # fmt: skip
+SIZES = ContextConfig(tokens=28, context_tokens=28, windows=3, queries=8, events=6, pairs=14, future_windows=9,
+                      horizons=(30,), patch_steps=3)  # fmt: skip
+OF_DATA = dataclasses.replace(FACTS, steps=12, channels=2, derived=1, future_codes=10, history_tokens=13)
 
 
-def test_the_empty_batch_fits_the_contract_and_holds_nothing():
-    batch = batch_lib.empty_batch(SHAPE, 11)
-    batch_lib.check_batch(batch, SHAPE, 11)
-    assert list(batch) == list(batch_lib.FIELDS)
-    assert batch["token"].shape == (11, 7) and batch["age"].shape == (11, 7, 2)
+def test_an_empty_batch_holds_nothing_in_the_stated_sizes():
+    spec = spec_of(dataclasses.replace(CONFIG, context=SIZES), OF_DATA)
+    batch = spec.empty(11)
+    spec.check(batch, 11)
+    assert batch["token"].shape == (11, 28) and batch["age"].shape == (11, 28, 2)
     assert batch["wear"].shape == (11, 3, 12, 2) and batch["patch_mask"].shape == (11, 3, 4)
-    assert batch["event_summary"].shape == (11, 6, 6) and batch["query_code_bin"].shape == (11, 8, 10)
+    assert batch["masked_position"].shape == (11, 7) and batch["pair_near"].shape == (11, 14, 2)
+    assert batch["event_summary"].shape == (11, 6, 7) and batch["query_code_bin"].shape == (11, 8, 10)
     assert batch["query_window"].shape == (11, 8, 9) and batch["step_window"].shape == (11, 3, 9)
-    for name in ("window", "window_position", "masked_position", "event_position", "query_window", "step_window"):
+    for name in ("window", "window_position", "masked_position", "event_position", "query_window", "step_window",
+                 "pair_position", "pair_patient"):  # fmt: skip
         assert np.all(batch[name] == -1), f"{name}: 0 is a place"
     for name in ("token", "modality", "segment", "kv_range", "query_kv_range", "query_segment", "query_horizons"):
         assert not batch[name].any()
@@ -34,41 +38,24 @@ def test_token_ids_and_modalities_are_distinct():
 
 
 def test_no_windows_is_a_size_like_any_other():
-    shape = batch_lib.BatchShape(**{**SHAPE.__dict__, "windows": 0, "channels": 0})
-    batch = batch_lib.empty_batch(shape, 2)
-    batch_lib.check_batch(batch, shape, 2)
-    assert batch["wear"].shape == (2, 0, 12, 0) and batch["event_summary"].shape == (2, 6, 0)
+    spec = spec_of(Config(modalities=("ehr",), context=SIZES), dataclasses.replace(OF_DATA, modalities=("ehr",)))
+    batch = spec.empty(2)
+    spec.check(batch, 2)
+    assert batch["wear"].shape == (2, 0, 12, 2) and batch["window_position"].shape == (2, 0)
 
 
-@pytest.mark.parametrize("name", batch_lib.FIELDS)
-def test_every_fault_is_named(name):
-    good = batch_lib.empty_batch(SHAPE, 2)
-    with pytest.raises(ValueError, match=f"'{name}'"):
-        batch_lib.check_batch({k: v for k, v in good.items() if k != name}, SHAPE, 2)
-    with pytest.raises(ValueError, match=f"batch field {name}:"):
-        batch_lib.check_batch(good | {name: good[name][:, :-1]}, SHAPE, 2)
-    with pytest.raises(ValueError, match=f"batch field {name}:"):
-        batch_lib.check_batch(good | {name: good[name].astype(np.float64)}, SHAPE, 2)
-    with pytest.raises(ValueError, match=f"batch field {name}:"):
-        batch_lib.check_batch(good | {name: good[name][:1]}, SHAPE, 2)
+def test_fields_of_optional_inputs_are_there_where_the_data_have_them():
+    assert not {"quality", *batch_lib.RAW} & SPEC.fields.keys()
+    with_room = dataclasses.replace(CONFIG, context=dataclasses.replace(SIZES, raw_windows=5))
+    known = dataclasses.replace(OF_DATA, quality=True, raw_samples=30, raw_channels=3)
+    batch = spec_of(with_room, known).empty(2)
+    assert batch["quality"].shape == (2, 3, 4, 2) and batch["raw"].shape == (2, 5, 30, 3)
+    assert batch["raw_observed"].shape == (2, 5, 30, 3) and np.all(batch["raw_window"] == -1)
+    assert not set(batch_lib.RAW) & spec_of(CONFIG, known).fields.keys(), "no room, no raw windows"
+    alone = dataclasses.replace(known, modalities=("ehr",))
+    assert not {"quality", *batch_lib.RAW} & spec_of(with_room, alone).fields.keys()
 
 
-def test_an_unknown_field_is_named():
-    with pytest.raises(ValueError, match="'surprise'"):
-        batch_lib.check_batch(batch_lib.empty_batch(SHAPE, 2) | {"surprise": np.zeros(2)}, SHAPE, 2)
-
-
-def test_optional_fields_are_checked_where_they_are_given():
-    good = batch_lib.empty_batch(SHAPE, 2)
-    quality = np.zeros((2, SHAPE.windows, SHAPE.patches, SHAPE.channels), np.float32)
-    batch_lib.check_batch(good | {"quality": quality}, SHAPE, 2)
-    raw = {"raw": np.zeros((2, 5, 30, 3), np.float32), "raw_observed": np.zeros((2, 5, 30, 3), bool),
-           "raw_window": np.zeros((2, 5), np.int32), "raw_patch": np.zeros((2, 5), np.int32)}  # fmt: skip
-    batch_lib.check_batch(good | raw, SHAPE, 2)
-    for name in raw:
-        with pytest.raises(ValueError, match=f"'{name}'"):
-            batch_lib.check_batch(good | {k: v for k, v in raw.items() if k != name}, SHAPE, 2)
-        with pytest.raises(ValueError, match="batch field raw"):
-            batch_lib.check_batch(good | raw | {name: raw[name][:, :-1]}, SHAPE, 2)
-    with pytest.raises(ValueError, match="batch field quality:"):
-        batch_lib.check_batch(good | {"quality": quality[..., :-1]}, SHAPE, 2)
+def test_every_field_says_what_it_is():
+    for name, field in SPEC.fields.items():
+        assert field.meaning and set(field.axes) <= SPEC.sizes.keys(), name

@@ -5,13 +5,15 @@ from types import SimpleNamespace
 import cohort
 import numpy as np
 import pytest
+import small_run
 from hypothesis import given
 from hypothesis import strategies as st
+from joint_rows import assert_same, contexts, examples_of, row_of, rows_of
 
 from ehrwear_jax.models.joint import batch as batch_lib
 from ehrwear_jax.models.joint import context
-from ehrwear_jax.models.joint import examples as pipeline
-from ehrwear_jax.models.joint.context import ContextConfig
+from ehrwear_jax.models.joint.examples import JointExamples
+from ehrwear_jax.models.joint.patient import DAY_US
 
 OPTIONS = {
     "tokens": 64,
@@ -27,28 +29,13 @@ INPUTS_BUT_SIGNAL = ("token", "value", "modality", "time", "age", "segment", "kv
                      "window_position", "query_time", "query_age", "query_segment", "query_kv_range")  # fmt: skip
 
 
+def make_rows(root, augmented=True, modalities=("ehr", "wear"), **options):
+    return examples_of(root, OPTIONS | options, augmented=augmented, modalities=modalities)
+
+
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    root = cohort.write_cohort(tmp_path_factory.mktemp("cohort"), n_subjects=100, wear_days=2)
-    return cohort.prepare_cohort(root)
-
-
-def make_rows(folder, augmented=True, **options):
-    return pipeline.TrainRows(cohort.open_patients(folder, ContextConfig(**OPTIONS | options), "train"), 0, augmented)
-
-
-def read(rows, epochs=2):
-    return [rows[g] for g in range(epochs * rows.rows_per_epoch)]
-
-
-def contexts(row):
-    return [np.nonzero(row["segment"] == s)[0] for s in range(1, row["segment"].max() + 1)]
-
-
-def assert_same(some, others, names=batch_lib.FIELDS):
-    for one, two in zip(some, others, strict=True):
-        for name in names:
-            np.testing.assert_array_equal(one[name], two[name], err_msg=name)
+def plain_rows(many_people):
+    return rows_of(make_rows(many_people))
 
 
 def hidden_steps(row):
@@ -75,7 +62,7 @@ def test_a_context_shows_the_latest_events_whatever_windows_there_are(
         if len(want) < room and (windows or not is_wear[i]):
             want.insert(0, i)
             windows -= is_wear[i]
-    shown = np.arange(len(is_wear))[span.places(patient)]
+    shown = np.arange(len(is_wear))[span.positions(patient)]
     np.testing.assert_array_equal(shown, want)
     assert not want or span.start == want[0], "kernel times count from a token that is shown"
     assert span.n_windows(patient) == sum(is_wear[i] for i in want) <= max_windows
@@ -92,18 +79,21 @@ def test_a_context_shows_the_latest_events_whatever_windows_there_are(
         {"noise_steps": 2},
     ],
 )
-def test_options_that_ask_for_nothing_change_nothing(folder, neutral):
-    assert_same(read(make_rows(folder)), read(make_rows(folder, **neutral)))
-    assert_same(read(make_rows(folder)), read(make_rows(folder, augmented=False, noise=1.0, drop_ehr=0.5)))
+def test_options_that_ask_for_nothing_change_nothing(many_people, plain_rows, neutral):
+    assert_same(plain_rows, rows_of(make_rows(many_people, **neutral)))
+
+
+def test_what_is_not_augmented_is_not_changed(many_people, plain_rows):
+    assert_same(plain_rows, rows_of(make_rows(many_people, augmented=False, noise=1.0, drop_ehr=0.5)))
 
 
 # ----------------------------------------------------------------------------------------------------------- signal
 
 
 @pytest.mark.parametrize("kind", ["contiguous", "random", "channel"])
-def test_noise_is_on_what_the_model_sees_and_leaves_every_target_but_the_next_windows(folder, kind):
-    plain, noisy = (read(make_rows(folder, noise=0.5, wear_mask_kind=kind, augmented=a)) for a in (False, True))
-    assert_same(plain, noisy, set(batch_lib.FIELDS) - {"wear"})
+def test_noise_is_on_what_the_model_sees_and_leaves_every_target_but_the_next_windows(many_people, kind):
+    plain, noisy = (rows_of(make_rows(many_people, noise=0.5, wear_mask_kind=kind, augmented=a)) for a in (False, True))
+    assert_same(plain, noisy, plain[0].keys() - {"wear"})
     moved = seen = 0
     for one, two in zip(plain, noisy, strict=True):
         hidden = hidden_steps(one)
@@ -116,22 +106,22 @@ def test_noise_is_on_what_the_model_sees_and_leaves_every_target_but_the_next_wi
 
 
 @pytest.mark.parametrize("kind", ["contiguous", "channel"])
-def test_noise_does_not_tell_what_is_hidden(folder, kind):
+def test_noise_does_not_tell_what_is_hidden(many_people, kind):
     """Other signal behind the masks and the same draws: the same visible steps."""
     options = {"noise": 0.5, "masked_contexts": 1.0, "wear_mask_kind": kind}
-    rows, other = make_rows(folder, **options), make_rows(folder, **options)
+    rows, other = make_rows(many_people, **options), make_rows(many_people, **options)
     plan = rows.plan(0)
     hidden_anywhere = 0
     for g in range(rows.rows_per_epoch):
-        row = rows[g]
+        row = row_of(rows, g)
         for s, i in enumerate(plan.patient_N[plan.members(g)], start=1):
             slots = np.nonzero((row["window_position"] >= 0) & (row["segment"][row["window_position"]] == s))[0]
-            if not len(slots) or len(slots) < len(other.patients[int(i)].window_MxLxC):
+            if not len(slots) or len(slots) < len(other.people[int(i)].window_MxLxC):
                 continue
             hidden = hidden_steps(row)[slots]
-            patient = other.patients[int(i)]
+            patient = other.people[int(i)]
             patient.window_MxLxC = np.where(hidden, 100 * patient.window_MxLxC + 7, patient.window_MxLxC)
-            changed = other[g]
+            changed = row_of(other, g)
             np.testing.assert_array_equal(changed["wear"][slots][~hidden], row["wear"][slots][~hidden])
             assert np.all(changed["wear"][slots][hidden] != row["wear"][slots][hidden])
             hidden_anywhere += hidden.sum()
@@ -139,8 +129,8 @@ def test_noise_does_not_tell_what_is_hidden(folder, kind):
 
 
 @pytest.mark.parametrize("chance", [0.2, 0.5])
-def test_lost_channels_are_missing_for_the_model_and_for_the_targets(folder, chance):
-    plain, lossy = (read(make_rows(folder, channel_dropout=chance, augmented=a), 4) for a in (False, True))
+def test_lost_channels_are_missing_for_the_model_and_for_the_targets(many_people, chance):
+    plain, lossy = (rows_of(make_rows(many_people, channel_dropout=chance, augmented=a), 4) for a in (False, True))
     assert_same(plain, lossy, INPUTS_BUT_SIGNAL)
     n = hit = 0
     for one, two in zip(plain, lossy, strict=True):
@@ -160,9 +150,9 @@ def test_lost_channels_are_missing_for_the_model_and_for_the_targets(folder, cha
 
 
 @pytest.mark.parametrize("options", [{"channel_dropout": 0.6}, {"time_warp": 0.1}])
-def test_the_past_to_be_recalled_is_the_one_that_was_shown(folder, options):
+def test_the_history_to_be_reconstructed_is_the_one_that_was_shown(many_people, options):
     checked = 0
-    for row in read(make_rows(folder, summary_days=10_000.0, **options), 4):
+    for row in rows_of(make_rows(many_people, summary_days=10_000.0, **options), 4):
         for (lo, hi), past, mask in zip(row["query_kv_range"], row["query_past"], row["query_past_mask"], strict=True):
             slots = np.nonzero((row["window_position"] >= lo) & (row["window_position"] < hi))[0]
             shown = np.where(row["observed"][slots], row["wear"][slots], np.nan).astype(np.float64)
@@ -175,8 +165,8 @@ def test_the_past_to_be_recalled_is_the_one_that_was_shown(folder, options):
     assert checked > 100
 
 
-def test_a_warp_changes_signal_and_target_alike_and_keeps_the_ends(folder):
-    plain, warped = (read(make_rows(folder, time_warp=0.05, augmented=a)) for a in (False, True))
+def test_a_warp_changes_signal_and_target_alike_and_keeps_the_ends(many_people):
+    plain, warped = (rows_of(make_rows(many_people, time_warp=0.05, augmented=a)) for a in (False, True))
     assert_same(plain, warped, INPUTS_BUT_SIGNAL)
     changed = 0
     for one, two in zip(plain, warped, strict=True):
@@ -191,12 +181,13 @@ def test_a_warp_changes_signal_and_target_alike_and_keeps_the_ends(folder):
 # ------------------------------------------------------------------------------------------------- modalities, days
 
 
-def test_modalities_are_dropped_by_chance_and_their_targets_stay(folder):
+def test_modalities_are_dropped_by_chance_and_their_targets_stay(many_people):
     options = {"drop_ehr": 0.25, "drop_wear": 0.25, "masked_contexts": 0.0}
-    rows, lossy = (make_rows(folder, augmented=a, **options) for a in (False, True))
+    rows, lossy = (make_rows(many_people, augmented=a, **options) for a in (False, True))
     n = no_ehr = no_wear = wear_to_ehr = ehr_to_wear = n_queries = 0
     for g in range(12 * rows.rows_per_epoch):
-        one, two, planned = rows[g], lossy[g], rows.plan(g // rows.rows_per_epoch).members(g % rows.rows_per_epoch)
+        one, two = row_of(rows, g), row_of(lossy, g)
+        planned = rows.plan(g // rows.rows_per_epoch).members(g % rows.rows_per_epoch)
         assert min(one["segment"].max(), two["segment"].max()) >= planned.stop - planned.start, "nobody is left out"
         pairs = list(zip(contexts(one), contexts(two), strict=False))[: planned.stop - planned.start]
         for s, (before, after) in enumerate(pairs, start=1):
@@ -224,47 +215,47 @@ def stops(rows, epochs):
     """[(patient, its number of merged tokens at the context's end)] by the places of the tokens in time."""
     found = []
     for g in range(epochs * rows.rows_per_epoch):
-        row = rows[g]
+        row = row_of(rows, g)
         for (drawn, _), own in zip(rows.contexts(g), contexts(row), strict=True):
-            p = rows.patients[drawn.place]
+            p = rows.people[drawn.position]
             # ages count from a fixed origin: unlike kernel times they tell which token is the last
-            last_us = p.origin_us + row["age"][own[-1]].astype(np.float64) @ [1, 1] * pipeline.DAY_US
+            last_us = p.origin_us + row["age"][own[-1]].astype(np.float64) @ [1, 1] * DAY_US
             found.append((p, int(np.searchsorted(p.time_N, last_us + 20_000_000, side="right"))))
     return found
 
 
-def test_contexts_end_with_a_patient_day(folder):
-    ends = stops(make_rows(folder, patient_days=1.0), 4)
+def test_contexts_end_with_a_patient_day(many_people):
+    ends = stops(make_rows(many_people, patient_days=1.0), 4)
     early = 0
     for p, stop in ends:
-        day = (p.time_N - 1) // pipeline.DAY_US
+        day = (p.time_N - 1) // DAY_US
         assert stop == len(day) or day[stop] > day[stop - 1]
         early += stop < len(day)
     assert early > len(ends) / 3
-    assert all(stop == len(p.time_N) or stop >= 30 for p, stop in stops(make_rows(folder), 4))
+    assert all(stop == len(p.time_N) or stop >= 30 for p, stop in stops(make_rows(many_people), 4))
 
 
-def test_administrative_days_are_drawn_less_often(folder):
+def test_administrative_days_are_drawn_less_often(many_people):
     def share(**options):
-        rows = make_rows(folder, patient_days=1.0, modalities=("ehr",), **options)
-        code_V = np.array(rows.patients.vocabulary.tokens["code"].str.starts_with("LAB//").to_list())
+        rows = make_rows(many_people, patient_days=1.0, modalities=("ehr",), **options)
+        code_V = np.array(rows.people.vocabulary.tokens["code"].str.starts_with("LAB//").to_list())
         return np.mean([code_V[p.event_token_K[stop - 1]] for p, stop in stops(rows, 6)])
 
     plain, fewer, none = share(), *(share(administrative_codes=("LAB//",), administrative_weight=w) for w in (0.1, 0.0))
     assert plain > 2 * fewer > 4 * none
 
 
-def test_an_event_of_interest_draws_the_masks_and_their_number_stays(folder):
+def test_an_event_of_interest_draws_the_masks_and_their_number_stays(many_people):
     options = {"masked_contexts": 1.0, "mask_temperature": 0.0, "modalities": ("ehr",)}
     near_options = {"interest_codes": ("DX//E11",), "interest_factor": 4.0, "interest_days": 2.0}
-    plain, drawn = (make_rows(folder, **options | o) for o in ({}, near_options))
-    interest_V = drawn.patients.interest_V
-    assert interest_V.sum() == 1 and not plain.patients.interest_V.any()
+    plain, drawn = (make_rows(many_people, **options | o) for o in ({}, near_options))
+    interest_V = drawn.people.interest_V
+    assert interest_V.sum() == 1 and not plain.people.interest_V.any()
     rate, count = {}, {}
     for name, rows in (("plain", plain), ("drawn", drawn)):
         near = [0, 0]
         hidden = total = 0
-        for row in read(rows, 12):
+        for row in rows_of(rows, 12):
             at = row["masked_position"][row["masked_position"] >= 0]
             token = row["token"].copy()
             token[at] = row["masked_target"][row["masked_position"] >= 0]
@@ -282,9 +273,9 @@ def test_an_event_of_interest_draws_the_masks_and_their_number_stays(folder):
 
 @pytest.mark.parametrize("kind", ["contiguous", "random", "window", "channel"])
 @pytest.mark.parametrize("rate", [0.25, 0.5])
-def test_the_share_of_hidden_windows_is_the_configured_one(folder, kind, rate):
+def test_the_share_of_hidden_windows_is_the_configured_one(many_people, kind, rate):
     hidden = total = 0
-    for row in read(make_rows(folder, masked_contexts=1.0, wear_mask=rate, wear_mask_kind=kind), 4):
+    for row in rows_of(make_rows(many_people, masked_contexts=1.0, wear_mask=rate, wear_mask_kind=kind), 4):
         real = row["window_position"] >= 0
         field, other = ("channel_mask", "patch_mask") if kind == "channel" else ("patch_mask", "channel_mask")
         assert not row[other].any() and not row[field][~real].any()
@@ -293,69 +284,51 @@ def test_the_share_of_hidden_windows_is_the_configured_one(folder, kind, rate):
     assert total > 500 and abs(hidden / total - rate) < 5 * np.sqrt(rate * (1 - rate) / total)
 
 
-def test_masks_are_only_where_contexts_are_masked(folder):
-    for row in read(make_rows(folder, masked_contexts=0.0, wear_mask_kind="channel")):
+def test_masks_are_only_where_contexts_are_masked(many_people):
+    for row in rows_of(make_rows(many_people, masked_contexts=0.0, wear_mask_kind="channel")):
         assert not row["channel_mask"].any() and np.all(row["masked_position"] < 0)
-
-
-@pytest.mark.parametrize(
-    "options, sentence",
-    [
-        ({"tokens": 64, "context_tokens": 65}, "context_tokens is 65; it must be at most config.context.tokens, 64"),
-        ({"wear_mask_kind": "patches"}, "wear_mask_kind is 'patches'; it can be contiguous, random, window, channel"),
-        ({"interest_codes": "DX"}, "interest_codes is a string; it must be a tuple of strings"),
-        ({"time_warp": 0.2}, "time_warp is 0.2; it must lie in [0, 0.1]"),
-        ({"noise": -1.0}, "noise is -1.0; it must lie in [0, inf]"),
-        ({"drop_ehr": 0.6, "drop_wear": 0.5}, "drop_wear is 0.5; it must lie in [0, 0.4]"),
-        ({"patient_days": float("nan")}, "patient_days is nan; it must lie in [0, 1]"),
-    ],
-)
-def test_options_that_cannot_be_are_refused(options, sentence):
-    with pytest.raises(ValueError) as caught:
-        ContextConfig(**options)
-    assert str(caught.value).startswith("config.context.") and sentence in str(caught.value)
 
 
 # ---------------------------------------------------------------------------------------------------- co-located pairs
 
 
-def events_read(folder, **options):
-    """Events in the context of a read at the end of each record."""
-    config = ContextConfig(**OPTIONS | {"tokens": 400, "context_tokens": 400} | options)
-    people = cohort.open_patients(folder, config)
-    n = len(people)
+def events_shown(root, modalities=("ehr", "wear"), **options):
+    """Events in the context of a prediction time at the end of each record, and the windows of the record."""
+    examples = make_rows(root, modalities=modalities, **{"tokens": 400, "context_tokens": 400} | options)
+    examples = JointExamples(small_run.store(root), examples.config)  # of all splits
+    people, n = examples.people, len(examples)
     seen = np.zeros(n, int)
-    for batch, where in pipeline.inference_batches(people, np.arange(n), [people[i].end_us for i in range(n)], 4):
+    for batch, where in examples.prediction_batches(np.arange(n), [people[i].end_us for i in range(n)], 4):
         for r, q in zip(*np.nonzero(where >= 0), strict=True):
             mine = batch["segment"][r] == batch["query_segment"][r, q]
             seen[where[r, q]] = np.count_nonzero(mine & (batch["modality"][r] == batch_lib.MODALITY_EHR))
     return seen, np.array([people[i].is_wear_N.sum() for i in range(n)])
 
 
-def test_events_stay_where_windows_have_no_room(folder):
+def test_events_stay_where_windows_have_no_room(many_people):
     """A joint context has every event that one of EHR alone has, while there are tokens for both."""
-    alone, _ = events_read(folder, modalities=("ehr",))
+    alone, _ = events_shown(many_people, modalities=("ehr",))
     for windows in (32, 2):
-        joint, n_windows = events_read(folder, windows=windows)
+        joint, n_windows = events_shown(many_people, windows=windows)
         np.testing.assert_array_equal(joint, alone)
     assert np.count_nonzero(n_windows > 2) > 20
 
 
-def test_pairs_are_windows_with_visible_events_near_their_end(folder):
+def test_pairs_are_windows_with_visible_events_near_their_end(many_people):
     days, options = 20.0, {"pairs": 6, "colocated_days": 20.0, "masked_contexts": 1.0, "ehr_mask": 0.5}
-    rows = make_rows(folder, **options)
+    rows = make_rows(many_people, **options)
     ids, n_pairs, later = [], 0, 0
-    for g, row in enumerate(read(rows, 1)):
+    for g, row in enumerate(rows_of(rows, 1)):
         real = row["pair_patient"] >= 0
         assert np.array_equal(real, row["pair_position"] >= 0)
-        inside = [drawn.place for drawn, _ in rows.contexts(g)]
+        inside = [drawn.position for drawn, _ in rows.contexts(g)]
         for position, (lo, hi), patient in zip(
             row["pair_position"][real], row["pair_near"][real], row["pair_patient"][real], strict=True
         ):
             segment = row["segment"][position]
             assert row["modality"][position] == batch_lib.MODALITY_WEAR and inside[segment - 1] == patient
             assert row["observed"][row["window"][position]].any()
-            n_static = len(rows.patients[int(patient)].static_token_S)
+            n_static = len(rows.people[int(patient)].static_token_S)
             mine = np.nonzero(row["segment"] == segment)[0][n_static:]
             near = mine[np.abs(row["time"][mine] - row["time"][position]) <= days]
             assert (near[0], near[-1] + 1) == (lo, hi) and len(near) == hi - lo
@@ -367,14 +340,42 @@ def test_pairs_are_windows_with_visible_events_near_their_end(folder):
     assert n_pairs > 20 and len(set(ids)) > 5 and later > 3, "events on either side"
 
 
-def test_pairs_change_nothing_else(folder):
-    """They are drawn last: masks and reads are the same without them."""
+def test_pairs_change_nothing_else(many_people, plain_rows):
+    """They are drawn last: masks and predictions are the same without them, and there are no fields for them."""
     pairs = {"pair_position", "pair_near", "pair_patient"}
-    plain, paired = read(make_rows(folder)), read(make_rows(folder, pairs=4))
-    assert_same(plain, paired, set(batch_lib.FIELDS) - pairs)
-    assert all(row[name].shape[0] == 0 for row in plain for name in pairs)
+    paired = rows_of(make_rows(many_people, pairs=4))
+    assert paired[0].keys() - plain_rows[0].keys() == pairs
+    assert_same(plain_rows, paired)
 
 
-def test_one_modality_has_no_pairs(folder):
+def test_one_modality_has_no_pairs(many_people):
     for modality in ("ehr", "wear"):
-        assert make_rows(folder, pairs=4, modalities=(modality,)).shape.pairs == 0
+        rows = make_rows(many_people, pairs=4, modalities=(modality,))
+        assert not [name for name in rows.spec.fields if name.startswith("pair")]
+
+
+# --------------------------------------------------------------------------------------------------------------- terms
+
+
+@pytest.mark.parametrize("term", ["future_event", "future_codes", "wear_history", "future_signal", "ehr_to_wear"])
+def test_to_leave_out_a_term_changes_no_other_field(many_people, plain_rows, term):
+    others = rows_of(examples_of(many_people, OPTIONS, weights={term: (0.0, 0.0, 0)}), 1)
+    assert_same(plain_rows[: len(others)], others)
+    left = {"future_event": set(), "future_codes": {"query_code_bin", "query_horizons"},
+            "wear_history": {"query_past", "query_past_mask"}, "future_signal": {"step_window", "query_window"},
+            "ehr_to_wear": {f"{n}_summary{m}" for n in ("event", "query") for m in ("", "_mask")}}  # fmt: skip
+    assert plain_rows[0].keys() - others[0].keys() == left[term]
+
+
+def test_nothing_is_hidden_where_no_term_asks_for_it(many_people):
+    """The draws stay: what else is predicted, and where, is the same with and without."""
+    plain = rows_of(make_rows(many_people, masked_contexts=1.0))
+    off = {"ehr_masked": (0.0, 0.0, 0), "wear_masked": (0.0, 0.0, 0)}
+    seen = rows_of(examples_of(many_people, OPTIONS | {"masked_contexts": 1.0}, weights=off))
+    depends = {"token", "value", "patch_mask", "query_token_bin"}  # history is of what is shown
+    assert_same(plain, seen, seen[0].keys() - depends)
+    assert sum(row["patch_mask"].sum() for row in plain) > 50
+    assert not any(row["patch_mask"].any() or (row["token"] == batch_lib.MASK).any() for row in seen)
+    for one, two in zip(plain, seen, strict=True):
+        at = one["masked_position"] >= 0
+        np.testing.assert_array_equal(two["token"][one["masked_position"][at]], one["masked_target"][at])

@@ -1,13 +1,18 @@
 """Contexts, targets and packing on a small random cohort, against slow recomputation in plain Python."""
 
-import cohort
+import pickle
+
 import numpy as np
 import polars as pl
 import pytest
+import small_run
+from joint_rows import config_of, contexts, examples_of, row_of
 
 from ehrwear_jax.models.joint import batch as batch_lib
-from ehrwear_jax.models.joint import examples as pipeline
 from ehrwear_jax.models.joint import masking
+from ehrwear_jax.models.joint.examples import People
+from ehrwear_jax.models.joint.patient import DAY_US
+from ehrwear_jax.training.feed import Share, train_batches
 
 OPTIONS = {
     "tokens": 64,
@@ -31,26 +36,21 @@ EVERYTHING = {
     "channel_dropout": 0.3,
     "drop_ehr": 0.2,
     "drop_wear": 0.2,
+    "pairs": 4,
 }
 
 
-@pytest.fixture(scope="module")
-def prepared(tmp_path_factory):
-    return cohort.prepare_cohort(cohort.write_cohort(tmp_path_factory.mktemp("cohort")), subjects_per_shard=8)
-
-
-def patients(prepared, split="train", **options):
-    return cohort.open_patients(prepared, pipeline.ContextConfig(**OPTIONS | options), split)
+def examples(root, split="train", modalities=("ehr", "wear"), seed=0, **options):
+    return examples_of(root, OPTIONS | options, split, seed, modalities=modalities)
 
 
 @pytest.mark.parametrize("kind", [None, *masking.WEAR_MASKS])
-def test_rows_keep_the_contract_and_the_order(prepared, kind):
+def test_rows_keep_the_contract_and_the_order(few_people, kind):
     options = {} if kind is None else EVERYTHING | {"wear_mask_kind": kind}
-    rows = pipeline.TrainRows(patients(prepared, **options), seed=0)
+    rows = examples(few_people, **options)
     for g in range(3 * rows.rows_per_epoch):
-        row = {k: v[None] for k, v in rows[g].items()}
-        batch_lib.check_batch(row, rows.shape, 1)
-        row = rows[g]
+        row = row_of(rows, g)
+        rows.spec.check({k: v[None] for k, v in row.items()}, 1)
         for name in ("kv_range", "query_kv_range"):
             assert np.all(np.diff(row[name], axis=0) >= 0), "fast implementations rely on monotone ranges"
         n = int((row["segment"] > 0).sum())
@@ -64,27 +64,28 @@ def test_rows_keep_the_contract_and_the_order(prepared, kind):
         np.testing.assert_array_equal(row["window_position"][row["window"][wear]], np.nonzero(wear)[0])
 
 
-def test_every_patient_once_per_epoch_and_rows_are_a_function_of_seed_and_index(prepared):
-    people = patients(prepared)
-    rows, again = pipeline.TrainRows(people, 1), pipeline.TrainRows(patients(prepared), 1)
-    assert sorted(rows.subjects(range(rows.rows_per_epoch))) == sorted(
-        people.index.filter(pl.col("known_events") + pl.col("n_windows") > 0)["subject_id"].to_list()
-    )
+def test_every_patient_once_per_epoch_and_rows_are_a_function_of_seed_and_index(few_people):
+    rows, again, other = examples(few_people, seed=1), examples(few_people, seed=1), examples(few_people, seed=2)
+    has_some = pl.col("n_events") + pl.col("n_windows") > 0
+    everybody = rows.people.index.filter(has_some)["subject_id"].to_list()
+    assert rows.subjects(range(rows.rows_per_epoch)) == sorted(everybody)
+    copied = pickle.loads(pickle.dumps(rows))  # as worker processes receive it
     for g in (0, 5, 3 * rows.rows_per_epoch + 1):
-        one, two = rows[g], again[g]
-        for name in one:
-            np.testing.assert_array_equal(one[name], two[name])
-    assert any(np.any(rows[0][k] != pipeline.TrainRows(people, 2)[0][k]) for k in ("token", "time"))
+        one = row_of(rows, g)
+        for two in (row_of(again, g), row_of(copied, g)):
+            assert one.keys() == two.keys()
+            for name in one:
+                np.testing.assert_array_equal(one[name], two[name])
+    assert any(np.any(row_of(rows, 0)[k] != row_of(other, 0)[k]) for k in ("token", "time"))
 
 
 @pytest.mark.parametrize("options", [{}, EVERYTHING, EVERYTHING | {"wear_mask_kind": "channel"}])
-def test_batches_do_not_depend_on_processes_threads_or_where_a_run_resumes(prepared, options):
-    rows = pipeline.TrainRows(patients(prepared, **options), 0)
-    whole = [next(it) for it in [pipeline.train_batches(rows, 4)] for _ in range(6)]
-    # what a run has read before, and how much of it its cache holds, is no part of the state
-    fresh = pipeline.TrainRows(pipeline.Patients(rows.patients.store, rows.patients.config, cache_bytes=30_000), 0)
-    resumed = pipeline.train_batches(fresh, 4, start_step=4, threads=7)
-    halves = [pipeline.train_batches(rows, 4, process_index=p, process_count=2, threads=p) for p in range(2)]
+def test_batches_do_not_depend_on_processes_threads_or_where_a_run_resumes(few_people, options):
+    rows, fresh = examples(few_people, **options), examples(few_people, **options)
+    whole = [next(it) for it in [train_batches(rows, 4)] for _ in range(6)]
+    fresh.people.cache_bytes = 30_000  # what a run has read before, and how much it keeps of it, is no state
+    resumed = train_batches(fresh, 4, start_step=4, threads=7)
+    halves = [train_batches(rows, 4, Share(p, 2), threads=p) for p in range(2)]
     for step in range(6):
         parts = [next(h) for h in halves]
         for name in whole[step]:
@@ -96,21 +97,11 @@ def test_batches_do_not_depend_on_processes_threads_or_where_a_run_resumes(prepa
                 np.testing.assert_array_equal(again[name], whole[step][name], err_msg=name)
 
 
-def contexts(row):
-    """Slices of the row's contexts."""
-    return [np.nonzero(row["segment"] == s)[0] for s in range(1, row["segment"].max() + 1)]
-
-
-def signal_of(p):
-    """All windows of a patient, standardised."""
-    return p.signal(0, len(p.window_end_M))
-
-
 def assert_shows(p, span, row, own):
     """The context holds the span's tokens behind static ones: times, kinds, signal."""
-    timed, shown = own[span.n_static :], span.places(p)
+    timed, shown = own[span.n_static :], span.positions(p)
     refs, is_wear = p.ref_N[shown], p.is_wear_N[shown]
-    days = (p.time_N[shown] - p.time_N[span.start]) / pipeline.DAY_US
+    days = (p.time_N[shown] - p.time_N[span.start]) / DAY_US
     np.testing.assert_allclose(days, row["time"][timed], atol=1e-4)
     np.testing.assert_array_equal(is_wear, row["modality"][timed] == batch_lib.MODALITY_WEAR)
     np.testing.assert_array_equal(row["token"][timed][~is_wear], p.event_token_K[refs[~is_wear]])
@@ -119,26 +110,26 @@ def assert_shows(p, span, row, own):
     np.testing.assert_array_equal(row["observed"][slots], np.isfinite(p.window_MxLxC[refs[is_wear]]))
 
 
-def test_targets_match_a_slow_recomputation(prepared):
-    people = patients(prepared, masked_contexts=0.0)
-    rows = pipeline.TrainRows(people, 0)
-    checked = dict.fromkeys(("event", "query", "code", "window", "summary", "recall", "past"), 0)
+def test_targets_match_a_slow_recomputation(few_people):
+    rows = examples(few_people, masked_contexts=0.0)
+    people, config = rows.people, rows.config.context
+    checked = dict.fromkeys(("event", "query", "code", "window", "summary", "history", "past"), 0)
     for g in range(16 * rows.rows_per_epoch):
-        row = rows[g]
+        row = row_of(rows, g)
         for s, (own, (drawn, span)) in enumerate(zip(contexts(row), rows.contexts(g), strict=True), start=1):
-            p = people[drawn.place]
+            p = people[drawn.position]
             assert_shows(p, span, row, own)
             anchor = p.time_N[span.start]
-            reads = [
-                ("query", q, anchor + round(float(row["query_time"][q]) * pipeline.DAY_US))
+            times = [
+                ("query", q, anchor + round(float(row["query_time"][q]) * DAY_US))
                 for q in np.nonzero(row["query_segment"] == s)[0]
             ]
-            reads += [
-                ("event", e, anchor + round(float(row["time"][t]) * pipeline.DAY_US))
+            times += [
+                ("event", e, anchor + round(float(row["time"][t]) * DAY_US))
                 for e, t in enumerate(row["event_position"])
                 if t in own
             ]
-            for kind, at, time in reads:
+            for kind, at, time in times:
                 slack = 60_000_000  # float32 days resolve to seconds
                 later = [(t, c) for t, c in zip(p.event_time_K, p.event_token_K, strict=True) if t > time + slack]
                 near = np.abs(p.event_time_K - time) <= slack
@@ -158,33 +149,33 @@ def test_targets_match_a_slow_recomputation(prepared):
                     continue
                 for k, (_, codes) in enumerate(people.future_codes.values()):
                     ids = set(people.vocabulary.tokens.filter(pl.col("code").is_in(codes))["token_id"].to_list())
-                    gaps = [(t - time) / pipeline.DAY_US for t, c in later if c in ids]
-                    want = next((h for h, days in enumerate(people.config.horizons) if gaps and min(gaps) <= days), 255)
+                    gaps = [(t - time) / DAY_US for t, c in later if c in ids]
+                    want = next((h for h, days in enumerate(config.horizons) if gaps and min(gaps) <= days), 255)
                     assert row["query_code_bin"][at, k] == want
                     checked["code"] += want != 255
                 lo, hi = row["query_kv_range"][at]
-                for r, token in enumerate(people.vocabulary.recalled_tokens(people.config.recalled_tokens)):
+                for r, token in enumerate(people.vocabulary.history_tokens(config.history_tokens)):
                     here = np.nonzero(row["token"][lo:hi] == token)[0]
                     ago = [float(row["query_time"][at] - row["time"][lo + x]) for x in here]
-                    within = [h for h, days in enumerate(people.config.horizons) if ago and min(ago) <= days]
+                    within = [h for h, days in enumerate(config.horizons) if ago and min(ago) <= days]
                     static = len(here) and here[-1] < span.n_static
                     assert row["query_token_bin"][at, r] == (
                         255 if not ago else 254 if static or not within else within[0]
                     )
-                    checked["recall"] += row["query_token_bin"][at, r] < 254
+                    checked["history"] += row["query_token_bin"][at, r] < 254
                 wear = row["modality"][lo:hi] == batch_lib.MODALITY_WEAR
-                ends = anchor / pipeline.DAY_US + row["time"][lo:hi][wear].astype(np.float64)
-                age = time / pipeline.DAY_US - ends
+                ends = anchor / DAY_US + row["time"][lo:hi][wear].astype(np.float64)
+                age = time / DAY_US - ends
                 if len(age) and np.all(np.abs(age - 7) > 0.01):
                     assert row["query_past_mask"][at].any() == (age < 7).any()
                     recent = np.array(
-                        [np.any(np.abs(e / pipeline.DAY_US - ends[age < 7]) < 1e-3) for e in p.window_end_M]
+                        [np.any(np.abs(e / DAY_US - ends[age < 7]) < 1e-3) for e in p.window_end_M]
                     )
                     if recent.any():
                         mean = np.nanmean([np.nanmean(w, axis=0) for w in signal_of(p)[recent]], axis=0)
                         np.testing.assert_allclose(row["query_past"][at][:2], mean, atol=2e-3)
                         checked["past"] += 1
-                want = sum(p.died or time + h * pipeline.DAY_US <= p.end_us for h in people.config.horizons)
+                want = sum(p.died or time + h * DAY_US <= p.end_us for h in config.horizons)
                 assert row["query_horizons"][at] == want
                 if min(time % people.window_us, -time % people.window_us) < slack:
                     continue  # on the edge of two windows, where rounding of the query's time decides
@@ -196,10 +187,10 @@ def test_targets_match_a_slow_recomputation(prepared):
                     ]
                     if slot >= 0:
                         position = row["window_position"][slot]
-                        end = anchor + round(float(row["time"][position]) * pipeline.DAY_US)
+                        end = anchor + round(float(row["time"][position]) * DAY_US)
                         assert ends and abs(ends[0] - end) < slack
                         checked["window"] += 1
-                inside = (p.window_end_M - people.window_us >= time) & (p.window_end_M <= time + 7 * pipeline.DAY_US)
+                inside = (p.window_end_M - people.window_us >= time) & (p.window_end_M <= time + 7 * DAY_US)
                 assert row["query_summary_mask"][at].any() == (
                     inside.any() and np.isfinite(p.window_MxLxC[inside]).any()
                 )
@@ -210,11 +201,11 @@ def test_targets_match_a_slow_recomputation(prepared):
     assert all(n > 3 for n in checked.values()), checked
 
 
-def test_hidden_events_lose_token_and_value(prepared):
-    rows, plain = (pipeline.TrainRows(patients(prepared, masked_contexts=m), 0) for m in (1.0, 0.0))
+def test_hidden_events_lose_token_and_value(few_people):
+    rows, plain = (examples(few_people, masked_contexts=m) for m in (1.0, 0.0))
     hidden = 0
     for g in range(rows.rows_per_epoch):
-        row, whole = rows[g], plain[g]
+        row, whole = row_of(rows, g), row_of(plain, g)
         at = row["masked_position"][row["masked_position"] >= 0]
         assert np.all(row["token"][at] == batch_lib.MASK) and np.all(row["value"][at] == 0)
         np.testing.assert_array_equal(row["masked_target"][: len(at)], whole["token"][at])
@@ -227,30 +218,28 @@ def test_hidden_events_lose_token_and_value(prepared):
     assert hidden > 10
 
 
-def test_one_modality_only(prepared):
-    ehr, wear = (pipeline.TrainRows(patients(prepared, modalities=(m,)), 0) for m in ("ehr", "wear"))
-    assert ehr.shape.windows == 0 and wear.shape.windows == 32
+def test_one_modality_only(few_people):
+    ehr, wear = (examples(few_people, modalities=(m,)) for m in ("ehr", "wear"))
+    assert ehr.spec.sizes["W"] == 0 and wear.spec.sizes["W"] == wear.spec.sizes["T"] == 32
+    assert not [name for name in wear.spec.fields if name.endswith(("_next", "code_bin", "token_bin")) or "mask" in name
+                and name not in ("patch_mask", "channel_mask", "query_past_mask")]  # fmt: skip
+    assert not [name for name in ehr.spec.fields if "summary" in name or "past" in name or "pool" in name]
     for g in range(3):
-        assert not np.any(ehr[g]["modality"] == batch_lib.MODALITY_WEAR)
-        row = wear[g]
-        assert (
-            not np.any(row["modality"] == batch_lib.MODALITY_EHR)
-            and not row["event_next"].any()
-            and not row["query_next"].any()
-        )
+        row, of_wear = row_of(ehr, g), row_of(wear, g)
+        assert not np.any(row["modality"] == batch_lib.MODALITY_WEAR) and row["age"][..., 0].max() > 7000
+        assert not np.any(of_wear["modality"] == batch_lib.MODALITY_EHR) and of_wear["query_past_mask"].any()
         # a birth date is an EHR fact: without EHR, age counts from the first record
-        assert row["age"][..., 0].max() < 10
-    assert ehr[0]["age"][..., 0].max() > 7000
+        assert of_wear["age"][..., 0].max() < 10
 
 
-def test_inference_reads_each_place_once_and_only_the_past(prepared):
-    people = patients(prepared, split=None)
-    rng = np.random.default_rng(0)
+def test_predictions_are_of_each_time_once_and_of_the_past_only(few_people):
+    rows = examples(few_people, split=None)
+    people, rng = rows.people, np.random.default_rng(0)
     index = rng.integers(0, len(people), 40)
-    times = np.array([people[int(i)].origin_us + int(rng.integers(7000, 26000)) * pipeline.DAY_US for i in index])
+    times = np.array([people[int(i)].origin_us + int(rng.integers(7000, 26000)) * DAY_US for i in index])
     seen = []
-    for batch, where in pipeline.inference_batches(people, index, times, 2):
-        batch_lib.check_batch(batch, people.batch_shape(), 2)
+    for batch, where in rows.prediction_batches(index, times, 2):
+        rows.spec.check(batch, 2)
         assert not batch["patch_mask"].any() and np.all(batch["masked_position"] < 0)
         for b, q in zip(*np.nonzero(where >= 0), strict=True):
             p, t = people[int(index[where[b, q]])], times[where[b, q]]
@@ -258,26 +247,63 @@ def test_inference_reads_each_place_once_and_only_the_past(prepared):
             assert hi - lo == min(len(p.static_token_S) + np.sum(p.time_N <= t), 40)
             assert np.all(batch["time"][b, lo:hi] <= batch["query_time"][b, q] + 1e-3)
             seen.append(where[b, q])
-    assert sorted(seen) == list(range(40))
+    assert sorted(seen) == list(range(40)) and len(rows.subject_id) == len(rows) == len(people)
 
 
-def test_the_cache_stays_within_its_bytes(prepared):
-    people = cohort.open_patients(prepared, pipeline.ContextConfig(**OPTIONS))
-    total = sum(people[i].nbytes for i in range(len(people)))
-    assert all(people[i] is people[i] for i in range(len(people)))
-    small = pipeline.Patients(people.store, people.config, cache_bytes=total // 2)
+def test_the_cache_stays_within_its_bytes(few_people):
+    def people(modalities=("ehr", "wear"), **options):
+        return People(small_run.store(few_people), config_of(OPTIONS, modalities), **options)
+
+    whole = people()
+    total = sum(whole[i].nbytes for i in range(len(whole)))
+    assert all(whole[i] is whole[i] for i in range(len(whole)))
+    small = people(cache_bytes=total // 2)
     kept = [small[i] is small[i] for i in range(len(small))]
     assert 0 < sum(p.nbytes for p in small._cache.values()) <= total // 2 and 0 < sum(kept) < len(kept)
-    ehr = pipeline.Patients(people.store, pipeline.ContextConfig(**OPTIONS, modalities=("ehr",)))
+    ehr = people(("ehr",))
     assert all(x.base is None for x in (ehr[0].event_time_K, ehr[0].window_MxLxC)), "a view would keep the windows"
+
+
+def test_a_batch_counts_what_is_not_padding(few_people):
+    rows = examples(few_people, tokens=6, context_tokens=6, windows=3, queries=3, events=1, future_windows=1)
+    batch = rows.spec.empty(2)
+    assert set(rows.counts(batch).values()) == {0}
+    batch["segment"][:] = [[1, 1, 1, 2, 2, 0], [1, 1, 0, 0, 0, 0]]
+    batch["modality"][:] = [[1, 2, 1, 2, 1, 0], [1, 2, 0, 0, 0, 0]]
+    batch["kv_range"][:] = [[(0, 1), (0, 2), (0, 3), (3, 4), (3, 5), (5, 5)], [(0, 1), (0, 2), *[(2, 2)] * 4]]
+    batch["query_segment"][:] = [[1, 2, 0], [1, 0, 0]]
+    batch["query_kv_range"][:] = [[(0, 2), (3, 5), (5, 5)], [(0, 0), (2, 2), (2, 2)]]
+    batch["time"][:] = [[0.0, 0.2, 1.1, 0.0, 0.9, 0.0], [0.0, 7.0, 0.0, 0.0, 0.0, 0.0]]
+    assert rows.counts(batch) == {
+        "contexts": 3, "tokens": 7, "queries": 3, "windows": 3, "patient_days": 2 + 1 + 2,
+        "seen": 1 + 2 + 3 + 1 + 2 + 1 + 2 + 2 + 2,
+    }  # fmt: skip
+
+
+def test_the_places_of_tables_have_the_names_of_tokens_and_codes(few_people):
+    rows = examples(few_people, history_tokens=4)
+    names, tokens = rows.place_names(), rows.people.vocabulary.tokens
+    assert names["token"] == tokens["token"].to_list() and len(names["token"]) == rows.facts.vocabulary
+    assert names["future_code"] == list(rows.people.future_codes) and len(names["future_code"]) == 6
+    common = tokens.filter(tokens["token_id"] >= batch_lib.N_SPECIAL).sort("count", descending=True)["count"][:4]
+    count = dict(tokens.select("token", "count").iter_rows())
+    assert [count[name] for name in names["history_token"]] == common.to_list()
+    assert rows.content_names() == {"horizon": ["30", "90", "180", "365"]}
+
+
+def test_nobody_to_train_on_is_said(few_people):
+    rows = examples(few_people)
+    rows.eligible = rows.eligible[:0]
+    with pytest.raises(ValueError, match=r"no training patient has a token of \('ehr', 'wear'\)"):
+        row_of(rows, 0)
 
 
 @pytest.mark.slow  # a worker process imports everything anew
 @pytest.mark.parametrize("workers", [1, 2])
-def test_worker_processes_make_the_same_batches(prepared, workers):
-    rows = pipeline.TrainRows(patients(prepared, **EVERYTHING), 0)
-    here = pipeline.train_batches(rows, 4, start_step=1, n_steps=6, threads=0)
-    there = pipeline.train_batches(rows, 4, start_step=1, n_steps=6, threads=1, workers=workers)
+def test_worker_processes_make_the_same_batches(few_people, workers):
+    rows = examples(few_people, **EVERYTHING)
+    here = train_batches(rows, 4, start_step=1, n_steps=6, threads=0)
+    there = train_batches(rows, 4, start_step=1, n_steps=6, threads=1, workers=workers)
     n = 0
     for one, two in zip(here, there, strict=True):
         n += 1

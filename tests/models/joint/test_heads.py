@@ -1,41 +1,20 @@
-"""Decoders and pooling against numpy loops."""
+"""Pooling, alignment and the posterior of latents against numpy loops."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 
 from ehrwear_jax.models.joint import heads
 
 
-def gelu(x):
-    return 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
+def init(module, *inputs):
+    return nn.meta.unbox(jax.jit(module.init)(jax.random.key(1), *inputs))["params"]
 
 
 def dense(p, x):
     return x @ np.float64(p["kernel"]) + np.float64(p["bias"])
-
-
-def test_signal_decoder_has_one_trunk_and_a_vector_per_horizon():
-    module = heads.SignalDecoder(steps=4, channels=2, n_future=3, width=5)
-    z = np.random.default_rng(0).normal(size=(2, 3, 5)).astype(np.float32)
-    params = jax.jit(lambda k: module.init(k, z, 0))(jax.random.key(0))["params"]
-    params = jax.tree.map(lambda x: x + 0.1 * jnp.arange(x.size, dtype=x.dtype).reshape(x.shape) / x.size, params)
-    decode = jax.jit(lambda z, h: module.apply({"params": params}, z, h))
-    for h in range(4):
-        want = dense(params["out"], gelu(dense(params["trunk"], z) + np.float64(params["horizon"][h])))
-        got = decode(z, h)
-        assert got.shape == (2, 3, 4, 2)
-        np.testing.assert_allclose(got, want.reshape(2, 3, 4, 2), atol=1e-5)
-    assert np.abs(decode(z, 1) - decode(z, 2)).max() > 1e-3
-
-
-def test_mlp_is_dense_gelu_dense():
-    module = heads.Mlp(6, 3)
-    x = np.random.default_rng(0).normal(size=(4, 5)).astype(np.float32)
-    params = jax.jit(module.init)(jax.random.key(0), x)["params"]
-    want = dense(params["out"], gelu(dense(params["hidden"], x)))
-    np.testing.assert_allclose(module.apply({"params": params}, x), want, atol=1e-5)
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +24,7 @@ def pool():
     z = rng.normal(size=(2, 8, 3)).astype(np.float32)
     is_wear = rng.random((2, 8)) < 0.6
     ranges = np.array([[(0, 8), (2, 5), (3, 3), (7, 8), (0, 0)], [(0, 2), (4, 8), (1, 6), (5, 2), (0, 8)]], np.int32)
-    params = jax.jit(module.init)(jax.random.key(1), z, is_wear, ranges)["params"]
+    params = init(module, z, is_wear, ranges)
     return jax.jit(lambda *a: module.apply({"params": params}, *a)), params, z, is_wear, ranges
 
 
@@ -96,7 +75,7 @@ def timed(pool):
 def test_the_temporal_readout_forgets_exponentially(timed):
     z, is_wear, ranges, time, read = timed
     module = heads.WearablePool("temporal", n_scales=2, shortest_days=0.5, longest_days=20.0)
-    params = jax.jit(module.init)(jax.random.key(0), z, is_wear, ranges, time, read)["params"]
+    params = init(module, z, is_wear, ranges, time, read)
     np.testing.assert_allclose(np.exp(params["log_days"]), [0.5, 20.0], rtol=1e-6)
     pooled, exists = jax.jit(module.apply)({"params": params}, z, is_wear, ranges, time, read)
     for b, n in np.ndindex(2, 5):
@@ -124,7 +103,7 @@ def test_alignment_projects_a_window_and_the_mean_of_its_events(learned):
     visible = np.array([[1, 1, 0, 1, 0, 1], [0, 1, 1, 1, 0, 0]], bool)
     position, near = np.array([[2, 4], [4, 0]]), np.array([[(0, 4), (3, 6)], [(1, 5), (2, 3)]])
     module = heads.Alignment(5, temperature=0.2, learned=learned)
-    params = jax.jit(module.init)(jax.random.key(1), h, visible, position, near)["params"]
+    params = init(module, h, visible, position, near)
     ehr, wear, temperature = jax.jit(module.apply)({"params": params}, h, visible, position, near)
     np.testing.assert_allclose(temperature, 0.2, rtol=1e-6)
     assert ("log_temperature" in params) == learned
@@ -142,5 +121,23 @@ def test_alignment_projects_a_window_and_the_mean_of_its_events(learned):
 def test_a_learned_temperature_has_a_floor():
     module = heads.Alignment(2)
     arguments = jnp.ones((1, 2, 3)), jnp.ones((1, 2), bool), jnp.zeros((1, 1), int), jnp.array([[[0, 1]]])
-    params = module.init(jax.random.key(0), *arguments)["params"] | {"log_temperature": jnp.float32(-20.0)}
-    np.testing.assert_allclose(module.apply({"params": params}, *arguments)[2], 0.01)
+    params = init(module, *arguments) | {"log_temperature": jnp.float32(-20.0)}
+    np.testing.assert_allclose(jax.jit(module.apply)({"params": params}, *arguments)[2], 0.01)
+
+
+def test_a_posterior_starts_at_its_prior_and_its_variance_is_bounded():
+    module = heads.Posterior(5, shortest_days=0.5, longest_days=8.0)
+
+    def both(m, mean):
+        return m.variance(mean), m.prior()
+
+    mean = np.random.default_rng(0).normal(size=(2, 3, 5)).astype(np.float32)
+    params = nn.meta.unbox(jax.jit(lambda k: module.init(k, mean, method=both))(jax.random.key(0)))["params"]
+    run = jax.jit(lambda p: module.apply({"params": p}, mean, method=both))
+    variance, (rate, stationary) = run(params)
+    np.testing.assert_allclose(variance, np.exp(-2.0), rtol=1e-5)
+    np.testing.assert_allclose(1 / rate, np.geomspace(0.5, 8.0, 5), rtol=1e-5)
+    np.testing.assert_array_equal(stationary, 1.0)
+    for bias, bound in ((99.0, np.exp(4.0)), (-99.0, np.exp(-10.0))):
+        variance = run(params | {"log_variance": params["log_variance"] | {"bias": jnp.full(5, bias)}})[0]
+        np.testing.assert_allclose(variance, bound, rtol=1e-5)

@@ -1,16 +1,14 @@
 """The plan of an epoch against slow greedy packing, and the law of how often patients appear."""
 
 
-import cohort
 import numpy as np
 import polars as pl
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from joint_rows import examples_of, row_of
 
-from ehrwear_jax.models.joint import examples as pipeline
-from ehrwear_jax.models.joint import packing as plan_lib
-from ehrwear_jax.models.joint.context import ContextConfig
+from ehrwear_jax.models.joint import packing
 
 OPTIONS = {"tokens": 64, "windows": 32, "context_tokens": 40, "queries": 8, "events": 8, "patch_steps": 3}
 
@@ -21,7 +19,7 @@ OPTIONS = {"tokens": 64, "windows": 32, "context_tokens": 40, "queries": 8, "eve
 @given(weights=st.lists(st.floats(0.001, 100.0), min_size=1, max_size=12))
 def test_the_expected_number_of_appearances_is_the_weight(weights):
     n_draws, want_N = 500, np.array(weights) / np.mean(weights)
-    counts = np.array([plan_lib.appearances(weights, (k + 0.5) / n_draws) for k in range(n_draws)])
+    counts = np.array([packing.appearances(weights, (k + 0.5) / n_draws) for k in range(n_draws)])
     assert np.all(counts.sum(axis=1) == len(weights)) and np.all(np.abs(counts - want_N) < 1 + 1e-6)
     # a count is one of two neighbouring numbers for an interval of draws: a grid resolves its length to two cells
     np.testing.assert_allclose(counts.mean(axis=0), want_N, atol=2.5 / n_draws)
@@ -30,19 +28,19 @@ def test_the_expected_number_of_appearances_is_the_weight(weights):
 @pytest.mark.parametrize("draw", [1e-6, 0.3, 0.999999])
 def test_equal_weights_appear_once_each(draw):
     for n in (1, 7, 100_003):
-        np.testing.assert_array_equal(plan_lib.appearances(np.full(n, 0.1), draw), 1)
+        np.testing.assert_array_equal(packing.appearances(np.full(n, 0.1), draw), 1)
 
 
 def test_weights_are_the_geometric_mean_of_the_tokens_weights():
     share = [np.array([0.1, 0.02]), np.array([0.5]), np.array([0.001, 0.001, 0.2])]
     rarity = [-np.log(s).mean() for s in share]
-    got = plan_lib.patient_weights([*rarity, np.nan], 0.3)
+    got = packing.patient_weights([*rarity, np.nan], 0.3)
     want = np.array([np.prod(s**-0.3) ** (1 / len(s)) for s in share])
     np.testing.assert_allclose(got[:3] / got[0], want / want[0], rtol=1e-12)
     np.testing.assert_allclose(got[3], got[:3].mean(), rtol=1e-12)
     np.testing.assert_allclose(got.mean(), 1.0, rtol=1e-12)
-    np.testing.assert_allclose(plan_lib.patient_weights([3.0, 9.0, np.nan], 0.0), 1.0)
-    np.testing.assert_array_equal(plan_lib.patient_weights([np.nan, np.nan], 2.0), 1.0)
+    np.testing.assert_allclose(packing.patient_weights([3.0, 9.0, np.nan], 0.0), 1.0)
+    np.testing.assert_array_equal(packing.patient_weights([np.nan, np.nan], 2.0), 1.0)
 
 
 # ------------------------------------------------------------------------------------------ who sits where
@@ -60,18 +58,18 @@ def test_rows_are_those_of_a_greedy_loop(needs, limits):
         if total[0] > limits[0] or total[1] > limits[1]:
             bounds, total = [*bounds, i], need
         used = total
-    got = plan_lib.pack([np.array(x) for x in zip(*needs, strict=True)], limits)
+    got = packing.pack([np.array(x) for x in zip(*needs, strict=True)], limits)
     assert got.tolist() == [*bounds, len(needs)]
 
 
 def test_rows_of_many_patients_cross_the_chunks_of_the_loop():
-    got = plan_lib.pack([np.full(150_001, 2)], (3,))
+    got = packing.pack([np.full(150_001, 2)], (3,))
     np.testing.assert_array_equal(got, np.arange(150_002))
 
 
 @given(needs=st.lists(st.integers(0, 30), max_size=8), capacity=st.integers(0, 60))
 def test_the_level_is_the_highest_that_fits(needs, capacity):
-    got = plan_lib.level(needs, capacity)
+    got = packing.waterfill(needs, capacity)
     if sum(needs) <= capacity:
         assert got == np.inf
     else:
@@ -81,54 +79,48 @@ def test_the_level_is_the_highest_that_fits(needs, capacity):
 # ------------------------------------------------------------------------------------------ on a cohort
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    root = cohort.write_cohort(tmp_path_factory.mktemp("cohort"), n_subjects=100, wear_days=2)
-    return cohort.prepare_cohort(root)
-
-
-def make_rows(folder, augmented=True, seed=0, **options):
-    people = cohort.open_patients(folder, ContextConfig(**OPTIONS | options), "train")
-    return pipeline.TrainRows(people, seed, augmented)
+def make_rows(root, augmented=True, seed=0, modalities=("ehr", "wear"), **options):
+    return examples_of(root, OPTIONS | options, seed=seed, augmented=augmented, modalities=modalities)
 
 
 @pytest.fixture
-def with_rarity(folder):
-    """The folder with another rarity for the time of a test: every third person has rare codes, every tenth none."""
-    path = folder / "fit" / "all" / "subject_statistics.parquet"
+def with_rarity(many_people):
+    """The folder with a column rarity for the time of a test: every third person has rare codes, every tenth none."""
+    path = many_people / "all" / "index.parquet"
     index = pl.read_parquet(path)
     rarity = np.where(np.arange(index.height) % 3 == 0, 6.0, 3.0).astype(np.float32)
     rarity = pl.Series("rarity", rarity).set(pl.Series(np.arange(index.height) % 10 == 0), None)
     index.with_columns(rarity).write_parquet(path)
-    yield folder
+    yield many_people
     index.write_parquet(path)
 
 
 @pytest.mark.parametrize("patient_days", [0.0, 0.5, 1.0])
 @pytest.mark.parametrize("augmented", [True, False])
-def test_nine_slots_of_ten_are_filled_and_no_budget_is_exceeded(folder, patient_days, augmented):
+def test_nine_slots_of_ten_are_filled_and_no_budget_is_exceeded(many_people, patient_days, augmented):
     """Short histories, of which many share a row, and ends drawn from the codes, which the plan cannot know."""
-    rows = make_rows(folder, augmented, patient_days=patient_days, drop_ehr=0.2, drop_wear=0.2, day_temperature=0.8)
+    options = {"drop_ehr": 0.2, "drop_wear": 0.2, "day_temperature": 0.8}
+    rows = make_rows(many_people, augmented, patient_days=patient_days, **options)
     filled = []
     for g in range(2 * rows.rows_per_epoch):
-        row = rows[g]
+        row = row_of(rows, g)
         filled.append(np.mean(row["segment"] > 0))
         planned = rows.plan(g // rows.rows_per_epoch).members(g % rows.rows_per_epoch)
         assert row["segment"].max() >= planned.stop - planned.start, "nobody who was planned is left out"
         spans = [span for _, span in rows.contexts(g)]
         assert sum(s.n_tokens for s in spans) == np.count_nonzero(row["segment"]) <= 64
         assert all(s.stop > s.start and s.n_tokens <= 40 for s in spans)
-        # reads are shared out by length: a full row has all of them
+        # predictions are shared out by length: a full row has all of them
         n_queries = np.count_nonzero(row["query_segment"])
         assert abs(n_queries - 8 * filled[-1]) < 1 + 1e-9
     assert np.mean(filled) >= 0.9
 
 
-def test_queries_are_as_frequent_in_short_contexts_as_in_long_ones(folder):
-    rows = make_rows(folder, patient_days=1.0)
+def test_queries_are_as_frequent_in_short_contexts_as_in_long_ones(many_people):
+    rows = make_rows(many_people, patient_days=1.0)
     n_Q, n_T = [], []
     for g in range(20 * rows.rows_per_epoch):
-        row = rows[g]
+        row = row_of(rows, g)
         for s in range(1, row["segment"].max() + 1):
             n_Q.append(np.count_nonzero(row["query_segment"] == s))
             n_T.append(np.count_nonzero(row["segment"] == s))
@@ -149,14 +141,14 @@ def test_without_a_temperature_everybody_appears_once(with_rarity):
 
 def test_patients_with_rare_codes_appear_more_often(with_rarity):
     rows, n_epochs = make_rows(with_rarity, patient_temperature=0.4), 400
-    want = plan_lib.patient_weights(
-        rows.patients.index["rarity"].cast(pl.Float64).fill_null(np.nan).to_numpy()[rows.eligible], 0.4
+    want = packing.patient_weights(
+        rows.people.index["rarity"].cast(pl.Float64).fill_null(np.nan).to_numpy()[rows.eligible], 0.4
     )
     assert want.max() / want.min() > 2
     counts = np.zeros((n_epochs, len(rows.eligible)))
     for epoch in range(n_epochs):
         plan = rows.plan(epoch)
-        counts[epoch] = np.bincount(plan.patient_N, minlength=len(rows.patients))[rows.eligible]
+        counts[epoch] = np.bincount(plan.patient_N, minlength=len(rows.people))[rows.eligible]
         assert len(set(zip(plan.patient_N.tolist(), plan.copy_N.tolist(), strict=True))) == len(plan.patient_N)
     assert np.all(np.abs(counts - want) < 1 + 1e-6)
     chance = want - np.floor(want)
@@ -172,13 +164,17 @@ def test_two_appearances_of_a_patient_are_different_draws(with_rarity):
     assert np.all(plan.end_N[again] != plan.end_N[firsts])
     drawn = {}
     for g in range(rows.rows_per_epoch):
-        for k, (appearance, _) in zip(range(*plan.members(g).indices(10**9)), rows.contexts(g), strict=False):
-            drawn[k] = appearance.rng.random()
+        for k, (sample, _) in zip(range(*plan.members(g).indices(10**9)), rows.contexts(g), strict=False):
+            drawn[k] = sample.draws.rng.random()
     assert all(drawn[a] != drawn[b] for a, b in zip(again, firsts, strict=True))
 
 
-def test_wearables_alone_are_not_weighted_by_codes(folder):
-    assert make_rows(folder, patient_temperature=0.5).weight.min() > 0
-    assert make_rows(folder, patient_temperature=0.5, modalities=("wear",)).weight is None
-    with pytest.raises(ValueError, match="patient_temperature is -1"):
-        ContextConfig(patient_temperature=-1)
+def test_the_weights_need_the_column_and_wearables_alone_do_not(many_people, tmp_path):
+    assert make_rows(many_people, patient_temperature=0.5).weight.min() > 0
+    shutil.copytree(many_people / "all", tmp_path / "all")
+    path = tmp_path / "all" / "index.parquet"
+    pl.read_parquet(path).drop("rarity").write_parquet(path)
+    said = "index.parquet has no column rarity, which config.joint.context.patient_temperature needs"
+    with pytest.raises(ValueError, match=said):
+        make_rows(tmp_path, patient_temperature=0.5)
+    assert make_rows(tmp_path, patient_temperature=0.5, modalities=("wear",)).weight is None

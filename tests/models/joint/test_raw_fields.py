@@ -1,15 +1,13 @@
 """What a row holds of raw windows: what there is room for, and nothing that is hidden, lost or later."""
 
-import dataclasses
-
 import cohort
 import numpy as np
 import pytest
-from raw_cohort import CONTEXT, PPG, RAW, with_waves
+from joint_rows import examples_of, row_of, with_patient
+from raw_cohort import CONTEXT, PPG, with_waves
 
 from ehrwear_jax.data import perturbations
-from ehrwear_jax.models.joint import batch as batch_lib
-from ehrwear_jax.models.joint import examples as pipeline
+from ehrwear_jax.models.joint.batch import INPUTS, RAW
 from ehrwear_jax.models.joint.patient import DAY_US
 
 
@@ -19,26 +17,30 @@ def root(tmp_path_factory):
     return cohort.prepare_cohort(raw_cohort, subjects_per_shard=8, **PPG)
 
 
+def examples(root, split=None, modalities=("ehr", "wear"), **options):
+    return examples_of(root, CONTEXT | {"raw_windows": 64} | options, split, modalities=modalities)
+
+
 @pytest.mark.parametrize("options", [
     {}, {"time_warp": 0.05, "noise": 0.2, "channel_dropout": 0.3}, {"wear_mask_kind": "channel"},
     {"wear_mask_kind": "window"}, {"drop_wear": 1.0},
 ])  # fmt: skip
 def test_nothing_that_is_hidden_is_seen_through_raw_windows(root, options):
-    config = pipeline.ContextConfig(raw_windows=32, masked_contexts=1.0, **RAW, **CONTEXT | options)
-    rows = pipeline.TrainRows(cohort.open_patients(root, config, "train"), 0)
+    rows = examples(root, "train", raw_windows=32, masked_contexts=1.0, **options)
+    n_patches, patch_steps = rows.spec.sizes["P"], CONTEXT["patch_steps"]
     n_hidden = n_seen = 0
     for g in range(2 * rows.rows_per_epoch):
-        row = rows[g]
-        batch_lib.check_batch({k: v[None] for k, v in row.items()}, rows.shape, 1)
+        row = row_of(rows, g)
+        rows.spec.check({k: v[None] for k, v in row.items()}, 1)
         real = row["raw_window"] >= 0
         assert not row["raw"][~row["raw_observed"]].any() and not row["raw_observed"][~real].any()
         slot, patch = row["raw_window"][real], row["raw_patch"][real]
-        assert (row["window_position"][slot] >= 0).all() and (patch < rows.shape.patches).all()
+        assert (row["window_position"][slot] >= 0).all() and (patch < n_patches).all()
         masked = row["patch_mask"][slot, patch] | row["channel_mask"][slot].any(axis=1)
         seen = row["raw_observed"][real].any(axis=(1, 2))
         assert not seen[masked].any()
         n_hidden, n_seen = n_hidden + masked.sum(), n_seen + seen.sum()
-        grid = row["observed"][slot].reshape(len(slot), rows.shape.patches, config.patch_steps * 2).any(axis=2)
+        grid = row["observed"][slot].reshape(len(slot), n_patches, patch_steps * 2).any(axis=2)
         assert grid[np.arange(len(slot)), patch][seen].all()
     assert (n_hidden > 10 and n_seen > 10) or options.get("drop_wear")
     if options.get("drop_wear"):  # people who have wearables alone keep them
@@ -46,21 +48,20 @@ def test_nothing_that_is_hidden_is_seen_through_raw_windows(root, options):
 
 
 def test_a_row_without_wearables_has_no_raw_fields(root):
-    config = pipeline.ContextConfig(raw_windows=32, modalities=("ehr",), **RAW, **CONTEXT)
-    people = cohort.open_patients(root, config, "train")
-    assert people.batch_shape().raw_windows == 0 and people[0].raw is None
-    assert pipeline.TrainRows(people, 0)[0].keys() == batch_lib.FIELDS.keys()
+    rows = examples(root, "train", raw_windows=32, modalities=("ehr",))
+    assert rows.spec.sizes["N"] == 0 and rows.people[0].raw is None
+    assert not set(RAW) & rows.spec.fields.keys() and set(INPUTS) < rows.spec.fields.keys()
 
 
 def test_room_grows_with_the_windows_seen_whatever_else_is_in_the_row(root):
-    few, all_of = (cohort.open_patients(root, pipeline.ContextConfig(raw_windows=n, **RAW, **CONTEXT)) for n in (8, 64))
-    index = [i for i in range(len(few)) if len(all_of[i].raw.window_R) > 2][:4]
-    time = [int(few[i].time_N[-1]) for i in index]
-    (together, where), checked, n_left_out = next(pipeline.inference_batches(few, index, time, 1)), 0, 0
+    few, all_of = (examples(root, raw_windows=n) for n in (8, 64))
+    index = [i for i in range(len(few)) if len(all_of.people[i].raw.window_R) > 2][:4]
+    time = [int(few.people[i].time_N[-1]) for i in index]
+    (together, where), checked, n_left_out = next(few.prediction_batches(index, time, 1)), 0, 0
     assert (where >= 0).sum() > 1
     for k, (i, t) in enumerate(zip(index, time, strict=True)):
-        ((alone, _),) = pipeline.inference_batches(few, [i], [t], 1)
-        ((whole, _),) = pipeline.inference_batches(all_of, [i], [t], 1)
+        ((alone, _),) = few.prediction_batches([i], [t], 1)
+        ((whole, _),) = all_of.prediction_batches([i], [t], 1)
         # the windows up to and with its own give room for one raw window per four of them (8 of 32)
         kept = []
         for r, slot in enumerate(whole["raw_window"][0][whole["raw_window"][0] >= 0]):
@@ -82,21 +83,20 @@ def test_room_grows_with_the_windows_seen_whatever_else_is_in_the_row(root):
 
 def test_later_raw_windows_take_no_room_from_earlier_ones(root):
     """Nor does anything else that follows: what is there before depends on the past alone, also where room is short."""
-    config, checked = pipeline.ContextConfig(raw_windows=12, **RAW, **CONTEXT), 0
-    plain, more = (cohort.open_patients(root, config) for _ in range(2))
+    (plain, more), checked = (examples(root, raw_windows=12) for _ in range(2)), 0
     for i in range(len(plain)):
-        n, t = len(plain[i].window_end_M), int(plain[i].time_N[-1])
-        (batch, _) = next(pipeline.inference_batches(plain, [i], [t], 1))
+        person = plain.people[i]
+        n, t = len(person.window_end_M), int(person.time_N[-1])
+        (batch, _) = next(plain.prediction_batches([i], [t], 1))
         n_shown = (batch["window_position"][0] >= 0).sum()
-        if n_shown < 12 or t < plain[i].window_end_M[-1]:
+        if n_shown < 12 or t < person.window_end_M[-1]:
             continue
         half, found = n_shown // 2, []
-        for people, later in ((plain, 1), (more, 10)):  # one in each window; in the second half of the context more
+        for rows, later in ((plain, 1), (more, 10)):  # one in each window; in the second half of the context more
             window_R = np.repeat(np.arange(n), np.where(np.arange(n) < n - half, 1, later)).astype(np.int32)
             values = np.random.default_rng(0).normal(size=(n, 750, 1)).astype(np.float16)[window_R]
-            raw = type(people[i].raw)(window_R, np.zeros_like(window_R), values)
-            people._cache[i] = dataclasses.replace(people[i], raw=raw)
-            (batch, _) = next(pipeline.inference_batches(people, [i], [t], 1))
+            with_patient(rows, i, raw=type(person.raw)(window_R, np.zeros_like(window_R), values))
+            (batch, _) = next(rows.prediction_batches([i], [t], 1))
             slot = batch["raw_window"][0]
             found.append(batch["raw"][0][(slot >= 0) & (slot < n_shown - half)])
             assert (slot >= n_shown - half).any() and len(found[-1]) < n_shown - half, "room is short"
@@ -106,12 +106,13 @@ def test_later_raw_windows_take_no_room_from_earlier_ones(root):
 
 
 def test_transforms_of_the_record_reach_the_raw_windows(root):
-    people = cohort.open_patients(root, pipeline.ContextConfig(raw_windows=64, **RAW, **CONTEXT))
+    rows = examples(root)
+    people = rows.people
     i = next(i for i in range(len(people)) if len(people[i].raw.window_R) > 4)
     t = int(people[i].window_end_M[-1])
 
     def read(transform):
-        ((batch, _),) = pipeline.inference_batches(people, [i], [t], 1, transform)
+        ((batch, _),) = rows.prediction_batches([i], [t], 1, transform)
         return batch["raw"][0], batch["raw_observed"][0].any(axis=(1, 2))
 
     before, seen = read(None)
@@ -129,25 +130,20 @@ def test_transforms_of_the_record_reach_the_raw_windows(root):
     assert truncated[1].sum() < seen.sum() and people.window_us < DAY_US
 
 
-def changed(people, i, where_R):
-    """People whose person i has other raw samples where it says."""
-    raw = people[i].raw
+def changed(rows, i, where_R):
+    """Examples whose person i has other raw samples where it says."""
+    raw = rows.people[i].raw
     values = raw.values_RxSxA.copy()
     values[where_R] = np.random.default_rng(0).normal(size=values[where_R].shape)
-    people._cache[i] = dataclasses.replace(people[i], raw=raw._replace(values_RxSxA=values))
-    return people
+    return with_patient(rows, i, raw=raw._replace(values_RxSxA=values))
 
 
-def test_other_samples_behind_a_mask_or_after_the_read_change_no_input(root):
-    def people(**options):
-        config = pipeline.ContextConfig(raw_windows=64, **RAW, **CONTEXT | options)
-        return cohort.open_patients(root, config, "train")
-
-    rows, n_hidden, n_changed = pipeline.TrainRows(people(masked_contexts=1.0), 0), 0, 0
+def test_other_samples_behind_a_mask_or_after_the_prediction_time_change_no_input(root):
+    rows, n_hidden, n_changed = examples(root, "train", masked_contexts=1.0), 0, 0
     for g in range(rows.rows_per_epoch):
-        row = rows[g]
+        row = row_of(rows, g)
         for s, (drawn, span) in enumerate(rows.contexts(g), start=1):
-            raw, shown = drawn.patient.raw, span.places(drawn.patient)
+            raw, shown = drawn.patient.raw, span.positions(drawn.patient)
             windows = drawn.patient.ref_N[shown][drawn.patient.is_wear_N[shown]]
             if not len(windows) or not len(raw.window_R):
                 continue
@@ -157,25 +153,29 @@ def test_other_samples_behind_a_mask_or_after_the_read_change_no_input(root):
             slot = first + np.searchsorted(windows, np.where(inside, raw.window_R, windows[0]))
             hidden = inside & row["patch_mask"][slot, raw.step_R // 3]
             for where in (hidden, inside & ~hidden):
-                other = pipeline.TrainRows(people(masked_contexts=1.0), 0)
-                if [d.place for d, _ in rows.contexts(g)].count(drawn.place) > 1 or not where.any():
+                if [d.position for d, _ in rows.contexts(g)].count(drawn.position) > 1 or not where.any():
                     continue
-                changed(other.patients, drawn.place, where)
-                same = all(np.array_equal(row[name], value) for name, value in other[g].items())
+                other = row_of(changed(examples(root, "train", masked_contexts=1.0), drawn.position, where), g)
+                same = all(np.array_equal(row[name], value) for name, value in other.items())
                 assert same == (where is hidden)
                 n_hidden, n_changed = n_hidden + (where is hidden), n_changed + (where is not hidden)
     assert n_hidden > 3 and n_changed > 3
 
-    plain, n_later = people(), 0
+    plain, n_later = examples(root, "train"), 0
     for i in range(len(plain)):
-        raw, end_M = plain[i].raw, plain[i].window_end_M
+        raw, end_M = plain.people[i].raw, plain.people[i].window_end_M
         if len(raw.window_R) and raw.window_R[-1] > raw.window_R[0]:
             t = int(end_M[raw.window_R[0]])
             later = end_M[raw.window_R] > t
             for where, same in ((later, True), (~later, False)):
                 ((before, _),), ((after, _),) = (
-                    pipeline.inference_batches(p, [i], [t], 1) for p in (plain, changed(people(), i, where))
+                    r.prediction_batches([i], [t], 1) for r in (plain, changed(examples(root, "train"), i, where))
                 )
                 assert all(np.array_equal(before[name], after[name]) for name in before) == same
             n_later += 1
     assert n_later > 3
+
+
+def test_room_for_raw_windows_that_were_not_prepared_is_refused(few_people):
+    with pytest.raises(ValueError, match="has no raw windows, for which config.joint.context.raw_windows makes room"):
+        examples(few_people)

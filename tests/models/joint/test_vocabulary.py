@@ -247,15 +247,15 @@ def test_future_codes_include_ancestors_that_stand_for_more_than_one_code():
     assert v.future_codes(99) == want and list(v.future_codes(99)) == list(want)
 
 
-def test_recalled_tokens_are_the_most_frequent_bins_apart():
+def test_history_tokens_are_the_most_frequent_bins_apart():
     rows = [(s, "lab", float(s)) for s in range(60)] + [(s, "dx", None) for s in range(20)] + [(0, "rare", None)]
     v = fit(rows)  # four bins of about 15 values; the lab itself never occurs without a value
     names = dict(v.tokens.select("token_id", "token").iter_rows())
-    found = [names[t] for t in v.recalled_tokens(99)]
+    found = [names[t] for t in v.history_tokens(99)]
     assert found[0] == "dx" and found[-1] == "rare" and sorted(found[1:-1]) == [f"lab//Q{b}" for b in range(4)]
     counts = dict(v.tokens.select("token", "count").iter_rows())
     assert [counts[t] for t in found] == sorted((counts[t] for t in found), reverse=True)
-    assert v.recalled_tokens(2) == v.recalled_tokens(99)[:2]
+    assert v.history_tokens(2) == v.history_tokens(99)[:2]
 
 
 @settings(max_examples=30, deadline=None, derandomize=True)

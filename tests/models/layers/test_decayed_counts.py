@@ -3,9 +3,10 @@
 import jax
 import numpy as np
 import pytest
-from ehrwear_jax.models.joint.decayed_counts import DecayedCounts
+from flax import linen as nn
 
-from ehrwear_jax.models.joint import decayed_counts
+from ehrwear_jax.models.layers import decayed_counts
+from ehrwear_jax.models.layers.decayed_counts import DecayedCounts
 
 
 def packed(rng, lengths, n_tokens):
@@ -50,7 +51,7 @@ def case():
     }
     x = rng.normal(size=(1, 16, 5)).astype(np.float32)
     module = DecayedCounts(width=3, out_width=7, n_rates=4)
-    params = module.init(jax.random.key(0), x, batch)
+    params = nn.meta.unbox(jax.jit(module.init)(jax.random.key(0), x, batch))
     return batch, x, params, jax.jit(module.apply)
 
 
@@ -84,6 +85,6 @@ def test_neither_the_future_nor_a_neighbour_changes_a_bit(case):
 
 def test_gradients_are_finite_through_empty_ranges_and_padding(case):
     batch, x, params, apply = case
-    grads = jax.grad(lambda p: sum((y**2).sum() for y in apply(p, x, batch)))(params)
+    grads = jax.jit(jax.grad(lambda p: sum((y**2).sum() for y in apply(p, x, batch))))(params)
     assert all(np.isfinite(g).all() for g in jax.tree.leaves(grads))
     assert np.all(np.asarray(grads["params"]["log_rate"]) != 0)

@@ -4,9 +4,10 @@ import jax
 import numpy as np
 import pytest
 from flax import traverse_util
-from small_model import make_model
+from small_model import SPEC, make_model
 
 from ehrwear_jax.models.layers import lora
+from ehrwear_jax.training.step import parameter_axes
 
 BACKBONE = "backbone/blocks/(query|key|value|out|up|down)/kernel"
 
@@ -20,8 +21,13 @@ def params():
     return make_model()[1]
 
 
-def test_updates_begin_as_no_change(params):
-    updates = lora.init(jax.random.key(0), params, BACKBONE, 2)
+@pytest.fixture(scope="module")
+def axes():
+    return parameter_axes(make_model()[0], SPEC)
+
+
+def test_updates_begin_as_no_change(params, axes):
+    updates = lora.init(jax.random.key(0), params, axes, BACKBONE, 2)
     assert len(updates) == 6 and all(np.any(u["a"]) and not np.any(u["b"]) for u in updates.values())
     assert len({u["a"].tobytes() for u in jax.device_get(updates).values()}) == 6
     before, after = flat(params), flat(lora.merge(params, updates, 2.0))
@@ -39,10 +45,10 @@ def test_updates_begin_as_no_change(params):
         ("rho", 1),  # in no stack
     ],
 )
-def test_a_merged_kernel_acts_as_the_two_thin_ones_beside_it(params, name, n_in):
+def test_a_merged_kernel_acts_as_the_two_thin_ones_beside_it(params, axes, name, n_in):
     """x (W + s A B) = x W + s (x A) B for each layer, in the kernel's own dimensions."""
     name = f"{name}/kernel"
-    updates = lora.init(jax.random.key(1), params, name, 3)
+    updates = lora.init(jax.random.key(1), params, axes, name, 3)
     (update,) = updates.values()
     rng = np.random.default_rng(0)
     update["b"] = rng.normal(size=update["b"].shape).astype(np.float32)
@@ -64,6 +70,6 @@ def test_a_merged_kernel_acts_as_the_two_thin_ones_beside_it(params, name, n_in)
     [("backbone/blocks/quary/kernel", "no parameter matches"), ("ehr/table/embedding", "no kernel"),
      ("backbone/blocks/up/bias", "no kernel"), ("blocks/query", "no parameter matches")],
 )  # fmt: skip
-def test_what_cannot_be_updated_is_said(params, pattern, said):
+def test_what_cannot_be_updated_is_said(params, axes, pattern, said):
     with pytest.raises(ValueError, match=said):
-        lora.init(jax.random.key(0), params, pattern, 2)
+        lora.init(jax.random.key(0), params, axes, pattern, 2)

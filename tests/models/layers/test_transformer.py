@@ -5,12 +5,18 @@ import jax.ad_checkpoint
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import small_model
+from flax import linen as nn
 
 from ehrwear_jax.models.joint import batch as batch_lib
-from ehrwear_jax.models.layers.transformer import Backbone, TimeKernel
+from ehrwear_jax.models.layers.transformer import Backbone, TimeKernel, TransformerConfig
 
 B, T, Q, D, H, R, S = 2, 6, 4, 8, 2, 3, 3
 SIZES = {"n_layers": 2, "width": D, "n_heads": H, "mlp_width": 12, "n_components": R, "source_width": S, "dropout": 0.0}
+
+
+def backbone(**options):
+    return Backbone(TransformerConfig(**SIZES | options))
 
 
 def fields(seed=0):
@@ -36,14 +42,12 @@ def vectors(seed=0):
 
 def random_params(module, seed=0):
     shapes = jax.eval_shape(lambda k: module.init(k, *vectors(), fields(), True), jax.random.key(0))["params"]
-    leaves, tree = jax.tree.flatten(shapes)
-    rng = np.random.default_rng(seed)
-    return tree.unflatten([jnp.asarray(rng.normal(0.1, 0.4, x.shape), x.dtype) for x in leaves])
+    return small_model.random_params(shapes, seed)
 
 
 @pytest.fixture(scope="module")
 def setting():
-    module = Backbone(**SIZES)
+    module = backbone()
     params = random_params(module)
     return params, jax.jit(lambda p, x, y, f: module.apply({"params": p}, x, y, f, True))
 
@@ -65,7 +69,9 @@ def gelu(x):
 def attend(p, reader, source, time, key_time, kv_range, modality):
     """One row: logit = q.k / sqrt(d) + u_m . v_j + log K(max(t_i - t_j, 0)) over the visible range."""
     query = dense(p["query"], reader)
-    key, value, tag = (dense(p[name], source) for name in ("key", "value", "source"))
+    key, value = (dense(p[name], source) for name in ("key", "value"))
+    bias_of = p["modality_bias"]
+    tag = np.tensordot(source, bias_of["projection"], 1) + bias_of["offset"]
     beta, gamma = np.logaddexp(0, p["kernel"]["beta"]), np.logaddexp(0, p["kernel"]["gamma"])
     out = np.zeros((len(reader), H, D // H))
     for i, h in np.ndindex(len(reader), H):
@@ -73,7 +79,7 @@ def attend(p, reader, source, time, key_time, kv_range, modality):
         if len(seen):
             gap = np.maximum(time[i] - key_time[seen], 0.0)
             decay = (beta[h] * np.exp(-gap[:, None] * gamma[h])).sum(-1)
-            bias = tag[seen, h] @ p["modality_tag"][modality[i], h]
+            bias = tag[seen, h] @ bias_of["tag"][modality[i], h]
             logit = key[seen, h] @ query[i, h] / np.sqrt(D // H) + bias + np.log(decay)
             weight = np.exp(logit - logit.max())
             out[i, h] = weight / weight.sum() @ value[seen, h]
@@ -154,11 +160,12 @@ def test_gradients_reach_exactly_the_visible_tokens(setting):
 # ----------------------------------------------------------------------------------------------- layers
 def test_every_layer_has_its_own_parameters(setting):
     params, apply = setting
-    module = Backbone(**SIZES)
+    module = backbone()
     start = jax.jit(lambda k: module.init(k, *vectors(), fields(), True))(jax.random.key(0))["params"]
+    start = nn.meta.unbox(start)
     for path, leaf in jax.tree_util.tree_leaves_with_path(start["blocks"]):
         assert leaf.shape[0] == 2, path
-        if path[-1].key == "kernel" or path[-1].key == "modality_tag":
+        if path[-1].key in ("kernel", "tag", "projection"):
             assert np.all(np.asarray(leaf[0]) != np.asarray(leaf[1])), f"{path}: drawn once for all layers"
     swapped = params | {"blocks": jax.tree.map(lambda a: a[::-1], params["blocks"])}
     assert np.any(apply(swapped, *vectors(), fields())[0] != apply(params, *vectors(), fields())[0])
@@ -167,7 +174,7 @@ def test_every_layer_has_its_own_parameters(setting):
 @pytest.mark.parametrize("options", [{"remat": "full"}, {"remat": "attention"}, {"remat": "products", "unroll": 2}])
 def test_remat_and_unrolling_change_no_value(setting, options):
     params, apply = setting
-    module = Backbone(**SIZES, **options)
+    module = backbone(**options)
     got = jax.jit(lambda p: module.apply({"params": p}, *vectors(), fields(), True))(params)
     for a, b in zip(got, apply(params, *vectors(), fields()), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-5)
@@ -176,7 +183,7 @@ def test_remat_and_unrolling_change_no_value(setting, options):
 @pytest.mark.parametrize("remat, kept", [("full", (1, 0, 0)), ("attention", (1, 4, 0)), ("products", (1, 4, 1))])
 def test_remat_keeps_what_its_name_says(remat, kept, capsys):
     """Per layer: its input; query, key, value and the attention's result; the hidden units."""
-    module = Backbone(**SIZES, remat=remat)
+    module = backbone(remat=remat)
     read = lambda p: module.apply({"params": p}, *vectors(), fields(), True)[0].sum()  # noqa: E731
     jax.ad_checkpoint.print_saved_residuals(read, random_params(module))
     text = capsys.readouterr().out
@@ -186,7 +193,7 @@ def test_remat_keeps_what_its_name_says(remat, kept, capsys):
 
 def test_qk_norm_bounds_logits_and_leaves_values_alone(setting):
     """With it, scaling the projections of queries and keys changes nothing."""
-    module = Backbone(**SIZES, qk_norm=True)
+    module = backbone(qk_norm=True)
     params = random_params(module)
     run = jax.jit(lambda p: module.apply({"params": p}, *vectors(), fields(), True))
     assert params["blocks"]["query_norm"]["scale"].shape == (2, D // H)
@@ -207,7 +214,7 @@ def test_qk_norm_bounds_logits_and_leaves_values_alone(setting):
 # ----------------------------------------------------------------------------------------------- randomness
 def test_nothing_is_dropped_when_deterministic(setting):
     params, apply = setting
-    module = Backbone(**SIZES | {"dropout": 0.5, "attention_dropout": 0.5, "stochastic_depth": 0.5})
+    module = backbone(**{"dropout": 0.5, "attention_dropout": 0.5, "stochastic_depth": 0.5})
     got = jax.jit(lambda p: module.apply({"params": p}, *vectors(), fields(), True))(params)  # needs no key
     for a, b in zip(got, apply(params, *vectors(), fields()), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-6)
@@ -216,7 +223,7 @@ def test_nothing_is_dropped_when_deterministic(setting):
 @pytest.mark.parametrize("kind", ["dropout", "attention_dropout", "stochastic_depth"])
 def test_each_kind_of_dropping_follows_its_key(setting, kind):
     params, apply = setting
-    module = Backbone(**SIZES | {kind: 0.5})
+    module = backbone(**{kind: 0.5})
     run = jax.jit(lambda k: module.apply({"params": params}, *vectors(), fields(), False, rngs={"dropout": k}))
     one, again, two = (jax.tree.map(np.asarray, run(jax.random.key(s))) for s in (1, 1, 2))
     plain = jax.tree.map(np.asarray, apply(params, *vectors(), fields()))
@@ -228,7 +235,7 @@ def test_each_kind_of_dropping_follows_its_key(setting, kind):
 def test_stochastic_depth_drops_whole_rows_with_a_chance_that_grows_with_depth():
     """Layers that can only add a constant: what a row comes to tells which updates it kept, and their scale."""
     n_rows, rate = 1500, 0.6
-    module = Backbone(**SIZES | {"stochastic_depth": rate})
+    module = backbone(stochastic_depth=rate)
     params = jax.tree.map(jnp.zeros_like, random_params(module))
     bias = params["blocks"]["out"]["bias"].at[0, 0].set(1.0).at[1, 1].set(1.0)  # layer 0 in column 0, layer 1 in 1
     blocks = params["blocks"] | {"out": params["blocks"]["out"] | {"bias": bias}}
@@ -280,7 +287,7 @@ def test_time_matters_with_a_kernel_and_not_without(setting):
     late = fields()
     late["time"], late["query_time"] = late["time"] * 2.0, late["query_time"] * 2.0
     assert np.abs(apply(params, *vectors(), late)[0] - apply(params, *vectors(), fields())[0]).max() > 1e-3
-    module = Backbone(**SIZES | {"kernel": "none"})
+    module = backbone(kernel="none")
     plain = random_params(module)
     run = jax.jit(lambda f: module.apply({"params": plain}, *vectors(), f, True))
     for a, b in zip(run(late), run(fields()), strict=True):

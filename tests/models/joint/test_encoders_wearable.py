@@ -1,11 +1,11 @@
 """The local encoder: what may and what may not reach a window's vector."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
+import small_model
 
-from ehrwear_jax.models.joint.wearable_encoder import WearableEncoder, first_windows
+from ehrwear_jax.models.joint.encoders import WearableConfig, WearableEncoder, first_windows
 
 B, W, L, C, P = 2, 6, 6, 2, 3
 OUT = 5
@@ -34,13 +34,15 @@ def inputs(seed=0):
     }
 
 
+def encoder(**options):
+    return WearableEncoder(WearableConfig(**SIZES | options))
+
+
 def make(kind="transformer", span=0.0, **options):
     """(random params: at initialisation some would hide an input; jitted encoder)."""
-    module = WearableEncoder(**SIZES, kind=kind, span_days=span, **options)
+    module = encoder(kind=kind, span_days=span, **options)
     shapes = jax.eval_shape(module.init, jax.random.key(0), inputs())["params"]
-    leaves, tree = jax.tree.flatten(shapes)
-    rng = np.random.default_rng(0)
-    params = tree.unflatten([jnp.asarray(rng.normal(0.2, 0.5, x.shape), x.dtype) for x in leaves])
+    params = small_model.random_params(shapes, mean=0.2, spread=0.5)
     return params, jax.jit(lambda *args: module.apply({"params": params}, *args))
 
 
@@ -229,25 +231,25 @@ def test_detail_joins_its_patch_and_hides_with_it(plain):
     "options, sentence",
     [
         ({"patch_steps": 4}, "patches of 4 steps do not divide a window of 6 steps"),
-        ({"kind": "lstm"}, "config.model.wear_encoder is 'lstm'; it can be transformer, tcn"),
-        ({"remat": "some"}, "config.model.remat is 'some'; it can be none, full, attention, products"),
+        ({"kind": "lstm"}, "wear_encoder is 'lstm'; it can be transformer, tcn"),
+        ({"remat": "some"}, "remat is 'some'; it can be none, full, attention, products"),
     ],
 )
 def test_what_cannot_be_is_refused(options, sentence):
-    module = WearableEncoder(**SIZES | options)
+    module = encoder(**options)
     with pytest.raises(ValueError, match=sentence):
         jax.eval_shape(module.init, jax.random.key(0), inputs())
 
 
 def test_remat_changes_no_value():
     params, encode = make("transformer", 0.5)
-    module = WearableEncoder(**SIZES, span_days=0.5, remat="full")
+    module = encoder(span_days=0.5, remat="full")
     got = jax.jit(lambda b: module.apply({"params": params}, b))(inputs())
     np.testing.assert_allclose(got, encode(inputs()), atol=1e-5)
 
 
 @pytest.mark.parametrize("kind, span", KINDS)
 def test_half_precision_keeps_its_dtype(kind, span):
-    module = WearableEncoder(**SIZES, kind=kind, span_days=span, dtype=jnp.bfloat16)
+    module = encoder(kind=kind, span_days=span, dtype="bfloat16")
     out, variables = jax.eval_shape(lambda k: module.init_with_output(k, inputs()), jax.random.key(0))
     assert out.dtype == "bfloat16" and all(x.dtype == np.float32 for x in jax.tree.leaves(variables))

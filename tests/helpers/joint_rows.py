@@ -1,0 +1,58 @@
+"""Training rows and prediction batches of the joint family on a prepared cohort, for tests that look into them."""
+
+import dataclasses
+
+import numpy as np
+import small_run
+
+from ehrwear_jax.models.joint.config import MODALITIES, Config, ContextConfig, NetworkConfig
+from ehrwear_jax.models.joint.examples import JointExamples
+
+
+def config_of(context, modalities=MODALITIES, weights=None, **network):
+    """A joint Config; terms are weighted as by default, and contrast where there is room for pairs.
+
+    Args:
+      context: options of ContextConfig. network: options of NetworkConfig.
+    """
+    if weights is None:
+        weights = {"contrast": (1.0, 1.0, 0)} if context.get("pairs") else {}
+    return Config(tuple(modalities), ContextConfig(**context), NetworkConfig(**network), weights)
+
+
+def examples_of(root, context, split="train", seed=0, augmented=True, **config):
+    """JointExamples of a split of the cohort that small_run.store finds below root."""
+    return JointExamples(small_run.store(root, split), config_of(context, **config), seed, augmented)
+
+
+def row_of(examples, g):
+    """Training row g: {field: array without an axis of rows}."""
+    batch = examples.spec.empty(1)
+    row = {name: array[0] for name, array in batch.items()}
+    examples.fill(row, g)
+    return row
+
+
+def rows_of(examples, epochs=2):
+    """The rows of the first epochs."""
+    return [row_of(examples, g) for g in range(epochs * examples.rows_per_epoch)]
+
+
+def contexts(row):
+    """Token positions of the row's contexts, one array each."""
+    return [np.nonzero(row["segment"] == s)[0] for s in range(1, row["segment"].max() + 1)]
+
+
+def assert_same(some, others, names=None):
+    """The same rows, in these fields; by default those that both have, of which there are some."""
+    for one, two in zip(some, others, strict=True):
+        mine = one.keys() & two.keys() if names is None else names
+        assert mine
+        for name in mine:
+            np.testing.assert_array_equal(one[name], two[name], err_msg=name)
+
+
+def with_patient(examples, i, **changes):
+    """Changes the record of person i as the examples read it; returns the examples."""
+    examples.people._cache[i] = dataclasses.replace(examples.people[i], **changes)
+    return examples
