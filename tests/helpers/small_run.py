@@ -3,9 +3,6 @@
 import cohort
 
 from ehrwear_jax import config as config_lib
-from ehrwear_jax.data.formats import meds
-from ehrwear_jax.data.prepare import dataset
-from ehrwear_jax.data.store import RecordStore
 from ehrwear_jax.training.pretrain import Model
 
 N_SUBJECTS = 30

@@ -203,8 +203,7 @@ def kernel_attention_reference(
       (out_BxTxHxD, log_sum_exp_BxHxT).
     """
     del skip_tolerance
-    n_batch, n_query, n_head, depth = q_BxTxHxD.shape
-    n_key = k_BxSxHxD.shape[1]
+    n_key, depth = k_BxSxHxD.shape[1], q_BxTxHxD.shape[3]
     scale = depth**-0.5 if scale is None else scale
     dtype = jnp.promote_types(q_BxTxHxD.dtype, jnp.float32)
     q, k, v = (x.astype(dtype) for x in (q_BxTxHxD, k_BxSxHxD, v_BxSxHxD))
@@ -233,14 +232,15 @@ def kernel_attention_reference(
     log_sum_exp = jnp.where(any_visible, peak + jnp.log(jnp.where(any_visible, total, 1.0)), -jnp.inf)
     weight = weight / jnp.where(any_visible, total, 1.0)
     if dropout_rate > 0.0:
-        b, h, t, s = first_index
-        index = (
-            (b + jnp.arange(n_batch))[:, None, None, None],
-            (h + jnp.arange(n_head))[None, :, None, None],
-            (t + jnp.arange(n_query))[None, None, :, None],
-            (s + jnp.arange(n_key))[None, None, None, :],
-        )
-        keep = dropout_keep(dropout_seed(dropout_key), *index, dropout_rate)
-        weight = jnp.where(keep, weight / (1.0 - dropout_rate), 0.0)
+        weight = _dropped(weight, dropout_rate, dropout_key, first_index)
     out = jnp.einsum("bhts,bshd->bthd", weight, v, precision="highest").astype(q_BxTxHxD.dtype)
     return out, log_sum_exp[..., 0]
+
+
+def _dropped(weight_BxHxTxS, rate, key, first_index):
+    """Weights of which each is 0 with probability `rate`, decided by its indices from `first_index` on."""
+    positions = []
+    for axis, (first, n) in enumerate(zip(first_index, weight_BxHxTxS.shape, strict=True)):
+        positions.append(jnp.expand_dims(first + jnp.arange(n), [a for a in range(4) if a != axis]))
+    keep = dropout_keep(dropout_seed(key), *positions, rate)
+    return jnp.where(keep, weight_BxHxTxS / (1.0 - rate), 0.0)

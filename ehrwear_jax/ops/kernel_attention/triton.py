@@ -193,12 +193,9 @@ def _arrange(static, problem, **more):
         arrays["extra_q"] = "b..", _pad(_pad(problem["extra_q"], 2, width), 1, n_row)
         arrays["extra_k"] = "bh..", _pad(_pad(problem["extra_k"], 3, width), 2, n_col)
 
-    def blocks(x_BxL, block):
-        return x_BxL.reshape(x_BxL.shape[0], -1, block)
-
     def extent(block):
         """(least, largest start, least, largest stop) of the rows of a block that see anything, [B, M, 1] each."""
-        begin, end = blocks(start, block), blocks(stop, block)
+        begin, end = _blocks(start, block), _blocks(stop, block)
         empty = begin >= end
         least = [jnp.min(jnp.where(empty, n_col, x), -1)[..., None] for x in (begin, end)]
         most = [jnp.max(jnp.where(empty, 0, x), -1)[..., None] for x in (begin, end)]
@@ -218,23 +215,37 @@ def _arrange(static, problem, **more):
         # padding of the quadratic's rows divides
         arrays["row"] = "bh..", _pad(problem["row"], 2, n_row, 1 if kind == "quadratic" else 0)
     if kind == "mixture":
-        real_BxNxK = blocks(_pad(jnp.ones_like(problem["k_time"], jnp.bool_), 1, n_col), block_k)
-        c_BxN = jnp.max(jnp.where(real_BxNxK, blocks(time, block_k), -jnp.inf), axis=-1)
-        oldest_BxM = jnp.min(jnp.where(blocks(start >= stop, block_q), jnp.inf, blocks(newest, block_q)), axis=-1)
-        plain_BxMxN &= c_BxN[:, None] <= oldest_BxM[..., None]
-        lag = jnp.maximum(c_BxN[..., None] - blocks(time, block_k), 0.0).reshape(time.shape)[:, None, :, None]
-        log_b = -problem["head"][None, :, None] * lag
-        b = jnp.exp(log_b)
-        high, *rest = fused.parts(b, static.dtype)
-        arrays |= {"c": ("b.", c_BxN), "b": ("bh..", _columns(static, high, *rest, *rest and [high]))}
-        if "delta" in more and not static.by_key:
-            sees = (problem["stop"] > problem["start"])[:, None, :, None]
-            alive = jnp.max(jnp.where(sees, problem["row"], -jnp.inf), 2, keepdims=True) > math.log(tiles.ALIVE)
-            is_near = jnp.min(jnp.where(alive, log_b, 0.0), 3, keepdims=True) > math.log(tiles.NEAR)
-            less = jnp.where(is_near, jnp.expm1(log_b), b)
-            arrays["contracted"] = "bh..", jnp.swapaxes(_columns(static, b, less, b * lag, is_near * 1.0), 2, 3)
+        arrays |= _decay_factors(static, problem, time, contracted="delta" in more and not static.by_key)
+        oldest_BxM = jnp.min(jnp.where(_blocks(start >= stop, block_q), jnp.inf, _blocks(newest, block_q)), axis=-1)
+        plain_BxMxN &= arrays["c"][1][:, None] <= oldest_BxM[..., None]
     tables = [jnp.swapaxes(x, 1, 2) if static.by_key else x for x in (plain_BxMxN, seen_BxMxN)]
     return arrays | {"bounds": ("b..", _bounds(*tables))}
+
+
+def _blocks(x_BxL, block):
+    return x_BxL.reshape(x_BxL.shape[0], -1, block)
+
+
+def _decay_factors(static, problem, time_BxL, contracted):
+    """Arrays of a mixture: the newest time of each block of keys, and each key's decay up to it.
+
+    contracted: with what the gradients to the rows are summed with.
+    """
+    block_k, n_col = static.block_k, time_BxL.shape[1]
+    real_BxNxK = _blocks(_pad(jnp.ones_like(problem["k_time"], jnp.bool_), 1, n_col), block_k)
+    c_BxN = jnp.max(jnp.where(real_BxNxK, _blocks(time_BxL, block_k), -jnp.inf), axis=-1)
+    lag = jnp.maximum(c_BxN[..., None] - _blocks(time_BxL, block_k), 0.0).reshape(time_BxL.shape)[:, None, :, None]
+    log_b = -problem["head"][None, :, None] * lag
+    b = jnp.exp(log_b)
+    high, *rest = fused.parts(b, static.dtype)
+    arrays = {"c": ("b.", c_BxN), "b": ("bh..", _columns(static, high, *rest, *rest and [high]))}
+    if contracted:
+        sees = (problem["stop"] > problem["start"])[:, None, :, None]
+        alive = jnp.max(jnp.where(sees, problem["row"], -jnp.inf), 2, keepdims=True) > math.log(tiles.ALIVE)
+        is_near = jnp.min(jnp.where(alive, log_b, 0.0), 3, keepdims=True) > math.log(tiles.NEAR)
+        less = jnp.where(is_near, jnp.expm1(log_b), b)
+        arrays["contracted"] = "bh..", jnp.swapaxes(_columns(static, b, less, b * lag, is_near * 1.0), 2, 3)
+    return arrays
 
 
 def _columns(static, *sets_BxHxSxR):
