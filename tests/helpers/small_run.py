@@ -92,7 +92,7 @@ def plan_of(config, workdir):
 
 
 def write_embeddings(plan, latents):
-    """Stands for the pretrain and embed stages: every network's z at all prediction times of its fold.
+    """Stands for the pretrain and embed stages: every network's z at the prediction times, where it has none yet.
 
     Args:
       latents: (Trained, prediction times of the fold) -> z [N, D].
@@ -101,6 +101,8 @@ def write_embeddings(plan, latents):
         times = embed.prediction_times(plan, trained.fold)
         z = pl.Series("embedding", latents(trained, times).tolist(), dtype=pl.List(pl.Float32))
         folder = plan.embeddings(trained)
+        if folder.exists():
+            continue
         folder.mkdir(parents=True)
         times.select(embed.KEYS).with_columns(z).write_parquet(folder / "given.parquet")
 
