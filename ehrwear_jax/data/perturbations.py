@@ -35,7 +35,8 @@ def chain(*transforms: Transform) -> Transform:
 
 def _begin(record, time_us):
     """The record, of which something was taken away, as one that begins no later than the prediction."""
-    return dataclasses.replace(record, first_us=min(record.first_us, int(time_us)))
+    is_empty = not len(record.time_K) and not len(record.window_end_M)  # then first_us is the end of follow-up
+    return dataclasses.replace(record, first_us=int(time_us) if is_empty else min(record.first_us, int(time_us)))
 
 
 # ------------------------------------------------------------------------------------------------- less of the record

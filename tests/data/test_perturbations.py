@@ -99,6 +99,8 @@ def test_a_modality_that_is_dropped_is_gone_and_nothing_may_be_left():
     assert no_ehr.origin_us == no_ehr.window_end_M[0] and len(no_ehr.segments["ppg"].start_us_R) == 20
     nothing = perturbations.drop_ehr()(record(n_windows=0, birth=-5), AT)
     assert not len(times_of(nothing)) and nothing.origin_us == AT
+    over = dataclasses.replace(record(n_windows=0, n_events=3), end_us=50 * DAY_US)  # before the prediction
+    assert perturbations.drop_ehr()(over, AT).origin_us == AT
 
 
 def test_codes_and_channels_of_a_period_only():

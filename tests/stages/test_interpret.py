@@ -11,46 +11,46 @@ import pytest
 import small_run
 from sklearn.metrics import roc_auc_score
 
-from ehrwear_jax import config as config_lib
 from ehrwear_jax.interpret import retrieval
-from ehrwear_jax.models.joint import batch as batch_lib
+from ehrwear_jax.models.joint import interpretation
 from ehrwear_jax.report import explained, export, html_page, mechanism_figures, page, result_records
 from ehrwear_jax.report.report_data import ReportData
 from ehrwear_jax.report.table_model import Row
-from ehrwear_jax.stages import interpret, interpret_people, marks, model, prepare, report_inputs
+from ehrwear_jax.stages import embed, interpret, interpret_people, prepare, report_inputs
 from ehrwear_jax.stages.loaded_run import LoadedRun
-from ehrwear_jax.training import train
+from ehrwear_jax.training import embedding, pretrain, sharding
 
 MODELS = ("joint", "ehr_only")
 
 
-def random_params(config, workdir, fold, name):
-    """Stands for `model.restored`: no training, weights far from zero."""
-    patients = model._patients(config, workdir, fold, name)
-    network = train.make_model(patients, config_lib.model_options(config))
-    example = batch_lib.empty_batch(patients.batch_shape(), 1)
-    shapes = jax.eval_shape(network.init, jax.random.key(0), example)["params"]
+def random_variables(folder, model, store):
+    """Stands for `embedding.restore`: no training, weights far from zero."""
+    del folder
+    examples = model.module.examples(store.view(None), model.config, model.seed, train=False)
+    task = pretrain.make_task(model, examples.spec, sharding.make_mesh(jax.local_devices()[:1]))
+    shapes, collections = jax.eval_shape(lambda: task.init(jax.random.key(0)))
     leaves, tree = jax.tree.flatten(shapes)
     rng = np.random.default_rng(0)
-    return patients, tree.unflatten([jnp.asarray(rng.normal(0.05, 0.3, x.shape), x.dtype) for x in leaves])
+    params = tree.unflatten([jnp.asarray(rng.normal(0.05, 0.3, x.shape), x.dtype) for x in leaves])
+    return examples, task.network, {"params": params, "collections": dict(collections)}
 
 
 @pytest.fixture(scope="module")
 def patched():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(model, "restored", random_params)
+        patch.setattr(embedding, "restore", random_variables)
         yield patch
 
 
 @pytest.fixture(scope="module")
 def done(tmp_path_factory, patched):
-    """(config, workdir) after the stage."""
+    """(config, plan) after the stage."""
     root = tmp_path_factory.mktemp("interpret")
     cohort.write_cohort(root / "raw", small_run.N_SUBJECTS, wear_days=40)
     cohort.write_labels(root / "labels", small_run.N_SUBJECTS)
-    config, workdir = small_run.small_config(root), root / "run"
-    config.rows = {name: config.rows[name] for name in MODELS}
-    config.evaluate.late_fusion = ()
+    config = small_run.small_config(root)
+    for name in {"wear_only", "late_fusion", *small_run.TABLES}:
+        del config.models[name]
     config.prepare.window_hours = 24  # a context of 16 windows reaches back into the periods that are occluded
     config.embed.trajectories = 0
     config.interpret.update(
@@ -58,23 +58,38 @@ def done(tmp_path_factory, patched):
          "event_prefixes": ("HOSPITAL_ADMISSION", "DX//E11"),
          "gradient_steps": 8, "dropout_samples": 3, "n_permutations": 20}
     )  # fmt: skip
-    workdir.mkdir()
-    prepare.run(config, workdir)
-    model.embed(config, workdir)
-    (workdir / "interpret").mkdir()
-    interpret.run(config, workdir)
-    return config, workdir
+    plan = small_run.plan_of(config, root / "run")
+    prepare.run(plan)
+    embed.run(plan)
+    assert interpret.missing(plan) == sorted(MODELS)
+    interpret.run(plan)
+    assert interpret.missing(plan) == []
+    return config, plan
 
 
-def load(done, name):
-    return json.loads((done[1] / "interpret" / f"{name}.json").read_text())
+@pytest.fixture(scope="module")
+def run(done):
+    """One LoadedRun for all tests: what it compiles is compiled once."""
+    return LoadedRun(done[1])
+
+
+def folder_of(done, model="joint"):
+    return interpret.artifact(done[1], model).folder
+
+
+def load(done, name, model="joint"):
+    return json.loads((folder_of(done, model) / f"{name}.json").read_text())
+
+
+def of_all(done, name):
+    return [record for model in MODELS for record in load(done, name, model)]
 
 
 pytestmark = pytest.mark.slow
 
 
-def test_robustness_holds_every_model_and_perturbation_and_clean_is_the_probes(done):
-    records = load(done, "robustness")
+def test_robustness_holds_every_model_and_perturbation_and_clean_is_the_probes(done, run):
+    records = of_all(done, "robustness")
     names = [
         "clean",
         "last 30 days",
@@ -85,24 +100,23 @@ def test_robustness_holds_every_model_and_perturbation_and_clean_is_the_probes(d
         "50% of the signal missing",
     ]
     assert {(r["model"], r["perturbation"]) for r in records} == {(m, name) for m in MODELS for name in names}
-    run = LoadedRun(*done)
     for name in MODELS:
-        p = run.probes[name].predict_proba(run.held_latents(name))
+        p = run.probe(name).predict_proba(run.held_latents(name))
         auroc = roc_auc_score(run.held["boolean_value"].to_numpy(), p)
         (clean,) = [r for r in records if (r["model"], r["perturbation"], r["metric"]) == (name, "clean", "auroc")]
         assert clean["value"] == pytest.approx(auroc) and clean["change"] == 0 and clean["n"] == run.held.height
     moved = {(r["model"], r["perturbation"]) for r in records if r["change"]}
     assert ("ehr_only", "no wearable") not in moved and ("ehr_only", "SNR 6 dB lower") not in moved
     assert ("joint", "no EHR") in moved and ("ehr_only", "no EHR") in moved
-    flags = pl.read_parquet(done[1] / "interpret" / "flags.parquet")
+    flags = pl.read_parquet(folder_of(done) / "flags.parquet")
+    assert flags.equals(pl.read_parquet(folder_of(done, "ehr_only") / "flags.parquet"))
     assert flags.height == run.held.height and 0 <= flags["wear_days"].min() < 40 <= flags["wear_days"].max() <= 41
 
 
-def test_perturbed_latents_differ_only_where_the_modality_is_given(done):
-    run = LoadedRun(*done)
-    given = interpret.configured_perturbations(run.config.interpret, 0, run.channels)
+def test_perturbed_latents_differ_only_where_the_modality_is_given(done, run):
+    given = interpret.configured_perturbations(run.config.interpret, 0, run.store.scales)
     clean = run.held_latents("joint")
-    wear = pl.read_parquet(done[1] / "interpret" / "flags.parquet")["wear_days"].to_numpy() > 0
+    wear = pl.read_parquet(folder_of(done) / "flags.parquet")["wear_days"].to_numpy() > 0
     changed = run.held_latents("joint", "no wearable", given["no wearable"][1])
     np.testing.assert_allclose(changed[~wear], clean[~wear], atol=1e-5)
     assert (np.abs(changed[wear] - clean[wear]).max(1) > 1e-4).all() and wear.any()
@@ -111,7 +125,7 @@ def test_perturbed_latents_differ_only_where_the_modality_is_given(done):
 
 
 def test_geometry_names_every_measure(done):
-    records = load(done, "geometry")
+    records = of_all(done, "geometry")
     for name in MODELS:
         mine = {r["measure"]: r for r in records if r["model"] == name}
         assert {"effective_rank", "mmd2_adjacent", "mmd2_adjacent_mean", "mmd2_class", "lipschitz_per_day"} <= set(mine)
@@ -126,14 +140,17 @@ def test_retrieval_uncertainty_and_kernels(done):
         ("latents", d, k) for d in ("ehr_to_wear", "wear_to_ehr") for k in (1, 10)
     }
     assert all(0 <= r["value"] <= 1 and r["chance"] == min(1, r["k"] / r["n"]) for r in found)
-    saved = np.load(done[1] / "interpret" / "uncertainty.npz")
+    saved = np.load(folder_of(done) / "uncertainty.npz")
     assert saved["p_SxN"].shape == (3, len(saved["y_N"])) and (saved["p_SxN"].std(0) > 0).mean() > 0.5
     entropies = {r["measure"]: r["value"] for r in load(done, "uncertainty") if r["group"] == "all"}
     total = entropies["expected_entropy"] + entropies["mutual_information"]
     assert entropies["predictive_entropy"] == pytest.approx(total) and entropies["mutual_information"] > 0
-    kernels = np.load(done[1] / "interpret" / "kernels.npz")
-    assert kernels["joint"].shape == (1, 2, 120) and (np.diff(kernels["joint"]) <= 1e-6).all()
-    assert np.shape(load(done, "kernels")["joint"]["half_life_days"]) == (1, 2)
+    for model in MODELS:
+        kernel = np.load(folder_of(done, model) / "kernels.npz")["kernel"]
+        assert kernel.shape == (1, 2, 120) and (np.diff(kernel) <= 1e-6).all()
+        assert np.shape(load(done, "kernels", model)["half_life_days"]) == (1, 2)
+    # what is of the reference model alone
+    assert not any((folder_of(done, "ehr_only") / f"{part}.json").exists() for part in report_inputs.OF_REFERENCE)
 
 
 def test_mechanisms_and_people(done):
@@ -146,15 +163,16 @@ def test_mechanisms_and_people(done):
     names = {f"{c}, {p}" for c in ("heart_rate", "activity") for p in ("30 to 7 days", "53 to 30 days (control)")}
     assert set(precursors) == names and precursors["activity, 30 to 7 days"]["mean"] > 0
     assert 0 <= precursors["activity, 30 to 7 days"]["control_seen"] <= 1
-    run, starts = LoadedRun(*done), []
+    starts = []
     for prefix in ("LAB//glucose", "LAB//hdl", "DX//I10", "HOSPITAL_ADMISSION"):  # few begin while a device is worn
-        run.config.interpret.drug_prefixes = (prefix,)
-        starts.append(interpret_people._drug_start(run))
-    run.config.interpret.drug_prefixes = ("DX//E11",)
+        config = done[0].copy_and_resolve_references()
+        config.interpret.drug_prefixes = (prefix,)
+        other = LoadedRun(small_run.plan_of(config, done[1].workdir.root))
+        starts.append(interpret_people._drug_start(other, "joint"))
     starts = [s for s in starts if s is not None]
     assert starts and all(s["channel"] == "heart_rate" and len(s["mean"]) == len(s["edge_days"]) - 1 for s in starts)
     people = load(done, "people")
-    arrays = np.load(done[1] / "interpret" / "people.npz")
+    arrays = np.load(folder_of(done) / "people.npz")
     assert len(people) == 2
     for i, person in enumerate(people):
         days = [t["days"] for t in person["tokens"]]
@@ -168,9 +186,8 @@ def test_mechanisms_and_people(done):
         assert person["groups"].keys() >= {"LAB", "DX", "HOSPITAL_ADMISSION", "GENDER"} and person["groups"]["GENDER"]
 
 
-def test_the_report_draws_what_the_stage_left(done, monkeypatch):
-    monkeypatch.setattr(marks, "interpret_fault", lambda *_: "")
-    found = ReportData(**report_inputs._interpreted(*done), individuals=True)
+def test_the_report_draws_what_the_stage_left(done):
+    found = ReportData(**report_inputs._interpreted(done[1]), individuals=True)
     assert found.not_interpreted == "" and len(found.explained) == 2 and len(found.kernels) == 2
     shown = page.Page("", "", (mechanism_figures.mechanisms(found), explained.explained(found)))
     drawn = html_page.to_html_page(shown)
@@ -188,39 +205,71 @@ def test_the_report_draws_what_the_stage_left(done, monkeypatch):
 
 
 def test_nothing_names_a_person_and_a_second_run_computes_what_is_missing(done):
-    config, workdir = done
-    folder = workdir / "interpret"
-    assert not any("subject" in p.read_text() for p in folder.glob("*.json"))
-    before = {p.name: (p.stat().st_mtime_ns, p.read_bytes()) for p in folder.iterdir()}
-    for name in ("kernels", "uncertainty"):
-        (folder / f"{name}.json").unlink()
-    interpret.run(config, workdir)
-    after = {p.name: (p.stat().st_mtime_ns, p.read_bytes()) for p in folder.iterdir()}
-    assert before.keys() == after.keys()
+    _, plan = done
+    folder, other = folder_of(done), folder_of(done, "ehr_only")
+    parts = [p for f in (folder, other) for p in f.glob("*.json") if p.name != "artifact.json"]
+    assert len(parts) == 10 and not any("subject" in p.read_text() for p in parts)
+    before, times, others = small_run.contents(folder), small_run.written_at(folder), small_run.written_at(other)
+    small_run.interrupted(interpret.artifact(plan, "joint"), "kernels.json", "uncertainty.json")
+    assert interpret.missing(plan) == ["joint"]
+    interpret.run(plan)
+    assert interpret.missing(plan) == []
+    for partial in folder.glob("*.partial"):
+        partial.unlink()
+    after = small_run.written_at(folder)
+    assert times.keys() == after.keys() and small_run.written_at(other) == others
     written = {"kernels.json", "kernels.npz", "uncertainty.json", "uncertainty.npz"}
-    assert {n for n in before if before[n][0] != after[n][0]} == written
+    assert {n for n in times if times[n] != after[n]} == written | {"artifact.json"}
     # the dropout of each member is a function of the seed
-    assert all(before[n][1] == after[n][1] for n in written if n.endswith("json"))
+    assert small_run.contents(folder) == before
 
 
-def test_without_permission_nobody_is_explained_and_disabled_is_off(done, tmp_path, monkeypatch):
-    config, workdir = done
-    config = config_lib.read_dict(json.loads(config.to_json_best_effort()))
+def test_other_options_are_another_interpretation_and_the_first_stays(done, patched):
+    config, plan = done
+    before = {m: (small_run.contents(folder_of(done, m)), small_run.written_at(folder_of(done, m))) for m in MODELS}
+    config = config.copy_and_resolve_references()
+    config.interpret.update({"histories_days": (), "slices": 0, "dropout_samples": 0, "people": 0, "noise_db": 3.0})
+    other = small_run.plan_of(config, plan.workdir.root)
+    assert interpret.missing(other) == sorted(MODELS)
+    with patched.context() as patch:
+        patch.setattr(interpret, "parts", lambda *_: {"robustness": lambda *_: []})
+        interpret.run(other)
+    assert interpret.missing(other) == interpret.missing(plan) == []
+    for m in MODELS:
+        assert interpret.artifact(other, m).folder != folder_of(done, m)
+        assert before[m] == (small_run.contents(folder_of(done, m)), small_run.written_at(folder_of(done, m)))
+
+
+def test_without_permission_nobody_is_explained_and_disabled_is_off(done, tmp_path):
+    config, plan = done
+    config = config.copy_and_resolve_references()
     config.interpret.individuals = False
-    assert interpret_people.people(LoadedRun(config, workdir), tmp_path) == [] and not list(tmp_path.iterdir())
+    hidden = LoadedRun(small_run.plan_of(config, plan.workdir.root))
+    assert interpret_people.people(hidden, "joint", tmp_path) == [] and not list(tmp_path.iterdir())
     config.interpret.enabled = False
-    interpret.run(config, tmp_path)
-    assert not list(tmp_path.iterdir())
+    off = small_run.plan_of(config, plan.workdir.root)
+    before = small_run.written_at(plan.workdir.root)
+    assert interpret.missing(off) == []
+    interpret.run(off)
+    assert small_run.written_at(plan.workdir.root) == before
 
 
 def test_projected_pairs_are_one_per_patient():
     """A stand-in for a network with projections; the real pairs come with the contrastive term."""
     rng = np.random.default_rng(0)
-    unit = retrieval.unit_rows(rng.normal(size=(6, 3)))
+    unit = retrieval.unit_rows(rng.normal(size=(6, 3))).astype(np.float32)
     patient = np.array([[4, 4, -1], [7, 9, -1]])
-    batches = [{"pair_patient": p[None]} for p in patient]
-    outputs = iter([{"pair_ehr": u[None], "pair_wear": u[None]} for u in (unit[:3], unit[3:])])
-    ehr, wear, who = interpret_people.collect_pairs(lambda _: next(outputs), batches)
+    units = unit[:3], unit[3:]
+    batches = [{"pair_patient": p[None], "unit": u[None]} for p, u in zip(patient, units, strict=True)]
+    ehr, wear, who = interpretation.projected_pairs(Projecting(), {}, batches)
     assert who.tolist() == [4, 7, 9]
     np.testing.assert_array_equal(ehr, unit[[0, 3, 4]])
     np.testing.assert_array_equal(wear, ehr)
+    assert interpretation.projected_pairs(Projecting(), {}, [{"unit": unit[None]}]) is None, "no pairs"
+
+
+class Projecting:
+    """What `apply` gives of a network with the contrastive term: the units of the batch."""
+
+    def apply(self, variables, batch):
+        return {"contrast": {"ehr": batch["unit"], "wear": batch["unit"]}}

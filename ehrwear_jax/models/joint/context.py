@@ -186,7 +186,9 @@ def _fill_tokens(row, at, people, shown, query_us):
     is_wear = np.concatenate([np.zeros(n_static, bool), p.is_wear_N[merged]])
     n, t0 = len(is_wear), at["tokens"]
     at["segment"] += 1
-    anchor = int(p.time_N[span.start]) if span.stop > span.start else p.origin_us
+    # without a birth date, the first record may be yet to come: when it comes, or that none does, must not show
+    origin_us = p.origin_us if p.has_birth or span.stop else int(query_us.min())
+    anchor = int(p.time_N[span.start]) if span.stop > span.start else origin_us
     time_us = np.concatenate([np.full(n_static, anchor), p.time_N[merged]]).astype(np.int64)
     ref = p.ref_N[merged]
     events, windows = ref[~is_wear[n_static:]], ref[is_wear[n_static:]]
@@ -196,7 +198,7 @@ def _fill_tokens(row, at, people, shown, query_us):
     s, wear_at = slice(t0, t0 + n), np.flatnonzero(is_wear)
     row["modality"][s] = np.where(is_wear, MODALITY_WEAR, MODALITY_EHR)
     row["time"][s] = (time_us - anchor) / DAY_US
-    row["age"][s] = _age(time_us, p.origin_us)
+    row["age"][s] = _age(time_us, origin_us)
     row["segment"][s] = at["segment"]
     row["kv_range"][s, 0] = t0
     row["kv_range"][s, 1] = t0 + 1 + np.arange(n)
@@ -205,7 +207,7 @@ def _fill_tokens(row, at, people, shown, query_us):
     row["window_position"][w] = t0 + wear_at
     q = slice(at["queries"], at["queries"] + len(query_us))
     row["query_time"][q] = (query_us - anchor) / DAY_US
-    row["query_age"][q] = _age(query_us, p.origin_us)
+    row["query_age"][q] = _age(query_us, origin_us)
     row["query_segment"][q] = at["segment"]
     row["query_kv_range"][q, 0] = t0
     row["query_kv_range"][q, 1] = t0 + n_static + np.searchsorted(time_us[n_static:], query_us, side="right")

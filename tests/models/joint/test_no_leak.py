@@ -4,6 +4,8 @@ Rows are packed with several contexts and have simultaneous events. Integer inpu
 changed instead.
 """
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,6 +15,7 @@ from joint_rows import examples_of, row_of, rows_of
 from random_rows import EVERY_TERM
 from small_model import random_params
 
+from ehrwear_jax.data.formats.times import DAY_US
 from ehrwear_jax.models.joint import batch as batch_lib
 from ehrwear_jax.models.joint import family
 from ehrwear_jax.models.joint.config import WEIGHTS
@@ -327,3 +330,27 @@ def test_hidden_events_leave_no_trace_in_any_input(packed_people):
         for patient, token, value in records:  # other rows may show other parts of the same record
             patient.event_token_K, patient.event_value_K = token, value
     assert n_changed > 20
+
+
+def test_before_the_first_record_nothing_tells_when_it_begins_or_ends(packed_people):
+    """Without a birth date ages count from the first record, which a prediction before it must not know of."""
+    context = {"tokens": 40, "windows": 16, "context_tokens": 30, "queries": 6, "events": 6, "patch_steps": 3}
+    examples = examples_of(packed_people, context, split=None, augmented=False, modalities=("wear",))
+    later = 100 * DAY_US
+    futures = {
+        "as it is": lambda record, time_us: record,
+        "none": lambda record, time_us: record.without_wear(),
+        "followed for longer": lambda record, time_us: dataclasses.replace(
+            record, end_us=record.end_us + later
+        ).without_wear(),
+    }
+    worn = [i for i in range(len(examples.people)) if len(examples.people[i].window_end_M)]
+    for i in worn[:3]:
+        first = int(examples.people[i].window_end_M[0])
+        assert not examples.people[i].has_birth
+        found = {k: next(examples.prediction_batches([i], [first - 3 * DAY_US], 1, f))[0] for k, f in futures.items()}
+        for name, batch in found.items():
+            for field in batch:
+                np.testing.assert_array_equal(batch[field], found["none"][field], err_msg=f"{name}: {field}")
+        known, where = next(examples.prediction_batches([i], [first + 3 * DAY_US], 1))
+        np.testing.assert_array_equal(known["query_age"][where >= 0], [[3.0, 0.0]])
