@@ -254,7 +254,7 @@ class RecordStore:
       cache_bytes: how much memory decoded records may take; those beyond it are decoded at every use.
     """
 
-    def __init__(self, records_dir: Path, fit_dir: Path, split: str | None = None, cache_bytes: int = 2**28):
+    def __init__(self, records_dir: Path, fit_dir: Path, split: str | None = None, cache_bytes: int = 2**28) -> None:
         self.records_dir, self.fit_dir, self.split = Path(records_dir), Path(fit_dir), split
         self.cache_bytes, self._cache, self._cached_bytes = cache_bytes, {}, 0
         self.folder = Path(os.path.commonpath([os.path.abspath(p) for p in (records_dir, fit_dir)]))

@@ -40,7 +40,7 @@ class Calibration:
         edges: npt.ArrayLike | None = None,
         factor_N: npt.ArrayLike | None = None,
         gaps: bool = False,
-    ):
+    ) -> None:
         same_length(y=y_N, p=p_N)
         n_rows = len(y_N)
         rows, factor_N = kept_rows(factor_N, n_rows)

@@ -15,13 +15,8 @@ class BinaryRanking:
     """
 
     def __init__(
-        self,
-        y_N: npt.ArrayLike,
-        score_N: npt.ArrayLike,
-        *,
-        factor_N: npt.ArrayLike | None = None,
-        auprc: bool = True,
-    ):
+        self, y_N: npt.ArrayLike, score_N: npt.ArrayLike, *, factor_N: npt.ArrayLike | None = None, auprc: bool = True
+    ) -> None:
         same_length(y=y_N, score=score_N)
         n_rows, self._auprc = len(y_N), auprc
         rows, factor_N = kept_rows(factor_N, n_rows)
@@ -87,7 +82,7 @@ class Confusion:
 
     def __init__(
         self, y_N: npt.ArrayLike, p_N: npt.ArrayLike, threshold: float, *, factor_N: npt.ArrayLike | None = None
-    ):
+    ) -> None:
         same_length(y=y_N, p=p_N)
         n_rows = len(y_N)
         rows, factor_N = kept_rows(factor_N, n_rows)
@@ -111,7 +106,7 @@ class Confusion:
 class Prevalence:
     """{"prevalence": [B]}: the share of positives, which AUPRC and net benefit depend on."""
 
-    def __init__(self, y_N: npt.ArrayLike, *, factor_N: npt.ArrayLike | None = None):
+    def __init__(self, y_N: npt.ArrayLike, *, factor_N: npt.ArrayLike | None = None) -> None:
         n_rows = len(y_N)
         rows, factor_N = kept_rows(factor_N, n_rows)
         self._sums = group_rows(binary(np.asarray(y_N)[rows], "y").astype(int), rows, 2, n_rows, factor_N)

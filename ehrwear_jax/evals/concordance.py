@@ -35,7 +35,7 @@ class Concordance:
         *,
         event_factor: Mapping[str, np.ndarray] | None = None,
         factor_N: npt.ArrayLike | None = None,
-    ):
+    ) -> None:
         """Args:
         time_N, event_N, risk_N: follow-up (any unit), 0/1, risk (higher = earlier event).
         event_factor: name of the metric -> multiplier [N] of an event's pairs, equal for equal

@@ -20,7 +20,7 @@ class PartialLikelihood:
     removes l/d of the tied events' hazard from the risk set's sum (Efron 1977).
     """
 
-    def __init__(self, time_N: npt.ArrayLike, event_N: npt.ArrayLike):
+    def __init__(self, time_N: npt.ArrayLike, event_N: npt.ArrayLike) -> None:
         time_N, event_N = check_survival(time_N, event_N, "survival")
         self.order = np.argsort(time_N, kind="stable")
         self.time, self.event = time_N[self.order], event_N[self.order]

@@ -43,7 +43,7 @@ class NetBenefit:
         thresholds: Sequence[float] = THRESHOLDS,
         *,
         factor_N: npt.ArrayLike | None = None,
-    ):
+    ) -> None:
         same_length(y=y_N, p=p_N)
         n_rows = len(y_N)
         rows, factor_N = kept_rows(factor_N, n_rows)
@@ -78,7 +78,7 @@ class CensoredNetBenefit:
         thresholds: Sequence[float] = THRESHOLDS,
         *,
         factor_N: npt.ArrayLike | None = None,
-    ):
+    ) -> None:
         """Args:
         time_N, event_N: follow-up, and 0 censored, 1 event, 2 competing event.
         p_N: predicted probability of the event by the horizon.

@@ -13,7 +13,9 @@ class Regression:
     without spread. Units are those of the target: standardise it on the training rows beforehand.
     """
 
-    def __init__(self, y_N: npt.ArrayLike, predicted_N: npt.ArrayLike, *, factor_N: npt.ArrayLike | None = None):
+    def __init__(
+        self, y_N: npt.ArrayLike, predicted_N: npt.ArrayLike, *, factor_N: npt.ArrayLike | None = None
+    ) -> None:
         same_length(y=y_N, predicted=predicted_N)
         self._n = len(y_N)
         self._rows, factor_N = kept_rows(factor_N, self._n)

@@ -38,7 +38,7 @@ class ProbeSettings:
     l2_grid: tuple[float, ...] = probes.L2_GRID
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)  # of the initialisation and the order of rows
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         probes.check_grid(self.l2_grid)
         if min(self.max_epochs, self.patience) < 1 or min(self.hidden, self.batch_size) < 0:
             raise ValueError(f"epochs and patience must be positive, sizes not negative: {self}")

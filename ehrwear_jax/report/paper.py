@@ -73,7 +73,7 @@ def main_task(records: Sequence[Record], wanted: str = "") -> str | None:
 class Lookup:
     """Records by (task, model, metric), with significance against the main model; `stars` counts significant cells."""
 
-    def __init__(self, records: Sequence[Record]):
+    def __init__(self, records: Sequence[Record]) -> None:
         self.by_key = {(r["task"], r["model"], r["metric"]): r for r in records}
         self.stars = 0
 

@@ -57,7 +57,7 @@ class Trajectory:
     prediction_time: float | None
     outcome: str
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         n, n_events = len(self.time_days_N), len(self.event_time_E)
         times = [self.time_days_N, self.event_time_E]
         if np.ndim(self.z_NxD) != 2 or len(self.z_NxD) != n or not n:

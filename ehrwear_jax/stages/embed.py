@@ -27,7 +27,7 @@ class Embeddings:
       folder: of the network's embeddings.
     """
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path) -> None:
         self.folder = folder
 
     @functools.cached_property

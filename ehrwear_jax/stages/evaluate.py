@@ -131,7 +131,7 @@ class _Scoring:
       folder: receives the predictions in the formats of the module's docstring.
     """
 
-    def __init__(self, plan: Plan, task: Task, predicted: list[Predicted], folder: Path):
+    def __init__(self, plan: Plan, task: Task, predicted: list[Predicted], folder: Path) -> None:
         self._plan, self._task, self._folder, self._config = plan, task, folder, plan.config.evaluate
         first = {None, plan.config.seeds[0]}
         self._models = {p.name: p for p in predicted if p.seed in first}

@@ -29,7 +29,7 @@ class Labels:
     the changed ones.
     """
 
-    def __init__(self, plan: Plan):
+    def __init__(self, plan: Plan) -> None:
         self._plan, self._config = plan, plan.config
 
     # ------------------------------------------------------------------------------------------------------- what is

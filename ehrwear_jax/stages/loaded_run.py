@@ -65,7 +65,7 @@ class LoadedRun:
       keys: subject_id, prediction_time, split, group_id of all tasks' prediction times.
     """
 
-    def __init__(self, plan: Plan):
+    def __init__(self, plan: Plan) -> None:
         self.plan, self.config, self.fold = plan, plan.config, plan.config.folds[0][0]
         self.task = main_task(plan)
         if self.task is None:

@@ -35,7 +35,7 @@ class Plan:
       verify: read all raw inputs again, whatever their size and time say.
     """
 
-    def __init__(self, config: RunConfig, workdir: Workdir, verify: bool = False):
+    def __init__(self, config: RunConfig, workdir: Workdir, verify: bool = False) -> None:
         self.config, self.workdir, self.inputs = config, workdir, Inputs(workdir.inputs, verify)
 
     def artifact(self, kind: str, name: str, of: object) -> Artifact:

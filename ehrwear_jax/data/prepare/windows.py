@@ -121,7 +121,7 @@ def log_scaled(values: np.ndarray, channels: tuple[str, ...], log_channels: tupl
 class _Shard:
     """The outputs of one file of recordings, open for people to be added to them."""
 
-    def __init__(self, name, wanted, out, config, stack):
+    def __init__(self, name, wanted, out, config, stack) -> None:
         self.spec, self.wanted, self.config, self.waiting = specs.window_spec(config), wanted, config, []
         self.windows, self.people = (out / folder / f"{name}.parquet" for folder in ("windows", "wearers"))
         shape, self.arrays, self.append = (self.spec.steps, len(self.spec.channels)), {}, {}

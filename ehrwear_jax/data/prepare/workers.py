@@ -67,7 +67,7 @@ class Pool:
     workers: int = 1
     memory_gb: float = 0.0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check(self.scheduler)
         if self.workers < 0:
             raise ValueError(f"config.prepare.workers is {self.workers}, must not be negative")
@@ -76,7 +76,7 @@ class Pool:
     def __enter__(self):
         return self
 
-    def __exit__(self, *failure):
+    def __exit__(self, *failure) -> None:
         for part in (self._client, self._cluster):
             if part is not None:
                 part.close()

@@ -125,7 +125,8 @@ def score_of_embedded(
             return call(*args, **kwargs)
 
         with nn.intercept_methods(replace):
-            return head(network.apply({"params": params}, {**batch, "wear": inputs["wear"]}, method="encode"))
+            z: Any = network.apply({"params": params}, {**batch, "wear": inputs["wear"]}, method="encode")
+            return head(z)
 
     return score
 
@@ -145,7 +146,12 @@ def projected_pairs(
 
     One pair per patient, the first: pairs of a patient's other times are neither candidates nor independent.
     """
-    predict = jax.jit(lambda b: network.apply({"params": params}, b).get("contrast"))
+
+    @jax.jit
+    def predict(batch):
+        out: Any = network.apply({"params": params}, batch)
+        return out.get("contrast")
+
     parts = []
     for batch in batches:
         found = predict(batch) if "pair_patient" in batch else None
