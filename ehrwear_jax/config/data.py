@@ -267,9 +267,9 @@ class SimulateConfig:
         object.__setattr__(self, "horizons_days", tuple(int(h) for h in self.horizons_days))
         shares = ("dropout", "ehr_information", "wearable_information", "wearable_subjects_fraction",
                   "ppg_subjects_fraction", "train_fraction", "tuning_fraction")  # fmt: skip
-        limits = dict.fromkeys(shares, (0, 1))
-        limits |= dict.fromkeys(("noise", "missingness", "wear_days", "ppg_stretches", "min_history_days"), (0, many))
-        limits |= dict.fromkeys(("n_subjects", "subjects_per_shard", "predictions_per_subject"), (1, many))
+        limits = dict.fromkeys(shares, (0.0, 1.0))
+        limits |= dict.fromkeys(("noise", "missingness", "wear_days", "ppg_stretches", "min_history_days"), (0.0, many))
+        limits |= dict.fromkeys(("n_subjects", "subjects_per_shard", "predictions_per_subject"), (1.0, many))
         options.require_range(where, self, limits | {"years": (60 / 365.25, many), "admission_per_year": (1e-9, many)})
         if self.train_fraction + self.tuning_fraction > 1:
             raise ValueError(f"{where}: train_fraction and tuning_fraction add up to more than 1")

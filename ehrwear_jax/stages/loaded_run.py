@@ -147,6 +147,8 @@ class LoadedRun:
     @functools.cached_property
     def labels(self) -> pl.DataFrame:
         """The task's labelled prediction times: boolean_value, split, group_id, and `at`, the row of `latents`."""
+        if self.task is None:
+            raise ValueError("there is no binary task")
         table = Labels(self.plan).table(self.task)
         return table.join(self.keys.with_row_index("at"), on=KEYS).sort(KEYS)
 
@@ -195,7 +197,7 @@ class LoadedRun:
         return self._changed[key]
 
 
-def prediction_times(subject_id: Sequence[int], time_us: npt.ArrayLike) -> pl.DataFrame:
+def prediction_times(subject_id: Sequence[int] | np.ndarray, time_us: npt.ArrayLike) -> pl.DataFrame:
     """A table of prediction times for `LoadedRun.embed`.
 
     Args:

@@ -51,7 +51,9 @@ def window_ends(examples: JointExamples, position: int, time_us: int) -> np.ndar
 
 def one_time_a_row(examples: JointExamples, position_N: Sequence[int], time_us_N: Sequence[int]) -> Batch:
     """A batch with one prediction time in each row, at its first query."""
-    rows = [next(examples.prediction_batches([i], [int(t)], 1))[0] for i, t in zip(position_N, time_us_N, strict=True)]
+    times = [np.array([x], np.int64) for x in time_us_N]
+    people = [np.array([x], np.int64) for x in position_N]
+    rows = [next(examples.prediction_batches(i, t, 1))[0] for i, t in zip(people, times, strict=True)]
     return {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
 
 
