@@ -22,6 +22,7 @@ import polars as pl
 from array_record.python.array_record_module import ArrayRecordWriter
 
 from ehrwear_jax.config.data import PrepareConfig
+from ehrwear_jax.config.options import build
 from ehrwear_jax.data import store
 from ehrwear_jax.data.formats.times import DAY_US
 from ehrwear_jax.data.prepare import code_table, record_shards, statistics
@@ -38,7 +39,7 @@ SHARD = 50  # patients written at a time
 N_CODES, N_LABS = 2000, 300
 START_US = 16_800 * DAY_US
 # as in configs/full.py
-CONTEXT = {
+CONTEXT: dict[str, float | str] = {
     "tokens": 2048,
     "context_tokens": 2048,
     "queries": 64,
@@ -134,7 +135,7 @@ def _write_shard(path, fitted, kind, first, n_patients, seed):
         n_windows, n = int(rng.integers(*COHORTS[kind][2])), mine.stop - mine.start
         window = rng.standard_normal((n_windows, STEPS, len(CHANNELS)), np.float32)
         window += day_L.reshape(4, STEPS)[np.arange(n_windows) % 4][..., None]
-        window = window * np.float32(STD) + np.float32(MEAN)
+        window = window * np.array(STD, np.float32) + np.array(MEAN, np.float32)
         window[..., 0], window[..., 1] = np.rint(window[..., 0]), np.rint(np.expm1(np.maximum(window[..., 1], 0)))
         off_M, length_M = rng.integers(0, STEPS, n_windows), rng.integers(0, STEPS // 3, n_windows)
         step_L = np.arange(STEPS)
@@ -170,7 +171,8 @@ def open_examples(folder: Path, kind: str, **options: float | str) -> JointExamp
       kind: of COHORTS. options: of ContextConfig, beside CONTEXT.
     """
     records = store.RecordStore(Path(folder) / "records", Path(folder) / "fit", "train")
-    examples = family.examples(records, Config(context=ContextConfig(windows=WINDOWS[kind], **CONTEXT | options)))
+    context = build(ContextConfig, {"windows": WINDOWS[kind]} | CONTEXT | options)
+    examples = family.examples(records, Config(context=context))
     examples.people.cache_bytes = CACHE_BYTES
     return examples
 

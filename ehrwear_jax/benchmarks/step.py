@@ -111,11 +111,12 @@ def measure(
         "contexts_per_row": mean["contexts"] / train.batch_size,
         "filled": mean["tokens"] / (train.batch_size * made[0]["token"].shape[1]) if "token" in made[0] else 1.0,
         "model_tflops_per_second": flops / each / 1e12,
-        "temporary_gib": step.memory_analysis().temp_size_in_bytes / 2**30,
         "loss": loss,
     }
     if peak := cost.peak_flops(mesh.devices.flat[0].device_kind):
         out["mfu"] = flops / each / (peak * mesh.size)
+    if memory := step.memory_analysis():
+        out["temporary_gib"] = memory.temp_size_in_bytes / 2**30
     if used:
         out["peak_gib"] = used / 2**30
     return out

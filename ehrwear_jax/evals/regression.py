@@ -16,8 +16,7 @@ class Regression:
     def __init__(
         self, y_N: npt.ArrayLike, predicted_N: npt.ArrayLike, *, factor_N: npt.ArrayLike | None = None
     ) -> None:
-        same_length(y=y_N, predicted=predicted_N)
-        self._n = len(y_N)
+        self._n = same_length(y=y_N, predicted=predicted_N)
         self._rows, factor_N = kept_rows(factor_N, self._n)
         y_N = vector(np.asarray(y_N)[self._rows], "y")
         error_N = vector(np.asarray(predicted_N)[self._rows], "predicted") - y_N
