@@ -19,7 +19,7 @@ PARTS = ("prepare", "examples")
 
 def measure(parts: Sequence[str] = PARTS, quick: bool = False) -> dict[str, float]:
     """{metric: number} of the parts, each measured by `measure(quick)` of its module data_<part>."""
-    found = {}
+    found: dict[str, float] = {}
     for part in parts:
         found |= importlib.import_module(f"ehrwear_jax.benchmarks.data_{part}").measure(quick=quick)
     return found

@@ -8,6 +8,7 @@ events at a visit, histories from a few tokens to many contexts, windows of 360 
 """
 
 import argparse
+import collections
 import json
 import os
 import subprocess
@@ -21,12 +22,15 @@ import polars as pl
 from array_record.python.array_record_module import ArrayRecordWriter
 
 from ehrwear_jax.config.data import PrepareConfig
+from ehrwear_jax.config.options import build
 from ehrwear_jax.data import store
 from ehrwear_jax.data.formats.times import DAY_US
 from ehrwear_jax.data.prepare import code_table, record_shards, statistics
 from ehrwear_jax.data.prepare.texts import TEXTS
-from ehrwear_jax.models.joint import examples
-from ehrwear_jax.models.joint.context import ContextConfig
+from ehrwear_jax.models.joint import family
+from ehrwear_jax.models.joint.config import Config, ContextConfig
+from ehrwear_jax.models.joint.examples import JointExamples
+from ehrwear_jax.training import feed
 
 STEPS, CHANNELS = 360, ("heart_rate", "activity", "skin_temperature")
 # of the channels: mean and standard deviation on the model's scale, that of activity is logarithmic
@@ -35,7 +39,7 @@ SHARD = 50  # patients written at a time
 N_CODES, N_LABS = 2000, 300
 START_US = 16_800 * DAY_US
 # as in configs/full.py
-CONTEXT = {
+CONTEXT: dict[str, float | str] = {
     "tokens": 2048,
     "context_tokens": 2048,
     "queries": 64,
@@ -51,6 +55,7 @@ CONTEXT = {
 # tokens are windows. "wear": weeks to a year of wear at four windows a day beside a short history.
 COHORTS = {"ehr": (1000, 1.2, (0, 120)), "wear": (150, 0.5, (300, 1000))}
 WINDOWS = {"ehr": 256, "wear": 1024}  # capacity of a row
+CACHE_BYTES = 2**26  # of patients, so that memory tells what else a process needs
 
 
 def write_cohort(folder: Path, kind: str, n_patients: int, seed: int = 0) -> None:
@@ -130,7 +135,7 @@ def _write_shard(path, fitted, kind, first, n_patients, seed):
         n_windows, n = int(rng.integers(*COHORTS[kind][2])), mine.stop - mine.start
         window = rng.standard_normal((n_windows, STEPS, len(CHANNELS)), np.float32)
         window += day_L.reshape(4, STEPS)[np.arange(n_windows) % 4][..., None]
-        window = window * np.float32(STD) + np.float32(MEAN)
+        window = window * np.array(STD, np.float32) + np.array(MEAN, np.float32)
         window[..., 0], window[..., 1] = np.rint(window[..., 0]), np.rint(np.expm1(np.maximum(window[..., 1], 0)))
         off_M, length_M = rng.integers(0, STEPS, n_windows), rng.integers(0, STEPS // 3, n_windows)
         step_L = np.arange(STEPS)
@@ -159,34 +164,41 @@ def _write_shard(path, fitted, kind, first, n_patients, seed):
     return index
 
 
-def open_store(folder: Path, **options) -> store.RecordStore:
-    """The RecordStore of what write_cohort wrote."""
-    return store.RecordStore(Path(folder) / "records", Path(folder) / "fit", "train", **options)
+def open_examples(folder: Path, kind: str, **options: float | str) -> JointExamples:
+    """Training examples of the joint family on what write_cohort wrote.
+
+    Args:
+      kind: of COHORTS. options: of ContextConfig, beside CONTEXT.
+    """
+    records = store.RecordStore(Path(folder) / "records", Path(folder) / "fit", "train")
+    context = build(ContextConfig, {"windows": WINDOWS[kind]} | CONTEXT | options)
+    examples = family.examples(records, Config(context=context))
+    examples.people.cache_bytes = CACHE_BYTES
+    return examples
 
 
-def run(folder: Path, kind: str, n_batches: int, batch_size: int = 8, **options) -> dict[str, float]:
+def run(folder: Path, kind: str, n_batches: int, batch_size: int = 8, **options: float | str) -> dict[str, float]:
     """Makes batches in this thread; returns a dict of rates and shares, see `measure`.
 
-    The first batch opens files and caches and is not timed. Cached patients stay within 64 MiB.
+    The first batch opens files and caches and is not timed. Cached patients stay within CACHE_BYTES.
     """
-    config = ContextConfig(windows=WINDOWS[kind], **CONTEXT | options)
-    rows = examples.TrainRows(examples.Patients(open_store(folder), config, cache_bytes=2**26), seed=0)
-    batches = examples.train_batches(rows, batch_size, threads=0)
+    examples = open_examples(folder, kind, **options)
+    batches = feed.train_batches(examples, batch_size, threads=0)
     next(batches)
-    tokens = windows = slots = 0
-    began = time.process_time()
+    count: collections.Counter[str] = collections.Counter()
+    seconds = 0.0
     for _ in range(n_batches):
+        began = time.process_time()
         batch = next(batches)
-        slots += batch["segment"].size
-        tokens += int(np.count_nonzero(batch["segment"]))
-        windows += int(np.count_nonzero(batch["window_position"] >= 0))
-    seconds = time.process_time() - began
+        seconds += time.process_time() - began
+        count.update(examples.counts(batch))
+    tokens, windows, rows = count["tokens"], count["windows"], n_batches * batch_size
     return {
         "tokens_per_second": tokens / seconds,
         "windows_per_second": windows / seconds,
-        "filled": tokens / slots,
+        "filled": tokens / (rows * examples.spec.sizes["T"]),
         "window_share": windows / tokens,
-        "contexts_per_row": float(batch["segment"].max(axis=1).mean()),
+        "contexts_per_row": count["contexts"] / rows,
         "peak_mib": peak_mib(),
     }
 

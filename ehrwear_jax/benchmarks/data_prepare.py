@@ -69,8 +69,9 @@ class Watch:
       cpu_seconds: of all of them, to the last sample.
     """
 
-    def __init__(self, pid: int, every_s: float = 0.05):
-        self.peak_bytes, self._seconds, self._every_s, self._done = 0, {}, every_s, threading.Event()
+    def __init__(self, pid: int, every_s: float = 0.05) -> None:
+        self.peak_bytes, self._every_s, self._done = 0, every_s, threading.Event()
+        self._seconds: dict[int, float] = {}
         self._root = psutil.Process(pid)
         self._thread = threading.Thread(target=self._watch, daemon=True)
         self._thread.start()

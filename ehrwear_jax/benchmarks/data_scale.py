@@ -37,19 +37,21 @@ def measure(workdir: Path, subjects: int, days: int, workers: int = data_prepare
       ValueError: the folder is not empty.
       RuntimeError: the run failed.
     """
-    root = Path(workdir) / "prepare"
-    if root.exists():
+    root = Path(workdir)
+    if root.exists() and any(root.iterdir()):
         raise ValueError(f"{root} exists: what is there would not be done again, and the time would be wrong")
-    began, simulated = time.perf_counter(), None
-    process = subprocess.Popen(command(workdir, subjects, days, workers))
+    began = time.perf_counter()
+    simulated = cpu = peak = 0.0
+    program = command(workdir, subjects, days, workers)
+    process = subprocess.Popen(program)
     watch = data_prepare.Watch(process.pid, every_s=_POLL_S)
     while process.poll() is None:
-        if simulated is None and (root / "tables").exists():
+        if not simulated and (root / "tables").exists():
             simulated, cpu, peak = time.perf_counter() - began, watch.cpu_seconds, watch.peak_bytes
         time.sleep(_POLL_S)
     watch.stop()
     if process.returncode:
-        raise RuntimeError(f"{' '.join(process.args)} failed")
+        raise RuntimeError(f"{' '.join(program)} failed")
     seconds = time.perf_counter() - began - simulated
     return {
         "subjects": subjects,
@@ -64,7 +66,7 @@ def measure(workdir: Path, subjects: int, days: int, workers: int = data_prepare
         "patient_days_per_s": subjects * days / seconds,
         "minutes_simulated_mb": subjects * days * 1440 * len(data_cohort.CHANNELS) * 4 / 1e6,
         "raw_mb": _size(root / "raw") / 1e6,
-        "written_mb": (_size(root) - _size(root / "raw")) / 1e6,
+        "written_mb": sum(_size(root / kind) for kind in ("tables", "records", "fit")) / 1e6,
     }
 
 

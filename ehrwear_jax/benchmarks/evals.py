@@ -10,6 +10,7 @@ import argparse
 import json
 import resource
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,7 @@ N_PATIENTS, N_RESAMPLES = 4873, 5000
 HORIZONS = (30.0, 90.0, 180.0, 365.0)
 
 
-def cohort(n: int, n_models: int, seed: int = 0):
+def cohort(n: int, n_models: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
     """Follow-up in whole days (21% events), risks of the models, probabilities by horizon."""
     rng = np.random.default_rng(seed)
     signal_N = rng.normal(size=n)
@@ -35,7 +36,7 @@ def _probability(risk_N, horizon: float):
     return 1 - np.exp(-np.exp(risk_N) * horizon / 2600)
 
 
-def timed(name: str, function, into: dict, repeat: int = 3) -> None:
+def timed(name: str, function: Callable[[], object], into: dict, repeat: int = 3) -> None:
     """Median wall-clock and processor seconds of `repeat` calls."""
     walls, cpus = [], []
     for _ in range(repeat):
@@ -139,7 +140,7 @@ def large(n: int, n_resamples: int, into: dict) -> None:
     print(f"{'large_memory_mb':44} {into['large_memory_mb']:9.0f} MB  before {before:9.0f} MB")
 
 
-def main(argv=None) -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--patients", type=int, default=N_PATIENTS)
     parser.add_argument("--resamples", type=int, default=N_RESAMPLES)

@@ -1,6 +1,6 @@
 """Times training steps of a configuration on real rows, on one machine: tokens a second, share of the peak, memory.
 
-    python -m ehrwear_jax.benchmarks.step --config=configs/full.py --records=RUN/prepare/all --model=joint
+    python -m ehrwear_jax.benchmarks.step --config=configs/full.py --records=RUN/records/NAME --fit=RUN/fit/NAME
 
 Batches are made before the clock starts, so that the step alone is timed (benchmarks/data.py times the making). Any
 option may be changed, as in --config.joint.network.unroll=24; --vocabulary=N gives the model as many tokens as a real
@@ -10,6 +10,7 @@ compile side by side and use the device one after another.
 
 import collections
 import contextlib
+import dataclasses
 import fcntl
 import glob
 import json
@@ -17,6 +18,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Sequence
+from pathlib import Path
 
 import jax
 from absl import app, flags
@@ -32,6 +34,7 @@ from ehrwear_jax.training.step import abstract_state, init_state, jit_step
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Configuration file, e.g. configs/full.py.")
 _RECORDS = flags.DEFINE_string("records", None, "Folder of prepared records.", required=True)
+_FIT = flags.DEFINE_string("fit", None, "Folder of what prepare fitted on a training split of them.", required=True)
 _MODEL = flags.DEFINE_string("model", "joint", "A name in config.models.")
 _STEPS = flags.DEFINE_integer("steps", 50, "Steps to time, after as many as --warmup says.", lower_bound=1)
 _WARMUP = flags.DEFINE_integer("warmup", 5, "Steps before.", lower_bound=1)
@@ -42,13 +45,34 @@ _JSON = flags.DEFINE_string("json", "", "File for the results.")
 DISTINCT = 4  # batches that the steps take in turn
 
 
-def measure(config: RunConfig, name: str, records: str, steps: int, warmup: int, vocabulary: int = 0,
-            profile: int = 0, turn: contextlib.AbstractContextManager | None = None) -> dict[str, float]:  # fmt: skip
-    """{metric: number} of one model's training steps; see the module's head. turn: held while the device is used."""
+@dataclasses.dataclass(frozen=True)
+class Timing:
+    """How many steps are timed, go before, and are profiled behind them."""
+
+    steps: int = 50
+    warmup: int = 5
+    profile: int = 0
+
+
+def measure(
+    config: RunConfig,
+    name: str,
+    records: Path,
+    fit: Path,
+    timing: Timing = Timing(),
+    vocabulary: int = 0,
+    turn: contextlib.AbstractContextManager | None = None,
+) -> dict[str, float]:
+    """{metric: number} of one model's training steps; see the module's head.
+
+    Args:
+      name: in config.models. records, fit, vocabulary: see rows.examples.
+      turn: held while the device is used.
+    """
     mesh = sharding.make_mesh(config=config.mesh)
     model = Model(name, config.family(name), config.model_config(name), config.train_config(name))
     train = with_rows(model.train, mesh)
-    examples, spec = rows.examples(records, model, vocabulary)
+    examples, spec = rows.examples(records, fit, model, vocabulary)
     task, optimizer = make_task(model, spec, mesh), make_optimizer(train)
     made = rows.batches(examples, train.batch_size, DISTINCT)
     counts = [examples.counts(b) for b in made]
@@ -63,35 +87,36 @@ def measure(config: RunConfig, name: str, records: str, steps: int, warmup: int,
     with turn or contextlib.nullcontext():
         batches = [sharding.device_batch(b, mesh) for b in made]
         state = init_state(task, optimizer, train, mesh, model.seed)
-        for n in range(warmup + steps):
+        for n in range(timing.warmup + timing.steps):
             began = time.perf_counter()
             state, metrics = step(state, {}, batches[n % DISTINCT])
             jax.block_until_ready(metrics)
             seconds.append(time.perf_counter() - began)
         loss = float(metrics["loss/total"])
-        if profile:
-            _profile(step, state, batches, profile)
+        if timing.profile:
+            _profile(step, state, batches, timing.profile)
         used = (mesh.devices.flat[0].memory_stats() or {}).get("peak_bytes_in_use")
         del state, batches, metrics
-    each = statistics.median(seconds[warmup:])
+    each = statistics.median(seconds[timing.warmup:])
     mean = {name: statistics.mean(c[name] for c in counts) for name in counts[0]}
     flops = statistics.mean(model.module.flops(spec, model.config, sizes, c) for c in counts)
     out = {
         "parameters": float(sum(sizes.values())),
         "rows": float(train.batch_size),
         "step_ms": 1e3 * each,
-        "slowest_step_ms": 1e3 * max(seconds[warmup:]),
+        "slowest_step_ms": 1e3 * max(seconds[timing.warmup:]),
         "compile_s": compiled,
         "tokens_per_second": mean["tokens"] / each,
         "patient_days_per_second": mean["patient_days"] / each,
         "contexts_per_row": mean["contexts"] / train.batch_size,
         "filled": mean["tokens"] / (train.batch_size * made[0]["token"].shape[1]) if "token" in made[0] else 1.0,
         "model_tflops_per_second": flops / each / 1e12,
-        "temporary_gib": step.memory_analysis().temp_size_in_bytes / 2**30,
         "loss": loss,
     }
     if peak := cost.peak_flops(mesh.devices.flat[0].device_kind):
         out["mfu"] = flops / each / (peak * mesh.size)
+    if memory := step.memory_analysis():
+        out["temporary_gib"] = memory.temp_size_in_bytes / 2**30
     if used:
         out["peak_gib"] = used / 2**30
     return out
@@ -132,9 +157,8 @@ def main(argv: Sequence[str]) -> None:
     config = config_lib.parse(_CONFIG.value)
     device = jax.devices()[0]
     turn = _locked(_LOCK.value) if _LOCK.value else None
-    found = measure(
-        config, _MODEL.value, _RECORDS.value, _STEPS.value, _WARMUP.value, _VOCABULARY.value, _PROFILE.value, turn
-    )
+    timing = Timing(_STEPS.value, _WARMUP.value, _PROFILE.value)
+    found = measure(config, _MODEL.value, Path(_RECORDS.value), Path(_FIT.value), timing, _VOCABULARY.value, turn)
     print(f"{_MODEL.value} of {config.name} on {device.device_kind}, JAX {jax.__version__}")
     for name, value in found.items():
         print(f"  {name:28} {value:.6g}")

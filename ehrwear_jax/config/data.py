@@ -33,7 +33,7 @@ class DataConfig:
     seed: int = 0
     """Of everything about the people: simulation, prediction times, folds and splits that are drawn here."""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         options.require_choice("config.data", "source", self.source, SOURCES)
 
 
@@ -56,7 +56,7 @@ class SegmentSpec:
     standardise: bool = True
     """Each channel of a segment by its own mean and standard deviation; False: in the channel's unit."""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         where = "config.prepare.segments"
         if not self.channels or len(set(self.channels)) < len(self.channels):
             raise ValueError(f"{where}: channels is {self.channels!r}; it must hold different names, as in ('ppg',)")
@@ -164,7 +164,7 @@ class PrepareConfig:
     rows_per_piece: int = 2_000_000
     """A shard of more events than this is read in pieces of about as many, whole subjects each."""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not isinstance(self.segments, Mapping):
             raise ValueError(f"config.prepare.segments is {self.segments!r}; it must be a dict of name -> options")
         built = {}
@@ -262,14 +262,14 @@ class SimulateConfig:
     seed: int = 0
     """Of everything simulated."""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         where, many = "config.simulate", float("inf")
         object.__setattr__(self, "horizons_days", tuple(int(h) for h in self.horizons_days))
         shares = ("dropout", "ehr_information", "wearable_information", "wearable_subjects_fraction",
                   "ppg_subjects_fraction", "train_fraction", "tuning_fraction")  # fmt: skip
-        limits = dict.fromkeys(shares, (0, 1))
-        limits |= dict.fromkeys(("noise", "missingness", "wear_days", "ppg_stretches", "min_history_days"), (0, many))
-        limits |= dict.fromkeys(("n_subjects", "subjects_per_shard", "predictions_per_subject"), (1, many))
+        limits = dict.fromkeys(shares, (0.0, 1.0))
+        limits |= dict.fromkeys(("noise", "missingness", "wear_days", "ppg_stretches", "min_history_days"), (0.0, many))
+        limits |= dict.fromkeys(("n_subjects", "subjects_per_shard", "predictions_per_subject"), (1.0, many))
         options.require_range(where, self, limits | {"years": (60 / 365.25, many), "admission_per_year": (1e-9, many)})
         if self.train_fraction + self.tuning_fraction > 1:
             raise ValueError(f"{where}: train_fraction and tuning_fraction add up to more than 1")

@@ -53,7 +53,7 @@ class EvaluateConfig:
     label_tasks: tuple = ()
     """Binary tasks that are fitted on fractions; empty: the last one of `tasks`."""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         options.require_choice("config.evaluate", "probe", self.probe, ("exact", "adam"))
 
 

@@ -58,7 +58,7 @@ class PhysiologyConfig:
     min_hrv_values: int = 1
     """Fewest values of a usable day."""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         where = "config.labels.physiology"
         for name in self.measures:
             if name not in MEASURES:

@@ -11,9 +11,16 @@ import textwrap
 import types
 import typing
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import Any, ClassVar, Protocol, TypeVar
 
-T = TypeVar("T")
+
+class Options(Protocol):
+    """An instance of an option dataclass."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+
+T = TypeVar("T", bound=Options)
 
 
 def build(cls: type[T], values: Mapping[str, Any], path: str = "config") -> T:
@@ -44,7 +51,7 @@ def build(cls: type[T], values: Mapping[str, Any], path: str = "config") -> T:
 
 def _converted(hint, value, path):
     """The value as a field of this type holds it."""
-    if dataclasses.is_dataclass(hint):
+    if isinstance(hint, type) and dataclasses.is_dataclass(hint):
         return value if isinstance(value, hint) else build(hint, value, path)
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
@@ -98,7 +105,8 @@ def merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any
 
 def documentation(cls: type) -> dict[str, str]:
     """{field: its documentation in one paragraph} of an option dataclass, "" where there is none."""
-    tree = ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0]
+    body = ast.parse(textwrap.dedent(inspect.getsource(cls))).body
+    tree = next(node for node in body if isinstance(node, ast.ClassDef))
     found, name = {field.name: "" for field in dataclasses.fields(cls)}, None
     for node in tree.body:
         if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):

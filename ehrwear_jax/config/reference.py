@@ -25,12 +25,12 @@ def entries(cls: type = RunConfig, path: str = "") -> Iterator[Option]:
         name, hint = f"{path}{field.name}", hints[field.name]
         if field.name in families.SHARED and cls is RunConfig:
             hint = families.config_class(field.name)
-        if dataclasses.is_dataclass(hint):
+        if isinstance(hint, type) and dataclasses.is_dataclass(hint):
             yield Option(name, None, (hint.__doc__ or documented[field.name]).strip().splitlines()[0], True)
             yield from entries(hint, f"{name}.")
         else:
-            has_factory = field.default_factory is not dataclasses.MISSING
-            yield Option(name, field.default_factory() if has_factory else field.default, documented[field.name])
+            default = field.default_factory() if callable(field.default_factory) else field.default
+            yield Option(name, default, documented[field.name])
 
 
 def markdown() -> str:

@@ -66,7 +66,7 @@ class TrainConfig:
     profile_steps: int = 5
     """How many steps a trace covers, also one that is asked for."""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         where = "config.train"
         if (self.batch_size > 0) == (self.rows_per_device > 0):
             raise ValueError(
@@ -155,7 +155,7 @@ class FinetuneConfig:
     adapter_width: int = 32
     """Hidden units of an adapter."""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for mode in self.modes:
             options.require_choice("config.finetune", "modes", mode, MODES)
         sizes = (self.steps, self.batch_size, self.validate_every, self.patience, self.rank, self.adapter_width)

@@ -1,10 +1,12 @@
 """Names what the paper compares: ablations as changes of options, for the argument of a config file."""
 
+from typing import Any
+
 import ml_collections
 
 _OFF = (0.0, 0.0, 0)
 # {name: {option: value}}, for `apply_variants`
-VARIANTS = {
+VARIANTS: dict[str, dict[str, Any]] = {
     # Table 4: without the predictions across modalities, and with nothing else that draws the two together; half of
     # each wearable window hidden; time in bins of a day
     "no_wear_to_ehr": {"joint.weights.wear_to_ehr": _OFF},

@@ -163,7 +163,7 @@ class Record:
         arrays = [*vars(self).values(), *(x for found in self.segments.values() for x in found[:3])]
         return sum(x.nbytes for x in arrays if isinstance(x, np.ndarray))
 
-    def select_events(self, keep_K: np.ndarray, keep_S: np.ndarray | None = None) -> "Record":
+    def select_events(self, keep_K: np.ndarray | slice, keep_S: np.ndarray | slice | None = None) -> "Record":
         """Some of the timed events, and some of the static ones (None: all); what is kept as bool or indices."""
         changes = {name: getattr(self, name)[keep_K] for name in ("code_K", "value_K", "text_K", "time_K")}
         if keep_S is not None:
@@ -206,10 +206,10 @@ def make_record(
     arrays: Mapping[str, np.ndarray], channels: tuple[str, ...], window_us: int, segments: Mapping[str, SegmentSpec]
 ) -> Record:
     """The Record of decoded arrays; see prepare/record_shards.py for what is written."""
-    found = {
-        name: Segments(*(arrays[f"{name}/{x}"] for x in ("start_us", "score", "values")), spec.channels, spec.length_us)
-        for name, spec in segments.items()
-    }
+    found = {}
+    for name, spec in segments.items():
+        start_us_R, score_R, values_RxSxA = (arrays[f"{name}/{x}"] for x in ("start_us", "score", "values"))
+        found[name] = Segments(start_us_R, score_R, values_RxSxA, spec.channels, spec.length_us)
     record = Record(
         static_code_S=arrays["static_code"],
         static_value_S=arrays["static_value"],
@@ -254,9 +254,10 @@ class RecordStore:
       cache_bytes: how much memory decoded records may take; those beyond it are decoded at every use.
     """
 
-    def __init__(self, records_dir: Path, fit_dir: Path, split: str | None = None, cache_bytes: int = 2**28):
+    def __init__(self, records_dir: Path, fit_dir: Path, split: str | None = None, cache_bytes: int = 2**28) -> None:
         self.records_dir, self.fit_dir, self.split = Path(records_dir), Path(fit_dir), split
-        self.cache_bytes, self._cache, self._cached_bytes = cache_bytes, {}, 0
+        self.cache_bytes, self._cached_bytes = cache_bytes, 0
+        self._cache: dict[int, Record] = {}
         self.folder = Path(os.path.commonpath([os.path.abspath(p) for p in (records_dir, fit_dir)]))
         fitted = pl.read_parquet(self.fit_dir / "subject_statistics.parquet")
         index = pl.read_parquet(self.records_dir / "index.parquet")
@@ -272,9 +273,10 @@ class RecordStore:
         self.segments = {name: options.build(SegmentSpec, spec) for name, spec in meta["segments"].items()}
         signal = json.loads((self.fit_dir / "signal_statistics.json").read_text())
         is_log = np.array([c in self.log_channels for c in self.channels], bool)
-        self.scales = Scales(is_log, np.float32(signal["mean"]), np.float32(signal["std"]))
-        of_derived = np.float32(signal["derived_mean"]), np.float32(signal["derived_std"])
-        self.derived_scales = Scales(np.zeros(len(self.derived), bool), *of_derived)
+        fitted_signals = {name: np.asarray(values, np.float32) for name, values in signal.items()}
+        self.scales = Scales(is_log, fitted_signals["mean"], fitted_signals["std"])
+        no_log = np.zeros(len(self.derived), bool)
+        self.derived_scales = Scales(no_log, fitted_signals["derived_mean"], fitted_signals["derived_std"])
         fitted_with = json.loads((self.fit_dir / "meta.json").read_text())
         self.min_subjects, self.value_bins, self.min_values = (
             fitted_with[name] for name in ("min_subjects", "value_bins", "min_values")

@@ -7,6 +7,7 @@ models on the same resamples. `inference` turns resampled values into intervals 
 
 import os
 from collections.abc import Hashable, Iterator, Mapping
+from typing import TypeVar
 
 import joblib
 import numpy as np
@@ -15,6 +16,7 @@ from threadpoolctl import threadpool_limits
 
 from ehrwear_jax.evals.weighting import LANES, Statistic, lanes_of
 
+Key = TypeVar("Key", bound=Hashable)
 # Rows times resamples times statistics from which processes are worth their start.
 PARALLEL_CELLS = 10**9
 
@@ -83,7 +85,7 @@ def patient_weights(
     group_N: npt.ArrayLike, n_resamples: int, seed: int, *, universe: npt.ArrayLike | None = None
 ) -> np.ndarray:
     """Bootstrap weights uint16 [B, N] for the metrics; `weight_blocks` has the same in blocks."""
-    weight_BxN = np.empty((n_resamples, len(group_N)), np.uint16)
+    weight_BxN = np.empty((n_resamples, len(np.asarray(group_N))), np.uint16)
     first = 0
     for weight_NxB in weight_blocks(group_N, n_resamples, seed, universe=universe):
         weight_BxN[first : first + weight_NxB.shape[1]] = weight_NxB.T
@@ -92,13 +94,13 @@ def patient_weights(
 
 
 def resample(
-    statistics: Mapping[Hashable, Statistic],
+    statistics: Mapping[Key, Statistic],
     group_N: npt.ArrayLike,
     n_resamples: int,
     seed: int,
     *,
     universe: npt.ArrayLike | None = None,
-) -> dict[Hashable, dict[str, np.ndarray]]:
+) -> dict[Key, dict[str, np.ndarray]]:
     """Evaluates several statistics on shared resamples: {key: {metric: float64 [B]}}; {} without resamples.
 
     Work of more than some seconds is divided among a process per core (a thread would wait for the interpreter, which
@@ -121,10 +123,10 @@ def _on_resamples(statistics, group_N, n_resamples, seed, universe):
 
 
 def over_blocks(
-    statistics: Mapping[Hashable, Statistic], blocks: Iterator[np.ndarray]
-) -> dict[Hashable, dict[str, np.ndarray]]:
+    statistics: Mapping[Key, Statistic], blocks: Iterator[np.ndarray]
+) -> dict[Key, dict[str, np.ndarray]]:
     """Evaluates every statistic on every block of weights."""
-    parts: dict[Hashable, list[dict[str, np.ndarray]]] = {name: [] for name in statistics}
+    parts: dict[Key, list[dict[str, np.ndarray]]] = {name: [] for name in statistics}
     with threadpool_limits(1):  # blocks are too small for further threads
         for weight_NxB in blocks:
             for name, statistic in statistics.items():

@@ -53,7 +53,7 @@ def binary(
         def build(cell_N: np.ndarray | None) -> Statistic:
             only = {"factor_N": _product(factor_N, cell_N)}
             with _naming(model):
-                parts = [
+                parts: list[Statistic] = [
                     classification.BinaryRanking(y_N, p_N, **only),
                     classification.Prevalence(y_N, **only),
                     calibration.Calibration(y_N, p_N, edges=edges, gaps=True, **only),
@@ -109,7 +109,7 @@ def time_to_event(
     def of_model(model: str, risk_N: np.ndarray) -> Build:
         def build(cell_N: np.ndarray | None) -> Statistic:
             with _naming(model):
-                parts = [survival.uno_c(train.censoring, *labels, risk_N, tau=tau, factor_N=cell_N)]
+                parts: list[Statistic] = [survival.uno_c(train.censoring, *labels, risk_N, tau=tau, factor_N=cell_N)]
                 for horizon in horizons:
                     auc = survival.dynamic_auc(train.censoring, *labels, risk_N, horizon, factor_N=cell_N)
                     parts.append(rename(auc, {"auc": f"auc_{horizon:g}"}))
@@ -126,10 +126,11 @@ def time_to_event(
 
 def continuous(y_N: npt.ArrayLike, predictions: Mapping[str, np.ndarray]) -> dict[str, Build]:
     """RMSE, MAE and R2 of every model."""
-    return {
-        model: lambda cell_N, p_N=p_N: regression.Regression(y_N, p_N, factor_N=cell_N)
-        for model, p_N in predictions.items()
-    }
+
+    def of_model(p_N: np.ndarray) -> Build:
+        return lambda cell_N: regression.Regression(y_N, p_N, factor_N=cell_N)
+
+    return {model: of_model(p_N) for model, p_N in predictions.items()}
 
 
 def _at_times(times_T) -> Callable[[str], str]:

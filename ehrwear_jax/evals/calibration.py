@@ -40,9 +40,8 @@ class Calibration:
         edges: npt.ArrayLike | None = None,
         factor_N: npt.ArrayLike | None = None,
         gaps: bool = False,
-    ):
-        same_length(y=y_N, p=p_N)
-        n_rows = len(y_N)
+    ) -> None:
+        n_rows = same_length(y=y_N, p=p_N)
         rows, factor_N = kept_rows(factor_N, n_rows)
         y_N, p_N = binary(np.asarray(y_N)[rows], "y"), probability(np.asarray(p_N)[rows], "p")
         self.edges = equal_mass_edges(p_N, n_bins) if edges is None else np.asarray(edges, float)
@@ -66,7 +65,7 @@ class Calibration:
 
 def brier(y_N: npt.ArrayLike, p_N: npt.ArrayLike, weights: npt.ArrayLike | None = None) -> float | np.ndarray:
     """Brier score mean (p - y)^2 of the probabilities p_N. Shapes as in `auroc`."""
-    return evaluate(Calibration(y_N, p_N, n_bins=1), len(y_N), weights)["brier"]
+    return evaluate(Calibration(y_N, p_N, n_bins=1), len(np.asarray(y_N)), weights)["brier"]
 
 
 def ece(
@@ -88,7 +87,7 @@ def ece(
       edges: [K + 1] increasing edges to use instead.
     """
     statistic = Calibration(y_N, p_N, n_bins=n_bins, edges=edges)
-    return evaluate(statistic, len(y_N), weights)["ece"]
+    return evaluate(statistic, len(np.asarray(y_N)), weights)["ece"]
 
 
 def ece_floor(p_N: npt.ArrayLike, *, n_bins: int = 10, n_draws: int = 200, seed: int = 0) -> float:

@@ -87,16 +87,20 @@ def truth(n_patients: int = 400_000, seed: int = 2**20) -> Truth:
         # Probabilities, not labels: no sampling noise in the gaps.
         gap[name] = np.concatenate([[0.0], np.cumsum((p_N - people.calibrated_N)[order])])
     c_index = concordance.concordance_index(people.time_N, people.event_N, people.score_MxN[0])
-    return Truth(*(np.array([v[m] for v in values]) for m in ("auroc", "auprc")), c_index, sorted_p, gap)
+    auroc_M, auprc_M = (np.array([v[m] for v in values]) for m in ("auroc", "auprc"))
+    return Truth(auroc_M, auprc_M, float(c_index), sorted_p, gap)
 
 
 def evaluate_study(study: Study, n_resamples: int, seed: int, expected: Truth) -> tuple[dict, dict]:
     """({interval: did it cover}, {test: number}) of one study."""
     n = len(study.y_N)
-    statistics = {str(m): classification.BinaryRanking(study.y_N, s) for m, s in enumerate(study.score_MxN)}
-    statistics["survival"] = concordance.Concordance(study.time_N, study.event_N, study.score_MxN[0])
-    for name in ("calibrated", "distorted"):
-        statistics[name] = calibration.Calibration(study.y_N, getattr(study, f"{name}_N"), gaps=True)
+    rankings = {str(m): classification.BinaryRanking(study.y_N, s) for m, s in enumerate(study.score_MxN)}
+    calibrations = {
+        name: calibration.Calibration(study.y_N, getattr(study, f"{name}_N"), gaps=True)
+        for name in ("calibrated", "distorted")
+    }
+    pairs = concordance.Concordance(study.time_N, study.event_N, study.score_MxN[0])
+    statistics: dict[str, weighting.Statistic] = {**rankings, "survival": pairs, **calibrations}
     samples = bootstrap.resample(statistics, study.group_N, n_resamples, seed)
     values = {name: weighting.evaluate(s, n) for name, s in statistics.items()}
     skewed = {k: statistics[k] for k in ("0", "survival")}
@@ -114,7 +118,7 @@ def evaluate_study(study: Study, n_resamples: int, seed: int, expected: Truth) -
         bounds = inference.bca_interval(values[name][metric], samples[name][metric], jackknife[name][metric])
         covered[f"{metric}_bca"] = bounds.lo <= true[metric] <= bounds.hi
     for name in ("calibrated", "distorted"):
-        edges = statistics[name].edges
+        edges = calibrations[name].edges
         gaps = [f"gap_{k}" for k in range(len(edges) - 1)]
         result = calibration.corrected_ece(
             [values[name][g] for g in gaps], np.stack([samples[name][g] for g in gaps], axis=1)

@@ -15,15 +15,9 @@ class BinaryRanking:
     """
 
     def __init__(
-        self,
-        y_N: npt.ArrayLike,
-        score_N: npt.ArrayLike,
-        *,
-        factor_N: npt.ArrayLike | None = None,
-        auprc: bool = True,
-    ):
-        same_length(y=y_N, score=score_N)
-        n_rows, self._auprc = len(y_N), auprc
+        self, y_N: npt.ArrayLike, score_N: npt.ArrayLike, *, factor_N: npt.ArrayLike | None = None, auprc: bool = True
+    ) -> None:
+        n_rows, self._auprc = same_length(y=y_N, score=score_N), auprc
         rows, factor_N = kept_rows(factor_N, n_rows)
         y_N, score_N = binary(np.asarray(y_N)[rows], "y"), vector(np.asarray(score_N)[rows], "score")
         levels = np.unique(score_N[y_N])
@@ -87,9 +81,8 @@ class Confusion:
 
     def __init__(
         self, y_N: npt.ArrayLike, p_N: npt.ArrayLike, threshold: float, *, factor_N: npt.ArrayLike | None = None
-    ):
-        same_length(y=y_N, p=p_N)
-        n_rows = len(y_N)
+    ) -> None:
+        n_rows = same_length(y=y_N, p=p_N)
         rows, factor_N = kept_rows(factor_N, n_rows)
         y_N, called_N = binary(np.asarray(y_N)[rows], "y"), vector(np.asarray(p_N)[rows], "p") >= threshold
         cell_N = np.where(y_N, np.where(called_N, 0, 1), np.where(called_N, 2, 3))
@@ -111,8 +104,8 @@ class Confusion:
 class Prevalence:
     """{"prevalence": [B]}: the share of positives, which AUPRC and net benefit depend on."""
 
-    def __init__(self, y_N: npt.ArrayLike, *, factor_N: npt.ArrayLike | None = None):
-        n_rows = len(y_N)
+    def __init__(self, y_N: npt.ArrayLike, *, factor_N: npt.ArrayLike | None = None) -> None:
+        n_rows = len(np.asarray(y_N))
         rows, factor_N = kept_rows(factor_N, n_rows)
         self._sums = group_rows(binary(np.asarray(y_N)[rows], "y").astype(int), rows, 2, n_rows, factor_N)
 
@@ -132,7 +125,7 @@ def auroc(y_N: npt.ArrayLike, score_N: npt.ArrayLike, weights: npt.ArrayLike | N
     Returns:
       float, or float64 [B]; NaN where only one class has weight.
     """
-    return evaluate(BinaryRanking(y_N, score_N), len(y_N), weights)["auroc"]
+    return evaluate(BinaryRanking(y_N, score_N), len(np.asarray(y_N)), weights)["auroc"]
 
 
 def auprc(y_N: npt.ArrayLike, score_N: npt.ArrayLike, weights: npt.ArrayLike | None = None) -> float | np.ndarray:
@@ -140,4 +133,4 @@ def auprc(y_N: npt.ArrayLike, score_N: npt.ArrayLike, weights: npt.ArrayLike | N
 
     Tied scores form one threshold. Arguments and result as in `auroc`; NaN without positives.
     """
-    return evaluate(BinaryRanking(y_N, score_N), len(y_N), weights)["auprc"]
+    return evaluate(BinaryRanking(y_N, score_N), len(np.asarray(y_N)), weights)["auprc"]

@@ -35,14 +35,14 @@ class Concordance:
         *,
         event_factor: Mapping[str, np.ndarray] | None = None,
         factor_N: npt.ArrayLike | None = None,
-    ):
+    ) -> None:
         """Args:
         time_N, event_N, risk_N: follow-up (any unit), 0/1, risk (higher = earlier event).
         event_factor: name of the metric -> multiplier [N] of an event's pairs, equal for equal
           times; default one metric "c_index" with ones.
         factor_N: fixed multiplier of the row weights, see `weighting`.
         """
-        n = len(time_N)
+        n = len(np.asarray(time_N))
         rows, factor = kept_rows(factor_N, n)
         time, event, risk = (np.asarray(v)[rows] for v in (time_N, event_N, risk_N))
         time, event, risk = vector(time, "time"), binary(event, "event"), vector(risk, "risk")
@@ -187,4 +187,4 @@ def concordance_index(
     Returns:
       float, or float64 [B]; NaN where no pair is comparable.
     """
-    return evaluate(Concordance(time_N, event_N, risk_N), len(time_N), weights)["c_index"]
+    return evaluate(Concordance(time_N, event_N, risk_N), len(np.asarray(time_N)), weights)["c_index"]

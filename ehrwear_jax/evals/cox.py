@@ -20,7 +20,7 @@ class PartialLikelihood:
     removes l/d of the tied events' hazard from the risk set's sum (Efron 1977).
     """
 
-    def __init__(self, time_N: npt.ArrayLike, event_N: npt.ArrayLike):
+    def __init__(self, time_N: npt.ArrayLike, event_N: npt.ArrayLike) -> None:
         time_N, event_N = check_survival(time_N, event_N, "survival")
         self.order = np.argsort(time_N, kind="stable")
         self.time, self.event = time_N[self.order], event_N[self.order]
@@ -179,10 +179,12 @@ def fit_cox(
             raise ValueError(f"event_{name} holds no event among {len(x)} rows")
     standardizer = Standardizer.fit(x_train)
     z_train, z_val = standardizer(x_train), standardizer(x_val)
-    coef_D, losses, fits = np.zeros(x_train.shape[1]), {}, {}
+    coef_D = np.zeros(x_train.shape[1])
+    losses: dict[float, float] = {}
+    fits: dict[float, np.ndarray] = {}
     for l2 in check_grid(l2_grid):
         coef_D = fits[l2] = _maximise(train, z_train, l2, coef_D)
         losses[float(l2)] = -validation.value(z_val @ coef_D) / validation.n_events
-    best = min(losses, key=losses.get)
+    best = min(losses, key=lambda l2: losses[l2])
     baseline = breslow(time_train, event_train, z_train @ fits[best])
     return CoxModel(standardizer, fits[best], best, losses, *baseline)

@@ -43,9 +43,8 @@ class NetBenefit:
         thresholds: Sequence[float] = THRESHOLDS,
         *,
         factor_N: npt.ArrayLike | None = None,
-    ):
-        same_length(y=y_N, p=p_N)
-        n_rows = len(y_N)
+    ) -> None:
+        n_rows = same_length(y=y_N, p=p_N)
         rows, factor_N = kept_rows(factor_N, n_rows)
         y_N, p_N = binary(np.asarray(y_N)[rows], "y"), probability(np.asarray(p_N)[rows], "p")
         self.thresholds_K = check_thresholds(thresholds)
@@ -78,7 +77,7 @@ class CensoredNetBenefit:
         thresholds: Sequence[float] = THRESHOLDS,
         *,
         factor_N: npt.ArrayLike | None = None,
-    ):
+    ) -> None:
         """Args:
         time_N, event_N: follow-up, and 0 censored, 1 event, 2 competing event.
         p_N: predicted probability of the event by the horizon.
@@ -88,8 +87,7 @@ class CensoredNetBenefit:
         Raises:
           ValueError: bad shapes or values, or nobody of the rows is followed to the horizon.
         """
-        same_length(time=time_N, event=event_N, p=p_N)
-        n_rows = len(time_N)
+        n_rows = same_length(time=time_N, event=event_N, p=p_N)
         rows, factor = kept_rows(factor_N, n_rows)
         time, code, p = (np.asarray(v)[rows] for v in (time_N, event_N, p_N))
         p, self.thresholds_K = probability(p, "p"), check_thresholds(thresholds)

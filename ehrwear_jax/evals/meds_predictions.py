@@ -5,8 +5,9 @@ predicted_boolean_probability, of which one has to be present. Tables of other m
 are read and scored in the same way.
 """
 
-import os
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +17,7 @@ from ehrwear_jax.evals.calibration import Calibration
 from ehrwear_jax.evals.classification import BinaryRanking, Confusion
 from ehrwear_jax.evals.weighting import evaluate, merge
 
-SCHEMA = {
+SCHEMA: dict[str, pl.DataType | type[pl.DataType]] = {
     "subject_id": pl.Int64,
     "prediction_time": pl.Datetime("us"),
     "boolean_value": pl.Boolean,
@@ -28,8 +29,8 @@ PREDICTED = ("predicted_boolean_value", "predicted_boolean_probability")
 
 
 def predictions(
-    subject_id_N: npt.ArrayLike | pl.Series,
-    prediction_time_N: npt.ArrayLike | pl.Series,
+    subject_id_N: Sequence[int] | np.ndarray | pl.Series,
+    prediction_time_N: Sequence[Any] | np.ndarray | pl.Series,
     y_N: npt.ArrayLike,
     p_N: npt.ArrayLike,
     *,
@@ -55,12 +56,12 @@ def predictions(
     )
 
 
-def write(table: pl.DataFrame, path: str | os.PathLike) -> None:
+def write(table: pl.DataFrame, path: str | Path) -> None:
     """Writes a prediction table as parquet, after the checks of `read`."""
     _check(table, "the predictions").write_parquet(path)
 
 
-def read(path: str | os.PathLike) -> pl.DataFrame:
+def read(path: str | Path) -> pl.DataFrame:
     """A prediction table with the columns of SCHEMA that it has, in that order and type.
 
     Raises:
@@ -115,7 +116,7 @@ def evaluate_binary(table: pl.DataFrame) -> dict[str, dict[str, float]]:
     y_N = table["boolean_value"].to_numpy()
     rows_N = table.select(pl.len().over("subject_id")).to_series().to_numpy()
     weightings = {"samples_equally_weighted": np.ones(len(y_N)), "subjects_equally_weighted": 1 / rows_N}
-    results = {name: {} for name in weightings}
+    results: dict[str, dict[str, float]] = {name: {} for name in weightings}
     for column in PREDICTED:
         if column not in table.columns or table[column].null_count() == table.height:
             continue

@@ -1,6 +1,7 @@
 """Scores predictions from perturbed records: how much a metric changes from the clean ones, paired within resamples."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -46,7 +47,7 @@ def score_perturbations(
         for name, score_N in by_name.items()
     }
     estimates, out = estimate(statistics, group_N, resampling), []
-    counts = {"n": len(y_N), "n_positive": int(np.sum(y_N))}
+    counts = {"n": len(np.asarray(y_N)), "n_positive": int(np.sum(np.asarray(y_N)))}
     for model, name in statistics:
         for metric in COMPARED:
             difference, delta_B = estimates.difference((model, name), (model, clean), metric)
@@ -60,7 +61,7 @@ def score_perturbations(
                 "change_hi": change.hi,
                 "change_p": inference.paired_pvalue(delta_B) if name != clean else None,
             }
-            found = {"model": model, "perturbation": name, "metric": metric}
+            found: dict[str, Any] = {"model": model, "perturbation": name, "metric": metric}
             found |= {k: number(v) for k, v in numbers.items()}
             out.append(found | counts | {"n_degenerate": bounds.n_degenerate})
     return out

@@ -132,7 +132,8 @@ def fit_logistic(
     x_train, z_val = standardizer(x_train), standardizer(x_val)
     # Newton steps started from the next stronger penalty's solution: two or three each.
     model = LogisticRegression(solver="newton-cholesky", warm_start=True, tol=1e-8, max_iter=200)
-    losses, fits = {}, {}
+    losses: dict[float, float] = {}
+    fits: dict[float, tuple[np.ndarray, float]] = {}
     for l2 in check_grid(l2_grid):
         model.set_params(C=1.0 / (l2 * len(x_train)))
         with warnings.catch_warnings():
@@ -141,7 +142,7 @@ def fit_logistic(
             model.fit(x_train, y_train)
         fits[l2] = model.coef_[0].copy(), float(model.intercept_[0])
         losses[float(l2)] = log_loss(y_val, z_val @ fits[l2][0] + fits[l2][1])
-    best = min(losses, key=losses.get)
+    best = min(losses, key=lambda l2: losses[l2])
     return LogisticProbe(standardizer, *fits[best], best, losses)
 
 

@@ -8,7 +8,7 @@ metric is undefined (one class, no comparable pair).
 
 import dataclasses
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -126,7 +126,7 @@ class TaskSpec:
     resampling: Resampling = dataclasses.field(default_factory=Resampling)
     suppression: subgroups.Suppression = dataclasses.field(default_factory=subgroups.Suppression)
 
-    def among(self, models: Iterable[str]) -> "TaskSpec":
+    def among(self, models: Collection[str]) -> "TaskSpec":
         """The same without a reference model where that is none of the models."""
         return self if self.reference_model in models else dataclasses.replace(self, reference_model=None)
 
@@ -174,7 +174,7 @@ def score_binary(
       ValueError: no predictions, an unknown reference model, vectors of different lengths, a value that is no
         probability (names the model).
     """
-    _check(task, predictions, len(y_N), group_N)
+    _check(task, predictions, len(np.asarray(y_N)), group_N)
     try:
         built = builders.binary(y_N, predictions, thresholds=())
         statistics = {model: build(None) for model, build in built.items()}
@@ -187,7 +187,7 @@ def binary_records(
     task: TaskSpec, predictions: Mapping[str, np.ndarray], y_N: npt.ArrayLike, estimates: Estimates
 ) -> list[Record]:
     """The records of `score_binary` from estimates by model, which may hold further metrics."""
-    common = task.common(len(y_N), int(np.sum(y_N)))
+    common = task.common(len(np.asarray(y_N)), int(np.sum(np.asarray(y_N))))
     records = _records(task, common, estimates, BINARY_METRICS, ("auroc", "auprc"))
     for model, p_N in predictions.items():
         floor = calibration.ece_floor(p_N, seed=task.resampling.seed)
@@ -222,8 +222,8 @@ def survival_records(task: TaskSpec, follow_up: FollowUp, estimates: Estimates) 
 def _check(task: TaskSpec, predictions: Mapping[str, np.ndarray], n: int, group_N: npt.ArrayLike) -> None:
     if not predictions:
         raise ValueError(f"task {task.name}: no predictions to score")
-    if len(group_N) != n:
-        raise ValueError(f"task {task.name}: group has {len(group_N)} rows, expected {n}")
+    if (n_groups := len(np.asarray(group_N))) != n:
+        raise ValueError(f"task {task.name}: group has {n_groups} rows, expected {n}")
     if task.reference_model is not None and task.reference_model not in predictions:
         raise ValueError(f"task {task.name}: no model {task.reference_model!r} among {list(predictions)}")
 
@@ -236,7 +236,7 @@ def _records(
     for model, values in estimates.values.items():
         for metric in (m for m in values if m in metrics):
             samples_B = estimates.resampled(model, metric)
-            records.append(record(common, model, metric, values[metric], samples_B))
+            records.append(record(common, str(model), metric, values[metric], samples_B))
             n_degenerate = max(n_degenerate, int((~np.isfinite(samples_B)).sum()))
     for other in estimates.values if reference is not None else ():
         if other == reference:
@@ -269,7 +269,7 @@ def adjust(records: Sequence[Record]) -> list[Record]:
         if r["metric"].endswith("_difference_p"):
             p = math.nan if r["value"] is None else r["value"]
             families.setdefault((r["dataset"], r["metric"]), {})[i] = p
-    found = {}
+    found: dict[int, inference.Adjusted] = {}
     for p_by_record in families.values():
         found |= inference.benjamini_hochberg(p_by_record)
     return [

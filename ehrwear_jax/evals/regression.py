@@ -13,9 +13,10 @@ class Regression:
     without spread. Units are those of the target: standardise it on the training rows beforehand.
     """
 
-    def __init__(self, y_N: npt.ArrayLike, predicted_N: npt.ArrayLike, *, factor_N: npt.ArrayLike | None = None):
-        same_length(y=y_N, predicted=predicted_N)
-        self._n = len(y_N)
+    def __init__(
+        self, y_N: npt.ArrayLike, predicted_N: npt.ArrayLike, *, factor_N: npt.ArrayLike | None = None
+    ) -> None:
+        self._n = same_length(y=y_N, predicted=predicted_N)
         self._rows, factor_N = kept_rows(factor_N, self._n)
         y_N = vector(np.asarray(y_N)[self._rows], "y")
         error_N = vector(np.asarray(predicted_N)[self._rows], "predicted") - y_N

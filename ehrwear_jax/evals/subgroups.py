@@ -32,7 +32,7 @@ def age_bands(age_years_N: npt.ArrayLike, edges: Sequence[float] = (50, 65)) -> 
     middle = [f"{a:g}-{b:g}" for a, b in zip(edges, edges[1:], strict=False)]
     names = np.array([f"<{edges[0]:g}", *middle, f">{edges[-1]:g}"], object)
     band_N = (age_N[:, None] >= edges[:-1]).sum(1) + (age_N > edges[-1])
-    return np.where(np.isfinite(age_N), names[band_N], None)
+    return np.where(np.isfinite(age_N), names[band_N], np.array(None, object))
 
 
 def coverage_groups(
@@ -109,7 +109,7 @@ def cells(
     if len(y_N) != len(group_N):
         raise ValueError(f"group has {len(group_N)} rows, expected {len(y_N)}")
     counted_N = np.ones(len(y_N), bool) if counted_N is None else binary(counted_N, "counted")
-    found = {}
+    found: dict[CellKey, Cell] = {}
 
     def add(attribute, level, mask_N):
         mask_N = mask_N & counted_N
@@ -117,8 +117,8 @@ def cells(
             len(np.unique(group_N[mask_N & rows])) for rows in (np.ones_like(y_N), y_N, ~y_N)
         )
         small = patients < rules.min_patients or min(positive, negative) < rules.min_per_class
-        counts = (None, None) if small else (patients, positive)
-        found[attribute, level] = Cell(attribute, level, mask_N, *counts, small)
+        n_patients, n_positive = (None if small else n for n in (patients, positive))
+        found[attribute, level] = Cell(attribute, level, mask_N, n_patients, n_positive, small)
 
     add(*WHOLE_COHORT, np.ones_like(y_N))
     for attribute, levels in attributes.items():
@@ -131,7 +131,7 @@ def cells(
         of_attribute = [found[attribute, level] for level in known]
         shown = [c for c in of_attribute if not c.suppressed]
         if len(shown) == len(of_attribute) - 1 and shown:
-            smallest = min(shown, key=lambda c: c.n_patients)
+            smallest = min(shown, key=lambda c: c.n_patients or 0)
             hidden = dataclasses.replace(smallest, n_patients=None, n_positive=None)
             found[attribute, smallest.level] = hidden
     return found

@@ -214,7 +214,7 @@ class BrierCurve:
         *,
         null: StepFunction | None = None,
         factor_N: npt.ArrayLike | None = None,
-    ):
+    ) -> None:
         """Args:
         censoring: as in `horizon_factor`.
         time_N, event_N: follow-up and event of the rows that are scored.

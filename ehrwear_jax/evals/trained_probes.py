@@ -9,7 +9,7 @@ Array suffixes: N rows, D features, S seeds, L strengths, H hidden units, T time
 
 import dataclasses
 import functools
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -38,7 +38,7 @@ class ProbeSettings:
     l2_grid: tuple[float, ...] = probes.L2_GRID
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)  # of the initialisation and the order of rows
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         probes.check_grid(self.l2_grid)
         if min(self.max_epochs, self.patience) < 1 or min(self.hidden, self.batch_size) < 0:
             raise ValueError(f"epochs and patience must be positive, sizes not negative: {self}")
@@ -131,7 +131,8 @@ def _epoch(params, state, order_SxN, l2_L, x_NxD, target, *, plan):
             batch = x_NxD[rows_b], tuple(t[rows_b] for t in target)
             return jax.vmap(update, in_axes=(0, 0, 0, None, None))(params, state, l2_L, *batch)
 
-        return jax.vmap(of_seed)(*carry, rows_Sxb), None
+        params, state = carry
+        return jax.vmap(of_seed)(params, state, rows_Sxb), None
 
     rows = order_SxN[:, : plan.n_steps * size].reshape(len(order_SxN), plan.n_steps, size).swapaxes(0, 1)
     # Rows are stored by time: sorted positions keep every batch in the order that the Cox loss needs.
@@ -190,11 +191,14 @@ class TrainedProbe:
             raise ValueError(f"this is a {self.objective} probe, not a {objective} one")
 
 
-def _prepare(objective: str, x, target, name: str, n_features: int | None = None):
+def _prepare(
+    objective: str, x: npt.ArrayLike, target: Any, name: str, n_features: int | None = None
+) -> tuple[np.ndarray, tuple[np.ndarray, ...]]:
     """(features, target arrays) with rows by time for a survival target."""
     x = probes.check_features(x, f"x_{name}", n_features)
+    arrays: tuple[np.ndarray, ...]
     if objective == "survival":
-        time, event = check_survival(*target, name)
+        time, event = check_survival(target[0], target[1], name)
         _same_rows(x, time, name)
         if not event.any():
             raise ValueError(f"{name} holds no event among {len(event)} rows")
@@ -246,17 +250,18 @@ def fit_probe(
         train, val = (((t - centre) / scale,) for t in (train[0], val[0]))
     standardizer = probes.Standardizer.fit(x_train)
     z_train, z_val = (jnp.asarray(standardizer(x), jnp.float32) for x in (x_train, x_val))
-    train, val = (
+    on_train, on_val = (
         tuple(jnp.asarray(t, jnp.float32 if t.dtype == np.float64 else t.dtype) for t in p) for p in (train, val)
     )
-    best = _train(objective, (z_train, train), (z_val, val), bias, settings)
+    best = _train(objective, (z_train, on_train), (z_val, on_val), bias, settings)
     chosen = best.loss_SxL.argmin(1)
     params = jax.tree.map(lambda v: v[np.arange(len(settings.seeds)), chosen], best.params)
     strengths = probes.check_grid(settings.l2_grid)[chosen]
     probe = TrainedProbe(objective, standardizer, params, strengths, best.loss_SxL, best.epoch_SxL, centre, scale)
     if objective != "survival":
         return probe
-    time, event = check_survival(*target_train, "train")
+    days, seen = cast(tuple[npt.ArrayLike, npt.ArrayLike], target_train)  # as the objective says
+    time, event = check_survival(days, seen, "train")
     eta_SxN = probe.output(x_train)[:, np.argsort(np.argsort(time, kind="stable"))]
     return dataclasses.replace(probe, baselines=tuple(breslow(time, event, eta_N) for eta_N in eta_SxN))
 
@@ -282,7 +287,8 @@ class _Best(NamedTuple):
 
 def _train(objective: str, train, val, bias, settings: ProbeSettings) -> _Best:
     """Epochs until no model has improved for `patience` of them; train and val are (features, target arrays)."""
-    grid, seeds, n, n_features = probes.check_grid(settings.l2_grid), settings.seeds, *train[0].shape
+    grid, seeds = probes.check_grid(settings.l2_grid), settings.seeds
+    n, n_features = train[0].shape
     initial = [_initial(s, n_features, settings.hidden, bias) for s in seeds]
     params = jax.tree.map(lambda *v: jnp.repeat(jnp.stack(v)[:, None], len(grid), axis=1), *initial)
     state = jax.vmap(jax.vmap(optax.adam(settings.learning_rate).init))(params)

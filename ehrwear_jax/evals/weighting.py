@@ -14,6 +14,7 @@ None, [N] (they return a float) or [B, N] (they return [B]); statistics take the
 """
 
 from collections.abc import Callable, Mapping
+from typing import Any, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -60,11 +61,12 @@ def probability(values: npt.ArrayLike, name: str) -> np.ndarray:
     return array
 
 
-def same_length(**vectors: np.ndarray) -> None:
-    """ValueError, naming the lengths, unless all are equal."""
-    lengths = {name: len(v) for name, v in vectors.items()}
+def same_length(**vectors: npt.ArrayLike) -> int:
+    """The length that all have; ValueError, naming the lengths, unless all are equal."""
+    lengths = {name: len(np.asarray(v)) for name, v in vectors.items()}
     if len(set(lengths.values())) > 1:
         raise ValueError(f"vectors differ in length: {lengths}")
+    return next(iter(lengths.values()))
 
 
 def kept_rows(factor_N: npt.ArrayLike | None, n_rows: int) -> tuple[np.ndarray, np.ndarray]:
@@ -112,7 +114,15 @@ def rename(statistic: Statistic, names: Mapping[str, str] | Callable[[str], str]
     return lambda weight_NxB: {new(k): v for k, v in statistic(weight_NxB).items()}
 
 
-def evaluate(statistic: Statistic, n_rows: int, weights: npt.ArrayLike | None = None) -> dict[str, np.ndarray | float]:
+@overload
+def evaluate(statistic: Statistic, n_rows: int, weights: None = None) -> dict[str, float]: ...
+
+
+@overload
+def evaluate(statistic: Statistic, n_rows: int, weights: npt.ArrayLike | None) -> dict[str, Any]: ...
+
+
+def evaluate(statistic: Statistic, n_rows: int, weights: npt.ArrayLike | None = None) -> dict[str, Any]:
     """A statistic under `weights`: None or [N] gives floats, [B, N] gives [B].
 
     Raises:

@@ -99,7 +99,8 @@ def learned_kernels(
 
     def curve(params):
         zero = jnp.zeros((1, 1))
-        rows = reference.kernel_rows(module.apply({"params": params}), zero)
+        kernel: Any = module.apply({"params": params})
+        rows = reference.kernel_rows(kernel, zero)
         return jnp.exp(reference.log_kernel(*rows, days_K[None, None], zero))[0, :, 0]
 
     return np.asarray(jax.vmap(curve)(kernel_params))

@@ -6,11 +6,13 @@ L steps, C channels.
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+Name = TypeVar("Name")
 
 
 class Attribution(NamedTuple):
@@ -68,7 +70,7 @@ def by_token(attribution: Attribution) -> tuple[np.ndarray, np.ndarray]:
 # ------------------------------------------------------------------------------------ occlusion and counterfactuals
 
 
-def effects(score: Callable[[object], np.ndarray], changes: Mapping[str, object]) -> dict[str, np.ndarray]:
+def effects(score: Callable[[Any], np.ndarray], changes: Mapping[Name, Any]) -> dict[Name, np.ndarray]:
     """score with each change minus score without: {name: float64 [N]}.
 
     Occlusion and counterfactual perturbation are one computation with different changes: tokens of a code group or a

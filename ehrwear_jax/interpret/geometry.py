@@ -8,7 +8,7 @@ together with the class-conditional MMD and the effective rank.
 Axes: N, M rows, D dimensions, P assignments (the observed one and permutations), B resamples.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +18,7 @@ from ehrwear_jax.evals import bootstrap, inference
 BLOCK = 1024  # rows of the kernel matrix that are in memory at a time
 
 
-def _matrix(z, name, width=None):
+def _matrix(z: npt.ArrayLike, name: str, width: int | None = None) -> np.ndarray:
     z = np.asarray(z, np.float64)
     if z.ndim != 2 or not len(z):
         raise ValueError(f"{name} must be a non-empty matrix, got shape {z.shape}")
@@ -172,9 +172,9 @@ def adjacent_slices(
     """
     group_N, time_days_N = np.asarray(group_N), np.asarray(time_days_N, np.float64)
     slice_N = np.floor(time_days_N / slice_days).astype(np.int64)
-    latest = {}
+    latest: dict[int, dict[Any, int]] = {}
     for row in np.argsort(time_days_N, kind="stable"):
-        latest.setdefault(int(slice_N[row]), {})[group_N[row]] = row
+        latest.setdefault(int(slice_N[row]), {})[group_N[row]] = int(row)
     out = []
     for k in sorted(latest):
         shared = sorted(latest[k].keys() & latest.get(k + 1, {}).keys())

@@ -6,7 +6,7 @@ no causal effects. Axes: N patients or prediction times, K offsets or bins, D di
 """
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -43,8 +43,8 @@ def profile(value_NxK: npt.ArrayLike, group_N: npt.ArrayLike, *, n_resamples: in
         return dict(enumerate(np.where(count_KxB > 0, total_KxB / np.maximum(count_KxB, 1e-300), np.nan)))
 
     mean_K = np.array([m[0] for m in means(np.ones((len(group_N), 1))).values()])
-    samples = bootstrap.resample({"": means}, group_N, n_resamples, seed).get("", {})
-    bounds = [inference.interval(samples.get(k, [])) for k in range(value_NxK.shape[1])]
+    samples: Mapping[Any, np.ndarray] = bootstrap.resample({"": means}, group_N, n_resamples, seed).get("", {})
+    bounds = [inference.interval(samples[k] if samples else []) for k in range(value_NxK.shape[1])]
     return Profile(mean_K, np.array([b.lo for b in bounds]), np.array([b.hi for b in bounds]), seen_NxK.sum(0))
 
 
@@ -175,7 +175,7 @@ def around_event(
     """
     edges = np.asarray(edges_days, np.float64)
     out = np.full((len(series), len(edges) - 1), np.nan)
-    for i, ((time_M, value_M), onset) in enumerate(zip(series, onset_days_N, strict=True)):
+    for i, ((time_M, value_M), onset) in enumerate(zip(series, np.asarray(onset_days_N), strict=True)):
         seen_M = np.isfinite(value_M)
         offset_M, value_M = np.asarray(time_M, np.float64)[seen_M] - onset, np.asarray(value_M, np.float64)[seen_M]
         bin_M = np.searchsorted(edges, offset_M, side="right") - 1

@@ -4,11 +4,20 @@ Paper, section 3.4 (contrastive term). Row i of both matrices belongs together. 
 """
 
 from collections.abc import Sequence
+from typing import TypedDict
 
 import numpy as np
 import numpy.typing as npt
 
 BLOCK = 1024  # queries whose similarities are in memory at a time
+
+
+class Recall(TypedDict):
+    """{k: chance of a hit of each query [N]} in both directions, and {k: what chance alone gives}."""
+
+    ehr_to_wear: dict[int, np.ndarray]
+    wear_to_ehr: dict[int, np.ndarray]
+    chance: dict[int, float]
 
 
 def unit_rows(z_NxD: npt.ArrayLike) -> np.ndarray:
@@ -67,7 +76,7 @@ def recall(
     wear_NxD: npt.ArrayLike,
     ranks: Sequence[int] = (1, 10),
     group_N: npt.ArrayLike | None = None,
-) -> dict[str, dict[int, np.ndarray] | dict[int, float]]:
+) -> Recall:
     """Both directions of `hit_chance` by cosine; the means are recall@k.
 
     Returns:

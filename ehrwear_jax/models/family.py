@@ -69,7 +69,7 @@ class BatchSpec:
 
     def empty(self, n_rows: int) -> Batch:
         """A batch that holds nothing: {name: array of shape [n_rows, ...]}."""
-        batch = {}
+        batch: Batch = {}
         for name, field in self.fields.items():
             size = (n_rows, *self.shape(name))
             # zeros take no memory until written
@@ -110,9 +110,9 @@ class Examples(abc.ABC):
 
     @abc.abstractmethod
     def prediction_batches(
-        self, position_N: Sequence[int], time_us_N: Sequence[int], batch_size: int, transform: Transform | None = None
+        self, position_N: np.ndarray, time_us_N: np.ndarray, batch_size: int, transform: Transform | None = None
     ) -> Iterator[tuple[Batch, np.ndarray]]:
-        """Batches for prediction times: person position_N[i] as known at time_us_N[i].
+        """Batches for prediction times: person position_N[i] as known at time_us_N[i], int64 [N] both.
 
         Yields:
           (batch, where): where int64 [rows, slots] gives, for each slot whose z the network's `encode` returns, its
@@ -139,7 +139,7 @@ class Objective(Protocol):
     add up to those of the whole.
     """
 
-    def weights(self, step: jax.Array | int) -> dict[str, jax.Array]:
+    def weights(self, step: jax.Array | int) -> Mapping[str, jax.Array | float]:
         """{term: weight} at a step."""
         ...
 

@@ -1,7 +1,8 @@
 """Adds up loss terms with ramped weights: the objective that families of several terms share."""
 
 import dataclasses
-from collections.abc import Mapping
+import functools
+from collections.abc import Iterable, Mapping
 from typing import Any, Protocol
 
 import jax
@@ -25,7 +26,10 @@ class Ramp:
 class Term(Protocol):
     """One term: what it averages over, from the batch alone, and its sum divided by that."""
 
-    name: str
+    @property
+    def name(self) -> str:
+        """By which weights, normalisers and metrics are called."""
+        ...
 
     def normaliser(self, batch: Mapping[str, jax.Array]) -> Any:
         """Arrays of a whole batch."""
@@ -43,7 +47,7 @@ class WeightedTerms:
     terms: tuple[Term, ...]
     ramps: Mapping[str, Ramp]
 
-    def weights(self, step: jax.Array | int) -> dict[str, jax.Array]:
+    def weights(self, step: jax.Array | int) -> dict[str, jax.Array | float]:
         """{term: weight} at a step."""
         return {t.name: self.ramps[t.name](step) for t in self.terms}
 
@@ -55,7 +59,8 @@ class WeightedTerms:
         self, out: Any, batch: Mapping[str, jax.Array], weights: Mapping[str, Any], normalisers: Mapping[str, Any]
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """(loss, {"loss/total", "loss/<term>": value, "<term>/<diagnostic>": value})."""
-        loss, metrics = 0.0, {}
+        loss: Any = 0.0
+        metrics: dict[str, jax.Array] = {}
         for term in self.terms:
             value, diagnostics = term.loss(out[term.name], batch, normalisers[term.name])
             loss = loss + weights[term.name] * value
@@ -67,6 +72,11 @@ class WeightedTerms:
 def n_true(mask: jax.Array, axis: Any = None) -> jax.Array:
     """How many are true, in float32: a global batch has more steps than int32 counts."""
     return jnp.sum(mask, axis=axis, dtype=jnp.float32)
+
+
+def n_true_of(masks: Iterable[jax.Array]) -> jax.Array:
+    """How many are true in all masks together, of which there is at least one."""
+    return functools.reduce(jnp.add, map(n_true, masks))
 
 
 def masked_mean(value: jax.Array, mask: jax.Array, count: jax.Array | None = None) -> jax.Array:

@@ -34,10 +34,10 @@ class Line:
     """A series: x and value [K], with lo and hi [K] or None; NaN where undefined."""
 
     label: str
-    x: Sequence[float]
-    value: Sequence[float | None]
-    lo: Sequence[float | None] | None = None
-    hi: Sequence[float | None] | None = None
+    x: Sequence[float] | np.ndarray
+    value: Sequence[float | None] | np.ndarray
+    lo: Sequence[float | None] | np.ndarray | None = None
+    hi: Sequence[float | None] | np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -102,13 +102,14 @@ def line_panel(
 
 def _draw_line(ax: Axes, line: Line, hue: str, dash, options: LineOptions) -> None:
     at, value = _floats(line.x), _floats(line.value)
-    draw = {"drawstyle": "steps-post"} if options.steps else {}
+    drawstyle = "steps-post" if options.steps else "default"
     if line.lo is not None and options.markers:
         ax.vlines(at, _floats(line.lo), _floats(line.hi), color=hue, linewidth=1.2)
     elif line.lo is not None:
         ax.fill_between(at, _floats(line.lo), _floats(line.hi), color=hue, alpha=0.13, linewidth=0,
                         step="post" if options.steps else None)  # fmt: skip
-    ax.plot(at, value, color=hue, linestyle=dash, marker="o" if options.markers else None, markersize=4, **draw)
+    marker = "o" if options.markers else None
+    ax.plot(at, value, color=hue, linestyle=dash, marker=marker, markersize=4, drawstyle=drawstyle)
 
 
 def _scale_x(ax: Axes, x: Axis) -> None:
@@ -159,7 +160,7 @@ def dots_panel(
             ticks.append((at + (len(dots) - 1) / 2, text))
             for dot in dots:
                 hue, index = color(style[dot.model][0]), style[dot.model][1]
-                if dot.lo is not None:
+                if dot.lo is not None and dot.hi is not None:
                     ax.plot([dot.lo, dot.hi], [at, at], color=hue, linewidth=1.8)
                 ax.plot([dot.value], [at], "osD^vPX"[index % 7], color=hue, markersize=4.5)
                 at += 1

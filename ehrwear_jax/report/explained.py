@@ -147,7 +147,8 @@ def _top(person: Explained, parts: Mapping[str, Points]) -> list[tuple[str, floa
 
 def _effects(person: Explained) -> tuple[list[tuple[str, Bars]], int]:
     """([(heading, [(text, change of the logit)])], number of perturbations that are left out)."""
-    groups, left = [], 0
+    groups: list[tuple[str, Bars]] = []
+    left = 0
     for field, heading in EFFECTS:
         known = [(name, v) for name, v in getattr(person, field).items() if v and abs(v) >= SMALL]
         if field != "histories":

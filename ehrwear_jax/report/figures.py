@@ -47,7 +47,7 @@ MODEL_COLORS = {
     "cox_table_wear": "sky",
     "oracle": "muted",
 }
-DASHES = ("-", (0, (5, 2)), (0, (1, 1.5)), (0, (5, 1.5, 1, 1.5)))
+DASHES: tuple[str | tuple[float, tuple[float, ...]], ...] = ("-", (0, (5, 2)), (0, (1, 1.5)), (0, (5, 1.5, 1, 1.5)))
 _VARIABLES = {light: name for name, (light, _) in COLORS.items()}
 
 
@@ -150,7 +150,7 @@ def interval_panel(bars: Sequence[Bar], title: str, label: str, limits: tuple[fl
             shade = color("muted" if is_oracle else colors[bar.model])
             if is_oracle:
                 ax.axvline(bar.value, color=shade, linewidth=1, linestyle=(0, (4, 3)), zorder=1)
-            if bar.lo is not None:
+            if bar.lo is not None and bar.hi is not None:
                 ax.plot([bar.lo, bar.hi], [y, y], color=shade, linewidth=2.2, solid_capstyle="round")
             marker = "D" if is_oracle else "o"
             ax.plot([bar.value], [y], marker, color=shade, markersize=5.5)
@@ -204,7 +204,7 @@ def loss_panel(
 def svg_dash(index: int) -> str:
     """DASHES[index] for a legend's line of width 2.4, in SVG's notation."""
     dash = DASHES[index % len(DASHES)]
-    return "none" if dash == "-" else " ".join(f"{1.6 * x:g}" for x in dash[1])
+    return "none" if isinstance(dash, str) else " ".join(f"{1.6 * x:g}" for x in dash[1])
 
 
 def block_means(x: np.ndarray, y: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray]:

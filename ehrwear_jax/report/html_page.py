@@ -34,13 +34,10 @@ def _environment() -> jinja2.Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.tests |= {name: functools.partial(_is_a, kind) for name, kind in TESTS.items()}
+    for name, kind in TESTS.items():
+        environment.tests[name] = lambda value, kind=kind: isinstance(value, kind)
     environment.filters["unbroken"] = _unbroken
     return environment
-
-
-def _is_a(kind: type, value: object) -> bool:
-    return isinstance(value, kind)
 
 
 def _unbroken(cell: str) -> str:

@@ -30,15 +30,16 @@ PERIODS = (
 def latent_space(data: ReportData) -> Section:
     """The map of patients, the learned kernels, geometry, retrieval and uncertainty."""
     blocks: list[Block] = []
+    panels: list[str] = []
     order = rec.sorted_models(m.model for m in data.maps)
     for i, m in enumerate(sorted(data.maps, key=lambda m: order.index(m.model))):
         title, y_N = rec.short_model_label(m.model), np.asarray(m.y_N, bool)
-        blocks.append(charts.map_panel(m.xy_Nx2, y_N, title, m.share_2, f"map{i}", points=data.individuals))
-    if blocks:
+        panels.append(charts.map_panel(m.xy_Nx2, y_N, title, m.share_2, f"map{i}", points=data.individuals))
+    if panels:
         what = "each point is a prediction time" if data.individuals else "hexagons of ten or more"
         task = rec.task_label(data.maps[0].task)
         caption = f"{task}: held-out prediction times on the first two principal components of z ({what})."
-        blocks = [FigureGrid(caption, tuple(blocks), (), "medium")]
+        blocks = [FigureGrid(caption, tuple(panels), (), "medium")]
     blocks += _kernel_figures(data.kernels)
     if data.geometry:
         blocks.append(_geometry_table(data.geometry))

@@ -86,7 +86,8 @@ def _jump_and_drift(jump: Part | None, drift: Part | None, data: ReportData, lea
             "Mean distance with 95% intervals over resampled people. Each curve starts at zero, at the time that it is "
             "measured from; dots are the times at which z was computed."
         )
-        drawn = [part for part, (_, panel, _) in zip((jump and jump["event"], drift), found, strict=True) if panel]
+        measured = (jump["event"] if jump else None, drift)
+        drawn = [part for part, (_, panel, _) in zip(measured, found, strict=True) if part and panel]
         caption += _caution(min(max(part["n"]) for part in drawn))
         table = _shapes([row for _, _, rows in found for row in rows])
         blocks += [FigureGrid(caption, panels, legend, "medium"), Details("The same in numbers", (table,))]

@@ -73,13 +73,17 @@ def main_task(records: Sequence[Record], wanted: str = "") -> str | None:
 class Lookup:
     """Records by (task, model, metric), with significance against the main model; `stars` counts significant cells."""
 
-    def __init__(self, records: Sequence[Record]):
+    def __init__(self, records: Sequence[Record]) -> None:
         self.by_key = {(r["task"], r["model"], r["metric"]): r for r in records}
         self.stars = 0
 
     def get(self, task: str, model: str, metric: str) -> Record | None:
         """The record, or None."""
         return self.by_key.get((task, model, metric))
+
+    def require(self, task: str, model: str, metric: str) -> Record:
+        """The record; KeyError if there is none."""
+        return self.by_key[task, model, metric]
 
     def models(self, task: str, metric: str, without: Collection[str] = frozenset()) -> list[str]:
         """Models with a metric of a task, in the order of the report."""
@@ -221,12 +225,12 @@ def _survival(found: Lookup, records) -> list[Table]:
         wanted = [(m, h) for m, h in wanted if any(found.get(task, model, m) for model in models)]
         table = found.grid(
             f"table3_{task}", f"Table 3: {rec.task_label(task).lower()} "
-            f"({rec.format_population(found.get(task, models[0], 'c_index'), event='events')}).",
+            f"({rec.format_population(found.require(task, models[0], 'c_index'), event='events')}).",
             [(task, m, h) for m, h in wanted], models,
         )  # fmt: skip
         null = {m: found.get(task, models[0], f"{m}_null") for m, _ in wanted}
         if any(null.values()):
-            cells = tuple(rec.format_interval(null[m]) if null[m] else rec.ABSENT for m, _ in wanted)
+            cells = tuple(rec.format_interval(r) if (r := null[m]) else rec.ABSENT for m, _ in wanted)
             extra = Row(("Kaplan-Meier, no covariates", *cells), apart=True)
             table = Table(table.caption, table.columns, (*table.rows, extra), table.notes, table.name)
         out.append(table)
@@ -264,9 +268,9 @@ def _confusion(found: Lookup, task) -> Table | None:
         return None
     lines = []
     for model in models:
-        counts = (found.get(task, model, m)["value"] for m in ("tp", "fp", "tn", "fn"))
+        counts = (found.require(task, model, m)["value"] for m in ("tp", "fp", "tn", "fn"))
         rates = (found.cell(task, model, m) for m in ("sensitivity", "specificity", "ppv"))
-        threshold = rec.format_number(found.get(task, model, "threshold")["value"])
+        threshold = rec.format_number(found.require(task, model, "threshold")["value"])
         lines.append(Row((rec.model_label(model), threshold, *(f"{c:,.0f}" for c in counts), *rates)))
     heads = ("Threshold", "True positives", "False positives", "True negatives", "False negatives")
     columns = (Column("Model", "confusion", is_text=True), *(Column(h) for h in heads),
@@ -281,7 +285,7 @@ def _effects(found: Lookup, task) -> Table | None:
         return None
     lines = []
     for pair in pairs:
-        cells = [rec.format_interval(found.get(task, pair, "auroc_difference"))]
+        cells = [rec.format_interval(found.require(task, pair, "auroc_difference"))]
         for end in ("z", "d"):
             r = found.get(task, pair, f"auroc_difference_{end}")
             cells.append(
@@ -309,7 +313,7 @@ def subgroup_table(data: ReportData, task: str | None, number: str) -> Table | N
     wanted, text = SUBGROUPS[number]
     mine = [r for r in data.subgroups if r["task"] == task and r["attribute"] in wanted]
     cells: Mapping = {(r["attribute"], r["level"], r["model"], r["metric"]): r for r in mine}
-    if not cells:
+    if task is None or not cells:
         return None
     models = rec.sorted_models(r["model"] for r in mine if " - " not in r["model"])
     lines: list[Row | Group] = []

@@ -37,20 +37,22 @@ def _not_drawn(models) -> str:
 
 def horizon_figure(records: Sequence[Record]) -> list[Block]:
     """AUROC and AUPRC against the horizon, for binary tasks that differ by it."""
-    found, out = paper.Lookup(records), []
+    found = paper.Lookup(records)
+    out: list[Block] = []
     for f, (name, tasks) in enumerate(paper.families(records).items()):
         if len(tasks) < 2:
             continue
         models = rec.sorted_models(m for t in tasks for m in found.models(t, "auroc"))
         style = charts.series_style(_drawn(models))
-        days = [paper.horizon_of(t)[1] for t in tasks]
+        days = [horizon[1] for t in tasks if (horizon := paper.horizon_of(t))]
         panels = []
         for metric in ("auroc", "auprc"):
             lines, label = {}, rec.metric_of(metric).label
             for i, model in enumerate(_drawn(models)):
                 points = [found.get(t, model, metric) for t in tasks]
                 shifted = [d * (1 + 0.045 * (i - (len(style) - 1) / 2)) for d in days]  # intervals do not overlap
-                lines[model] = Line(model, shifted, *([p and p[k] for p in points] for k in ("value", "lo", "hi")))
+                value, lo, hi = ([p[k] if p else None for p in points] for k in ("value", "lo", "hi"))
+                lines[model] = Line(model, shifted, value, lo, hi)
             axes = Axis("horizon, days", True, tuple((d, f"{d:g}") for d in days)), Axis(label)
             panels.append(charts.line_panel(lines, style, label, axes, f"hor{f}{metric}", LineOptions(markers=True)))
         caption = (
@@ -144,7 +146,7 @@ def subgroups(records: Sequence[Record], data: ReportData) -> Section:
     """AUROC of the main task by subgroup, and its gaps."""
     title, task = "Subgroups", paper.main_task(records, data.main_task)
     mine = [r for r in data.subgroups if r["task"] == task]
-    if not mine:
+    if task is None or not mine:
         return Section("subgroups", title, (Text("No subgroup was evaluated: nothing is known of the people."),))
     blocks: list[Block] = []
     models = _drawn(r["model"] for r in mine if " - " not in r["model"] and r["model"] != rec.ORACLE)
@@ -172,9 +174,8 @@ def subgroups(records: Sequence[Record], data: ReportData) -> Section:
 
 
 def _short_level(attribute, level) -> str:
-    text = (
-        SHORT_LEVELS.get(level) if attribute in ("ehr", "wear", "ehr_and_wear") else paper.level_label(attribute, level)
-    )
+    coverage = attribute in ("ehr", "wear", "ehr_and_wear")
+    text = SHORT_LEVELS[level] if coverage else paper.level_label(attribute, level)
     return text if len(text) <= 26 else text[:25] + "\N{HORIZONTAL ELLIPSIS}"
 
 
@@ -208,8 +209,8 @@ def robustness(data: ReportData) -> Section:
             if r := by.get((model, name)):
                 change = {"metric": rec.DIFFERENCE, "value": r["change"], "lo": r["change_lo"], "hi": r["change_hi"]}
                 text = rec.ABSENT if name == perturbations[0] else rec.format_interval(change)
-                cells = rec.model_label(model), rec.format_interval(r), text, rec.format_p_value(r["change_p"])
-                lines.append(Row(cells))
+                p_value = rec.format_p_value(r["change_p"])
+                lines.append(Row((rec.model_label(model), rec.format_interval(r), text, p_value)))
     columns = (Column("Model", "robustness", is_text=True), Column("AUROC [95% interval]", "auroc"),
                Column("Change [95% interval]"), Column("p", "p_value"))  # fmt: skip
     table = Table(f"{task}: AUROC from perturbed records.", columns, tuple(lines), (), "robustness")

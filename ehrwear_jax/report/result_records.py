@@ -6,7 +6,7 @@ A record is one number of one model:
 
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -197,7 +197,7 @@ def metric_of(name: str) -> Metric:
     return METRICS.get(base) or Metric(_words(base))
 
 
-def is_difference(record: Record) -> bool:
+def is_difference(record: Mapping[str, Any]) -> bool:
     """Whether the record is a paired difference (not its p-value)."""
     return record["metric"].endswith(DIFFERENCE)
 
@@ -222,7 +222,7 @@ def format_number(value: float | None, *, signed: bool = False) -> str:
     return text.replace("-", MINUS)
 
 
-def format_interval(record: Record) -> str:
+def format_interval(record: Mapping[str, Any]) -> str:
     """`0.748 [0.731, 0.765]`, or the value alone where there is no interval."""
     signed = is_difference(record)
     value = format_number(record["value"], signed=signed)
@@ -244,7 +244,7 @@ def format_count(n: int | None) -> str:
     return ABSENT if n is None else f"{n:,}"
 
 
-def format_population(record: Record, *, event: str = "positive") -> str:
+def format_population(record: Mapping[str, Any], *, event: str = "positive") -> str:
     """`n = 7,914, 198 positive (2.5%)`."""
     text = f"n = {format_count(record['n'])}"
     if record["n_positive"] is None:

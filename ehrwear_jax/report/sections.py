@@ -204,8 +204,8 @@ def calibration(records: Sequence[Record], predictions: Predictions) -> Section:
 
 def _reliability_figure(task: str, models: Mapping[str, tuple], index: int) -> FigureGrid:
     order = rec.sorted_models(models)
-    data = {model: tuple(np.asarray(x, np.float64) for x in models[model]) for model in order}
-    bins = {model: figures.reliability_bins(*data[model]) for model in order}
+    data = {m: (np.asarray(models[m][0], np.float64), np.asarray(models[m][1], np.float64)) for m in order}
+    bins = {model: figures.reliability_bins(y_N, p_N) for model, (y_N, p_N) in data.items()}
     limit = figures.reliability_limit(list(bins.values()))
     panels = tuple(
         figures.reliability_panel(data[m][1], bins[m], limit, m, rec.short_model_label(m), f"rel{index}-{i}")

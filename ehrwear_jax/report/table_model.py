@@ -4,6 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from ehrwear_jax.report import result_records as rec
 from ehrwear_jax.report.result_records import Record
 
@@ -213,7 +215,7 @@ def facts_table(facts: Mapping[str, str]) -> Table:
 
 
 def loss_table(
-    curves: Mapping[str, Mapping[str, tuple[Sequence[float], Sequence[float]]]],
+    curves: Mapping[str, Mapping[str, tuple[Sequence[float] | np.ndarray, Sequence[float] | np.ndarray]]],
 ) -> Table:
     """First, lowest and last finite value of each term and model; `curves[term][model] = (step, value)`."""
     lines: list[Row | Group] = []
@@ -223,9 +225,9 @@ def loss_table(
             steps, values = by_model[model]
             numbers = (rec.format_number(x) for x in (values[0], min(values), values[-1]))
             lines.append(Row((rec.model_label(model), *numbers, rec.format_count(int(steps[-1])))))
-    numbers = [Column(name) for name in ("First", "Lowest", "Last", "Last step")]
+    heads = [Column(name) for name in ("First", "Lowest", "Last", "Last step")]
     caption = "Loss terms of the pretraining, as logged."
-    return Table(caption, (Column("Model", is_text=True), *numbers), tuple(lines))
+    return Table(caption, (Column("Model", is_text=True), *heads), tuple(lines))
 
 
 # ---------------------------------------------------------------------------------------------

@@ -74,8 +74,8 @@ class TimeAxis:
 class Points:
     """Values at days before the prediction time [T]; `hue` is a colour name."""
 
-    days: Sequence[float]
-    value: Sequence[float]
+    days: Sequence[float] | np.ndarray
+    value: Sequence[float] | np.ndarray
     hue: str
 
 

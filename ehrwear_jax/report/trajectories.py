@@ -57,7 +57,7 @@ class Trajectory:
     prediction_time: float | None
     outcome: str
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         n, n_events = len(self.time_days_N), len(self.event_time_E)
         times = [self.time_days_N, self.event_time_E]
         if np.ndim(self.z_NxD) != 2 or len(self.z_NxD) != n or not n:
@@ -66,13 +66,14 @@ class Trajectory:
             self._fail("z_NxD holds a value that is not finite")
         if len(self.event_label_E) != n_events:
             self._fail(f"{len(self.event_label_E)} event labels for {n_events} event times")
-        if self.has_signal:
-            expected = (len(self.signal_time_M), len(self.signal_names))
-            if np.shape(self.signal_MxC) != expected:
-                self._fail(f"signal_MxC has shape {np.shape(self.signal_MxC)}, expected {expected}")
-            if np.any(np.diff(self.signal_time_M) <= 0):
+        time_M, shape = self.signal_time_M, () if self.signal_MxC is None else np.shape(self.signal_MxC)
+        if time_M is not None and len(time_M):
+            expected = (len(time_M), len(self.signal_names))
+            if shape != expected:
+                self._fail(f"signal_MxC has shape {shape}, expected {expected}")
+            if np.any(np.diff(time_M) <= 0):
                 self._fail("signal_time_M does not increase")
-            times.append(self.signal_time_M)
+            times.append(time_M)
         if self.prediction_time is not None:
             times.append(np.array([self.prediction_time]))
         if not all(np.all(np.isfinite(t)) for t in times):
@@ -85,6 +86,13 @@ class Trajectory:
     def has_signal(self) -> bool:
         """Whether there is a wearable signal to draw."""
         return self.signal_time_M is not None and len(self.signal_time_M) > 0
+
+    @property
+    def signal(self) -> tuple[np.ndarray, np.ndarray]:
+        """(signal_time_M, signal_MxC); ValueError where there is none."""
+        if self.signal_time_M is None or self.signal_MxC is None:
+            raise ValueError(f"patient {self.number} has no wearable signal")
+        return self.signal_time_M, self.signal_MxC
 
 
 def principal_components(z_list: Sequence[np.ndarray]) -> tuple[list[np.ndarray], np.ndarray]:
@@ -114,8 +122,9 @@ def shows_daily_mean(t: Trajectory) -> bool:
     """Whether there are several samples a day over weeks, where the daily rhythm would hide the trend."""
     if not t.has_signal:
         return False
-    days = len(np.unique(np.floor(t.signal_time_M)))
-    return days > 14 and len(t.signal_time_M) >= 4 * days
+    time_M, _ = t.signal
+    days = len(np.unique(np.floor(time_M)))
+    return days > 14 and len(time_M) >= 4 * days
 
 
 def daily_means(time_M: np.ndarray, value_M: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -182,7 +191,7 @@ def trajectory_figure(t: Trajectory, score_NxK: np.ndarray, limits: tuple[float,
       limits: range of the components, shared by the patients shown.
       identifier: unique within the page.
     """
-    lanes = {x: [] for x in LANE_ORDER}
+    lanes: dict[str, list[int]] = {x: [] for x in LANE_ORDER}
     for e, label in enumerate(t.event_label_E):
         lanes[lane_of(label)].append(e)
     lanes = {name: events for name, events in lanes.items() if events}
@@ -216,9 +225,9 @@ def trajectory_figure(t: Trajectory, score_NxK: np.ndarray, limits: tuple[float,
 
 
 def _span(t: Trajectory) -> tuple[float, float]:
-    times = [t.time_days_N, t.event_time_E, t.signal_time_M if t.has_signal else []]
+    times = [t.time_days_N, t.event_time_E, t.signal[0] if t.has_signal else np.zeros(0)]
     if t.prediction_time is not None:
-        times.append([t.prediction_time])
+        times.append(np.array([t.prediction_time]))
     every = np.concatenate([np.asarray(x, np.float64) for x in times])
     lo, hi = float(every.min()), float(every.max())
     margin = 0.01 * (hi - lo) or 0.5
@@ -254,11 +263,8 @@ def _draw_events(ax: Axes, t: Trajectory, lanes: dict[str, list[int]], span) -> 
 
 
 def _draw_signal(ax: Axes, t: Trajectory, c: int) -> None:
-    time, value = (
-        np.asarray(t.signal_time_M, np.float64),
-        np.asarray(t.signal_MxC, np.float64)[:, c],
-    )
-    time, value = block_means(time, value, MAX_POINTS)
+    time_M, value_M = t.signal[0], t.signal[1][:, c]
+    time, value = block_means(np.asarray(time_M, np.float64), np.asarray(value_M, np.float64), MAX_POINTS)
     if len(time) > 1:
         # A line across a gap in wear would suggest a measurement.
         step = np.diff(time)
@@ -268,7 +274,7 @@ def _draw_signal(ax: Axes, t: Trajectory, c: int) -> None:
     shade = color(SERIES[c])
     if shows_daily_mean(t):
         ax.plot(time, value, color=shade, linewidth=0.5, alpha=0.4)
-        ax.plot(*daily_means(t.signal_time_M, t.signal_MxC[:, c]), color=shade)
+        ax.plot(*daily_means(time_M, value_M), color=shade)
     else:
         ax.plot(time, value, color=shade, linewidth=0.8)
     ax.plot(time[isolated], value[isolated], ".", color=shade, markersize=2.5)

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
+from ehrwear_jax.data.formats import parquet
 from ehrwear_jax.runtime import files
 from ehrwear_jax.stages.labels import Labels
 from ehrwear_jax.stages.plan import Plan
@@ -27,7 +28,7 @@ class Embeddings:
       folder: of the network's embeddings.
     """
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path) -> None:
         self.folder = folder
 
     @functools.cached_property
@@ -37,8 +38,8 @@ class Embeddings:
             pl.read_parquet(path, columns=KEYS).with_row_index("row").with_columns(file=pl.lit(path.name))
             for path in sorted(self.folder.glob("*.parquet"))
         ]
-        schema = {"row": pl.UInt32, "subject_id": pl.Int64, "prediction_time": pl.Datetime("us"), "file": pl.String}
-        return pl.concat([pl.DataFrame(schema=schema), *tables])
+        schema: parquet.Schema = {"row": pl.UInt32, "subject_id": pl.Int64, "prediction_time": pl.Datetime("us")}
+        return pl.concat([pl.DataFrame(schema=schema | {"file": pl.String}), *tables])
 
     def lacking(self, times: pl.DataFrame) -> pl.DataFrame:
         """The prediction times that are not there, in their order."""
@@ -55,7 +56,7 @@ class Embeddings:
             raise FileNotFoundError(f"{self.folder} lacks prediction times: run the embed stage")
         z_NxD = None
         for name in found["file"].unique().sort():
-            table = np.stack(pl.read_parquet(self.folder / name)["embedding"].to_numpy())
+            table = np.stack(list(pl.read_parquet(self.folder / name)["embedding"].to_numpy()))
             mine = found["file"].to_numpy() == name
             z_NxD = np.empty((found.height, table.shape[1]), np.float32) if z_NxD is None else z_NxD
             z_NxD[mine] = table[found["row"].to_numpy()[mine]]

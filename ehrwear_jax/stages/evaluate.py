@@ -69,7 +69,8 @@ def run(plan: Plan) -> None:
 
 def results(plan: Plan) -> tuple[list[dict], dict[str, list]]:
     """(records of all tasks with q-values over the family (dataset, metric), {subgroups, ..., demographics})."""
-    records, details = [], {name: [] for name in DETAILS}
+    records: list[dict] = []
+    details: dict[str, list] = {name: [] for name in DETAILS}
     for task in _tasks(plan):
         found = json.loads((scores(plan, task).folder / SCORES).read_text())
         records += found["records"]
@@ -131,7 +132,7 @@ class _Scoring:
       folder: receives the predictions in the formats of the module's docstring.
     """
 
-    def __init__(self, plan: Plan, task: Task, predicted: list[Predicted], folder: Path):
+    def __init__(self, plan: Plan, task: Task, predicted: list[Predicted], folder: Path) -> None:
         self._plan, self._task, self._folder, self._config = plan, task, folder, plan.config.evaluate
         first = {None, plan.config.seeds[0]}
         self._models = {p.name: p for p in predicted if p.seed in first}
@@ -178,13 +179,13 @@ class _Scoring:
             for path in sorted((self._folder / "predictions").glob("*.parquet"))
         }
         files.write_json(self._folder / MEDS_EVALUATION, meds, indent=1)
-        behind = evaluate_censoring.time_behind(plan, task)
+        known_factor_N, follow_up = evaluate_censoring.time_behind(plan, task) or (None, None)
         found = evaluate_score.score_binary(
-            self._spec, predictions, y_N, cohort, operating_points=points,
-            known_factor_N=behind[0] if behind else None,
-        )  # fmt: skip
-        for name, p_N in predictions.items() if behind else ():
-            found["curves"] += evaluate_curves.by_quartile(self._spec, name, p_N, behind[1], cohort.group_N)
+            self._spec, predictions, y_N, cohort, operating_points=points, known_factor_N=known_factor_N
+        )
+        if follow_up is not None:
+            for name, p_N in predictions.items():
+                found["curves"] += evaluate_curves.by_quartile(self._spec, name, p_N, follow_up, cohort.group_N)
         if seeds := self._seeds():
             found["records"] += evaluate_score.score_seeds(self._spec, seeds, y_N, found["records"][0])
         return found
@@ -200,7 +201,7 @@ class _Scoring:
 
     def _survival(self, cohort):
         task, predictions = self._task, {name: p.held_out for name, p in self._models.items()}
-        curves = {name: p.curve_NxT for name, p in self._models.items()}
+        curves = {name: p.curve_NxT for name, p in self._models.items() if p.curve_NxT is not None}
         for name, risk_N in predictions.items():
             at = {f"predicted_survival_{t:g}d": curves[name][:, k] for k, t in enumerate(task.times_T)
                   if t in task.horizons}  # fmt: skip
@@ -218,7 +219,8 @@ class _Scoring:
         for name, value_N in predictions.items():
             self._save_columns(name, ("float_value",), {"predicted_float_value": value_N})
         y_N = self._held["float_value"].to_numpy().astype(np.float64)
-        train_sd = float(self._task.of("train")["float_value"].std() or 0.0)
+        spread = self._task.of("train")["float_value"].cast(pl.Float64).std()
+        train_sd = spread if isinstance(spread, float) else 0.0  # None of fewer than two
         return evaluate_score.score_regression(self._spec, predictions, y_N, cohort, train_sd=train_sd)
 
     def _save_columns(self, model: str, labels: tuple[str, ...], columns: Mapping[str, np.ndarray]) -> None:

@@ -19,7 +19,7 @@ BAND_RESAMPLES = 200  # a band is drawn, not tested
 class KaplanMeierGrid:
     """P(T > t) at fixed times under row weights: {"s_<k>": [B]}, for rows of one group."""
 
-    def __init__(self, follow_up: FollowUp, mask_N: np.ndarray, grid_K: np.ndarray):
+    def __init__(self, follow_up: FollowUp, mask_N: np.ndarray, grid_K: np.ndarray) -> None:
         rows = np.flatnonzero(mask_N)
         time, event = np.asarray(follow_up.time_N)[rows], np.asarray(follow_up.event_N, bool)[rows]
         self._times, at = np.unique(time, return_inverse=True)

@@ -91,7 +91,8 @@ def finetuned(kind: str, found: Split, target: Mapping[str, Any], times_T: npt.A
     """Predictions of a fine-tuned model as they are; survival curves with the tuning split's baseline hazard."""
     curve = None
     if kind == SURVIVAL:
-        times, hazard = cox.breslow(*target["tuning"], found["tuning"])
+        time, event = target["tuning"]
+        times, hazard = cox.breslow(time, event, found["tuning"])
         baseline_T = np.concatenate([[0.0], hazard])[np.searchsorted(times, np.asarray(times_T, np.float64), "right")]
         curve = np.exp(-np.exp(found["held_out"])[:, None] * baseline_T)
     return Fitted(found["held_out"], found["tuning"], curve)
@@ -100,4 +101,5 @@ def finetuned(kind: str, found: Split, target: Mapping[str, Any], times_T: npt.A
 def training_mean(target: Mapping[str, np.ndarray]) -> Fitted:
     """The null model of a regression: the mean of the training split."""
     mean = float(np.mean(target["train"]))
-    return Fitted(*(np.full(len(target[s]), mean) for s in ("held_out", "tuning")))
+    held_out, tuning = (np.full(len(target[s]), mean) for s in ("held_out", "tuning"))
+    return Fitted(held_out, tuning)

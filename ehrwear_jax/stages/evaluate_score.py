@@ -164,12 +164,13 @@ def score_seeds(task: TaskSpec, seeds: Mapping[str, np.ndarray], y_N: npt.ArrayL
       seeds: model -> probability [S, N].
       like: a record of the task, for its counts.
     """
-    by_model = {model: [classification.auroc(y_N, p_N) for p_N in p_SxN] for model, p_SxN in seeds.items()}
+    by_model = {model: [float(classification.auroc(y_N, p_N)) for p_N in p_SxN] for model, p_SxN in seeds.items()}
     common, reference = task.common(like["n"], like["n_positive"]), task.reference_model
-    out = [protocol.record(common, m, "auroc_seed_sd", np.std(v, ddof=1)) for m, v in by_model.items() if len(v) > 1]
-    for model, values in by_model.items():
-        if model != reference and min(len(values), len(by_model.get(reference, ()))) > 1:
-            d = inference.seed_cohens_d(by_model[reference], values)
+    spread = {model: float(np.std(values, ddof=1)) for model, values in by_model.items() if len(values) > 1}
+    out = [protocol.record(common, model, "auroc_seed_sd", value) for model, value in spread.items()]
+    for model in spread:
+        if reference in spread and model != reference:
+            d = inference.seed_cohens_d(by_model[reference], by_model[model])
             out.append(protocol.record(common, f"{reference} - {model}", "auroc_difference_d", d))
     return out
 
@@ -246,7 +247,7 @@ def score_time(
 def score_regression(
     task: TaskSpec,
     predictions: Mapping[str, np.ndarray],
-    y_N: npt.ArrayLike,
+    y_N: np.ndarray,
     cohort: Cohort,
     *,
     train_sd: float | None = None,

@@ -194,7 +194,7 @@ def label_efficiency(plan: Plan, task: TaskSpec, data: Labelled) -> list[dict]:
             record = {"dataset": task.dataset, "task": task.name, "model": model, "fraction": fraction}
             record |= {"n_draws": len(draws), "n_patients": sizes[fraction], "metric": metric}
             record |= {"value": number(value), "lo": number(bounds.lo), "hi": number(bounds.hi)}
-            spread = float(np.std([d[metric] for d in draws], ddof=1)) if len(draws) > 1 else None
+            spread = float(np.std([float(d[metric]) for d in draws], ddof=1)) if len(draws) > 1 else None
             out.append(record | {"spread": spread})
     return out
 
@@ -205,7 +205,8 @@ def _probes_on_fractions(config, data):
     chosen = subgroups.label_fractions(
         y["train"], data.train_group_N, fractions, n_draws=config.evaluate.label_draws, seed=config.data.seed
     )
-    statistics, sizes = {}, {}
+    statistics: dict[tuple[str, float], list[Statistic]] = {}
+    sizes: dict[float, int] = {}
     for (fraction, draw), rows in chosen.items():
         if fraction == 1 and draw:
             continue  # all draws of everything are one

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import logging
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -56,5 +57,6 @@ def _finetune(plan: Plan, folder: Path, trained: Trained, mode: str, fold: TaskF
     found = finetune(folder, Source(model, examples, variables, times, z_by_split), config, mode)
     about = {k: getattr(found, k) for k in ("n_trained", "best_step", "last_step", "drift")}
     files.write_whole(folder / ABOUT, json.dumps(about | {"settings": dataclasses.asdict(config)}, indent=1))
+    arrays: dict[str, Any] = {s: found.predict(examples, times[s], config.batch_size) for s in SPLITS}
     with files.replacing(folder / PREDICTIONS) as partial, open(partial, "wb") as f:
-        np.savez(f, **{s: found.predict(examples, times[s], config.batch_size) for s in SPLITS})
+        np.savez(f, **arrays)

@@ -16,7 +16,7 @@ class Inputs:
       verify: read every file again, whatever its size and time.
     """
 
-    def __init__(self, path: Path, verify: bool = False):
+    def __init__(self, path: Path, verify: bool = False) -> None:
         self._path, self._verify = path, verify
         self._known: dict[str, list] = files.read_json(path, {})
 

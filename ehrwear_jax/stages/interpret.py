@@ -270,15 +270,15 @@ def _retrieval(run, name, folder):
         z = [run.held_latents(name, n, given[n][1])[both["row"].to_numpy()] for n in ("no wearable", "no EHR")]
         # each about its own mean: the shift that all latents without a modality share is no similarity
         z = [w - w.mean(0) for w in (whiten(x) for x in z)]
-        out += _recall("latents", *z, np.arange(both.height), run)
+        out += _recall("latents", z[0], z[1], np.arange(both.height), run)
     pairs = interpret_people.projected_pairs(run, name)
     return out + (_recall("projections", *pairs, run) if pairs else [])
 
 
 def _recall(source, ehr_NxD, wear_NxD, group_N, run):
     found, out = retrieval.recall(ehr_NxD, wear_NxD, group_N=group_N), []
-    for direction in ("ehr_to_wear", "wear_to_ehr"):
-        for k, hit_N in found[direction].items():
+    for direction, hits in (("ehr_to_wear", found["ehr_to_wear"]), ("wear_to_ehr", found["wear_to_ehr"])):
+        for k, hit_N in hits.items():
             mean = mechanisms.profile(hit_N[:, None], group_N, n_resamples=run.config.evaluate.n_resamples)
             record = {"source": source, "direction": direction, "k": k, "value": mean.mean_K[0], "lo": mean.lo_K[0]}
             out.append({**record, "hi": mean.hi_K[0], "chance": found["chance"][k], "n": len(hit_N)})
@@ -314,7 +314,9 @@ def _kernels(run, name, folder):
     loaded = run.network(name)
     if not hasattr(loaded.interpretation, "time_kernels"):
         return {}
-    found = loaded.interpretation.time_kernels(loaded.model.config, loaded.variables["params"])
-    curves = attention.learned_kernels(*found, KERNEL_DAYS)
+    parameters, kind, n_heads, n_components = loaded.interpretation.time_kernels(
+        loaded.model.config, loaded.variables["params"]
+    )
+    curves = attention.learned_kernels(parameters, kind, n_heads, n_components, KERNEL_DAYS)
     np.savez(folder / "kernels.npz", days_K=KERNEL_DAYS, kernel=curves)
     return {"half_life_days": attention.half_life_days(curves, KERNEL_DAYS)}

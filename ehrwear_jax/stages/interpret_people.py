@@ -97,7 +97,8 @@ def _jump(run, model, whiten):
             onsets.append(onset)
     if len(people) < 2:
         return None
-    offsets, out = np.concatenate([[-1.0], JUMP_DAYS]), {}
+    offsets = np.concatenate([[-1.0], JUMP_DAYS])
+    out = {}
     for name, shift in (("event", 0.0), ("pseudo_event", -PSEUDO_EVENT_DAYS)):
         times = np.array(onsets)[:, None] + ((offsets + shift) * DAY_US).astype(np.int64)
         z = whiten(run.embed(model, prediction_times(np.repeat(people, len(offsets)), times.ravel())))
@@ -152,7 +153,7 @@ def _precursors(run, model):
         for name in names:
             changes[f"{name}, {label}"] = perturbations.occlude_channels([name], *period)
     effects = attribution.effects(lambda change: probe.logit(run.embed(model, times, change)), changes)
-    out = {}
+    out: dict[str, dict] = {}
     for name in names:
         mine = {k: v for k, v in effects.items() if k.startswith(f"{name}, ")}
         found = mechanisms.precursors(mine, list(mine)[1], people, n_resamples=run.config.evaluate.n_resamples)
@@ -213,7 +214,8 @@ def people(run: LoadedRun, model: str, folder: Path) -> list[dict[str, Any]]:
     changes = perturbations_by_kind(run, model)
     flat = {(kind, name): t for kind, part in changes.items() for name, t in part.items()}
     effects = attribution.effects(lambda change: probe.logit(run.embed(model, chosen, change)), flat)
-    arrays, out = {"channels": np.array(run.store.channels)}, []
+    arrays: dict[str, Any] = {"channels": np.array(run.store.channels)}
+    out = []
     logit_N = probe.logit(run.embed(model, chosen))
     for i, one in enumerate(explained):
         tokens = one.pop("tokens")

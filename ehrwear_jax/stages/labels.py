@@ -29,7 +29,7 @@ class Labels:
     the changed ones.
     """
 
-    def __init__(self, plan: Plan):
+    def __init__(self, plan: Plan) -> None:
         self._plan, self._config = plan, plan.config
 
     # ------------------------------------------------------------------------------------------------------- what is
@@ -232,7 +232,7 @@ def _count(name, table, index, reason):
 
 def _times(path, column, bounds):
     """(subject_id, time) of one file, those within the bounds."""
-    schema = {"subject_id": pl.Int64, column: pl.Datetime("us")}
+    schema: parquet_lib.Schema = {"subject_id": pl.Int64, column: pl.Datetime("us")}
     table = parquet_lib.read_parquet(path, list(schema))
     table = parquet_lib.normalise(table, schema, path).rename({column: "time"})
     return table.filter(pl.col("time").is_between(bounds.first, bounds.end, closed="left"))

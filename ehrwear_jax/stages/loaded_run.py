@@ -66,7 +66,7 @@ class LoadedRun:
       keys: subject_id, prediction_time, split, group_id of all tasks' prediction times.
     """
 
-    def __init__(self, plan: Plan):
+    def __init__(self, plan: Plan) -> None:
         self.plan, self.config, self.fold = plan, plan.config, plan.config.folds[0][0]
         self.task = main_task(plan)
         if self.task is None:
@@ -148,6 +148,8 @@ class LoadedRun:
     @functools.cached_property
     def labels(self) -> pl.DataFrame:
         """The task's labelled prediction times: boolean_value, split, group_id, and `at`, the row of `latents`."""
+        if self.task is None:
+            raise ValueError("there is no binary task")
         table = Labels(self.plan).table(self.task)
         return table.join(self.keys.with_row_index("at"), on=KEYS).sort(KEYS)
 
@@ -204,7 +206,7 @@ class LoadedRun:
         return self._changed[key]
 
 
-def prediction_times(subject_id: Sequence[int], time_us: npt.ArrayLike) -> pl.DataFrame:
+def prediction_times(subject_id: Sequence[int] | np.ndarray, time_us: npt.ArrayLike) -> pl.DataFrame:
     """A table of prediction times for `LoadedRun.embed`.
 
     Args:

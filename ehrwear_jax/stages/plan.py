@@ -5,7 +5,7 @@ import functools
 from pathlib import Path
 
 from ehrwear_jax.config import RunConfig, options
-from ehrwear_jax.config.data import FIT_OPTIONS, PREPARE_NOT_RESULTS, RECORD_OPTIONS
+from ehrwear_jax.config.data import FIT_OPTIONS, PREPARE_NOT_RESULTS, RECORD_OPTIONS, SimulateConfig
 from ehrwear_jax.data.prepare import deidentify
 from ehrwear_jax.data.store import RecordStore
 from ehrwear_jax.stages.artifacts import Artifact
@@ -35,7 +35,7 @@ class Plan:
       verify: read all raw inputs again, whatever their size and time say.
     """
 
-    def __init__(self, config: RunConfig, workdir: Workdir, verify: bool = False):
+    def __init__(self, config: RunConfig, workdir: Workdir, verify: bool = False) -> None:
         self.config, self.workdir, self.inputs = config, workdir, Inputs(workdir.inputs, verify)
 
     def artifact(self, kind: str, name: str, of: object) -> Artifact:
@@ -62,7 +62,7 @@ class Plan:
         return of | ({"n_folds": data.n_folds} if source == "nhanes" else {})
 
     @property
-    def simulate(self):
+    def simulate(self) -> SimulateConfig:
         """Options of the simulation, with the seed of the data."""
         return dataclasses.replace(self.config.simulate, seed=self.config.data.seed)
 

@@ -200,7 +200,7 @@ def predict(plan: Plan, task: Task) -> list[Predicted]:
 
 def _write(path: Path, fitted: list[Fitted]) -> None:
     """Predictions of all folds one behind the other; nothing of a model that does not predict the task."""
-    arrays = {}
+    arrays: dict[str, Any] = {}
     for name, axis in (("held_out", 0), ("tuning", 0), ("curve_NxT", 0), ("seeds_SxN", 1)):
         parts = [getattr(f, name) for f in fitted]
         if parts and parts[0] is not None:

@@ -72,10 +72,10 @@ def run(plan: Plan) -> None:
         )
         _make(plan.records, lambda out: dataset.prepare_records(tables, codes, out, prepare, units, pool))
         for fold, number in config.folds:
-            _make(
-                plan.fit(fold),
-                lambda out, number=number: dataset.fit_split(tables, records, out, prepare, number, units, pool),
+            fit = functools.partial(
+                dataset.fit_split, tables, records, config=prepare, fold=number, units=units, pool=pool
             )
+            _make(plan.fit(fold), fit)
     _log(plan, prepare.min_subjects, *meds.undescribed_codes(source, codes))
 
 

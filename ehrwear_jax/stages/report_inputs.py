@@ -40,7 +40,7 @@ def interpreted(plan: Plan) -> list[str]:
     return [m for m in predictors.probed(plan) if interpret.artifact(plan, m).done]
 
 
-def gather(plan: Plan, details: dict[str, list]) -> ReportData:
+def gather(plan: Plan, details: dict[str, Any]) -> ReportData:
     """Everything; of the interpret stage only what it made with this config, else a sentence that says so.
 
     Args:
@@ -63,11 +63,13 @@ def _interpreted(plan) -> dict[str, Any]:
     if lacking := interpret.missing(plan):
         return {"not_interpreted": f"The interpret stage has not been run for {', '.join(lacking)}{NOT_INTERPRETED}"}
     folders = {m: interpret.artifact(plan, m).folder for m in predictors.probed(plan)}
-    found = {}
+    reference, found = loaded_run.reference(plan), {}
+    if reference is None:
+        raise ValueError("config.interpret.enabled: there is no network to interpret")
     for part in OF_MODELS:
         paths = (folder / f"{part}.json" for folder in folders.values())
         found[part] = [record for path in paths if path.exists() for record in json.loads(path.read_text())]
-    main = folders[loaded_run.reference(plan)]
+    main = folders[reference]
     found |= {part: json.loads((main / f"{part}.json").read_text()) for part in OF_REFERENCE}
     codes = {name: tuple(getattr(plan.config.interpret, f"{name}_prefixes")) for name in ("event", "drug")}
     return found | {"kernels": _kernels(folders), "explained": _people(plan, main), "codes": codes}
@@ -164,7 +166,7 @@ def _compute(plan):
 
 def _devices(spent):
     """Devices and device-hours by the goodput.json of each fold: each start counts with the devices that it had."""
-    used = {}
+    used: dict[str, tuple[int, float]] = {}
     for about in spent:
         for kind, mine in about.get("devices", {}).items():
             hours = used[kind][1] if kind in used else 0.0
@@ -172,8 +174,8 @@ def _devices(spent):
     if not used:
         return {"Devices": "not logged", "Device-hours": "devices not logged"}
     several = len(used) > 1
-    hours = (f"{h:,.3g} on {kind}" if several else f"{h:,.3g}" for kind, (_, h) in used.items())
-    return {"Devices": ", ".join(f"{n} x {kind}" for kind, (n, _) in used.items()), "Device-hours": ", ".join(hours)}
+    texts = (f"{h:,.3g} on {kind}" if several else f"{h:,.3g}" for kind, (_, h) in used.items())
+    return {"Devices": ", ".join(f"{n} x {kind}" for kind, (n, _) in used.items()), "Device-hours": ", ".join(texts)}
 
 
 def _tflops(folder):

@@ -53,15 +53,16 @@ def inputs(config: RunConfig) -> ReportInputs:
         raise ValueError(f"config.report.predictions_dir: {folder} holds no <task>/<model>.parquet")
     everyone = np.unique(np.concatenate([times["subject_id"].to_numpy() for times, _ in tasks.values()]))
     known = pl.read_parquet(folder / ATTRIBUTES) if (folder / ATTRIBUTES).exists() else None
-    records, details = [], {"subgroups": [], "curves": [], "prevalence": []}
+    records: list[dict] = []
+    subgroups_of, curves, prevalence = [], [], []
     for task, (times, by_model) in tasks.items():
         cohort = Cohort(times["subject_id"].to_numpy(), _levels(config, times, known))
         found = _score(config, _spec(config, task, by_model, everyone), times, by_model, cohort)
         records += found["records"]
-        details["subgroups"] += found["subgroups"]
-        details["curves"] += found["curves"]
+        subgroups_of += found["subgroups"]
+        curves += found["curves"]
         held = times.with_columns(split=pl.lit("held_out"))
-        details["prevalence"] += evaluate_subgroups.prevalence(task, held, times.columns[2])
+        prevalence += evaluate_subgroups.prevalence(task, held, times.columns[2])
     binary = {t: found for t, found in tasks.items() if "boolean_value" in found[0].columns}
     return ReportInputs(
         title=config.report.title,
@@ -75,7 +76,8 @@ def inputs(config: RunConfig) -> ReportInputs:
         facts={"predictions": f"{len(tasks)} tasks, {len(everyone):,} patients", "seed": str(config.data.seed),
                "resamples of patients": f"{config.evaluate.n_resamples:,}"},
         notes=_notes(tasks),
-        data=ReportData(main_task=config.report.reliability_task, not_interpreted=NOT_INTERPRETED, **details),
+        data=ReportData(subgroups=subgroups_of, curves=curves, prevalence=prevalence, not_interpreted=NOT_INTERPRETED,
+                        main_task=config.report.reliability_task),
     )  # fmt: skip
 
 
@@ -85,13 +87,14 @@ def read_task(folder: Path) -> tuple[pl.DataFrame, Predictions]:
     Raises:
       ValueError: as `inputs`; a prediction that is not finite, a prediction time that occurs twice.
     """
-    times, by_model, first = None, {}, None
-    for path in sorted(folder.glob("*.parquet")):
+    paths = sorted(folder.glob("*.parquet"))
+    first, by_model, times = paths[0], {}, pl.DataFrame()
+    for path in paths:
         table, label, prediction = _read(path)
         table = table.sort(KEYS)
         mine = table.select(*KEYS, *label)
-        if times is None:
-            times, first = mine, path
+        if path == first:
+            times = mine
         elif not mine.equals(times):
             raise ValueError(
                 f"{path}: its prediction times or labels differ from those of {first.name}; models of a task share them"
@@ -112,6 +115,7 @@ def read_task(folder: Path) -> tuple[pl.DataFrame, Predictions]:
 def _read(path):
     """(table, label columns, prediction column)."""
     columns = pl.read_parquet_schema(path)
+    label: tuple[str, ...]
     if "time_to_event_days" in columns:
         label, prediction = ("time_to_event_days", "event_observed"), "predicted_log_hazard"
     elif "float_value" in columns and "predicted_float_value" in columns:
@@ -137,9 +141,9 @@ def _levels(config, times, known):
         out["age"] = subgroups.age_bands(age_N, config.evaluate.age_edges)
     if {"encounters", "wear_days"} <= set(table.columns):
         counts = [table[c].cast(pl.Float64).fill_null(float("nan")).to_numpy() for c in ("encounters", "wear_days")]
-        unknown_N = np.isnan(counts).any(0)
+        unknown_N = np.isnan(np.stack(counts)).any(0)
         covered = subgroups.coverage_groups(*counts)
-        out |= {k: np.where(unknown_N, None, v.astype(object)) for k, v in covered.items()}
+        out |= {k: np.where(unknown_N, np.array(None, object), v.astype(object)) for k, v in covered.items()}
     texts = [c for c in table.columns if c not in (*KEYS, "split") and table[c].dtype == pl.String]
     return out | {c: np.array(table[c].to_list(), object) for c in texts}
 
@@ -180,7 +184,8 @@ def _score(config, spec, times, by_model, cohort):
 
 def _operating_points(config, task, predictions):
     """model -> threshold at the wanted sensitivity of the tuning predictions, for the models that have them."""
-    folder, out = Path(config.report.tuning_dir or "") / task, {}
+    folder = Path(config.report.tuning_dir or "") / task
+    out: dict[str, float] = {}
     if not config.report.tuning_dir or not folder.is_dir():
         return out
     times, by_model = read_task(folder)

@@ -24,7 +24,7 @@ CONFIG, REPORT, INPUTS, ABOUT = "config.json", "report", "inputs.json", "artifac
 class Workdir:
     """Paths below a run's folder."""
 
-    def __init__(self, root: str | Path):
+    def __init__(self, root: str | Path) -> None:
         self.root = Path(root)
 
     @property

@@ -47,7 +47,7 @@ def tpu_library() -> Path:
     beside = Path(sys.prefix) / "libtpu" / "libtpu" / "libtpu.so"
     if beside.exists():
         return beside
-    if spec := importlib.util.find_spec("libtpu"):
+    if (spec := importlib.util.find_spec("libtpu")) and spec.origin:
         return Path(spec.origin).parent / "libtpu.so"
     raise FileNotFoundError("compiling for TPUs needs libtpu; launch/setup_env.sh's ensure_libtpu installs it")
 
@@ -99,7 +99,8 @@ def compile_step(
       platform: of the mesh's devices, where it is not this machine's.
 
     Raises:
-      ValueError: rows that the mesh does not divide; the program does not fit the devices' memory.
+      ValueError: rows that the mesh does not divide; the program does not fit the devices' memory; the compiler says
+        nothing of it.
     """
     config = with_rows(model.train, mesh)
     rows, task, optimizer = config.batch_size, make_task(model, spec, mesh), make_optimizer(config)
@@ -116,6 +117,8 @@ def compile_step(
         except jax.errors.JaxRuntimeError as error:
             raise ValueError(f"the step does not compile: {str(error)[:600]}") from error
     seconds, text, memory = time.monotonic() - began, compiled.as_text(), compiled.memory_analysis()
+    if text is None or memory is None:
+        raise ValueError("the compiler says nothing of the program it made")
     parts = {
         # the new state lies where the old one did
         "state and batch": memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes,

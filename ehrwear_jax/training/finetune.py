@@ -40,6 +40,7 @@ from ehrwear_jax.training.pretrain import Model, make_task
 from ehrwear_jax.training.throughput import Throughput
 
 Probe = probes.LogisticProbe | cox.CoxModel
+SURVIVAL_COLUMNS = ("time_to_event_days", "event_observed")
 
 
 # ------------------------------------------------------------------------------------------------ the task
@@ -81,8 +82,8 @@ class FinetuneTask:
         still = dropout_key is None or self.mode == "head" or not self.config.dropout or bool(frozen["collections"])
         variables = {"params": self.merged(frozen["params"], params["model"]), **frozen["collections"]}
         inputs = {k: v for k, v in batch.items() if not k.startswith(LABEL)}
-        options = {"deterministic": still, "method": "encode", "rngs": None if still else {"dropout": dropout_key}}
-        z_BxSxD = self.network.apply(variables, inputs, **options)
+        rngs = None if dropout_key is None or still else {"dropout": dropout_key}
+        z_BxSxD: Any = self.network.apply(variables, inputs, deterministic=still, method="encode", rngs=rngs)
         # the probe's own objective, so that the head starts at its optimum
         penalty = frozen["probe"]["l2"] / 2 * jnp.sum(params["head"]["coef"] ** 2)
         return {"output": head_outputs(params["head"], frozen["probe"], z_BxSxD), "penalty": penalty}, collections
@@ -200,7 +201,7 @@ class LabelledBatches:
       examples: of all people. times: subject_id, prediction_time and labels.
     """
 
-    def __init__(self, examples: Examples, times: pl.DataFrame, batch_size: int, seed: int):
+    def __init__(self, examples: Examples, times: pl.DataFrame, batch_size: int, seed: int) -> None:
         self._examples, self._batch_size, self._seed = examples, batch_size, seed
         position = {s: i for i, s in enumerate(examples.subject_id.tolist())}
         self._position_N = np.array([position[s] for s in times["subject_id"].to_list()], np.int64)
@@ -266,7 +267,7 @@ def head_outputs(head: Mapping[str, jax.Array], constants: Mapping[str, jax.Arra
 
 def _with_head(probe, head):
     """The probe with the trained coefficients."""
-    fields = {"coef_D": np.asarray(head["coef"], np.float64)}
+    fields: dict[str, Any] = {"coef_D": np.asarray(head["coef"], np.float64)}
     if "intercept" in head:
         fields["intercept"] = float(head["intercept"])
     return dataclasses.replace(probe, **fields)
@@ -276,7 +277,7 @@ def tuning_loss(probe: Probe, z_NxD: np.ndarray, times: pl.DataFrame) -> float:
     """The loss that early stopping looks at: mean log loss, or -log partial likelihood per event, in float64."""
     if not np.isfinite(z_NxD).all():
         return math.nan
-    if not is_survival(times):
+    if isinstance(probe, probes.LogisticProbe):
         return probes.log_loss(times["boolean_value"].to_numpy().astype(np.float64), probe.logit(z_NxD))
     likelihood = cox.PartialLikelihood(times["time_to_event_days"], times["event_observed"])
     return -likelihood.value(probe.log_hazard(z_NxD)) / max(likelihood.n_events, 1)
@@ -288,11 +289,16 @@ def fit_probe(times: Mapping[str, pl.DataFrame], z_by_split: Mapping[str, np.nda
     Raises:
       ValueError: one class, or no event.
     """
-    survival = is_survival(times["train"])
-    columns = ("time_to_event_days", "event_observed") if survival else ("boolean_value",)
-    fit_one = cox.fit_cox if survival else probes.fit_logistic
-    labels = {s: [times[s][c].cast(pl.Float64).to_numpy() for c in columns] for s in ("train", "tuning")}
-    return fit_one(z_by_split["train"], *labels["train"], z_by_split["tuning"], *labels["tuning"])
+    z_train, z_tuning = z_by_split["train"], z_by_split["tuning"]
+    if is_survival(times["train"]):
+        days, seen = ([_column(times[s], c) for s in ("train", "tuning")] for c in SURVIVAL_COLUMNS)
+        return cox.fit_cox(z_train, days[0], seen[0], z_tuning, days[1], seen[1])
+    y_train, y_tuning = (_column(times[s], "boolean_value") for s in ("train", "tuning"))
+    return probes.fit_logistic(z_train, y_train, z_tuning, y_tuning)
+
+
+def _column(table, name):
+    return table[name].cast(pl.Float64).to_numpy()
 
 
 # ------------------------------------------------------------------------------------------------ the run
@@ -321,8 +327,9 @@ class Finetuned:
     def predict(self, examples: Examples, times: pl.DataFrame, batch_size: int) -> np.ndarray:
         """P(y = 1), or the log-hazard, at each time (subject_id, prediction_time): float64 [N]."""
         z_NxD = embedding.embed(self.encode, examples, times, batch_size)
-        binary = isinstance(self.probe, probes.LogisticProbe)
-        return self.probe.predict_proba(z_NxD) if binary else self.probe.log_hazard(z_NxD)
+        if isinstance(self.probe, probes.LogisticProbe):
+            return self.probe.predict_proba(z_NxD)
+        return self.probe.log_hazard(z_NxD)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -417,7 +424,7 @@ def _digest(times):
 class _Looks:
     """z of what is being fine-tuned at labelled times, and its loss on the tuning split."""
 
-    def __init__(self, source, task, frozen, probe, mesh):
+    def __init__(self, source, task, frozen, probe, mesh) -> None:
         self.source, self.task, self.probe, self.mesh, self._frozen = source, task, probe, mesh, frozen
         self._merge = jax.jit(task.merged)
         self._encode = jax.jit(functools.partial(task.network.apply, method="encode"))

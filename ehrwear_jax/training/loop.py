@@ -90,9 +90,9 @@ def fit(job: Job) -> tuple[State, int]:
             waiting = time.perf_counter()
             over = False
             with run.part("data"):
-                batch = next(batches)
-                reporter.throughput.add(batch, time.perf_counter() - waiting)
-                batch = sharding.device_batch(batch, mesh)
+                local = next(batches)
+                reporter.throughput.add(local, time.perf_counter() - waiting)
+                batch = sharding.device_batch(local, mesh)
             with run.part("step"):
                 state, metrics = step_fn(state, job.frozen, batch)
                 reporter.turn(step + 1, metrics)
@@ -136,8 +136,9 @@ def _validated(job, state, run, step):
 class _Reporter:
     """Logs metrics one step late, so that the devices are never waited for."""
 
-    def __init__(self, run, job, begin):
-        self._run, self._job, self._pending = run, job, None
+    def __init__(self, run, job, begin) -> None:
+        self._run, self._job = run, job
+        self._pending: tuple[int, Any] | None = None
         self.throughput = job.throughput(begin)
 
     def steps(self, begin, last):

@@ -77,5 +77,5 @@ def summed_gradients(objective: Callable, variables: tuple, batch: dict, key: ja
 
 def average(averaged: Any, params: Any, step: jax.Array, decay: float) -> Any:
     """Exponential moving average of weights; early on it forgets faster, so that the start is not remembered."""
-    decay = jnp.minimum(decay, (1.0 + step) / (10.0 + step))
-    return optax.incremental_update(params, averaged, 1.0 - decay)
+    kept = jnp.minimum(decay, (1.0 + step) / (10.0 + step))
+    return optax.incremental_update(params, averaged, 1.0 - kept)

@@ -111,7 +111,7 @@ def row_share(mesh: jax.sharding.Mesh) -> tuple[int, int]:
     """
     count = _count(mesh, LOGICAL["batch"])
     held = batch_sharding(mesh).addressable_devices_indices_map((count,)).values()
-    blocks = sorted({index[0].indices(count)[0] for index in held})
+    blocks = sorted({index[0].indices(count)[0] for index in held if index is not None})
     n, first = len(blocks), blocks[0]
     if blocks != list(range(first, first + n)) or count % n or first % n:
         raise ValueError(f"config.mesh: a process's devices hold parts {blocks} of {count} of a batch's rows")
@@ -147,8 +147,9 @@ def mesh_ops(mesh: jax.sharding.Mesh) -> MeshOps:
         if mesh.size == 1 or q_BxTxHxD.shape[0] % _count(mesh, LOGICAL["batch"]):
             return kernel_attention(q_BxTxHxD, k_BxSxHxD, *arguments, **keywords)
         names = ("batch", "length", "heads", None)
-        specs = {"mesh": mesh, "q_spec": spec(mesh, q_BxTxHxD.shape, names)}
-        specs["k_spec"] = spec(mesh, k_BxSxHxD.shape, names)
-        return sharded_kernel_attention(q_BxTxHxD, k_BxSxHxD, *arguments, **specs, **keywords)
+        q_spec, k_spec = (spec(mesh, x.shape, names) for x in (q_BxTxHxD, k_BxSxHxD))
+        return sharded_kernel_attention(
+            q_BxTxHxD, k_BxSxHxD, *arguments, mesh=mesh, q_spec=q_spec, k_spec=k_spec, **keywords
+        )
 
     return MeshOps(constrain, attend)

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 import flax.linen as nn
@@ -27,8 +27,11 @@ class Task(Protocol):
       axes: {path of a parameter: logical names of its axes}.
     """
 
-    objective: Objective
-    axes: Mapping[str, tuple[str | None, ...]]
+    @property
+    def objective(self) -> Objective: ...
+
+    @property
+    def axes(self) -> Mapping[str, tuple[str | None, ...]]: ...
 
     def init(self, key: jax.Array) -> tuple[dict, dict]:
         """(parameters, further collections that change without a gradient, by name)."""
@@ -72,9 +75,9 @@ class NetworkTask:
         if dropout_key is None:
             return self.network.apply(variables, batch, deterministic=True), collections
         rngs = {"dropout": dropout_key}
-        if not collections:
-            return self.network.apply(variables, batch, deterministic=False, rngs=rngs), collections
-        return self.network.apply(variables, batch, deterministic=False, rngs=rngs, mutable=list(collections))
+        mutable = list(collections) or False
+        out: Any = self.network.apply(variables, batch, deterministic=False, rngs=rngs, mutable=mutable)
+        return out if collections else (out, collections)
 
 
 def split_variables(variables: Mapping[str, Any]) -> tuple[dict, dict]:
@@ -191,8 +194,8 @@ def train_step(
 
 def jit_step(
     task: Task, optimizer: optax.GradientTransformation, config: TrainConfig, seed: int, state: State
-) -> Callable[[State, Any, dict], tuple[State, dict]]:
-    """train_step compiled; the new state takes the old one's place."""
+) -> jax.stages.Wrapped:
+    """train_step compiled, (state, frozen, batch) -> (state, metrics); the new state takes the old one's place."""
     shardings = jax.tree.map(lambda x: x.sharding, state)
     mesh = next(iter(jax.tree.leaves(shardings))).mesh
     step = functools.partial(train_step, task=task, optimizer=optimizer, config=config, seed=seed)
@@ -200,7 +203,9 @@ def jit_step(
     return jax.jit(step, donate_argnums=0, out_shardings=(shardings, sharding.replicated(mesh)))
 
 
-def validation_step(variables: dict, batch: dict, *, task: Task, weights: dict) -> dict:
+def validation_step(
+    variables: dict, batch: dict, *, task: Task, weights: Mapping[str, jax.Array | float]
+) -> dict[str, jax.Array]:
     """The losses without dropout at the given weights: {name: float32 scalar}."""
     out, _ = task.apply(variables["params"], variables["collections"], {}, batch, None)
     return task.objective(out, batch, weights, task.objective.normalisers(batch))[1]

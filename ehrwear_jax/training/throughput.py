@@ -19,8 +19,9 @@ class Throughput:
     Of several processes each counts its own rows and takes the others' to hold as much.
     """
 
-    def __init__(self, counts: Callable[[Batch], dict], flops: Callable[[dict], float], mesh: jax.sharding.Mesh,
-                 step: int):  # fmt: skip
+    def __init__(
+        self, counts: Callable[[Batch], dict], flops: Callable[[dict], float], mesh: jax.sharding.Mesh, step: int
+    ) -> None:
         """counts: of a batch, with "tokens" and "patient_days". flops: model flops by these counts."""
         self._count, self._flops = counts, flops
         self._parts, self._devices = sharding.row_share(mesh)[1], mesh.size

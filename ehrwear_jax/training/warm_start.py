@@ -39,7 +39,7 @@ class Places:
 
     def axis(self, path: str) -> tuple[int, str] | None:
         """(axis, its logical name) of the axis of a parameter whose places have names, or None."""
-        found = [(k, a) for k, a in enumerate(self.axes.get(path, ())) if a in self.names]
+        found = [(k, a) for k, a in enumerate(self.axes.get(path, ())) if a is not None and a in self.names]
         return found[0] if found else None
 
 

@@ -6,15 +6,13 @@ import numpy as np
 import pytest
 
 from ehrwear_jax.benchmarks import data_examples
-from ehrwear_jax.models.joint import examples
-from ehrwear_jax.models.joint.context import ContextConfig
 
 
 @pytest.mark.parametrize("kind", data_examples.COHORTS)
 def test_a_run_counts_what_its_batches_hold(tmp_path, kind):
     folder = tmp_path / kind
     data_examples.write_cohort(folder, kind, 12)
-    people = examples.Patients(data_examples.open_store(folder), ContextConfig(**data_examples.CONTEXT))
+    people = data_examples.open_examples(folder, kind).people
     assert len(people) == 12 and people.steps == 360 and len(people.channels) == 3
     for i in range(12):
         p = people[i]

@@ -11,18 +11,20 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 import polars as pl
 
-COUNTS = {"code_id": pl.Int32, "count": pl.Int64, "subjects": pl.Int64, "n_values": pl.Int64}
-TEXT_COUNTS = {"text_id": pl.Int32, "count": pl.Int64, "subjects": pl.Int64}
-VALUES = {"code_id": pl.Int32, "value": pl.Float64, "n": pl.Int64}
-SCALES = {
-    "code_id": pl.Int32,
-    "mean": pl.Float64,
-    "std": pl.Float64,
-    "quantile": pl.List(pl.Float64),
-    "up_to": pl.List(pl.Int64),
-    "range_cut": pl.List(pl.Float64),
-    "range_up_to": pl.List(pl.Int64),
-}
+COUNTS = pl.Schema({"code_id": pl.Int32, "count": pl.Int64, "subjects": pl.Int64, "n_values": pl.Int64})
+TEXT_COUNTS = pl.Schema({"text_id": pl.Int32, "count": pl.Int64, "subjects": pl.Int64})
+VALUES = pl.Schema({"code_id": pl.Int32, "value": pl.Float64, "n": pl.Int64})
+SCALES = pl.Schema(
+    {
+        "code_id": pl.Int32(),
+        "mean": pl.Float64(),
+        "std": pl.Float64(),
+        "quantile": pl.List(pl.Float64),
+        "up_to": pl.List(pl.Int64),
+        "range_cut": pl.List(pl.Float64),
+        "range_up_to": pl.List(pl.Int64),
+    }
+)
 PERMILLES = 1000
 
 
@@ -42,8 +44,8 @@ def count_codes(events: pl.DataFrame) -> pl.DataFrame:
 
 def count_texts(events: pl.DataFrame) -> pl.DataFrame:
     """TEXT_COUNTS of one shard; events: subject_id, text_id (null: none)."""
-    counted = events.drop_nulls("text_id").group_by("text_id")
-    counted = counted.agg(pl.len().alias("count"), pl.col("subject_id").n_unique().alias("subjects"))
+    by_text = events.drop_nulls("text_id").group_by("text_id")
+    counted = by_text.agg(pl.len().alias("count"), pl.col("subject_id").n_unique().alias("subjects"))
     return counted.select(*TEXT_COUNTS).cast(TEXT_COUNTS).sort("text_id")
 
 
@@ -67,7 +69,7 @@ def count_pooled(events: pl.DataFrame, pairs: pl.DataFrame) -> pl.DataFrame:
     return counted.sort("ancestor_id")
 
 
-def add_counts(parts: Iterable[pl.DataFrame], schema: Mapping[str, pl.DataType]) -> pl.DataFrame:
+def add_counts(parts: Iterable[pl.DataFrame], schema: pl.Schema) -> pl.DataFrame:
     """The sum of the parts by their first column, by which it is sorted."""
     whole = pl.concat([pl.DataFrame(schema=schema), *parts])
     key = whole.columns[0]

@@ -8,14 +8,16 @@ import polars as pl
 from ehrwear_jax.config.data import PrepareConfig
 from ehrwear_jax.data.prepare import harmonise, workers
 
-CODES = {
-    "code_id": pl.Int32,
-    "code": pl.String,
-    "description": pl.String,
-    "ancestors": pl.List(pl.String),
-    "unit": pl.String,
-}
-TEXTS = {"text_id": pl.Int32, "code_id": pl.Int32, "text": pl.String, "n_subjects": pl.Int64}
+CODES = pl.Schema(
+    {
+        "code_id": pl.Int32(),
+        "code": pl.String(),
+        "description": pl.String(),
+        "ancestors": pl.List(pl.String),
+        "unit": pl.String(),
+    }
+)
+TEXTS = pl.Schema({"text_id": pl.Int32, "code_id": pl.Int32, "text": pl.String, "n_subjects": pl.Int64})
 
 
 def ancestors(parents: Mapping[str, Iterable[str] | None]) -> dict[str, list[str]]:

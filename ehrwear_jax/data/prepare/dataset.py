@@ -93,8 +93,9 @@ def _subjects(meds_dir, out, deidentifier):
         where = " and ".join(people.filter(pl.col("subject_id") == bad)["shard"])
         raise ValueError(f"{meds_dir}: subject {bad} is in more than one shard: {where}")
     people = people.drop("shard")
-    found = meds.read_splits(meds_dir), meds.read_groups(meds_dir), meds.read_folds(meds_dir)
-    splits, groups, folds = (t if t is None else deidentifier.table(t) for t in found)
+    splits = deidentifier.table(meds.read_splits(meds_dir))
+    found = meds.read_groups(meds_dir), meds.read_folds(meds_dir)
+    groups, folds = (t if t is None else deidentifier.table(t) for t in found)
     subjects = splits.join(people, on="subject_id", how="left").sort("subject_id")
     if groups is None:
         subjects = subjects.with_columns(pl.col("subject_id").alias("group_id"))
@@ -175,7 +176,7 @@ def prepare_records(
         files |= manifest.fingerprints(out, [*described, out / "index.parquet"])
         manifest.write(out, files, {"events": counts})
         record_shards.remove_coded(out)
-    went = manifest.read(out)["counts"]["events"]["out"]
+    went = manifest.require(out)["counts"]["events"]["out"]
     if not went["of people left out"]:
         return []
     left_out = {"step": "events of people left out", "n": 0, "dropped": went["of people left out"]}
@@ -261,7 +262,7 @@ def fit_split(
         written = [out / name for name in (*_FITTED, "subjects.parquet", "meta.json")]
         manifest.write(out, manifest.fingerprints(out, written), counts)
         statistics.remove_parts(out)
-    return _fit_steps(manifest.read(out)["counts"], config)
+    return _fit_steps(manifest.require(out)["counts"], config)
 
 
 def _fit_steps(counts, config):

@@ -46,7 +46,7 @@ class Deidentifier:
     whole_weeks: bool = False
     max_age_years: float = 0.0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.shift_days < 0 or self.max_age_years < 0:
             raise ValueError("config.prepare.shift_days and max_age_years must not be negative")
         if self.whole_weeks and 0 < self.shift_days < 7:

@@ -122,7 +122,8 @@ def read_mapping(paths: Iterable[str], units: Mapping[str, str] | None = None) -
       FileNotFoundError, ValueError: naming file and row: a missing column, no target, a code twice, a target that is
         mapped itself, a factor that is zero or not finite, a unit that is not the dataset's.
     """
-    read, first = [], {}
+    read: list[pl.DataFrame] = []
+    first: dict[str, str] = {}
     for path in paths:
         table = _read(path, ("code", "target"), ("factor", "offset"))
         for name, default in (("factor", 1.0), ("offset", 0.0)):
@@ -171,7 +172,8 @@ def read_ranges(path: str, units: Mapping[str, str] | None = None) -> dict[str, 
     """
     table = _read(path, ("code", "low", "high"), ("low", "high")).with_row_index("row", 1)
     table = table.with_columns(pl.col("low").fill_null(-np.inf), pl.col("high").fill_null(np.inf))
-    out, last = {}, {}
+    out: dict[str, set[float]] = {}
+    last: dict[str, float] = {}
     for row in table.sort("code", "low", "row").iter_rows(named=True):
         code, where = row["code"], f"{path}: row {row['row']}"
         if not row["low"] < row["high"]:

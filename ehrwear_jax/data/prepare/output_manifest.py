@@ -33,7 +33,7 @@ def fingerprints(folder: Path, paths: Iterable[Path]) -> dict[str, dict]:
 
 def add_up(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:
     """The sum of dicts of counts, by key, keys in order of their first appearance."""
-    total = {}
+    total: dict[str, int] = {}
     for count in counts:
         for key, n in count.items():
             total[key] = total.get(key, 0) + n
@@ -100,6 +100,14 @@ def read(folder: Path) -> dict | None:
         raise ValueError(f"{path}: not a manifest ({error}); delete it to have it made again") from error
 
 
+def require(folder: Path) -> dict:
+    """{"counts", "files"}; FileNotFoundError where there is no manifest."""
+    noted = read(folder)
+    if noted is None:
+        raise FileNotFoundError(f"{Path(folder) / NAME}: no such file; prepare has not finished here")
+    return noted
+
+
 def faults(folder: Path, *, full: bool) -> list[str]:
     """One sentence for each file that is not as the manifest says.
 
@@ -110,9 +118,7 @@ def faults(folder: Path, *, full: bool) -> list[str]:
     Raises:
       FileNotFoundError: no manifest.
     """
-    folder, noted = Path(folder), read(folder)
-    if noted is None:
-        raise FileNotFoundError(f"{folder / NAME}: no such file; prepare has not finished here")
+    folder, noted = Path(folder), require(folder)
     written_ns, found = (folder / NAME).stat().st_mtime_ns, []
     for name, entry in noted["files"].items():
         path = folder / name
@@ -148,5 +154,5 @@ def main(argv: list[str]) -> int:
     for folder in folders:
         found = faults(folder, full=True)
         n += len(found)
-        print("\n".join(found) if found else f"{folder}: {len(read(folder)['files']):,} files as they were written")
+        print("\n".join(found) if found else f"{folder}: {len(require(folder)['files']):,} files as they were written")
     return 1 if n else 0

@@ -9,6 +9,7 @@ import functools
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import polars as pl
@@ -22,27 +23,31 @@ from ehrwear_jax.data.prepare import code_counts, code_table, harmonise, workers
 from ehrwear_jax.data.signals import derived_features
 
 _VALUES_PER_BUCKET = 8_000_000  # (code, value) pairs; a pair is about 30 bytes
-CODE_STATISTICS = {
-    "code_id": pl.Int32,
-    "code": pl.String,
-    "count": pl.Int64,
-    "subjects": pl.Int64,
-    "n_values": pl.Int64,
-    "mean": pl.Float64,
-    "std": pl.Float64,
-    "quantile": pl.List(pl.Float64),
-    "up_to": pl.List(pl.Int64),
-    "range_cut": pl.List(pl.Float64),
-    "range_up_to": pl.List(pl.Int64),
-    "alias": pl.Int32,
-}
-SUBJECT_STATISTICS = {
-    "subject_id": pl.Int64,
-    "split": pl.String,
-    "known_static": pl.Int64,
-    "known_events": pl.Int64,
-    "rarity": pl.Float32,
-}
+CODE_STATISTICS = pl.Schema(
+    {
+        "code_id": pl.Int32(),
+        "code": pl.String(),
+        "count": pl.Int64(),
+        "subjects": pl.Int64(),
+        "n_values": pl.Int64(),
+        "mean": pl.Float64(),
+        "std": pl.Float64(),
+        "quantile": pl.List(pl.Float64),
+        "up_to": pl.List(pl.Int64),
+        "range_cut": pl.List(pl.Float64),
+        "range_up_to": pl.List(pl.Int64),
+        "alias": pl.Int32(),
+    }
+)
+SUBJECT_STATISTICS = pl.Schema(
+    {
+        "subject_id": pl.Int64,
+        "split": pl.String,
+        "known_static": pl.Int64,
+        "known_events": pl.Int64,
+        "rarity": pl.Float32,
+    }
+)
 
 
 def _training_subjects(out):
@@ -212,7 +217,8 @@ def _scales(bucket, names, ranges):
     def parts():
         for name in names:
             with pa.OSFile(str(name)) as source:
-                yield pl.from_arrow(pa.ipc.open_file(source).get_batch(bucket)).cast(code_counts.VALUES)
+                batch = cast(pl.DataFrame, pl.from_arrow(pa.ipc.open_file(source).get_batch(bucket)))
+                yield batch.cast(code_counts.VALUES)
 
     return code_counts.scales(code_counts.add_values(parts()), ranges)
 
@@ -258,7 +264,7 @@ def fit_subjects(
     subjects = pl.read_parquet(out / "subjects.parquet", columns=["subject_id", "split"])
     table = subjects.join(found, on="subject_id", how="left", maintain_order="left").fill_null(0)
     everything = ("known", "unknown", "frequent", "rare")
-    here, read = ({c: t[c].sum() for c in everything} for t in (table, found))
+    here, read = ({c: int(t[c].sum()) for c in everything} for t in (table, found))
     counts = {
         "events": {
             "in": read["known"] + read["unknown"],
@@ -292,8 +298,10 @@ def _of_people(path, records, known, frequent_texts):
     )
     timed = events.filter(has_alias & is_timed)
     # in the order of the rows, so that pieces change no bit
-    first = np.flatnonzero(np.append(True, np.diff(timed["subject_id"].to_numpy()) != 0)) if timed.height else []
-    total = np.add.reduceat(timed["surprise"].to_numpy(), first) if timed.height else np.zeros(0)
+    first, total = np.zeros(0, np.int64), np.zeros(0)
+    if timed.height:
+        first = np.flatnonzero(np.append(True, np.diff(timed["subject_id"].to_numpy()) != 0))
+        total = np.add.reduceat(timed["surprise"].to_numpy(), first)
     sums = pl.DataFrame({"subject_id": timed["subject_id"].gather(first), "total": total}, {"subject_id": pl.Int64,
                         "total": pl.Float64})  # fmt: skip
     n = n.join(sums, on="subject_id", how="left", maintain_order="left")

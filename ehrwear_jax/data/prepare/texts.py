@@ -17,7 +17,7 @@ from ehrwear_jax.config.data import PrepareConfig
 from ehrwear_jax.data.formats import meds, parquet
 from ehrwear_jax.data.prepare import harmonise, workers
 
-TEXTS = {"code": pl.String, "text": pl.String, "n_subjects": pl.Int64}
+TEXTS = pl.Schema({"code": pl.String, "text": pl.String, "n_subjects": pl.Int64})
 _COLUMNS = {"subject_id": pl.Int64, "code": pl.String, "numeric_value": pl.Float32, "text_value": pl.String}
 
 

@@ -4,6 +4,7 @@ import contextlib
 import functools
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -121,11 +122,13 @@ def log_scaled(values: np.ndarray, channels: tuple[str, ...], log_channels: tupl
 class _Shard:
     """The outputs of one file of recordings, open for people to be added to them."""
 
-    def __init__(self, name, wanted, out, config, stack):
-        self.spec, self.wanted, self.config, self.waiting = specs.window_spec(config), wanted, config, []
+    def __init__(self, name, wanted, out, config, stack) -> None:
+        self.spec, self.wanted, self.config = specs.window_spec(config), wanted, config
+        self.waiting: list[tuple[np.ndarray, ...]] = []
         self.windows, self.people = (out / folder / f"{name}.parquet" for folder in ("windows", "wearers"))
         shape, self.arrays, self.append = (self.spec.steps, len(self.spec.channels)), {}, {}
-        kinds = {"window_values": (shape, np.float32), "wearers": ((), window_dtype(wanted))}
+        kinds: dict[str, tuple[tuple[int, ...], Any]] = {"window_values": (shape, np.float32)}
+        kinds["wearers"] = (), window_dtype(wanted)
         if config.quality:
             kinds["window_quality"] = (shape, np.uint8)
         kinds |= {f"segments/{name}": ((), segments.dtype(spec)) for name, spec in config.segments.items()}
@@ -167,7 +170,8 @@ def _one_shard(job, table, wanted, out, quarantine, config, deidentifier):
     """Writes the windows of one file of recordings, a few people at a time; its tally comes last."""
     path, name = job
     limits = {r["channel"]: (r["valid_min"], r["valid_max"]) for r in table.iter_rows(named=True)}
-    spec, aside, wearers, n_rows = specs.window_spec(config), [], [], dict.fromkeys(config.segments, 0)
+    spec, wearers, n_rows = specs.window_spec(config), [], dict.fromkeys(config.segments, 0)
+    aside: list = []
     kinds = [f"{set_}: segments{key}" for set_ in config.segments for key in ("", *(f" {k}" for k in segments.DROPPED))]
     counted = {"used": 0, "other channels": 0, "windows": 0, "outside": 0} | dict.fromkeys((*overlap.COUNTS, *kinds), 0)
     with contextlib.ExitStack() as stack:

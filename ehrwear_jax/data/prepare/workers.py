@@ -16,6 +16,7 @@ import importlib
 import os
 import sys
 from collections.abc import Callable, Iterable
+from typing import Any
 
 from tqdm import tqdm
 
@@ -67,16 +68,17 @@ class Pool:
     workers: int = 1
     memory_gb: float = 0.0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check(self.scheduler)
         if self.workers < 0:
             raise ValueError(f"config.prepare.workers is {self.workers}, must not be negative")
-        self._client = self._cluster = None
+        self._client: Any = None
+        self._cluster: Any = None
 
-    def __enter__(self):
+    def __enter__(self) -> "Pool":
         return self
 
-    def __exit__(self, *failure):
+    def __exit__(self, *failure: object) -> None:
         for part in (self._client, self._cluster):
             if part is not None:
                 part.close()
@@ -103,8 +105,9 @@ class Pool:
         from distributed import KilledWorker, as_completed
 
         client = self._start()
-        found, queue = {}, iter(enumerate(items))
-        number, running = {}, as_completed()
+        found: dict[int, Any] = {}
+        number: dict[Any, int] = {}
+        queue, running = iter(enumerate(items)), as_completed()
         try:
             while True:
                 room = _WAITING_PER_WORKER * max(len(client.nthreads()), 1)
@@ -133,15 +136,15 @@ class Pool:
 
             # Read before a worker's libraries are imported: one thread each, as there is a worker per core.
             dask.config.set({"distributed.nanny.pre-spawn-environ": _WORKER_ENVIRONMENT})
-            target = self.scheduler
+            target: Any = self.scheduler
             if not target:
                 memory = f"{self.memory_gb}GB" if self.memory_gb else "auto"
                 target = self._cluster = LocalCluster(
                     n_workers=self.workers or os.cpu_count(), threads_per_worker=1, processes=True,
                     memory_limit=memory, dashboard_address=None, worker_dashboard_address=None, silence_logs=40,
                 )  # fmt: skip
-            elif target.startswith("jobqueue:"):
-                target = self._cluster = _job_queue(target.partition(":")[2])
+            elif self.scheduler.startswith("jobqueue:"):
+                target = self._cluster = _job_queue(self.scheduler.partition(":")[2])
                 self._cluster.scale(jobs=self.workers or 1)
             try:
                 self._client = Client(target, timeout=_CONNECT_S)

@@ -14,6 +14,7 @@ level says, as of an accelerometer, is the business of the grid's channels, or o
 import dataclasses
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
+from typing import Any
 
 import numpy as np
 from scipy.signal import resample_poly
@@ -96,19 +97,21 @@ def of_person(
             end_us = min(begin_us + spec.length_us, (begin_us // cell_us + 1) * cell_us)
             found_A = [_best_source(sources, begin_us, end_us, spec.seconds) for sources in sources_A]
             if max(np.isfinite(x).mean() for x, _ in found_A) >= MIN_COVERAGE:
-                scored.append((-np.mean([_score(*f, spec) for f in found_A]), begin_us, int(cell_N[n]), found_A))
+                score = np.mean([_score(x, rate_hz, spec) for x, rate_hz in found_A])
+                scored.append((-score, begin_us, int(cell_N[n]), found_A))
             else:
                 dropped["with gaps"] += 1
         scored = _in_turn(scored)
         dropped["beyond the room"] += len(scored[spec.per_window :])
         for worse, begin_us, _, found_A in sorted(scored[: spec.per_window], key=lambda candidate: candidate[1]):
-            kept.append((begin_us, -worse, np.stack([_samples(*f, spec) for f in found_A], axis=1)))
+            kept.append((begin_us, -worse, np.stack([_samples(x, rate_hz, spec) for x, rate_hz in found_A], axis=1)))
     return np.array(kept, dtype(spec)), dropped
 
 
 def _in_turn(scored):
     """Candidates (-score, begin, cell, ...) of a wearable window in the order in which they get room."""
-    rank, of_cell = {}, {}
+    rank: dict[int, int] = {}
+    of_cell: dict[int, int] = {}
     for candidate in sorted(scored, key=lambda c: c[:2]):
         begin_us, cell = candidate[1:3]
         rank[begin_us] = of_cell[cell] = of_cell.get(cell, -1) + 1
@@ -132,7 +135,7 @@ class _Source:
 
 def _sources(rows, channel, low, high):
     """The _Source of each device that recorded the channel, in order of preference."""
-    of = {}
+    of: dict[Any, list[tuple]] = {}
     for start_us, rate_hz, name, values_N, device in rows:
         if name == channel and len(values_N):
             of.setdefault(overlap.source(device, rate_hz), []).append((start_us, rate_hz, values_N))
@@ -156,7 +159,7 @@ def _candidates(sources, cell_us, length_us):
         for s in sources
         for a, b, (_, rate, _) in zip(s.start_N, s.end_N, s.stretches, strict=True)
     )
-    joined = []
+    joined: list[list[int]] = []
     for a, b, period_us in spans:  # rows that go on where another ended are one recording
         if joined and a <= joined[-1][1] + period_us:
             joined[-1][1] = max(joined[-1][1], b)

@@ -16,7 +16,7 @@ N_WAVES = 3
 MAX_WARP = 0.1  # up to 1 / (pi * N_WAVES) = 0.106 time runs forward everywhere, see warp_positions
 
 
-def warp_positions(rng, n_windows, n_steps, bound):
+def warp_positions(rng: np.random.Generator, n_windows: int, n_steps: int, bound: float) -> np.ndarray:
     """Where each step of a warped window is read: a smooth, increasing map of [0, n_steps - 1] onto itself.
 
     On u = step / (n_steps - 1) it is u + sum_k c_k sin(pi k u), k = 1..3, with c_k normal over k, scaled so that
@@ -51,7 +51,7 @@ def _waves(n_steps):
     return u_L, np.sin(np.pi * np.arange(1, N_WAVES + 1)[:, None] * u_L)
 
 
-def time_warp(rng, signal_MxLxC, bound=0.05):
+def time_warp(rng: np.random.Generator, signal_MxLxC: np.ndarray, bound: float = 0.05) -> np.ndarray:
     """Windows whose time runs unevenly, all channels of a window alike (appendix A.3: at most 5% of the duration).
 
     A step is interpolated linearly between its two neighbours in the recording. It is missing if the nearer one is; if
@@ -91,7 +91,7 @@ def _channels_first(signal_MxLxC):
     return np.ascontiguousarray(signal_MxLxC.transpose(0, 2, 1))
 
 
-def local_std(signal_MxLxC, span):
+def local_std(signal_MxLxC: np.ndarray, span: int) -> np.ndarray:
     """Standard deviation of the observed steps among the `span` around each step of its window and channel.
 
     Returns:
@@ -139,7 +139,7 @@ def _sums(x_N, span):
     return total
 
 
-def add_noise(rng, signal_MxLxC, scale, span):
+def add_noise(rng: np.random.Generator, signal_MxLxC: np.ndarray, scale: float, span: int) -> np.ndarray:
     """Adds independent Gaussian noise with standard deviation scale * local_std to every observed step (appendix A.3).
 
     A missing step stays missing and neither gets noise nor scales that of others: what is hidden can be passed as NaN.
@@ -154,7 +154,7 @@ def add_noise(rng, signal_MxLxC, scale, span):
     return (signal_MxLxC + noise_MxCxL.transpose(0, 2, 1)).astype(signal_MxLxC.dtype, copy=False)
 
 
-def drop_channels(rng, signal_MxLxC, chance):
+def drop_channels(rng: np.random.Generator, signal_MxLxC: np.ndarray, chance: float) -> np.ndarray:
     """Loses each channel of each window with `chance`: a sensor that fails for a while (appendix A.3).
 
     One half of the losses take the whole window, the other half a run of steps whose length is uniform in 1..L and
@@ -179,7 +179,9 @@ def drop_channels(rng, signal_MxLxC, chance):
     return kept_MxCxL.transpose(0, 2, 1)
 
 
-def drop_modality(rng, has_ehr, has_wear, drop_ehr, drop_wear):
+def drop_modality(
+    rng: np.random.Generator, has_ehr: bool, has_wear: bool, drop_ehr: float, drop_wear: float
+) -> tuple[bool, bool]:
     """Which streams a context is given: without its wearables or without its EHR by chance, never without both.
 
     Args:

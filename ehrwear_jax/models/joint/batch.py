@@ -15,6 +15,7 @@ import dataclasses
 import numpy as np
 
 from ehrwear_jax.models.family import BatchSpec, Field
+from ehrwear_jax.models.joint.config import ContextConfig
 
 PAD, MASK, WEAR = 0, 1, 2  # token ids that are no codes
 N_SPECIAL = 3
@@ -92,11 +93,10 @@ class Facts:
         return len(SUMMARIES) * self.channels + self.derived
 
 
-def batch_spec(context, facts: Facts, targets: dict[str, Field]) -> BatchSpec:
+def batch_spec(context: ContextConfig, facts: Facts, targets: dict[str, Field]) -> BatchSpec:
     """The fields of a batch.
 
     Args:
-      context: config.ContextConfig.
       targets: fields of the terms.
     """
     wear = facts.wear

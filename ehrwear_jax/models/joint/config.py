@@ -103,7 +103,7 @@ class ContextConfig:
     drop_wear: float = 0.0
     """Chance that a context of both modalities is given without its wearables."""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         where = "config.joint.context"
         options.require_choice(where, "wear_mask_kind", self.wear_mask_kind, WEAR_MASKS)
         for name in ("interest_codes", "administrative_codes"):
@@ -209,7 +209,7 @@ class NetworkConfig:
     adapter_width: int = 0
     """Hidden units of adapters, which fine-tuning adds to a pretrained model; 0: none."""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name, choices in NETWORK_CHOICES.items():
             options.require_choice("config.joint.network", name, getattr(self, name), choices)
 
@@ -249,7 +249,7 @@ class Config:
     weights: dict = dataclasses.field(default_factory=lambda: dict(WEIGHTS))
     """(start, end, steps of the ramp) of each term's weight; zero throughout: the term and its head are not built."""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         where = "config.joint"
         if not self.modalities or set(self.modalities) - set(MODALITIES):
             raise ValueError(f"{where}.modalities is {self.modalities}; it can hold {' and '.join(MODALITIES)}")

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -10,6 +10,9 @@ from ehrwear_jax.data.formats.times import DAY_US
 from ehrwear_jax.models.joint import augmentation, masking, raw_fields
 from ehrwear_jax.models.joint.batch import MASK, MODALITY_EHR, MODALITY_WEAR, PAD, WEAR
 from ehrwear_jax.models.joint.patient import Patient
+
+if TYPE_CHECKING:
+    from ehrwear_jax.models.joint.examples import People
 
 _CURSORS = ("tokens", "windows", "masked", "events", "queries", "pairs", "raw_windows", "segment")
 
@@ -91,10 +94,10 @@ class Context:
       windows: the patient's windows that it shows. shown_MxF: their summaries as shown, noise apart.
       query_us_Q: sorted times of its queries. event_E: its tokens at which predictions are made, increasing.
       tokens, window_slots, queries, events: slices of the row that it takes.
-      rng: of further draws.
+      rng: of further draws; not set at inference.
     """
 
-    people: object
+    people: "People"
     patient: Patient
     position: int
     n_static: int
@@ -107,8 +110,8 @@ class Context:
     tokens: slice
     window_slots: slice
     queries: slice
-    shown_MxF: np.ndarray | None = None
-    rng: np.random.Generator | None = None
+    shown_MxF: np.ndarray = dataclasses.field(init=False)
+    rng: np.random.Generator = dataclasses.field(init=False)
     event_E: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0, np.int64))
     events: slice = dataclasses.field(default_factory=lambda: slice(0, 0))
 
@@ -122,7 +125,7 @@ class Context:
         """When predictions are made: at events, then at queries."""
         return np.concatenate([self.time_us_N[self.event_E], self.query_us_Q])
 
-    def at_events_and_queries(self):
+    def at_events_and_queries(self) -> tuple[tuple[str, slice, slice], tuple[str, slice, slice]]:
         """(name of the fields, slice of the row, slice of what is made for times_us_R) of the two kinds."""
         n = len(self.event_E)
         return ("event", self.events, slice(n)), ("query", self.queries, slice(n, None))
@@ -143,7 +146,9 @@ def share(capacity: int, at: dict, n_tokens: int, max_tokens: int) -> int:
     return int(after) - int(before)
 
 
-def fill_context(row: dict, at: dict, people, shown: Shown, query_us: np.ndarray, draws: Draws | None = None) -> None:
+def fill_context(
+    row: dict, at: dict, people: "People", shown: Shown, query_us: np.ndarray, draws: Draws | None = None
+) -> None:
     """Writes one context into a row and moves the cursors.
 
     Args:

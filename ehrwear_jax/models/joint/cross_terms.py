@@ -1,20 +1,22 @@
 """Predicts one modality from the other, aligns their contents, and regularises latents."""
 
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from ehrwear_jax.data.formats.times import DAY_US
-from ehrwear_jax.models.family import Field
+from ehrwear_jax.models.family import Batch, Field
 from ehrwear_jax.models.joint.batch import MASK, MODALITY_EHR, MODALITY_WEAR, PAD
-from ehrwear_jax.models.joint.context import share
+from ehrwear_jax.models.joint.context import Context, share
 from ehrwear_jax.models.joint.ehr_terms import FutureEvent, next_code
 from ehrwear_jax.models.joint.heads import Alignment, WearablePool
-from ehrwear_jax.models.joint.terms import Latents, Term, take
+from ehrwear_jax.models.joint.terms import Arrays, Latents, Loss, Term, take
 from ehrwear_jax.models.joint.wear_terms import average
 from ehrwear_jax.models.layers.dense import Mlp
-from ehrwear_jax.models.objective import masked_mean, n_true
+from ehrwear_jax.models.objective import masked_mean, n_true, n_true_of
 
 
 class PooledCodes(nn.Module):
@@ -23,12 +25,19 @@ class PooledCodes(nn.Module):
     kind: str
     width: int
 
-    def setup(self):
+    def setup(self) -> None:
         self.pool = WearablePool(self.kind)
         self.norm = nn.LayerNorm()
         self.mlp = Mlp(self.width, self.width)
 
-    def __call__(self, z_BxTxD, is_wear_BxT, pool_BxNx2, time_BxT, prediction_time_BxN):
+    def __call__(
+        self,
+        z_BxTxD: jax.Array,
+        is_wear_BxT: jax.Array,
+        pool_BxNx2: jax.Array,
+        time_BxT: jax.Array,
+        prediction_time_BxN: jax.Array,
+    ) -> jax.Array:
         """Returns [B, N, D]."""
         pooled, _ = self.pool(z_BxTxD, is_wear_BxT, pool_BxNx2, time_BxT, prediction_time_BxN)
         return self.mlp(self.norm(pooled))
@@ -49,7 +58,7 @@ class WearToEhr(Term):
         "query_pool": Field("Q2", np.int32, 0, "as event_pool"),
     }
 
-    def fill(self, row, at, c):
+    def fill(self, row: Batch, at: dict, c: Context) -> None:
         begin_us = c.times_us_R - int(self.config.context.pool_days * DAY_US)
         begin_R = np.searchsorted(c.time_us_N, begin_us, side="left")
         of_queries = row["query_kv_range"][c.queries, 1] - c.tokens.start
@@ -59,10 +68,10 @@ class WearToEhr(Term):
             pool = row[f"{name}_pool"]
             pool[s, 0], pool[s, 1] = c.tokens.start + begin_R[mine], c.tokens.start + stop_R[mine]
 
-    def head(self):
+    def head(self) -> nn.Module:
         return PooledCodes(self.config.network.pool, self.config.network.width)
 
-    def predict(self, network, head, z: Latents, batch):
+    def predict(self, network: nn.Module, head: Any, z: Latents, batch: Arrays) -> Any:
         detached = self.config.network.detach_cross_modal
         z_BxTxD = jax.lax.stop_gradient(z.token_BxTxD) if detached else z.token_BxTxD
         is_wear, out = batch["modality"] == MODALITY_WEAR, {}
@@ -81,10 +90,10 @@ class WearToEhr(Term):
             masks[name] = (batch[f"{name}_next"] != PAD) & (hi > lo)
         return masks
 
-    def normaliser(self, batch):
-        return sum(n_true(m) for m in self._masks(batch).values())
+    def normaliser(self, batch: Arrays) -> jax.Array:
+        return n_true_of(self._masks(batch).values())
 
-    def loss(self, out, batch, normaliser):
+    def loss(self, out: Any, batch: Arrays, normaliser: Any) -> Loss:
         return next_code(out, batch, self._masks(batch), normaliser)
 
 
@@ -101,7 +110,7 @@ class EhrToWear(Term):
         "query_summary_mask": Field("QF", np.bool_, False, "as event_summary_mask"),
     }
 
-    def fill(self, row, at, c):
+    def fill(self, row: Batch, at: dict, c: Context) -> None:
         p, time_us = c.patient, c.times_us_R
         if not len(p.window_end_M) or not len(time_us):
             return
@@ -114,22 +123,22 @@ class EhrToWear(Term):
         for name, s, mine in c.at_events_and_queries():
             row[f"{name}_summary"][s], row[f"{name}_summary_mask"][s] = (x[mine] for x in found)
 
-    def head(self):
+    def head(self) -> nn.Module:
         return Mlp(self.config.network.width, self.facts.summaries)
 
-    def predict(self, network, head, z: Latents, batch):
+    def predict(self, network: nn.Module, head: Any, z: Latents, batch: Arrays) -> Any:
         at = {"event": take(z.token_BxTxD, batch["event_position"]), "query": z.query_BxQxD}
         detached = self.config.network.detach_cross_modal
         return {n: head(jax.lax.stop_gradient(x) if detached else x) for n, x in at.items()}
 
-    def normaliser(self, batch):
-        return sum(n_true(batch[f"{n}_summary_mask"]) for n in ("event", "query"))
+    def normaliser(self, batch: Arrays) -> jax.Array:
+        return n_true_of(batch[f"{n}_summary_mask"] for n in ("event", "query"))
 
-    def loss(self, out, batch, normaliser):
+    def loss(self, out: Any, batch: Arrays, normaliser: Any) -> Loss:
         error = [jnp.square(out[n] - batch[f"{n}_summary"]) for n in out]
         mask = [batch[f"{n}_summary_mask"] for n in out]
         value = masked_mean(jnp.concatenate(error, 1), jnp.concatenate(mask, 1), normaliser)
-        return value, {"count": sum(n_true(m) for m in mask)}
+        return value, {"count": n_true_of(mask)}
 
 
 class Contrast(Term):
@@ -151,7 +160,7 @@ class Contrast(Term):
         "pair_patient": Field("J", np.int32, -1, "number of the pair's patient in its split; -1: no pair"),
     }
 
-    def fill(self, row, at, c):
+    def fill(self, row: Batch, at: dict, c: Context) -> None:
         """Windows with something visible, and with visible events near their end, in random choice.
 
         Static tokens have no time and are near to nothing.
@@ -162,11 +171,9 @@ class Contrast(Term):
         wear_at, n_static, t0 = np.nonzero(c.is_wear_N)[0], c.n_static, c.tokens.start
         if quota <= 0 or not len(wear_at):
             return
-        near_us = np.array([-1, 1]) * int(config.colocated_days * DAY_US)
-        lo, hi = (
-            n_static + np.searchsorted(c.time_us_N[n_static:], c.time_us_N[wear_at] + s, side=side)
-            for s, side in zip(near_us, ("left", "right"), strict=True)
-        )
+        near_us, end_us, time_us = int(config.colocated_days * DAY_US), c.time_us_N[wear_at], c.time_us_N[n_static:]
+        lo = n_static + np.searchsorted(time_us, end_us - near_us, side="left")
+        hi = n_static + np.searchsorted(time_us, end_us + near_us, side="right")
         visible = np.concatenate([[0], np.cumsum(~c.is_wear_N & (c.token_N != MASK))])
         w = c.window_slots
         hidden = row["patch_mask"][w].all(axis=1) | row["channel_mask"][w].all(axis=1)
@@ -179,21 +186,21 @@ class Contrast(Term):
         row["pair_patient"][s] = c.position
         at["pairs"] = s.stop
 
-    def head(self):
+    def head(self) -> nn.Module:
         n = self.config.network
         return Alignment(n.align_width, n.temperature, n.learn_temperature)
 
-    def predict(self, network, head, z: Latents, batch):
+    def predict(self, network: nn.Module, head: Any, z: Latents, batch: Arrays) -> Any:
         detached = self.config.network.detach_cross_modal
         h_BxTxD = jax.lax.stop_gradient(z.content_BxTxD) if detached else z.content_BxTxD
         visible = (batch["modality"] == MODALITY_EHR) & (batch["token"] != MASK)
         pair = head(h_BxTxD, visible, batch["pair_position"], batch["pair_near"])
         return dict(zip(("ehr", "wear", "temperature"), pair, strict=True))
 
-    def normaliser(self, batch):
+    def normaliser(self, batch: Arrays) -> jax.Array:
         return n_true(batch["pair_patient"] >= 0)
 
-    def loss(self, out, batch, normaliser):
+    def loss(self, out: Any, batch: Arrays, normaliser: Any) -> Loss:
         """Nats per pair; accuracy: own window first of several, negatives: per pair."""
         e_PxS, w_PxS = (out[n].reshape(-1, out[n].shape[-1]).astype(jnp.float32) for n in ("ehr", "wear"))
         patient_P = batch["pair_patient"].reshape(-1)
@@ -222,17 +229,17 @@ class ContentNorm(Term):
 
     name = "content_norm"
 
-    def predict(self, network, head, z: Latents, batch):
+    def predict(self, network: nn.Module, head: Any, z: Latents, batch: Arrays) -> Any:
         return z.content_BxTxD
 
-    def normaliser(self, batch):
+    def normaliser(self, batch: Arrays) -> jax.Array:
         """Tokens of each modality: [2]."""
         return jnp.stack([n_true(batch["modality"] == m) for m in (MODALITY_EHR, MODALITY_WEAR)])
 
-    def loss(self, out, batch, normaliser):
+    def loss(self, out: Any, batch: Arrays, normaliser: Any) -> Loss:
         size_BxT = jnp.mean(jnp.square(out.astype(jnp.float32)), axis=-1)
-        size_2 = [jnp.sum(jnp.where(batch["modality"] == m, size_BxT, 0.0)) for m in (MODALITY_EHR, MODALITY_WEAR)]
-        size_2 = jnp.stack(size_2) / jnp.maximum(normaliser, 1)
+        total = [jnp.sum(jnp.where(batch["modality"] == m, size_BxT, 0.0)) for m in (MODALITY_EHR, MODALITY_WEAR)]
+        size_2 = jnp.stack(total) / jnp.maximum(normaliser, 1)
         return jnp.sum(size_2), {"ehr": size_2[0], "wear": size_2[1]}
 
 
@@ -273,14 +280,14 @@ class LatentKl(Term):
 
     name = "latent_kl"
 
-    def predict(self, network, head, z: Latents, batch):
+    def predict(self, network: nn.Module, head: Any, z: Latents, batch: Arrays) -> Any:
         return z.posterior
 
-    def normaliser(self, batch):
+    def normaliser(self, batch: Arrays) -> jax.Array:
         """Tokens and queries that are no padding."""
-        return sum(n_true(batch[n] > 0) for n in ("segment", "query_segment"))
+        return n_true_of(batch[n] > 0 for n in ("segment", "query_segment"))
 
-    def loss(self, out, batch, normaliser):
+    def loss(self, out: Any, batch: Arrays, normaliser: Any) -> Loss:
         token = out["mean_token"], out["variance_token"]
         prior = out["prior_rate"], out["prior_variance"]
 

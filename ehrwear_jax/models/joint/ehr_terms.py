@@ -1,15 +1,19 @@
 """Predicts EHR events: hidden ones, the next one, future codes, and which codes were seen of late."""
 
+from typing import Any
+
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from ehrwear_jax.data.formats.times import DAY_US
-from ehrwear_jax.models.family import Field
+from ehrwear_jax.models.family import Batch, Field
 from ehrwear_jax.models.joint.batch import PAD
-from ehrwear_jax.models.joint.terms import Latents, Term, take
+from ehrwear_jax.models.joint.context import Context
+from ehrwear_jax.models.joint.terms import Arrays, Latents, Loss, Term, take
 from ehrwear_jax.models.layers.dense import Mlp, dense
-from ehrwear_jax.models.objective import masked_mean, n_true
+from ehrwear_jax.models.objective import masked_mean, n_true, n_true_of
 
 
 def code_cross_entropy(
@@ -36,13 +40,13 @@ class EhrMasked(Term):
         "masked_target": Field("M", np.int32, PAD, "its vocabulary id"),
     }
 
-    def predict(self, network, head, z: Latents, batch):
+    def predict(self, network: nn.Module, head: Any, z: Latents, batch: Arrays) -> Any:
         return network.code_logits(take(z.token_BxTxD, batch["masked_position"]))
 
-    def normaliser(self, batch):
+    def normaliser(self, batch: Arrays) -> jax.Array:
         return n_true(batch["masked_position"] >= 0)
 
-    def loss(self, out, batch, normaliser):
+    def loss(self, out: Any, batch: Arrays, normaliser: Any) -> Loss:
         return code_cross_entropy(out, batch["masked_target"], batch["masked_position"] >= 0, normaliser)
 
 
@@ -58,29 +62,30 @@ class FutureEvent(Term):
         "query_next": Field("Q", np.int32, PAD, "as event_next"),
     }
 
-    def fill(self, row, at, c):
+    def fill(self, row: Batch, at: dict, c: Context) -> None:
         for name, s, mine in c.at_events_and_queries():
             row[f"{name}_next"][s] = c.future_token_R[mine]
 
-    def head(self):
+    def head(self) -> nn.Module:
         width = self.config.network.width
         return Mlp(width, width)
 
-    def predict(self, network, head, z: Latents, batch):
+    def predict(self, network: nn.Module, head: Any, z: Latents, batch: Arrays) -> Any:
         at_events = take(z.token_BxTxD, batch["event_position"])
         return {n: network.code_logits(x + head(x)) for n, x in (("event", at_events), ("query", z.query_BxQxD))}
 
-    def normaliser(self, batch):
-        return sum(n_true(batch[f"{n}_next"] != PAD) for n in ("event", "query"))
+    def normaliser(self, batch: Arrays) -> jax.Array:
+        return n_true_of(batch[f"{n}_next"] != PAD for n in ("event", "query"))
 
-    def loss(self, out, batch, normaliser):
+    def loss(self, out: Any, batch: Arrays, normaliser: Any) -> Loss:
         return next_code(out, batch, {n: batch[f"{n}_next"] != PAD for n in out}, normaliser)
 
 
-def next_code(out: dict, batch: dict, masks: dict, count: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
+def next_code(out: Arrays, batch: Arrays, masks: Arrays, count: jax.Array) -> Loss:
     """code_cross_entropy of the next code over events and queries together."""
     parts = (list(out.values()), [batch[f"{n}_next"] for n in out], [masks[n] for n in out])
-    return code_cross_entropy(*(jnp.concatenate(p, axis=1) for p in parts), count)
+    logits, target, mask = (jnp.concatenate(p, axis=1) for p in parts)
+    return code_cross_entropy(logits, target, mask, count)
 
 
 # ------------------------------------------------------------------------------------------------ sets of codes
@@ -113,7 +118,7 @@ class FutureCodes(Term):
         "query_horizons": Field("Q", np.int32, 0, "how many horizons end inside the follow-up"),
     }
 
-    def fill(self, row, at, c):
+    def fill(self, row: Batch, at: dict, c: Context) -> None:
         query_us, p = c.query_us_Q, c.patient
         if not len(query_us):
             return
@@ -139,7 +144,7 @@ class FutureCodes(Term):
         rate = np.asarray(self.facts.future_rates, np.float64).reshape(self.facts.future_codes, self.facts.n_horizons)
         return np.clip(rate, 1e-5, 1 - 1e-5)
 
-    def head(self):
+    def head(self) -> nn.Module:
         rate = self._rates()
         start = np.log(rate) - np.log1p(-rate)
         return dense(
@@ -148,17 +153,17 @@ class FutureCodes(Term):
             bias_init=lambda *_: jnp.asarray(start.ravel(), jnp.float32),
         )
 
-    def predict(self, network, head, z: Latents, batch):
+    def predict(self, network: nn.Module, head: Any, z: Latents, batch: Arrays) -> Any:
         return head(z.query_BxQxD)
 
     def _horizons(self, batch):
         return jnp.where(batch["query_segment"] > 0, batch["query_horizons"], 0)
 
-    def normaliser(self, batch):
+    def normaliser(self, batch: Arrays) -> jax.Array:
         """Pairs of a code and a horizon inside the follow-up, over all queries."""
         return jnp.sum(self._horizons(batch), dtype=jnp.float32) * batch["query_code_bin"].shape[-1]
 
-    def loss(self, out, batch, normaliser):
+    def loss(self, out: Any, batch: Arrays, normaliser: Any) -> Loss:
         horizon_1x1x1xA = jnp.arange(self.facts.n_horizons)[None, None, None]
         occurs = batch["query_code_bin"][..., None] <= horizon_1x1x1xA
         known = horizon_1x1x1xA < self._horizons(batch)[..., None, None]
@@ -188,7 +193,7 @@ class EhrHistory(Term):
         ),
     }
 
-    def fill(self, row, at, c):
+    def fill(self, row: Batch, at: dict, c: Context) -> None:
         query_us, q = c.query_us_Q, c.queries
         if not len(query_us):
             return
@@ -205,10 +210,10 @@ class EhrHistory(Term):
         bin_QxR[(bin_QxR == len(horizon_us)) | (last_QxR < c.n_static)] = 254
         row["query_token_bin"][q] = np.where(last_QxR < 0, 255, bin_QxR)
 
-    def head(self):
+    def head(self) -> nn.Module:
         return dense((self.facts.history_tokens, self.facts.n_horizons + 1), ("embed", "history_token", "horizon"))
 
-    def predict(self, network, head, z: Latents, batch):
+    def predict(self, network: nn.Module, head: Any, z: Latents, batch: Arrays) -> Any:
         return head(z.query_BxQxD)
 
     def _seen(self, batch):
@@ -217,14 +222,14 @@ class EhrHistory(Term):
         seen = (batch["query_token_bin"][..., None] <= bound).astype(jnp.float32)
         return seen, jnp.broadcast_to((batch["query_segment"] > 0)[..., None, None], seen.shape)
 
-    def normaliser(self, batch):
+    def normaliser(self, batch: Arrays) -> tuple[jax.Array, jax.Array]:
         """(terms, entropy of each outcome's rate in the batch)."""
         seen, real = self._seen(batch)
         count = jnp.maximum(jnp.sum(real, (0, 1), jnp.float32, keepdims=True), 1)
         rate = jnp.clip(jnp.sum(jnp.where(real, seen, 0.0), (0, 1), keepdims=True) / count, 0.01, 0.99)
         return n_true(real), -rate * jnp.log(rate) - (1 - rate) * jnp.log1p(-rate)
 
-    def loss(self, out, batch, normaliser):
+    def loss(self, out: Any, batch: Arrays, normaliser: Any) -> Loss:
         count, entropy = normaliser
         seen, real = self._seen(batch)
         logits = out.astype(jnp.float32)

@@ -1,6 +1,8 @@
 """Encodes what tokens say: EHR events, wearable windows and raw windows to vectors of the backbone's width."""
 
 import dataclasses
+import functools
+from collections.abc import Mapping
 
 import flax.linen as nn
 import jax
@@ -26,12 +28,12 @@ class EhrEmbedder(nn.Module):
     out_width: int
     dtype: str = "float32"
 
-    def setup(self):
+    def setup(self) -> None:
         self.table = embedding(self.vocabulary, self.token_width)
         self.value_table = embedding(self.vocabulary, self.token_width)
         self.project = dense(self.out_width, (None, "embed"), dtype=self.dtype)
 
-    def __call__(self, token, value):
+    def __call__(self, token: jax.Array, value: jax.Array) -> jax.Array:
         """token int32 [...], value float32 [...] -> [..., out_width]."""
         vector = self.table(token) + value[..., None] * self.value_table(token)
         return self.project(vector.astype(self.dtype))
@@ -44,12 +46,12 @@ class CodeHead(nn.Module):
     token_width: int
     dtype: str = "float32"
 
-    def setup(self):
+    def setup(self) -> None:
         self.norm = nn.LayerNorm(dtype=self.dtype)
         self.to_token = dense(self.token_width, ("embed", None), dtype=self.dtype)
         self.bias_V = self.param("bias", named(nn.initializers.zeros, "token"), (self.vocabulary,))
 
-    def __call__(self, hidden, table_VxE):
+    def __call__(self, hidden: jax.Array, table_VxE: jax.Array) -> jax.Array:
         """[..., out_width], the table [V, token_width] -> float32 [..., V]."""
         vector = self.to_token(self.norm(hidden)).astype(jnp.float32)
         return vector @ table_VxE.T + self.bias_V.reshape((1,) * (vector.ndim - 1) + (-1,))
@@ -89,7 +91,7 @@ class WearableConfig:
     dtype: str = "float32"
 
 
-def first_windows(batch: dict, span_days: float) -> jax.Array:
+def first_windows(batch: Mapping[str, jax.Array], span_days: float) -> jax.Array:
     """The first window that each window sees: of its own context, ending less than span_days before its own end.
 
     Args:
@@ -117,7 +119,7 @@ class LocalBlock(nn.Module):
     mesh_ops: MeshOps
 
     @nn.compact
-    def __call__(self, x_BxWxPxD, seen):
+    def __call__(self, x_BxWxPxD: jax.Array, seen: Mapping[str, jax.Array]) -> tuple[jax.Array, None]:
         c = self.config
         n_batch, n_window, n_patch, width = x_BxWxPxD.shape
         y = nn.LayerNorm(dtype=c.dtype, name="norm_attention")(x_BxWxPxD)
@@ -151,21 +153,20 @@ class ConvBlock(nn.Module):
 
     width: int
     dilation: int
-    across: bool
     mesh_ops: MeshOps
     dtype: str
 
     @nn.compact
-    def __call__(self, x_BxWxPxD, weight_BxWxW):
+    def __call__(self, x_BxWxPxD: jax.Array, weight_BxWxW: jax.Array | None) -> jax.Array:
         y = nn.LayerNorm(dtype=self.dtype, name="norm_in")(x_BxWxPxD)
-        if self.across:
+        if weight_BxWxW is not None:
             before = jnp.einsum("bvw,bwd->bvd", weight_BxWxW.astype(self.dtype), jnp.mean(y, axis=2))
             mixed = dense(self.width, ("embed", "mlp"), use_bias=False, dtype=self.dtype, name="before")(before)
             y = y + mixed[:, :, None]
-        options = {"kernel_size": (3,), "kernel_dilation": self.dilation, "dtype": self.dtype}
-        y = nn.gelu(nn.Conv(self.width, **options, kernel_init=_conv("embed", "mlp"), name="conv_in")(y))
+        conv = functools.partial(nn.Conv, self.width, (3,), kernel_dilation=self.dilation, dtype=self.dtype)
+        y = nn.gelu(conv(kernel_init=_conv("embed", "mlp"), name="conv_in")(y))
         y = nn.LayerNorm(dtype=self.dtype, name="norm_out")(y)
-        y = nn.Conv(self.width, **options, kernel_init=_conv("mlp", "embed"), name="conv_out")(nn.gelu(y))
+        y = conv(kernel_init=_conv("mlp", "embed"), name="conv_out")(nn.gelu(y))
         return self.mesh_ops.constrain(x_BxWxPxD + y, "batch", "length", None, None)
 
 
@@ -181,7 +182,7 @@ class WearableEncoder(nn.Module):
     mesh_ops: MeshOps = ONE_DEVICE
 
     @nn.compact
-    def __call__(self, batch, detail_BxWxPxD=None):
+    def __call__(self, batch: Mapping[str, jax.Array], detail_BxWxPxD: jax.Array | None = None) -> jax.Array:
         """Encodes wear, observed, patch_mask, channel_mask (and quality, if it is there) of a batch.
 
         Args:
@@ -266,7 +267,7 @@ class WearableEncoder(nn.Module):
             weight_BxWxW = before / jnp.maximum(jnp.sum(before, axis=-1, keepdims=True), 1)
         for i in range(c.n_layers):
             block = rematerialised(ConvBlock, c.remat)
-            options = (c.width, 2 ** (i % 4), c.span_days > 0, self.mesh_ops, c.dtype)
+            options = (c.width, 2 ** (i % 4), self.mesh_ops, c.dtype)
             x_BxWxPxD = block(*options, name=f"block_{i}")(x_BxWxPxD, weight_BxWxW)
         return x_BxWxPxD
 
@@ -282,7 +283,7 @@ class ResidualBlock(nn.Module):
     dtype: str
 
     @nn.compact
-    def __call__(self, x_NxSxD):
+    def __call__(self, x_NxSxD: jax.Array) -> jax.Array:
         y = nn.gelu(nn.LayerNorm(dtype=self.dtype, name="norm_in")(x_NxSxD))
         inward, outward = _conv("embed", "mlp"), _conv("mlp", "embed")
         y = nn.Conv(self.width, (7,), self.stride, dtype=self.dtype, kernel_init=inward, name="conv_in")(y)
@@ -310,7 +311,7 @@ class RawEncoder(nn.Module):
     dtype: str = "float32"
 
     @nn.compact
-    def __call__(self, batch, n_window, n_patch):
+    def __call__(self, batch: Mapping[str, jax.Array], n_window: int, n_patch: int) -> jax.Array:
         """batch: the raw fields of joint/batch.py.
 
         Returns:

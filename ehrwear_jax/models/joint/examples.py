@@ -35,45 +35,48 @@ class People:
       cache_bytes: how much memory patients may take; those beyond it are made at every use.
     """
 
-    def __init__(self, store, config, cache_bytes=2**29):
+    def __init__(self, store: store_lib.RecordStore, config: Config, cache_bytes: int = 2**29) -> None:
         self.store, self.modalities, self.cache_bytes = store, config.modalities, cache_bytes
-        config = self.config = config.context
-        self.terms, self.hides_signal = (), False
-        self._cache, self._cached_bytes = {}, 0
+        self.config = c = config.context
+        self.terms: tuple[terms.Term, ...] = ()
+        self.hides_signal = False
+        self._cache: dict[int, patient_lib.Patient] = {}
+        self._cached_bytes = 0
         self.index, self.train_days = store.index, store.train_days
         self.steps, self.channels, self.window_us = store.steps, store.channels, store.window_us
         self.has_quality = store.has_quality
         self.derived_channel_X = self._on_grid(name.rpartition("__")[0] for name in store.derived)
-        raw = store.segments.get(config.raw_segments) if config.raw_windows else None
-        if config.raw_windows and raw is None:
+        raw = store.segments.get(c.raw_segments) if c.raw_windows else None
+        if c.raw_windows and raw is None:
             raise ValueError(
-                f"{store.records_dir} has no segments {config.raw_segments!r}, for which "
+                f"{store.records_dir} has no segments {c.raw_segments!r}, for which "
                 "config.joint.context.raw_windows makes room: name a set of config.prepare.segments in "
                 "config.joint.context.raw_segments"
             )
-        self.raw_samples, self.raw_channel_A = (raw.samples, self._on_grid(raw.channels)) if raw else (0, np.zeros(0))
+        self.raw_samples: int = raw.samples if raw else 0
+        self.raw_channel_A: np.ndarray = self._on_grid(raw.channels) if raw else np.zeros(0)
         self.vocabulary = vocabulary_lib.of_store(store)
         ehr, wear = "ehr" in self.modalities, "wear" in self.modalities
         self.n_static = self.index["known_static"].to_numpy() * ehr
         self.n_events = self.index["known_events"].to_numpy() * ehr
         self.n_windows = self.index["n_windows"].to_numpy() * wear
         counts = self.vocabulary.tokens["count"].to_numpy()
-        self.interest_V = self._starting_with(config.interest_codes)
-        scale_V = np.where(self._starting_with(config.administrative_codes), config.administrative_weight, 1.0)
-        self.mask_weight_V = masking.token_weights(counts, config.mask_temperature, scale_V)
-        self.day_weight_V = masking.token_weights(counts, config.day_temperature, scale_V)
-        self.future_codes = self.vocabulary.future_codes(config.future_codes)
-        classes = {}
+        self.interest_V = self._starting_with(c.interest_codes)
+        scale_V = np.where(self._starting_with(c.administrative_codes), c.administrative_weight, 1.0)
+        self.mask_weight_V = masking.token_weights(counts, c.mask_temperature, scale_V)
+        self.day_weight_V = masking.token_weights(counts, c.day_temperature, scale_V)
+        self.future_codes = self.vocabulary.future_codes(c.future_codes)
+        classes: dict[str, list[int]] = {}
         for k, (_, codes) in enumerate(self.future_codes.values()):
             for code in codes:
                 classes.setdefault(code, []).append(k)
-        of_token = [classes.get(c, []) for c in self.vocabulary.tokens["code"]]
+        of_token = [classes.get(code, []) for code in self.vocabulary.tokens["code"]]
         # a code belongs to itself and to its ancestors; -1 fills up
         self.future_class_VxA = np.full((len(of_token), max(map(len, of_token), default=0)), -1)
         for v, found in enumerate(of_token):
             self.future_class_VxA[v, : len(found)] = found
 
-        history = self.vocabulary.history_tokens(config.history_tokens)
+        history = self.vocabulary.history_tokens(c.history_tokens)
         self.n_history = len(history)
         self.history_class_V = np.full(len(self.vocabulary), -1)
         self.history_class_V[history] = np.arange(len(history))
@@ -82,10 +85,10 @@ class People:
         """Where each channel lies on the grid, -1: not on it."""
         return np.array([self.channels.index(c) if c in self.channels else -1 for c in channels], int)
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.store)
 
-    def __getitem__(self, i):
+    def __getitem__(self, i: int) -> patient_lib.Patient:
         patient = self._cache.get(i)
         if patient is None:
             patient = self.of(patient_lib.given(self.store.read(i), self.modalities))
@@ -94,17 +97,17 @@ class People:
                 self._cache[i] = patient
         return patient
 
-    def record(self, i):
+    def record(self, i: int) -> store_lib.Record:
         """Record i with the modalities that the model is given."""
         return patient_lib.given(self.store[i], self.modalities)
 
-    def of(self, record):
+    def of(self, record: store_lib.Record) -> patient_lib.Patient:
         """The Patient of a record as `record` returns it, changed or not."""
         has_raw = self.config.raw_windows and "wear" in self.modalities
         raw_segments = self.config.raw_segments if has_raw else ""
         return patient_lib.make_patient(record, self.store, self.vocabulary, raw_segments)
 
-    def __getstate__(self):
+    def __getstate__(self) -> dict:
         """For worker processes, which fill caches of their own."""
         return vars(self) | {"_cache": {}, "_cached_bytes": 0}
 
@@ -113,7 +116,7 @@ class People:
         codes = self.vocabulary.tokens["code"].to_list()
         return np.array([c.startswith(tuple(prefixes)) for c in codes], bool)
 
-    def future_rates(self):
+    def future_rates(self) -> tuple[float, ...]:
         """Expected share of queries with a later code per horizon: 1 - exp(-events per day of training x days).
 
         Returns:
@@ -169,23 +172,24 @@ class JointExamples(Examples):
       ValueError: nobody has a token.
     """
 
-    def __init__(self, store: store_lib.RecordStore, config: Config, seed: int = 0, augmented: bool = True):
+    def __init__(self, store: store_lib.RecordStore, config: Config, seed: int = 0, augmented: bool = True) -> None:
         self.people, self.config, self.seed, self.augmented = People(store, config), config, seed, augmented
         self.facts = self.people.facts()
         active = terms.active(config, self.facts)
         self.people.terms, self.people.hides_signal = active, any(t.name == "wear_masked" for t in active)
         self.spec: BatchSpec = batch_spec(config.context, self.facts, terms.target_fields(active))
         self.subject_id = self.people.index["subject_id"].to_numpy()
-        self._plans, self._lock = {}, threading.Lock()
+        self._plans: dict[int, packing.EpochPlan] = {}
+        self._lock = threading.Lock()
         total = self.people.n_events + self.people.n_windows
         self.eligible = np.nonzero(total > 0)[0]
         self.weight = self._weights() if len(self.eligible) else None
 
-    def __getstate__(self):
+    def __getstate__(self) -> dict:
         """For worker processes: they plan for themselves."""
         return {k: v for k, v in vars(self).items() if k not in ("_plans", "_lock")}
 
-    def __setstate__(self, state):
+    def __setstate__(self, state: dict) -> None:
         vars(self).update(state, _plans={}, _lock=threading.Lock())
 
     def __len__(self) -> int:
@@ -193,8 +197,8 @@ class JointExamples(Examples):
 
     # ----------------------------------------------------------------------------------------------- training rows
 
-    @property
-    def rows_per_epoch(self) -> int:
+    @property  # of the plan of an epoch, which is drawn when rows are first asked for
+    def rows_per_epoch(self) -> int:  # type: ignore[override]
         """Rows of every epoch."""
         return self.plan(0).n_rows
 
@@ -254,17 +258,17 @@ class JointExamples(Examples):
             )
         ]
         spans = [context.fit(s.patient, s.stop, c.context_tokens, max_windows) for s in samples]
-        most = packing.waterfill([s.n_tokens for s in spans], max_tokens)
-        if most < np.inf:
-            most = min(most, c.context_tokens)
+        level = packing.waterfill([s.n_tokens for s in spans], max_tokens)
+        if level < np.inf:
+            most = min(int(level), c.context_tokens)
             spans = [context.fit(s.patient, s.stop, most, max_windows) for s in samples]
         counts = [span.n_windows(s.patient) for s, span in zip(samples, spans, strict=True)]
         most_wear = packing.waterfill(counts, max_windows)
         for sample, span, n_wear in zip(samples, spans, counts, strict=True):
             if n_wear > most_wear:
                 # what its windows leave free goes to further contexts
-                room = span.n_tokens - n_wear + most_wear
-                span = context.fit(sample.patient, sample.stop, room, most_wear)
+                room = span.n_tokens - n_wear + int(most_wear)
+                span = context.fit(sample.patient, sample.stop, room, int(most_wear))
             yield sample, span
 
     def _further(self, plan, epoch, r, tokens, windows):
@@ -326,7 +330,7 @@ class JointExamples(Examples):
     # -------------------------------------------------------------------------------------------- prediction times
 
     def prediction_batches(
-        self, position_N: Sequence[int], time_us_N: Sequence[int], batch_size: int, transform: Transform | None = None
+        self, position_N: np.ndarray, time_us_N: np.ndarray, batch_size: int, transform: Transform | None = None
     ) -> Iterator[tuple[Batch, np.ndarray]]:
         """Batches whose queries are at prediction times, see models/family.py; nothing is hidden, and no targets."""
         sizes, c = self.spec.sizes, self.config.context

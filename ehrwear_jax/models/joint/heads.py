@@ -23,11 +23,18 @@ class WearablePool(nn.Module):
     longest_days: float = 30.0
 
     @nn.compact
-    def __call__(self, z_BxTxD, is_wear_BxT, pool_BxNx2, time_BxT=None, prediction_time_BxN=None):
+    def __call__(
+        self,
+        z_BxTxD: jax.Array,
+        is_wear_BxT: jax.Array,
+        pool_BxNx2: jax.Array,
+        time_BxT: jax.Array | None = None,
+        prediction_time_BxN: jax.Array | None = None,
+    ) -> tuple[jax.Array, jax.Array]:
         """Returns (pooled_BxNxD, exists_BxN); a range without wearable tokens gives zeros and False.
 
         Raises:
-          ValueError: another kind, or a width that n_scales does not divide.
+          ValueError: another kind, no times for the temporal one, or a width that n_scales does not divide.
         """
         position = jnp.arange(z_BxTxD.shape[1])[None, None]
         inside = (position >= pool_BxNx2[..., :1]) & (position < pool_BxNx2[..., 1:]) & is_wear_BxT[:, None]
@@ -36,6 +43,8 @@ class WearablePool(nn.Module):
             return _weights(logit, inside) @ z_BxTxD, inside.any(-1)
         if self.kind != "temporal":
             raise ValueError(f"unknown pooling {self.kind!r}: attention or temporal")
+        if time_BxT is None or prediction_time_BxN is None:
+            raise ValueError("temporal pooling needs the times of tokens and predictions")
         n_batch, n_time, width = z_BxTxD.shape
         if width % self.n_scales:
             raise ValueError(f"{self.n_scales} time scales do not divide a width of {width}")
@@ -69,7 +78,9 @@ class Alignment(nn.Module):
     learned: bool = True
 
     @nn.compact
-    def __call__(self, h_BxTxD, visible_ehr_BxT, position_BxN, near_BxNx2):
+    def __call__(
+        self, h_BxTxD: jax.Array, visible_ehr_BxT: jax.Array, position_BxN: jax.Array, near_BxNx2: jax.Array
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Args: contents of tokens, which are EHR events and not hidden, the pairs' fields (see batch.FIELDS).
 
         Returns:
@@ -104,17 +115,17 @@ class Posterior(nn.Module):
     shortest_days: float = 0.25
     longest_days: float = 30.0
 
-    def setup(self):
+    def setup(self) -> None:
         zeros, start = nn.initializers.zeros, nn.initializers.constant(-2.0)
         self.log_variance = dense(self.width, ("embed", "mlp"), kernel_init=zeros, bias_init=start)
         days = np.geomspace(self.shortest_days, self.longest_days, self.width)
         self.log_rate = self.param("log_rate", lambda _: jnp.asarray(-np.log(days), jnp.float32))
         self.log_stationary = self.param("log_stationary", lambda _: jnp.zeros(self.width, jnp.float32))
 
-    def variance(self, mean):
+    def variance(self, mean: jax.Array) -> jax.Array:
         """[..., D] -> [..., D], between 5e-5 and 55."""
         return jnp.exp(jnp.clip(self.log_variance(mean), -10.0, 4.0))
 
-    def prior(self):
+    def prior(self) -> tuple[jax.Array, jax.Array]:
         """(rate_D in 1/day, stationary variance_D)."""
         return jnp.exp(self.log_rate), jnp.exp(self.log_stationary)

@@ -51,7 +51,9 @@ def window_ends(examples: JointExamples, position: int, time_us: int) -> np.ndar
 
 def one_time_a_row(examples: JointExamples, position_N: Sequence[int], time_us_N: Sequence[int]) -> Batch:
     """A batch with one prediction time in each row, at its first query."""
-    rows = [next(examples.prediction_batches([i], [int(t)], 1))[0] for i, t in zip(position_N, time_us_N, strict=True)]
+    times = [np.array([x], np.int64) for x in time_us_N]
+    people = [np.array([x], np.int64) for x in position_N]
+    rows = [next(examples.prediction_batches(i, t, 1))[0] for i, t in zip(people, times, strict=True)]
     return {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
 
 
@@ -125,7 +127,8 @@ def score_of_embedded(
             return call(*args, **kwargs)
 
         with nn.intercept_methods(replace):
-            return head(network.apply({"params": params}, {**batch, "wear": inputs["wear"]}, method="encode"))
+            z: Any = network.apply({"params": params}, {**batch, "wear": inputs["wear"]}, method="encode")
+            return head(z)
 
     return score
 
@@ -145,7 +148,12 @@ def projected_pairs(
 
     One pair per patient, the first: pairs of a patient's other times are neither candidates nor independent.
     """
-    predict = jax.jit(lambda b: network.apply({"params": params}, b).get("contrast"))
+
+    @jax.jit
+    def predict(batch):
+        out: Any = network.apply({"params": params}, batch)
+        return out.get("contrast")
+
     parts = []
     for batch in batches:
         found = predict(batch) if "pair_patient" in batch else None

@@ -5,12 +5,13 @@ alone.
 """
 
 import numpy as np
+import numpy.typing as npt
 
 WEAR_MASKS = ("contiguous", "random", "window", "channel")
 MAX_CHANCE = 0.9  # something of every kind of event stays visible
 
 
-def token_weights(counts_V, temperature, scale_V=1.0):
+def token_weights(counts_V: npt.ArrayLike, temperature: float, scale_V: npt.ArrayLike = 1.0) -> np.ndarray:
     """Relative chance that a token is drawn: scale * count ** -temperature, 1 on average over occurrences.
 
     Temperature 0 draws all codes alike; larger ones favour rare codes over administrative ones (paper, section 3.3:
@@ -26,7 +27,7 @@ def token_weights(counts_V, temperature, scale_V=1.0):
     return weight_V / max((weight_V * counts_V).sum() / max(counts_V.sum(), 1.0), 1e-12)
 
 
-def near_events(time_us_N, of_interest_N, days):
+def near_events(time_us_N: np.ndarray, of_interest_N: np.ndarray, days: float) -> np.ndarray:
     """Which events lie within `days` of an event of interest, before or after it; it is near itself.
 
     Args:
@@ -44,7 +45,9 @@ def near_events(time_us_N, of_interest_N, days):
     return gap_N <= days * 86_400_000_000
 
 
-def mask_chances(token_N, weight_V, rate, boost_N=None):
+def mask_chances(
+    token_N: np.ndarray, weight_V: np.ndarray, rate: float, boost_N: np.ndarray | None = None
+) -> np.ndarray:
     """Chance of each of a context's events to be hidden: min(rate * weight, 0.9).
 
     With `boost_N` (paper, section 3.3: higher probability near events of interest) the chances are proportional to
@@ -75,12 +78,16 @@ def mask_chances(token_N, weight_V, rate, boost_N=None):
     return np.where(capped_N, MAX_CHANCE, raised_N * max(factor, 0.0))
 
 
-def mask_events(rng, token_N, weight_V, rate, boost_N=None):
+def mask_events(
+    rng: np.random.Generator, token_N: np.ndarray, weight_V: np.ndarray, rate: float, boost_N: np.ndarray | None = None
+) -> np.ndarray:
     """Which of a context's events are hidden, each by its chance of `mask_chances`: boolean [N]."""
     return rng.random(len(token_N)) < mask_chances(token_N, weight_V, rate, boost_N)
 
 
-def mask_patches(rng, n_windows, n_patches, rate, kind="contiguous"):
+def mask_patches(
+    rng: np.random.Generator, n_windows: int, n_patches: int, rate: float, kind: str = "contiguous"
+) -> np.ndarray:
     """Which patches are hidden.
 
     Args:
@@ -108,7 +115,7 @@ def mask_patches(rng, n_windows, n_patches, rate, kind="contiguous"):
     return (position >= start_Wx1) & (position < start_Wx1 + length_Wx1)
 
 
-def mask_channels(rng, n_windows, n_channels, rate):
+def mask_channels(rng: np.random.Generator, n_windows: int, n_channels: int, rate: float) -> np.ndarray:
     """Modality-wise masking: which channels of a window are hidden from its first step to its last.
 
     The number of hidden channels of a window is rate * n_channels, rounded at random so that this is its mean: with two

@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 
 from ehrwear_jax.models.joint import encoders
-from ehrwear_jax.models.joint.batch import MODALITY_WEAR, N_MODALITY
+from ehrwear_jax.models.joint.batch import MODALITY_WEAR, N_MODALITY, Facts
 from ehrwear_jax.models.joint.config import Config, NetworkConfig
 from ehrwear_jax.models.joint.heads import Posterior
 from ehrwear_jax.models.joint.terms import Latents, Term
@@ -48,11 +48,11 @@ class JointNetwork(nn.Module):
     """Encoders, shared backbone and the heads of the terms over one batch (see joint/batch.py)."""
 
     config: Config
-    facts: object
+    facts: Facts
     terms: tuple[Term, ...]
     mesh_ops: MeshOps = ONE_DEVICE
 
-    def setup(self):
+    def setup(self) -> None:
         n, facts = self.config.network, self.facts
         self.ehr = encoders.EhrEmbedder(facts.vocabulary, n.token_width, n.width, n.dtype)
         self.rho = dense(n.width, (None, "embed"), dtype=n.dtype)  # W_rho, q x p

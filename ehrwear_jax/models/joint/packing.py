@@ -1,13 +1,14 @@
 """The plan of an epoch: who appears in it, roughly up to where, and who shares a row; from the index alone.
 
 Numpy over all patients at once, so that an epoch of millions is planned in seconds. No record is read: how long a
-context really becomes is known once its day has been drawn from the record's codes, see examples.TrainRows.
+context really becomes is known once its day has been drawn from the record's codes, see examples.JointExamples.
 """
 
 import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
+import numpy.typing as npt
 
 from ehrwear_jax.models.joint.config import ContextConfig
 
@@ -29,16 +30,16 @@ class EpochPlan:
     bound_R: np.ndarray
 
     @property
-    def n_rows(self):
+    def n_rows(self) -> int:
         return len(self.bound_R) - 1
 
-    def members(self, r):
+    def members(self, r: int) -> slice:
         """The contexts of row r, modulo the number of rows: a slice of the order."""
         r %= self.n_rows
         return slice(int(self.bound_R[r]), int(self.bound_R[r + 1]))
 
 
-def patient_weights(rarity_N, temperature):
+def patient_weights(rarity_N: npt.ArrayLike, temperature: float) -> np.ndarray:
     """How often patients appear relative to each other: exp(temperature * rarity), 1 on average.
 
     Rarity is the mean over a patient's events of -log(their code's share of the training events): the weight is the
@@ -54,7 +55,7 @@ def patient_weights(rarity_N, temperature):
     return weight_N / weight_N.mean()
 
 
-def appearances(weight_N, draw):
+def appearances(weight_N: npt.ArrayLike, draw: float) -> np.ndarray:
     """How often each appears in an epoch of len(weight_N) appearances: systematic resampling (Kitagawa, 1996).
 
     The expectation over `draw`, uniform in [0, 1), is the weight over its mean; a count differs from it by less than 1.
@@ -68,7 +69,7 @@ def appearances(weight_N, draw):
     return np.diff(np.floor(total_N + draw).astype(np.int64), prepend=0)
 
 
-def pack(needs, limits):
+def pack(needs: Sequence[np.ndarray], limits: Sequence[int]) -> np.ndarray:
     """Next fit: the bounds of rows whose needs stay within the limits.
 
     Args:
@@ -83,7 +84,9 @@ def pack(needs, limits):
     for need_N, limit in zip(needs, limits, strict=True):
         total = np.cumsum(need_N, dtype=np.int64)
         np.minimum(after, np.searchsorted(total, total - need_N + limit, side="right"), out=after)
-    steps, bounds, at = memoryview(after), [np.zeros(1, np.int64)], 0
+    # numpy declares the buffer protocol from Python 3.12 on
+    steps = memoryview(after)  # type: ignore[arg-type]
+    bounds, at = [np.zeros(1, np.int64)], 0
     while at < n:
         chunk = np.empty(65536, np.int64)
         for k in range(len(chunk)):

@@ -63,21 +63,21 @@ class Patient:
     quality_MxLxC: np.ndarray | None = None
 
     @property
-    def nbytes(self):
+    def nbytes(self) -> int:
         """Memory held, bytes."""
         return sum(x.nbytes for x in (*vars(self).values(), *(self.raw or ())) if isinstance(x, np.ndarray))
 
-    def signal(self, lo, hi):
+    def signal(self, lo: int, hi: int) -> np.ndarray:
         """Windows lo to hi, standardised: float32 [hi - lo, L, C], the steps of a channel side by side in memory."""
         x_MxCxL = self.scales.standardise(self.window_MxLxC[lo:hi].transpose(0, 2, 1), axis=1)
         return np.clip(x_MxCxL, -SIGNAL_CLIP, SIGNAL_CLIP, out=x_MxCxL).transpose(0, 2, 1)
 
-    def blocks(self, lo, hi):
+    def blocks(self, lo: int, hi: int) -> list[tuple[int, int]]:
         """[(lo, hi)] of the blocks of the windows lo to hi; the last one may be smaller."""
         size = max(1, BLOCK_BYTES // max(4 * int(np.prod(self.window_MxLxC.shape[1:])), 1))
         return [(k, min(k + size, hi)) for k in range(lo, hi, size)]
 
-    def summary(self, lo, hi):
+    def summary(self, lo: int, hi: int) -> np.ndarray:
         """`shown_summary` of the windows lo to hi as they were recorded, each computed once."""
         for a, b in self.blocks(lo, hi):
             if not self._summed_M[a:b].all():
@@ -85,7 +85,7 @@ class Patient:
                 self._summed_M[a:b] = True  # after the numbers, since other threads read them
         return self._summary_MxF[lo:hi]
 
-    def shown_summary(self, first, shown_MxLxC, channel_X=None):
+    def shown_summary(self, first: int, shown_MxLxC: np.ndarray, channel_X: np.ndarray | None = None) -> np.ndarray:
         """`summary_table` of a signal and the derived features: float32 [M, F].
 
         Args:
@@ -101,7 +101,7 @@ class Patient:
         return np.concatenate([summary_table(shown_MxLxC), derived_MxX], axis=1)
 
 
-def summary_table(window_MxLxC):
+def summary_table(window_MxLxC: np.ndarray) -> np.ndarray:
     """Mean, std and mean absolute step per channel, statistic-major: float32 [M, F], NaN missing.
 
     The definition is summaries.window_summaries; these run for every context, in float32 along contiguous steps.
@@ -146,7 +146,7 @@ def make_patient(record: Record, store: RecordStore, vocabulary: Vocabulary, raw
     window, quality = record.window_MxLxC, record.quality_MxLxC
     if not len(end) or (record.segments and not raw_segments):
         # copies, since a view keeps the whole record with its windows or segments in memory
-        end, window, quality = (None if x is None else x.copy() for x in (end, window, quality))
+        end, window, quality = end.copy(), window.copy(), None if quality is None else quality.copy()
     return Patient(
         time_N=times[order],
         ref_N=ref[order],
@@ -187,7 +187,7 @@ def _raw_windows(record, name, store):
     return RawWindows(window_R, step_R, segments.values_RxSxA)
 
 
-def select(patient, keep_N, keep_static, origin_us):
+def select(patient: Patient, keep_N: np.ndarray, keep_static: bool, origin_us: int) -> Patient:
     """The patient with some of the tokens of the stream, with or without the static ones, and the origin of ages."""
     return dataclasses.replace(
         patient,
@@ -200,7 +200,7 @@ def select(patient, keep_N, keep_static, origin_us):
     )
 
 
-def without(patient, keep_ehr, keep_wear):
+def without(patient: Patient, keep_ehr: bool, keep_wear: bool) -> Patient:
     """The patient whose context shows one stream only; the other one remains what is predicted.
 
     As in `make_patient`, static tokens and the birth date are EHR facts. At least one of the two is kept, and there is
@@ -214,7 +214,7 @@ def without(patient, keep_ehr, keep_wear):
     return select(patient, keep_N, keep_ehr, patient.origin_us if has_birth else int(time_N[0]))
 
 
-def sample_day(draw, patient, weight_V):
+def sample_day(draw: float, patient: Patient, weight_V: np.ndarray) -> int:
     """A context's end: how many merged tokens there are up to the end of a sampled patient-day.
 
     A patient-day is drawn with a probability proportional to the weight of its tokens (paper, section 3.5: mini-batches

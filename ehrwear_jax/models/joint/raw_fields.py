@@ -10,13 +10,18 @@ Raw windows show what the grid shows and no more. Hidden (none of its samples ar
 Hidden ones take part in the choice of those for which there is room, so that masks do not change the choice.
 """
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 
 from ehrwear_jax.models.joint import patient as patient_lib
 
+if TYPE_CHECKING:
+    from ehrwear_jax.models.joint.examples import People
+
 
 def fill_raw(
-    row: dict, at: dict, patients, raw: patient_lib.RawWindows, windows: np.ndarray, w0: int, warp: float
+    row: dict, at: dict, patients: "People", raw: patient_lib.RawWindows, windows: np.ndarray, w0: int, warp: float
 ) -> None:
     """Writes the raw windows of a context, and moves their cursor; the masks and the signal are written before.
 
@@ -31,8 +36,8 @@ def fill_raw(
     config = patients.config
     place_R = np.searchsorted(windows, raw.window_R)
     inside = np.flatnonzero(np.append(windows, -1)[place_R] == raw.window_R)
-    shown = []
-    for r in inside:
+    shown: list[int] = []
+    for r in inside.tolist():
         if len(shown) < config.raw_windows * (place_R[r] + 1) // config.windows:
             shown.append(r)
     if not shown:
@@ -59,7 +64,7 @@ def fill_raw(
     row["raw"][s] = np.where(seen_KxSxA, values_KxSxA, np.float32(0))
 
 
-def fill_quality(row: dict, patients, quality_MxLxC: np.ndarray, windows: np.ndarray, w0: int) -> None:
+def fill_quality(row: dict, patients: "People", quality_MxLxC: np.ndarray, windows: np.ndarray, w0: int) -> None:
     """Writes the quality of the patches of a context: the mean over its steps, of which unknown ones count as zero.
 
     So it is the mean quality of the known steps times their share. What the signal lost (augmentation.drop_channels,

@@ -1,6 +1,7 @@
 """Defines a loss term of the joint family: what it predicts, from what, and how wrong that is, in one place."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any, ClassVar, NamedTuple
 
 import flax.linen as nn
@@ -8,9 +9,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ehrwear_jax.models.family import Field
+from ehrwear_jax.models.family import Batch, Field
 from ehrwear_jax.models.joint.batch import Facts
 from ehrwear_jax.models.joint.config import Config
+from ehrwear_jax.models.joint.context import Context
+
+Arrays = Mapping[str, jax.Array]  # a batch
+Loss = tuple[jax.Array, dict[str, jax.Array]]  # value, diagnostics
 
 # fields of the events at which predictions are made, for the terms that are made there
 EVENTS = {"event_position": Field("E", np.int32, -1, "token position of an event: the last of its time")}
@@ -48,22 +53,22 @@ class Term:
     at_events: ClassVar[bool] = False
     uses: ClassVar[tuple[str, ...]] = ()
 
-    def fill(self, row: dict, at: dict, c: Any) -> None:
-        """Writes the targets of one context (context.Context) into a row; `at` are the cursors before the context."""
+    def fill(self, row: Batch, at: dict, c: Context) -> None:
+        """Writes the targets of one context into a row; `at` are the cursors before the context."""
 
     def head(self) -> nn.Module | None:
         """The term's own head."""
         return None
 
-    def predict(self, network: nn.Module, head: Any, z: Latents, batch: dict) -> Any:
+    def predict(self, network: nn.Module, head: Any, z: Latents, batch: Arrays) -> Any:
         """What `loss` takes, from the latents."""
         raise NotImplementedError
 
-    def normaliser(self, batch: dict) -> Any:
+    def normaliser(self, batch: Arrays) -> Any:
         """What the term averages over, from the batch alone."""
         raise NotImplementedError
 
-    def loss(self, out: Any, batch: dict, normaliser: Any) -> tuple[jax.Array, dict[str, jax.Array]]:
+    def loss(self, out: Any, batch: Arrays, normaliser: Any) -> Loss:
         """(a sum divided by the normaliser, diagnostics)."""
         raise NotImplementedError
 

@@ -14,13 +14,14 @@ from typing import NamedTuple
 import numpy as np
 import polars as pl
 
+from ehrwear_jax.data.formats import parquet
 from ehrwear_jax.data.prepare import code_counts
 from ehrwear_jax.data.store import RecordStore
 from ehrwear_jax.models.joint.batch import N_SPECIAL
 
 SPECIAL = ("<pad>", "<mask>", "<wear>")
 VALUE_CLIP = 5.0  # standard deviations
-_TOKENS_SCHEMA = {
+_TOKENS_SCHEMA: parquet.Schema = {
     "token_id": pl.Int32,
     "token": pl.String,
     "code": pl.String,
@@ -30,7 +31,7 @@ _TOKENS_SCHEMA = {
     "text_id": pl.Int32,
     "count": pl.Int64,
 }
-_CODES_SCHEMA = {
+_CODES_SCHEMA: parquet.Schema = {
     "code": pl.String,
     "alias": pl.String,
     "value_mean": pl.Float64,
@@ -56,7 +57,7 @@ class Vocabulary:
     codes: pl.DataFrame
     n_texts: int = 0
 
-    def __len__(self):
+    def __len__(self) -> int:
         return self.tokens.height
 
     def encode(self, code_N: np.ndarray, raw_N: np.ndarray, text_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -86,7 +87,8 @@ class Vocabulary:
     def _lookup(self):
         """The tables as arrays by code_id and by text_id."""
         alias, code = self.codes["alias"].to_list(), self.codes["code"].to_list()
-        base, bins = {}, {}
+        base: dict[str, int] = {}
+        bins: dict[str, list[tuple[float, int]]] = {}
         text_token_T = np.full(self.n_texts + 1, -1, np.int32)  # the last one for no text
         table = self.tokens.filter(pl.col("token_id") >= N_SPECIAL).sort("code", "bin", "text_id")
         for name, b, token, high, text in table.select("code", "bin", "token_id", "high", "text_id").iter_rows():
@@ -127,7 +129,7 @@ class Vocabulary:
         for code in count:
             for ancestor in lineage.get(code, ()):
                 members.setdefault(ancestor, set()).add(code)
-        first = {}
+        first: dict[frozenset[str], str] = {}
         for name, codes in members.items():
             first.setdefault(frozenset(codes), name)
         total = {name: (sum(count[c] for c in codes), sorted(codes)) for codes, name in first.items()}
@@ -190,11 +192,12 @@ def build_vocabulary(
       ValueError: a number of bins that there cannot be.
     """
     code, alias = statistics["code"].to_list(), statistics["alias"].to_list()
-    total = {}
+    total: dict[int, int] = {}
     for target, count in zip(alias, statistics["count"], strict=True):
         if target is not None:
             total[target] = total.get(target, 0) + count
-    scaled, of_text = {}, {}
+    scaled: dict[int, tuple] = {}  # values, mean, std, cuts, values up to each cut
+    of_text: dict[int, list[tuple[int, str, int]]] = {}
     columns = ("code_id", "n_values", "mean", "std", "quantile", "up_to", "range_cut", "range_up_to")
     for i, n, mean, std, *cuts in statistics.select(columns).iter_rows():
         if i in total and n >= max(min_values, 1):
@@ -204,19 +207,20 @@ def build_vocabulary(
     frequent = texts.filter(pl.col("subjects") >= min_subjects).sort("text_id")
     for row in frequent.select("code_id", "text_id", "text", "count").iter_rows():
         of_text.setdefault(row[0], []).append(row[1:])
-    tokens, names = [(i, name, name, -1, None, None, -1, 0) for i, name in enumerate(SPECIAL)], set(code)
+    rows: list[tuple] = [(i, name, name, -1, None, None, -1, 0) for i, name in enumerate(SPECIAL)]
+    names = set(code)
     for i in sorted(total, key=lambda i: (-total[i], code[i])):
         n, _, _, cuts, up_to = scaled.get(i, (0, None, None, [], []))
         plain = total[i] - n - sum(count for _, _, count in of_text.get(i, ()))
-        tokens.append((len(tokens), code[i], code[i], -1, None, None, -1, plain))
+        rows.append((len(rows), code[i], code[i], -1, None, None, -1, plain))
         limits = [float("-inf"), *cuts, float("inf")]
         for b, in_bin in enumerate(np.diff([0, *up_to, n]).tolist() if n else ()):
-            tokens.append((len(tokens), f"{code[i]}//Q{b}", code[i], b, limits[b], limits[b + 1], -1, in_bin))
+            rows.append((len(rows), f"{code[i]}//Q{b}", code[i], b, limits[b], limits[b + 1], -1, in_bin))
         for text_id, text, count in of_text.get(i, ()):
             name = f"{code[i]}//{text}"
             name = f'{code[i]}//"{text}"' if name in names else name  # another is called so
             names.add(name)
-            tokens.append((len(tokens), name, code[i], -1, None, None, text_id, count))
+            rows.append((len(rows), name, code[i], -1, None, None, text_id, count))
     by_code = [scaled.get(i, (0, None, None)) for i in range(len(code))]
     codes = {
         "code": code,
@@ -225,5 +229,5 @@ def build_vocabulary(
         "value_std": [None if scale[2] is None else max(scale[2], 1e-6) for scale in by_code],
         "ancestors": [lineage.get(name, []) for name in code],
     }
-    tokens = pl.DataFrame(tokens, _TOKENS_SCHEMA, orient="row")
+    tokens = pl.DataFrame(rows, _TOKENS_SCHEMA, orient="row")
     return Vocabulary(tokens, pl.DataFrame(codes, _CODES_SCHEMA), texts.height)

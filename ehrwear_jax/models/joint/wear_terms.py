@@ -1,12 +1,16 @@
 """Predicts wearable signals: hidden steps, the windows ahead, and how the signal was of late."""
 
+from typing import Any
+
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from ehrwear_jax.data.formats.times import DAY_US
-from ehrwear_jax.models.family import Field
-from ehrwear_jax.models.joint.terms import Latents, Term, take
+from ehrwear_jax.models.family import Batch, Field
+from ehrwear_jax.models.joint.context import Context
+from ehrwear_jax.models.joint.terms import Arrays, Latents, Loss, Term, take
 from ehrwear_jax.models.layers.dense import dense
 from ehrwear_jax.models.objective import masked_mean, n_true
 
@@ -20,7 +24,7 @@ class SignalDecoder(nn.Module):
     width: int
 
     @nn.compact
-    def __call__(self, z, horizon):
+    def __call__(self, z: jax.Array, horizon: int) -> jax.Array:
         """z [..., D], horizon int -> [..., L, C]; one trunk, a learned vector per horizon."""
         horizon_HxD = self.param("horizon", nn.initializers.normal(0.02), (self.n_future + 1, self.width))
         trunk = dense(self.width, ("embed", "mlp"), name="trunk")(z)
@@ -36,13 +40,13 @@ class WearMasked(Term):
     needs = ("wear",)
     uses = ("signal",)
 
-    def predict(self, network, head, z: Latents, batch):
+    def predict(self, network: nn.Module, head: Any, z: Latents, batch: Arrays) -> Any:
         return network.signal_decoder(take(z.token_BxTxD, batch["window_position"]), 0)
 
-    def normaliser(self, batch):
+    def normaliser(self, batch: Arrays) -> jax.Array:
         return n_true(_hidden_steps(batch))
 
-    def loss(self, out, batch, normaliser):
+    def loss(self, out: Any, batch: Arrays, normaliser: Any) -> Loss:
         mask = _hidden_steps(batch)
         return masked_mean(jnp.square(out - batch["wear"]), mask, normaliser), {"count": n_true(mask)}
 
@@ -69,7 +73,7 @@ class FutureSignal(Term):
     }
     decay = 0.7
 
-    def fill(self, row, at, c):
+    def fill(self, row: Batch, at: dict, c: Context) -> None:
         end = c.patient.window_end_M[c.windows]
         if not len(end):
             return
@@ -78,14 +82,14 @@ class FutureSignal(Term):
         if len(c.query_us_Q):
             row["query_window"][c.queries] = _next_windows(c.query_us_Q, end, window_us, n, w0)
 
-    def predict(self, network, head, z: Latents, batch):
+    def predict(self, network: nn.Module, head: Any, z: Latents, batch: Arrays) -> Any:
         z_window, horizons = take(z.token_BxTxD, batch["window_position"]), range(1, batch["step_window"].shape[-1] + 1)
         return {
             name: jnp.stack([network.signal_decoder(x, h) for h in horizons], axis=2)
             for name, x in (("step_window", z_window), ("query_window", z.query_BxQxD))
         }
 
-    def normaliser(self, batch):
+    def normaliser(self, batch: Arrays) -> jax.Array:
         """Measured steps of the windows 1..H ahead, over window tokens and queries: [H]."""
         seen_BxW = n_true(batch["observed"], axis=(2, 3))
 
@@ -96,7 +100,7 @@ class FutureSignal(Term):
 
         return count(batch["step_window"]) + count(batch["query_window"])
 
-    def loss(self, out, batch, normaliser):
+    def loss(self, out: Any, batch: Arrays, normaliser: Any) -> Loss:
         def errors(prediction, slot_BxNxH):
             at = jnp.maximum(slot_BxNxH, 0).reshape(slot_BxNxH.shape[0], -1)[..., None, None]
             shape = (*slot_BxNxH.shape, *batch["wear"].shape[2:])
@@ -130,7 +134,7 @@ class WearHistory(Term):
         "query_past_mask": Field("QF", np.bool_, False, "whether the statistic exists"),
     }
 
-    def fill(self, row, at, c):
+    def fill(self, row: Batch, at: dict, c: Context) -> None:
         if not len(c.windows) or not len(c.query_us_Q):
             return
         end_M, q = c.patient.window_end_M[c.windows], c.queries
@@ -139,16 +143,16 @@ class WearHistory(Term):
         hi = np.searchsorted(end_M, c.query_us_Q, side="right")
         row["query_past"][q], row["query_past_mask"][q] = average(c.shown_MxF, lo, hi)
 
-    def head(self):
+    def head(self) -> nn.Module:
         return dense(self.facts.summaries, ("embed", "mlp"))
 
-    def predict(self, network, head, z: Latents, batch):
+    def predict(self, network: nn.Module, head: Any, z: Latents, batch: Arrays) -> Any:
         return head(z.query_BxQxD)
 
-    def normaliser(self, batch):
+    def normaliser(self, batch: Arrays) -> jax.Array:
         return n_true(batch["query_past_mask"])
 
-    def loss(self, out, batch, normaliser):
+    def loss(self, out: Any, batch: Arrays, normaliser: Any) -> Loss:
         mask = batch["query_past_mask"]
         return masked_mean(jnp.square(out - batch["query_past"]), mask, normaliser), {"count": n_true(mask)}
 

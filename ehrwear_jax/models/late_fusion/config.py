@@ -13,6 +13,6 @@ class Config:
     members: tuple = ("ehr_only", "wear_only")
     """The models whose latents are concatenated."""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if len(self.members) < 2:
             raise ValueError(f"config.models: late fusion of {self.members}; it takes at least two members")

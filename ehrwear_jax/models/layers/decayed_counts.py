@@ -1,5 +1,7 @@
 """Decayed counts: sums over the visible record that attention, being normalised, cannot form."""
 
+from collections.abc import Mapping
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -8,7 +10,7 @@ import numpy as np
 from ehrwear_jax.models.layers.dense import dense
 
 
-def decayed_sums(feature_BxTxD, time_BxT, starts_BxT, rate_R):
+def decayed_sums(feature_BxTxD: jax.Array, time_BxT: jax.Array, starts_BxT: jax.Array, rate_R: jax.Array) -> jax.Array:
     """S_r(i) = sum over j <= i of the same context of exp(-rate_r (t_i - t_j)) feature_j, in O(T).
 
     The excitation of a Hawkes process (Hawkes 1971) with exponential decay: rate 0 counts, larger rates forget. An
@@ -52,17 +54,17 @@ class DecayedCounts(nn.Module):
     n_rates: int = 8
     shortest_days: float = 1.0
     longest_days: float = 3650.0
-    dtype: jnp.dtype = jnp.float32
+    dtype: str = "float32"
 
     @nn.compact
-    def __call__(self, x_BxTxD, batch):
+    def __call__(self, x_BxTxD: jax.Array, batch: Mapping[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
         """x: token contents; batch: time, kv_range, query_time, query_kv_range (see batch.FIELDS).
 
         Returns:
           ([B, T, out_width], [B, Q, out_width]): the state at each token (itself included) and at each query.
         """
-        feature = dense(self.width, ("embed", "mlp"), dtype=jnp.float32, name="feature")
-        feature = nn.relu(feature(nn.LayerNorm(name="norm")(x_BxTxD)))
+        project = dense(self.width, ("embed", "mlp"), dtype=jnp.float32, name="feature")
+        feature = nn.relu(project(nn.LayerNorm(name="norm")(x_BxTxD)))
         days_R = np.geomspace(self.shortest_days, self.longest_days, self.n_rates - 1)
         log_rate_R = self.param("log_rate", lambda _: jnp.asarray(-np.log(days_R), jnp.float32))
         rate_R = jnp.append(jnp.exp(log_rate_R), 0.0)

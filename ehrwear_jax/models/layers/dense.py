@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax.linen as nn
+import jax
 
 LAYERS = "layers"
 _lecun = nn.initializers.lecun_normal()
@@ -59,6 +60,6 @@ class Mlp(nn.Module):
     out_axis: str | None = None
 
     @nn.compact
-    def __call__(self, x):
+    def __call__(self, x: jax.Array) -> jax.Array:
         hidden = nn.gelu(dense(self.width, ("embed", "mlp"), name="hidden")(x))
         return dense(self.out, ("mlp", self.out_axis or "embed"), name="out")(hidden)

@@ -1,16 +1,18 @@
 """Continuous-time encodings rho of an age given as whole days and a fraction of a day."""
 
+from collections.abc import Mapping
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 
-def frequencies(n_features, shortest_days, longest_days):
+def frequencies(n_features: int, shortest_days: float, longest_days: float) -> np.ndarray:
     """n_features / 2 log-linearly spaced frequencies in cycles per day (paper, section 3.2), highest first."""
     return 1.0 / np.geomspace(shortest_days, longest_days, n_features // 2)
 
 
-def gaussian_frequencies(n_features, period_days, seed=0):
+def gaussian_frequencies(n_features: int, period_days: float, seed: int = 0) -> np.ndarray:
     """n_features / 2 frequencies in cycles per day, normal with standard deviation 1 / period_days: never trained.
 
     Random Fourier features (Rahimi and Recht 2007) of the Gaussian kernel exp(-(2 pi dt / period_days)^2 / 2).
@@ -18,7 +20,7 @@ def gaussian_frequencies(n_features, period_days, seed=0):
     return np.abs(np.random.default_rng(seed).normal(0.0, 1.0 / period_days, n_features // 2))
 
 
-def encode(age_x2, cycles_F):
+def encode(age_x2: jax.Array, cycles_F: np.ndarray) -> jax.Array:
     """rho(t) = [sin(w_1 t), ..., cos(w_1 t), ...], exact to 1e-3 rad for a century of days in float32.
 
     The phase of a fast component after 30,000 days has no digits left in float32, so the day count is split into
@@ -43,7 +45,7 @@ def encode(age_x2, cycles_F):
     return jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], axis=-1)
 
 
-def in_day_bins(batch):
+def in_day_bins(batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
     """The batch with every time and age rounded down to whole days: time in bins of one day (paper, Table 4).
 
     Kernel times count from the first token of their context. Which tokens a position sees stays as it is.
@@ -51,13 +53,15 @@ def in_day_bins(batch):
     times = {n: jnp.floor(batch[n]) for n in ("time", "query_time")}
     whole = jnp.asarray([1.0, 0.0], jnp.float32)
     ages = {n: batch[n] * whole.reshape((1,) * (batch[n].ndim - 1) + (2,)) for n in ("age", "query_age")}
-    return batch | times | ages
+    return {**batch, **times, **ages}
 
 
 N_STREAM = 7
 
 
-def stream_features(time_BxN, seen_BxNx2, previous_BxN, key_time_BxT):
+def stream_features(
+    time_BxN: jax.Array, seen_BxNx2: jax.Array, previous_BxN: jax.Array, key_time_BxT: jax.Array
+) -> jax.Array:
     """How much record lies behind a position: what normalised attention and an encoding of age cannot express.
 
     Softmax weights sum to one however many keys there are and however old they are, so the number of known tokens,

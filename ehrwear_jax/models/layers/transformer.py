@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Mapping
 
 import flax.linen as nn
 import jax
@@ -14,7 +15,7 @@ from ehrwear_jax.ops.kernel_attention import ExponentialMixture, RationalQuadrat
 
 # What the forward pass keeps of a block for the backward pass, which computes the rest again: everything; the block's
 # input; that and its projections and the attention's result; that and the first product of the feed-forward part.
-REMAT = {
+REMAT: dict[str, tuple[str, ...] | None] = {
     "none": None,
     "full": (),
     "attention": ("qkv", "attended"),
@@ -64,9 +65,10 @@ def rematerialised(block: type[nn.Module], remat: str) -> type[nn.Module]:
     """
     if remat not in REMAT:
         raise ValueError(f"remat is {remat!r}; it can be {', '.join(REMAT)}")
-    if REMAT[remat] is None:
+    kept = REMAT[remat]
+    if kept is None:
         return block
-    return nn.remat(block, prevent_cse=False, policy=jax.checkpoint_policies.save_only_these_names(*REMAT[remat]))
+    return nn.remat(block, prevent_cse=False, policy=jax.checkpoint_policies.save_only_these_names(*kept))
 
 
 def _softplus_inverse(x):
@@ -93,7 +95,7 @@ class TimeKernel(nn.Module):
     longest_days: float = 3650.0
 
     @nn.compact
-    def __call__(self):
+    def __call__(self) -> ExponentialMixture | RationalQuadratic | None:
         if self.kind == "none":
             return None
         if self.kind == "rational_quadratic":
@@ -121,7 +123,7 @@ class Adapter(nn.Module):
     dtype: str
 
     @nn.compact
-    def __call__(self, x):
+    def __call__(self, x: jax.Array) -> jax.Array:
         hidden = nn.gelu(dense(self.width, ("embed", "mlp"), dtype=self.dtype, name="down")(x))
         zeros = nn.initializers.zeros
         return x + dense(x.shape[-1], ("mlp", "embed"), kernel_init=zeros, dtype=self.dtype, name="up")(hidden)
@@ -138,7 +140,7 @@ class ModalityBias(nn.Module):
     width: int
 
     @nn.compact
-    def __call__(self, x_BxTxD):
+    def __call__(self, x_BxTxD: jax.Array) -> jax.Array:
         """Returns bias_BxHxMxT, float32."""
         tag_MxHxS = self.param(
             "tag",
@@ -167,7 +169,7 @@ class Block(nn.Module):
     mesh_ops: MeshOps
     deterministic: bool
 
-    def setup(self):
+    def setup(self) -> None:
         c = self.config
         heads = (c.n_heads, c.width // c.n_heads)
         self.norm_attention = nn.LayerNorm(dtype=c.dtype)
@@ -185,7 +187,9 @@ class Block(nn.Module):
         if c.adapter_width:
             self.adapter_attention, self.adapter_mlp = (Adapter(c.adapter_width, c.dtype) for _ in range(2))
 
-    def __call__(self, carry, layer_drop, fields):
+    def __call__(
+        self, carry: tuple[jax.Array, jax.Array], layer_drop: jax.Array, fields: Mapping[str, jax.Array]
+    ) -> tuple[tuple[jax.Array, jax.Array], None]:
         """One layer: (x_BxTxD, y_BxQxD), its chance of being dropped, and the batch's fields -> (carry, None)."""
         x_BxTxD, y_BxQxD = carry
         x_norm, y_norm = self.norm_attention(x_BxTxD), self.norm_attention(y_BxQxD)
@@ -254,7 +258,9 @@ class Backbone(nn.Module):
     mesh_ops: MeshOps = ONE_DEVICE
 
     @nn.compact
-    def __call__(self, x_BxTxD, y_BxQxD, fields, deterministic):
+    def __call__(
+        self, x_BxTxD: jax.Array, y_BxQxD: jax.Array, fields: Mapping[str, jax.Array], deterministic: bool
+    ) -> tuple[jax.Array, jax.Array]:
         """Args: x tokens, y queries, fields of the batch (times, ranges, modality). Returns (z_BxTxD, z_BxQxD)."""
         c = self.config
         scan = nn.scan(

@@ -22,7 +22,7 @@ class Config:
     codes: int = 64
     """Most codes with features of their own."""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         options.require_choice("config.models", "estimator", self.estimator, ESTIMATORS)
         if not self.modalities or set(self.modalities) - set(MODALITIES):
             raise ValueError(f"config.models: modalities are {self.modalities}; they can be {' and '.join(MODALITIES)}")

@@ -289,7 +289,7 @@ def _both_ways(tile, works, run):
 class _Forward:
     """The online softmax; scratch: its maximum and sum [1, Q], and with skipping whether to stop and the last tile."""
 
-    def __init__(self, spec):
+    def __init__(self, spec) -> None:
         self.skips = spec.skip_tolerance > 0.0
         self.scratch = [pltpu.VMEM((1, spec.block_q), jnp.float32)] * 2
         self.scratch += [pltpu.SMEM((2,), jnp.int32)] if self.skips else []
@@ -327,7 +327,7 @@ class _Forward:
 class _Backward:
     """Gradients of the named outputs, by a method of Tile that adds to them."""
 
-    def __init__(self, method, names):
+    def __init__(self, method, names) -> None:
         self.method, self.names = method, names
 
     def start(self, refs):

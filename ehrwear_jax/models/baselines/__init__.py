@@ -1,1 +1,0 @@
-"""Models a practitioner would use instead: the rows that the learned representation must beat."""
