@@ -40,17 +40,26 @@ print(f"{WORKDIR}: model {model}, task {run.task}, {run.held.height} held-out pr
 
 # %% [markdown]
 # ## The person
-# Held-out people are ranked: those with wearable windows first, then by the number of their events. They are not named.
+# `RANK` 0 is the held-out person with the most wearable windows in the 30 days before a prediction time; what follows is
+# about this prediction time and the record up to it. People are not named.
 
 # %%
 RANK = 0  # @param {type:"integer"}
-held = store.index.filter(pl.col("subject_id").is_in(run.held["subject_id"].to_list()))
-ranked = held.sort(pl.col("n_windows") > 0, "n_events", "subject_id", descending=[True, True, False])
-subject = ranked["subject_id"][RANK]
+
+
+def recent_windows(row):
+    """How many windows of a person end in the 30 days before a prediction time."""
+    end_us = run.record(model, run.position[row["subject_id"]]).window_end_M
+    return int(np.sum((end_us <= row["at_us"]) & (end_us > row["at_us"] - 30 * DAY_US)))
+
+
+held = run.held.select("subject_id", at_us=pl.col("prediction_time").to_physical())
+held = held.with_columns(recent=pl.struct("subject_id", "at_us").map_elements(recent_windows, pl.Int64))
+ranked = held.sort("recent", "at_us", "subject_id", descending=[True, True, False])
+subject, last, recent = ranked.unique("subject_id", keep="first", maintain_order=True).row(RANK)
 person = run.record(model, run.position[subject])
-last = run.held.filter(pl.col("subject_id") == subject)["prediction_time"].to_physical().max()
 begin = person.first_us
-print(f"{len(person.code_K)} events, {len(person.window_end_M)} windows, {(last - begin) / DAY_US:.0f} days")
+print(f"{np.sum(person.time_K <= last)} events, {np.sum(person.window_end_M <= last)} windows, of which {recent} of late")
 
 # %% [markdown]
 # ## z(t), signals and events on one time axis
@@ -94,7 +103,8 @@ plt.show()
 
 # %% [markdown]
 # ## Counterfactuals
-# A perturbation is a transform (record, prediction time) -> record, in physical units: `ehrwear_jax/data/perturbations.py`.
+# A perturbation is a transform (record, prediction time) -> record, in physical units; `ehrwear_jax/data/perturbations.py`
+# has more.
 
 
 # %%

@@ -17,7 +17,7 @@ heart rate variability too: --config.prepare.summaries="('activity:entropy', 'pp
 
 The signal is changed as in appendix A.3, and contexts end with sampled patient-days (section 3.5). Which codes are
 administrative, and which events of interest, is named differently in every dataset: set
---config.joint.context.administrative_codes and --config.context.interest_codes to tuples of code prefixes.
+--config.joint.context.administrative_codes and --config.joint.context.interest_codes to tuples of code prefixes.
 """
 
 from ehrwear_jax import config as config_lib

@@ -43,20 +43,17 @@ def is_path(word):
     return word.split("/")[0] in FOLDERS and "/" in word and not re.search(r"[<>*={}]", word)
 
 
+def is_module(name):
+    """Without importing it: some define flags."""
+    return REPO.joinpath(*name.split(".")).is_dir() or REPO.joinpath(*name.split(".")).with_suffix(".py").is_file()
+
+
 def resolves(name):
-    """Whether a dotted name is a module, or something in one."""
-    parts = name.split(".")
-    for n in range(len(parts), 0, -1):
-        try:
-            found = importlib.import_module(".".join(parts[:n]))
-        except ModuleNotFoundError:
-            continue
-        for part in parts[n:]:
-            if not hasattr(found, part):
-                return False
-            found = getattr(found, part)
+    """Whether a dotted name is a module of the repository, or something in one."""
+    if is_module(name):
         return True
-    return False
+    module, _, attribute = name.rpartition(".")
+    return is_module(module) and hasattr(importlib.import_module(module), attribute)
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -76,12 +73,14 @@ def test_every_option_on_the_page_is_there(page):
     known = {option.name for option in reference.entries()}
     found = {m for w in words(page) for m in re.findall(r"(?<![\w./])(?:--)?config\.([a-z][\w.]*)", w)}
     free = ("models.", "prepare.segments.", "joint.weights.", "labels.diagnosis_groups.")  # names of the user's own
-    names = {n.rstrip(".") for n in found if n != "py" and not n.startswith(free)}
+    files = ("py", "json")
+    names = {n.rstrip(".").removesuffix(".update") for n in found if n not in files and not n.startswith(free)}
     assert names and sorted(names - known) == []
 
 
 def test_a_page_that_names_what_is_not_there_is_found():
-    assert not resolves("ehrwear_jax.evals.regression.Regresion") and resolves("ehrwear_jax.evals.regression.Regression")
+    known = "ehrwear_jax.evals.regression.Regression"
+    assert resolves(known) and not resolves(known + "s") and not resolves(known.replace("evals", "eval"))
     assert is_path("ehrwear_jax/evals/nothing.py") and not is_path("ehrwear_jax/models/<name>/") and not is_path("a/b")
 
 
@@ -222,7 +221,7 @@ def test_a_metric_of_continuous_tasks_is_a_class_and_its_place_in_builders(monke
 
 
 def power_law(scale_days, exponent, n_components=8, shortest_days=0.1, longest_days=3650.0):
-    """(1 + d / scale) ** -exponent as a mixture: the integral of its Laplace transform, by the trapezoid in log gamma."""
+    """(1 + d / scale) ** -exponent up to a factor, as a mixture: its Laplace integral by the trapezoid in log gamma."""
     span = jnp.log(jnp.asarray([1.0 / longest_days, 1.0 / shortest_days]))
     log_gamma = jnp.linspace(span[0], span[1], n_components)
     x = jnp.exp(log_gamma) * scale_days
