@@ -40,8 +40,8 @@ print(f"{WORKDIR}: model {model}, task {run.task}, {run.held.height} held-out pr
 
 # %% [markdown]
 # ## The person
-# `RANK` 0 is the held-out person with the most wearable windows in the 30 days before a prediction time; what follows is
-# about this prediction time and the record up to it. People are not named.
+# `RANK` 0 is the held-out person with the most wearable windows in the 30 days before a prediction time; what follows
+# is about this prediction time and the record up to it. People are not named.
 
 # %%
 RANK = 0  # @param {type:"integer"}
@@ -59,7 +59,8 @@ ranked = held.sort("recent", "at_us", "subject_id", descending=[True, True, Fals
 subject, last, recent = ranked.unique("subject_id", keep="first", maintain_order=True).row(RANK)
 person = run.record(model, run.position[subject])
 begin = person.first_us
-print(f"{np.sum(person.time_K <= last)} events, {np.sum(person.window_end_M <= last)} windows, of which {recent} of late")
+known = np.sum(person.time_K <= last), np.sum(person.window_end_M <= last)
+print(f"{known[0]} events, {known[1]} windows, {recent} of them in the last 30 days; {(last - begin) / DAY_US:.0f} days")
 
 # %% [markdown]
 # ## z(t), signals and events on one time axis
@@ -103,8 +104,8 @@ plt.show()
 
 # %% [markdown]
 # ## Counterfactuals
-# A perturbation is a transform (record, prediction time) -> record, in physical units; `ehrwear_jax/data/perturbations.py`
-# has more.
+# A perturbation is a transform (record, prediction time) -> record, in physical units; more of them are in
+# `ehrwear_jax/data/perturbations.py`.
 
 
 # %%
