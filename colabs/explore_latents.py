@@ -59,8 +59,8 @@ ranked = held.sort("recent", "at_us", "subject_id", descending=[True, True, Fals
 subject, last, recent = ranked.unique("subject_id", keep="first", maintain_order=True).row(RANK)
 person = run.record(model, run.position[subject])
 begin = person.first_us
-known = np.sum(person.time_K <= last), np.sum(person.window_end_M <= last)
-print(f"{known[0]} events, {known[1]} windows, {recent} of them in the last 30 days; {(last - begin) / DAY_US:.0f} days")
+n_events, n_windows = np.sum(person.time_K <= last), np.sum(person.window_end_M <= last)
+print(f"{n_events} events, {n_windows} windows ({recent} in the last 30 days), {(last - begin) / DAY_US:.0f} days")
 
 # %% [markdown]
 # ## z(t), signals and events on one time axis
