@@ -17,6 +17,7 @@ NETWORK_CHOICES = {
     "pool": ("attention", "temporal"),
     "posterior": ("point", "normal"),
     "remat": ("none", "full", "attention", "products"),
+    "wear_remat": ("none", "full", "attention", "products"),
     "dtype": ("float32", "bfloat16"),
 }
 _MANY = float("inf")
@@ -243,7 +244,9 @@ class Config:
     """A model of the joint family."""
 
     # options that change how a result is computed, and not the result
-    NOT_RESULTS: ClassVar[tuple[str, ...]] = ("network.remat", "network.unroll", "network.attention")
+    NOT_RESULTS: ClassVar[tuple[str, ...]] = (
+        "network.remat", "network.wear_remat", "network.unroll", "network.attention",
+    )  # fmt: skip
 
     modalities: tuple = MODALITIES
     """Modalities that the model is given, of "ehr" and "wear"."""

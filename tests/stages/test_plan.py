@@ -1,0 +1,175 @@
+"""What each artifact depends on: a change of the config makes others of these, and of nothing else."""
+
+import pytest
+import small_run
+
+from ehrwear_jax.config import parse
+from ehrwear_jax.stages import evaluate, interpret, predictors, prepare, report, tasks
+from ehrwear_jax.stages.plan import Plan
+from ehrwear_jax.stages.workdir import Workdir
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    root = tmp_path_factory.mktemp("plan")
+    small_run.write_inputs(root)
+    prepare.run(Plan(parse(small(root)), Workdir(root / "run")))
+    return root
+
+
+def small(root):
+    config = small_run.small_config(root)
+    config.interpret.enabled = True
+    config.finetune.update({"models": ("ehr_only",), "modes": ("lora",), "tasks": ("readmission",)})
+    return config
+
+
+def set_key(config, key, value):
+    *path, last = key.split(".")
+    part = config
+    for name in path:
+        part = part[name]
+    part[last] = value
+
+
+def of_data(plan):
+    """{name: digest} of what is there before any network."""
+    return {f"{a.kind}/{a.name}": a.digest for a in prepare.artifacts(plan)}
+
+
+def of_networks(plan):
+    return {f"models/{t.key}": plan.pretrained(t).digest for t in plan.trained()}
+
+
+def of_results(plan):
+    """{name: digest} of everything that is made of networks and labels."""
+    out = {f"embeddings/{t.key}": str(plan.embeddings(t)) for t in plan.trained()}
+    for name in plan.config.evaluate.tasks:
+        task = tasks.read(plan, name)
+        for p in predictors.predictors(plan, task):
+            out[f"predictions/{name}/{p.name}/{p.seed}"] = predictors.predictions_artifact(plan, task, p).digest
+        out[f"scores/{name}"] = evaluate.scores(plan, task).digest
+    if plan.config.interpret.enabled:
+        out |= {f"interpret/{m}": interpret.artifact(plan, m).digest for m in predictors.probed(plan)}
+    return out | {"report": report.artifact(plan).digest}
+
+
+def changed(one, other):
+    """(kinds of those that are others, names that are there in both)."""
+    both = one.keys() & other.keys()
+    return {k for k in both if one[k] != other[k]}, both
+
+
+JOINT = {"models/joint/all-seed0"}
+NETWORKS = JOINT | {"models/ehr_only/all-seed0", "models/wear_only/all-seed0"}
+
+
+@pytest.mark.parametrize(
+    "key, value, expected",
+    [
+        ("prepare.step_minutes", 30, {"tables/meds", "records/meds", "fit/all", *NETWORKS}),
+        ("cohort.min_age_years", 40.0, {"tables/meds", "records/meds", "fit/all", *NETWORKS}),
+        ("prepare.subjects_per_shard", 4, {"records/meds", "fit/all", *NETWORKS}),
+        ("prepare.min_subjects", 3, {"fit/all", *NETWORKS}),
+        ("joint.network.width", 16, NETWORKS),
+        ("joint.weights.wear_to_ehr", (0.0, 1.0, 4), NETWORKS),
+        ("joint.context.queries", 4, NETWORKS),
+        ("train.steps", 7, NETWORKS),
+        ("models.joint.modalities", ("ehr",), JOINT),
+        ("models.joint.train", {"steps": 7}, JOINT),
+        ("models.joint.network", {"width": 16}, JOINT),
+        # how a result is reached, not what it is; and what this source does not read
+        ("prepare.workers", 3, set()),
+        ("joint.network.wear_remat", "full", set()),
+        ("train.log_every", 5, set()),
+        ("train.checkpoint_every", 5, set()),
+        ("train.stop_after", 3, set()),
+        ("simulate.n_subjects", 5, set()),
+        ("mesh.fsdp", 2, set()),
+        # what comes after the networks
+        ("name", "other", set()),
+        ("evaluate.tasks", ("readmission",), set()),
+        ("evaluate.n_resamples", 10, set()),
+        ("embed.batch_size", 3, set()),
+        ("finetune.rank", 2, set()),
+    ],
+)
+def test_a_change_before_or_in_pretraining(root, key, value, expected):
+    found = []
+    for change in (False, True):
+        config = small(root)
+        if change:
+            set_key(config, key, value)
+        plan = Plan(parse(config), Workdir(root / "run"))
+        found.append(of_data(plan) | of_networks(plan))
+    different, both = changed(*found)
+    assert different == expected and len(both) == len(found[0])
+
+
+ALL_SCORES = {"scores/readmission", "scores/relapse"}
+ALL_INTERPRETED = {f"interpret/{m}" for m in ("joint", "ehr_only", "wear_only", "late_fusion")}
+BOTH = "readmission", "relapse"
+# everything that is made of the latents of joint; those of ehr_only
+OF_JOINT = {"embeddings/joint/all-seed0", "interpret/joint", *(f"predictions/{t}/joint/0" for t in BOTH)}
+OF_EHR = {"embeddings/ehr_only/all-seed0", "interpret/ehr_only", "interpret/late_fusion",
+          *(f"predictions/{t}/{m}/0" for t in BOTH for m in ("ehr_only", "late_fusion")),
+          "predictions/readmission/ehr_only_lora/0"}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "key, value, expected",
+    [
+        ("models.joint.train", {"steps": 7}, {*OF_JOINT, *ALL_SCORES, "report"}),
+        ("models.ehr_only.train", {"steps": 7}, {*OF_EHR, *ALL_SCORES, "report"}),
+        ("models.linear_table.codes", 4, {*(f"predictions/{t}/linear_table/None" for t in BOTH), *ALL_SCORES,
+                                          "report"}),
+        ("finetune.rank", 2, {"predictions/readmission/ehr_only_lora/0", "scores/readmission", "report"}),
+        ("evaluate.n_resamples", 10, {*ALL_SCORES, *ALL_INTERPRETED, "report"}),
+        ("evaluate.reference_model", "ehr_only", {*ALL_SCORES, "interpret/joint", "interpret/ehr_only", "report"}),
+        ("evaluate.probe", "adam", {f"predictions/{t}/{m}/0" for t in BOTH for m in
+                                    ("joint", "ehr_only", "wear_only", "late_fusion")} | {*ALL_SCORES, "report"}),
+        ("name", "other", {*ALL_SCORES, *ALL_INTERPRETED, "report"}),
+        ("interpret.people", 1, {*ALL_INTERPRETED, "report"}),
+        ("embed.trajectories", 1, {"report"}),
+        ("report.title", "Another title", {"report"}),
+        ("train.log_every", 5, set()),
+        # what is new changes the scores, which compare, and nothing that they are made of
+        ("models.more", {"family": "joint"}, {*ALL_SCORES, "report"}),
+        ("seeds", (0, 1), {*ALL_SCORES, "report"}),
+    ],
+)  # fmt: skip
+def test_a_change_of_what_is_made_of_networks(root, key, value, expected):
+    found = []
+    for change in (False, True):
+        config = small(root)
+        if change:
+            set_key(config, key, value)
+        found.append(of_results(Plan(parse(config), Workdir(root / "run"))))
+    different, both = changed(*found)
+    assert different == expected and len(both) == len(found[0])
+
+
+def test_a_task_more_or_fewer_leaves_the_other_tasks_predictions(root):
+    """Its scores are others only because all tasks share the resamples of the people who are held out in any."""
+    found = []
+    for chosen in (BOTH, ("readmission",)):
+        config = small(root)
+        config.evaluate.tasks = chosen
+        found.append(of_results(Plan(parse(config), Workdir(root / "run"))))
+    different, both = changed(*found)
+    assert different == {"report"} and {k for k in both if k.startswith("predictions/readmission")}
+
+
+def test_folds_share_tables_and_records(root):
+    config = small(root)
+    config.data.n_folds = 2
+    plan = Plan(parse(config), Workdir(root / "run"))
+    one = Plan(parse(small(root)), Workdir(root / "run"))
+    assert plan.records.digest == one.records.digest and plan.fit("fold0").digest != plan.fit("fold1").digest
+    assert len(plan.trained()) == 6 and len({plan.pretrained(t).digest for t in plan.trained()}) == 6
+
+
+def test_inputs_that_lie_elsewhere_are_the_same_inputs(root, tmp_path):
+    (tmp_path / "link").symlink_to(root)
+    plans = [Plan(parse(small(r)), Workdir(tmp_path / "run")) for r in (root, tmp_path / "link")]
+    assert of_data(plans[0]) | of_networks(plans[0]) == of_data(plans[1]) | of_networks(plans[1])
