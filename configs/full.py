@@ -4,8 +4,8 @@
 
 Variants, several of them joined by "+" or ",": 220m has 16 backbone layers; cohort applies the inclusion criteria of
 appendix A.2; relaxed does so with a month of EHR and three days of wear; layers=N and seq=N (tokens of a row, and of a
-context) trim the model to the compute at hand, e.g. configs/full.py:layers=4,seq=512; config.VARIANTS has the ablations
-of Table 4 and appendix A.6. Needs accelerators: 500,000 steps of 8 contexts a device. What it takes of them:
+context) trim the model to the compute at hand, e.g. configs/full.py:layers=4,seq=512; ehrwear_jax.config.VARIANTS has
+the ablations of Table 4 and appendix A.6. Needs accelerators: 500,000 steps of 8 rows a device. What it takes of them:
 
     python -m ehrwear_jax.main --config=configs/full.py --stages=describe
     python -m ehrwear_jax.main --config=configs/full.py --stages=compile --config.compile.topology=v5e:16x16
@@ -17,7 +17,7 @@ heart rate variability too: --config.prepare.summaries="('activity:entropy', 'pp
 
 The signal is changed as in appendix A.3, and contexts end with sampled patient-days (section 3.5). Which codes are
 administrative, and which events of interest, is named differently in every dataset: set
---config.joint.context.administrative_codes and --config.context.interest_codes to tuples of code prefixes.
+--config.joint.context.administrative_codes and --config.joint.context.interest_codes to tuples of code prefixes.
 """
 
 from ehrwear_jax import config as config_lib

@@ -2,8 +2,9 @@
 
     python -m ehrwear_jax.main --config=configs/tiny.py
 
-A few minutes. The joint model's AUROC of hospitalisation within a year is to lie between the unimodal rows' and the
-oracle's. Variants, several of them joined by "+": those of config.VARIANTS, as in tiny.py:no_cross_modal+r1.
+A few minutes. The joint model's AUROC of hospitalisation within a year is to lie between those of the unimodal models
+and the oracle's. Variants, several of them joined by "+": those of ehrwear_jax.config.VARIANTS, as in
+tiny.py:no_cross_modal+r1.
 """
 
 from ehrwear_jax import config as config_lib

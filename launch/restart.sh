@@ -1,4 +1,5 @@
-# Sourced by the launch scripts: runs a command again while its exit code says that this helps (ehrwear_jax/runtime/exit_codes.py).
+# Sourced by the launch scripts: runs a command again while its exit code says that this helps
+# (ehrwear_jax/runtime/exit_codes.py).
 #
 #   source launch/restart.sh
 #   run_until_done python -m ehrwear_jax.main ...

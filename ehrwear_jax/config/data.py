@@ -19,19 +19,19 @@ class DataConfig:
     """Where the data come from."""
 
     source: str = "meds"
-    """synthetic: simulate a cohort; meds: your own data; nafld, nhanes: adapters of public data."""
+    """Kind of data. synthetic: simulate a cohort; meds: your own data; nafld, nhanes: adapters of public data."""
     meds_dir: str = ""
-    """A MEDS dataset: data/, metadata/."""
+    """Folder of a MEDS dataset, which holds data/ and metadata/."""
     wearable_dir: str = ""
-    """Wearable tables; empty: none."""
+    """Folder of wearable tables; empty: none."""
     labels_dir: str = ""
-    """Label tables <task>.parquet; empty: hospitalisation labels are made from the events."""
+    """Folder of label tables <task>.parquet; empty: hospitalisation labels are made from the events."""
     source_dir: str = ""
-    """The files of nafld or nhanes, as published."""
+    """Folder with the files of nafld or nhanes, as published."""
     n_folds: int = 0
-    """More than 1: out-of-fold evaluation by metadata/subject_folds.parquet."""
+    """Number of folds of metadata/subject_folds.parquet for out-of-fold evaluation; 0 or 1: one split."""
     seed: int = 0
-    """Of everything about the people: simulation, prediction times, folds and splits that are drawn here."""
+    """Seed of everything about the people: simulation, prediction times, folds and splits that are drawn here."""
 
     def __post_init__(self) -> None:
         options.require_choice("config.data", "source", self.source, SOURCES)
@@ -42,19 +42,21 @@ class SegmentSpec:
     """A set of segments: short pieces of signal at one rate, a few of each wearable window (signals/segments.py)."""
 
     channels: tuple = ()
-    """Channels, in the order of the last array axis; they need not be among those of the grid."""
+    """Channels of the signal, in the order of the last array axis; they need not be among those of the grid."""
     rate_hz: float = 25.0
     """Samples per second, to which recordings are resampled."""
     seconds: float = 30.0
     """Length of a segment; at most that of a window."""
     filter: str = ""
-    """Empty: none. "bandpass:LOW-HIGH", in Hz: a zero-phase Butterworth band-pass inside the segment only."""
+    """Filter of each segment. Empty: none. "bandpass:LOW-HIGH", in Hz: a zero-phase Butterworth band-pass, inside the
+    segment only."""
     per_window: int = 4
     """Most segments of a wearable window."""
     score: str = "pulse"
-    """By which the best are chosen: pulse (quality of a pulse wave) or coverage (share of samples)."""
+    """Score by which the best segments are chosen: pulse (quality of a pulse wave) or coverage (share of samples)."""
     standardise: bool = True
-    """Each channel of a segment by its own mean and standard deviation; False: in the channel's unit."""
+    """True: each channel of a segment is standardised by its own mean and standard deviation; False: it keeps its
+    unit."""
 
     def __post_init__(self) -> None:
         where = "config.prepare.segments"
@@ -103,42 +105,44 @@ class PrepareConfig:
     channels: tuple = ()
     """Wearable channels to use, in order; empty: none."""
     log_channels: tuple = ()
-    """Those of them that are taken as log(1 + x)."""
+    """Channels of which the model is given log(1 + x)."""
     window_hours: int = 6
-    """Length of a wearable window; divides a day."""
+    """Length of a wearable window, hours; must divide a day."""
     step_minutes: int = 5
-    """Length of a step of a window's grid."""
+    """Length of a step of a window's grid, minutes."""
     min_coverage: float = 0.1
-    """Share of a window that must be recorded for it to exist."""
+    """Least share of a window's steps that must be recorded; windows with less are left out."""
     summaries: tuple = ()
-    """Derived features of windows, "channel:kind"; see signals/derived_features.py."""
+    """Derived features of each window, "channel:kind", such as activity:entropy; see signals/derived_features.py."""
     segments: dict = dataclasses.field(default_factory=dict)
-    """Sets of segments of sub-second signal, as many as wanted: name -> the fields of SegmentSpec."""
+    """Sets of segments of sub-second signal, as many as wanted: name -> the options listed below."""
     quality: bool = False
-    """Score how well each step of the grid was measured (signals/grid_quality.py); an input of the model then."""
+    """Score how well each step of the grid was measured (signals/grid_quality.py); the model is given the score."""
     min_subjects: int = 10
-    """A code needs this many training patients for a token of its own; rarer ones collapse into an ancestor."""
+    """Training patients that a code needs for a token of its own; rarer codes are replaced by an ancestor."""
     value_bins: int = 10
-    """Training quantile bins of a code's values."""
+    """Quantile bins of a code's values, fitted on the training split."""
     min_values: int = 50
-    """A code needs this many values to be binned and standardised."""
+    """Values that a code needs in the training split for its values to be binned and standardised."""
     min_text_subjects: int = 5
-    """A text that is an event's only result becomes a category of its code if so many people of the data have it."""
+    """Patients of the dataset that must have a text, where it is an event's only result, for it to be a category of its
+    code."""
     mapping_files: tuple = ()
-    """Tables code, target, factor, offset: local codes and units to common ones; see prepare/harmonise.py."""
+    """Tables code, target, factor, offset that map local codes and units to common ones; see prepare/harmonise.py."""
     ranges_file: str = ""
-    """A table code, low, high: clinical ranges in the place of training quantiles."""
+    """Table code, low, high of clinical ranges, used as value bins instead of training quantiles; empty: none."""
     implied_parents: bool = False
     """Give ICD-10 and ATC codes the ancestors that they spell out, beside those of codes.parquet."""
     max_per_day: int = 0
-    """Most events of one code for a person and day, the first ones; 0: all."""
+    """Most events of one code for a person and day; the first ones are kept; 0: all are."""
     drop_codes: tuple = (FOLLOWUP_END,)
-    """Codes that never become input (administrative ones)."""
+    """Codes that never become input, such as administrative ones."""
     first_date: str = "1900-01-01"
-    """ISO date; a row with an earlier time is set aside (a birth: a lifetime of 100 years earlier)."""
+    """ISO date; rows with an earlier time go to quarantine (a birth: earlier by a lifetime of 100 years)."""
     extraction_date: str = ""
-    """ISO date on which the data were taken from their source; a row more than a year later is set aside. Empty: see
-    formats/meds.py, extraction_date; none known: the limit is 2300 (shifted dates lie in the future)."""
+    """ISO date on which the data were taken from their source; rows more than a year later go to quarantine. Empty: it
+    is looked for as formats/meds.py, extraction_date, says; none known: the limit is the year 2300, since shifted dates
+    lie in the future."""
     date_only_at_day_end: bool = True
     """An event stamped exactly midnight is taken as a date without a time, known at the day's end."""
     subjects_per_shard: int = 2000
@@ -146,23 +150,24 @@ class PrepareConfig:
     pseudonymise: bool = False
     """Replace ids by keyed pseudonyms; see prepare/deidentify.py."""
     shift_days: int = 0
-    """Move each person's dates by one secret number of days, at most so many; 0: not at all."""
+    """Most days by which a person's dates are moved, all by the same secret number; 0: dates stay."""
     shift_whole_weeks: bool = False
-    """Move dates by whole weeks only, which keeps weekdays."""
+    """Move dates by whole weeks only, so that weekdays stay."""
     max_age_years: float = 0.0
-    """Forget the birth of people whose record goes on beyond this age; 0: keep all."""
+    """Age above which a person's birth date is removed, if the record goes on beyond it; 0: all are kept."""
     key_file: str = ""
     """File with the secret key of pseudonyms and shifts."""
     tuning_fraction: float = 0.1
-    """With folds, the share of groups outside the fold that chooses hyper-parameters."""
+    """With folds: share of the groups outside a fold that becomes its tuning split."""
     scheduler: str = ""
-    """Where shards are worked on: "" local processes, tcp://host:port a dask scheduler, jobqueue:slurm and the like."""
+    """Where shards are worked on. "": local processes; tcp://host:port: a dask scheduler; jobqueue:slurm and the like:
+    jobs."""
     workers: int = 1
-    """Local processes or jobs; 0: one per core; 1: this process alone. No setting changes a byte of the result."""
+    """Local processes or jobs; 0: one per core; 1: this process alone. The result is the same with any number."""
     worker_memory_gb: float = 0.0
-    """Of a local process, above which it is started again; 0: its share of the machine's memory."""
+    """Memory of a local process above which it is started again, GB; 0: its share of the machine's memory."""
     rows_per_piece: int = 2_000_000
-    """A shard of more events than this is read in pieces of about as many, whole subjects each."""
+    """Events above which a shard is read in pieces; a piece has about as many and holds whole subjects."""
 
     def __post_init__(self) -> None:
         if not isinstance(self.segments, Mapping):
@@ -192,20 +197,20 @@ class CohortConfig:
     """
 
     cutoff: str = ""
-    """ISO date, or empty."""
+    """Reference time of the criteria, an ISO date; empty: the end of each record."""
     min_ehr_days: float = 0.0
-    """From the first EHR event to the reference time."""
+    """Least days from the first EHR event to the reference time."""
     min_wear_days: int = 0
-    """Days with usable wear up to the reference time."""
+    """Least number of days with usable wear up to the reference time."""
     min_wear_hours: float = 12.0
-    """Usable hours that make such a day."""
+    """Usable hours of wear that make such a day."""
     min_age_years: float = 0.0
-    """In completed years; 0: no limit. Whose birth date is not known fails any limit."""
+    """Least age at the reference time, completed years; 0: no limit. A person without a birth date fails any limit."""
     max_age_years: float = 0.0
-    """In completed years, included; 0: no limit."""
+    """Highest age at the reference time, completed years, included; 0: no limit."""
     excluded_codes: tuple = ()
-    """Prefixes of codes, such as flags of bad data; who has one up to the reference time is out. Codes are as mapping
-    tables leave them; those of config.prepare.drop_codes are not seen."""
+    """Prefixes of codes, such as flags of bad data; a person who has one up to the reference time is left out. Codes
+    are as mapping tables leave them; those of config.prepare.drop_codes are not seen."""
 
     @property
     def is_open(self) -> bool:
@@ -218,21 +223,21 @@ class SimulateConfig:
     """What to simulate (data/sources/simulator)."""
 
     n_subjects: int = 1500
-    """People; their ids are 1 to n_subjects."""
+    """Number of people; their ids are 1 to n_subjects."""
     years: float = 3.0
-    """Longest observation; a share `dropout` of people is observed for less."""
+    """Longest observation, years; the share `dropout` of people is observed for less."""
     dropout: float = 0.25
-    """Share of people who leave early, at a uniform time in the last three quarters."""
+    """Share of people who leave early, at a uniform time in the last three quarters of the observation."""
     wear_days: int = 21
     """Days recorded per wearer, in one or two stretches."""
     noise: float = 1.0
-    """Multiplies measurement noise and artefacts of both modalities (1: as designed; 0: none)."""
+    """Factor of measurement noise and artefacts of both modalities (1: as designed; 0: none)."""
     missingness: float = 1.0
-    """Multiplies the chance of unmeasured labs, time not worn, lost samples and gaps."""
+    """Factor of the chance of unmeasured labs, time not worn, lost samples and gaps."""
     ehr_information: float = 1.0
-    """0 to 1, multiplies every effect of the state on the EHR but admission and death."""
+    """Factor, 0 to 1, of every effect of the hidden state on the EHR, except on admissions and death."""
     wearable_information: float = 1.0
-    """0 to 1, multiplies every effect of the state on wearables."""
+    """Factor, 0 to 1, of every effect of the hidden state on wearables."""
     wearable_subjects_fraction: float = 0.95
     """Share of people with a wearable."""
     temperature: bool = False
@@ -246,21 +251,21 @@ class SimulateConfig:
     last_year: int = 2016
     """Last year in which observation starts."""
     admission_per_year: float = 0.08
-    """Admission hazard of a woman of 60 in average health."""
+    """Admission hazard of a woman of 60 in average health, per year."""
     horizons_days: tuple = (30, 90, 180, 365)
-    """Horizons of the label tables and of the oracle."""
+    """Horizons of the label tables and of the oracle, days."""
     predictions_per_subject: int = 4
     """Prediction times per person in the label tables."""
     min_history_days: int = 120
-    """Least time from the first record to a prediction."""
+    """Least days from the first record to a prediction time."""
     subjects_per_shard: int = 125
     """Most people in one file."""
     train_fraction: float = 0.7
-    """Of the people."""
+    """Share of the people in the training split."""
     tuning_fraction: float = 0.1
-    """Of the people; the rest is held out."""
+    """Share of the people in the tuning split; the rest is held out."""
     seed: int = 0
-    """Of everything simulated."""
+    """Seed of everything simulated; a run sets it to config.data.seed."""
 
     def __post_init__(self) -> None:
         where, many = "config.simulate", float("inf")

@@ -11,11 +11,11 @@ class EmbedConfig:
     """How z is computed at prediction times."""
 
     batch_size: int = 32
-    """Rows of a batch."""
+    """Rows of a batch of prediction times."""
     trajectories: int = 3
-    """Held-out people whose z(t) is drawn."""
+    """Number of held-out people whose z(t) is drawn in the report."""
     trajectory_points: int = 120
-    """Times at which it is computed."""
+    """Number of times at which z of such a person is computed."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,35 +23,36 @@ class EvaluateConfig:
     """The protocol of evaluation."""
 
     tasks: tuple = ()
-    """Label tables to evaluate."""
+    """Names of the label tables that are evaluated."""
     n_resamples: int = 1000
-    """Of patients, for the intervals."""
+    """Number of resamples of patients, for the intervals."""
     reference_model: str = "joint"
     """The model that the others are compared with; empty: none."""
     probe: str = "exact"
-    """exact: solved to the optimum; adam: trained as in appendix A.4, over probe_seeds."""
+    """How probes are fitted. exact: solved to the optimum; adam: trained as in appendix A.4, with each of
+    probe_seeds."""
     probe_hidden: int = 0
-    """adam: units of a hidden layer, 0 for a linear probe."""
+    """Units of the hidden layer of a probe that is trained by adam; 0: a linear probe."""
     probe_seeds: tuple = (0, 1, 2, 3, 4)
-    """adam: seeds of the probes."""
+    """Seeds of probes that are trained by adam."""
     sensitivity: float = 0.8
-    """Of the confusion matrix; its threshold is chosen on the tuning split."""
+    """Sensitivity of the confusion matrix; its threshold is chosen on the tuning split."""
     horizons_days: tuple = (30.0, 90.0, 180.0, 365.0)
-    """Of time-to-event tasks: AUC(t), Brier(t)."""
+    """Horizons of AUC(t) and Brier(t) of time-to-event tasks, days."""
     age_edges: tuple = (50.0, 65.0)
     """Bounds of the age bands, years."""
     sex_prefixes: tuple = ("GENDER//", "SEX//")
-    """What codes of a sex start with."""
+    """Prefixes of the codes of a person's sex."""
     min_patients: int = 20
-    """Subgroups of fewer are suppressed."""
+    """Fewest patients of a subgroup that is shown."""
     min_per_class: int = 10
-    """Subgroups with fewer patients of a class are suppressed."""
+    """Fewest patients of each class of a subgroup that is shown."""
     label_fractions: tuple = (0.01, 0.1, 1.0)
-    """Of the training patients; empty: no label efficiency."""
+    """Shares of the training patients on which probes are fitted for label efficiency; empty: none."""
     label_draws: int = 5
-    """Draws of each fraction."""
+    """Number of draws of patients for each of label_fractions."""
     label_tasks: tuple = ()
-    """Binary tasks that are fitted on fractions; empty: the last one of `tasks`."""
+    """Binary tasks whose label efficiency is measured; empty: the last one of `tasks`."""
 
     def __post_init__(self) -> None:
         options.require_choice("config.evaluate", "probe", self.probe, ("exact", "adam"))
@@ -62,47 +63,47 @@ class InterpretConfig:
     """Geometry, robustness and mechanisms of what was trained; 0 or an empty tuple leaves a part out."""
 
     enabled: bool = True
-    """False: nothing is computed."""
+    """Whether the stage computes anything."""
     task: str = ""
-    """A binary task; empty: report.reliability_task, else the first binary one."""
+    """Binary task whose predictions are looked into; empty: report.reliability_task, else the first binary one."""
     max_times: int = 0
-    """Held-out prediction times that are embedded again under every perturbation; 0: all."""
+    """Most held-out prediction times that are embedded again under every perturbation; 0: all."""
     histories_days: tuple = (7.0, 30.0, 90.0)
-    """Lengths that histories are cut to."""
+    """Lengths that histories are cut to, days."""
     noise_db: float = 6.0
-    """By which the signal-to-noise ratio falls."""
+    """Decibels by which added noise lowers the signal-to-noise ratio."""
     missing_share: float = 0.5
-    """Share of the signal that is missing."""
+    """Share of the signal that is removed."""
     slice_days: float = 30.0
-    """Length of the slices whose latents are compared."""
+    """Length of the slices of a record whose latents are compared, days."""
     slices: int = 6
-    """How many."""
+    """Number of slices, counted back from the last prediction time."""
     geometry_people: int = 500
-    """At most so many."""
+    """Most held-out people whose latents are compared."""
     n_permutations: int = 200
-    """Of the tests of MMD."""
+    """Permutations of the tests of MMD."""
     dropout_samples: int = 10
-    """Of Monte Carlo dropout."""
+    """Samples of Monte Carlo dropout."""
     mechanism_people: int = 2000
-    """At most so many."""
+    """Most people whose mechanisms are measured."""
     event_prefixes: tuple = ("HOSPITAL_ADMISSION",)
-    """What codes of events start with, around which latents are followed."""
+    """Prefixes of the codes of events around which latents are followed."""
     drug_prefixes: tuple = ("ATC//", "RX//", "MEDICATION//")
-    """What codes of drugs start with."""
+    """Prefixes of the codes of drugs."""
     raised_channel: str = "heart_rate"
-    """Channel that is raised."""
+    """Channel that is raised in counterfactual records."""
     raised_sd: float = 1.0
-    """By so many training standard deviations."""
+    """Amount by which it is raised, in standard deviations of the training windows."""
     precursor_channels: tuple = ("rmssd", "hrv", "heart_rate", "activity")
-    """Channels that are hidden before events."""
+    """Channels that are hidden before events, to see what predictions owe to them."""
     response_channels: tuple = ("rmssd", "hrv", "heart_rate")
-    """The first that there is stands for heart rate variability after the start of a drug."""
+    """Channels of heart rate variability after the start of a drug; the first that there is stands for it."""
     people: int = 3
-    """Single people whose predictions are explained."""
+    """Number of people whose predictions are explained one by one."""
     gradient_steps: int = 32
-    """Nodes of integrated gradients."""
+    """Steps of integrated gradients."""
     individuals: bool = False
-    """Explain single people of cohorts that are not simulated."""
+    """Whether to explain single people of cohorts that are not simulated."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,15 +111,17 @@ class ReportConfig:
     """The report."""
 
     title: str = "ehrwear_jax"
-    """Of the page."""
+    """Title of the page."""
     reliability_task: str = ""
-    """The main task."""
+    """The main task: its reliability diagram is drawn, and interpretation is of it."""
     predictions_dir: str = ""
-    """<task>/<model>.parquet in the MEDS prediction schema, of any model: --stages=report needs nothing else."""
+    """Folder of saved predictions <task>/<model>.parquet in the MEDS prediction schema, of any model, that
+    --stages=report shows without any other stage; empty: those of this run."""
     tuning_dir: str = ""
-    """The same of the tuning split: chooses the thresholds of the confusion matrices."""
+    """Folder of the same models' predictions for the tuning split, on which the thresholds of confusion matrices are
+    chosen."""
     individuals: bool = False
-    """Draw single people of cohorts that are not simulated."""
+    """Whether to draw single people of cohorts that are not simulated."""
 
     def check_folders(self) -> None:
         """Raises FileNotFoundError for a folder of predictions that is not there."""

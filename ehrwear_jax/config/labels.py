@@ -26,37 +26,40 @@ class PhysiologyConfig:
     """
 
     measures: tuple = ()
-    """Of MEASURES. A task is called MEASURE_<days>d."""
+    """What is labelled: names of MEASURES in config/labels.py. A task is called MEASURE_<days>d."""
     period_days: tuple = (7,)
-    """Lengths of the period after the prediction time."""
+    """Lengths of the period after the prediction time, days."""
     per_subject: int = 2
-    """Prediction times drawn for each person, midnights of the recording's clock."""
+    """Prediction times drawn for each person, at midnights of the recording's clock."""
     min_history_days: float = 1.0
-    """Wear begins at least so long before a prediction time."""
+    """Least days from the beginning of wear to a prediction time."""
     min_days: int = 4
     """Fewest usable days (for sleep: nights with both ends seen) in a period."""
     min_day_share: float = 0.6
-    """A day is usable for the rhythm if this share of it was observed."""
+    """Share of a day that must be observed for it to be usable for the rhythm."""
     activity_channel: str = "activity"
-    """Counts per minute, non-negative."""
+    """Channel of activity, counts per minute, not negative."""
     heart_rate_channel: str = "heart_rate"
-    """Beats per minute; empty if there is none."""
+    """Channel of the heart rate, beats per minute; empty if there is none."""
     counts_scale: float = 0.01
-    """Brings the counts to those of Cole and Kripke; depends on the device, see rest_activity.asleep_counts."""
+    """Factor that brings the counts to those of Cole and Kripke; depends on the device, see
+    rest_activity.asleep_counts."""
     counts_cap: float = 300.0
     """Highest scaled count; depends on the device."""
     non_wear_minutes: int = 90
-    """A run of so many minutes of zero counts without a heart rate is time not worn; 0: zeros are taken as they are."""
+    """Minutes of zero counts in a row, without a heart rate, that count as time not worn; 0: zeros are taken as they
+    are."""
     still_counts: float = 0.0
     """Most counts of a minute at rest, in the channel's unit, see rest_activity.resting_heart_rate."""
     hrv_channel: str = ""
     """Channel of the heart rate variability; empty if there is none."""
     hrv_kind: str = "rmssd"
-    """rmssd (the channel is RMSSD in ms), or pulse, ecg or intervals: a value per hrv_minutes is computed."""
+    """What the channel holds. rmssd: RMSSD in ms; pulse, ecg or intervals: a value per hrv_minutes is computed from
+    it."""
     hrv_minutes: int = 60
-    """Divides a day."""
+    """Length of the pieces of which a value of the heart rate variability is computed, minutes; must divide a day."""
     min_hrv_values: int = 1
-    """Fewest values of a usable day."""
+    """Fewest values of the heart rate variability that make a day usable."""
 
     def __post_init__(self) -> None:
         where = "config.labels.physiology"
@@ -92,16 +95,16 @@ class LabelsConfig:
     """Label tables that are made where the user gives none (data/labels/outcomes.py)."""
 
     horizons_days: tuple = (30, 90, 180, 365)
-    """Of hospitalisation and of the first diagnoses."""
+    """Horizons of hospitalisation and of first diagnoses, days."""
     per_subject: int = 2
     """Prediction times drawn for each person."""
     min_history_days: float = 180.0
-    """From the first record to a prediction time."""
+    """Least days from the first record to a prediction time."""
     after_wearable: bool = True
-    """Prediction times only after the first day of wear, where there are wearables."""
+    """Draw prediction times only after the first day of wear, where there are wearables."""
     admission_code_prefix: str = "HOSPITAL_ADMISSION"
-    """What the codes of admissions start with."""
+    """Prefix of the codes of admissions."""
     diagnosis_groups: dict = dataclasses.field(default_factory=dict)
-    """Name -> what the codes of a diagnosis group start with; its first onset is labelled."""
+    """Diagnosis groups whose first onset is labelled: name -> prefixes of the group's codes."""
     physiology: PhysiologyConfig = PhysiologyConfig()
     """Labels from signals."""

@@ -6,7 +6,10 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from ehrwear_jax.config import families, options
+from ehrwear_jax.config.data import SegmentSpec
 from ehrwear_jax.config.run import RunConfig
+
+FITTED = ("tabular", "late_fusion")  # families of the package whose options stand in config.models alone
 
 
 class Option(NamedTuple):
@@ -33,6 +36,12 @@ def entries(cls: type = RunConfig, path: str = "") -> Iterator[Option]:
             yield Option(name, default, documented[field.name])
 
 
+def further() -> dict[str, type]:
+    """{title: dataclass} of options that stand in dicts of the config, by names of the user's own."""
+    models = {f"A model of the family {name}, in models": families.config_class(name) for name in FITTED}
+    return {"A set of segments, in prepare.segments": SegmentSpec} | models
+
+
 def markdown() -> str:
     """The reference as Markdown: a section per part, a line per option."""
     lines = ["# Options", "", "Set with `--config.<option>=<value>`, or in a file of configs/.", ""]
@@ -41,4 +50,7 @@ def markdown() -> str:
             lines += ["", f"## {option.name}", "", option.text, ""]
         else:
             lines.append(f"- `{option.name}` = `{option.default!r}`: {option.text}")
+    for title, cls in further().items():
+        lines += ["", f"## {title}", "", (cls.__doc__ or "").strip().splitlines()[0], ""]
+        lines += [f"- `{option.name}` = `{option.default!r}`: {option.text}" for option in entries(cls)]
     return "\n".join(lines) + "\n"

@@ -19,7 +19,7 @@ class RunConfig:
     """One experiment. Each part checks itself; `check` looks at what concerns several."""
 
     name: str = "base"
-    """Of the experiment and, in results, of the dataset."""
+    """Name of the experiment: of the default workdir and, in results, of the dataset."""
     seeds: tuple = (0,)
     """Each network is trained once per seed; the first one's is the model that is reported, the others tell how far
     results depend on it."""

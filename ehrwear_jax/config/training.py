@@ -16,55 +16,56 @@ class TrainConfig:
     batch_size: int = 32
     """Rows of the global batch."""
     rows_per_device: int = 0
-    """If positive, the global batch has so many rows for each device that has rows of its own, and batch_size is 0. A
+    """Rows of the global batch for each device that has rows of its own; batch_size is 0 then. 0: batch_size says it. A
     run goes on with as many devices as it began with."""
     accumulate: int = 1
-    """Micro-batches per step: as many fewer rows at a time, the same sums."""
+    """Parts that a batch is cut into and computed one after another; losses and gradients add up to those of the
+    whole."""
     peak_learning_rate: float = 1e-4
-    """Of AdamW, after the warmup."""
+    """Learning rate of AdamW after the warmup."""
     warmup_steps: int = 10_000
-    """Linear, from peak / warmup_steps; then a cosine to zero at `steps`."""
+    """Steps of the linear warmup from peak / warmup_steps; a cosine to zero at `steps` follows."""
     weight_decay: float = 0.01
-    """Of matrices; norms, biases, embeddings and parameters of the attention kernel have none."""
+    """Decay of matrices; norms, biases, embeddings and parameters of the attention kernel have none."""
     clip_norm: float = 1.0
-    """Of the whole gradient."""
+    """Norm to which the whole gradient is clipped."""
     adam_b2: float = 0.98
     """Decay of Adam's second moment."""
     ema_decay: float = 0.0
-    """Of the average of the weights that validation and embedding use; 0: they use the weights themselves."""
+    """Decay of the average of the weights that validation and embedding use; 0: they use the weights themselves."""
     init_from: str = ""
-    """A trained model's folder whose parameters a new run starts from; empty: from random ones."""
+    """Folder of a trained model whose parameters a new run starts from; empty: random ones."""
     stop_after: int | None = None
-    """End the process's work at this step (the run can be resumed); None runs to `steps`."""
+    """Step at which the process ends its work, which a later one resumes; None: it runs to `steps`."""
     patience: int = 0
-    """Validations without a lower loss before the end, and the parameters of the lowest one are used; 0: all steps are
-    done, and the last parameters are used."""
+    """Validations without a lower loss after which training ends and the parameters of the lowest one are used; 0: all
+    steps are done, and the last parameters are used."""
     log_every: int = 50
-    """In steps."""
+    """Steps from one line of metrics to the next."""
     validate_every: int = 500
-    """In steps."""
+    """Steps from one validation to the next."""
     validate_batches: int = 8
-    """Batches of the tuning split."""
+    """Batches of the tuning split in a validation."""
     checkpoint_every: int = 500
-    """In steps."""
+    """Steps from one checkpoint to the next."""
     keep: int = 2
-    """Newest checkpoints that are kept."""
+    """Number of newest checkpoints that are kept."""
     keep_every: int = 0
-    """Checkpoints at multiples of this step are kept for good; 0: none."""
+    """Checkpoints at multiples of this step are kept as well; 0: none."""
     data_threads: int = 2
-    """That read ahead, in each process."""
+    """Threads that read ahead, in each process."""
     data_workers: int = 0
     """Further processes that make the batches; 0: the training process does."""
     max_skipped: int = 20
-    """So many steps in a row that are not finite end the run."""
+    """Steps in a row with a loss or gradient that is not finite after which the run ends."""
     spike_factor: float = 8.0
-    """A loss so many robust deviations over the median of the last ones is noted; 0: none is."""
+    """Robust deviations above the median of the last losses from which on a loss is logged as a spike; 0: none is."""
     step_timeout_s: float = 1800.0
-    """A step that takes longer has hung and ends the process; 0: may take forever."""
+    """Seconds after which a step counts as hung and the process ends; 0: no limit."""
     profile_at: int = 0
-    """Trace steps from this one on; 0: none."""
+    """Step from which on a few steps are traced; 0: none."""
     profile_steps: int = 5
-    """How many steps a trace covers, also one that is asked for."""
+    """Number of steps in a trace, also in one that is asked for while training runs."""
 
     def __post_init__(self) -> None:
         where = "config.train"
@@ -109,9 +110,9 @@ class CompileConfig:
     """What --stages=describe and compile assume where data would decide."""
 
     topology: str = "v5e:16x16"
-    """The TPU slice that is compiled for."""
+    """TPU slice that is compiled for, such as v5e:16x16."""
     vocabulary: int = 32_768
-    """Number of tokens."""
+    """Number of tokens that the model is assumed to have."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,39 +120,40 @@ class FinetuneConfig:
     """How models are fine-tuned for a task beside their frozen probes (training/finetune.py)."""
 
     modes: tuple = ()
-    """Of head, lora, adapter, full; empty: nothing is fine-tuned. A model is called <model>_<mode>."""
+    """Modes, of head, lora, adapter, full; empty: nothing is fine-tuned. A fine-tuned model is called
+    <model>_<mode>."""
     models: tuple = ()
-    """Which models; empty: all that are pretrained."""
+    """Models that are fine-tuned; empty: all that are pretrained."""
     tasks: tuple = ()
-    """For which tasks; empty: all that are evaluated."""
+    """Tasks that they are fine-tuned for; empty: all that are evaluated."""
     steps: int = 400
-    """At most so many."""
+    """Most optimiser steps."""
     warmup_steps: int = 20
-    """Linear, then a cosine."""
+    """Steps of the linear warmup; a cosine follows."""
     batch_size: int = 16
     """Rows of a batch, each of which holds as many prediction times as its contexts leave room for."""
     learning_rate: float = 3e-4
-    """Peak, of low-rank updates and adapters, which are new."""
+    """Peak learning rate of low-rank updates and adapters, which are new."""
     full_learning_rate: float = 1e-5
-    """Peak, of pretrained parameters."""
+    """Peak learning rate of pretrained parameters."""
     head_learning_rate: float = 1e-3
-    """Peak, of the head, in units of its standardised features."""
+    """Peak learning rate of the head, in units of its standardised features."""
     weight_decay: float = 0.01
-    """Of kernels, as in pretraining; low-rank updates have none."""
+    """Decay of matrices, as in pretraining; low-rank updates have none."""
     clip_norm: float = 1.0
-    """Of the whole gradient."""
+    """Norm to which the whole gradient is clipped."""
     dropout: bool = True
-    """As in pretraining; never in mode head, whose model is frozen."""
+    """Whether dropout is on, as in pretraining; never in mode head, whose model is frozen."""
     validate_every: int = 20
-    """Steps between looks at the tuning split."""
+    """Steps from one evaluation on the tuning split to the next."""
     patience: int = 5
-    """Looks without a better loss before the end."""
+    """Evaluations without a lower loss after which fine-tuning ends."""
     rank: int = 8
-    """Of low-rank updates."""
+    """Rank of low-rank updates."""
     alpha: float = 16.0
-    """Low-rank updates are scaled by alpha / rank."""
+    """Scale of low-rank updates: they are multiplied by alpha / rank."""
     kernels: str = "backbone/blocks/(query|key|value|out|up|down)/kernel"
-    """Which kernels have low-rank updates, by their whole path."""
+    """Regular expression of the whole paths of the matrices that have low-rank updates."""
     adapter_width: int = 32
     """Hidden units of an adapter."""
 

@@ -7,6 +7,7 @@ import pytest
 import small_run
 from repo import REPO
 
+from ehrwear_jax import config as config_lib
 from ehrwear_jax.stages import runner
 
 SCRIPT = REPO / "colabs" / "explore_latents.py"
@@ -34,8 +35,8 @@ def test_cells_of_a_script():
 @pytest.mark.slow
 def test_the_script_runs_on_a_small_run(tmp_path, monkeypatch, capsys):
     small_run.write_inputs(tmp_path)
-    config = small_run.one_row(small_run.small_config(tmp_path), "joint")
-    runner.run(config, tmp_path / "run", ["prepare", "pretrain", "embed"])
+    config = small_run.one_model(small_run.small_config(tmp_path), "joint")
+    runner.run(config_lib.parse(config), tmp_path / "run", ["prepare", "pretrain", "embed"])
     monkeypatch.setenv("EHRWEAR_RUN", str(tmp_path / "run"))
     monkeypatch.setenv("MPLBACKEND", "agg")
     found = runpy.run_path(str(SCRIPT))

@@ -43,6 +43,15 @@ def test_every_option_can_be_set_and_is_documented():
     assert len(seen) > 200 and {"train.steps", "joint.network.width", "prepare.channels"} <= seen
 
 
+def test_options_in_dicts_of_the_config_are_documented_too():
+    found = {title: list(reference.entries(cls)) for title, cls in reference.further().items()}
+    assert len(found) == 3 and all(option.text for entries in found.values() for option in entries)
+    text = reference.markdown()
+    for title, entries in found.items():
+        section = text.partition(f"## {title}\n")[2].partition("\n## ")[0]
+        assert all(f"- `{option.name}` = `{option.default!r}`: {option.text}\n" in section + "\n" for option in entries)
+
+
 def test_the_reference_names_every_option():
     text = reference.markdown()
     for option in reference.entries():

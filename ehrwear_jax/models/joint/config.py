@@ -28,80 +28,84 @@ class ContextConfig:
     """How patients become rows of a batch, what is hidden, and what is predicted; times in days."""
 
     tokens: int = 128
-    """Capacity of a row."""
+    """Capacity of a row, tokens."""
     windows: int = 64
     """Capacity of a row for wearable windows."""
     context_tokens: int = 128
     """Most tokens of one patient in a row, static ones included; at most `tokens`."""
     queries: int = 8
-    """Capacity of a row for queries at free times; shared among its contexts by their length."""
+    """Capacity of a row for queries at free times, shared among its contexts by their length."""
     events: int = 16
-    """Capacity of a row for predictions at events; shared likewise."""
+    """Capacity of a row for predictions at events, shared among its contexts by their length."""
     future_windows: int = 4
-    """Steps of multi-step prediction of the signal."""
+    """Number of windows ahead that are predicted (multi-step prediction of the signal)."""
     horizons: tuple = (30, 90, 180, 365)
-    """For the prediction of future codes and the reconstruction of past ones."""
+    """Horizons of the prediction of future codes and of the reconstruction of past ones, days."""
     future_codes: int = 128
-    """How many codes and ancestors of codes (the most frequent) are predicted."""
+    """Number of codes and ancestors of codes, the most frequent ones, that are predicted."""
     history_tokens: int = 256
-    """How many tokens (the most frequent) are reconstructed."""
+    """Number of tokens, the most frequent ones, that are reconstructed."""
     pairs: int = 0
     """Capacity of a row for pairs of a wearable window and the EHR events within colocated_days of its end, which
     contrastive alignment compares (paper, section 3.3: temporally co-located); 0 leaves it out."""
     colocated_days: float = 7.0
-    """See pairs."""
+    """Days from the end of a window within which EHR events form a pair with it; see pairs."""
     pool_days: float = 30.0
-    """tau of the wearable-to-EHR term."""
+    """Days of signal before an event that the wearable-to-EHR term pools (tau in the paper)."""
     summary_days: float = 7.0
-    """tau' of the EHR-to-wearable term."""
+    """Days of signal after an event that the EHR-to-wearable term predicts the statistics of, and before a query that
+    are reconstructed (tau' in the paper)."""
     raw_segments: str = ""
-    """The set of config.prepare.segments that become raw windows; "": none."""
+    """Name of the set of config.prepare.segments that the model is given as raw windows; "": none."""
     raw_windows: int = 0
-    """Capacity of a row for raw windows of sub-second signal, of which each window adds its share; 0: none."""
+    """Capacity of a row for raw windows of sub-second signal, shared among its wearable windows; 0: none."""
     patch_steps: int = 6
     """Steps in a patch of the wearable encoder."""
     ehr_mask: float = 0.15
-    """Share of events that are hidden."""
+    """Share of events that are hidden in a context with masks."""
     wear_mask: float = 0.25
-    """Share of the signal that is hidden."""
+    """Share of the signal that is hidden in a context with masks."""
     mask_temperature: float = 0.3
-    """Of hiding by the code's frequency, see masking.token_weights."""
+    """How much more often rare codes are hidden: weight count ** -temperature; 0: all alike. See
+    masking.token_weights."""
     masked_contexts: float = 0.5
     """Share of contexts in which anything is hidden; the others look as they do at inference."""
     wear_mask_kind: str = "contiguous"
-    """contiguous, random, window (see masking.mask_patches) or channel (masking.mask_channels)."""
+    """How the hidden signal lies: contiguous, random, window (see masking.mask_patches) or channel
+    (masking.mask_channels)."""
     interest_codes: tuple = ()
-    """Prefixes; events near an event whose code starts with one are hidden more often and the others of the context
+    """Prefixes of codes of interest. Events near such an event are hidden more often and the others of the context
     less, see masking.mask_chances. Many hidden events hint to a causal model that such an event follows; contexts
     without masks, as at inference, have no such hint."""
     interest_factor: float = 3.0
-    """How much more often."""
+    """Factor by which events near one of interest are hidden more often."""
     interest_days: float = 7.0
-    """How near, before or after."""
+    """Days before or after an event of interest that count as near."""
     administrative_codes: tuple = ()
-    """Prefixes; such codes are hidden, and their days sampled, less often."""
+    """Prefixes of administrative codes, which are hidden, and whose days are sampled, less often."""
     administrative_weight: float = 0.1
-    """By this factor."""
+    """Factor of the chance that such a code is hidden or its day sampled."""
     patient_days: float = 0.0
-    """Share of contexts that end with a sampled patient-day; the others end with the record where it fits into a
+    """Share of contexts that end with a sampled patient-day. The others end with the record where it fits into a
     context, else at a token that has a full context before it."""
     day_temperature: float = 0.3
-    """Of the sampling of patient-days by their codes, see masking.token_weights."""
+    """How much more often patient-days with rare codes are sampled, as mask_temperature."""
     patient_temperature: float = 0.0
-    """Of the sampling of patients by the rarity of their codes, see packing.patient_weights; 0: every patient once in
+    """How much more often patients with rare codes are sampled, see packing.patient_weights; 0: every patient once in
     an epoch."""
     time_warp: float = 0.0
-    """Most that a step moves, as a share of a window (appendix A.3). Validation leaves out this and the next four."""
+    """Most that a step of the signal is moved, as a share of a window (appendix A.3); 0: not at all. In training
+    only."""
     noise: float = 0.0
-    """Standard deviation of added noise over the local one of the signal."""
+    """Standard deviation of the noise added to the signal, relative to the signal's local one. In training only."""
     noise_steps: int = 8
-    """Steps that the local standard deviation is of."""
+    """Steps over which the signal's local standard deviation is taken."""
     channel_dropout: float = 0.0
-    """Chance of a loss per window and channel."""
+    """Chance that a channel of a window loses the whole window or a run of its steps. In training only."""
     drop_ehr: float = 0.0
-    """Chance that a context of both modalities is given without its EHR."""
+    """Chance that a context of both modalities is given without its EHR. In training only."""
     drop_wear: float = 0.0
-    """Chance that a context of both modalities is given without its wearables."""
+    """Chance that a context of both modalities is given without its wearables. In training only."""
 
     def __post_init__(self) -> None:
         where = "config.joint.context"
@@ -137,75 +141,79 @@ class NetworkConfig:
     """Sizes of the network; the defaults are those of appendix A.4."""
 
     width: int = 1024
-    """Of the backbone and of z."""
+    """Width of the backbone and of z."""
     n_layers: int = 24
-    """Of the backbone."""
+    """Layers of the backbone."""
     n_heads: int = 16
-    """Of the backbone."""
+    """Attention heads of the backbone."""
     mlp_width: int = 4096
-    """Of the backbone."""
+    """Hidden units of the backbone's feed-forward blocks."""
     token_width: int = 512
-    """Of the embedding table."""
+    """Width of the table of token embeddings."""
     time_features: int = 128
-    """q of rho."""
+    """Number of features of the encoding of age, rho (q in the paper)."""
     shortest_period_days: float = 0.25
-    """Of rho; data by the day have no use for less than months, and fine phases of an age tell people apart."""
+    """Shortest period of the encoding of age, days. Data by the day need no less than months; fine phases of an age
+    identify people."""
     time_encoding: str = "log_linear"
-    """log_linear or gaussian."""
+    """Frequencies of the encoding of age: log_linear or gaussian."""
     gaussian_period_days: float = 365.25
-    """Of the gaussian encoding, see layers/time_encoding.py."""
+    """Days; one over them is the standard deviation of the gaussian encoding's frequencies, see
+    layers/time_encoding.py."""
     day_bins: bool = False
-    """All times in bins of one day (Table 4)."""
+    """Whether all times are rounded to days (Table 4)."""
     wear_encoder: str = "transformer"
-    """transformer or tcn."""
+    """Encoder of wearable windows: transformer or tcn (a temporal convolutional network)."""
     wear_span_days: float = 0.0
-    """How far back the patches of a window see; 0: their own window only."""
+    """Days of earlier windows that a window's patches see; 0: their own window only."""
     raw_width: int = 0
-    """Of the encoder of raw windows, for batches that hold them; 0: none."""
+    """Width of the encoder of raw windows, for batches that hold them; 0: none."""
     wear_width: int = 512
-    """Of the wearable encoder."""
+    """Width of the wearable encoder."""
     wear_layers: int = 6
-    """Of the wearable encoder."""
+    """Layers of the wearable encoder."""
     wear_heads: int = 8
-    """Of the wearable encoder."""
+    """Attention heads of the wearable encoder."""
     kernel: str = "mixture"
     """Time kernel: mixture, rational_quadratic or none."""
     n_components: int = 4
-    """R of the mixture; 1 is a single exponential."""
+    """Exponentials of the mixture (R in the paper); 1: a single exponential."""
     source_width: int = 16
-    """Of the projection of source tokens in the modality bias."""
+    """Width of the projection of source tokens in the modality bias."""
     count_width: int = 64
-    """Features that decayed counts sum over the record; 0 leaves them out."""
+    """Number of features that decayed counts sum over the record; 0: no decayed counts."""
     pool: str = "attention"
-    """Agg of the wearable-to-EHR term: attention or temporal."""
+    """How the wearable-to-EHR term pools latents: attention or temporal."""
     align_width: int = 128
-    """Of the space in which contents are aligned."""
+    """Width of the space in which contrastive alignment compares the two modalities."""
     temperature: float = 0.1
-    """tau of the contrast, where it starts."""
+    """Temperature of the contrastive term, where it starts."""
     learn_temperature: bool = True
-    """Whether tau is learned."""
+    """Whether the temperature is learned."""
     posterior: str = "point"
-    """point or, for the ELBO variant, normal: z is drawn while training, its mean is read otherwise."""
+    """What z is. point: a vector; normal, for the ELBO variant: a normal distribution, drawn from in training, whose
+    mean is used otherwise."""
     detach_cross_modal: bool = False
-    """The cross-modal terms train their heads and nothing before them: what they cost if they do not shape z."""
+    """Whether the cross-modal terms train their heads alone and leave z as it is: a comparison for what they add."""
     dropout: float = 0.1
-    """Of the backbone."""
+    """Dropout rate of the backbone."""
     attention_dropout: float = 0.0
-    """Of attention weights."""
+    """Dropout rate of attention weights."""
     stochastic_depth: float = 0.0
-    """Chance that a row loses the last layer's update; grows with depth up to there."""
+    """Chance that a row skips the last layer's update; smaller in earlier layers, in proportion to their depth."""
     qk_norm: bool = False
-    """Normalise queries and keys of each head."""
+    """Whether queries and keys of each head are normalised."""
     attention: str | None = None
     """Implementation of the attention op; None: the best available."""
     remat: str = "none"
-    """What the backward pass computes of the backbone again, see layers/transformer.py."""
+    """What the backward pass computes of the backbone again, to save memory: none, full, attention or products; see
+    layers/transformer.py."""
     wear_remat: str = "none"
-    """Likewise of the wearable encoder, whose products are narrow: it needs more memory than time."""
+    """What the backward pass computes of the wearable encoder again, as remat."""
     unroll: int = 1
-    """Layers per step of the scan."""
+    """Layers in one step of the scan over layers; more compile longer and may run faster."""
     dtype: str = "float32"
-    """Of activations: float32 or bfloat16."""
+    """Type of activations: float32 or bfloat16."""
     adapter_width: int = 0
     """Hidden units of adapters, which fine-tuning adds to a pretrained model; 0: none."""
 
@@ -241,7 +249,7 @@ class Config:
     )  # fmt: skip
 
     modalities: tuple = MODALITIES
-    """Which of "ehr" and "wear" the model is given."""
+    """Modalities that the model is given, of "ehr" and "wear"."""
     context: ContextConfig = ContextConfig()
     """Rows and targets."""
     network: NetworkConfig = NetworkConfig()

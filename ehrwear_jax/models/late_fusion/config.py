@@ -11,7 +11,7 @@ class Config:
     IS_NETWORK: ClassVar[bool] = False
 
     members: tuple = ("ehr_only", "wear_only")
-    """The models whose latents are concatenated."""
+    """Models whose latents are concatenated."""
 
     def __post_init__(self) -> None:
         if len(self.members) < 2:

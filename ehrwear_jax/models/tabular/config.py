@@ -16,9 +16,10 @@ class Config:
     IS_NETWORK: ClassVar[bool] = False
 
     estimator: str = "boosting"
-    """boosting: gradient boosting, of binary tasks; linear: logistic regression, Cox or ridge."""
+    """Estimator. boosting: gradient boosting, of binary tasks; linear: logistic regression, Cox or ridge, as the task
+    asks."""
     modalities: tuple = MODALITIES
-    """Whose features it is given."""
+    """Modalities whose features the model is given."""
     codes: int = 64
     """Most codes with features of their own."""
 
