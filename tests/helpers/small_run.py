@@ -3,9 +3,6 @@
 import cohort
 
 from ehrwear_jax import config as config_lib
-from ehrwear_jax.data.formats import meds
-from ehrwear_jax.data.prepare import dataset
-from ehrwear_jax.data.store import RecordStore
 from ehrwear_jax.training.pretrain import Model
 
 N_SUBJECTS = 30
@@ -20,15 +17,12 @@ def write_inputs(root, folds=None):
 
 def prepare(root, raw=None, options=None):
     """What prepare makes of raw tables, below root for `store`; by default root/raw, and as small_config says."""
-    raw, options = raw or root / "raw", options or config_lib.parse(small_config(root)).prepare
-    dataset.prepare_tables(raw / "meds", raw / "wearable", root / "tables", options)
-    dataset.prepare_split(root / "tables", meds.read_codes(raw / "meds"), root / "all", options)
-    return root
+    return cohort.prepare(raw or root / "raw", options or config_lib.parse(small_config(root)).prepare, root)
 
 
 def store(root, split=None):
     """The records that `prepare`, or cohort.prepare_cohort, made below root."""
-    return RecordStore(root / "all", split)
+    return cohort.open_store(root, split)
 
 
 def fitted_as(root, target):
