@@ -6,6 +6,7 @@ from ehrwear_jax import config as config_lib
 from ehrwear_jax.training.pretrain import Model
 
 N_SUBJECTS = 30
+TABLES = ("gradient_boosting", "gradient_boosting_ehr", "gradient_boosting_wear", "linear_table")
 EHR_ONLY, WEAR_ONLY = 9, 14  # two held-out people with one modality, given ehr_only=(EHR_ONLY,)
 
 
@@ -17,19 +18,13 @@ def write_inputs(root, folds=None):
 
 def prepare(root, raw=None, options=None):
     """What prepare makes of raw tables, below root for `store`; by default root/raw, and as small_config says."""
-    return cohort.prepare(raw or root / "raw", options or config_lib.parse(small_config(root)).prepare, root)
+    raw, options = raw or root / "raw", options or config_lib.parse(small_config(root)).prepare
+    return cohort.prepare(raw, options, out=root)
 
 
 def store(root, split=None):
     """The records that `prepare`, or cohort.prepare_cohort, made below root."""
     return cohort.open_store(root, split)
-
-
-def fitted_as(root, target):
-    """Gives a folder that is to be prepared what was fitted below root, as new patients of a trained model have it."""
-    (target / "all").mkdir(parents=True)
-    for name in ("vocabulary.csv", "codes.csv", "meta.json"):
-        (target / "all" / name).write_bytes((root / "all" / name).read_bytes())
 
 
 def small_config(root):
@@ -52,16 +47,19 @@ def small_config(root):
     config.train.update({"steps": 6, "batch_size": 8, "peak_learning_rate": 3e-3, "warmup_steps": 2, "log_every": 1,
                          "validate_every": 3, "validate_batches": 1, "checkpoint_every": 2})  # fmt: skip
     config.embed.update({"batch_size": 4, "trajectories": 2, "trajectory_points": 12})
-    config.evaluate.update({"tasks": ("readmission", "relapse"), "n_resamples": 50, "tabular_codes": 8})
+    config.evaluate.update({"tasks": ("readmission", "relapse"), "n_resamples": 50})
+    for name in TABLES:
+        config.models[name].codes = 8
     config.interpret.enabled = False  # has tests of its own
     config.report.update({"title": "A small run", "reliability_task": "readmission"})
     return config
 
 
 def one_model(config, name):
-    """One pretrained model instead of three."""
-    config.models = {name: config.models[name]}
-    config.evaluate.update({"late_fusion": (), "reference_model": name})
+    """One pretrained model instead of three, and no late fusion; the hand-made features stay."""
+    for other in {"joint", "ehr_only", "wear_only", "late_fusion"} - {name}:
+        del config.models[other]
+    config.evaluate.reference_model = name
     return config
 
 
