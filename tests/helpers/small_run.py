@@ -1,13 +1,24 @@
 """A configuration of the main job that is small enough for tests, on the cohort of cohort.py."""
 
 import cohort
+import polars as pl
 
 from ehrwear_jax import config as config_lib
+from ehrwear_jax.stages import embed
+from ehrwear_jax.stages import workdir as workdir_lib
+from ehrwear_jax.stages.plan import Plan
+from ehrwear_jax.stages.workdir import Workdir
 from ehrwear_jax.training.pretrain import Model
 
 N_SUBJECTS = 30
 TABLES = ("gradient_boosting", "gradient_boosting_ehr", "gradient_boosting_wear", "linear_table")
 EHR_ONLY, WEAR_ONLY = 9, 14  # two held-out people with one modality, given ehr_only=(EHR_ONLY,)
+
+# two folds; every tenth person is held out in neither
+FOLDS = pl.DataFrame(
+    {"subject_id": range(1, N_SUBJECTS + 1), "fold": [s % 2 if s % 10 else -1 for s in range(1, N_SUBJECTS + 1)]},
+    {"subject_id": pl.Int64, "fold": pl.Int32},
+)
 
 
 def write_inputs(root, folds=None):
@@ -66,3 +77,51 @@ def one_model(config, name):
 def model_of(config, name="joint", seed=0):
     """What training/pretrain.py trains, of a config's models."""
     return Model(**config_lib.parse(config).model(name, seed))
+
+
+def plan_of(config, workdir):
+    """The artifacts of a run of a config in a workdir."""
+    return Plan(config_lib.parse(config), Workdir(workdir))
+
+
+def write_embeddings(plan, latents):
+    """Stands for the pretrain and embed stages: every network's z at the prediction times, where it has none yet.
+
+    Args:
+      latents: (Trained, prediction times of the fold) -> z [N, D].
+    """
+    for trained in plan.trained():
+        times = embed.prediction_times(plan, trained.fold)
+        z = pl.Series("embedding", latents(trained, times).tolist(), dtype=pl.List(pl.Float32))
+        folder = plan.embeddings(trained)
+        if folder.exists():
+            continue
+        folder.mkdir(parents=True)
+        times.select(embed.KEYS).with_columns(z).write_parquet(folder / "given.parquet")
+
+
+def interrupted(artifact, *names):
+    """Leaves an artifact as a killed run does: not done, without some of its files, and half of each beside."""
+    about = workdir_lib.read_about(artifact.folder)
+    workdir_lib.write_about(artifact.folder, about | {"done": False})
+    for name in names:
+        path = artifact.folder / name
+        path.unlink()
+        path.with_name(f"{path.name}.partial").write_text("half")
+
+
+def contents(folder):
+    """{path: bytes} of all files below a folder, but for artifact.json, which tells how long things took."""
+    paths = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != workdir_lib.ABOUT)
+    return {str(p.relative_to(folder)): p.read_bytes() for p in paths}
+
+
+def written_at(folder):
+    """{path: time of modification} of all files below a folder."""
+    return {str(p.relative_to(folder)): p.stat().st_mtime_ns for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def value(records, task, model, metric):
+    """The value of the one record of a model's metric."""
+    (found,) = [r for r in records if (r["task"], r["model"], r["metric"]) == (task, model, metric)]
+    return found["value"]

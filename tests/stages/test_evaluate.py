@@ -1,87 +1,76 @@
 """The evaluate stage on embeddings that are given: folds, the oracle, fusion, schema and resuming."""
 
-import json
-
 import numpy as np
 import polars as pl
 import pytest
 import small_run
 from sklearn.metrics import roc_auc_score
+from small_run import FOLDS, value
 
-from ehrwear_jax import config as config_lib
-from ehrwear_jax.data.sources.simulator import simulate
+from ehrwear_jax.data.sources.simulator import truth
 from ehrwear_jax.evals import protocol
-from ehrwear_jax.stages import evaluate, prepare
+from ehrwear_jax.stages import evaluate, predictors, prepare, tasks, workdir
+from ehrwear_jax.stages.embed import KEYS
+from ehrwear_jax.stages.labels import Labels
+from ehrwear_jax.stages.plan import Trained
 
-FOLDS = pl.DataFrame(
-    {"subject_id": range(1, small_run.N_SUBJECTS + 1), "fold": [s % 2 if s % 10 else -1 for s in range(1, 31)]},
-    {"subject_id": pl.Int64, "fold": pl.Int32},
-)
+SPLITS = ("train", "tuning", "held_out")
 
 
-def write_embeddings(config, workdir, width=4):
-    """Random embeddings, others in each fold and model, in the format of the embed stage."""
-    index = prepare.prediction_index(config, workdir)
+def random_latents(width=4):
+    """Others in each fold and model."""
     rng = np.random.default_rng(0)
-    for fold, _ in config_lib.folds(config):
-        subjects = pl.read_parquet(prepare.fit_dir(workdir, fold) / "subjects.parquet")
-        keys = index.join(subjects.select("subject_id", "split"), on="subject_id").sort("subject_id", "prediction_time")
-        (workdir / "embed" / fold).mkdir(parents=True)
-        for model in config.rows:
-            z = pl.Series("embedding", rng.normal(size=(keys.height, width)).tolist(), dtype=pl.List(pl.Float32))
-            keys.with_columns(z).write_parquet(workdir / "embed" / fold / f"{model}.parquet")
-    (workdir / "evaluate").mkdir()
+    return lambda trained, times: rng.normal(size=(times.height, width))
 
 
-def predictions(workdir, task, model):
-    return pl.read_parquet(workdir / "evaluate" / "predictions" / task / f"{model}.parquet")
+def scores(plan, task):
+    return evaluate.scores(plan, tasks.read(plan, task))
 
 
-def value(records, task, model, metric):
-    (found,) = [r for r in records if (r["task"], r["model"], r["metric"]) == (task, model, metric)]
-    return found["value"]
+def predictions(plan, task, model):
+    return pl.read_parquet(scores(plan, task).folder / "predictions" / f"{model}.parquet")
 
 
 @pytest.fixture(scope="module")
 def folded(tmp_path_factory):
-    """(config, workdir, labels) after an out-of-fold evaluation."""
+    """(plan, labels) after an out-of-fold evaluation."""
     root = tmp_path_factory.mktemp("folds")
     labels = small_run.write_inputs(root, folds=FOLDS)
-    config, workdir = small_run.small_config(root), root / "run"
+    config = small_run.small_config(root)
     config.data.n_folds = 2
-    prepare.run(config, workdir)
-    write_embeddings(config, workdir)
-    evaluate.run(config, workdir)
-    return config, workdir, labels
+    plan = small_run.plan_of(config, root / "run")
+    prepare.run(plan)
+    small_run.write_embeddings(plan, random_latents())
+    evaluate.run(plan)
+    return plan, labels
 
 
 @pytest.mark.parametrize("task", ["readmission", "relapse"])
 def test_out_of_fold_predictions_cover_each_person_once(folded, task):
-    config, workdir, labels = folded
+    plan, labels = folded
     expected = labels[task].join(FOLDS.filter(pl.col("fold") >= 0), on="subject_id", how="semi")
-    names = {p.stem for p in (workdir / "evaluate" / "predictions" / task).iterdir()}
-    assert {"joint", "ehr_only", "wear_only", "late_fusion"} < names and "oracle" not in names
+    names = {p.stem for p in (scores(plan, task).folder / "predictions").iterdir()}
+    boosting = {m for m in plan.config.models if m.startswith("gradient_boosting")}  # of binary tasks alone
+    assert names == set(plan.config.models) - (boosting if task == "relapse" else set())
     for model in names:
-        table = predictions(workdir, task, model)
-        assert not table.select("subject_id", "prediction_time").is_duplicated().any()
-        key = ["subject_id", "prediction_time"]
-        assert table.select(key).sort(key).equals(expected.select(key).sort(key))
-        truth = "boolean_value" if task == "readmission" else "time_to_event_days"
-        assert table.sort(key)[truth].equals(expected.sort(key)[truth])
-    records = json.loads((workdir / "evaluate" / "results.json").read_text())
+        table = predictions(plan, task, model)
+        assert not table.select(KEYS).is_duplicated().any()
+        assert table.select(KEYS).sort(KEYS).equals(expected.select(KEYS).sort(KEYS))
+        label = "boolean_value" if task == "readmission" else "time_to_event_days"
+        assert table.sort(KEYS)[label].equals(expected.sort(KEYS)[label])
+    records, _ = evaluate.results(plan)
     assert {r["n"] for r in records if r["task"] == task} == {expected.height}
 
 
 def test_out_of_fold_predictions_come_from_a_probe_that_never_saw_the_person(folded):
     """Refitted here by hand from the embeddings of the fold's own training people."""
-    config, workdir, labels = folded
-    found = predictions(workdir, "readmission", "joint")
+    plan, labels = folded
+    found = predictions(plan, "readmission", "joint")
     for fold in (0, 1):
-        table = pl.read_parquet(workdir / "embed" / f"fold{fold}" / "joint.parquet")
-        table = table.join(labels["readmission"], on=["subject_id", "prediction_time"])
-        table = table.join(FOLDS, on="subject_id").sort("subject_id", "prediction_time")
+        table = given(plan, "joint", fold).join(labels["readmission"], on=KEYS)
+        table = table.join(FOLDS, on="subject_id").sort(KEYS)
         x, y = {}, {}
-        for split in ("train", "tuning", "held_out"):
+        for split in SPLITS:
             mine = table.filter(pl.col("split") == split)
             assert ((mine["fold"] == fold) == (split == "held_out")).all()
             x[split] = np.stack(mine["embedding"].to_numpy())
@@ -91,15 +80,23 @@ def test_out_of_fold_predictions_come_from_a_probe_that_never_saw_the_person(fol
         np.testing.assert_allclose(mine["predicted_boolean_probability"], expected, rtol=1e-6)
 
 
+def given(plan, name, fold):
+    """The embeddings of a network that were given, with the split of each person."""
+    subjects = pl.read_parquet(plan.fit(f"fold{fold}").folder / "subjects.parquet").select("subject_id", "split")
+    return pl.read_parquet(plan.embeddings(Trained(name, f"fold{fold}", 0)) / "given.parquet").join(
+        subjects, on="subject_id"
+    )
+
+
 def test_late_fusion_is_a_probe_on_the_concatenated_embeddings(folded):
-    config, workdir, labels = folded
-    found = predictions(workdir, "readmission", "late_fusion")
-    parts = [pl.read_parquet(workdir / "embed" / "fold1" / f"{r}.parquet") for r in ("ehr_only", "wear_only")]
+    plan, labels = folded
+    found = predictions(plan, "readmission", "late_fusion")
+    parts = [given(plan, name, 1).sort(KEYS) for name in ("ehr_only", "wear_only")]
     both = parts[0].with_columns(
         pl.Series("embedding", np.concatenate([np.stack(p["embedding"].to_numpy()) for p in parts], 1).tolist())
     )
-    both = both.join(labels["readmission"], on=["subject_id", "prediction_time"]).sort("subject_id", "prediction_time")
-    by = {s: both.filter(pl.col("split") == s) for s in ("train", "tuning", "held_out")}
+    both = both.join(labels["readmission"], on=KEYS).sort(KEYS)
+    by = {s: both.filter(pl.col("split") == s) for s in SPLITS}
     x = {s: np.asarray(t["embedding"].to_list(), np.float32) for s, t in by.items()}
     assert x["train"].shape[1] == 8
     y = {s: t["boolean_value"].to_numpy().astype(float) for s, t in by.items()}
@@ -109,9 +106,9 @@ def test_late_fusion_is_a_probe_on_the_concatenated_embeddings(folded):
 
 
 def test_predictions_are_in_the_meds_prediction_schema_and_give_the_result(folded):
-    config, workdir, _ = folded
-    records = json.loads((workdir / "evaluate" / "results.json").read_text())
-    for path in (workdir / "evaluate" / "predictions" / "readmission").iterdir():
+    plan, _ = folded
+    records, _ = evaluate.results(plan)
+    for path in (scores(plan, "readmission").folder / "predictions").iterdir():
         table = pl.read_parquet(path)
         assert table.schema == {
             "subject_id": pl.Int64,
@@ -122,48 +119,57 @@ def test_predictions_are_in_the_meds_prediction_schema_and_give_the_result(folde
         }
         auroc = roc_auc_score(table["boolean_value"], table["predicted_boolean_probability"])
         assert value(records, "readmission", path.stem, "auroc") == pytest.approx(auroc, abs=1e-6)
-    table = predictions(workdir, "relapse", "joint")
+    table = predictions(plan, "relapse", "joint")
     assert {"predicted_log_hazard", "time_to_event_days", "event_observed"} < set(table.columns)
 
 
-def test_a_half_done_evaluation_resumes_with_the_tasks_that_are_missing(folded):
-    config, workdir, _ = folded
-    folder = workdir / "evaluate"
-    whole = (folder / "results.json").read_bytes()
-    kept = folder / "readmission.json", folder / "tabular_fold0.parquet"
-    times = [p.stat().st_mtime_ns for p in kept]
-    for name in ("relapse.json", "results.json", "tabular_fold1.parquet"):
-        (folder / name).unlink()
-    (folder / "relapse.json.partial").write_text('[{"half')
-    (folder / "tabular_fold1.parquet.partial").write_text("half")
-    evaluate.run(config, workdir)
-    assert (folder / "results.json").read_bytes() == whole
-    assert [p.stat().st_mtime_ns for p in kept] == times
+def test_a_half_done_evaluation_resumes_with_what_is_missing(folded):
+    plan, _ = folded
+    root, whole = plan.workdir.root, evaluate.results(plan)
+    relapse = tasks.read(plan, "relapse")
+    (of_table,) = [p for p in predictors.predictors(plan, relapse) if p.name == "linear_table"]
+    (features,) = root.glob("features/fold1-*")
+    resumed = scores(plan, "relapse"), predictors.predictions_artifact(plan, relapse, of_table)
+    resumed += (plan.artifact("features", "fold1", workdir.read_about(features)["of"]),)
+    before, times = small_run.contents(root), small_run.written_at(root)
+    for artifact, name in zip(resumed, ("scores.json", "predictions.npz", "features.parquet"), strict=True):
+        assert artifact.done
+        small_run.interrupted(artifact, name)
+    assert evaluate.missing(plan) == ["relapse"]
+    evaluate.run(plan)
+    assert evaluate.missing(plan) == [] and all(a.done for a in resumed)
+    assert evaluate.results(plan) == whole
+    folders = [str(a.folder.relative_to(root)) for a in resumed]
+    after = small_run.written_at(root)
+    touched = {p for p in after if after[p] != times.get(p)}
+    assert all(any(p.startswith(f) for f in folders) for p in touched)
+    assert {f"{f}/artifact.json" for f in folders} < touched
+    left = {p for p in small_run.contents(root) if p.endswith(".partial")}
+    assert {p: b for p, b in small_run.contents(root).items() if p not in left} == before
 
 
 def test_the_oracle_is_a_model_of_simulated_data_only(folded, tmp_path):
-    _, workdir, _ = folded
-    assert "oracle" not in (workdir / "evaluate" / "results.json").read_text()
+    plan, _ = folded
+    assert not any(r["model"].startswith("oracle") for r in evaluate.results(plan)[0])
 
-    config = small_run.small_config(tmp_path)
+    config = small_run.one_model(small_run.small_config(tmp_path), "ehr_only")
+    for name in small_run.TABLES:
+        del config.models[name]
     config.data.update({"source": "synthetic", "meds_dir": "", "wearable_dir": "", "labels_dir": ""})
     config.simulate.update({"n_subjects": 80, "wear_days": 2, "ppg_subjects_fraction": 0.0,
                             "admission_per_year": 0.3, "train_fraction": 0.4, "tuning_fraction": 0.2})  # fmt: skip
-    config.rows = {"ehr_only": ("ehr",)}
-    config.evaluate.update({"tasks": ("hospitalization_365d",), "late_fusion": (), "reference_model": "ehr_only",
-                            "tabular": False})  # fmt: skip
-    prepare.run(config, tmp_path)
-    write_embeddings(config, tmp_path)
-    evaluate.run(config, tmp_path)
-    records = json.loads((tmp_path / "evaluate" / "results.json").read_text())
-    labels = prepare.label_table(config, tmp_path, "hospitalization_365d")
-    held = pl.read_parquet(prepare.fit_dir(tmp_path, "all") / "subjects.parquet").filter(pl.col("split") == "held_out")
-    labels = labels.join(held, on="subject_id", how="semi").sort("subject_id", "prediction_time")
-    risk = simulate.oracle_risk(
-        prepare.raw_root(config, tmp_path) / "truth", labels.select("subject_id", "prediction_time"), 365
-    )
+    task = "hospitalization_365d"
+    config.evaluate.tasks = (task,)
+    plan = small_run.plan_of(config, tmp_path)
+    prepare.run(plan)
+    small_run.write_embeddings(plan, random_latents())
+    evaluate.run(plan)
+    records, _ = evaluate.results(plan)
+    held = pl.read_parquet(plan.fit("all").folder / "subjects.parquet").filter(pl.col("split") == "held_out")
+    labels = Labels(plan).table(task).join(held, on="subject_id", how="semi").sort(KEYS)
+    risk = truth.oracle_risk(plan.raw.folder / "truth", labels.select(KEYS), 365)
     auroc = roc_auc_score(labels["boolean_value"], risk)
-    assert value(records, "hospitalization_365d", "oracle", "auroc") == pytest.approx(auroc, abs=1e-9)
+    assert value(records, task, "oracle", "auroc") == pytest.approx(auroc, abs=1e-9)
     assert 0.6 < auroc < 1.0 and {r["n"] for r in records} == {labels.height}
     differences = {r["model"] for r in records if r["metric"] == "auroc_difference"}
     assert differences == {"ehr_only - oracle"}

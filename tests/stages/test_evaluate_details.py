@@ -9,85 +9,87 @@ import small_run
 from sklearn.metrics import mean_squared_error, roc_auc_score
 from sksurv.metrics import concordance_index_ipcw, cumulative_dynamic_auc, integrated_brier_score
 from sksurv.util import Surv
+from small_run import value
 
 from ehrwear_jax.evals import classification, subgroups, survival
 from ehrwear_jax.evals.builders import PredictedCurves
 from ehrwear_jax.evals.estimates import Resampling
 from ehrwear_jax.evals.protocol import TaskSpec
 from ehrwear_jax.evals.survival import FollowUp
-from ehrwear_jax.stages import evaluate, evaluate_score, evaluate_subgroups, prepare
+from ehrwear_jax.stages import evaluate, evaluate_score, evaluate_subgroups, predictors, prepare, tasks
+from ehrwear_jax.stages.embed import KEYS
+from ehrwear_jax.stages.labels import Labels
 
 TASKS = ("readmission", "relapse", "sleep")
 
 
-def write_embeddings(config, workdir, labels):
-    """Embeddings that hold the labels under noise."""
-    index = prepare.prediction_index(config, workdir)
-    subjects = pl.read_parquet(prepare.fit_dir(workdir, "all") / "subjects.parquet").select("subject_id", "split")
-    keys = index.join(subjects, on="subject_id").sort("subject_id", "prediction_time")
-    told = keys
-    for task, column in (("readmission", "boolean_value"), ("relapse", "time_to_event_days"), ("sleep", "float_value")):
-        named = labels[task].select("subject_id", "prediction_time", pl.col(column).cast(pl.Float64).alias(task))
-        told = told.join(named, on=["subject_id", "prediction_time"], how="left", maintain_order="left")
-    signal = told.select("readmission", pl.col("relapse").log(), "sleep").fill_null(0.0).to_numpy()
-    rng = np.random.default_rng(0)
-    (workdir / "embed" / "all").mkdir(parents=True)
-    for model, noise in zip(config.rows, (0.7, 1.0, 2.0), strict=True):
-        z = pl.Series("embedding", (signal + noise * rng.normal(size=signal.shape)).tolist(), dtype=pl.List(pl.Float32))
-        keys.with_columns(z).write_parquet(workdir / "embed" / "all" / f"{model}.parquet")
-    (workdir / "evaluate").mkdir()
+def telling_latents(labels):
+    """Latents that hold the labels under noise, least of it in the joint model's."""
+    rng, noises = np.random.default_rng(0), {"joint": 0.7, "ehr_only": 1.0, "wear_only": 2.0}
+
+    def latents(trained, times):
+        told = times
+        for task, column in zip(TASKS, ("boolean_value", "time_to_event_days", "float_value"), strict=True):
+            named = labels[task].select(*KEYS, pl.col(column).cast(pl.Float64).alias(task))
+            told = told.join(named, on=KEYS, how="left", maintain_order="left")
+        signal = told.select("readmission", pl.col("relapse").log(), "sleep").fill_null(0.0).to_numpy()
+        return signal + noises[trained.name] * rng.normal(size=signal.shape)
+
+    return latents
 
 
 @pytest.fixture(scope="module")
 def done(tmp_path_factory):
+    """(config, plan, records, details, labels) after the stage."""
     root = tmp_path_factory.mktemp("details")
     labels = small_run.write_inputs(root)
     rng = np.random.default_rng(1)
-    sleep = labels["readmission"].select("subject_id", "prediction_time")
+    sleep = labels["readmission"].select(KEYS)
     sleep = sleep.with_columns(float_value=pl.Series(rng.normal(size=sleep.height), dtype=pl.Float32))
     sleep.write_parquet(root / "labels" / "sleep.parquet")
     labels["sleep"] = sleep
-    config, workdir = small_run.small_config(root), root / "run"
+    config = small_run.small_config(root)
     config.evaluate.update({"tasks": TASKS, "min_patients": 2, "min_per_class": 1, "label_fractions": (0.5, 1.0)})
-    config.evaluate.update({"label_draws": 2, "horizons_days": (90.0, 200.0), "tabular_by_modality": False})
-    prepare.run(config, workdir)
-    write_embeddings(config, workdir, labels)
-    evaluate.run(config, workdir)
-    records = json.loads((workdir / "evaluate" / "results.json").read_text())
-    return config, workdir, records, json.loads((workdir / "evaluate" / "details.json").read_text())
+    config.evaluate.update({"label_draws": 2, "horizons_days": (90.0, 200.0)})
+    for name in ("gradient_boosting_ehr", "gradient_boosting_wear"):
+        del config.models[name]
+    plan = small_run.plan_of(config, root / "run")
+    prepare.run(plan)
+    small_run.write_embeddings(plan, telling_latents(labels))
+    evaluate.run(plan)
+    return config, plan, *evaluate.results(plan), labels
 
 
-def value(records, task, model, metric):
-    (found,) = [r for r in records if (r["task"], r["model"], r["metric"]) == (task, model, metric)]
-    return found["value"]
+def predictions(plan, task, model, kind="predictions"):
+    return pl.read_parquet(scores(plan, task) / kind / f"{model}.parquet")
 
 
-def predictions(workdir, task, model, kind="predictions"):
-    return pl.read_parquet(workdir / "evaluate" / kind / task / f"{model}.parquet")
+def scores(plan, task):
+    return evaluate.scores(plan, tasks.read(plan, task)).folder
 
 
-def train_labels(config, workdir, task):
-    subjects = pl.read_parquet(prepare.fit_dir(workdir, "all") / "subjects.parquet").filter(pl.col("split") == "train")
-    return prepare.label_table(config, workdir, task).join(subjects, on="subject_id", how="semi")
+def train_labels(plan, task):
+    subjects = pl.read_parquet(plan.fit("all").folder / "subjects.parquet").filter(pl.col("split") == "train")
+    return Labels(plan).table(task).join(subjects, on="subject_id", how="semi")
 
 
 def test_regression_tasks_are_ridge_probes_scored_in_their_unit(done):
-    config, workdir, records, _ = done
-    sd = train_labels(config, workdir, "sleep")["float_value"].std()
-    for model in ("joint", "ridge_table", "training_mean", "late_fusion"):
-        table = predictions(workdir, "sleep", model)
+    _, plan, records, *_ = done
+    sd = train_labels(plan, "sleep")["float_value"].std()
+    for model in ("joint", "linear_table", "training_mean", "late_fusion"):
+        table = predictions(plan, "sleep", model)
         rmse = np.sqrt(mean_squared_error(table["float_value"], table["predicted_float_value"]))
         assert value(records, "sleep", model, "rmse") == pytest.approx(rmse, abs=1e-6)
         assert value(records, "sleep", model, "rmse_sd") == pytest.approx(rmse / sd, rel=1e-5)
-    mean = predictions(workdir, "sleep", "training_mean")["predicted_float_value"].unique().to_list()
-    assert mean == [pytest.approx(train_labels(config, workdir, "sleep")["float_value"].mean(), abs=1e-6)]
+    mean = predictions(plan, "sleep", "training_mean")["predicted_float_value"].unique().to_list()
+    assert mean == [pytest.approx(train_labels(plan, "sleep")["float_value"].mean(), abs=1e-6)]
     assert value(records, "sleep", "joint", "rmse") < value(records, "sleep", "training_mean", "rmse")
     assert value(records, "sleep", "joint - training_mean", "rmse_difference") < 0
 
 
 def test_survival_metrics_equal_scikit_survival(done):
-    config, workdir, records, _ = done
-    table, train = predictions(workdir, "relapse", "joint"), train_labels(config, workdir, "relapse")
+    _, plan, records, *_ = done
+    table, train = predictions(plan, "relapse", "joint"), train_labels(plan, "relapse")
     y_train, y = (Surv.from_arrays(t["event_observed"].to_numpy(), t["time_to_event_days"].to_numpy())
                   for t in (train, table))  # fmt: skip
     risk = table["predicted_log_hazard"].to_numpy()
@@ -111,14 +113,14 @@ def test_survival_metrics_equal_scikit_survival(done):
 
 
 def test_the_confusion_matrix_uses_a_threshold_of_the_tuning_split(done):
-    config, workdir, records, _ = done
-    tuning = predictions(workdir, "readmission", "joint", "tuning")
-    held = predictions(workdir, "readmission", "joint")
+    _, plan, records, *_ = done
+    tuning = predictions(plan, "readmission", "joint", "tuning")
+    held = predictions(plan, "readmission", "joint")
     threshold = value(records, "readmission", "joint", "threshold")
     positive = tuning.filter("boolean_value")["predicted_boolean_probability"].to_numpy()
-    assert np.mean(positive >= np.float32(threshold)) >= config.evaluate.sensitivity
+    assert np.mean(positive >= np.float32(threshold)) >= plan.config.evaluate.sensitivity
     above = np.sort(positive[positive > np.float32(threshold) * (1 + 1e-6)])
-    assert len(above) / len(positive) < config.evaluate.sensitivity  # a larger threshold does not reach it
+    assert len(above) / len(positive) < plan.config.evaluate.sensitivity  # a larger threshold does not reach it
     called = held["predicted_boolean_probability"].to_numpy() >= np.float32(threshold)
     y = held["boolean_value"].to_numpy()
     counts = {
@@ -131,24 +133,26 @@ def test_the_confusion_matrix_uses_a_threshold_of_the_tuning_split(done):
 
 
 def test_metrics_are_there_as_the_meds_tool_writes_them(done):
-    _, workdir, records, _ = done
-    found = json.loads((workdir / "evaluate" / "meds_evaluation.json").read_text())
-    assert set(found) == {"readmission"}
-    for model, metrics in found["readmission"].items():
+    _, plan, records, *_ = done
+    folders = {task: scores(plan, task) for task in TASKS}
+    assert {task for task, f in folders.items() if (f / "meds_evaluation.json").exists()} == {"readmission"}
+    found = json.loads((folders["readmission"] / "meds_evaluation.json").read_text())
+    assert set(found) == set(plan.config.models)
+    for model, metrics in found.items():
         expected = value(records, "readmission", model, "auroc")
         assert metrics["samples_equally_weighted"]["roc_auc_score"] == pytest.approx(expected, abs=1e-6)
 
 
 def test_subgroups_are_those_of_the_people(done):
-    config, workdir, _, details = done
-    known = pl.read_parquet(workdir / "evaluate" / "attributes.parquet")
-    held = predictions(workdir, "readmission", "joint").join(known, on=evaluate_subgroups.KEYS)
-    births = pl.read_parquet(prepare.fit_dir(workdir, "all") / "subjects.parquet").select("subject_id", "birth_time")
+    _, plan, _, details, _ = done
+    known = evaluate_subgroups.attributes(plan)
+    held = predictions(plan, "readmission", "joint").join(known, on=KEYS)
+    births = pl.read_parquet(plan.fit("all").folder / "subjects.parquet").select("subject_id", "birth_time")
     age = held.join(births, on="subject_id", maintain_order="left")
     days = (age["prediction_time"] - age["birth_time"]).dt.total_days().to_numpy()
     np.testing.assert_allclose(age["age_years"].fill_null(-1), np.where(np.isfinite(days), days / 365.25, -1))
     checked = 0
-    for attribute, levels in evaluate_subgroups.levels(config, held).items():
+    for attribute, levels in evaluate_subgroups.levels(plan.config.evaluate, held).items():
         for level in {x for x in levels if x is not None}:
             mine = [r for r in details["subgroups"] if (r["task"], r["model"], r["attribute"], r["level"], r["metric"])
                     == ("readmission", "joint", attribute, str(level), "auroc")]  # fmt: skip
@@ -161,7 +165,7 @@ def test_subgroups_are_those_of_the_people(done):
 
 
 def test_label_fractions_are_fitted_for_the_last_binary_task(done):
-    _, _, records, details = done
+    _, _, records, details, _ = done
     assert {r["task"] for r in details["fractions"]} == {"readmission"}
     whole = {r["model"]: r for r in details["fractions"] if r["fraction"] == 1 and r["metric"] == "auroc"}
     assert set(whole) == {"joint", "ehr_only", "wear_only", "late_fusion"}
@@ -173,7 +177,7 @@ def test_label_fractions_are_fitted_for_the_last_binary_task(done):
 
 
 def test_every_p_value_has_its_q_value(done):
-    _, _, records, _ = done
+    _, _, records, *_ = done
     ends = {end: {(r["task"], r["model"], r["metric"][:-1]): r["value"] for r in records
                   if r["metric"].endswith(f"_difference_{end}")} for end in "pq"}  # fmt: skip
     assert ends["p"] and set(ends["p"]) == set(ends["q"])
@@ -219,7 +223,7 @@ def test_every_statistic_is_evaluated_once_on_every_resample(monkeypatch):
 
 
 def test_a_subgroup_of_everybody_has_the_numbers_of_the_cohort(done):
-    _, _, records, details = done
+    _, _, records, details, _ = done
     whole = [r for r in details["subgroups"] if r["attribute"] == "all" and " - " not in r["model"]]
     checked = [r for r in whole if r["metric"] in ("auroc", "auprc", "brier", "ece", "c_index", "rmse")]
     assert len(checked) > 10
@@ -228,19 +232,48 @@ def test_a_subgroup_of_everybody_has_the_numbers_of_the_cohort(done):
         assert [same[k] for k in ("value", "lo", "hi")] == [r[k] for k in ("value", "lo", "hi")]
 
 
-def test_probes_can_be_trained_as_in_the_paper(done, tmp_path):
-    config, workdir, _, _ = done
+def test_probes_can_be_trained_as_in_the_paper(done):
+    config, plan, *_ = done
+    before, times = small_run.contents(plan.workdir.root), small_run.written_at(plan.workdir.root)
     config = config.copy_and_resolve_references()
-    config.unlock()
-    config.evaluate.update({"probe": "adam", "probe_seeds": (0, 1), "tasks": ("readmission",), "tabular": False,
-                            "label_fractions": ()})  # fmt: skip
-    for folder in ("prepare", "embed"):
-        (tmp_path / folder).symlink_to(workdir / folder)
-    (tmp_path / "evaluate").mkdir()
-    evaluate.run(config, tmp_path)
-    records = json.loads((tmp_path / "evaluate" / "results.json").read_text())
+    config.evaluate.update({"probe": "adam", "probe_seeds": (0, 1), "tasks": ("readmission",), "label_fractions": ()})
+    for name in ("gradient_boosting", "linear_table"):
+        del config.models[name]
+    trained = small_run.plan_of(config, plan.workdir.root)
+    evaluate.run(trained)
+    records, _ = evaluate.results(trained)
     assert value(records, "readmission", "joint", "auroc") > 0.6
     assert value(records, "readmission", "joint", "auroc_seed_sd") >= 0
     assert {r["model"] for r in records if r["metric"] == "auroc_difference_d"} <= {
-        f"joint - {row}" for row in ("ehr_only", "wear_only", "late_fusion")
+        f"joint - {model}" for model in ("ehr_only", "wear_only", "late_fusion")
     }
+    # the exact probes' predictions and scores lie beside them, as they were
+    assert scores(trained, "readmission") != scores(plan, "readmission")
+    assert before.items() <= small_run.contents(plan.workdir.root).items()
+    assert times.items() <= small_run.written_at(plan.workdir.root).items()
+
+
+def test_further_seeds_of_the_networks_tell_their_spread(done):
+    config, plan, records, _, labels = done
+    config = config.copy_and_resolve_references()
+    config.seeds = (0, 1)
+    config.evaluate.update({"tasks": ("readmission",), "label_fractions": ()})
+    seeded = small_run.plan_of(config, plan.workdir.root)
+    small_run.write_embeddings(seeded, telling_latents(labels))
+    evaluate.run(seeded)
+    found, _ = evaluate.results(seeded)
+    task, by_model = tasks.read(seeded, "readmission"), {}
+    for p in predictors.predictors(seeded, task):
+        saved = np.load(predictors.predictions_artifact(seeded, task, p).folder / "predictions.npz")
+        auroc = roc_auc_score(task.of("held_out")["boolean_value"], saved["held_out"])
+        by_model.setdefault(p.name, []).append(auroc)
+    several = {m for m, aurocs in by_model.items() if len(aurocs) == 2}
+    assert several == {"joint", "ehr_only", "wear_only", "late_fusion"}
+    assert several == {r["model"] for r in found if r["metric"] == "auroc_seed_sd"}
+    for model, aurocs in by_model.items():
+        # the first seed is the model that is reported
+        assert value(found, "readmission", model, "auroc") == pytest.approx(aurocs[0], abs=1e-6)
+        assert value(records, "readmission", model, "auroc") == value(found, "readmission", model, "auroc")
+        if len(aurocs) > 1:
+            expected = pytest.approx(np.std(aurocs, ddof=1), abs=1e-9)
+            assert value(found, "readmission", model, "auroc_seed_sd") == expected

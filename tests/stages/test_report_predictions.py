@@ -6,7 +6,9 @@ from datetime import datetime
 import numpy as np
 import polars as pl
 import pytest
+import small_run
 from sklearn.metrics import average_precision_score, roc_auc_score
+from small_run import value
 
 from ehrwear_jax import config as config_lib
 from ehrwear_jax.evals import concordance, meds_predictions
@@ -52,30 +54,38 @@ def write_predictions(folder):
     return times
 
 
-def settings(folder):
+def plan_of(folder):
     config = config_lib.base()
     config.name = "theirs"
     config.evaluate.n_resamples = 60
     config.report.update({"predictions_dir": str(folder / "held"), "tuning_dir": str(folder / "tuning")})
-    return config
+    return small_run.plan_of(config, folder / "run")
+
+
+def make(folder):
+    """Runs the report stage alone; returns the plan."""
+    plan = plan_of(folder)
+    runner.run(plan.config, plan.workdir.root, ["report"])
+    return plan
 
 
 @pytest.fixture(scope="module")
 def done(tmp_path_factory):
     folder = tmp_path_factory.mktemp("saved")
     write_predictions(folder)
-    runner.run(settings(folder), folder / "run", ["report"])
+    make(folder)
     return folder
 
 
-def value(records, task, model, metric):
-    (found,) = [r for r in records if (r["task"], r["model"], r["metric"]) == (task, model, metric)]
-    return found["value"]
+def numbers(folder):
+    return json.loads((folder / "run" / "report" / "results.json").read_text())
 
 
 def test_the_stage_alone_makes_the_page(done):
-    assert {p.name for p in (done / "run").iterdir()} >= {"report", "results.json"}
-    assert not {"prepare", "pretrain", "embed", "evaluate"} & {p.name for p in (done / "run").iterdir()}
+    kinds = {p.name for p in (done / "run").iterdir() if p.is_dir() and not p.is_symlink()}
+    assert kinds == {"configs", "reports"}
+    shown = {p.name for p in (done / "run" / "report").iterdir()}
+    assert shown >= {"report.html", "report.md", "results.json", "tables"}
     page = (done / "run" / "report" / "report.html").read_text()
     assert "<b>" not in page and len(page) < 10_000_000
     for text in ("Table 1, AUROC", "Table 2", "Table 3", "Table 5", "Table 6", "Table 7", "Table 8",
@@ -85,7 +95,7 @@ def test_the_stage_alone_makes_the_page(done):
 
 
 def test_the_numbers_are_those_of_the_files(done):
-    records = json.loads((done / "run" / "results.json").read_text())
+    records = numbers(done)
     for model in ("joint", "other <b>"):
         table = pl.read_parquet(done / "held" / "readmission_365d" / f"{model}.parquet")
         y, p = table["boolean_value"].to_numpy(), table["predicted_boolean_probability"].to_numpy()
@@ -106,26 +116,39 @@ def test_the_numbers_are_those_of_the_files(done):
     assert value(records, "readmission_365d", "joint - other <b>", "auroc_difference_q") == pytest.approx(p_value)
 
 
-def test_the_page_is_made_again_when_a_file_changes(done, tmp_path):
+def test_another_page_is_made_when_a_file_changes(tmp_path):
     write_predictions(tmp_path)
-    runner.run(settings(tmp_path), tmp_path / "run", ["report"])
-    page = tmp_path / "run" / "report" / "report.html"
-    made = page.stat().st_mtime_ns
-    runner.run(settings(tmp_path), tmp_path / "run", ["report"])
-    assert page.stat().st_mtime_ns == made
+    first = report.artifact(make(tmp_path))
+    times, before = small_run.written_at(first.folder), small_run.contents(first.folder)
+    assert report.artifact(make(tmp_path)).folder == first.folder and small_run.written_at(first.folder) == times
     (tmp_path / "held" / "sleep" / "other <b>.parquet").unlink()
-    runner.run(settings(tmp_path), tmp_path / "run", ["report"])
-    records = json.loads((tmp_path / "run" / "results.json").read_text())
-    assert {r["model"] for r in records if r["task"] == "sleep"} == {"joint"}
+    second = report.artifact(make(tmp_path))
+    assert {r["model"] for r in numbers(tmp_path) if r["task"] == "sleep"} == {"joint"}
+    # the first one stays as it was, beside it
+    link = tmp_path / "run" / "report"
+    assert first.folder != second.folder == link.resolve()
+    assert small_run.written_at(first.folder) == times and small_run.contents(first.folder) == before
 
 
-def test_a_prediction_time_that_differs_between_models_is_named(done, tmp_path):
+def test_a_page_that_was_not_finished_is_made_whole(tmp_path):
+    write_predictions(tmp_path)
+    plan = make(tmp_path)
+    made = report.artifact(plan)
+    before = small_run.contents(made.folder)
+    small_run.interrupted(made, "report.html", "results.json")
+    assert report.missing(plan) == ["the report"]
+    make(tmp_path)
+    after = small_run.contents(made.folder)
+    assert report.missing(plan) == [] and before.items() <= after.items()
+
+
+def test_a_prediction_time_that_differs_between_models_is_named(tmp_path):
     write_predictions(tmp_path)
     path = tmp_path / "held" / "sleep" / "joint.parquet"
     pl.read_parquet(path).head(N - 1).write_parquet(path)
     message = "other <b>.parquet: its prediction times or labels differ from those of joint.parquet"
     with pytest.raises(ValueError, match=message):
-        report_predictions.inputs(settings(tmp_path))
+        report_predictions.inputs(plan_of(tmp_path).config)
 
 
 @pytest.mark.parametrize(
@@ -135,12 +158,12 @@ def test_a_prediction_time_that_differs_between_models_is_named(done, tmp_path):
         (lambda t: t.with_columns(predicted_float_value=pl.lit(float("nan"))), "holds a value that is not finite"),
     ],
 )
-def test_a_faulty_file_is_named(done, tmp_path, change, message):
+def test_a_faulty_file_is_named(tmp_path, change, message):
     write_predictions(tmp_path)
     for path in (tmp_path / "held" / "sleep").iterdir():
         change(pl.read_parquet(path)).write_parquet(path)
     with pytest.raises(ValueError, match=f"sleep/joint.parquet.*{message}"):
-        report_predictions.inputs(settings(tmp_path))
+        report_predictions.inputs(plan_of(tmp_path).config)
 
 
 @pytest.mark.parametrize(("source", "wanted", "drawn"), [
@@ -148,11 +171,11 @@ def test_a_faulty_file_is_named(done, tmp_path, change, message):
 def test_single_people_are_shown_of_simulated_cohorts_or_by_the_flag(source, wanted, drawn):
     config = config_lib.base()
     config.data.source, config.report.individuals = source, wanted
-    assert report_inputs.shows_individuals(config) == drawn
+    assert report_inputs.shows_individuals(config_lib.parse(config)) == drawn
 
 
 def test_an_empty_folder_is_said(tmp_path):
     (tmp_path / "held").mkdir()
     (tmp_path / "tuning").mkdir()
     with pytest.raises(ValueError, match="holds no <task>/<model>.parquet"):
-        report.run(settings(tmp_path), tmp_path / "run")
+        report.run(plan_of(tmp_path))
