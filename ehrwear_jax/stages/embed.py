@@ -135,8 +135,10 @@ def _wanted(plan, trained, times):
     """Held-out people to draw: those with wearable windows where there are any, then those with the most events."""
     store, points = plan.store(trained.fold), plan.config.embed.trajectory_points
     held = store.index.join(times.filter(pl.col("split") == "held_out"), on="subject_id", how="semi")
-    held = held.filter(pl.col("known_events") + pl.col("n_windows") > 0)  # others have no time to draw
-    ranked = held.sort(pl.col("n_windows") > 0, "known_events", "subject_id", descending=[True, True, False])
+    given = getattr(plan.config.model_config(trained.name), "modalities", ("ehr", "wear"))
+    events, windows = pl.col("known_events") * ("ehr" in given), pl.col("n_windows") * ("wear" in given)
+    held = held.filter(events + windows > 0)  # others have nothing that the model is given
+    ranked = held.sort(windows > 0, events, "subject_id", descending=[True, True, False])
     folder, out = plan.embeddings(trained) / "trajectories", []
     position = dict(zip(store.index["subject_id"].to_list(), range(len(store)), strict=True))
     for subject in ranked["subject_id"].head(plan.config.embed.trajectories).to_list():

@@ -264,11 +264,11 @@ def _retrieval(run, name, folder):
     both = run.held.with_row_index("row").filter((flags["encounters"] > 0) & (flags["wear_days"] > 0))
     both = both.group_by("subject_id").agg(pl.col("row").last()).sort("subject_id")
     out = []
-    if both.height > 1:
+    whiten = run.whitening(name)
+    if both.height > 1 and whiten is not None:
         given = _configured(run)
         z = [run.held_latents(name, n, given[n][1])[both["row"].to_numpy()] for n in ("no wearable", "no EHR")]
         # each about its own mean: the shift that all latents without a modality share is no similarity
-        whiten = geometry.fit_whitening(run.train_latents(name))
         z = [w - w.mean(0) for w in (whiten(x) for x in z)]
         out += _recall("latents", *z, np.arange(both.height), run)
     pairs = interpret_people.projected_pairs(run, name)

@@ -31,7 +31,7 @@ import polars as pl
 from ehrwear_jax.data import perturbations
 from ehrwear_jax.data.formats.times import DAY_US
 from ehrwear_jax.evals.probes import LogisticProbe
-from ehrwear_jax.interpret import attention, attribution, geometry, mechanisms
+from ehrwear_jax.interpret import attention, attribution, mechanisms
 from ehrwear_jax.stages.loaded_run import LoadedNetwork, LoadedRun, prediction_times
 from ehrwear_jax.training import feed
 
@@ -45,7 +45,9 @@ PSEUDO_EVENT_DAYS = 120.0
 def mechanisms_of(run: LoadedRun, model: str, folder: Path) -> dict[str, Any]:
     """The content of mechanisms.json."""
     del folder
-    whiten = geometry.fit_whitening(run.train_latents(model))
+    whiten = run.whitening(model)
+    if whiten is None:  # latents that never differ move nowhere
+        return dict.fromkeys(("jump", "drift", "precursors", "drug_start"))
     wear, ehr = "wear" in run.modalities(model), "ehr" in run.modalities(model)
     opened = hasattr(run.network(model).interpretation, "window_ends")
     return {

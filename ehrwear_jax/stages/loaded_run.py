@@ -13,6 +13,7 @@ import polars as pl
 from ehrwear_jax.data.store import Record, RecordStore
 from ehrwear_jax.evals import protocol
 from ehrwear_jax.evals.probes import LogisticProbe
+from ehrwear_jax.interpret import geometry
 from ehrwear_jax.models.family import Examples
 from ehrwear_jax.runtime import files
 from ehrwear_jax.stages import embed, tasks
@@ -166,6 +167,14 @@ class LoadedRun:
     def train_latents(self, name: str) -> np.ndarray:
         """Latents at all prediction times of the training split, labelled for the task or not: float64 [N, D]."""
         return self.latents(name)[(self.keys["split"] == "train").to_numpy()].astype(np.float64)
+
+    def whitening(self, name: str) -> geometry.Whitening | None:
+        """ZCA whitening by a model's training latents; None, which is logged, if they are all the same."""
+        try:
+            return geometry.fit_whitening(self.train_latents(name))
+        except ValueError as error:
+            logging.info("  %s: %s", name, error)
+            return None
 
     def of_split(self, name: str, split: str) -> np.ndarray:
         """Latents at the labelled prediction times of a split."""

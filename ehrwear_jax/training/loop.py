@@ -52,6 +52,11 @@ class Job:
     frozen: Any = dataclasses.field(default_factory=dict)
     start: Callable[[State], State] = lambda state: state
 
+    @property
+    def name(self) -> str:
+        """In the log: the last two parts of the folder."""
+        return "/".join(self.folder.parts[-2:])
+
 
 def fit(job: Job) -> tuple[State, int]:
     """Trains to config.steps, from the newest whole checkpoint in the folder, else from the start.
@@ -73,7 +78,7 @@ def fit(job: Job) -> tuple[State, int]:
         last = config.steps if config.stop_after is None else min(config.steps, config.stop_after)
         if begin >= last or _is_over(job, state, begin):
             return state, begin
-        logging.info("%s: steps %d to %d", job.folder.name, begin, last)
+        logging.info("%s: steps %d to %d", job.name, begin, last)
         batches = job.batches(begin)
         step_fn = jit_step(job.task, job.optimizer, config, job.seed, state)
         run.begin(begin)
@@ -105,7 +110,7 @@ def fit(job: Job) -> tuple[State, int]:
                 run.save(done, state, last=over)
             if over:
                 break
-        logging.info("%s: %s", job.folder.name, run.summary())
+        logging.info("%s: %s", job.name, run.summary())
     return state, done
 
 
@@ -139,7 +144,7 @@ class _Reporter:
         """The numbers of the steps, with a progress bar on the first process."""
         self._bar = tqdm(
             range(begin, last),
-            self._job.folder.name,
+            self._job.name,
             unit="step",
             initial=begin,
             total=self._job.config.steps,

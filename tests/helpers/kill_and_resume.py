@@ -28,12 +28,12 @@ from ehrwear_jax.training.throughput import TIMINGS
 
 REPO = Path(__file__).resolve().parents[2]
 STEPS = 60
-ROW = Path("pretrain") / "all" / "ehr_only"
+PREPARED = ("tables", "records", "fit")
 CONFIG = """
 import pathlib, small_run
 
 def get_config(variant=""):
-    config = small_run.one_row(small_run.small_config(pathlib.Path({root!r})), "ehr_only")
+    config = small_run.one_model(small_run.small_config(pathlib.Path({root!r})), "ehr_only")
     config.train.update({{"steps": {steps}, "validate_every": 20, "checkpoint_every": {every}}})
     return config
 """
@@ -64,16 +64,22 @@ def finish(process, timeout=600):
     return output, process.returncode
 
 
-def metrics(folder):
+def network(workdir):
+    """The folder of the one network that is trained below a workdir; None before there is one."""
+    return next((p for p in workdir.glob("models/*/*") if p.is_dir()), None)
+
+
+def metrics(workdir):
     """[(step, {metric: value})] without what is measured by the clock."""
-    lines = [json.loads(x) for x in (folder / ROW / "metrics.jsonl").read_text().splitlines()]
+    lines = [json.loads(x) for x in (network(workdir) / "metrics.jsonl").read_text().splitlines()]
     return sorted(({k: v for k, v in x.items() if k not in TIMINGS} for x in lines), key=lambda x: (x["step"], len(x)))
 
 
-def state_hash(folder):
+def state_hash(workdir):
     """(last step, SHA-256 of the parameters' bytes, digest of the whole state's check sums)."""
-    parts, step = read_newest(folder / ROW / "checkpoints")
-    leaves = checkpoint_manifest.about(folder / ROW / "checkpoints" / str(step))["leaves"]
+    checkpoints = network(workdir) / "checkpoints"
+    parts, step = read_newest(checkpoints)
+    leaves = checkpoint_manifest.about(checkpoints / str(step))["leaves"]
     bits = hashlib.sha256(b"".join(x.tobytes() for x in jax.tree.leaves(parts["params"]))).hexdigest()
     return step, bits, files.digest(leaves)
 
@@ -88,9 +94,11 @@ def interrupt(root, name, number, rng, while_saving):
     """Starts a run and sends the signal at a random step; -> {"step", "saving", "code", "output"}."""
     shutil.rmtree(root / name, ignore_errors=True)
     (root / name).mkdir()
-    shutil.copytree(root / "whole" / "prepare", root / name / "prepare")
-    process, checkpoints = start(root, name), root / name / ROW / "checkpoints"
-    log, at = root / name / ROW / "metrics.jsonl", rng.randrange(2, STEPS - 10)
+    for kind in PREPARED:
+        shutil.copytree(root / "whole" / kind, root / name / kind)
+    folder = root / name / network(root / "whole").relative_to(root / "whole")
+    process, checkpoints = start(root, name), folder / "checkpoints"
+    log, at = folder / "metrics.jsonl", rng.randrange(2, STEPS - 10)
     while process.poll() is None and not (log.exists() and log.read_bytes().count(b"\n") >= at):
         time.sleep(0.002)
     while while_saving and process.poll() is None and not is_saving(checkpoints):
