@@ -12,7 +12,6 @@ import importlib.metadata
 import os
 import tempfile
 from collections.abc import Callable
-from importlib.metadata import version
 from pathlib import Path
 
 if "PYTEST_XDIST_WORKER_COUNT" in os.environ:

@@ -6,7 +6,6 @@ About as short as a family can be. A run takes it by its dotted path: {"family":
 import dataclasses
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 import numpy as np
 
