@@ -97,6 +97,11 @@ def test_batches_do_not_depend_on_processes_threads_or_where_a_run_resumes(few_p
                 np.testing.assert_array_equal(again[name], whole[step][name], err_msg=name)
 
 
+def signal_of(p):
+    """All windows of a patient on the scale of the model."""
+    return p.signal(0, len(p.window_end_M))
+
+
 def assert_shows(p, span, row, own):
     """The context holds the span's tokens behind static ones: times, kinds, signal."""
     timed, shown = own[span.n_static :], span.positions(p)
@@ -106,7 +111,7 @@ def assert_shows(p, span, row, own):
     np.testing.assert_array_equal(is_wear, row["modality"][timed] == batch_lib.MODALITY_WEAR)
     np.testing.assert_array_equal(row["token"][timed][~is_wear], p.event_token_K[refs[~is_wear]])
     slots = row["window"][timed][is_wear]
-    np.testing.assert_array_equal(row["wear"][slots], np.nan_to_num(p.signal(0, len(p.window_end_M))[refs[is_wear]]))
+    np.testing.assert_array_equal(row["wear"][slots], np.nan_to_num(signal_of(p)[refs[is_wear]]))
     np.testing.assert_array_equal(row["observed"][slots], np.isfinite(p.window_MxLxC[refs[is_wear]]))
 
 
@@ -172,7 +177,7 @@ def test_targets_match_a_slow_recomputation(few_people):
                         [np.any(np.abs(e / DAY_US - ends[age < 7]) < 1e-3) for e in p.window_end_M]
                     )
                     if recent.any():
-                        mean = np.nanmean([np.nanmean(w, axis=0) for w in p.signal(0, len(p.window_end_M))[recent]], axis=0)
+                        mean = np.nanmean([np.nanmean(w, axis=0) for w in signal_of(p)[recent]], axis=0)
                         np.testing.assert_allclose(row["query_past"][at][:2], mean, atol=2e-3)
                         checked["past"] += 1
                 want = sum(p.died or time + h * DAY_US <= p.end_us for h in config.horizons)
@@ -195,7 +200,7 @@ def test_targets_match_a_slow_recomputation(few_people):
                     inside.any() and np.isfinite(p.window_MxLxC[inside]).any()
                 )
                 if inside.any():
-                    mean = np.nanmean([np.nanmean(w, axis=0) for w in p.signal(0, len(p.window_end_M))[inside]], axis=0)
+                    mean = np.nanmean([np.nanmean(w, axis=0) for w in signal_of(p)[inside]], axis=0)
                     np.testing.assert_allclose(row["query_summary"][at][:2], mean, atol=2e-3)
                     checked["summary"] += 1
     assert all(n > 3 for n in checked.values()), checked

@@ -178,5 +178,6 @@ def test_other_samples_behind_a_mask_or_after_the_prediction_time_change_no_inpu
 
 
 def test_room_for_raw_windows_that_were_not_prepared_is_refused(few_people):
-    with pytest.raises(ValueError, match="has no segments 'ppg', for which config.joint.context.raw_windows makes room"):
+    said = "has no segments 'ppg', for which config.joint.context.raw_windows makes room"
+    with pytest.raises(ValueError, match=said):
         examples(few_people)
