@@ -86,7 +86,9 @@ def test_a_mistake_gives_one_sentence(tmp_path, arguments, sentence):
 @pytest.mark.parametrize("stage", stages.ORDER[1:])
 def test_a_stage_without_the_one_before_it_is_refused(tmp_path, stage):
     message = command(TINY, f"--workdir={tmp_path}", f"--stages={stage}")
-    assert message.startswith(f"ehrwear_jax: the stage {stage} needs prepare, which has not been run in {tmp_path}")
+    sentence = f"ehrwear_jax: the stage {stage} needs prepare, which has not made raw synthetic, tables synthetic, reco"
+    assert message.startswith(sentence) and "\n" not in message
+    assert f"for this config and these inputs in {tmp_path}: add it to --stages" in message
 
 
 def test_an_error_inside_a_config_file_is_said(tmp_path):
@@ -105,12 +107,12 @@ def test_an_error_of_several_lines_becomes_one(tmp_path, monkeypatch):
 def test_what_is_run(tmp_path, monkeypatch):
     """The workdir is runs/<config> by default, all stages run by default, and overrides reach the config."""
     seen = []
-    monkeypatch.setattr(stages, "run", lambda config, workdir, names: seen.append((config, workdir, names)))
-    for arguments in (["--config.train.steps=3"], [f"--workdir={tmp_path}", "--stages=embed,report"]):
+    monkeypatch.setattr(stages, "run", lambda *arguments: seen.append(arguments))
+    for arguments in (["--config.train.steps=3"], [f"--workdir={tmp_path}", "--stages=embed,report", "--verify"]):
         start(TINY, *arguments)
-    (config, workdir, names), (_, other, some) = seen
-    assert config.train.steps == 3 and str(workdir) == "runs/tiny" and names == list(stages.ORDER)
-    assert other == tmp_path and some == ["embed", "report"]
+    (config, workdir, names, verify), (_, other, some, again) = seen
+    assert config.train.steps == 3 and str(workdir) == "runs/tiny" and names == list(stages.ORDER) and not verify
+    assert other == tmp_path and some == ["embed", "report"] and again
 
 
 def test_describe_needs_no_data_and_leaves_nothing(tmp_path, capsys):
@@ -125,7 +127,7 @@ def test_describe_needs_no_data_and_leaves_nothing(tmp_path, capsys):
     assert not (tmp_path / "run").exists()
 
 
-def test_describe_takes_the_largest_model_where_the_row_of_reference_is_none(capsys):
+def test_describe_takes_the_largest_network_where_the_reference_model_is_none(capsys):
     start(TINY, "--config.evaluate.reference_model=late_fusion", "--stages=describe")
     assert capsys.readouterr().out.startswith("tiny, joint: ")
 

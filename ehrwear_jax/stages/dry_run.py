@@ -6,16 +6,22 @@ from ehrwear_jax.training.pretrain import Model, with_rows
 
 
 def _reference(config: RunConfig) -> Model:
-    """The reference model, else the first network."""
+    """The reference model; the largest network where that is none."""
     name = config.evaluate.reference_model
-    return Model(**config.model(name if name in config.networks else config.networks[0], config.seeds[0]))
+    names = [name] if name in config.networks else config.networks
+    models = [Model(**config.model(n, config.seeds[0])) for n in names]
+    return models[0] if len(models) == 1 else max(models, key=lambda m: sum(_parameters(config, m).values()))
+
+
+def _parameters(config, model):
+    spec, _ = compile_only.assumed(model, config.prepare, config.compile.vocabulary)
+    return compile_only.parameters(model, spec)
 
 
 def describe(config: RunConfig) -> None:
     """Prints the number of parameters of the reference model, by part."""
     model = _reference(config)
-    spec, _ = compile_only.assumed(model, config.prepare, config.compile.vocabulary)
-    parts = compile_only.parameters(model, spec)
+    parts = _parameters(config, model)
     head = f"{config.name}, {model.name}: {sum(parts.values()):,} parameters"
     print(f"{head} with a vocabulary of {config.compile.vocabulary:,} tokens, assumed")
     for part, count in parts.items():

@@ -65,7 +65,7 @@ def tpu_devices(topology: str) -> list:
     try:
         return topologies.get_topology_desc(topology, platform="tpu").devices
     except Exception as error:  # jaxlib's errors have no common class
-        raise ValueError(f"config.topology is {topology!r}: {error}") from error
+        raise ValueError(f"config.compile.topology is {topology!r}: {error}") from error
 
 
 @dataclasses.dataclass(frozen=True)

@@ -281,22 +281,22 @@ def test_a_config_that_cannot_run_is_refused(tmp_path, key, value, error, senten
     assert str(caught.value).startswith(sentence) and "\n" not in str(caught.value)
 
 
-RAW = {"joint.context.raw_segments": "pulse", "joint.context.raw_windows": 84, "joint.network.raw_width": 32}
+RAW = {"joint.context.raw_segments": "ppg", "joint.context.raw_windows": 84, "joint.network.raw_width": 32}
 
 
 @pytest.mark.parametrize("left_out", [None, *RAW])
 def test_raw_windows_take_the_data_the_room_and_the_encoder(left_out):
     config = load("tiny.py")
-    with config.unlocked():
-        config.prepare.segments.pulse = {"channels": ("ppg",)}
+    config.prepare.segments.ppg = {"channels": ("ppg",)}
     config.update_from_flattened_dict({k: v for k, v in RAW.items() if k != left_out})
     if left_out is None:
         config_lib.check(config_lib.parse(config))
         config.joint.context.raw_windows = 83
         with pytest.raises(ValueError, match="raw_windows is 83; it must be at least config.joint.context.windows, 84"):
             config_lib.check(config_lib.parse(config))
-        config.joint.context.update({"raw_windows": 84, "raw_segments": "other"})
-        with pytest.raises(ValueError, match="raw_segments is 'other'; config.prepare.segments has \\['pulse'\\]"):
+        config.joint.context.raw_windows = 84
+        config.prepare.segments = {"ecg": {"channels": ("ecg",)}}
+        with pytest.raises(ValueError, match=r"raw_segments is 'ppg'; config.prepare.segments has \['ecg'\]"):
             config_lib.check(config_lib.parse(config))
         return
     with pytest.raises(ValueError, match=rf"config\.{left_out} is .*: set all three"):

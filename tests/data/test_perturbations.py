@@ -8,14 +8,15 @@ import polars as pl
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from joint_rows import examples_of
 from records import make_record, make_scales
 
 from ehrwear_jax.data import perturbations
 from ehrwear_jax.data.formats.times import DAY_US
 from ehrwear_jax.data.store import NO_BIRTH, Segments
 from ehrwear_jax.models.joint import batch as batch_lib
-from ehrwear_jax.models.joint import examples as pipeline
 
+CONTEXT = {"tokens": 64, "windows": 32, "context_tokens": 40, "queries": 8, "events": 8, "patch_steps": 3}
 UNIT = make_scales()  # a standard deviation of one, no logarithms
 
 
@@ -237,24 +238,17 @@ def test_one_contiguous_stretch_of_the_named_share_is_missing(share, seed):
 def test_transforms_reach_the_batches(tmp_path):
     """A prediction from a changed record is one from the record that was changed by hand."""
     root = cohort.prepare_cohort(cohort.write_cohort(tmp_path, n_subjects=12))
-    people = cohort.open_patients(root, pipeline.ContextConfig(tokens=64, windows=32, context_tokens=40, queries=8,
-                                                               events=8, patch_steps=3))  # fmt: skip
+    rows = examples_of(root, CONTEXT, None)
+    people = rows.people
     place = [i for i in range(len(people)) if people.n_windows[i] and people.n_events[i]][:3]
     times = np.array([int(people[i].time_N[-3]) for i in place])
     transform = perturbations.chain(perturbations.truncate(90), perturbations.add_noise(6.0, people.store.scales))
-
-    class Changed:
-        def __init__(self):
-            self.__dict__.update(people.__dict__)
-
-        batch_shape = people.batch_shape
-
-        def __getitem__(self, i):
-            return people.of(transform(people.record(i), int(times[place.index(i)])))
-
-    got = list(pipeline.inference_batches(people, place, times, 2, transform))
-    want = list(pipeline.inference_batches(Changed(), place, times, 2))
-    plain = list(pipeline.inference_batches(people, place, times, 2))
+    by_hand = examples_of(root, CONTEXT, None)
+    for i, t in zip(place, times.tolist(), strict=True):
+        by_hand.people._cache[i] = people.of(transform(people.record(i), t))
+    got = list(rows.prediction_batches(place, times, 2, transform))
+    want = list(by_hand.prediction_batches(place, times, 2))
+    plain = list(rows.prediction_batches(place, times, 2))
     assert len(got) == len(want)
     for (a, x), (b, y) in zip(got, want, strict=True):
         assert (x == y).all()
@@ -290,8 +284,8 @@ def test_settings_that_mean_nothing_are_refused():
 def test_windows_that_are_left_lie_at_their_slots(tmp_path):
     """Also where windows between them are gone."""
     root = cohort.prepare_cohort(cohort.write_cohort(tmp_path, n_subjects=12))
-    people = cohort.open_patients(root, pipeline.ContextConfig(tokens=64, windows=32, context_tokens=40, queries=8,
-                                                               events=8, patch_steps=3))  # fmt: skip
+    rows = examples_of(root, CONTEXT, None)
+    people = rows.people
 
     def every_third(record, time_us):
         return record.select_windows(np.arange(len(record.window_end_M)) % 3 == 0)
@@ -299,7 +293,7 @@ def test_windows_that_are_left_lie_at_their_slots(tmp_path):
     place = [i for i in range(len(people)) if people.n_windows[i] > 3][:4]
     times = np.array([int(people[i].time_N[-1]) for i in place])
     n_seen = 0
-    for batch, where in pipeline.inference_batches(people, place, times, 2, every_third):
+    for batch, where in rows.prediction_batches(place, times, 2, every_third):
         for b, q in np.argwhere(where >= 0):
             patient, segment = people[place[where[b, q]]], batch["query_segment"][b, q]
             at = (batch["segment"][b] == segment) & (batch["modality"][b] == batch_lib.MODALITY_WEAR)

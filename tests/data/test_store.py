@@ -197,3 +197,25 @@ def test_a_fit_of_other_codes_is_refused(root, tmp_path):
     mixed.fit_dir = other / "fit" / "all"
     with pytest.raises(ValueError, match="was fitted on other codes"):
         mixed.code_statistics  # noqa: B018
+
+
+def test_a_damaged_shard_is_never_read_as_other_records(tmp_path):
+    root = cohort.prepare_cohort(cohort.write_cohort(tmp_path, n_subjects=12))
+    whole = cohort.open_store(root)
+    want = [whole.read(i) for i in range(len(whole))]
+    (shard,) = (root / "records").glob("*.array_record")
+    data, n_refused = shard.read_bytes(), 0
+    for place in np.random.default_rng(0).choice(len(data) // 4, 40, replace=False):
+        damaged = bytearray(data)
+        damaged[place] ^= 1
+        shard.write_bytes(bytes(damaged))
+        try:
+            found = cohort.open_store(root)
+            got = [found.read(i) for i in range(len(found))]
+        except (RuntimeError, ValueError):
+            n_refused += 1
+            continue
+        for one, two in zip(want, got, strict=True):
+            assert one.window_MxLxC.tobytes() == two.window_MxLxC.tobytes()
+            assert one.code_K.tobytes() == two.code_K.tobytes() and one.time_K.tobytes() == two.time_K.tobytes()
+    assert n_refused > 2

@@ -9,7 +9,6 @@ from ehrwear_jax.config.data import PrepareConfig
 from ehrwear_jax.data import store
 from ehrwear_jax.data.formats import meds, wearable
 from ehrwear_jax.data.prepare import dataset
-from ehrwear_jax.models.joint import examples
 
 CHANNELS = ("heart_rate", "activity")
 
@@ -147,8 +146,3 @@ def prepare(root, config, out=None, codes=True, pool=None):
 def open_store(root, split=None, **options):
     """The records that `prepare` wrote below root."""
     return store.RecordStore(root / "records", root / "fit" / "all", split, **options)
-
-
-def open_patients(root, config, split=None, **options):
-    """They as the joint model is given them."""
-    return examples.Patients(open_store(root, split), config, **options)

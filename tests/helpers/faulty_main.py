@@ -14,18 +14,18 @@ import toy_training
 from absl import app
 
 from ehrwear_jax import main
-from ehrwear_jax.models.joint import examples as pipeline
+from ehrwear_jax.training import feed
 
 kind, step, process = (os.environ.get("FAULT") or "none:0:0").split(":")
-batches = pipeline.train_batches
+batches = feed.train_batches
 
 
 def the_batch_that_never_comes():
     time.sleep(1000)
 
 
-def with_fault(rows, batch_size, start_step=0, n_steps=None, **options):
-    for i, batch in enumerate(batches(rows, batch_size, start_step=start_step, n_steps=n_steps, **options)):
+def with_fault(*arguments, start_step=0, n_steps=None, **options):
+    for i, batch in enumerate(batches(*arguments, start_step=start_step, n_steps=n_steps, **options)):
         if n_steps is None and (start_step + i + 1, jax.process_index()) == (int(step), int(process)):
             if kind == "nan":
                 batch["value"][0, 0] = np.nan
@@ -36,6 +36,6 @@ def with_fault(rows, batch_size, start_step=0, n_steps=None, **options):
         yield batch
 
 
-pipeline.train_batches = with_fault
+feed.train_batches = with_fault
 toy_training.install(setattr)
 app.run(main.main, flags_parser=main._parse)

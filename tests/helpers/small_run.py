@@ -38,13 +38,6 @@ def store(root, split=None):
     return cohort.open_store(root, split)
 
 
-def fitted_as(root, target):
-    """Gives a folder that is to be prepared what was fitted below root, as new patients of a trained model have it."""
-    (target / "all").mkdir(parents=True)
-    for name in ("vocabulary.csv", "codes.csv", "meta.json"):
-        (target / "all" / name).write_bytes((root / "all" / name).read_bytes())
-
-
 def small_config(root):
     """Reads what write_inputs wrote. All three models and late fusion, a binary and a survival task."""
     config = config_lib.base()

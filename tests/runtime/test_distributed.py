@@ -6,7 +6,6 @@ import socket
 import subprocess
 import sys
 
-import cohort
 import numpy as np
 import pytest
 import small_run
@@ -100,8 +99,7 @@ def run(folder, out, n_processes):
 @pytest.mark.slow
 def test_two_processes_give_what_one_gives(tmp_path):
     small_run.write_inputs(tmp_path)
-    options = small_run.config_lib.prepare_config(small_run.small_config(tmp_path))
-    cohort.prepare(tmp_path / "raw", options, tmp_path)
+    small_run.prepare(tmp_path)
     one, (z,) = run(tmp_path, tmp_path / "one", 1)
     two, z_of = run(tmp_path, tmp_path / "two", 2)
     assert len(one) == len(two) == 6 + 2, "one line per step and validation, however many processes"

@@ -18,13 +18,13 @@ from ehrwear_jax.training.throughput import TIMINGS
 
 pytestmark = pytest.mark.slow
 DEVICES, STEPS = 4, 12
-ROW = "pretrain/all/joint"
 
 CONFIG = """
-import pathlib, small_run
+import pathlib, small_run, toy_training
 
 def get_config(variant=""):
-    config = small_run.one_row(small_run.small_config(pathlib.Path({root!r})), "joint")
+    config = small_run.one_model(small_run.small_config(pathlib.Path({root!r})), "joint")
+    config.models.joint = {{"family": toy_training.FAMILY, **config.joint.to_dict()}}
     config.train.update({{"steps": {steps}, "validate_every": 6, "checkpoint_every": 4, "step_timeout_s": 20.0}})
     return config
 """
@@ -69,16 +69,18 @@ class Job:
         return self
 
     @property
-    def row(self):
-        return self.folder / ROW
+    def network(self):
+        """The folder of the network."""
+        (found,) = self.folder.glob("models/joint/*")
+        return found
 
     def lines(self):
         return [
-            {k: v for k, v in x.items() if k not in TIMINGS} for x in run_dir.read_lines(self.row / "metrics.jsonl")
+            {k: v for k, v in x.items() if k not in TIMINGS} for x in run_dir.read_lines(self.network / "metrics.jsonl")
         ]
 
     def params(self):
-        parts, step = read_newest(self.row / "checkpoints")
+        parts, step = read_newest(self.network / "checkpoints")
         return step, parts["params"]["w"]
 
 
@@ -112,15 +114,15 @@ def two(root):
 def test_two_processes_give_what_one_gives_and_one_of_them_writes(one, two):
     assert_close(two, one)
     assert len({x["loss/total"] for x in one.lines() if "loss/total" in x}) == STEPS
-    assert "joint: goodput" in two.output[0] and "goodput" not in two.output[1]
-    about = checkpoint_manifest.about(two.row / "checkpoints" / "12")
-    assert about["processes"] == 2 and checkpoint_manifest.faults(two.row / "checkpoints" / "12") == []
+    assert ": goodput" in two.output[0] and "goodput" not in two.output[1]
+    about = checkpoint_manifest.about(two.network / "checkpoints" / "12")
+    assert about["processes"] == 2 and checkpoint_manifest.faults(two.network / "checkpoints" / "12") == []
 
 
 def test_checkpoints_pass_between_jobs_of_other_sizes(root, one):
     for n, stop in ((1, 3), (2, 6), (4, 9), (1, None)):
         job = Job(root, "chain", n, *([f"--config.train.stop_after={stop}"] if stop else [])).done()
-        assert checkpoint_manifest.about(job.row / "checkpoints" / str(stop or STEPS))["processes"] == n
+        assert checkpoint_manifest.about(job.network / "checkpoints" / str(stop or STEPS))["processes"] == n
     assert_close(job, one)
 
 
@@ -129,7 +131,7 @@ def test_all_processes_leave_out_the_step_that_is_not_finite_on_one(root):
     jobs = [Job(root, "nan2", 2, fault="nan:5:1").done(), Job(root, "nan1", 1, fault="nan:5:0").done()]
     assert_close(*jobs)
     for job in jobs:
-        (event,) = [e for e in run_dir.read_lines(job.row / run_dir.EVENTS) if e["kind"] == "not_finite"]
+        (event,) = [e for e in run_dir.read_lines(job.network / run_dir.EVENTS) if e["kind"] == "not_finite"]
         assert event["step"] == 5 and len(event["examples"]) >= 4
     assert [x["finite"] for x in jobs[0].lines() if "finite" in x] == [1.0] * 4 + [0.0] + [1.0] * 7
 
@@ -159,7 +161,7 @@ def test_a_process_that_hangs_ends_the_job_with_stacks(root, two):
     job = Job(root, "hang", 2, "--config.train.step_timeout_s=4", fault="hang:7:1")
     codes = job.end(timeout=150)
     assert codes[1] == exit_codes.HUNG and codes[0] in exit_codes.RESTART, "\n".join(job.output)
-    stacks = {p.name[-5]: p.read_text() for p in job.row.glob("stacks-*.txt")}
+    stacks = {p.name[-5]: p.read_text() for p in job.network.glob("stacks-*.txt")}
     assert "the_batch_that_never_comes" in stacks["1"]
     assert Job(root, "hang", 2).done().lines() == two.lines()
 

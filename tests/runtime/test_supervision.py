@@ -1,5 +1,6 @@
 """What befalls a training run, and how it ends: the real loop on real batches, with a step of one addition."""
 
+import dataclasses
 import functools
 import json
 import os
@@ -7,15 +8,12 @@ import shutil
 import signal
 import time
 
-import cohort
 import jax
 import numpy as np
 import pytest
 import small_run
 import toy_training
 
-from ehrwear_jax import config as config_lib
-from ehrwear_jax.models.joint import examples as pipeline
 from ehrwear_jax.runtime import (
     checkpoint,
     checkpoint_manifest,
@@ -26,7 +24,8 @@ from ehrwear_jax.runtime import (
     run_dir,
     status,
 )
-from ehrwear_jax.training import train
+from ehrwear_jax.training import feed
+from ehrwear_jax.training import pretrain as pretrain_lib
 
 STEPS = 12
 
@@ -35,34 +34,32 @@ STEPS = 12
 def root(tmp_path_factory):
     root = tmp_path_factory.mktemp("cohort")
     small_run.write_inputs(root)
-    return cohort.prepare(root / "raw", config_lib.prepare_config(small_run.small_config(root)), root)
+    return small_run.prepare(root)
 
 
 @pytest.fixture
 def pretrain(root, monkeypatch):
     """pretrain(folder, happen={step: function of the batch}, **train options) -> (params, step)."""
     toy_training.install(monkeypatch.setattr)
-    config = small_run.small_config(root)
-    context, model = config_lib.context_config(config, "joint"), config_lib.model_options(config)
-    batches, real = pipeline.train_batches, {}
+    model = dataclasses.replace(small_run.model_of(small_run.small_config(root)), family=toy_training.FAMILY)
+    batches = feed.train_batches
 
     def run(folder, happen=None, data=root, **options):
-        people = [cohort.open_patients(data, context, split) for split in ("train", "tuning")]
         steps = {"steps": STEPS, "log_every": 1, "validate_every": 6, "checkpoint_every": 5, "warmup_steps": 2}
-        settings = config_lib.train_config(config)
-        settings = train.dataclasses.replace(settings, **steps | options)
+        mine = dataclasses.replace(model, train=dataclasses.replace(model.train, **steps | options))
 
-        def watched(rows, batch_size, start_step=0, **keywords):
-            for i, batch in enumerate(batches(rows, batch_size, start_step=start_step, **keywords)):
+        def watched(*arguments, start_step=0, **keywords):
+            for i, batch in enumerate(batches(*arguments, start_step=start_step, **keywords)):
                 if "n_steps" not in keywords and (do := (happen or {}).get(start_step + i + 1)):
                     do(batch)
                 yield batch
 
-        monkeypatch.setattr(pipeline, "train_batches", watched)
-        return train.pretrain(folder, *people, model, settings)
+        monkeypatch.setattr(feed, "train_batches", watched)
+        variables, step = pretrain_lib.pretrain(folder, mine, small_run.store(data))
+        return variables["params"], step
 
-    real["rows"] = lambda: pipeline.TrainRows(cohort.open_patients(root, context, "train"), config.seed)
-    run.rows, run.batch_size = real["rows"], config.train.batch_size
+    run.rows = lambda: model.module.examples(small_run.store(root, "train"), model.config, model.seed)
+    run.batch_size = model.train.batch_size
     return run
 
 
@@ -91,7 +88,7 @@ def test_what_a_run_leaves(pretrain, whole, tmp_path, capsys):
     assert checkpoint_manifest.steps(tmp_path / "whole" / "checkpoints") == [10, 12]
     assert events(tmp_path / "whole") == []
     about = checkpoint_manifest.about(tmp_path / "whole" / "checkpoints" / "12")
-    assert about["step"] == 12 and about["seed"] == 0 and about["config"]["train"]["steps"] == STEPS
+    assert about["step"] == 12 and about["seed"] == 0 and about["train"]["steps"] == STEPS
     spent = files.read_json(tmp_path / "whole" / "goodput.json")
     (kind,) = spent["devices"]  # those of the mesh: all that the tests have
     assert spent["devices"][kind]["count"] == jax.device_count() > 1 and kind == jax.devices()[0].device_kind
@@ -170,18 +167,16 @@ def test_spikes_are_told_from_noise():
 
 def test_another_config_or_data_set_is_refused_with_what_differs(pretrain, root, tmp_path):
     pretrain(tmp_path / "run", stop_after=5)
-    with pytest.raises(exit_codes.Changed, match="config.train.peak_learning_rate: 0.003 -> 0.004. Give it back"):
+    with pytest.raises(exit_codes.Changed, match=r"train.peak_learning_rate: 0.003 -> 0.004\. Give it back"):
         pretrain(tmp_path / "run", peak_learning_rate=0.004)
     pretrain(tmp_path / "run", stop_after=6, checkpoint_every=3, log_every=2, keep=3)  # not what the result depends on
     for name in ("records", "fit"):
         shutil.copytree(root / name, tmp_path / "data" / name)
     pretrain(tmp_path / "run", data=tmp_path / "data", stop_after=7)  # the same data elsewhere
-    shard = min((tmp_path / "data" / "records").glob("*.array_record"))
-    data = bytearray(shard.read_bytes())
-    data[-1] ^= 1
-    shard.write_bytes(bytes(data))
-    with pytest.raises(exit_codes.Changed, match=f"data.records/{shard.name}: ") as error:
-        pretrain(tmp_path / "run", data=tmp_path / "data")
+    config = small_run.config_lib.parse(small_run.small_config(root)).prepare
+    other = small_run.prepare(tmp_path / "other", root / "raw", dataclasses.replace(config, value_bins=3))
+    with pytest.raises(exit_codes.Changed, match="data: ") as error:
+        pretrain(tmp_path / "run", data=other)
     assert error.value.code == 78 and checkpoint_manifest.steps(tmp_path / "run" / "checkpoints") == [6, 7]
 
 

@@ -76,7 +76,7 @@ def _has_libtpu():
 @pytest.mark.long
 @pytest.mark.skipif(not _has_libtpu(), reason="libtpu, the TPU compiler, is not installed (launch/setup_env.sh)")
 def test_the_full_model_of_two_layers_compiles_for_a_pod():
-    text = compile_for("configs/full.py:layers=2", "--config.topology=v5e:16x16")
+    text = compile_for("configs/full.py:layers=2", "--config.compile.topology=v5e:16x16")
     assert "on v5e:16x16: 256 x TPU v5 lite; data 1, fsdp 256, tensor 1, context 1" in text
     assert float(re.search(r"memory +([\d.]+) GiB a device: total", text)[1]) < 16.0
     gathered = re.search(r"all-gather +(\d+) a step", text)
@@ -91,5 +91,5 @@ def test_a_topology_that_there_is_not_is_said(monkeypatch):
     monkeypatch.setattr(compile_only.topologies, "get_topology_desc", refuse)
     for name in ("TPU_LIBRARY_PATH", "TPU_SKIP_MDS_QUERY", "TPU_WORKER_HOSTNAMES", "ALLOW_MULTIPLE_LIBTPU_LOAD"):
         monkeypatch.setenv(name, "")
-    with pytest.raises(ValueError, match="config.topology is 'v5e:3x3': no such slice"):
+    with pytest.raises(ValueError, match="config.compile.topology is 'v5e:3x3': no such slice"):
         compile_only.tpu_devices("v5e:3x3")

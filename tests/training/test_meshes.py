@@ -41,8 +41,8 @@ SPEC, _ = family.assumed(CONFIG, PREPARE, 12)
 
 # every parameter that a joint model can have, in two models whose options exclude each other
 ALL_NETWORK = dataclasses.replace(NETWORK, raw_width=8, align_width=8, posterior="normal")
-ALL_PREPARE = dataclasses.replace(PREPARE, raw_channels=("ppg",), raw_rate_hz=4.0, quality=True)
-ALL_CONTEXT = dataclasses.replace(CONTEXT, pairs=4, raw_windows=8)
+ALL_PREPARE = dataclasses.replace(PREPARE, segments={"ppg": {"channels": ("ppg",), "rate_hz": 4.0}}, quality=True)
+ALL_CONTEXT = dataclasses.replace(CONTEXT, pairs=4, raw_segments="ppg", raw_windows=8)
 ALL_OPTIONS = [
     Config(context=ALL_CONTEXT, weights=EVERY_TERM, network=dataclasses.replace(ALL_NETWORK, **options))
     for options in (

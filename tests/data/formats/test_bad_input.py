@@ -21,6 +21,9 @@ from ehrwear_jax.data.formats import meds, wearable
 from ehrwear_jax.data.prepare import dataset
 from ehrwear_jax.models.joint import vocabulary
 from ehrwear_jax.stages import prepare as stage
+from ehrwear_jax.stages.labels import Labels
+from ehrwear_jax.stages.plan import Plan
+from ehrwear_jax.stages.workdir import Workdir
 
 CONFIG = PrepareConfig(channels=cohort.CHANNELS, min_subjects=2, step_minutes=30, subjects_per_shard=8)
 INF = float("inf")
@@ -259,22 +262,31 @@ def test_a_folder_that_may_not_be_written_is_named(root, tmp_path, monkeypatch):
 
 
 # ------------------------------------------------------------------------------------------------------- the stage
+def run_stage(config, out):
+    """The plan of the stage after it ran."""
+    plan = small_run.plan_of(config, out)
+    stage.run(plan)
+    return plan
+
+
 def test_labels_do_not_see_absurd_times(tmp_path):
     small_run.write_inputs(tmp_path)
     config = small_run.small_config(tmp_path)
     config.data.labels_dir = ""
     config.evaluate.tasks = ("hospitalization_30d",)
-    stage.run(config, tmp_path / "clean")
+    clean = run_stage(config, tmp_path / "clean")
     root = Path(config.data.meds_dir)
     change(meds.list_shards(root)[0], bad_events)
     worn = wearable.list_shards(Path(config.data.wearable_dir))[0]
     early = pl.col("start_time") - timedelta(days=100_000)
     change(worn, lambda t: pl.concat([t[:1].with_columns(early), t]))
-    stage.run(config, tmp_path / "bad")
-    for name in files(tmp_path / "clean" / "prepare" / "raw" / "labels"):
-        one, two = (tmp_path / k / "prepare" / "raw" / "labels" / name for k in ("clean", "bad"))
-        assert one.read_bytes() == two.read_bytes()
-    assert len(list((tmp_path / "bad" / "prepare" / "quarantine").iterdir())) == 2
+    bad = run_stage(config, tmp_path / "bad")
+    made, same = (Labels(plan).groups["hospitalization"].folder for plan in (clean, bad))
+    names = [path.name for path in made.glob("*.parquet")]
+    assert names
+    for name in names:
+        assert (made / name).read_bytes() == (same / name).read_bytes()
+    assert len(list((bad.tables.folder / stage.QUARANTINE).iterdir())) == 2
 
 
 def test_the_limit_of_times_is_said_and_comes_from_the_dataset(tmp_path, caplog):
@@ -290,12 +302,12 @@ def test_the_limit_of_times_is_said_and_comes_from_the_dataset(tmp_path, caplog)
             path.write_text(json.dumps(json.loads(path.read_text()) | {"created_at": created}))
         caplog.clear()
         with caplog.at_level(logging.INFO):
-            stage.run(config, tmp_path / day)
+            plan = run_stage(config, tmp_path / day)
         (said,) = [r.getMessage() for r in caplog.records if "day of extraction" in r.getMessage()]
         assert (
             f"on or after {'2023-02-03' if created else '2300-01-01'} are set aside; day of extraction: {day}" in said
         )
-        found = list((tmp_path / day / "prepare" / "quarantine").iterdir())
+        found = list((plan.tables.folder / stage.QUARANTINE).iterdir())
         assert len(found) == n_aside
 
 
@@ -319,7 +331,7 @@ def test_a_fault_of_a_file_is_named_also_where_labels_are_made(tmp_path, kind, f
     path = (meds.list_shards(folder) if kind == "meds_dir" else wearable.list_shards(folder))[0]
     fault(path)
     with pytest.raises(ValueError, match=message) as error:
-        stage.run(config, tmp_path / "run")
+        run_stage(config, tmp_path / "run")
     assert str(error.value).startswith(f"{path}: ") and "\n" not in str(error.value)
 
 
@@ -332,12 +344,13 @@ def test_labels_in_folders_and_those_that_cannot_be_evaluated(tmp_path):
         path = folder / "icu" / "death" / f"{name}.parquet"
         path.parent.mkdir(parents=True, exist_ok=True)
         pq.write_table(label_table(part), path)
-    got = stage.label_table(config, tmp_path, "icu/death")
+    labels = Labels(small_run.plan_of(config, tmp_path))
+    got = labels.table("icu/death")
     assert got.sort("subject_id", "prediction_time").equals(whole.sort("subject_id", "prediction_time"))
     counted = whole.select("subject_id", "prediction_time", integer_value=pl.lit(3, pl.Int64))
     meds.write_labels(folder / "stays.parquet", counted)
     with pytest.raises(ValueError, match="stays holds integer_value; boolean, float and survival labels are evaluated"):
-        stage.label_table(config, tmp_path, "stays")
+        labels.table("stays")
 
 
 def test_the_mimic_demo_goes_in_unchanged(shared_data, tmp_path):
@@ -355,14 +368,15 @@ def test_the_mimic_demo_goes_in_unchanged(shared_data, tmp_path):
     assert said.count(sums) == 1
     (undescribed,) = [line for line in said.splitlines() if "codes.parquet" in line]
     assert undescribed.strip().startswith("4,374 of 7,035 codes are used by name")
-    counts = json.loads((tmp_path / "prepare" / "counts.json").read_text())
-    index = pl.read_parquet(tmp_path / "prepare" / "records" / "index.parquet")
+    workdir = Workdir(tmp_path)
+    plan = Plan(workdir.read_config(), workdir)
+    counts, index = stage.counts(plan), plan.store("all").index
     assert index.height == 100 and index["n_events"].sum() + index["n_static"].sum() == 916_066
     by_step = {c["step"]: c for c in counts}
     assert by_step["events of frequent codes"]["n"] > 800_000
     of_text = by_step["events with a text as their only result"]
     assert of_text["n"] + of_text["dropped"] == 417_117 and of_text["n"] > 380_000
-    records = stage.open_store(tmp_path, "all")
+    records = plan.store("all")
     n_texts = sum((records[i].text_K >= 0).sum() + (records[i].static_text_S >= 0).sum() for i in range(len(records)))
     assert n_texts == of_text["n"] and len(records.texts) > 1000
     v = vocabulary.of_store(records)

@@ -11,6 +11,7 @@ import small_run
 from ehrwear_jax.data.formats import meds, meds_checks, wearable, wearable_checks
 from ehrwear_jax.data.prepare import deidentify
 from ehrwear_jax.stages import prepare as stage
+from ehrwear_jax.stages.labels import Labels
 
 TABLES = {
     "splits": "raw/meds/metadata/subject_splits.parquet",
@@ -31,10 +32,11 @@ def inputs(tmp_path_factory):
 
 
 def run(root, out):
-    """The stage, then what the next one reads."""
-    config = small_run.small_config(root)
-    stage.run(config, out)
-    return stage.prediction_index(config, out)
+    """The stage, then what the next one reads; returns the plan."""
+    plan = small_run.plan_of(small_run.small_config(root), out)
+    stage.run(plan)
+    Labels(plan).prediction_times(plan.config.evaluate.tasks)
+    return plan
 
 
 def truncate(path):
@@ -132,8 +134,7 @@ def test_a_dataset_without_a_single_row_is_no_crash(inputs, tmp_path):
     shutil.copytree(inputs, root)
     for path in (*meds.list_shards(root / "raw" / "meds"), *wearable.list_shards(root / "raw" / "wearable")):
         pl.read_parquet(path)[:0].write_parquet(path)
-    run(root, tmp_path / "run")
-    index = pl.read_parquet(tmp_path / "run" / "prepare" / "records" / "index.parquet")
+    index = run(root, tmp_path / "run").store("all").index
     assert index.height == small_run.N_SUBJECTS
     assert index.select("n_static", "n_events", "n_windows").sum().row(0) == (0, 0, 0)
 
@@ -142,10 +143,10 @@ def test_a_dataset_without_a_single_row_is_no_crash(inputs, tmp_path):
 @pytest.mark.parametrize(
     "place",
     [
-        "quarantine/ehr__data__train__0.parquet",
-        "quarantine/wearable__0.parquet",
-        "labels/activity_entropy_1d.parquet",
-        "labels/readmission.parquet",
+        "tables/quarantine/ehr__data__train__0.parquet",
+        "tables/quarantine/wearable__0.parquet",
+        "physiology/activity_entropy_1d.parquet",
+        "given/readmission/readmission.parquet",
         "tables/deidentified.json",
     ],
 )
@@ -162,13 +163,16 @@ def test_a_full_disk_is_named_also_where_rows_are_set_aside_and_labels_made(inpu
     config.prepare.update({"pseudonymise": True, "shift_days": 30})
     config.labels.physiology.update({"measures": ("activity_entropy",), "period_days": (1,), "min_days": 1,
                                      "min_history_days": 0.0})  # fmt: skip
-    target = out / "prepare" / place
+    plan = small_run.plan_of(config, out)
+    folders = {"tables": plan.tables.folder} | {name: a.folder for name, a in Labels(plan).groups.items()}
+    (name,) = [name for name in folders if place.startswith(f"{name}/")]
+    target = folders[name] / place.removeprefix(f"{name}/")
     target.parent.mkdir(parents=True)
     (target.parent / f"{target.name}.partial").symlink_to("/dev/full")
     with pytest.raises(OSError, match="No space left on device") as error:
-        stage.run(config, out)
+        stage.run(plan)
     assert str(error.value).startswith(f"{target}: cannot be written") and not target.exists()
-    stage.run(config, out)
+    stage.run(plan)
     assert target.is_file()
 
 

@@ -21,6 +21,7 @@ from ehrwear_jax.data.formats.stretches import Stretch
 from ehrwear_jax.data.formats.times import DAY_US
 from ehrwear_jax.data.labels import signal_outcomes
 from ehrwear_jax.stages import prepare as stage
+from ehrwear_jax.stages.labels import Labels
 
 START = datetime(2016, 3, 1)
 DAY = 1440
@@ -267,14 +268,14 @@ def test_the_stage_makes_them_beside_the_users_tables_and_needs_none_of_them_eva
     config = small_run.small_config(tmp_path)
     config.labels.physiology.update({"measures": ("activity_entropy", "activity_regularity"), "period_days": (1,),
                                      "min_days": 1, "min_history_days": 0.0, "non_wear_minutes": 0})  # fmt: skip
-    stage.run(config, tmp_path / "run")
-    made = meds.read_labels(stage.made_labels_dir(tmp_path / "run") / "activity_entropy_1d.parquet")
+    plan = small_run.plan_of(config, tmp_path / "run")
+    stage.run(plan)
+    made = Labels(plan).table("activity_entropy_1d")
     assert made.height and made.columns[2] == "float_value" and made["float_value"].min() > 0.99
-    index = stage.prediction_index(config, tmp_path / "run")
+    index = Labels(plan).prediction_times(plan.config.evaluate.tasks)
     asked = [meds.read_labels(tmp_path / "labels" / f"{task}.parquet") for task in config.evaluate.tasks]
     assert index.rows() == asked[0].select(index.columns).sort(index.columns).rows(), "of the two tasks, and no more"
-    counts = (tmp_path / "run" / "prepare" / "counts.json").read_text()
-    assert "label rows activity_regularity_1d" in counts
+    assert "label rows activity_regularity_1d" in [c["step"] for c in stage.counts(plan)]
     config.data.wearable_dir = ""
     with pytest.raises(ValueError, match="needs wearable recordings"):
-        stage.run(config, tmp_path / "none")
+        stage.run(small_run.plan_of(config, tmp_path / "none"))

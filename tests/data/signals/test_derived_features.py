@@ -12,6 +12,7 @@ import polars as pl
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from joint_rows import examples_of, row_of
 from pulse_wave import simulated, simulated_ecg, truth
 
 from ehrwear_jax.config.data import PrepareConfig
@@ -19,16 +20,16 @@ from ehrwear_jax.data.formats import wearable
 from ehrwear_jax.data.formats.stretches import Stretch
 from ehrwear_jax.data.formats.times import HOUR_US
 from ehrwear_jax.data.signals import derived_features, grid, pulse
-from ehrwear_jax.models.joint import batch as batch_lib
-from ehrwear_jax.models.joint import examples as pipeline
-from ehrwear_jax.models.joint import losses, patient
-from ehrwear_jax.models.joint.context import ContextConfig
-from ehrwear_jax.training import train
+from ehrwear_jax.models.joint import family, patient
 
 SPEC = grid.WindowSpec(("activity",), 1, 5)
 LIMITS = {"activity": (0.0, np.inf), "ppg": (-10.0, 10.0), "rr": (200.0, 3000.0)}
 PULSE = [("ppg", "pulse")]
 INTERVALS = [("rr", "intervals")]
+CONTEXT = {"tokens": 64, "windows": 32, "context_tokens": 60, "queries": 8, "events": 8, "patch_steps": 3,
+           "future_codes": 6}  # fmt: skip
+NETWORK = {"width": 8, "n_layers": 1, "n_heads": 2, "mlp_width": 8, "token_width": 4, "time_features": 4,
+           "wear_width": 8, "wear_layers": 1, "wear_heads": 2}  # fmt: skip
 
 
 def of_windows(rows, n_windows, wanted, limits=LIMITS):
@@ -247,46 +248,44 @@ def test_targets_are_the_standardised_averages_and_the_model_predicts_them(root)
     of_train = table.filter(pl.col("split") == "train").select(names).cast(pl.Float64)
     np.testing.assert_allclose(records.derived_scales.mean_C, of_train.mean().row(0), rtol=1e-6)
     np.testing.assert_allclose(records.derived_scales.std_C, of_train.std(ddof=0).row(0), rtol=1e-6)
-    config = ContextConfig(tokens=64, windows=32, context_tokens=60, queries=8, events=8, patch_steps=3, future_codes=6)
-    people = cohort.open_patients(root, config, "train")
-    assert people.further_channel_X.tolist() == [1, -1, -1, -1]
-    shape = people.batch_shape()
-    assert shape.summaries == 3 * 2 + 4
-    rows = pipeline.TrainRows(people, 0)
+    rows = examples_of(root, CONTEXT, **NETWORK)
+    assert rows.people.derived_channel_X.tolist() == [1, -1, -1, -1]
+    n_summaries = rows.facts.summaries
+    assert n_summaries == 3 * 2 + 4
     checked = 0
     for g in range(3 * rows.rows_per_epoch):
-        row = rows[g]
-        assert row["query_past"].shape == (config.queries, shape.summaries)
+        row = row_of(rows, g)
+        assert row["query_past"].shape == (CONTEXT["queries"], n_summaries)
         for q in np.flatnonzero(row["query_past_mask"][:, 7]):
             known = row["window"][slice(*row["query_kv_range"][q])]
             age = row["query_time"][q] - row["time"][slice(*row["query_kv_range"][q])]
-            assert ((known >= 0) & (age < config.summary_days)).any()
+            assert ((known >= 0) & (age < rows.config.context.summary_days)).any()
             assert not np.isnan(row["query_past"][q]).any() and np.abs(row["query_past"][q, 6:]).max() <= 10
             checked += 1
         assert (row["query_past"][~row["query_past_mask"]] == 0).all()
     assert checked
-    options = {"width": 8, "n_layers": 1, "n_heads": 2, "mlp_width": 8, "token_width": 4, "time_features": 4}
-    model = train.make_model(people, options | {"wear_width": 8, "wear_layers": 1, "wear_heads": 2})
-    batch = {k: v[None] for k, v in rows[0].items()}
-    batch_lib.check_batch(batch, shape, 1)
+    network, objective = family.network(rows.spec, rows.config), family.objective(rows.spec, rows.config)
+    assert {"wear_history", "ehr_to_wear"} <= {t.name for t in objective.terms}
+    batch = {k: v[None] for k, v in row_of(rows, 0).items()}
+    rows.spec.check(batch, 1)
 
     def loss(rng):
-        out = model.apply(model.init(rng, batch), batch)
-        return losses.total(out, batch, {"wear_recall": 1.0, "ehr_to_wear": 1.0})[0], out["past_summary"]
+        out = network.apply(network.init(rng, batch), batch)
+        found = objective(out, batch, objective.weights(0), objective.normalisers(batch))
+        return found[0], out["wear_history"], out["ehr_to_wear"]["query"]
 
-    value, predicted = jax.eval_shape(loss, jax.random.key(0))
-    assert value.shape == () and predicted.shape == (1, config.queries, shape.summaries)
+    value, *predicted = jax.eval_shape(loss, jax.random.key(0))
+    assert value.shape == () and all(x.shape == (1, CONTEXT["queries"], n_summaries) for x in predicted)
 
 
 def test_a_lost_channel_takes_the_summaries_made_of_it(root):
-    config = ContextConfig(tokens=64, windows=32, context_tokens=60, queries=8, events=8, patch_steps=3)
-    people = cohort.open_patients(root, config)
-    person = next(p for p in (people[i] for i in range(len(people))) if np.isfinite(p.further_MxX).all(axis=1).any())
+    people = examples_of(root, CONTEXT, None).people
+    person = next(p for p in (people[i] for i in range(len(people))) if np.isfinite(p.derived_MxX).all(axis=1).any())
     shown = person.signal(0, len(person.window_end_M))
-    same = person.shown_summary(0, shown, people.further_channel_X)
+    same = person.shown_summary(0, shown, people.derived_channel_X)
     np.testing.assert_array_equal(same, person.summary(0, len(shown)))
     shown[0, :, 1] = np.nan
-    got = person.shown_summary(0, shown, people.further_channel_X)
+    got = person.shown_summary(0, shown, people.derived_channel_X)
     assert np.isnan(got[0, 6]) and np.isfinite(same[0, 6])
     np.testing.assert_array_equal(got[1:], same[1:])
     np.testing.assert_array_equal(got[0, 7:], same[0, 7:])
@@ -300,5 +299,5 @@ def test_a_dataset_without_wearables_needs_no_other_config(tmp_path):
     records = cohort.open_store(cohort.prepare(root, config))
     assert records.derived == ("activity__entropy",)
     assert (records.derived_scales.mean_C.tolist(), records.derived_scales.std_C.tolist()) == ([0.0], [1.0])
-    people = cohort.open_patients(root, ContextConfig(patch_steps=3))
+    people = examples_of(root, {"patch_steps": 3}, None).people
     assert all(people[i].summary(0, 0).shape == (0, 7) for i in range(len(people)))

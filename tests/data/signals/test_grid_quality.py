@@ -4,17 +4,16 @@ import cohort
 import jax
 import numpy as np
 import pytest
-from ehrwear_jax.models.joint.wearable_encoder import WearableEncoder
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from joint_rows import examples_of, row_of
 from pulse_wave import simulated
-from raw_cohort import with_waves
+from raw_cohort import CONTEXT, with_waves
 
 from ehrwear_jax.data import perturbations
 from ehrwear_jax.data.formats import wearable
 from ehrwear_jax.data.signals import grid, grid_quality
-from ehrwear_jax.models.joint import batch as batch_lib
-from ehrwear_jax.models.joint import examples as pipeline
+from ehrwear_jax.models.joint.encoders import WearableConfig, WearableEncoder
 
 STEP_US = 300_000_000
 SPEC = grid.WindowSpec(("hr", "ppg"), 1, 5)
@@ -82,8 +81,6 @@ def test_a_second_copy_adds_nothing_and_the_better_device_counts():
 
 
 # ------------------------------------------------------------------------------------------------------- batches
-CONTEXT = {"tokens": 64, "windows": 32, "context_tokens": 40, "queries": 8, "events": 8, "patch_steps": 3,
-           "future_windows": 2, "future_codes": 6}  # fmt: skip
 OPTIONS = {"quality": True, "channels": ("heart_rate", "activity", "ppg"), "subjects_per_shard": 8}
 
 
@@ -104,12 +101,13 @@ def root(source, tmp_path_factory):
     return run(source, tmp_path_factory.mktemp("prepared") / "run")
 
 
-def people_of(root, **options):
-    return cohort.open_patients(root, pipeline.ContextConfig(**CONTEXT | options))
+def examples(root, modalities=("ehr", "wear"), **options):
+    return examples_of(root, CONTEXT | options, None, modalities=modalities)
 
 
 def test_a_patch_has_the_mean_quality_of_its_known_steps_times_their_share(root, source):
-    people, checked = people_of(root), set()
+    rows, checked = examples(root), set()
+    people = rows.people
     stretches = {
         subject: wearable.stretches(rows)
         for path in wearable.list_shards(source / "wearable")
@@ -120,8 +118,8 @@ def test_a_patch_has_the_mean_quality_of_its_known_steps_times_their_share(root,
         p = people[i]
         if not len(p.window_end_M):
             continue
-        ((batch, _),) = pipeline.inference_batches(people, [i], [int(p.time_N[-1])], 1)
-        batch_lib.check_batch(batch, people.batch_shape(), 1)
+        ((batch, _),) = rows.prediction_batches([i], [int(p.time_N[-1])], 1)
+        rows.spec.check(batch, 1)
         n = int((batch["window_position"][0] >= 0).sum())
         spec = grid.WindowSpec(people.channels, 6, 30)
         by_step = grid_quality.of_person(stretches[subject], p.window_end_M, spec, limits)[-n:] / 255
@@ -138,15 +136,15 @@ def test_a_patch_has_the_mean_quality_of_its_known_steps_times_their_share(root,
 def test_without_the_option_nothing_changes_and_with_it_nothing_else(root, source, tmp_path):
     off = run(source, tmp_path / "off", quality=False)
     assert not (off / "tables" / "window_quality").exists()
-    plain, more = (pipeline.TrainRows(people_of(r, time_warp=0.05, noise=0.1), 0) for r in (off, root))
-    assert not plain.shape.quality and plain[0].keys() == batch_lib.FIELDS.keys()
+    plain, more = (examples(r, time_warp=0.05, noise=0.1) for r in (off, root))
+    assert not plain.facts.quality and more.facts.quality and plain.rows_per_epoch == more.rows_per_epoch
     for g in range(plain.rows_per_epoch):
-        row, rich = plain[g], more[g]
+        row, rich = row_of(plain, g), row_of(more, g)
         assert rich.keys() - row.keys() == {"quality"}
         for name in row:
             np.testing.assert_array_equal(row[name], rich[name])
-    ehr = people_of(root, modalities=("ehr",))
-    assert not ehr.batch_shape().quality and pipeline.TrainRows(ehr, 0)[0].keys() == batch_lib.FIELDS.keys()
+    (ehr, without) = (examples(r, modalities=("ehr",)) for r in (root, off))
+    assert ehr.spec.fields.keys() == without.spec.fields.keys() == row_of(ehr, 0).keys()
 
 
 @pytest.mark.slow
@@ -161,34 +159,33 @@ def test_pseudonyms_take_the_quality_along(root, source, tmp_path):
     (tmp_path / "key").write_text("a secret of many bytes")
     hidden = run(source, tmp_path / "run", pseudonymise=True, key_file=str(tmp_path / "key"))
     found = []
-    for people in (people_of(root), people_of(hidden)):
+    for people in (examples(root).people, examples(hidden).people):
         found.append(sorted((people[i].window_MxLxC.tobytes(), people[i].quality_MxLxC.tobytes())
                             for i in range(len(people))))  # fmt: skip
     assert found[0] == found[1]
 
 
 def test_what_a_channel_or_a_stretch_loses_has_no_quality(root):
-    rows = pipeline.TrainRows(people_of(root, channel_dropout=0.5, noise=0.1), 0)
+    rows = examples(root, channel_dropout=0.5, noise=0.1)
     n_lost = 0
     for g in range(rows.rows_per_epoch):
-        row = rows[g]
+        row = row_of(rows, g)
         known = row["observed"].reshape(*row["observed"].shape[:1], 4, 3, 3).any(axis=2)
         assert not row["quality"][~known].any() and (row["quality"] <= 1).all() and (row["quality"] >= 0).all()
         n_lost += (~known[..., 0] & known[..., 1]).sum()
     assert n_lost > 10
-    people = people_of(root)
+    people = rows.people
     i = next(i for i in range(len(people)) if len(people[i].window_end_M) > 4)
     t = int(people[i].window_end_M[-1])
     occluded = perturbations.occlude_channels([people.channels[0]], 1e6, -1.0)
-    ((batch, _),) = pipeline.inference_batches(people, [i], [t], 1, occluded)
+    ((batch, _),) = rows.prediction_batches([i], [t], 1, occluded)
     assert not batch["quality"][..., 0].any() and batch["quality"][..., 1].any()
 
 
 def test_the_encoder_sees_no_quality_of_what_is_hidden(root):
-    config = {"masked_contexts": 1.0}
-    rows = [pipeline.TrainRows(people_of(root, **config, wear_mask_kind=kind), 0) for kind in ("contiguous", "channel")]
-    module = WearableEncoder(8, 8, 1, 2, 3)
-    batches = [{k: v[None] for k, v in r[1].items()} for r in rows]
+    rows = [examples(root, masked_contexts=1.0, wear_mask_kind=kind) for kind in ("contiguous", "channel")]
+    module = WearableEncoder(WearableConfig(width=8, out_width=8, n_layers=1, n_heads=2, patch_steps=3))
+    batches = [{k: v[None] for k, v in row_of(r, 1).items()} for r in rows]
     params = jax.jit(module.init)(jax.random.key(0), batches[0])
     of_quality = jax.jit(jax.grad(lambda q, b: (module.apply(params, b | {"quality": q}) ** 2).sum()))
     for batch in batches:

@@ -9,6 +9,7 @@ import polars as pl
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from joint_rows import examples_of, row_of
 from pulse_wave import simulated
 from raw_cohort import CONTEXT, PPG, RAW, sine, wave, with_waves
 from scipy.signal import butter, resample_poly, sosfreqz
@@ -18,8 +19,7 @@ from ehrwear_jax.data import store
 from ehrwear_jax.data.formats import wearable
 from ehrwear_jax.data.prepare import specs
 from ehrwear_jax.data.signals import grid, segments
-from ehrwear_jax.models.joint import batch as batch_lib
-from ehrwear_jax.models.joint import examples as pipeline
+from ehrwear_jax.models.joint.batch import RAW as RAW_FIELDS
 
 MINUTE_US = 60_000_000
 SPEC = grid.WindowSpec(("activity",), 1, 5)
@@ -250,13 +250,14 @@ def starts(raw_cohort):
 
 
 def test_raw_samples_come_out_of_a_batch_at_their_window_and_patch(root, raw_cohort):
-    people = cohort.open_patients(root, pipeline.ContextConfig(raw_windows=32, **RAW, **CONTEXT))
+    rows = examples_of(root, CONTEXT | RAW | {"raw_windows": 32}, None)
+    people = rows.people
     begin, checked = starts(raw_cohort), set()
     for i, subject in enumerate(people.index["subject_id"].to_list()):
         if not len(people[i].window_end_M):
             continue
-        ((batch, _),) = pipeline.inference_batches(people, [i], [int(people[i].time_N[-1])], 1)
-        batch_lib.check_batch(batch, people.batch_shape(), 1)
+        ((batch, _),) = rows.prediction_batches([i], [int(people[i].time_N[-1])], 1)
+        rows.spec.check(batch, 1)
         real = np.flatnonzero(batch["raw_window"][0] >= 0)
         assert np.all(np.diff(real) == 1) and len(real) <= 2 * len(people[i].window_end_M)
         if subject not in begin:
@@ -288,29 +289,24 @@ def test_without_the_option_nothing_is_written_and_no_batch_changes(raw_cohort, 
     meta = json.loads((off / "records" / "meta.json").read_text())
     assert list(meta) == ["steps", "step_minutes", "window_hours", "channels", "log_channels", "derived", "quality",
                           "segments", "shards"]  # fmt: skip
-    people = cohort.open_patients(off, pipeline.ContextConfig(**CONTEXT))
-    assert list(store.decode(people.store._source[0])) == [
+    assert list(store.decode(cohort.open_store(off)._source[0])) == [
         "static_code", "static_value", "static_text", "code", "value", "text", "time_us", "window_end_us", "window",
         "derived", "birth_us", "end_us", "died",
     ]  # fmt: skip
     assert pl.read_parquet(off / "tables" / "wearers" / "0.parquet").columns == ["subject_id", "first_row", "n_windows"]
     tally = json.loads((off / "tables" / "windows" / "0.json").read_text())
     assert list(tally["files"]) == ["windows/0.parquet", "wearers/0.parquet", "window_values/0.npy", "wearers/0.npy"]
-    one, two = (
-        pipeline.TrainRows(cohort.open_patients(r, pipeline.ContextConfig(**CONTEXT), "train"), 0)
-        for r in (plain, root)  # data with segments, read by a context without room for them
-    )
-    more = pipeline.TrainRows(
-        cohort.open_patients(root, pipeline.ContextConfig(raw_windows=16, **RAW, **CONTEXT), "train"), 0
-    )
+    # data with segments, read by a context without room for them
+    one, two = (examples_of(r, CONTEXT) for r in (plain, root))
+    more = examples_of(root, CONTEXT | RAW | {"raw_windows": 16})
     for g in range(one.rows_per_epoch):
-        row, other, rich = one[g], two[g], more[g]
-        assert row.keys() == other.keys() == batch_lib.FIELDS.keys()
+        row, other, rich = (row_of(x, g) for x in (one, two, more))
+        assert row.keys() == other.keys() and rich.keys() - row.keys() == set(RAW_FIELDS)
         for name in row:
             np.testing.assert_array_equal(row[name], other[name])
             np.testing.assert_array_equal(row[name], rich[name])
     with pytest.raises(ValueError, match=r"has no segments 'ppg'.*config\.prepare\.segments"):
-        cohort.open_patients(plain, pipeline.ContextConfig(raw_windows=4, **RAW))
+        examples_of(plain, RAW | {"raw_windows": 4})
 
 
 @pytest.mark.slow
@@ -361,7 +357,7 @@ def test_pseudonyms_take_the_segments_along(raw_cohort, root, tmp_path):
     hidden = run(raw_cohort, tmp_path / "run", pseudonymise=True, shift_days=9, key_file=str(tmp_path / "key"), **PPG)
     count = []
     for folder in (root, hidden):
-        people = cohort.open_patients(folder, pipeline.ContextConfig(raw_windows=32, **RAW, **CONTEXT))
+        people = examples_of(folder, CONTEXT | RAW | {"raw_windows": 32}, None).people
         found = [people[i].raw for i in range(len(people))]
         assert sum(len(r.window_R) for r in found) > 50
         count.append(sorted(r.values_RxSxA.tobytes() + r.step_R.tobytes() + r.window_R.tobytes() for r in found))

@@ -9,8 +9,8 @@ import polars as pl
 import pytest
 
 from ehrwear_jax.data.formats import meds
+from ehrwear_jax.data.prepare import code_table
 from ehrwear_jax.data.sources import nafld, nafld_files
-from ehrwear_jax.models.joint import vocabulary
 
 DAY = datetime.timedelta(days=1)
 PEOPLE_HEADER = ["id", "age", "male", "weight", "height", "bmi", "case.id", "futime", "status"]
@@ -166,7 +166,7 @@ def test_diagnoses_and_nothing_else_descend_from_icd10(built):
     codes = meds.read_codes(built[0] / "meds")
     parents = {c: p or [] for c, p in codes.select("code", "parent_codes").iter_rows()}
     assert {p for ps in parents.values() for p in ps} <= parents.keys(), "every parent is described"
-    lineage = vocabulary.ancestors(parents)
+    lineage = code_table.ancestors(parents)
     for code in set(read_events(built[0])["code"]):
         assert (nafld_files.ICD10 in lineage[code]) == code.startswith("DX//")
     assert lineage["DX//mi"] == ["ICD10//IX", nafld_files.ICD10]

@@ -83,13 +83,20 @@ def test_without_ehr_a_row_has_room_for_as_many_tokens_as_windows():
 
 
 def test_raw_windows_need_their_channels_their_room_and_their_encoder():
-    prepare = PrepareConfig(channels=("hr",), raw_channels=("ppg",))
-    full = Config(context=ContextConfig(windows=8, raw_windows=8), network=NetworkConfig(raw_width=4))
+    prepare = PrepareConfig(channels=("hr",), segments={"ppg": {"channels": ("ppg",)}})
+    raw = {"raw_segments": "ppg", "raw_windows": 8}
+    full = Config(context=ContextConfig(windows=8, **raw), network=NetworkConfig(raw_width=4))
     full.check_prepared(prepare)
-    for config, of in ((Config(), prepare), (full, PrepareConfig(channels=("hr",)))):
+    for without in ({"raw_segments": ""}, {"raw_windows": 0}):
+        some = dataclasses.replace(full, context=dataclasses.replace(full.context, **without))
         with pytest.raises(ValueError, match="set all three, to have raw windows and their encoder, or none"):
-            config.check_prepared(of)
-    Config(modalities=("ehr",)).check_prepared(prepare)
-    few = dataclasses.replace(full, context=ContextConfig(windows=9, raw_windows=8))
+            some.check_prepared(prepare)
+    with pytest.raises(ValueError, match="raw_segments is 'ppg'; config.prepare.segments has \\[\\]"):
+        full.check_prepared(PrepareConfig(channels=("hr",)))
+    with pytest.raises(ValueError, match="ppg.seconds is 301: a raw window must fit into a step"):
+        full.check_prepared(dataclasses.replace(prepare, segments={"ppg": {"channels": ("ppg",), "seconds": 301}}))
+    for config in (Config(), Config(modalities=("ehr",)), dataclasses.replace(full, modalities=("ehr",))):
+        config.check_prepared(prepare)
+    few = dataclasses.replace(full, context=ContextConfig(windows=9, **raw))
     with pytest.raises(ValueError, match="raw_windows is 8; it must be at least config.joint.context.windows, 9"):
         few.check_prepared(prepare)

@@ -66,13 +66,15 @@ def gelu(x):
     return 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
 
 
-def attention_block(p, x_WxPxD, first_W, time_W, span):
-    """Patches of window w over all patches of windows first..w, nearer ones with more weight by K."""
+def attention_block(p, x_WxPxD, first_W, stop_W, time_W, span):
+    """Patches of window w over all patches of windows first to stop, nearer ones with more weight by K."""
     y = layer_norm(p["norm_attention"], x_WxPxD)
     query, key, value = (dense(p[n], y) for n in ("query", "key", "value"))
     out = np.zeros_like(query)
     for w, h in np.ndindex(W, 2):
-        seen = range(first_W[w], w + 1)
+        seen = range(first_W[w], stop_W[w])
+        if not seen:
+            continue
         k, v = (np.concatenate([z[j, :, h] for j in seen]) for z in (key, value))
         logit = query[w, :, h] @ k.T / 2.0  # 4 dimensions per head
         if span:
@@ -105,7 +107,9 @@ def in_float64(params, batch, kind, span):
     p = jax.tree.map(np.float64, params)
     out = np.zeros((B, W, OUT))
     for b in range(B):
-        first = FIRST[b] if span else np.arange(W)
+        first, stop = FIRST[b] if span else np.arange(W), np.arange(1, W + 1)
+        if span:  # padding sees nothing
+            stop = np.where(SEGMENT[b] > 0, stop, first)
         x = np.zeros((W, P, 8))
         for w, k in np.ndindex(W, P):
             steps = slice(2 * k, 2 * k + 2)
@@ -119,7 +123,7 @@ def in_float64(params, batch, kind, span):
                 x = conv_block(p[f"block_{i}"], x, first, 2**i, span)
             else:
                 layer = jax.tree.map(lambda a, i=i: a[i], p["blocks"])
-                x = attention_block(layer, x, first, TIME[b].astype(np.float64), span)
+                x = attention_block(layer, x, first, stop, TIME[b].astype(np.float64), span)
         x = layer_norm(p["norm_out"], x)
         logit = dense(p["pool"], x)
         score = np.exp(logit - logit.max(1, keepdims=True))

@@ -97,6 +97,11 @@ def test_batches_do_not_depend_on_processes_threads_or_where_a_run_resumes(few_p
                 np.testing.assert_array_equal(again[name], whole[step][name], err_msg=name)
 
 
+def signal_of(p):
+    """All windows of a patient on the scale of the model."""
+    return p.signal(0, len(p.window_end_M))
+
+
 def assert_shows(p, span, row, own):
     """The context holds the span's tokens behind static ones: times, kinds, signal."""
     timed, shown = own[span.n_static :], span.positions(p)

@@ -77,8 +77,10 @@ def test_a_model_of_assumed_data_has_the_sizes_that_are_asked_for():
 
 
 def test_raw_windows_and_quality_are_assumed_where_the_config_has_them():
-    prepare = PrepareConfig(channels=("a",), raw_channels=("ppg",), raw_rate_hz=4.0, raw_seconds=30.0, quality=True)
-    config = Config(context=ContextConfig(windows=4, raw_windows=8), network=NetworkConfig(raw_width=4))
+    ppg = {"channels": ("ppg",), "rate_hz": 4.0, "seconds": 30.0}
+    prepare = PrepareConfig(channels=("a",), segments={"ppg": ppg}, quality=True)
+    context = ContextConfig(windows=4, raw_segments="ppg", raw_windows=8)
+    config = Config(context=context, network=NetworkConfig(raw_width=4))
     spec, _ = family.assumed(config, prepare, 50)
     assert spec.shape("raw") == (8, 120, 1) and "quality" in spec.fields
 

@@ -85,14 +85,14 @@ def make_rows(root, augmented=True, seed=0, modalities=("ehr", "wear"), **option
 
 @pytest.fixture
 def with_rarity(many_people):
-    """The folder with a column rarity for the time of a test: every third person has rare codes, every tenth none."""
-    path = many_people / "all" / "index.parquet"
-    index = pl.read_parquet(path)
-    rarity = np.where(np.arange(index.height) % 3 == 0, 6.0, 3.0).astype(np.float32)
-    rarity = pl.Series("rarity", rarity).set(pl.Series(np.arange(index.height) % 10 == 0), None)
-    index.with_columns(rarity).write_parquet(path)
+    """The folder with another rarity for the time of a test: every third person has rare codes, every tenth none."""
+    path = many_people / "fit" / "all" / "subject_statistics.parquet"
+    fitted = pl.read_parquet(path)
+    rarity = np.where(np.arange(fitted.height) % 3 == 0, 6.0, 3.0).astype(np.float32)
+    rarity = pl.Series("rarity", rarity).set(pl.Series(np.arange(fitted.height) % 10 == 0), None)
+    fitted.with_columns(rarity).write_parquet(path)
     yield many_people
-    index.write_parquet(path)
+    fitted.write_parquet(path)
 
 
 @pytest.mark.parametrize("patient_days", [0.0, 0.5, 1.0])
@@ -169,12 +169,8 @@ def test_two_appearances_of_a_patient_are_different_draws(with_rarity):
     assert all(drawn[a] != drawn[b] for a, b in zip(again, firsts, strict=True))
 
 
-def test_the_weights_need_the_column_and_wearables_alone_do_not(many_people, tmp_path):
-    assert make_rows(many_people, patient_temperature=0.5).weight.min() > 0
-    shutil.copytree(many_people / "all", tmp_path / "all")
-    path = tmp_path / "all" / "index.parquet"
-    pl.read_parquet(path).drop("rarity").write_parquet(path)
-    said = "index.parquet has no column rarity, which config.joint.context.patient_temperature needs"
-    with pytest.raises(ValueError, match=said):
-        make_rows(tmp_path, patient_temperature=0.5)
-    assert make_rows(tmp_path, patient_temperature=0.5, modalities=("wear",)).weight is None
+def test_wearables_alone_have_no_weights(many_people):
+    """Rarity is of codes."""
+    weight = make_rows(many_people, patient_temperature=0.5).weight
+    assert weight.min() > 0 and len(set(weight.tolist())) > 10
+    assert make_rows(many_people, patient_temperature=0.5, modalities=("wear",)).weight is None

@@ -4,10 +4,11 @@ import cohort
 import numpy as np
 import pytest
 from joint_rows import examples_of, row_of, with_patient
-from raw_cohort import CONTEXT, PPG, with_waves
+from raw_cohort import CONTEXT, PPG, RAW, with_waves
 
 from ehrwear_jax.data import perturbations
-from ehrwear_jax.models.joint.batch import INPUTS, RAW
+from ehrwear_jax.models.joint.batch import INPUTS
+from ehrwear_jax.models.joint.batch import RAW as RAW_FIELDS
 from ehrwear_jax.models.joint.patient import DAY_US
 
 
@@ -18,7 +19,7 @@ def root(tmp_path_factory):
 
 
 def examples(root, split=None, modalities=("ehr", "wear"), **options):
-    return examples_of(root, CONTEXT | {"raw_windows": 64} | options, split, modalities=modalities)
+    return examples_of(root, CONTEXT | RAW | {"raw_windows": 64} | options, split, modalities=modalities)
 
 
 @pytest.mark.parametrize("options", [
@@ -50,7 +51,7 @@ def test_nothing_that_is_hidden_is_seen_through_raw_windows(root, options):
 def test_a_row_without_wearables_has_no_raw_fields(root):
     rows = examples(root, "train", raw_windows=32, modalities=("ehr",))
     assert rows.spec.sizes["N"] == 0 and rows.people[0].raw is None
-    assert not set(RAW) & rows.spec.fields.keys() and set(INPUTS) < rows.spec.fields.keys()
+    assert not set(RAW_FIELDS) & rows.spec.fields.keys() and set(INPUTS) < rows.spec.fields.keys()
 
 
 def test_room_grows_with_the_windows_seen_whatever_else_is_in_the_row(root):
@@ -177,5 +178,6 @@ def test_other_samples_behind_a_mask_or_after_the_prediction_time_change_no_inpu
 
 
 def test_room_for_raw_windows_that_were_not_prepared_is_refused(few_people):
-    with pytest.raises(ValueError, match="has no raw windows, for which config.joint.context.raw_windows makes room"):
+    said = "has no segments 'ppg', for which config.joint.context.raw_windows makes room"
+    with pytest.raises(ValueError, match=said):
         examples(few_people)
