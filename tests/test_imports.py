@@ -213,6 +213,14 @@ def test_options_load_no_accelerator():
     assert _loads_jax(["ehrwear_jax.models.joint.network"])
 
 
+def test_the_command_loads_what_draws_fits_and_feeds_only_when_it_does():
+    """A start that finds everything done answers before these would be loaded."""
+    program = "import sys, ehrwear_jax.main; print(sorted({m.split('.')[0] for m in sys.modules}))"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=PACKAGE.parent)
+    loaded = set(ast.literal_eval(done.stdout))
+    assert "jax" in loaded and not {"sklearn", "matplotlib", "grain", "pandas"} & loaded, done.stderr
+
+
 def _plant(tmp_path: Path, file: str, line: str) -> list[str]:
     path = tmp_path / "pkg" / file
     path.parent.mkdir(parents=True)

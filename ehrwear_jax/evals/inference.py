@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from scipy.stats import false_discovery_control, norm
+import scipy  # its submodules load at first use
 
 
 class Interval(NamedTuple):
@@ -67,9 +67,9 @@ def bca_interval(value: float, samples_B: npt.ArrayLike, jackknife_J: npt.ArrayL
     influence = jackknife.mean() - jackknife
     spread = np.sum(influence**2) ** 1.5
     acceleration = np.sum(influence**3) / (6 * spread) if spread > 0 else 0.0
-    bias = norm.ppf(below)
-    shifted = bias + norm.ppf([tail, 1 - tail])
-    quantiles = norm.cdf(bias + shifted / (1 - acceleration * shifted))
+    bias = scipy.stats.norm.ppf(below)
+    shifted = bias + scipy.stats.norm.ppf([tail, 1 - tail])
+    quantiles = scipy.stats.norm.cdf(bias + shifted / (1 - acceleration * shifted))
     lo, hi = np.quantile(valid, quantiles)
     return Interval(float(lo), float(hi), valid.size, n_degenerate)
 
@@ -111,7 +111,7 @@ def benjamini_hochberg(p_by_test: Mapping, rate: float = 0.05) -> dict:
     if ((p_T[defined] < 0) | (p_T[defined] > 1)).any():
         raise ValueError("a p-value lies outside [0, 1]")
     if defined.any():
-        q_T[defined] = false_discovery_control(p_T[defined], method="bh")
+        q_T[defined] = scipy.stats.false_discovery_control(p_T[defined], method="bh")
     tests = zip(p_by_test, p_T, q_T, strict=True)
     return {key: Adjusted(float(p), float(q), bool(q <= rate)) for key, p, q in tests}
 

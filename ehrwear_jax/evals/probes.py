@@ -16,8 +16,6 @@ from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.linear_model import LogisticRegression
 
 L2_GRID = (10.0, 1.0, 1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
 
@@ -122,6 +120,10 @@ def fit_logistic(
     Raises:
       ValueError: bad shapes or values, one class in training, no validation rows.
     """
+    # loaded here: a start that finds everything done does not wait for it
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.linear_model import LogisticRegression
+
     x_train = check_features(x_train, "x_train")
     x_val = check_features(x_val, "x_val", x_train.shape[1])
     y_train = check_labels(y_train, "y_train", len(x_train))

@@ -74,6 +74,13 @@ def missing(plan: Plan) -> list[str]:
     return [name for name in predictors.probed(plan) if not artifact(plan, name).done]
 
 
+def finished(plan: Plan) -> list[str]:
+    """Names of the models whose interpretation is there."""
+    if not plan.config.interpret.enabled:
+        return []
+    return [name for name in predictors.probed(plan) if artifact(plan, name).done]
+
+
 def run(plan: Plan) -> None:
     """Computes what is missing."""
     loaded = LoadedRun(plan)

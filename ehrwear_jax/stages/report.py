@@ -8,26 +8,15 @@ With config.report.predictions_dir it needs no stage before it: see stages/repor
 """
 
 import json
-import platform
 import shutil
-from importlib import metadata
-
-import numpy as np
-import polars as pl
 
 from ehrwear_jax.config import options
-from ehrwear_jax.config.run import RunConfig
-from ehrwear_jax.data.formats.times import DAY_US
-from ehrwear_jax.report.build import ReportInputs, Trajectory, build_report
-from ehrwear_jax.report.result_records import task_label
 from ehrwear_jax.runtime import files
-from ehrwear_jax.stages import embed, evaluate, interpret, predictors, prepare, report_inputs, report_predictions, tasks
+from ehrwear_jax.stages import evaluate, interpret, prepare, tasks
 from ehrwear_jax.stages.artifacts import Artifact
-from ehrwear_jax.stages.labels import Labels
-from ehrwear_jax.stages.plan import Plan, Trained
+from ehrwear_jax.stages.plan import Plan
 from ehrwear_jax.stages.workdir import link
 
-PACKAGES = ("jax", "flax", "optax", "grain", "polars", "scikit-learn")
 REPORT = "report.html"
 
 
@@ -39,7 +28,7 @@ def artifact(plan: Plan) -> Artifact:
         folders = (config.report.predictions_dir, config.report.tuning_dir)
         return plan.artifact("reports", config.name, shown | {"saved": [plan.inputs.digest(f) for f in folders if f]})
     networks = {t.key: plan.pretrained(t).digest for t in plan.trained()}
-    interpreted = [interpret.artifact(plan, m).digest for m in report_inputs.interpreted(plan)]
+    interpreted = [interpret.artifact(plan, m).digest for m in interpret.finished(plan)]
     of = {
         "scores": [evaluate.scores(plan, tasks.read(plan, name)).digest for name in config.evaluate.tasks],
         "networks": networks,
@@ -60,12 +49,16 @@ def missing(plan: Plan) -> list[str]:
 
 def run(plan: Plan) -> None:
     """Writes the report, points `report` to it, and prints where it is."""
-    made = artifact(plan)
-    inputs = report_predictions.inputs(plan.config) if plan.config.report.predictions_dir else _inputs(plan)
+    # what draws figures is loaded here: a start that finds everything done does not wait for it
+    from ehrwear_jax.report.build import build_report
+    from ehrwear_jax.stages import report_contents, report_predictions
+
+    made, saved = artifact(plan), bool(plan.config.report.predictions_dir)
+    inputs = report_predictions.inputs(plan.config) if saved else report_contents.contents(plan)
     if not made.done:
         with made.making() as folder:
             build_report(inputs, folder)
-            if not plan.config.report.predictions_dir:
+            if not saved:
                 _copy_predictions(plan, folder)
     link(plan.workdir.report, made.folder)
     folder = plan.workdir.report
@@ -90,24 +83,6 @@ def _copy_predictions(plan, folder):
     files.write_json(folder / evaluate.MEDS_EVALUATION, meds, indent=1)
 
 
-def _inputs(plan):
-    config = plan.config
-    records, details = evaluate.results(plan)
-    return ReportInputs(
-        title=config.report.title,
-        subtitle=f"dataset {config.name}, seed {config.seeds[0]}",
-        dataset=config.name,
-        results=records,
-        losses=_losses(plan),
-        predictions=_predictions(plan),
-        trajectories=_trajectories(plan) if report_inputs.shows_individuals(config) else (),
-        cohort=prepare.counts(plan),
-        facts=_facts(plan),
-        notes=_notes(config),
-        data=report_inputs.gather(plan, details),
-    )
-
-
 def _table(records):
     """The main numbers as lines of text: a block for each task, a line for each model."""
     lines = []
@@ -125,158 +100,3 @@ def _table(records):
             if cells:
                 lines.append(f"  {model:<24}" + "   ".join(cells))
     return "\n".join(lines)
-
-
-def _first(plan, model):
-    """A network of the first fold and seed."""
-    return Trained(model, plan.config.folds[0][0], plan.config.seeds[0])
-
-
-def _losses(plan):
-    paths = {m: plan.pretrained(_first(plan, m)).folder / "metrics.jsonl" for m in plan.config.networks}
-    return {model: [json.loads(x) for x in p.read_text().splitlines()] for model, p in paths.items() if p.exists()}
-
-
-def _predictions(plan):
-    out = {}
-    for task in plan.config.evaluate.tasks:
-        by_model = {}
-        for path in sorted((evaluate.scores(plan, tasks.read(plan, task)).folder / "predictions").glob("*.parquet")):
-            table = pl.read_parquet(path)
-            if "predicted_boolean_probability" in table.columns:
-                by_model[path.stem] = (
-                    table["boolean_value"].to_numpy().astype(int),
-                    table["predicted_boolean_probability"].to_numpy(),
-                )
-        if by_model and task == (plan.config.report.reliability_task or task):
-            out[task] = by_model
-    return out
-
-
-def _facts(plan):
-    config = plan.config
-    facts = {"config": config.name, "seeds": ", ".join(map(str, config.seeds)), "python": platform.python_version()}
-    facts |= {name: metadata.version(name) for name in PACKAGES}
-    for model in config.networks:
-        facts[f"parameters of {model}"] = f"{report_inputs.parameters(plan, model):,}"
-    for what, made in _made(plan).items():
-        facts[f"time of {what}"] = f"{sum(a.seconds for a in made):.0f} s"
-    for model in config.networks:
-        train = config.train_config(model)
-        batch = f"{train.rows_per_device} rows a device" if train.rows_per_device else train.batch_size
-        facts[f"steps x batch of {model}"] = f"{train.steps:,} x {batch}"
-    split = f"out-of-fold over {config.data.n_folds} folds" if config.data.n_folds > 1 else "by patient or group, fixed"
-    probe, e = "solved exactly", config.evaluate
-    if e.probe == "adam":
-        hidden = f"one hidden layer of {e.probe_hidden}" if e.probe_hidden else "linear"
-        probe = f"Adam 5e-4, at most 50 epochs, early stopping, {hidden}, seeds {tuple(e.probe_seeds)}"
-    return facts | {"splits": split, "probe": probe, "resamples of patients": f"{e.n_resamples:,}"}
-
-
-def _made(plan):
-    """{what: artifacts} whose times are told."""
-    read = [tasks.read(plan, name) for name in plan.config.evaluate.tasks]
-    predictions = [predictors.predictions_artifact(plan, t, p) for t in read for p in predictors.predictors(plan, t)]
-    return {
-        "preparing": prepare.artifacts(plan),
-        "pretraining": [plan.pretrained(t) for t in plan.trained()],
-        "evaluating": [*predictions, *(evaluate.scores(plan, t) for t in read)],
-        "interpreting": [interpret.artifact(plan, m) for m in report_inputs.interpreted(plan)],
-    }
-
-
-def _notes(config: RunConfig):
-    notes = [
-        "Intervals are 95% percentile intervals over resampled patients (or groups of patients where the dataset has "
-        "them); all models of a task share the resamples.",
-        "Probes are fitted on frozen representations; their penalty is chosen on the tuning split.",
-        "q-values: Benjamini and Hochberg over all comparisons of one measure in this report, false discovery rate 5%.",
-        "Prediction times censored before the horizon without an event are left out; a death before it counts as no "
-        "event.",
-    ]
-    if config.data.source == "synthetic":
-        notes.append(
-            "The cohort is simulated. The oracle knows each person's latent state and the process: its value is the "
-            "highest that can be expected."
-        )
-    if config.data.n_folds > 1:
-        notes.append("No probe is fitted on fractions of the labels. Censoring is estimated on all training people.")
-        notes.append(
-            f"Out-of-fold over {config.data.n_folds} folds; every person is predicted by a model that was not trained "
-            "on them. Loss curves are of the first fold."
-        )
-    if not report_inputs.shows_individuals(config):
-        notes.append("No single person is drawn (config.report.individuals).")
-    return notes
-
-
-def _trajectories(plan):
-    events = pl.scan_parquet(sorted((plan.tables.folder / "events").glob("*.parquet")))
-    names = report_inputs.code_names(plan)
-    task = plan.config.report.reliability_task or plan.config.evaluate.tasks[-1]
-    labels = Labels(plan).table(task)
-    out = []
-    for number, path in enumerate(embed.trajectories(plan), 1):
-        subject = int(path.stem.rpartition("-")[0])
-        saved = np.load(path)
-        origin = int(saved["time_us"][0])
-        mine = events.filter((pl.col("subject_id") == subject) & pl.col("time").is_not_null()).collect().sort("time")
-        mine = mine.filter(pl.col("time").to_physical().is_between(origin, int(saved["time_us"][-1])))
-        signal_time, signal, signal_names = _signals(plan, subject, origin)
-        last = labels.filter(pl.col("subject_id") == subject).sort("prediction_time").tail(1)
-        when, outcome = None, "no label"
-        if last.height:
-            when = (int(last["prediction_time"].to_physical()[0]) - origin) / DAY_US
-            outcome = _outcome(task, last)
-        out.append(
-            Trajectory(
-                number=number,
-                time_days_N=(saved["time_us"] - origin) / DAY_US,
-                z_NxD=saved["z"].astype(np.float64),
-                event_time_E=(mine["time"].to_physical().to_numpy() - origin) / DAY_US,
-                event_label_E=[_label(c, names) for c in mine["code"]],
-                signal_time_M=signal_time,
-                signal_MxC=signal,
-                signal_names=signal_names,
-                prediction_time=when,
-                outcome=outcome,
-            )
-        )
-    return tuple(out)
-
-
-def _signals(plan, subject, origin):
-    """(days since `origin` [M], window means [M, C], names with units) of a person; (None, None, ()) without."""
-    windows = sorted((plan.tables.folder / "windows").glob("*.parquet"))
-    if not windows:
-        return None, None, ()
-    mine = [pl.scan_parquet(p).filter(pl.col("subject_id") == subject) for p in windows]
-    table = pl.concat(mine).collect().sort("time")
-    if not table.height:
-        return None, None, ()
-    units = report_inputs.channel_units(plan)
-    means = [c for c in table.columns if c.endswith("__mean")]
-    time = (table["time"].to_physical().to_numpy() - origin) / DAY_US
-    signal = table.select(means).cast(pl.Float64).fill_null(float("nan")).to_numpy()
-    return time, signal, tuple(_signal_name(c.removesuffix("__mean"), units) for c in means)
-
-
-def _label(code, names):
-    """The code's vocabulary, which determines its lane, and its description."""
-    kind = code.split("//")[0]
-    return f"{kind}//{names.get(code) or code.split('//', 1)[-1]}"
-
-
-def _signal_name(channel, units):
-    """`heart rate (bpm)`; the text in brackets is taken for the unit."""
-    name, unit = channel.replace("_", " "), units.get(channel)
-    return f"{name} ({unit})" if unit else name
-
-
-def _outcome(task, label):
-    if "event_observed" in label.columns:
-        what = "event" if label["event_observed"][0] else "censored"
-        return f"{task_label(task)}: {what} after {label['time_to_event_days'][0]:.0f} days"
-    if "float_value" in label.columns:
-        return f"{task_label(task)}: {label['float_value'][0]:.3g}"
-    return f"{task_label(task)}: {'yes' if label['boolean_value'][0] else 'no'}"

@@ -33,13 +33,6 @@ def shows_individuals(config: RunConfig) -> bool:
     return config.data.source == "synthetic" or config.report.individuals
 
 
-def interpreted(plan: Plan) -> list[str]:
-    """The models whose interpretation is there."""
-    if not plan.config.interpret.enabled:
-        return []
-    return [m for m in predictors.probed(plan) if interpret.artifact(plan, m).done]
-
-
 def gather(plan: Plan, details: dict[str, Any]) -> ReportData:
     """Everything; of the interpret stage only what it made with this config, else a sentence that says so.
 

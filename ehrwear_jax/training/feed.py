@@ -3,7 +3,6 @@
 import dataclasses
 from collections.abc import Iterator
 
-import grain
 import numpy as np
 
 from ehrwear_jax.models.family import Batch, Examples
@@ -43,6 +42,8 @@ def train_batches(
     """
     if batch_size % share.count:
         raise ValueError(f"global batch {batch_size} is not divisible by {share.count} processes")
+    import grain  # loaded here: a start that finds everything done does not wait for it
+
     rows = batch_size // share.count
     n_steps = np.iinfo(np.int64).max // 2 if n_steps is None else n_steps
     make = _Batches(examples, batch_size, share.index * rows, rows)

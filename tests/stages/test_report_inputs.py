@@ -115,12 +115,12 @@ NOT_RUN, OFF = "The interpret stage has not been run for joint: ", "The interpre
 )
 def test_nothing_else_is_shown_as_current(run, change, sentence):
     _, plan, made = run
-    assert report_inputs._interpreted(plan).keys() > {"mechanisms"} and report_inputs.interpreted(plan) == ["joint"]
+    assert report_inputs._interpreted(plan).keys() > {"mechanisms"} and interpret.finished(plan) == ["joint"]
     before = small_run.contents(made.folder)
     now = change(*run)
     fields = report_inputs._interpreted(now)
     assert fields.keys() == {"not_interpreted"} and fields["not_interpreted"].startswith(sentence)
-    assert "mechanisms" in fields["not_interpreted"] and report_inputs.interpreted(now) == []
+    assert "mechanisms" in fields["not_interpreted"] and interpret.finished(now) == []
     assert small_run.contents(made.folder) == before
     if change not in (unfinished, switched_off):  # what the other config made lies beside it
         assert interpret.artifact(now, "joint").folder.parent == made.folder.parent

@@ -17,7 +17,7 @@ from fractions import Fraction
 from typing import Any
 
 import numpy as np
-from scipy.signal import resample_poly
+import scipy  # its submodules load at first use
 
 from ehrwear_jax.config.data import SegmentSpec
 from ehrwear_jax.data.signals import filters, grid_quality, overlap
@@ -222,7 +222,7 @@ def _resampled(values_N, rate_hz, spec):
     ratio = Fraction(spec.rate_hz / rate_hz).limit_denominator(1000)
     filled_N = np.interp(position_N, position_N[seen_N], values_N[seen_N])
     if ratio != 1:
-        filled_N = resample_poly(filled_N, ratio.numerator, ratio.denominator, padtype="line")
+        filled_N = scipy.signal.resample_poly(filled_N, ratio.numerator, ratio.denominator, padtype="line")
     n = min(len(filled_N), spec.samples)
     out_S[:n] = filled_N[:n]
     at_S = np.arange(spec.samples) * (rate_hz / spec.rate_hz)

@@ -11,15 +11,15 @@ import itertools
 import os
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike
-from sklearn.ensemble import HistGradientBoostingClassifier
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import log_loss
 from threadpoolctl import threadpool_limits
+
+if TYPE_CHECKING:  # scikit-learn is loaded by what fits: a start that finds everything done does not wait for it
+    from sklearn.ensemble import HistGradientBoostingClassifier
+    from sklearn.linear_model import LogisticRegression
 
 BOOSTING_GRID = tuple(
     {"learning_rate": rate, "l2_regularization": l2, "max_leaf_nodes": 15, "min_samples_leaf": 50}
@@ -94,7 +94,7 @@ class GradientBoosting:
       validation_loss: log loss at the cut.
     """
 
-    model: HistGradientBoostingClassifier
+    model: "HistGradientBoostingClassifier"
     seen_F: np.ndarray
     n_iterations: int
     settings: Mapping[str, Any]
@@ -145,8 +145,11 @@ def fit_gradient_boosting(
 
 def _boost(
     arrays: Arrays, settings: Mapping[str, Any], search: BoostingSearch
-) -> tuple[HistGradientBoostingClassifier, list[float]]:
+) -> tuple["HistGradientBoostingClassifier", list[float]]:
     """A boosted model and the validation log loss after each of its iterations."""
+    from sklearn.ensemble import HistGradientBoostingClassifier
+    from sklearn.metrics import log_loss
+
     x_train, y_train, x_val, y_val = arrays
     # the random state matters for the binning of more than 200,000 rows only
     model = HistGradientBoostingClassifier(early_stopping=False, warm_start=True, random_state=0, **settings)
@@ -209,7 +212,7 @@ class TabularLogistic:
     """A logistic regression on an encoded table."""
 
     encoder: TableEncoder
-    model: LogisticRegression
+    model: "LogisticRegression"
     l2: float
     validation_loss: float
 
@@ -230,6 +233,10 @@ def fit_logistic_regression(
     l2 is on the mean scale: mean log loss + l2 / 2 ||coef||^2. Arguments and errors as in
     `fit_gradient_boosting`.
     """
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.metrics import log_loss
+
     x_train, y_train, x_val, y_val = _check(x_train, y_train, x_val, y_val)
     encoder = TableEncoder(x_train)
     z_train, z_val = encoder(x_train), encoder(x_val)
