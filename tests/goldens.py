@@ -3,6 +3,10 @@
     python tests/goldens.py record FILE [--repo=DIR] [--demo]     run the code of DIR and write FILE
     python tests/goldens.py compare FILE [--repo=DIR] [--demo]    run it again and say what differs from FILE
 
+--set=KEY=VALUE changes the config, e.g. --set=joint.network.dropout=0: which mask a weight gets depends on the path of
+its module, so that moves of modules show as other masks. --run=DIR takes the workdir of a run of STEPS steps that is
+there instead of running one.
+
 What is recorded: every loss of each of the first 30 steps of each pretrained model, z at 50 prediction times after
 them, and with --demo the AUROC of every model and task of the whole run. The same bits are only to be expected on the
 same machine with the same libraries; `compare` prints the largest relative difference of each part beside "same bits".
@@ -69,14 +73,17 @@ def aurocs(workdir: Path) -> dict[str, float]:
     return {f"{r['task']}/{RENAMED.get(r['model'], r['model'])}": r["value"] for r in aurocs}
 
 
-def collect(repo: Path, demo: bool) -> dict:
+def collect(options: argparse.Namespace) -> dict:
     """Runs the code of a repository and returns what is recorded of it."""
+    changes = [f"--config.{change}" for change in options.set]
     with tempfile.TemporaryDirectory() as scratch:
-        short, whole = Path(scratch) / "short", Path(scratch) / "whole"
-        run(repo, short, "--stages=prepare,pretrain,embed", *(f"--config.train.{k}={v}" for k, v in SHORT.items()))
+        short, whole = options.run or Path(scratch) / "short", Path(scratch) / "whole"
+        if options.run is None:
+            steps = (f"--config.train.{k}={v}" for k, v in SHORT.items())
+            run(options.repo, short, "--stages=prepare,pretrain,embed", *steps, *changes)
         found = {"losses": losses(short), "z": latents(short)}
-        if demo:
-            run(repo, whole)
+        if options.demo:
+            run(options.repo, whole, *changes)
             found["auroc"] = aurocs(whole)
     return found
 
@@ -115,8 +122,10 @@ def main() -> None:
     parser.add_argument("file", type=Path)
     parser.add_argument("--repo", type=Path, default=REPO)
     parser.add_argument("--demo", action="store_true")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
+    parser.add_argument("--run", type=Path)
     options = parser.parse_args()
-    found = collect(options.repo, options.demo)
+    found = collect(options)
     if options.what == "record":
         options.file.write_text(json.dumps(found))
     else:
