@@ -6,7 +6,9 @@ from collections.abc import Mapping
 
 from ehrwear_jax.config import options
 
-SOURCES = ("synthetic", "meds", "nafld", "nhanes")
+# Adapters of published data: modules of data/sources/, and which of these options each one's `build` takes.
+ADAPTERS = {"nafld": ("seed",), "nhanes": ("seed", "n_folds")}
+SOURCES = ("synthetic", "meds", *ADAPTERS)
 # A code of our simulator that says how long a person was observed.
 FOLLOWUP_END = "FOLLOWUP_END"
 SEGMENT_SCORES = ("pulse", "coverage")

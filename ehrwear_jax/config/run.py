@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ehrwear_jax.config import families, options
-from ehrwear_jax.config.data import CohortConfig, DataConfig, PrepareConfig, SimulateConfig
+from ehrwear_jax.config.data import ADAPTERS, CohortConfig, DataConfig, PrepareConfig, SimulateConfig
 from ehrwear_jax.config.evaluation import EmbedConfig, EvaluateConfig, InterpretConfig, ReportConfig
 from ehrwear_jax.config.labels import LabelsConfig
 from ehrwear_jax.config.training import CompileConfig, FinetuneConfig, MeshConfig, TrainConfig
@@ -137,7 +137,7 @@ def _check_data(config):
             "no data: set --config.data.meds_dir to a MEDS dataset (and --config.data.wearable_dir to wearable "
             "tables), or simulate a cohort with --config.data.source=synthetic"
         )
-    if data.source in ("nafld", "nhanes") and not data.source_dir:
+    if data.source in ADAPTERS and not data.source_dir:
         raise ValueError(
             f"no data: set --config.data.source_dir to the folder with the {data.source} CSV files "
             f"(where to get them: ehrwear_jax/data/sources/{data.source}.py)"

@@ -41,10 +41,10 @@ MODEL_COLORS = {
     "gradient_boosting": "slate",
     "gradient_boosting_ehr": "slate",
     "gradient_boosting_wear": "slate",
-    "logistic_regression": "amber",
-    "cox_table": "sky",
-    "cox_table_ehr": "sky",
-    "cox_table_wear": "sky",
+    "linear_table": "amber",
+    "linear_table_ehr": "amber",
+    "linear_table_wear": "amber",
+    "training_mean": "sky",
     "oracle": "muted",
 }
 DASHES: tuple[str | tuple[float, tuple[float, ...]], ...] = ("-", (0, (5, 2)), (0, (1, 1.5)), (0, (5, 1.5, 1, 1.5)))

@@ -62,14 +62,10 @@ MODELS = {
     "gradient_boosting": ("Gradient boosting (tabular)", "Gradient boosting"),
     "gradient_boosting_ehr": ("Gradient boosting (tabular, EHR only)", "Boosting, EHR"),
     "gradient_boosting_wear": ("Gradient boosting (tabular, wearable only)", "Boosting, wearable"),
-    "logistic_regression": ("Logistic regression (tabular)", "Logistic regression"),
-    "ridge_table": ("Ridge regression (tabular)", "Ridge regression"),
-    "ridge_table_ehr": ("Ridge regression (tabular, EHR only)", "Ridge, EHR"),
-    "ridge_table_wear": ("Ridge regression (tabular, wearable only)", "Ridge, wearable"),
+    "linear_table": ("Linear model (tabular)", "Linear, tabular"),
+    "linear_table_ehr": ("Linear model (tabular, EHR only)", "Linear, EHR"),
+    "linear_table_wear": ("Linear model (tabular, wearable only)", "Linear, wearable"),
     "training_mean": ("Mean of the training split", "Training mean"),
-    "cox_table": ("Cox regression (tabular)", "Cox regression"),
-    "cox_table_ehr": ("Cox regression (tabular, EHR only)", "Cox, EHR"),
-    "cox_table_wear": ("Cox regression (tabular, wearable only)", "Cox, wearable"),
     ORACLE: ("Oracle (true risk)", "Oracle"),
 }
 

@@ -5,7 +5,7 @@ import functools
 from pathlib import Path
 
 from ehrwear_jax.config import RunConfig, options
-from ehrwear_jax.config.data import FIT_OPTIONS, PREPARE_NOT_RESULTS, RECORD_OPTIONS, SimulateConfig
+from ehrwear_jax.config.data import ADAPTERS, FIT_OPTIONS, PREPARE_NOT_RESULTS, RECORD_OPTIONS, SimulateConfig
 from ehrwear_jax.data.prepare import deidentify
 from ehrwear_jax.data.store import RecordStore
 from ehrwear_jax.stages.artifacts import Artifact
@@ -58,8 +58,8 @@ class Plan:
         if source == "meds":
             folders = {"meds": data.meds_dir, "wearable": data.wearable_dir}
             return {"source": source} | {k: self.inputs.digest(v) for k, v in folders.items() if v}
-        of = {"source": source, "files": self.inputs.digest(data.source_dir), "seed": data.seed}
-        return of | ({"n_folds": data.n_folds} if source == "nhanes" else {})
+        of = {"source": source, "files": self.inputs.digest(data.source_dir)}
+        return of | {name: getattr(data, name) for name in ADAPTERS[source]}
 
     @property
     def simulate(self) -> SimulateConfig:

@@ -1,15 +1,16 @@
 """Runs the prepare stage: a raw dataset (simulated, adapted or yours) with its labels, tables, records and fits."""
 
 import functools
+import importlib
 import json
 import logging
 import os
 from collections.abc import Callable
 from pathlib import Path
 
+from ehrwear_jax.config.data import ADAPTERS
 from ehrwear_jax.data.formats import meds
 from ehrwear_jax.data.prepare import dataset, harmonise, specs, workers
-from ehrwear_jax.data.sources import nafld, nhanes
 from ehrwear_jax.data.sources.simulator import simulate
 from ehrwear_jax.runtime import files
 from ehrwear_jax.stages.artifacts import Artifact
@@ -90,10 +91,9 @@ def _raw(root, config, simulated):
     """Builds the raw dataset; returns its counts."""
     if config.data.source == "synthetic":
         return simulate.simulate(root, simulated, workers=config.prepare.workers or os.cpu_count() or 1)
-    source = Path(config.data.source_dir)
-    if config.data.source == "nafld":
-        return nafld.build(source, root, seed=config.data.seed)
-    return nhanes.build(source, root, seed=config.data.seed, n_folds=config.data.n_folds)
+    adapter = importlib.import_module(f"ehrwear_jax.data.sources.{config.data.source}")
+    given = {name: getattr(config.data, name) for name in ADAPTERS[config.data.source]}
+    return adapter.build(Path(config.data.source_dir), root, **given)
 
 
 def _log(plan, min_subjects, n_codes, undescribed):

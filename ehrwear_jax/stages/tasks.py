@@ -2,7 +2,7 @@
 
 import dataclasses
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -122,6 +122,3 @@ def held_out_groups(plan: Plan) -> np.ndarray:
         for fold, _ in plan.config.folds
     ]
     return pl.concat(held).unique().sort().to_numpy()
-
-
-Targets = Mapping[str, Any]

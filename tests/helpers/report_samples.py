@@ -27,7 +27,7 @@ def results():
         out.append(record(comparison, task, "auroc_difference", 0.01, -0.004, 0.024))
         out.append(record(comparison, task, "auroc_difference_p", 0.17, None, None))
     out.append(record("joint", "mortality", "c_index", 0.77, 0.75, 0.79, n=2000, n_positive=211))
-    out.append(record("cox_table", "mortality", "c_index", 0.74, 0.72, 0.76, n=2000, n_positive=211))
+    out.append(record("linear_table", "mortality", "c_index", 0.74, 0.72, 0.76, n=2000, n_positive=211))
     return out
 
 

@@ -47,7 +47,7 @@ def test_difference_table_is_exact():
         record("joint - ehr_only", metric="auroc_difference_p", value=0.0002, lo=None, hi=None),
         record("joint - oracle", metric="auroc_difference", value=-0.05, lo=-0.06, hi=-0.04),
         record("joint - late_fusion", metric="auroc_difference", value=0.0, lo=-0.01, hi=0.01),
-        record("joint - cox_table", metric="auroc_difference", value=0.0, lo=None, hi=None),
+        record("joint - linear_table", metric="auroc_difference", value=0.0, lo=None, hi=None),
         record("joint"),
     ]
     rows = table_model.difference_table(records).rows[1:]
@@ -55,7 +55,7 @@ def test_difference_table_is_exact():
         ("Joint − EHR only", "AUROC", "+0.030 [+0.010, +0.050]", "above zero", "< 0.001"),
         ("Joint − Oracle", "AUROC", "−0.050 [−0.060, −0.040]", "below zero", "–"),
         ("Joint − Late fusion", "AUROC", "0.000 [−0.010, +0.010]", "includes zero", "–"),
-        ("Joint − Cox regression", "AUROC", "0.000", "not given", "–"),
+        ("Joint − Linear, tabular", "AUROC", "0.000", "not given", "–"),
     ]
 
 
@@ -63,7 +63,7 @@ def test_record_table_has_every_record():
     table = table_model.record_table(results(), "All.")
     assert len(table.rows) == len(results())
     assert table.rows[-1].cells == (
-        "mortality", "cox_table", "c_index", "0.740 [0.720, 0.760]", "2,000", "211", "0",
+        "mortality", "linear_table", "c_index", "0.740 [0.720, 0.760]", "2,000", "211", "0",
     )  # fmt: skip
 
 
