@@ -242,5 +242,6 @@ def _dropped(weight_BxHxTxS, rate, key, first_index):
     positions = []
     for axis, (first, n) in enumerate(zip(first_index, weight_BxHxTxS.shape, strict=True)):
         positions.append(jnp.expand_dims(first + jnp.arange(n), [a for a in range(4) if a != axis]))
-    keep = dropout_keep(dropout_seed(key), *positions, rate)
+    batch, head, query, position = positions
+    keep = dropout_keep(dropout_seed(key), batch, head, query, position, rate)
     return jnp.where(keep, weight_BxHxTxS / (1.0 - rate), 0.0)
