@@ -23,7 +23,15 @@ from pathlib import Path
 REPO = Path(__file__).resolve().parents[1]
 STEPS, N_TIMES = 30, 50
 SHORT = {"steps": STEPS, "log_every": 1, "validate_every": STEPS, "checkpoint_every": STEPS}
-RENAMED = {"logistic_regression": "linear_table"}
+# Names of models and of terms of the loss that have changed since figures were recorded.
+RENAMED = {
+    "logistic_regression": "linear_table",
+    "ehr_next": "future_event",
+    "ehr_later": "future_codes",
+    "ehr_recall": "ehr_history",
+    "wear_recall": "wear_history",
+    "wear_ahead": "future_signal",
+}
 # What differs between two runs of the same code.
 TIMINGS = ("per_second", "waiting_share", "mfu")
 
@@ -41,9 +49,13 @@ def losses(workdir: Path) -> dict[str, list[dict[str, float]]]:
         lines = [json.loads(line) for line in path.read_text().splitlines()]
         steps = [line for line in lines if "loss/total" in line]
         found[_model(path.parent)] = [
-            {k: v for k, v in line.items() if not any(t in k for t in TIMINGS)} for line in steps[:STEPS]
+            {_renamed(k): v for k, v in line.items() if not any(t in k for t in TIMINGS)} for line in steps[:STEPS]
         ]
     return found
+
+
+def _renamed(name: str) -> str:
+    return "/".join(RENAMED.get(part, part) for part in name.split("/"))
 
 
 def _model(folder: Path) -> str:
@@ -102,6 +114,7 @@ def differences(old: dict, new: dict) -> list[str]:
     for part in old.keys() & new.keys():
         for model in sorted(old[part].keys() | new[part].keys()):
             a, b = (_flat(x[part].get(model, {})) for x in (old, new))
+            a = {_renamed(k): v for k, v in a.items()}
             common = a.keys() & b.keys()
             scale = max((abs(v) for v in a.values()), default=1.0) if part == "z" else 0.0
             apart = {k: abs(a[k] - b[k]) / max(abs(a[k]), scale, 1e-12) for k in common if a[k] != b[k]}
