@@ -58,7 +58,7 @@ TESTS = Path(__file__).parent
 
 # Compiled programs are kept as long as the process lives, and what is freed of them stays in malloc's hands: without a
 # limit a worker that runs a third of the tests holds 5 GB.
-GROWTH_BYTES = 500e6
+GROWTH_BYTES = 1000e6
 resident_bytes = [psutil.Process().memory_info().rss]  # after programs were last dropped
 
 # Folders whose files take longest. They come first, so that no worker is left alone with one of them at the end.

@@ -32,16 +32,6 @@ from ehrwear_jax.training.optimizer import make_optimizer
 from ehrwear_jax.training.pretrain import Model, make_task, with_rows
 from ehrwear_jax.training.step import abstract_state, init_state, jit_step
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "Configuration file, e.g. configs/full.py.")
-_RECORDS = flags.DEFINE_string("records", None, "Folder of prepared records.", required=True)
-_FIT = flags.DEFINE_string("fit", None, "Folder of what prepare fitted on a training split of them.", required=True)
-_MODEL = flags.DEFINE_string("model", "joint", "A name in config.models.")
-_STEPS = flags.DEFINE_integer("steps", 50, "Steps to time, after as many as --warmup says.", lower_bound=1)
-_WARMUP = flags.DEFINE_integer("warmup", 5, "Steps before.", lower_bound=1)
-_VOCABULARY = flags.DEFINE_integer("vocabulary", 0, "Tokens of the model; 0: those of the records.")
-_PROFILE = flags.DEFINE_integer("profile", 0, "Steps to profile.")
-_LOCK = flags.DEFINE_string("lock", "", "File that programs lock which share a device.")
-_JSON = flags.DEFINE_string("json", "", "File for the results.")
 DISTINCT = 4  # batches that the steps take in turn
 
 
@@ -151,21 +141,37 @@ def _locked(path):
         yield
 
 
+def define_flags() -> None:
+    """Declares the flags; not on import, since other programs have flags of these names."""
+    config_flags.DEFINE_config_file("config", None, "Configuration file, e.g. configs/full.py.")
+    flags.DEFINE_string("records", None, "Folder of prepared records.", required=True)
+    flags.DEFINE_string("fit", None, "Folder of what prepare fitted on a training split of them.", required=True)
+    flags.DEFINE_string("model", "joint", "A name in config.models.")
+    flags.DEFINE_integer("steps", 50, "Steps to time, after as many as --warmup says.", lower_bound=1)
+    flags.DEFINE_integer("warmup", 5, "Steps before.", lower_bound=1)
+    flags.DEFINE_integer("vocabulary", 0, "Tokens of the model; 0: those of the records.")
+    flags.DEFINE_integer("profile", 0, "Steps to profile.")
+    flags.DEFINE_string("lock", "", "File that programs lock which share a device.")
+    flags.DEFINE_string("json", "", "File for the results.")
+
+
 def main(argv: Sequence[str]) -> None:
     """Runs the benchmark by its flags."""
     del argv
-    config = config_lib.parse(_CONFIG.value)
+    given = flags.FLAGS
+    config = config_lib.parse(given.config)
     device = jax.devices()[0]
-    turn = _locked(_LOCK.value) if _LOCK.value else None
-    timing = Timing(_STEPS.value, _WARMUP.value, _PROFILE.value)
-    found = measure(config, _MODEL.value, Path(_RECORDS.value), Path(_FIT.value), timing, _VOCABULARY.value, turn)
-    print(f"{_MODEL.value} of {config.name} on {device.device_kind}, JAX {jax.__version__}")
+    turn = _locked(given.lock) if given.lock else None
+    timing = Timing(given.steps, given.warmup, given.profile)
+    found = measure(config, given.model, Path(given.records), Path(given.fit), timing, given.vocabulary, turn)
+    print(f"{given.model} of {config.name} on {device.device_kind}, JAX {jax.__version__}")
     for name, value in found.items():
         print(f"  {name:28} {value:.6g}")
-    if _JSON.value:
-        with open(_JSON.value, "w") as file:
+    if given.json:
+        with open(given.json, "w") as file:
             json.dump(found, file, indent=1)
 
 
 if __name__ == "__main__":
+    define_flags()
     app.run(main)

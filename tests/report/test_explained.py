@@ -166,6 +166,7 @@ def test_malicious_labels_stay_text(tmp_path):
     assert len(panels) > 10 and all(ET.fromstring(p) is not None for p in panels if "xmlns" in p)
 
 
+@pytest.mark.slow
 def test_a_full_model_stays_far_below_ten_megabytes(tmp_path):
     labels = tuple(f"LOINC//{i % 97}" for i in range(1500))
     people = [person(24, 16, labels, 500, seed=i) for i in range(7)]

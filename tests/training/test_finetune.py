@@ -182,6 +182,7 @@ def test_full_changes_what_z_depends_on(examples, params, encode, times, found):
     assert all(np.any(z_without({name}) != z) for name in read)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["lora", "adapter"])
 def test_what_is_new_starts_as_no_change(examples, params, encode, times, mode):
     """z of the model with it equals that of the pretrained one bit for bit, when each operation runs by itself.
@@ -218,6 +219,7 @@ def test_fine_tuning_fits_the_training_times_better_than_the_head(found, example
     assert max(loss[m] for m in ("lora", "adapter", "full")) < 0.8 * loss["head"], loss
 
 
+@pytest.mark.slow
 def test_without_a_better_step_the_frozen_probe_is_returned(examples, params, times, z, source, tmp_path, monkeypatch):
     losses = itertools.count()
     monkeypatch.setattr(finetune, "tuning_loss", lambda *_: float(next(losses)))

@@ -90,7 +90,10 @@ def killed_at(step):
     return Killed
 
 
-@pytest.mark.parametrize("steps", [(1,), (6,), (9, 12), (2, 3, 5)])
+FURTHER = [pytest.param(s, marks=pytest.mark.slow) for s in ((1,), (9, 12))]
+
+
+@pytest.mark.parametrize("steps", [(6,), (2, 3, 5), *FURTHER])
 def test_a_killed_run_goes_on_as_if_nothing_had_been(source, whole, tmp_path, monkeypatch, steps):
     """Before its first checkpoint, behind one, between two, several times: every bit and every logged loss."""
     for step in steps:

@@ -148,7 +148,10 @@ def test_a_run_ends_when_no_look_was_better_and_keeps_the_best(ended):
     assert [x["step"] for x in logged if "validation/loss/total" in x] == [0, 2, 4, 6, 8]
 
 
-@pytest.mark.parametrize("stops", [(3,), (4, 5), (6,), (7,), (1, 2, 4, 6, 7)])
+FURTHER = [pytest.param(s, marks=pytest.mark.slow) for s in ((4, 5), (6,), (7,))]
+
+
+@pytest.mark.parametrize("stops", [(3,), (1, 2, 4, 6, 7), *FURTHER])
 def test_patience_survives_a_resume(ended, tmp_path, stops):
     """What is the best, and how long it was waited for, does not depend on where the run was stopped."""
     for stop in (*stops, None):

@@ -93,6 +93,7 @@ def results(params):
     return {n: jax.tree.map(np.asarray, jax.jit(run, static_argnums=0)(n)) for n in (1, 4)}
 
 
+@pytest.mark.slow
 def test_micro_batches_add_up_to_the_batch(results):
     """Rows hold unequal numbers of terms: a mean over micro-batches of their means would be another number."""
     (loss, metrics, grads, _), (loss_4, metrics_4, grads_4, _) = results[1], results[4]

@@ -224,6 +224,7 @@ def spoiled_at(step):
     return spoiled
 
 
+@pytest.mark.slow
 def test_training_lowers_every_loss(joint):
     found = [x for x in lines(joint[0]) if "loss/total" in x]
     for term in WEIGHTS:
@@ -231,6 +232,7 @@ def test_training_lowers_every_loss(joint):
         assert np.mean(values[-10:]) < np.mean(values[:10]), term
 
 
+@pytest.mark.slow
 def test_a_step_that_is_not_finite_is_not_applied(joint):
     """One value of one row is enough for it to be left out, and nothing of it stays."""
     found = [x for x in lines(joint[0]) if "loss/total" in x]
@@ -240,6 +242,7 @@ def test_a_step_that_is_not_finite_is_not_applied(joint):
     assert event["step"] == 7 and event["examples"]
 
 
+@pytest.mark.slow
 def test_a_resumed_joint_run_has_the_same_losses_and_parameters(people, joint, tmp_path):
     """From its own checkpoint in the middle of it: dropout, draws of z, moments and averages are all in the state."""
     folder, variables = joint
@@ -253,6 +256,7 @@ def test_a_resumed_joint_run_has_the_same_losses_and_parameters(people, joint, t
     assert len({x["loss/total"] for x in one.values()}) == 60
 
 
+@pytest.mark.slow
 def test_what_is_restored_is_what_training_returned(people, joint):
     folder, variables = joint
     examples, _, restored = embedding.restore(folder, joint_model(), small_run.store(people))
@@ -260,6 +264,7 @@ def test_what_is_restored_is_what_training_returned(people, joint):
     assert len(examples.subject_id) == 25 and not examples.augmented
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("modality", ["ehr", "wear"])
 def test_one_modality_trains_and_embeds_everyone(people, tmp_path, modality):
     context = {k: v for k, v in CONTEXT.items() if k != "pairs"}

@@ -353,6 +353,7 @@ def test_labels_in_folders_and_those_that_cannot_be_evaluated(tmp_path):
         labels.table("stays")
 
 
+@pytest.mark.slow
 def test_the_mimic_demo_goes_in_unchanged(shared_data, tmp_path):
     root = shared_data("mimic4_demo_meds")
     run = subprocess.run(
