@@ -73,28 +73,19 @@ def measure(
     began = time.perf_counter()
     step = jit_step(task, optimizer, train, model.seed, shapes).lower(shapes, {}, like).compile()
     compiled = time.perf_counter() - began
-    seconds = []
     with turn or contextlib.nullcontext():
-        batches = [sharding.device_batch(b, mesh) for b in made]
         state = init_state(task, optimizer, train, mesh, model.seed)
-        for n in range(timing.warmup + timing.steps):
-            began = time.perf_counter()
-            state, metrics = step(state, {}, batches[n % DISTINCT])
-            jax.block_until_ready(metrics)
-            seconds.append(time.perf_counter() - began)
-        loss = float(metrics["loss/total"])
-        if timing.profile:
-            _profile(step, state, batches, timing.profile)
+        seconds, loss = _timed(step, state, [sharding.device_batch(b, mesh) for b in made], timing)
         used = (mesh.devices.flat[0].memory_stats() or {}).get("peak_bytes_in_use")
-        del state, batches, metrics
-    each = statistics.median(seconds[timing.warmup:])
+        del state
+    each = statistics.median(seconds)
     mean = {name: statistics.mean(c[name] for c in counts) for name in counts[0]}
     flops = statistics.mean(model.module.flops(spec, model.config, sizes, c) for c in counts)
     out = {
         "parameters": float(sum(sizes.values())),
         "rows": float(train.batch_size),
         "step_ms": 1e3 * each,
-        "slowest_step_ms": 1e3 * max(seconds[timing.warmup:]),
+        "slowest_step_ms": 1e3 * max(seconds),
         "compile_s": compiled,
         "tokens_per_second": mean["tokens"] / each,
         "patient_days_per_second": mean["patient_days"] / each,
@@ -110,6 +101,19 @@ def measure(
     if used:
         out["peak_gib"] = used / 2**30
     return out
+
+
+def _timed(step, state, batches, timing):
+    """(seconds of each step that counts, loss of the last)."""
+    seconds = []
+    for n in range(timing.warmup + timing.steps):
+        began = time.perf_counter()
+        state, metrics = step(state, {}, batches[n % DISTINCT])
+        jax.block_until_ready(metrics)
+        seconds.append(time.perf_counter() - began)
+    if timing.profile:
+        _profile(step, state, batches, timing.profile)
+    return seconds[timing.warmup :], float(metrics["loss/total"])
 
 
 def _profile(step, state, batches, n):

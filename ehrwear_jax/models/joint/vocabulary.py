@@ -196,14 +196,8 @@ def build_vocabulary(
     for target, count in zip(alias, statistics["count"], strict=True):
         if target is not None:
             total[target] = total.get(target, 0) + count
-    scaled: dict[int, tuple] = {}  # values, mean, std, cuts, values up to each cut
+    scaled = _scales(statistics, total, value_bins, min_values)
     of_text: dict[int, list[tuple[int, str, int]]] = {}
-    columns = ("code_id", "n_values", "mean", "std", "quantile", "up_to", "range_cut", "range_up_to")
-    for i, n, mean, std, *cuts in statistics.select(columns).iter_rows():
-        if i in total and n >= max(min_values, 1):
-            quantile, up_to, range_cut, range_up_to = cuts
-            by_range = (range_cut, range_up_to) if range_cut else None
-            scaled[i] = n, mean, std, *(by_range or code_counts.bin_cuts(quantile, up_to, n, value_bins))
     frequent = texts.filter(pl.col("subjects") >= min_subjects).sort("text_id")
     for row in frequent.select("code_id", "text_id", "text", "count").iter_rows():
         of_text.setdefault(row[0], []).append(row[1:])
@@ -231,3 +225,15 @@ def build_vocabulary(
     }
     tokens = pl.DataFrame(rows, _TOKENS_SCHEMA, orient="row")
     return Vocabulary(tokens, pl.DataFrame(codes, _CODES_SCHEMA), texts.height)
+
+
+def _scales(statistics, chosen, value_bins, min_values):
+    """{code_id: (values, mean, std, cuts, values up to each cut)} of the chosen codes that have enough values."""
+    scaled: dict[int, tuple] = {}
+    columns = ("code_id", "n_values", "mean", "std", "quantile", "up_to", "range_cut", "range_up_to")
+    for i, n, mean, std, *cuts in statistics.select(columns).iter_rows():
+        if i in chosen and n >= max(min_values, 1):
+            quantile, up_to, range_cut, range_up_to = cuts
+            by_range = (range_cut, range_up_to) if range_cut else None
+            scaled[i] = n, mean, std, *(by_range or code_counts.bin_cuts(quantile, up_to, n, value_bins))
+    return scaled
