@@ -49,7 +49,7 @@ def test_a_run_stopped_by_the_config_goes_on_to_the_same_numbers(root):
 
 @pytest.mark.parametrize(
     "name, while_saving",
-    [("SIGKILL", False), ("SIGKILL", True), ("SIGKILL", True), ("SIGTERM", True), ("SIGINT", False)],
+    [("SIGKILL", False), ("SIGKILL", True), ("SIGTERM", True), ("SIGINT", False)],
 )
 def test_a_run_ended_in_pretraining_goes_on_to_the_same_numbers(root, name, while_saving):
     """At a random step; more of it: python tests/helpers/kill_and_resume.py --times=20."""

@@ -94,7 +94,7 @@ def losses(folder):
     return [{k: v for k, v in x.items() if k not in TIMINGS} for x in lines]
 
 
-@pytest.fixture(scope="module", params=["value_mean", pytest.param("joint", marks=pytest.mark.slow)])
+@pytest.fixture(scope="module", params=["value_mean", pytest.param("joint", marks=pytest.mark.long)])
 def joined(tmp_path_factory, request):
     """(plan with the bag of codes, digests of the files before it joined the finished run, root)."""
     root = tmp_path_factory.mktemp("second")
