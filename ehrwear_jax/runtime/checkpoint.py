@@ -169,10 +169,6 @@ class Checkpoints:
         self.wait()
         return checkpoint_manifest.steps(self.folder)
 
-    def latest_step(self) -> int | None:
-        """Step of the newest committed checkpoint, or None."""
-        return max(self.steps(), default=None)
-
     # ------------------------------------------------------------------------------------------------------- saving
 
     def save(self, step: int, state: State) -> None:

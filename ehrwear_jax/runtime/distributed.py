@@ -1,4 +1,4 @@
-"""Joins the processes of a distributed job; provides barriers and agreements among them.
+"""Joins the processes of a distributed job; lets them agree on values.
 
 Barriers and agreements go through JAX's coordination service, not through the devices: they have names and timeouts,
 and work when a device does not.
@@ -22,11 +22,11 @@ from ehrwear_jax.runtime.exit_codes import PROCESS_LOST, STOPPED, ProcessLost, R
 T = TypeVar("T")
 TIMEOUT_S = 600.0
 # The coordination service takes each name once: a use of one gets the next number.
-_uses: defaultdict[tuple[str, str], Iterator[int]] = defaultdict(itertools.count)
+_uses: defaultdict[str, Iterator[int]] = defaultdict(itertools.count)
 
 
 def coordination_client() -> Any:
-    """The client of JAX's coordination service, with named barriers and a key-value store; None in a single process.
+    """The client of JAX's coordination service, with a key-value store; None in a single process.
 
     JAX has no public name for it; no other line of the package uses a private name of JAX.
 
@@ -38,7 +38,7 @@ def coordination_client() -> Any:
 
         client = service.global_state.client
         if client is not None:
-            for method in ("wait_at_barrier", "key_value_set", "blocking_key_value_get"):
+            for method in ("key_value_set", "blocking_key_value_get"):
                 getattr(client, method)
     except (ImportError, AttributeError) as error:
         raise RuntimeError(
@@ -96,7 +96,7 @@ def initialize(environment: Mapping[str, str] = os.environ, heartbeat_timeout_s:
         )
     except jax.errors.JaxRuntimeError as error:
         raise ProcessLost(f"the processes of the job did not come together within {wait_s} s: {error}") from error
-    coordination_client()  # if it was moved, that is said now and not at the first barrier
+    coordination_client()  # if it was moved, that is said now and not when they first have to agree
     logging.info("process %d of %d", jax.process_index(), jax.process_count())
     if not is_first():
         logging.getLogger().setLevel(logging.ERROR)  # one process writes the log
@@ -117,21 +117,6 @@ def is_first() -> bool:
     return jax.process_index() == 0
 
 
-def barrier(name: str, timeout_s: float = TIMEOUT_S) -> None:
-    """Returns when all processes are here.
-
-    Raises:
-      ProcessLost: one did not come within timeout_s, or is gone.
-    """
-    if not several():
-        return
-    key = f"ehrwear_jax/{name}/{next(_uses['barrier', name])}"
-    try:
-        coordination_client().wait_at_barrier(key, int(timeout_s * 1000))
-    except jax.errors.JaxRuntimeError as error:
-        raise ProcessLost(f"barrier {name!r}: not all processes came within {timeout_s:g} s: {error}") from error
-
-
 def from_first(name: str, value: Any = None, timeout_s: float = TIMEOUT_S) -> Any:
     """The first process's JSON-able value, on every process.
 
@@ -140,7 +125,7 @@ def from_first(name: str, value: Any = None, timeout_s: float = TIMEOUT_S) -> An
     """
     if not several():
         return value
-    key, client = f"ehrwear_jax/{name}/{next(_uses['value', name])}", coordination_client()
+    key, client = f"ehrwear_jax/{name}/{next(_uses[name])}", coordination_client()
     if is_first():
         client.key_value_set(key, json.dumps(value))
         return value

@@ -4,7 +4,7 @@
 | ---: | :--- | :--- |
 | 0 | done | no |
 | 1 | a mistake that one sentence explains | no |
-| 69 | another process of the job is lost, or did not come to a barrier | yes |
+| 69 | another process of the job is lost, or did not answer in time | yes |
 | 70 | too many steps in a row were not finite | no |
 | 74 | a checkpoint could not be written, the disk is full for example | after making room |
 | 75 | stopped by SIGTERM or SIGINT; the state was saved | yes |

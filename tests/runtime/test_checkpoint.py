@@ -72,14 +72,14 @@ def test_a_description_of_the_state_is_enough(meshes, saved):
 def test_the_newest_are_kept_and_found(meshes, tmp_path):
     mesh = meshes[1]
     with Checkpoints(tmp_path / "new" / "folder", keep=2) as checkpoints:
-        assert checkpoints.latest_step() is None
+        assert checkpoints.steps() == []
         for step in (3, 6, 9, 10):
             checkpoints.save(step, state(mesh, step))  # at once: the save before is still running
-        assert checkpoints.latest_step() == 10
+        assert checkpoints.steps()[-1] == 10
     kept = sorted(int(p.name) for p in (tmp_path / "new" / "folder").iterdir() if p.name.isdigit())
     assert kept == [9, 10]
     with Checkpoints(tmp_path / "new" / "folder") as checkpoints:
-        assert checkpoints.latest_step() == 10
+        assert checkpoints.steps()[-1] == 10
         for step in kept:
             assert_same(checkpoints.restore(step, state(mesh)), state(mesh, step))
 
@@ -92,7 +92,7 @@ def test_a_save_that_was_cut_off_is_not_found(meshes, saved, tmp_path):
     (tmp_path / "8.orbax-checkpoint-tmp").mkdir()
     (tmp_path / "8.orbax-checkpoint-tmp" / "state").mkdir()
     with Checkpoints(tmp_path) as checkpoints:
-        assert checkpoints.latest_step() == 5
+        assert checkpoints.steps()[-1] == 5
         assert_same(checkpoints.restore(5, state(meshes[1])), state(meshes[1], 5))
 
 
