@@ -1,6 +1,6 @@
 """Joins the processes of a distributed job; lets them agree on values.
 
-Barriers and agreements go through JAX's coordination service, not through the devices: they have names and timeouts,
+Agreements go through JAX's coordination service, not through the devices: they have names and timeouts,
 and work when a device does not.
 """
 

@@ -55,6 +55,14 @@ OUTPUTS = {
 }
 
 
+def check_loops(case, term, slow):
+    """The loss of a term is what loops over the batch in float64 say."""
+    out, batch, _, metrics, _ = case
+    want = slow(out, batch)
+    assert want > 0.1
+    np.testing.assert_allclose(metrics[f"loss/{term}"], want, rtol=2e-5)
+
+
 def outputs_of(terms):
     """The names in OUTPUTS of these terms."""
     return [name for name in OUTPUTS if name.partition("/")[0] in terms]

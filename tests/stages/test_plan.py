@@ -60,6 +60,18 @@ def changed(one, other):
     return {k for k in both if one[k] != other[k]}, both
 
 
+def check_change(root, key, value, expected, artifacts):
+    """Of what is there without a change of the config, all is there with it, and these are others."""
+    found = []
+    for change in (False, True):
+        config = small(root)
+        if change:
+            set_key(config, key, value)
+        found.append(artifacts(Plan(parse(config), Workdir(root / "run"))))
+    different, both = changed(*found)
+    assert different == expected and len(both) == len(found[0])
+
+
 JOINT = {"models/joint/all-seed0"}
 NETWORKS = JOINT | {"models/ehr_only/all-seed0", "models/wear_only/all-seed0"}
 
@@ -95,15 +107,7 @@ NETWORKS = JOINT | {"models/ehr_only/all-seed0", "models/wear_only/all-seed0"}
     ],
 )
 def test_a_change_before_or_in_pretraining(root, key, value, expected):
-    found = []
-    for change in (False, True):
-        config = small(root)
-        if change:
-            set_key(config, key, value)
-        plan = Plan(parse(config), Workdir(root / "run"))
-        found.append(of_data(plan) | of_networks(plan))
-    different, both = changed(*found)
-    assert different == expected and len(both) == len(found[0])
+    check_change(root, key, value, expected, lambda plan: of_data(plan) | of_networks(plan))
 
 
 ALL_SCORES = {"scores/readmission", "scores/relapse"}
@@ -139,14 +143,7 @@ OF_EHR = {"embeddings/ehr_only/all-seed0", "interpret/ehr_only", "interpret/late
     ],
 )  # fmt: skip
 def test_a_change_of_what_is_made_of_networks(root, key, value, expected):
-    found = []
-    for change in (False, True):
-        config = small(root)
-        if change:
-            set_key(config, key, value)
-        found.append(of_results(Plan(parse(config), Workdir(root / "run"))))
-    different, both = changed(*found)
-    assert different == expected and len(both) == len(found[0])
+    check_change(root, key, value, expected, of_results)
 
 
 def test_a_task_more_or_fewer_leaves_the_other_tasks_predictions(root):

@@ -30,12 +30,7 @@ CODE_STATISTICS = pl.Schema(
         "count": pl.Int64(),
         "subjects": pl.Int64(),
         "n_values": pl.Int64(),
-        "mean": pl.Float64(),
-        "std": pl.Float64(),
-        "quantile": pl.List(pl.Float64),
-        "up_to": pl.List(pl.Int64),
-        "range_cut": pl.List(pl.Float64),
-        "range_up_to": pl.List(pl.Int64),
+        **{name: dtype for name, dtype in code_counts.SCALES.items() if name != "code_id"},
         "alias": pl.Int32(),
     }
 )

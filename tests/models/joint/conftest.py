@@ -1,7 +1,8 @@
-"""Prepared cohorts that several files of this folder read; nobody changes them."""
+"""What several files of this folder read and nobody changes: prepared cohorts, and random cases of terms."""
 
 import cohort
 import pytest
+import term_cases
 
 
 @pytest.fixture(scope="session")
@@ -23,3 +24,16 @@ def packed_people(tmp_path_factory):
     """Folder of twenty-five people with two days of wear, whose short records share rows, for small_run.store."""
     root = cohort.write_cohort(tmp_path_factory.mktemp("packed"), n_subjects=25, wear_days=2)
     return cohort.prepare_cohort(root)
+
+
+@pytest.fixture(scope="module")
+def losses(request):
+    """Losses of the terms that the file names in TERMS."""
+    return term_cases.Losses(request.module.TERMS)
+
+
+@pytest.fixture(scope="module")
+def case(request, losses):
+    """(outputs, batch, loss, metrics, gradients) of a random case of these terms."""
+    out, batch = term_cases.random_outputs(1, request.module.TERMS), term_cases.random_batch(10)
+    return out, batch, *losses(out, batch)
