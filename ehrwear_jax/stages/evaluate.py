@@ -93,6 +93,7 @@ def scores(plan: Plan, task: Task) -> Artifact:
         "predictions": [(name, seed, artifact.digest) for name, seed, artifact in made],
         "evaluate": settings | {"fractions": task.name in label_tasks(plan)},
         "attributes": evaluate_subgroups.attributes_artifact(plan).digest,
+        "times": evaluate_censoring.identity(plan, task) if task.kind == BINARY else None,
         "people": files.digest(tasks.held_out_groups(plan).tolist()),
         "seed": plan.config.data.seed,
     }

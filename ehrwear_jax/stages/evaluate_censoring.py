@@ -9,11 +9,32 @@ from ehrwear_jax.data.labels import outcomes
 from ehrwear_jax.data.prepare import specs
 from ehrwear_jax.evals import survival
 from ehrwear_jax.evals.survival import FollowUp
+from ehrwear_jax.runtime import files
 from ehrwear_jax.stages import evaluate_subgroups
 from ehrwear_jax.stages.embed import KEYS
 from ehrwear_jax.stages.labels import HOSPITALIZATION, Labels, with_extraction_date
 from ehrwear_jax.stages.plan import Plan
 from ehrwear_jax.stages.tasks import Task
+
+
+def identity(plan: Plan, task: Task) -> str | None:
+    """Digest of what `time_behind` reads beside the task's own labels, None where it finds nothing."""
+    name, labels = _name_and_days(task)[0], Labels(plan)
+    if name is None:
+        return None
+    if labels.files(f"time_to_{name}"):
+        return labels.digest(f"time_to_{name}")
+    if name != HOSPITALIZATION or plan.changes_people:
+        return None
+    bounds = [getattr(plan.config.prepare, k) for k in ("first_date", "extraction_date")]
+    return files.digest([plan.raw_identity, bounds, plan.config.labels.admission_code_prefix])
+
+
+def _name_and_days(task):
+    """(name, days) of a task <name>_<days>d, (None, 0.0) of another."""
+    name, _, horizon = task.name.rpartition("_")
+    days = horizon.removesuffix("d")
+    return (name, float(days)) if name and days.isdigit() else (None, 0.0)
 
 
 def time_behind(plan: Plan, task: Task) -> tuple[np.ndarray, FollowUp] | None:
@@ -23,8 +44,8 @@ def time_behind(plan: Plan, task: Task) -> tuple[np.ndarray, FollowUp] | None:
     the event is known too. The censoring is that of the prediction times themselves and of those whose label is
     unknown.
     """
-    name, _, horizon = task.name.rpartition("_")
-    if not horizon.removesuffix("d").isdigit() or not name:
+    name, days = _name_and_days(task)
+    if name is None:
         return None
     everyone, held = evaluate_subgroups.attributes(plan).filter(pl.col("split") != "tuning"), task.of("held_out")
     times = _event_times(plan, name, everyone)
@@ -38,7 +59,6 @@ def time_behind(plan: Plan, task: Task) -> tuple[np.ndarray, FollowUp] | None:
         fitted_on["time_to_event_days"].to_numpy(), fitted_on["code"].to_numpy() > 0
     )
     time_N, code_N = mine["time_to_event_days"].to_numpy(), mine["code"].to_numpy()
-    days = float(horizon.removesuffix("d"))
     y_N, known_N = survival.horizon_labels(time_N, code_N, days)
     if not known_N.all() or (y_N != held["boolean_value"].to_numpy()).any():
         logging.info("  %s: the labels differ from time_to_%s at the horizon: no weighted variant", task.name, name)

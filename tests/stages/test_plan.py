@@ -1,5 +1,8 @@
 """What each artifact depends on: a change of the config makes others of these, and of nothing else."""
 
+import shutil
+
+import polars as pl
 import pytest
 import small_run
 
@@ -170,3 +173,23 @@ def test_inputs_that_lie_elsewhere_are_the_same_inputs(root, tmp_path):
     (tmp_path / "link").symlink_to(root)
     plans = [Plan(parse(small(r)), Workdir(tmp_path / "run")) for r in (root, tmp_path / "link")]
     assert of_data(plans[0]) | of_networks(plans[0]) == of_data(plans[1]) | of_networks(plans[1])
+
+
+def test_scores_depend_on_the_times_that_weights_of_censoring_are_made_of(root, tmp_path):
+    """Not only on the task's own table: predictions stay, scores are made anew."""
+    config = small(root)
+    shutil.copytree(root / "labels", tmp_path / "labels")
+    config.data.labels_dir = str(tmp_path / "labels")
+    config.evaluate.tasks, config.report.reliability_task = ("early_90d",), ""
+    shutil.copy(tmp_path / "labels" / "readmission.parquet", tmp_path / "labels" / "early_90d.parquet")
+    config.finetune.tasks = ()
+    found = []
+    for change in (None, 1.0, 2.0):
+        if change is not None:
+            times = pl.read_parquet(root / "labels" / "relapse.parquet")
+            times.with_columns(pl.col("time_to_event_days") + change).write_parquet(
+                tmp_path / "labels" / "time_to_early.parquet"
+            )
+        found.append(of_results(Plan(parse(config), Workdir(root / "run"))))
+    for one, other in ((found[0], found[1]), (found[1], found[2])):
+        assert changed(one, other)[0] == {"scores/early_90d", "report"}
