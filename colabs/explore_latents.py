@@ -120,7 +120,7 @@ def without(prefix):
 
 def raised(channel, sd, from_days_before=np.inf):
     """The record with a channel higher by `sd` training standard deviations."""
-    return perturbations.add_to_channel(channel, sd, from_days_before, scales=store.scales)
+    return perturbations.add_to_channel(channel, sd, store.scales, from_days_before)
 
 
 DRUG = "ATC//"  # @param {type:"string"}

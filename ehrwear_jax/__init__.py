@@ -1,4 +1,4 @@
-"""Continuous-time representation learning over linked EHR events and wearable signals, in JAX.
+"""Learns continuous-time representations of linked EHR events and wearable signals, in JAX.
 
 The names of the public API are imported when they are first used: `import ehrwear_jax` itself imports no library.
 """

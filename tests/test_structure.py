@@ -1,5 +1,6 @@
 """Functions, parameter lists and files keep to their bounds; tests/structure.py prints what does not."""
 
+import ast
 import sys
 
 from repo import REPO
@@ -36,3 +37,13 @@ def test_files_that_run_are_those_whose_functions_are_called():
 
     assert structure.files_run(lambda: files.digest("x")) == ["runtime/files.py"]
     assert structure.files_run(lambda: None) == []
+
+
+def test_docstrings_of_modules_begin_with_a_verb():
+    """What a module does, in the third person: "Reads ...", "Computes ..."."""
+    found = {}
+    for path in structure.PACKAGE.rglob("*.py"):
+        if text := path.read_text(encoding="utf-8"):
+            found[str(path)] = ((ast.get_docstring(ast.parse(text)) or "").split() or [""])[0].rstrip(",:")
+    assert len(found) > 200
+    assert {path: word for path, word in found.items() if not (word[:1].isupper() and word.endswith("s"))} == {}

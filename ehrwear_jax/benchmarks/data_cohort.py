@@ -1,4 +1,4 @@
-"""A large made-up dataset of realistic shape, written quickly: to measure how fast and in how much memory it is read.
+"""Writes a large random dataset of realistic shape quickly, to measure how fast and in how much memory it is read.
 
 Nothing can be learnt from it: codes, values and signals are drawn independently. Codes are as skewed as real ones
 (frequency falls as one over rank), a few hundred laboratory codes have values, minutes have stretches not worn.

@@ -1,4 +1,4 @@
-"""How long the evaluation takes: `python -m ehrwear_jax.benchmarks.evals [--json=FILE]`.
+"""Times the evaluation: `python -m ehrwear_jax.benchmarks.evals [--json=FILE]`.
 
 Wall-clock seconds of 5,000 patient resamples at the size of the paper's test fold, of a whole
 evaluation, and time and memory at half a million patients. Data are simulated. Each figure has

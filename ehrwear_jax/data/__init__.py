@@ -1,1 +1,1 @@
-"""Read, simulate, prepare and serve the data: numpy, polars, pyarrow, scipy, grain; never jax."""
+"""Reads, simulates, prepares and serves the data: numpy, polars, pyarrow, scipy, grain; never jax."""

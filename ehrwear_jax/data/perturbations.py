@@ -1,6 +1,6 @@
 """Changes records as evaluation asks: shorter histories, one modality only, noisier or interrupted signals.
 
-Paper, section 4.6 and DESIGN, section 6. Each function returns a transform `(record, time_us) -> record` for a
+Paper, section 4.6. Each function returns a transform `(record, time_us) -> record` for a
 prediction at `time_us`, on physical units; what acts on a model's scale takes the store's scales. What is taken away is
 missing, not zero. A transform is a function of its arguments, the seed and the part of the record that is known at
 `time_us`: nothing later changes it. A record without a birth date then begins with the first time that is left, else
@@ -21,16 +21,9 @@ from ehrwear_jax.data.store import Record, RecordStore, Scales
 
 Transform = Callable[[Record, int], Record]
 
-
-def chain(*transforms: Transform) -> Transform:
-    """One after another, from left to right."""
-
-    def apply(record, time_us):
-        for transform in transforms:
-            record = transform(record, time_us)
-        return record
-
-    return apply
+# The paper's failure cases (sections 4.5 and 4.7): fewer clinic encounters in the prior year are a sparse EHR, fewer
+# days of wearable data short wear.
+MIN_ENCOUNTERS, MIN_WEAR_DAYS = 2, 14
 
 
 def _begin(record, time_us):
@@ -68,20 +61,16 @@ def drop_ehr() -> Transform:
     return lambda record, time_us: _begin(record.without_ehr(), time_us)
 
 
-def drop_codes(
-    matches: Callable[[np.ndarray], np.ndarray], begin_days: float = np.inf, end_days: float = 0.0
-) -> Transform:
-    """No events of some codes from `begin_days` to `end_days` before the prediction.
-
-    Without a begin no static ones either.
+def drop_codes(matches: Callable[[np.ndarray], np.ndarray]) -> Transform:
+    """No events of some codes up to the prediction, static ones included.
 
     Args:
       matches: code_id int [K] -> bool [K]; see `code_matcher`.
     """
 
     def apply(record, time_us):
-        gone_K = matches(record.code_K) & _in_period(record.time_K, time_us, begin_days, end_days)
-        left_S = np.isfinite(begin_days) | ~matches(record.static_code_S)
+        gone_K = matches(record.code_K) & (record.time_K <= time_us)
+        left_S = ~matches(record.static_code_S)
         if not gone_K.any() and left_S.all():
             return record
         return _begin(record.select_events(~gone_K, left_S), time_us)
@@ -146,26 +135,21 @@ def occlude_channels(channels: Sequence[str], begin_days: float, end_days: float
     return apply
 
 
-def add_to_channel(
-    channel: str, amount: float, begin_days: float = np.inf, end_days: float = 0.0, scales: Scales | None = None
-) -> Transform:
-    """What if a channel had been higher by `amount` in a period before the prediction.
+def add_to_channel(channel: str, amount: float, scales: Scales, begin_days: float = np.inf) -> Transform:
+    """What if a channel had been higher by `amount` from `begin_days` before the prediction up to it.
 
     Args:
-      amount: in the channel's unit; with scales (a store's) in standard deviations of the training windows on the
-        model's scale. A raised resting heart rate is the amount that heart rate rises by.
+      amount: standard deviations of the training windows on the model's scale.
+      scales: a store's.
     """
 
     def apply(record, time_us):
         c = record.channels.index(channel)
-        inside_M = _in_period(record.window_end_M, time_us, begin_days, end_days)
+        inside_M = _in_period(record.window_end_M, time_us, begin_days, 0.0)
         window_MxLxC = record.window_MxLxC.copy()
-        if scales is None:
-            window_MxLxC[inside_M, :, c] += np.float32(amount)
-        else:
-            raised = scales.standardise(window_MxLxC[inside_M])
-            raised[..., c] += np.float32(amount)
-            window_MxLxC[inside_M, :, c] = scales.restore(raised)[..., c]
+        raised = scales.standardise(window_MxLxC[inside_M])
+        raised[..., c] += np.float32(amount)
+        window_MxLxC[inside_M, :, c] = scales.restore(raised)[..., c]
         return dataclasses.replace(record, window_MxLxC=window_MxLxC)
 
     return apply
@@ -198,7 +182,7 @@ def add_noise(drop_db: float, scales: Scales, *, mode: str = "relative", seed: i
     """Gaussian noise on every observed step, so that the signal-to-noise ratio falls by `drop_db`.
 
     relative: the recording's own noise, see `noise_variance`, becomes 10 ** (drop_db / 10) times as strong: for 6 dB
-      noise of 2.98 times its power is added. DESIGN, section 6: the paper's "SNR reduced by 6 dB".
+      noise of 2.98 times its power is added. The paper's "SNR reduced by 6 dB".
     absolute: a stress test. The noise added has 10 ** (drop_db / 10) times the *whole* variance of the recording, as if
       it had been clean: an SNR of -6 dB for 6.
 
@@ -282,21 +266,15 @@ def failure_flags(
     store: RecordStore | Sequence[Record],
     index_N: Sequence[int],
     time_us_N: Sequence[int],
-    *,
-    min_encounters: int = 2,
-    min_wear_days: int = 14,
 ) -> pl.DataFrame:
     """Whom the paper's failure cases cover at each prediction: sparse EHR, short wear, both (sections 4.5 and 4.7).
 
     Args:
       store: records with both modalities. index_N, time_us_N: which record, and when.
-      min_encounters: an EHR with fewer days with an event in the year before the prediction is sparse ("fewer than two
-        clinic encounters in the prior year"; a day with events stands for an encounter).
-      min_wear_days: fewer days with a window before the prediction are short wear ("less than 14 days of wearable
-        data").
 
     Returns:
-      One row per prediction: encounters, wear_days, sparse_ehr, short_wear, failure_group.
+      One row per prediction: encounters (days with an event in the year before it, each of which stands for a clinic
+      encounter), wear_days (days with a window before it), sparse_ehr, short_wear, failure_group (both).
     """
     rows = []
     for i, time_us in zip(index_N, time_us_N, strict=True):
@@ -307,6 +285,6 @@ def failure_flags(
         rows.append([len(np.unique((known_N - 1) // DAY_US)) for known_N in (event_N, window_N)])
     table = pl.DataFrame(rows, {"encounters": pl.Int64, "wear_days": pl.Int64}, orient="row")
     table = table.with_columns(
-        sparse_ehr=pl.col("encounters") < min_encounters, short_wear=pl.col("wear_days") < min_wear_days
+        sparse_ehr=pl.col("encounters") < MIN_ENCOUNTERS, short_wear=pl.col("wear_days") < MIN_WEAR_DAYS
     )
     return table.with_columns(failure_group=pl.col("sparse_ehr") & pl.col("short_wear"))

@@ -1,1 +1,1 @@
-"""The multimodal model and the models it is compared with."""
+"""Holds the model families, what they share, and the seam between them and everything else."""

@@ -1,1 +1,1 @@
-"""Operations that no library has; each in a folder of its own."""
+"""Implements operations that no library has, each in a folder of its own."""

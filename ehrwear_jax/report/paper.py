@@ -56,18 +56,12 @@ def share(entry: Mapping) -> str:
     return f"{100 * entry['positives'] / entry['times']:.1f}%" if known else rec.ABSENT
 
 
-def horizon_of(task: str) -> tuple[str, float] | None:
-    """("hospitalization", 365.0) of "hospitalization_365d"."""
-    found = re.fullmatch(r"(.+?)_?(\d+)d", task)
-    return (found[1], float(found[2])) if found else None
-
-
 def main_task(records: Sequence[Record], wanted: str = "") -> str | None:
     """The binary task of tables of one task: the wanted one, else the one of the longest horizon."""
     tasks = rec.tasks_of(r for r in records if r["metric"] == "auroc")
     if wanted in tasks:
         return wanted
-    return max(tasks, key=lambda t: (horizon_of(t) or ("", 0.0))[1], default=None)
+    return max(tasks, key=lambda t: (rec.horizon_of(t) or ("", 0.0))[1], default=None)
 
 
 class Lookup:
@@ -178,7 +172,7 @@ def families(records: Sequence[Record]) -> dict[str, list[str]]:
     """Binary tasks that differ by their horizon only, shortest first; one without a horizon is a family of its own."""
     out: dict[str, list[tuple[float, str]]] = {}
     for task in rec.tasks_of(r for r in records if r["metric"] == "auroc"):
-        name, days = horizon_of(task) or (task, 0.0)
+        name, days = rec.horizon_of(task) or (task, 0.0)
         out.setdefault(name, []).append((days, task))
     return {name: [t for _, t in sorted(tasks)] for name, tasks in out.items()}
 
@@ -190,7 +184,7 @@ def _forecasting(found: Lookup, records) -> list[Table]:
         for metric in ("auroc", "auprc"):
             columns = []
             for task in tasks:
-                days = horizon_of(task)
+                days = rec.horizon_of(task)
                 columns.append((task, metric, _heading(found, task, f"{days[1]:g} days" if days else "")))
             label = rec.metric_of(metric).label
             caption = f"Table 1, {label}: {rec.task_label(name).lower()}. Bold: best of the column to three decimals."

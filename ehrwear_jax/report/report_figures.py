@@ -44,7 +44,7 @@ def horizon_figure(records: Sequence[Record]) -> list[Block]:
             continue
         models = rec.sorted_models(m for t in tasks for m in found.models(t, "auroc"))
         style = charts.series_style(_drawn(models))
-        days = [horizon[1] for t in tasks if (horizon := paper.horizon_of(t))]
+        days = [horizon[1] for t in tasks if (horizon := rec.horizon_of(t))]
         panels = []
         for metric in ("auroc", "auprc"):
             lines, label = {}, rec.metric_of(metric).label
@@ -113,7 +113,7 @@ def survival_curves(data: ReportData) -> list[Block]:
     tasks = list(dict.fromkeys(c["task"] for c in curves))
     # horizon tasks of one name share their times: the longest is shown
     longest = {
-        (paper.horizon_of(t) or (t, 0))[0]: t for t in sorted(tasks, key=lambda t: (paper.horizon_of(t) or (t, 0))[1])
+        (rec.horizon_of(t) or (t, 0))[0]: t for t in sorted(tasks, key=lambda t: (rec.horizon_of(t) or (t, 0))[1])
     }
     for i, task in enumerate(t for t in tasks if t in longest.values()):
         mine = [c for c in curves if c["task"] == task]
@@ -133,7 +133,7 @@ def survival_curves(data: ReportData) -> list[Block]:
             f"{level} of risk{' (lowest)' * (level[-1] == '1')}{' (highest)' * (level[-1] == '4')}" for level in levels
         ]
         caption = f"{rec.task_label(task)}: Kaplan-Meier curves by quartile of the predicted risk, with 95% bands."
-        if paper.horizon_of(task):
+        if rec.horizon_of(task):
             caption += " The time is that to the first event, also beyond the horizon."
         out += [
             Text("The wider the curves are separated, the better the risk ranks people by time.", ("kaplan_meier",))

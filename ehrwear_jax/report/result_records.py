@@ -144,6 +144,12 @@ def sorted_models(models: Iterable[str]) -> list[str]:
     return known + other + [ORACLE] * (ORACLE in models)
 
 
+def horizon_of(task: str) -> tuple[str, float] | None:
+    """("hospitalization", 365.0) of "hospitalization_365d"."""
+    found = re.fullmatch(r"(.+?)_?(\d+)d", task)
+    return (found[1], float(found[2])) if found else None
+
+
 def main_model(models: Iterable[str]) -> str | None:
     """The model that the report is about: the joint model, else the first one shown."""
     models = sorted_models(models)

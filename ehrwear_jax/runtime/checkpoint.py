@@ -95,11 +95,6 @@ def state_bytes(state: PyTree) -> int:
     return sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(state))
 
 
-def fingerprint(tree: PyTree) -> str:
-    """One hexadecimal digest of a pytree's leaves: names, shapes, dtypes and check sums."""
-    return files.digest(_inventory(tree))
-
-
 def _inventory(tree):
     leaves = zip(names(tree), jax.tree.leaves(tree), jax.tree.leaves(checksums(tree)), strict=True)
     return {name: [list(x.shape), str(x.dtype), total] for name, x, total in leaves}

@@ -83,9 +83,6 @@ def write_json(path: Path | str, value: Any, *, indent: int | None = None, flush
     write_text(path, json.dumps(value, indent=indent), flush=flush)
 
 
-write_whole = write_text  # its old name
-
-
 def read_json(path: Path | str, default: Any = None) -> Any:
     """A JSON file's value; the default if there is none or it is torn."""
     try:

@@ -1,4 +1,4 @@
-"""The stages of the main job, each resumable, each skipping what is done, each usable alone."""
+"""Runs the stages of the main job; each resumes, skips what is done, and can be run alone."""
 
 from ehrwear_jax.stages.runner import ORDER, run
 

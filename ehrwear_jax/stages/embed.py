@@ -16,6 +16,7 @@ from ehrwear_jax.data.formats import parquet
 from ehrwear_jax.runtime import files
 from ehrwear_jax.stages.labels import Labels
 from ehrwear_jax.stages.plan import Plan
+from ehrwear_jax.stages.workdir import write_npz
 from ehrwear_jax.training import embedding
 
 KEYS = ["subject_id", "prediction_time"]
@@ -109,8 +110,7 @@ def _embed(plan, trained, times):
         path.parent.mkdir(parents=True, exist_ok=True)
         along = pl.DataFrame({"subject_id": [subject] * len(grid), "prediction_time": grid})
         z_NxD = embedding.embed(encode, examples, along.cast({"prediction_time": pl.Datetime("us")}), size)
-        with files.replacing(path) as partial, open(partial, "wb") as f:
-            np.savez(f, time_us=grid, z=z_NxD)
+        write_npz(path, time_us=grid, z=z_NxD)
 
 
 # ------------------------------------------------------------------------------------------------- trajectories
@@ -121,13 +121,13 @@ def trajectories(plan: Plan) -> list[Path]:
     reference = plan.config.evaluate.reference_model
     if reference not in plan.config.networks:
         return []
-    trained = plan.trained(reference)[0]
+    trained = plan.first(reference)
     return [path for path, _, _ in _wanted(plan, trained, prediction_times(plan, trained.fold))]
 
 
 def _undrawn(plan, trained, times):
     """[(path, subject, times in us)] of the trajectories of a network that are not there."""
-    if trained.name != plan.config.evaluate.reference_model or trained != plan.trained(trained.name)[0]:
+    if trained.name != plan.config.evaluate.reference_model or trained != plan.first(trained.name):
         return []
     return [wanted for wanted in _wanted(plan, trained, times) if not wanted[0].exists()]
 
@@ -136,7 +136,7 @@ def _wanted(plan, trained, times):
     """Held-out people to draw: those with wearable windows where there are any, then those with the most events."""
     store, points = plan.store(trained.fold), plan.config.embed.trajectory_points
     held = store.index.join(times.filter(pl.col("split") == "held_out"), on="subject_id", how="semi")
-    given = getattr(plan.config.model_config(trained.name), "modalities", ("ehr", "wear"))
+    given = plan.modalities(trained.name)
     events, windows = pl.col("known_events") * ("ehr" in given), pl.col("n_windows") * ("wear" in given)
     held = held.filter(events + windows > 0)  # others have nothing that the model is given
     ranked = held.sort(windows > 0, events, "subject_id", descending=[True, True, False])

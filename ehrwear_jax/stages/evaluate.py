@@ -27,6 +27,7 @@ from ehrwear_jax.evals.builders import PredictedCurves
 from ehrwear_jax.evals.estimates import Resampling
 from ehrwear_jax.evals.protocol import TaskSpec
 from ehrwear_jax.evals.survival import FollowUp
+from ehrwear_jax.report.result_records import horizon_of
 from ehrwear_jax.runtime import files
 from ehrwear_jax.stages import (
     evaluate_censoring,
@@ -39,6 +40,7 @@ from ehrwear_jax.stages import (
 from ehrwear_jax.stages.artifacts import Artifact
 from ehrwear_jax.stages.embed import KEYS
 from ehrwear_jax.stages.evaluate_score import Cohort
+from ehrwear_jax.stages.labels import HOSPITALIZATION
 from ehrwear_jax.stages.plan import Plan
 from ehrwear_jax.stages.predictors import Predicted
 from ehrwear_jax.stages.tasks import BINARY, SPLITS, SURVIVAL, Task
@@ -170,9 +172,10 @@ class _Scoring:
             _save(self._folder / "tuning", name, tuning, p.tuning)
             if y_tuning.any():
                 points[name] = classification.sensitivity_threshold(y_tuning, p.tuning, self._config.sensitivity)
-        if plan.config.data.source == "synthetic" and task.name.startswith("hospitalization_"):
-            horizon = int(task.name.removeprefix("hospitalization_").removesuffix("d"))
-            predictions["oracle"] = truth.oracle_risk(plan.raw.folder / "truth", self._held.select(KEYS), horizon)
+        name, days = horizon_of(task.name) or (task.name, 0.0)
+        simulated = plan.config.data.source == "synthetic" and name == HOSPITALIZATION
+        if simulated and days in plan.simulate.horizons_days:
+            predictions["oracle"] = truth.oracle_risk(plan.raw.folder / "truth", self._held.select(KEYS), int(days))
         for name, p_N in predictions.items():
             _save(self._folder / "predictions", name, self._held, p_N)
         meds = {

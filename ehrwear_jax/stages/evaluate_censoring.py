@@ -9,6 +9,7 @@ from ehrwear_jax.data.labels import outcomes
 from ehrwear_jax.data.prepare import specs
 from ehrwear_jax.evals import survival
 from ehrwear_jax.evals.survival import FollowUp
+from ehrwear_jax.report.result_records import horizon_of
 from ehrwear_jax.runtime import files
 from ehrwear_jax.stages import evaluate_subgroups
 from ehrwear_jax.stages.embed import KEYS
@@ -19,8 +20,8 @@ from ehrwear_jax.stages.tasks import Task
 
 def identity(plan: Plan, task: Task) -> str | None:
     """Digest of what `time_behind` reads beside the task's own labels, None where it finds nothing."""
-    name, labels = _name_and_days(task)[0], Labels(plan)
-    if name is None:
+    name, labels = (horizon_of(task.name) or ("", 0.0))[0], Labels(plan)
+    if not name:
         return None
     if labels.files(f"time_to_{name}"):
         return labels.digest(f"time_to_{name}")
@@ -30,13 +31,6 @@ def identity(plan: Plan, task: Task) -> str | None:
     return files.digest([plan.raw_identity, bounds, plan.config.labels.admission_code_prefix])
 
 
-def _name_and_days(task):
-    """(name, days) of a task <name>_<days>d, (None, 0.0) of another."""
-    name, _, horizon = task.name.rpartition("_")
-    days = horizon.removesuffix("d")
-    return (name, float(days)) if name and days.isdigit() else (None, 0.0)
-
-
 def time_behind(plan: Plan, task: Task) -> tuple[np.ndarray, FollowUp] | None:
     """(inverse probability of a known label [N], FollowUp of the event) of a task <name>_<days>d, or None.
 
@@ -44,8 +38,8 @@ def time_behind(plan: Plan, task: Task) -> tuple[np.ndarray, FollowUp] | None:
     the event is known too. The censoring is that of the prediction times themselves and of those whose label is
     unknown.
     """
-    name, days = _name_and_days(task)
-    if name is None:
+    name, days = horizon_of(task.name) or ("", 0.0)
+    if not name:
         return None
     everyone, held = evaluate_subgroups.attributes(plan).filter(pl.col("split") != "tuning"), task.of("held_out")
     times = _event_times(plan, name, everyone)

@@ -11,6 +11,7 @@ from threadpoolctl import threadpool_limits
 from ehrwear_jax.config.evaluation import EvaluateConfig
 from ehrwear_jax.data import perturbations
 from ehrwear_jax.data.formats import wearable
+from ehrwear_jax.data.formats.times import YEAR_DAYS
 from ehrwear_jax.evals import classification, inference, protocol, subgroups
 from ehrwear_jax.evals.estimates import estimate
 from ehrwear_jax.evals.protocol import TaskSpec, number
@@ -22,7 +23,6 @@ from ehrwear_jax.stages.embed import KEYS
 from ehrwear_jax.stages.plan import Plan
 
 SEXES = {"F": "female", "FEMALE": "female", "M": "male", "MALE": "male"}
-YEAR_DAYS = 365.25
 
 
 def attributes_artifact(plan: Plan) -> Artifact:

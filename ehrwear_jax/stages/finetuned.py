@@ -1,7 +1,6 @@
 """Fine-tunes the networks that the config names for a task, beside their frozen probes; each is an artifact."""
 
 import dataclasses
-import json
 import logging
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from ehrwear_jax.stages.artifacts import Artifact
 from ehrwear_jax.stages.embed import Embeddings
 from ehrwear_jax.stages.plan import Plan, Trained
 from ehrwear_jax.stages.tasks import REGRESSION, Task, TaskFold
+from ehrwear_jax.stages.workdir import write_npz
 from ehrwear_jax.training import embedding
 from ehrwear_jax.training.finetune import Source, finetune
 
@@ -56,7 +56,6 @@ def _finetune(plan: Plan, folder: Path, trained: Trained, mode: str, fold: TaskF
     z_by_split = {s: frozen.read(times[s]) for s in ("train", "tuning")}
     found = finetune(folder, Source(model, examples, variables, times, z_by_split), config, mode)
     about = {k: getattr(found, k) for k in ("n_trained", "best_step", "last_step", "drift")}
-    files.write_whole(folder / ABOUT, json.dumps(about | {"settings": dataclasses.asdict(config)}, indent=1))
+    files.write_json(folder / ABOUT, about | {"settings": dataclasses.asdict(config)}, indent=1)
     arrays: dict[str, Any] = {s: found.predict(examples, times[s], config.batch_size) for s in SPLITS}
-    with files.replacing(folder / PREDICTIONS) as partial, open(partial, "wb") as f:
-        np.savez(f, **arrays)
+    write_npz(folder / PREDICTIONS, **arrays)

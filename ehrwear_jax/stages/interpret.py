@@ -52,6 +52,7 @@ from ehrwear_jax.stages import interpret_people, predictors
 from ehrwear_jax.stages.artifacts import Artifact
 from ehrwear_jax.stages.loaded_run import LoadedRun, identity, prediction_times, reference
 from ehrwear_jax.stages.plan import Plan
+from ehrwear_jax.stages.workdir import write_npz
 from ehrwear_jax.training import embedding
 
 CLEAN = "clean"
@@ -301,7 +302,7 @@ def _uncertainty(run, name, folder):
     p_SxN = uncertainty.sample(lambda _: probe.predict_proba(run.embed(name, run.held, encode=encode)), samples)
     entropies = uncertainty.decompose(p_SxN)
     y_N = run.held["boolean_value"].to_numpy()
-    np.savez(
+    write_npz(
         folder / "uncertainty.npz", p_SxN=p_SxN, y_N=y_N, probability_N=probe.predict_proba(run.held_latents(name))
     )
     failure_N = pl.read_parquet(folder / "flags.parquet")["failure_group"].to_numpy()
@@ -325,5 +326,5 @@ def _kernels(run, name, folder):
         loaded.model.config, loaded.variables["params"]
     )
     curves = attention.learned_kernels(parameters, kind, n_heads, n_components, KERNEL_DAYS)
-    np.savez(folder / "kernels.npz", days_K=KERNEL_DAYS, kernel=curves)
+    write_npz(folder / "kernels.npz", days_K=KERNEL_DAYS, kernel=curves)
     return {"half_life_days": attention.half_life_days(curves, KERNEL_DAYS)}

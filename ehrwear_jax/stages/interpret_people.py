@@ -33,6 +33,7 @@ from ehrwear_jax.data.formats.times import DAY_US
 from ehrwear_jax.evals.probes import LogisticProbe
 from ehrwear_jax.interpret import attention, attribution, mechanisms
 from ehrwear_jax.stages.loaded_run import LoadedNetwork, LoadedRun, prediction_times
+from ehrwear_jax.stages.workdir import write_npz
 from ehrwear_jax.training import feed
 
 JUMP_DAYS = np.array([1.0, 3.0, 7.0, 14.0, 30.0])
@@ -123,7 +124,7 @@ def _drift(run, model, whiten):
     moved = []
     for days in DRIFT_DAYS:
         times = prediction_times(people, np.array(onsets) + int(days * DAY_US))
-        raised = perturbations.add_to_channel(options.raised_channel, options.raised_sd, days, scales=run.store.scales)
+        raised = perturbations.add_to_channel(options.raised_channel, options.raised_sd, run.store.scales, days)
         z = [whiten(run.embed(model, times, change)) for change in (None, raised)]
         moved.append(np.linalg.norm(z[1] - z[0], axis=1))
     found = _summary(np.stack(moved, axis=1), DRIFT_DAYS, people, run)
@@ -224,7 +225,7 @@ def people(run: LoadedRun, model: str, folder: Path) -> list[dict[str, Any]]:
         for kind in changes:
             record[kind] = {n: float(effects[kind, n][i]) for n in changes[kind]}
         out.append({**record, "tokens": tokens})
-    np.savez(folder / "people.npz", **arrays)
+    write_npz(folder / "people.npz", **arrays)
     return out
 
 
@@ -240,7 +241,7 @@ def perturbations_by_kind(run: LoadedRun, model: str) -> dict[str, dict[str, Cal
 
     counterfactuals = {f"without {p.rstrip('/')}": without(p) for p in options.drug_prefixes} if codes else {}
     if options.raised_channel in channels:
-        raised = perturbations.add_to_channel(options.raised_channel, options.raised_sd, scales=store.scales)
+        raised = perturbations.add_to_channel(options.raised_channel, options.raised_sd, store.scales)
         counterfactuals[f"{options.raised_channel} raised by {options.raised_sd:g} SD"] = raised
     return {
         "groups": {c: without(c) for c in codes},

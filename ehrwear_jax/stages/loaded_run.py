@@ -19,11 +19,9 @@ from ehrwear_jax.runtime import files
 from ehrwear_jax.stages import embed, tasks
 from ehrwear_jax.stages.embed import KEYS, Embeddings
 from ehrwear_jax.stages.labels import Labels
-from ehrwear_jax.stages.plan import Plan, Trained
+from ehrwear_jax.stages.plan import Plan
 from ehrwear_jax.training import embedding
 from ehrwear_jax.training.pretrain import Model
-
-MODALITIES = {"ehr", "wear"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,19 +93,15 @@ class LoadedRun:
 
     # ------------------------------------------------------------------------------------------------- models
 
-    def members(self, name: str) -> tuple[str, ...]:
-        """The networks whose latents a model's are: itself, or those that late fusion fuses."""
-        return (name,) if name in self.config.networks else tuple(self.config.model_config(name).members)
-
     def modalities(self, name: str) -> set[str]:
         """Those that a model is given and the dataset has."""
-        given = {m for n in self.members(name) for m in getattr(self.config.model_config(n), "modalities", MODALITIES)}
+        given = self.plan.modalities(name)
         return given if self.store.channels else given - {"wear"}
 
     def network(self, name: str) -> LoadedNetwork:
         """A pretrained network."""
         if name not in self._networks:
-            trained = Trained(name, self.fold, self.config.seeds[0])
+            trained = self.plan.first(name)
             model = self.plan.model(trained)
             found = embedding.restore(self.plan.pretrained(trained).folder, model, self.store)
             self._networks[name] = LoadedNetwork(model, *found, embedding.encoder(*found[1:]))
@@ -122,9 +116,9 @@ class LoadedRun:
     def latents(self, name: str) -> np.ndarray:
         """z at all prediction times, of a network or of late fusion: float32 [N, D] in the order of `keys`."""
         if name not in self._latents:
-            seed = self.config.seeds[0]
-            folders = [self.plan.embeddings(Trained(m, self.fold, seed)) for m in self.members(name)]
-            self._latents[name] = np.concatenate([Embeddings(f).read(self.keys) for f in folders], axis=1)
+            self._latents[name] = self.plan.fused(
+                name, lambda m: Embeddings(self.plan.embeddings(self.plan.first(m))).read(self.keys)
+            )
         return self._latents[name]
 
     def embed(
@@ -136,12 +130,12 @@ class LoadedRun:
           transform: of data/perturbations.py; None: records as they are.
           encode: instead of the network's own encoder.
         """
-        found = []
-        for member in self.members(name):
-            network = self.network(member)
-            size = self.config.embed.batch_size
-            found.append(embedding.embed(encode or network.encode, network.examples, times, size, transform))
-        return np.concatenate(found, axis=1)
+
+        def of_network(member):
+            network, size = self.network(member), self.config.embed.batch_size
+            return embedding.embed(encode or network.encode, network.examples, times, size, transform)
+
+        return self.plan.fused(name, of_network)
 
     # ------------------------------------------------------------------------------------------------- the task
 
@@ -197,12 +191,10 @@ class LoadedRun:
             return self.latents(name)[self.held["at"].to_numpy()]
         key = name, str(perturbation)
         if key not in self._changed:
-            self._changed[key] = np.concatenate(
-                [self.embed(name, self.held, transform)]
-                if name in self.config.networks
-                else [self.held_latents(m, perturbation, transform) for m in self.members(name)],
-                axis=1,
-            )
+            if name in self.config.networks:
+                self._changed[key] = self.embed(name, self.held, transform)
+            else:
+                self._changed[key] = self.plan.fused(name, lambda m: self.held_latents(m, perturbation, transform))
         return self._changed[key]
 
 
@@ -219,10 +211,9 @@ def prediction_times(subject_id: Sequence[int] | np.ndarray, time_us: npt.ArrayL
 def identity(plan: Plan, name: str) -> dict:
     """What interpreting a model depends on, beside the options."""
     fold, task = plan.config.folds[0][0], main_task(plan)
-    members = [name] if name in plan.config.networks else plan.config.model_config(name).members
     times = embed.prediction_times(plan, fold).select(KEYS)
     return {
-        "networks": [plan.pretrained(Trained(m, fold, plan.config.seeds[0])).digest for m in members],
+        "networks": [plan.pretrained(plan.first(m)).digest for m in plan.members(name)],
         "task": None if task is None else tasks.read(plan, task).labels,
         "times": files.digest(times.write_csv()),
         "fit": plan.fit(fold).digest,

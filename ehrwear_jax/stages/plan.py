@@ -2,16 +2,22 @@
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from pathlib import Path
+
+import numpy as np
 
 from ehrwear_jax.config import RunConfig, options
 from ehrwear_jax.config.data import ADAPTERS, FIT_OPTIONS, PREPARE_NOT_RESULTS, RECORD_OPTIONS, SimulateConfig
 from ehrwear_jax.data.prepare import deidentify
 from ehrwear_jax.data.store import RecordStore
+from ehrwear_jax.models.late_fusion import family as late_fusion
 from ehrwear_jax.stages.artifacts import Artifact
 from ehrwear_jax.stages.inputs import Inputs
 from ehrwear_jax.stages.workdir import Workdir
 from ehrwear_jax.training.pretrain import Model
+
+MODALITIES = ("ehr", "wear")  # of a family that has no such option
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,6 +138,25 @@ class Plan:
         """Every network to train: of all models, or of one."""
         names = self.config.networks if name is None else [name]
         return [Trained(n, fold, seed) for fold, _ in self.config.folds for n in names for seed in self.config.seeds]
+
+    def first(self, name: str) -> Trained:
+        """A network of the first fold and seed: what is interpreted and drawn."""
+        return Trained(name, self.config.folds[0][0], self.config.seeds[0])
+
+    def members(self, name: str) -> tuple[str, ...]:
+        """The networks whose latents a model's are: itself, or those that late fusion fuses."""
+        return (name,) if name in self.config.networks else tuple(self.config.model_config(name).members)
+
+    def modalities(self, name: str) -> set[str]:
+        """Those that a model is given."""
+        configs = [self.config.model_config(m) for m in self.members(name)]
+        return {modality for c in configs for modality in getattr(c, "modalities", MODALITIES)}
+
+    def fused(self, name: str, of_network: Callable[[str], np.ndarray]) -> np.ndarray:
+        """Features of a model on whose latents probes are fitted: those of its network or, fused, of its members."""
+        if name in self.config.networks:
+            return of_network(name)
+        return late_fusion.features(self.config.model_config(name), {m: of_network(m) for m in self.members(name)})
 
     def model(self, trained: Trained) -> Model:
         """What training takes."""

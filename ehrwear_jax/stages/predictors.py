@@ -6,7 +6,6 @@ regression's training split come beside them.
 """
 
 import dataclasses
-import functools
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +15,6 @@ import numpy as np
 import polars as pl
 
 from ehrwear_jax.config import options
-from ehrwear_jax.models.late_fusion import family as late_fusion
 from ehrwear_jax.models.tabular import family as tabular
 from ehrwear_jax.models.tabular import features as tabular_features
 from ehrwear_jax.runtime import files
@@ -26,6 +24,7 @@ from ehrwear_jax.stages.embed import KEYS, Embeddings
 from ehrwear_jax.stages.evaluate_fit import Fitted
 from ehrwear_jax.stages.plan import Plan, Trained
 from ehrwear_jax.stages.tasks import REGRESSION, SURVIVAL, Task, TaskFold
+from ehrwear_jax.stages.workdir import write_npz
 
 TRAINING_MEAN = "training_mean"
 PREDICTIONS = "predictions.npz"
@@ -50,13 +49,10 @@ class Predictor:
 def latents(plan: Plan, name: str, seed: int) -> Callable[[TaskFold], np.ndarray]:
     """fold of a task -> z [N, D] at its prediction times, of a network or of late fusion."""
 
-    def of_network(network, fold):
-        return Embeddings(plan.embeddings(Trained(network, fold.name, seed))).read(fold.times)
+    def of_fold(fold):
+        return plan.fused(name, lambda m: Embeddings(plan.embeddings(Trained(m, fold.name, seed))).read(fold.times))
 
-    if name in plan.config.networks:
-        return functools.partial(of_network, name)
-    config = plan.config.model_config(name)
-    return lambda fold: late_fusion.features(config, {m: of_network(m, fold) for m in config.members})
+    return of_fold
 
 
 def probed(plan: Plan) -> list[str]:
@@ -84,8 +80,8 @@ def predictors(plan: Plan, task: Task) -> list[Predictor]:
 
 def _probed(plan, name, seed):
     evaluate, read = plan.config.evaluate, latents(plan, name, seed)
-    members = [name] if name in plan.config.networks else plan.config.model_config(name).members
-    networks = [plan.pretrained(Trained(m, fold, seed)).digest for fold, _ in plan.config.folds for m in members]
+    folds = [fold for fold, _ in plan.config.folds]
+    networks = [plan.pretrained(Trained(m, fold, seed)).digest for fold in folds for m in plan.members(name)]
     settings = {k: getattr(evaluate, k) for k in ("probe", "probe_hidden", "probe_seeds")}
     settings = settings if evaluate.probe == "adam" else {"probe": evaluate.probe}
 
@@ -205,8 +201,7 @@ def _write(path: Path, fitted: list[Fitted]) -> None:
         parts = [getattr(f, name) for f in fitted]
         if parts and parts[0] is not None:
             arrays[name] = np.concatenate(parts, axis=axis)
-    with files.replacing(path) as partial, open(partial, "wb") as f:
-        np.savez(f, **arrays)
+    write_npz(path, **arrays)
 
 
 def _read(path):

@@ -13,7 +13,7 @@ from ehrwear_jax.report.build import ReportInputs, Trajectory
 from ehrwear_jax.report.result_records import task_label
 from ehrwear_jax.stages import embed, evaluate, interpret, predictors, prepare, report_inputs, tasks
 from ehrwear_jax.stages.labels import Labels
-from ehrwear_jax.stages.plan import Plan, Trained
+from ehrwear_jax.stages.plan import Plan
 
 PACKAGES = ("jax", "flax", "optax", "grain", "polars", "scikit-learn")
 
@@ -37,13 +37,8 @@ def contents(plan: Plan) -> ReportInputs:
     )
 
 
-def _first(plan, model):
-    """A network of the first fold and seed."""
-    return Trained(model, plan.config.folds[0][0], plan.config.seeds[0])
-
-
 def _losses(plan):
-    paths = {m: plan.pretrained(_first(plan, m)).folder / "metrics.jsonl" for m in plan.config.networks}
+    paths = {m: plan.pretrained(plan.first(m)).folder / "metrics.jsonl" for m in plan.config.networks}
     return {model: [json.loads(x) for x in p.read_text().splitlines()] for model, p in paths.items() if p.exists()}
 
 

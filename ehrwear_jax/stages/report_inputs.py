@@ -17,7 +17,7 @@ from ehrwear_jax.runtime import goodput
 from ehrwear_jax.stages import embed, interpret, loaded_run, predictors
 from ehrwear_jax.stages.embed import KEYS, Embeddings
 from ehrwear_jax.stages.labels import Labels
-from ehrwear_jax.stages.plan import Plan, Trained
+from ehrwear_jax.stages.plan import Plan
 from ehrwear_jax.training.pretrain import MODEL
 
 MAX_POINTS = 3000  # of a map
@@ -84,7 +84,7 @@ def channel_units(plan: Plan) -> dict[str, str]:
 
 def parameters(plan: Plan, model: str) -> int:
     """Number of parameters of a network."""
-    trained = Trained(model, plan.config.folds[0][0], plan.config.seeds[0])
+    trained = plan.first(model)
     return json.loads((plan.pretrained(trained).folder / MODEL).read_text())["parameters"]
 
 
@@ -127,7 +127,7 @@ def _maps(plan):
     held = times.with_row_index("at").filter(pl.col("split") == "held_out").join(labels.table(task), on=KEYS)
     held = held.sort("at").head(MAX_POINTS)
     for model in config.networks:
-        z_NxD = Embeddings(plan.embeddings(Trained(model, fold, config.seeds[0]))).read(times)
+        z_NxD = Embeddings(plan.embeddings(plan.first(model))).read(times)
         (scores,), share = principal_components([z_NxD])
         if len(share) < 2:
             logging.info("  %s: the latents have fewer than two principal components: no map", model)

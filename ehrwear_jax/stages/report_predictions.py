@@ -25,9 +25,8 @@ from ehrwear_jax.evals.builders import PredictedCurves
 from ehrwear_jax.evals.estimates import Resampling
 from ehrwear_jax.evals.survival import FollowUp
 from ehrwear_jax.report.build import ReportInputs
-from ehrwear_jax.report.paper import horizon_of
 from ehrwear_jax.report.report_data import ReportData
-from ehrwear_jax.report.result_records import main_model
+from ehrwear_jax.report.result_records import horizon_of, main_model
 from ehrwear_jax.stages import evaluate_score, evaluate_subgroups
 from ehrwear_jax.stages.embed import KEYS
 from ehrwear_jax.stages.evaluate_score import Cohort

@@ -14,6 +14,9 @@ import contextlib
 import json
 import os
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from ehrwear_jax.config import RunConfig, read
 from ehrwear_jax.runtime import files
@@ -52,7 +55,7 @@ class Workdir:
         path = self.root / "configs" / f"{files.digest(text)[:8]}.json"
         path.parent.mkdir(exist_ok=True)
         if not path.exists():
-            files.write_whole(path, text)
+            files.write_text(path, text)
         link(self.config, path)
 
     def read_config(self) -> RunConfig:
@@ -69,6 +72,12 @@ def link(path: Path, target: Path) -> None:
     os.replace(partial, path)
 
 
+def write_npz(path: Path, **arrays: Any) -> None:
+    """Writes an .npz file whole or not at all."""
+    with files.replacing(path) as partial, open(partial, "wb") as f:
+        np.savez(f, **arrays)
+
+
 def read_about(folder: Path) -> dict:
     """What an artifact's folder says of itself, {} if there is none."""
     return files.read_json(folder / ABOUT, {})
@@ -76,4 +85,4 @@ def read_about(folder: Path) -> dict:
 
 def write_about(folder: Path, about: dict) -> None:
     """Notes what an artifact is."""
-    files.write_whole(folder / ABOUT, json.dumps(about, indent=1, default=str))
+    files.write_text(folder / ABOUT, json.dumps(about, indent=1, default=str))

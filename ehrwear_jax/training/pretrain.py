@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import json
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -163,7 +162,7 @@ def write_model(folder: Path, model: Model, examples: Examples, sizes: dict[str,
     """Notes in a model's folder what it is, its number of parameters, and what the places of its tables are called."""
     if distributed.is_first():
         about = {"name": model.name, **model.identity(), "parameters": sum(sizes.values()), "parts": sizes}
-        files.write_whole(folder / MODEL, json.dumps(about, indent=1))
+        files.write_json(folder / MODEL, about, indent=1)
         warm_start.write_names(folder, examples)
 
 

@@ -1,7 +1,6 @@
 """Starts from another run's parameters: what fits is taken, place by place where vocabularies differ."""
 
 import dataclasses
-import json
 import logging
 from collections.abc import Mapping
 from pathlib import Path
@@ -46,7 +45,7 @@ class Places:
 def write_names(folder: Path, examples: Examples) -> None:
     """Notes in the run's folder what the places of its tables are called."""
     about = {"names": examples.place_names(), "content": examples.content_names()}
-    files.write_whole(Path(folder) / NAMES, json.dumps(about))
+    files.write_json(Path(folder) / NAMES, about)
 
 
 def from_run(source: str | Path, params: Any, places: Places, folder: Path | None = None) -> Any:
@@ -74,7 +73,7 @@ def from_run(source: str | Path, params: Any, places: Places, folder: Path | Non
         source, step, report["taken"], report["total"], "; ".join(report["summary"]),
     )  # fmt: skip
     if folder is not None and distributed.is_first():
-        files.write_whole(Path(folder) / REPORT, json.dumps(report, indent=1))
+        files.write_json(Path(folder) / REPORT, report, indent=1)
     if not report["taken"]:
         raise ValueError(f"{source}: init_from found no parameter that fits this model")
     return jax.tree.map(

@@ -120,8 +120,6 @@ def test_checksums_see_every_word_and_its_place_and_no_mesh(monkeypatch, host_by
         change(y)
         sums.add(checkpoint.checksums(jax.numpy.asarray(y)))
     assert len(sums) == 4
-    trees = {"x": x}, {"y": x}, {"x": x.T}
-    assert len({checkpoint.fingerprint(jax.tree.map(jax.numpy.asarray, t)) for t in trees}) == 3
 
 
 def test_both_sums_are_the_same_number(monkeypatch):

@@ -230,7 +230,7 @@ def test_a_trace_is_made_when_it_is_asked_for(pretrain, tmp_path):
 def test_status_of_a_run_that_is_silent_and_of_no_run(pretrain, tmp_path):
     pretrain(tmp_path / "run", stop_after=6)
     beat = files.read_json(tmp_path / "run" / run_dir.HEARTBEAT)
-    files.write_whole(
+    files.write_text(
         tmp_path / "run" / run_dir.HEARTBEAT, json.dumps(beat | {"phase": "step", "time": time.time() - 600})
     )
     shown = status.report(tmp_path / "run")

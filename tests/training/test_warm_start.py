@@ -166,7 +166,7 @@ def test_a_run_resumes_first_then_starts_from_another(runs, tmp_path, monkeypatc
     first = run("first")
     started = run("second", init_from=str(tmp_path / "first"), stop_after=1)
     assert np.all(np.abs(started - (0.9 * first + (run("anew", stop_after=1) - 0.09))) < 1e-6)
-    files.write_whole(tmp_path / "second" / "init_from.json", "{}")
+    files.write_text(tmp_path / "second" / "init_from.json", "{}")
     run("second", init_from=str(tmp_path / "first"))
     assert files.read_json(tmp_path / "second" / "init_from.json") == {}, "a run that goes on is not started again"
     with pytest.raises(FileNotFoundError, match="no checkpoint"):

@@ -18,10 +18,11 @@ import polars as pl
 
 from ehrwear_jax.config.data import PrepareConfig
 from ehrwear_jax.data.formats import meds_checks, parquet
+from ehrwear_jax.data.formats.times import DAY_US, YEAR_DAYS
 
 KEY_VARIABLE = "EHRWEAR_DEIDENTIFY_KEY"
 _SHORTEST_KEY = 16
-_YEAR_US = 365.25 * 86_400_000_000
+_YEAR_US = YEAR_DAYS * DAY_US
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,7 +136,7 @@ class Deidentifier:
         """Quarantined recordings; the name of a device may be its serial number."""
         return self.table(aside).with_columns(pl.lit(None, pl.String).alias("device")) if self.active else aside
 
-    def mark(self) -> dict:
+    def settings(self) -> dict:
         """What tells two ways of de-identification apart, without the key."""
         settings = {k: v for k, v in dataclasses.asdict(self).items() if k != "key"}
         return settings | {"key": f"{self._number('check', ''):016x}" if self.key else ""}
@@ -165,12 +166,12 @@ def begin(folder: Path, config: PrepareConfig) -> Deidentifier:
       ValueError: it holds tables made in another way, or with another key: the two must not be mixed.
     """
     deidentifier = of(config)
-    path, mark = Path(folder) / "deidentified.json", deidentifier.mark()
+    path, settings = Path(folder) / "deidentified.json", deidentifier.settings()
     begun = any((Path(folder) / "people").glob("*"))
-    there = json.loads(path.read_text()) if path.exists() else Deidentifier().mark() if begun else mark
-    if there != mark:
-        differing = ", ".join(k for k in mark if there.get(k) != mark[k])
+    there = json.loads(path.read_text()) if path.exists() else Deidentifier().settings() if begun else settings
+    if there != settings:
+        differing = ", ".join(k for k in settings if there.get(k) != settings[k])
         raise ValueError(f"{folder}: holds tables with another de-identification ({differing}); use an empty folder")
     if deidentifier.active and not path.exists():
-        parquet.write_json(mark, path)
+        parquet.write_json(settings, path)
     return deidentifier

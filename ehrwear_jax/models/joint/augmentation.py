@@ -1,4 +1,4 @@
-"""Other recordings that could have been made of the same person: warped, noisier, with sensors lost, one-sided.
+"""Augments recordings: warps them in time, adds noise, drops sensors or a modality.
 
 Paper, appendix A.3: "time-warping bounded by 5% total duration, low-amplitude additive Gaussian noise scaled to local
 signal variance, and channel dropout simulating temporary sensor loss"; modality dropout gives some contexts only one

@@ -90,7 +90,7 @@ class Context:
     Attributes:
       people: examples.People. patient: whose context it is, at this position in the split.
       n_static, is_wear_N, time_us_N: of its tokens, static ones first.
-      original_N, token_N: tokens before and after some were hidden.
+      token_N: tokens, after some were hidden.
       windows: the patient's windows that it shows. shown_MxF: their summaries as shown, noise apart.
       query_us_Q: sorted times of its queries. event_E: its tokens at which predictions are made, increasing.
       tokens, window_slots, queries, events: slices of the row that it takes.
@@ -103,7 +103,6 @@ class Context:
     n_static: int
     is_wear_N: np.ndarray
     time_us_N: np.ndarray
-    original_N: np.ndarray
     token_N: np.ndarray
     windows: np.ndarray
     query_us_Q: np.ndarray
@@ -217,7 +216,7 @@ def _fill_tokens(row, at, people, shown, query_us):
     row["query_kv_range"][q, 0] = t0
     row["query_kv_range"][q, 1] = t0 + n_static + np.searchsorted(time_us[n_static:], query_us, side="right")
     found = {"n_static": n_static, "is_wear_N": is_wear, "time_us_N": time_us, "windows": windows}
-    found |= {"original_N": token.copy(), "token_N": token, "query_us_Q": query_us}
+    found |= {"token_N": token, "query_us_Q": query_us}
     return Context(people, p, position, **found, tokens=s, window_slots=w, queries=q), value
 
 

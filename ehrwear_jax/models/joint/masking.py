@@ -1,4 +1,4 @@
-"""What is hidden from the model during pretraining: EHR events, and patches or channels of wearable windows.
+"""Draws what is masked in pretraining: EHR events, and patches or channels of wearable windows.
 
 Every function that draws takes its own numpy Generator, so that what is hidden is a function of (seed, epoch, patient)
 alone.

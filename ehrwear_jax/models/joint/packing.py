@@ -1,4 +1,4 @@
-"""The plan of an epoch: who appears in it, roughly up to where, and who shares a row; from the index alone.
+"""Plans an epoch from the index alone: who appears in it, roughly up to where, and who shares a row.
 
 Numpy over all patients at once, so that an epoch of millions is planned in seconds. No record is read: how long a
 context really becomes is known once its day has been drawn from the record's codes, see examples.JointExamples.

@@ -1,4 +1,4 @@
-"""Decayed counts: sums over the visible record that attention, being normalised, cannot form."""
+"""Computes decayed counts: sums over the visible record that attention, being normalised, cannot form."""
 
 from collections.abc import Mapping
 

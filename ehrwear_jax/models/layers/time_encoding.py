@@ -1,4 +1,4 @@
-"""Continuous-time encodings rho of an age given as whole days and a fraction of a day."""
+"""Encodes continuous time: rho of an age given as whole days and a fraction of a day."""
 
 from collections.abc import Mapping
 

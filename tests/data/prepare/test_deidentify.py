@@ -94,7 +94,7 @@ def test_the_key_comes_from_a_file_or_the_environment_and_is_never_shown(tmp_pat
     assert deidentify.of(config).key == KEY
     monkeypatch.setenv(deidentify.KEY_VARIABLE, OTHER_KEY.decode())
     assert deidentify.of(dataclasses.replace(config, key_file="")).key == OTHER_KEY
-    assert "secret" not in repr(deidentify.of(config)) + json.dumps(deidentify.of(config).mark())
+    assert "secret" not in repr(deidentify.of(config)) + json.dumps(deidentify.of(config).settings())
     with pytest.raises(FileNotFoundError, match="there is no file .*nokey"):
         deidentify.of(dataclasses.replace(config, key_file=str(tmp_path / "nokey")))
     assert not deidentify.of(PrepareConfig()).active

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from ehrwear_jax.data.sources.simulator.latent_process import COMPONENT_RANGE, N_SHOCK, HealthProcess
+from ehrwear_jax.runtime import files
 
 
 def _chebyshev_nodes(low: float, high: float, n: int) -> np.ndarray:
@@ -79,7 +80,8 @@ class RiskTable:
 
     def save(self, path: Path) -> None:
         """Writes an .npz file."""
-        np.savez(path, **{name: getattr(self, name) for name in self.__dataclass_fields__})
+        with files.replacing(path) as partial, open(partial, "wb") as f:
+            np.savez(f, **{name: getattr(self, name) for name in self.__dataclass_fields__})
 
     @classmethod
     def load(cls, path: Path) -> "RiskTable":
