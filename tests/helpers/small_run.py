@@ -121,6 +121,12 @@ def written_at(folder):
     return {str(p.relative_to(folder)): p.stat().st_mtime_ns for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
+def written(folder):
+    """{path: (bytes, time of modification)} of all files below a folder; links are left out."""
+    found = (p for p in sorted(folder.rglob("*")) if p.is_file() and not p.is_symlink())
+    return {str(p.relative_to(folder)): (p.read_bytes(), p.stat().st_mtime_ns) for p in found}
+
+
 def value(records, task, model, metric):
     """The value of the one record of a model's metric."""
     (found,) = [r for r in records if (r["task"], r["model"], r["metric"]) == (task, model, metric)]

@@ -173,6 +173,7 @@ def test_label_fractions_are_fitted_for_the_last_binary_task(done):
         expected = value(records, "readmission", model, "auroc")
         assert r["n_draws"] == 1 and r["value"] == pytest.approx(expected, abs=1e-6)
     half = [r for r in details["fractions"] if r["fraction"] == 0.5]
+    assert {r["model"] for r in half} == set(whole)
     assert all(r["n_draws"] == 2 and r["n_patients"] < whole["joint"]["n_patients"] for r in half)
 
 
@@ -243,8 +244,15 @@ def test_probes_can_be_trained_as_in_the_paper(done):
     evaluate.run(trained)
     records, _ = evaluate.results(trained)
     assert value(records, "readmission", "joint", "auroc") > 0.6
-    assert value(records, "readmission", "joint", "auroc_seed_sd") >= 0
-    assert {r["model"] for r in records if r["metric"] == "auroc_difference_d"} <= {
+    task = tasks.read(trained, "readmission")
+    y_N = task.of("held_out")["boolean_value"]
+    for p in predictors.predictors(trained, task):
+        saved = np.load(predictors.predictions_artifact(trained, task, p).folder / "predictions.npz")
+        aurocs = [roc_auc_score(y_N, seed_N) for seed_N in saved["seeds_SxN"]]
+        assert len(aurocs) == 2
+        expected = pytest.approx(np.std(aurocs, ddof=1), abs=1e-9)
+        assert value(records, "readmission", p.name, "auroc_seed_sd") == expected
+    assert {r["model"] for r in records if r["metric"] == "auroc_difference_d"} == {
         f"joint - {model}" for model in ("ehr_only", "wear_only", "late_fusion")
     }
     # the exact probes' predictions and scores lie beside them, as they were

@@ -150,7 +150,7 @@ def test_a_change_of_what_is_made_of_networks(root, key, value, expected):
 
 
 def test_a_task_more_or_fewer_leaves_the_other_tasks_predictions(root):
-    """Its scores are others only because all tasks share the resamples of the people who are held out in any."""
+    """And their scores, as long as the same people are held out in any of them, whose resamples all tasks share."""
     found = []
     for chosen in (BOTH, ("readmission",)):
         config = small(root)

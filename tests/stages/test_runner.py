@@ -63,19 +63,14 @@ def config(inputs):
     return small_run.small_config(inputs)
 
 
-def contents(folder):
-    found = (p for p in folder.rglob("*") if p.is_file() and not p.is_symlink())
-    return {p: (p.read_bytes(), p.stat().st_mtime_ns) for p in found}
-
-
 def test_a_second_run_skips_every_stage_with_one_line_and_rewrites_nothing(work, config, tmp_path, caplog):
     runner.run(parse(config), tmp_path, ALL)
     assert work.take() == ALL
-    before = contents(tmp_path)
+    before = small_run.written(tmp_path)
     caplog.clear()
     with caplog.at_level(logging.INFO):
         runner.run(parse(config), tmp_path, ALL)
-    assert work.take() == [] and contents(tmp_path) == before
+    assert work.take() == [] and small_run.written(tmp_path) == before
     assert caplog.messages == [f"{s}: done before, skipped" for s in ALL]
     assert Workdir(tmp_path).read_config() == parse(config)
 
@@ -170,11 +165,11 @@ def test_a_missing_label_table_is_said_before_anything_is_made(work, config, tmp
     """Of two misspelt tasks the first is named; what an earlier run made is untouched."""
     runner.run(parse(config), tmp_path, ALL)
     work.take()
-    before = contents(tmp_path)
+    before = small_run.written(tmp_path)
     config.evaluate.tasks, config.report.reliability_task = ("readmision", "relapsed"), ""
     with pytest.raises(FileNotFoundError, match="no label table .*readmision.parquet; there are readmission, relapse$"):
         runner.run(parse(config), tmp_path, ALL)
-    assert work.take() == [] and contents(tmp_path) == before
+    assert work.take() == [] and small_run.written(tmp_path) == before
 
 
 def test_faults_of_the_config_are_said_before_the_workdir_is_made(work, config, tmp_path):
@@ -205,9 +200,9 @@ def test_verify_reads_the_inputs_again(tmp_path):
     os.utime(metadata, ns=(stat.st_atime_ns, stat.st_mtime_ns))
     runner.run(config, tmp_path / "run", ["prepare"])
     assert len(list((tmp_path / "run" / "tables").iterdir())) == 1, "neither size nor time say so"
-    before = contents(old)
+    before = small_run.written(old)
     runner.run(config, tmp_path / "run", ["prepare"], verify=True)
-    assert len(list((tmp_path / "run" / "tables").iterdir())) == 2 and contents(old) == before
+    assert len(list((tmp_path / "run" / "tables").iterdir())) == 2 and small_run.written(old) == before
 
 
 def test_an_unfinished_pretraining_of_another_setting_is_kept_and_said(config, tmp_path, caplog, monkeypatch):

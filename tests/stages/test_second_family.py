@@ -78,14 +78,9 @@ def finish(process):
 
 
 def digests(folder):
-    """{path: SHA-256} of all files; of a link, its target."""
-    out = {}
-    for path in sorted(folder.rglob("*")):
-        if path.is_symlink():
-            continue  # the last config and the last report: links, which point to the new ones
-        if path.is_file():
-            out[str(path.relative_to(folder))] = hashlib.sha256(path.read_bytes()).hexdigest()
-    return out
+    """{path: SHA-256} of all files; the last config and the last report are links, and left out."""
+    found = (path for path in sorted(folder.rglob("*")) if path.is_file() and not path.is_symlink())
+    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in found}
 
 
 def losses(folder):

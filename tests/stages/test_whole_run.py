@@ -17,7 +17,7 @@ from ehrwear_jax.report import result_records
 from ehrwear_jax.stages import embed, evaluate, interpret, predictors, runner, tasks
 from ehrwear_jax.stages import workdir as workdir_lib
 from ehrwear_jax.stages.embed import Embeddings
-from ehrwear_jax.stages.plan import Plan, Trained
+from ehrwear_jax.stages.plan import Plan
 from ehrwear_jax.stages.workdir import Workdir
 from ehrwear_jax.training import sharding
 from ehrwear_jax.training.optimizer import make_optimizer
@@ -53,21 +53,6 @@ def results(plan):
     return json.loads((plan.workdir.report / "results.json").read_text())
 
 
-def contents(folder):
-    """{path: (bytes, time of modification)} of files; links are left out."""
-    found = (p for p in folder.rglob("*") if p.is_file() and not p.is_symlink())
-    return {str(p.relative_to(folder)): (p.read_bytes(), p.stat().st_mtime_ns) for p in found}
-
-
-def unfinish(artifact):
-    """As an interruption leaves it."""
-    workdir_lib.write_about(artifact.folder, workdir_lib.read_about(artifact.folder) | {"done": False})
-
-
-def first(plan, model):
-    return Trained(model, "all", plan.config.seeds[0])
-
-
 def splits(plan):
     subjects = pl.read_parquet(plan.fit("all").folder / "subjects.parquet")
     return {k[0]: set(v["subject_id"]) for k, v in subjects.partition_by("split", as_dict=True).items()}
@@ -79,12 +64,12 @@ def predictions(plan, task):
 
 def test_a_second_run_does_nothing(whole, caplog):
     _, plan, _ = whole
-    before = contents(plan.workdir.root)
+    before = small_run.written(plan.workdir.root)
     caplog.clear()
     with caplog.at_level(logging.INFO):
         runner.run(plan.config, plan.workdir.root, runner.ORDER)
     assert caplog.messages == [f"{s}: done before, skipped" for s in runner.ORDER]
-    after = contents(plan.workdir.root)
+    after = small_run.written(plan.workdir.root)
     assert before == after and not [name for name in after if "partial" in name]
 
 
@@ -113,7 +98,7 @@ def test_held_out_people_are_never_trained_or_tuned_on(whole):
     of = splits(plan)
     assert len(of["train"] | of["tuning"] | of["held_out"]) == sum(map(len, of.values())) == small_run.N_SUBJECTS
     for name in plan.config.networks:
-        model = plan.model(first(plan, name))
+        model = plan.model(plan.first(name))
         for split in ("train", "tuning"):
             examples = model.module.examples(plan.store("all", split), model.config, model.seed)
             seen = set(examples.subjects(range(3 * examples.rows_per_epoch)))
@@ -127,10 +112,10 @@ def test_embeddings_are_there_for_every_labelled_time(whole):
     config, plan, labels = whole
     index = pl.concat([t.select(KEYS) for t in labels.values()]).unique().sort(KEYS)
     for name in plan.config.networks:
-        (path,) = plan.embeddings(first(plan, name)).glob("*.parquet")
+        (path,) = plan.embeddings(plan.first(name)).glob("*.parquet")
         table = pl.read_parquet(path)
         assert table.schema["embedding"] == pl.List(pl.Float32) and table.select(KEYS).equals(index)
-        z = Embeddings(plan.embeddings(first(plan, name))).read(index)
+        z = Embeddings(plan.embeddings(plan.first(name))).read(index)
         assert z.shape == (index.height, config.joint.network.width) and np.isfinite(z).all() and z.std() > 0.1
 
 
@@ -151,7 +136,7 @@ def test_people_with_one_modality_are_predicted_by_every_model(whole):
 def test_pretraining_leaves_its_losses_and_checkpoints(whole):
     _, plan, _ = whole
     for name in plan.config.networks:
-        folder = plan.pretrained(first(plan, name)).folder
+        folder = plan.pretrained(plan.first(name)).folder
         lines = [json.loads(x) for x in (folder / "metrics.jsonl").read_text().splitlines()]
         assert [x["step"] for x in lines if "loss/total" in x] == list(range(1, 7))
         assert [x["step"] for x in lines if "validation/loss/total" in x] == [3, 6]
@@ -168,7 +153,7 @@ def test_pretraining_leaves_its_losses_and_checkpoints(whole):
 def test_the_training_step_is_compiled_once(whole):
     """A weakly typed parameter would come back strongly typed and compile the step a second time."""
     _, plan, _ = whole
-    model, mesh = plan.model(first(plan, "joint")), sharding.make_mesh()
+    model, mesh = plan.model(plan.first("joint")), sharding.make_mesh()
     spec = model.module.examples(plan.store("all", "train"), model.config, model.seed).spec
     task = make_task(model, spec, mesh)
     state = jax.eval_shape(lambda: init_state(task, make_optimizer(model.train), model.train, mesh, 0))
@@ -221,8 +206,8 @@ def test_people_without_a_token_of_the_drawn_model_have_no_trajectory(whole):
 def test_a_half_done_embed_resumes_with_the_times_that_are_missing(copy):
     _, plan = copy
     folder = plan.workdir.root / "embeddings"
-    before = contents(folder)
-    trained = first(plan, plan.config.networks[-1])
+    before = small_run.written(folder)
+    trained = plan.first(plan.config.networks[-1])
     (missing,) = plan.embeddings(trained).glob("*.parquet")
     name = str(missing.relative_to(folder))
     missing.unlink()
@@ -231,7 +216,7 @@ def test_a_half_done_embed_resumes_with_the_times_that_are_missing(copy):
     parts.mkdir()
     (parts / "000000000.parquet.partial").write_text("half")
     runner.run(plan.config, plan.workdir.root, runner.ORDER)
-    after = contents(folder)
+    after = small_run.written(folder)
     assert set(after) == set(before)
     assert {k: after[k] for k in set(before) - {name}} == {k: before[k] for k in set(before) - {name}}
     assert pl.read_parquet(before[name][0]).equals(pl.read_parquet(missing))
@@ -240,9 +225,8 @@ def test_a_half_done_embed_resumes_with_the_times_that_are_missing(copy):
 def test_a_half_done_evaluate_and_report_resume_to_the_same_results(copy):
     _, plan = copy
     before, scores = results(plan), evaluate.scores(plan, tasks.read(plan, "relapse"))
-    (scores.folder / evaluate.SCORES).unlink()
     (plan.workdir.report / "report.html").unlink()
-    unfinish(scores)
+    small_run.interrupted(scores, evaluate.SCORES)
     (report,) = (plan.workdir.root / "reports").iterdir()
     workdir_lib.write_about(report, workdir_lib.read_about(report) | {"done": False})
     runner.run(plan.config, plan.workdir.root, runner.ORDER)
@@ -291,9 +275,9 @@ def test_a_change_of_the_evaluation_makes_new_scores_and_leaves_the_old_ones(cop
     config, plan = copy
     config = config.copy_and_resolve_references()
     config.evaluate.n_resamples = 20
-    before, old = contents(plan.workdir.root), results(plan)
+    before, old = small_run.written(plan.workdir.root), results(plan)
     runner.run(parse(config), plan.workdir.root, runner.ORDER)
-    after, new = contents(plan.workdir.root), results(plan)
+    after, new = small_run.written(plan.workdir.root), results(plan)
     assert {k: after[k] for k in before} == before
     assert {k.split("/")[0] for k in after.keys() - before.keys()} == {"configs", "scores", "reports"}
     assert [r["value"] for r in new if r["metric"] == "auroc"] == [r["value"] for r in old if r["metric"] == "auroc"]
@@ -311,9 +295,9 @@ def test_a_further_task_makes_what_is_new_and_touches_nothing_else(copy):
     later.write_parquet(labels / "later.parquet")
     config.data.labels_dir = str(labels)
     config.evaluate.tasks = ("readmission", "relapse", "later")
-    before = contents(plan.workdir.root)
+    before = small_run.written(plan.workdir.root)
     runner.run(parse(config), plan.workdir.root, runner.ORDER)
-    after = contents(plan.workdir.root)
+    after = small_run.written(plan.workdir.root)
     changed = {k for k in before if after[k] != before[k]}
     assert changed <= {"inputs.json"}, "the labels lie elsewhere now"
     new = after.keys() - before.keys()

@@ -130,7 +130,7 @@ def test_what_cannot_be_restored_is_said(trained, tmp_path):
         embedding.restore(folder, wider, STORE)
 
 
-def test_dropout_stays_on_where_it_is_asked_for_and_follows_its_seed_and_calls(trained):
+def test_dropout_cannot_stay_on_alone_where_statistics_follow_batches(trained):
     _, model, variables = trained
     task = make_task(model, EXAMPLES.spec, sharding.make_mesh(jax.devices()[:1]))
     with pytest.raises(ValueError, match="in a network that changes its batch_stats"):
