@@ -127,8 +127,8 @@ class PrepareConfig:
     min_values: int = 50
     """Values that a code needs in the training split for its values to be binned and standardised."""
     min_text_subjects: int = 5
-    """Patients of the dataset that must have a text, where it is an event's only result, for it to be a category of its
-    code."""
+    """Patients of the dataset that must have a text, where it is an event's only result, for it to be kept; of the
+    training split, and at least min_subjects of them, for a token of its own."""
     mapping_files: tuple = ()
     """Tables code, target, factor, offset that map local codes and units to common ones; see prepare/harmonise.py."""
     ranges_file: str = ""
@@ -187,6 +187,7 @@ class PrepareConfig:
 PREPARE_NOT_RESULTS = ("scheduler", "workers", "worker_memory_gb", "rows_per_piece")
 # Options that the tables do not depend on, but the records; and those that only what is fitted per fold depends on.
 RECORD_OPTIONS = ("implied_parents", "subjects_per_shard")
+DEIDENTIFY_OPTIONS = ("pseudonymise", "shift_days", "shift_whole_weeks", "max_age_years", "key_file")
 FIT_OPTIONS = ("min_subjects", "value_bins", "min_values", "ranges_file", "tuning_fraction")
 
 

@@ -45,7 +45,7 @@ class Labels:
         plan, c, found = self._plan, self._config.labels, {}
         bounds = {k: getattr(self._config.prepare, k) for k in ("first_date", "extraction_date")}
         people = {"raw": plan.raw_identity, "bounds": bounds, "seed": self._config.data.seed}
-        people |= {"changed": self._deidentification()} if plan.changes_people else {}
+        people |= {"changed": plan.deidentifier.settings()} if plan.changes_people else {}
         if self.makes_events:
             own = {k: v for k, v in options.as_dict(c).items() if k not in ("diagnosis_groups", "physiology")}
             drawn = people | own
@@ -59,10 +59,6 @@ class Labels:
                 of = people | {"files": self.user_digest(task)}
                 found[f"given/{task}"] = plan.artifact("labels", f"given/{task}", of)
         return found
-
-    def _deidentification(self):
-        names = ("pseudonymise", "shift_days", "shift_whole_weeks", "max_age_years", "key_file")
-        return {name: getattr(self._config.prepare, name) for name in names}
 
     def user_digest(self, task: str) -> str:
         """Of the user's files of a task."""
@@ -82,11 +78,8 @@ class Labels:
         return next((f for folder in self.folders() if (f := label_tables.task_files(folder, task))), [])
 
     def digest(self, task: str) -> str:
-        """What a task's labels are."""
-        made = [a for a in self.groups.values() if label_tables.task_files(a.folder, task)]
-        if made:
-            return files.digest([made[0].digest, task])
-        return files.digest([self._plan.raw.digest, task]) if self._plan.adapted else self.user_digest(task)
+        """What a task's labels are: the bytes of its table, wherever it comes from."""
+        return self._plan.inputs.of_files(self.files(task))
 
     def table(self, task: str) -> pl.DataFrame:
         """A task's labels: subject_id, prediction_time and its value column(s).

@@ -8,7 +8,14 @@ from pathlib import Path
 import numpy as np
 
 from ehrwear_jax.config import RunConfig, options
-from ehrwear_jax.config.data import ADAPTERS, FIT_OPTIONS, PREPARE_NOT_RESULTS, RECORD_OPTIONS, SimulateConfig
+from ehrwear_jax.config.data import (
+    ADAPTERS,
+    DEIDENTIFY_OPTIONS,
+    FIT_OPTIONS,
+    PREPARE_NOT_RESULTS,
+    RECORD_OPTIONS,
+    SimulateConfig,
+)
 from ehrwear_jax.data.prepare import deidentify
 from ehrwear_jax.data.store import RecordStore
 from ehrwear_jax.models.late_fusion import family as late_fusion
@@ -93,7 +100,12 @@ class Plan:
     @property
     def changes_people(self) -> bool:
         """Whether ids or dates are changed."""
-        return deidentify.of(self.config.prepare).active
+        return self.deidentifier.active
+
+    @functools.cached_property
+    def deidentifier(self) -> deidentify.Deidentifier:
+        """What is done to ids and dates."""
+        return deidentify.of(self.config.prepare)
 
     def _prepare_options(self, without=()):
         found = options.as_dict(self.config.prepare)
@@ -105,9 +117,10 @@ class Plan:
         mapping = self.config.prepare.mapping_files
         of = {
             "raw": self.raw_identity,
-            "prepare": self._prepare_options((*RECORD_OPTIONS, *FIT_OPTIONS)),
+            "prepare": self._prepare_options((*RECORD_OPTIONS, *FIT_OPTIONS, *DEIDENTIFY_OPTIONS)),
             "mapping": self.inputs.of_files(mapping) if mapping else "",
             "cohort": options.as_dict(self.config.cohort),
+            "people": self.deidentifier.settings(),
         }
         return self.artifact("tables", self.config.data.source, of)
 
