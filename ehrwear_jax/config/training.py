@@ -91,6 +91,10 @@ TRAIN_NOT_RESULTS = (
 )  # fmt: skip
 
 
+# Options of fine-tuning that choose what is fine-tuned, and not how.
+FINETUNE_CHOICES = ("models", "modes", "tasks")
+
+
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
     """Devices along each axis of the mesh; -1, at one axis, takes the rest."""

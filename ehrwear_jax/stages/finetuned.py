@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from ehrwear_jax.config import options
+from ehrwear_jax.config.training import FINETUNE_CHOICES
 from ehrwear_jax.runtime import files
 from ehrwear_jax.stages.artifacts import Artifact
 from ehrwear_jax.stages.embed import Embeddings
@@ -32,7 +33,7 @@ def chosen(plan: Plan, task: Task) -> list[tuple[str, str]]:
 def artifact(plan: Plan, task: Task, fold: TaskFold, model: str, mode: str) -> Artifact:
     """Where a fine-tuned network of one fold lies."""
     trained = Trained(model, fold.name, plan.config.seeds[0])
-    settings = {k: v for k, v in options.as_dict(plan.config.finetune).items() if k not in ("models", "modes", "tasks")}
+    settings = {k: v for k, v in options.as_dict(plan.config.finetune).items() if k not in FINETUNE_CHOICES}
     of = {"model": plan.pretrained(trained).digest, "labels": task.labels, "mode": mode, "finetune": settings}
     return plan.artifact("finetuned", f"{task.name}/{model}_{mode}/{fold.name}", of)
 

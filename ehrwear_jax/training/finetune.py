@@ -27,7 +27,7 @@ import optax
 import polars as pl
 from flax import traverse_util
 
-from ehrwear_jax.config.training import FinetuneConfig, TrainConfig
+from ehrwear_jax.config.training import FINETUNE_CHOICES, FinetuneConfig, TrainConfig
 from ehrwear_jax.evals import cox, probes
 from ehrwear_jax.evals.trained_probes import efron_loss
 from ehrwear_jax.models.family import Examples
@@ -311,6 +311,7 @@ def finetune(folder: str | Path, source: Source, config: FinetuneConfig, mode: s
     frozen = jax.device_put(frozen, sharding.replicated(mesh))
     batches = LabelledBatches(source.examples, source.times["train"], config.batch_size, seed)
     looks = _Looks(source, task, frozen, probe, mesh)
+    settings = {k: v for k, v in dataclasses.asdict(config).items() if k not in FINETUNE_CHOICES}
     job = Job(
         folder=folder,
         task=task,
@@ -323,7 +324,7 @@ def finetune(folder: str | Path, source: Source, config: FinetuneConfig, mode: s
         validate=lambda state: {"validation/loss/total": looks.loss(state["params"])},
         throughput=lambda begin: Throughput(source.examples.counts, lambda counts: 0.0, mesh, begin),
         subjects=lambda done: sorted(set(source.times["train"]["subject_id"].gather(batches.chosen(done - 1)))),
-        about={"model": source.model.identity(), "finetune": dataclasses.asdict(config), "mode": mode,
+        about={"model": source.model.identity(), "finetune": settings, "mode": mode,
                "labels": _digest(source.times)},
     )  # fmt: skip
     state, done = fit(job)
