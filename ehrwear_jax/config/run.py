@@ -13,6 +13,9 @@ from ehrwear_jax.config.evaluation import EmbedConfig, EvaluateConfig, Interpret
 from ehrwear_jax.config.labels import LabelsConfig
 from ehrwear_jax.config.training import CompileConfig, FinetuneConfig, MeshConfig, TrainConfig
 
+# Names in results that no model may have: the true risk, the mean of a regression's labels, the resampling itself.
+RESERVED = ("oracle", "training_mean", "bootstrap")
+
 
 @dataclasses.dataclass(frozen=True)
 class RunConfig:
@@ -167,6 +170,9 @@ def _check_names(config):
     for key, known in (("models", config.networks), ("tasks", config.evaluate.tasks)):
         if unknown := set(getattr(config.finetune, key)) - set(known):
             raise ValueError(f"config.finetune.{key} names {min(unknown)!r}, which is not in {sorted(known)}")
+    tuned = {f"{model}_{mode}" for model in config.finetune.models or config.networks for mode in config.finetune.modes}
+    if taken := sorted(set(config.models) & (tuned | set(RESERVED))):
+        raise ValueError(f"config.models: {taken[0]!r} is the name of something else in results; choose another one")
     task = config.report.reliability_task
     if task and task not in config.evaluate.tasks and not config.report.predictions_dir:
         raise ValueError(f"config.report.reliability_task is {task!r}, which is not in config.evaluate.tasks")
