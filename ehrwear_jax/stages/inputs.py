@@ -34,13 +34,23 @@ class Inputs:
             if not known:
                 raise FileNotFoundError(f"{root}: no such file or folder")
             return _whole(root, {p: entry[2] for p, entry in known.items()})
-        return _whole(root, self._digests(_files(root)))
+        found = self._digests(_files(root))
+        self._forget(root, found)
+        return _whole(root, found)
 
     def of_files(self, paths: Iterable[str | Path]) -> str:
         """SHA-256 over the contents of some files, in their order."""
         paths = [str(Path(p).absolute()) for p in paths]
         found = self._digests((p, os.stat(p)) for p in paths)
         return files.digest([found[p] for p in paths])
+
+    def _forget(self, root, found):
+        """Files that a folder has no more are no part of the digest that it had."""
+        gone = [p for p in self._known if p not in found and root in Path(p).parents]
+        for path in gone:
+            del self._known[path]
+        if gone:
+            files.write_json(self._path, self._known)
 
     def _digests(self, listed):
         """{path: SHA-256} of [(path, stat)]; notes those that were read."""
