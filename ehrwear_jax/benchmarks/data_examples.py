@@ -82,7 +82,7 @@ def write_cohort(folder: Path, kind: str, n_patients: int, seed: int = 0) -> Non
         for name, table in tables.items():
             table.write_parquet(folder / f"{name}.parquet")
     (records / "meta.json").write_text(json.dumps(meta))
-    options = {"min_subjects": 5, "value_bins": 10, "min_values": 50}
+    options = dict(zip(store.FITTED_WITH, (5, 10, 50, 5), strict=True))
     (fit / "meta.json").write_text(json.dumps(options))
     signals = {"mean": MEAN, "std": STD, "derived_mean": [], "derived_std": []}
     (fit / "signal_statistics.json").write_text(json.dumps(signals))

@@ -233,6 +233,10 @@ def make_record(
     return record._from_what_is_left()
 
 
+# Options of config.prepare that families take to make tokens of what was fitted.
+FITTED_WITH = ("min_subjects", "value_bins", "min_values", "min_text_subjects")
+
+
 class RecordStore:
     """The records of one split of one fold, and what was fitted on the fold's training split.
 
@@ -245,7 +249,7 @@ class RecordStore:
       channels, log_channels, derived: names. steps, step_us, window_us: of the grid.
       segments: {set: SegmentSpec}. has_quality: whether records hold it.
       scales, derived_scales: Scales of windows and of derived features.
-      min_subjects, value_bins, min_values: config.prepare's, for families that make tokens of codes and values.
+      min_subjects, value_bins, min_values, min_text_subjects: config.prepare's, for families that make tokens.
       folder: the closest folder above both parts, to which `files` are relative.
 
     Args:
@@ -278,8 +282,8 @@ class RecordStore:
         no_log = np.zeros(len(self.derived), bool)
         self.derived_scales = Scales(no_log, fitted_signals["derived_mean"], fitted_signals["derived_std"])
         fitted_with = json.loads((self.fit_dir / "meta.json").read_text())
-        self.min_subjects, self.value_bins, self.min_values = (
-            fitted_with[name] for name in ("min_subjects", "value_bins", "min_values")
+        self.min_subjects, self.value_bins, self.min_values, self.min_text_subjects = (
+            fitted_with[name] for name in FITTED_WITH
         )
         self._shards = tuple(meta["shards"])
         paths = [str(self.records_dir / name) for name in self._shards]

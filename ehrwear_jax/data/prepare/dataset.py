@@ -17,6 +17,7 @@ from pathlib import Path
 import polars as pl
 
 from ehrwear_jax.config.data import CohortConfig, PrepareConfig
+from ehrwear_jax.data import store
 from ehrwear_jax.data.formats import meds
 from ehrwear_jax.data.formats.parquet import write_frame, write_json
 from ehrwear_jax.data.labels import cohort
@@ -229,7 +230,7 @@ def fit_split(
     Writes subjects.parquet (that of the tables with the fold's split), subject_statistics.parquet
     (statistics.SUBJECT_STATISTICS), code_statistics.parquet (statistics.CODE_STATISTICS), text_statistics.parquet
     (code_counts.TEXT_COUNTS), signal_statistics.json (statistics.fit_signals), meta.json (the options min_subjects,
-    value_bins, min_values) and manifest.json.
+    value_bins, min_values, min_text_subjects) and manifest.json.
 
     Args:
       tables_dir, records_dir: written by prepare_tables and prepare_records.
@@ -249,7 +250,7 @@ def fit_split(
     noted = manifest.read(out)
     if noted is None or not manifest.is_whole(out, noted["files"]):
         write_frame(assign_split(pl.read_parquet(tables / "subjects.parquet"), fold, config), out / "subjects.parquet")
-        options = {name: getattr(config, name) for name in ("min_subjects", "value_bins", "min_values")}
+        options = {name: getattr(config, name) for name in store.FITTED_WITH}
         write_json(options, out / "meta.json")
         with _own_or(pool, config) as pool:
             codes, texts = statistics.fit_codes(tables, records, out, config, units, pool)

@@ -163,7 +163,8 @@ def of_store(store: RecordStore) -> Vocabulary:
         store.code_statistics,
         store.text_statistics.join(store.texts, on="text_id", maintain_order="left"),
         dict(store.codes.select("code", "ancestors").iter_rows()),
-        min_subjects=store.min_subjects,
+        # of training patients, like codes: that somebody else has a text must not decide whether it is a token
+        min_text_subjects=max(store.min_subjects, store.min_text_subjects),
         value_bins=store.value_bins,
         min_values=store.min_values,
     )
@@ -174,7 +175,7 @@ def build_vocabulary(
     texts: pl.DataFrame,
     lineage: dict[str, list[str]],
     *,
-    min_subjects: int,
+    min_text_subjects: int,
     value_bins: int,
     min_values: int,
 ) -> Vocabulary:
@@ -184,7 +185,7 @@ def build_vocabulary(
       statistics: prepare.statistics.CODE_STATISTICS, in the order of code_id.
       texts: text_id, code_id, text, count, subjects.
       lineage: {code: ancestors, nearest first}.
-      min_subjects: a text needs this many training patients for a token; what codes need is said by their alias.
+      min_text_subjects: a text needs this many training patients for a token; what codes need is said by their alias.
       value_bins: number of quantile bins of a code's values (equal cuts are merged), see code_counts.bin_cuts.
       min_values: a code needs this many values to be binned and standardised.
 
@@ -198,7 +199,7 @@ def build_vocabulary(
             total[target] = total.get(target, 0) + count
     scaled = _scales(statistics, total, value_bins, min_values)
     of_text: dict[int, list[tuple[int, str, int]]] = {}
-    frequent = texts.filter(pl.col("subjects") >= min_subjects).sort("text_id")
+    frequent = texts.filter(pl.col("subjects") >= min_text_subjects).sort("text_id")
     for row in frequent.select("code_id", "text_id", "text", "count").iter_rows():
         of_text.setdefault(row[0], []).append(row[1:])
     rows: list[tuple] = [(i, name, name, -1, None, None, -1, 0) for i, name in enumerate(SPECIAL)]

@@ -1,9 +1,11 @@
 """Vocabulary, collapsing of rare codes, value bins and their tables on disk."""
 
 import math
+import types
 
 import numpy as np
 import polars as pl
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -39,8 +41,10 @@ class Fitted:
             code_table.event_ids(events, self.codes, self.texts), self.codes, self.texts, options["min_subjects"],
             {ids[code]: cuts for code, cuts in (ranges or {}).items()},
         )  # fmt: skip
+        self.statistics, self.text_statistics = fitted
         of_text = fitted[1].join(self.texts, on="text_id", maintain_order="left")
         lineage = dict(self.codes.select("code", "ancestors").iter_rows())
+        options["min_text_subjects"] = options.pop("min_subjects")
         self.v = vocabulary.build_vocabulary(fitted[0], of_text, lineage, **options)
         self.names = dict(self.v.tokens.select("token_id", "token").iter_rows())
 
@@ -289,3 +293,16 @@ def test_the_table_can_be_read_by_people(tmp_path):
     v.save(tmp_path)
     back = pl.read_csv(tmp_path / "vocabulary.csv", schema_overrides=v.tokens.schema)
     assert back.equals(v.tokens) and math.isinf(back["low"].min())
+
+
+@pytest.mark.parametrize("n_training, is_token", [(4, False), (5, True)])
+def test_whether_a_text_is_a_token_depends_on_training_patients_alone(n_training, is_token):
+    """The text is kept in the records because others have it, too; they must not decide about the vocabulary."""
+    rows = [(s, "rhythm", None, "sinus") for s in range(n_training)]
+    fitted = Fitted([*rows, *((s, "rhythm", None) for s in range(9))], min_subjects=2)
+    store = types.SimpleNamespace(
+        code_statistics=fitted.statistics, text_statistics=fitted.text_statistics, texts=fitted.texts,
+        codes=fitted.codes, min_subjects=2, min_text_subjects=5, value_bins=4, min_values=10,
+    )  # fmt: skip
+    tokens = vocabulary.of_store(store).tokens["token"].to_list()
+    assert ("rhythm//sinus" in tokens) == is_token and "rhythm" in tokens
