@@ -146,7 +146,13 @@ class PrepareConfig:
     is looked for as formats/meds.py, extraction_date, says; none known: the limit is the year 2300, since shifted dates
     lie in the future."""
     date_only_at_day_end: bool = True
-    """An event stamped exactly midnight is taken as a date without a time, known at the day's end."""
+    """An event at midnight of a code that carries dates without times is known at the day's end. Codes are judged by
+    the dataset (prepare/date_only.py)."""
+    date_only_share: float = 0.3
+    """Share of a code's events at midnight from which on they are dates without times; a chart that is filled every six
+    hours has a quarter of its events there."""
+    date_only_min_events: int = 20
+    """Events that a code needs to be judged by itself; rarer ones are judged with others that begin like them."""
     subjects_per_shard: int = 2000
     """Patients in a record shard."""
     pseudonymise: bool = False
@@ -172,6 +178,8 @@ class PrepareConfig:
     """Events above which a shard is read in pieces; a piece has about as many and holds whole subjects."""
 
     def __post_init__(self) -> None:
+        limits = {"date_only_share": (1e-9, 1.0), "date_only_min_events": (1, float("inf"))}
+        options.require_range("config.prepare", self, limits)
         if not isinstance(self.segments, Mapping):
             raise ValueError(f"config.prepare.segments is {self.segments!r}; it must be a dict of name -> options")
         built = {}
@@ -185,6 +193,8 @@ class PrepareConfig:
 
 # Options that change how prepare reaches its result, and not the result.
 PREPARE_NOT_RESULTS = ("scheduler", "workers", "worker_memory_gb", "rows_per_piece")
+# Options that say which events are dates without times.
+DATE_ONLY_OPTIONS = ("date_only_at_day_end", "date_only_share", "date_only_min_events")
 # Options that the tables do not depend on, but the records; and those that only what is fitted per fold depends on.
 RECORD_OPTIONS = ("implied_parents", "subjects_per_shard")
 DEIDENTIFY_OPTIONS = ("pseudonymise", "shift_days", "shift_whole_weeks", "max_age_years", "key_file")

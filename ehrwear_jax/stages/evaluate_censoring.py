@@ -5,6 +5,7 @@ import logging
 import numpy as np
 import polars as pl
 
+from ehrwear_jax.data.formats import label_tables
 from ehrwear_jax.data.labels import outcomes
 from ehrwear_jax.data.prepare import specs
 from ehrwear_jax.evals import survival
@@ -67,7 +68,9 @@ def time_behind(plan: Plan, task: Task) -> tuple[np.ndarray, FollowUp] | None:
 def _event_times(plan, name, everyone):
     """Label table time_to_<name> with `code` (0 censored, 1 event, 2 a death before it), or None where unknown."""
     try:
-        times = Labels(plan).table(f"time_to_{name}").with_columns(died=pl.lit(False))
+        times = Labels(plan).table(f"time_to_{name}")
+        died = pl.col(label_tables.COMPETING) if label_tables.COMPETING in times.columns else pl.lit(False)
+        times = times.with_columns(died.alias("died"))
     except FileNotFoundError:
         if name != HOSPITALIZATION or plan.changes_people:
             return None
