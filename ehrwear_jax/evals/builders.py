@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from ehrwear_jax.evals import calibration, classification, decision, regression, survival
+from ehrwear_jax.evals import calibration, classification, concordance, decision, regression, survival
 from ehrwear_jax.evals.weighting import Statistic, merge, rename
 
 Build = Callable[[np.ndarray | None], Statistic]
@@ -80,7 +80,10 @@ def _naming(model: str) -> Iterator[None]:
 
 @dataclasses.dataclass(frozen=True)
 class PredictedCurves:
-    """Predicted survival: by_model: model -> P(T > t) [N, T] at times_T, for the models that have curves."""
+    """Predicted curves: by_model: model -> P(no event by t) [N, T] at times_T, for the models that have them.
+
+    With competing events this is 1 less the cumulative incidence.
+    """
 
     times_T: np.ndarray
     by_model: Mapping[str, np.ndarray]
@@ -104,12 +107,12 @@ def time_to_event(
       horizons, tau: inside the training rows' follow-up.
       curves: adds Brier(t) and its integral beside those of the null.
     """
-    labels = follow_up.time_N, follow_up.event_N
+    labels = follow_up.time_N, follow_up.code_N
 
     def of_model(model: str, risk_N: np.ndarray) -> Build:
         def build(cell_N: np.ndarray | None) -> Statistic:
             with _naming(model):
-                parts: list[Statistic] = [survival.uno_c(train.censoring, *labels, risk_N, tau=tau, factor_N=cell_N)]
+                parts: list[Statistic] = [concordance.uno_c(train.censoring, *labels, risk_N, tau=tau, factor_N=cell_N)]
                 for horizon in horizons:
                     auc = survival.dynamic_auc(train.censoring, *labels, risk_N, horizon, factor_N=cell_N)
                     parts.append(rename(auc, {"auc": f"auc_{horizon:g}"}))
