@@ -21,7 +21,7 @@ def binary(
     y_N: npt.ArrayLike,
     predictions: Mapping[str, np.ndarray],
     *,
-    operating_points: Mapping[str, float] | None = None,
+    operating_points: Mapping[str, float | np.ndarray] | None = None,
     thresholds: Sequence[float] = decision.THRESHOLDS,
     n_bins: int = 10,
     factor_N: npt.ArrayLike | None = None,
@@ -31,8 +31,8 @@ def binary(
     Args:
       y_N: 0/1 labels.
       predictions: model -> probability [N].
-      operating_points: model -> threshold chosen on validation rows (`classification.sensitivity_threshold`): adds
-        the confusion matrix there for the models that have one.
+      operating_points: model -> threshold chosen on validation rows (`classification.sensitivity_threshold`), or one
+        for each row, of its fold [N]: adds the confusion matrix there for the models that have one.
       thresholds: of the decision curve; empty for none.
       n_bins: of the calibration error, of equal mass over the whole cohort.
       factor_N: of all rows, for instance `survival.horizon_factor`.
@@ -61,7 +61,8 @@ def binary(
                 if len(thresholds):
                     parts.append(decision.NetBenefit(y_N, p_N, thresholds, **only))
                 if model in points:
-                    parts.append(classification.Confusion(y_N, p_N, points[model], **only))
+                    called_N = (np.asarray(p_N, np.float64) >= points[model]).astype(np.float64)
+                    parts.append(classification.Confusion(y_N, called_N, 0.5, **only))
             return merge(*parts)
 
         return build

@@ -317,10 +317,11 @@ class BrierCurve:
         self.times_T, self._n = times_T, len(time_N)
         self._rows, self._factor = kept_rows(factor_N, self._n)
         beyond = time_N[:, None] > times_T
-        had, other = (~beyond & (event_N == code)[:, None] for code in (1, 2))
-        at_event = inverse_probability(censoring, time_N[:, None], (had | other).any(1)[:, None])
+        had, other = ~beyond & (event_N == 1)[:, None], ~beyond & (event_N == 2)[:, None]
+        at_event = inverse_probability(censoring, time_N[:, None], np.any(had | other, axis=1, keepdims=True))
         by_row = isinstance(censoring, RowCurves)
-        at_time = inverse_probability(censoring, times_T[None], beyond if by_row else beyond.any(0)[None])
+        needed = beyond if by_row else np.any(beyond, axis=0, keepdims=True)
+        at_time = inverse_probability(censoring, times_T[None], needed)
         self._case_NxT, self._alive_NxT = had * at_event, beyond * at_time + other * at_event
         self._loss_RxN = self._losses(survival_NxT)
         self._null_RxN = None if null is None else self._losses(null(times_T[None]))
