@@ -17,6 +17,7 @@ import numpy.typing as npt
 from ehrwear_jax.evals import builders, calibration, concordance, cox, inference, probes, subgroups
 from ehrwear_jax.evals.estimates import NO_SAMPLES, Estimates, Resampling, estimate
 from ehrwear_jax.evals.survival import FollowUp
+from ehrwear_jax.evals.weighting import Statistic
 
 Record = dict[str, Any]
 
@@ -204,10 +205,10 @@ def score_survival(
     `score_binary`; n_positive is the number of events.
     """
     _check(task, predictions, len(follow_up.time_N), group_N)
-    statistics = {}
+    statistics: dict[str, Statistic] = {}
     for model, risk_N in predictions.items():
         try:
-            statistics[model] = concordance.Concordance(follow_up.time_N, follow_up.event_N, risk_N)
+            statistics[model] = concordance.harrell_c(follow_up.time_N, follow_up.code_N, risk_N)
         except ValueError as error:
             raise ValueError(f"task {task.name}, model {model}: {error}") from error
     return survival_records(task, follow_up, estimate(statistics, group_N, task.resampling))
