@@ -210,7 +210,7 @@ def test_the_full_config_is_appendix_a4_and_can_be_trimmed():
     trimmed = config_lib.parse(load("full.py", "220m,layers=4,seq=512")).model_config("joint")
     assert (trimmed.network.n_layers, trimmed.network.width) == (4, 1024)
     context = trimmed.context
-    assert (context.tokens, context.context_tokens, context.windows, context.queries) == (512, 512, 256, 16)
+    assert (context.tokens, context.context_tokens, context.windows, context.queries) == (256, 256, 256, 16)
     refused = {"layers=0": "layers is '0', it must be a number above 0", "seq=long": "seq is 'long', it must",
                "width=8": "has no variant 'width=8'"}  # fmt: skip
     for variant, sentence in refused.items():
