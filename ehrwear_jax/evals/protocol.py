@@ -115,7 +115,8 @@ class TaskSpec:
     Attributes:
       dataset, name: of the dataset and of the task, copied into the records.
       reference_model: if given, adds for every other model X the paired differences "<reference_model> - X":
-        "<metric>_difference" with intervals, and their two-sided bootstrap p-values as "<metric>_difference_p".
+        "<metric>_difference" with intervals, and their two-sided bootstrap p-values as "<metric>_difference_p"
+        (`families` corrects them for their number).
       resampling: the shared patient bootstrap.
       suppression: which subgroups are too small to show.
     """
@@ -188,7 +189,7 @@ def binary_records(
 ) -> list[Record]:
     """The records of `score_binary` from estimates by model, which may hold further metrics."""
     common = task.common(len(np.asarray(y_N)), int(np.sum(np.asarray(y_N))))
-    records = _records(task, common, estimates, BINARY_METRICS, ("auroc", "auprc"))
+    records = _records(task, common, estimates, BINARY_METRICS, BINARY_METRICS)
     for model, p_N in predictions.items():
         floor = calibration.ece_floor(p_N, seed=task.resampling.seed)
         records.append(record(common, model, "ece_floor", floor))
@@ -250,29 +251,3 @@ def _records(
     if n_degenerate:
         records.append(record(common, "bootstrap", "degenerate_resamples", n_degenerate))
     return records
-
-
-def adjust(records: Sequence[Record]) -> list[Record]:
-    """False discovery control of the paired p-values: one "<metric>_difference_q" record for each p.
-
-    A family of tests is all models and tasks of one dataset and metric.
-
-    Args:
-      records: from `score_binary` and `score_survival`, of all tasks that are reported together.
-
-    Returns:
-      New records: `value` is Benjamini and Hochberg's q, to be called significant where it is at
-      most the false discovery rate; None where p is undefined.
-    """
-    families: dict[tuple[str, str], dict[int, float]] = {}
-    for i, r in enumerate(records):
-        if r["metric"].endswith("_difference_p"):
-            p = math.nan if r["value"] is None else r["value"]
-            families.setdefault((r["dataset"], r["metric"]), {})[i] = p
-    found: dict[int, inference.Adjusted] = {}
-    for p_by_record in families.values():
-        found |= inference.benjamini_hochberg(p_by_record)
-    return [
-        records[i] | {"metric": records[i]["metric"].removesuffix("p") + "q", "value": number(found[i].q)}
-        for i in sorted(found)
-    ]

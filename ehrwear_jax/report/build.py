@@ -100,7 +100,7 @@ def report_page(inputs: ReportInputs, records: Sequence[Record]) -> page.Page:
             sections.summary(records),
             paper.paper_tables(records, data),
             _extended(sections.forecasting(records), report_figures.horizon_figure(records)),
-            sections.differences(records),
+            sections.differences(records, data.families),
             _extended(sections.survival(records), report_figures.survival_curves(data)),
             sections.calibration(records, inputs.predictions),
             report_figures.decision(records, data),

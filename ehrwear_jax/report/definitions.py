@@ -121,8 +121,16 @@ DEFINITIONS: dict[str, tuple[str, str]] = {
     ),
     "q_value": (
         "q",
-        "smallest false discovery rate at which the difference would be called significant, over the family of all "
-        "comparisons of one measure in this report. Benjamini and Hochberg, JRSS B 57, 1995.",
+        "smallest false discovery rate at which the test would be called significant, over its family of tests, which "
+        "a note below the table names with its size. Families: of one measure, all comparisons of models over all "
+        "tasks (primary); of one measure, all gaps between groups; all perturbations; all hidden signals; all tests of "
+        "the latents' geometry. The oracle and the mean of the training split are bounds, in no family. Benjamini and "
+        "Hochberg, JRSS B 57, 1995.",
+    ),
+    "p_permutation": (
+        "p by permutation",
+        "one-sided: share of permutations with an MMD\N{SUPERSCRIPT TWO} at least as large, the observed one counted "
+        "among them.",
     ),
     "bootstrap_z": (
         "Bootstrap z",

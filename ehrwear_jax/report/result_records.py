@@ -45,6 +45,8 @@ METRICS = {
     "uno_c": Metric("Uno's C", True, "uno_c"),
     "ibs": Metric("Integrated Brier score", False, "ibs"),
     "ibs_skill": Metric("Skill of the integrated Brier score", True, "ibs"),
+    "auc_t": Metric("AUC at every horizon", True, "auc_t"),
+    "brier_t": Metric("Brier score at every horizon", False, "ibs"),
     "rmse": Metric("RMSE", False, "rmse"),
     "rmse_sd": Metric("RMSE in SD of the training split", False, "rmse"),
     "mae": Metric("MAE", False, "rmse"),
@@ -202,6 +204,30 @@ def metric_of(name: str) -> Metric:
 def is_difference(record: Mapping[str, Any]) -> bool:
     """Whether the record is a paired difference (not its p-value)."""
     return record["metric"].endswith(DIFFERENCE)
+
+
+def family_notes(families: Iterable[Mapping[str, Any]], kind: str, metrics: Iterable[str] = ()) -> tuple[str, ...]:
+    """What the q-values of a table are corrected for: a sentence for each family of the kind and metrics.
+
+    Args:
+      families: {kind, metric, of, tests}.
+      metrics: of the table, those at a horizon ("auc_90") too; empty: all of the kind.
+    """
+    shown = {re.sub(r"_[\d.]+$", "_t", metric) for metric in metrics}
+    return tuple(
+        f'q: Benjamini and Hochberg over the family "{family_label(f)}", {f["tests"]:,} '
+        f"{'tests' if f['tests'] != 1 else 'test'}."
+        for f in families
+        if f["kind"] == kind and (not shown or f["metric"] in shown)
+    )
+
+
+def family_label(family: Mapping[str, Any]) -> str:
+    """`primary: AUROC, models x tasks of demo`."""
+    metric = re.sub("_gap$", "", family["metric"])
+    label = metric_of(metric).label if metric else ""
+    label += ", gaps to the largest group" if family["metric"].endswith("_gap") else ""
+    return f"{family['kind']}: {label + ', ' if label else ''}{family['of']}"
 
 
 def _words(name: str) -> str:

@@ -164,15 +164,15 @@ def _interval_figure(records: Sequence[Record], metric: str) -> list[Block]:
     return [FigureGrid(caption, tuple(panels), size="medium")]
 
 
-def differences(records: Sequence[Record]) -> Section:
-    """Paired differences between models."""
+def differences(records: Sequence[Record], families: Sequence[Mapping[str, Any]] = ()) -> Section:
+    """Paired differences between models; families: of their q-values."""
     if not any(rec.is_difference(r) for r in records):
         return Section(
             "differences",
             "Paired differences",
             (Text("No paired difference between models was computed in this run."),),
         )
-    return Section("differences", "Paired differences", (table_model.difference_table(records),))
+    return Section("differences", "Paired differences", (table_model.difference_table(records, families),))
 
 
 def calibration(records: Sequence[Record], predictions: Predictions) -> Section:

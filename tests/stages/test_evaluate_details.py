@@ -177,12 +177,17 @@ def test_label_fractions_are_fitted_for_the_last_binary_task(done):
     assert all(r["n_draws"] == 2 and r["n_patients"] < whole["joint"]["n_patients"] for r in half)
 
 
-def test_every_p_value_has_its_q_value(done):
-    _, _, records, *_ = done
+def test_every_p_value_of_a_candidate_has_its_q_value(done):
+    _, _, records, details, _ = done
     ends = {end: {(r["task"], r["model"], r["metric"][:-1]): r["value"] for r in records
                   if r["metric"].endswith(f"_difference_{end}")} for end in "pq"}  # fmt: skip
-    assert ends["p"] and set(ends["p"]) == set(ends["q"])
-    assert all(ends["q"][k] >= p for k, p in ends["p"].items() if p is not None)
+    assert {k for k in ends["p"] if "training_mean" not in k[1]} == set(ends["q"]) < set(ends["p"])
+    assert {m.removesuffix("_difference_") for *_, m in ends["q"]} >= {"auroc", "auprc", "brier", "ece", "rmse"}
+    sizes = {f["metric"]: f["tests"] for f in details["families"] if f["kind"] == "primary"}
+    assert sizes["rmse"] == sum(q is not None for (_, _, m), q in ends["q"].items() if m == "rmse_difference_")
+    tested = [r for r in details["subgroups"] if r["p"] is not None and r["attribute"] != "all"]
+    assert tested and all((r["q"] is None) == (r["model"].endswith("training_mean")) for r in tested)
+    assert all(q >= ends["p"][k] for k, q in ends["q"].items() if q is not None)
 
 
 def test_weights_of_known_labels_undo_the_selection_by_censoring():
