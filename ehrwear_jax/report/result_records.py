@@ -35,6 +35,10 @@ METRICS = {
     "auprc": Metric("AUPRC", True, "auprc"),
     "c_index": Metric("C-index", True, "c_index"),
     "brier": Metric("Brier score", False, "brier"),
+    "brier_null": Metric("Brier score of the prevalence", None, "brier"),
+    "brier_skill": Metric("Scaled Brier score", True, "brier_skill"),
+    "calibration_slope": Metric("Calibration slope", None, "calibration_slope"),
+    "calibration_intercept": Metric("Calibration intercept", None, "calibration_intercept"),
     "ece": Metric("ECE", False, "ece"),
     "ece_floor": Metric("ECE by chance", None, "ece_floor"),
     "ece_corrected": Metric("Corrected ECE", False, "ece_corrected"),
@@ -194,7 +198,7 @@ def task_label(task: str) -> str:
 
 def metric_of(name: str) -> Metric:
     """The metric of a record, also of a difference or of one at a number of days."""
-    base = re.sub(f"{DIFFERENCE}(_[pqzd])?$", "", name)
+    base = re.sub(f"(?:{DIFFERENCE}(?:_[pqzd]|_mdd)?|_mdd)$", "", name)
     if at := re.fullmatch(r"(auc|brier)_([\d.]+)", base):
         known = AT_DAYS[at[1]]
         return Metric(f"{known.label}@{at[2]} days", known.higher_is_better, known.definition)

@@ -24,7 +24,8 @@ from ehrwear_jax.report.trajectories import (
 Predictions = Mapping[str, Mapping[str, tuple[np.ndarray, np.ndarray]]]
 FORECAST = ("auroc", "auprc")
 SURVIVAL = ("c_index", "uno_c")
-CALIBRATION = ("brier", "ece", "ece_floor", "ece_corrected")
+CALIBRATION = ("calibration_slope", "calibration_intercept", "ece", "ece_floor", "ece_corrected")
+BRIER = ("brier", "brier_null", "brier_skill")
 DEGENERATE = "degenerate_resamples"
 VALIDATION = "validation/"
 LEARNING_RATE = "learning_rate"
@@ -192,12 +193,17 @@ def calibration(records: Sequence[Record], predictions: Predictions) -> Section:
         ]
     else:
         blocks.append(Text("No predicted probabilities were given, so no reliability is drawn."))
-    scores = _of(records, CALIBRATION)
-    if scores:
-        metrics = [m for m in CALIBRATION if any(r["metric"] == m for r in scores)]
-        caption = "Calibration by task and model; lower is better. " + BOLD + _oracle_note(scores)
-        blocks.append(table_model.performance_table(scores, metrics, caption))
-    else:
+    captions = {
+        CALIBRATION: "Calibration by task and model: slope 1 and intercept 0 are perfect; of the ECE, lower is "
+        "better. ",
+        BRIER: "Brier score by task and model, beside that of the held-out prevalence; lower is better, higher for the "
+        "scaled one. ",
+    }
+    for wanted, caption in captions.items():
+        if scores := _of(records, wanted):
+            metrics = [m for m in wanted if any(r["metric"] == m for r in scores)]
+            blocks.append(table_model.performance_table(scores, metrics, caption + BOLD + _oracle_note(scores)))
+    if not _of(records, CALIBRATION + BRIER):
         blocks.append(Text("No Brier score or calibration error was computed in this run."))
     return Section("calibration", "Calibration", tuple(blocks))
 

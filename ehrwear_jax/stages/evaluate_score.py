@@ -128,12 +128,13 @@ def score_binary(
         build = builders.binary(y_N, predictions, thresholds=(), factor_N=known_factor_N)
         weighted = {(IPCW, model): make(None) for model, make in build.items()}
     scored = _estimate(
-        task, y_N, cohort, builders.binary(y_N, predictions, operating_points=points),
+        task, y_N, cohort, builders.binary(y_N, predictions, operating_points=points, slopes=True),
         builders.binary(y_N, predictions, thresholds=()), weighted,
     )  # fmt: skip
     records = protocol.binary_records(task, predictions, y_N, scored.of_cohort())
     common = task.common(records[0]["n"], records[0]["n_positive"])
-    wanted = ("prevalence", "ece_corrected", "mean_gap", *CONFUSION)
+    wanted = ("prevalence", "brier_null", "brier_skill", "calibration_slope", "calibration_intercept", "ece_corrected",
+              "mean_gap", *CONFUSION)  # fmt: skip
     records += _cohort_records(task, records, scored, wanted.__contains__)
     records += [protocol.record(common, m, "threshold", points[m]) for m in predictions if m in points]
     records += _bootstrap_z(task, common, scored.of_cohort())
@@ -269,21 +270,10 @@ def score_regression(
     for model in predictions:
         for metric, value in estimates.values[model].items():
             records.append(protocol.record(common, model, metric, value, estimates.resampled(model, metric)))
-    records += _rmse_differences(task, common, estimates)
+    records += protocol.differences(task, common, estimates, ("rmse",))
     if train_sd:
         for r in [r for r in records if r["metric"] == "rmse"]:
             scaled = {k: None if r[k] is None else r[k] / train_sd for k in ("value", "lo", "hi")}
             records.append(r | {"metric": "rmse_sd"} | scaled)
     by_group = _subgroup_records(task, scored, ("rmse", "mae", "r2"), ("rmse",))
     return {"records": records, "subgroups": [r | {"n_positive": None} for r in by_group], "curves": []}
-
-
-def _rmse_differences(task: TaskSpec, common: Record, estimates: Estimates) -> list[Record]:
-    reference, out = task.reference_model, []
-    for model in estimates.values if reference is not None else ():
-        if model != reference:
-            value, delta_B = estimates.difference(reference, model, "rmse")
-            name, p_value = f"{reference} - {model}", inference.paired_pvalue(delta_B)
-            out.append(protocol.record(common, name, "rmse_difference", value, delta_B))
-            out.append(protocol.record(common, name, "rmse_difference_p", p_value))
-    return out

@@ -11,7 +11,7 @@ from sksurv.metrics import concordance_index_ipcw, cumulative_dynamic_auc, integ
 from sksurv.util import Surv
 from small_run import value
 
-from ehrwear_jax.evals import classification, subgroups, survival
+from ehrwear_jax.evals import classification, recalibration, subgroups, survival
 from ehrwear_jax.evals.builders import PredictedCurves
 from ehrwear_jax.evals.estimates import Resampling
 from ehrwear_jax.evals.protocol import TaskSpec
@@ -130,6 +130,21 @@ def test_the_confusion_matrix_uses_a_threshold_of_the_tuning_split(done):
         "fn": (~called & y).sum(),
     }
     assert {m: value(records, "readmission", "joint", m) for m in counts} == counts
+
+
+def test_calibration_and_the_smallest_difference_are_told_of_every_task(done):
+    _, plan, records, details, _ = done
+    held = predictions(plan, "readmission", "joint")
+    y, p = held["boolean_value"].to_numpy(), held["predicted_boolean_probability"].to_numpy().astype(np.float64)
+    slope, intercept = recalibration.slope_and_intercept(y, p)
+    assert value(records, "readmission", "joint", "calibration_slope") == pytest.approx(slope, abs=1e-4)
+    assert value(records, "readmission", "joint", "calibration_intercept") == pytest.approx(intercept, abs=1e-4)
+    assert value(records, "readmission", "joint", "brier_null") == pytest.approx(y.mean() * (1 - y.mean()))
+    told = {(r["task"], r["metric"]) for r in records if r["metric"].endswith("_difference_mdd") and r["value"] > 0}
+    assert told >= {("readmission", "auroc_difference_mdd"), ("relapse", "c_index_difference_mdd"),
+                    ("sleep", "rmse_difference_mdd")}  # fmt: skip
+    (shown,) = [r for r in details["prevalence"] if r["task"] == "readmission" and r["split"] == "held_out"]
+    assert shown["people_positive"] == held.filter("boolean_value")["subject_id"].n_unique()
 
 
 def test_metrics_are_there_as_the_meds_tool_writes_them(done):
