@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from ehrwear_jax.evals import calibration, classification, concordance, decision, regression, survival
+from ehrwear_jax.evals import calibration, classification, concordance, decision, recalibration, regression, survival
 from ehrwear_jax.evals.weighting import Statistic, merge, rename
 
 Build = Callable[[np.ndarray | None], Statistic]
@@ -25,8 +25,9 @@ def binary(
     thresholds: Sequence[float] = decision.THRESHOLDS,
     n_bins: int = 10,
     factor_N: npt.ArrayLike | None = None,
+    slopes: bool = False,
 ) -> dict[str, Build]:
-    """AUROC, AUPRC, prevalence, Brier, ECE with its gaps and net benefit of every model.
+    """AUROC, AUPRC, prevalence, Brier with null and skill, ECE with its gaps and net benefit of every model.
 
     Args:
       y_N: 0/1 labels.
@@ -36,6 +37,7 @@ def binary(
       thresholds: of the decision curve; empty for none.
       n_bins: of the calibration error, of equal mass over the whole cohort.
       factor_N: of all rows, for instance `survival.horizon_factor`.
+      slopes: adds calibration slope and intercept, which take most of the time.
 
     Returns:
       model -> function from a further factor (None: ones) to a statistic.
@@ -58,6 +60,8 @@ def binary(
                     classification.Prevalence(y_N, **only),
                     calibration.Calibration(y_N, p_N, edges=edges, gaps=True, **only),
                 ]
+                if slopes:
+                    parts.append(recalibration.Recalibration(y_N, p_N, **only))
                 if len(thresholds):
                     parts.append(decision.NetBenefit(y_N, p_N, thresholds, **only))
                 if model in points:

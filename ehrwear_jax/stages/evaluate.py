@@ -23,7 +23,7 @@ import polars as pl
 from ehrwear_jax.config.evaluation import EvaluateConfig
 from ehrwear_jax.data.formats.label_tables import COMPETING
 from ehrwear_jax.data.sources.simulator import truth
-from ehrwear_jax.evals import classification, meds_predictions, protocol, subgroups
+from ehrwear_jax.evals import classification, families, meds_predictions, subgroups
 from ehrwear_jax.evals.builders import PredictedCurves
 from ehrwear_jax.evals.estimates import Resampling
 from ehrwear_jax.evals.protocol import TaskSpec
@@ -74,7 +74,7 @@ def run(plan: Plan) -> None:
 
 
 def results(plan: Plan) -> tuple[list[dict], dict[str, list]]:
-    """(records of all tasks with q-values over the family (dataset, metric), {subgroups, ..., demographics})."""
+    """(records of all tasks, with q within their families, {subgroups, ..., demographics, families})."""
     records: list[dict] = []
     details: dict[str, list] = {name: [] for name in DETAILS}
     for task in _tasks(plan):
@@ -83,7 +83,10 @@ def results(plan: Plan) -> tuple[list[dict], dict[str, list]]:
         for name in DETAILS:
             details[name] += found.get(name, [])
     details["demographics"] = evaluate_subgroups.demographics(evaluate_subgroups.described(plan))
-    return records + protocol.adjust(records), details
+    adjusted, primary = families.primary(records)
+    details["subgroups"], of_subgroups = families.of_subgroups(details["subgroups"])
+    details["families"] = primary + of_subgroups
+    return records + adjusted, details
 
 
 def _tasks(plan):

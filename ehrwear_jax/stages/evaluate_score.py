@@ -129,12 +129,13 @@ def score_binary(
         build = builders.binary(y_N, predictions, factor_N=known_factor_N)
         weighted = {(IPCW, model): make(None) for model, make in build.items()}
     scored = _estimate(
-        task, y_N, cohort, builders.binary(y_N, predictions, operating_points=points, thresholds=plain),
+        task, y_N, cohort, builders.binary(y_N, predictions, operating_points=points, thresholds=plain, slopes=True),
         builders.binary(y_N, predictions, thresholds=()), weighted,
     )  # fmt: skip
     records = protocol.binary_records(task, predictions, y_N, scored.of_cohort())
     common = task.common(records[0]["n"], records[0]["n_positive"])
-    wanted = ("prevalence", "ece_corrected", "mean_gap", *CONFUSION)
+    wanted = ("prevalence", "brier_null", "brier_skill", "calibration_slope", "calibration_intercept", "ece_corrected",
+              "mean_gap", *CONFUSION)  # fmt: skip
     records += _cohort_records(task, records, scored, wanted.__contains__)
     records += [protocol.record(common, m, "threshold", float(np.mean(points[m]))) for m in predictions if m in points]
     records += _bootstrap_z(task, common, scored.of_cohort())
@@ -269,7 +270,7 @@ def score_time(
     common = task.common(records[0]["n"], records[0]["n_positive"])
     records += [protocol.record(common, m, "tau", tau) for m in predictions if np.isfinite(tau)]
     compared = ("uno_c", *(f"auc_{h:g}" for h in horizons), "ibs", "ibs_skill")
-    records += _paired(task, common, scored.of_cohort(), compared)
+    records += protocol.paired(task, common, scored.of_cohort(), compared)
     by_group = _subgroup_records(task, scored, ("c_index", "uno_c"), ("c_index",))
     drawn = []
     for model, risk_N in predictions.items():
@@ -310,23 +311,9 @@ def score_regression(
     for model in predictions:
         for metric, value in estimates.values[model].items():
             records.append(protocol.record(common, model, metric, value, estimates.resampled(model, metric)))
-    records += _paired(task, common, estimates, ("rmse",))
+    records += protocol.paired(task, common, estimates, ("rmse",))
     for key in scaled:
         value, samples_B = scored.estimates.values[key]["rmse"], scored.estimates.resampled(key, "rmse")
         records.append(protocol.record(common, key[1], IN_SD, value, samples_B))
     by_group = _subgroup_records(task, scored, ("rmse", "mae", "r2"), ("rmse",))
     return {"records": records, "subgroups": [r | {"n_positive": None} for r in by_group], "curves": []}
-
-
-def _paired(task: TaskSpec, common: Record, estimates: Estimates, metrics: Sequence[str]) -> list[Record]:
-    """Differences of the reference model and each other one that has the metric, with intervals and p-values."""
-    reference, out = task.reference_model, []
-    for model in estimates.values if reference is not None else ():
-        for metric in metrics:
-            if model == reference or not all(metric in estimates.values[m] for m in (reference, model)):
-                continue  # a model without curves has no Brier score to compare
-            value, delta_B = estimates.difference(reference, model, metric)
-            name, p_value = f"{reference} - {model}", inference.paired_pvalue(delta_B)
-            out.append(protocol.record(common, name, f"{metric}_difference", value, delta_B))
-            out.append(protocol.record(common, name, f"{metric}_difference_p", p_value))
-    return out

@@ -154,17 +154,21 @@ def demographics(times: pl.DataFrame) -> list[dict]:
 
 
 def prevalence(task: str, times: pl.DataFrame, column: str) -> list[dict]:
-    """[{task, split, times, people, positives, share, median_days}] of a task's labelled prediction times (Table 5)."""
+    """[{task, split, times, people, positives, people_positive, share, median_days}] of a task's labelled prediction
+    times (Table 5); people_positive have one that is positive."""
     out = []
     for split in ("train", "tuning", "held_out"):
         mine = times.filter(pl.col("split") == split)
         if mine.height:
             label = "event_observed" if column == "time_to_event_days" else column
-            positives = int(mine[label].sum()) if mine[label].dtype == pl.Boolean else None
+            is_class = mine[label].dtype == pl.Boolean
+            positives = int(mine[label].sum()) if is_class else None
+            people_positive = mine.filter(label)["subject_id"].n_unique() if is_class else None
             days = mine[column].median() if column == "time_to_event_days" else None
             share = None if positives is None else positives / mine.height
             out.append({"task": task, "split": split, "times": mine.height, "people": mine["subject_id"].n_unique(),
-                        "positives": positives, "share": share, "median_days": days})  # fmt: skip
+                        "positives": positives, "people_positive": people_positive, "share": share,
+                        "median_days": days})  # fmt: skip
     return out
 
 

@@ -21,7 +21,7 @@ import polars as pl
 
 from ehrwear_jax.config.run import RunConfig
 from ehrwear_jax.data.formats.label_tables import COMPETING
-from ehrwear_jax.evals import classification, meds_predictions, protocol, subgroups
+from ehrwear_jax.evals import classification, families, meds_predictions, protocol, subgroups
 from ehrwear_jax.evals.builders import PredictedCurves
 from ehrwear_jax.evals.estimates import Resampling
 from ehrwear_jax.evals.survival import TrainingCurves
@@ -64,12 +64,14 @@ def inputs(config: RunConfig) -> ReportInputs:
         curves += found["curves"]
         held = times.with_columns(split=pl.lit("held_out"))
         prevalence += evaluate_subgroups.prevalence(task, held, times.columns[2])
+    adjusted, primary = families.primary(records)
+    subgroups_of, of_subgroups = families.of_subgroups(subgroups_of)
     binary = {t: found for t, found in tasks.items() if "boolean_value" in found[0].columns}
     return ReportInputs(
         title=config.report.title,
         subtitle=f"dataset {config.name}, from saved predictions",
         dataset=config.name,
-        results=records + protocol.adjust(records),
+        results=records + adjusted,
         predictions={
             t: {m: (times["boolean_value"].to_numpy().astype(int), v["p"]) for m, v in by_model.items()}
             for t, (times, by_model) in binary.items()
@@ -78,7 +80,7 @@ def inputs(config: RunConfig) -> ReportInputs:
                "resamples of patients": f"{config.evaluate.n_resamples:,}"},
         notes=_notes(tasks),
         data=ReportData(subgroups=subgroups_of, curves=curves, prevalence=prevalence, not_interpreted=NOT_INTERPRETED,
-                        main_task=config.report.reliability_task),
+                        families=primary + of_subgroups, main_task=config.report.reliability_task),
     )  # fmt: skip
 
 
@@ -203,7 +205,7 @@ def _notes(tasks):
     notes = [
         "Made from saved predictions: how they were made, the training, and the selection of the people are not known.",
         "Intervals are 95% percentile intervals over resampled patients; all models and tasks share the resamples.",
-        "q-values: Benjamini and Hochberg over all comparisons of one measure in this report, false discovery rate 5%.",
+        "q-values: Benjamini and Hochberg within the families named below the tables, false discovery rate 5%.",
     ]
     if any("time_to_event_days" in times.columns for times, _ in tasks.values()):
         notes.append("Censoring, and the Kaplan-Meier null, are estimated on the people who are scored.")
