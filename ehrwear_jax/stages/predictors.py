@@ -86,7 +86,8 @@ def _probed(plan, name, seed):
     settings = settings if evaluate.probe == "adam" else {"probe": evaluate.probe}
 
     def fit(task, fold):
-        found = evaluate_fit.probe(evaluate, task.kind, fold.by_split(read(fold)), fold.target, task.times_T)
+        x = fold.by_split(read(fold))
+        found = evaluate_fit.probe(evaluate, task.kind, x, fold.target, task.times_T, fold.competing)
         logging.info("  %s %s, %s: probe with l2 %.3g", fold.name, task.name, name, found.l2)
         return found
 
@@ -104,7 +105,8 @@ def _tabular(plan, name):
         mine = fold.times.select(KEYS).join(table, on=KEYS, how="left", maintain_order="left").select(columns)
         x_NxF = mine.cast(pl.Float64).fill_null(float("nan")).to_numpy()
         logging.info("  %s %s, %s", fold.name, task.name, name)
-        return evaluate_fit.from_table(config, task.kind, fold.by_split(x_NxF), fold.target, task.times_T)
+        x = fold.by_split(x_NxF)
+        return evaluate_fit.from_table(config, task.kind, x, fold.target, task.times_T, fold.competing)
 
     fits = [plan.fit(fold).digest for fold, _ in plan.config.folds]
     return Predictor(name, None, {"tabular": options.as_dict(config), "fits": fits}, fit)
@@ -118,7 +120,7 @@ def finetuned_predictors(plan: Plan, task: Task) -> list[Predictor]:
 
         def fit(task, fold, model=model, mode=mode):
             found = finetuned.predictions(plan, task, fold, model, mode)
-            return evaluate_fit.finetuned(task.kind, found, fold.target, task.times_T)
+            return evaluate_fit.finetuned(task.kind, found, fold.target, task.times_T, fold.competing)
 
         out.append(Predictor(f"{model}_{mode}", plan.config.seeds[0], {"finetuned": [a.digest for a in parts]}, fit))
     return out
