@@ -48,7 +48,7 @@ class Labels:
         people |= {"changed": plan.deidentifier.settings()} if plan.changes_people else {}
         if self.makes_events:
             drawn = people | self._of_events()
-            if c.admission_code_prefix:
+            if c.admission_codes:
                 found[HOSPITALIZATION] = plan.artifact("labels", HOSPITALIZATION, drawn)
             if c.death:
                 found[event_tasks.DEATH] = plan.artifact("labels", event_tasks.DEATH, drawn)
@@ -157,7 +157,7 @@ class Labels:
         """Names of the tables that are made here."""
         c, found = self._config.labels, list(self._config.labels.physiology.tasks())
         if self.makes_events:
-            groups = [HOSPITALIZATION] if c.admission_code_prefix else []
+            groups = [HOSPITALIZATION] if c.admission_codes else []
             groups += [event_tasks.DEATH] if c.death else []
             for group in (*groups, *(f"{event_tasks.ONSET}{g}" for g in c.diagnosis_groups)):
                 found += [f"time_to_{group}", *(f"{group}_{h}d" for h in c.horizons_days)]

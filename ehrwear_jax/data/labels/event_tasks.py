@@ -6,7 +6,7 @@ time_to_<group>, the steps that led to them with counts, and its design in plain
 
 import dataclasses
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import polars as pl
@@ -21,6 +21,13 @@ from ehrwear_jax.data.prepare import date_only, specs
 
 HOSPITALIZATION, DEATH = "hospitalization", "death"
 ONSET = "onset_"
+
+
+def rules(c: LabelsConfig) -> episodes.Rules:
+    """How admissions become stays."""
+    return episodes.Rules(
+        c.admission_codes, c.discharge_codes, c.transfer_codes, c.stay_gap_hours, c.longest_stay_days
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,11 +48,7 @@ class Source:
     @property
     def rules(self) -> episodes.Rules:
         """How admissions become stays."""
-        c = self.labels
-        return episodes.Rules(
-            c.admission_code_prefix, c.discharge_code_prefix, tuple(c.transfer_code_prefixes), c.stay_gap_hours,
-            c.longest_stay_days,
-        )  # fmt: skip
+        return rules(self.labels)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,26 +114,24 @@ def _wanted(source: Source, groups: list[str]) -> Mapping[str, pl.Expr]:
 
 def _require_codes(codes: pl.Series, c: LabelsConfig, groups: list[str]) -> None:
     """Every prefix of the config matches something."""
-    where, below, check = "config.labels.", key_events.below, key_events.require_codes
-    admission, discharge = c.admission_code_prefix, c.discharge_code_prefix
-    if admission:
-        instead = "; set it to '' where hospitalisation is not to be labelled"
-        check(codes, f"{where}admission_code_prefix", below(admission), [admission], instead)
-        if discharge:
-            instead = "; set it to '' where the dataset has no discharges"
-            check(codes, f"{where}discharge_code_prefix", below(discharge), [discharge], instead)
-    for prefix in c.transfer_code_prefixes:
-        check(codes, f"{where}transfer_code_prefixes", below(prefix), [prefix])
-    for prefix in c.followup_start_codes:
-        check(codes, f"{where}followup_start_codes", below(prefix), [prefix])
-    for prefix in c.followup_end_codes:
-        if prefix != FOLLOWUP_END:  # the default; only simulated data have it
-            check(codes, f"{where}followup_end_codes", below(prefix), [prefix])
-    for group in groups:
-        if group.startswith(ONSET):
-            name = group.removeprefix(ONSET)
-            prefixes = c.diagnosis_groups[name]
-            check(codes, f"{where}diagnosis_groups.{name}", key_events.beginning(prefixes), prefixes)
+    below, beginning = key_events.below, key_events.beginning
+    options: list[tuple[str, Sequence[str], str]] = [
+        ("transfer_codes", c.transfer_codes, ""),
+        ("followup_start_codes", c.followup_start_codes, ""),
+        ("followup_end_codes", [p for p in c.followup_end_codes if p != FOLLOWUP_END], ""),  # of simulated data only
+    ]
+    if c.admission_codes:
+        options += [
+            ("admission_codes", c.admission_codes, "; set it to () where hospitalisation is not to be labelled"),
+            ("discharge_codes", c.discharge_codes, "; set it to () where the dataset has no discharges"),
+        ]
+    for option, prefixes, instead in options:
+        for prefix in prefixes:
+            key_events.require_codes(codes, f"config.labels.{option}", below(prefix), [prefix], instead)
+    for name in (g.removeprefix(ONSET) for g in groups if g.startswith(ONSET)):
+        # a group may name codes of several vocabularies, of which a dataset has one
+        prefixes = c.diagnosis_groups[name]
+        key_events.require_codes(codes, f"config.labels.diagnosis_groups.{name}", beginning(prefixes), prefixes)
 
 
 def _warn_of_guesses(people: pl.DataFrame, c: LabelsConfig) -> None:

@@ -103,7 +103,5 @@ def require_codes(codes: pl.Series, option: str, rows: pl.Expr, prefixes: Iterab
     words = {w for p in prefixes for w in re.findall(r"[a-z]{4,}", p.lower())}
     near += sorted((c for c in levels if any(w in c.lower() for w in words)), key=len)
     shown = ", ".join(dict.fromkeys(near[: 2 * _NEAREST])) or ", ".join(sorted(levels)[:_NEAREST]) or "none"
-    raise ValueError(
-        f"{option} is {prefixes if len(prefixes) > 1 else prefixes[0]!r}, which no code of the dataset matches; the "
-        f"nearest are {shown}{instead}"
-    )
+    names = ", ".join(map(repr, prefixes))
+    raise ValueError(f"{option} names {names}, which no code of the dataset matches; the nearest are {shown}{instead}")

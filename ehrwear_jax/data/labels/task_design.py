@@ -56,7 +56,7 @@ def _outcome(group: str, c: LabelsConfig) -> str:
     horizons = ", ".join(f"{h:g}" for h in c.horizons_days)
     if group == "hospitalization":
         what = (
-            f"The first new admission ({c.admission_code_prefix}){either}; admissions during a stay or at most "
+            f"The first new admission ({', '.join(c.admission_codes)}){either}; admissions during a stay or at most "
             f"{c.stay_gap_hours:g} hours after one go on with it and do not count"
         )
     elif group == "death":
