@@ -130,7 +130,8 @@ class LabelsConfig:
     followup_start_codes: tuple = ()
     """Codes that say that a person is observed from then on, or what they start with before "//"; the first counts."""
     followup_end_codes: tuple = (FOLLOWUP_END,)
-    """Codes that say until when a person was observed, the same way; the last counts. By default the simulator's."""
+    """Codes that say until when a person was observed, the same way; the last counts. By default the simulator's.
+    Name them in config.prepare.drop_codes too."""
     followup: str = "last_record"
     """Until when a person is taken as observed of whom neither table nor code says it. last_record: their last record
     that is no future booking; extraction_date: the day of extraction, which is right where nobody can leave unseen, as

@@ -9,7 +9,7 @@ import polars as pl
 from ehrwear_jax.config import options
 from ehrwear_jax.config.data import DATE_ONLY_OPTIONS, PrepareConfig
 from ehrwear_jax.data.formats import label_tables, meds
-from ehrwear_jax.data.labels import event_tasks, signal_outcomes
+from ehrwear_jax.data.labels import event_tasks, signal_outcomes, task_design
 from ehrwear_jax.data.prepare import deidentify, specs
 from ehrwear_jax.runtime import files
 from ehrwear_jax.stages.artifacts import Artifact
@@ -184,6 +184,7 @@ class Labels:
                     files.write_json(folder / DESIGN, made[group].design, indent=1)
                     steps = made[group].steps
                 elif group == PHYSIOLOGY:
+                    files.write_json(folder / DESIGN, task_design.of_physiology(c.labels.physiology), indent=1)
                     steps = self._physiology(folder, prepare)
                 else:
                     steps = self._given(group.removeprefix(_GIVEN), folder, prepare)

@@ -119,6 +119,7 @@ def test_a_booked_appointment_moves_no_prediction_time(tmp_path):
     booked = labels_of(write(tmp_path / "b", people), tmp_path / "run_b")
     for task in ("time_to_hospitalization", "hospitalization_90d"):
         assert plain.table(task).equals(booked.table(task))
+    assert steps(booked)["person-days with a record up to the limit of the calendar"]["dropped"] == 1
 
 
 def test_follow_up_from_a_table_replaces_the_guess(tmp_path, caplog):

@@ -77,8 +77,10 @@ def make(source: Source, groups: Iterable[str]) -> dict[str, Group]:
     bounds = specs.time_bounds(prepare)
     decided = date_only.of_dataset(source.meds_dir, prepare)
     _require_codes(decided["code"], c, groups)
-    limits = followup.calendar(source.meds_dir, bounds, prepare.extraction_date, c.shifted_dates)
-    reading = key_events.Reading(source.meds_dir, bounds, tuple(date_only.names(decided)))
+    limits = followup.calendar(
+        source.meds_dir, bounds, prepare.extraction_date, c.shifted_dates, prepare.rows_per_piece
+    )
+    reading = key_events.Reading(source.meds_dir, bounds, tuple(date_only.names(decided)), prepare.rows_per_piece)
     events = key_events.read(reading, _wanted(source, groups), limits.limit)
     path = followup.find_table(c.followup_file, source.meds_dir)
     table = None if path is None else followup.read_table(path)
@@ -153,7 +155,16 @@ def _index_steps(drawn: dict[str, int], index: pl.DataFrame, limits: followup.Ca
     if limits.limit is not None:
         until = f"the longest horizon before {limits.limit:%Y-%m-%d}"
     windows, lost = drawn["people with a window"], drawn["not followed"]
+    of_limit = {
+        "step": "person-days with a record up to the limit of the calendar",
+        "n": limits.n_days - limits.n_after,
+        "dropped": limits.n_after,
+        "reason": f"after {limits.limit:%Y-%m-%d} ({limits.how}): nobody is observed for their having one"
+        if limits.limit is not None
+        else "",
+    }
     return [
+        *([of_limit] if limits.limit is not None else []),
         {
             "step": "people with days to draw prediction times from",
             "n": windows,
