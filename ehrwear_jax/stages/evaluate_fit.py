@@ -75,20 +75,21 @@ def _trained(config, kind, x, target, times_T):
 
 
 def from_table(
-    config: tabular.Config, kind: str, x: Split, target: Mapping[str, Any], times_T: npt.ArrayLike = ()
-) -> Fitted | None:
-    """A model on hand-made features, NaN = missing; None of a kind of task that its estimator is not for."""
+    config: tabular.Config,
+    kind: str,
+    features: tabular.Table,
+    target: Mapping[str, Any],
+    times_T: npt.ArrayLike = (),
+) -> Fitted:
+    """A model on hand-made features: probabilities, log-hazards or values; survival curves as `finetuned` has them."""
+    found = tabular.scores(config, kind, features, target)
     if kind == BINARY:
-        p = tabular.probabilities(config, x, target)
-        return Fitted(p["held_out"], p["tuning"])
-    if config.estimator != "linear":
-        return None
-    encode = tabular.encoder(x["train"])
-    return exact(kind, {s: encode(v) for s, v in x.items()}, target, times_T)
+        return Fitted(probes.sigmoid(found["held_out"]), probes.sigmoid(found["tuning"]))
+    return finetuned(kind, found, target, times_T)
 
 
 def finetuned(kind: str, found: Split, target: Mapping[str, Any], times_T: npt.ArrayLike = ()) -> Fitted:
-    """Predictions of a fine-tuned model as they are; survival curves with the tuning split's baseline hazard."""
+    """Predictions of a model as they are; survival curves with the tuning split's baseline hazard."""
     curve = None
     if kind == SURVIVAL:
         time, event = target["tuning"]
