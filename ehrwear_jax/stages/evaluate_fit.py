@@ -112,27 +112,29 @@ def _trained(config, kind, x, target, times_T, competing):
 def from_table(
     config: tabular.Config,
     kind: str,
-    x: Split,
+    features: tabular.Table,
     target: Mapping[str, Any],
     times_T: npt.ArrayLike = (),
     competing: Split | None = None,
-) -> Fitted | None:
-    """A model on hand-made features, NaN = missing; None of a kind of task that its estimator is not for."""
+) -> Fitted:
+    """A model on hand-made features: probabilities, log-hazards or values; survival curves as `finetuned` has them.
+
+    Their baseline is that of the tuning split: trees know their own training rows better than others.
+    """
+    found = tabular.scores(config, kind, features, target)
     if kind == BINARY:
-        p = tabular.probabilities(config, x, target)
-        return Fitted(p["held_out"], p["tuning"])
-    if config.estimator != "linear":
-        return None
-    encode = tabular.encoder(x["train"])
-    return exact(kind, {s: encode(v) for s, v in x.items()}, target, times_T, competing)
+        return Fitted(probes.sigmoid(found["held_out"]), probes.sigmoid(found["tuning"]))
+    target = {**target, "train": target["tuning"]}
+    competing = {**competing, "train": competing["tuning"]} if competing is not None else None
+    return finetuned(kind, {**found, "train": found["tuning"]}, target, times_T, competing)
 
 
 def finetuned(
     kind: str, found: Split, target: Mapping[str, Any], times_T: npt.ArrayLike = (), competing: Split | None = None
 ) -> Fitted:
-    """Predictions of a fine-tuned model as they are; survival curves with the training split's baseline hazard.
+    """Predictions of a model as they are; survival curves with the training split's baseline hazard.
 
-    The hazard of competing events is a Cox model whose one feature is the fine-tuned log-hazard.
+    The hazard of competing events is a Cox model whose one feature is the model's log-hazard.
     """
     curve = None
     if kind == SURVIVAL:
