@@ -17,7 +17,16 @@ from ehrwear_jax.data.formats.parquet import shard_names, write_frame, write_jso
 from ehrwear_jax.data.formats.quarantine import count_reasons, quarantine_counts, set_aside
 from ehrwear_jax.data.prepare import deidentify, specs, workers
 from ehrwear_jax.data.prepare import output_manifest as manifest
-from ehrwear_jax.data.signals import derived_features, grid, grid_quality, non_wear, overlap, segments, summaries
+from ehrwear_jax.data.signals import (
+    derived_features,
+    grid,
+    grid_quality,
+    local_time,
+    non_wear,
+    overlap,
+    segments,
+    summaries,
+)
 
 _NON_WEAR = "recorded while the device was not worn, as config.prepare.non_wear finds it"
 _WINDOWS_AT_ONCE = 2048  # summarised and written together
@@ -35,11 +44,12 @@ def prepare_windows(
 
     What config.non_wear finds not worn is taken out before (signals/non_wear.py).
 
-    windows/NAME.parquet: subject_id, time (the end), worn_minutes and summaries of each window, of the logarithm where
-    config.log_channels says so. window_values/NAME.npy: float32 [windows, steps, channels] in the channels' units.
-    wearers/NAME.parquet: subject_id, first_row, n_windows; wearers/NAME.npy: window_dtype [windows]. For each set of
-    config.segments also OUT/segments/SET/NAME.npy, segments.dtype [segments], and first_segments_SET, n_segments_SET in
-    wearers/NAME.parquet; with config.quality OUT/window_quality/NAME.npy, uint8 [windows, steps, channels].
+    windows/NAME.parquet: subject_id, time (the end), worn_minutes, utc_offset_minutes (signals/local_time.py) and
+    summaries of each window, of the logarithm where config.log_channels says so. window_values/NAME.npy: float32
+    [windows, steps, channels] in the channels' units. wearers/NAME.parquet: subject_id, first_row, n_windows;
+    wearers/NAME.npy: window_dtype [windows]. For each set of config.segments also OUT/segments/SET/NAME.npy,
+    segments.dtype [segments], and first_segments_SET, n_segments_SET in wearers/NAME.parquet; with config.quality
+    OUT/window_quality/NAME.npy, uint8 [windows, steps, channels].
 
     Returns:
       (steps [{step, n, dropped, reason}], counts of the manifest, files of the manifest).
@@ -116,7 +126,7 @@ def _require_one_file_each(wearable_dir, out):
 def window_dtype(wanted: list[tuple[str, str]]) -> np.dtype:
     """One window in wearers/NAME.npy: its end, microseconds since the epoch, and what else records have of it."""
     derived = ("derived", "<f4", (len(derived_features.targets(wanted)),))
-    return np.dtype([("end", "<i8"), ("worn_minutes", "<i2"), derived])
+    return np.dtype([("end", "<i8"), ("worn_minutes", "<i2"), ("utc_offset", "<i2"), derived])
 
 
 def log_scaled(values: np.ndarray, channels: tuple[str, ...], log_channels: tuple[str, ...]) -> np.ndarray:
@@ -139,12 +149,13 @@ class _How(NamedTuple):
 
 
 class _Windows(NamedTuple):
-    """Windows of one person: int64 ends, float32 values and derived features, int16 worn minutes."""
+    """Windows of one person: int64 ends, float32 values and derived features, int16 worn minutes and UTC offsets."""
 
     end_M: np.ndarray
     window_MxLxC: np.ndarray
     derived_MxX: np.ndarray
     worn_M: np.ndarray
+    offset_M: np.ndarray
 
 
 class _Shard:
@@ -178,7 +189,7 @@ class _Shard:
         id_M = np.concatenate([ids for ids, _ in waiting])
         windows = _Windows(*map(np.concatenate, zip(*(w for _, w in waiting), strict=True)))
         row_M = np.zeros(len(id_M), window_dtype(self.wanted))
-        row_M["end"], row_M["worn_minutes"] = windows.end_M, windows.worn_M
+        row_M["end"], row_M["worn_minutes"], row_M["utc_offset"] = windows.end_M, windows.worn_M, windows.offset_M
         columns = derived_features.columns(self.wanted)
         at = [columns.index(c) for c in derived_features.targets(self.wanted)]
         row_M["derived"] = windows.derived_MxX[:, at]
@@ -266,7 +277,7 @@ def _no_windows(spec, wanted):
     """Zero windows."""
     derived = np.zeros((0, len(derived_features.columns(wanted))), np.float32)
     values = np.zeros((0, spec.steps, len(spec.channels)), np.float32)
-    return _Windows(np.zeros(0, np.int64), values, derived, np.zeros(0, np.int16))
+    return _Windows(np.zeros(0, np.int64), values, derived, *np.zeros((2, 0), np.int16))
 
 
 def _one_person(rows: pl.DataFrame, how: _How, counted: dict) -> tuple[list, _Windows]:
@@ -289,13 +300,13 @@ def _one_person(rows: pl.DataFrame, how: _How, counted: dict) -> tuple[list, _Wi
     for key, n in resolved.items():
         counted[key] += n
     worn_M = non_wear.minutes_of_windows(minute_K, end, spec.window_us)
-    return stretches, _Windows(end, window, derived, worn_M)
+    return stretches, _Windows(end, window, derived, worn_M, local_time.offsets(recorded, end))
 
 
 def _frame(id_M, windows, spec, wanted):
-    """subject_id, time, worn_minutes, and CHANNEL__STATISTIC of each window."""
+    """subject_id, time, worn_minutes, utc_offset_minutes, and CHANNEL__STATISTIC of each window."""
     columns = {"subject_id": id_M, "time": pl.Series(windows.end_M).cast(pl.Datetime("us"))}
-    columns["worn_minutes"] = windows.worn_M
+    columns |= {"worn_minutes": windows.worn_M, "utc_offset_minutes": windows.offset_M}
     for stat, x in summaries.window_summaries(windows.window_MxLxC).items():
         for i, c in enumerate(spec.channels):
             columns[f"{c}__{stat}"] = pl.Series(x[:, i]).fill_nan(None)

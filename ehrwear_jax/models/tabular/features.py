@@ -13,7 +13,7 @@ import numpy as np
 import polars as pl
 
 from ehrwear_jax.data.formats.parquet import first_true
-from ehrwear_jax.data.formats.times import DAY_US, YEAR_DAYS
+from ehrwear_jax.data.formats.times import DAY_US, MINUTE_US, YEAR_DAYS
 
 EHR_RANGE_DAYS = 365
 COUNT_RANGES_DAYS = (30, 365)
@@ -53,7 +53,7 @@ def build_features(
       events: subject_id, time (null = static), code, numeric_value.
       subjects: subject_id (unique), birth_time (nullable).
       windows: subject_id, time (the window's end) and per channel c: c__mean, c__std, c__min,
-        c__max, c__coverage; None when there are no wearables.
+        c__max, c__coverage; perhaps utc_offset_minutes (signals/local_time.py); None when there are no wearables.
       index: subject_id, prediction_time; repeated and unordered rows are fine.
       train_subject_ids: subjects that may be used to choose codes.
       max_codes: at most this many timed codes, and as many static ones: those that most training
@@ -278,8 +278,10 @@ def _wear_features(queries: _Queries, windows: pl.DataFrame) -> dict[str, np.nda
     _require(windows, "windows", [f"{c}__{part}" for c in channels for part in parts])
     rows = queries.rows_of(windows)
     line = _Timeline(queries, rows)
-    # A window that ends at midnight belongs to the day that it closes.
-    day_bin = ((line.time - 1) % DAY_US) * DAY_BINS // DAY_US
+    # A window that ends at midnight, on the local clock, belongs to the day that it closes.
+    known = "utc_offset_minutes" in rows.columns
+    offset = rows["utc_offset_minutes"].cast(pl.Int64).to_numpy() * MINUTE_US if known else 0
+    day_bin = ((line.time + offset - 1) % DAY_US) * DAY_BINS // DAY_US
     columns = {}
     worn = np.zeros(len(rows), bool)
     for channel in channels:

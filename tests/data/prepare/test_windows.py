@@ -123,3 +123,40 @@ def test_what_is_recorded_later_changes_no_window(root, tmp_path):
     assert early[0].equals(early[1]) and early[0]["worn_minutes"].to_list() == [360, 360, 360]
     later = [table.filter(pl.col("time") == until + timedelta(hours=6))["worn_minutes"].item() for table in found]
     assert later == [40, 360], "from the beginning of the window on, as the run began before"
+
+
+def files_of(out):
+    return {
+        str(p.relative_to(out)): p.read_bytes() for p in sorted(out.rglob("*")) if p.is_file() and p.suffix != ".json"
+    }
+
+
+def with_offsets(root, out, minutes):
+    """A copy of the recordings with the column: minutes[subject] of each."""
+    table = wearable.read_shard(root / "wearable" / "0.parquet")
+    wearable.write_channels(out, wearable.read_channels(root / "wearable"))
+    offset = pl.col("subject_id").replace_strict(minutes, default=None, return_dtype=pl.Int16)
+    wearable.write_shard(out / "0.parquet", table.with_columns(utc_offset_minutes=offset))
+    return out
+
+
+def test_offsets_go_with_the_windows_and_change_nothing_else(root, tmp_path):
+    found = {}
+    for name, minutes in {"none": {}, "zero": dict.fromkeys(range(1, 13), 0), "some": {WHOLE: 330, SHORT: -60}}.items():
+        worn, out = with_offsets(root, tmp_path / f"{name}_in", minutes), tmp_path / name
+        dataset.prepare_tables(root / "meds", worn, out / "tables", CONFIG)
+        dataset.prepare_records(out / "tables", None, out / "records", CONFIG)
+        found[name] = files_of(out)
+    dataset.prepare_tables(root / "meds", root / "wearable", tmp_path / "plain" / "tables", CONFIG)
+    dataset.prepare_records(tmp_path / "plain" / "tables", None, tmp_path / "plain" / "records", CONFIG)
+    plain = files_of(tmp_path / "plain")
+    assert found["none"] == plain == found["zero"], "bit for bit"
+    windows = pl.read_parquet(tmp_path / "some" / "tables" / "windows" / "0.parquet")
+    of_subject = dict(windows.group_by("subject_id").agg(pl.col("utc_offset_minutes").unique()).iter_rows())
+    assert of_subject == {SHORT: [-60], WHOLE: [330], ZERO_OFF: [0]}
+    without = pl.read_parquet(tmp_path / "plain" / "tables" / "windows" / "0.parquet").drop("utc_offset_minutes")
+    assert windows.drop("utc_offset_minutes").equals(without)
+    dataset.fit_split(tmp_path / "some" / "tables", tmp_path / "some" / "records", tmp_path / "some/fit/all", CONFIG)
+    records = cohort.open_store(tmp_path / "some")
+    at = records.index["subject_id"].to_list().index(WHOLE)
+    assert records[at].utc_offset_M.tolist() == [330] * 4 * DAYS

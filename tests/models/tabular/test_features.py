@@ -296,3 +296,21 @@ def test_empty_tables_and_empty_index():
 def test_bad_input_is_named(change, message):
     with pytest.raises(ValueError, match=message):
         features.build_features(*change(*cohort(0)), train_subject_ids=[1, 2])
+
+
+def test_times_of_day_are_those_of_the_local_clock():
+    events, subjects, windows, index = cohort(0)
+    ids = windows["subject_id"].unique().to_list()
+    plain = features.build_features(events, subjects, windows, index, train_subject_ids=ids)
+    zero = windows.with_columns(utc_offset_minutes=pl.lit(0, pl.Int16))
+    assert_frame_equal(features.build_features(events, subjects, zero, index, train_subject_ids=ids), plain)
+    # six hours east: what ends at six o'clock ends at noon there
+    east = windows.with_columns(utc_offset_minutes=pl.lit(360, pl.Int16))
+    moved = features.build_features(events, subjects, east, index, train_subject_ids=ids)
+    by_hour = [c for c in plain.columns if "h_" in c and "__mean_" in c and c.startswith("wear")]
+    assert len(by_hour) == 2 * 4 * 3
+    for column in by_hour:
+        hours = [int(h.removesuffix("h")) for h in column.split("__mean_")[1].split("_")[:2]]
+        there = column.replace(f"{hours[0]}h_{hours[1]}h", f"{(hours[0] + 6) % 24}h_{(hours[0] + 6) % 24 + 6}h")
+        assert_frame_equal(moved.select(pl.col(there).alias("x")), plain.select(pl.col(column).alias("x")))
+    assert_frame_equal(moved.drop(by_hour), plain.drop(by_hour))
