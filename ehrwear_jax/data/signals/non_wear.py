@@ -13,8 +13,8 @@ norms have no rule: a sleeper's is as still as that of a device in a drawer.
 
 A minute is judged at the end of its window, by what was recorded up to then: a run that is too short there counts as
 worn in this window, and if it goes on, as not worn from the next one's beginning. Nothing later changes a window. What
-is found takes away the samples of all channels of the device, but for those longer than an hour, which sum up time worn
-and not worn.
+is found takes away the samples of all channels of the device. Samples longer than an hour sum up time worn and not
+worn: they stay, and show no wear either.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -236,7 +236,7 @@ def _without(row: Stretch, off_Rx2: np.ndarray, window_us: int) -> Stretch:
     """The stretch with NaN in place of samples all of whose minutes, as grid.pool_row finds them, were not worn."""
     end_us = row.start_us + round(len(row.values_N) * 1e6 / row.rate_hz)
     off_Rx2 = off_Rx2[(off_Rx2[:, 1] > row.start_us) & (off_Rx2[:, 0] < end_us)]
-    if not len(off_Rx2) or 1e6 / row.rate_hz > HOUR_US:
+    if not len(off_Rx2) or _sums_up(row):
         return row
     edge_N = sample_edges(row.start_us, row.rate_hz, len(row.values_N))
     begin_N = np.maximum(edge_N[:-1], (edge_N[1:] - 1) // window_us * window_us)
@@ -247,19 +247,24 @@ def _without(row: Stretch, off_Rx2: np.ndarray, window_us: int) -> Stretch:
     return row._replace(values_N=values_N)
 
 
+def _sums_up(row: Stretch) -> bool:
+    """Whether the samples last longer than an hour, but for rounding of the rate."""
+    return 1e6 / row.rate_hz > 1.001 * HOUR_US
+
+
 def recorded_minutes(rows: Iterable[Stretch], rules: Rules, window_us: int, limits: Limits) -> np.ndarray:
     """The minutes in which any channel has a plausible value, a flag of wear one above zero.
 
     Returns:
-      int64, increasing, counted from the epoch; a sample lies in the minutes that it covers in the window in which it
-      ends.
+      int64, increasing, counted from the epoch; a sample of at most an hour lies in the minutes that it covers in the
+      window in which it ends.
     """
     spec = grid.WindowSpec((), window_us // HOUR_US, step_minutes=1)
     found = [np.zeros(0, np.int64)]
     for row in rows:
         low, high = channel_limits(limits, row.channel)
         low = max(low, _ABOVE_ZERO) if row.channel in rules.flags else low
-        if len(row.values_N):
+        if len(row.values_N) and not _sums_up(row):
             found.append(grid.pool_row(row.start_us, row.rate_hz, row.values_N, spec, low, high)[0])
     return np.unique(np.concatenate(found))
 

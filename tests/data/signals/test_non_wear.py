@@ -202,6 +202,8 @@ def test_worn_minutes_are_those_with_a_value_of_any_channel():
     assert worn_minutes(rows) == {6: 100}, "each minute once; what is not plausible is no value"
     assert worn_minutes([stretch("temperature", [33.0] * 12, 358, rate_hz=1 / 300)]) == {12: 58}, "where samples end"
     assert worn_minutes([stretch("steps", np.ones(1500), rate_hz=25.0)]) == {6: 1}
+    assert worn_minutes([stretch("temperature", [33.0] * 3, rate_hz=1 / 3600)]) == {6: 180}
+    assert worn_minutes([stretch("daily", [100.0], rate_hz=1 / 86400)]) == {}, "a sum of a day is no day of wear"
     assert worn_minutes([]) == {}
 
 
