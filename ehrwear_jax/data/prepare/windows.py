@@ -290,16 +290,19 @@ def _one_person(rows: pl.DataFrame, how: _How, counted: dict) -> tuple[list, _Wi
     counted["other channels"] += rows.height - used.height
     recorded = wearable.stretches(used)
     worn = non_wear.remove(recorded, rules, spec.window_us, limits)
-    minute_K, all_K = (non_wear.recorded_minutes(x, rules, spec.window_us, limits) for x in (worn, recorded))
-    counted["minutes worn"] += len(minute_K)
-    counted["minutes not worn"] += len(all_K) - len(minute_K)
+    minutes = non_wear.recorded_minutes(worn, rules, spec.window_us, limits)
+    whole = minutes
+    if any(a is not b for a, b in zip(worn, recorded, strict=True)):
+        whole = non_wear.recorded_minutes(recorded, rules, spec.window_us, limits)
+    counted["minutes worn"] += int(minutes[1].sum())
+    counted["minutes not worn"] += int(whole[1].sum() - minutes[1].sum())
     stretches = [row for row in worn if row.channel in shown]
     end, window, resolved = grid.window_person(stretches, spec, limits)
     derived, n_outside = derived_features.of_person(stretches, end, window, spec, limits, wanted)
     counted["outside"] += n_outside
     for key, n in resolved.items():
         counted[key] += n
-    worn_M = non_wear.minutes_of_windows(minute_K, end, spec.window_us)
+    worn_M = non_wear.minutes_of_windows(minutes, end)
     return stretches, _Windows(end, window, derived, worn_M, local_time.offsets(recorded, end))
 
 

@@ -141,7 +141,7 @@ def _minutes_off(rows: list[Stretch], rules: Rules, window_us: int, limits: Limi
                 off_MxL = _quiet(end_M, value_MxLxC[..., 0], beats_MxL, rules.min_minutes)
             minutes = _numbers(end_M, off_MxL)
         found.append(minutes)
-    minute = np.unique(np.concatenate(found))
+    minute = np.sort(np.concatenate(found))
     is_first = np.append(True, np.diff(minute) > 1)[: len(minute)]
     is_last = np.append(is_first[1:], True)[: len(minute)]
     return np.stack([minute[is_first], minute[is_last] + 1], axis=1) * MINUTE_US
@@ -252,25 +252,37 @@ def _sums_up(row: Stretch) -> bool:
     return 1e6 / row.rate_hz > 1.001 * HOUR_US
 
 
-def recorded_minutes(rows: Iterable[Stretch], rules: Rules, window_us: int, limits: Limits) -> np.ndarray:
-    """The minutes in which any channel has a plausible value, a flag of wear one above zero.
+def recorded_minutes(
+    rows: Iterable[Stretch], rules: Rules, window_us: int, limits: Limits
+) -> tuple[np.ndarray, np.ndarray]:
+    """In how many minutes of each window any channel has a plausible value, a flag of wear one above zero.
 
     Returns:
-      int64, increasing, counted from the epoch; a sample of at most an hour lies in the minutes that it covers in the
-      window in which it ends.
+      (end_us_K, minutes_K) int64, windows by time. A sample of at most an hour lies in the minutes that it covers in
+      the window in which it ends.
     """
     spec = grid.WindowSpec((), window_us // HOUR_US, step_minutes=1)
-    found = [np.zeros(0, np.int64)]
+    found = []
     for row in rows:
         low, high = channel_limits(limits, row.channel)
         low = max(low, _ABOVE_ZERO) if row.channel in rules.flags else low
         if len(row.values_N) and not _sums_up(row):
-            found.append(grid.pool_row(row.start_us, row.rate_hz, row.values_N, spec, low, high)[0])
-    return np.unique(np.concatenate(found))
+            minute_N = grid.pool_row(row.start_us, row.rate_hz, row.values_N, spec, low, high)[0]
+            found += [minute_N] if len(minute_N) else []
+    if not found:
+        return np.zeros(0, np.int64), np.zeros(0, np.int64)
+    window_of = [minute_N // spec.steps for minute_N in found]
+    window_K = np.unique(np.concatenate([w[np.append(True, w[1:] != w[:-1])] for w in window_of]))
+    begin_W = np.searchsorted(window_K, np.arange(window_K[0], window_K[-1] + 1)) * spec.steps
+    seen = np.zeros(len(window_K) * spec.steps, bool)
+    for minute_N, window_N in zip(found, window_of, strict=True):
+        seen[begin_W[window_N - window_K[0]] + minute_N - window_N * spec.steps] = True
+    return (window_K + 1) * window_us, seen.reshape(len(window_K), spec.steps).sum(axis=1)
 
 
-def minutes_of_windows(minute_K: np.ndarray, end_us_M: np.ndarray, window_us: int) -> np.ndarray:
-    """int16 [M]: how many of the minutes (`recorded_minutes`) lie in each window."""
-    end_M = np.asarray(end_us_M, np.int64) // MINUTE_US
-    first, last = np.searchsorted(minute_K, end_M - window_us // MINUTE_US), np.searchsorted(minute_K, end_M)
-    return (last - first).astype(np.int16)
+def minutes_of_windows(recorded: tuple[np.ndarray, np.ndarray], end_us_M: np.ndarray) -> np.ndarray:
+    """int16 [M]: the minutes, as `recorded_minutes` returns them, of the windows that end at end_us_M; 0 for others."""
+    end_us_K, minutes_K = recorded
+    at_M = np.searchsorted(end_us_K, end_us_M)
+    there_M = np.append(end_us_K, -1)[at_M] == end_us_M
+    return np.where(there_M, np.append(minutes_K, 0)[at_M], 0).astype(np.int16)

@@ -23,9 +23,10 @@ def worn_minutes(rows, rules=COUNTS, hours=6):
     """{hour after START_US at which a window ends: minutes worn}."""
     window_us = hours * HOUR_US
     kept = non_wear.remove(rows, rules, window_us, LIMITS)
-    minute_K = non_wear.recorded_minutes(kept, rules, window_us, LIMITS)
+    recorded = non_wear.recorded_minutes(kept, rules, window_us, LIMITS)
     end_us = START_US + np.arange(1, 6 * 24 // hours + 1) * window_us
-    n_M = non_wear.minutes_of_windows(minute_K, end_us, window_us)
+    n_M = non_wear.minutes_of_windows(recorded, end_us)
+    assert n_M.dtype == np.int16 and n_M.sum() == recorded[1].sum()
     return {int((e - START_US) // HOUR_US): int(n) for e, n in zip(end_us, n_M, strict=True) if n}
 
 
