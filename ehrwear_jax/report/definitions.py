@@ -31,6 +31,29 @@ DEFINITIONS: dict[str, tuple[str, str]] = {
         "Predicting the prevalence p for everyone gives p(1 \N{MINUS SIGN} p). Brier, Monthly "
         "Weather Review 78, 1950.",
     ),
+    "brier_skill": (
+        "Scaled Brier score",
+        "one less the Brier score over that of predicting the held-out prevalence p for everyone, p(1 \N{MINUS SIGN} "
+        "p): 0 for the prevalence, 1 for perfect predictions, below 0 for worse than the prevalence. Steyerberg et "
+        "al., Epidemiology 21, 2010.",
+    ),
+    "calibration_slope": (
+        "Calibration slope",
+        "b of the logistic regression logit P(outcome) = a + b logit(predicted risk) on the held-out people; 1 is "
+        "perfect, below 1 predictions are too extreme. Cox, Biometrika 45, 1958; Van Calster et al., BMC Medicine 17, "
+        "2019.",
+    ),
+    "calibration_intercept": (
+        "Calibration intercept",
+        "a of the same regression with b fixed at 1, calibration in the large; 0 is perfect, above 0 risks are "
+        "underestimated on average.",
+    ),
+    "mdd": (
+        "Smallest difference",
+        "1.96 + 0.84 = 2.80 standard errors of the paired difference under resampling of patients: a true difference "
+        "of that size is called significant, without correction for several tests, in 80% of studies like this one. "
+        "It describes the design and not the result.",
+    ),
     "ece": (
         "ECE",
         "expected calibration error: distance between mean prediction and observed share within "
@@ -121,8 +144,16 @@ DEFINITIONS: dict[str, tuple[str, str]] = {
     ),
     "q_value": (
         "q",
-        "smallest false discovery rate at which the difference would be called significant, over the family of all "
-        "comparisons of one measure in this report. Benjamini and Hochberg, JRSS B 57, 1995.",
+        "smallest false discovery rate at which the test would be called significant, over its family of tests, which "
+        "a note below the table names with its size. Families: of one measure, all comparisons of models over all "
+        "tasks (primary); of one measure, all gaps between groups; all perturbations; all hidden signals; all tests of "
+        "the latents' geometry. The oracle and the mean of the training split are bounds, in no family. Benjamini and "
+        "Hochberg, JRSS B 57, 1995.",
+    ),
+    "p_permutation": (
+        "p by permutation",
+        "one-sided: share of permutations with an MMD\N{SUPERSCRIPT TWO} at least as large, the observed one counted "
+        "among them.",
     ),
     "bootstrap_z": (
         "Bootstrap z",

@@ -18,10 +18,7 @@ ABLATIONS = {
     "half_masked": "stronger wearable masking (50%)",
 }
 STAR = "\N{NO-BREAK SPACE}*"
-STAR_NOTE = (
-    "* differs from the first model: q of the paired difference at most 0.05 (Benjamini and Hochberg, over all "
-    "comparisons of this measure in the report)."
-)
+STAR_NOTE = "* differs from the first model: q of the paired difference at most 0.05."
 SUBGROUPS = {
     "8": (("age", "sex"), "AUROC by age and sex"),
     "9": (("device",), "AUROC by wearable device"),
@@ -65,10 +62,14 @@ def main_task(records: Sequence[Record], wanted: str = "") -> str | None:
 
 
 class Lookup:
-    """Records by (task, model, metric), with significance against the main model; `stars` counts significant cells."""
+    """Records by (task, model, metric), with significance against the main model; `stars` counts significant cells.
 
-    def __init__(self, records: Sequence[Record]) -> None:
+    families: {kind, metric, of, tests} of the q-values.
+    """
+
+    def __init__(self, records: Sequence[Record], families: Sequence[Mapping] = ()) -> None:
         self.by_key = {(r["task"], r["model"], r["metric"]): r for r in records}
+        self.families = families
         self.stars = 0
 
     def get(self, task: str, model: str, metric: str) -> Record | None:
@@ -122,9 +123,10 @@ class Lookup:
             bold = frozenset(i for i in best if model in best[i])
             label = ABLATIONS.get(model) or rec.model_label(model)
             lines.append(Row((label, *cells), bold, apart=model == rec.ORACLE))
-        notes = (*notes, STAR_NOTE) if self.stars > before else tuple(notes)
+        if self.stars > before:
+            notes = (*notes, STAR_NOTE, *rec.family_notes(self.families, "primary", [m for _, m, _ in columns]))
         heads = [Column(heading, rec.metric_of(metric).definition) for _, metric, heading in columns]
-        return Table(caption, (Column(first, is_text=True), *heads), tuple(lines), notes, name)
+        return Table(caption, (Column(first, is_text=True), *heads), tuple(lines), tuple(notes), name)
 
 
 def _heading(records: Lookup, task: str, text: str) -> str:
@@ -135,7 +137,7 @@ def _heading(records: Lookup, task: str, text: str) -> str:
 
 def paper_tables(records: Sequence[Record], data: ReportData) -> Section:
     """Every table of the paper that the run has the numbers for, then what is missing and why."""
-    found = Lookup(records)
+    found = Lookup(records, data.families)
     task = main_task(records, data.main_task)
     blocks: list[Block] = []
     absent: dict[str, str] = {}
@@ -299,7 +301,8 @@ def _effects(found: Lookup, task) -> Table | None:
         Column("q", "q_value"),
     )
     caption = f"Table 7: paired differences of AUROC, {_heading(found, task, rec.task_label(task).lower())}."
-    return Table(caption, columns, tuple(lines), ("* q at most 0.05.",), "table7")
+    notes = ("* q at most 0.05.", *rec.family_notes(found.families, "primary", ("auroc",)))
+    return Table(caption, columns, tuple(lines), notes, "table7")
 
 
 def subgroup_table(data: ReportData, task: str | None, number: str) -> Table | None:
@@ -327,13 +330,17 @@ def subgroup_table(data: ReportData, task: str | None, number: str) -> Table | N
                 gap, ece = (cells.get((attribute, level, model, m)) for m in ("auroc_gap", "ece_corrected"))
                 lines.append(Row((
                     rec.model_label(model), rec.format_interval(r) if r else rec.ABSENT,
-                    _signed(gap) if gap else "reference", rec.format_interval(ece) if ece else rec.ABSENT,
+                    _signed(gap) if gap else "reference",
+                    *(rec.format_p_value(gap.get(k) if gap else None) for k in ("p", "q")),
+                    rec.format_interval(ece) if ece else rec.ABSENT,
                 ), apart=model == rec.ORACLE))  # fmt: skip
     head = f"Table {number}: " if number else ""
     columns = (Column("Group", "subgroup", is_text=True), Column("AUROC [95% interval]", "auroc"),
-               Column("Gap to the largest group"), Column("Corrected ECE", "ece_corrected"))  # fmt: skip
+               Column("Gap to the largest group"), Column("p", "p_value"), Column("q", "q_value"),
+               Column("Corrected ECE", "ece_corrected"))  # fmt: skip
+    notes = rec.family_notes(data.families, "subgroups", ("auroc_gap",))
     caption = f"{head}{text}, {rec.task_label(task).lower()}."
-    return Table(caption, columns, tuple(lines), (), f"table{number}" if number else "coverage_groups")
+    return Table(caption, columns, tuple(lines), notes, f"table{number}" if number else "coverage_groups")
 
 
 def _signed(record) -> str:

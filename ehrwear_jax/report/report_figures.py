@@ -209,11 +209,12 @@ def robustness(data: ReportData) -> Section:
             if r := by.get((model, name)):
                 change = {"metric": rec.DIFFERENCE, "value": r["change"], "lo": r["change_lo"], "hi": r["change_hi"]}
                 text = rec.ABSENT if name == perturbations[0] else rec.format_interval(change)
-                p_value = rec.format_p_value(r["change_p"])
-                lines.append(Row((rec.model_label(model), rec.format_interval(r), text, p_value)))
+                tests = (rec.format_p_value(r.get(k)) for k in ("change_p", "change_q"))
+                lines.append(Row((rec.model_label(model), rec.format_interval(r), text, *tests)))
     columns = (Column("Model", "robustness", is_text=True), Column("AUROC [95% interval]", "auroc"),
-               Column("Change [95% interval]"), Column("p", "p_value"))  # fmt: skip
-    table = Table(f"{task}: AUROC from perturbed records.", columns, tuple(lines), (), "robustness")
+               Column("Change [95% interval]"), Column("p", "p_value"), Column("q", "q_value"))  # fmt: skip
+    notes = rec.family_notes(data.families, "robustness", ("auroc",))
+    table = Table(f"{task}: AUROC from perturbed records.", columns, tuple(lines), notes, "robustness")
     return Section("robustness", title, (figure, Details("The same in numbers", (table,))))
 
 

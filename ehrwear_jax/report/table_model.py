@@ -98,8 +98,12 @@ def performance_table(records: Sequence[Record], metrics: Sequence[str], caption
     return Table(caption, tuple(columns), tuple(lines), tuple(notes))
 
 
-def difference_table(records: Sequence[Record]) -> Table:
-    """Every paired difference, by task, with where its interval lies and its p-value if given."""
+def difference_table(records: Sequence[Record], families: Sequence[Mapping[str, Any]] = ()) -> Table:
+    """Every paired difference, by task, with where its interval lies, and its p- and q-values if given.
+
+    Args:
+      families: {kind, metric, of, tests} of the q-values, which notes below the table name.
+    """
     differences = [r for r in records if rec.is_difference(r)]
     p_of, q_of = (
         {(r["model"], r["task"], r["metric"]): r["value"] for r in records if r["metric"].endswith(end)}
@@ -131,7 +135,13 @@ def difference_table(records: Sequence[Record]) -> Table:
         columns.append(Column("p", "p_value"))
     if q_of:
         columns.append(Column("q", "q_value"))
-    return Table("Differences between models on the same people.", tuple(columns), tuple(lines), name="differences")
+    notes = rec.family_notes(families, "primary")
+    if notes and any(rec.ORACLE in r["model"].split(" - ") for r in differences):
+        notes += ("Comparisons with the oracle are in no family: it is a bound, so they have no q.",)
+    if any(rec.metric_of(r["metric"]).higher_is_better is False for r in differences):
+        notes += ("Of errors (Brier score, ECE, RMSE), a difference below zero favours the first model.",)
+    caption = "Differences between models on the same people."
+    return Table(caption, tuple(columns), tuple(lines), notes, "differences")
 
 
 def zero_relation(record: Record) -> str:

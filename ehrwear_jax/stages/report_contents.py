@@ -95,7 +95,8 @@ def _notes(config: RunConfig):
         "Intervals are 95% percentile intervals over resampled patients (or groups of patients where the dataset has "
         "them); all models of a task share the resamples.",
         "Probes are fitted on frozen representations; their penalty is chosen on the tuning split.",
-        "q-values: Benjamini and Hochberg over all comparisons of one measure in this report, false discovery rate 5%.",
+        "q-values: Benjamini and Hochberg within the families named below the tables, false discovery rate 5%. The "
+        "oracle and the mean of the training split are in none.",
         "Prediction times censored before the horizon without an event are left out; a death before it counts as no "
         "event.",
     ]

@@ -10,6 +10,7 @@ import polars as pl
 
 from ehrwear_jax.config.run import RunConfig
 from ehrwear_jax.data.formats import wearable
+from ehrwear_jax.evals import families
 from ehrwear_jax.report.report_data import Explained, Kernels, PatientMap, ReportData
 from ehrwear_jax.report.result_records import model_label
 from ehrwear_jax.report.trajectories import principal_components
@@ -39,9 +40,10 @@ def gather(plan: Plan, details: dict[str, Any]) -> ReportData:
     Args:
       details: of evaluate.results.
     """
+    interpreted, tested = _with_q(_interpreted(plan))
     return ReportData(
-        **details,
-        **_interpreted(plan),
+        **details | {"families": [*details["families"], *tested]},
+        **interpreted,
         maps=_maps(plan),
         individuals=shows_individuals(plan.config),
         compute=_compute(plan),
@@ -66,6 +68,19 @@ def _interpreted(plan) -> dict[str, Any]:
     found |= {part: json.loads((main / f"{part}.json").read_text()) for part in OF_REFERENCE}
     codes = {name: tuple(getattr(plan.config.interpret, f"{name}_prefixes")) for name in ("event", "drug")}
     return found | {"kernels": _kernels(folders), "explained": _people(plan, main), "codes": codes}
+
+
+def _with_q(found: dict[str, Any]) -> tuple[dict[str, Any], list[dict]]:
+    """(what was interpreted with q beside its p-values, the families of the tests)."""
+    out, tested = dict(found), []
+    for part, adjust in (("robustness", families.of_robustness), ("geometry", families.of_geometry)):
+        out[part], mine = adjust(found.get(part, ()))
+        tested += mine
+    if precursors := (found.get("mechanisms") or {}).get("precursors"):
+        with_q, mine = families.of_precursors(precursors)
+        out["mechanisms"] = found["mechanisms"] | {"precursors": with_q}
+        tested += mine
+    return out, tested
 
 
 def code_names(plan: Plan) -> dict[str, str | None]:

@@ -11,7 +11,7 @@ from sksurv.metrics import concordance_index_ipcw, cumulative_dynamic_auc, integ
 from sksurv.util import Surv
 from small_run import value
 
-from ehrwear_jax.evals import classification, subgroups, survival
+from ehrwear_jax.evals import classification, recalibration, subgroups, survival
 from ehrwear_jax.evals.builders import PredictedCurves
 from ehrwear_jax.evals.estimates import Resampling
 from ehrwear_jax.evals.protocol import TaskSpec
@@ -50,7 +50,7 @@ def done(tmp_path_factory):
     labels["sleep"] = sleep
     config = small_run.small_config(root)
     config.evaluate.update({"tasks": TASKS, "min_patients": 2, "min_per_class": 1, "label_fractions": (0.5, 1.0)})
-    config.evaluate.update({"label_draws": 2, "horizons_days": (90.0, 200.0)})
+    config.evaluate.update({"label_draws": 2, "horizons_days": (90.0, 200.0), "min_horizon_events": 1})
     for name in ("gradient_boosting_ehr", "gradient_boosting_wear"):
         del config.models[name]
     plan = small_run.plan_of(config, root / "run")
@@ -101,9 +101,10 @@ def test_survival_metrics_equal_scikit_survival(done):
     # the integral of the two saved horizons alone, through the same scoring
     horizons = np.array([90.0, 200.0])
     curves = table.select("predicted_survival_90d", "predicted_survival_200d").to_numpy()
+    fitted = survival.TrainingCurves.fit(FollowUp(y_train["time"], y_train["event"]))
     found = evaluate_score.score_time(
         TaskSpec("d", "t", resampling=Resampling(0)), {"joint": risk}, FollowUp(y["time"], y["event"]),
-        evaluate_score.Cohort(np.arange(len(y))), train=FollowUp(y_train["time"], y_train["event"]),
+        evaluate_score.Cohort(np.arange(len(y))), train=fitted,
         horizons=horizons, curves=PredictedCurves(horizons, {"joint": curves}),
     )  # fmt: skip
     expected = integrated_brier_score(y_train, y, curves, horizons)
@@ -132,6 +133,21 @@ def test_the_confusion_matrix_uses_a_threshold_of_the_tuning_split(done):
     assert {m: value(records, "readmission", "joint", m) for m in counts} == counts
 
 
+def test_calibration_and_the_smallest_difference_are_told_of_every_task(done):
+    _, plan, records, details, _ = done
+    held = predictions(plan, "readmission", "joint")
+    y, p = held["boolean_value"].to_numpy(), held["predicted_boolean_probability"].to_numpy().astype(np.float64)
+    slope, intercept = recalibration.slope_and_intercept(y, p)
+    assert value(records, "readmission", "joint", "calibration_slope") == pytest.approx(slope, abs=1e-4)
+    assert value(records, "readmission", "joint", "calibration_intercept") == pytest.approx(intercept, abs=1e-4)
+    assert value(records, "readmission", "joint", "brier_null") == pytest.approx(y.mean() * (1 - y.mean()))
+    told = {(r["task"], r["metric"]) for r in records if r["metric"].endswith("_difference_mdd") and r["value"] > 0}
+    assert told >= {("readmission", "auroc_difference_mdd"), ("relapse", "c_index_difference_mdd"),
+                    ("sleep", "rmse_difference_mdd")}  # fmt: skip
+    (shown,) = [r for r in details["prevalence"] if r["task"] == "readmission" and r["split"] == "held_out"]
+    assert shown["people_positive"] == held.filter("boolean_value")["subject_id"].n_unique()
+
+
 def test_metrics_are_there_as_the_meds_tool_writes_them(done):
     _, plan, records, *_ = done
     folders = {task: scores(plan, task) for task in TASKS}
@@ -145,7 +161,7 @@ def test_metrics_are_there_as_the_meds_tool_writes_them(done):
 
 def test_subgroups_are_those_of_the_people(done):
     _, plan, _, details, _ = done
-    known = evaluate_subgroups.attributes(plan)
+    known = evaluate_subgroups.attributes(plan, "all")
     held = predictions(plan, "readmission", "joint").join(known, on=KEYS)
     births = pl.read_parquet(plan.fit("all").folder / "subjects.parquet").select("subject_id", "birth_time")
     age = held.join(births, on="subject_id", maintain_order="left")
@@ -177,12 +193,17 @@ def test_label_fractions_are_fitted_for_the_last_binary_task(done):
     assert all(r["n_draws"] == 2 and r["n_patients"] < whole["joint"]["n_patients"] for r in half)
 
 
-def test_every_p_value_has_its_q_value(done):
-    _, _, records, *_ = done
+def test_every_p_value_of_a_candidate_has_its_q_value(done):
+    _, _, records, details, _ = done
     ends = {end: {(r["task"], r["model"], r["metric"][:-1]): r["value"] for r in records
                   if r["metric"].endswith(f"_difference_{end}")} for end in "pq"}  # fmt: skip
-    assert ends["p"] and set(ends["p"]) == set(ends["q"])
-    assert all(ends["q"][k] >= p for k, p in ends["p"].items() if p is not None)
+    assert {k for k in ends["p"] if "training_mean" not in k[1]} == set(ends["q"]) < set(ends["p"])
+    assert {m.removesuffix("_difference_") for *_, m in ends["q"]} >= {"auroc", "auprc", "brier", "ece", "rmse"}
+    sizes = {f["metric"]: f["tests"] for f in details["families"] if f["kind"] == "primary"}
+    assert sizes["rmse"] == sum(q is not None for (_, _, m), q in ends["q"].items() if m == "rmse_difference_")
+    tested = [r for r in details["subgroups"] if r["p"] is not None and r["attribute"] != "all"]
+    assert tested and all((r["q"] is None) == (r["model"].endswith("training_mean")) for r in tested)
+    assert all(q >= ends["p"][k] for k, q in ends["q"].items() if q is not None)
 
 
 def test_weights_of_known_labels_undo_the_selection_by_censoring():
