@@ -114,6 +114,12 @@ class PrepareConfig:
     """Length of a step of a window's grid, minutes."""
     min_coverage: float = 0.1
     """Least share of a window's steps that must be recorded; windows with less are left out."""
+    non_wear: tuple = ("auto",)
+    """How time not worn is found and taken out before windows are cut, "channel:rule" with a rule of counts,
+    acceleration (of three axes: x,y,z:acceleration) or flag; auto: counts and acceleration for the channels whose units
+    say so; empty: what is recorded counts as worn. See signals/non_wear.py."""
+    non_wear_minutes: int = 90
+    """Minutes of zero counts in a row, without a heart rate, that are not worn."""
     summaries: tuple = ()
     """Derived features of each window, "channel:kind", such as activity:entropy; see signals/derived_features.py."""
     segments: dict = dataclasses.field(default_factory=dict)
@@ -182,6 +188,8 @@ class PrepareConfig:
         options.require_range("config.prepare", self, limits)
         if not isinstance(self.segments, Mapping):
             raise ValueError(f"config.prepare.segments is {self.segments!r}; it must be a dict of name -> options")
+        if self.non_wear_minutes < 1:
+            raise ValueError(f"config.prepare.non_wear_minutes is {self.non_wear_minutes}; it must be at least 1")
         built = {}
         for name, values in self.segments.items():
             where = f"config.prepare.segments.{name}"

@@ -19,7 +19,7 @@ import polars as pl
 from ehrwear_jax.config.data import CohortConfig, PrepareConfig
 from ehrwear_jax.data import store
 from ehrwear_jax.data.formats import meds
-from ehrwear_jax.data.formats.parquet import write_frame, write_json
+from ehrwear_jax.data.formats.parquet import Schema, write_frame, write_json
 from ehrwear_jax.data.labels import cohort
 from ehrwear_jax.data.prepare import code_table, deidentify, record_shards, statistics, workers
 from ehrwear_jax.data.prepare import output_manifest as manifest
@@ -118,10 +118,11 @@ def _included(subjects, out, config, criteria):
     events = pl.scan_parquet(sorted((out / "events").glob("*.parquet")))
     first = events.group_by("subject_id").agg(pl.col("time").min().alias("first_time")).collect()
     flag = pl.any_horizontal(pl.lit(False), *(pl.col("code").str.starts_with(x) for x in criteria.excluded_codes))
-    windows = [pl.read_parquet(p, columns=["subject_id", "time"]) for p in sorted((out / "windows").glob("*.parquet"))]
+    schema: Schema = {"subject_id": pl.Int64, "time": pl.Datetime("us"), "worn_minutes": pl.Int16}
+    windows = [pl.read_parquet(p, columns=list(schema)) for p in sorted((out / "windows").glob("*.parquet"))]
     ids, steps = cohort.select(
         subjects.join(first, on="subject_id", how="left"),
-        pl.concat(windows or [pl.DataFrame(schema={"subject_id": pl.Int64, "time": pl.Datetime("us")})]),
+        pl.concat(windows or [pl.DataFrame(schema=schema)]),
         events.filter(flag).select("subject_id", "time").collect(),
         config.window_hours,
         criteria,
