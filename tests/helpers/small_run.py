@@ -46,7 +46,7 @@ def small_config(root):
     config.data.update({"meds_dir": str(raw / "meds"), "wearable_dir": str(raw / "wearable"),
                         "labels_dir": str(root / "labels")})  # fmt: skip
     config.labels.update({"horizons_days": (30, 90), "min_history_days": 30.0,
-                          "discharge_code_prefix": ""})  # fmt: skip  # cohort.py has no discharges
+                          "discharge_codes": ()})  # fmt: skip  # cohort.py has no discharges
     config.prepare.update({"channels": cohort.CHANNELS, "log_channels": ("activity",), "min_subjects": 2,
                            "min_values": 10, "value_bins": 4, "subjects_per_shard": 8, "step_minutes": 60,
                            "workers": 1})  # fmt: skip
