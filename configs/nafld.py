@@ -19,7 +19,9 @@ def get_config(variant=""):
     config.models = {
         "ehr_only": {"family": "joint", "modalities": ("ehr",)},
         "gradient_boosting": {"family": "tabular", "estimator": "boosting"},
+        "boosting_counts": {"family": "tabular", "estimator": "boosting", "features": "counts"},
         "linear_table": {"family": "tabular", "estimator": "linear"},
+        "age_sex": {"family": "tabular", "estimator": "linear", "features": "demographics"},
     }
     config.prepare.update({"min_subjects": 20, "value_bins": 5})
     config.joint.context.update(

@@ -34,7 +34,8 @@ class TrainConfig:
     ema_decay: float = 0.0
     """Decay of the average of the weights that validation and embedding use; 0: they use the weights themselves."""
     init_from: str = ""
-    """Folder of a trained model whose parameters a new run starts from; empty: random ones."""
+    """Folder of a trained model whose parameters a new run starts from; empty: random ones. It has learned from its own
+    training people: nobody who is held out here may be one of them."""
     stop_after: int | None = None
     """Step at which the process ends its work, which a later one resumes; None: it runs to `steps`."""
     patience: int = 0

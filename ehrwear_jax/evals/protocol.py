@@ -27,6 +27,7 @@ from ehrwear_jax.evals import (
 )
 from ehrwear_jax.evals.estimates import NO_SAMPLES, Estimates, Resampling, estimate
 from ehrwear_jax.evals.survival import FollowUp
+from ehrwear_jax.evals.weighting import Statistic
 
 Record = dict[str, Any]
 
@@ -217,10 +218,10 @@ def score_survival(
     `score_binary`; n_positive is the number of events.
     """
     _check(task, predictions, len(follow_up.time_N), group_N)
-    statistics = {}
+    statistics: dict[str, Statistic] = {}
     for model, risk_N in predictions.items():
         try:
-            statistics[model] = concordance.Concordance(follow_up.time_N, follow_up.event_N, risk_N)
+            statistics[model] = concordance.harrell_c(follow_up.time_N, follow_up.code_N, risk_N)
         except ValueError as error:
             raise ValueError(f"task {task.name}, model {model}: {error}") from error
     return survival_records(task, follow_up, estimate(statistics, group_N, task.resampling))
@@ -258,17 +259,25 @@ def _records(
 
 
 def differences(task: TaskSpec, common: Record, estimates: Estimates, metrics: Sequence[str]) -> list[Record]:
+    """As `paired`; where no two candidates are compared, the smallest difference that could be shown of each model."""
+    records = paired(task, common, estimates, metrics)
+    if not any(r["metric"].endswith("_difference_mdd") for r in records):
+        records += _powers_alone(common, estimates)
+    return records
+
+
+def paired(task: TaskSpec, common: Record, estimates: Estimates, metrics: Sequence[str]) -> list[Record]:
     """The paired differences of the reference model to each other one, their p-values, and what could be shown.
 
     Args:
       common: fields that the records share, as `TaskSpec.common` gives them.
-      metrics: those that are compared.
+      metrics: those that are compared, of models that have them.
     """
     records, reference = [], task.reference_model
     for other in estimates.values if reference is not None else ():
-        if other == reference:
-            continue
         for metric in metrics:
+            if other == reference or not all(metric in estimates.values[m] for m in (reference, other)):
+                continue  # a model without curves has no Brier score to compare
             value, delta_B = estimates.difference(reference, other, metric)
             name = f"{reference} - {other}"
             records.append(record(common, name, f"{metric}_difference", value, delta_B))
@@ -276,8 +285,6 @@ def differences(task: TaskSpec, common: Record, estimates: Estimates, metrics: S
             records.append(record(common, name, f"{metric}_difference_p", p_value))
             if metric in POWERED and not families.is_bound(name):
                 records.append(record(common, name, f"{metric}_difference_mdd", power.of_resamples(delta_B)))
-    if not any(r["metric"].endswith("_difference_mdd") for r in records):
-        records += _powers_alone(common, estimates)
     return records
 
 

@@ -69,9 +69,11 @@ MODELS = {
     "gradient_boosting": ("Gradient boosting (tabular)", "Gradient boosting"),
     "gradient_boosting_ehr": ("Gradient boosting (tabular, EHR only)", "Boosting, EHR"),
     "gradient_boosting_wear": ("Gradient boosting (tabular, wearable only)", "Boosting, wearable"),
+    "boosting_counts": ("Gradient boosting (counts of codes only)", "Boosting, counts"),
     "linear_table": ("Linear model (tabular)", "Linear, tabular"),
     "linear_table_ehr": ("Linear model (tabular, EHR only)", "Linear, EHR"),
     "linear_table_wear": ("Linear model (tabular, wearable only)", "Linear, wearable"),
+    "age_sex": ("Age and sex only", "Age and sex"),
     "training_mean": ("Mean of the training split", "Training mean"),
     ORACLE: ("Oracle (true risk)", "Oracle"),
 }

@@ -25,31 +25,44 @@ from ehrwear_jax.stages.plan import Plan
 SEXES = {"F": "female", "FEMALE": "female", "M": "male", "MALE": "male"}
 
 
-def attributes_artifact(plan: Plan) -> Artifact:
-    """Where `attributes` lie."""
-    fold = plan.config.folds[0][0]
+def attributes_artifact(plan: Plan, fold: str) -> Artifact:
+    """Where the `attributes` of a fold lie."""
     times = files.digest(embed.prediction_times(plan, fold).select(KEYS).write_csv())
     of = {"fit": plan.fit(fold).digest, "times": times, "sex": plan.config.evaluate.sex_prefixes}
     return plan.artifact("attributes", fold, of)
 
 
-def attributes(plan: Plan) -> pl.DataFrame:
-    """What is known of the person at every prediction time of the first fold, with its split; made once.
+def held_out_attributes(plan: Plan) -> pl.DataFrame:
+    """`attributes` of every fold's held-out prediction times, one fold behind the other."""
+    parts = [attributes(plan, fold) for fold, _ in plan.config.folds]
+    return pl.concat([p.filter(pl.col("split") == "held_out") for p in parts])
+
+
+def described(plan: Plan) -> pl.DataFrame:
+    """`attributes` of whom the cohort's tables describe: all splits of one fold; of several, everybody as held out.
+
+    The splits of one of several folds would say nothing of the others.
+    """
+    first, *others = [fold for fold, _ in plan.config.folds]
+    return held_out_attributes(plan) if others else attributes(plan, first)
+
+
+def attributes(plan: Plan, fold: str) -> pl.DataFrame:
+    """What is known of the person at every prediction time of a fold, with its split; made once.
 
     Columns: subject_id, prediction_time, age_years f64, sex, device (the one worn until then, or "several"), encounters
     and wear_days (`data.perturbations.failure_flags`), ehr_years (record before the prediction time), split; null where
     unknown.
     """
-    artifact = attributes_artifact(plan)
+    artifact = attributes_artifact(plan, fold)
     path = artifact.folder / "attributes.parquet"
     if not artifact.done:
         with artifact.making():
-            _make_attributes(plan).write_parquet(path)
+            _make_attributes(plan, fold).write_parquet(path)
     return pl.read_parquet(path)
 
 
-def _make_attributes(plan):
-    fold = plan.config.folds[0][0]
+def _make_attributes(plan, fold):
     keys = embed.prediction_times(plan, fold)
     subjects = pl.read_parquet(plan.fit(fold).folder / "subjects.parquet")
     out = keys.select(KEYS).join(subjects.select("subject_id", "birth_time"), on="subject_id", how="left")

@@ -3,8 +3,8 @@
 Three kinds of task, told by the columns of the files:
 
   boolean_value, predicted_boolean_probability          the MEDS prediction schema
-  time_to_event_days, event_observed, predicted_log_hazard (higher = earlier), and where the model has them
-      predicted_survival_<days>d, P(no event by then)
+  time_to_event_days, event_observed, competing_event (may be left out), predicted_log_hazard (higher = earlier), and
+      where the model has them predicted_survival_<days>d, P(no event by then)
   float_value, predicted_float_value
 
 each with subject_id and prediction_time. Beside the tasks may lie attributes.parquet: subject_id, prediction_time, and
@@ -20,16 +20,18 @@ import numpy as np
 import polars as pl
 
 from ehrwear_jax.config.run import RunConfig
+from ehrwear_jax.data.formats.label_tables import COMPETING
 from ehrwear_jax.evals import classification, disclosure, families, meds_predictions, protocol, subgroups
 from ehrwear_jax.evals.builders import PredictedCurves
 from ehrwear_jax.evals.estimates import Resampling
-from ehrwear_jax.evals.survival import FollowUp
+from ehrwear_jax.evals.survival import TrainingCurves
 from ehrwear_jax.report.build import ReportInputs
 from ehrwear_jax.report.report_data import ReportData
 from ehrwear_jax.report.result_records import horizon_of, main_model
 from ehrwear_jax.stages import evaluate_score, evaluate_subgroups, report_inputs
 from ehrwear_jax.stages.embed import KEYS
 from ehrwear_jax.stages.evaluate_score import Cohort
+from ehrwear_jax.stages.tasks import follow_up_of
 
 ATTRIBUTES = "attributes.parquet"
 NOT_INTERPRETED = "Mechanisms and attributions of single predictions cannot be computed from saved predictions alone."
@@ -121,7 +123,8 @@ def _read(path):
     columns = pl.read_parquet_schema(path)
     label: tuple[str, ...]
     if "time_to_event_days" in columns:
-        label, prediction = ("time_to_event_days", "event_observed"), "predicted_log_hazard"
+        label = ("time_to_event_days", "event_observed", *([COMPETING] if COMPETING in columns else []))
+        prediction = "predicted_log_hazard"
     elif "float_value" in columns and "predicted_float_value" in columns:
         label, prediction = ("float_value",), "predicted_float_value"
     else:
@@ -172,16 +175,18 @@ def _score(config, spec, times, by_model, cohort):
         return evaluate_score.score_regression(
             spec, predictions, times["float_value"].to_numpy().astype(np.float64), cohort
         )
-    follow_up = FollowUp(times["time_to_event_days"].to_numpy(), times["event_observed"].to_numpy())
+    follow_up = follow_up_of(times)
     with_curves = {model: v for model, v in by_model.items() if "curves" in v}
     days = [set(v["days"]) for v in with_curves.values()]
     known = sorted(set.intersection(*days)) if days else ()
-    at = evaluate_score.usable_horizons(known, follow_up.time_N)
+    people, least = times["subject_id"].to_numpy(), config.evaluate.min_horizon_events
+    at = evaluate_score.usable_horizons(known, follow_up, people, min_events=least)
+    wanted = config.evaluate.horizons_of(spec.name)
     curves = {m: v["curves"][:, np.searchsorted(v["days"], at)] for m, v in with_curves.items()}
     # nobody else's follow-up is known: censoring and the null are those of the prediction times that are scored
     return evaluate_score.score_time(
-        spec, predictions, follow_up, cohort, train=follow_up,
-        horizons=at or evaluate_score.usable_horizons(config.evaluate.horizons_days, follow_up.time_N),
+        spec, predictions, follow_up, cohort, train=TrainingCurves.fit(follow_up),
+        horizons=at or evaluate_score.usable_horizons(wanted, follow_up, people, min_events=least),
         curves=PredictedCurves(np.array(at), curves) if at else None,
     )  # fmt: skip
 

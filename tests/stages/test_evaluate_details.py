@@ -50,7 +50,7 @@ def done(tmp_path_factory):
     labels["sleep"] = sleep
     config = small_run.small_config(root)
     config.evaluate.update({"tasks": TASKS, "min_patients": 2, "min_per_class": 1, "label_fractions": (0.5, 1.0)})
-    config.evaluate.update({"label_draws": 2, "horizons_days": (90.0, 200.0)})
+    config.evaluate.update({"label_draws": 2, "horizons_days": (90.0, 200.0), "min_horizon_events": 1})
     for name in ("gradient_boosting_ehr", "gradient_boosting_wear"):
         del config.models[name]
     plan = small_run.plan_of(config, root / "run")
@@ -101,9 +101,10 @@ def test_survival_metrics_equal_scikit_survival(done):
     # the integral of the two saved horizons alone, through the same scoring
     horizons = np.array([90.0, 200.0])
     curves = table.select("predicted_survival_90d", "predicted_survival_200d").to_numpy()
+    fitted = survival.TrainingCurves.fit(FollowUp(y_train["time"], y_train["event"]))
     found = evaluate_score.score_time(
         TaskSpec("d", "t", resampling=Resampling(0)), {"joint": risk}, FollowUp(y["time"], y["event"]),
-        evaluate_score.Cohort(np.arange(len(y))), train=FollowUp(y_train["time"], y_train["event"]),
+        evaluate_score.Cohort(np.arange(len(y))), train=fitted,
         horizons=horizons, curves=PredictedCurves(horizons, {"joint": curves}),
     )  # fmt: skip
     expected = integrated_brier_score(y_train, y, curves, horizons)
@@ -160,7 +161,7 @@ def test_metrics_are_there_as_the_meds_tool_writes_them(done):
 
 def test_subgroups_are_those_of_the_people(done):
     _, plan, _, details, _ = done
-    known = evaluate_subgroups.attributes(plan)
+    known = evaluate_subgroups.attributes(plan, "all")
     held = predictions(plan, "readmission", "joint").join(known, on=KEYS)
     births = pl.read_parquet(plan.fit("all").folder / "subjects.parquet").select("subject_id", "birth_time")
     age = held.join(births, on="subject_id", maintain_order="left")

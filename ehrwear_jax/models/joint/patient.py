@@ -1,6 +1,7 @@
 """Turns a record into one patient's stream in time order, and says what of it a context shows."""
 
 import dataclasses
+import functools
 from typing import NamedTuple
 
 import numpy as np
@@ -61,6 +62,16 @@ class Patient:
     _summed_M: np.ndarray
     raw: RawWindows | None = None
     quality_MxLxC: np.ndarray | None = None
+
+    @functools.cached_property
+    def event_at(self) -> np.ndarray:
+        """Where in the stream its events are: int64, increasing."""
+        return np.flatnonzero(~self.is_wear_N)
+
+    @functools.cached_property
+    def window_at(self) -> np.ndarray:
+        """Where in the stream its windows are: int64, increasing."""
+        return np.flatnonzero(self.is_wear_N)
 
     @property
     def nbytes(self) -> int:
@@ -212,6 +223,17 @@ def without(patient: Patient, keep_ehr: bool, keep_wear: bool) -> Patient:
     time_N = patient.time_N[keep_N]
     has_birth = keep_ehr and patient.has_birth
     return select(patient, keep_N, keep_ehr, patient.origin_us if has_birth else int(time_N[0]))
+
+
+def first_full(patient: Patient, max_ehr: int, max_windows: int) -> int:
+    """The first end of a context that fills a budget; the end of the record where all of it fits.
+
+    Args:
+      max_ehr, max_windows: budgets of a context, see context.fit.
+    """
+    room = max(max_ehr - len(patient.static_token_S), 1), max_windows
+    parts = zip((patient.event_at, patient.window_at), room, strict=True)
+    return min((int(at[n - 1]) + 1 for at, n in parts if 0 < n < len(at)), default=len(patient.time_N))
 
 
 def sample_day(draw: float, patient: Patient, weight_V: np.ndarray) -> int:

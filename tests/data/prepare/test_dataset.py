@@ -93,7 +93,8 @@ def test_a_date_without_a_time_is_known_at_the_days_end():
         (1, day + timedelta(days=2), "FOLLOWUP_END", None, None),
     ]
     schema = meds_checks.EVENT_SCHEMA
-    kept, births, ends = events.harmonise_events(pl.DataFrame(rows, schema, orient="row"), CONFIG)
+    without = pl.Series(["DX//I10", "LAB//a", "MEDS_DEATH", "FOLLOWUP_END"])
+    kept, births, ends = events.harmonise_events(pl.DataFrame(rows, schema, orient="row"), CONFIG, without)
     assert kept.select("time", "code", "text_value").rows() == [
         (None, "GENDER//F", None),
         (day + timedelta(hours=8), "LAB//b", None),
@@ -103,10 +104,8 @@ def test_a_date_without_a_time_is_known_at_the_days_end():
     ]
     assert births.rows() == [(1, datetime(1950, 5, 5))], "the birth is an age, not an event"
     assert ends.rows() == [(1, day + timedelta(days=3) - US, True)], "follow-up ends with the administrative row"
-    kept, _, _ = events.harmonise_events(
-        pl.DataFrame(rows, schema, orient="row"), PrepareConfig(date_only_at_day_end=False)
-    )
-    assert kept["time"].to_list()[1:3] == [day, day]
+    kept, _, _ = events.harmonise_events(pl.DataFrame(rows, schema, orient="row"), CONFIG, without.filter([False] * 4))
+    assert kept["time"].to_list()[1:3] == [day, day], "codes that carry times keep their midnight"
 
 
 # ------------------------------------------------------------------------------------------------------- counts
@@ -123,7 +122,8 @@ def test_counts_reconcile_with_the_raw_rows(root, counts):
         raw["time"].null_count(), tables[0]["n"] - raw["time"].null_count()
     )  # fmt: skip
     assert tables[1]["n"] == index["n_windows"].sum() > 100
-    assert tables[2]["n"] == index.height == N_SUBJECTS and tables[2]["dropped"] == 0
+    assert tables[2]["n"] == n_admin + raw.filter(pl.col("code") == "MEDS_DEATH").height, "the codes without times"
+    assert tables[3]["n"] == index.height == N_SUBJECTS and tables[3]["dropped"] == 0
 
 
 def test_user_tables_harmonise_codes_and_values_and_counts_reconcile(root, counts, tmp_path):
@@ -154,7 +154,7 @@ def test_user_tables_harmonise_codes_and_values_and_counts_reconcile(root, count
 
 def test_only_the_cohort_is_prepared(root, counts, tmp_path):
     criteria = CohortConfig(min_ehr_days=100.0, min_wear_days=1, min_wear_hours=6.0)
-    steps = dataset.prepare_tables(root / "meds", root / "wearable", tmp_path / "tables", CONFIG, criteria)[3:]
+    steps = dataset.prepare_tables(root / "meds", root / "wearable", tmp_path / "tables", CONFIG, criteria)[4:]
     assert [s["step"] for s in steps] == ["people", "people with enough EHR history", "people with enough wear"]
     assert steps[0]["n"] == N_SUBJECTS > steps[1]["n"] > steps[2]["n"] > 5
     (left_out,) = dataset.prepare_records(tmp_path / "tables", None, tmp_path / "records", CONFIG)
@@ -183,7 +183,7 @@ def test_people_without_a_split_are_counted_also_those_with_a_wearable_only(tmp_
     for shard in meds.list_shards(root / "meds"):
         meds.write_shard(shard, meds.read_shard(shard).filter(pl.col("subject_id") != 7))  # a wearable only
     tables, (left_out,), _ = run(root)
-    assert tables[2]["n"] == 10 and tables[2]["dropped"] == 2 and left_out["dropped"] > 0
+    assert tables[3]["n"] == 10 and tables[3]["dropped"] == 2 and left_out["dropped"] > 0
     assert set(read_records(root)) == set(range(1, 13)) - {3, 7}
 
 

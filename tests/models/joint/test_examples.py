@@ -270,7 +270,7 @@ def test_the_cache_stays_within_its_bytes(few_people):
 
 
 def test_a_batch_counts_what_is_not_padding(few_people):
-    rows = examples(few_people, tokens=6, context_tokens=6, windows=3, queries=3, events=1, future_windows=1)
+    rows = examples(few_people, tokens=3, context_tokens=3, windows=3, queries=3, events=1, future_windows=1)
     batch = rows.spec.empty(2)
     assert set(rows.counts(batch).values()) == {0}
     batch["segment"][:] = [[1, 1, 1, 2, 2, 0], [1, 1, 0, 0, 0, 0]]

@@ -1,0 +1,89 @@
+"""Fits penalised linear models on sparse features: logistic, Cox or ridge regression, as the loss says.
+
+Minimises loss.mean(x @ coef + intercept) + l2 / 2 ||coef||^2 over standardised columns by L-BFGS, from the strongest
+penalty to weaker ones, each begun where the last one ended; the penalty of lowest tuning loss is kept.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+from scipy import optimize, sparse
+
+from ehrwear_jax.models.tabular.losses import Loss
+
+L2_GRID = (10.0, 3.0, 1.0, 0.3, 0.1, 0.03, 0.01, 3e-3, 1e-3, 1e-4, 1e-5)
+RARE_SD = 0.1  # columns of less spread (counts of codes that one person in a hundred has) are not blown up further
+_WORSE = 2  # penalties in a row without a lower tuning loss after which weaker ones are not tried
+
+
+@dataclasses.dataclass(frozen=True)
+class Linear:
+    """A fitted linear model.
+
+    Attributes:
+      coef_F: of the columns as they are given. intercept: of the score.
+      l2: the penalty; tuning_loss: {l2: loss}, of those that were tried.
+    """
+
+    coef_F: np.ndarray
+    intercept: float
+    l2: float
+    tuning_loss: dict[float, float]
+
+    def score(self, x: sparse.csr_matrix) -> np.ndarray:
+        """Log-odds, log-hazard or value, float64 [N]."""
+        return (x @ self.coef_F.astype(np.float32)).astype(np.float64) + self.intercept
+
+
+def fit(
+    x_train: sparse.csr_matrix,
+    train: Loss,
+    x_tuning: sparse.csr_matrix,
+    tuning: Loss,
+    l2_grid: Sequence[float] = L2_GRID,
+) -> Linear:
+    """A linear model; no randomness.
+
+    Args:
+      x_train, x_tuning: encoded features, float32 [N, F]. train, tuning: losses of their rows.
+    """
+    mean_F, scale_F = _moments(x_train)
+    fits: dict[float, tuple[np.ndarray, float]] = {}
+    losses: dict[float, float] = {}
+    start = np.zeros(len(mean_F) + 1)
+    for l2 in sorted(l2_grid, reverse=True):
+        start = _minimise(x_train, train, mean_F, scale_F, l2, start)
+        coef_F = start[:-1] / scale_F
+        fits[l2] = coef_F, float(start[-1] - coef_F @ mean_F)
+        losses[l2] = tuning.mean(Linear(*fits[l2], l2, {}).score(x_tuning))
+        best = min(losses, key=lambda k: losses[k])
+        if list(losses).index(best) < len(losses) - _WORSE:
+            break
+    return Linear(*fits[best], best, losses)
+
+
+def _moments(x):
+    """(mean, scale) of the columns, zeros included, float64 [F]; scale infinite of a constant column."""
+    n = x.shape[0]
+    sums = [np.bincount(x.indices, d, x.shape[1]) for d in (x.data, x.data.astype(np.float64) ** 2)]
+    mean_F, square_F = (s / n for s in sums)
+    sd_F = np.sqrt(np.maximum(square_F - mean_F**2, 0))
+    return mean_F, np.where(sd_F > 1e-6 * np.maximum(np.abs(mean_F), 1e-30), np.maximum(sd_F, RARE_SD), np.inf)
+
+
+def _minimise(x, loss, mean_F, scale_F, l2, start):
+    """Coefficients of the standardised columns and, last, the intercept."""
+    transposed = x.T  # the same arrays
+
+    def objective(theta):
+        coef_F = theta[:-1] / scale_F
+        score_N = (x @ coef_F.astype(np.float32)).astype(np.float64) + (theta[-1] - coef_F @ mean_F)
+        first_N = loss.derivatives(score_N)[0] / loss.n_terms
+        total = first_N.sum()
+        by_column = (transposed @ first_N.astype(np.float32)).astype(np.float64) - mean_F * total
+        gradient = np.append(by_column / scale_F + l2 * theta[:-1], total)
+        return loss.mean(score_N) + l2 / 2 * theta[:-1] @ theta[:-1], gradient
+
+    options = {"maxiter": 200, "maxcor": 20, "ftol": 1e-8, "gtol": 1e-6}
+    return optimize.minimize(objective, start, jac=True, method="L-BFGS-B", options=options).x
