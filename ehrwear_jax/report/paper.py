@@ -47,8 +47,15 @@ def sorted_levels(levels: Iterable[str]) -> list[str]:
     return sorted(dict.fromkeys(levels), key=lambda level: (ages.get(level[:1], 0), level))
 
 
+def count(entry: Mapping, field: str) -> str:
+    """A count of an entry of prevalence, which may be hidden or not exist."""
+    return rec.HIDDEN if entry[field] is None and entry.get("hidden") else rec.format_count(entry[field])
+
+
 def share(entry: Mapping) -> str:
     """`9.6%` of an entry of prevalence."""
+    if entry["positives"] is None and entry.get("hidden"):
+        return rec.HIDDEN
     known = entry["positives"] is not None and entry["times"]
     return f"{100 * entry['positives'] / entry['times']:.1f}%" if known else rec.ABSENT
 
@@ -250,7 +257,7 @@ def _prevalence(data: ReportData) -> Table | None:
     lines = []
     for r in held:
         days = rec.ABSENT if r["median_days"] is None else f"{r['median_days']:,.0f}"
-        counts = (rec.format_count(r[k]) for k in ("people", "times", "positives"))
+        counts = (count(r, k) for k in ("people", "times", "positives"))
         lines.append(Row((rec.task_label(r["task"]), *counts, share(r), days)))
     heads = ("Patients", "Prediction times", "Positive", "Prevalence", "Median follow-up, days")
     columns = (Column("Task", is_text=True), *(Column(h) for h in heads))
@@ -267,7 +274,8 @@ def _confusion(found: Lookup, task) -> Table | None:
         counts = (found.require(task, model, m)["value"] for m in ("tp", "fp", "tn", "fn"))
         rates = (found.cell(task, model, m) for m in ("sensitivity", "specificity", "ppv"))
         threshold = rec.format_number(found.require(task, model, "threshold")["value"])
-        lines.append(Row((rec.model_label(model), threshold, *(f"{c:,.0f}" for c in counts), *rates)))
+        shown = (rec.HIDDEN if c is None else f"{c:,.0f}" for c in counts)
+        lines.append(Row((rec.model_label(model), threshold, *shown, *rates)))
     heads = ("Threshold", "True positives", "False positives", "True negatives", "False negatives")
     columns = (Column("Model", "confusion", is_text=True), *(Column(h) for h in heads),
                *(Column(h) for h in ("Sensitivity", "Specificity", "PPV")))  # fmt: skip

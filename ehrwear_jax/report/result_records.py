@@ -19,6 +19,7 @@ P_VALUE = "_difference_p"
 Q_VALUE = "_difference_q"
 MINUS = "\N{MINUS SIGN}"
 ABSENT = "\N{EN DASH}"
+HIDDEN = "hidden"  # of a count of few people
 
 
 @dataclass(frozen=True)
