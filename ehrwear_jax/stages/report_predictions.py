@@ -206,5 +206,5 @@ def _notes(tasks):
         "q-values: Benjamini and Hochberg over all comparisons of one measure in this report, false discovery rate 5%.",
     ]
     if any("time_to_event_days" in times.columns for times, _ in tasks.values()):
-        notes.append("Censoring, and the Kaplan-Meier null, are estimated on the people who are scored.")
+        notes.append("Censoring, and the null without covariates, are estimated on the people who are scored.")
     return notes
