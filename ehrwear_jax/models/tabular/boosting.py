@@ -98,7 +98,7 @@ def fit(
     Memory: beside x_train, of which LightGBM keeps a byte or two per entry, the trees of the candidates.
 
     Args:
-      x_train, x_tuning: features encoded for trees, float32 [N, F]. train, tuning: losses of their rows.
+      x_train, x_tuning: encoded features, float32 [N, F]. train, tuning: losses of their rows.
     """
     import lightgbm
 

@@ -67,7 +67,7 @@ def scores(config: Config, kind: str, table: Table, target: Mapping[str, Any]) -
     train, tuning = (losses.of(kind, target[s], s) for s in ("train", "tuning"))
     x_train = table.read("train")
     is_linear = config.estimator == "linear"
-    encode = Encoder(x_train, table.columns["kind"].to_list(), for_trees=not is_linear)
+    encode = Encoder(x_train, table.columns["kind"].to_list())
     expand = _interactions(table.columns) if is_linear else lambda x: x
     x_train, x_tuning = expand(encode(x_train)), expand(encode(table.read("tuning")))
     model: Any
