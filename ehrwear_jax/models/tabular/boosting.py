@@ -33,9 +33,11 @@ CANDIDATES: tuple[dict[str, Any], ...] = tuple(dict(zip(_NAMES, row, strict=True
 # One thread a model: OpenMP's threads spin while they wait for each other, and candidates run side by side anyway.
 _ALWAYS: dict[str, Any] = {
     "verbosity": -1, "num_threads": 1, "deterministic": True, "force_col_wise": True, "max_bin": 63,
-    "bin_construct_sample_cnt": 20_000, "feature_pre_filter": False, "bagging_fraction": 0.8, "bagging_freq": 1,
+    "feature_pre_filter": False, "bagging_fraction": 0.8, "bagging_freq": 1,
     "objective": "none", "metric": "none", "histogram_pool_size": 64.0,
 }  # fmt: skip
+
+_BINNED_ENTRIES = 4_000_000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,14 +103,18 @@ def fit(
       x_train, x_tuning: encoded features, float32 [N, F]. train, tuning: losses of their rows.
     """
     lightgbm = _library()
-    data = lightgbm.Dataset(x_train, train.target, params=_ALWAYS, free_raw_data=True).construct()
-    tuned = lightgbm.Dataset(x_tuning, tuning.target, reference=data, params=_ALWAYS).construct()
+    # rows that bins are made of, in bounded memory
+    always = _ALWAYS | {
+        "bin_construct_sample_cnt": max(_BINNED_ENTRIES * x_train.shape[0] // max(x_train.nnz, 1), 5000)
+    }
+    data = lightgbm.Dataset(x_train, train.target, params=always, free_raw_data=True).construct()
+    tuned = lightgbm.Dataset(x_tuning, tuning.target, reference=data, params=always).construct()
     jobs = list(enumerate(search.candidates))
     lock = threading.Lock()
 
     def run(job):
         number, candidate = job
-        settings = {**_ALWAYS, **train.boosting, **candidate, "seed": 1000 * search.seed + number + 1}
+        settings = {**always, **train.boosting, **candidate, "seed": 1000 * search.seed + number + 1}
         with lock:  # here, as the library's log level is a thread's own
             booster = lightgbm.Booster(settings, data)
             booster.add_valid(tuned, "tuning")
