@@ -54,8 +54,7 @@ def test_out_of_fold_predictions_cover_each_person_once(folded, task):
     plan, labels = folded
     expected = labels[task].join(FOLDS.filter(pl.col("fold") >= 0), on="subject_id", how="semi")
     names = {p.stem for p in (scores(plan, task).folder / "predictions").iterdir()}
-    boosting = {m for m in plan.config.models if m.startswith("gradient_boosting")}  # of binary tasks alone
-    assert names == set(plan.config.models) - (boosting if task == "relapse" else set())
+    assert names == set(plan.config.models)
     for model in names:
         table = predictions(plan, task, model)
         assert not table.select(KEYS).is_duplicated().any()
@@ -189,7 +188,7 @@ def test_a_half_done_evaluation_resumes_with_what_is_missing(folded):
     resumed = scores(plan, "relapse"), predictors.predictions_artifact(plan, relapse, of_table)
     resumed += (plan.artifact("features", "fold1", workdir.read_about(features)["of"]),)
     before, times = small_run.contents(root), small_run.written_at(root)
-    for artifact, name in zip(resumed, ("scores.json", "predictions.npz", "features.parquet"), strict=True):
+    for artifact, name in zip(resumed, ("scores.json", "predictions.npz", "columns.parquet"), strict=True):
         assert artifact.done
         small_run.interrupted(artifact, name)
     assert evaluate.missing(plan) == ["relapse"]
