@@ -33,7 +33,7 @@ class PhysiologyConfig:
     period_days: tuple = (7,)
     """Lengths of the period after the prediction time, days."""
     per_subject: int = 2
-    """Prediction times drawn for each person, at midnights of the recording's clock."""
+    """Prediction times drawn for each person, at midnights of the clock of start_time."""
     min_history_days: float = 1.0
     """Least days from the beginning of wear to a prediction time."""
     min_days: int = 4
@@ -50,8 +50,8 @@ class PhysiologyConfig:
     counts_cap: float = 300.0
     """Highest scaled count; depends on the device."""
     non_wear_minutes: int = 90
-    """Minutes of zero counts in a row, without a heart rate, that count as time not worn; 0: zeros are taken as they
-    are."""
+    """Minutes of zero counts in a row, without a heart rate, that count as time not worn (signals/non_wear.py); 0:
+    zeros are taken as they are."""
     still_counts: float = 0.0
     """Most counts of a minute at rest, in the channel's unit, see rest_activity.resting_heart_rate."""
     hrv_channel: str = ""
