@@ -165,7 +165,7 @@ def _quiet(end_M: np.ndarray, counts_MxL: np.ndarray, beats_MxL: np.ndarray, min
     parts = [_before(end_M, moved_MxL, k) for k in range(-(-back // n_steps), 0, -1)]
     known_MxK = np.concatenate([*parts, moved_MxL], axis=1)[:, -(back + n_steps) :]
     flag_MxL = np.zeros(counts_MxL.shape, bool)
-    for m in np.flatnonzero((known_MxK == 0).sum(axis=1) >= min_minutes - rest_activity.SPIKE_MINUTES):
+    for m in np.flatnonzero((known_MxK == 0).sum(axis=1) >= min_minutes // 2):  # a run has few spikes
         flag_MxL[m] = rest_activity.non_wear_counts(known_MxK[m], min_minutes)[-n_steps:]
     return flag_MxL
 
