@@ -132,6 +132,11 @@ class PrepareConfig:
     """Quantile bins of a code's values, fitted on the training split."""
     min_values: int = 50
     """Values that a code needs in the training split for its values to be binned and standardised."""
+    value_fence: float = 10.0
+    """Robust standard deviations from the median beyond which a value, of a code or of a channel, counts as at that
+    distance when mean and standard deviation are fitted (data/prepare/code_counts.py, bounds), so that a single
+    mistyped one does not make all others alike; 0: all count as they are. What a model is given is clipped at 5
+    standard deviations (values) and 10 (signals)."""
     min_text_subjects: int = 5
     """Patients of the dataset that must have a text, where it is an event's only result, for it to be kept; of the
     training split, and at least min_subjects of them, for a token of its own."""
@@ -206,7 +211,7 @@ DATE_ONLY_OPTIONS = ("date_only_at_day_end", "date_only_share", "date_only_min_e
 # Options that the tables do not depend on, but the records; and those that only what is fitted per fold depends on.
 RECORD_OPTIONS = ("implied_parents", "subjects_per_shard")
 DEIDENTIFY_OPTIONS = ("pseudonymise", "shift_days", "shift_whole_weeks", "max_age_years", "key_file")
-FIT_OPTIONS = ("min_subjects", "value_bins", "min_values", "ranges_file", "tuning_fraction")
+FIT_OPTIONS = ("min_subjects", "value_bins", "min_values", "value_fence", "ranges_file", "tuning_fraction")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -49,9 +49,11 @@ class EvaluateConfig:
     sex_prefixes: tuple = ("GENDER//", "SEX//")
     """Prefixes of the codes of a person's sex."""
     min_patients: int = 20
-    """Fewest patients of a subgroup that is shown."""
+    """Fewest patients of a subgroup, or of a quartile of risk, that is shown."""
     min_per_class: int = 10
-    """Fewest patients of each class of a subgroup that is shown."""
+    """Fewest patients of each class of a subgroup that is shown. Also the smallest count of people on the page:
+    smaller ones are hidden in the flow of the cohort, demographics, prevalence and confusion matrices, with the others
+    and the rates that would tell them; 1 shows all."""
     label_fractions: tuple = (0.01, 0.1, 1.0)
     """Shares of the training patients on which probes are fitted for label efficiency; empty: none."""
     label_draws: int = 5

@@ -113,7 +113,8 @@ def _uncertainty_table(uncertainty: Sequence[Entry]) -> Table:
     lines: list[Row | Group] = []
     for group in dict.fromkeys(u["group"] for u in uncertainty):
         mine = [u for u in uncertainty if u["group"] == group]
-        lines.append(Group(GROUPS.get(group, group), f"n = {mine[0]['n']:,}"))
+        n = rec.HIDDEN if mine[0]["n"] is None else rec.format_count(mine[0]["n"])
+        lines.append(Group(GROUPS.get(group, group), f"n = {n}"))
         for u in mine:
             record = {"metric": u["measure"], **{k: u[k] for k in ("value", "lo", "hi")}}
             lines.append(Row((rec.metric_of(u["measure"]).label, rec.format_interval(record))))

@@ -70,6 +70,8 @@ def _events(r: Record) -> str:
 def _people(held: Entry | None) -> str:
     if held is None:
         return ""
+    if held["people"] is None:
+        return ""
     positive, people = held.get("people_positive"), rec.format_count(held["people"])
     return f"{people} people" if positive is None else f"{rec.format_count(positive)} of {people} people"
 

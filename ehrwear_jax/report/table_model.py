@@ -189,7 +189,7 @@ def record_table(records: Sequence[Record], caption: str) -> Table:
 
 
 def cohort_table(steps: Sequence[Mapping[str, Any]]) -> Table:
-    """One line for each step of the cohort's selection.
+    """One line for each step of the cohort's selection; counts of None are hidden.
 
     Raises:
       ValueError: a step lacks one of step, n, dropped, reason.
@@ -199,8 +199,9 @@ def cohort_table(steps: Sequence[Mapping[str, Any]]) -> Table:
         missing = [key for key in ("step", "n", "dropped", "reason") if key not in step]
         if missing:
             raise ValueError(f"cohort step {index} ({step.get('step')}) lacks {', '.join(missing)}")
-        dropped = rec.format_count(step["dropped"]) if step["dropped"] else rec.ABSENT
-        cells = (str(step["step"]), rec.format_count(step["n"]), dropped, str(step["reason"] or ""))
+        remaining, dropped = (rec.HIDDEN if step[k] is None else rec.format_count(step[k]) for k in ("n", "dropped"))
+        dropped = rec.ABSENT if step["dropped"] == 0 else dropped
+        cells = (str(step["step"]), remaining, dropped, str(step["reason"] or ""))
         lines.append(Row(cells))
     return Table(
         "Numbers that remained after each step, that were dropped, and the reason.",

@@ -44,7 +44,7 @@ from ehrwear_jax.stages.evaluate_score import Cohort
 from ehrwear_jax.stages.labels import HOSPITALIZATION
 from ehrwear_jax.stages.plan import Plan
 from ehrwear_jax.stages.predictors import Predicted
-from ehrwear_jax.stages.tasks import BINARY, SPLITS, SURVIVAL, Task
+from ehrwear_jax.stages.tasks import BINARY, REGRESSION, SPLITS, SURVIVAL, Task
 
 SURVIVAL_COLUMNS = ("time_to_event_days", "event_observed", COMPETING)
 SCORES, MEDS_EVALUATION = "scores.json", "meds_evaluation.json"
@@ -82,7 +82,9 @@ def results(plan: Plan) -> tuple[list[dict], dict[str, list]]:
         records += found["records"]
         for name in DETAILS:
             details[name] += found.get(name, [])
-    details["demographics"] = evaluate_subgroups.demographics(evaluate_subgroups.described(plan))
+    details["demographics"] = evaluate_subgroups.demographics(
+        evaluate_subgroups.described(plan), plan.config.evaluate.min_per_class
+    )
     adjusted, primary = families.primary(records)
     details["subgroups"], of_subgroups = families.of_subgroups(details["subgroups"])
     details["families"] = primary + of_subgroups
@@ -158,10 +160,14 @@ class _Scoring:
         at_times = self._held.join(known.drop("split"), on=KEYS, how="left", maintain_order="left")
         cohort = Cohort(task.group_N, evaluate_subgroups.levels(self._config, at_times))
         found = {BINARY: self._binary, SURVIVAL: self._survival}.get(task.kind, self._regression)(cohort)
+        limit = self._config.min_per_class
+        if task.kind != REGRESSION:
+            label = self._held["boolean_value" if task.kind == BINARY else "event_observed"].to_numpy()
+            found = evaluate_score.protected(found, label, cohort, limit)
         if len(task.folds) == 1 and task.name in label_tasks(plan):  # out of fold, training patients differ
             found["fractions"] = evaluate_subgroups.label_efficiency(plan, self._spec, self._labelled())
         times = pl.concat([task.of(s) for s in SPLITS])
-        return found | {"prevalence": evaluate_subgroups.prevalence(task.name, times, task.column)}
+        return found | {"prevalence": evaluate_subgroups.prevalence(task.name, times, task.column, limit)}
 
     def _labelled(self) -> evaluate_subgroups.Labelled:
         """What label efficiency needs of a task in one fold."""

@@ -11,7 +11,16 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from ehrwear_jax.evals import builders, classification, decision, inference, protocol, regression, subgroups
+from ehrwear_jax.evals import (
+    builders,
+    classification,
+    decision,
+    disclosure,
+    inference,
+    protocol,
+    regression,
+    subgroups,
+)
 from ehrwear_jax.evals.builders import Build, PredictedCurves
 from ehrwear_jax.evals.estimates import Estimates, estimate
 from ehrwear_jax.evals.protocol import Record, TaskSpec, number
@@ -100,6 +109,19 @@ def _subgroup_records(
     ]
 
 
+def protected(found: dict[str, list[dict]], y_N: npt.ArrayLike, cohort: Cohort, limit: int) -> dict[str, list[dict]]:
+    """The scores of a task without what tells how many are positive, where they are few people (or all but few).
+
+    Args:
+      found: of `score_binary` or `score_time`.
+      y_N: 0/1: label, or event.
+      limit: of people, config.evaluate.min_per_class.
+    """
+    if not disclosure.tells_few(y_N, cohort.group_N, limit):
+        return found
+    return found | {"records": disclosure.without_positives(found["records"]), "curves": []}
+
+
 # ------------------------------------------------------------------------------------------------- binary tasks
 
 
@@ -119,7 +141,8 @@ def score_binary(
       y_N: 0/1 labels.
       cohort: the people.
       operating_points: model -> threshold that was chosen on other prediction times, or one for each row, of its fold
-        [N]; models without one have no confusion matrix. "threshold" records their mean.
+        [N]; models without one have no confusion matrix. "threshold" records their mean. A matrix with a cell of fewer
+        people than task.suppression.min_per_class is hidden.
       known_factor_N: inverse probability of each label being known (`survival.horizon_factor`): adds "<metric>_ipcw",
         which estimate the whole cohort and not only those whose label is known; so do the decision curves then.
     """
@@ -137,6 +160,9 @@ def score_binary(
     wanted = ("prevalence", "brier_null", "brier_skill", "calibration_slope", "calibration_intercept", "ece_corrected",
               "mean_gap", *CONFUSION)  # fmt: skip
     records += _cohort_records(task, records, scored, wanted.__contains__)
+    few = {m for m, threshold in points.items() if m in predictions and disclosure.matrix_tells_few(
+        y_N, np.asarray(predictions[m]) >= threshold, cohort.group_N, task.suppression.min_per_class)}  # fmt: skip
+    records = disclosure.without(records, disclosure.TELL_MATRIX, frozenset(few))
     records += [protocol.record(common, m, "threshold", float(np.mean(points[m]))) for m in predictions if m in points]
     records += _bootstrap_z(task, common, scored.of_cohort())
     for key in weighted:

@@ -21,14 +21,14 @@ import polars as pl
 
 from ehrwear_jax.config.run import RunConfig
 from ehrwear_jax.data.formats.label_tables import COMPETING
-from ehrwear_jax.evals import classification, families, meds_predictions, protocol, subgroups
+from ehrwear_jax.evals import classification, disclosure, families, meds_predictions, protocol, subgroups
 from ehrwear_jax.evals.builders import PredictedCurves
 from ehrwear_jax.evals.estimates import Resampling
 from ehrwear_jax.evals.survival import TrainingCurves
 from ehrwear_jax.report.build import ReportInputs
 from ehrwear_jax.report.report_data import ReportData
 from ehrwear_jax.report.result_records import horizon_of, main_model
-from ehrwear_jax.stages import evaluate_score, evaluate_subgroups
+from ehrwear_jax.stages import evaluate_score, evaluate_subgroups, report_inputs
 from ehrwear_jax.stages.embed import KEYS
 from ehrwear_jax.stages.evaluate_score import Cohort
 from ehrwear_jax.stages.tasks import follow_up_of
@@ -59,11 +59,13 @@ def inputs(config: RunConfig) -> ReportInputs:
     for task, (times, by_model) in tasks.items():
         cohort = Cohort(times["subject_id"].to_numpy(), _levels(config, times, known))
         found = _score(config, _spec(config, task, by_model, everyone), times, by_model, cohort)
+        if (label := next((c for c in ("boolean_value", "event_observed") if c in times.columns), None)) is not None:
+            found = evaluate_score.protected(found, times[label].to_numpy(), cohort, config.evaluate.min_per_class)
         records += found["records"]
         subgroups_of += found["subgroups"]
         curves += found["curves"]
         held = times.with_columns(split=pl.lit("held_out"))
-        prevalence += evaluate_subgroups.prevalence(task, held, times.columns[2])
+        prevalence += evaluate_subgroups.prevalence(task, held, times.columns[2], config.evaluate.min_per_class)
     adjusted, primary = families.primary(records)
     subgroups_of, of_subgroups = families.of_subgroups(subgroups_of)
     binary = {t: found for t, found in tasks.items() if "boolean_value" in found[0].columns}
@@ -75,10 +77,11 @@ def inputs(config: RunConfig) -> ReportInputs:
         predictions={
             t: {m: (times["boolean_value"].to_numpy().astype(int), v["p"]) for m, v in by_model.items()}
             for t, (times, by_model) in binary.items()
+            if not disclosure.tells_few(times["boolean_value"], times["subject_id"], config.evaluate.min_per_class)
         },
         facts={"predictions": f"{len(tasks)} tasks, {len(everyone):,} patients", "seed": str(config.data.seed),
                "resamples of patients": f"{config.evaluate.n_resamples:,}"},
-        notes=_notes(tasks),
+        notes=_notes(config, tasks),
         data=ReportData(subgroups=subgroups_of, curves=curves, prevalence=prevalence, not_interpreted=NOT_INTERPRETED,
                         families=primary + of_subgroups, main_task=config.report.reliability_task),
     )  # fmt: skip
@@ -201,12 +204,13 @@ def _operating_points(config, task, predictions):
     return out
 
 
-def _notes(tasks):
+def _notes(config, tasks):
     notes = [
         "Made from saved predictions: how they were made, the training, and the selection of the people are not known.",
         "Intervals are 95% percentile intervals over resampled patients; all models and tasks share the resamples.",
         "q-values: Benjamini and Hochberg within the families named below the tables, false discovery rate 5%.",
     ]
+    notes.append(report_inputs.privacy_note(config.evaluate.min_per_class))
     if any("time_to_event_days" in times.columns for times, _ in tasks.values()):
-        notes.append("Censoring, and the Kaplan-Meier null, are estimated on the people who are scored.")
+        notes.append("Censoring, and the null without covariates, are estimated on the people who are scored.")
     return notes

@@ -15,7 +15,7 @@ from array_record.python.array_record_module import ArrayRecordReader
 from ehrwear_jax.config.data import CohortConfig, PrepareConfig
 from ehrwear_jax.data import store
 from ehrwear_jax.data.formats import meds, meds_checks, wearable
-from ehrwear_jax.data.prepare import dataset, events, record_shards, specs, statistics
+from ehrwear_jax.data.prepare import dataset, events, record_shards, signal_statistics, specs, statistics
 from ehrwear_jax.data.prepare import output_manifest as manifest
 from ehrwear_jax.data.signals import grid
 from ehrwear_jax.models.joint import vocabulary
@@ -161,7 +161,7 @@ def test_only_the_cohort_is_prepared(root, counts, tmp_path):
     assert [s["step"] for s in steps] == ["people", "people with enough EHR history", "people with enough wear"]
     assert steps[0]["n"] == N_SUBJECTS > steps[1]["n"] > steps[2]["n"] > 5
     (left_out,) = dataset.prepare_records(tmp_path / "tables", None, tmp_path / "records", CONFIG)
-    (split,) = dataset.fit_split(tmp_path / "tables", tmp_path / "records", tmp_path / "fit", CONFIG)
+    split, *_ = dataset.fit_split(tmp_path / "tables", tmp_path / "records", tmp_path / "fit", CONFIG)
     index = pl.read_parquet(tmp_path / "records" / "index.parquet")
     assert index.height == steps[2]["n"] and index["n_windows"].min() > 0 and index["n_events"].min() > 0
     assert index.select(pl.sum_horizontal("n_static", "n_events").sum()).item() == split["n"] + split["dropped"]
@@ -174,7 +174,7 @@ def test_rare_codes_are_counted_as_left_out(root, counts, tmp_path):
     config = PrepareConfig(min_subjects=10**6)
     dataset.prepare_tables(root / "meds", None, tmp_path / "tables", config)
     dataset.prepare_records(tmp_path / "tables", None, tmp_path / "records", config)
-    (left,) = dataset.fit_split(tmp_path / "tables", tmp_path / "records", tmp_path / "fit", config)
+    left, *_ = dataset.fit_split(tmp_path / "tables", tmp_path / "records", tmp_path / "fit", config)
     assert left["n"] == 0 and left["dropped"] == counts[0][0]["n"]
 
 
@@ -400,7 +400,7 @@ def failing(function, after):
         (record_shards, "_record", 11),  # in the middle of a shard of records
         (record_shards, "write_json", 2),  # a shard of records written, its tally not
         (statistics, "_count", 2),
-        (statistics, "fit_signals", 0),  # codes are fitted, and nothing of it is written yet
+        (signal_statistics, "fit_signals", 0),  # codes are fitted, and nothing of it is written yet
         (dataset, "write_frame", 6),
         (manifest, "write", 1),  # all records, but no manifest of them
         (manifest, "write", 2),  # everything but the last manifest
