@@ -64,6 +64,9 @@ def get_config(variant=""):
     )
     config.joint.weights.wear_to_ehr = (0.2, 1.0, 400)
     config.compile.vocabulary = 512
+    for name, model in config.models.items():
+        if model.get("estimator") == "boosting":
+            config.models[name].candidates = 6
     config.evaluate.tasks = tuple(f"hospitalization_{h}d" for h in (30, 90, 180, 365))
     config.report.update({"title": "Simulated cohort, small model", "reliability_task": "hospitalization_365d"})
     config_lib.apply_variants(config, variants)
