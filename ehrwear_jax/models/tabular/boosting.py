@@ -37,7 +37,7 @@ _ALWAYS: dict[str, Any] = {
     "objective": "none", "metric": "none", "histogram_pool_size": 64.0,
 }  # fmt: skip
 
-_BINNED_ENTRIES = 4_000_000
+_BINNED_ENTRIES = 2_000_000
 
 
 @dataclasses.dataclass(frozen=True)
