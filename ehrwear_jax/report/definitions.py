@@ -150,6 +150,11 @@ DEFINITIONS: dict[str, tuple[str, str]] = {
         "the latents' geometry. The oracle and the mean of the training split are bounds, in no family. Benjamini and "
         "Hochberg, JRSS B 57, 1995.",
     ),
+    "target_trial": (
+        "Target trial",
+        "the study that the labels stand for, by the parts that its protocol would have. Hernan and Robins, American "
+        "Journal of Epidemiology 183, 2016. Nobody is treated here: predictions are of what happens without them.",
+    ),
     "p_permutation": (
         "p by permutation",
         "one-sided: share of permutations with an MMD\N{SUPERSCRIPT TWO} at least as large, the observed one counted "

@@ -2,7 +2,7 @@
 
 A task's scores are an artifact that depends on all models' predictions. Its folder holds
 
-scores.json                 {records, subgroups, curves, fractions, prevalence} of the task
+scores.json                 {records, subgroups, curves, fractions, prevalence, trials} of the task
 meds_evaluation.json        {model: numbers by meds-evaluation's definitions} of a binary task
 predictions/<model>.parquet held-out predictions: binary tasks in the MEDS prediction schema; time_to_event_days,
                             event_observed, competing_event where there is one, predicted_log_hazard and
@@ -36,6 +36,7 @@ from ehrwear_jax.stages import (
     evaluate_score,
     evaluate_subgroups,
     predictors,
+    target_trial,
     tasks,
 )
 from ehrwear_jax.stages.artifacts import Artifact
@@ -48,7 +49,7 @@ from ehrwear_jax.stages.tasks import BINARY, REGRESSION, SPLITS, SURVIVAL, Task
 
 SURVIVAL_COLUMNS = ("time_to_event_days", "event_observed", COMPETING)
 SCORES, MEDS_EVALUATION = "scores.json", "meds_evaluation.json"
-DETAILS = ("subgroups", "curves", "fractions", "prevalence")
+DETAILS = ("subgroups", "curves", "fractions", "prevalence", "trials")
 # Options of config.evaluate that the scores do not depend on; those of probes, their predictions do, and the horizons
 # that a task has are named beside.
 NOT_SCORES = ("tasks", "probe", "probe_hidden", "probe_seeds", "label_tasks", "sex_prefixes",
@@ -154,7 +155,7 @@ class _Scoring:
         self._spec = task_spec(self._config, plan.config.name, task.name, plan.config.data.seed, universe)
 
     def score(self) -> dict[str, Any]:
-        """{records, subgroups, curves, fractions, prevalence}."""
+        """{records, subgroups, curves, fractions, prevalence, trials}."""
         plan, task = self._plan, self._task
         known = evaluate_subgroups.held_out_attributes(plan)
         at_times = self._held.join(known.drop("split"), on=KEYS, how="left", maintain_order="left")
@@ -167,6 +168,7 @@ class _Scoring:
         if len(task.folds) == 1 and task.name in label_tasks(plan):  # out of fold, training patients differ
             found["fractions"] = evaluate_subgroups.label_efficiency(plan, self._spec, self._labelled())
         times = pl.concat([task.of(s) for s in SPLITS])
+        found["trials"] = [target_trial.counts(plan, task)]
         return found | {"prevalence": evaluate_subgroups.prevalence(task.name, times, task.column, limit)}
 
     def _labelled(self) -> evaluate_subgroups.Labelled:
