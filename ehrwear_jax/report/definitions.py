@@ -167,8 +167,13 @@ DEFINITIONS: dict[str, tuple[str, str]] = {
     ),
     "cohens_d": (
         "Cohen's d over seeds",
-        "mean difference over the pooled standard deviation between the seeds of the probes; only with several seeds "
-        "(config.evaluate.probe=adam).",
+        "mean difference between two models over its standard deviation, seed by seed on the same people (paired, "
+        "d_z); only where both were trained with the same three seeds or more (config.seeds). It tells how stable the "
+        "difference is over training runs, not over people. Lakens, Frontiers in Psychology 4, 2013.",
+    ),
+    "seed_sd": (
+        "SD over seeds",
+        "standard deviation of the measure between training runs that differ in their seed alone, on the same people.",
     ),
     "subgroup": (
         "Subgroups",
