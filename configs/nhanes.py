@@ -36,6 +36,7 @@ def get_config(variant=""):
         {
             "channels": CHANNELS,
             "log_channels": ("activity_count",),
+            "non_wear": ("auto", "wear_flag:flag"),
             "step_minutes": 30,
             "min_subjects": 20,
             "value_bins": 8,

@@ -114,6 +114,12 @@ class PrepareConfig:
     """Length of a step of a window's grid, minutes."""
     min_coverage: float = 0.1
     """Least share of a window's steps that must be recorded; windows with less are left out."""
+    non_wear: tuple = ("auto",)
+    """How time not worn is found and taken out before windows are cut, "channel:rule" with a rule of counts,
+    acceleration (of three axes: x,y,z:acceleration) or flag; auto: counts and acceleration for the channels whose units
+    say so; empty: what is recorded counts as worn. See signals/non_wear.py."""
+    non_wear_minutes: int = 90
+    """Minutes of zero counts in a row, without a heart rate, that are not worn."""
     summaries: tuple = ()
     """Derived features of each window, "channel:kind", such as activity:entropy; see signals/derived_features.py."""
     segments: dict = dataclasses.field(default_factory=dict)
@@ -126,6 +132,11 @@ class PrepareConfig:
     """Quantile bins of a code's values, fitted on the training split."""
     min_values: int = 50
     """Values that a code needs in the training split for its values to be binned and standardised."""
+    value_fence: float = 10.0
+    """Robust standard deviations from the median beyond which a value, of a code or of a channel, counts as at that
+    distance when mean and standard deviation are fitted (data/prepare/code_counts.py, bounds), so that a single
+    mistyped one does not make all others alike; 0: all count as they are. What a model is given is clipped at 5
+    standard deviations (values) and 10 (signals)."""
     min_text_subjects: int = 5
     """Patients of the dataset that must have a text, where it is an event's only result, for it to be kept; of the
     training split, and at least min_subjects of them, for a token of its own."""
@@ -182,6 +193,8 @@ class PrepareConfig:
         options.require_range("config.prepare", self, limits)
         if not isinstance(self.segments, Mapping):
             raise ValueError(f"config.prepare.segments is {self.segments!r}; it must be a dict of name -> options")
+        if self.non_wear_minutes < 1:
+            raise ValueError(f"config.prepare.non_wear_minutes is {self.non_wear_minutes}; it must be at least 1")
         built = {}
         for name, values in self.segments.items():
             where = f"config.prepare.segments.{name}"
@@ -198,7 +211,7 @@ DATE_ONLY_OPTIONS = ("date_only_at_day_end", "date_only_share", "date_only_min_e
 # Options that the tables do not depend on, but the records; and those that only what is fitted per fold depends on.
 RECORD_OPTIONS = ("implied_parents", "subjects_per_shard")
 DEIDENTIFY_OPTIONS = ("pseudonymise", "shift_days", "shift_whole_weeks", "max_age_years", "key_file")
-FIT_OPTIONS = ("min_subjects", "value_bins", "min_values", "ranges_file", "tuning_fraction")
+FIT_OPTIONS = ("min_subjects", "value_bins", "min_values", "value_fence", "ranges_file", "tuning_fraction")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -33,7 +33,7 @@ class PhysiologyConfig:
     period_days: tuple = (7,)
     """Lengths of the period after the prediction time, days."""
     per_subject: int = 2
-    """Prediction times drawn for each person, at midnights of the recording's clock."""
+    """Prediction times drawn for each person, at midnights of the clock of start_time."""
     min_history_days: float = 1.0
     """Least days from the beginning of wear to a prediction time."""
     min_days: int = 4
@@ -50,8 +50,8 @@ class PhysiologyConfig:
     counts_cap: float = 300.0
     """Highest scaled count; depends on the device."""
     non_wear_minutes: int = 90
-    """Minutes of zero counts in a row, without a heart rate, that count as time not worn; 0: zeros are taken as they
-    are."""
+    """Minutes of zero counts in a row, without a heart rate, that count as time not worn (signals/non_wear.py); 0:
+    zeros are taken as they are."""
     still_counts: float = 0.0
     """Most counts of a minute at rest, in the channel's unit, see rest_activity.resting_heart_rate."""
     hrv_channel: str = ""
@@ -109,11 +109,11 @@ class LabelsConfig:
     """Least days from the first record, or from the start of follow-up where that is known, to a prediction time."""
     after_wearable: bool = True
     """Draw prediction times only after the first day of wear, where there are wearables."""
-    admission_code_prefix: str = "HOSPITAL_ADMISSION"
-    """Code of admissions, or what it starts with before "//". Empty: hospitalisation is not labelled."""
-    discharge_code_prefix: str = "HOSPITAL_DISCHARGE"
-    """Code of discharges, the same way. Empty: the dataset has none, and an admission is a stay of no length."""
-    transfer_code_prefixes: tuple = ()
+    admission_codes: tuple = ("HOSPITAL_ADMISSION",)
+    """Codes of admissions, or what they start with before "//". Empty: hospitalisation is not labelled."""
+    discharge_codes: tuple = ("HOSPITAL_DISCHARGE",)
+    """Codes of discharges, the same way. Empty: the dataset has none, and an admission is a stay of no length."""
+    transfer_codes: tuple = ()
     """Codes of moves between hospitals or departments, the same way: a stay that begins with one is no new
     admission."""
     stay_gap_hours: float = 24.0
@@ -130,7 +130,8 @@ class LabelsConfig:
     followup_start_codes: tuple = ()
     """Codes that say that a person is observed from then on, or what they start with before "//"; the first counts."""
     followup_end_codes: tuple = (FOLLOWUP_END,)
-    """Codes that say until when a person was observed, the same way; the last counts. By default the simulator's."""
+    """Codes that say until when a person was observed, the same way; the last counts. By default the simulator's.
+    Name them in config.prepare.drop_codes too."""
     followup: str = "last_record"
     """Until when a person is taken as observed of whom neither table nor code says it. last_record: their last record
     that is no future booking; extraction_date: the day of extraction, which is right where nobody can leave unseen, as

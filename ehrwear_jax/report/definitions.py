@@ -113,18 +113,22 @@ DEFINITIONS: dict[str, tuple[str, str]] = {
     "uno_c": (
         "Uno's C",
         "as the C-index, but each pair weighs one over the squared probability of not being censored, so that it does "
-        "not depend on the censoring; up to the last horizon. Uno et al., Statistics in Medicine 30, 2011.",
+        "not depend on the censoring; up to the last horizon, or else the last time at which somebody in training is "
+        "under observation. Someone with a competing event outlives every event. Uno et al., Statistics in Medicine "
+        "30, 2011; Wolbers et al., Biostatistics 15, 2014.",
     ),
     "auc_t": (
         "AUC at a time",
-        "probability that someone with the event by then was given a higher risk than someone followed beyond it, "
-        "weighted for censoring. Uno et al., JASA 102, 2007; Hung and Chiang, 2010.",
+        "probability that someone with the event by then was given a higher risk than someone followed beyond it, or "
+        "someone whom death or another competing event met first; weighted for censoring. Uno et al., JASA 102, 2007; "
+        "Blanche et al., Statistics in Medicine 32, 2013, definition 2.",
     ),
     "ibs": (
         "Brier score under censoring",
-        "squared distance between predicted survival and status at a time, weighted for censoring; integrated over "
-        "time up to the last horizon. Lower is better; the Kaplan-Meier curve of the training split is the null. Graf "
-        "et al., Statistics in Medicine 18, 1999.",
+        "squared distance between the predicted probability of the event and status at a time, weighted for "
+        "censoring; integrated over time up to the last horizon. Lower is better; the null predicts the Kaplan-Meier, "
+        "or under competing events the Aalen-Johansen, curve of the training split. Graf et al., Statistics in "
+        "Medicine 18, 1999; Schoop et al., Biometrical Journal 53, 2011.",
     ),
     "rmse": (
         "RMSE, MAE, R\N{SUPERSCRIPT TWO}",
@@ -196,7 +200,8 @@ DEFINITIONS: dict[str, tuple[str, str]] = {
     "kaplan_meier": (
         "Kaplan-Meier curves",
         "share without the event over time in quartiles of the predicted risk, with 95% bands over resamples of "
-        "patients, drawn while ten prediction times are under observation. Kaplan and Meier, JASA 53, 1958.",
+        "patients, drawn while ten prediction times are under observation. Kaplan and Meier, JASA 53, 1958. With "
+        "competing events the share with the event: Aalen and Johansen, Scandinavian Journal of Statistics 5, 1978.",
     ),
     "geometry": (
         "Geometry",

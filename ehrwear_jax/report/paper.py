@@ -17,6 +17,7 @@ ABLATIONS = {
     "day_bins": "discrete time, bins of one day",
     "half_masked": "stronger wearable masking (50%)",
 }
+LONG_FOLLOW_UP = 730.0  # days; the horizons of a task that reach so far are of years
 STAR = "\N{NO-BREAK SPACE}*"
 STAR_NOTE = "* differs from the first model: q of the paired difference at most 0.05."
 SUBGROUPS = {
@@ -223,24 +224,30 @@ def _survival(found: Lookup, records) -> list[Table]:
     for task in rec.tasks_of(r for r in records if r["metric"] == "c_index"):
         models = found.models(task, "c_index")
         days = sorted(float(m[4:]) for t, _, m in found.by_key if t == task and re.fullmatch(r"auc_[\d.]+", m))
-        chosen = max((d for d in days if d <= 365), default=max(days, default=None))
+        # a year where the horizons are of days; of a follow-up of years the last one
+        last = max(days, default=0.0)
+        chosen = max((d for d in days if d <= 366 or last >= LONG_FOLLOW_UP), default=max(days, default=None))
         wanted = [("c_index", "C-index"), ("uno_c", "Uno's C")]
         if chosen is not None:
-            wanted.insert(0, (f"auc_{chosen:g}", f"AUC@{chosen:g} days"))
-            wanted += [(f"brier_{chosen:g}", f"Brier score@{chosen:g} days"), ("ibs", "Integrated Brier score")]
+            wanted.insert(0, (f"auc_{chosen:g}", f"AUC@{rec.duration(chosen)}"))
+            wanted += [(f"brier_{chosen:g}", f"Brier score@{rec.duration(chosen)}"), ("ibs", "Integrated Brier score")]
         wanted = [(m, h) for m, h in wanted if any(found.get(task, model, m) for model in models)]
         table = found.grid(
             f"table3_{task}", f"Table 3: {rec.task_label(task).lower()} "
             f"({rec.format_population(found.require(task, models[0], 'c_index'), event='events')}).",
-            [(task, m, h) for m, h in wanted], models,
+            [(task, m, h) for m, h in wanted], models, notes=_tau_note(found.get(task, models[0], "tau")),
         )  # fmt: skip
         null = {m: found.get(task, models[0], f"{m}_null") for m, _ in wanted}
         if any(null.values()):
             cells = tuple(rec.format_interval(r) if (r := null[m]) else rec.ABSENT for m, _ in wanted)
-            extra = Row(("Kaplan-Meier, no covariates", *cells), apart=True)
+            extra = Row(("No covariates", *cells), apart=True)
             table = Table(table.caption, table.columns, (*table.rows, extra), table.notes, table.name)
         out.append(table)
     return out
+
+
+def _tau_note(record: Record | None) -> tuple[str, ...]:
+    return () if record is None else (f"Uno's C up to {rec.duration(record['value'])}.",)
 
 
 def _ablations(found: Lookup, task) -> Table | None:

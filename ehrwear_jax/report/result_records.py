@@ -212,8 +212,14 @@ def metric_of(name: str) -> Metric:
     base = re.sub(f"(?:{DIFFERENCE}(?:_[pqzd]|_mdd)?|_mdd)$", "", name)
     if at := re.fullmatch(r"(auc|brier)_([\d.]+)", base):
         known = AT_DAYS[at[1]]
-        return Metric(f"{known.label}@{at[2]} days", known.higher_is_better, known.definition)
+        return Metric(f"{known.label}@{duration(float(at[2]))}", known.higher_is_better, known.definition)
     return METRICS.get(base) or Metric(_words(base))
+
+
+def duration(days: float) -> str:
+    """`90 days`; `5 years` of whole years, two or more, whichever way leap days were counted."""
+    years = round(days / 365.25)
+    return f"{years} years" if years >= 2 and abs(days - 365.25 * years) <= years * 0.25 + 1 else f"{days:g} days"
 
 
 def is_difference(record: Mapping[str, Any]) -> bool:

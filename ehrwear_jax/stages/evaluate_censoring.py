@@ -1,12 +1,13 @@
 """Finds the times behind a binary task with a horizon, from which follow how often its labels are unknown."""
 
+import dataclasses
 import logging
 
 import numpy as np
 import polars as pl
 
 from ehrwear_jax.data.formats.label_tables import COMPETING
-from ehrwear_jax.data.labels import outcomes
+from ehrwear_jax.data.labels import event_tasks, outcomes
 from ehrwear_jax.data.prepare import specs
 from ehrwear_jax.evals import survival
 from ehrwear_jax.evals.survival import FollowUp, TrainingCurves
@@ -29,7 +30,8 @@ def identity(plan: Plan, task: Task) -> str | None:
     if name != HOSPITALIZATION or plan.changes_people:
         return None
     bounds = [getattr(plan.config.prepare, k) for k in ("first_date", "extraction_date")]
-    return files.digest([plan.raw_identity, bounds, plan.config.labels.admission_code_prefix])
+    rules = dataclasses.asdict(event_tasks.rules(plan.config.labels))
+    return files.digest([plan.raw_identity, bounds, rules])
 
 
 def time_behind(plan: Plan, task: Task) -> tuple[np.ndarray, FollowUp] | None:
@@ -82,6 +84,6 @@ def event_times(plan, name):
         plan.meds_dir,
         index=labels.prediction_times(plan.config.evaluate.tasks),
         bounds=specs.time_bounds(prepare),
-        admission_code_prefix=plan.config.labels.admission_code_prefix,
+        rules=event_tasks.rules(plan.config.labels),
     )
     return times.with_columns((pl.col("died") & ~pl.col("event_observed")).alias(COMPETING))

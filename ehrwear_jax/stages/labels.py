@@ -9,7 +9,7 @@ import polars as pl
 from ehrwear_jax.config import options
 from ehrwear_jax.config.data import DATE_ONLY_OPTIONS, PrepareConfig
 from ehrwear_jax.data.formats import label_tables, meds
-from ehrwear_jax.data.labels import event_tasks, signal_outcomes
+from ehrwear_jax.data.labels import event_tasks, signal_outcomes, task_design
 from ehrwear_jax.data.prepare import deidentify, specs
 from ehrwear_jax.runtime import files
 from ehrwear_jax.stages.artifacts import Artifact
@@ -48,7 +48,7 @@ class Labels:
         people |= {"changed": plan.deidentifier.settings()} if plan.changes_people else {}
         if self.makes_events:
             drawn = people | self._of_events()
-            if c.admission_code_prefix:
+            if c.admission_codes:
                 found[HOSPITALIZATION] = plan.artifact("labels", HOSPITALIZATION, drawn)
             if c.death:
                 found[event_tasks.DEATH] = plan.artifact("labels", event_tasks.DEATH, drawn)
@@ -157,7 +157,7 @@ class Labels:
         """Names of the tables that are made here."""
         c, found = self._config.labels, list(self._config.labels.physiology.tasks())
         if self.makes_events:
-            groups = [HOSPITALIZATION] if c.admission_code_prefix else []
+            groups = [HOSPITALIZATION] if c.admission_codes else []
             groups += [event_tasks.DEATH] if c.death else []
             for group in (*groups, *(f"{event_tasks.ONSET}{g}" for g in c.diagnosis_groups)):
                 found += [f"time_to_{group}", *(f"{group}_{h}d" for h in c.horizons_days)]
@@ -184,6 +184,7 @@ class Labels:
                     files.write_json(folder / DESIGN, made[group].design, indent=1)
                     steps = made[group].steps
                 elif group == PHYSIOLOGY:
+                    files.write_json(folder / DESIGN, task_design.of_physiology(c.labels.physiology), indent=1)
                     steps = self._physiology(folder, prepare)
                 else:
                     steps = self._given(group.removeprefix(_GIVEN), folder, prepare)

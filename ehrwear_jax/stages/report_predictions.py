@@ -215,5 +215,5 @@ def _notes(config, tasks):
     ]
     notes.append(report_inputs.privacy_note(config.evaluate.min_per_class))
     if any("time_to_event_days" in times.columns for times, _ in tasks.values()):
-        notes.append("Censoring, and the Kaplan-Meier null, are estimated on the people who are scored.")
+        notes.append("Censoring, and the null without covariates, are estimated on the people who are scored.")
     return notes

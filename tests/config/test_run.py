@@ -256,7 +256,7 @@ def runnable(tmp_path):
         ("models.late_fusion.members", ("joint",), ValueError, "config.models: late fusion of ('joint',); it takes at"),
         ("models.linear_table.estimator", "tree", ValueError, "config.models.estimator is 'tree'; it can be boosting,"),
         ("models.joint.modalities", ("ecg",), ValueError, "config.joint.modalities is ('ecg',); it can hold ehr and w"),
-        ("evaluate.reference_model", "x", ValueError, "config.evaluate names the model 'x', which is not in ['ehr_onl"),
+        ("evaluate.reference_model", "x", ValueError, "config.evaluate names the model 'x', which is not in ['age_sex"),
         ("joint.weights.contrast", (0.1, 0.1, 0), ValueError, "config.joint.weights.contrast needs pairs to align: se"),
         ("joint.weights.latent_kl", (0.0, 0.1, 9), ValueError, "config.joint.network.posterior is 'point' and config."),
         ("joint.network.posterior", "normal", ValueError, "config.joint.network.posterior is 'normal' and config.join"),

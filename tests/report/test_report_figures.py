@@ -11,7 +11,7 @@ import pytest
 from report_samples import inputs, record
 
 from ehrwear_jax import config as config_lib
-from ehrwear_jax.report import export, paper
+from ehrwear_jax.report import charts, export, paper, report_figures
 from ehrwear_jax.report.build import build_report, report_page
 from ehrwear_jax.report.charts import MIN_CELL
 from ehrwear_jax.report.latent_figures import latent_space
@@ -186,3 +186,29 @@ def test_data_without_numbers_are_drawn_without_error(tmp_path):
     ):
         assert sentence in text
     assert json.loads((tmp_path / "results.json").read_text())
+
+
+def test_curves_under_competing_events_are_drawn_as_incidences(monkeypatch):
+    curve = {"kind": "kaplan_meier", "task": TASK, "model": "joint", "n": 50, "n_events": 9, "x": [0.0, 100.0]}
+    curve |= {"value": [1.0, 0.7], "lo": [1.0, 0.6], "hi": [1.0, None]}
+    drawn = []
+    monkeypatch.setattr(charts, "line_panel", lambda lines, *args: drawn.append((lines, args)) or "")
+    for n_competing in (0, 4):
+        curves = [{**curve, "level": "quartile 1", "n_competing": n_competing}]
+        blocks = report_figures.survival_curves(report_data(curves=curves))
+        assert ("Aalen and Johansen" in blocks[-1].caption) == bool(n_competing)
+    (plain, _), (incidence, arguments) = drawn
+    assert plain["quartile 1"].value == [1.0, 0.7]
+    line = incidence["quartile 1"]
+    assert line.value == pytest.approx([0, 0.3]) and line.hi == pytest.approx([0, 0.4])
+    assert line.lo == [0, None]
+    assert arguments[2][1].label == "cumulative incidence"
+
+
+def test_survival_tables_show_the_last_horizon_of_a_follow_up_of_years():
+    for days, shown in (((90, 365), "AUC@365 days"), ((365, 1826, 3652), "AUC@10 years")):
+        made = [record("joint", "death", f"auc_{d}", 0.7) for d in days]
+        made += [record("joint", "death", m, v) for m, v in (("c_index", 0.7), ("tau", float(days[-1])))]
+        (table,) = paper._survival(paper.Lookup(made), made)
+        assert shown in [c.label for c in table.columns]
+        assert any("Uno's C up to" in note for note in table.notes)

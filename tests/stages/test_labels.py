@@ -88,7 +88,7 @@ def test_repeated_diagnoses_are_no_onsets_and_are_counted(tmp_path):
 
     root = write(tmp_path, everybody(twice, last=500))
     labels = labels_of(
-        root, tmp_path / "run", diagnosis_groups={"mi": ("ICD10CM/I21",)}, admission_code_prefix="", per_subject=9
+        root, tmp_path / "run", diagnosis_groups={"mi": ("ICD10CM/I21",)}, admission_codes=(), per_subject=9
     )
     times = labels.table("time_to_onset_mi")
     first = {k: day(100) if k % 2 else day(250) for k in range(60)}
@@ -103,7 +103,7 @@ def test_dates_without_times_are_known_at_the_days_end_in_labels_too(tmp_path):
     """A diagnosis dated on the day that begins at the prediction time is still to come, as it is for the model."""
     root = write(tmp_path, {k: [(0.3, "A"), (50, MI), (300.2, "A"), (400, END)] for k in range(30)})
     labels = labels_of(
-        root, tmp_path / "run", diagnosis_groups={"mi": ("ICD10CM/I21",)}, admission_code_prefix="", per_subject=300,
+        root, tmp_path / "run", diagnosis_groups={"mi": ("ICD10CM/I21",)}, admission_codes=(), per_subject=300,
     )  # fmt: skip
     times = labels.table("time_to_onset_mi")
     assert times["prediction_time"].max() == day(50)
@@ -119,6 +119,7 @@ def test_a_booked_appointment_moves_no_prediction_time(tmp_path):
     booked = labels_of(write(tmp_path / "b", people), tmp_path / "run_b")
     for task in ("time_to_hospitalization", "hospitalization_90d"):
         assert plain.table(task).equals(booked.table(task))
+    assert steps(booked)["person-days with a record up to the limit of the calendar"]["dropped"] == 1
 
 
 def test_follow_up_from_a_table_replaces_the_guess(tmp_path, caplog):
@@ -149,7 +150,7 @@ def test_follow_up_from_a_table_replaces_the_guess(tmp_path, caplog):
 
 def test_the_start_of_follow_up_gives_the_history(tmp_path):
     root = write(tmp_path, {k: [(0, "A"), (100, "ENROLLED"), (300, "A"), (400, END)] for k in range(20)})
-    options = {"admission_code_prefix": "", "death": True, "per_subject": 500}
+    options = {"admission_codes": (), "death": True, "per_subject": 500}
     early = labels_of(root, tmp_path / "a", **options).table("time_to_death")
     late = labels_of(root, tmp_path / "b", followup_start_codes=("ENROLLED",), **options).table("time_to_death")
     assert early["prediction_time"].min() <= day(11) and day(110) <= late["prediction_time"].min() <= day(111)
@@ -158,12 +159,12 @@ def test_the_start_of_follow_up_gives_the_history(tmp_path):
 def test_an_option_that_matches_no_code_is_an_error(tmp_path):
     root = write(tmp_path, everybody(one_stay, n=3))
     for options, message in (
-        ({"admission_code_prefix": "ADMIT"}, "admission_code_prefix is 'ADMIT', which .* HOSPITAL_ADMISSION"),
-        ({"discharge_code_prefix": "HOSPITAL_LEAVE"}, "discharge_code_prefix .* nearest are HOSPITAL_"),
-        ({"transfer_code_prefixes": ("MOVE",)}, "config.labels.transfer_code_prefixes"),
+        ({"admission_codes": ("ADMIT",)}, "admission_codes names 'ADMIT', which .* HOSPITAL_ADMISSION"),
+        ({"discharge_codes": ("HOSPITAL_DISCHARGE", "LEAVE")}, "discharge_codes names 'LEAVE', which no code"),
+        ({"transfer_codes": ("MOVE",)}, "config.labels.transfer_codes"),
         ({"followup_end_codes": ("GONE",)}, "config.labels.followup_end_codes"),
         ({"followup_start_codes": ("COME",)}, "config.labels.followup_start_codes"),
-        ({"diagnosis_groups": {"mi": ("ICD10CM/I21",)}}, r"config.labels.diagnosis_groups.mi is 'ICD10CM/I21'"),
+        ({"diagnosis_groups": {"mi": ("ICD10CM/I21",)}}, r"config.labels.diagnosis_groups.mi names 'ICD10CM/I21'"),
     ):
         with pytest.raises(ValueError, match=message):
             labels_of(root, tmp_path / "run", **options)

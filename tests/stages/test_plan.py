@@ -130,7 +130,7 @@ OF_EHR = {"embeddings/ehr_only/all-seed0", "interpret/ehr_only", "interpret/late
     [
         ("models.joint.train", {"steps": 7}, {*OF_JOINT, *ALL_SCORES, "report"}),
         ("models.ehr_only.train", {"steps": 7}, {*OF_EHR, *ALL_SCORES, "report"}),
-        ("models.linear_table.codes", 4, {*(f"predictions/{t}/linear_table/None" for t in BOTH), *ALL_SCORES,
+        ("models.linear_table.features", "counts", {*(f"predictions/{t}/linear_table/None" for t in BOTH), *ALL_SCORES,
                                           "report"}),
         ("finetune.rank", 2, {"predictions/readmission/ehr_only_lora/0", "scores/readmission", "report"}),
         ("evaluate.n_resamples", 10, {*ALL_SCORES, *ALL_INTERPRETED, "report"}),

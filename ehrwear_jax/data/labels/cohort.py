@@ -12,9 +12,9 @@ def wear_days(window_times: pl.DataFrame, window_hours: float, min_hours: float,
     """Days of usable wear of each person up to a time.
 
     Args:
-      window_times: subject_id, time: the ends of usable windows.
+      window_times: subject_id, time, worn_minutes: the ends of windows, and how much of each the device was worn.
       window_hours: length of a window.
-      min_hours: usable hours that make a day.
+      min_hours: hours of wear that make a day.
       until: subject_id, reference_time.
 
     Returns:
@@ -23,8 +23,8 @@ def wear_days(window_times: pl.DataFrame, window_hours: float, min_hours: float,
     seen = window_times.join(until, on="subject_id").filter(pl.col("time") <= pl.col("reference_time"))
     # a window belongs to the day in which it began
     day = (pl.col("time") - pl.duration(microseconds=int(window_hours * HOUR_US))).dt.truncate("1d").alias("day")
-    per_day = seen.group_by("subject_id", day).agg((pl.len() * window_hours).alias("hours"))
-    usable = per_day.filter(pl.col("hours") >= min_hours)
+    per_day = seen.group_by("subject_id", day).agg(pl.col("worn_minutes").cast(pl.Int64).sum().alias("minutes"))
+    usable = per_day.filter(pl.col("minutes") >= 60 * min_hours)
     return usable.group_by("subject_id").agg(pl.len().alias("wear_days"))
 
 
@@ -35,7 +35,7 @@ def select(
 
     Args:
       people: subject_id, first_time (of the first EHR event), end_time (of the record), birth_time; times may be null.
-      window_times: subject_id, time, see wear_days.
+      window_times: subject_id, time, worn_minutes, see wear_days.
       flagged: subject_id, time: events with an excluded code.
       window_hours: length of a window.
       config: the criteria.

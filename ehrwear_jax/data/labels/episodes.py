@@ -41,14 +41,14 @@ class Rules:
     """Which codes mean what, and how admissions become stays.
 
     Attributes:
-      admission, discharge: the codes, or what they start with before "//"; no discharge: the dataset has none.
-      transfers: codes of moves between hospitals or departments, the same way.
+      admission, discharge, transfers: the codes, or what they start with before "//"; transfers are moves between
+        hospitals or departments. No discharge: the dataset has none.
       gap_hours: from a discharge to an admission that goes on with the stay.
       longest_days: of a stay from its last admission to its discharge.
     """
 
-    admission: str = "HOSPITAL_ADMISSION"
-    discharge: str = "HOSPITAL_DISCHARGE"
+    admission: tuple[str, ...] = ("HOSPITAL_ADMISSION",)
+    discharge: tuple[str, ...] = ("HOSPITAL_DISCHARGE",)
     transfers: tuple[str, ...] = ()
     gap_hours: float = 24.0
     longest_days: float = 365.0

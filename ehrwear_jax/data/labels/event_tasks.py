@@ -6,7 +6,7 @@ time_to_<group>, the steps that led to them with counts, and its design in plain
 
 import dataclasses
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import polars as pl
@@ -21,6 +21,13 @@ from ehrwear_jax.data.prepare import date_only, specs
 
 HOSPITALIZATION, DEATH = "hospitalization", "death"
 ONSET = "onset_"
+
+
+def rules(c: LabelsConfig) -> episodes.Rules:
+    """How admissions become stays."""
+    return episodes.Rules(
+        c.admission_codes, c.discharge_codes, c.transfer_codes, c.stay_gap_hours, c.longest_stay_days
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,11 +48,7 @@ class Source:
     @property
     def rules(self) -> episodes.Rules:
         """How admissions become stays."""
-        c = self.labels
-        return episodes.Rules(
-            c.admission_code_prefix, c.discharge_code_prefix, tuple(c.transfer_code_prefixes), c.stay_gap_hours,
-            c.longest_stay_days,
-        )  # fmt: skip
+        return rules(self.labels)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,8 +77,10 @@ def make(source: Source, groups: Iterable[str]) -> dict[str, Group]:
     bounds = specs.time_bounds(prepare)
     decided = date_only.of_dataset(source.meds_dir, prepare)
     _require_codes(decided["code"], c, groups)
-    limits = followup.calendar(source.meds_dir, bounds, prepare.extraction_date, c.shifted_dates)
-    reading = key_events.Reading(source.meds_dir, bounds, tuple(date_only.names(decided)))
+    limits = followup.calendar(
+        source.meds_dir, bounds, prepare.extraction_date, c.shifted_dates, prepare.rows_per_piece
+    )
+    reading = key_events.Reading(source.meds_dir, bounds, tuple(date_only.names(decided)), prepare.rows_per_piece)
     events = key_events.read(reading, _wanted(source, groups), limits.limit)
     path = followup.find_table(c.followup_file, source.meds_dir)
     table = None if path is None else followup.read_table(path)
@@ -111,26 +116,24 @@ def _wanted(source: Source, groups: list[str]) -> Mapping[str, pl.Expr]:
 
 def _require_codes(codes: pl.Series, c: LabelsConfig, groups: list[str]) -> None:
     """Every prefix of the config matches something."""
-    where, below, check = "config.labels.", key_events.below, key_events.require_codes
-    admission, discharge = c.admission_code_prefix, c.discharge_code_prefix
-    if admission:
-        instead = "; set it to '' where hospitalisation is not to be labelled"
-        check(codes, f"{where}admission_code_prefix", below(admission), [admission], instead)
-        if discharge:
-            instead = "; set it to '' where the dataset has no discharges"
-            check(codes, f"{where}discharge_code_prefix", below(discharge), [discharge], instead)
-    for prefix in c.transfer_code_prefixes:
-        check(codes, f"{where}transfer_code_prefixes", below(prefix), [prefix])
-    for prefix in c.followup_start_codes:
-        check(codes, f"{where}followup_start_codes", below(prefix), [prefix])
-    for prefix in c.followup_end_codes:
-        if prefix != FOLLOWUP_END:  # the default; only simulated data have it
-            check(codes, f"{where}followup_end_codes", below(prefix), [prefix])
-    for group in groups:
-        if group.startswith(ONSET):
-            name = group.removeprefix(ONSET)
-            prefixes = c.diagnosis_groups[name]
-            check(codes, f"{where}diagnosis_groups.{name}", key_events.beginning(prefixes), prefixes)
+    below, beginning = key_events.below, key_events.beginning
+    options: list[tuple[str, Sequence[str], str]] = [
+        ("transfer_codes", c.transfer_codes, ""),
+        ("followup_start_codes", c.followup_start_codes, ""),
+        ("followup_end_codes", [p for p in c.followup_end_codes if p != FOLLOWUP_END], ""),  # of simulated data only
+    ]
+    if c.admission_codes:
+        options += [
+            ("admission_codes", c.admission_codes, "; set it to () where hospitalisation is not to be labelled"),
+            ("discharge_codes", c.discharge_codes, "; set it to () where the dataset has no discharges"),
+        ]
+    for option, prefixes, instead in options:
+        for prefix in prefixes:
+            key_events.require_codes(codes, f"config.labels.{option}", below(prefix), [prefix], instead)
+    for name in (g.removeprefix(ONSET) for g in groups if g.startswith(ONSET)):
+        # a group may name codes of several vocabularies, of which a dataset has one
+        prefixes = c.diagnosis_groups[name]
+        key_events.require_codes(codes, f"config.labels.diagnosis_groups.{name}", beginning(prefixes), prefixes)
 
 
 def _warn_of_guesses(people: pl.DataFrame, c: LabelsConfig) -> None:
@@ -152,7 +155,16 @@ def _index_steps(drawn: dict[str, int], index: pl.DataFrame, limits: followup.Ca
     if limits.limit is not None:
         until = f"the longest horizon before {limits.limit:%Y-%m-%d}"
     windows, lost = drawn["people with a window"], drawn["not followed"]
+    of_limit = {
+        "step": "person-days with a record up to the limit of the calendar",
+        "n": limits.n_days - limits.n_after,
+        "dropped": limits.n_after,
+        "reason": f"after {limits.limit:%Y-%m-%d} ({limits.how}): nobody is observed for their having one"
+        if limits.limit is not None
+        else "",
+    }
     return [
+        *([of_limit] if limits.limit is not None else []),
         {
             "step": "people with days to draw prediction times from",
             "n": windows,

@@ -52,15 +52,20 @@ class Calendar:
       limit: first moment after it; None: dates are shifted per person, there is no common one.
       extracted: first moment after the day of extraction, None if unknown.
       how: how the limit is known, in a few words.
+      n_days, n_after: person-days with a record, and those of them after the limit.
     """
 
     limit: datetime | None
     extracted: datetime | None = None
     how: str = ""
+    n_days: int = 0
+    n_after: int = 0
 
 
-def calendar(meds_dir: Path, bounds: meds_checks.TimeBounds, extraction_date: str, shifted: str) -> Calendar:
-    """The limit of the calendar. Memory: one shard's times, and the last record of each person.
+def calendar(
+    meds_dir: Path, bounds: meds_checks.TimeBounds, extraction_date: str, shifted: str, max_rows: int = 2_000_000
+) -> Calendar:
+    """The limit of the calendar. Memory: max_rows, the person-days of a shard, and the last record of each person.
 
     Args:
       bounds: rows outside do not count. extraction_date: ISO, "" if unknown.
@@ -68,14 +73,10 @@ def calendar(meds_dir: Path, bounds: meds_checks.TimeBounds, extraction_date: st
     """
     days, lasts = [], []
     for path in meds.list_shards(meds_dir):
-        rows = parquet.normalise(parquet.read_parquet(path, list(_ROWS)), _ROWS, path).drop_nulls()
-        rows = rows.filter(
-            pl.col("time").is_between(bounds.first, bounds.end, closed="left")
-            & ~pl.col("code").str.starts_with(meds.BIRTH_CODE)
-        )
-        day = pl.col("time").to_physical() // DAY_US
-        days.append(rows.select("subject_id", day.alias("day")).unique().group_by("day").len())
-        lasts.append(rows.group_by("subject_id").agg(day.max().alias("day")))
+        of_shard = pl.concat([_person_days(rows, path, bounds) for _, rows in
+                              parquet.row_batches(path, list(_ROWS), max_rows)]).unique()  # fmt: skip
+        days.append(of_shard.group_by("day").len())
+        lasts.append(of_shard.group_by("subject_id").agg(pl.col("day").max()))
     per_day = pl.concat(days).group_by("day").agg(pl.col("len").sum()).sort("day")
     day_D, so_far_D = per_day["day"].to_numpy(), per_day["len"].to_numpy().cumsum()
     if not len(day_D):
@@ -93,8 +94,22 @@ def calendar(meds_dir: Path, bounds: meds_checks.TimeBounds, extraction_date: st
     last_day = int(day_D[np.searchsorted(so_far_D, SHARE * so_far_D[-1])])
     robust = datetime(1970, 1, 1) + timedelta(days=last_day + 1)
     if extracted is not None and extracted <= robust:
-        return Calendar(extracted, extracted, "the day of extraction")
-    return Calendar(robust, extracted, f"the day up to which {SHARE:.1%} of all person-days with a record lie")
+        limit, how = extracted, "the day of extraction"
+    else:
+        limit, how = robust, f"the day up to which {SHARE:.1%} of all person-days with a record lie"
+    so_far = int(np.searchsorted(day_D, (limit - datetime(1970, 1, 1)).days))  # days before the limit
+    n_before = int(so_far_D[so_far - 1]) if so_far else 0
+    return Calendar(limit, extracted, how, int(so_far_D[-1]), int(so_far_D[-1]) - n_before)
+
+
+def _person_days(rows: pl.DataFrame, path: Path, bounds: meds_checks.TimeBounds) -> pl.DataFrame:
+    """subject_id, day (since 1970): of every day on which a person has a record but the birth."""
+    rows = parquet.normalise(rows, _ROWS, path).drop_nulls()
+    rows = rows.filter(
+        pl.col("time").is_between(bounds.first, bounds.end, closed="left")
+        & ~pl.col("code").str.starts_with(meds.BIRTH_CODE)
+    )
+    return rows.select("subject_id", (pl.col("time").to_physical() // DAY_US).alias("day")).unique()
 
 
 def _shifted(last_day_N: np.ndarray, sure: bool) -> str:

@@ -3,7 +3,7 @@
 import dataclasses
 import difflib
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 
@@ -23,11 +23,22 @@ class Reading:
       meds_dir: MEDS dataset.
       bounds: leave out the rows that meds_checks.screen sets aside; None: such a row is an error.
       date_only: codes that carry dates without times, known at the day's end (prepare/date_only.py).
+      max_rows: with bounds, about how many rows are in memory at once.
     """
 
     meds_dir: Path
     bounds: meds_checks.TimeBounds | None = None
     date_only: tuple[str, ...] = ()
+    max_rows: int = 2_000_000
+
+    def pieces(self) -> Iterator[pl.DataFrame]:
+        """The events, whole subjects at a time."""
+        for shard in meds.list_shards(self.meds_dir):
+            if self.bounds is None:
+                yield meds.read_shard(shard)
+                continue
+            for events, _ in meds_checks.screen_pieces(shard, self.bounds, self.max_rows):
+                yield events
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +59,7 @@ class KeyEvents:
 
 
 def read(reading: Reading, wanted: Mapping[str, pl.Expr], limit: datetime | None = None) -> KeyEvents:
-    """The spans of everybody and the times of some rows. Memory: one shard, and what is returned.
+    """The spans of everybody and the times of some rows. Memory: one piece, and what is returned.
 
     Args:
       wanted: {name: which rows}, expressions of the columns of MEDS.
@@ -56,11 +67,7 @@ def read(reading: Reading, wanted: Mapping[str, pl.Expr], limit: datetime | None
     """
     spans: list[pl.DataFrame] = []
     times: dict[str, list[pl.DataFrame]] = {name: [] for name in wanted}
-    for shard in meds.list_shards(reading.meds_dir):
-        if reading.bounds is None:
-            events = meds.read_shard(shard)
-        else:
-            events = meds_checks.screen_shard(shard, reading.bounds)[0]
+    for events in reading.pieces():
         events = events.filter(pl.col("time").is_not_null() & ~below(meds.BIRTH_CODE))
         events = date_only.at_day_end(events, pl.Series("code", reading.date_only, pl.String))
         past = pl.col("time") < (datetime.max if limit is None else limit)
@@ -103,7 +110,5 @@ def require_codes(codes: pl.Series, option: str, rows: pl.Expr, prefixes: Iterab
     words = {w for p in prefixes for w in re.findall(r"[a-z]{4,}", p.lower())}
     near += sorted((c for c in levels if any(w in c.lower() for w in words)), key=len)
     shown = ", ".join(dict.fromkeys(near[: 2 * _NEAREST])) or ", ".join(sorted(levels)[:_NEAREST]) or "none"
-    raise ValueError(
-        f"{option} is {prefixes if len(prefixes) > 1 else prefixes[0]!r}, which no code of the dataset matches; the "
-        f"nearest are {shown}{instead}"
-    )
+    names = ", ".join(map(repr, prefixes))
+    raise ValueError(f"{option} names {names}, which no code of the dataset matches; the nearest are {shown}{instead}")

@@ -17,7 +17,6 @@ from ehrwear_jax.data.labels import episodes, key_events
 from ehrwear_jax.data.labels.key_events import Reading
 from ehrwear_jax.data.labels.prediction_times import Sampling, draw
 
-ADMISSION_CODE_PREFIX = episodes.Rules.admission
 _INDEX: parquet.Schema = {"subject_id": pl.Int64, "prediction_time": pl.Datetime("us")}
 
 
@@ -120,9 +119,8 @@ def within_horizon(times: pl.DataFrame, horizon_days: float) -> pl.DataFrame:
 # --------------------------------------------------------------------------------------- straight from a dataset
 def stay_rows(rules: episodes.Rules) -> dict[str, pl.Expr]:
     """Which rows of a dataset key_events.read has to find for `stays`."""
-    transfer = key_events.below(*rules.transfers)
-    discharge = key_events.below(*([rules.discharge] if rules.discharge else []))
-    return {"admission": key_events.below(rules.admission), "discharge": discharge, "transfer": transfer}
+    codes = {"admission": rules.admission, "discharge": rules.discharge, "transfer": rules.transfers}
+    return {name: key_events.below(*of_kind) for name, of_kind in codes.items()}
 
 
 def stays(events: key_events.KeyEvents, rules: episodes.Rules) -> tuple[pl.DataFrame, dict[str, int]]:
@@ -150,18 +148,16 @@ def time_to_admission(
     meds_dir: Path,
     *,
     index: pl.DataFrame,
-    admission_code_prefix: str = ADMISSION_CODE_PREFIX,
+    rules: episodes.Rules | None = None,
     end_of_followup: pl.DataFrame | None = None,
     bounds: meds_checks.TimeBounds | None = None,
 ) -> pl.DataFrame:
     """Days from each prediction to the first new admission after it, else to death or end of follow-up.
 
-    What is a new admission is decided by episodes.Rules.
-
     Args:
       meds_dir: MEDS dataset.
       index: subject_id, prediction_time; every subject has a record in the dataset.
-      admission_code_prefix: the code, or what it starts with before "//".
+      rules: what a new admission is.
       end_of_followup: optional (subject_id, time) for every subject of `index`; the default is the
         subject's last record.
       bounds: leave out the rows that meds_checks.screen sets aside; None: such a row is an error.
@@ -172,7 +168,7 @@ def time_to_admission(
     Raises:
       ValueError: see next_event.
     """
-    rules = episodes.Rules(admission=admission_code_prefix)
+    rules = rules or episodes.Rules()
     wanted = stay_rows(rules) | {"death": key_events.below(meds.DEATH_CODE)}
     events = key_events.read(Reading(Path(meds_dir), bounds), wanted)
     event = new_admissions(stays(events, rules)[0])

@@ -2,7 +2,7 @@
 
 import polars as pl
 
-from ehrwear_jax.config.labels import LabelsConfig
+from ehrwear_jax.config.labels import LabelsConfig, PhysiologyConfig
 from ehrwear_jax.data.labels import followup
 
 PARTS = ("time_zero", "eligibility", "outcome", "follow_up", "competing_events", "censoring")
@@ -33,6 +33,20 @@ def of(group: str, config: LabelsConfig, limits: followup.Calendar, people: pl.D
     }
 
 
+def of_physiology(c: PhysiologyConfig) -> dict[str, str]:
+    """{part of PARTS: one sentence} of the tasks that are labelled from signals; see signal_outcomes.py."""
+    periods = ", ".join(f"{d:g}" for d in c.period_days)
+    return {
+        "time_zero": f"Up to {c.per_subject} random midnights of each wearer's recording.",
+        "eligibility": f"At least {c.min_history_days:g} days from the beginning of wear to the prediction time, and "
+        f"recordings on {c.min_days} days of the longest period after it.",
+        "outcome": f"The measure that the task's name says, over the {periods} days after the prediction time.",
+        "follow_up": "From the prediction time to the end of the period.",
+        "competing_events": "Not distinguished: whoever dies or takes the device off has fewer usable days.",
+        "censoring": f"A period with fewer than {c.min_days} usable days has no label.",
+    }
+
+
 def _ends(c: LabelsConfig, people: pl.DataFrame) -> str:
     """How the ends of follow-up are known, and of how many people."""
     guess = "last record" if c.followup == "last_record" else "day of extraction of the data"
@@ -56,7 +70,7 @@ def _outcome(group: str, c: LabelsConfig) -> str:
     horizons = ", ".join(f"{h:g}" for h in c.horizons_days)
     if group == "hospitalization":
         what = (
-            f"The first new admission ({c.admission_code_prefix}){either}; admissions during a stay or at most "
+            f"The first new admission ({', '.join(c.admission_codes)}){either}; admissions during a stay or at most "
             f"{c.stay_gap_hours:g} hours after one go on with it and do not count"
         )
     elif group == "death":

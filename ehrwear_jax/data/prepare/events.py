@@ -89,13 +89,16 @@ def prepare_events(
     reasons = manifest.add_up(t["reasons"] for t in tallies)
     rows = {"in": total["read"], "out": {key: total[key] for key in ("kept", *_DROPPED)} | reasons}
     of_text = {"in": total["text only"], "out": {key: total[key] for key in ("categories", "not frequent")}}
-    files = manifest.merge_files(tallies)
-    files |= manifest.fingerprints(out, [out / "texts.parquet", out / "date_only.parquet"])
-    steps = _steps(total, reasons, config) + _midnight_steps(total, decided)
-    return steps, {"EHR rows": rows, "text results": of_text}, files
+    by_code = pl.read_parquet(out / "texts_by_code.parquet").select("n_texts", "n_kept").sum().row(0, named=True)
+    n_texts = {"in": by_code["n_texts"], "out": {"categories": by_code["n_kept"]}}
+    n_texts["out"]["not frequent"] = by_code["n_texts"] - by_code["n_kept"]
+    made = [out / name for name in ("texts.parquet", "texts_by_code.parquet", "date_only.parquet")]
+    files = manifest.merge_files(tallies) | manifest.fingerprints(out, made)
+    steps = _steps(total, reasons, n_texts["out"], config) + _midnight_steps(total, decided)
+    return steps, {"EHR rows": rows, "text results": of_text, "texts": n_texts}, files
 
 
-def _steps(total, reasons, config):
+def _steps(total, reasons, n_texts, config):
     """What became of the rows, for the log."""
     dropped, n_aside = sum(total[key] for key in _DROPPED), sum(reasons.values())
     capped = f" + {total['beyond the cap']:,} beyond the cap per code and day" if config.max_per_day else ""
@@ -113,7 +116,14 @@ def _steps(total, reasons, config):
         "dropped": total["not frequent"],
         "reason": f"kept without their text, which fewer than {config.min_text_subjects} people have for the code",
     }
-    steps = [kept, *([mapped] if config.mapping_files else []), *([of_text] if total["text only"] else [])]
+    categories = {
+        "step": "texts of codes that are categories",
+        "n": n_texts["categories"],
+        "dropped": n_texts["not frequent"],
+        "reason": f"fewer than {config.min_text_subjects} people have them; per code: texts_by_code.parquet",
+    }
+    in_texts = [of_text, categories] if total["text only"] else []
+    steps = [kept, *([mapped] if config.mapping_files else []), *in_texts]
     return steps + quarantine_counts("EHR", reasons)
 
 

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ehrwear_jax.data.formats.times import DAY_US
+from ehrwear_jax.data.signals import local_time
 from ehrwear_jax.data.store import NO_BIRTH, Record, RecordStore, Scales
 from ehrwear_jax.models.joint import batch as batch_lib
 from ehrwear_jax.models.joint.vocabulary import Vocabulary
@@ -40,6 +41,7 @@ class Patient:
       scales: of the channels.
       raw: RawWindows, or None where the context has no room for them.
       quality_MxLxC: uint8, see grid_quality.py; None where it was not prepared.
+      utc_offset_M: minutes, as in Record; None: all zero, also where the context shows no wearable.
     """
 
     time_N: np.ndarray
@@ -62,6 +64,14 @@ class Patient:
     _summed_M: np.ndarray
     raw: RawWindows | None = None
     quality_MxLxC: np.ndarray | None = None
+    utc_offset_M: np.ndarray | None = None
+
+    def ages(self, time_us: np.ndarray, origin_us: int) -> np.ndarray:
+        """float32 [..., 2]: (whole days, fraction of a day) from origin_us to each time, both on the local clock."""
+        whole_us = np.append(np.asarray(time_us, np.int64), origin_us)
+        local_us = whole_us + local_time.latest(self.window_end_M, self.utc_offset_M, whole_us)
+        days, rest = np.divmod(local_us[:-1] - local_us[-1], DAY_US)
+        return np.stack([days.astype(np.float32), (rest / DAY_US).astype(np.float32)], axis=-1)
 
     @functools.cached_property
     def event_at(self) -> np.ndarray:
@@ -155,6 +165,8 @@ def make_patient(record: Record, store: RecordStore, vocabulary: Vocabulary, raw
     ref = np.concatenate([np.arange(len(end)), np.arange(len(time))])
     derived = np.clip(store.derived_scales.standardise(record.derived_MxX), -SIGNAL_CLIP, SIGNAL_CLIP)
     window, quality = record.window_MxLxC, record.quality_MxLxC
+    offset = record.utc_offset_M
+    offset = offset.copy() if offset is not None and offset.any() else None
     if not len(end) or (record.segments and not raw_segments):
         # copies, since a view keeps the whole record with its windows or segments in memory
         end, window, quality = end.copy(), window.copy(), None if quality is None else quality.copy()
@@ -179,6 +191,7 @@ def make_patient(record: Record, store: RecordStore, vocabulary: Vocabulary, raw
         _summed_M=np.zeros(len(end), bool),
         raw=_raw_windows(record, raw_segments, store) if raw_segments else None,
         quality_MxLxC=quality,
+        utc_offset_M=offset,
     )
 
 
@@ -222,7 +235,8 @@ def without(patient: Patient, keep_ehr: bool, keep_wear: bool) -> Patient:
         return patient
     time_N = patient.time_N[keep_N]
     has_birth = keep_ehr and patient.has_birth
-    return select(patient, keep_N, keep_ehr, patient.origin_us if has_birth else int(time_N[0]))
+    shown = select(patient, keep_N, keep_ehr, patient.origin_us if has_birth else int(time_N[0]))
+    return shown if keep_wear else dataclasses.replace(shown, utc_offset_M=None)
 
 
 def first_full(patient: Patient, max_ehr: int, max_windows: int) -> int:

@@ -33,9 +33,11 @@ CANDIDATES: tuple[dict[str, Any], ...] = tuple(dict(zip(_NAMES, row, strict=True
 # One thread a model: OpenMP's threads spin while they wait for each other, and candidates run side by side anyway.
 _ALWAYS: dict[str, Any] = {
     "verbosity": -1, "num_threads": 1, "deterministic": True, "force_col_wise": True, "max_bin": 63,
-    "bin_construct_sample_cnt": 20_000, "feature_pre_filter": False, "bagging_fraction": 0.8, "bagging_freq": 1,
-    "objective": "none", "metric": "none",
+    "feature_pre_filter": False, "bagging_fraction": 0.8, "bagging_freq": 1,
+    "objective": "none", "metric": "none", "histogram_pool_size": 64.0,
 }  # fmt: skip
+
+_BINNED_ENTRIES = 4_000_000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,7 +67,7 @@ class Boosted:
     """One boosted model, cut at the number of trees with the lowest tuning loss.
 
     Attributes:
-      model: with the trees that were tried after the best one. n_trees: of the cut.
+      model: of the cut. n_trees: in it.
       settings: of the candidate. tuning_loss: at the cut, in the library's units.
     """
 
@@ -76,7 +78,7 @@ class Boosted:
 
     def score(self, x: sparse.csr_matrix) -> np.ndarray:
         """Log-odds, log-hazard or value, float64 [N]."""
-        return np.asarray(self.model.predict(x, num_iteration=self.n_trees, num_threads=1, raw_score=True), np.float64)
+        return np.asarray(self.model.predict(x, num_threads=1, raw_score=True), np.float64)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,28 +100,42 @@ def fit(
     Memory: beside x_train, of which LightGBM keeps a byte or two per entry, the trees of the candidates.
 
     Args:
-      x_train, x_tuning: features encoded for trees, float32 [N, F]. train, tuning: losses of their rows.
+      x_train, x_tuning: encoded features, float32 [N, F]. train, tuning: losses of their rows.
     """
-    import lightgbm
-
-    data = lightgbm.Dataset(x_train, train.target, params=_ALWAYS, free_raw_data=True).construct()
-    tuned = lightgbm.Dataset(x_tuning, tuning.target, reference=data, params=_ALWAYS).construct()
+    lightgbm = _library()
+    # rows that bins are made of, in bounded memory
+    always = _ALWAYS | {
+        "bin_construct_sample_cnt": max(_BINNED_ENTRIES * x_train.shape[0] // max(x_train.nnz, 1), 5000)
+    }
+    data = lightgbm.Dataset(x_train, train.target, params=always, free_raw_data=True).construct()
+    tuned = lightgbm.Dataset(x_tuning, tuning.target, reference=data, params=always).construct()
     jobs = list(enumerate(search.candidates))
     lock = threading.Lock()
 
     def run(job):
         number, candidate = job
-        settings = {**_ALWAYS, **train.boosting, **candidate, "seed": 1000 * search.seed + number + 1}
+        settings = {**always, **train.boosting, **candidate, "seed": 1000 * search.seed + number + 1}
         with lock:  # here, as the library's log level is a thread's own
             booster = lightgbm.Booster(settings, data)
             booster.add_valid(tuned, "tuning")
         best, loss = _boost(booster, train, tuning, search)
-        return Boosted(booster, best, candidate, loss)
+        text = booster.model_to_string(num_iteration=best)  # the trees alone, without what training them took
+        return Boosted(lightgbm.Booster(model_str=text), best, candidate, loss)
 
     with ThreadPoolExecutor(min(len(jobs), os.cpu_count() or 1)) as pool:
         found = list(pool.map(run, jobs))
     best = sorted(found, key=lambda one: one.tuning_loss)[: search.averaged]
     return BoostedAverage(tuple(best))
+
+
+def _library():
+    """LightGBM; OSError in one sentence where the system lacks what it is linked with."""
+    try:
+        import lightgbm
+    except OSError as error:
+        remedy = "install OpenMP's runtime (Debian and Ubuntu: libgomp1; Homebrew: libomp)"
+        raise OSError(f"LightGBM cannot be loaded ({error}): {remedy}") from error
+    return lightgbm
 
 
 def _boost(booster: "lightgbm.Booster", train: Loss, tuning: Loss, search: Search) -> tuple[int, float]:

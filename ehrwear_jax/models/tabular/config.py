@@ -40,5 +40,7 @@ class Config:
         options.require_choice("config.models", "features", self.features, FEATURES)
         if not self.modalities or set(self.modalities) - set(MODALITIES):
             raise ValueError(f"config.models: modalities are {self.modalities}; they can be {' and '.join(MODALITIES)}")
+        if self.features != "all" and "ehr" not in self.modalities:
+            raise ValueError(f"config.models: features {self.features} are of modality ehr, which modalities lack")
         if min(self.candidates, self.max_trees, self.averaged) < 1:
             raise ValueError("config.models: candidates, max_trees and averaged must be positive")

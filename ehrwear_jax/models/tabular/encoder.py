@@ -1,9 +1,9 @@
 """Makes sparse features fit for models: what is known in comparable units, what is not known as zero.
 
 Counts become log(1 + n), days since 1 / (1 + log(1 + days / 30)) (1 now, 0 never), values standard deviations from the
-training mean. Every one of these is monotone, so trees lose nothing. A linear model reads a value that is not known as
-the mean, beside the counts that say whether there is one; for trees known values are moved above zero, so that zero,
-the lowest, stands for those that are not known.
+training mean. Every one of these is monotone, so trees lose nothing. A value that is not known is read as the mean, and
+the counts beside it say whether there is one; for trees, too, that gave lower tuning losses than a place of its own
+below all values.
 """
 
 from collections.abc import Sequence
@@ -25,15 +25,14 @@ class Encoder:
 
     Args:
       x_train: CSR [N, F], as features are read. kinds: of the F columns.
-      for_trees: whether known values are moved above zero.
 
     Attributes:
       centre_F, scale_F: mean and standard deviation of the known training values, tails winsorised; 0 and 1 of columns
         of other kinds, scale infinite where there is no spread.
     """
 
-    def __init__(self, x_train: sparse.csr_matrix, kinds: Sequence[str], for_trees: bool) -> None:
-        self._kind_F, self._moved = np.array(kinds), CLIP + 1 if for_trees else 0.0
+    def __init__(self, x_train: sparse.csr_matrix, kinds: Sequence[str]) -> None:
+        self._kind_F = np.array(kinds)
         if x_train.shape[1] != len(kinds):
             raise ValueError(f"x_train has {x_train.shape[1]} columns, expected {len(kinds)}")
         if not np.isfinite(x_train.data).all():
@@ -62,7 +61,7 @@ class Encoder:
         out_E[since] = 1 / (1 + np.log1p(np.maximum(value_E[since], 0) / _SINCE_DAYS))
         at_E = column_E[values]
         z_E = np.clip((value_E[values] - self.centre_F[at_E]) / self.scale_F[at_E], -CLIP, CLIP)
-        out_E[values] = np.where(np.abs(z_E) < _AT_MEAN, _AT_MEAN, z_E) + self._moved
+        out_E[values] = np.where(np.abs(z_E) < _AT_MEAN, _AT_MEAN, z_E)
         return out_E
 
 

@@ -67,9 +67,13 @@ def scores(config: Config, kind: str, table: Table, target: Mapping[str, Any]) -
     train, tuning = (losses.of(kind, target[s], s) for s in ("train", "tuning"))
     x_train = table.read("train")
     is_linear = config.estimator == "linear"
-    encode = Encoder(x_train, table.columns["kind"].to_list(), for_trees=not is_linear)
-    expand = _interactions(table.columns) if is_linear else lambda x: x
-    x_train, x_tuning = expand(encode(x_train)), expand(encode(table.read("tuning")))
+    encode = Encoder(x_train, table.columns["kind"].to_list())
+    interactions = _interactions(table.columns)
+
+    def ready(x):
+        return [encode(x), interactions(x)] if is_linear else encode(x)
+
+    x_train, x_tuning = ready(x_train), ready(table.read("tuning"))
     model: Any
     if is_linear:
         model = linear.fit(x_train, train, x_tuning, tuning)
@@ -80,7 +84,7 @@ def scores(config: Config, kind: str, table: Table, target: Mapping[str, Any]) -
     del x_train
     found = {"tuning": model.score(x_tuning)}
     del x_tuning
-    return found | {"held_out": model.score(expand(encode(table.read("held_out"))))}
+    return found | {"held_out": model.score(ready(table.read("held_out")))}
 
 
 def _interactions(table: pl.DataFrame) -> Callable[[sparse.csr_matrix], sparse.csr_matrix]:
@@ -94,10 +98,10 @@ def _interactions(table: pl.DataFrame) -> Callable[[sparse.csr_matrix], sparse.c
 
     def expand(x: sparse.csr_matrix) -> sparse.csr_matrix:
         if AGE not in names:
-            return x
+            return sparse.csr_matrix((x.shape[0], 0), dtype=np.float32)
         age_N = x[:, names.index(AGE)].toarray()
         bends = [age_N**2, np.maximum(age_N - 0.5, 0), np.maximum(age_N - 1.0, 0), np.maximum(-age_N - 0.5, 0)]
         facts = x[:, static].multiply(age_N)
-        return sparse.hstack([x, np.concatenate(bends, axis=1), facts], "csr", dtype=np.float32)
+        return sparse.hstack([np.concatenate(bends, axis=1), facts], "csr", dtype=np.float32)
 
     return expand

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 import polars as pl
 
-from ehrwear_jax.data.formats.times import DAY_US
+from ehrwear_jax.data.formats.times import DAY_US, MINUTE_US
 from ehrwear_jax.models.tabular import timeline
 from ehrwear_jax.models.tabular.event_features import COUNT, SINCE, VALUE, range_name
 
@@ -66,6 +66,8 @@ class _Windows:
         self.subject_Q = np.searchsorted(ids.to_numpy(), queries["subject_id"].to_numpy())
         self.time_Q = timeline.time_us(queries["prediction_time"])
         self.n_subjects = len(ids)
+        offset = self.table["utc_offset_minutes"].to_numpy() if "utc_offset_minutes" in windows.columns else 0
+        self.local_N = self.time_N + np.asarray(offset, np.int64) * MINUTE_US
 
     def values(self, name: str) -> np.ndarray:
         """A column, float64 [N], NaN where null."""
@@ -82,7 +84,8 @@ def wear_features(windows: pl.DataFrame, queries: pl.DataFrame, window_hours: fl
     """float32 [Q, C], columns of column_names, from each person's windows that end by the prediction time.
 
     Args:
-      windows: subject_id, time (the window's end), CHANNEL__PART of each channel and part, further summaries.
+      windows: subject_id, time (the window's end), CHANNEL__PART of each channel and part, further summaries; where
+        they are, worn_minutes and utc_offset_minutes.
       queries: subject_id, prediction_time. window_hours: length of a window.
 
     Raises:
@@ -98,6 +101,8 @@ def wear_features(windows: pl.DataFrame, queries: pl.DataFrame, window_hours: fl
         worn_N |= np.isfinite(rows.values(f"{channel}__mean")) & (coverage_N > 0)
         hours_N = np.maximum(hours_N, np.nan_to_num(coverage_N) * window_hours)
         out += _channel(rows, channel)
+    if "worn_minutes" in windows.columns:
+        hours_N = rows.values("worn_minutes") / 60
     for name in further:
         value_N = rows.values(name)
         at_K = np.flatnonzero(np.isfinite(value_N))
@@ -148,8 +153,8 @@ class _Levels:
         self._weight_K = parts["coverage"][at_K]
         self._x_K = parts["mean"][at_K] - parts["mean"][at_K][first_K]
         self._day_K = (time_K - time_K[first_K]) / DAY_US
-        # A window that ends at midnight belongs to the day that it closes.
-        bin_K = ((time_K - 1) % DAY_US) * DAY_BINS // DAY_US
+        # A window that ends at midnight, on the local clock, belongs to the day that it closes.
+        bin_K = ((rows.local_N[at_K] - 1) % DAY_US) * DAY_BINS // DAY_US
         self._bins = [np.flatnonzero(bin_K == k) for k in range(DAY_BINS)]
         self._bin_ranges = [rows.ranges(at_K[inside]) for inside in self._bins]
 

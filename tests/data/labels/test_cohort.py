@@ -28,7 +28,8 @@ def make_people(n=400, seed=0):
         start = CUTOFF - int(rng.integers(0, 40)) * DAY
         for day in range(int(rng.integers(0, 30)) if subject % 3 else 0):
             for part in range(int(rng.integers(0, 5))):
-                windows.append((subject, start + day * DAY + (part + 1) * timedelta(hours=6)))
+                end, worn = start + day * DAY + (part + 1) * timedelta(hours=6), int(rng.integers(180, 361))
+                windows.append((subject, end, worn))
         if subject % 20 == 0:
             flagged.append((subject, None if subject % 40 else CUTOFF + float(rng.uniform(-100, 100)) * DAY))
     time = pl.Datetime("us")
@@ -36,7 +37,7 @@ def make_people(n=400, seed=0):
     pair = {"subject_id": pl.Int64, "time": time}
     return (
         pl.DataFrame(people, columns, orient="row"),
-        pl.DataFrame(windows, pair, orient="row"),
+        pl.DataFrame(windows, pair | {"worn_minutes": pl.Int16}, orient="row"),
         pl.DataFrame(flagged, pair, orient="row"),
     )
 
@@ -50,9 +51,9 @@ def included(person, windows, flagged, config):
     if config.min_ehr_days and (first is None or (at - first) / DAY < config.min_ehr_days):
         return "ehr"
     days = {}
-    for s, t in windows:
+    for s, t, minutes in windows:
         if s == subject and t <= at:
-            days[(t - timedelta(hours=6)).date()] = days.get((t - timedelta(hours=6)).date(), 0) + 6
+            days[(t - timedelta(hours=6)).date()] = days.get((t - timedelta(hours=6)).date(), 0) + minutes / 60
     if sum(h >= config.min_wear_hours for h in days.values()) < config.min_wear_days:
         return "wear"
     if config.min_age_years or config.max_age_years:
@@ -93,7 +94,7 @@ def test_criteria_are_those_of_a_loop_and_counts_reconcile(config):
 def test_what_comes_after_the_reference_time_decides_nothing():
     people, windows, flagged = make_people()
     later = pl.DataFrame(
-        [(s, CUTOFF + k * DAY / 4) for s in range(400) for k in range(1, 120)], windows.schema, orient="row"
+        [(s, CUTOFF + k * DAY / 4, 360) for s in range(400) for k in range(1, 120)], windows.schema, orient="row"
     )
     more = pl.concat([windows, later])
     config = dataclasses.replace(PAPER, excluded_codes=())
@@ -113,3 +114,20 @@ def test_defaults_let_everybody_in():
 def test_a_cutoff_that_is_no_date_is_named():
     with pytest.raises(ValueError, match="config.cohort.cutoff is 'June'"):
         cohort.select(*make_people(5), 6, CohortConfig(cutoff="June"))
+
+
+def test_a_day_of_wear_has_the_hours_that_were_worn():
+    ends = [CUTOFF - k * DAY / 4 for k in range(20 * 4)]
+    until = pl.DataFrame({"subject_id": [1, 2, 3], "reference_time": [CUTOFF] * 3})
+
+    def days(minutes_of_window, min_hours):
+        rows = [(s, end, m) for s, m in minutes_of_window.items() for end in ends]
+        schema = {"subject_id": pl.Int64, "time": pl.Datetime("us"), "worn_minutes": pl.Int16}
+        found = cohort.wear_days(pl.DataFrame(rows, schema, orient="row"), 6, min_hours, until)
+        return dict(found.iter_rows())
+
+    # four windows of 18 minutes are 72 minutes a day, and those of a device in a drawer none
+    assert days({1: 18, 2: 180, 3: 0}, 12.0) == {2: 20}
+    assert days({1: 18, 2: 180, 3: 0}, 1.0) == {1: 20, 2: 20}
+    assert days({1: 179, 2: 360}, 12.0) == {2: 20}
+    assert days({1: 360}, 24.5) == {}

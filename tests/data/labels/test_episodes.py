@@ -48,8 +48,8 @@ def test_rule(rows, stays):
 
 def test_without_discharges_admissions_are_stays_of_no_length():
     rows = [(1, A), (1.5, A), (4, A)]
-    assert merged(rows, discharge="")[0] == [(1, 1.5, True, True), (4, 4, True, True)]
-    assert merged(rows, discharge="", gap_hours=0.0)[1]["new"] == 3
+    assert merged(rows, discharge=())[0] == [(1, 1.5, True, True), (4, 4, True, True)]
+    assert merged(rows, discharge=(), gap_hours=0.0)[1]["new"] == 3
 
 
 def test_discharges_that_close_nothing_and_merged_admissions_are_counted():
@@ -85,7 +85,7 @@ def test_stays_of_many_people_are_those_of_each_alone():
 def test_a_prefix_that_matches_nothing_names_the_option_and_the_nearest_codes():
     codes = pl.Series(["HOSPITAL_ADMISSION//EW", "HOSPITAL_DISCHARGE//HOME", "LAB//1"])
     key_events.require_codes(codes, "config.x", key_events.below("LAB"), ["LAB"])
-    with pytest.raises(ValueError, match=r"config.x is 'HOSP_DISCHARGE', which no code .* HOSPITAL_DISCHARGE"):
+    with pytest.raises(ValueError, match=r"config.x names 'HOSP_DISCHARGE', which no code .* HOSPITAL_DISCHARGE"):
         key_events.require_codes(codes, "config.x", key_events.below("HOSP_DISCHARGE"), ["HOSP_DISCHARGE"])
     with pytest.raises(ValueError, match="nearest are HOSPITAL_ADMISSION"):
         key_events.require_codes(codes, "config.x", key_events.below("ADMISSION"), ["ADMISSION"])

@@ -108,7 +108,9 @@ def test_one_booked_appointment_does_not_move_the_limit(tmp_path):
     usual = followup.calendar(write(tmp_path / "a", people), BOUNDS, "", "auto").limit
     people[0] = [*people[0], (1000, "BOOKING")]
     booked = write(tmp_path / "b", people)
-    assert followup.calendar(booked, BOUNDS, "", "auto").limit == usual == day(571)
+    limits = followup.calendar(booked, BOUNDS, "", "auto")
+    assert limits.limit == usual == day(571) and (limits.n_days, limits.n_after) == (4001, 1)
+    assert followup.calendar(booked, BOUNDS, "", "auto", max_rows=7) == limits, "the same in any pieces"
     assert max(meds.read_shard(p)["time"].max() for p in meds.list_shards(booked)) == day(1000)
 
 

@@ -194,7 +194,7 @@ def test_a_window_known_beforehand_is_not_bent_by_the_outcome(tmp_path):
 def test_a_stay_never_closed_lasts_to_the_end(tmp_path):
     root = write(tmp_path, {0: [(0, "A"), (10, ADMIT), (40, END)]})
     assert len(outcomes.prediction_times(root, outcomes.Sampling(100, 0, 0))) == 10
-    other = episodes.Rules(admission="OTHER")
+    other = episodes.Rules(admission=("OTHER",))
     without = outcomes.prediction_times(root, outcomes.Sampling(100, 0, 0), rules=other)
     assert len(without) == 40
     with pytest.raises(ValueError, match="per_subject"):

@@ -4,14 +4,17 @@ from types import SimpleNamespace
 
 import cohort
 import numpy as np
+import polars as pl
 import pytest
 import small_run
 from hypothesis import given
 from hypothesis import strategies as st
 from joint_rows import assert_same, contexts, examples_of, row_of, rows_of
 
+from ehrwear_jax.data.formats import wearable
 from ehrwear_jax.models.joint import batch as batch_lib
 from ehrwear_jax.models.joint import context
+from ehrwear_jax.models.joint import patient as patient_lib
 from ehrwear_jax.models.joint.examples import JointExamples
 from ehrwear_jax.models.joint.patient import DAY_US
 
@@ -419,3 +422,29 @@ def test_nothing_is_hidden_where_no_term_asks_for_it(many_people):
     for one, two in zip(plain, seen, strict=True):
         at = one["masked_position"] >= 0
         np.testing.assert_array_equal(two["token"][one["masked_position"][at]], one["masked_target"][at])
+
+
+def test_offsets_of_the_wearable_change_ages_alone_and_only_what_comes_after_them(tmp_path):
+    """Contexts of people whose watch says that they are nine hours east against the same without."""
+    found = {}
+    for name in ("plain", "offset"):
+        root = cohort.write_cohort(tmp_path / name, n_subjects=12)
+        for shard in wearable.list_shards(root / "wearable") if name == "offset" else ():
+            rows = wearable.read_shard(shard)
+            wearable.write_shard(shard, rows.with_columns(utc_offset_minutes=pl.lit(540, pl.Int16)))
+        rows = make_rows(cohort.prepare_cohort(root), augmented=False)
+        found[name] = rows, rows_of(rows)
+    n_moved = 0
+    for plain, moved in zip(found["plain"][1], found["offset"][1], strict=True):
+        for field in plain:
+            if field not in ("age", "query_age"):
+                np.testing.assert_array_equal(plain[field], moved[field], err_msg=field)
+        hours = (moved["age"] - plain["age"]).astype(np.float64).sum(-1) * 24
+        n_moved += int((np.abs(hours) > 1).sum())
+        is_wear = plain["modality"] == batch_lib.MODALITY_WEAR
+        np.testing.assert_allclose(hours[is_wear], 9.0, atol=1e-2)
+        assert np.all((np.abs(hours) < 1e-2) | (np.abs(hours - 9.0) < 1e-2))
+    assert n_moved > 20
+    people = found["offset"][0].people
+    kept = [patient_lib.given(people.store.read(i), ("ehr",)).utc_offset_M for i in range(len(people))]
+    assert all(offset is None or not len(offset) for offset in kept), "models of events alone know no place"

@@ -173,9 +173,7 @@ def test_targets_match_a_slow_recomputation(few_people):
                 age = time / DAY_US - ends
                 if len(age) and np.all(np.abs(age - 7) > 0.01):
                     assert row["query_past_mask"][at].any() == (age < 7).any()
-                    recent = np.array(
-                        [np.any(np.abs(e / DAY_US - ends[age < 7]) < 1e-3) for e in p.window_end_M]
-                    )
+                    recent = np.array([np.any(np.abs(e / DAY_US - ends[age < 7]) < 1e-3) for e in p.window_end_M])
                     if recent.any():
                         mean = np.nanmean([np.nanmean(w, axis=0) for w in signal_of(p)[recent]], axis=0)
                         np.testing.assert_allclose(row["query_past"][at][:2], mean, atol=2e-3)

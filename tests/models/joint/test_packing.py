@@ -1,6 +1,5 @@
 """The plan of an epoch against slow greedy packing, and the law of how often patients appear."""
 
-
 import numpy as np
 import polars as pl
 import pytest
