@@ -17,7 +17,7 @@ PARTS = {
     "censoring": "Censoring",
 }
 BINARY, SURVIVAL = "binary", "survival"
-GIVEN = "as given by the label table"
+GIVEN, UNTOLD = "as given by the label table", "Not told by the label table."
 
 
 def target_trial(data: ReportData) -> Section:
@@ -59,12 +59,12 @@ def _alike(trials: Sequence[Entry]) -> list[list[Entry]]:
 def _design(trial: Entry) -> Mapping[str, str]:
     """The task's design; of a table that somebody else made, what is known of any."""
     if trial["design"] is not None:
-        return {part: trial["design"].get(part, f"Not told, {GIVEN}.") for part in PARTS}
+        return {part: trial["design"].get(part, UNTOLD) for part in PARTS}
     known = trial["kind"] == SURVIVAL
     competing = (
         "Column competing_event of the label table."
         if trial["competing_known"]
-        else f"Not told: the event is {GIVEN}, and nobody is known to have had another one first."
+        else "Not told by the label table: nobody is known to have had another event first."
     )
     censored = (
         "Column event_observed of the label table is false where follow-up ended first; why it ended is not told."
@@ -73,11 +73,11 @@ def _design(trial: Entry) -> Mapping[str, str]:
     )
     return {
         "time_zero": f"The prediction time, {GIVEN}.",
-        "eligibility": f"The rows of the label table; who was left out before is not known, {GIVEN}.",
+        "eligibility": f"The rows of the table, {GIVEN}; who was left out before is not known.",
         "outcome": f"The label, {GIVEN}.",
-        "follow_up": "To the time of the label table (time_to_event_days)." if known else f"Not told, {GIVEN}.",
+        "follow_up": "To the time of the label table (time_to_event_days)." if known else UNTOLD,
         "competing_events": competing if trial["kind"] in (SURVIVAL, BINARY) else "None: a measurement, not an event.",
-        "censoring": censored if trial["kind"] in (SURVIVAL, BINARY) else f"Not told, {GIVEN}.",
+        "censoring": censored if trial["kind"] in (SURVIVAL, BINARY) else UNTOLD,
     }
 
 

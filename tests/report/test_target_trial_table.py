@@ -51,7 +51,7 @@ def test_of_tables_made_elsewhere_it_says_what_is_not_known():
     survival = trial("death", kind="survival", design=None, competing_known=True, steps=[])
     design, outcomes = tables(binary, survival, trial("sleep", kind="regression", design=None, outcomes=[], steps=[]))
     text = to_markdown(design)
-    assert text.count("as given by the label table") >= 8 and "in words" not in text
+    assert text.count("by the label table") >= 11 and "in words" not in text
     assert (
         "Column competing\\_event of the label table." in text or "Column competing_event of the label table." in text
     )
