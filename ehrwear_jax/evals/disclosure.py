@@ -93,7 +93,9 @@ def matrix_tells_few(y_N: npt.ArrayLike, called_N: npt.ArrayLike, group_N: npt.A
     return any(is_small(people_of(group_N, mask_N), limit) for mask_N in cells)
 
 
-def without(records: Sequence[Mapping[str, Any]], metrics: frozenset[str], models: frozenset[str] | None = None):
+def without(
+    records: Sequence[Mapping[str, Any]], metrics: frozenset[str], models: frozenset[str] | None = None
+) -> list[dict[str, Any]]:
     """Result records with the numbers of some metrics as None, of some models (by default all)."""
     nothing = {"value": None, "lo": None, "hi": None}
     return [

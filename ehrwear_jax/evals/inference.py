@@ -128,17 +128,20 @@ def bootstrap_z(difference: float, delta_B: npt.ArrayLike) -> float:
 
 
 def seed_cohens_d(first_S: Sequence[float], second_S: Sequence[float]) -> float:
-    """Cohen's d between two models over training seeds: mean difference / pooled SD (ddof 1).
+    """Cohen's d of the difference between two models over training seeds: mean difference / its SD (ddof 1).
+
+    Paired: seed s of one model is compared with seed s of the other, on the same people (d_z in Lakens, Frontiers in
+    Psychology 4, 2013).
 
     Args:
-      first_S, second_S: one value of the metric per seed, at least two each.
+      first_S, second_S: one value of the metric per seed, of the same seeds, at least three.
 
     Returns:
-      float; NaN where both have no spread.
+      float; NaN where the differences have no spread.
     """
     first, second = np.asarray(first_S, np.float64), np.asarray(second_S, np.float64)
-    if min(first.size, second.size) < 2:
-        raise ValueError(f"Cohen's d needs two seeds or more, got {first.size} and {second.size}")
-    n = first.size + second.size
-    pooled = ((first.size - 1) * first.var(ddof=1) + (second.size - 1) * second.var(ddof=1)) / (n - 2)
-    return float((first.mean() - second.mean()) / np.sqrt(pooled)) if pooled > 0 else float("nan")
+    if first.shape != second.shape or first.size < 3:
+        raise ValueError(f"Cohen's d needs the same three seeds or more of both, got {first.size} and {second.size}")
+    difference = first - second
+    sd = difference.std(ddof=1)
+    return float(difference.mean() / sd) if sd > 0 else float("nan")

@@ -21,6 +21,7 @@ from ehrwear_jax.report import (
     report_figures,
     run_tables,
     sections,
+    target_trial_table,
 )
 from ehrwear_jax.report.report_data import ReportData
 from ehrwear_jax.report.result_records import Record, check_records
@@ -99,6 +100,7 @@ def report_page(inputs: ReportInputs, records: Sequence[Record]) -> page.Page:
         inputs.subtitle,
         (
             sections.summary(records),
+            target_trial_table.target_trial(data),
             paper.paper_tables(records, data),
             _extended(sections.forecasting(records), report_figures.horizon_figure(records)),
             sections.differences(records, data.families),

@@ -155,6 +155,11 @@ DEFINITIONS: dict[str, tuple[str, str]] = {
         "the latents' geometry. The oracle and the mean of the training split are bounds, in no family. Benjamini and "
         "Hochberg, JRSS B 57, 1995.",
     ),
+    "target_trial": (
+        "Target trial",
+        "the study that the labels stand for, by the parts that its protocol would have. Hernan and Robins, American "
+        "Journal of Epidemiology 183, 2016. Nobody is treated here: predictions are of what happens without them.",
+    ),
     "p_permutation": (
         "p by permutation",
         "one-sided: share of permutations with an MMD\N{SUPERSCRIPT TWO} at least as large, the observed one counted "
@@ -167,8 +172,13 @@ DEFINITIONS: dict[str, tuple[str, str]] = {
     ),
     "cohens_d": (
         "Cohen's d over seeds",
-        "mean difference over the pooled standard deviation between the seeds of the probes; only with several seeds "
-        "(config.evaluate.probe=adam).",
+        "mean difference between two models over its standard deviation, seed by seed on the same people (paired, "
+        "d_z); only where both were trained with the same three seeds or more (config.seeds). It tells how stable the "
+        "difference is over training runs, not over people. Lakens, Frontiers in Psychology 4, 2013.",
+    ),
+    "seed_sd": (
+        "SD over seeds",
+        "standard deviation of the measure between training runs that differ in their seed alone, on the same people.",
     ),
     "subgroup": (
         "Subgroups",

@@ -106,7 +106,8 @@ class Lookup:
             return rec.ABSENT
         star = self.significant(task, model, metric)
         self.stars += star
-        return rec.format_interval(found) + STAR * star
+        spread = self.get(task, model, metric + rec.SEED_SD)
+        return rec.with_spread(rec.format_interval(found), spread) + STAR * star
 
     def grid(
         self,
@@ -133,6 +134,8 @@ class Lookup:
             lines.append(Row((label, *cells), bold, apart=model == rec.ORACLE))
         if self.stars > before:
             notes = (*notes, STAR_NOTE, *rec.family_notes(self.families, "primary", [m for _, m, _ in columns]))
+        if any(rec.PLUS_MINUS in cell for line in lines for cell in line.cells):
+            notes = (*notes, rec.SEEDS_NOTE)
         heads = [Column(heading, rec.metric_of(metric).definition) for _, metric, heading in columns]
         return Table(caption, (Column(first, is_text=True), *heads), tuple(lines), tuple(notes), name)
 

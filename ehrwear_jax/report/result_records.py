@@ -17,6 +17,12 @@ ORACLE = "oracle"
 DIFFERENCE = "_difference"
 P_VALUE = "_difference_p"
 Q_VALUE = "_difference_q"
+SEED_SD = "_seed_sd"
+PLUS_MINUS = "\N{PLUS-MINUS SIGN}"
+SEEDS_NOTE = (
+    f"{PLUS_MINUS}: standard deviation over the seeds that a model was trained with. Its value is the mean over them, "
+    "its interval that of the mean over people."
+)
 MINUS = "\N{MINUS SIGN}"
 ABSENT = "\N{EN DASH}"
 HIDDEN = "hidden"  # of a count of few people
@@ -201,6 +207,8 @@ def task_label(task: str) -> str:
 
 def metric_of(name: str) -> Metric:
     """The metric of a record, also of a difference or of one at a number of days."""
+    if name.endswith(SEED_SD):
+        return Metric(f"{metric_of(name.removesuffix(SEED_SD)).label}, SD over seeds", None, "seed_sd")
     base = re.sub(f"(?:{DIFFERENCE}(?:_[pqzd]|_mdd)?|_mdd)$", "", name)
     if at := re.fullmatch(r"(auc|brier)_([\d.]+)", base):
         known = AT_DAYS[at[1]]
@@ -271,6 +279,12 @@ def format_interval(record: Mapping[str, Any]) -> str:
         return value
     lo, hi = (format_number(record[f], signed=signed) for f in ("lo", "hi"))
     return f"{value} [{lo}, {hi}]"
+
+
+def with_spread(cell: str, spread: Mapping[str, Any] | None) -> str:
+    """A cell with the standard deviation over seeds behind it, where there is one."""
+    known = spread is not None and spread["value"] is not None
+    return f"{cell} {PLUS_MINUS} {format_number(spread['value'])}" if known and spread is not None else cell
 
 
 def format_p_value(p: float | None) -> str:

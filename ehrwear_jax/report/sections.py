@@ -37,6 +37,12 @@ def _of(records: Sequence[Record], metrics: Sequence[str]) -> list[Record]:
     return [r for r in records if r["metric"] in metrics]
 
 
+def _table(records: Sequence[Record], metrics: Sequence[str], caption: str) -> table_model.Table:
+    """The performance of all models, with the spread over seeds where there are several."""
+    wanted = [*metrics, *(m + rec.SEED_SD for m in metrics)]
+    return table_model.performance_table(_of(records, wanted), metrics, caption)
+
+
 # ---------------------------------------------------------------------------------------------
 # Results
 # ---------------------------------------------------------------------------------------------
@@ -93,7 +99,7 @@ def forecasting(records: Sequence[Record]) -> Section:
     ]
     blocks += _interval_figure(records, "auroc")
     caption = "Discrimination by task and model. " + BOLD + _oracle_note(scores)
-    blocks.append(table_model.performance_table(scores, FORECAST, caption))
+    blocks.append(_table(records, FORECAST, caption))
     blocks += _model_notes(scores)
     blocks += [
         Text(
@@ -113,7 +119,7 @@ def survival(records: Sequence[Record]) -> Section:
         text = "No time-to-event outcome was evaluated in this run, so there is no C-index."
         return Section("survival", "Survival", (Text(text),))
     caption = "Concordance by task and model. " + BOLD + _oracle_note(scores)
-    table = table_model.performance_table(scores, SURVIVAL, caption)
+    table = _table(records, SURVIVAL, caption)
     figure = _interval_figure(records, "c_index")
     return Section("survival", "Survival", (*figure, table, *_model_notes(scores)))
 
@@ -202,7 +208,7 @@ def calibration(records: Sequence[Record], predictions: Predictions) -> Section:
     for wanted, caption in captions.items():
         if scores := _of(records, wanted):
             metrics = [m for m in wanted if any(r["metric"] == m for r in scores)]
-            blocks.append(table_model.performance_table(scores, metrics, caption + BOLD + _oracle_note(scores)))
+            blocks.append(_table(records, metrics, caption + BOLD + _oracle_note(scores)))
     if not _of(records, CALIBRATION + BRIER):
         blocks.append(Text("No Brier score or calibration error was computed in this run."))
     return Section("calibration", "Calibration", tuple(blocks))
@@ -371,5 +377,7 @@ def every_number(records: Sequence[Record]) -> Section:
     if not records:
         return Section("numbers", "Every number", (Text("There are no results."),))
     text = "Every number is of one seed, so the spread between training runs is unknown."
+    if any(r["metric"].endswith(rec.SEED_SD) for r in records):
+        text = "Numbers of models with several seeds are means over them; the seed below is that of the resamples."
     table = table_model.record_table(records, "The records of results.json.")
     return Section("numbers", "Every number", (Text(text), Details(f"All {len(records):,} records", (table,))))

@@ -59,8 +59,11 @@ class Table:
 def performance_table(records: Sequence[Record], metrics: Sequence[str], caption: str) -> Table:
     """One group for each task, one line for each model, one column for each metric.
 
-    The best model of each column is bold; the oracle is set apart and never bold.
+    The best model of each column is bold; the oracle is set apart and never bold. Records "<metric>_seed_sd" add the
+    spread over seeds to the cells of their metric.
     """
+    spread = {(r["task"], r["model"], r["metric"]): r for r in records if r["metric"].endswith(rec.SEED_SD)}
+    records = [r for r in records if not r["metric"].endswith(rec.SEED_SD)]
     event = "with the event" if "c_index" in metrics else "positive"
     lines: list[Row | Group] = []
     notes: list[str] = []
@@ -86,10 +89,13 @@ def performance_table(records: Sequence[Record], metrics: Sequence[str], caption
         ]
         lines.append(Group(rec.task_label(task), common))
         for model in models:
-            values = [found.get((model, metric)) for metric in metrics]
-            cells = (rec.model_label(model), *(rec.format_interval(v) if v else rec.ABSENT for v in values))
+            cells = [rec.model_label(model)]
+            for metric in metrics:
+                value, sd = found.get((model, metric)), spread.get((task, model, metric + rec.SEED_SD))
+                cells.append(rec.with_spread(rec.format_interval(value), sd) if value else rec.ABSENT)
             bold = frozenset(i for i, m in enumerate(metrics, 1) if model in best[m])
-            lines.append(Row(cells, bold, apart=model == rec.ORACLE))
+            lines.append(Row(tuple(cells), bold, apart=model == rec.ORACLE))
+    notes += [rec.SEEDS_NOTE] * any(rec.PLUS_MINUS in c for row in lines if isinstance(row, Row) for c in row.cells)
     columns = [Column("Model", is_text=True)]
     for metric in metrics:
         known = rec.metric_of(metric)

@@ -2,7 +2,7 @@
 
 A task's scores are an artifact that depends on all models' predictions. Its folder holds
 
-scores.json                 {records, subgroups, curves, fractions, prevalence} of the task
+scores.json                 {records, subgroups, curves, fractions, prevalence, trials} of the task
 meds_evaluation.json        {model: numbers by meds-evaluation's definitions} of a binary task
 predictions/<model>.parquet held-out predictions: binary tasks in the MEDS prediction schema; time_to_event_days,
                             event_observed, competing_event where there is one, predicted_log_hazard and
@@ -23,7 +23,7 @@ import polars as pl
 from ehrwear_jax.config.evaluation import EvaluateConfig
 from ehrwear_jax.data.formats.label_tables import COMPETING
 from ehrwear_jax.data.sources.simulator import truth
-from ehrwear_jax.evals import classification, families, meds_predictions, subgroups
+from ehrwear_jax.evals import classification, families, meds_predictions, seeds, subgroups
 from ehrwear_jax.evals.builders import PredictedCurves
 from ehrwear_jax.evals.estimates import Resampling
 from ehrwear_jax.evals.protocol import TaskSpec
@@ -36,6 +36,7 @@ from ehrwear_jax.stages import (
     evaluate_score,
     evaluate_subgroups,
     predictors,
+    target_trial,
     tasks,
 )
 from ehrwear_jax.stages.artifacts import Artifact
@@ -48,7 +49,7 @@ from ehrwear_jax.stages.tasks import BINARY, REGRESSION, SPLITS, SURVIVAL, Task
 
 SURVIVAL_COLUMNS = ("time_to_event_days", "event_observed", COMPETING)
 SCORES, MEDS_EVALUATION = "scores.json", "meds_evaluation.json"
-DETAILS = ("subgroups", "curves", "fractions", "prevalence")
+DETAILS = ("subgroups", "curves", "fractions", "prevalence", "trials")
 # Options of config.evaluate that the scores do not depend on; those of probes, their predictions do, and the horizons
 # that a task has are named beside.
 NOT_SCORES = ("tasks", "probe", "probe_hidden", "probe_seeds", "label_tasks", "sex_prefixes",
@@ -140,7 +141,8 @@ class _Scoring:
     """Scores the predictions of one task.
 
     Args:
-      predicted: of every model; a network's first seed is the model, further ones tell its spread.
+      predicted: of every model. Of a network with several seeds, metrics are means over them, and the predictions that
+        are written those of the first.
       folder: receives the predictions in the formats of the module's docstring.
     """
 
@@ -154,7 +156,7 @@ class _Scoring:
         self._spec = task_spec(self._config, plan.config.name, task.name, plan.config.data.seed, universe)
 
     def score(self) -> dict[str, Any]:
-        """{records, subgroups, curves, fractions, prevalence}."""
+        """{records, subgroups, curves, fractions, prevalence, trials}."""
         plan, task = self._plan, self._task
         known = evaluate_subgroups.held_out_attributes(plan)
         at_times = self._held.join(known.drop("split"), on=KEYS, how="left", maintain_order="left")
@@ -167,6 +169,7 @@ class _Scoring:
         if len(task.folds) == 1 and task.name in label_tasks(plan):  # out of fold, training patients differ
             found["fractions"] = evaluate_subgroups.label_efficiency(plan, self._spec, self._labelled())
         times = pl.concat([task.of(s) for s in SPLITS])
+        found["trials"] = [target_trial.counts(plan, task)]
         return found | {"prevalence": evaluate_subgroups.prevalence(task.name, times, task.column, limit)}
 
     def _labelled(self) -> evaluate_subgroups.Labelled:
@@ -178,7 +181,7 @@ class _Scoring:
 
     def _binary(self, cohort):
         plan, task, y_N = self._plan, self._task, self._held["boolean_value"].to_numpy()
-        predictions = {name: p.held_out for name, p in self._models.items()}
+        predictions = self._by_seed("held_out")
         for name, p in self._models.items():
             _save(self._folder / "tuning", name, task.of("tuning"), p.tuning)
         tuned = {name: p.tuning for name, p in self._models.items()}
@@ -187,7 +190,8 @@ class _Scoring:
         simulated = plan.config.data.source == "synthetic" and name == HOSPITALIZATION
         if simulated and days in plan.simulate.horizons_days:
             predictions["oracle"] = truth.oracle_risk(plan.raw.folder / "truth", self._held.select(KEYS), int(days))
-        for name, p_N in predictions.items():
+        first = seeds.first_of(predictions)
+        for name, p_N in first.items():
             _save(self._folder / "predictions", name, self._held, p_N)
         meds = {
             path.stem: meds_predictions.evaluate_binary(meds_predictions.read(path))
@@ -199,28 +203,28 @@ class _Scoring:
             self._spec, predictions, y_N, cohort, operating_points=points, known_factor_N=known_factor_N
         )
         if follow_up is not None:
-            for name, p_N in predictions.items():
+            for name, p_N in first.items():
                 found["curves"] += evaluate_curves.by_quartile(
                     self._spec, name, p_N, follow_up, cohort.group_N, known_factor_N
                 )
-        if seeds := self._seeds():
-            found["records"] += evaluate_score.score_seeds(self._spec, seeds, y_N, found["records"][0])
+        probes = {name: p.seeds_SxN for name, p in self._models.items() if p.seeds_SxN is not None}
+        found["records"] += evaluate_score.probe_spread(self._spec, probes, y_N, found["records"][0])
         return found
 
-    def _seeds(self) -> dict[str, np.ndarray]:
-        """model -> predictions [S, N] by seed: of the network where there are several, else of the probe."""
-        out = {name: p.seeds_SxN for name, p in self._models.items() if p.seeds_SxN is not None}
+    def _by_seed(self, what: str) -> dict[str, np.ndarray]:
+        """model -> its predictions ("held_out") or curves ("curve_NxT"), stacked over seeds where there are several."""
+        out = {}
         for name, p in self._models.items():
-            others = [q.held_out for q in self._further if q.name == name]
-            if others:
-                out[name] = np.stack([p.held_out, *others])
+            parts = [getattr(q, what) for q in (p, *(q for q in self._further if q.name == name))]
+            if all(part is not None for part in parts):
+                out[name] = parts[0] if len(parts) == 1 else np.stack(parts)
         return out
 
     def _survival(self, cohort):
-        task, predictions = self._task, {name: p.held_out for name, p in self._models.items()}
-        curves = {name: p.curve_NxT for name, p in self._models.items() if p.curve_NxT is not None}
-        for name, risk_N in predictions.items():
-            at = {f"predicted_survival_{t:g}d": curves[name][:, k] for k, t in enumerate(task.times_T)
+        task, predictions, curves = self._task, self._by_seed("held_out"), self._by_seed("curve_NxT")
+        first_curves = seeds.first_of(curves, 2)
+        for name, risk_N in seeds.first_of(predictions).items():
+            at = {f"predicted_survival_{t:g}d": first_curves[name][:, k] for k, t in enumerate(task.times_T)
                   if t in task.horizons}  # fmt: skip
             labels = [c for c in SURVIVAL_COLUMNS if c in self._held.columns]
             self._save_columns(name, labels, {"predicted_log_hazard": risk_N, **at})
@@ -232,8 +236,8 @@ class _Scoring:
         )
 
     def _regression(self, cohort):
-        predictions = {name: p.held_out for name, p in self._models.items()}
-        for name, value_N in predictions.items():
+        predictions = self._by_seed("held_out")
+        for name, value_N in seeds.first_of(predictions).items():
             self._save_columns(name, ("float_value",), {"predicted_float_value": value_N})
         y_N = self._held["float_value"].to_numpy().astype(np.float64)
         spreads = [fold.of("train")["float_value"].cast(pl.Float64).std() for fold in self._task.folds]

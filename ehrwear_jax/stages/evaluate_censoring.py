@@ -42,7 +42,7 @@ def time_behind(plan: Plan, task: Task) -> tuple[np.ndarray, FollowUp] | None:
     of the table, also those whose label at the horizon is unknown.
     """
     name, days = horizon_of(task.name) or ("", 0.0)
-    times = _event_times(plan, name) if name else None
+    times = event_times(plan, name) if name else None
     if times is None:
         return None
     held = task.of("held_out")
@@ -72,7 +72,7 @@ def _training_people(plan, fold):
     return subjects.filter(pl.col("split") == "train").select("subject_id")
 
 
-def _event_times(plan, name):
+def event_times(plan, name):
     """Label table time_to_<name>, or one made of the events; None where the times are unknown."""
     labels = Labels(plan)
     if labels.files(f"time_to_{name}"):

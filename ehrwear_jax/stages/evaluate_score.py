@@ -18,7 +18,7 @@ from ehrwear_jax.evals import (
     disclosure,
     inference,
     protocol,
-    regression,
+    seeds,
     subgroups,
 )
 from ehrwear_jax.evals.builders import Build, PredictedCurves
@@ -137,7 +137,8 @@ def score_binary(
     """{"records", "subgroups", "curves"} of a binary task.
 
     Args:
-      predictions: model -> probability [N] at the same held-out prediction times.
+      predictions: model -> probability [N] at the same held-out prediction times, or [S, N] of several seeds, over
+        which metrics are averaged (`seeds`); confusion matrices are of the first.
       y_N: 0/1 labels.
       cohort: the people.
       operating_points: model -> threshold that was chosen on other prediction times, or one for each row, of its fold
@@ -149,13 +150,19 @@ def score_binary(
     task, points = task.among(predictions), operating_points or {}
     weighted, plain = {}, decision.THRESHOLDS if known_factor_N is None else ()
     if known_factor_N is not None:
-        build = builders.binary(y_N, predictions, factor_N=known_factor_N)
+        build = seeds.averaged(
+            seeds.by_seed(predictions, lambda p, _: builders.binary(y_N, p, factor_N=known_factor_N))
+        )
         weighted = {(IPCW, model): make(None) for model, make in build.items()}
-    scored = _estimate(
-        task, y_N, cohort, builders.binary(y_N, predictions, operating_points=points, thresholds=plain, slopes=True),
-        builders.binary(y_N, predictions, thresholds=()), weighted,
-    )  # fmt: skip
+    whole = seeds.by_seed(
+        predictions,
+        lambda p, _: builders.binary(y_N, p, operating_points=points, thresholds=plain, slopes=True),
+    )
+    by_cell = seeds.by_seed(predictions, lambda p, _: builders.binary(y_N, p, thresholds=()))
+    scored = _estimate(task, y_N, cohort, seeds.averaged(whole), seeds.averaged(by_cell), weighted)
+    predictions = seeds.first_of(predictions)
     records = protocol.binary_records(task, predictions, y_N, scored.of_cohort())
+    records += _spread_records(task, records[0], by_cell, protocol.BINARY_METRICS)
     common = task.common(records[0]["n"], records[0]["n_positive"])
     wanted = ("prevalence", "brier_null", "brier_skill", "calibration_slope", "calibration_intercept", "ece_corrected",
               "mean_gap", *CONFUSION)  # fmt: skip
@@ -190,22 +197,26 @@ def _bootstrap_z(task: TaskSpec, common: Record, estimates: Estimates) -> list[R
     return out
 
 
-def score_seeds(task: TaskSpec, seeds: Mapping[str, np.ndarray], y_N: npt.ArrayLike, like: Record) -> list[Record]:
-    """Spread of AUROC over the seeds of trained probes, and Cohen's d across them.
+def probe_spread(task: TaskSpec, seeds: Mapping[str, np.ndarray], y_N: npt.ArrayLike, like: Record) -> list[Record]:
+    """ "auroc_probe_sd": spread of AUROC over the seeds of trained probes (initialisation and order of rows).
 
     Args:
       seeds: model -> probability [S, N].
       like: a record of the task, for its counts.
     """
-    by_model = {model: [float(classification.auroc(y_N, p_N)) for p_N in p_SxN] for model, p_SxN in seeds.items()}
-    common, reference = task.common(like["n"], like["n_positive"]), task.reference_model
-    spread = {model: float(np.std(values, ddof=1)) for model, values in by_model.items() if len(values) > 1}
-    out = [protocol.record(common, model, "auroc_seed_sd", value) for model, value in spread.items()]
-    for model in spread:
-        if reference in spread and model != reference:
-            d = inference.seed_cohens_d(by_model[reference], by_model[model])
-            out.append(protocol.record(common, f"{reference} - {model}", "auroc_difference_d", d))
+    common, out = task.common(like["n"], like["n_positive"]), []
+    for model, p_SxN in seeds.items():
+        if len(p_SxN) > 1:
+            sd = float(np.std([float(classification.auroc(y_N, p_N)) for p_N in p_SxN], ddof=1))
+            out.append(protocol.record(common, model, "auroc_probe_sd", sd))
     return out
+
+
+def _spread_records(task: TaskSpec, like: Record, builds: Mapping[str, Sequence[Build]], metrics) -> list[Record]:
+    """How far the seeds of the models lie apart, see `seeds.spread`."""
+    common = task.common(like["n"], like["n_positive"])
+    found = seeds.spread(builds, like["n"], metrics, task.reference_model)
+    return [protocol.record(common, f["model"], f["metric"], f["value"]) for f in found]
 
 
 def _decision_curves(task: TaskSpec, estimates: Estimates) -> list[dict]:
@@ -276,28 +287,35 @@ def score_time(
     whoever is likely to die first may have a high hazard of the event and a low risk of ever having it.
 
     Args:
-      predictions: model -> risk [N], higher = earlier event.
+      predictions: model -> risk [N], higher = earlier event, or [S, N] of several seeds (`seeds`).
       follow_up: of the held-out prediction times.
       cohort: the people.
       train: censoring and null, estimated on the training rows, of each row's own fold.
       horizons: days of AUC(t), inside the follow-up of both (`usable_horizons`); the last one is tau, where Uno's C
         ends. Without one, tau is the last time at which somebody in training is under observation. It is recorded.
-      curves: adds Brier(t) and its integral beside the null.
+      curves: adds Brier(t) and its integral beside the null; [N, T], or [S, N, T] of several seeds.
     """
     task, tau = task.among(predictions), min(max(horizons, default=np.inf), train.last_time())
     if tau < max(horizons, default=np.inf):
         logging.info("  %s: Uno's C ends at tau = %g days, where the censoring leaves nobody", task.name, tau)
     at_tau = {}
-    if curves is not None and tau in horizons:
-        at_tau = {m: np.asarray(v)[:, list(curves.times_T).index(tau)] for m, v in curves.by_model.items()}
+    if curves is not None and tau in horizons:  # [N], or [S, N]
+        at_tau = {m: np.asarray(v)[..., list(curves.times_T).index(tau)] for m, v in curves.by_model.items()}
     if follow_up.any_competing:
-        predictions = {m: 1 - at_tau[m] if m in at_tau else risk_N for m, risk_N in predictions.items()}
-    scored = _estimate(
-        task, follow_up.event_N, cohort,
-        builders.time_to_event(train, follow_up, predictions, horizons=horizons, tau=tau, curves=curves),
-        builders.time_to_event(train, follow_up, predictions, tau=tau),
-    )  # fmt: skip
+        predictions = {m: 1 - at_tau[m] if m in at_tau else risk for m, risk in predictions.items()}
+
+    def make(p, seed):
+        return builders.time_to_event(
+            train, follow_up, p, horizons=horizons, tau=tau, curves=_curves_of(curves, list(p), seed)
+        )
+
+    whole = seeds.by_seed(predictions, make)
+    by_cell = seeds.by_seed(predictions, lambda p, _: builders.time_to_event(train, follow_up, p, tau=tau))
+    scored = _estimate(task, follow_up.event_N, cohort, seeds.averaged(whole), seeds.averaged(by_cell))
+    predictions = seeds.first_of(predictions)
+    at_tau = seeds.first_of(at_tau)
     records = protocol.survival_records(task, follow_up, scored.of_cohort())
+    records += _spread_records(task, records[0], by_cell, ("c_index", "uno_c"))
     shown = {f"{kind}_{h:g}{end}" for h in horizons for kind in ("auc", "brier") for end in ("", "_null")}
     shown |= {"uno_c", "ibs", "ibs_null", "ibs_skill"}
     records += _cohort_records(task, records, scored, shown.__contains__)
@@ -314,6 +332,14 @@ def score_time(
     return {"records": records, "subgroups": by_group, "curves": drawn}
 
 
+def _curves_of(curves: PredictedCurves | None, models: Sequence[str], seed: int) -> PredictedCurves | None:
+    """The curves of one seed of some models."""
+    if curves is None:
+        return None
+    found = {m: np.asarray(curves.by_model[m]) for m in models if m in curves.by_model}
+    return dataclasses.replace(curves, by_model={m: v if v.ndim == 2 else v[seed] for m, v in found.items()})
+
+
 def score_regression(
     task: TaskSpec,
     predictions: Mapping[str, np.ndarray],
@@ -325,7 +351,7 @@ def score_regression(
     """{"records", "subgroups", "curves": []} of a continuous task, in the target's unit.
 
     Args:
-      predictions: model -> value [N].
+      predictions: model -> value [N], or [S, N] of several seeds (`seeds`).
       y_N: targets.
       cohort: the people.
       train_sd: standard deviation at the training prediction times, of all or of each row's own fold [N]: adds
@@ -334,11 +360,16 @@ def score_regression(
     # cells are suppressed by their patients alone: a continuous target has no classes
     limits = dataclasses.replace(task.suppression, min_per_class=0)
     task = dataclasses.replace(task.among(predictions), suppression=limits)
-    build = builders.continuous(y_N, predictions)
+    builds = seeds.by_seed(predictions, lambda p, _: builders.continuous(y_N, p))
+    build = seeds.averaged(builds)
     sd_N = np.broadcast_to(np.asarray(0.0 if train_sd is None else train_sd, np.float64), (len(y_N),))
     scaled = {}
     if (sd_N > 0).all():
-        scaled = {(IN_SD, m): regression.Regression(y_N / sd_N, p_N / sd_N) for m, p_N in predictions.items()}
+        in_sd = seeds.by_seed(
+            predictions,
+            lambda p, _: builders.continuous(y_N / sd_N, {m: p_N / sd_N for m, p_N in p.items()}),
+        )
+        scaled = {(IN_SD, m): make(None) for m, make in seeds.averaged(in_sd).items()}
     scored = _estimate(task, np.ones(len(y_N)), cohort, build, build, scaled)
     estimates, common, records = scored.of_cohort(), task.common(len(y_N), None), []
     for model in predictions:
@@ -348,5 +379,7 @@ def score_regression(
     for key in scaled:
         value, samples_B = scored.estimates.values[key]["rmse"], scored.estimates.resampled(key, "rmse")
         records.append(protocol.record(common, key[1], IN_SD, value, samples_B))
+    if records:
+        records += _spread_records(task, records[0], builds, ("rmse", "r2"))
     by_group = _subgroup_records(task, scored, ("rmse", "mae", "r2"), ("rmse",))
     return {"records": records, "subgroups": [r | {"n_positive": None} for r in by_group], "curves": []}

@@ -36,7 +36,7 @@ def contents(plan: Plan) -> ReportInputs:
     records, details = evaluate.results(plan)
     return ReportInputs(
         title=config.report.title,
-        subtitle=f"dataset {config.name}, seed {config.seeds[0]}",
+        subtitle=f"dataset {config.name}, seed{'s' * (len(config.seeds) > 1)} {', '.join(map(str, config.seeds))}",
         dataset=config.name,
         results=records,
         losses=_losses(plan),

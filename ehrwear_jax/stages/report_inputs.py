@@ -15,7 +15,7 @@ from ehrwear_jax.report.report_data import Explained, Kernels, PatientMap, Repor
 from ehrwear_jax.report.result_records import model_label
 from ehrwear_jax.report.trajectories import principal_components
 from ehrwear_jax.runtime import goodput
-from ehrwear_jax.stages import embed, interpret, loaded_run, predictors
+from ehrwear_jax.stages import embed, interpret, loaded_run, predictors, target_trial
 from ehrwear_jax.stages.embed import KEYS, Embeddings
 from ehrwear_jax.stages.labels import Labels
 from ehrwear_jax.stages.plan import Plan
@@ -40,9 +40,10 @@ def gather(plan: Plan, details: dict[str, Any]) -> ReportData:
     Args:
       details: of evaluate.results.
     """
+    trials = target_trial.described(plan, details["trials"])
     interpreted, tested = _with_q(_protected(_interpreted(plan), plan.config.evaluate.min_per_class))
     return ReportData(
-        **details | {"families": [*details["families"], *tested]},
+        **details | {"families": [*details["families"], *tested], "trials": trials},
         **interpreted,
         maps=_maps(plan),
         individuals=shows_individuals(plan.config),

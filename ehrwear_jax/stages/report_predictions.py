@@ -15,6 +15,7 @@ tasks' predictions of the tuning split in the same layout. All models of a task 
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -28,7 +29,7 @@ from ehrwear_jax.evals.survival import TrainingCurves
 from ehrwear_jax.report.build import ReportInputs
 from ehrwear_jax.report.report_data import ReportData
 from ehrwear_jax.report.result_records import horizon_of, main_model
-from ehrwear_jax.stages import evaluate_score, evaluate_subgroups, report_inputs
+from ehrwear_jax.stages import evaluate_score, evaluate_subgroups, report_inputs, target_trial
 from ehrwear_jax.stages.embed import KEYS
 from ehrwear_jax.stages.evaluate_score import Cohort
 from ehrwear_jax.stages.tasks import follow_up_of
@@ -55,19 +56,21 @@ def inputs(config: RunConfig) -> ReportInputs:
     everyone = np.unique(np.concatenate([times["subject_id"].to_numpy() for times, _ in tasks.values()]))
     known = pl.read_parquet(folder / ATTRIBUTES) if (folder / ATTRIBUTES).exists() else None
     records: list[dict] = []
-    subgroups_of, curves, prevalence = [], [], []
+    limit = config.evaluate.min_per_class
+    details: dict[str, Any] = {k: [] for k in ("subgroups", "curves", "prevalence", "trials")}
     for task, (times, by_model) in tasks.items():
         cohort = Cohort(times["subject_id"].to_numpy(), _levels(config, times, known))
         found = _score(config, _spec(config, task, by_model, everyone), times, by_model, cohort)
         if (label := next((c for c in ("boolean_value", "event_observed") if c in times.columns), None)) is not None:
-            found = evaluate_score.protected(found, times[label].to_numpy(), cohort, config.evaluate.min_per_class)
+            found = evaluate_score.protected(found, times[label].to_numpy(), cohort, limit)
         records += found["records"]
-        subgroups_of += found["subgroups"]
-        curves += found["curves"]
         held = times.with_columns(split=pl.lit("held_out"))
-        prevalence += evaluate_subgroups.prevalence(task, held, times.columns[2], config.evaluate.min_per_class)
+        found["prevalence"] = evaluate_subgroups.prevalence(task, held, times.columns[2], limit)
+        found["trials"] = [target_trial.of_saved(task, times, limit, config.evaluate.horizons_of(task))]
+        for part in details:
+            details[part] += found[part]
     adjusted, primary = families.primary(records)
-    subgroups_of, of_subgroups = families.of_subgroups(subgroups_of)
+    details["subgroups"], of_subgroups = families.of_subgroups(details["subgroups"])
     binary = {t: found for t, found in tasks.items() if "boolean_value" in found[0].columns}
     return ReportInputs(
         title=config.report.title,
@@ -77,13 +80,13 @@ def inputs(config: RunConfig) -> ReportInputs:
         predictions={
             t: {m: (times["boolean_value"].to_numpy().astype(int), v["p"]) for m, v in by_model.items()}
             for t, (times, by_model) in binary.items()
-            if not disclosure.tells_few(times["boolean_value"], times["subject_id"], config.evaluate.min_per_class)
+            if not disclosure.tells_few(times["boolean_value"], times["subject_id"], limit)
         },
         facts={"predictions": f"{len(tasks)} tasks, {len(everyone):,} patients", "seed": str(config.data.seed),
                "resamples of patients": f"{config.evaluate.n_resamples:,}"},
         notes=_notes(config, tasks),
-        data=ReportData(subgroups=subgroups_of, curves=curves, prevalence=prevalence, not_interpreted=NOT_INTERPRETED,
-                        families=primary + of_subgroups, main_task=config.report.reliability_task),
+        data=ReportData(**details, not_interpreted=NOT_INTERPRETED, families=primary + of_subgroups,
+                        main_task=config.report.reliability_task),
     )  # fmt: skip
 
 

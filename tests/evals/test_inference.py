@@ -94,11 +94,13 @@ def test_bootstrap_z_grows_with_patients_and_cohens_d_does_not():
     rng = np.random.default_rng(0)
     z = [inference.bootstrap_z(0.1, 0.1 + rng.normal(size=4000) / np.sqrt(n)) for n in (100, 10_000)]
     assert z[0] == pytest.approx(1, rel=0.1) and z[1] == pytest.approx(10, rel=0.1)
-    # Means 2 and 5, variances 1 and 9 over three seeds each: pooled SD sqrt(5).
-    assert inference.seed_cohens_d([5, 2, 8], [2, 1, 3]) == pytest.approx(3 / np.sqrt(5))
-    assert np.isnan(inference.seed_cohens_d([1, 1], [2, 2]))
-    with pytest.raises(ValueError, match="two seeds or more"):
-        inference.seed_cohens_d([1.0], [2.0, 3.0])
+    # seed by seed the differences are 3, 1 and 5: mean 3, SD 2
+    assert inference.seed_cohens_d([5, 2, 8], [2, 1, 3]) == pytest.approx(1.5)
+    assert inference.seed_cohens_d([5, 2, 8], [1, 3, 2]) != pytest.approx(1.5)  # other pairs
+    assert np.isnan(inference.seed_cohens_d([1, 1, 1], [2, 2, 2]))
+    for other in ([2.0, 3.0], [2.0, 3.0, 4.0, 5.0]):
+        with pytest.raises(ValueError, match="three seeds or more"):
+            inference.seed_cohens_d([1.0, 2.0], other)
 
 
 def test_the_smallest_p_value_is_reached_by_a_difference_of_one_sign():

@@ -1,10 +1,11 @@
 import pytest
 from report_samples import record, results
 
+from ehrwear_jax.report import paper, table_model
 from ehrwear_jax.report import result_records as rec
-from ehrwear_jax.report import table_model
 from ehrwear_jax.report.html_page import to_html_page
 from ehrwear_jax.report.page import Page, Section
+from ehrwear_jax.report.report_data import ReportData
 
 
 def html_of(table):
@@ -33,6 +34,19 @@ def test_performance_table_is_exact():
     assert "<td><strong>0.812 [0.790,\N{NO-BREAK SPACE}0.833]</strong></td>" in html
     assert "<strong>0.900" not in html
     assert html.count('<sup><a href="#def-auroc">1</a></sup>') == 1
+
+
+def test_the_spread_over_seeds_stands_behind_the_mean():
+    records = [record("joint"), record("joint", metric="auroc_seed_sd", value=0.0042, lo=None, hi=None),
+               record("gradient_boosting", value=0.8)]  # fmt: skip
+    table = table_model.performance_table(records, ("auroc",), "Results.")
+    cells = [row.cells for row in table.rows[1:]]
+    assert cells[0] == ("Joint model (EHR + wearable)", "0.812 [0.790, 0.833] ± 0.004")
+    assert "±" not in cells[1][1] and table.notes == (rec.SEEDS_NOTE,)
+    section = paper.paper_tables(records, ReportData())
+    (first,) = [t for t in section.blocks if getattr(t, "name", "") == "table1_hospitalization_auroc"]
+    assert first.rows[0].cells[1] == "0.812 [0.790, 0.833] ± 0.004" and rec.SEEDS_NOTE in first.notes
+    assert not table_model.performance_table(records[::2], ("auroc",), "").notes
 
 
 def test_models_on_other_people_are_said_to_be():

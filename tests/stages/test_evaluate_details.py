@@ -287,23 +287,23 @@ def test_probes_can_be_trained_as_in_the_paper(done):
         aurocs = [roc_auc_score(y_N, seed_N) for seed_N in saved["seeds_SxN"]]
         assert len(aurocs) == 2
         expected = pytest.approx(np.std(aurocs, ddof=1), abs=1e-9)
-        assert value(records, "readmission", p.name, "auroc_seed_sd") == expected
-    assert {r["model"] for r in records if r["metric"] == "auroc_difference_d"} == {
-        f"joint - {model}" for model in ("ehr_only", "wear_only", "late_fusion")
-    }
+        assert value(records, "readmission", p.name, "auroc_probe_sd") == expected
+    # seeds of a probe are orders of its rows: no spread of the model, and no effect size
+    assert not [r for r in records if r["metric"].endswith(("_seed_sd", "_difference_d"))]
     # the exact probes' predictions and scores lie beside them, as they were
     assert scores(trained, "readmission") != scores(plan, "readmission")
     assert before.items() <= small_run.contents(plan.workdir.root).items()
     assert times.items() <= small_run.written_at(plan.workdir.root).items()
 
 
-def test_further_seeds_of_the_networks_tell_their_spread(done):
+def test_numbers_of_several_seeds_are_means_with_their_spread(done):
     config, plan, records, _, labels = done
     config = config.copy_and_resolve_references()
-    config.seeds = (0, 1)
-    config.evaluate.update({"tasks": ("readmission",), "label_fractions": ()})
+    config.seeds = (0, 1, 2)
+    config.evaluate.update({"label_fractions": ()})
     seeded = small_run.plan_of(config, plan.workdir.root)
-    small_run.write_embeddings(seeded, telling_latents(labels))
+    latents = telling_latents(labels)
+    small_run.write_embeddings(seeded, latents)
     evaluate.run(seeded)
     found, _ = evaluate.results(seeded)
     task, by_model = tasks.read(seeded, "readmission"), {}
@@ -311,16 +311,29 @@ def test_further_seeds_of_the_networks_tell_their_spread(done):
         saved = np.load(predictors.predictions_artifact(seeded, task, p).folder / "predictions.npz")
         auroc = roc_auc_score(task.of("held_out")["boolean_value"], saved["held_out"])
         by_model.setdefault(p.name, []).append(auroc)
-    several = {m for m, aurocs in by_model.items() if len(aurocs) == 2}
+    several = {m for m, aurocs in by_model.items() if len(aurocs) == 3}
     assert several == {"joint", "ehr_only", "wear_only", "late_fusion"}
-    assert several == {r["model"] for r in found if r["metric"] == "auroc_seed_sd"}
     for model, aurocs in by_model.items():
-        # the first seed is the model that is reported
-        assert value(found, "readmission", model, "auroc") == pytest.approx(aurocs[0], abs=1e-6)
-        assert value(records, "readmission", model, "auroc") == value(found, "readmission", model, "auroc")
-        if len(aurocs) > 1:
-            expected = pytest.approx(np.std(aurocs, ddof=1), abs=1e-9)
-            assert value(found, "readmission", model, "auroc_seed_sd") == expected
+        assert value(found, "readmission", model, "auroc") == pytest.approx(np.mean(aurocs), abs=1e-6)
+        if model in several:
+            assert value(found, "readmission", model, "auroc_seed_sd") == pytest.approx(
+                np.std(aurocs, ddof=1), abs=1e-6
+            )
+    name, difference = "joint - ehr_only", np.subtract(by_model["joint"], by_model["ehr_only"])
+    assert value(found, "readmission", name, "auroc_difference") == pytest.approx(difference.mean(), abs=1e-6)
+    expected = pytest.approx(difference.mean() / difference.std(ddof=1), rel=1e-4)
+    assert value(found, "readmission", name, "auroc_difference_d") == expected
+    assert {r["model"] for r in found if r["metric"] == "auroc_difference_d"} == {
+        f"joint - {model}" for model in several - {"joint"}
+    }  # one seed of a tabular model has no spread
+    for task_name, metric in (("relapse", "c_index"), ("sleep", "rmse")):
+        told = {r["model"] for r in found if (r["task"], r["metric"]) == (task_name, f"{metric}_seed_sd")}
+        assert told == several
+        assert value(found, task_name, "joint", metric) != value(records, task_name, "joint", metric)
+    # the same people, whatever the seed
+    assert {r["n"] for r in found if r["task"] == "readmission"} == {
+        r["n"] for r in records if r["task"] == "readmission"
+    }
 
 
 def follow_up(n=400, seed=0, end=np.inf):

@@ -129,7 +129,7 @@ def test_geometry_names_every_measure(done):
     for name in MODELS:
         mine = {r["measure"]: r for r in records if r["model"] == name}
         assert {"effective_rank", "mmd2_adjacent", "mmd2_adjacent_mean", "mmd2_class", "lipschitz_per_day"} <= set(mine)
-        assert 1 <= mine["effective_rank"]["value"] <= 8 
+        assert 1 <= mine["effective_rank"]["value"] <= 8
         tried = done[0].interpret.n_permutations + 1  # the classes as they are stand for one of the permutations
         assert mine["mmd2_class"]["p_value"] * tried == pytest.approx(round(mine["mmd2_class"]["p_value"] * tried))
         assert 1 / tried <= mine["mmd2_class"]["p_value"] <= 1
