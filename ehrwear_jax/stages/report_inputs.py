@@ -15,7 +15,7 @@ from ehrwear_jax.report.report_data import Explained, Kernels, PatientMap, Repor
 from ehrwear_jax.report.result_records import model_label
 from ehrwear_jax.report.trajectories import principal_components
 from ehrwear_jax.runtime import goodput
-from ehrwear_jax.stages import embed, interpret, loaded_run, predictors, target_trial
+from ehrwear_jax.stages import embed, interpret, loaded_run, predictors, target_trial, tokens_seen
 from ehrwear_jax.stages.embed import KEYS, Embeddings
 from ehrwear_jax.stages.labels import Labels
 from ehrwear_jax.stages.plan import Plan
@@ -181,7 +181,10 @@ def _maps(plan):
 
 
 def _compute(plan):
-    """Per network, summed over folds and seeds: parameters, steps, FLOPs where logged, device-hours, goodput."""
+    """Per network, summed over folds and seeds: parameters, steps, FLOPs where logged, device-hours, goodput.
+
+    And what it sees of a record at a prediction time, of the first fold.
+    """
     out = []
     for model in plan.config.networks:
         folders = [plan.pretrained(t).folder for t in plan.trained(model)]
@@ -196,7 +199,7 @@ def _compute(plan):
             entry["Goodput"] = f"{100 * steps_hours / hours:.0f}%" if hours else "unknown"
             rate = _tflops(folders[0])
             entry["Model FLOPs"] = f"{rate * 1e12 * steps_hours * 3600:.2e}" if rate else "not logged"
-        out.append(entry)
+        out.append(entry | tokens_seen.columns(plan.embeddings(plan.first(model))))
     return out
 
 

@@ -57,3 +57,13 @@ def summary(table: pl.DataFrame) -> dict[str, Any]:
 def read(folder: Path) -> Mapping[str, Any]:
     """The summary of an embeddings folder; {} where nothing was counted."""
     return files.read_json(folder / SUMMARY, {})
+
+
+def columns(folder: Path) -> dict[str, str]:
+    """{column: text} of the summary, for a table of models; {} where nothing was counted."""
+    out = {}
+    for kind, found in read(folder).items():
+        if isinstance(found, Mapping):
+            cut = f", {100 * found['cut']:.0f}% cut" if "cut" in found else ""
+            out[f"{kind.capitalize()} seen"] = f"{found['median']:,.0f} ({found['mean']:,.1f}){cut}"
+    return out

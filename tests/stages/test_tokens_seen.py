@@ -51,9 +51,10 @@ def test_files_are_summed_up_together(tmp_path):
     assert found["prediction_times"] == 5
     assert found["events"] == {"mean": 11 / 5, "median": 3.0, "max": 3, "cut": 2 / 5}
     assert found["people"] == {"mean": 3 / 5, "median": 1.0, "max": 1}, "nothing can be left out"
+    assert tokens_seen.columns(tmp_path) == {"Events seen": "3 (2.2), 40% cut", "People seen": "1 (0.6)"}
     assert pl.read_parquet(tmp_path / "tokens_seen" / "b.parquet")["events_left_out"].to_list() == [0, 1, 6]
 
 
 def test_a_family_that_does_not_count_has_no_file(tmp_path):
     tokens_seen.write(tmp_path, "a", Counted(counts=False), times((7, 0)))
-    assert tokens_seen.read(tmp_path) == {} and not list(tmp_path.iterdir())
+    assert tokens_seen.read(tmp_path) == tokens_seen.columns(tmp_path) == {} and not list(tmp_path.iterdir())
