@@ -13,6 +13,7 @@ from ehrwear_jax.data.formats import parquet as parquet_lib
 from ehrwear_jax.data.labels import outcomes, signal_outcomes
 from ehrwear_jax.data.prepare import deidentify, specs
 from ehrwear_jax.runtime import files
+from ehrwear_jax.stages import eligibility
 from ehrwear_jax.stages.artifacts import Artifact
 from ehrwear_jax.stages.plan import Plan
 
@@ -78,10 +79,23 @@ class Labels:
         return next((f for folder in self.folders() if (f := label_tables.task_files(folder, task))), [])
 
     def digest(self, task: str) -> str:
-        """What a task's labels are: the bytes of its table, wherever it comes from."""
-        return self._plan.inputs.of_files(self.files(task))
+        """What a task's labels are: the bytes of its table, wherever it comes from, and who is eligible."""
+        judged = self.eligibility().get(task)
+        return self._plan.inputs.of_files(self.files(task)) if judged is None else judged.digest
+
+    def eligibility(self) -> dict[str, Artifact]:
+        """{task: the artifact that says which of its prediction times are eligible}, {} without criteria."""
+        if self._config.cohort.is_open:
+            return {}
+        found = self._config.evaluate.tasks
+        return {t: eligibility.artifact(self._plan, t, self._plan.inputs.of_files(self.files(t))) for t in found}
 
     def table(self, task: str) -> pl.DataFrame:
+        """The labels of a task's eligible prediction times, see `given`."""
+        judged = self.eligibility().get(task)
+        return self.given(task) if judged is None else eligibility.of(judged, self.given(task))
+
+    def given(self, task: str) -> pl.DataFrame:
         """A task's labels: subject_id, prediction_time and its value column(s).
 
         Raises:

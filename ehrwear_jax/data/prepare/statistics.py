@@ -6,8 +6,10 @@ fitted depends neither on the shards nor on how many workers there are.
 """
 
 import functools
+import json
 import shutil
 from collections.abc import Mapping
+from datetime import datetime
 from pathlib import Path
 from typing import cast
 
@@ -53,8 +55,15 @@ def _training_subjects(out):
 
 @functools.lru_cache(maxsize=2)
 def _training_subjects_of(path, _):
-    subjects = pl.read_parquet(path, columns=["subject_id", "split"])
-    return subjects.filter(pl.col("split") == "train").select("subject_id").sort("subject_id")
+    subjects = pl.read_parquet(path)
+    learned = pl.col("pretraining") if "pretraining" in subjects.columns else pl.lit(True)
+    return subjects.filter((pl.col("split") == "train") & learned).select("subject_id").sort("subject_id")
+
+
+def _cutoff(out):
+    """When the records end that are learned from, None where they do not."""
+    cutoff = json.loads((Path(out) / "meta.json").read_text()).get("cutoff")
+    return datetime.fromisoformat(cutoff) if cutoff else None
 
 
 @functools.lru_cache(maxsize=2)
@@ -183,7 +192,14 @@ def _n_rows(path):
 
 
 def _training_events(path, records, out, columns):
-    return _events(path, records, columns).join(_training_subjects(out), on="subject_id", how="semi")
+    cutoff = _cutoff(out)
+    if cutoff is None:
+        return _events(path, records, columns).join(_training_subjects(out), on="subject_id", how="semi")
+    events = _events(path, records, [*columns, *(["time"] if "time" not in columns else [])])
+    events = events.filter(pl.col("time").is_null() | (pl.col("time") <= cutoff))
+    return events.drop([c for c in ("time",) if c not in columns]).join(
+        _training_subjects(out), on="subject_id", how="semi"
+    )
 
 
 def _count(path, records, out, n_buckets):
@@ -247,12 +263,7 @@ def fit_subjects(
     Returns:
       (SUBJECT_STATISTICS of OUT/subjects.parquet, counts of the manifest).
     """
-    of_alias = dict(
-        statistics.drop_nulls("alias").group_by("alias").agg(pl.col("count").sum()).select("alias", "count").iter_rows()
-    )
-    total = max(sum(of_alias.values()), 1)
-    surprise = [None if a is None else -np.log(max(of_alias[a], 1) / total) for a in statistics["alias"]]
-    known = statistics.select("code_id", pl.Series("surprise", surprise, pl.Float64))
+    known = statistics.select("code_id", pl.Series("surprise", surprises(statistics), pl.Float64))
     pieces = sorted((tables / "events").glob("*.parquet"))
     work = functools.partial(_of_people, records=records, known=known, frequent_texts=frequent_texts)
     found = pl.concat(pool.map(work, pieces, "events of people"))
@@ -275,6 +286,19 @@ def fit_subjects(
         },
     }
     return table.select(*SUBJECT_STATISTICS).cast(SUBJECT_STATISTICS), counts
+
+
+def surprises(statistics: pl.DataFrame) -> list[float | None]:
+    """-log of the share of each code's alias among all training events that have one, None without an alias.
+
+    Args:
+      statistics: CODE_STATISTICS; the result is in its order.
+    """
+    of_alias = dict(
+        statistics.drop_nulls("alias").group_by("alias").agg(pl.col("count").sum()).select("alias", "count").iter_rows()
+    )
+    total = max(sum(of_alias.values()), 1)
+    return [None if a is None else float(-np.log(max(of_alias[a], 1) / total)) for a in statistics["alias"]]
 
 
 def _of_people(path, records, known, frequent_texts):
@@ -338,10 +362,13 @@ def fit_signals(tables: Path, out: Path, config: PrepareConfig, pool: workers.Po
 def _moments(path, tables, out, logs):
     """(ids [P], moments [P, 3, C + X]) of the training patients of one file, see _of_columns."""
     wearers = pl.read_parquet(path).join(_training_subjects(out), on="subject_id", how="semi")
-    ids, moments = wearers["subject_id"].to_numpy(), []
+    ids, moments, cutoff = wearers["subject_id"].to_numpy(), [], _cutoff(out)
     with npy.OpenRows() as opened:
         values, derived = (opened[tables / kind / f"{path.stem}.npy"] for kind in ("window_values", "wearers"))
         for first, n in wearers.select("first_row", "n_windows").iter_rows():
+            if cutoff is not None:  # windows are in the order of their ends
+                ends = derived.read(first, n)["end"]
+                n = int(np.searchsorted(ends, np.datetime64(cutoff, "us").astype(np.int64), side="right"))
             x_NxC = values.read(first, n).reshape(-1, values.shape[-1])
             for k in logs:
                 x_NxC[:, k] = store.signed_log1p(x_NxC[:, k])
