@@ -208,7 +208,9 @@ class PrepareConfig:
     shift_whole_weeks: bool = False
     """Move dates by whole weeks only, so that weekdays stay."""
     max_age_years: float = 0.0
-    """Age above which a person's birth date is removed, if the record goes on beyond it; 0: all are kept."""
+    """Highest age that is told, such as 90: at a time at which somebody is older, every age is this one, in what models
+    are given, in attributes and on pages; 0: no limit. Who is older at the first record gets a birth date of this age
+    there. Tables and records keep the birth date of those who reach the age later: do not pass them on."""
     key_file: str = ""
     """File with the secret key of pseudonyms and shifts."""
     tuning_fraction: float = 0.1

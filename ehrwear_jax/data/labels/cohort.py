@@ -25,7 +25,7 @@ class Evidence(NamedTuple):
     Attributes:
       births: subject_id (unique), birth_time, null where it is not known.
       runs: subject_id, begin, end: of each continuous stretch of EHR, see `continuous_runs`.
-      window_times: subject_id, time: the ends of usable wearable windows.
+      window_times: subject_id, time: the ends of wearable windows; perhaps worn_minutes, see `wear_days`.
       flagged: subject_id, time (null: static): events with an excluded code.
       window_hours: length of a window.
     """
@@ -47,18 +47,19 @@ def gather(
     """The Evidence of prepared tables.
 
     Args:
-      events: pieces that hold whole people: subject_id, time (null: static), code. windows: pieces subject_id, time.
+      events: pieces that hold whole people: subject_id, time (null: static), code. windows: pieces of `window_times`.
       births: subject_id, birth_time.
     """
     is_flag = pl.any_horizontal(pl.lit(False), *(pl.col("code").str.starts_with(x) for x in config.excluded_codes))
     times: parquet.Schema = {"subject_id": pl.Int64, "time": _TIME}
     runs = [pl.DataFrame(schema={"subject_id": pl.Int64, "begin": _TIME, "end": _TIME})]
-    flagged, worn = [pl.DataFrame(schema=times)], [pl.DataFrame(schema=times)]
+    flagged = [pl.DataFrame(schema=times)]
     for piece in events:
         runs.append(continuous_runs(piece.select("subject_id", "time").collect(), config.max_gap_days))
         flagged.append(piece.filter(is_flag).select("subject_id", "time").collect())
-    worn += [piece.select("subject_id", "time") for piece in windows]
-    return Evidence(births, pl.concat(runs), pl.concat(worn), pl.concat(flagged), window_hours)
+    of_windows = list(windows)
+    worn = pl.concat(of_windows) if of_windows else pl.DataFrame(schema=times)
+    return Evidence(births, pl.concat(runs), worn, pl.concat(flagged), window_hours)
 
 
 def continuous_runs(event_times: pl.DataFrame, max_gap_days: float) -> pl.DataFrame:
@@ -84,22 +85,23 @@ def wear_days(window_times: pl.DataFrame, window_hours: float, min_hours: float,
     """Days of usable wear of each person up to a time.
 
     Args:
-      window_times: subject_id, time: the ends of usable windows; perhaps hours, the usable ones of each window, by
-        default all of it.
+      window_times: subject_id, time: the ends of windows; perhaps worn_minutes, how much of each the device was worn,
+        by default all of it.
       window_hours: length of a window.
-      min_hours: usable hours that make a day.
+      min_hours: hours of wear that make a day.
       until: subject_id, reference_time: any number of times of a person.
 
     Returns:
       subject_id, reference_time, wear_days u32: the distinct rows of `until`, sorted.
     """
-    hours = pl.col("hours") if "hours" in window_times.columns else pl.lit(float(window_hours))
+    whole = pl.lit(round(60 * window_hours))
+    minutes = pl.col("worn_minutes") if "worn_minutes" in window_times.columns else whole
     # a window belongs to the day in which it began
     day = (pl.col("time") - pl.duration(microseconds=int(window_hours * HOUR_US))).dt.truncate("1d").alias("day")
-    known = window_times.sort("subject_id", "time").with_columns(day, hours.cast(pl.Float64).alias("hours"))
-    so_far = known.with_columns(pl.col("hours").cum_sum().over("subject_id", "day"))
+    known = window_times.sort("subject_id", "time").with_columns(day, minutes.cast(pl.Int64).alias("minutes"))
+    so_far = known.with_columns(pl.col("minutes").cum_sum().over("subject_id", "day"))
     # a day counts from the window on that fills it up, so that what follows changes nothing
-    filled = so_far.filter(pl.col("hours") >= min_hours - 1e-9).group_by("subject_id", "day").agg(pl.col("time").min())
+    filled = so_far.filter(pl.col("minutes") >= 60 * min_hours).group_by("subject_id", "day").agg(pl.col("time").min())
     filled = filled.sort("subject_id", "time").with_columns(
         pl.int_range(1, pl.len() + 1, dtype=pl.UInt32).over("subject_id").alias("wear_days")
     )

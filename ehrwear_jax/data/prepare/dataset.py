@@ -17,7 +17,7 @@ from pathlib import Path
 import polars as pl
 
 from ehrwear_jax.config.data import DataConfig, PrepareConfig
-from ehrwear_jax.data import store
+from ehrwear_jax.data import ages, store
 from ehrwear_jax.data.formats import meds
 from ehrwear_jax.data.formats import parquet as parquet_lib
 from ehrwear_jax.data.formats.parquet import write_frame, write_json
@@ -83,7 +83,7 @@ def prepare_tables(
 
 
 def _subjects(meds_dir, out, deidentifier, data):
-    """(subject_id, split, birth_time, end_time, died, group_id, perhaps fold and site of everybody; the count).
+    """(subject_id, split, birth_time, end_time, died, group_id, max_age_years, perhaps fold and site; the count).
 
     Everybody has a split of the dataset, or nobody has one: then it is null.
     """
@@ -114,6 +114,8 @@ def _subjects(meds_dir, out, deidentifier, data):
         subjects = subjects.join(folds, on="subject_id", how="left").with_columns(pl.col("fold").fill_null(-1))
     if sites is not None:
         subjects = subjects.join(sites, on="subject_id", how="left")
+    limit = pl.lit(deidentifier.max_age_years or None, pl.Float64).alias(ages.LIMIT)
+    subjects = subjects.with_columns(limit)
     lost = seen.join(splits, on="subject_id", how="anti").height
     return subjects, {"step": step, "n": subjects.height, "dropped": lost, "reason": reason}
 

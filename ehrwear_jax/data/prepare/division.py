@@ -7,11 +7,14 @@ from typing import Any
 
 import numpy as np
 import polars as pl
+import polars.selectors as cs
 
 from ehrwear_jax.config.data import CohortConfig, DataConfig
 from ehrwear_jax.data.formats import meds
 from ehrwear_jax.data.labels import cohort
 from ehrwear_jax.data.sources.csv_source import hashed_uniform
+
+_OF_WINDOWS = ("subject_id", "time", "worn_minutes")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,9 +147,8 @@ def divide(tables: Path, division: Division, window_hours: float) -> tuple[pl.Da
 def read_evidence(tables: Path, window_hours: float, config: CohortConfig) -> cohort.Evidence:
     """What eligibility is judged by, of tables that prepare_tables wrote."""
     events = (pl.scan_parquet(p) for p in sorted((tables / "events").glob("*.parquet")))
-    windows = (
-        pl.read_parquet(p, columns=["subject_id", "time"]) for p in sorted((tables / "windows").glob("*.parquet"))
-    )
+    paths = sorted((tables / "windows").glob("*.parquet"))
+    windows = (pl.scan_parquet(p).select(cs.by_name(*_OF_WINDOWS, require_all=False)).collect() for p in paths)
     births = pl.read_parquet(tables / "subjects.parquet", columns=["subject_id", "birth_time"])
     return cohort.gather(events, windows, births, window_hours, config)
 

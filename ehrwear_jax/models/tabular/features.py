@@ -12,8 +12,9 @@ from collections.abc import Collection, Iterator
 import numpy as np
 import polars as pl
 
+from ehrwear_jax.data import ages
 from ehrwear_jax.data.formats.parquet import first_true
-from ehrwear_jax.data.formats.times import DAY_US, YEAR_DAYS
+from ehrwear_jax.data.formats.times import DAY_US
 
 EHR_RANGE_DAYS = 365
 COUNT_RANGES_DAYS = (30, 365)
@@ -51,7 +52,7 @@ def build_features(
 
     Args:
       events: subject_id, time (null = static), code, numeric_value.
-      subjects: subject_id (unique), birth_time (nullable).
+      subjects: subject_id (unique), birth_time (nullable) and perhaps max_age_years, the highest age that is told.
       windows: subject_id, time (the window's end) and per channel c: c__mean, c__std, c__min,
         c__max, c__coverage; None when there are no wearables.
       index: subject_id, prediction_time; repeated and unordered rows are fine.
@@ -178,8 +179,11 @@ def _take(values: np.ndarray, position: np.ndarray, valid: np.ndarray) -> np.nda
 
 def _age(queries: _Queries, subjects: pl.DataFrame) -> dict[str, np.ndarray]:
     rows = pl.DataFrame({"subject_id": queries.ids}).join(subjects, on="subject_id", how="left", maintain_order="left")
-    birth = rows["birth_time"].cast(pl.Datetime("us")).to_physical().cast(pl.Float64).to_numpy()
-    return {"ehr__age_years": (queries.time - birth[queries.subject]) / (DAY_US * YEAR_DAYS)}
+    limit = pl.col(ages.LIMIT) if ages.LIMIT in rows.columns else pl.lit(None, pl.Float64)
+    times = pl.DataFrame({"time": queries.time}).cast(pl.Datetime("us"))
+    of_query = rows.select(pl.col("birth_time").cast(pl.Datetime("us")), limit.alias("limit"))[queries.subject]
+    age = times.hstack(of_query).select(ages.years(pl.col("birth_time"), pl.col("time"), pl.col("limit")))
+    return {"ehr__age_years": age.to_series().to_numpy()}
 
 
 def _frequent_codes(events: pl.DataFrame, train: pl.Series, max_codes: int) -> list[tuple[str, bool]]:

@@ -175,7 +175,8 @@ def test_days_of_wear_are_counted_at_several_times_of_a_person():
     got = cohort.wear_days(worn, 6, 12.0, until)
     assert got.filter(pl.col("subject_id") == 1)["wear_days"].to_list() == [0, 0, 0, 1, 1, 1, 1, 2, 2]
     assert got.filter(pl.col("subject_id") == 2)["wear_days"].to_list() == [0]
-    hours = worn.with_columns(hours=pl.lit(1.0))
+    # an hour of each window
+    hours = worn.with_columns(worn_minutes=pl.lit(60, pl.Int16))
     assert cohort.wear_days(hours, 6, 4.0, until)["wear_days"].to_list() == [0] * 4 + [1] * 5 + [0]
 
 
