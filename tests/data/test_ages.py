@@ -104,6 +104,18 @@ def test_tables_hold_no_birth_of_who_is_above_the_limit_from_the_beginning(root)
     assert moved > 5
 
 
+def test_who_is_told_as_of_the_limit_is_counted(root, tmp_path):
+    config = PrepareConfig(max_age_years=LIMIT)
+    steps = dataset.prepare_tables(root / "meds", None, tmp_path / "tables", config)
+    subjects = pl.read_parquet(tmp_path / "tables" / "subjects.parquet")
+    raw = births_of(root)
+    ends = subjects.drop_nulls("end_time").select("subject_id", "end_time").rows()
+    old = sum((end - raw[s]).total_seconds() >= LIMIT * 365.25 * 86_400 for s, end in ends)
+    assert steps[-1] == {"step": "people told as 40 years old in some or all of their record", "n": old, "dropped": 0,
+                         "reason": ""}  # fmt: skip
+    assert 5 < old < len(ends)
+
+
 def test_without_a_limit_births_and_ages_are_as_they_were(root, tmp_path):
     config = PrepareConfig(min_subjects=2, min_values=10)
     dataset.prepare_tables(root / "meds", None, tmp_path / "tables", config)

@@ -183,6 +183,25 @@ def _n_people(table):
     return table["subject_id"].n_unique()
 
 
+def in_words(config: CohortConfig) -> str:
+    """The criteria as one sentence, as a table of a target trial has them."""
+    least = {
+        f"{config.min_ehr_days:g} days of EHR": config.min_ehr_days,
+        f"{config.min_wear_days} days with {config.min_wear_hours:g} hours of wear": config.min_wear_days,
+    }
+    parts = [f"at least {what}" for what, in_use in least.items() if in_use]
+    if config.max_gap_days:
+        parts.append(f"no gap of more than {config.max_gap_days:g} days in that EHR")
+    if config.min_age_years or config.max_age_years:
+        most = f" to {config.max_age_years:g}" if config.max_age_years else " or more"
+        parts.append(f"an age of {config.min_age_years:g}{most} years")
+    if config.excluded_codes:
+        parts.append(f"no code of {', '.join(map(str, config.excluded_codes))}")
+    if not parts:
+        return "Every prediction time of the label table is in."
+    return f"At the prediction time, by what is known then: {', '.join(parts)}."
+
+
 def _criteria(config: CohortConfig) -> tuple[tuple[str, bool, pl.Expr, str], ...]:
     """(step, whether it is in use, who stays, why the others do not) of each criterion, in their order."""
     age = pl.lit(True)

@@ -76,7 +76,7 @@ def prepare_tables(
             steps, more, worn = prepare_windows(Path(wearable_dir), out, quarantine, config, deidentifier, pool)
             report[1:1], counts, files = steps, counts | more, files | worn
     subjects, step = _subjects(meds_dir, out, deidentifier, data or DataConfig())
-    report.append(step)
+    report += [step, *_top_coded(subjects, config.max_age_years)]
     write_frame(subjects, out / "subjects.parquet")
     manifest.write(out, files | manifest.fingerprints(out, [out / "subjects.parquet"]), counts)
     return report
@@ -118,6 +118,15 @@ def _subjects(meds_dir, out, deidentifier, data):
     subjects = subjects.with_columns(limit)
     lost = seen.join(splits, on="subject_id", how="anti").height
     return subjects, {"step": step, "n": subjects.height, "dropped": lost, "reason": reason}
+
+
+def _top_coded(subjects, limit):
+    """The count of people whose ages are told as the limit, [] without one."""
+    if not limit:
+        return []
+    age = ages.years(pl.col("birth_time"), pl.col("end_time"), pl.lit(None, pl.Float64))
+    step = f"people told as {limit:g} years old in some or all of their record"
+    return [{"step": step, "n": subjects.filter(age >= limit).height, "dropped": 0, "reason": ""}]
 
 
 def _sites(meds_dir, data):

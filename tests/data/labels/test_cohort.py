@@ -189,6 +189,31 @@ def test_defaults_let_everybody_in():
     assert not dataclasses.replace(PAPER, pretraining="everybody").selects_pretraining
 
 
+def test_the_criteria_in_words():
+    assert cohort.in_words(dataclasses.replace(PAPER, max_gap_days=90.0)) == (
+        "At the prediction time, by what is known then: at least 365 days of EHR, at least 14 days with 12 hours of "
+        "wear, no gap of more than 90 days in that EHR, an age of 18 to 89 years, no code of FLAG//."
+    )
+    assert cohort.in_words(CohortConfig(min_age_years=18.0)).endswith("then: an age of 18 or more years.")
+    assert cohort.in_words(CohortConfig()) == "Every prediction time of the label table is in."
+
+
+def test_a_day_of_wear_has_the_hours_that_were_worn():
+    ends = [MIDDLE - k * DAY / 4 for k in range(20 * 4)]
+    until = pl.DataFrame({"subject_id": [1, 2, 3], "reference_time": [MIDDLE] * 3})
+
+    def days(minutes_of_window, min_hours):
+        rows = [(s, end, m) for s, m in minutes_of_window.items() for end in ends]
+        found = cohort.wear_days(frame(rows, PAIR | {"worn_minutes": pl.Int16}), 6, min_hours, until)
+        return dict(found.select("subject_id", "wear_days").iter_rows())
+
+    # four windows of 18 minutes are 72 minutes a day, and those of a device in a drawer none
+    assert days({1: 18, 2: 180, 3: 0}, 12.0) == {1: 0, 2: 20, 3: 0}
+    assert days({1: 18, 2: 180, 3: 0}, 1.0) == {1: 20, 2: 20, 3: 0}
+    assert days({1: 179, 2: 360}, 12.0) == {1: 0, 2: 20, 3: 0}
+    assert days({1: 360}, 24.5) == {1: 0, 2: 0, 3: 0}
+
+
 def test_impossible_settings_are_named():
     with pytest.raises(ValueError, match="config.cohort.cutoff is 'June'"):
         CohortConfig(cutoff="June")
