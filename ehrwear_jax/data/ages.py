@@ -6,13 +6,12 @@ tell a model who lives to see it.
 """
 
 import numpy as np
-import numpy.typing as npt
 import polars as pl
 
 from ehrwear_jax.data.formats.times import DAY_US, YEAR_DAYS
 
 LIMIT = "max_age_years"  # column of subjects.parquet beside birth_time; null: none
-YEAR_US = YEAR_DAYS * DAY_US
+_YEAR_US = YEAR_DAYS * DAY_US
 
 
 def years(birth: pl.Expr, time: pl.Expr, limit: pl.Expr) -> pl.Expr:
@@ -21,14 +20,16 @@ def years(birth: pl.Expr, time: pl.Expr, limit: pl.Expr) -> pl.Expr:
     Args:
       birth, time: Datetime. limit: highest age that is told; null: none.
     """
-    age = (time - birth).dt.total_microseconds() / YEAR_US
+    age = (time - birth).dt.total_microseconds() / _YEAR_US
     return pl.when(age > limit.fill_null(float("inf"))).then(limit.cast(pl.Float64)).otherwise(age)
 
 
-def since_birth_us(time_us_N: npt.ArrayLike, birth_us: int, max_age_us: int | None) -> np.ndarray:
-    """Ages int64 [N] in microseconds; max_age_us: the highest that is told, None: no limit."""
-    age_N = np.asarray(time_us_N, np.int64) - birth_us
-    return age_N if max_age_us is None else np.minimum(age_N, max_age_us)
+def whole_days(days_N: np.ndarray, limit_years: float | None) -> np.ndarray:
+    """Whole days of age, of which those above the limit are the limit's; None: no limit.
+
+    The fraction of a day beside them stays: it is the time of the day and tells no age.
+    """
+    return days_N if limit_years is None else np.minimum(days_N, round(limit_years * YEAR_DAYS))
 
 
 def of_the_old(birth: pl.Expr, first: pl.Expr, max_years: float) -> pl.Expr:

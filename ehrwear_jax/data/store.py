@@ -23,7 +23,6 @@ from array_record.python.array_record_data_source import ArrayRecordDataSource
 
 from ehrwear_jax.config import options
 from ehrwear_jax.config.data import SegmentSpec
-from ehrwear_jax.data import ages
 
 NO_BIRTH = np.iinfo(np.int64).min
 NO_TEXT = -1
@@ -259,7 +258,7 @@ class RecordStore:
       segments: {set: SegmentSpec}. has_quality: whether records hold it.
       scales, derived_scales: Scales of windows and of derived features.
       min_subjects, value_bins, min_values, min_text_subjects: config.prepare's, for families that make tokens.
-      max_age_us: highest age that is told, see data/ages.py; None without a limit.
+      max_age_years: highest age that is told, see data/ages.py; None without a limit.
       cutoff_us: when records end that are learned from; None where they do not.
       folder: the closest folder above both parts, to which `files` are relative.
 
@@ -299,8 +298,7 @@ class RecordStore:
         self.steps, self.window_us = meta["steps"], meta["window_hours"] * HOUR_US
         self.step_us, self.has_quality = meta["step_minutes"] * MINUTE_US, meta["quality"]
         self.derived = tuple(meta["derived"])
-        limit = meta["max_age_years"]
-        self.max_age_us = round(limit * ages.YEAR_US) if limit else None
+        self.max_age_years: float | None = meta["max_age_years"] or None
         self.segments = {name: options.build(SegmentSpec, spec) for name, spec in meta["segments"].items()}
         signal = json.loads((self.fit_dir / "signal_statistics.json").read_text())
         is_log = np.array([c in self.log_channels for c in self.channels], bool)

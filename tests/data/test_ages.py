@@ -42,8 +42,9 @@ def test_ages_of_a_table():
     )
     got = table.select(ages.years(pl.col("birth"), pl.col("time"), pl.col("limit"))).to_series().to_list()
     assert got == [pytest.approx(80.0, abs=0.01), 90.0, pytest.approx(100.0, abs=0.01), None]
-    np.testing.assert_array_equal(ages.since_birth_us([5, 50], -10, 20), [15, 20])
-    np.testing.assert_array_equal(ages.since_birth_us([5, 50], -10, None), [15, 60])
+    days = np.array([20_000, 32_872, 32_873, 40_000])  # 90 years are 32,872.5 days
+    np.testing.assert_array_equal(ages.whole_days(days, 90.0), [20_000, 32_872, 32_872, 32_872])
+    np.testing.assert_array_equal(ages.whole_days(days, None), days)
 
 
 def test_no_age_of_a_token_or_a_query_is_above_the_limit_and_the_others_are_true(root):
@@ -57,13 +58,12 @@ def test_no_age_of_a_token_or_a_query_is_above_the_limit_and_the_others_are_true
         end_us = int(patient.time_N[-1])
         batch, where = next(iter(examples.prediction_batches(np.array([i]), np.array([end_us]), 1)))
         n = int((batch["segment"][0] > 0).sum())
-        token_age = batch["age"][0, :n].astype(np.float64).sum(-1)
         age = float(batch["query_age"][where >= 0].astype(np.float64).sum())
-        assert max(token_age.max(), age) <= LIMIT * 365.25 + 1e-6
+        assert max(batch["age"][0, :n, 0].max(), batch["query_age"][..., 0].max()) <= LIMIT * 365.25
         true = (end_us - int(np.datetime64(raw[subject], "us").astype(np.int64))) / DAY_US
         if true > LIMIT * 365.25 + 1:
             above += 1
-            assert age == pytest.approx(LIMIT * 365.25, abs=0.6), "calendar and Julian years differ by hours"
+            assert age == pytest.approx(LIMIT * 365.25 + end_us % DAY_US / DAY_US, abs=0.01), "the time of day stays"
         elif true < LIMIT * 365.25 - 1:
             below += 1
             assert age == pytest.approx(true, abs=1e-3)
@@ -122,7 +122,7 @@ def test_without_a_limit_births_and_ages_are_as_they_were(root, tmp_path):
     dataset.prepare_records(tmp_path / "tables", None, tmp_path / "records", config)
     dataset.fit_split(tmp_path / "tables", tmp_path / "records", tmp_path / "fit", config)
     opened = store.RecordStore(tmp_path / "records", tmp_path / "fit")
-    assert opened.max_age_us is None
+    assert opened.max_age_years is None
     births = dict(pl.read_parquet(tmp_path / "tables" / "subjects.parquet").select("subject_id", "birth_time").rows())
     assert births == births_of(root)
 

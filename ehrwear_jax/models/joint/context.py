@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from ehrwear_jax.data import ages
 from ehrwear_jax.data.formats.times import DAY_US
 from ehrwear_jax.models.joint import augmentation, masking, raw_fields
 from ehrwear_jax.models.joint.batch import MASK, MODALITY_EHR, MODALITY_WEAR, PAD, WEAR
@@ -203,8 +202,7 @@ def _fill_tokens(row, at, people, shown, query_us):
     s, wear_at = slice(t0, t0 + n), np.flatnonzero(is_wear)
     row["modality"][s] = np.where(is_wear, MODALITY_WEAR, MODALITY_EHR)
     row["time"][s] = (time_us - anchor) / DAY_US
-    limit_us = people.max_age_us if p.has_birth else None
-    row["age"][s] = _age(time_us, origin_us, limit_us)
+    row["age"][s] = p.ages(time_us, origin_us)
     row["segment"][s] = at["segment"]
     row["kv_range"][s, 0] = t0
     row["kv_range"][s, 1] = t0 + 1 + np.arange(n)
@@ -213,18 +211,13 @@ def _fill_tokens(row, at, people, shown, query_us):
     row["window_position"][w] = t0 + wear_at
     q = slice(at["queries"], at["queries"] + len(query_us))
     row["query_time"][q] = (query_us - anchor) / DAY_US
-    row["query_age"][q] = _age(query_us, origin_us, limit_us)
+    row["query_age"][q] = p.ages(query_us, origin_us)
     row["query_segment"][q] = at["segment"]
     row["query_kv_range"][q, 0] = t0
     row["query_kv_range"][q, 1] = t0 + n_static + np.searchsorted(time_us[n_static:], query_us, side="right")
     found = {"n_static": n_static, "is_wear_N": is_wear, "time_us_N": time_us, "windows": windows}
     found |= {"token_N": token, "query_us_Q": query_us}
     return Context(people, p, position, **found, tokens=s, window_slots=w, queries=q), value
-
-
-def _age(time_us, origin_us, limit_us):
-    days, rest = np.divmod(ages.since_birth_us(time_us, origin_us, limit_us), DAY_US)
-    return np.stack([days.astype(np.float32), (rest / DAY_US).astype(np.float32)], axis=-1)
 
 
 def _fill_masks(row, at, c, value_N):

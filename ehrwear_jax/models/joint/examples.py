@@ -44,7 +44,7 @@ class People:
         self._cached_bytes = 0
         self.index, self.train_days = store.index, store.train_days
         self.steps, self.channels, self.window_us = store.steps, store.channels, store.window_us
-        self.has_quality, self.max_age_us = store.has_quality, store.max_age_us
+        self.has_quality = store.has_quality
         self.derived_channel_X = self._on_grid(name.rpartition("__")[0] for name in store.derived)
         raw = store.segments.get(c.raw_segments) if c.raw_windows else None
         if c.raw_windows and raw is None:

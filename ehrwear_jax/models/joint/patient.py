@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ehrwear_jax.data import ages
 from ehrwear_jax.data.formats.times import DAY_US
 from ehrwear_jax.data.store import NO_BIRTH, Record, RecordStore, Scales
 from ehrwear_jax.models.joint import batch as batch_lib
@@ -38,7 +39,7 @@ class Patient:
       derived_features.py; origin_us: birth, else first record, as has_birth says; end_us: end of follow-up; died: bool.
       scales: of the channels.
       raw: RawWindows, or None where the context has no room for them.
-      quality_MxLxC: uint8, see grid_quality.py; None where it was not prepared.
+      quality_MxLxC: uint8, see grid_quality.py; None where it was not prepared. max_age_years: as of the RecordStore.
     """
 
     time_N: np.ndarray
@@ -61,6 +62,13 @@ class Patient:
     _summed_M: np.ndarray
     raw: RawWindows | None = None
     quality_MxLxC: np.ndarray | None = None
+    max_age_years: float | None = None
+
+    def ages(self, time_us: np.ndarray, origin_us: int) -> np.ndarray:
+        """float32 [..., 2]: (whole days, fraction of a day) from origin_us to each time; see ages.whole_days."""
+        days, rest = np.divmod(np.asarray(time_us, np.int64) - origin_us, DAY_US)
+        days = ages.whole_days(days, self.max_age_years if self.has_birth else None)
+        return np.stack([days.astype(np.float32), (rest / DAY_US).astype(np.float32)], axis=-1)
 
     @property
     def nbytes(self) -> int:
@@ -168,6 +176,7 @@ def make_patient(record: Record, store: RecordStore, vocabulary: Vocabulary, raw
         _summed_M=np.zeros(len(end), bool),
         raw=_raw_windows(record, raw_segments, store) if raw_segments else None,
         quality_MxLxC=quality,
+        max_age_years=store.max_age_years,
     )
 
 
