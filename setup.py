@@ -16,6 +16,7 @@ INSTALL_REQUIRES = [
     "jax>=0.10.2",
     "jinja2>=3.1",
     "joblib>=1.4",
+    "lightgbm>=4.5",  # needs the system's OpenMP runtime: Debian and Ubuntu's libgomp1, Homebrew's libomp
     "matplotlib>=3.9",
     "ml_collections>=1.1",
     "numpy>=2.0",

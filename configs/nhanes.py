@@ -36,6 +36,7 @@ def get_config(variant=""):
         {
             "channels": CHANNELS,
             "log_channels": ("activity_count",),
+            "non_wear": ("auto", "wear_flag:flag"),
             "step_minutes": 30,
             "min_subjects": 20,
             "value_bins": 8,
@@ -77,6 +78,12 @@ def get_config(variant=""):
         }
     )
     config.joint.weights.wear_to_ehr = (0.2, 1.0, 100)
-    config.evaluate.update({"tasks": ("all_cause_mortality",)})
+    # 1, 3, 5 and 10 years: follow-up is of years, and 2 of the people die in the first 30 days
+    config.evaluate.update(
+        {
+            "tasks": ("all_cause_mortality",),
+            "task_horizons_days": {"all_cause_mortality": (365.0, 1096.0, 1826.0, 3652.0)},
+        }
+    )
     config.report.update({"title": "NHANES 2003-2006: all-cause mortality"})
     return config

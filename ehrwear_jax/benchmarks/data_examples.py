@@ -38,10 +38,9 @@ MEAN, STD = (70.0, 2.5, 33.0), (12.0, 1.0, 0.8)
 SHARD = 50  # patients written at a time
 N_CODES, N_LABS = 2000, 300
 START_US = 16_800 * DAY_US
+TOKENS = 2048  # of a row, windows included
 # as in configs/full.py
 CONTEXT: dict[str, float | str] = {
-    "tokens": 2048,
-    "context_tokens": 2048,
     "queries": 64,
     "events": 128,
     "patch_steps": 10,
@@ -171,7 +170,9 @@ def open_examples(folder: Path, kind: str, **options: float | str) -> JointExamp
       kind: of COHORTS. options: of ContextConfig, beside CONTEXT.
     """
     records = store.RecordStore(Path(folder) / "records", Path(folder) / "fit", "train")
-    context = build(ContextConfig, {"windows": WINDOWS[kind]} | CONTEXT | options)
+    windows = WINDOWS[kind]
+    room = {"windows": windows, "tokens": TOKENS - windows, "context_tokens": TOKENS - windows}
+    context = build(ContextConfig, room | CONTEXT | options)
     examples = family.examples(records, Config(context=context))
     examples.people.cache_bytes = CACHE_BYTES
     return examples

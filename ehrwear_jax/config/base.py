@@ -13,7 +13,9 @@ MODELS = {
     "gradient_boosting": {"family": "tabular", "estimator": "boosting"},
     "gradient_boosting_ehr": {"family": "tabular", "estimator": "boosting", "modalities": ("ehr",)},
     "gradient_boosting_wear": {"family": "tabular", "estimator": "boosting", "modalities": ("wear",)},
+    "boosting_counts": {"family": "tabular", "estimator": "boosting", "features": "counts"},
     "linear_table": {"family": "tabular", "estimator": "linear"},
+    "age_sex": {"family": "tabular", "estimator": "linear", "features": "demographics"},
 }
 
 

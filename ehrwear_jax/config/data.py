@@ -166,6 +166,12 @@ class PrepareConfig:
     """Length of a step of a window's grid, minutes."""
     min_coverage: float = 0.1
     """Least share of a window's steps that must be recorded; windows with less are left out."""
+    non_wear: tuple = ("auto",)
+    """How time not worn is found and taken out before windows are cut, "channel:rule" with a rule of counts,
+    acceleration (of three axes: x,y,z:acceleration) or flag; auto: counts and acceleration for the channels whose units
+    say so; empty: what is recorded counts as worn. See signals/non_wear.py."""
+    non_wear_minutes: int = 90
+    """Minutes of zero counts in a row, without a heart rate, that are not worn."""
     summaries: tuple = ()
     """Derived features of each window, "channel:kind", such as activity:entropy; see signals/derived_features.py."""
     segments: dict = dataclasses.field(default_factory=dict)
@@ -178,6 +184,11 @@ class PrepareConfig:
     """Quantile bins of a code's values, fitted on the training split."""
     min_values: int = 50
     """Values that a code needs in the training split for its values to be binned and standardised."""
+    value_fence: float = 10.0
+    """Robust standard deviations from the median beyond which a value, of a code or of a channel, counts as at that
+    distance when mean and standard deviation are fitted (data/prepare/code_counts.py, bounds), so that a single
+    mistyped one does not make all others alike; 0: all count as they are. What a model is given is clipped at 5
+    standard deviations (values) and 10 (signals)."""
     min_text_subjects: int = 5
     """Patients of the dataset that must have a text, where it is an event's only result, for it to be kept; of the
     training split, and at least min_subjects of them, for a token of its own."""
@@ -198,7 +209,13 @@ class PrepareConfig:
     is looked for as formats/meds.py, extraction_date, says; none known: the limit is the year 2300, since shifted dates
     lie in the future."""
     date_only_at_day_end: bool = True
-    """An event stamped exactly midnight is taken as a date without a time, known at the day's end."""
+    """An event at midnight of a code that carries dates without times is known at the day's end. Codes are judged by
+    the dataset (prepare/date_only.py)."""
+    date_only_share: float = 0.3
+    """Share of a code's events at midnight from which on they are dates without times; a chart that is filled every six
+    hours has a quarter of its events there."""
+    date_only_min_events: int = 20
+    """Events that a code needs to be judged by itself; rarer ones are judged with others that begin like them."""
     subjects_per_shard: int = 2000
     """Patients in a record shard."""
     pseudonymise: bool = False
@@ -226,8 +243,12 @@ class PrepareConfig:
     """Events above which a shard is read in pieces; a piece has about as many and holds whole subjects."""
 
     def __post_init__(self) -> None:
+        limits = {"date_only_share": (1e-9, 1.0), "date_only_min_events": (1, float("inf"))}
+        options.require_range("config.prepare", self, limits)
         if not isinstance(self.segments, Mapping):
             raise ValueError(f"config.prepare.segments is {self.segments!r}; it must be a dict of name -> options")
+        if self.non_wear_minutes < 1:
+            raise ValueError(f"config.prepare.non_wear_minutes is {self.non_wear_minutes}; it must be at least 1")
         built = {}
         for name, values in self.segments.items():
             where = f"config.prepare.segments.{name}"
@@ -239,10 +260,12 @@ class PrepareConfig:
 
 # Options that change how prepare reaches its result, and not the result.
 PREPARE_NOT_RESULTS = ("scheduler", "workers", "worker_memory_gb", "rows_per_piece")
+# Options that say which events are dates without times.
+DATE_ONLY_OPTIONS = ("date_only_at_day_end", "date_only_share", "date_only_min_events")
 # Options that the tables do not depend on, but the records; and those that only what is fitted per fold depends on.
 RECORD_OPTIONS = ("implied_parents", "subjects_per_shard")
 DEIDENTIFY_OPTIONS = ("pseudonymise", "shift_days", "shift_whole_weeks", "max_age_years", "key_file")
-FIT_OPTIONS = ("min_subjects", "value_bins", "min_values", "ranges_file", "tuning_fraction")
+FIT_OPTIONS = ("min_subjects", "value_bins", "min_values", "value_fence", "ranges_file", "tuning_fraction")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -313,8 +336,19 @@ class SimulateConfig:
     """Longest observation, years; the share `dropout` of people is observed for less."""
     dropout: float = 0.25
     """Share of people who leave early, at a uniform time in the last three quarters of the observation."""
-    wear_days: int = 21
-    """Days recorded per wearer, in one or two stretches."""
+    wear_days: int = 27
+    """Days recorded per wearer, all stretches together."""
+    wear_stretches: int = 3
+    """Stretches of wear, at random between the least history and the longest horizon before the end."""
+    shared: float = 0.2
+    """Share, 0 to 1, of the variance of what wearables show of health that the EHR measures too."""
+    complementary: float = 0.35
+    """Effect on admissions, 0 to 1, of what wearables alone show (component, shocks), the same in everybody."""
+    interaction: float = 0.65
+    """Effect of the same, 0 to 1, that heart disease adds; without it the component's is this much lower instead, and
+    turns round where that is more than `complementary`. Only the EHR knows who has heart disease."""
+    drug_heart_rate: float = 12.0
+    """Fall of the heart rate, beats per minute, under a beta-blocker, of which only the EHR knows."""
     noise: float = 1.0
     """Factor of measurement noise and artefacts of both modalities (1: as designed; 0: none)."""
     missingness: float = 1.0
@@ -335,14 +369,14 @@ class SimulateConfig:
     """Observation starts on a random day from this year on."""
     last_year: int = 2016
     """Last year in which observation starts."""
-    admission_per_year: float = 0.08
-    """Admission hazard of a woman of 60 in average health, per year."""
+    admission_per_year: float = 0.06
+    """Admission hazard of a woman of 60 in average health and without heart disease, per year."""
     horizons_days: tuple = (30, 90, 180, 365)
     """Horizons of the label tables and of the oracle, days."""
-    predictions_per_subject: int = 4
-    """Prediction times per person in the label tables."""
-    min_history_days: int = 120
-    """Least days from the first record to a prediction time."""
+    predictions_per_subject: int = 3
+    """Prediction times per person in the label tables, spread evenly over the stretches of wear."""
+    min_history_days: int = 180
+    """Least days from the start of observation to a prediction time."""
     subjects_per_shard: int = 125
     """Most people in one file."""
     train_fraction: float = 0.7
@@ -355,11 +389,13 @@ class SimulateConfig:
     def __post_init__(self) -> None:
         where, many = "config.simulate", float("inf")
         object.__setattr__(self, "horizons_days", tuple(int(h) for h in self.horizons_days))
-        shares = ("dropout", "ehr_information", "wearable_information", "wearable_subjects_fraction",
-                  "ppg_subjects_fraction", "train_fraction", "tuning_fraction")  # fmt: skip
-        limits = dict.fromkeys(shares, (0.0, 1.0))
-        limits |= dict.fromkeys(("noise", "missingness", "wear_days", "ppg_stretches", "min_history_days"), (0.0, many))
-        limits |= dict.fromkeys(("n_subjects", "subjects_per_shard", "predictions_per_subject"), (1.0, many))
+        shares = ("shared", "complementary", "interaction", "dropout", "ehr_information", "wearable_information",
+                  "wearable_subjects_fraction", "ppg_subjects_fraction",
+                  "train_fraction", "tuning_fraction")  # fmt: skip
+        at_least_0 = ("noise", "missingness", "wear_days", "ppg_stretches", "min_history_days", "drug_heart_rate")
+        at_least_1 = ("n_subjects", "subjects_per_shard", "predictions_per_subject", "wear_stretches")
+        limits = dict.fromkeys(shares, (0.0, 1.0)) | dict.fromkeys(at_least_0, (0.0, many))
+        limits |= dict.fromkeys(at_least_1, (1.0, many))
         options.require_range(where, self, limits | {"years": (60 / 365.25, many), "admission_per_year": (1e-9, many)})
         if self.train_fraction + self.tuning_fraction > 1:
             raise ValueError(f"{where}: train_fraction and tuning_fraction add up to more than 1")

@@ -38,15 +38,22 @@ class EvaluateConfig:
     sensitivity: float = 0.8
     """Sensitivity of the confusion matrix; its threshold is chosen on the tuning split."""
     horizons_days: tuple = (30.0, 90.0, 180.0, 365.0)
-    """Horizons of AUC(t) and Brier(t) of time-to-event tasks, days."""
+    """Horizons of AUC(t) and Brier(t) of time-to-event tasks, days; the last one that can be evaluated is tau of Uno's
+    C, and the span of the integrated Brier score."""
+    task_horizons_days: dict = dataclasses.field(default_factory=dict)
+    """Horizons of single time-to-event tasks, where the follow-up asks for others: task -> days."""
+    min_horizon_events: int = 10
+    """Fewest held-out people with the event by a horizon; a horizon with fewer is left out."""
     age_edges: tuple = (50.0, 65.0)
     """Bounds of the age bands, years."""
     sex_prefixes: tuple = ("GENDER//", "SEX//")
     """Prefixes of the codes of a person's sex."""
     min_patients: int = 20
-    """Fewest patients of a subgroup that is shown."""
+    """Fewest patients of a subgroup, or of a quartile of risk, that is shown."""
     min_per_class: int = 10
-    """Fewest patients of each class of a subgroup that is shown."""
+    """Fewest patients of each class of a subgroup that is shown. Also the smallest count of people on the page:
+    smaller ones are hidden in the flow of the cohort, demographics, prevalence and confusion matrices, with the others
+    and the rates that would tell them; 1 shows all."""
     label_fractions: tuple = (0.01, 0.1, 1.0)
     """Shares of the training patients on which probes are fitted for label efficiency; empty: none."""
     label_draws: int = 5
@@ -56,6 +63,15 @@ class EvaluateConfig:
 
     def __post_init__(self) -> None:
         options.require_choice("config.evaluate", "probe", self.probe, ("exact", "adam"))
+        for task, days in self.task_horizons_days.items():
+            if not isinstance(days, tuple) or not days or not all(isinstance(d, (int, float)) and d > 0 for d in days):
+                raise ValueError(
+                    f"config.evaluate.task_horizons_days.{task} is {days!r}; it must be days, as in (365.0, 730.0)"
+                )
+
+    def horizons_of(self, task: str) -> tuple[float, ...]:
+        """Horizons of a time-to-event task, days, whether they can be evaluated or not."""
+        return tuple(float(d) for d in self.task_horizons_days.get(task, self.horizons_days))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,6 +3,7 @@
 import dataclasses
 
 from ehrwear_jax.config import options
+from ehrwear_jax.config.data import FOLLOWUP_END
 
 # What can be labelled from signals, and the unit.
 MEASURES = {
@@ -15,6 +16,8 @@ MEASURES = {
     "resting_heart_rate": "beats a minute",
 }
 HRV_KINDS = ("rmssd", "pulse", "ecg", "intervals")
+# What is assumed of a person of whom nobody says how long they were observed.
+FOLLOWUPS = ("last_record", "extraction_date")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,7 +33,7 @@ class PhysiologyConfig:
     period_days: tuple = (7,)
     """Lengths of the period after the prediction time, days."""
     per_subject: int = 2
-    """Prediction times drawn for each person, at midnights of the recording's clock."""
+    """Prediction times drawn for each person, at midnights of the clock of start_time."""
     min_history_days: float = 1.0
     """Least days from the beginning of wear to a prediction time."""
     min_days: int = 4
@@ -47,8 +50,8 @@ class PhysiologyConfig:
     counts_cap: float = 300.0
     """Highest scaled count; depends on the device."""
     non_wear_minutes: int = 90
-    """Minutes of zero counts in a row, without a heart rate, that count as time not worn; 0: zeros are taken as they
-    are."""
+    """Minutes of zero counts in a row, without a heart rate, that count as time not worn (signals/non_wear.py); 0:
+    zeros are taken as they are."""
     still_counts: float = 0.0
     """Most counts of a minute at rest, in the channel's unit, see rest_activity.resting_heart_rate."""
     hrv_channel: str = ""
@@ -92,19 +95,66 @@ class PhysiologyConfig:
 
 @dataclasses.dataclass(frozen=True)
 class LabelsConfig:
-    """Label tables that are made where the user gives none (data/labels/outcomes.py)."""
+    """Label tables that are made from the events where the user gives none (data/labels/).
+
+    Events after a person's death, or after the end of their follow-up, do not count; a death before the event is a
+    competing event. A label at a horizon is unknown, and there is no row, if follow-up ends before it without an event.
+    """
 
     horizons_days: tuple = (30, 90, 180, 365)
-    """Horizons of hospitalisation and of first diagnoses, days."""
+    """Horizons of hospitalisation, death and first diagnoses, days."""
     per_subject: int = 2
     """Prediction times drawn for each person."""
     min_history_days: float = 180.0
-    """Least days from the first record to a prediction time."""
+    """Least days from the first record, or from the start of follow-up where that is known, to a prediction time."""
     after_wearable: bool = True
     """Draw prediction times only after the first day of wear, where there are wearables."""
-    admission_code_prefix: str = "HOSPITAL_ADMISSION"
-    """Prefix of the codes of admissions."""
+    admission_codes: tuple = ("HOSPITAL_ADMISSION",)
+    """Codes of admissions, or what they start with before "//". Empty: hospitalisation is not labelled."""
+    discharge_codes: tuple = ("HOSPITAL_DISCHARGE",)
+    """Codes of discharges, the same way. Empty: the dataset has none, and an admission is a stay of no length."""
+    transfer_codes: tuple = ()
+    """Codes of moves between hospitals or departments, the same way: a stay that begins with one is no new
+    admission."""
+    stay_gap_hours: float = 24.0
+    """Longest time from a discharge to an admission that goes on with the same stay (data/labels/episodes.py)."""
+    longest_stay_days: float = 365.0
+    """Longest time from an admission to a discharge that belongs to it."""
+    death: bool = False
+    """Whether death is labelled as a task: death_<days>d and time_to_death."""
+    composite: bool = False
+    """Whether a death before the event counts as the event in hospitalisation and first diagnoses."""
+    followup_file: str = ""
+    """Parquet or CSV table subject_id, start (optional), end of who was observed when; people who are not in it get no
+    label. Empty: metadata/subject_followup.parquet of the dataset, if it is there."""
+    followup_start_codes: tuple = ()
+    """Codes that say that a person is observed from then on, or what they start with before "//"; the first counts."""
+    followup_end_codes: tuple = (FOLLOWUP_END,)
+    """Codes that say until when a person was observed, the same way; the last counts. By default the simulator's.
+    Name them in config.prepare.drop_codes too."""
+    followup: str = "last_record"
+    """Until when a person is taken as observed of whom neither table nor code says it. last_record: their last record
+    that is no future booking; extraction_date: the day of extraction, which is right where nobody can leave unseen, as
+    in a national register."""
+    shifted_dates: str = "auto"
+    """Whether dates are shifted per person, so that there is no common calendar: yes, no, or auto (as
+    data/labels/followup.py says)."""
     diagnosis_groups: dict = dataclasses.field(default_factory=dict)
     """Diagnosis groups whose first onset is labelled: name -> prefixes of the group's codes."""
     physiology: PhysiologyConfig = PhysiologyConfig()
     """Labels from signals."""
+
+    def __post_init__(self) -> None:
+        where, many = "config.labels", float("inf")
+        options.require_choice(where, "followup", self.followup, FOLLOWUPS)
+        options.require_choice(where, "shifted_dates", self.shifted_dates, ("auto", "yes", "no"))
+        limits = {"stay_gap_hours": (0.0, many), "longest_stay_days": (0.0, many), "min_history_days": (0.0, many)}
+        options.require_range(where, self, limits)
+        if not self.horizons_days or min(self.horizons_days) <= 0:
+            raise ValueError(f"{where}.horizons_days is {self.horizons_days}; it must hold days above 0")
+        for name, prefixes in self.diagnosis_groups.items():
+            if not isinstance(prefixes, tuple | list) or not prefixes or "" in prefixes:
+                raise ValueError(
+                    f"{where}.diagnosis_groups.{name} is {prefixes!r}; it must name what the group's codes start with, "
+                    "as in ('ICD10CM/I21',)"
+                )

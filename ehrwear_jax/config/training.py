@@ -4,7 +4,8 @@ import dataclasses
 
 from ehrwear_jax.config import options
 
-MODES = ("head", "lora", "adapter", "full")
+SCRATCH = "scratch"  # begins without pretraining
+MODES = ("head", "lora", "adapter", "full", SCRATCH)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,7 +35,8 @@ class TrainConfig:
     ema_decay: float = 0.0
     """Decay of the average of the weights that validation and embedding use; 0: they use the weights themselves."""
     init_from: str = ""
-    """Folder of a trained model whose parameters a new run starts from; empty: random ones."""
+    """Folder of a trained model whose parameters a new run starts from; empty: random ones. It has learned from its own
+    training people: nobody who is held out here may be one of them."""
     stop_after: int | None = None
     """Step at which the process ends its work, which a later one resumes; None: it runs to `steps`."""
     patience: int = 0
@@ -91,8 +93,8 @@ TRAIN_NOT_RESULTS = (
 )  # fmt: skip
 
 
-# Options of fine-tuning that choose what is fine-tuned, and not how.
-FINETUNE_CHOICES = ("models", "modes", "tasks")
+# Options of fine-tuning that choose what is fine-tuned, and not how, or that stand for others in mode scratch.
+FINETUNE_CHOICES = ("models", "modes", "tasks", "scratch_steps", "scratch_learning_rate", "scratch_patience")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,8 +126,9 @@ class FinetuneConfig:
     """How models are fine-tuned for a task beside their frozen probes (training/finetune.py)."""
 
     modes: tuple = ()
-    """Modes, of head, lora, adapter, full; empty: nothing is fine-tuned. A fine-tuned model is called
-    <model>_<mode>."""
+    """Modes, of head, lora, adapter, full and scratch; empty: nothing is fine-tuned. A fine-tuned model is called
+    <model>_<mode>. scratch is a supervised transformer of the same size that was not pretrained: all its initial
+    parameters learn the task (training/scratch.py); it needs no pretrained model and does not depend on one."""
     models: tuple = ()
     """Models that are fine-tuned; empty: all that are pretrained."""
     tasks: tuple = ()
@@ -160,10 +163,16 @@ class FinetuneConfig:
     """Regular expression of the whole paths of the matrices that have low-rank updates."""
     adapter_width: int = 32
     """Hidden units of an adapter."""
+    scratch_steps: int = 2000
+    """Most optimiser steps of mode scratch, which has further to go."""
+    scratch_learning_rate: float = 1e-3
+    """Peak learning rate of mode scratch, for all but the head."""
+    scratch_patience: int = 20
+    """Evaluations without a lower loss after which mode scratch ends."""
 
     def __post_init__(self) -> None:
         for mode in self.modes:
             options.require_choice("config.finetune", "modes", mode, MODES)
         sizes = (self.steps, self.batch_size, self.validate_every, self.patience, self.rank, self.adapter_width)
-        if min(sizes) < 1:
+        if min(*sizes, self.scratch_steps, self.scratch_patience) < 1:
             raise ValueError(f"config.finetune: steps, sizes and patience must be positive: {self}")

@@ -16,14 +16,14 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import polars as pl
 
-from ehrwear_jax.data.formats.times import DAY_US
+from ehrwear_jax.data.formats.times import DAY_US, MINUTE_US
 from ehrwear_jax.data.store import Record, RecordStore, Scales
 
 Transform = Callable[[Record, int], Record]
 
 # The paper's failure cases (sections 4.5 and 4.7): fewer clinic encounters in the prior year are a sparse EHR, fewer
-# days of wearable data short wear.
-MIN_ENCOUNTERS, MIN_WEAR_DAYS = 2, 14
+# days of wearable data short wear. A day of wear has as many hours as one that lets people in (CohortConfig).
+MIN_ENCOUNTERS, MIN_WEAR_DAYS, MIN_WEAR_HOURS = 2, 14, 12.0
 
 
 def _begin(record, time_us):
@@ -266,25 +266,38 @@ def failure_flags(
     store: RecordStore | Sequence[Record],
     index_N: Sequence[int],
     time_us_N: Sequence[int],
+    min_wear_hours: float = MIN_WEAR_HOURS,
 ) -> pl.DataFrame:
     """Whom the paper's failure cases cover at each prediction: sparse EHR, short wear, both (sections 4.5 and 4.7).
 
     Args:
       store: records with both modalities. index_N, time_us_N: which record, and when.
+      min_wear_hours: hours of wear that make a day of it.
 
     Returns:
       One row per prediction: encounters (days with an event in the year before it, each of which stands for a clinic
-      encounter), wear_days (days with a window before it), sparse_ehr, short_wear, failure_group (both).
+      encounter), wear_days (days of enough wear in windows that ended before it), sparse_ehr, short_wear,
+      failure_group (both).
     """
     rows = []
     for i, time_us in zip(index_N, time_us_N, strict=True):
         record = store[int(i)]
         event_N = record.time_K[_in_period(record.time_K, time_us, 365.0, 0.0)]
-        window_N = record.window_end_M[record.window_end_M <= time_us]
         # what is known at midnight belongs to the day that ends then
-        rows.append([len(np.unique((known_N - 1) // DAY_US)) for known_N in (event_N, window_N)])
+        rows.append([len(np.unique((event_N - 1) // DAY_US)), _wear_days(record, time_us, min_wear_hours)])
     table = pl.DataFrame(rows, {"encounters": pl.Int64, "wear_days": pl.Int64}, orient="row")
     table = table.with_columns(
         sparse_ehr=pl.col("encounters") < MIN_ENCOUNTERS, short_wear=pl.col("wear_days") < MIN_WEAR_DAYS
     )
     return table.with_columns(failure_group=pl.col("sparse_ehr") & pl.col("short_wear"))
+
+
+def _wear_days(record, time_us, min_hours):
+    """Days of wear in windows that ended by a time; a window belongs to the day in which it began."""
+    known_M = record.window_end_M <= time_us
+    worn_M = record.worn_minutes_M
+    if worn_M is None:
+        worn_M = np.full(len(known_M), record.window_us // MINUTE_US)
+    day_N = (record.window_end_M[known_M] - record.window_us) // DAY_US
+    _, day_of_N = np.unique(day_N, return_inverse=True)
+    return int((np.bincount(day_of_N, worn_M[known_M]) >= 60 * min_hours).sum())

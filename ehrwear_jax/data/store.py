@@ -132,6 +132,9 @@ class Record:
       channels: names of C. window_us: length of a window.
       quality_MxLxC: uint8, see signals/grid_quality.py; None where it was not prepared.
       segments: {set: Segments}.
+      worn_minutes_M: int16, how much of each window the device was worn, see signals/non_wear.py; None: all of it.
+      utc_offset_M: int16, minutes that the local clock showed beyond window_end_M, see signals/local_time.py; None: all
+        zero.
     """
 
     static_code_S: np.ndarray
@@ -152,6 +155,8 @@ class Record:
     window_us: int
     quality_MxLxC: np.ndarray | None = None
     segments: Mapping[str, Segments] = dataclasses.field(default_factory=dict)
+    worn_minutes_M: np.ndarray | None = None
+    utc_offset_M: np.ndarray | None = None
 
     @property
     def origin_us(self) -> int:
@@ -174,7 +179,7 @@ class Record:
 
     def select_windows(self, keep_M: np.ndarray, segments: Mapping[str, Segments] | None = None) -> "Record":
         """Some of the windows (bool [M]), with the given segments; None: those that began in these windows."""
-        names = ("window_end_M", "window_MxLxC", "derived_MxX", "quality_MxLxC")
+        names = ("window_end_M", "window_MxLxC", "derived_MxX", "quality_MxLxC", "worn_minutes_M", "utc_offset_M")
         changes = {name: getattr(self, name)[keep_M] for name in names if getattr(self, name) is not None}
         if segments is None:
             segments = {}
@@ -237,6 +242,8 @@ def make_record(
         window_us=window_us,
         quality_MxLxC=arrays.get("quality"),
         segments=found,
+        worn_minutes_M=arrays.get("worn_minutes"),
+        utc_offset_M=arrays.get("utc_offset"),
     )
     return record._from_what_is_left()
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from ehrwear_jax.evals import calibration, classification, decision, regression, survival
+from ehrwear_jax.evals import calibration, classification, concordance, decision, recalibration, regression, survival
 from ehrwear_jax.evals.weighting import Statistic, merge, rename
 
 Build = Callable[[np.ndarray | None], Statistic]
@@ -21,21 +21,23 @@ def binary(
     y_N: npt.ArrayLike,
     predictions: Mapping[str, np.ndarray],
     *,
-    operating_points: Mapping[str, float] | None = None,
+    operating_points: Mapping[str, float | np.ndarray] | None = None,
     thresholds: Sequence[float] = decision.THRESHOLDS,
     n_bins: int = 10,
     factor_N: npt.ArrayLike | None = None,
+    slopes: bool = False,
 ) -> dict[str, Build]:
-    """AUROC, AUPRC, prevalence, Brier, ECE with its gaps and net benefit of every model.
+    """AUROC, AUPRC, prevalence, Brier with null and skill, ECE with its gaps and net benefit of every model.
 
     Args:
       y_N: 0/1 labels.
       predictions: model -> probability [N].
-      operating_points: model -> threshold chosen on validation rows (`classification.sensitivity_threshold`): adds
-        the confusion matrix there for the models that have one.
+      operating_points: model -> threshold chosen on validation rows (`classification.sensitivity_threshold`), or one
+        for each row, of its fold [N]: adds the confusion matrix there for the models that have one.
       thresholds: of the decision curve; empty for none.
       n_bins: of the calibration error, of equal mass over the whole cohort.
       factor_N: of all rows, for instance `survival.horizon_factor`.
+      slopes: adds calibration slope and intercept, which take most of the time.
 
     Returns:
       model -> function from a further factor (None: ones) to a statistic.
@@ -58,10 +60,13 @@ def binary(
                     classification.Prevalence(y_N, **only),
                     calibration.Calibration(y_N, p_N, edges=edges, gaps=True, **only),
                 ]
+                if slopes:
+                    parts.append(recalibration.Recalibration(y_N, p_N, **only))
                 if len(thresholds):
                     parts.append(decision.NetBenefit(y_N, p_N, thresholds, **only))
                 if model in points:
-                    parts.append(classification.Confusion(y_N, p_N, points[model], **only))
+                    called_N = (np.asarray(p_N, np.float64) >= points[model]).astype(np.float64)
+                    parts.append(classification.Confusion(y_N, called_N, 0.5, **only))
             return merge(*parts)
 
         return build
@@ -80,7 +85,10 @@ def _naming(model: str) -> Iterator[None]:
 
 @dataclasses.dataclass(frozen=True)
 class PredictedCurves:
-    """Predicted survival: by_model: model -> P(T > t) [N, T] at times_T, for the models that have curves."""
+    """Predicted curves: by_model: model -> P(no event by t) [N, T] at times_T, for the models that have them.
+
+    With competing events this is 1 less the cumulative incidence.
+    """
 
     times_T: np.ndarray
     by_model: Mapping[str, np.ndarray]
@@ -104,12 +112,12 @@ def time_to_event(
       horizons, tau: inside the training rows' follow-up.
       curves: adds Brier(t) and its integral beside those of the null.
     """
-    labels = follow_up.time_N, follow_up.event_N
+    labels = follow_up.time_N, follow_up.code_N
 
     def of_model(model: str, risk_N: np.ndarray) -> Build:
         def build(cell_N: np.ndarray | None) -> Statistic:
             with _naming(model):
-                parts: list[Statistic] = [survival.uno_c(train.censoring, *labels, risk_N, tau=tau, factor_N=cell_N)]
+                parts: list[Statistic] = [concordance.uno_c(train.censoring, *labels, risk_N, tau=tau, factor_N=cell_N)]
                 for horizon in horizons:
                     auc = survival.dynamic_auc(train.censoring, *labels, risk_N, horizon, factor_N=cell_N)
                     parts.append(rename(auc, {"auc": f"auc_{horizon:g}"}))

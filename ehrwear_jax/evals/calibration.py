@@ -1,4 +1,4 @@
-"""Computes the Brier score and the expected calibration error under row weights."""
+"""Computes the Brier score, beside that of the prevalence, and the expected calibration error, under row weights."""
 
 from typing import NamedTuple
 
@@ -23,7 +23,7 @@ GAP = "gap_"
 
 
 class Calibration:
-    """Brier score and expected calibration error of one probability vector.
+    """Brier score with its null and skill, and expected calibration error, of one probability vector.
 
     `edges`: fixed bin edges, the predictions' own `equal_mass_edges` by default. With
     `gaps=True` also the signed gap of every bin, "gap_0" .. "gap_<K-1>": its sum over the bin of
@@ -50,13 +50,21 @@ class Calibration:
         one_bin = np.zeros(len(rows), np.int64)
         squared = group_rows(one_bin, rows, 1, n_rows, factor_N * gap_N**2)
         total = group_rows(one_bin, rows, 1, n_rows, factor_N)
-        self._sums = sp.vstack([by_bin, squared, total], format="csr")
+        positive = group_rows(one_bin, rows, 1, n_rows, factor_N * y_N)
+        self._sums = sp.vstack([by_bin, squared, total, positive], format="csr")
 
     def __call__(self, weight_NxB: np.ndarray) -> dict[str, np.ndarray]:
-        """{"brier": [B], "ece": [B]} and the gaps if asked for."""
-        *gap_KxB, squared_B, total_B = self._sums @ weight_NxB
+        """{"brier", "brier_null", "brier_skill", "ece"}, [B] each, and the gaps if asked for.
+
+        brier_null is that of the prevalence for everybody, p (1 - p), of the rows themselves; brier_skill (the scaled
+        Brier score) is 1 - brier / brier_null: 0 for the prevalence, 1 for perfect predictions, NaN with one class.
+        """
+        *gap_KxB, squared_B, total_B, positive_B = self._sums @ weight_NxB
+        prevalence_B, brier_B = ratio(positive_B, total_B), ratio(squared_B, total_B)
+        null_B = prevalence_B * (1 - prevalence_B)
         # sum_k (n_k / n) |mean p - mean y| = sum_k |sum (p - y)| / n
-        result = {"brier": ratio(squared_B, total_B), "ece": ratio(np.abs(gap_KxB).sum(0), total_B)}
+        result = {"brier": brier_B, "ece": ratio(np.abs(gap_KxB).sum(0), total_B)}
+        result |= {"brier_null": null_B, "brier_skill": 1 - ratio(brier_B, null_B)}
         if self._gaps:
             result |= {f"{GAP}{k}": ratio(gap_B, total_B) for k, gap_B in enumerate(gap_KxB)}
             result["mean_gap"] = ratio(sum(gap_KxB), total_B)

@@ -14,14 +14,26 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ehrwear_jax.evals import builders, calibration, concordance, cox, inference, probes, subgroups
+from ehrwear_jax.evals import (
+    builders,
+    calibration,
+    concordance,
+    cox,
+    families,
+    inference,
+    power,
+    probes,
+    subgroups,
+)
 from ehrwear_jax.evals.estimates import NO_SAMPLES, Estimates, Resampling, estimate
 from ehrwear_jax.evals.survival import FollowUp
+from ehrwear_jax.evals.weighting import Statistic
 
 Record = dict[str, Any]
 
 FIELDS = ("dataset", "model", "task", "metric", "value", "lo", "hi", "n", "n_positive", "seed")
 BINARY_METRICS = ("auroc", "auprc", "brier", "ece")
+POWERED = ("auroc", "c_index", "rmse")  # metrics of which the smallest difference that can be shown is told
 
 
 # ------------------------------------------------------------------------------------------------- predictions
@@ -115,7 +127,9 @@ class TaskSpec:
     Attributes:
       dataset, name: of the dataset and of the task, copied into the records.
       reference_model: if given, adds for every other model X the paired differences "<reference_model> - X":
-        "<metric>_difference" with intervals, and their two-sided bootstrap p-values as "<metric>_difference_p".
+        "<metric>_difference" with intervals, and their two-sided bootstrap p-values as "<metric>_difference_p"
+        (`families` corrects them for their number); for AUROC and C-index also the smallest difference that these
+        people can show, "<metric>_difference_mdd" (`power`). Without it "<metric>_mdd" tells that of each model.
       resampling: the shared patient bootstrap.
       suppression: which subgroups are too small to show.
     """
@@ -188,7 +202,7 @@ def binary_records(
 ) -> list[Record]:
     """The records of `score_binary` from estimates by model, which may hold further metrics."""
     common = task.common(len(np.asarray(y_N)), int(np.sum(np.asarray(y_N))))
-    records = _records(task, common, estimates, BINARY_METRICS, ("auroc", "auprc"))
+    records = _records(task, common, estimates, BINARY_METRICS, BINARY_METRICS)
     for model, p_N in predictions.items():
         floor = calibration.ece_floor(p_N, seed=task.resampling.seed)
         records.append(record(common, model, "ece_floor", floor))
@@ -204,10 +218,10 @@ def score_survival(
     `score_binary`; n_positive is the number of events.
     """
     _check(task, predictions, len(follow_up.time_N), group_N)
-    statistics = {}
+    statistics: dict[str, Statistic] = {}
     for model, risk_N in predictions.items():
         try:
-            statistics[model] = concordance.Concordance(follow_up.time_N, follow_up.event_N, risk_N)
+            statistics[model] = concordance.harrell_c(follow_up.time_N, follow_up.code_N, risk_N)
         except ValueError as error:
             raise ValueError(f"task {task.name}, model {model}: {error}") from error
     return survival_records(task, follow_up, estimate(statistics, group_N, task.resampling))
@@ -232,47 +246,59 @@ def _records(
     task: TaskSpec, common: Record, estimates: Estimates, metrics: Sequence[str], compared: Sequence[str]
 ) -> list[Record]:
     """The metrics of each model, the paired differences, and how many resamples were degenerate."""
-    records, n_degenerate, reference = [], 0, task.reference_model
+    records, n_degenerate = [], 0
     for model, values in estimates.values.items():
         for metric in (m for m in values if m in metrics):
             samples_B = estimates.resampled(model, metric)
             records.append(record(common, str(model), metric, values[metric], samples_B))
             n_degenerate = max(n_degenerate, int((~np.isfinite(samples_B)).sum()))
-    for other in estimates.values if reference is not None else ():
-        if other == reference:
-            continue
-        for metric in compared:
-            value, delta_B = estimates.difference(reference, other, metric)
-            name = f"{reference} - {other}"
-            records.append(record(common, name, f"{metric}_difference", value, delta_B))
-            p_value = inference.paired_pvalue(delta_B)
-            records.append(record(common, name, f"{metric}_difference_p", p_value))
+    records += differences(task, common, estimates, compared)
     if n_degenerate:
         records.append(record(common, "bootstrap", "degenerate_resamples", n_degenerate))
     return records
 
 
-def adjust(records: Sequence[Record]) -> list[Record]:
-    """False discovery control of the paired p-values: one "<metric>_difference_q" record for each p.
+def differences(task: TaskSpec, common: Record, estimates: Estimates, metrics: Sequence[str]) -> list[Record]:
+    """As `paired`; where no two candidates are compared, the smallest difference that could be shown of each model."""
+    records = paired(task, common, estimates, metrics)
+    if not any(r["metric"].endswith("_difference_mdd") for r in records):
+        records += _powers_alone(common, estimates)
+    return records
 
-    A family of tests is all models and tasks of one dataset and metric.
+
+def paired(task: TaskSpec, common: Record, estimates: Estimates, metrics: Sequence[str]) -> list[Record]:
+    """The paired differences of the reference model to each other one, their p-values, and what could be shown.
 
     Args:
-      records: from `score_binary` and `score_survival`, of all tasks that are reported together.
-
-    Returns:
-      New records: `value` is Benjamini and Hochberg's q, to be called significant where it is at
-      most the false discovery rate; None where p is undefined.
+      common: fields that the records share, as `TaskSpec.common` gives them.
+      metrics: those that are compared, of models that have them.
     """
-    families: dict[tuple[str, str], dict[int, float]] = {}
-    for i, r in enumerate(records):
-        if r["metric"].endswith("_difference_p"):
-            p = math.nan if r["value"] is None else r["value"]
-            families.setdefault((r["dataset"], r["metric"]), {})[i] = p
-    found: dict[int, inference.Adjusted] = {}
-    for p_by_record in families.values():
-        found |= inference.benjamini_hochberg(p_by_record)
-    return [
-        records[i] | {"metric": records[i]["metric"].removesuffix("p") + "q", "value": number(found[i].q)}
-        for i in sorted(found)
-    ]
+    records, reference = [], task.reference_model
+    for other in estimates.values if reference is not None else ():
+        for metric in metrics:
+            if other == reference or not all(metric in estimates.values[m] for m in (reference, other)):
+                continue  # a model without curves has no Brier score to compare
+            value, delta_B = estimates.difference(reference, other, metric)
+            name = f"{reference} - {other}"
+            records.append(record(common, name, f"{metric}_difference", value, delta_B))
+            p_value = inference.paired_pvalue(delta_B)
+            records.append(record(common, name, f"{metric}_difference_p", p_value))
+            if metric in POWERED and not families.is_bound(name):
+                records.append(record(common, name, f"{metric}_difference_mdd", power.of_resamples(delta_B)))
+    return records
+
+
+def _powers_alone(common: Record, estimates: Estimates) -> list[Record]:
+    """The smallest difference between two models like each one, where no two candidates are compared."""
+    records = []
+    for model, values in estimates.values.items():
+        for metric in (m for m in POWERED if m in values and not families.is_bound(str(model))):
+            samples_B = estimates.resampled(model, metric)
+            if metric == "auroc":
+                n_positive = common["n_positive"]
+                error = power.auroc_standard_error(values[metric], n_positive, common["n"] - n_positive)
+            else:
+                defined_B = samples_B[np.isfinite(samples_B)]
+                error = float(defined_B.std(ddof=1)) if len(defined_B) > 1 else math.nan
+            records.append(record(common, str(model), f"{metric}_mdd", power.of_one_model(error)))
+    return records

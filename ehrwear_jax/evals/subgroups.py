@@ -11,7 +11,7 @@ from collections.abc import Collection, Mapping, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from ehrwear_jax.evals import calibration, inference
+from ehrwear_jax.evals import calibration, disclosure, inference
 from ehrwear_jax.evals.builders import Build
 from ehrwear_jax.evals.estimates import NO_SAMPLES, Estimates, Resampling, estimate
 from ehrwear_jax.evals.weighting import Statistic, binary
@@ -92,8 +92,8 @@ def cells(
 ) -> dict[CellKey, Cell]:
     """The cells of every attribute, with those that are too small marked.
 
-    Where exactly one cell of an attribute is suppressed, the counts of its smallest other cell are
-    hidden too: the total less the rest would reveal the suppressed one.
+    Where cells of an attribute are suppressed, the counts of its smallest other cells are hidden too, until no
+    suppressed one follows from the total and the rest (`disclosure.complete`).
 
     Args:
       attributes: name -> level of each row [N], None for unknown (in no cell).
@@ -110,6 +110,7 @@ def cells(
         raise ValueError(f"group has {len(group_N)} rows, expected {len(y_N)}")
     counted_N = np.ones(len(y_N), bool) if counted_N is None else binary(counted_N, "counted")
     found: dict[CellKey, Cell] = {}
+    counts: dict[CellKey, tuple[int, int]] = {}
 
     def add(attribute, level, mask_N):
         mask_N = mask_N & counted_N
@@ -119,6 +120,7 @@ def cells(
         small = patients < rules.min_patients or min(positive, negative) < rules.min_per_class
         n_patients, n_positive = (None if small else n for n in (patients, positive))
         found[attribute, level] = Cell(attribute, level, mask_N, n_patients, n_positive, small)
+        counts[attribute, level] = patients, positive
 
     add(*WHOLE_COHORT, np.ones_like(y_N))
     for attribute, levels in attributes.items():
@@ -128,12 +130,12 @@ def cells(
         known = sorted({str(v) for v in levels_N if v is not None})
         for level in known:
             add(attribute, level, np.array([v is not None and str(v) == level for v in levels_N]))
-        of_attribute = [found[attribute, level] for level in known]
-        shown = [c for c in of_attribute if not c.suppressed]
-        if len(shown) == len(of_attribute) - 1 and shown:
-            smallest = min(shown, key=lambda c: c.n_patients or 0)
-            hidden = dataclasses.replace(smallest, n_patients=None, n_positive=None)
-            found[attribute, smallest.level] = hidden
+        keys = [(attribute, level) for level in known]
+        hidden = np.array([found[key].suppressed for key in keys], bool)
+        for which, limit in enumerate((rules.min_patients, rules.min_per_class)):
+            hidden = disclosure.complete([counts[key][which] for key in keys], hidden, limit)
+        for key in (key for key, is_hidden in zip(keys, hidden, strict=True) if is_hidden):
+            found[key] = dataclasses.replace(found[key], n_patients=None, n_positive=None)
     return found
 
 

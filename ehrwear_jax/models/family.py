@@ -123,6 +123,14 @@ class Examples(abc.ABC):
     def counts(self, batch: Batch) -> dict[str, int]:
         """What a batch holds beside padding: "tokens", "patient_days" and what the family's flops need."""
 
+    def tokens_seen(self, position_N: np.ndarray, time_us_N: np.ndarray) -> dict[str, np.ndarray]:
+        """What z at each prediction time is read from: {what: int64 [N]}; {} of a family that does not count it.
+
+        For each kind of input, such as "events", how many are seen, and "<kind>_left_out": how many older ones not.
+        """
+        del position_N, time_us_N
+        return {}
+
     def place_names(self) -> dict[str, list[str]]:
         """{logical axis name: what its places are called}, by which another run's parameters find theirs."""
         return {}

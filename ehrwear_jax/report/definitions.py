@@ -31,6 +31,29 @@ DEFINITIONS: dict[str, tuple[str, str]] = {
         "Predicting the prevalence p for everyone gives p(1 \N{MINUS SIGN} p). Brier, Monthly "
         "Weather Review 78, 1950.",
     ),
+    "brier_skill": (
+        "Scaled Brier score",
+        "one less the Brier score over that of predicting the held-out prevalence p for everyone, p(1 \N{MINUS SIGN} "
+        "p): 0 for the prevalence, 1 for perfect predictions, below 0 for worse than the prevalence. Steyerberg et "
+        "al., Epidemiology 21, 2010.",
+    ),
+    "calibration_slope": (
+        "Calibration slope",
+        "b of the logistic regression logit P(outcome) = a + b logit(predicted risk) on the held-out people; 1 is "
+        "perfect, below 1 predictions are too extreme. Cox, Biometrika 45, 1958; Van Calster et al., BMC Medicine 17, "
+        "2019.",
+    ),
+    "calibration_intercept": (
+        "Calibration intercept",
+        "a of the same regression with b fixed at 1, calibration in the large; 0 is perfect, above 0 risks are "
+        "underestimated on average.",
+    ),
+    "mdd": (
+        "Smallest difference",
+        "1.96 + 0.84 = 2.80 standard errors of the paired difference under resampling of patients: a true difference "
+        "of that size is called significant, without correction for several tests, in 80% of studies like this one. "
+        "It describes the design and not the result.",
+    ),
     "ece": (
         "ECE",
         "expected calibration error: distance between mean prediction and observed share within "
@@ -90,18 +113,22 @@ DEFINITIONS: dict[str, tuple[str, str]] = {
     "uno_c": (
         "Uno's C",
         "as the C-index, but each pair weighs one over the squared probability of not being censored, so that it does "
-        "not depend on the censoring; up to the last horizon. Uno et al., Statistics in Medicine 30, 2011.",
+        "not depend on the censoring; up to the last horizon, or else the last time at which somebody in training is "
+        "under observation. Someone with a competing event outlives every event. Uno et al., Statistics in Medicine "
+        "30, 2011; Wolbers et al., Biostatistics 15, 2014.",
     ),
     "auc_t": (
         "AUC at a time",
-        "probability that someone with the event by then was given a higher risk than someone followed beyond it, "
-        "weighted for censoring. Uno et al., JASA 102, 2007; Hung and Chiang, 2010.",
+        "probability that someone with the event by then was given a higher risk than someone followed beyond it, or "
+        "someone whom death or another competing event met first; weighted for censoring. Uno et al., JASA 102, 2007; "
+        "Blanche et al., Statistics in Medicine 32, 2013, definition 2.",
     ),
     "ibs": (
         "Brier score under censoring",
-        "squared distance between predicted survival and status at a time, weighted for censoring; integrated over "
-        "time up to the last horizon. Lower is better; the Kaplan-Meier curve of the training split is the null. Graf "
-        "et al., Statistics in Medicine 18, 1999.",
+        "squared distance between the predicted probability of the event and status at a time, weighted for "
+        "censoring; integrated over time up to the last horizon. Lower is better; the null predicts the Kaplan-Meier, "
+        "or under competing events the Aalen-Johansen, curve of the training split. Graf et al., Statistics in "
+        "Medicine 18, 1999; Schoop et al., Biometrical Journal 53, 2011.",
     ),
     "rmse": (
         "RMSE, MAE, R\N{SUPERSCRIPT TWO}",
@@ -121,8 +148,16 @@ DEFINITIONS: dict[str, tuple[str, str]] = {
     ),
     "q_value": (
         "q",
-        "smallest false discovery rate at which the difference would be called significant, over the family of all "
-        "comparisons of one measure in this report. Benjamini and Hochberg, JRSS B 57, 1995.",
+        "smallest false discovery rate at which the test would be called significant, over its family of tests, which "
+        "a note below the table names with its size. Families: of one measure, all comparisons of models over all "
+        "tasks (primary); of one measure, all gaps between groups; all perturbations; all hidden signals; all tests of "
+        "the latents' geometry. The oracle and the mean of the training split are bounds, in no family. Benjamini and "
+        "Hochberg, JRSS B 57, 1995.",
+    ),
+    "p_permutation": (
+        "p by permutation",
+        "one-sided: share of permutations with an MMD\N{SUPERSCRIPT TWO} at least as large, the observed one counted "
+        "among them.",
     ),
     "bootstrap_z": (
         "Bootstrap z",
@@ -155,7 +190,8 @@ DEFINITIONS: dict[str, tuple[str, str]] = {
     "kaplan_meier": (
         "Kaplan-Meier curves",
         "share without the event over time in quartiles of the predicted risk, with 95% bands over resamples of "
-        "patients, drawn while ten prediction times are under observation. Kaplan and Meier, JASA 53, 1958.",
+        "patients, drawn while ten prediction times are under observation. Kaplan and Meier, JASA 53, 1958. With "
+        "competing events the share with the event: Aalen and Johansen, Scandinavian Journal of Statistics 5, 1978.",
     ),
     "geometry": (
         "Geometry",

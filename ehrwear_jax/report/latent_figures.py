@@ -42,7 +42,7 @@ def latent_space(data: ReportData) -> Section:
         blocks = [FigureGrid(caption, tuple(panels), (), "medium")]
     blocks += _kernel_figures(data.kernels)
     if data.geometry:
-        blocks.append(_geometry_table(data.geometry))
+        blocks.append(_geometry_table(data.geometry, data.families))
     if data.retrieval:
         blocks.append(_retrieval_table(data.retrieval))
     if data.uncertainty:
@@ -74,7 +74,7 @@ def _kernel_figures(kernels: Sequence[Kernels]) -> list[Block]:
     return [Text("The learned decay of attention with the time gap.", ("kernel",)), *out] if out else []
 
 
-def _geometry_table(geometry: Sequence[Entry]) -> Table:
+def _geometry_table(geometry: Sequence[Entry], families: Sequence[Entry]) -> Table:
     names = {
         "mmd2_adjacent_mean": "MMD\N{SUPERSCRIPT TWO} of adjacent 30-day slices, mean",
         "mmd2_class": "MMD\N{SUPERSCRIPT TWO} with against without the outcome",
@@ -88,10 +88,13 @@ def _geometry_table(geometry: Sequence[Entry]) -> Table:
         lines += [Group(text)] * bool(mine)
         for g in mine:
             record = {"metric": measure, **{k: g[k] for k in ("value", "lo", "hi")}}
-            p = rec.ABSENT if g["p_value"] is None else rec.format_p_value(g["p_value"])
-            lines.append(Row((rec.model_label(g["model"]), rec.format_interval(record), p, rec.format_count(g["n"]))))
-    columns = (Column("Model", "geometry", is_text=True), Column("Value [95% interval]"), Column("p"), Column("n"))
-    return Table("Geometry of the latent space.", columns, tuple(lines), (), "geometry")
+            tests = (rec.format_p_value(g.get(k)) for k in ("p_value", "q_value"))
+            cells = (rec.model_label(g["model"]), rec.format_interval(record), *tests, rec.format_count(g["n"]))
+            lines.append(Row(cells))
+    columns = (Column("Model", "geometry", is_text=True), Column("Value [95% interval]"), Column("p", "p_permutation"),
+               Column("q", "q_value"), Column("n"))  # fmt: skip
+    notes = rec.family_notes(families, "geometry")
+    return Table("Geometry of the latent space.", columns, tuple(lines), notes, "geometry")
 
 
 def _retrieval_table(retrieval: Sequence[Entry]) -> Table:
@@ -110,7 +113,8 @@ def _uncertainty_table(uncertainty: Sequence[Entry]) -> Table:
     lines: list[Row | Group] = []
     for group in dict.fromkeys(u["group"] for u in uncertainty):
         mine = [u for u in uncertainty if u["group"] == group]
-        lines.append(Group(GROUPS.get(group, group), f"n = {mine[0]['n']:,}"))
+        n = rec.HIDDEN if mine[0]["n"] is None else rec.format_count(mine[0]["n"])
+        lines.append(Group(GROUPS.get(group, group), f"n = {n}"))
         for u in mine:
             record = {"metric": u["measure"], **{k: u[k] for k in ("value", "lo", "hi")}}
             lines.append(Row((rec.metric_of(u["measure"]).label, rec.format_interval(record))))

@@ -218,10 +218,11 @@ def _precursors(found: Mapping[str, Part] | None, data: ReportData, least: int) 
     caption += _caution(n)
     legend = charts.legend(periods, [f"{p} before" if "(" not in p else p for p in periods], by_model=False)
     columns = (Column("Hidden", "precursor", is_text=True), Column("Mean |change| [95% interval]"),
-               Column("Beyond the control [95% interval]"), Column("p", "p_value"),
+               Column("Beyond the control [95% interval]"), Column("p", "p_value"), Column("q", "q_value"),
                Column("Prediction times"))  # fmt: skip
     caption_of_table = "Effect of hiding signals before an event, log-odds."
-    table = Table(caption_of_table, columns, tuple(rows), (), "mechanisms_precursors")
+    notes = rec.family_notes(data.families, "mechanisms")
+    table = Table(caption_of_table, columns, tuple(rows), notes, "mechanisms_precursors")
     return [Text(text, ("precursor",)), FigureGrid(caption, panels, legend, "medium"),
             Details("The same in numbers", (table,))]  # fmt: skip
 
@@ -234,7 +235,8 @@ def _precursor_row(text: str, part: Part) -> Row:
     }
     is_control = text.endswith("(control)")
     return Row((text, rec.format_interval(mean), rec.ABSENT if is_control else rec.format_interval(gap),
-                rec.format_p_value(part["p_value"]), f"{part['n']:,}"), apart=is_control)  # fmt: skip
+                *(rec.format_p_value(part.get(k)) for k in ("p_value", "q_value")), f"{part['n']:,}"),
+               apart=is_control)  # fmt: skip
 
 
 # ----------------------------------------------------------------------------------------------- start of a drug

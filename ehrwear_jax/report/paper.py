@@ -17,11 +17,9 @@ ABLATIONS = {
     "day_bins": "discrete time, bins of one day",
     "half_masked": "stronger wearable masking (50%)",
 }
+LONG_FOLLOW_UP = 730.0  # days; the horizons of a task that reach so far are of years
 STAR = "\N{NO-BREAK SPACE}*"
-STAR_NOTE = (
-    "* differs from the first model: q of the paired difference at most 0.05 (Benjamini and Hochberg, over all "
-    "comparisons of this measure in the report)."
-)
+STAR_NOTE = "* differs from the first model: q of the paired difference at most 0.05."
 SUBGROUPS = {
     "8": (("age", "sex"), "AUROC by age and sex"),
     "9": (("device",), "AUROC by wearable device"),
@@ -50,8 +48,15 @@ def sorted_levels(levels: Iterable[str]) -> list[str]:
     return sorted(dict.fromkeys(levels), key=lambda level: (ages.get(level[:1], 0), level))
 
 
+def count(entry: Mapping, field: str) -> str:
+    """A count of an entry of prevalence, which may be hidden or not exist."""
+    return rec.HIDDEN if entry[field] is None and entry.get("hidden") else rec.format_count(entry[field])
+
+
 def share(entry: Mapping) -> str:
     """`9.6%` of an entry of prevalence."""
+    if entry["positives"] is None and entry.get("hidden"):
+        return rec.HIDDEN
     known = entry["positives"] is not None and entry["times"]
     return f"{100 * entry['positives'] / entry['times']:.1f}%" if known else rec.ABSENT
 
@@ -65,10 +70,14 @@ def main_task(records: Sequence[Record], wanted: str = "") -> str | None:
 
 
 class Lookup:
-    """Records by (task, model, metric), with significance against the main model; `stars` counts significant cells."""
+    """Records by (task, model, metric), with significance against the main model; `stars` counts significant cells.
 
-    def __init__(self, records: Sequence[Record]) -> None:
+    families: {kind, metric, of, tests} of the q-values.
+    """
+
+    def __init__(self, records: Sequence[Record], families: Sequence[Mapping] = ()) -> None:
         self.by_key = {(r["task"], r["model"], r["metric"]): r for r in records}
+        self.families = families
         self.stars = 0
 
     def get(self, task: str, model: str, metric: str) -> Record | None:
@@ -122,9 +131,10 @@ class Lookup:
             bold = frozenset(i for i in best if model in best[i])
             label = ABLATIONS.get(model) or rec.model_label(model)
             lines.append(Row((label, *cells), bold, apart=model == rec.ORACLE))
-        notes = (*notes, STAR_NOTE) if self.stars > before else tuple(notes)
+        if self.stars > before:
+            notes = (*notes, STAR_NOTE, *rec.family_notes(self.families, "primary", [m for _, m, _ in columns]))
         heads = [Column(heading, rec.metric_of(metric).definition) for _, metric, heading in columns]
-        return Table(caption, (Column(first, is_text=True), *heads), tuple(lines), notes, name)
+        return Table(caption, (Column(first, is_text=True), *heads), tuple(lines), tuple(notes), name)
 
 
 def _heading(records: Lookup, task: str, text: str) -> str:
@@ -135,7 +145,7 @@ def _heading(records: Lookup, task: str, text: str) -> str:
 
 def paper_tables(records: Sequence[Record], data: ReportData) -> Section:
     """Every table of the paper that the run has the numbers for, then what is missing and why."""
-    found = Lookup(records)
+    found = Lookup(records, data.families)
     task = main_task(records, data.main_task)
     blocks: list[Block] = []
     absent: dict[str, str] = {}
@@ -211,24 +221,30 @@ def _survival(found: Lookup, records) -> list[Table]:
     for task in rec.tasks_of(r for r in records if r["metric"] == "c_index"):
         models = found.models(task, "c_index")
         days = sorted(float(m[4:]) for t, _, m in found.by_key if t == task and re.fullmatch(r"auc_[\d.]+", m))
-        chosen = max((d for d in days if d <= 365), default=max(days, default=None))
+        # a year where the horizons are of days; of a follow-up of years the last one
+        last = max(days, default=0.0)
+        chosen = max((d for d in days if d <= 366 or last >= LONG_FOLLOW_UP), default=max(days, default=None))
         wanted = [("c_index", "C-index"), ("uno_c", "Uno's C")]
         if chosen is not None:
-            wanted.insert(0, (f"auc_{chosen:g}", f"AUC@{chosen:g} days"))
-            wanted += [(f"brier_{chosen:g}", f"Brier score@{chosen:g} days"), ("ibs", "Integrated Brier score")]
+            wanted.insert(0, (f"auc_{chosen:g}", f"AUC@{rec.duration(chosen)}"))
+            wanted += [(f"brier_{chosen:g}", f"Brier score@{rec.duration(chosen)}"), ("ibs", "Integrated Brier score")]
         wanted = [(m, h) for m, h in wanted if any(found.get(task, model, m) for model in models)]
         table = found.grid(
             f"table3_{task}", f"Table 3: {rec.task_label(task).lower()} "
             f"({rec.format_population(found.require(task, models[0], 'c_index'), event='events')}).",
-            [(task, m, h) for m, h in wanted], models,
+            [(task, m, h) for m, h in wanted], models, notes=_tau_note(found.get(task, models[0], "tau")),
         )  # fmt: skip
         null = {m: found.get(task, models[0], f"{m}_null") for m, _ in wanted}
         if any(null.values()):
             cells = tuple(rec.format_interval(r) if (r := null[m]) else rec.ABSENT for m, _ in wanted)
-            extra = Row(("Kaplan-Meier, no covariates", *cells), apart=True)
+            extra = Row(("No covariates", *cells), apart=True)
             table = Table(table.caption, table.columns, (*table.rows, extra), table.notes, table.name)
         out.append(table)
     return out
+
+
+def _tau_note(record: Record | None) -> tuple[str, ...]:
+    return () if record is None else (f"Uno's C up to {rec.duration(record['value'])}.",)
 
 
 def _ablations(found: Lookup, task) -> Table | None:
@@ -248,7 +264,7 @@ def _prevalence(data: ReportData) -> Table | None:
     lines = []
     for r in held:
         days = rec.ABSENT if r["median_days"] is None else f"{r['median_days']:,.0f}"
-        counts = (rec.format_count(r[k]) for k in ("people", "times", "positives"))
+        counts = (count(r, k) for k in ("people", "times", "positives"))
         lines.append(Row((rec.task_label(r["task"]), *counts, share(r), days)))
     heads = ("Patients", "Prediction times", "Positive", "Prevalence", "Median follow-up, days")
     columns = (Column("Task", is_text=True), *(Column(h) for h in heads))
@@ -265,7 +281,8 @@ def _confusion(found: Lookup, task) -> Table | None:
         counts = (found.require(task, model, m)["value"] for m in ("tp", "fp", "tn", "fn"))
         rates = (found.cell(task, model, m) for m in ("sensitivity", "specificity", "ppv"))
         threshold = rec.format_number(found.require(task, model, "threshold")["value"])
-        lines.append(Row((rec.model_label(model), threshold, *(f"{c:,.0f}" for c in counts), *rates)))
+        shown = (rec.HIDDEN if c is None else f"{c:,.0f}" for c in counts)
+        lines.append(Row((rec.model_label(model), threshold, *shown, *rates)))
     heads = ("Threshold", "True positives", "False positives", "True negatives", "False negatives")
     columns = (Column("Model", "confusion", is_text=True), *(Column(h) for h in heads),
                *(Column(h) for h in ("Sensitivity", "Specificity", "PPV")))  # fmt: skip
@@ -299,7 +316,8 @@ def _effects(found: Lookup, task) -> Table | None:
         Column("q", "q_value"),
     )
     caption = f"Table 7: paired differences of AUROC, {_heading(found, task, rec.task_label(task).lower())}."
-    return Table(caption, columns, tuple(lines), ("* q at most 0.05.",), "table7")
+    notes = ("* q at most 0.05.", *rec.family_notes(found.families, "primary", ("auroc",)))
+    return Table(caption, columns, tuple(lines), notes, "table7")
 
 
 def subgroup_table(data: ReportData, task: str | None, number: str) -> Table | None:
@@ -327,13 +345,17 @@ def subgroup_table(data: ReportData, task: str | None, number: str) -> Table | N
                 gap, ece = (cells.get((attribute, level, model, m)) for m in ("auroc_gap", "ece_corrected"))
                 lines.append(Row((
                     rec.model_label(model), rec.format_interval(r) if r else rec.ABSENT,
-                    _signed(gap) if gap else "reference", rec.format_interval(ece) if ece else rec.ABSENT,
+                    _signed(gap) if gap else "reference",
+                    *(rec.format_p_value(gap.get(k) if gap else None) for k in ("p", "q")),
+                    rec.format_interval(ece) if ece else rec.ABSENT,
                 ), apart=model == rec.ORACLE))  # fmt: skip
     head = f"Table {number}: " if number else ""
     columns = (Column("Group", "subgroup", is_text=True), Column("AUROC [95% interval]", "auroc"),
-               Column("Gap to the largest group"), Column("Corrected ECE", "ece_corrected"))  # fmt: skip
+               Column("Gap to the largest group"), Column("p", "p_value"), Column("q", "q_value"),
+               Column("Corrected ECE", "ece_corrected"))  # fmt: skip
+    notes = rec.family_notes(data.families, "subgroups", ("auroc_gap",))
     caption = f"{head}{text}, {rec.task_label(task).lower()}."
-    return Table(caption, columns, tuple(lines), (), f"table{number}" if number else "coverage_groups")
+    return Table(caption, columns, tuple(lines), notes, f"table{number}" if number else "coverage_groups")
 
 
 def _signed(record) -> str:

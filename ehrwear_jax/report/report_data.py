@@ -64,6 +64,7 @@ class ReportData:
         evaluate_curves.py, evaluate_subgroups.py).
       robustness, geometry, retrieval, uncertainty: as in interpret/*.json (stages/interpret.py).
       mechanisms: as in interpret/mechanisms.json (stages/interpret_people.py).
+      families: {kind, metric, of, tests} of the tests behind q-values (evals/families.py).
       codes: {"event", "drug": prefixes of the codes that the mechanisms are about}.
       kernels, maps, explained: what is drawn of the networks and of single predictions.
       not_interpreted: one sentence on why there is nothing of the interpret stage; "" where there is.
@@ -82,6 +83,7 @@ class ReportData:
     retrieval: Sequence[Entry] = ()
     uncertainty: Sequence[Entry] = ()
     mechanisms: Mapping[str, Any] = field(default_factory=dict)
+    families: Sequence[Entry] = ()
     codes: Mapping[str, Sequence[str]] = field(default_factory=dict)
     kernels: Sequence[Kernels] = ()
     maps: Sequence[PatientMap] = ()

@@ -95,7 +95,8 @@ def _decision_figure(curves, task, identifier) -> FigureGrid:
     limits = (-0.35 * max(top, 1e-3), 1.2 * max(top, 1e-3))
     axes = Axis("threshold probability"), Axis("net benefit per person")
     panel = charts.line_panel(lines, style, "", axes, identifier, LineOptions(limits=limits, size=(5.2, 3.2)))
-    horizon = f", by day {curves[0]['horizon']:g} under censoring" if "horizon" in curves[0] else ""
+    horizon = f", by {rec.duration(curves[0]['horizon'])} under censoring" if "horizon" in curves[0] else ""
+    horizon += ", weighted for labels that are unknown" if curves[0].get("weighted") else ""
     caption = (
         f"{rec.task_label(task)}{horizon}: net benefit, with the 95% band of {rec.inline_model_label(shown[0])}; "
         "the level grey line treats nobody."
@@ -107,7 +108,7 @@ def _decision_figure(curves, task, identifier) -> FigureGrid:
 
 
 def survival_curves(data: ReportData) -> list[Block]:
-    """Kaplan-Meier by quartile of predicted risk, a panel for each model."""
+    """Kaplan-Meier, or the cumulative incidence, by quartile of predicted risk: a panel for each model."""
     curves = [c for c in data.curves if c["kind"] == "kaplan_meier"]
     out: list[Block] = []
     tasks = list(dict.fromkeys(c["task"] for c in curves))
@@ -117,12 +118,18 @@ def survival_curves(data: ReportData) -> list[Block]:
     }
     for i, task in enumerate(t for t in tasks if t in longest.values()):
         mine = [c for c in curves if c["task"] == task]
+        competing = any(c.get("n_competing") for c in mine)
+        mine = [_incidence(c) for c in mine] if competing else mine
         models = _drawn(c["model"] for c in mine)
         levels = list(dict.fromkeys(sorted(c["level"] for c in mine)))
         style = charts.series_style(levels, by_model=False)
         panels, low = [], min((v for c in mine for v in c["lo"] if v is not None), default=0.0)
-        options = LineOptions(steps=True, limits=(max(0.0, low - 0.03), 1.01), size=(4.1, 2.9))
-        axes = Axis("days since the prediction"), Axis("share without the event")
+        limits = (max(0.0, low - 0.03), 1.01)
+        if competing:
+            limits = (0.0, min(max((v for c in mine for v in c["hi"] if v is not None), default=1.0) + 0.03, 1.01))
+        options = LineOptions(steps=True, limits=limits, size=(4.1, 2.9))
+        shown = "cumulative incidence" if competing else "share without the event"
+        axes = Axis("days since the prediction"), Axis(shown)
         for k, model in enumerate(models):
             lines = {
                 c["level"]: Line(c["level"], c["x"], c["value"], c["lo"], c["hi"]) for c in mine if c["model"] == model
@@ -132,7 +139,10 @@ def survival_curves(data: ReportData) -> list[Block]:
         labels = [
             f"{level} of risk{' (lowest)' * (level[-1] == '1')}{' (highest)' * (level[-1] == '4')}" for level in levels
         ]
-        caption = f"{rec.task_label(task)}: Kaplan-Meier curves by quartile of the predicted risk, with 95% bands."
+        kind = "cumulative incidence (Aalen and Johansen)" if competing else "Kaplan-Meier curves"
+        caption = f"{rec.task_label(task)}: {kind} by quartile of the predicted risk, with 95% bands."
+        if competing:
+            caption += " Those who die, or have another competing event, before the event never have it."
         if rec.horizon_of(task):
             caption += " The time is that to the first event, also beyond the horizon."
         out += [
@@ -140,6 +150,15 @@ def survival_curves(data: ReportData) -> list[Block]:
         ] * (not i)
         out.append(FigureGrid(caption, tuple(panels), charts.legend(levels, labels, by_model=False), "medium"))
     return out
+
+
+def _incidence(curve: Entry) -> Entry:
+    """The curve of the event instead of that of being free of it."""
+    turned = {
+        new: [None if v is None else 1 - v for v in curve[old]]
+        for new, old in (("value", "value"), ("lo", "hi"), ("hi", "lo"))
+    }
+    return {**curve, **turned}
 
 
 def subgroups(records: Sequence[Record], data: ReportData) -> Section:
@@ -209,11 +228,12 @@ def robustness(data: ReportData) -> Section:
             if r := by.get((model, name)):
                 change = {"metric": rec.DIFFERENCE, "value": r["change"], "lo": r["change_lo"], "hi": r["change_hi"]}
                 text = rec.ABSENT if name == perturbations[0] else rec.format_interval(change)
-                p_value = rec.format_p_value(r["change_p"])
-                lines.append(Row((rec.model_label(model), rec.format_interval(r), text, p_value)))
+                tests = (rec.format_p_value(r.get(k)) for k in ("change_p", "change_q"))
+                lines.append(Row((rec.model_label(model), rec.format_interval(r), text, *tests)))
     columns = (Column("Model", "robustness", is_text=True), Column("AUROC [95% interval]", "auroc"),
-               Column("Change [95% interval]"), Column("p", "p_value"))  # fmt: skip
-    table = Table(f"{task}: AUROC from perturbed records.", columns, tuple(lines), (), "robustness")
+               Column("Change [95% interval]"), Column("p", "p_value"), Column("q", "q_value"))  # fmt: skip
+    notes = rec.family_notes(data.families, "robustness", ("auroc",))
+    table = Table(f"{task}: AUROC from perturbed records.", columns, tuple(lines), notes, "robustness")
     return Section("robustness", title, (figure, Details("The same in numbers", (table,))))
 
 

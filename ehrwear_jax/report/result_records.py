@@ -19,6 +19,7 @@ P_VALUE = "_difference_p"
 Q_VALUE = "_difference_q"
 MINUS = "\N{MINUS SIGN}"
 ABSENT = "\N{EN DASH}"
+HIDDEN = "hidden"  # of a count of few people
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,10 @@ METRICS = {
     "auprc": Metric("AUPRC", True, "auprc"),
     "c_index": Metric("C-index", True, "c_index"),
     "brier": Metric("Brier score", False, "brier"),
+    "brier_null": Metric("Brier score of the prevalence", None, "brier"),
+    "brier_skill": Metric("Scaled Brier score", True, "brier_skill"),
+    "calibration_slope": Metric("Calibration slope", None, "calibration_slope"),
+    "calibration_intercept": Metric("Calibration intercept", None, "calibration_intercept"),
     "ece": Metric("ECE", False, "ece"),
     "ece_floor": Metric("ECE by chance", None, "ece_floor"),
     "ece_corrected": Metric("Corrected ECE", False, "ece_corrected"),
@@ -45,6 +50,8 @@ METRICS = {
     "uno_c": Metric("Uno's C", True, "uno_c"),
     "ibs": Metric("Integrated Brier score", False, "ibs"),
     "ibs_skill": Metric("Skill of the integrated Brier score", True, "ibs"),
+    "auc_t": Metric("AUC at every horizon", True, "auc_t"),
+    "brier_t": Metric("Brier score at every horizon", False, "ibs"),
     "rmse": Metric("RMSE", False, "rmse"),
     "rmse_sd": Metric("RMSE in SD of the training split", False, "rmse"),
     "mae": Metric("MAE", False, "rmse"),
@@ -62,9 +69,11 @@ MODELS = {
     "gradient_boosting": ("Gradient boosting (tabular)", "Gradient boosting"),
     "gradient_boosting_ehr": ("Gradient boosting (tabular, EHR only)", "Boosting, EHR"),
     "gradient_boosting_wear": ("Gradient boosting (tabular, wearable only)", "Boosting, wearable"),
+    "boosting_counts": ("Gradient boosting (counts of codes only)", "Boosting, counts"),
     "linear_table": ("Linear model (tabular)", "Linear, tabular"),
     "linear_table_ehr": ("Linear model (tabular, EHR only)", "Linear, EHR"),
     "linear_table_wear": ("Linear model (tabular, wearable only)", "Linear, wearable"),
+    "age_sex": ("Age and sex only", "Age and sex"),
     "training_mean": ("Mean of the training split", "Training mean"),
     ORACLE: ("Oracle (true risk)", "Oracle"),
 }
@@ -192,16 +201,46 @@ def task_label(task: str) -> str:
 
 def metric_of(name: str) -> Metric:
     """The metric of a record, also of a difference or of one at a number of days."""
-    base = re.sub(f"{DIFFERENCE}(_[pqzd])?$", "", name)
+    base = re.sub(f"(?:{DIFFERENCE}(?:_[pqzd]|_mdd)?|_mdd)$", "", name)
     if at := re.fullmatch(r"(auc|brier)_([\d.]+)", base):
         known = AT_DAYS[at[1]]
-        return Metric(f"{known.label}@{at[2]} days", known.higher_is_better, known.definition)
+        return Metric(f"{known.label}@{duration(float(at[2]))}", known.higher_is_better, known.definition)
     return METRICS.get(base) or Metric(_words(base))
+
+
+def duration(days: float) -> str:
+    """`90 days`; `5 years` of whole years, two or more, whichever way leap days were counted."""
+    years = round(days / 365.25)
+    return f"{years} years" if years >= 2 and abs(days - 365.25 * years) <= years * 0.25 + 1 else f"{days:g} days"
 
 
 def is_difference(record: Mapping[str, Any]) -> bool:
     """Whether the record is a paired difference (not its p-value)."""
     return record["metric"].endswith(DIFFERENCE)
+
+
+def family_notes(families: Iterable[Mapping[str, Any]], kind: str, metrics: Iterable[str] = ()) -> tuple[str, ...]:
+    """What the q-values of a table are corrected for: a sentence for each family of the kind and metrics.
+
+    Args:
+      families: {kind, metric, of, tests}.
+      metrics: of the table, those at a horizon ("auc_90") too; empty: all of the kind.
+    """
+    shown = {re.sub(r"_[\d.]+$", "_t", metric) for metric in metrics}
+    return tuple(
+        f'q: Benjamini and Hochberg over the family "{family_label(f)}", {f["tests"]:,} '
+        f"{'tests' if f['tests'] != 1 else 'test'}."
+        for f in families
+        if f["kind"] == kind and (not shown or f["metric"] in shown)
+    )
+
+
+def family_label(family: Mapping[str, Any]) -> str:
+    """`primary: AUROC, models x tasks of demo`."""
+    metric = re.sub("_gap$", "", family["metric"])
+    label = metric_of(metric).label if metric else ""
+    label += ", gaps to the largest group" if family["metric"].endswith("_gap") else ""
+    return f"{family['kind']}: {label + ', ' if label else ''}{family['of']}"
 
 
 def _words(name: str) -> str:

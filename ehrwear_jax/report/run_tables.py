@@ -36,7 +36,7 @@ def people_tables(data: ReportData) -> list[Block]:
     if data.prevalence:
         rows = []
         for p in data.prevalence:
-            counts = (rec.format_count(p[k]) for k in ("people", "times", "positives"))
+            counts = (paper.count(p, k) for k in ("people", "times", "positives"))
             rows.append(Row((rec.task_label(p["task"]), p["split"].replace("_", " "), *counts, paper.share(p))))
         columns = (Column("Task", is_text=True), Column("Split", is_text=True),
                    *(Column(h) for h in ("Patients", "Prediction times", "Positive", "Prevalence")))  # fmt: skip

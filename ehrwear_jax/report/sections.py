@@ -24,7 +24,8 @@ from ehrwear_jax.report.trajectories import (
 Predictions = Mapping[str, Mapping[str, tuple[np.ndarray, np.ndarray]]]
 FORECAST = ("auroc", "auprc")
 SURVIVAL = ("c_index", "uno_c")
-CALIBRATION = ("brier", "ece", "ece_floor", "ece_corrected")
+CALIBRATION = ("calibration_slope", "calibration_intercept", "ece", "ece_floor", "ece_corrected")
+BRIER = ("brier", "brier_null", "brier_skill")
 DEGENERATE = "degenerate_resamples"
 VALIDATION = "validation/"
 LEARNING_RATE = "learning_rate"
@@ -132,7 +133,7 @@ def _model_notes(records: Sequence[Record]) -> list[Block]:
         "late_fusion": "Late fusion combines models that were trained separately.",
         "tabular": "The tabular models are baselines without pretraining.",
     }
-    tabular = ("gradient_boosting", "linear_table")
+    tabular = ("gradient_boosting", "boosting_counts", "linear_table", "age_sex")
     has_tabular = any(model.startswith(tabular) for model in models)
     shown = [k for k in notes if k in models or (k == "tabular" and has_tabular)]
     text = " ".join(notes[key] for key in shown)
@@ -164,15 +165,15 @@ def _interval_figure(records: Sequence[Record], metric: str) -> list[Block]:
     return [FigureGrid(caption, tuple(panels), size="medium")]
 
 
-def differences(records: Sequence[Record]) -> Section:
-    """Paired differences between models."""
+def differences(records: Sequence[Record], families: Sequence[Mapping[str, Any]] = ()) -> Section:
+    """Paired differences between models; families: of their q-values."""
     if not any(rec.is_difference(r) for r in records):
         return Section(
             "differences",
             "Paired differences",
             (Text("No paired difference between models was computed in this run."),),
         )
-    return Section("differences", "Paired differences", (table_model.difference_table(records),))
+    return Section("differences", "Paired differences", (table_model.difference_table(records, families),))
 
 
 def calibration(records: Sequence[Record], predictions: Predictions) -> Section:
@@ -192,12 +193,17 @@ def calibration(records: Sequence[Record], predictions: Predictions) -> Section:
         ]
     else:
         blocks.append(Text("No predicted probabilities were given, so no reliability is drawn."))
-    scores = _of(records, CALIBRATION)
-    if scores:
-        metrics = [m for m in CALIBRATION if any(r["metric"] == m for r in scores)]
-        caption = "Calibration by task and model; lower is better. " + BOLD + _oracle_note(scores)
-        blocks.append(table_model.performance_table(scores, metrics, caption))
-    else:
+    captions = {
+        CALIBRATION: "Calibration by task and model: slope 1 and intercept 0 are perfect; of the ECE, lower is "
+        "better. ",
+        BRIER: "Brier score by task and model, beside that of the held-out prevalence; lower is better, higher for the "
+        "scaled one. ",
+    }
+    for wanted, caption in captions.items():
+        if scores := _of(records, wanted):
+            metrics = [m for m in wanted if any(r["metric"] == m for r in scores)]
+            blocks.append(table_model.performance_table(scores, metrics, caption + BOLD + _oracle_note(scores)))
+    if not _of(records, CALIBRATION + BRIER):
         blocks.append(Text("No Brier score or calibration error was computed in this run."))
     return Section("calibration", "Calibration", tuple(blocks))
 

@@ -98,8 +98,12 @@ def performance_table(records: Sequence[Record], metrics: Sequence[str], caption
     return Table(caption, tuple(columns), tuple(lines), tuple(notes))
 
 
-def difference_table(records: Sequence[Record]) -> Table:
-    """Every paired difference, by task, with where its interval lies and its p-value if given."""
+def difference_table(records: Sequence[Record], families: Sequence[Mapping[str, Any]] = ()) -> Table:
+    """Every paired difference, by task, with where its interval lies, and its p- and q-values if given.
+
+    Args:
+      families: {kind, metric, of, tests} of the q-values, which notes below the table name.
+    """
     differences = [r for r in records if rec.is_difference(r)]
     p_of, q_of = (
         {(r["model"], r["task"], r["metric"]): r["value"] for r in records if r["metric"].endswith(end)}
@@ -131,7 +135,13 @@ def difference_table(records: Sequence[Record]) -> Table:
         columns.append(Column("p", "p_value"))
     if q_of:
         columns.append(Column("q", "q_value"))
-    return Table("Differences between models on the same people.", tuple(columns), tuple(lines), name="differences")
+    notes = rec.family_notes(families, "primary")
+    if notes and any(rec.ORACLE in r["model"].split(" - ") for r in differences):
+        notes += ("Comparisons with the oracle are in no family: it is a bound, so they have no q.",)
+    if any(rec.metric_of(r["metric"]).higher_is_better is False for r in differences):
+        notes += ("Of errors (Brier score, ECE, RMSE), a difference below zero favours the first model.",)
+    caption = "Differences between models on the same people."
+    return Table(caption, tuple(columns), tuple(lines), notes, "differences")
 
 
 def zero_relation(record: Record) -> str:
@@ -179,7 +189,7 @@ def record_table(records: Sequence[Record], caption: str) -> Table:
 
 
 def cohort_table(steps: Sequence[Mapping[str, Any]]) -> Table:
-    """One line for each step of the cohort's selection.
+    """One line for each step of the cohort's selection; counts of None are hidden.
 
     Raises:
       ValueError: a step lacks one of step, n, dropped, reason.
@@ -189,8 +199,9 @@ def cohort_table(steps: Sequence[Mapping[str, Any]]) -> Table:
         missing = [key for key in ("step", "n", "dropped", "reason") if key not in step]
         if missing:
             raise ValueError(f"cohort step {index} ({step.get('step')}) lacks {', '.join(missing)}")
-        dropped = rec.format_count(step["dropped"]) if step["dropped"] else rec.ABSENT
-        cells = (str(step["step"]), rec.format_count(step["n"]), dropped, str(step["reason"] or ""))
+        remaining, dropped = (rec.HIDDEN if step[k] is None else rec.format_count(step[k]) for k in ("n", "dropped"))
+        dropped = rec.ABSENT if step["dropped"] == 0 else dropped
+        cells = (str(step["step"]), remaining, dropped, str(step["reason"] or ""))
         lines.append(Row(cells))
     return Table(
         "Numbers that remained after each step, that were dropped, and the reason.",

@@ -140,8 +140,8 @@ def _few_slices():
 class Checkpoints:
     """Numbered checkpoints in a folder, saved in the background.
 
-    With several processes all of them call every method but `restore_locally`, in the same order; the first one writes
-    manifests and decides what is restored.
+    With several processes all of them call every method, in the same order; the first one writes manifests and decides
+    what is restored.
 
     Args:
       keep, keep_every: how many of the newest are kept, and those at multiples of a step (0: none).

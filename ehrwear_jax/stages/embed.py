@@ -2,6 +2,7 @@
 
 A network's folder holds a file for each set of prediction times that was asked for, <digest>.parquet (subject_id,
 prediction_time, embedding), written whole and never again: a further task adds a file with the times that are new.
+tokens_seen.json says how much of their records the model sees there (stages/tokens_seen.py).
 trajectories/ holds <subject>-<points>.npz: time_us [N] and z [N, D].
 """
 
@@ -14,7 +15,7 @@ import polars as pl
 
 from ehrwear_jax.data.formats import parquet
 from ehrwear_jax.runtime import files
-from ehrwear_jax.stages import eligibility
+from ehrwear_jax.stages import eligibility, tokens_seen
 from ehrwear_jax.stages.labels import Labels
 from ehrwear_jax.stages.plan import Plan
 from ehrwear_jax.stages.workdir import write_npz
@@ -108,6 +109,7 @@ def _embed(plan, trained, times):
     if lacking.height:
         name = files.digest(lacking.write_csv())[:16]
         logging.info("  %s: %d prediction times", trained.key, lacking.height)
+        tokens_seen.write(folder, name, examples, lacking)
         embedding.embed_to(folder / f"{name}.parquet", encode, examples, lacking, size)
     for path, subject, grid in undrawn:
         path.parent.mkdir(parents=True, exist_ok=True)

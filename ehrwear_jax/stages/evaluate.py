@@ -5,15 +5,15 @@ A task's scores are an artifact that depends on all models' predictions. Its fol
 scores.json                 {records, subgroups, curves, fractions, prevalence} of the task
 meds_evaluation.json        {model: numbers by meds-evaluation's definitions} of a binary task
 predictions/<model>.parquet held-out predictions: binary tasks in the MEDS prediction schema; time_to_event_days,
-                            event_observed, predicted_log_hazard and predicted_survival_<days>d; float_value and
-                            predicted_float_value
+                            event_observed, competing_event where there is one, predicted_log_hazard and
+                            predicted_survival_<days>d (P(no event by then)); float_value and predicted_float_value
 tuning/<model>.parquet      the same of the tuning split, binary tasks only: thresholds are chosen there
 """
 
 import dataclasses
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +21,13 @@ import numpy as np
 import polars as pl
 
 from ehrwear_jax.config.evaluation import EvaluateConfig
+from ehrwear_jax.data.formats.label_tables import COMPETING
 from ehrwear_jax.data.sources.simulator import truth
-from ehrwear_jax.evals import classification, meds_predictions, protocol, subgroups
+from ehrwear_jax.evals import classification, families, meds_predictions, subgroups
 from ehrwear_jax.evals.builders import PredictedCurves
 from ehrwear_jax.evals.estimates import Resampling
 from ehrwear_jax.evals.protocol import TaskSpec
-from ehrwear_jax.evals.survival import FollowUp
+from ehrwear_jax.evals.survival import TrainingCurves
 from ehrwear_jax.report.result_records import horizon_of
 from ehrwear_jax.runtime import files
 from ehrwear_jax.stages import (
@@ -43,12 +44,15 @@ from ehrwear_jax.stages.evaluate_score import Cohort
 from ehrwear_jax.stages.labels import HOSPITALIZATION
 from ehrwear_jax.stages.plan import Plan
 from ehrwear_jax.stages.predictors import Predicted
-from ehrwear_jax.stages.tasks import BINARY, SPLITS, SURVIVAL, Task
+from ehrwear_jax.stages.tasks import BINARY, REGRESSION, SPLITS, SURVIVAL, Task
 
+SURVIVAL_COLUMNS = ("time_to_event_days", "event_observed", COMPETING)
 SCORES, MEDS_EVALUATION = "scores.json", "meds_evaluation.json"
 DETAILS = ("subgroups", "curves", "fractions", "prevalence")
-# Options of config.evaluate that the scores do not depend on; those of probes, their predictions do.
-NOT_SCORES = ("tasks", "probe", "probe_hidden", "probe_seeds", "label_tasks", "sex_prefixes")
+# Options of config.evaluate that the scores do not depend on; those of probes, their predictions do, and the horizons
+# that a task has are named beside.
+NOT_SCORES = ("tasks", "probe", "probe_hidden", "probe_seeds", "label_tasks", "sex_prefixes",
+              "horizons_days", "task_horizons_days", "min_horizon_events")  # fmt: skip
 
 
 def missing(plan: Plan) -> list[str]:
@@ -58,7 +62,7 @@ def missing(plan: Plan) -> list[str]:
 
 def run(plan: Plan) -> None:
     """Computes what is missing."""
-    evaluate_subgroups.attributes(plan)
+    evaluate_subgroups.held_out_attributes(plan)
     for task in _tasks(plan):
         predicted = predictors.predict(plan, task)
         artifact = scores(plan, task)
@@ -70,7 +74,7 @@ def run(plan: Plan) -> None:
 
 
 def results(plan: Plan) -> tuple[list[dict], dict[str, list]]:
-    """(records of all tasks with q-values over the family (dataset, metric), {subgroups, ..., demographics})."""
+    """(records of all tasks, with q within their families, {subgroups, ..., demographics, families})."""
     records: list[dict] = []
     details: dict[str, list] = {name: [] for name in DETAILS}
     for task in _tasks(plan):
@@ -78,8 +82,13 @@ def results(plan: Plan) -> tuple[list[dict], dict[str, list]]:
         records += found["records"]
         for name in DETAILS:
             details[name] += found.get(name, [])
-    details["demographics"] = evaluate_subgroups.demographics(evaluate_subgroups.attributes(plan))
-    return records + protocol.adjust(records), details
+    details["demographics"] = evaluate_subgroups.demographics(
+        evaluate_subgroups.described(plan), plan.config.evaluate.min_per_class
+    )
+    adjusted, primary = families.primary(records)
+    details["subgroups"], of_subgroups = families.of_subgroups(details["subgroups"])
+    details["families"] = primary + of_subgroups
+    return records + adjusted, details
 
 
 def _tasks(plan):
@@ -93,8 +102,8 @@ def scores(plan: Plan, task: Task) -> Artifact:
     of = {
         "dataset": plan.config.name,
         "predictions": [(name, seed, artifact.digest) for name, seed, artifact in made],
-        "evaluate": settings | {"fractions": task.name in label_tasks(plan)},
-        "attributes": evaluate_subgroups.attributes_artifact(plan).digest,
+        "evaluate": settings | {"fractions": task.name in label_tasks(plan), "horizons": task.horizons},
+        "attributes": [evaluate_subgroups.attributes_artifact(plan, fold).digest for fold, _ in plan.config.folds],
         "times": evaluate_censoring.identity(plan, task) if task.kind == BINARY else None,
         "people": files.digest(tasks.held_out_groups(plan).tolist()),
         "seed": plan.config.data.seed,
@@ -147,14 +156,18 @@ class _Scoring:
     def score(self) -> dict[str, Any]:
         """{records, subgroups, curves, fractions, prevalence}."""
         plan, task = self._plan, self._task
-        known = evaluate_subgroups.attributes(plan)
+        known = evaluate_subgroups.held_out_attributes(plan)
         at_times = self._held.join(known.drop("split"), on=KEYS, how="left", maintain_order="left")
         cohort = Cohort(task.group_N, evaluate_subgroups.levels(self._config, at_times))
         found = {BINARY: self._binary, SURVIVAL: self._survival}.get(task.kind, self._regression)(cohort)
+        limit = self._config.min_per_class
+        if task.kind != REGRESSION:
+            label = self._held["boolean_value" if task.kind == BINARY else "event_observed"].to_numpy()
+            found = evaluate_score.protected(found, label, cohort, limit)
         if len(task.folds) == 1 and task.name in label_tasks(plan):  # out of fold, training patients differ
             found["fractions"] = evaluate_subgroups.label_efficiency(plan, self._spec, self._labelled())
         times = pl.concat([task.of(s) for s in SPLITS])
-        return found | {"prevalence": evaluate_subgroups.prevalence(task.name, times, task.column)}
+        return found | {"prevalence": evaluate_subgroups.prevalence(task.name, times, task.column, limit)}
 
     def _labelled(self) -> evaluate_subgroups.Labelled:
         """What label efficiency needs of a task in one fold."""
@@ -165,13 +178,11 @@ class _Scoring:
 
     def _binary(self, cohort):
         plan, task, y_N = self._plan, self._task, self._held["boolean_value"].to_numpy()
-        tuning = task.of("tuning")
-        points, y_tuning = {}, tuning["boolean_value"].to_numpy()
         predictions = {name: p.held_out for name, p in self._models.items()}
         for name, p in self._models.items():
-            _save(self._folder / "tuning", name, tuning, p.tuning)
-            if y_tuning.any():
-                points[name] = classification.sensitivity_threshold(y_tuning, p.tuning, self._config.sensitivity)
+            _save(self._folder / "tuning", name, task.of("tuning"), p.tuning)
+        tuned = {name: p.tuning for name, p in self._models.items()}
+        points = operating_points(task, tuned, self._config.sensitivity)
         name, days = horizon_of(task.name) or (task.name, 0.0)
         simulated = plan.config.data.source == "synthetic" and name == HOSPITALIZATION
         if simulated and days in plan.simulate.horizons_days:
@@ -189,7 +200,9 @@ class _Scoring:
         )
         if follow_up is not None:
             for name, p_N in predictions.items():
-                found["curves"] += evaluate_curves.by_quartile(self._spec, name, p_N, follow_up, cohort.group_N)
+                found["curves"] += evaluate_curves.by_quartile(
+                    self._spec, name, p_N, follow_up, cohort.group_N, known_factor_N
+                )
         if seeds := self._seeds():
             found["records"] += evaluate_score.score_seeds(self._spec, seeds, y_N, found["records"][0])
         return found
@@ -209,10 +222,10 @@ class _Scoring:
         for name, risk_N in predictions.items():
             at = {f"predicted_survival_{t:g}d": curves[name][:, k] for k, t in enumerate(task.times_T)
                   if t in task.horizons}  # fmt: skip
-            labels = ("time_to_event_days", "event_observed")
+            labels = [c for c in SURVIVAL_COLUMNS if c in self._held.columns]
             self._save_columns(name, labels, {"predicted_log_hazard": risk_N, **at})
-        train, held = (FollowUp(t["time_to_event_days"].to_numpy(), t["event_observed"].to_numpy())
-                       for t in (task.of("train"), self._held))  # fmt: skip
+        by_fold = [tasks.follow_up_of(fold.of("train")) for fold in task.folds]
+        train, held = TrainingCurves.fit_folds(by_fold, task.fold_N), tasks.follow_up_of(self._held)
         predicted = PredictedCurves(task.times_T, curves) if len(task.times_T) else None
         return evaluate_score.score_time(
             self._spec, predictions, held, cohort, train=train, horizons=task.horizons, curves=predicted
@@ -223,15 +236,35 @@ class _Scoring:
         for name, value_N in predictions.items():
             self._save_columns(name, ("float_value",), {"predicted_float_value": value_N})
         y_N = self._held["float_value"].to_numpy().astype(np.float64)
-        spread = self._task.of("train")["float_value"].cast(pl.Float64).std()
-        train_sd = spread if isinstance(spread, float) else 0.0  # None of fewer than two
-        return evaluate_score.score_regression(self._spec, predictions, y_N, cohort, train_sd=train_sd)
+        spreads = [fold.of("train")["float_value"].cast(pl.Float64).std() for fold in self._task.folds]
+        sd_F = np.array([s if isinstance(s, float) else 0.0 for s in spreads])  # None of fewer than two
+        sd_N = sd_F[self._task.fold_N]
+        return evaluate_score.score_regression(self._spec, predictions, y_N, cohort, train_sd=sd_N)
 
-    def _save_columns(self, model: str, labels: tuple[str, ...], columns: Mapping[str, np.ndarray]) -> None:
+    def _save_columns(self, model: str, labels: Sequence[str], columns: Mapping[str, np.ndarray]) -> None:
         folder = self._folder / "predictions"
         folder.mkdir(exist_ok=True)
         values = {k: pl.Series(v, dtype=pl.Float64) for k, v in columns.items()}
         self._held.select(*KEYS, *labels).with_columns(**values).write_parquet(folder / f"{model}.parquet")
+
+
+def operating_points(task: Task, tuning: Mapping[str, np.ndarray], sensitivity: float) -> dict[str, float | np.ndarray]:
+    """model -> threshold on each fold's own tuning people, for the fold's held-out ones: one, or [N] of several folds.
+
+    Without a positive in the tuning split of every fold there is none.
+
+    Args:
+      tuning: model -> probability [N] in the order of task.of("tuning").
+    """
+    y_F = [fold.of("tuning")["boolean_value"].to_numpy() for fold in task.folds]
+    if not all(y_N.any() for y_N in y_F):
+        return {}
+    ends, out = np.cumsum([len(y_N) for y_N in y_F])[:-1], {}
+    for model, p_N in tuning.items():
+        parts = zip(y_F, np.split(p_N, ends), strict=True)
+        threshold_F = np.array([classification.sensitivity_threshold(y, p, sensitivity) for y, p in parts])
+        out[model] = float(threshold_F[0]) if len(y_F) == 1 else threshold_F[task.fold_N]
+    return out
 
 
 def _save(folder, model, times, p_N):

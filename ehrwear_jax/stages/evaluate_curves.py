@@ -1,4 +1,7 @@
-"""Computes curves with bands for the report: Kaplan-Meier by risk quartile, decision curves under censoring."""
+"""Computes curves with bands for the report: survival by risk quartile, decision curves under censoring.
+
+With competing events the curves by quartile are Aalen and Johansen's: 1 less the cumulative incidence.
+"""
 
 import dataclasses
 from collections.abc import Mapping
@@ -16,35 +19,59 @@ POINTS = 60
 BAND_RESAMPLES = 200  # a band is drawn, not tested
 
 
-class KaplanMeierGrid:
-    """P(T > t) at fixed times under row weights: {"s_<k>": [B]}, for rows of one group."""
+class EventFreeGrid:
+    """P(the event has not come by t) at fixed times under row weights: {"s_<k>": [B]}, for rows of one group.
 
-    def __init__(self, follow_up: FollowUp, mask_N: np.ndarray, grid_K: np.ndarray) -> None:
-        rows = np.flatnonzero(mask_N)
-        time, event = np.asarray(follow_up.time_N)[rows], np.asarray(follow_up.event_N, bool)[rows]
+    Kaplan and Meier's estimate; with competing events Aalen and Johansen's.
+    """
+
+    def __init__(self, follow_up: FollowUp, factor_N: np.ndarray, grid_K: np.ndarray) -> None:
+        """Args:
+        factor_N: fixed multiplier of the row weights, 0 outside the group.
+        """
+        rows = np.flatnonzero(factor_N)
+        time, code, factor = np.asarray(follow_up.time_N)[rows], follow_up.code_N[rows], factor_N[rows]
         self._times, at = np.unique(time, return_inverse=True)
-        n_times, n_rows = len(self._times), len(mask_N)
-        self._leaving = group_rows(at, rows, n_times, n_rows)
-        self._events = group_rows(at[event], rows[event], n_times, n_rows)
+        n_times, n_rows = len(self._times), len(factor_N)
+
+        def sums(members):
+            return group_rows(at[members], rows[members], n_times, n_rows, factor[members])
+
+        self._leaving, self._events = sums(code >= 0), sums(code == 1)
+        self._ends = sums(code > 0) if (code == 2).any() else None
         self._at_K = np.searchsorted(self._times, grid_K, "right")
 
     def __call__(self, weight_NxB: np.ndarray) -> dict[str, np.ndarray]:
         leaving, events = self._leaving @ weight_NxB, self._events @ weight_NxB
-        at_risk = np.cumsum(leaving[::-1], axis=0)[::-1]
+        at_risk, ones = np.cumsum(leaving[::-1], axis=0)[::-1], np.ones((1, weight_NxB.shape[1]))
         hazard = np.divide(events, at_risk, out=np.zeros_like(at_risk), where=at_risk > 0)
-        survival = np.concatenate([np.ones((1, weight_NxB.shape[1])), np.cumprod(1 - hazard, axis=0)])
-        return {f"s_{k}": survival[at] for k, at in enumerate(self._at_K)}
+        if self._ends is None:
+            free = np.concatenate([ones, np.cumprod(1 - hazard, axis=0)])
+        else:
+            ending = np.divide(self._ends @ weight_NxB, at_risk, out=np.zeros_like(at_risk), where=at_risk > 0)
+            before = np.concatenate([ones, np.cumprod(1 - ending, axis=0)[:-1]])
+            free = np.concatenate([ones, 1 - np.cumsum(before * hazard, axis=0)])
+        return {f"s_{k}": free[at] for k, at in enumerate(self._at_K)}
 
 
 def by_quartile(
-    task: TaskSpec, model: str, risk_N: npt.ArrayLike, follow_up: FollowUp, group_N: npt.ArrayLike
+    task: TaskSpec,
+    model: str,
+    risk_N: npt.ArrayLike,
+    follow_up: FollowUp,
+    group_N: npt.ArrayLike,
+    factor_N: npt.ArrayLike | None = None,
 ) -> list[dict]:
-    """[{kind: "kaplan_meier", task, model, level, n, n_events, x: days, value, lo, hi}] of a model's risk quartiles.
+    """[{kind: "kaplan_meier", task, model, level, n, n_events, n_competing, x: days, value, lo, hi}] of risk quartiles.
 
     Equal risks share a quartile. A quartile is drawn as far as ten of its prediction times are under observation; one
     of fewer than config.evaluate.min_patients patients is left out.
+
+    Args:
+      factor_N: weights of rows that were selected by their follow-up (`survival.horizon_factor`); None: ones.
     """
     risk_N, time_N, event_N = np.asarray(risk_N), np.asarray(follow_up.time_N), np.asarray(follow_up.event_N, bool)
+    code_N, factor_N = follow_up.code_N, np.ones(len(time_N)) if factor_N is None else np.asarray(factor_N)
     quartile_N = np.searchsorted(np.quantile(risk_N, (0.25, 0.5, 0.75)), risk_N, "left")
     out = []
     for q in range(4):
@@ -53,8 +80,9 @@ def by_quartile(
             continue
         last = np.sort(time_N[mask_N])[-min(10, mask_N.sum())]
         grid_K = np.linspace(0, last, POINTS)
-        statistic = KaplanMeierGrid(follow_up, mask_N, grid_K)
+        statistic = EventFreeGrid(follow_up, mask_N * factor_N, grid_K)
         level = {"level": f"quartile {q + 1}", "n": int(mask_N.sum()), "n_events": int(event_N[mask_N].sum())}
+        level |= {"n_competing": int((code_N[mask_N] == 2).sum())}
         curve = {"kind": "kaplan_meier", "task": task.name, "model": model, **level, "x": grid_K.tolist()}
         out.append(curve | _bands(task, statistic, {"s_": POINTS}, group_N)["s_"])
     return out
@@ -66,13 +94,11 @@ def censored_decision(
     """[{kind: "decision", task, model, horizon, x, value, lo, hi}] from survival predictions at a horizon.
 
     Args:
-      survival: model -> P(T > horizon) [N].
+      survival: model -> P(no event by the horizon) [N]; with competing events 1 less the cumulative incidence.
     """
     out, k = [], len(decision.THRESHOLDS)
     for model, survival_N in survival.items():
-        statistic = decision.CensoredNetBenefit(
-            follow_up.time_N, follow_up.event_N, 1 - np.asarray(survival_N), horizon
-        )
+        statistic = decision.CensoredNetBenefit(follow_up.time_N, follow_up.code_N, 1 - np.asarray(survival_N), horizon)
         curve = {"kind": "decision", "task": task.name, "horizon": float(horizon), "x": list(decision.THRESHOLDS)}
         bands = _bands(task, statistic, {"net_benefit_": k, "net_benefit_all_": k}, group_N)
         out.append({**curve, "model": model} | bands["net_benefit_"])

@@ -1,4 +1,8 @@
-"""Fits what predicts a task on frozen features, one model and one fold at a time: probes, models on tables."""
+"""Fits what predicts a task on frozen features, one model and one fold at a time: probes, models on tables.
+
+Where a time-to-event task has competing events, a second, cause-specific hazard is fitted to them on the same features,
+and the predicted curves are 1 less the cumulative incidence that follows from both.
+"""
 
 import dataclasses
 from collections.abc import Mapping
@@ -9,6 +13,7 @@ import numpy.typing as npt
 
 from ehrwear_jax.config.evaluation import EvaluateConfig
 from ehrwear_jax.evals import cox, probes, protocol, trained_probes
+from ehrwear_jax.evals.cox import Hazard
 from ehrwear_jax.models.tabular import family as tabular
 from ehrwear_jax.stages.tasks import BINARY, SURVIVAL
 
@@ -21,7 +26,7 @@ class Fitted:
 
     Attributes:
       held_out, tuning: of the two splits.
-      curve_NxT: P(no event by each time) of the held-out rows of a survival task.
+      curve_NxT: P(no event by each time) of the held-out rows of a survival task, under its competing events.
       seeds_SxN: held-out predictions by seed of the probe, where it has seeds.
       l2: strength of the penalty, where there is one.
     """
@@ -34,7 +39,12 @@ class Fitted:
 
 
 def probe(
-    config: EvaluateConfig, kind: str, x: Split, target: Mapping[str, Any], times_T: npt.ArrayLike = ()
+    config: EvaluateConfig,
+    kind: str,
+    x: Split,
+    target: Mapping[str, Any],
+    times_T: npt.ArrayLike = (),
+    competing: Split | None = None,
 ) -> Fitted:
     """The probe of config.evaluate on frozen features.
 
@@ -43,13 +53,16 @@ def probe(
       x: float [N, D] by split.
       target: labels [N] by split; of a survival task (time [N], event [N]).
       times_T: days at which survival curves are wanted.
+      competing: of a survival task, whether a competing event came first, bool [N] by split; None: for nobody.
     """
     if config.probe == "adam":
-        return _trained(config, kind, x, target, times_T)
-    return exact(kind, x, target, times_T)
+        return _trained(config, kind, x, target, times_T, competing)
+    return exact(kind, x, target, times_T, competing)
 
 
-def exact(kind: str, x: Split, target: Mapping[str, Any], times_T: npt.ArrayLike = ()) -> Fitted:
+def exact(
+    kind: str, x: Split, target: Mapping[str, Any], times_T: npt.ArrayLike = (), competing: Split | None = None
+) -> Fitted:
     """Logistic regression, Cox or ridge, solved; the penalty is chosen on the tuning split."""
     if kind == BINARY:
         fitted = protocol.predict_binary(x, target)
@@ -59,42 +72,78 @@ def exact(kind: str, x: Split, target: Mapping[str, Any], times_T: npt.ArrayLike
         time, event = ({s: target[s][k] for s in target} for k in (0, 1))
         found = protocol.predict_survival(x, time, event)
         curve = found.model.survival(x["held_out"], times_T)
+        if other := competing_hazard(x, target, competing):
+            baseline = found.model.event_times_T, found.model.cumulative_hazard_T
+            curve = cox.event_free(Hazard(found.risk["held_out"], *baseline), other, times_T)
         return Fitted(found.risk["held_out"], found.risk["tuning"], curve, l2=found.l2)
     model = probes.fit_ridge(x["train"], target["train"], x["tuning"], target["tuning"])
     return Fitted(model.predict(x["held_out"]), model.predict(x["tuning"]), l2=float(model.l2_K[0]))
 
 
-def _trained(config, kind, x, target, times_T):
+def competing_hazard(x: Split, target: Mapping[str, Any], competing: Split | None) -> Hazard | None:
+    """The cause-specific hazard of the competing events of the held-out rows, None where none is in training.
+
+    A ridge Cox model of the features; without a competing event in the tuning split, which would choose its strength,
+    the hazard of the training rows without covariates.
+    """
+    if competing is None or not competing["train"].any():
+        return None
+    if competing["tuning"].any():
+        found = protocol.predict_survival(x, {s: target[s][0] for s in target}, competing)
+        model = found.model
+        return Hazard(found.risk["held_out"], model.event_times_T, model.cumulative_hazard_T)
+    baseline = cox.breslow(target["train"][0], competing["train"], np.zeros(len(competing["train"])))
+    return Hazard(np.zeros(len(x["held_out"])), *baseline)
+
+
+def _trained(config, kind, x, target, times_T, competing):
     """The paper's training; predictions are averaged over the seeds (of survival: the log-hazards)."""
     settings = trained_probes.ProbeSettings(hidden=config.probe_hidden, seeds=tuple(config.probe_seeds))
     model = trained_probes.fit_probe(kind, x["train"], target["train"], x["tuning"], target["tuning"], settings)
     predict = model.predict_proba if kind == BINARY else model.output
     seeds_SxN = predict(x["held_out"])
     curve = model.survival(x["held_out"], times_T).mean(0) if kind == SURVIVAL else None
+    if kind == SURVIVAL and (other := competing_hazard(x, target, competing)):
+        hazards = [Hazard(eta_N, *b) for eta_N, b in zip(seeds_SxN, model.baselines, strict=True)]
+        curve = np.mean([cox.event_free(h, other, times_T) for h in hazards], axis=0)
     return Fitted(seeds_SxN.mean(0), predict(x["tuning"]).mean(0), curve, seeds_SxN, float(np.median(model.l2_S)))
 
 
 def from_table(
-    config: tabular.Config, kind: str, x: Split, target: Mapping[str, Any], times_T: npt.ArrayLike = ()
-) -> Fitted | None:
-    """A model on hand-made features, NaN = missing; None of a kind of task that its estimator is not for."""
+    config: tabular.Config,
+    kind: str,
+    features: tabular.Table,
+    target: Mapping[str, Any],
+    times_T: npt.ArrayLike = (),
+    competing: Split | None = None,
+) -> Fitted:
+    """A model on hand-made features: probabilities, log-hazards or values; survival curves as `finetuned` has them.
+
+    Their baseline is that of the tuning split: trees know their own training rows better than others.
+    """
+    found = tabular.scores(config, kind, features, target)
     if kind == BINARY:
-        p = tabular.probabilities(config, x, target)
-        return Fitted(p["held_out"], p["tuning"])
-    if config.estimator != "linear":
-        return None
-    encode = tabular.encoder(x["train"])
-    return exact(kind, {s: encode(v) for s, v in x.items()}, target, times_T)
+        return Fitted(probes.sigmoid(found["held_out"]), probes.sigmoid(found["tuning"]))
+    target = {**target, "train": target["tuning"]}
+    competing = {**competing, "train": competing["tuning"]} if competing is not None else None
+    return finetuned(kind, {**found, "train": found["tuning"]}, target, times_T, competing)
 
 
-def finetuned(kind: str, found: Split, target: Mapping[str, Any], times_T: npt.ArrayLike = ()) -> Fitted:
-    """Predictions of a fine-tuned model as they are; survival curves with the tuning split's baseline hazard."""
+def finetuned(
+    kind: str, found: Split, target: Mapping[str, Any], times_T: npt.ArrayLike = (), competing: Split | None = None
+) -> Fitted:
+    """Predictions of a model as they are; survival curves with the training split's baseline hazard.
+
+    The hazard of competing events is a Cox model whose one feature is the model's log-hazard.
+    """
     curve = None
     if kind == SURVIVAL:
-        time, event = target["tuning"]
-        times, hazard = cox.breslow(time, event, found["tuning"])
+        time, event = target["train"]
+        times, hazard = cox.breslow(time, event, found["train"])
         baseline_T = np.concatenate([[0.0], hazard])[np.searchsorted(times, np.asarray(times_T, np.float64), "right")]
         curve = np.exp(-np.exp(found["held_out"])[:, None] * baseline_T)
+        if other := competing_hazard({s: v[:, None] for s, v in found.items()}, target, competing):
+            curve = cox.event_free(Hazard(found["held_out"], times, hazard), other, times_T)
     return Fitted(found["held_out"], found["tuning"], curve)
 
 

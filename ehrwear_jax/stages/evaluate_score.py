@@ -5,24 +5,34 @@ are all derived from the same arrays.
 """
 
 import dataclasses
+import logging
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
 
-from ehrwear_jax.evals import builders, classification, decision, inference, protocol, subgroups, survival
+from ehrwear_jax.evals import (
+    builders,
+    classification,
+    decision,
+    disclosure,
+    inference,
+    protocol,
+    regression,
+    subgroups,
+)
 from ehrwear_jax.evals.builders import Build, PredictedCurves
 from ehrwear_jax.evals.estimates import Estimates, estimate
 from ehrwear_jax.evals.protocol import Record, TaskSpec, number
 from ehrwear_jax.evals.subgroups import Cell, CellKey, Comparison
-from ehrwear_jax.evals.survival import FollowUp
+from ehrwear_jax.evals.survival import FollowUp, TrainingCurves
 from ehrwear_jax.evals.weighting import Statistic
 from ehrwear_jax.stages import evaluate_curves
 
 NO_LIMITS = subgroups.Suppression(min_patients=0, min_per_class=0)
 CONFUSION = ("sensitivity", "specificity", "ppv", "npv", "accuracy", "tp", "fp", "tn", "fn")
 WEIGHTED = ("auroc", "auprc", "brier", "prevalence")  # with inverse probabilities of a known label
-IPCW = "ipcw"
+IPCW, IN_SD = "ipcw", "rmse_sd"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,6 +109,19 @@ def _subgroup_records(
     ]
 
 
+def protected(found: dict[str, list[dict]], y_N: npt.ArrayLike, cohort: Cohort, limit: int) -> dict[str, list[dict]]:
+    """The scores of a task without what tells how many are positive, where they are few people (or all but few).
+
+    Args:
+      found: of `score_binary` or `score_time`.
+      y_N: 0/1: label, or event.
+      limit: of people, config.evaluate.min_per_class.
+    """
+    if not disclosure.tells_few(y_N, cohort.group_N, limit):
+        return found
+    return found | {"records": disclosure.without_positives(found["records"]), "curves": []}
+
+
 # ------------------------------------------------------------------------------------------------- binary tasks
 
 
@@ -108,7 +131,7 @@ def score_binary(
     y_N: npt.ArrayLike,
     cohort: Cohort,
     *,
-    operating_points: Mapping[str, float] | None = None,
+    operating_points: Mapping[str, float | np.ndarray] | None = None,
     known_factor_N: npt.ArrayLike | None = None,
 ) -> dict[str, list[dict]]:
     """{"records", "subgroups", "curves"} of a binary task.
@@ -117,25 +140,30 @@ def score_binary(
       predictions: model -> probability [N] at the same held-out prediction times.
       y_N: 0/1 labels.
       cohort: the people.
-      operating_points: model -> threshold that was chosen on other prediction times; models without one have no
-        confusion matrix.
+      operating_points: model -> threshold that was chosen on other prediction times, or one for each row, of its fold
+        [N]; models without one have no confusion matrix. "threshold" records their mean. A matrix with a cell of fewer
+        people than task.suppression.min_per_class is hidden.
       known_factor_N: inverse probability of each label being known (`survival.horizon_factor`): adds "<metric>_ipcw",
-        which estimate the whole cohort and not only those whose label is known.
+        which estimate the whole cohort and not only those whose label is known; so do the decision curves then.
     """
     task, points = task.among(predictions), operating_points or {}
-    weighted = {}
+    weighted, plain = {}, decision.THRESHOLDS if known_factor_N is None else ()
     if known_factor_N is not None:
-        build = builders.binary(y_N, predictions, thresholds=(), factor_N=known_factor_N)
+        build = builders.binary(y_N, predictions, factor_N=known_factor_N)
         weighted = {(IPCW, model): make(None) for model, make in build.items()}
     scored = _estimate(
-        task, y_N, cohort, builders.binary(y_N, predictions, operating_points=points),
+        task, y_N, cohort, builders.binary(y_N, predictions, operating_points=points, thresholds=plain, slopes=True),
         builders.binary(y_N, predictions, thresholds=()), weighted,
     )  # fmt: skip
     records = protocol.binary_records(task, predictions, y_N, scored.of_cohort())
     common = task.common(records[0]["n"], records[0]["n_positive"])
-    wanted = ("prevalence", "ece_corrected", "mean_gap", *CONFUSION)
+    wanted = ("prevalence", "brier_null", "brier_skill", "calibration_slope", "calibration_intercept", "ece_corrected",
+              "mean_gap", *CONFUSION)  # fmt: skip
     records += _cohort_records(task, records, scored, wanted.__contains__)
-    records += [protocol.record(common, m, "threshold", points[m]) for m in predictions if m in points]
+    few = {m for m, threshold in points.items() if m in predictions and disclosure.matrix_tells_few(
+        y_N, np.asarray(predictions[m]) >= threshold, cohort.group_N, task.suppression.min_per_class)}  # fmt: skip
+    records = disclosure.without(records, disclosure.TELL_MATRIX, frozenset(few))
+    records += [protocol.record(common, m, "threshold", float(np.mean(points[m]))) for m in predictions if m in points]
     records += _bootstrap_z(task, common, scored.of_cohort())
     for key in weighted:
         for metric in (m for m in scored.estimates.values[key] if m in WEIGHTED):
@@ -143,7 +171,12 @@ def score_binary(
             records.append(protocol.record(common, key[1], f"{metric}_{IPCW}", value, samples_B))
     metrics = ("auroc", "auprc", "brier", "ece", "mean_gap")
     by_group = _subgroup_records(task, scored, metrics, ("auroc",))
-    return {"records": records, "subgroups": by_group, "curves": _decision_curves(task, scored)}
+    if weighted:
+        for_everybody = scored.estimates.under({model: (IPCW, model) for model in scored.models})
+        curves = [c | {"weighted": True} for c in _decision_curves(task, for_everybody)]
+    else:
+        curves = _decision_curves(task, scored.of_cohort())
+    return {"records": records, "subgroups": by_group, "curves": curves}
 
 
 def _bootstrap_z(task: TaskSpec, common: Record, estimates: Estimates) -> list[Record]:
@@ -175,10 +208,10 @@ def score_seeds(task: TaskSpec, seeds: Mapping[str, np.ndarray], y_N: npt.ArrayL
     return out
 
 
-def _decision_curves(task: TaskSpec, scored: _Scored) -> list[dict]:
+def _decision_curves(task: TaskSpec, estimates: Estimates) -> list[dict]:
     """[{kind: "decision", task, model, x: thresholds, value, lo, hi}] with "treat all" as a model."""
-    estimates, out = scored.of_cohort(), []
-    for model in scored.models:
+    out: list[dict] = []
+    for model in map(str, estimates.values):
         out.append(_decision_curve(task, estimates, model, "net_benefit_"))
         if len(out) == 1:
             out.append(_decision_curve(task, estimates, model, "net_benefit_all_") | {"model": "treat_all"})
@@ -198,9 +231,33 @@ def _decision_curve(task: TaskSpec, estimates: Estimates, model: str, prefix: st
 # ------------------------------------------------------------------------------------------------- other tasks
 
 
-def usable_horizons(horizons: Sequence[float], *times: np.ndarray) -> list[float]:
-    """The horizons before the end of follow-up of every group of people given."""
-    return [float(h) for h in horizons if all(h < np.max(t) for t in times)]
+def usable_horizons(
+    wanted: Sequence[float],
+    held_out: FollowUp,
+    group_N: npt.ArrayLike,
+    train: Sequence[FollowUp] = (),
+    min_events: int = 0,
+) -> list[float]:
+    """The horizons at which a time-to-event task can be scored; those left out are logged.
+
+    A horizon lies before the end of the follow-up of the held-out rows and of every fold's training rows (so that the
+    censoring can be weighted), and enough of the held-out people have had the event by then.
+
+    Args:
+      wanted: days. held_out: of the rows that are scored. group_N: their people.
+      train: of each fold. min_events: fewest people with the event.
+    """
+    ends, out = [float(np.max(f.time_N)) for f in (held_out, *train)], []
+    time_N, had_N = np.asarray(held_out.time_N), np.asarray(held_out.event_N, bool)
+    for horizon in sorted({float(h) for h in wanted}):
+        people = len(np.unique(np.asarray(group_N)[had_N & (time_N <= horizon)]))
+        if horizon >= min(ends):
+            logging.info("  horizon of %g days left out: follow-up ends after %.0f", horizon, min(ends))
+        elif people < min_events:
+            logging.info("  horizon of %g days left out: %d people have the event by then", horizon, people)
+        else:
+            out.append(horizon)
+    return out
 
 
 def score_time(
@@ -209,7 +266,7 @@ def score_time(
     follow_up: FollowUp,
     cohort: Cohort,
     *,
-    train: FollowUp,
+    train: TrainingCurves,
     horizons: Sequence[float] = (),
     curves: PredictedCurves | None = None,
 ) -> dict[str, list[dict]]:
@@ -219,26 +276,32 @@ def score_time(
       predictions: model -> risk [N], higher = earlier event.
       follow_up: of the held-out prediction times.
       cohort: the people.
-      train: of the prediction times on which censoring and the null are estimated.
-      horizons: days of AUC(t), inside the follow-up of both (`usable_horizons`); the last one ends Uno's C.
-      curves: adds Brier(t) and its integral beside the Kaplan-Meier null.
+      train: censoring and null, estimated on the training rows, of each row's own fold.
+      horizons: days of AUC(t), inside the follow-up of both (`usable_horizons`); the last one is tau, where Uno's C
+        ends. Without one, tau is the last time at which somebody in training is under observation. It is recorded.
+      curves: adds Brier(t) and its integral beside the null.
     """
-    task, fitted = task.among(predictions), survival.TrainingCurves.fit(train)
-    tau = max(horizons) if len(horizons) else np.inf
+    task, tau = task.among(predictions), min(max(horizons, default=np.inf), train.last_time())
+    if tau < max(horizons, default=np.inf):
+        logging.info("  %s: Uno's C ends at tau = %g days, where the censoring leaves nobody", task.name, tau)
     scored = _estimate(
         task, follow_up.event_N, cohort,
-        builders.time_to_event(fitted, follow_up, predictions, horizons=horizons, tau=tau, curves=curves),
-        builders.time_to_event(fitted, follow_up, predictions, tau=tau),
+        builders.time_to_event(train, follow_up, predictions, horizons=horizons, tau=tau, curves=curves),
+        builders.time_to_event(train, follow_up, predictions, tau=tau),
     )  # fmt: skip
     records = protocol.survival_records(task, follow_up, scored.of_cohort())
     shown = {f"{kind}_{h:g}{end}" for h in horizons for kind in ("auc", "brier") for end in ("", "_null")}
     shown |= {"uno_c", "ibs", "ibs_null", "ibs_skill"}
     records += _cohort_records(task, records, scored, shown.__contains__)
+    common = task.common(records[0]["n"], records[0]["n_positive"])
+    records += [protocol.record(common, m, "tau", tau) for m in predictions if np.isfinite(tau)]
+    compared = ("uno_c", *(f"auc_{h:g}" for h in horizons), "ibs", "ibs_skill")
+    records += protocol.paired(task, common, scored.of_cohort(), compared)
     by_group = _subgroup_records(task, scored, ("c_index", "uno_c"), ("c_index",))
     drawn = []
     for model, risk_N in predictions.items():
         drawn += evaluate_curves.by_quartile(task, model, risk_N, follow_up, cohort.group_N)
-    if curves is not None and len(horizons):
+    if curves is not None and tau in horizons:
         at = {m: np.asarray(v)[:, list(curves.times_T).index(tau)] for m, v in curves.by_model.items()}
         drawn += evaluate_curves.censored_decision(task, at, tau, follow_up, cohort.group_N)
     return {"records": records, "subgroups": by_group, "curves": drawn}
@@ -250,7 +313,7 @@ def score_regression(
     y_N: np.ndarray,
     cohort: Cohort,
     *,
-    train_sd: float | None = None,
+    train_sd: npt.ArrayLike | None = None,
 ) -> dict[str, list[dict]]:
     """{"records", "subgroups", "curves": []} of a continuous task, in the target's unit.
 
@@ -258,32 +321,25 @@ def score_regression(
       predictions: model -> value [N].
       y_N: targets.
       cohort: the people.
-      train_sd: standard deviation at the training prediction times: adds "rmse_sd", the RMSE in units of it.
+      train_sd: standard deviation at the training prediction times, of all or of each row's own fold [N]: adds
+        "rmse_sd", the RMSE in units of it.
     """
     # cells are suppressed by their patients alone: a continuous target has no classes
     limits = dataclasses.replace(task.suppression, min_per_class=0)
     task = dataclasses.replace(task.among(predictions), suppression=limits)
     build = builders.continuous(y_N, predictions)
-    scored = _estimate(task, np.ones(len(y_N)), cohort, build, build)
+    sd_N = np.broadcast_to(np.asarray(0.0 if train_sd is None else train_sd, np.float64), (len(y_N),))
+    scaled = {}
+    if (sd_N > 0).all():
+        scaled = {(IN_SD, m): regression.Regression(y_N / sd_N, p_N / sd_N) for m, p_N in predictions.items()}
+    scored = _estimate(task, np.ones(len(y_N)), cohort, build, build, scaled)
     estimates, common, records = scored.of_cohort(), task.common(len(y_N), None), []
     for model in predictions:
         for metric, value in estimates.values[model].items():
             records.append(protocol.record(common, model, metric, value, estimates.resampled(model, metric)))
-    records += _rmse_differences(task, common, estimates)
-    if train_sd:
-        for r in [r for r in records if r["metric"] == "rmse"]:
-            scaled = {k: None if r[k] is None else r[k] / train_sd for k in ("value", "lo", "hi")}
-            records.append(r | {"metric": "rmse_sd"} | scaled)
+    records += protocol.paired(task, common, estimates, ("rmse",))
+    for key in scaled:
+        value, samples_B = scored.estimates.values[key]["rmse"], scored.estimates.resampled(key, "rmse")
+        records.append(protocol.record(common, key[1], IN_SD, value, samples_B))
     by_group = _subgroup_records(task, scored, ("rmse", "mae", "r2"), ("rmse",))
     return {"records": records, "subgroups": [r | {"n_positive": None} for r in by_group], "curves": []}
-
-
-def _rmse_differences(task: TaskSpec, common: Record, estimates: Estimates) -> list[Record]:
-    reference, out = task.reference_model, []
-    for model in estimates.values if reference is not None else ():
-        if model != reference:
-            value, delta_B = estimates.difference(reference, model, "rmse")
-            name, p_value = f"{reference} - {model}", inference.paired_pvalue(delta_B)
-            out.append(protocol.record(common, name, "rmse_difference", value, delta_B))
-            out.append(protocol.record(common, name, "rmse_difference_p", p_value))
-    return out

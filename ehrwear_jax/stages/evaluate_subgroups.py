@@ -12,7 +12,7 @@ from ehrwear_jax.config.evaluation import EvaluateConfig
 from ehrwear_jax.data import ages, perturbations
 from ehrwear_jax.data.formats import wearable
 from ehrwear_jax.data.formats.times import YEAR_DAYS
-from ehrwear_jax.evals import classification, inference, protocol, subgroups
+from ehrwear_jax.evals import classification, disclosure, inference, protocol, subgroups
 from ehrwear_jax.evals.estimates import estimate
 from ehrwear_jax.evals.protocol import TaskSpec, number
 from ehrwear_jax.evals.weighting import Statistic, evaluate
@@ -25,31 +25,44 @@ from ehrwear_jax.stages.plan import Plan
 SEXES = {"F": "female", "FEMALE": "female", "M": "male", "MALE": "male"}
 
 
-def attributes_artifact(plan: Plan) -> Artifact:
-    """Where `attributes` lie."""
-    fold = plan.config.folds[0][0]
+def attributes_artifact(plan: Plan, fold: str) -> Artifact:
+    """Where the `attributes` of a fold lie."""
     times = files.digest(embed.prediction_times(plan, fold).select(KEYS).write_csv())
     of = {"fit": plan.fit(fold).digest, "times": times, "sex": plan.config.evaluate.sex_prefixes}
     return plan.artifact("attributes", fold, of)
 
 
-def attributes(plan: Plan) -> pl.DataFrame:
-    """What is known of the person at every prediction time of the first fold, with its split; made once.
+def held_out_attributes(plan: Plan) -> pl.DataFrame:
+    """`attributes` of every fold's held-out prediction times, one fold behind the other."""
+    parts = [attributes(plan, fold) for fold, _ in plan.config.folds]
+    return pl.concat([p.filter(pl.col("split") == "held_out") for p in parts])
+
+
+def described(plan: Plan) -> pl.DataFrame:
+    """`attributes` of whom the cohort's tables describe: all splits of one fold; of several, everybody as held out.
+
+    The splits of one of several folds would say nothing of the others.
+    """
+    first, *others = [fold for fold, _ in plan.config.folds]
+    return held_out_attributes(plan) if others else attributes(plan, first)
+
+
+def attributes(plan: Plan, fold: str) -> pl.DataFrame:
+    """What is known of the person at every prediction time of a fold, with its split; made once.
 
     Columns: subject_id, prediction_time, age_years f64, sex, device (the one worn until then, or "several"), encounters
     and wear_days (`data.perturbations.failure_flags`), ehr_years (record before the prediction time), split; null where
     unknown.
     """
-    artifact = attributes_artifact(plan)
+    artifact = attributes_artifact(plan, fold)
     path = artifact.folder / "attributes.parquet"
     if not artifact.done:
         with artifact.making():
-            _make_attributes(plan).write_parquet(path)
+            _make_attributes(plan, fold).write_parquet(path)
     return pl.read_parquet(path)
 
 
-def _make_attributes(plan):
-    fold = plan.config.folds[0][0]
+def _make_attributes(plan, fold):
     keys = embed.prediction_times(plan, fold)
     subjects = pl.read_parquet(plan.fit(fold).folder / "subjects.parquet")
     births = subjects.select("subject_id", "birth_time", ages.LIMIT)
@@ -115,44 +128,68 @@ def levels(config: EvaluateConfig, times: pl.DataFrame) -> dict[str, np.ndarray]
 # ------------------------------------------------------------------------------------------------- the cohort's tables
 
 
-def demographics(times: pl.DataFrame) -> list[dict]:
-    """[{split, measure, value}] from `attributes` with `split`; ages and histories at the first prediction time."""
+def demographics(times: pl.DataFrame, limit: int = 10) -> list[dict]:
+    """[{split, measure, value}] from `attributes` with `split`; ages and histories at the first prediction time.
+
+    Args:
+      limit: fewer people are not counted, nor others from whom they would follow (`disclosure.hidden_parts`).
+    """
     out = []
     for split in ("train", "tuning", "held_out"):
         mine = times.filter(pl.col("split") == split)
         people = mine.sort(KEYS).unique("subject_id", keep="first")
         if not people.height:
             continue
+        if disclosure.is_small(people.height, limit):
+            out.append({"split": split, "measure": "people", "value": f"< {limit}"})
+            continue
         measures = {"people": f"{people.height:,}", "prediction times": f"{mine.height:,}"}
         for name, label in (("age_years", "age, years"), ("ehr_years", "EHR history, years"),
                             ("wear_days", "days of wear"), ("encounters", "days with events, prior year")):  # fmt: skip
             known = people[name].drop_nulls()
-            if len(known):
+            if len(known) and not disclosure.is_small(len(known), limit):
                 low, middle, high = (known.quantile(q, "linear") for q in (0.25, 0.5, 0.75))
                 measures[f"{label}: median (IQR)"] = f"{middle:.1f} ({low:.1f} to {high:.1f})"
         for name in ("sex", "device"):
             counts = people[name].fill_null("unknown").value_counts(sort=True, name="n")
             if people[name].null_count() < people.height:
-                shown = [(level, n) for level, n in counts.rows() if n >= 10]
-                measures |= {f"{name}: {level}": f"{n:,} ({100 * n / people.height:.1f}%)" for level, n in shown}
-                if len(shown) < counts.height:
-                    measures[f"{name}: others, of fewer than 10 people each"] = str(counts.height - len(shown))
+                hidden = disclosure.hidden_parts(counts["n"].to_list(), limit)
+                for (level, n), is_hidden in zip(counts.rows(), hidden, strict=True):
+                    measures |= {} if is_hidden else {f"{name}: {level}": f"{n:,} ({100 * n / people.height:.1f}%)"}
+                if hidden.any():
+                    measures[f"{name}: levels not shown, some of fewer than {limit} people"] = str(hidden.sum())
         out += [{"split": split, "measure": k, "value": v} for k, v in measures.items()]
     return out
 
 
-def prevalence(task: str, times: pl.DataFrame, column: str) -> list[dict]:
-    """[{task, split, times, people, positives, share, median_days}] of a task's labelled prediction times (Table 5)."""
+def prevalence(task: str, times: pl.DataFrame, column: str, limit: int = 10) -> list[dict]:
+    """Counts of a task's labelled prediction times by split (Table 5).
+
+    Args:
+      limit: fewer people are not counted: neither the positives nor their share where fewer have a positive (or a
+        negative) prediction time, nor anything of a split of fewer.
+
+    Returns:
+      [{task, split, times, people, positives, people_positive, share, median_days, hidden}]: people_positive have a
+      prediction time that is positive, hidden says that counts are None because of the limit.
+    """
     out = []
     for split in ("train", "tuning", "held_out"):
         mine = times.filter(pl.col("split") == split)
         if mine.height:
             label = "event_observed" if column == "time_to_event_days" else column
-            positives = int(mine[label].sum()) if mine[label].dtype == pl.Boolean else None
+            is_class = mine[label].dtype == pl.Boolean
+            positives = int(mine[label].sum()) if is_class else None
+            people_positive = mine.filter(label)["subject_id"].n_unique() if is_class else None
             days = mine[column].median() if column == "time_to_event_days" else None
-            share = None if positives is None else positives / mine.height
-            out.append({"task": task, "split": split, "times": mine.height, "people": mine["subject_id"].n_unique(),
-                        "positives": positives, "share": share, "median_days": days})  # fmt: skip
+            share, people = None if positives is None else positives / mine.height, mine["subject_id"].n_unique()
+            entry = {"task": task, "split": split, "times": mine.height, "people": people, "positives": positives,
+                     "people_positive": people_positive, "share": share, "median_days": days,
+                     "hidden": False}  # fmt: skip
+            whole = ("times", "people", "median_days") if disclosure.is_small(people, limit) else ()
+            if whole or is_class and disclosure.tells_few(mine[label].to_numpy(), mine["subject_id"], limit):
+                entry |= dict.fromkeys((*whole, "positives", "people_positive", "share")) | {"hidden": True}
+            out.append(entry)
     return out
 
 

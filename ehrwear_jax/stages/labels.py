@@ -7,10 +7,9 @@ from pathlib import Path
 import polars as pl
 
 from ehrwear_jax.config import options
-from ehrwear_jax.config.data import PrepareConfig
-from ehrwear_jax.data.formats import label_tables, meds, wearable
-from ehrwear_jax.data.formats import parquet as parquet_lib
-from ehrwear_jax.data.labels import outcomes, signal_outcomes
+from ehrwear_jax.config.data import DATE_ONLY_OPTIONS, PrepareConfig
+from ehrwear_jax.data.formats import label_tables, meds
+from ehrwear_jax.data.labels import event_tasks, signal_outcomes, task_design
 from ehrwear_jax.data.prepare import deidentify, specs
 from ehrwear_jax.runtime import files
 from ehrwear_jax.stages import eligibility
@@ -18,8 +17,9 @@ from ehrwear_jax.stages.artifacts import Artifact
 from ehrwear_jax.stages.plan import Plan
 
 KINDS = ("boolean_value", "time_to_event_days", "float_value")
-HOSPITALIZATION, PHYSIOLOGY = "hospitalization", "physiology"
-COUNTS = "counts.json"
+HOSPITALIZATION, PHYSIOLOGY = event_tasks.HOSPITALIZATION, "physiology"
+COUNTS, DESIGN = "counts.json", "design.json"
+_GIVEN = "given/"
 
 
 class Labels:
@@ -48,9 +48,11 @@ class Labels:
         people = {"raw": plan.raw_identity, "bounds": bounds, "seed": self._config.data.seed}
         people |= {"changed": plan.deidentifier.settings()} if plan.changes_people else {}
         if self.makes_events:
-            own = {k: v for k, v in options.as_dict(c).items() if k not in ("diagnosis_groups", "physiology")}
-            drawn = people | own
-            found[HOSPITALIZATION] = plan.artifact("labels", HOSPITALIZATION, drawn)
+            drawn = people | self._of_events()
+            if c.admission_codes:
+                found[HOSPITALIZATION] = plan.artifact("labels", HOSPITALIZATION, drawn)
+            if c.death:
+                found[event_tasks.DEATH] = plan.artifact("labels", event_tasks.DEATH, drawn)
             for group, prefixes in c.diagnosis_groups.items():
                 found[f"onset_{group}"] = plan.artifact("labels", f"onset_{group}", drawn | {"codes": tuple(prefixes)})
         if c.physiology.measures:
@@ -58,8 +60,17 @@ class Labels:
         if plan.changes_people and self._config.data.labels_dir:
             for task in label_tables.tasks(Path(self._config.data.labels_dir)):
                 of = people | {"files": self.user_digest(task)}
-                found[f"given/{task}"] = plan.artifact("labels", f"given/{task}", of)
+                found[f"{_GIVEN}{task}"] = plan.artifact("labels", f"{_GIVEN}{task}", of)
         return found
+
+    def _of_events(self):
+        """What labels from the events depend on beside the dataset, its bounds and the seed."""
+        # what belongs to groups of their own, and what counts by its content
+        apart = ("diagnosis_groups", "physiology", "death", "followup_file")
+        own = {k: v for k, v in options.as_dict(self._config.labels).items() if k not in apart}
+        table = self._config.labels.followup_file
+        own["followup_table"] = self._plan.inputs.of_files([table]) if table else ""
+        return own | {k: getattr(self._config.prepare, k) for k in DATE_ONLY_OPTIONS}
 
     def user_digest(self, task: str) -> str:
         """Of the user's files of a task."""
@@ -116,6 +127,17 @@ class Labels:
             )
         return table
 
+    def design(self, task: str) -> dict[str, str] | None:
+        """How a task's labels were made, {time_zero, eligibility, outcome, follow_up, competing_events, censoring}: a
+        sentence each. None for tables that somebody else made."""
+        for folder in self.folders():
+            if label_tables.task_files(folder, task):
+                found = files.read_json(folder / DESIGN, {})
+                # one design for all tasks of the folder, or one for each: {task or what it begins with: design}
+                within = next((found[k] for k in sorted(found, reverse=True) if task.startswith(k)), found)
+                return within if within and all(isinstance(v, str) for v in within.values()) else None
+        return None
+
     def prediction_times(self, tasks: tuple[str, ...]) -> pl.DataFrame:
         """All distinct (subject_id, prediction_time) of some tasks, sorted.
 
@@ -129,6 +151,9 @@ class Labels:
 
     def check(self) -> None:
         """Raises FileNotFoundError for a task that no table can be there for, before anything is made."""
+        table = self._config.labels.followup_file
+        if table and not Path(table).is_file():
+            raise FileNotFoundError(f"config.labels.followup_file: there is no table {table}")
         given = Path(self._config.data.labels_dir) if self._config.data.labels_dir else None
         for task in self._config.evaluate.tasks:
             if given is not None and not label_tables.task_files(given, task) and task not in self._made_tasks():
@@ -146,66 +171,44 @@ class Labels:
         """Names of the tables that are made here."""
         c, found = self._config.labels, list(self._config.labels.physiology.tasks())
         if self.makes_events:
-            for group in (HOSPITALIZATION, *(f"onset_{g}" for g in c.diagnosis_groups)):
-                found += [f"time_to_{group}"] if group != HOSPITALIZATION else []
-                found += [f"{group}_{h}d" for h in c.horizons_days]
+            groups = [HOSPITALIZATION] if c.admission_codes else []
+            groups += [event_tasks.DEATH] if c.death else []
+            for group in (*groups, *(f"{event_tasks.ONSET}{g}" for g in c.diagnosis_groups)):
+                found += [f"time_to_{group}", *(f"{group}_{h}d" for h in c.horizons_days)]
         return sorted(found)
 
     # ------------------------------------------------------------------------------------------------------- making
 
     def make(self, prepare: PrepareConfig) -> None:
-        """Makes the groups that are not there.
+        """Makes the groups that are not there; those from the events together.
 
         Args:
           prepare: with the day of extraction.
         """
-        for group, artifact in self.groups.items():
-            if not artifact.done:
-                with artifact.making() as folder:
-                    files.write_json(folder / COUNTS, self._make_group(group, folder, prepare), indent=1)
+        c, plan = self._config, self._plan
+        missing = {group: artifact for group, artifact in self.groups.items() if not artifact.done}
+        of_events = [group for group in missing if group != PHYSIOLOGY and not group.startswith(_GIVEN)]
+        source = event_tasks.Source(plan.meds_dir, plan.wearable_dir, c.labels, prepare, c.data.seed)
+        made = event_tasks.make(source, of_events) if of_events else {}
+        for group, artifact in missing.items():
+            with artifact.making() as folder:
+                if group in made:
+                    for task, table in made[group].tables.items():
+                        _write(prepare, folder, task, table)
+                    files.write_json(folder / DESIGN, made[group].design, indent=1)
+                    steps = made[group].steps
+                elif group == PHYSIOLOGY:
+                    files.write_json(folder / DESIGN, task_design.of_physiology(c.labels.physiology), indent=1)
+                    steps = self._physiology(folder, prepare)
+                else:
+                    steps = self._given(group.removeprefix(_GIVEN), folder, prepare)
+                files.write_json(folder / COUNTS, steps, indent=1)
 
-    def _make_group(self, group, folder, prepare):
-        if group == PHYSIOLOGY:
-            return self._physiology(folder, prepare)
-        if group.startswith("given/"):
-            task = group.removeprefix("given/")
-            found = label_tables.task_files(Path(self._config.data.labels_dir), task)
-            _write(prepare, folder, task, meds.read_labels(found))
-            return []
-        return self._outcomes(group, folder, prepare)
-
-    def _outcomes(self, group, folder, prepare):
-        """Tables <group>_<h>d and time_to_<group>, at random times of each person."""
-        c, source, bounds = self._config.labels, self._plan.meds_dir, specs.time_bounds(prepare)
-        index = self._index(source, bounds)
-        counts = []
-        if group == HOSPITALIZATION:
-            prefix = c.admission_code_prefix
-            times = outcomes.time_to_admission(source, index=index, admission_code_prefix=prefix, bounds=bounds)
-        else:
-            prefixes = tuple(c.diagnosis_groups[group.removeprefix("onset_")])
-            times = outcomes.onset_times(source, code_prefixes=prefixes, index=index, bounds=bounds)
-            survival = times.select(*meds.SURVIVAL_LABEL_SCHEMA)
-            _write(prepare, folder, f"time_to_{group}", survival)
-            counts.append(_count(f"time_to_{group}", survival, index, "a diagnosis of the group came first"))
-        for horizon in c.horizons_days:
-            table = outcomes.within_horizon(times, horizon)
-            _write(prepare, folder, f"{group}_{horizon}d", table)
-            reason = "follow-up ends inside the horizon without an event"
-            counts.append(_count(f"{group}_{horizon}d", table, times, reason))
-        return counts
-
-    def _index(self, source, bounds):
-        """The prediction times that the groups share."""
-        c = self._config.labels
-        return outcomes.prediction_times(
-            source,
-            outcomes.Sampling(c.per_subject, c.min_history_days, self._config.data.seed),
-            not_before=_first_wear(self._plan.wearable_dir, bounds) if c.after_wearable else None,
-            not_after=_last_observable(source, max(c.horizons_days), bounds),
-            admission_code_prefix=c.admission_code_prefix,
-            bounds=bounds,
-        )
+    def _given(self, task, folder, prepare):
+        """A user's table with the changed ids and dates."""
+        found = label_tables.task_files(Path(self._config.data.labels_dir), task)
+        _write(prepare, folder, task, meds.read_labels(found))
+        return []
 
     def _physiology(self, folder, prepare):
         """Tables <measure>_<days>d; see labels/signal_outcomes.py."""
@@ -235,38 +238,3 @@ def _write(prepare, folder, task, table):
 
 def _count(name, table, index, reason):
     return {"step": f"label rows {name}", "n": table.height, "dropped": index.height - table.height, "reason": reason}
-
-
-def _times(path, column, bounds):
-    """(subject_id, time) of one file, those within the bounds."""
-    schema: parquet_lib.Schema = {"subject_id": pl.Int64, column: pl.Datetime("us")}
-    table = parquet_lib.read_parquet(path, list(schema))
-    table = parquet_lib.normalise(table, schema, path).rename({column: "time"})
-    return table.filter(pl.col("time").is_between(bounds.first, bounds.end, closed="left"))
-
-
-def _first_wear(folder, bounds):
-    """subject_id, time: the day after the first recorded stretch; None without wearables."""
-    if folder is None:
-        return None
-    firsts = [
-        _times(p, "start_time", bounds).group_by("subject_id").agg(pl.col("time").min())
-        for p in wearable.list_shards(folder)
-    ]
-    first = pl.concat(firsts).drop_nulls().group_by("subject_id").agg(pl.col("time").min())
-    return first.with_columns(pl.col("time") + pl.duration(days=1)).sort("subject_id")
-
-
-def _last_observable(meds_folder, horizon_days, bounds):
-    """subject_id, time: the end of the whole dataset less the longest horizon, the same for everyone.
-
-    Later prediction times could be labelled only if something happens soon, which would select rows by outcome. A
-    person's own last record does not serve: it is their death for some.
-    """
-    lasts = [
-        _times(p, "time", bounds).group_by("subject_id").agg(pl.col("time").max())
-        for p in meds.list_shards(meds_folder)
-    ]
-    people = pl.concat(lasts).drop_nulls()
-    last = pl.lit(people["time"].max(), pl.Datetime("us")) - pl.duration(days=horizon_days)
-    return people.select("subject_id", last.alias("time")).unique("subject_id").sort("subject_id")

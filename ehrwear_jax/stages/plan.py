@@ -24,6 +24,7 @@ from ehrwear_jax.models.late_fusion import family as late_fusion
 from ehrwear_jax.stages.artifacts import Artifact
 from ehrwear_jax.stages.inputs import Inputs
 from ehrwear_jax.stages.workdir import Workdir
+from ehrwear_jax.training import warm_start
 from ehrwear_jax.training.pretrain import Model
 
 MODALITIES = ("ehr", "wear")  # of a family that has no such option
@@ -194,7 +195,10 @@ class Plan:
 
     def pretrained(self, trained: Trained) -> Artifact:
         """The folder of a network."""
-        of = self.model(trained).identity() | {"data": self.fit(trained.fold).digest}
+        model = self.model(trained)
+        of = model.identity() | {"data": self.fit(trained.fold).digest}
+        if model.train.init_from:
+            of["started_from"] = warm_start.identity(model.train.init_from)
         return self.artifact("models", trained.key, of)
 
     def embeddings(self, trained: Trained) -> Path:

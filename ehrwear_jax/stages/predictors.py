@@ -86,7 +86,8 @@ def _probed(plan, name, seed):
     settings = settings if evaluate.probe == "adam" else {"probe": evaluate.probe}
 
     def fit(task, fold):
-        found = evaluate_fit.probe(evaluate, task.kind, fold.by_split(read(fold)), fold.target, task.times_T)
+        x = fold.by_split(read(fold))
+        found = evaluate_fit.probe(evaluate, task.kind, x, fold.target, task.times_T, fold.competing)
         logging.info("  %s %s, %s: probe with l2 %.3g", fold.name, task.name, name, found.l2)
         return found
 
@@ -97,14 +98,14 @@ def _tabular(plan, name):
     config = plan.config.model_config(name)
 
     def fit(task, fold):
-        table = hand_made_features(plan, fold.name, config.codes)
-        columns = tabular.columns(config, table)
-        if not columns:
+        made = hand_made_features(plan, fold.name)
+        names = tabular.columns(config, made.columns)
+        if not names:
             return None
-        mine = fold.times.select(KEYS).join(table, on=KEYS, how="left", maintain_order="left").select(columns)
-        x_NxF = mine.cast(pl.Float64).fill_null(float("nan")).to_numpy()
-        logging.info("  %s %s, %s", fold.name, task.name, name)
-        return evaluate_fit.from_table(config, task.kind, fold.by_split(x_NxF), fold.target, task.times_T)
+        chosen = made.columns.filter(pl.col("name").is_in(pl.Series(names).implode()))
+        logging.info("  %s %s, %s: %d features", fold.name, task.name, name, chosen.height)
+        table = tabular.Table(chosen, lambda split: made.read(fold.of(split), names))
+        return evaluate_fit.from_table(config, task.kind, table, fold.target, task.times_T, fold.competing)
 
     fits = [plan.fit(fold).digest for fold, _ in plan.config.folds]
     return Predictor(name, None, {"tabular": options.as_dict(config), "fits": fits}, fit)
@@ -118,36 +119,32 @@ def finetuned_predictors(plan: Plan, task: Task) -> list[Predictor]:
 
         def fit(task, fold, model=model, mode=mode):
             found = finetuned.predictions(plan, task, fold, model, mode)
-            return evaluate_fit.finetuned(task.kind, found, fold.target, task.times_T)
+            return evaluate_fit.finetuned(task.kind, found, fold.target, task.times_T, fold.competing)
 
         out.append(Predictor(f"{model}_{mode}", plan.config.seeds[0], {"finetuned": [a.digest for a in parts]}, fit))
     return out
 
 
-def hand_made_features(plan: Plan, fold: str, codes: int) -> pl.DataFrame:
-    """features.build_features at all prediction times of a fold, with subject_id and prediction_time; made once.
-
-    Args:
-      codes: most codes with features of their own.
-    """
+def hand_made_features(plan: Plan, fold: str) -> tabular_features.Features:
+    """Features at all prediction times of a fold; made once, shard by shard."""
     times = embed.prediction_times(plan, fold).select(KEYS)
-    of = {"fit": plan.fit(fold).digest, "codes": codes, "times": files.digest(times.write_csv())}
+    of = {"fit": plan.fit(fold).digest, "times": files.digest(times.write_csv())}
+    of |= {"end": plan.config.data.holdout} if plan.config.data.holdout_time else {}
     artifact = plan.artifact("features", fold, of)
-    path = artifact.folder / "features.parquet"
     if not artifact.done:
-        with artifact.making():
-            tables = plan.tables.folder
-            subjects = pl.read_parquet(plan.fit(fold).folder / "subjects.parquet")
-            windows = sorted((tables / "windows").glob("*.parquet"))
-            tabular_features.build_features(
-                pl.concat([pl.read_parquet(p) for p in sorted((tables / "events").glob("*.parquet"))]),
-                subjects,
-                pl.concat([pl.read_parquet(p) for p in windows]) if windows else None,
-                times,
-                train_subject_ids=subjects.filter(pl.col("split") == "train")["subject_id"],
-                max_codes=codes,
-            ).write_parquet(path)
-    return pl.read_parquet(path)
+        tables, prepare = plan.tables.folder, plan.config.prepare
+        with artifact.making() as folder:
+            sources = tabular_features.Sources(
+                events=tuple(sorted((tables / "events").glob("*.parquet"))),
+                windows=tuple(sorted((tables / "windows").glob("*.parquet"))),
+                subjects=pl.read_parquet(plan.fit(fold).folder / "subjects.parquet"),
+                codes=pl.read_parquet(plan.records.folder / "codes.parquet", columns=["code", "ancestors"]),
+                min_subjects=prepare.min_subjects,
+                window_hours=prepare.window_hours,
+                end=plan.config.data.holdout_time,
+            )
+            tabular_features.build(sources, times, folder)
+    return tabular_features.Features(artifact.folder, times)
 
 
 # ------------------------------------------------------------------------------------------------- predictions

@@ -9,6 +9,7 @@ import polars as pl
 
 from ehrwear_jax.config.run import RunConfig
 from ehrwear_jax.data.formats.times import DAY_US
+from ehrwear_jax.evals import disclosure
 from ehrwear_jax.report.build import ReportInputs, Trajectory
 from ehrwear_jax.report.result_records import task_label
 from ehrwear_jax.stages import embed, evaluate, interpret, predictors, prepare, report_inputs, tasks
@@ -30,7 +31,7 @@ def contents(plan: Plan) -> ReportInputs:
         losses=_losses(plan),
         predictions=_predictions(plan),
         trajectories=_trajectories(plan) if report_inputs.shows_individuals(config) else (),
-        cohort=prepare.counts(plan),
+        cohort=disclosure.hide_steps(prepare.counts(plan), config.evaluate.min_per_class),
         facts=_facts(plan),
         notes=_notes(config),
         data=report_inputs.gather(plan, details),
@@ -48,7 +49,9 @@ def _predictions(plan):
         by_model = {}
         for path in sorted((evaluate.scores(plan, tasks.read(plan, task)).folder / "predictions").glob("*.parquet")):
             table = pl.read_parquet(path)
-            if "predicted_boolean_probability" in table.columns:
+            if "predicted_boolean_probability" in table.columns and not disclosure.tells_few(
+                table["boolean_value"].to_numpy(), table["subject_id"], plan.config.evaluate.min_per_class
+            ):
                 by_model[path.stem] = (
                     table["boolean_value"].to_numpy().astype(int),
                     table["predicted_boolean_probability"].to_numpy(),
@@ -95,10 +98,12 @@ def _notes(config: RunConfig):
         "Intervals are 95% percentile intervals over resampled patients (or groups of patients where the dataset has "
         "them); all models of a task share the resamples.",
         "Probes are fitted on frozen representations; their penalty is chosen on the tuning split.",
-        "q-values: Benjamini and Hochberg over all comparisons of one measure in this report, false discovery rate 5%.",
+        "q-values: Benjamini and Hochberg within the families named below the tables, false discovery rate 5%. The "
+        "oracle and the mean of the training split are in none.",
         "Prediction times censored before the horizon without an event are left out; a death before it counts as no "
         "event.",
     ]
+    notes.append(report_inputs.privacy_note(config.evaluate.min_per_class))
     if config.data.source == "synthetic":
         notes.append(
             "The cohort is simulated. The oracle knows each person's latent state and the process: its value is the "

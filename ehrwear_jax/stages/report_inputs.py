@@ -10,6 +10,7 @@ import polars as pl
 
 from ehrwear_jax.config.run import RunConfig
 from ehrwear_jax.data.formats import wearable
+from ehrwear_jax.evals import disclosure, families
 from ehrwear_jax.report.report_data import Explained, Kernels, PatientMap, ReportData
 from ehrwear_jax.report.result_records import model_label
 from ehrwear_jax.report.trajectories import principal_components
@@ -39,9 +40,10 @@ def gather(plan: Plan, details: dict[str, Any]) -> ReportData:
     Args:
       details: of evaluate.results.
     """
+    interpreted, tested = _with_q(_protected(_interpreted(plan), plan.config.evaluate.min_per_class))
     return ReportData(
-        **details,
-        **_interpreted(plan),
+        **details | {"families": [*details["families"], *tested]},
+        **interpreted,
         maps=_maps(plan),
         individuals=shows_individuals(plan.config),
         compute=_compute(plan),
@@ -66,6 +68,46 @@ def _interpreted(plan) -> dict[str, Any]:
     found |= {part: json.loads((main / f"{part}.json").read_text()) for part in OF_REFERENCE}
     codes = {name: tuple(getattr(plan.config.interpret, f"{name}_prefixes")) for name in ("event", "drug")}
     return found | {"kernels": _kernels(folders), "explained": _people(plan, main), "codes": codes}
+
+
+def privacy_note(limit: int) -> str:
+    """What is said of hidden counts."""
+    return (
+        f"Counts of fewer than {limit} people (config.evaluate.min_per_class) are hidden, with as many others of their "
+        "table as would tell them, and with what can be computed from them alone: prevalence, and the rates of a "
+        "confusion matrix. Single tables are protected, not what follows from several pages or from what is known "
+        "elsewhere."
+    )
+
+
+def _protected(found: dict[str, Any], limit: int) -> dict[str, Any]:
+    """What was interpreted, without counts of few: groups of uncertainty, positives of robustness."""
+    groups = {u["group"]: u["n"] for u in found.get("uncertainty", ()) if u["group"] != "all"}
+    hidden = disclosure.hidden_parts(list(groups.values()), limit)
+    hidden_groups = {g for g, is_hidden in zip(groups, hidden, strict=True) if is_hidden}
+    shown = [u for u in found.get("uncertainty", ()) if not disclosure.is_small(u["n"], limit)]
+    kept = [u | ({"n": None} if u["group"] in hidden_groups else {}) for u in shown]
+    robustness = [
+        r | ({"n_positive": None} if _few(r["n"], r["n_positive"], limit) else {}) for r in found.get("robustness", ())
+    ]
+    return found | {k: v for k, v in (("uncertainty", kept), ("robustness", robustness)) if k in found}
+
+
+def _few(n: int, n_positive: int, limit: int) -> bool:
+    return disclosure.is_small(n_positive, limit) or disclosure.is_small(n - n_positive, limit)
+
+
+def _with_q(found: dict[str, Any]) -> tuple[dict[str, Any], list[dict]]:
+    """(what was interpreted with q beside its p-values, the families of the tests)."""
+    out, tested = dict(found), []
+    for part, adjust in (("robustness", families.of_robustness), ("geometry", families.of_geometry)):
+        out[part], mine = adjust(found.get(part, ()))
+        tested += mine
+    if precursors := (found.get("mechanisms") or {}).get("precursors"):
+        with_q, mine = families.of_precursors(precursors)
+        out["mechanisms"] = found["mechanisms"] | {"precursors": with_q}
+        tested += mine
+    return out, tested
 
 
 def code_names(plan: Plan) -> dict[str, str | None]:

@@ -3,8 +3,8 @@
 Three kinds of task, told by the columns of the files:
 
   boolean_value, predicted_boolean_probability          the MEDS prediction schema
-  time_to_event_days, event_observed, predicted_log_hazard (higher = earlier), and where the model has them
-      predicted_survival_<days>d, P(no event by then)
+  time_to_event_days, event_observed, competing_event (may be left out), predicted_log_hazard (higher = earlier), and
+      where the model has them predicted_survival_<days>d, P(no event by then)
   float_value, predicted_float_value
 
 each with subject_id and prediction_time. Beside the tasks may lie attributes.parquet: subject_id, prediction_time, and
@@ -20,16 +20,18 @@ import numpy as np
 import polars as pl
 
 from ehrwear_jax.config.run import RunConfig
-from ehrwear_jax.evals import classification, meds_predictions, protocol, subgroups
+from ehrwear_jax.data.formats.label_tables import COMPETING
+from ehrwear_jax.evals import classification, disclosure, families, meds_predictions, protocol, subgroups
 from ehrwear_jax.evals.builders import PredictedCurves
 from ehrwear_jax.evals.estimates import Resampling
-from ehrwear_jax.evals.survival import FollowUp
+from ehrwear_jax.evals.survival import TrainingCurves
 from ehrwear_jax.report.build import ReportInputs
 from ehrwear_jax.report.report_data import ReportData
 from ehrwear_jax.report.result_records import horizon_of, main_model
-from ehrwear_jax.stages import evaluate_score, evaluate_subgroups
+from ehrwear_jax.stages import evaluate_score, evaluate_subgroups, report_inputs
 from ehrwear_jax.stages.embed import KEYS
 from ehrwear_jax.stages.evaluate_score import Cohort
+from ehrwear_jax.stages.tasks import follow_up_of
 
 ATTRIBUTES = "attributes.parquet"
 NOT_INTERPRETED = "Mechanisms and attributions of single predictions cannot be computed from saved predictions alone."
@@ -57,26 +59,31 @@ def inputs(config: RunConfig) -> ReportInputs:
     for task, (times, by_model) in tasks.items():
         cohort = Cohort(times["subject_id"].to_numpy(), _levels(config, times, known))
         found = _score(config, _spec(config, task, by_model, everyone), times, by_model, cohort)
+        if (label := next((c for c in ("boolean_value", "event_observed") if c in times.columns), None)) is not None:
+            found = evaluate_score.protected(found, times[label].to_numpy(), cohort, config.evaluate.min_per_class)
         records += found["records"]
         subgroups_of += found["subgroups"]
         curves += found["curves"]
         held = times.with_columns(split=pl.lit("held_out"))
-        prevalence += evaluate_subgroups.prevalence(task, held, times.columns[2])
+        prevalence += evaluate_subgroups.prevalence(task, held, times.columns[2], config.evaluate.min_per_class)
+    adjusted, primary = families.primary(records)
+    subgroups_of, of_subgroups = families.of_subgroups(subgroups_of)
     binary = {t: found for t, found in tasks.items() if "boolean_value" in found[0].columns}
     return ReportInputs(
         title=config.report.title,
         subtitle=f"dataset {config.name}, from saved predictions",
         dataset=config.name,
-        results=records + protocol.adjust(records),
+        results=records + adjusted,
         predictions={
             t: {m: (times["boolean_value"].to_numpy().astype(int), v["p"]) for m, v in by_model.items()}
             for t, (times, by_model) in binary.items()
+            if not disclosure.tells_few(times["boolean_value"], times["subject_id"], config.evaluate.min_per_class)
         },
         facts={"predictions": f"{len(tasks)} tasks, {len(everyone):,} patients", "seed": str(config.data.seed),
                "resamples of patients": f"{config.evaluate.n_resamples:,}"},
-        notes=_notes(tasks),
+        notes=_notes(config, tasks),
         data=ReportData(subgroups=subgroups_of, curves=curves, prevalence=prevalence, not_interpreted=NOT_INTERPRETED,
-                        main_task=config.report.reliability_task),
+                        families=primary + of_subgroups, main_task=config.report.reliability_task),
     )  # fmt: skip
 
 
@@ -116,7 +123,8 @@ def _read(path):
     columns = pl.read_parquet_schema(path)
     label: tuple[str, ...]
     if "time_to_event_days" in columns:
-        label, prediction = ("time_to_event_days", "event_observed"), "predicted_log_hazard"
+        label = ("time_to_event_days", "event_observed", *([COMPETING] if COMPETING in columns else []))
+        prediction = "predicted_log_hazard"
     elif "float_value" in columns and "predicted_float_value" in columns:
         label, prediction = ("float_value",), "predicted_float_value"
     else:
@@ -167,16 +175,18 @@ def _score(config, spec, times, by_model, cohort):
         return evaluate_score.score_regression(
             spec, predictions, times["float_value"].to_numpy().astype(np.float64), cohort
         )
-    follow_up = FollowUp(times["time_to_event_days"].to_numpy(), times["event_observed"].to_numpy())
+    follow_up = follow_up_of(times)
     with_curves = {model: v for model, v in by_model.items() if "curves" in v}
     days = [set(v["days"]) for v in with_curves.values()]
     known = sorted(set.intersection(*days)) if days else ()
-    at = evaluate_score.usable_horizons(known, follow_up.time_N)
+    people, least = times["subject_id"].to_numpy(), config.evaluate.min_horizon_events
+    at = evaluate_score.usable_horizons(known, follow_up, people, min_events=least)
+    wanted = config.evaluate.horizons_of(spec.name)
     curves = {m: v["curves"][:, np.searchsorted(v["days"], at)] for m, v in with_curves.items()}
     # nobody else's follow-up is known: censoring and the null are those of the prediction times that are scored
     return evaluate_score.score_time(
-        spec, predictions, follow_up, cohort, train=follow_up,
-        horizons=at or evaluate_score.usable_horizons(config.evaluate.horizons_days, follow_up.time_N),
+        spec, predictions, follow_up, cohort, train=TrainingCurves.fit(follow_up),
+        horizons=at or evaluate_score.usable_horizons(wanted, follow_up, people, min_events=least),
         curves=PredictedCurves(np.array(at), curves) if at else None,
     )  # fmt: skip
 
@@ -194,12 +204,13 @@ def _operating_points(config, task, predictions):
     return out
 
 
-def _notes(tasks):
+def _notes(config, tasks):
     notes = [
         "Made from saved predictions: how they were made, the training, and the selection of the people are not known.",
         "Intervals are 95% percentile intervals over resampled patients; all models and tasks share the resamples.",
-        "q-values: Benjamini and Hochberg over all comparisons of one measure in this report, false discovery rate 5%.",
+        "q-values: Benjamini and Hochberg within the families named below the tables, false discovery rate 5%.",
     ]
+    notes.append(report_inputs.privacy_note(config.evaluate.min_per_class))
     if any("time_to_event_days" in times.columns for times, _ in tasks.values()):
-        notes.append("Censoring, and the Kaplan-Meier null, are estimated on the people who are scored.")
+        notes.append("Censoring, and the null without covariates, are estimated on the people who are scored.")
     return notes

@@ -57,6 +57,12 @@ def run(config: RunConfig, workdir: str | Path, stage_names: Sequence[str], veri
     if not wanted:
         return
     config_lib.check(config)
+    if distributed.several() and config.finetune.modes and "evaluate" in wanted:
+        # its checkpoints would wait for the others, which do not fine-tune
+        raise ValueError(
+            "config.finetune.modes: fine-tuning is done by a job of one process; run the stages up to embed with "
+            "several, and evaluate and the later ones with one"
+        )
     paths = Workdir(workdir)
     if not distributed.is_first():
         return _follow(config, paths)

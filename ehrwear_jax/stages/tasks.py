@@ -2,12 +2,13 @@
 
 import dataclasses
 import logging
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import polars as pl
 
+from ehrwear_jax.data.formats.label_tables import COMPETING
+from ehrwear_jax.evals.survival import FollowUp
 from ehrwear_jax.runtime import files
 from ehrwear_jax.stages import eligibility, embed, evaluate_score
 from ehrwear_jax.stages.embed import KEYS
@@ -51,6 +52,13 @@ class TaskFold:
             out[split] = mine["time_to_event_days"].to_numpy().astype(np.float64), event_N
         return out
 
+    @property
+    def competing(self) -> dict[str, np.ndarray] | None:
+        """{split: whether a competing event came first, bool [N]}, None where the table has no such event."""
+        if COMPETING not in self.times.columns or not self.times[COMPETING].any():
+            return None
+        return {s: self.of(s)[COMPETING].to_numpy().astype(bool) for s in SPLITS}
+
     def by_split(self, x_NxD: np.ndarray) -> dict[str, np.ndarray]:
         """{split: features}, of features in the order of `times`."""
         split_N = self.times["split"].to_numpy()
@@ -80,9 +88,20 @@ class Task:
         return table.unique(KEYS, maintain_order=True) if split == "train" else table
 
     @property
+    def fold_N(self) -> np.ndarray:
+        """Number of the fold, from 0, in which each held-out prediction time is held out, int [N]."""
+        return np.repeat(np.arange(len(self.folds)), [f.of("held_out").height for f in self.folds])
+
+    @property
     def group_N(self) -> np.ndarray:
         """Of the held-out prediction times."""
         return self.of("held_out")["group_id"].to_numpy()
+
+
+def follow_up_of(times: pl.DataFrame) -> FollowUp:
+    """Of the rows of a time-to-event task's label table."""
+    competing_N = times[COMPETING].to_numpy().astype(bool) if COMPETING in times.columns else None
+    return FollowUp(times["time_to_event_days"].to_numpy(), times["event_observed"].to_numpy(), competing_N)
 
 
 def read(plan: Plan, name: str) -> Task:
@@ -106,18 +125,15 @@ def read(plan: Plan, name: str) -> Task:
     task = Task(name, kind, column, known, tuple(folds))
     if kind != SURVIVAL:
         return task
-    ends = [task.of(s)["time_to_event_days"].to_numpy() for s in ("train", "held_out")]
-    horizons, times_T = _horizons(plan.config.evaluate.horizons_days, ends)
-    return dataclasses.replace(task, horizons=horizons, times_T=times_T)
-
-
-def _horizons(wanted: Sequence[float], ends: Sequence[np.ndarray]) -> tuple[tuple[float, ...], np.ndarray]:
-    """(horizons inside the follow-up of training and held-out times, grid of the curves with them)."""
-    horizons = evaluate_score.usable_horizons(wanted, *ends)
+    config, train = plan.config.evaluate, [follow_up_of(f.of("train")) for f in folds]
+    horizons = evaluate_score.usable_horizons(
+        config.horizons_of(name), follow_up_of(task.of("held_out")), task.group_N, train, config.min_horizon_events
+    )
     if not horizons:
-        logging.info("  no horizon of config.evaluate.horizons_days lies inside the follow-up: no AUC(t), no Brier(t)")
-        return (), np.empty(0)
-    return tuple(horizons), np.union1d(np.linspace(0, max(horizons), GRID_POINTS + 1)[1:], horizons)
+        logging.info("  %s: no horizon of config.evaluate can be evaluated: no AUC(t), no Brier(t)", name)
+        return task
+    times_T = np.union1d(np.linspace(0, max(horizons), GRID_POINTS + 1)[1:], horizons)
+    return dataclasses.replace(task, horizons=tuple(horizons), times_T=times_T)
 
 
 def held_out_groups(plan: Plan) -> np.ndarray:

@@ -4,6 +4,7 @@
     lora     low-rank updates of kernels (models/layers/lora.py)
     adapter  bottlenecks behind the backbone's sublayers, where the family has them
     full     every parameter that z depends on
+    scratch  as full, from parameters that nobody trained (training/scratch.py): "trained" below then means initial
 
 Training starts from the frozen probe, the head first and then both, which distorts z less than a random head does
 (Kumar et al. 2022). So step 0 is the model that fine-tuning is compared with, and what early stopping returns if
@@ -27,7 +28,7 @@ import optax
 import polars as pl
 from flax import traverse_util
 
-from ehrwear_jax.config.training import FINETUNE_CHOICES, FinetuneConfig, TrainConfig
+from ehrwear_jax.config.training import FINETUNE_CHOICES, SCRATCH, FinetuneConfig, TrainConfig
 from ehrwear_jax.evals import cox, probes
 from ehrwear_jax.evals.trained_probes import efron_loss
 from ehrwear_jax.models.family import Examples
@@ -41,6 +42,7 @@ from ehrwear_jax.training.pretrain import Model, make_task
 from ehrwear_jax.training.throughput import Throughput
 
 Probe = probes.LogisticProbe | cox.CoxModel
+WHOLE = ("full", SCRATCH)
 SURVIVAL_COLUMNS = ("time_to_event_days", "event_observed")
 
 
@@ -146,7 +148,7 @@ def _start_model(network, spec, params, mode, config, seed):
         return traverse_util.flatten_dict(found, sep="/")
 
     given, read = traverse_util.flatten_dict(params, sep="/"), list(jax.eval_shape(read_by_z))
-    if mode == "full":
+    if mode in WHOLE:
         chosen = {name: given[name] for name in read}
     else:  # what the trained model does not have
         new = [name for name in read if name not in given]
@@ -161,7 +163,7 @@ def make_optimizer(config: FinetuneConfig, mode: str) -> optax.GradientTransform
         rate = schedules.learning_rate(peak, config.warmup_steps, config.steps)
         return optax.adamw(rate, weight_decay=weight_decay, mask=decayed)
 
-    peak = config.full_learning_rate if mode == "full" else config.learning_rate
+    peak = config.full_learning_rate if mode in WHOLE else config.learning_rate
     parts = {"model": adamw(peak, config.weight_decay), "head": adamw(config.head_learning_rate, 0.0)}
 
     def labels(trained):

@@ -11,7 +11,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from ehrwear_jax.models.family import Examples
-from ehrwear_jax.runtime import distributed, files
+from ehrwear_jax.runtime import checkpoint_manifest, distributed, files
 from ehrwear_jax.runtime.checkpoint import names, read_newest
 
 NAMES, REPORT = "names.json", "init_from.json"
@@ -46,6 +46,13 @@ def write_names(folder: Path, examples: Examples) -> None:
     """Notes in the run's folder what the places of its tables are called."""
     about = {"names": examples.place_names(), "content": examples.content_names()}
     files.write_json(Path(folder) / NAMES, about)
+
+
+def identity(source: str | Path) -> str:
+    """Digest of the parameters of a trained model's newest checkpoint, as the checkpoint sums them; "" without one."""
+    folder = Path(source) / "checkpoints"
+    steps = checkpoint_manifest.steps(folder)
+    return files.digest(checkpoint_manifest.about(folder / str(steps[-1]))["leaves"]) if steps else ""
 
 
 def from_run(source: str | Path, params: Any, places: Places, folder: Path | None = None) -> Any:

@@ -229,7 +229,7 @@ def test_the_full_config_is_appendix_a4_and_can_be_trimmed():
     trimmed = config_lib.parse(load("full.py", "220m,layers=4,seq=512")).model_config("joint")
     assert (trimmed.network.n_layers, trimmed.network.width) == (4, 1024)
     context = trimmed.context
-    assert (context.tokens, context.context_tokens, context.windows, context.queries) == (512, 512, 256, 16)
+    assert (context.tokens, context.context_tokens, context.windows, context.queries) == (256, 256, 256, 16)
     refused = {"layers=0": "layers is '0', it must be a number above 0", "seq=long": "seq is 'long', it must",
                "width=8": "has no variant 'width=8'"}  # fmt: skip
     for variant, sentence in refused.items():
@@ -275,7 +275,7 @@ def runnable(tmp_path):
         ("models.late_fusion.members", ("joint",), ValueError, "config.models: late fusion of ('joint',); it takes at"),
         ("models.linear_table.estimator", "tree", ValueError, "config.models.estimator is 'tree'; it can be boosting,"),
         ("models.joint.modalities", ("ecg",), ValueError, "config.joint.modalities is ('ecg',); it can hold ehr and w"),
-        ("evaluate.reference_model", "x", ValueError, "config.evaluate names the model 'x', which is not in ['ehr_onl"),
+        ("evaluate.reference_model", "x", ValueError, "config.evaluate names the model 'x', which is not in ['age_sex"),
         ("joint.weights.contrast", (0.1, 0.1, 0), ValueError, "config.joint.weights.contrast needs pairs to align: se"),
         ("joint.weights.latent_kl", (0.0, 0.1, 9), ValueError, "config.joint.network.posterior is 'point' and config."),
         ("joint.network.posterior", "normal", ValueError, "config.joint.network.posterior is 'normal' and config.join"),
@@ -288,12 +288,15 @@ def runnable(tmp_path):
         ("finetune.modes", ("qlora",), ValueError, "config.finetune.modes is 'qlora'; it can be head, lora, adapter, "),
         ("finetune.tasks", ("b",), ValueError, "config.finetune.tasks names 'b', which is not in ['a']"),
         ("finetune.models", ("a",), ValueError, "config.finetune.models names 'a', which is not in ['ehr_only', 'join"),
+        ("models.oracle", {"family": "joint"}, ValueError, "config.models: 'oracle' is the name of something else in "),
+        ("models.joint_lora", {"family": "joint"}, ValueError, "config.models: 'joint_lora' is the name of something "),
         ("report.reliability_task", "b", ValueError, "config.report.reliability_task is 'b', which is not in config"),
         ("evaluate.probe", "knn", ValueError, "config.evaluate.probe is 'knn'; it can be exact, adam"),
     ],
 )
 def test_a_config_that_cannot_run_is_refused(tmp_path, key, value, error, sentence):
     config = runnable(tmp_path)
+    config.finetune.modes = ("lora",)
     set_option(config, key, value)
     with pytest.raises(error) as caught:
         config_lib.check(config_lib.parse(config))

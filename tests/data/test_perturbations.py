@@ -264,6 +264,13 @@ def test_failure_flags_count_days_before_the_prediction_time():
     flags = perturbations.failure_flags(people, [0, 0, 1, 2, 2, 2], times)
     assert flags["encounters"].to_list() == [22, 0, 22, 0, 0, 0]
     assert flags["wear_days"].to_list() == [8, 0, 0, 8, 13, 14]
+    half = perturbations.failure_flags(people, [0, 0, 1, 2, 2, 2], times + DAY_US // 4)
+    assert half["wear_days"].to_list() == [8, 0, 0, 8, 13, 14], "six hours are no day of wear"
+    assert perturbations.failure_flags(people, [2], [AT + DAY_US // 4], min_wear_hours=6.0)["wear_days"].item() == 9
+    worn = np.r_[np.full(56, 180), np.full(4, 179)].astype(np.int16)
+    worn = [dataclasses.replace(people[2], worn_minutes_M=w) for w in (worn, np.full(60, 18, np.int16))]
+    counted = perturbations.failure_flags(worn, [0, 1], [130 * DAY_US] * 2)
+    assert counted["wear_days"].to_list() == [14, 0], "72 minutes a day make none"
     assert flags["sparse_ehr"].to_list() == [False, True, False, True, True, True]
     assert flags["short_wear"].to_list() == [True, True, True, True, True, False], "fewer than 14 days"
     assert flags["failure_group"].to_list() == [False, True, False, True, True, False]

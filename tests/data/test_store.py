@@ -136,7 +136,7 @@ def same(a, b):
     pairs = [(getattr(a, x), getattr(b, x)) for x in vars(a) if x not in (*arrays, "segments")]
     for x, y in [*((getattr(a, x), getattr(b, x)) for x in arrays), *segments, *pairs]:
         np.testing.assert_array_equal(x, y)
-    return len(arrays) == 11
+    return len(arrays) == 13
 
 
 def test_views_are_parts_of_everybody_and_survive_pickling(root):

@@ -8,6 +8,7 @@ from ehrwear_jax.evals import (
     builders,
     calibration,
     classification,
+    concordance,
     decision,
     regression,
     subgroups,
@@ -78,7 +79,7 @@ def test_survival_metrics_are_named_by_their_times():
     rows = time[inside], event[inside]
     aucs = [survival.dynamic_auc(fitted.censoring, *rows, risk["joint"][inside], t) for t in (365, 600)]
     one_by_one = [
-        survival.uno_c(fitted.censoring, *rows, risk["joint"][inside], tau=900),
+        concordance.uno_c(fitted.censoring, *rows, risk["joint"][inside], tau=900),
         *(weighting.rename(auc, {"auc": f"auc_{t}"}) for auc, t in zip(aucs, (365, 600), strict=True)),
         survival.BrierCurve(fitted.censoring, *rows, curves["joint"][inside], times, null=fitted.null),
     ]

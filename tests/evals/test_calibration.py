@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from sklearn.metrics import brier_score_loss
 
 from ehrwear_jax.evals import bootstrap, calibration, weighting
 
@@ -11,6 +12,21 @@ def random_binary(n=500, seed=0, levels=40):
     y = rng.random(n) < 0.3
     score = np.round(levels / (1 + np.exp(-1.0 * y - rng.normal(size=n)))) / levels
     return y, score, rng
+
+
+def test_the_brier_score_stands_beside_that_of_the_prevalence():
+    rng = np.random.default_rng(0)
+    y, weight = rng.random(200) < 0.3, rng.integers(0, 4, (5, 200))
+    p = np.clip(0.3 + 0.2 * (y - 0.3) + 0.1 * rng.normal(size=200), 0, 1)
+    found = calibration.Calibration(y, p)(weight.T.astype(float))
+    for b, w in enumerate(weight):
+        share = np.average(y, weights=w)
+        null = brier_score_loss(y, np.full(200, share), sample_weight=w)
+        assert found["brier_null"][b] == pytest.approx(null) == pytest.approx(share * (1 - share))
+        assert found["brier_skill"][b] == pytest.approx(1 - brier_score_loss(y, p, sample_weight=w) / null)
+    at_prevalence = calibration.Calibration(y, np.full(200, y.mean()))(np.ones((200, 1)))
+    assert at_prevalence["brier_skill"][0] == pytest.approx(0, abs=1e-12)
+    assert np.isnan(calibration.Calibration(np.zeros(200), p)(np.ones((200, 1)))["brier_skill"][0])
 
 
 def test_ece_by_hand():

@@ -6,7 +6,7 @@ import pytest
 from lifelines import CoxPHFitter
 from statsmodels.duration.hazard_regression import PHReg
 
-from ehrwear_jax.evals import cox, probes
+from ehrwear_jax.evals import cox, probes, survival
 
 
 def problem(n=400, d=4, seed=0, step=20.0):
@@ -122,3 +122,54 @@ def test_bad_input_is_named(change, message):
     x, time, event = problem()
     with pytest.raises(ValueError, match=message):
         cox.fit_cox(*change(x, time, event.astype(int)))
+
+
+# ------------------------------------------------------------------------------------------------- cumulative incidence
+
+
+def exponential(rate, n_people=1, upto=10.0, steps=40_000):
+    """A constant hazard as one that jumps often."""
+    times = np.linspace(0, upto, steps + 1)[1:]
+    return cox.Hazard(np.zeros(n_people), times, rate * times)
+
+
+def test_incidence_of_two_constant_hazards_is_the_analytic_one():
+    first, second, times = 0.3, 0.5, np.array([0.0, 0.1, 1.0, 4.0, 9.5])
+    got = 1 - cox.event_free(exponential(first), exponential(second), times)[0]
+    np.testing.assert_allclose(got, first / 0.8 * (1 - np.exp(-0.8 * times)), atol=1e-4)
+    # both incidences and the share of those without either add up
+    other = 1 - cox.event_free(exponential(second), exponential(first), times)[0]
+    np.testing.assert_allclose(got + other, 1 - np.exp(-0.8 * times), atol=1e-4)
+
+
+def test_incidence_without_competing_hazard_is_that_of_the_cox_model():
+    x, time, event = problem()
+    model = cox.fit_cox(x, time, event, x, time, event)
+    times = np.array([15.0, 50, 200, 900])
+    mine = cox.Hazard(model.log_hazard(x), model.event_times_T, model.cumulative_hazard_T)
+    nobody = cox.Hazard(np.zeros(len(x)), np.empty(0), np.empty(0))
+    np.testing.assert_allclose(cox.event_free(mine, nobody, times), model.survival(x, times), atol=1e-12)
+    # a hazard that is too large for a float is a certain event
+    huge = cox.Hazard(np.array([1000.0]), model.event_times_T, model.cumulative_hazard_T)
+    assert cox.event_free(huge, cox.Hazard(np.zeros(1), np.empty(0), np.empty(0)), [900.0]) == pytest.approx(0)
+
+
+def test_incidence_without_covariates_is_near_aalen_and_johansen():
+    rng = np.random.default_rng(0)
+    first, second, end = rng.exponential(50, 3000), rng.exponential(80, 3000), rng.uniform(0, 120, 3000)
+    time = np.minimum(np.minimum(first, second), end)
+    code = np.where(time == first, 1, np.where(time == second, 2, 0))
+    one = np.zeros(1)
+    event, other = (cox.Hazard(one, *cox.breslow(time, code == c, np.zeros(3000))) for c in (1, 2))
+    times = np.array([10.0, 40, 80])
+    expected = survival.aalen_johansen(time, code)(times)
+    np.testing.assert_allclose(cox.event_free(event, other, times)[0], expected, atol=1e-3)
+
+
+def test_blocks_of_people_change_nothing(monkeypatch):
+    rng = np.random.default_rng(0)
+    first = cox.Hazard(rng.normal(size=50), np.arange(1.0, 30), np.linspace(0.01, 1, 29))
+    second = cox.Hazard(rng.normal(size=50), np.arange(1.5, 20), np.linspace(0.02, 0.6, 19))
+    whole = cox.event_free(first, second, [5.0, 25.0])
+    monkeypatch.setattr(cox, "_BLOCK_CELLS", 100)
+    np.testing.assert_array_equal(cox.event_free(first, second, [5.0, 25.0]), whole)

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from lifelines.utils import concordance_index
 from sklearn.metrics import average_precision_score, brier_score_loss, roc_auc_score
-from statsmodels.stats.multitest import multipletests
 
 from ehrwear_jax.evals import bootstrap, calibration, concordance, inference, probes, protocol
 from ehrwear_jax.evals.estimates import Resampling
@@ -204,25 +203,3 @@ def test_predict_survival_ranks_the_held_out_rows():
     assert fitted.risk.keys() == {"tuning", "held_out"}
     risk = fitted.risk["held_out"]
     assert concordance.concordance_index(time["held_out"], event["held_out"], risk) > 0.75
-
-
-def test_adjusted_p_values_equal_statsmodels_within_each_family():
-    y, group, predictions = scored()
-    rng = np.random.default_rng(5)
-    predictions |= {
-        f"noise {i}": np.clip(predictions["joint"] + rng.normal(size=400) * 0.1 * i, 0, 1) for i in (1, 2, 3)
-    }
-    records = score(y, group, predictions)
-    records += [r | {"task": "second"} for r in score(1 - y, group, predictions)]
-    adjusted = protocol.adjust(records)
-    assert {r["metric"] for r in adjusted} == {"auroc_difference_q", "auprc_difference_q"}
-    assert len(adjusted) == 2 * 2 * 4 and all(r.keys() == FIELDS for r in adjusted)
-    for metric in ("auroc", "auprc"):
-        p = {(r["task"], r["model"]): r["value"] for r in records if r["metric"] == f"{metric}_difference_p"}
-        q = {(r["task"], r["model"]): r["value"] for r in adjusted if r["metric"] == f"{metric}_difference_q"}
-        expected = multipletests(list(p.values()), method="fdr_bh")[1]
-        np.testing.assert_allclose([q[k] for k in p], expected, atol=1e-12)
-    alone = protocol.adjust([r for r in records if r["task"] == "t"])
-    assert [r["value"] for r in alone] != [r["value"] for r in adjusted if r["task"] == "t"]
-    undefined = protocol.adjust([r | {"value": None} for r in records if r["metric"] == "auroc_difference_p"])
-    assert all(r["value"] is None for r in undefined)

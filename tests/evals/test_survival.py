@@ -13,10 +13,10 @@ from sksurv.metrics import (
     cumulative_dynamic_auc,
     integrated_brier_score,
 )
-from sksurv.nonparametric import CensoringDistributionEstimator
+from sksurv.nonparametric import CensoringDistributionEstimator, cumulative_incidence_competing_risks
 from sksurv.util import Surv
 
-from ehrwear_jax.evals import bootstrap, builders, classification, concordance, survival, weighting
+from ehrwear_jax.evals import bootstrap, builders, calibration, classification, concordance, survival, weighting
 
 
 def metrics(train, time, event, risk, *, times=(), curves=None, tau=np.inf, weights=None):
@@ -142,7 +142,7 @@ def test_a_factor_restricts_every_statistic_to_its_rows():
     def built(rows, factor):
         arguments = time[rows], event[rows]
         return weighting.merge(
-            survival.uno_c(censoring, *arguments, risk[rows], tau=40, factor_N=factor),
+            concordance.uno_c(censoring, *arguments, risk[rows], tau=40, factor_N=factor),
             survival.dynamic_auc(censoring, *arguments, risk[rows], 30, factor_N=factor),
             survival.BrierCurve(censoring, *arguments, curves[rows], times, factor_N=factor),
         )
@@ -210,8 +210,195 @@ def test_a_horizon_outside_the_training_follow_up_is_an_error():
     time, event, risk = simulated()
     censoring = survival.censoring_survival([1, 2, 3], [1, 1, 0])
     with pytest.raises(ValueError, match="inside their follow-up"):
-        survival.uno_c(censoring, time, event, risk)
+        concordance.uno_c(censoring, time, event, risk)
     with pytest.raises(ValueError, match="inside their follow-up"):
         survival.horizon_factor(censoring, time, event, 10)
     with pytest.raises(ValueError, match="survival must be"):
         survival.BrierCurve(censoring, time, event, np.ones((3, 1)), [1.0])
+
+
+# ------------------------------------------------------------------------------------------------- competing events
+
+
+def competing(n=400, seed=0, censored=True):
+    """(time, code 0/1/2, risk, the same without censoring: (time, code)), whole days with many ties."""
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=n)
+    event, other = np.ceil(rng.exponential(60 * np.exp(-x))), np.ceil(rng.exponential(80 * np.exp(0.4 * x)))
+    first, cause = np.minimum(event, other), np.where(event <= other, 1, 2)
+    end = np.ceil(rng.uniform(0, 90, n)) if censored else np.full(n, np.inf)
+    risk = np.round(x + 0.5 * rng.normal(size=n), 1)
+    return np.minimum(first, end), np.where(first <= end, cause, 0), risk, (first, cause)
+
+
+def follow_up_of(time, code):
+    return survival.FollowUp(time, code == 1, code == 2)
+
+
+def evaluated(time, code, risk, *, times, tau, curves, train=None, fold=None, weights=None):
+    """Metrics of one model; train: FollowUp of each fold."""
+    train = [follow_up_of(time, code)] if train is None else train
+    fitted = survival.TrainingCurves.fit_folds(train, np.zeros(len(time), int) if fold is None else fold)
+    predicted = builders.PredictedCurves(times, {"": curves})
+    mine = follow_up_of(time, code)
+    build = builders.time_to_event(fitted, mine, {"": risk}, horizons=times, tau=tau, curves=predicted)
+    return weighting.evaluate(build[""](None), len(time), weights)
+
+
+def by_definition(time, code, risk, g, *, times, tau, curves, weight, null):
+    """The same metrics pair by pair and row by row: g(rows, at) is P(uncensored) of the rows' own folds."""
+    n, rows = len(time), np.arange(len(time))
+    at_own, out = g(rows, time), {}
+    i, j = np.meshgrid(rows, rows, indexing="ij")
+    order = (risk[i] > risk[j]) + 0.5 * (risk[i] == risk[j])
+    both = np.outer(weight, weight) * (i != j)
+    beyond = (code[i] == 1) & ((time[j] > time[i]) | ((time[j] == time[i]) & (code[j] != 1)))
+    before = (code[i] == 1) & (code[j] == 2) & (time[j] < time[i])
+    pairs = (beyond | before) * both
+    out["c_index"] = (pairs * order).sum() / pairs.sum()
+    with np.errstate(divide="ignore", invalid="ignore"):
+        weighted = np.where(beyond, 1 / at_own[i] ** 2, 0) + np.where(before, 1 / (at_own[i] * at_own[j]), 0)
+    pairs = np.where(time[i] < tau, np.nan_to_num(weighted, posinf=0), 0) * both
+    out["uno_c"] = (pairs * order).sum() / pairs.sum()
+    losses, nulls = [], []
+    for k, t in enumerate(times):
+        case, other, late = (code == 1) & (time <= t), (code == 2) & (time <= t), time > t
+        inverse = np.zeros(n)
+        inverse[case | other] = 1 / at_own[case | other]
+        inverse[late] = 1 / g(rows, np.full(n, t))[late]
+        pairs = np.outer(case * inverse * weight, ~case * inverse * weight)
+        out[f"auc_{t:g}"] = (pairs * order).sum() / pairs.sum()
+        losses.append(np.sum(weight * inverse * (case - (1 - curves[:, k])) ** 2) / weight.sum())
+        nulls.append(np.sum(weight * inverse * (case - (1 - null[:, k])) ** 2) / weight.sum())
+        out |= {f"brier_{t:g}": losses[-1], f"brier_{t:g}_null": nulls[-1]}
+    span = times[-1] - times[0]
+    out |= {"ibs": np.trapezoid(losses, times) / span, "ibs_null": np.trapezoid(nulls, times) / span}
+    return out
+
+
+def test_aalen_johansen_equals_lifelines_and_scikit_survival():
+    time, code, *_ = competing()
+    times, incidence = cumulative_incidence_competing_risks(code, time)
+    mine = survival.aalen_johansen(time, code)
+    np.testing.assert_allclose(1 - mine(times), incidence[1], atol=1e-12)
+    apart = time + np.random.default_rng(0).uniform(0, 0.9, len(time))  # lifelines would move ties
+    fitted = lifelines.AalenJohansenFitter(calculate_variance=False).fit(apart, code, 1)
+    expected = fitted.cumulative_density_.iloc[:, 0]
+    np.testing.assert_allclose(1 - survival.aalen_johansen(apart, code)(expected.index), expected, atol=1e-12)
+    # 1 - Kaplan-Meier with deaths as censorings is the larger
+    assert (survival.kaplan_meier(time, code == 1)(times) <= mine(times) + 1e-12).all()
+    assert survival.kaplan_meier(time, code == 1)(60) < mine(60) - 0.05
+    # by hand: 4 at risk, an event at 1, a death at 2, an event at 3: 1/4 + 3/4 * 2/3 * 1/2
+    by_hand = survival.aalen_johansen([1, 2, 3, 4], [1, 2, 1, 0])
+    np.testing.assert_allclose(1 - by_hand([0.5, 1, 2, 3, 9]), [0, 0.25, 0.25, 0.5, 0.5], atol=1e-15)
+
+
+def test_aalen_johansen_is_the_mean_of_inverse_probabilities():
+    """The identity of the two estimators: without ties of a censoring, sum over events of 1 / (n G(t_i))."""
+    time, code, *_ = competing()
+    censoring = survival.censoring_survival(time, code)
+    mean = np.mean((code == 1) * (time <= 40) / np.maximum(censoring(time - 1e-9), 1e-12))
+    # events precede censorings of the same day, so that G just before a day is what weighs them
+    assert 1 - survival.aalen_johansen(time, code)(40) == pytest.approx(mean, abs=1e-12)
+
+
+@pytest.mark.parametrize("n_folds", [1, 3])
+def test_metrics_under_competing_events_equal_their_definitions(n_folds):
+    """Ties of times and of risks, resampling weights, and G and the null of each row's own fold."""
+    rng = np.random.default_rng(5)
+    time, code, risk, _ = competing(n=130, seed=1)
+    fold = np.arange(len(time)) % n_folds
+    train = []
+    for k in range(n_folds):
+        times_k, code_k, *_ = competing(n=300, seed=10 + k)
+        stopped = np.minimum(times_k, 60 + 10 * k)  # the folds' censoring differs
+        train.append(follow_up_of(stopped, np.where(stopped < times_k, 0, code_k)))
+    g_of = [survival.censoring_survival(t.time_N, t.code_N) for t in train]
+    times, tau = np.array([10.0, 25.0, 40.0]), 40.0
+    null = np.stack([survival.aalen_johansen(train[k].time_N, train[k].code_N)(times) for k in fold])
+    curves = np.clip(null + rng.normal(0, 0.1, null.shape), 0, 1)
+    weight = rng.integers(0, 3, (4, len(time)))
+    got = evaluated(
+        time, code, risk, times=times, tau=tau, curves=curves, train=train, fold=fold, weights=weight
+    )  # fmt: skip
+
+    def g(rows, at):
+        return np.array([g_of[fold[r]](t) for r, t in zip(rows, at, strict=True)])
+
+    for b, w in enumerate(weight):
+        expected = by_definition(time, code, risk, g, times=times, tau=tau, curves=curves, weight=w, null=null)
+        for name, value in expected.items():
+            assert got[name][b] == pytest.approx(value, abs=1e-12), name
+
+
+def test_metrics_under_competing_events_are_those_of_complete_follow_up():
+    """Censoring of half the people changes no metric but for noise; leaving competing events out does."""
+    time, code, risk, (whole_time, whole_code) = competing(n=30_000, seed=3)
+    times, tau = np.array([20.0, 40.0]), 40.0
+    curves = 1 - np.clip(1 / (1 + np.exp(1.5 - risk))[:, None] * [0.5, 1.0], 0, 1)
+    shared = {"times": times, "tau": tau, "curves": curves}
+    seen, truth = evaluated(time, code, risk, **shared), evaluated(whole_time, whole_code, risk, **shared)
+    y = (whole_code == 1) & (whole_time <= 40)
+    assert truth["auc_40"] == pytest.approx(classification.auroc(y, risk), abs=1e-12)
+    assert truth["brier_40"] == pytest.approx(calibration.brier(y, 1 - curves[:, 1]), abs=1e-12)
+    assert truth["brier_40_null"] == pytest.approx(y.mean() * (1 - y.mean()), abs=1e-12)
+    for name in ("auc_20", "auc_40", "uno_c", "brier_20", "brier_40", "ibs", "brier_40_null"):
+        assert seen[name] == pytest.approx(truth[name], abs=0.012), name
+    naive = evaluated(time, (code == 1).astype(int), risk, **shared)
+    assert abs(naive["auc_40"] - truth["auc_40"]) > 0.015
+    # C of complete data up to tau, pair by pair among a sample
+    few = slice(0, 1500)
+    small = evaluated(whole_time[few], whole_code[few], risk[few], times=times, tau=np.inf, curves=curves[few])
+    ones = np.ones(1500)
+    expected = by_definition(
+        whole_time[few], whole_code[few], risk[few], lambda rows, at: np.ones(len(rows)), times=times, tau=np.inf,
+        curves=curves[few], weight=ones, null=curves[few],
+    )  # fmt: skip
+    assert small["uno_c"] == pytest.approx(expected["uno_c"], abs=1e-12) == pytest.approx(small["c_index"])
+
+
+def test_auc_under_competing_events_is_the_weighted_auroc_of_the_label_at_the_horizon():
+    time, code, risk, _ = competing()
+    time = time + np.linspace(0, 0.4, len(time))  # nobody is censored exactly at the horizon
+    censoring = survival.censoring_survival(time, code)
+    y, known = survival.horizon_labels(time, code, 30)
+    factor = survival.horizon_factor(censoring, time, code, 30)
+    assert (known == (factor > 0)).all() and not y[code == 2].any() and known[code == 2].all()
+    auc = weighting.evaluate(survival.dynamic_auc(censoring, time, code, risk, 30), len(time))["auc"]
+    weighted = weighting.evaluate(classification.BinaryRanking(y, risk, factor_N=factor), len(time))["auroc"]
+    assert auc == pytest.approx(weighted, abs=1e-12)
+
+
+def test_without_competing_events_every_number_is_that_of_the_plain_labels_bit_by_bit():
+    time, event, risk = simulated()
+    times = np.array([10.0, 30.0])
+    curves = np.exp(-np.exp(risk)[:, None] * times / 120)
+    weight = np.random.default_rng(0).integers(0, 3, (5, len(time)))
+    plain = metrics((time, event), time, event, risk, times=times, curves=curves, tau=50, weights=weight)
+    got = evaluated(time, event.astype(int), risk, times=times, curves=curves, tau=50, weights=weight)
+    assert plain.keys() == got.keys()
+    for name in plain:
+        assert plain[name].tobytes() == got[name].tobytes(), name
+
+
+def test_a_row_has_one_of_the_two_events():
+    with pytest.raises(ValueError, match="row 1 has both"):
+        _ = survival.FollowUp(np.ones(2), np.array([0, 1]), np.array([1, 1])).code_N
+    part = survival.FollowUp(np.arange(3.0), np.array([0, 1, 0]), np.array([1, 0, 0])).of(np.array([True, False, True]))
+    assert part.code_N.tolist() == [2, 0] and part.any_competing
+
+
+def test_the_last_time_is_where_the_censoring_leaves_nobody():
+    fitted = survival.TrainingCurves.fit(survival.FollowUp(np.array([1, 2, 3]), np.array([1, 1, 0])))
+    assert fitted.last_time() == 3
+    assert survival.TrainingCurves.fit(survival.FollowUp(np.array([1, 2]), np.array([0, 1]))).last_time() == np.inf
+    two = [survival.FollowUp(np.array([1, 2, t]), np.array([1, 1, 0])) for t in (5, 4)]
+    curves = survival.TrainingCurves.fit_folds(two, np.array([0, 1, 0]))
+    assert curves.last_time() == 4
+    # an event at that time, or after it, is no case of Uno's C up to it
+    time, event, risk = simulated()
+    assert np.isfinite(
+        weighting.evaluate(
+            concordance.uno_c(fitted.censoring, time, event, risk, tau=fitted.last_time()), len(time)
+        )["uno_c"]
+    )  # fmt: skip

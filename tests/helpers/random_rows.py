@@ -14,7 +14,7 @@ FACTS = Facts(
 )  # fmt: skip
 CONFIG = Config(
     context=ContextConfig(
-        tokens=12, context_tokens=12, windows=2, queries=3, events=3, pairs=3, future_windows=2, horizons=(30, 90),
+        tokens=10, context_tokens=10, windows=2, queries=3, events=3, pairs=3, future_windows=2, horizons=(30, 90),
         future_codes=3, history_tokens=2, patch_steps=2,
     ),
     network=NetworkConfig(

@@ -106,7 +106,7 @@ def mechanisms(n=31):
                   **_profile([1.0, 7.0, 14.0], [0.25, 0.75, 1.5], n - 1, first_share=0.11, half_days=6.5)},
         "precursors": {
             "rmssd, 30 to 7 days": {**precursor, "difference": 0.1875, "difference_lo": 0.0625, "difference_hi": 0.25,
-                                    "p_value": 0.0123},
+                                    "p_value": 0.0123, "q_value": 0.0336},
             "rmssd, 53 to 30 days (control)": {**precursor, "mean": 0.0625, "lo": 0.0, "hi": 0.1875, "difference": 0.0,
                                                "difference_lo": 0.0, "difference_hi": 0.0, "p_value": None},
         },

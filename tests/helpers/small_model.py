@@ -25,7 +25,7 @@ FACTS = Facts(
 def config(kernel="mixture"):
     """The model's config."""
     return Config(
-        context=ContextConfig(tokens=T, context_tokens=T, windows=W, queries=Q, events=1, future_windows=1,
+        context=ContextConfig(tokens=T - W, context_tokens=T - W, windows=W, queries=Q, events=1, future_windows=1,
                               horizons=(30,), future_codes=2, history_tokens=2, patch_steps=2),
         network=NetworkConfig(width=8, n_layers=2, n_heads=2, mlp_width=8, token_width=4, time_features=8,
                               source_width=2, wear_width=8, wear_layers=1, wear_heads=2, n_components=3, count_width=4,

@@ -11,7 +11,8 @@ from ehrwear_jax.stages.workdir import Workdir
 from ehrwear_jax.training.pretrain import Model
 
 N_SUBJECTS = 30
-TABLES = ("gradient_boosting", "gradient_boosting_ehr", "gradient_boosting_wear", "linear_table")
+TABLES = ("gradient_boosting", "gradient_boosting_ehr", "gradient_boosting_wear", "boosting_counts", "linear_table",
+          "age_sex")  # fmt: skip
 EHR_ONLY, WEAR_ONLY = 9, 14  # two held-out people with one modality, given ehr_only=(EHR_ONLY,)
 
 # two folds; every tenth person is held out in neither
@@ -45,7 +46,8 @@ def small_config(root):
     raw = root / "raw"
     config.data.update({"meds_dir": str(raw / "meds"), "wearable_dir": str(raw / "wearable"),
                         "labels_dir": str(root / "labels")})  # fmt: skip
-    config.labels.update({"horizons_days": (30, 90), "min_history_days": 30.0})
+    config.labels.update({"horizons_days": (30, 90), "min_history_days": 30.0,
+                          "discharge_codes": ()})  # fmt: skip  # cohort.py has no discharges
     config.prepare.update({"channels": cohort.CHANNELS, "log_channels": ("activity",), "min_subjects": 2,
                            "min_values": 10, "value_bins": 4, "subjects_per_shard": 8, "step_minutes": 60,
                            "workers": 1})  # fmt: skip
@@ -58,9 +60,9 @@ def small_config(root):
     config.train.update({"steps": 6, "batch_size": 8, "peak_learning_rate": 3e-3, "warmup_steps": 2, "log_every": 1,
                          "validate_every": 3, "validate_batches": 1, "checkpoint_every": 2})  # fmt: skip
     config.embed.update({"batch_size": 4, "trajectories": 2, "trajectory_points": 12})
-    config.evaluate.update({"tasks": ("readmission", "relapse"), "n_resamples": 50})
+    config.evaluate.update({"tasks": ("readmission", "relapse"), "n_resamples": 50, "min_horizon_events": 1})
     for name in TABLES:
-        config.models[name].codes = 8
+        config.models[name].update({"candidates": 2, "max_trees": 20})
     config.interpret.enabled = False  # has tests of its own
     config.report.update({"title": "A small run", "reliability_task": "readmission"})
     return config

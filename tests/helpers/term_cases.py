@@ -21,7 +21,7 @@ FACTS = Facts(
 )  # fmt: skip
 CONFIG = Config(
     context=ContextConfig(
-        tokens=T, context_tokens=T, windows=W, queries=Q, events=E, pairs=J, future_windows=H, future_codes=K,
+        tokens=T - W, context_tokens=T - W, windows=W, queries=Q, events=E, pairs=J, future_windows=H, future_codes=K,
         history_tokens=R, patch_steps=L // P,
     ),
     network=NetworkConfig(posterior="normal", width=D, align_width=S),

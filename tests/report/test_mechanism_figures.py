@@ -96,7 +96,7 @@ def test_the_tables_hold_the_numbers():
     assert shape[1] == 'Around the event,31,"2.500 [2.375, 2.625]","2.000 [1.875, 2.125]",0.97 (0.03),0.50 (15.00)'
     assert shape[3].endswith("0.11 (0.07),6.50 (7.00)")
     before = export.to_csv(found["mechanisms_precursors"]).splitlines()
-    assert before[1] == '"HRV (RMSSD), 30 to 7 days","0.250 [0.125, 0.375]","+0.188 [+0.062, +0.250]",0.012,31'
+    assert before[1] == '"HRV (RMSSD), 30 to 7 days","0.250 [0.125, 0.375]","+0.188 [+0.062, +0.250]",0.012,0.034,31'
     weeks = export.to_csv(found["mechanisms_drug_start"]).splitlines()
     assert weeks[3] == '0 to 7,"-0.375 [-0.500, -0.250]",31' and weeks[4] == "7 to 14,\N{EN DASH},< 10"
 

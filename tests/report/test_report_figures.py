@@ -11,7 +11,7 @@ import pytest
 from report_samples import inputs, record
 
 from ehrwear_jax import config as config_lib
-from ehrwear_jax.report import export, paper
+from ehrwear_jax.report import charts, export, paper, report_figures
 from ehrwear_jax.report.build import build_report, report_page
 from ehrwear_jax.report.charts import MIN_CELL
 from ehrwear_jax.report.latent_figures import latent_space
@@ -35,7 +35,8 @@ def report_data(**changes):
     rng = np.random.default_rng(0)
     curve = {"task": TASK, "x": [0.0, 100.0], "value": [1.0, 0.5], "lo": [1.0, None], "hi": [1.0, 0.6]}
     perturbed = {"task": TASK, "model": "joint", "metric": "auroc", "value": 0.8, "lo": 0.7, "hi": 0.9, "n": 90}
-    perturbed |= {"change": -0.0123, "change_lo": -0.02, "change_hi": 0.01, "change_p": 0.2, "n_positive": 30}
+    perturbed |= {"change": -0.0123, "change_lo": -0.02, "change_hi": 0.01, "change_p": 0.2, "change_q": 0.3}
+    perturbed |= {"n_positive": 30}
     fraction = {"task": TASK, "model": "joint", "n_draws": 5, "n_patients": 44, "metric": "auroc", "value": 0.6543,
                 "lo": 0.6, "hi": 0.7, "spread": 0.0321}  # fmt: skip
     fields = {
@@ -55,6 +56,7 @@ def report_data(**changes):
         "robustness": [{**perturbed, "perturbation": p} for p in ("clean", "no wearable")],
         "kernels": [Kernels("joint", np.geomspace(0.04, 3652, 20), rng.random((2, 3, 20)))],
         "maps": [PatientMap("joint", TASK, rng.normal(size=(50, 2)), (0.5, 0.25), np.arange(50) % 3 == 0)],
+        "families": [{"kind": "robustness", "metric": "auroc", "of": "models x perturbations", "tests": 4}],
         "individuals": True,
         "compute": [{"Model": "joint", "Parameters": "1,234", "Device-hours": "5.6"}],
     }  # fmt: skip
@@ -74,7 +76,8 @@ def markdown(built):
 def test_all_data_reach_the_page(markdown):
     for text in (
         "| Joint model (EHR + wearable) | 5 | 0.654 [0.600, 0.700] | 0.032 |",
-        "| Joint model (EHR + wearable) | 0.800 [0.700, 0.900] | −0.012 [−0.020, +0.010] | 0.200 |",
+        "| Joint model (EHR + wearable) | 0.800 [0.700, 0.900] | −0.012 [−0.020, +0.010] | 0.200 | 0.300 |",
+        'over the family "robustness: AUROC, models x perturbations", 4 tests.',
         "| Hospitalization, 365 days | 120 | 240 | 69 | 28.8% | – |",
         "| joint | 1,234 | 5.6 |",
         "net benefit",
@@ -91,7 +94,7 @@ def test_ages_are_in_order_and_small_cells_have_no_number(markdown):
     young = table[table.index("age \\<50") : table.index("age 50-65")]
     assert "suppressed: too few patients" in young and not re.search(r"0\.\d", young)
     assert "counts hidden" in table[table.index("age 50-65") : table.index("age >65")]
-    assert "| −0.046 |" in markdown[markdown.index("Table 9:") :]
+    assert "| −0.046 | – | – |" in markdown[markdown.index("Table 9:") :]
 
 
 def test_tables_that_cannot_be_filled_say_why(markdown):
@@ -183,3 +186,29 @@ def test_data_without_numbers_are_drawn_without_error(tmp_path):
     ):
         assert sentence in text
     assert json.loads((tmp_path / "results.json").read_text())
+
+
+def test_curves_under_competing_events_are_drawn_as_incidences(monkeypatch):
+    curve = {"kind": "kaplan_meier", "task": TASK, "model": "joint", "n": 50, "n_events": 9, "x": [0.0, 100.0]}
+    curve |= {"value": [1.0, 0.7], "lo": [1.0, 0.6], "hi": [1.0, None]}
+    drawn = []
+    monkeypatch.setattr(charts, "line_panel", lambda lines, *args: drawn.append((lines, args)) or "")
+    for n_competing in (0, 4):
+        curves = [{**curve, "level": "quartile 1", "n_competing": n_competing}]
+        blocks = report_figures.survival_curves(report_data(curves=curves))
+        assert ("Aalen and Johansen" in blocks[-1].caption) == bool(n_competing)
+    (plain, _), (incidence, arguments) = drawn
+    assert plain["quartile 1"].value == [1.0, 0.7]
+    line = incidence["quartile 1"]
+    assert line.value == pytest.approx([0, 0.3]) and line.hi == pytest.approx([0, 0.4])
+    assert line.lo == [0, None]
+    assert arguments[2][1].label == "cumulative incidence"
+
+
+def test_survival_tables_show_the_last_horizon_of_a_follow_up_of_years():
+    for days, shown in (((90, 365), "AUC@365 days"), ((365, 1826, 3652), "AUC@10 years")):
+        made = [record("joint", "death", f"auc_{d}", 0.7) for d in days]
+        made += [record("joint", "death", m, v) for m, v in (("c_index", 0.7), ("tau", float(days[-1])))]
+        (table,) = paper._survival(paper.Lookup(made), made)
+        assert shown in [c.label for c in table.columns]
+        assert any("Uno's C up to" in note for note in table.notes)

@@ -105,3 +105,12 @@ def test_a_formatted_number_reads_back_to_three_decimals(value, signed):
     text = rec.format_number(value, signed=signed)
     assert float(text.replace(rec.MINUS, "-")) == pytest.approx(value, abs=0.00050001)
     assert "-" not in text and text not in ("−0.000", "+0.000")
+
+
+def test_horizons_of_whole_years_are_named_by_years():
+    days = {30.0: "30 days", 365.0: "365 days", 700.0: "700 days", 730.0: "2 years", 1095.0: "3 years",
+            1096.0: "3 years", 1826.25: "5 years", 3650.0: "10 years", 3652.0: "10 years",
+            1000.0: "1000 days"}  # fmt: skip
+    assert {d: rec.duration(d) for d in days} == days
+    assert rec.metric_of("auc_3652").label == "AUC@10 years"
+    assert rec.metric_of("brier_90_difference_p").label == "Brier score@90 days"

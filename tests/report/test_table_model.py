@@ -1,6 +1,7 @@
 import pytest
 from report_samples import record, results
 
+from ehrwear_jax.report import result_records as rec
 from ehrwear_jax.report import table_model
 from ehrwear_jax.report.html_page import to_html_page
 from ehrwear_jax.report.page import Page, Section
@@ -57,6 +58,32 @@ def test_difference_table_is_exact():
         ("Joint − Late fusion", "AUROC", "0.000 [−0.010, +0.010]", "includes zero", "–"),
         ("Joint − Linear, tabular", "AUROC", "0.000", "not given", "–"),
     ]
+
+
+def test_q_stands_beside_p_with_its_family_named_and_the_oracle_has_none():
+    families = [{"kind": "primary", "metric": "auroc", "of": "models x tasks of simulated", "tests": 12},
+                {"kind": "primary", "metric": "auc_t", "of": "models x tasks of simulated", "tests": 1},
+                {"kind": "subgroups", "metric": "auroc_gap", "of": "all", "tests": 3}]  # fmt: skip
+    records = [
+        record("joint - ehr_only", metric="brier_difference", value=-0.03, lo=-0.05, hi=-0.01),
+        record("joint - ehr_only", metric="brier_difference_p", value=0.01, lo=None, hi=None),
+        record("joint - ehr_only", metric="brier_difference_q", value=0.06, lo=None, hi=None),
+        record("joint - oracle", metric="brier_difference", value=0.05, lo=0.04, hi=0.06),
+        record("joint - oracle", metric="brier_difference_p", value=0.001, lo=None, hi=None),
+    ]
+    table = table_model.difference_table(records, families)
+    assert [row.cells[-2:] for row in table.rows[1:]] == [("0.010", "0.060"), ("0.001", "–")]
+    assert table.notes == (
+        'q: Benjamini and Hochberg over the family "primary: AUROC, models x tasks of simulated", 12 tests.',
+        'q: Benjamini and Hochberg over the family "primary: AUC at every horizon, models x tasks of simulated", '
+        "1 test.",
+        "Comparisons with the oracle are in no family: it is a bound, so they have no q.",
+        "Of errors (Brier score, ECE, RMSE), a difference below zero favours the first model.",
+    )
+    assert rec.family_notes(families, "primary", ["auc_90"])[0].endswith("1 test.")
+    assert rec.family_notes(families, "subgroups") == (
+        'q: Benjamini and Hochberg over the family "subgroups: AUROC, gaps to the largest group, all", 3 tests.',
+    )
 
 
 def test_record_table_has_every_record():

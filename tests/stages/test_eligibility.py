@@ -128,7 +128,7 @@ def test_a_temporal_hold_out_leaves_no_later_time_or_outcome_to_training(root):
         splits = [c for s in tasks.SPLITS for c in steps if f" {s} " in c["step"]]
         assert [c["n"] for c in splits] == [found.of(s).height for s in tasks.SPLITS]
         assert sum(c["n"] + c["dropped"] for c in splits) == given.height
-    assert set(evaluate_subgroups.attributes(plan).select(KEYS).rows()) == set(times.select(KEYS).rows())
+    assert set(evaluate_subgroups.attributes(plan, "all").select(KEYS).rows()) == set(times.select(KEYS).rows())
 
 
 def test_outcomes_that_were_not_known_at_the_date_go_whatever_they_are():

@@ -1,15 +1,19 @@
 """The evaluate stage on embeddings that are given: folds, the oracle, fusion, schema and resuming."""
 
+from pathlib import Path
+
 import numpy as np
 import polars as pl
 import pytest
 import small_run
 from sklearn.metrics import roc_auc_score
+from sksurv.metrics import brier_score
+from sksurv.util import Surv
 from small_run import FOLDS, value
 
 from ehrwear_jax.data.sources.simulator import truth
-from ehrwear_jax.evals import protocol
-from ehrwear_jax.stages import evaluate, predictors, prepare, tasks, workdir
+from ehrwear_jax.evals import protocol, survival
+from ehrwear_jax.stages import evaluate, evaluate_subgroups, predictors, prepare, tasks, workdir
 from ehrwear_jax.stages.embed import KEYS
 from ehrwear_jax.stages.labels import Labels
 from ehrwear_jax.stages.plan import Trained
@@ -50,8 +54,7 @@ def test_out_of_fold_predictions_cover_each_person_once(folded, task):
     plan, labels = folded
     expected = labels[task].join(FOLDS.filter(pl.col("fold") >= 0), on="subject_id", how="semi")
     names = {p.stem for p in (scores(plan, task).folder / "predictions").iterdir()}
-    boosting = {m for m in plan.config.models if m.startswith("gradient_boosting")}  # of binary tasks alone
-    assert names == set(plan.config.models) - (boosting if task == "relapse" else set())
+    assert names == set(plan.config.models)
     for model in names:
         table = predictions(plan, task, model)
         assert not table.select(KEYS).is_duplicated().any()
@@ -86,6 +89,59 @@ def given(plan, name, fold):
     return pl.read_parquet(plan.embeddings(Trained(name, f"fold{fold}", 0)) / "given.parquet").join(
         subjects, on="subject_id"
     )
+
+
+def test_the_null_and_the_censoring_are_those_of_each_fold(folded):
+    """Against scikit-survival, fold by fold."""
+    plan, labels = folded
+    records, _ = evaluate.results(plan)
+    losses, n = 0.0, 0
+    for fold in (0, 1):
+        subjects = pl.read_parquet(plan.fit(f"fold{fold}").folder / "subjects.parquet")
+        mine = labels["relapse"].join(subjects, on="subject_id").sort(KEYS)
+        train, held = (
+            Surv.from_arrays(t["event_observed"].to_numpy(), t["time_to_event_days"].to_numpy())
+            for t in (mine.filter(pl.col("split") == s) for s in ("train", "held_out"))
+        )
+        held["time"] = np.minimum(held["time"], train["time"].max())  # what comes later has no part in day 90
+        null = survival.kaplan_meier(train["time"], train["event"])(90.0)
+        losses += len(held) * brier_score(train, held, np.full((len(held), 1), null), [90.0])[1][0]
+        n += len(held)
+    assert value(records, "relapse", "joint", "brier_90_null") == pytest.approx(losses / n, abs=1e-9)
+
+
+def test_attributes_of_a_person_are_those_of_the_fold_that_holds_them_out(folded):
+    plan, _ = folded
+    before = evaluate_subgroups.held_out_attributes(plan)
+    assert before.select(KEYS).sort(KEYS).equals(predictions(plan, "readmission", "joint").select(KEYS).sort(KEYS))
+    path = evaluate_subgroups.attributes_artifact(plan, "fold1").folder / "attributes.parquet"
+    whole = pl.read_parquet(path)
+    try:
+        whole.with_columns(wear_days=pl.lit(-1.0).cast(whole["wear_days"].dtype)).write_parquet(path)
+        after = evaluate_subgroups.held_out_attributes(plan)
+    finally:
+        whole.write_parquet(path)
+    changed = after.filter(pl.col("wear_days") == -1)["subject_id"].unique().sort().to_list()
+    assert changed == FOLDS.filter(pl.col("fold") == 1)["subject_id"].to_list()
+    # everybody is described once, as held out
+    _, details = evaluate.results(plan)
+    people = [d["value"] for d in details["demographics"] if (d["split"], d["measure"]) == ("held_out", "people")]
+    assert {d["split"] for d in details["demographics"]} == {"held_out"}
+    assert people == [str(before["subject_id"].n_unique())]
+
+
+def test_horizons_of_a_task_are_its_own(folded):
+    plan, _ = folded
+    config = small_run.small_config(Path(plan.config.data.labels_dir).parent)
+    config.data.n_folds = 2
+    config.evaluate.task_horizons_days = {"relapse": (60.0, 120.0, 5000.0)}
+    other = small_run.plan_of(config, plan.workdir.root)
+    assert tasks.read(plan, "relapse").horizons == (30.0, 90.0, 180.0, 365.0)
+    assert tasks.read(other, "relapse").horizons == (60.0, 120.0)  # nobody is followed for 5,000 days
+    assert scores(other, "readmission").folder == scores(plan, "readmission").folder
+    assert scores(other, "relapse").folder != scores(plan, "relapse").folder
+    config.evaluate.min_horizon_events = 10_000
+    assert tasks.read(small_run.plan_of(config, plan.workdir.root), "relapse").horizons == ()
 
 
 def test_late_fusion_is_a_probe_on_the_concatenated_embeddings(folded):
@@ -132,7 +188,7 @@ def test_a_half_done_evaluation_resumes_with_what_is_missing(folded):
     resumed = scores(plan, "relapse"), predictors.predictions_artifact(plan, relapse, of_table)
     resumed += (plan.artifact("features", "fold1", workdir.read_about(features)["of"]),)
     before, times = small_run.contents(root), small_run.written_at(root)
-    for artifact, name in zip(resumed, ("scores.json", "predictions.npz", "features.parquet"), strict=True):
+    for artifact, name in zip(resumed, ("scores.json", "predictions.npz", "columns.parquet"), strict=True):
         assert artifact.done
         small_run.interrupted(artifact, name)
     assert evaluate.missing(plan) == ["relapse"]

@@ -11,12 +11,20 @@ from sksurv.metrics import concordance_index_ipcw, cumulative_dynamic_auc, integ
 from sksurv.util import Surv
 from small_run import value
 
-from ehrwear_jax.evals import classification, subgroups, survival
+from ehrwear_jax.evals import classification, recalibration, subgroups, survival
 from ehrwear_jax.evals.builders import PredictedCurves
 from ehrwear_jax.evals.estimates import Resampling
 from ehrwear_jax.evals.protocol import TaskSpec
 from ehrwear_jax.evals.survival import FollowUp
-from ehrwear_jax.stages import evaluate, evaluate_score, evaluate_subgroups, predictors, prepare, tasks
+from ehrwear_jax.stages import (
+    evaluate,
+    evaluate_curves,
+    evaluate_score,
+    evaluate_subgroups,
+    predictors,
+    prepare,
+    tasks,
+)
 from ehrwear_jax.stages.embed import KEYS
 from ehrwear_jax.stages.labels import Labels
 
@@ -50,7 +58,7 @@ def done(tmp_path_factory):
     labels["sleep"] = sleep
     config = small_run.small_config(root)
     config.evaluate.update({"tasks": TASKS, "min_patients": 2, "min_per_class": 1, "label_fractions": (0.5, 1.0)})
-    config.evaluate.update({"label_draws": 2, "horizons_days": (90.0, 200.0)})
+    config.evaluate.update({"label_draws": 2, "horizons_days": (90.0, 200.0), "min_horizon_events": 1})
     for name in ("gradient_boosting_ehr", "gradient_boosting_wear"):
         del config.models[name]
     plan = small_run.plan_of(config, root / "run")
@@ -101,13 +109,15 @@ def test_survival_metrics_equal_scikit_survival(done):
     # the integral of the two saved horizons alone, through the same scoring
     horizons = np.array([90.0, 200.0])
     curves = table.select("predicted_survival_90d", "predicted_survival_200d").to_numpy()
+    fitted = survival.TrainingCurves.fit(FollowUp(y_train["time"], y_train["event"]))
     found = evaluate_score.score_time(
         TaskSpec("d", "t", resampling=Resampling(0)), {"joint": risk}, FollowUp(y["time"], y["event"]),
-        evaluate_score.Cohort(np.arange(len(y))), train=FollowUp(y_train["time"], y_train["event"]),
+        evaluate_score.Cohort(np.arange(len(y))), train=fitted,
         horizons=horizons, curves=PredictedCurves(horizons, {"joint": curves}),
     )  # fmt: skip
     expected = integrated_brier_score(y_train, y, curves, horizons)
     assert value(found["records"], "t", "joint", "ibs") == pytest.approx(expected, abs=1e-6)
+    assert value(records, "relapse", "joint", "tau") == 200
     # of the run itself: on its own grid, better than no covariates
     assert value(records, "relapse", "joint", "ibs") < value(records, "relapse", "joint", "ibs_null")
 
@@ -132,6 +142,21 @@ def test_the_confusion_matrix_uses_a_threshold_of_the_tuning_split(done):
     assert {m: value(records, "readmission", "joint", m) for m in counts} == counts
 
 
+def test_calibration_and_the_smallest_difference_are_told_of_every_task(done):
+    _, plan, records, details, _ = done
+    held = predictions(plan, "readmission", "joint")
+    y, p = held["boolean_value"].to_numpy(), held["predicted_boolean_probability"].to_numpy().astype(np.float64)
+    slope, intercept = recalibration.slope_and_intercept(y, p)
+    assert value(records, "readmission", "joint", "calibration_slope") == pytest.approx(slope, abs=1e-4)
+    assert value(records, "readmission", "joint", "calibration_intercept") == pytest.approx(intercept, abs=1e-4)
+    assert value(records, "readmission", "joint", "brier_null") == pytest.approx(y.mean() * (1 - y.mean()))
+    told = {(r["task"], r["metric"]) for r in records if r["metric"].endswith("_difference_mdd") and r["value"] > 0}
+    assert told >= {("readmission", "auroc_difference_mdd"), ("relapse", "c_index_difference_mdd"),
+                    ("sleep", "rmse_difference_mdd")}  # fmt: skip
+    (shown,) = [r for r in details["prevalence"] if r["task"] == "readmission" and r["split"] == "held_out"]
+    assert shown["people_positive"] == held.filter("boolean_value")["subject_id"].n_unique()
+
+
 def test_metrics_are_there_as_the_meds_tool_writes_them(done):
     _, plan, records, *_ = done
     folders = {task: scores(plan, task) for task in TASKS}
@@ -145,7 +170,7 @@ def test_metrics_are_there_as_the_meds_tool_writes_them(done):
 
 def test_subgroups_are_those_of_the_people(done):
     _, plan, _, details, _ = done
-    known = evaluate_subgroups.attributes(plan)
+    known = evaluate_subgroups.attributes(plan, "all")
     held = predictions(plan, "readmission", "joint").join(known, on=KEYS)
     births = pl.read_parquet(plan.fit("all").folder / "subjects.parquet").select("subject_id", "birth_time")
     age = held.join(births, on="subject_id", maintain_order="left")
@@ -177,12 +202,23 @@ def test_label_fractions_are_fitted_for_the_last_binary_task(done):
     assert all(r["n_draws"] == 2 and r["n_patients"] < whole["joint"]["n_patients"] for r in half)
 
 
-def test_every_p_value_has_its_q_value(done):
-    _, _, records, *_ = done
+def test_every_p_value_of_a_candidate_has_its_q_value(done):
+    _, _, records, details, _ = done
     ends = {end: {(r["task"], r["model"], r["metric"][:-1]): r["value"] for r in records
                   if r["metric"].endswith(f"_difference_{end}")} for end in "pq"}  # fmt: skip
-    assert ends["p"] and set(ends["p"]) == set(ends["q"])
-    assert all(ends["q"][k] >= p for k, p in ends["p"].items() if p is not None)
+    assert {k for k in ends["p"] if "training_mean" not in k[1]} == set(ends["q"]) < set(ends["p"])
+    assert {m.removesuffix("_difference_") for *_, m in ends["q"]} >= {"auroc", "auprc", "brier", "ece", "rmse"}
+    sizes = {f["metric"]: f["tests"] for f in details["families"] if f["kind"] == "primary"}
+    assert sizes["rmse"] == sum(q is not None for (_, _, m), q in ends["q"].items() if m == "rmse_difference_")
+    tested = [r for r in details["subgroups"] if r["p"] is not None and r["attribute"] != "all"]
+    assert tested and all((r["q"] is None) == (r["model"].endswith("training_mean")) for r in tested)
+    assert all(q >= ends["p"][k] for k, q in ends["q"].items() if q is not None)
+    compared = {name.removesuffix("_difference_") for task, _, name in ends["p"] if task == "relapse"}
+    assert compared == {"c_index", "uno_c", "auc_90", "auc_200", "ibs", "ibs_skill"}
+    for metric in ("auc_90", "ibs"):
+        difference = value(records, "relapse", "joint - wear_only", f"{metric}_difference")
+        single = [value(records, "relapse", m, metric) for m in ("joint", "wear_only")]
+        assert difference == pytest.approx(single[0] - single[1], abs=1e-12)
 
 
 def test_weights_of_known_labels_undo_the_selection_by_censoring():
@@ -238,7 +274,7 @@ def test_probes_can_be_trained_as_in_the_paper(done):
     before, times = small_run.contents(plan.workdir.root), small_run.written_at(plan.workdir.root)
     config = config.copy_and_resolve_references()
     config.evaluate.update({"probe": "adam", "probe_seeds": (0, 1), "tasks": ("readmission",), "label_fractions": ()})
-    for name in ("gradient_boosting", "linear_table"):
+    for name in ("gradient_boosting", "boosting_counts", "linear_table", "age_sex"):
         del config.models[name]
     trained = small_run.plan_of(config, plan.workdir.root)
     evaluate.run(trained)
@@ -285,3 +321,109 @@ def test_further_seeds_of_the_networks_tell_their_spread(done):
         if len(aurocs) > 1:
             expected = pytest.approx(np.std(aurocs, ddof=1), abs=1e-9)
             assert value(found, "readmission", model, "auroc_seed_sd") == expected
+
+
+def follow_up(n=400, seed=0, end=np.inf):
+    """(FollowUp with a competing event, risk) of days; everybody is censored at `end`, and some before."""
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=n)
+    event, death = rng.exponential(200 * np.exp(-x)), rng.exponential(500, n)
+    stop = np.minimum(rng.uniform(0, 900, n), end)
+    time = np.minimum(np.minimum(event, death), stop)
+    return FollowUp(time, time == event, time == death), x
+
+
+def scored(held, risk, train, **options):
+    spec = TaskSpec("d", "t", "a", Resampling(200))
+    n = len(held.time_N)
+    curves = {m: np.exp(-np.exp(r - 5)[:, None] * [90.0, 300.0]) for m, r in risk.items()}
+    return evaluate_score.score_time(
+        spec, risk, held, evaluate_score.Cohort(np.arange(n)), train=survival.TrainingCurves.fit(train),
+        curves=PredictedCurves(np.array([90.0, 300.0]), curves), horizons=(90.0, 300.0), **options,
+    )  # fmt: skip
+
+
+def test_differences_of_auc_and_integrated_brier_have_intervals_and_p_values():
+    held, x = follow_up()
+    noise = np.random.default_rng(1).normal(size=(2, len(x)))
+    records = scored(held, {"a": x, "same": x.copy(), "worse": x + 3 * noise[0]}, follow_up(seed=1)[0])["records"]
+    found = {(r["model"], r["metric"]): r for r in records}
+    for metric in ("auc_90", "auc_300", "uno_c", "ibs", "ibs_skill"):
+        same, worse = (found[f"a - {m}", f"{metric}_difference"] for m in ("same", "worse"))
+        assert same["value"] == same["lo"] == same["hi"] == 0
+        assert found["a - same", f"{metric}_difference_p"]["value"] == 1
+        assert found["a - worse", f"{metric}_difference_p"]["value"] <= 0.02
+        better = worse["hi"] < 0 if metric == "ibs" else worse["lo"] > 0
+        assert better, metric
+        assert worse["value"] == pytest.approx(found["a", metric]["value"] - found["worse", metric]["value"])
+
+
+def test_curves_by_quartile_are_cumulative_incidences_under_competing_events():
+    held, x = follow_up()
+    found = scored(held, {"a": x}, held)
+    curves = [c for c in found["curves"] if c["kind"] == "kaplan_meier"]
+    assert len(curves) == 4 and all(c["n_competing"] > 0 for c in curves)
+    for q, curve in enumerate(curves):
+        rows = np.searchsorted(np.quantile(x, (0.25, 0.5, 0.75)), x, "left") == q
+        mine = held.of(rows)
+        expected = survival.aalen_johansen(mine.time_N, mine.code_N)(curve["x"])
+        np.testing.assert_allclose(curve["value"], expected, atol=1e-12)
+    decisions = {c["model"]: c for c in found["curves"] if c["kind"] == "decision"}
+    # treating everybody: the rate of events is the cumulative incidence at the horizon
+    rate = 1 - survival.aalen_johansen(held.time_N, held.code_N)(300.0)
+    expected = [rate - (1 - rate) * t / (1 - t) for t in decisions["treat_all"]["x"]]
+    np.testing.assert_allclose(decisions["treat_all"]["value"], expected, atol=1e-12)
+
+
+def test_tau_falls_back_to_where_training_people_are_under_observation():
+    """Without a horizon: events of held-out people after everybody in training was censored are outlived only."""
+    held, x = follow_up()
+    train, _ = follow_up(seed=1, end=250.0)
+    spec = TaskSpec("d", "t", resampling=Resampling(0))
+    fitted = survival.TrainingCurves.fit(train)
+    cohort = evaluate_score.Cohort(np.arange(len(x)))
+    records = evaluate_score.score_time(spec, {"a": x}, held, cohort, train=fitted)["records"]
+    assert value(records, "t", "a", "tau") == 250
+    assert 0.6 < value(records, "t", "a", "uno_c") < 1
+    assert (held.event_N & (held.time_N > 250)).any()
+    # a horizon behind it is no longer usable, and without a bound there is none to record
+    assert evaluate_score.usable_horizons((90, 250, 300), held, np.arange(len(x)), [train]) == [90]
+    unbounded = FollowUp(np.array([1.0, 900.0]), np.array([False, True]))
+    records = evaluate_score.score_time(
+        spec, {"a": x}, held, cohort, train=survival.TrainingCurves.fit(unbounded)
+    )["records"]  # fmt: skip
+    assert not [r for r in records if r["metric"] == "tau"]
+
+
+def test_horizons_with_too_few_people_who_have_had_the_event_are_left_out(caplog):
+    time, event = np.array([10.0, 20, 20, 50, 90]), np.array([1, 1, 1, 1, 0])
+    held, group = FollowUp(time, event), np.array([1, 2, 2, 3, 4])
+    with caplog.at_level("INFO"):
+        assert evaluate_score.usable_horizons((15, 30, 60), held, group, min_events=2) == [30, 60]
+    assert "horizon of 15 days left out: 1 people have the event by then" in caplog.text
+    assert evaluate_score.usable_horizons((30, 60), held, group, min_events=3) == [60]  # people, not rows
+
+
+def test_weighted_curves_of_a_binary_task_stand_for_everybody():
+    """Known labels alone hold too many events; their decision curve and quartiles are weighted."""
+    rng = np.random.default_rng(0)
+    n = 20_000
+    event_time, censor_time = rng.exponential(400, n), rng.exponential(300, n)
+    time, event = np.minimum(event_time, censor_time), event_time <= censor_time
+    y, known = survival.horizon_labels(time, event, 365.0)
+    factor = survival.horizon_factor(survival.censoring_survival(time, event), time, event, 365.0)[known]
+    task = TaskSpec("d", "t", resampling=Resampling(0), suppression=subgroups.Suppression(0, 0))
+    p, group = rng.random(known.sum()), np.arange(known.sum())
+    found = evaluate_score.score_binary(task, {"m": p}, y[known], evaluate_score.Cohort(group), known_factor_N=factor)
+    everybody = next(c for c in found["curves"] if c["model"] == "treat_all")
+    rate, t = np.mean(event_time <= 365), everybody["x"][10]
+    assert everybody["weighted"]
+    assert everybody["value"][10] == pytest.approx(rate - (1 - rate) * t / (1 - t), abs=0.02)
+    mine = FollowUp(time[known], event[known])
+    curves = evaluate_curves.by_quartile(task, "m", p, mine, group, factor)
+    naive = evaluate_curves.by_quartile(task, "m", p, mine, group)
+    for weighted, plain in zip(curves, naive, strict=True):
+        k = np.searchsorted(weighted["x"], 300)
+        truth = np.mean(event_time > weighted["x"][k])
+        assert weighted["value"][k] == pytest.approx(truth, abs=0.04)
+        assert plain["value"][k] < truth - 0.06

@@ -1,6 +1,7 @@
 """Fine-tuned models of the evaluate stage, on a small pretrained model."""
 
 import json
+import shutil
 
 import numpy as np
 import polars as pl
@@ -11,7 +12,7 @@ from ehrwear_jax.runtime import run_dir
 from ehrwear_jax.stages import evaluate, finetuned, predictors, runner, tasks
 
 pytestmark = pytest.mark.slow
-MODES = ("head", "lora")
+MODES = ("head", "lora", "scratch")
 STAGES = ("prepare", "pretrain", "embed", "evaluate")
 
 
@@ -24,7 +25,8 @@ def run(tmp_path_factory):
     frozen = small_run.plan_of(config, workdir)
     runner.run(frozen.config, workdir, STAGES)
     before = small_run.written_at(workdir), small_run.contents(workdir)
-    config.finetune.update({"modes": MODES, "steps": 4, "validate_every": 2, "batch_size": 4, "rank": 2})
+    config.finetune.update({"modes": MODES, "steps": 4, "validate_every": 2, "batch_size": 4, "rank": 2,
+                            "scratch_steps": 4})  # fmt: skip
     plan = small_run.plan_of(config, workdir)
     runner.run(plan.config, workdir, STAGES)
     return plan, evaluate.results(frozen)[0], evaluate.results(plan)[0], before
@@ -73,13 +75,29 @@ def test_predictions_are_those_that_fine_tuning_left(run, task):
             table[column].to_numpy(), saved["held_out"].astype(table[column].to_numpy().dtype)
         )
         assert len(saved["tuning"]) > 5 and np.isfinite(saved["tuning"]).all()
-        assert (about["n_trained"]["model"] > 0) == (mode == "lora")
+        assert (about["n_trained"]["model"] > 0) == (mode != "head")
         assert about["settings"]["modes"] == list(MODES) and about["last_step"] == 4
         looks = [x for x in run_dir.read_lines(folder / "metrics.jsonl") if "validation/loss/total" in x]
         losses = {x["step"]: x["validation/loss/total"] for x in looks}
         assert set(losses) == {0, 2, 4} and min(losses, key=losses.get) == about["best_step"]
-        if about["best_step"] == 0:  # then it is the frozen probe
+        if about["best_step"] == 0 and mode != "scratch":  # then it is the frozen probe
             np.testing.assert_allclose(table[column], frozen[column], rtol=1e-4, atol=1e-5)
+
+
+def test_from_scratch_no_pretrained_model_is_read(run, monkeypatch):
+    """Made again it is the same, where pretraining, embeddings and how the model was trained are out of reach."""
+    plan, *_ = run
+    task = tasks.read(plan, "readmission")
+    (fold,) = task.folds
+    made = finetuned.artifact(plan, task, fold, "joint", "scratch")
+    before = {k: v.tobytes() for k, v in np.load(made.folder / finetuned.PREDICTIONS).items()}
+    for name in ("pretrained", "embeddings"):
+        monkeypatch.setattr(plan, name, lambda *_, name=name: pytest.fail(f"asked for the {name}"))
+    small_run.interrupted(made, finetuned.PREDICTIONS)
+    (made.folder / "metrics.jsonl").unlink()
+    shutil.rmtree(made.folder / "checkpoints")
+    again = finetuned.predictions(plan, task, fold, "joint", "scratch")
+    assert {k: v.tobytes() for k, v in again.items()} == before
 
 
 def test_a_model_that_is_there_is_not_trained_again(run, monkeypatch):

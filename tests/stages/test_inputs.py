@@ -1,6 +1,7 @@
 """Raw inputs are read once: size and time of modification say whether again, or --verify does."""
 
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -85,6 +86,15 @@ def test_a_folder_that_is_gone_has_the_digest_that_it_had(folder, tmp_path):
     assert Inputs(known).digest(folder) == first
     with pytest.raises(FileNotFoundError, match="no such file or folder"):
         Inputs(known).digest(tmp_path / "never")
+
+
+def test_a_file_that_was_removed_is_no_part_of_what_is_remembered(folder, tmp_path):
+    known = tmp_path / "inputs.json"
+    Inputs(known).digest(folder)
+    (folder / "a").unlink()
+    without = Inputs(known).digest(folder)
+    shutil.rmtree(folder)
+    assert Inputs(known).digest(folder) == without
 
 
 def test_the_order_of_single_files_counts(folder, tmp_path):

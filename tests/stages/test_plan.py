@@ -1,5 +1,6 @@
 """What each artifact depends on: a change of the config makes others of these, and of nothing else."""
 
+import json
 import shutil
 
 import polars as pl
@@ -7,6 +8,7 @@ import pytest
 import small_run
 
 from ehrwear_jax.config import parse
+from ehrwear_jax.runtime import checkpoint_manifest
 from ehrwear_jax.stages import evaluate, interpret, predictors, prepare, report, tasks
 from ehrwear_jax.stages.plan import Plan
 from ehrwear_jax.stages.workdir import Workdir
@@ -135,7 +137,7 @@ OF_EHR = {"embeddings/ehr_only/all-seed0", "interpret/ehr_only", "interpret/late
     [
         ("models.joint.train", {"steps": 7}, {*OF_JOINT, *ALL_SCORES, "report"}),
         ("models.ehr_only.train", {"steps": 7}, {*OF_EHR, *ALL_SCORES, "report"}),
-        ("models.linear_table.codes", 4, {*(f"predictions/{t}/linear_table/None" for t in BOTH), *ALL_SCORES,
+        ("models.linear_table.features", "counts", {*(f"predictions/{t}/linear_table/None" for t in BOTH), *ALL_SCORES,
                                           "report"}),
         ("finetune.rank", 2, {"predictions/readmission/ehr_only_lora/0", "scores/readmission", "report"}),
         ("evaluate.n_resamples", 10, {*ALL_SCORES, *ALL_INTERPRETED, "report"}),
@@ -180,6 +182,43 @@ def test_inputs_that_lie_elsewhere_are_the_same_inputs(root, tmp_path):
     (tmp_path / "link").symlink_to(root)
     plans = [Plan(parse(small(r)), Workdir(tmp_path / "run")) for r in (root, tmp_path / "link")]
     assert of_data(plans[0]) | of_networks(plans[0]) == of_data(plans[1]) | of_networks(plans[1])
+
+
+def test_labels_are_identified_by_the_bytes_of_their_table(root, tmp_path):
+    config = small(root)
+    shutil.copytree(root / "labels", tmp_path / "labels")
+    config.data.labels_dir, config.finetune.tasks = str(tmp_path / "labels"), ()
+    one = of_results(Plan(parse(config), Workdir(root / "run")))
+    table = pl.read_parquet(root / "labels" / "readmission.parquet")
+    table.with_columns(~pl.col("boolean_value")).write_parquet(tmp_path / "labels" / "readmission.parquet")
+    other = of_results(Plan(parse(config), Workdir(root / "run")))
+    assert changed(one, other)[0] == {n for n in one if "readmission" in n or n == "report"} | {
+        f"interpret/{m}" for m in ("joint", "ehr_only", "wear_only", "late_fusion") if f"interpret/{m}" in one
+    }
+
+
+def test_another_key_of_pseudonyms_makes_other_tables(root, tmp_path):
+    config, digests = small(root), []
+    config.prepare.update({"pseudonymise": True, "key_file": str(tmp_path / "key")})
+    for key in ("a secret key of one kind", "a secret key of one kind", "a secret key of another kind"):
+        (tmp_path / "key").write_text(key)
+        digests.append(Plan(parse(config), Workdir(root / "run")).tables.digest)
+    assert digests[0] == digests[1] != digests[2]
+
+
+def test_a_model_started_from_another_depends_on_what_that_one_has_learned(root, tmp_path):
+    config, digests = small(root), []
+    config.train.init_from = str(tmp_path / "source")
+    for steps, value in (((), 0), ((4,), 1), ((4,), 1), ((4,), 2), ((4, 8), 3)):
+        for step in steps:
+            folder = tmp_path / "source" / "checkpoints" / str(step)
+            folder.mkdir(parents=True, exist_ok=True)
+            about = {"step": step, "leaves": {"params/w": [[1], "float32", value]}}
+            (folder / checkpoint_manifest.ABOUT).write_text(json.dumps(about))
+            checkpoint_manifest.seal(folder)
+        plan = Plan(parse(config), Workdir(root / "run"))
+        digests.append(plan.pretrained(plan.first("joint")).digest)
+    assert digests[1] == digests[2] and len(set(digests)) == 4
 
 
 def test_scores_depend_on_the_times_that_weights_of_censoring_are_made_of(root, tmp_path):

@@ -99,6 +99,15 @@ def test_a_workdir_has_one_writer_and_a_signal_ends_a_stage(work, config, tmp_pa
     assert not (tmp_path / "lease.json").exists()
 
 
+def test_fine_tuning_is_refused_of_several_processes_before_anything_is_done(work, config, tmp_path, monkeypatch):
+    """Its checkpoints would wait for processes that do not fine-tune."""
+    monkeypatch.setattr(runner.distributed, "several", lambda: True)
+    config.finetune.modes = ("head",)
+    with pytest.raises(ValueError, match="config.finetune.modes: fine-tuning is done by a job of one process"):
+        runner.run(parse(config), tmp_path, ALL)
+    assert work.take() == [] and not list(tmp_path.iterdir())
+
+
 def test_a_stage_that_stops_early_goes_on_where_it_was(work, config, tmp_path, caplog):
     work.pause = "pretrain"
     with caplog.at_level(logging.INFO):

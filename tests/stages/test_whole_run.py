@@ -24,7 +24,7 @@ from ehrwear_jax.training.optimizer import make_optimizer
 from ehrwear_jax.training.pretrain import make_task
 from ehrwear_jax.training.step import init_state
 
-TABULAR = {"readmission": {*small_run.TABLES}, "relapse": {"linear_table"}}
+TABULAR = {"readmission": {*small_run.TABLES}, "relapse": {*small_run.TABLES}}
 KEYS = ["subject_id", "prediction_time"]
 
 

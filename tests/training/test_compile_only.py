@@ -16,7 +16,7 @@ from ehrwear_jax.models.joint.config import Config, ContextConfig, NetworkConfig
 from ehrwear_jax.training import compile_only, sharding
 from ehrwear_jax.training.pretrain import Model
 
-CONTEXT = ContextConfig(tokens=8, context_tokens=8, windows=4, queries=2, events=2, future_windows=2, horizons=(30, 90),
+CONTEXT = ContextConfig(tokens=4, context_tokens=4, windows=4, queries=2, events=2, future_windows=2, horizons=(30, 90),
                         future_codes=4, history_tokens=3, patch_steps=3)  # fmt: skip
 PREPARE = PrepareConfig(channels=("a", "b"), window_hours=6, step_minutes=30)
 SMALL = NetworkConfig(width=8, n_layers=1, n_heads=2, mlp_width=16, token_width=4, time_features=8, wear_width=8,

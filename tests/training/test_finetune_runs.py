@@ -118,6 +118,14 @@ def test_two_runs_are_the_same_and_a_finished_one_does_nothing_more(source, whol
     assert lines(tmp_path) == before
 
 
+def test_a_run_goes_on_when_more_is_to_be_fine_tuned(source, whole):
+    """Which models, modes and tasks there are says nothing about how one of them is tuned."""
+    wider = dataclasses.replace(CONFIG, modes=("head", "lora"), tasks=("another",))
+    before = lines(whole[0])
+    assert_same_run(finetune.finetune(whole[0], source, wider, "lora"), whole[1])
+    assert lines(whole[0]) == before
+
+
 def test_other_labels_another_mode_or_other_options_cannot_go_on_in_its_folder(source, whole):
     flipped = source.times | {"train": source.times["train"].with_columns(~pl.col("boolean_value"))}
     for other, config, mode in (

@@ -26,7 +26,7 @@ MESHES = {
     "mixed": (1, 2, 2, 2),
 }
 ROWS, STEPS = 8, 20
-CONTEXT = ContextConfig(tokens=8, context_tokens=8, windows=4, queries=3, events=3, future_windows=2, horizons=(30, 90),
+CONTEXT = ContextConfig(tokens=4, context_tokens=4, windows=4, queries=3, events=3, future_windows=2, horizons=(30, 90),
                         future_codes=4, history_tokens=2, patch_steps=2)  # fmt: skip
 PREPARE = PrepareConfig(channels=("a", "b"), window_hours=6, step_minutes=90)
 NETWORK = NetworkConfig(width=16, n_layers=2, n_heads=2, mlp_width=32, token_width=8, time_features=8, wear_width=8,

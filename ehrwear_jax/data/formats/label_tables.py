@@ -2,7 +2,8 @@
 
 A task is one file, or a folder of shards at any depth as ACES writes them. MEDS 0.4 has subject_id, prediction_time and
 one value column; 0.3.3 has all four, nullable, of which one is used. The survival schema (time_to_event_days,
-event_observed) is ours: MEDS has none.
+event_observed) is ours: MEDS has none. It may have a further column, competing_event: the person died, or had another
+competing event, at time_to_event_days and before the event, which can then not come any more. Without it nobody had.
 """
 
 from pathlib import Path
@@ -21,6 +22,7 @@ VALUE_TYPES: parquet.Schema = {
 }
 BINARY_LABEL_SCHEMA: parquet.Schema = {**_KEYS, "boolean_value": pl.Boolean}
 SURVIVAL_LABEL_SCHEMA: parquet.Schema = {**_KEYS, "time_to_event_days": pl.Float64, "event_observed": pl.Boolean}
+COMPETING = "competing_event"
 _ARROW_TYPES = {
     "subject_id": pa.int64(),
     "prediction_time": pa.timestamp("us"),
@@ -30,18 +32,19 @@ _ARROW_TYPES = {
     "categorical_value": pa.string(),
     "time_to_event_days": pa.float64(),
     "event_observed": pa.bool_(),
+    COMPETING: pa.bool_(),
 }
 
 
 def _used_columns(labels: pl.DataFrame, source: str | Path) -> list[str]:
-    """The value columns of the table: one of VALUE_TYPES, or the two of the survival schema."""
+    """The value columns of the table: one of VALUE_TYPES, or those of the survival schema."""
     survival = [c for c in ("time_to_event_days", "event_observed") if c in labels.columns]
     there = [c for c in VALUE_TYPES if c in labels.columns]
     filled = [c for c in there if labels[c].null_count() < labels.height]
     if survival and filled:
         raise ValueError(f"{source}: holds both {filled[0]} and {survival[0]}")
     if survival:
-        return list(SURVIVAL_LABEL_SCHEMA)[2:]
+        return list(SURVIVAL_LABEL_SCHEMA)[2:] + ([COMPETING] if COMPETING in labels.columns else [])
     if not there:
         raise ValueError(
             f"{source}: column 'boolean_value' (or integer_value, float_value, categorical_value, or "
@@ -56,11 +59,12 @@ def validate_labels(labels: pl.DataFrame, source: str | Path) -> pl.DataFrame:
     """Checks labels; returns subject_id, prediction_time and the value column(s) in use.
 
     Raises:
-      ValueError: no value column or several in use; a null; a value that is not finite; a negative time to event; a
-        repeated (subject_id, prediction_time).
+      ValueError: no value column or several in use; a null; a value that is not finite; a negative time to event; an
+        event and a competing one in a row; a repeated (subject_id, prediction_time).
     """
     used = _used_columns(labels, source)
-    schema = SURVIVAL_LABEL_SCHEMA if len(used) == 2 else _KEYS | {used[0]: VALUE_TYPES[used[0]]}
+    of_type = VALUE_TYPES | SURVIVAL_LABEL_SCHEMA | {COMPETING: pl.Boolean}
+    schema: parquet.Schema = _KEYS | {name: of_type[name] for name in used}
     labels = parquet.normalise(labels, schema, source)
     parquet.require_not_null(labels, labels.columns, source)
     for column in {"time_to_event_days", "float_value"}.intersection(used):
@@ -70,6 +74,9 @@ def validate_labels(labels: pl.DataFrame, source: str | Path) -> pl.DataFrame:
         if bad.any():
             row = parquet.first_true(bad)
             raise ValueError(f"{source}: row {row}: column '{column}' is {labels[column][row]}, must be {what}")
+    if COMPETING in used and (both := labels["event_observed"] & labels[COMPETING]).any():
+        row = parquet.first_true(both)
+        raise ValueError(f"{source}: row {row}: event_observed and {COMPETING} are both true; the first event decides")
     repeated = labels.select(list(_KEYS)).is_duplicated()
     if repeated.any():
         row = parquet.first_true(repeated)
@@ -136,6 +143,8 @@ def read_labels(path: Path | list[Path]) -> pl.DataFrame:
     filled = [(p, shard) for p, shard in zip(paths, shards, strict=True) if shard.height]
     if not filled:
         return shards[0]
+    if any(COMPETING in shard.columns for _, shard in filled):
+        filled = [(p, _with_competing(shard)) for p, shard in filled]
     first_path, first = filled[0]
     for p, shard in filled:
         if shard.columns != first.columns:
@@ -148,3 +157,10 @@ def read_labels(path: Path | list[Path]) -> pl.DataFrame:
             f"{row['file']}: subject {row['subject_id']} at {row['prediction_time']} has a label in another file too"
         )
     return whole.drop("file")
+
+
+def _with_competing(table: pl.DataFrame) -> pl.DataFrame:
+    """Survival labels with the column competing_event: nobody had any where it is missing."""
+    if COMPETING in table.columns or "event_observed" not in table.columns:
+        return table
+    return table.with_columns(pl.lit(False).alias(COMPETING))

@@ -2,9 +2,10 @@
 
 Writes MEDS 0.4; reads MEDS 0.3.3 and 0.4, with shards at any depth below `data/`. The schemas are
 those of the Medical Event Data Standard (https://github.com/Medical-Event-Data-Standard/meds). The
-checks of events are in meds_checks.py, label tables in label_tables.py. Two optional files are ours:
-`metadata/subject_groups.parquet` (the unit of splitting and of the bootstrap) and
-`metadata/subject_folds.parquet` (out-of-fold evaluation).
+checks of events are in meds_checks.py, label tables in label_tables.py. Three optional files are ours:
+`metadata/subject_groups.parquet` (the unit of splitting and of the bootstrap),
+`metadata/subject_folds.parquet` (out-of-fold evaluation) and `metadata/subject_followup.parquet`
+(who was observed when, see data/labels/followup.py).
 """
 
 import dataclasses

@@ -18,6 +18,7 @@ class Stretch(NamedTuple):
       channel: name.
       values_N: float [N] in the channel's unit; NaN: missing.
       device: name; None: not known.
+      utc_offset_minutes: what the local clock shows beyond start_us; None: not known.
     """
 
     start_us: int
@@ -25,6 +26,7 @@ class Stretch(NamedTuple):
     channel: str
     values_N: np.ndarray
     device: str | None = None
+    utc_offset_minutes: int | None = None
 
 
 def sample_edges(start_us: int, rate_hz: float, n: int) -> np.ndarray:

@@ -2,8 +2,15 @@
 
 One row is one recorded stretch of one channel at a fixed rate:
 subject_id i64 | start_time timestamp[us] | sample_rate_hz f64 | channel str | values list<f32>
-(NaN: missing) | unit str | device str (nullable). Sample k of a row was taken at
-start_time + k / sample_rate_hz. Files lie at any depth below the folder, for instance one folder
+(NaN: missing) | unit str | device str (nullable) | utc_offset_minutes i16 (nullable; the column may be absent).
+Sample k of a row was taken at start_time + k / sample_rate_hz.
+
+Clocks: where a row has utc_offset_minutes (-840 to 840), its start_time is in UTC, and the clock at the place shows
+start_time + utc_offset_minutes; without, start_time is the clock at the place. Windows end at fixed times of the clock
+of start_time, on which MEDS events are to be too; nights, hours of the day and ages use the local one
+(signals/local_time.py).
+
+Files lie at any depth below the folder, for instance one folder
 per split; `metadata/channels.parquet` declares the channels. Rows of a subject are contiguous, in
 one file. Stretches may overlap, also those of one channel; see signals/overlap.py for what is then used.
 `python -m ehrwear_jax.data.formats.wearable_validate DIR` checks a folder.
@@ -103,18 +110,20 @@ def read_subjects(
 
 
 def stretches(rows: pl.DataFrame) -> list[Stretch]:
-    """One person's rows (ROW_SCHEMA) as arrays, values float32."""
+    """One person's rows (ROW_SCHEMA, perhaps with OFFSET) as arrays, values float32."""
+    known = wearable_checks.OFFSET in rows.columns
     parts = zip(
         rows["start_time"].to_physical(),
         rows["sample_rate_hz"],
         rows["channel"],
         rows["values"],
         rows["device"],
+        rows[wearable_checks.OFFSET] if known else [None] * rows.height,
         strict=True,
     )
     return [
-        Stretch(start_us, rate_hz, channel, values.to_numpy(), device)
-        for start_us, rate_hz, channel, values, device in parts
+        Stretch(start_us, rate_hz, channel, values.to_numpy(), device, offset)
+        for start_us, rate_hz, channel, values, device, offset in parts
     ]
 
 

@@ -20,6 +20,9 @@ ROW_SCHEMA: parquet.Schema = {
     "unit": pl.String,
     "device": pl.String,
 }
+# A table may have this column too: minutes to add to start_time, which is then in UTC, for the clock at the place.
+OFFSET = "utc_offset_minutes"
+OFFSETS = (-14 * 60, 14 * 60)  # those of all time zones
 CHANNEL_SCHEMA: parquet.Schema = {
     "channel": pl.String,
     "unit": pl.String,
@@ -35,6 +38,7 @@ ARROW_TYPES = {
     "values": pa.list_(pa.float32()),
     "unit": pa.string(),
     "device": pa.string(),
+    OFFSET: pa.int16(),
     "description": pa.string(),
     "valid_min": pa.float64(),
     "valid_max": pa.float64(),
@@ -45,12 +49,13 @@ _DAYS_AT_MOST = 366_000  # a longer stretch lies outside any bounds, and its end
 
 
 def normalise(rows: pl.DataFrame, source: str | Path) -> pl.DataFrame:
-    """The columns of ROW_SCHEMA with its dtypes; ValueError for a missing column or another type."""
+    """The columns of ROW_SCHEMA, and OFFSET where it is; ValueError for a missing column or another type."""
     if "values" in rows.columns and isinstance(rows.schema["values"], pl.Array):
         rows = rows.with_columns(pl.col("values").arr.to_list())
     if "values" in rows.columns and not isinstance(rows.schema["values"], pl.List | pl.Null):
         raise ValueError(f"{source}: column 'values' is {rows.schema['values']}, expected a list of numbers")
-    return parquet.normalise(rows, ROW_SCHEMA, source, optional=("device",))
+    schema = ROW_SCHEMA | ({OFFSET: pl.Int16} if OFFSET in rows.columns else {})
+    return parquet.normalise(rows, schema, source, optional=("device",))
 
 
 def fill_missing(rows: pl.DataFrame) -> pl.DataFrame:
@@ -88,6 +93,28 @@ def convert_units(rows: pl.DataFrame, channels: pl.DataFrame) -> pl.DataFrame:
     return rows
 
 
+def _channel_faults(rows: pl.DataFrame, channels: pl.DataFrame, convertible: bool) -> list[tuple]:
+    """(column, which rows, reason) of channels that are not declared, and of other units than the declared ones."""
+    unit = pl.col("channel").replace_strict(
+        channels["channel"].to_list(), channels["unit"].to_list(), default=None, return_dtype=pl.String
+    )
+    other = pl.col("unit") != unit
+    for name, its_unit, *_ in _other_units(rows, channels) if convertible else ():
+        other &= ~((pl.col("channel") == name) & (pl.col("unit") == its_unit))
+    return [
+        (
+            "channel",
+            pl.col("channel").is_not_null() & unit.is_null(),
+            pl.format("channel '{}' is not in metadata/channels.parquet", "channel"),
+        ),
+        (
+            "unit",
+            other,
+            pl.format("'{}' is not '{}', the unit of channel '{}'", "unit", unit, "channel"),
+        ),
+    ]
+
+
 def row_faults(
     rows: pl.DataFrame, channels: pl.DataFrame | None, bounds: TimeBounds | None, convertible: bool = False
 ) -> pl.DataFrame:
@@ -113,25 +140,12 @@ def row_faults(
         ("values", n == 0, pl.lit("holds no sample")),
         ("values", infinite, pl.lit("holds an infinite sample")),
     ]
+    if OFFSET in rows.columns:
+        low, high = OFFSETS
+        reason = pl.format("{} minutes, must lie between {} and {}", OFFSET, pl.lit(low), pl.lit(high))
+        faults.append((OFFSET, ~pl.col(OFFSET).is_between(low, high), reason))
     if channels is not None:
-        unit = pl.col("channel").replace_strict(
-            channels["channel"].to_list(), channels["unit"].to_list(), default=None, return_dtype=pl.String
-        )
-        other = pl.col("unit") != unit
-        for name, its_unit, *_ in _other_units(rows, channels) if convertible else ():
-            other &= ~((pl.col("channel") == name) & (pl.col("unit") == its_unit))
-        faults += [
-            (
-                "channel",
-                pl.col("channel").is_not_null() & unit.is_null(),
-                pl.format("channel '{}' is not in metadata/channels.parquet", "channel"),
-            ),
-            (
-                "unit",
-                other,
-                pl.format("'{}' is not '{}', the unit of channel '{}'", "unit", unit, "channel"),
-            ),
-        ]
+        faults += _channel_faults(rows, channels, convertible)
     if bounds is not None:
         days = (n.cast(pl.Float64) - 1) / rate / 86_400
         faults += [("start_time", which, pl.lit(reason)) for which, reason in bounds.outside("start_time")]
@@ -163,13 +177,13 @@ def validate_rows(rows: pl.DataFrame, source: str | Path, channels: pl.DataFrame
     A null inside `values` means missing and becomes NaN.
 
     Args:
-      rows: any frame with the columns of ROW_SCHEMA (`device` may be absent).
+      rows: any frame with the columns of ROW_SCHEMA (`device` may be absent), and perhaps OFFSET.
       source: file or words for the error messages.
       channels: if given, as read_channels returns; channel and unit must agree with it.
 
     Raises:
       ValueError: a missing column or impossible dtype; a null; a rate that is not positive and
-        finite; no samples; an infinite sample; an undeclared channel; a unit other than the
+        finite; no samples; an infinite sample; an offset beyond OFFSETS; an undeclared channel; a unit other than the
         channel's; a subject whose rows are not contiguous.
     """
     rows = normalise(rows, source)
@@ -194,13 +208,14 @@ def screen(
       first_row: number in the file of the first of `rows`.
 
     Returns:
-      (rows, quarantined): ROW_SCHEMA, and file, row, column, reason (the first fault of the row), subject_id,
-      start_time, sample_rate_hz, channel, unit, device, n_samples.
+      (rows, quarantined): ROW_SCHEMA and perhaps OFFSET, and file, row, column, reason (the first fault of the row),
+      subject_id, start_time, sample_rate_hz, channel, unit, device, perhaps OFFSET, n_samples.
 
     Raises:
       ValueError: a missing column or impossible dtype.
     """
     rows = normalise(rows, source)
+    columns = rows.columns
     faults = row_faults(rows, channels, bounds, convertible=True).unique("row", keep="first", maintain_order=True)
     rows = rows.with_row_index("row").with_columns(pl.col("row").cast(pl.Int64))
     bad = faults.select("row", "column", "reason").join(rows, on="row", how="inner", maintain_order="left")
@@ -209,8 +224,8 @@ def screen(
         pl.col("row") + first_row,
         "column",
         "reason",
-        *(c for c in ROW_SCHEMA if c != "values"),
+        *(c for c in columns if c != "values"),
         pl.col("values").list.len().cast(pl.Int64).alias("n_samples"),
     )
     good = rows.join(faults, on="row", how="anti", maintain_order="left")
-    return fill_missing(convert_units(good.select(list(ROW_SCHEMA)), channels)), bad
+    return fill_missing(convert_units(good.select(columns), channels)), bad

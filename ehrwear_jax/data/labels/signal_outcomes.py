@@ -4,6 +4,9 @@ A label at time t uses only samples that begin at or after t and end within the 
 the input, which knows a sample at its end, has none of it. A person gets a label only with enough usable days in the
 period, and prediction times only where they wore something around them (paper, sections 4.1 and A.3: targets come from
 the device). That selects by later wear, as any target from a device does.
+
+Nights, hours of the day and calendar days are those of the local clock, where stretches have offsets; periods and
+prediction times are on the clock of start_time.
 """
 
 from pathlib import Path
@@ -18,7 +21,7 @@ from ehrwear_jax.data.formats.meds_checks import TimeBounds
 from ehrwear_jax.data.formats.parquet import Schema
 from ehrwear_jax.data.formats.stretches import Limits, Stretch, sample_edges
 from ehrwear_jax.data.formats.times import DAY_US, MINUTE_US
-from ehrwear_jax.data.signals import derived_features, grid, rest_activity, rhythm
+from ehrwear_jax.data.signals import derived_features, grid, local_time, rest_activity, rhythm
 
 LABEL_SCHEMA: Schema = {"subject_id": pl.Int64, "prediction_time": pl.Datetime("us"), "float_value": pl.Float32}
 _RHYTHM = {
@@ -113,7 +116,9 @@ def label(
     if "hrv_rmssd" in config.measures:
         out["hrv_rmssd"] = _hrv(rows, begin_us, end_us, config, limits)
     if set(config.measures) - {"hrv_rmssd"}:
-        out |= _of_activity(rows, begin_us, end_us, config, limits)
+        shift_us = [(row.utc_offset_minutes or 0) * MINUTE_US for row in rows] or [0]
+        local = local_time.on_local_clock(rows), begin_us + min(shift_us), end_us + max(shift_us)
+        out |= _of_activity(*local, config, limits)
     return {name: out[name] for name in config.measures}
 
 
@@ -163,13 +168,15 @@ def _hrv(rows: list[Stretch], begin_us: int, end_us: int, config: PhysiologyConf
 def _of_activity(
     rows: list[Stretch], begin_us: int, end_us: int, config: PhysiologyConfig, limits: Limits
 ) -> dict[str, float]:
-    """The measures of sleep, rest and rhythm."""
+    """The measures of sleep, rest and rhythm; rows, and where they lie, on the local clock."""
     channels = [c for c in (config.activity_channel, config.heart_rate_channel) if c]
     value_TxC = _by_minute(rows, channels, begin_us, end_us, limits)
     counts_T = value_TxC[:, 0].astype(np.float64)
     heart_T = value_TxC[:, -1] if config.heart_rate_channel else np.full(len(counts_T), np.nan)
     if config.non_wear_minutes:
-        off_T = rest_activity.non_wear_counts(counts_T, config.non_wear_minutes) & ~np.isfinite(heart_T)
+        # a minute with a heart rate counts like one with movement, as in signals/non_wear.py
+        moved_T = np.where(np.isfinite(heart_T) & (counts_T == 0), 1.0, counts_T)
+        off_T = rest_activity.non_wear_counts(moved_T, config.non_wear_minutes)
         counts_T = np.where(off_T, np.nan, counts_T)
     out: dict[str, float] = {}
     asleep_T = rest_activity.asleep_counts(counts_T, config.counts_scale, config.counts_cap)

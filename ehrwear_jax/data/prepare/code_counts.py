@@ -23,9 +23,13 @@ SCALES = pl.Schema(
         "up_to": pl.List(pl.Int64),
         "range_cut": pl.List(pl.Float64),
         "range_up_to": pl.List(pl.Int64),
+        "n_beyond": pl.Int64(),
     }
 )
 PERMILLES = 1000
+FENCE = 10.0
+# shares between which normal values spread over so many standard deviations
+_SPREADS = ((0.25, 0.75, 1.348980), (0.1, 0.9, 2.563103), (0.05, 0.95, 3.289707))
 
 
 def count_codes(events: pl.DataFrame) -> pl.DataFrame:
@@ -100,16 +104,39 @@ def nearest_ranks(share_Q: np.ndarray, n: int) -> np.ndarray:
     return np.floor(share_Q * (n - 1) + 0.5).astype(np.int64)
 
 
-def scales(values: pl.DataFrame, ranges: Mapping[int, list[float]] | None = None) -> pl.DataFrame:
-    """SCALES of the codes that have values.
+def bounds(value_K: np.ndarray, up_to_K: np.ndarray, fence: float) -> tuple[float, float]:
+    """Between which values are taken as they are when mean and standard deviation are fitted; beyond, as the bound.
 
-    std is that of a sample (n - 1), 0 of one value. quantile holds the distinct values of the ranks (`nearest_ranks`)
-    of 1 to 999 permille, up_to the number of values that are at most each, from which the quantiles of any number of
-    bins that divides 1000, and the values in each, follow exactly (`bin_cuts`). range_cut and range_up_to hold the
-    same of the inner bounds of a code's clinical ranges, null where it has none.
+    The bounds lie `fence` robust standard deviations from the median. That is the largest of the distances between the
+    quantiles of 25 and 75, 10 and 90, and 5 and 95%, each over what it is of a standard normal distribution: less than
+    5% of the values on a side, whatever they are, cannot widen it, and a long tail with more of them keeps its width.
+    Values of which 90% are alike have no such scale and no bounds.
 
     Args:
-      values: VALUES of all shards, by (code_id, value). ranges: {code_id: inner bounds, increasing}.
+      value_K: distinct values, increasing. up_to_K: how many values are at most each. fence: 0: no bounds.
+    """
+    share_Q = np.array([0.5, *(share for low, high, _ in _SPREADS for share in (low, high))])
+    rank_Q = nearest_ranks(share_Q, int(up_to_K[-1]))
+    middle, *ends = value_K[np.searchsorted(up_to_K, rank_Q, side="right")].tolist()
+    scale = max((high - low) / s for low, high, (_, _, s) in zip(ends[::2], ends[1::2], _SPREADS, strict=True))
+    if not scale > 0 or not fence:
+        return -np.inf, np.inf
+    return middle - fence * scale, middle + fence * scale
+
+
+def scales(
+    values: pl.DataFrame, ranges: Mapping[int, list[float]] | None = None, fence: float = FENCE
+) -> pl.DataFrame:
+    """SCALES of the codes that have values.
+
+    mean and std are those of values within `bounds`: one that was mistyped would else make all others alike; n_beyond
+    values are beyond. std is that of a sample (n - 1), 0 of one value. quantile holds the distinct values of the ranks
+    (`nearest_ranks`) of 1 to 999 permille, up_to the number of values that are at most each, from which the quantiles
+    of any number of bins that divides 1000, and the values in each, follow exactly (`bin_cuts`). range_cut and
+    range_up_to hold the same of the inner bounds of a code's clinical ranges, null where it has none.
+
+    Args:
+      values: VALUES of all shards, by (code_id, value). ranges: {code_id: inner bounds, increasing}. fence: see bounds.
     """
     rows, begin = [], 0
     share_Q = np.arange(1, PERMILLES) / PERMILLES
@@ -119,13 +146,16 @@ def scales(values: pl.DataFrame, ranges: Mapping[int, list[float]] | None = None
         begin += length
         up_to_K = np.cumsum(n_K)
         total = int(up_to_K[-1])
-        mean = float((value_K * n_K).sum() / total)
-        std = float(np.sqrt((n_K * (value_K - mean) ** 2).sum() / (total - 1))) if total > 1 else 0.0
+        low, high = bounds(value_K, up_to_K, fence)
+        within_K = np.clip(value_K, low, high)
+        beyond = int(n_K[within_K != value_K].sum())
+        mean = float((within_K * n_K).sum() / total)
+        std = float(np.sqrt((n_K * (within_K - mean) ** 2).sum() / (total - 1))) if total > 1 else 0.0
         at = np.unique(np.searchsorted(up_to_K, nearest_ranks(share_Q, total), side="right"))
         cuts, below = (ranges or {}).get(code_id), None
         if cuts:
             below = np.append(0, up_to_K)[np.searchsorted(value_K, cuts, side="right")].tolist()
-        rows.append((code_id, mean, std, value_K[at].tolist(), up_to_K[at].tolist(), cuts or None, below))
+        rows.append((code_id, mean, std, value_K[at].tolist(), up_to_K[at].tolist(), cuts or None, below, beyond))
     return pl.DataFrame(rows, SCALES, orient="row")
 
 

@@ -21,7 +21,15 @@ from ehrwear_jax.data import ages, store
 from ehrwear_jax.data.formats import meds
 from ehrwear_jax.data.formats import parquet as parquet_lib
 from ehrwear_jax.data.formats.parquet import write_frame, write_json
-from ehrwear_jax.data.prepare import code_table, deidentify, pretraining, record_shards, statistics, workers
+from ehrwear_jax.data.prepare import (
+    code_table,
+    deidentify,
+    pretraining,
+    record_shards,
+    signal_statistics,
+    statistics,
+    workers,
+)
 from ehrwear_jax.data.prepare import output_manifest as manifest
 from ehrwear_jax.data.prepare.division import Division, divide
 from ehrwear_jax.data.prepare.events import prepare_events
@@ -208,9 +216,9 @@ def fit_split(
 
     Writes subjects.parquet (that of the tables with the division's split, see divide), subject_statistics.parquet
     (statistics.SUBJECT_STATISTICS), code_statistics.parquet (statistics.CODE_STATISTICS), text_statistics.parquet
-    (code_counts.TEXT_COUNTS), signal_statistics.json (statistics.fit_signals), meta.json (the options min_subjects,
-    value_bins, min_values, min_text_subjects, and the cut-off) and manifest.json; where not everybody or everything is
-    pretrained on, pretraining.parquet (pretraining.py).
+    (code_counts.TEXT_COUNTS), signal_statistics.json (signal_statistics.fit_signals), meta.json (the options
+    min_subjects, value_bins, min_values, min_text_subjects, and the cut-off) and manifest.json; where not everybody or
+    everything is pretrained on, pretraining.parquet (pretraining.py).
 
     Args:
       tables_dir, records_dir: written by prepare_tables and prepare_records.
@@ -238,10 +246,12 @@ def fit_split(
             codes, texts = statistics.fit_codes(tables, records, out, config, units, pool)
             frequent = texts.filter(pl.col("subjects") >= config.min_subjects)["text_id"]
             people, counts = statistics.fit_subjects(tables, records, out, codes, frequent, pool)
-            signals = statistics.fit_signals(tables, out, config, pool)
+            signals = signal_statistics.fit_signals(tables, out, config, pool)
         for name, table in zip(_FITTED, (people, codes, texts), strict=False):
             write_frame(table, out / name)
         write_json(signals, out / "signal_statistics.json")
+        n, beyond = sum(signals["n_values"]), sum(signals["n_beyond"])
+        counts["samples of signals"] = {"in": n, "out": {"within bounds": n - beyond, "beyond": beyond}}
         written = [out / name for name in (*_FITTED, "subjects.parquet", "meta.json")]
         if "pretraining" in subjects.columns:
             counts |= pretraining.write(records, out)
@@ -266,4 +276,13 @@ def _fit_steps(counts, config):
         reason = f"texts that fewer than {config.min_subjects} training patients have"
         steps.append({"step": "text results that are frequent", "n": of_text["frequent"],
                       "dropped": of_text["not frequent"], "reason": reason})  # fmt: skip
+        held, reason = counts["text results of held-out people"]["out"], f"{reason}: the code alone is their token"
+        steps.append({"step": "text results of held-out people that are frequent", "n": held["frequent"],
+                      "dropped": held["not frequent"], "reason": reason})  # fmt: skip
+    for kind, of in (("values", "code"), ("samples of signals", "channel")):
+        if counts[kind]["in"]:
+            out = counts[kind]["out"]
+            reason = "none is left out: those beyond, {:,}, count as at that distance when the scale is fitted"
+            steps.append({"step": f"training {kind} within {config.value_fence:g} robust SD of their {of}'s median",
+                          "n": out["within bounds"], "dropped": 0, "reason": reason.format(out["beyond"])})  # fmt: skip
     return steps

@@ -10,19 +10,20 @@ from ehrwear_jax.config.data import PrepareConfig
 from ehrwear_jax.data.formats import meds, meds_checks
 from ehrwear_jax.data.formats.parquet import shard_names, write_frame, write_json
 from ehrwear_jax.data.formats.quarantine import count_reasons, quarantine_counts, set_aside
-from ehrwear_jax.data.formats.times import DAY_US
-from ehrwear_jax.data.prepare import deidentify, harmonise, specs, texts, workers
+from ehrwear_jax.data.prepare import date_only, deidentify, harmonise, specs, texts, workers
 from ehrwear_jax.data.prepare import output_manifest as manifest
 
-LAST_MICROSECOND = DAY_US - 1
 _DROPPED = {"birth": "birth rows", "administrative": "administrative rows", "beyond the cap": "beyond the cap"}
 
 
-def harmonise_events(events: pl.DataFrame, config: PrepareConfig) -> tuple[pl.DataFrame, pl.DataFrame, pl.DataFrame]:
+def harmonise_events(
+    events: pl.DataFrame, config: PrepareConfig, without_times: pl.Series | None = None
+) -> tuple[pl.DataFrame, pl.DataFrame, pl.DataFrame]:
     """Known times and input codes of one MEDS shard.
 
     Args:
-      events: as meds.read_shard returns.
+      events: as meds.read_shard returns. without_times: codes that carry dates alone, see
+        date_only.names; None: none.
 
     Returns:
       (events, births, ends): events to learn from; MEDS_BIRTH per subject; last known follow-up per subject.
@@ -34,14 +35,7 @@ def harmonise_events(events: pl.DataFrame, config: PrepareConfig) -> tuple[pl.Da
         .agg(pl.col("time").min().alias("birth_time"))
     )
     timed = events.filter(~is_birth)
-    if config.date_only_at_day_end:
-        midnight = pl.col("time") == pl.col("time").dt.truncate("1d")
-        timed = timed.with_columns(
-            pl.when(midnight)
-            .then(pl.col("time") + pl.duration(microseconds=LAST_MICROSECOND))
-            .otherwise(pl.col("time"))
-            .alias("time")
-        )
+    timed = timed if without_times is None else date_only.at_day_end(timed, without_times)
     ends = timed.group_by("subject_id").agg(
         pl.col("time").max().alias("end_time"), pl.col("code").str.starts_with(meds.DEATH_CODE).any().alias("died")
     )
@@ -60,7 +54,9 @@ def prepare_events(
     deidentifier: deidentify.Deidentifier,
     pool: workers.Pool,
 ) -> tuple[list[dict], dict[str, dict], dict[str, dict]]:
-    """Writes OUT/texts.parquet, and OUT/events/ and OUT/people/, one file each per shard, or per piece of a large one.
+    """Writes OUT/date_only.parquet, OUT/texts.parquet, and OUT/events/ and OUT/people/.
+
+    The last two hold one file per shard, or per piece of a large one.
 
     events/NAME.parquet: subject_id, time (null: static), code, numeric_value, text_value (a category of texts.py, null
     where there is none), by subject and time.
@@ -76,8 +72,10 @@ def prepare_events(
     mapping = harmonise.read_mapping(
         config.mapping_files, harmonise.dataset_units(Path(meds_dir) / "metadata" / "codes.parquet")
     )
+    decided = date_only.prepared(shards, names, out, config, pool)
     work = functools.partial(
         _one_shard,
+        without_times=date_only.names(decided),
         out=out,
         quarantine=quarantine,
         config=config,
@@ -91,11 +89,16 @@ def prepare_events(
     reasons = manifest.add_up(t["reasons"] for t in tallies)
     rows = {"in": total["read"], "out": {key: total[key] for key in ("kept", *_DROPPED)} | reasons}
     of_text = {"in": total["text only"], "out": {key: total[key] for key in ("categories", "not frequent")}}
-    files = manifest.merge_files(tallies) | manifest.fingerprints(out, [out / "texts.parquet"])
-    return _steps(total, reasons, config), {"EHR rows": rows, "text results": of_text}, files
+    by_code = pl.read_parquet(out / "texts_by_code.parquet").select("n_texts", "n_kept").sum().row(0, named=True)
+    n_texts = {"in": by_code["n_texts"], "out": {"categories": by_code["n_kept"]}}
+    n_texts["out"]["not frequent"] = by_code["n_texts"] - by_code["n_kept"]
+    made = [out / name for name in ("texts.parquet", "texts_by_code.parquet", "date_only.parquet")]
+    files = manifest.merge_files(tallies) | manifest.fingerprints(out, made)
+    steps = _steps(total, reasons, n_texts["out"], config) + _midnight_steps(total, decided)
+    return steps, {"EHR rows": rows, "text results": of_text, "texts": n_texts}, files
 
 
-def _steps(total, reasons, config):
+def _steps(total, reasons, n_texts, config):
     """What became of the rows, for the log."""
     dropped, n_aside = sum(total[key] for key in _DROPPED), sum(reasons.values())
     capped = f" + {total['beyond the cap']:,} beyond the cap per code and day" if config.max_per_day else ""
@@ -113,18 +116,36 @@ def _steps(total, reasons, config):
         "dropped": total["not frequent"],
         "reason": f"kept without their text, which fewer than {config.min_text_subjects} people have for the code",
     }
-    steps = [kept, *([mapped] if config.mapping_files else []), *([of_text] if total["text only"] else [])]
+    categories = {
+        "step": "texts of codes that are categories",
+        "n": n_texts["categories"],
+        "dropped": n_texts["not frequent"],
+        "reason": f"fewer than {config.min_text_subjects} people have them; per code: texts_by_code.parquet",
+    }
+    in_texts = [of_text, categories] if total["text only"] else []
+    steps = [kept, *([mapped] if config.mapping_files else []), *in_texts]
     return steps + quarantine_counts("EHR", reasons)
 
 
-def _one_shard(job, out, quarantine, config, deidentifier, mapping, frequent):
+def _midnight_steps(total, decided):
+    """What became of rows at midnight."""
+    at_midnight = decided.filter(pl.col("at_midnight") > 0)
+    n_codes, n = int(at_midnight["date_only"].sum()), total["at the day's end"]
+    if not at_midnight.height:
+        return []
+    stay = f"{total['at midnight']:,} at midnight of {at_midnight.height - n_codes:,} codes that carry times stay there"
+    step = "events of codes without times, known at the day's end"
+    return [{"step": step, "n": n, "dropped": 0, "reason": f"{n_codes:,} codes; {stay}"}]
+
+
+def _one_shard(job, out, quarantine, config, deidentifier, mapping, frequent, without_times):
     """Writes one shard's events and people; its tally, PEOPLE/NAME.json, comes last."""
     path, name = job
     rows, reasons, written, n = [], [], [], 0
     for raw, bad in meds_checks.screen_pieces(path, specs.time_bounds(config), config.rows_per_piece):
         raw, bad = deidentifier.events(raw, bad)
         events, people, aside = _piece_paths(out, quarantine, name, n)
-        rows.append(_one_piece(raw, events, people, config, mapping, frequent))
+        rows.append(_one_piece(raw, (events, people), config, mapping, frequent, without_times))
         reasons.append(count_reasons(bad))
         set_aside(bad, aside)
         written += [events, people, *([aside] if bad.height else [])]
@@ -152,9 +173,10 @@ def _piece_paths(out, quarantine, name, k):
     )
 
 
-def _one_piece(raw, events_path, people_path, config, mapping, frequent):
-    """Writes one piece; returns how many of its rows went where."""
-    known, births, ends = harmonise_events(raw, config)
+def _one_piece(raw, paths, config, mapping, frequent, without_times):
+    """Writes one piece, its events and people; returns how many of its rows went where."""
+    events_path, people_path = paths
+    known, births, ends = harmonise_events(raw, config, without_times)
     mapped, n_mapped = harmonise.map_codes(known, mapping)
     capped, n_capped = harmonise.cap_frequency(mapped, config.max_per_day)
     kept, n_text, n_category = texts.keep_frequent(capped, frequent)
@@ -164,6 +186,8 @@ def _one_piece(raw, events_path, people_path, config, mapping, frequent):
     people = people.join(ends, on="subject_id", how="left", maintain_order="left")
     write_frame(kept, events_path)
     write_frame(people, people_path)
+    at_midnight = raw.filter(~is_birth & date_only.at_midnight())
+    n_later = at_midnight.filter(pl.col("code").is_in(without_times.implode())).height
     n_birth, n_administrative = raw.select(
         is_birth.sum().alias("birth"), (~is_birth & pl.col("code").is_in(config.drop_codes)).sum().alias("other")
     ).row(0)
@@ -172,6 +196,8 @@ def _one_piece(raw, events_path, people_path, config, mapping, frequent):
         "birth": n_birth,
         "administrative": n_administrative,
         "beyond the cap": n_capped,
+        "at the day's end": n_later,
+        "at midnight": at_midnight.height - n_later,
         "mapped": n_mapped,
         "text only": n_text,
         "categories": n_category,

@@ -233,15 +233,15 @@ def _worn(person, sources):
     opened, tables, _, meta = sources
     n, first, name = person["n_windows"], person["window_row"], f"{person['windows_of']}.npy"
     shape = (n, meta["steps"], len(meta["channels"]))
-    window, end_us = np.zeros(shape, np.float32), np.zeros(n, np.int64)
+    window, end_us, (worn, offset) = np.zeros(shape, np.float32), np.zeros(n, np.int64), np.zeros((2, n), np.int16)
     derived, quality = np.zeros((n, len(meta["derived"])), np.float32), np.zeros(shape, np.uint8)
     if n:
         window = opened[tables / "window_values" / name].read(first, n)
         seen = opened[tables / "wearers" / name].read(first, n)
-        end_us, derived = seen["end"], seen["derived"]
+        end_us, worn, offset, derived = (seen[name] for name in ("end", "worn_minutes", "utc_offset", "derived"))
         if meta["quality"]:
             quality = opened[tables / "window_quality" / name].read(first, n)
-    found = {"window_end_us": end_us, "window": window, "derived": derived}
+    found = {"window_end_us": end_us, "window": window, "worn_minutes": worn, "utc_offset": offset, "derived": derived}
     if meta["quality"]:
         found["quality"] = quality
     for set_, spec in meta["segments"].items():

@@ -1,4 +1,4 @@
-"""Fits statistics of codes, texts and signals on the training patients of a fold, shard by shard.
+"""Fits statistics of codes and texts on the training patients of a fold, shard by shard.
 
 Map: each piece of events is counted (code_counts.py), its values sorted into buckets by code. Reduce: buckets add up
 the values of their codes over all pieces and derive means and quantiles; memory is bounded by one bucket. What is
@@ -6,10 +6,8 @@ fitted depends neither on the shards nor on how many workers there are.
 """
 
 import functools
-import json
 import shutil
 from collections.abc import Mapping
-from datetime import datetime
 from pathlib import Path
 from typing import cast
 
@@ -18,11 +16,8 @@ import polars as pl
 import pyarrow as pa
 
 from ehrwear_jax.config.data import PrepareConfig
-from ehrwear_jax.data import store
-from ehrwear_jax.data.formats import npy_rows as npy
 from ehrwear_jax.data.formats.parquet import write_frame, writing
-from ehrwear_jax.data.prepare import code_counts, code_table, harmonise, workers
-from ehrwear_jax.data.signals import derived_features
+from ehrwear_jax.data.prepare import code_counts, code_table, harmonise, training_people, workers
 
 _VALUES_PER_BUCKET = 8_000_000  # (code, value) pairs; a pair is about 30 bytes
 CODE_STATISTICS = pl.Schema(
@@ -45,25 +40,6 @@ SUBJECT_STATISTICS = pl.Schema(
         "rarity": pl.Float32,
     }
 )
-
-
-def _training_subjects(out):
-    """Ids, sorted, of the training patients of OUT/subjects.parquet."""
-    path = Path(out) / "subjects.parquet"
-    return _training_subjects_of(path, path.stat().st_mtime_ns)
-
-
-@functools.lru_cache(maxsize=2)
-def _training_subjects_of(path, _):
-    subjects = pl.read_parquet(path)
-    learned = pl.col("pretraining") if "pretraining" in subjects.columns else pl.lit(True)
-    return subjects.filter((pl.col("split") == "train") & learned).select("subject_id").sort("subject_id")
-
-
-def _cutoff(out):
-    """When the records end that are learned from, None where they do not."""
-    cutoff = json.loads((Path(out) / "meta.json").read_text()).get("cutoff")
-    return datetime.fromisoformat(cutoff) if cutoff else None
 
 
 @functools.lru_cache(maxsize=2)
@@ -108,7 +84,7 @@ def fit_codes(
     counts = code_counts.add_counts((counted for counted, _ in parts), code_counts.COUNTS)
     text_counts = code_counts.add_counts((counted for _, counted in parts), code_counts.TEXT_COUNTS)
     names = [folder / f"{path.stem}.arrow" for path in pieces]
-    reduce = functools.partial(_scales, names=names, ranges=ranges)
+    reduce = functools.partial(_scales, names=names, ranges=ranges, fence=config.value_fence)
     scales = pl.concat(pool.map(reduce, range(n_buckets), "quantiles", unit="bucket")).sort("code_id")
     pairs, pooled = rare_pairs(counts, codes, config.min_subjects), {}
     if (pairs["code_id"] != pairs["ancestor_id"]).any():
@@ -192,14 +168,12 @@ def _n_rows(path):
 
 
 def _training_events(path, records, out, columns):
-    cutoff = _cutoff(out)
+    cutoff, people = training_people.cutoff(out), training_people.ids(out)
     if cutoff is None:
-        return _events(path, records, columns).join(_training_subjects(out), on="subject_id", how="semi")
+        return _events(path, records, columns).join(people, on="subject_id", how="semi")
     events = _events(path, records, [*columns, *(["time"] if "time" not in columns else [])])
     events = events.filter(pl.col("time").is_null() | (pl.col("time") <= cutoff))
-    return events.drop([c for c in ("time",) if c not in columns]).join(
-        _training_subjects(out), on="subject_id", how="semi"
-    )
+    return events.drop([c for c in ("time",) if c not in columns]).join(people, on="subject_id", how="semi")
 
 
 def _count(path, records, out, n_buckets):
@@ -222,7 +196,7 @@ def _count(path, records, out, n_buckets):
     return pl.read_parquet(counted_path), pl.read_parquet(texts_path)
 
 
-def _scales(bucket, names, ranges):
+def _scales(bucket, names, ranges, fence):
     """SCALES of the codes of one bucket."""
 
     def parts():
@@ -231,7 +205,7 @@ def _scales(bucket, names, ranges):
                 batch = cast(pl.DataFrame, pl.from_arrow(pa.ipc.open_file(source).get_batch(bucket)))
                 yield batch.cast(code_counts.VALUES)
 
-    return code_counts.scales(code_counts.add_values(parts()), ranges)
+    return code_counts.scales(code_counts.add_values(parts()), ranges, fence)
 
 
 def _pool(path, records, out, pairs):
@@ -270,7 +244,9 @@ def fit_subjects(
     subjects = pl.read_parquet(out / "subjects.parquet", columns=["subject_id", "split"])
     table = subjects.join(found, on="subject_id", how="left", maintain_order="left").fill_null(0)
     everything = ("known", "unknown", "frequent", "rare")
-    here, read = ({c: int(t[c].sum()) for c in everything} for t in (table, found))
+    of_held_out = table.filter(pl.col("split") == "held_out")
+    here, read, held = ({c: int(t[c].sum()) for c in everything} for t in (table, found, of_held_out))
+    beyond = int(statistics["n_beyond"].sum())
     counts = {
         "events": {
             "in": read["known"] + read["unknown"],
@@ -283,6 +259,14 @@ def fit_subjects(
         "text results": {
             "in": here["frequent"] + here["rare"],
             "out": {"frequent": here["frequent"], "not frequent": here["rare"]},
+        },
+        "text results of held-out people": {
+            "in": held["frequent"] + held["rare"],
+            "out": {"frequent": held["frequent"], "not frequent": held["rare"]},
+        },
+        "values": {
+            "in": int(statistics["n_values"].sum()),
+            "out": {"within bounds": int(statistics["n_values"].sum()) - beyond, "beyond": beyond},
         },
     }
     return table.select(*SUBJECT_STATISTICS).cast(SUBJECT_STATISTICS), counts
@@ -327,62 +311,3 @@ def _of_people(path, records, known, frequent_texts):
     return n.with_columns(pl.col(pl.UInt32).cast(pl.Int64), rarity=pl.col("total") / pl.col("known_events")).drop(
         "total"
     )
-
-
-# -------------------------------------------------------------------------------------------------------- signals
-def fit_signals(tables: Path, out: Path, config: PrepareConfig, pool: workers.Pool) -> dict[str, list[float]]:
-    """Mean and standard deviation of channels and of derived features, over the windows of training patients.
-
-    Channels are on the model's scale, logarithms where config.log_channels says so (store.Scales). Each person's
-    moments are computed apart and added in the order of their ids.
-
-    Returns:
-      {"mean", "std"} per channel, {"derived_mean", "derived_std"} per name of derived_features.targets.
-    """
-    names = derived_features.targets(derived_features.parse(config.summaries, config.channels))
-    n = len(config.channels)
-    logs = tuple(k for k, channel in enumerate(config.channels) if channel in config.log_channels)
-    paths = sorted((tables / "wearers").glob("*.parquet")) if n else []
-    parts = pool.map(functools.partial(_moments, tables=tables, out=out, logs=logs), paths, "channel statistics")
-    ids = np.concatenate([np.zeros(0, np.int64), *(ids for ids, _ in parts)])
-    table = np.concatenate([np.zeros((0, 3, n + len(names))), *(moments for _, moments in parts)])
-    count_PxC, mean_PxC, square_PxC = np.moveaxis(table[np.argsort(ids)], 1, 0)
-    count = np.maximum(count_PxC.sum(axis=0), 1)
-    mean = (count_PxC * mean_PxC).sum(axis=0) / count
-    between = (count_PxC * (mean_PxC - mean) ** 2).sum(axis=0)
-    std = np.sqrt(np.maximum((square_PxC.sum(axis=0) + between) / count, 1e-12))
-    return {
-        "mean": mean[:n].tolist(),
-        "std": std[:n].tolist(),
-        "derived_mean": mean[n:].tolist(),
-        "derived_std": np.where(std[n:] > 1e-6, std[n:], 1.0).tolist(),
-    }
-
-
-def _moments(path, tables, out, logs):
-    """(ids [P], moments [P, 3, C + X]) of the training patients of one file, see _of_columns."""
-    wearers = pl.read_parquet(path).join(_training_subjects(out), on="subject_id", how="semi")
-    ids, moments, cutoff = wearers["subject_id"].to_numpy(), [], _cutoff(out)
-    with npy.OpenRows() as opened:
-        values, derived = (opened[tables / kind / f"{path.stem}.npy"] for kind in ("window_values", "wearers"))
-        for first, n in wearers.select("first_row", "n_windows").iter_rows():
-            if cutoff is not None:  # windows are in the order of their ends
-                ends = derived.read(first, n)["end"]
-                n = int(np.searchsorted(ends, np.datetime64(cutoff, "us").astype(np.int64), side="right"))
-            x_NxC = values.read(first, n).reshape(-1, values.shape[-1])
-            for k in logs:
-                x_NxC[:, k] = store.signed_log1p(x_NxC[:, k])
-            of_derived = _of_columns(derived.read(first, n)["derived"])
-            moments.append(np.concatenate([_of_columns(x_NxC), of_derived], axis=1))
-        n_columns = values.shape[-1] + derived.dtype["derived"].shape[0]
-    return ids, np.array(moments).reshape(len(ids), 3, n_columns)
-
-
-def _of_columns(x_NxC):
-    """Count, mean and sum of squared deviations of the finite values of each column: float64 [3, C]."""
-    x_CxN = np.ascontiguousarray(x_NxC.T)
-    seen = np.isfinite(x_CxN)
-    filled = np.where(seen, x_CxN, 0).astype(np.float64)
-    count = seen.sum(axis=1).astype(np.float64)
-    mean = filled.sum(axis=1) / np.maximum(count, 1)
-    return np.stack([count, mean, (np.where(seen, filled - mean[:, None], 0.0) ** 2).sum(axis=1)])

@@ -18,6 +18,7 @@ from ehrwear_jax.data.formats import meds, parquet
 from ehrwear_jax.data.prepare import harmonise, workers
 
 TEXTS = pl.Schema({"code": pl.String, "text": pl.String, "n_subjects": pl.Int64})
+BY_CODE = pl.Schema({"code": pl.String, "n_texts": pl.Int64, "n_kept": pl.Int64})
 _COLUMNS = {"subject_id": pl.Int64, "code": pl.String, "numeric_value": pl.Float32, "text_value": pl.String}
 
 
@@ -31,6 +32,8 @@ def frequent_texts(
     shards: list[Path], names: list[str], out: Path, config: PrepareConfig, mapping: pl.DataFrame, pool: workers.Pool
 ) -> pl.DataFrame:
     """Writes OUT/texts.parquet, unless it is there: TEXTS of the categories, by code and text. Returns it.
+
+    OUT/texts_by_code.parquet says how many different texts a code has, and how many of them are categories: BY_CODE.
 
     Works in OUT/text_counts, which is removed in the end; a call that finds parts of it there goes on from them.
 
@@ -46,6 +49,8 @@ def frequent_texts(
         counts = pl.concat([pl.DataFrame(schema=TEXTS), *map(pl.read_parquet, written)])
         counts = counts.group_by("code", "text").agg(pl.col("n_subjects").sum())
         enough = pl.col("n_subjects") >= config.min_text_subjects
+        by_code = counts.group_by("code").agg(pl.len().alias("n_texts"), enough.sum().alias("n_kept"))
+        parquet.write_frame(by_code.cast(BY_CODE).sort("code"), out / "texts_by_code.parquet")
         parquet.write_frame(counts.filter(enough).cast(TEXTS).sort("code", "text"), path)
     shutil.rmtree(folder, ignore_errors=True)
     return pl.read_parquet(path)

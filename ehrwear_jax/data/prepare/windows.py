@@ -4,7 +4,7 @@ import contextlib
 import functools
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import polars as pl
@@ -17,8 +17,18 @@ from ehrwear_jax.data.formats.parquet import shard_names, write_frame, write_jso
 from ehrwear_jax.data.formats.quarantine import count_reasons, quarantine_counts, set_aside
 from ehrwear_jax.data.prepare import deidentify, specs, workers
 from ehrwear_jax.data.prepare import output_manifest as manifest
-from ehrwear_jax.data.signals import derived_features, grid, grid_quality, overlap, segments, summaries
+from ehrwear_jax.data.signals import (
+    derived_features,
+    grid,
+    grid_quality,
+    local_time,
+    non_wear,
+    overlap,
+    segments,
+    summaries,
+)
 
+_NON_WEAR = "recorded while the device was not worn, as config.prepare.non_wear finds it"
 _WINDOWS_AT_ONCE = 2048  # summarised and written together
 
 
@@ -32,11 +42,14 @@ def prepare_windows(
 ) -> tuple[list[dict], dict[str, dict], dict[str, dict]]:
     """Writes OUT/windows/, OUT/window_values/ and OUT/wearers/, one file each per shard.
 
-    windows/NAME.parquet: subject_id, time (the end) and summaries of each window, of the logarithm where
-    config.log_channels says so. window_values/NAME.npy: float32 [windows, steps, channels] in the channels' units.
-    wearers/NAME.parquet: subject_id, first_row, n_windows; wearers/NAME.npy: window_dtype [windows]. For each set of
-    config.segments also OUT/segments/SET/NAME.npy, segments.dtype [segments], and first_segments_SET, n_segments_SET in
-    wearers/NAME.parquet; with config.quality OUT/window_quality/NAME.npy, uint8 [windows, steps, channels].
+    What config.non_wear finds not worn is taken out before (signals/non_wear.py).
+
+    windows/NAME.parquet: subject_id, time (the end), worn_minutes, utc_offset_minutes (signals/local_time.py) and
+    summaries of each window, of the logarithm where config.log_channels says so. window_values/NAME.npy: float32
+    [windows, steps, channels] in the channels' units. wearers/NAME.parquet: subject_id, first_row, n_windows;
+    wearers/NAME.npy: window_dtype [windows]. For each set of config.segments also OUT/segments/SET/NAME.npy,
+    segments.dtype [segments], and first_segments_SET, n_segments_SET in wearers/NAME.parquet; with config.quality
+    OUT/window_quality/NAME.npy, uint8 [windows, steps, channels].
 
     Returns:
       (steps [{step, n, dropped, reason}], counts of the manifest, files of the manifest).
@@ -51,13 +64,16 @@ def prepare_windows(
             f"{wearable_dir}: no channel {sorted(unknown)} in metadata/channels.parquet; there are {sorted(known)}"
         )
     wanted = derived_features.parse(config.summaries, config.channels, known)
+    unit_of = dict(table.select("channel", "unit").iter_rows())
+    rules = non_wear.parse(config.non_wear, unit_of, config.non_wear_minutes)
     shards = wearable.list_shards(wearable_dir)
     folders = [f"segments/{name}" for name in wanted_sets] + (["window_quality"] if config.quality else [])
     for folder in folders:
         (out / folder).mkdir(parents=True, exist_ok=True)
     jobs = list(zip(shards, shard_names(shards, wearable_dir), strict=True))
+    how = _How(specs.window_spec(config), wearable.plausible_limits(table), wanted, rules, config)
     work = functools.partial(
-        _one_shard, table=table, wanted=wanted, out=out, quarantine=quarantine, config=config, deidentifier=deidentifier
+        _one_shard, table=table, how=how, out=out, quarantine=quarantine, deidentifier=deidentifier
     )
     paths = [out / "windows" / f"{name}.json" for _, name in jobs]
     tallies = manifest.run_jobs(work, jobs, paths, out, pool, "wearable")
@@ -80,6 +96,8 @@ def _steps(total, reasons, config):
             f"{total['other channels']:,} of channels that the config does not use + {n_aside:,} quarantined",
         }
     ]
+    worn, off = (round(total[key] / 60) for key in ("minutes worn", "minutes not worn"))
+    steps.append({"step": "hours of wear", "n": worn, "dropped": off, "reason": _NON_WEAR})
     for key, reason in overlap.COUNTS.items():
         if total[key]:
             steps.append({"step": f"wearable {key}", "n": 0, "dropped": total[key], "reason": reason})
@@ -106,8 +124,9 @@ def _require_one_file_each(wearable_dir, out):
 
 
 def window_dtype(wanted: list[tuple[str, str]]) -> np.dtype:
-    """One window in wearers/NAME.npy: its end, microseconds since the epoch, and the derived features of records."""
-    return np.dtype([("end", "<i8"), ("derived", "<f4", (len(derived_features.targets(wanted)),))])
+    """One window in wearers/NAME.npy: its end, microseconds since the epoch, and what else records have of it."""
+    derived = ("derived", "<f4", (len(derived_features.targets(wanted)),))
+    return np.dtype([("end", "<i8"), ("worn_minutes", "<i2"), ("utc_offset", "<i2"), derived])
 
 
 def log_scaled(values: np.ndarray, channels: tuple[str, ...], log_channels: tuple[str, ...]) -> np.ndarray:
@@ -119,12 +138,33 @@ def log_scaled(values: np.ndarray, channels: tuple[str, ...], log_channels: tupl
     return out
 
 
+class _How(NamedTuple):
+    """How recordings become windows: the grid, plausible ranges, derived features, rules of non-wear, the options."""
+
+    spec: grid.WindowSpec
+    limits: Mapping
+    wanted: list
+    rules: non_wear.Rules
+    config: PrepareConfig
+
+
+class _Windows(NamedTuple):
+    """Windows of one person: int64 ends, float32 values and derived features, int16 worn minutes and UTC offsets."""
+
+    end_M: np.ndarray
+    window_MxLxC: np.ndarray
+    derived_MxX: np.ndarray
+    worn_M: np.ndarray
+    offset_M: np.ndarray
+
+
 class _Shard:
     """The outputs of one file of recordings, open for people to be added to them."""
 
-    def __init__(self, name, wanted, out, config, stack) -> None:
-        self.spec, self.wanted, self.config = specs.window_spec(config), wanted, config
-        self.waiting: list[tuple[np.ndarray, ...]] = []
+    def __init__(self, name, how, out, stack) -> None:
+        self.spec, self.wanted, self.config = how.spec, how.wanted, how.config
+        wanted, config = how.wanted, how.config
+        self.waiting: list[tuple[np.ndarray, _Windows]] = []
         self.windows, self.people = (out / folder / f"{name}.parquet" for folder in ("windows", "wearers"))
         shape, self.arrays, self.append = (self.spec.steps, len(self.spec.channels)), {}, {}
         kinds: dict[str, tuple[tuple[int, ...], Any]] = {"window_values": (shape, np.float32)}
@@ -137,24 +177,26 @@ class _Shard:
             self.append[folder] = stack.enter_context(npy.writing_rows(self.arrays[folder], row_shape, dtype))
         self._append_table = stack.enter_context(writing_table(self.windows))
 
-    def add(self, subject: int, end_M: np.ndarray, window_MxLxC: np.ndarray, derived_MxX: np.ndarray) -> None:
+    def add(self, subject: int, windows: _Windows) -> None:
         """Takes one person's windows."""
-        self.waiting.append((np.full(len(end_M), subject, np.int64), end_M, window_MxLxC, derived_MxX))
-        if sum(len(part[0]) for part in self.waiting) >= _WINDOWS_AT_ONCE:
+        self.waiting.append((np.full(len(windows.end_M), subject, np.int64), windows))
+        if sum(len(ids) for ids, _ in self.waiting) >= _WINDOWS_AT_ONCE:
             self.flush()
 
     def flush(self) -> None:
         """Writes what is waiting."""
-        parts = zip(*[_no_windows(self.spec, self.wanted), *self.waiting], strict=True)
-        id_M, end_M, window_MxLxC, derived_MxX = map(np.concatenate, parts)
-        logged = log_scaled(window_MxLxC, self.spec.channels, self.config.log_channels)
+        waiting = [(np.zeros(0, np.int64), _no_windows(self.spec, self.wanted)), *self.waiting]
+        id_M = np.concatenate([ids for ids, _ in waiting])
+        windows = _Windows(*map(np.concatenate, zip(*(w for _, w in waiting), strict=True)))
         row_M = np.zeros(len(id_M), window_dtype(self.wanted))
-        row_M["end"] = end_M
+        row_M["end"], row_M["worn_minutes"], row_M["utc_offset"] = windows.end_M, windows.worn_M, windows.offset_M
         columns = derived_features.columns(self.wanted)
-        row_M["derived"] = derived_MxX[:, [columns.index(c) for c in derived_features.targets(self.wanted)]]
-        self.append["window_values"](window_MxLxC)
+        at = [columns.index(c) for c in derived_features.targets(self.wanted)]
+        row_M["derived"] = windows.derived_MxX[:, at]
+        self.append["window_values"](windows.window_MxLxC)
         self.append["wearers"](row_M)
-        self._append_table(_frame(id_M, end_M, logged, derived_MxX, self.spec, self.wanted))
+        logged = log_scaled(windows.window_MxLxC, self.spec.channels, self.config.log_channels)
+        self._append_table(_frame(id_M, windows._replace(window_MxLxC=logged), self.spec, self.wanted))
         self.waiting.clear()
 
     def arrays_by_column(self) -> dict[str, tuple[str, list[Path]]]:
@@ -166,32 +208,33 @@ class _Shard:
         return found
 
 
-def _one_shard(job, table, wanted, out, quarantine, config, deidentifier):
+def _one_shard(job, table, how, out, quarantine, deidentifier):
     """Writes the windows of one file of recordings, a few people at a time; its tally comes last."""
     path, name = job
-    limits = {r["channel"]: (r["valid_min"], r["valid_max"]) for r in table.iter_rows(named=True)}
-    spec, wearers, n_rows = specs.window_spec(config), [], dict.fromkeys(config.segments, 0)
+    config, wearers, n_rows = how.config, [], dict.fromkeys(how.config.segments, 0)
     aside: list = []
     kinds = [f"{set_}: segments{key}" for set_ in config.segments for key in ("", *(f" {k}" for k in segments.DROPPED))]
-    counted = {"used": 0, "other channels": 0, "windows": 0, "outside": 0} | dict.fromkeys((*overlap.COUNTS, *kinds), 0)
+    counted = {"used": 0, "other channels": 0, "windows": 0, "outside": 0, "minutes worn": 0, "minutes not worn": 0}
+    counted |= dict.fromkeys((*overlap.COUNTS, *kinds), 0)
     with contextlib.ExitStack() as stack:
-        shard = _Shard(name, wanted, out, config, stack)
+        shard = _Shard(name, how, out, stack)
         for subject, rows in wearable.read_subjects(path, table, specs.time_bounds(config), aside):
             subject, rows = deidentifier.recordings(subject, rows)
-            stretches, end_M, window_MxLxC, derived_MxX = _one_person(rows, spec, limits, wanted, config, counted)
-            wearer = [subject, counted["windows"], len(end_M)]
+            stretches, windows = _one_person(rows, how, counted)
+            wearer = [subject, counted["windows"], len(windows.end_M)]
             if config.quality:
-                shard.append["window_quality"](grid_quality.of_person(stretches, end_M, spec, limits))
+                quality = grid_quality.of_person(stretches, windows.end_M, how.spec, how.limits)
+                shard.append["window_quality"](quality)
             for set_, segment_spec in config.segments.items():
-                found_R, dropped = segments.of_person(stretches, end_M, window_MxLxC, spec, limits, segment_spec)
+                found_R, dropped = segments.of_person(stretches, *windows[:2], how.spec, how.limits, segment_spec)
                 wearer += [n_rows[set_], len(found_R)]
                 n_rows[set_] += len(found_R)
                 shard.append[f"segments/{set_}"](found_R)
                 dropped = {f"{set_}: segments {key}": n for key, n in dropped.items()}
                 counted = manifest.add_up([counted, dropped, {f"{set_}: segments": len(found_R)}])
             wearers.append(tuple(wearer))
-            counted["windows"] += len(end_M)
-            shard.add(subject, end_M, window_MxLxC, derived_MxX)
+            counted["windows"] += len(windows.end_M)
+            shard.add(subject, windows)
         shard.flush()
     bad = deidentifier.recordings_aside(pl.concat(aside))
     return _finish(job, shard, wearers, counted, bad, quarantine / f"wearable__{name}.parquet", out)
@@ -231,36 +274,45 @@ def _in_order_of_pseudonyms(wearers, windows, by_column):
 
 
 def _no_windows(spec, wanted):
-    """Zero windows: subject, end, values and derived features."""
-    none = np.zeros(0, np.int64)
+    """Zero windows."""
     derived = np.zeros((0, len(derived_features.columns(wanted))), np.float32)
-    return none, none, np.zeros((0, spec.steps, len(spec.channels)), np.float32), derived
+    values = np.zeros((0, spec.steps, len(spec.channels)), np.float32)
+    return _Windows(np.zeros(0, np.int64), values, derived, *np.zeros((2, 0), np.int16))
 
 
-def _one_person(
-    rows: pl.DataFrame, spec: grid.WindowSpec, limits: Mapping, wanted: list, config: PrepareConfig, counted: dict
-) -> tuple[list, np.ndarray, np.ndarray, np.ndarray]:
-    """(stretches, end_M int64, window_MxLxC float32, derived features float32 [M, X]) of one person; counts them."""
+def _one_person(rows: pl.DataFrame, how: _How, counted: dict) -> tuple[list, _Windows]:
+    """(stretches without what was not worn, windows) of one person; counts them."""
+    spec, limits, wanted, rules, config = how
     of_segments = (channel for segment_spec in config.segments.values() for channel in segment_spec.channels)
-    needed = dict.fromkeys([*config.channels, *(channel for channel, _ in wanted), *of_segments])
-    used = rows.filter(pl.col("channel").is_in(list(needed)))
+    shown = dict.fromkeys([*config.channels, *(channel for channel, _ in wanted), *of_segments])
+    used = rows.filter(pl.col("channel").is_in([*shown, *rules.channels]))
     counted["used"] += used.height
     counted["other channels"] += rows.height - used.height
-    stretches = wearable.stretches(used)
+    recorded = wearable.stretches(used)
+    worn = non_wear.remove(recorded, rules, spec.window_us, limits)
+    minutes = non_wear.recorded_minutes(worn, rules, spec.window_us, limits)
+    whole = minutes
+    if any(a is not b for a, b in zip(worn, recorded, strict=True)):
+        whole = non_wear.recorded_minutes(recorded, rules, spec.window_us, limits)
+    counted["minutes worn"] += int(minutes[1].sum())
+    counted["minutes not worn"] += int(whole[1].sum() - minutes[1].sum())
+    stretches = [row for row in worn if row.channel in shown]
     end, window, resolved = grid.window_person(stretches, spec, limits)
     derived, n_outside = derived_features.of_person(stretches, end, window, spec, limits, wanted)
     counted["outside"] += n_outside
     for key, n in resolved.items():
         counted[key] += n
-    return stretches, end, window, derived
+    worn_M = non_wear.minutes_of_windows(minutes, end)
+    return stretches, _Windows(end, window, derived, worn_M, local_time.offsets(recorded, end))
 
 
-def _frame(id_M, end_M, window_MxLxC, derived_MxX, spec, wanted):
-    """subject_id, time, and CHANNEL__STATISTIC of each window."""
-    columns = {"subject_id": id_M, "time": pl.Series(end_M).cast(pl.Datetime("us"))}
-    for stat, x in summaries.window_summaries(window_MxLxC).items():
+def _frame(id_M, windows, spec, wanted):
+    """subject_id, time, worn_minutes, utc_offset_minutes, and CHANNEL__STATISTIC of each window."""
+    columns = {"subject_id": id_M, "time": pl.Series(windows.end_M).cast(pl.Datetime("us"))}
+    columns |= {"worn_minutes": windows.worn_M, "utc_offset_minutes": windows.offset_M}
+    for stat, x in summaries.window_summaries(windows.window_MxLxC).items():
         for i, c in enumerate(spec.channels):
             columns[f"{c}__{stat}"] = pl.Series(x[:, i]).fill_nan(None)
     for i, column in enumerate(derived_features.columns(wanted)):
-        columns[column] = pl.Series(derived_MxX[:, i]).fill_nan(None)
+        columns[column] = pl.Series(windows.derived_MxX[:, i]).fill_nan(None)
     return pl.DataFrame(columns)

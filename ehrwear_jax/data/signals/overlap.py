@@ -36,7 +36,7 @@ def source(device: str | None, rate_hz: float) -> Source:
 def by_source(rows: Iterable[Stretch], channels: Container[str]) -> dict[tuple[str, Source], list[Samples]]:
     """Groups the stretches of some channels by (channel, source), in their order; empty ones are left out."""
     found: dict[tuple[str, Source], list[Samples]] = {}
-    for start_us, rate_hz, channel, values_N, device in rows:
+    for start_us, rate_hz, channel, values_N, device, *_ in rows:
         if channel in channels and len(values_N):
             found.setdefault((channel, source(device, rate_hz)), []).append((start_us, rate_hz, values_N))
     return found

@@ -44,14 +44,18 @@ def non_wear_counts(counts_T: ArrayLike, min_minutes: int = 90) -> np.ndarray:
     """
     counts_T = np.asarray(counts_T, np.float64)
     zero_T = counts_T == 0
+    spike = runs(counts_T > 0)
+    spike = spike[spike[:, 1] - spike[:, 0] <= SPIKE_MINUTES]
+    n_other = np.concatenate([[0], np.cumsum(~zero_T)])  # minutes that are not zero, before each
+    around = np.clip(spike + [-QUIET_MINUTES, QUIET_MINUTES], 0, len(counts_T))
+    alone = n_other[around[:, 1]] - n_other[around[:, 0]] == spike[:, 1] - spike[:, 0]
     quiet_T = zero_T.copy()
-    for first, last in runs(counts_T > 0):
-        before, after = zero_T[max(first - QUIET_MINUTES, 0) : first], zero_T[last : last + QUIET_MINUTES]
-        if last - first <= SPIKE_MINUTES and before.all() and after.all():
-            quiet_T[first:last] = True
+    for first, last in spike[alone]:
+        quiet_T[first:last] = True
+    run = runs(quiet_T)
     flag_T = np.zeros(len(counts_T), bool)
-    for first, last in runs(quiet_T):
-        flag_T[first:last] = last - first >= min_minutes
+    for first, last in run[run[:, 1] - run[:, 0] >= min_minutes]:
+        flag_T[first:last] = True
     return flag_T
 
 

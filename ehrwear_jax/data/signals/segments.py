@@ -136,7 +136,7 @@ class _Source:
 def _sources(rows, channel, low, high):
     """The _Source of each device that recorded the channel, in order of preference."""
     of: dict[Any, list[tuple]] = {}
-    for start_us, rate_hz, name, values_N, device in rows:
+    for start_us, rate_hz, name, values_N, device, *_ in rows:
         if name == channel and len(values_N):
             of.setdefault(overlap.source(device, rate_hz), []).append((start_us, rate_hz, values_N))
     found = []

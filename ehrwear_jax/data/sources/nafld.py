@@ -24,8 +24,9 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from ehrwear_jax.data.formats import meds
+from ehrwear_jax.data.formats import label_tables, meds, parquet
 from ehrwear_jax.data.formats.times import DAY_US, YEAR_DAYS
+from ehrwear_jax.data.labels import outcomes
 from ehrwear_jax.data.sources.csv_source import (
     Ledger,
     day_number,
@@ -52,6 +53,33 @@ _INDEX_FIRST, _INDEX_LAST = "1997-01-01", "2014-12-31"
 COPIED_TESTS = (("chol", "hdl"), ("dbp", "sbp"))
 # Inclusive; outside it a value is a typing error (the source has 13,682 mmHg) and becomes null.
 PLAUSIBLE = {"sbp": (40.0, 300.0), "dbp": (20.0, 300.0)}
+_FOLLOW_UP = "From the prediction time to the end of follow-up that the source gives (futime)."
+# How the labels were made, for the report: what a task's name begins with -> see data/labels/task_design.py.
+DESIGN = {
+    task: {
+        "time_zero": "The end of every day on or after the index date on which a laboratory value, a blood pressure or "
+        "the smoking status was recorded.",
+        "eligibility": "Alive and followed at the end of that day.",
+        "outcome": f"The first diagnosis after it that the person never had before, but for {INDEX_DIAGNOSIS}; {what}.",
+        "follow_up": _FOLLOW_UP,
+        "competing_events": "Death: a death before the diagnosis is a negative label at every horizon.",
+        "censoring": "Whoever's follow-up ends inside a horizon without a diagnosis or a death has no label at that "
+        "horizon; time-to-event labels are censored there.",
+    }
+    for task, what in (
+        ("new_diagnosis", "within the days that the task's name says"),
+        ("time_to_new_diagnosis", "the time to it"),
+    )
+} | {
+    "death": {
+        "time_zero": "The end of the index date: the diagnosis of a case, an artefact of the matching for others.",
+        "eligibility": "Alive and followed at the end of that day.",
+        "outcome": "Death from any cause; the time to it.",
+        "follow_up": _FOLLOW_UP,
+        "competing_events": "None.",
+        "censoring": "Time-to-event labels are censored at the end of follow-up.",
+    }
+}
 _NO_VALUE = pl.lit(None, dtype=pl.Float32).alias("numeric_value")
 
 
@@ -171,42 +199,60 @@ def _plausible(values: pl.DataFrame, ledger: Ledger) -> pl.Series:
 
 
 # ------------------------------------------------------------------------------------------ labels
-def new_diagnosis_labels(
-    lab_days: pl.DataFrame, diagnoses: pl.DataFrame, people: pl.DataFrame, horizon_days: int
-) -> tuple[pl.DataFrame, dict[str, int]]:
-    """Is there a new diagnosis in (day, day + horizon], for people still followed at the day's end?
+def first_diagnoses(diagnoses: pl.DataFrame) -> pl.DataFrame:
+    """id, days, event: the first time that each person has each diagnosis.
 
-    The source has some diagnoses twice (a second stroke, for example): each counts. A death within the horizon and
-    before any diagnosis is a negative label: death is a competing event.
+    The source has some twice (a second stroke, for example). A repetition is no new diagnosis, and is easy to foretell
+    from the first.
+    """
+    return diagnoses.group_by("id", "event").agg(pl.col("days").min()).select("id", "days", "event")
+
+
+def time_to_diagnosis(lab_days: pl.DataFrame, diagnoses: pl.DataFrame, people: pl.DataFrame) -> pl.DataFrame:
+    """Days from each lab day to the first diagnosis after it, else to death or the end of follow-up.
 
     Args:
       lab_days: id, days; unique, on or after the index.
-      diagnoses: id, days, event of the source; the index diagnosis never counts.
+      diagnoses: id, days, event of the source; the index diagnosis never counts, nor does what a person had before.
       people: id, futime, status.
-      horizon_days: length of the window.
 
     Returns:
-      (id, days, boolean_value) ordered by (id, days), and {reason: rows left out}.
+      id, days, time_to_event_days, event_observed, competing_event (died first), by (id, days): of people still
+      followed at the day's end.
     """
-    targets = diagnoses.filter(pl.col("event") != INDEX_DIAGNOSIS)
+    targets = first_diagnoses(diagnoses.filter(pl.col("event") != INDEX_DIAGNOSIS))
     targets = targets.select("id", pl.col("days"), next_days="days").sort("days")
     rows = (
         lab_days.sort("days")
         .join_asof(targets, on="days", by="id", strategy="forward", allow_exact_matches=False, check_sortedness=False)
         .join(people.select("id", "futime", "status"), on="id", how="left")
-        .with_columns(
-            diagnosed=(pl.col("next_days") - pl.col("days") <= horizon_days).fill_null(False),
-            followed=pl.col("futime") - pl.col("days"),
-        )
-        .with_columns(died=(pl.col("status") == 1) & (pl.col("followed") <= horizon_days))
+        .filter(pl.col("futime") > pl.col("days"))
     )
-    over = pl.col("followed") <= 0
-    censored = ~pl.col("diagnosed") & (pl.col("followed") < horizon_days) & ~pl.col("died")
-    left_out = {"dead or no longer followed at the day's end": over, "censored first": ~over & censored}
-    counts = {why: int(rows.select(mask.sum()).item()) for why, mask in left_out.items()}
-    kept = rows.filter(~pl.any_horizontal(*left_out.values()))
-    labels = kept.select("id", "days", boolean_value="diagnosed").sort("id", "days")
-    return labels, counts
+    observed = (pl.col("next_days") <= pl.col("futime")).fill_null(False)
+    until = pl.when(observed).then("next_days").otherwise("futime")
+    return rows.select(
+        "id",
+        "days",
+        (until - pl.col("days")).cast(pl.Float64).alias("time_to_event_days"),
+        observed.alias("event_observed"),
+        (~observed & (pl.col("status") == 1)).alias(label_tables.COMPETING),
+    ).sort("id", "days")
+
+
+def new_diagnosis_labels(times: pl.DataFrame, horizon_days: int) -> pl.DataFrame:
+    """Is there a diagnosis that the person never had, in (day, day + horizon]?
+
+    A death before any diagnosis is a negative label: death is a competing event. Whoever is censored first has none.
+
+    Args:
+      times: as time_to_diagnosis returns. horizon_days: length of the window.
+
+    Returns:
+      id, days, boolean_value, by (id, days).
+    """
+    known = times.rename({"id": "subject_id", "days": "prediction_time", label_tables.COMPETING: "died"})
+    labels = outcomes.within_horizon(known, horizon_days)
+    return labels.rename({"subject_id": "id", "prediction_time": "days"})
 
 
 def _write_labels(
@@ -222,13 +268,26 @@ def _write_labels(
         len(all_days) - len(lab_days),
         "before the index date, which would be known only later",
     )
+    times = time_to_diagnosis(lab_days, diagnoses, people)
+    ledger.add(
+        "lab days of people who are followed at the day's end",
+        len(times),
+        len(lab_days) - len(times),
+        "dead or no longer followed",
+    )
+
+    def write(task: str, labels: pl.DataFrame) -> None:
+        table = labels.join(index, on="id", maintain_order="left")
+        table = table.select(pl.col("id").alias("subject_id"), prediction_time, *labels.columns[2:])
+        meds.write_labels(folder / "labels" / f"{task}.parquet", table)
+
+    write("time_to_new_diagnosis", times)
     for horizon in HORIZONS_DAYS:
-        labels, left_out = new_diagnosis_labels(lab_days, diagnoses, people, horizon)
-        table = labels.join(index, on="id").select(pl.col("id").alias("subject_id"), prediction_time, "boolean_value")
-        meds.write_labels(folder / "labels" / f"new_diagnosis_{horizon}d.parquet", table)
+        labels = new_diagnosis_labels(times, horizon)
+        write(f"new_diagnosis_{horizon}d", labels)
         positive = int(labels["boolean_value"].sum())
-        why = ", ".join(f"{n:,} {reason}" for reason, n in left_out.items())
-        ledger.add(f"rows at risk, {horizon} d ({positive:,} positive)", len(labels), sum(left_out.values()), why)
+        step = f"rows at risk, {horizon} d ({positive:,} positive)"
+        ledger.add(step, len(labels), len(times) - len(labels), "censored first")
     followed = people.filter(pl.col("futime") > 0).join(index, on="id")
     table = followed.with_columns(days=pl.lit(0)).select(
         pl.col("id").alias("subject_id"),
@@ -249,8 +308,9 @@ def _write_labels(
 def build(source_dir: Path, root: Path, *, seed: int = 0, progress: bool = True, strict: bool = True) -> list[dict]:
     """Writes the raw dataset root: meds/, labels/ and counts.json. There is no wearable side.
 
-    Labels: new_diagnosis_{30,90,180,365}d (binary, at the end of every lab day on or after the index
-    date) and death (survival, at the end of the index day). People are grouped by matched set, which
+    Labels: new_diagnosis_{30,90,180,365}d (binary) and time_to_new_diagnosis (survival), at the end of every lab day on
+    or after the index date, of a diagnosis that the person never had; death (survival, at the end of the index day).
+    labels/design.json says how they were made. People are grouped by matched set, which
     splits (80/10/10, by a hash of set and seed) respect.
 
     Args:
@@ -273,8 +333,8 @@ def build(source_dir: Path, root: Path, *, seed: int = 0, progress: bool = True,
     unique = values.unique(maintain_order=True)
     repeated = len(values) - len(unique)
     ledger.add("distinct dated values", len(unique), repeated, "same person, day, test and value as another row")
-    repeats = len(diagnoses) - len(diagnoses.unique(["id", "event"]))
-    ledger.add("diagnoses that repeat an earlier one of the person", repeats, 0, "kept; targets like the first")
+    first = len(first_diagnoses(diagnoses))
+    ledger.add("first diagnoses", first, len(diagnoses) - first, "repeat an earlier one: events, but never targets")
 
     groups = pl.DataFrame({"subject_id": people["id"], "group_id": group_ids(people)})
     alone = int(people["case.id"].null_count())
@@ -287,6 +347,7 @@ def build(source_dir: Path, root: Path, *, seed: int = 0, progress: bool = True,
         ledger.add("events written", len(events))
         # Every day with a row of nafld2 is a lab day, whether or not its row was a copy.
         _write_labels(folder, people, all_values, diagnoses, seed, ledger)
+        parquet.write_json(DESIGN, folder / "labels" / "design.json")
         ledger.write(folder)
     return ledger.records
 

@@ -93,6 +93,11 @@ class Facts:
         return len(SUMMARIES) * self.channels + self.derived
 
 
+def row_tokens(context: ContextConfig, facts: Facts) -> int:
+    """Capacity of a row for tokens: `tokens` of the EHR, and `windows` more where the model is given wearables."""
+    return context.tokens * ("ehr" in facts.modalities) + context.windows * facts.wear
+
+
 def batch_spec(context: ContextConfig, facts: Facts, targets: dict[str, Field]) -> BatchSpec:
     """The fields of a batch.
 
@@ -102,12 +107,12 @@ def batch_spec(context: ContextConfig, facts: Facts, targets: dict[str, Field]) 
     wear = facts.wear
     raw = wear and context.raw_windows > 0
     sizes = {
-        "T": context.tokens,
+        "T": (n_tokens := row_tokens(context, facts)),
         "W": context.windows if wear else 0,
         "L": facts.steps,
         "C": facts.channels,
         "P": facts.steps // context.patch_steps,
-        "M": max(1, context.tokens // 4),
+        "M": max(1, n_tokens // 4),
         "E": context.events,
         "Q": context.queries,
         "H": context.future_windows,

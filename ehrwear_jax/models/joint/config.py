@@ -28,11 +28,13 @@ class ContextConfig:
     """How patients become rows of a batch, what is hidden, and what is predicted; times in days."""
 
     tokens: int = 128
-    """Capacity of a row, tokens."""
+    """Capacity of a row for EHR tokens. A row of a model of both modalities has room for `windows` more: what it is
+    given of one does not depend on how much there is of the other, so that it sees all that models of one modality
+    see. What a row's windows leave free, more EHR tokens take."""
     windows: int = 64
-    """Capacity of a row for wearable windows."""
+    """Capacity of a row for wearable windows, and most windows of one patient: the latest."""
     context_tokens: int = 128
-    """Most tokens of one patient in a row, static ones included; at most `tokens`."""
+    """Most EHR tokens of one patient in a row, static ones included, then the latest events; at most `tokens`."""
     queries: int = 8
     """Capacity of a row for queries at free times, shared among its contexts by their length."""
     events: int = 16
@@ -272,10 +274,9 @@ class Config:
                 f"{where}.network.posterior is {self.network.posterior!r} and {where}.weights.latent_kl is "
                 f"{self.weights['latent_kl']}: a posterior that is normal has a prior, and no other has"
             )
-        if "ehr" not in self.modalities:
-            # without EHR a row has room for no more tokens than windows: others would stay empty
-            room = {n: min(getattr(self.context, n), self.context.windows) for n in ("tokens", "context_tokens")}
-            object.__setattr__(self, "context", dataclasses.replace(self.context, **room))
+        if "ehr" not in self.modalities:  # its identity does not depend on a budget that it has not
+            n = self.context.windows
+            object.__setattr__(self, "context", dataclasses.replace(self.context, tokens=n, context_tokens=n))
 
     def __hash__(self) -> int:
         return hash((self.modalities, self.context, self.network, tuple(sorted(self.weights.items()))))

@@ -18,51 +18,61 @@ _CURSORS = ("tokens", "windows", "masked", "events", "queries", "pairs", "raw_wi
 
 
 class Span(NamedTuple):
-    """What of a patient a context shows: its first static tokens, and the merged tokens start to stop.
+    """What of a patient a context shows: its first static tokens, its latest events and its latest windows.
 
-    Of the windows among the latter, the n_left_out oldest are left out.
+    Attributes:
+      n_static, n_events, n_windows: how many it shows.
+      n_events_out, n_windows_out: how many older ones there are that it does not show.
+      start, stop: the shown events and windows lie among these merged tokens, the first of which is shown.
     """
 
     n_static: int
+    n_events: int
+    n_windows: int
+    n_events_out: int
+    n_windows_out: int
     start: int
     stop: int
-    n_left_out: int = 0
+
+    @property
+    def n_ehr(self) -> int:
+        """How many EHR tokens it shows, static ones included."""
+        return self.n_static + self.n_events
 
     @property
     def n_tokens(self) -> int:
         """How many tokens it shows."""
-        return self.n_static + self.stop - self.start - self.n_left_out
+        return self.n_ehr + self.n_windows
 
     def positions(self, patient: Patient) -> slice | np.ndarray:
-        """The merged tokens that are shown: a slice, or int64 indices where windows are left out."""
-        if not self.n_left_out:
+        """The merged tokens that are shown: a slice, or int64 indices where some in between are left out."""
+        if self.stop - self.start == self.n_events + self.n_windows:
             return slice(self.start, self.stop)
-        is_wear = patient.is_wear_N[self.start : self.stop]
-        return self.start + np.flatnonzero(~is_wear | (np.cumsum(is_wear) > self.n_left_out))
-
-    def n_windows(self, patient: Patient) -> int:
-        """How many windows it shows."""
-        return int(np.count_nonzero(patient.is_wear_N[self.start : self.stop])) - self.n_left_out
+        parts = zip((patient.event_at, patient.window_at), (self.n_events_out, self.n_windows_out),
+                    (self.n_events, self.n_windows), strict=True)  # fmt: skip
+        return np.sort(np.concatenate([at[first : first + n] for at, first, n in parts]))
 
 
-def fit(patient: Patient, stop: int, max_tokens: int, max_windows: int) -> Span:
-    """The longest context that ends before merged token `stop` within the capacities.
+def fit(patient: Patient, stop: int, max_ehr: int, max_windows: int) -> Span:
+    """The longest context that ends before merged token `stop` within two budgets that do not know of each other.
 
-    Where there are more than max_windows windows, the oldest of them are left out, and the events among them stay.
+    So a model of both modalities is shown the events that a model of the EHR alone is shown, and the windows that a
+    model of the wearable alone is shown, whatever there is of the other.
+
+    Args:
+      max_ehr: most EHR tokens, static ones included, which come first; the latest events take the others, one at
+        least. max_windows: the latest windows.
     """
-    n_static, limit = min(len(patient.static_token_S), max_tokens - 1), max(max_tokens - len(patient.static_token_S), 1)
-    start = max(0, stop - limit)
-    is_wear = patient.is_wear_N[start:stop]
-    n_wear = int(np.count_nonzero(is_wear))
-    if n_wear <= max_windows:
-        return Span(n_static, start, stop)
-    is_wear = patient.is_wear_N[:stop]
-    newer = np.cumsum(is_wear[::-1])[::-1]  # windows from here on
-    kept = np.flatnonzero(~is_wear | (newer <= max_windows))[-limit:]
-    if not len(kept):
-        return Span(n_static, stop, stop)
-    start = int(kept[0])
-    return Span(n_static, start, stop, stop - start - len(kept))
+    n_static = min(len(patient.static_token_S), max(max_ehr - 1, 0))
+    before = [int(np.searchsorted(at, stop)) for at in (patient.event_at, patient.window_at)]
+    n_events, n_windows = min(before[0], max(max_ehr - n_static, 0)), min(before[1], max(max_windows, 0))
+    out = before[0] - n_events, before[1] - n_windows
+    start = stop
+    if n_events:
+        start = int(patient.event_at[out[0]])
+    if n_windows:
+        start = min(start, int(patient.window_at[out[1]]))
+    return Span(n_static, n_events, n_windows, *out, start, stop)
 
 
 class Shown(NamedTuple):
@@ -138,6 +148,9 @@ class Context:
 
 def share(capacity: int, at: dict, n_tokens: int, max_tokens: int) -> int:
     """How many of a row's predictions the next context of n_tokens gets: by its length, rounded at random.
+
+    Args:
+      capacity: predictions of a row of max_tokens tokens.
 
     Every token has the same expected number of predictions, and a row full of tokens uses the whole capacity.
     """
@@ -294,7 +307,7 @@ def _fill_events(row, at, c):
     event_at, config = c.timed_events, c.people.config
     time_us = c.time_us_N[event_at]
     last = event_at[np.append(time_us[1:] != time_us[:-1], True)] if len(event_at) else event_at
-    quota = share(config.events, at, len(c.time_us_N), config.tokens)
+    quota = share(config.events, at, len(c.time_us_N), c.people.row_tokens)
     quota = min(len(row["event_position"]) - at["events"], quota)
     c.event_E = np.sort(c.rng.permutation(last)[:quota]).astype(np.int64)
     c.events = slice(at["events"], at["events"] + len(c.event_E))

@@ -166,7 +166,7 @@ class Contrast(Term):
         Static tokens have no time and are near to nothing.
         """
         config = self.config.context
-        quota = share(config.pairs, at, len(c.time_us_N), config.tokens)
+        quota = share(config.pairs, at, len(c.time_us_N), c.people.row_tokens)
         quota = min(len(row["pair_position"]) - at["pairs"], quota)
         wear_at, n_static, t0 = np.nonzero(c.is_wear_N)[0], c.n_static, c.tokens.start
         if quota <= 0 or not len(wear_at):

@@ -40,6 +40,7 @@ class People:
         self.config = c = config.context
         self.terms: tuple[terms.Term, ...] = ()
         self.hides_signal = False
+        self.row_tokens = 0
         self._cache: dict[int, patient_lib.Patient] = {}
         self._cached_bytes = 0
         self.index, self.train_days = store.index, store.train_days
@@ -178,6 +179,7 @@ class JointExamples(Examples):
         active = terms.active(config, self.facts)
         self.people.terms, self.people.hides_signal = active, any(t.name == "wear_masked" for t in active)
         self.spec: BatchSpec = batch_spec(config.context, self.facts, terms.target_fields(active))
+        self.people.row_tokens = self.spec.sizes["T"]
         self.subject_id = self.people.index["subject_id"].to_numpy()
         self._plans: dict[int, packing.EpochPlan] = {}
         self._lock = threading.Lock()
@@ -220,9 +222,8 @@ class JointExamples(Examples):
                     )
                 rng, p = np.random.default_rng([self.seed, epoch]), self.people
                 lengths = packing.Lengths(p.n_static, p.n_events, p.n_windows)
-                plan = packing.plan_epoch(
-                    rng, self.config.context, self.spec.sizes["W"], (self.eligible, self.weight), lengths
-                )
+                limits = packing.Limits(self.spec.sizes["T"], self.spec.sizes["W"])
+                plan = packing.plan_epoch(rng, self.config.context, limits, (self.eligible, self.weight), lengths)
                 self._plans = {k: v for k, v in self._plans.items() if k >= epoch - 1} | {epoch: plan}
             return self._plans[epoch]
 
@@ -243,7 +244,7 @@ class JointExamples(Examples):
         epoch, r = divmod(g, self.rows_per_epoch)
         plan, tokens, windows = self.plan(epoch), 0, 0
         for sample, span in self._planned(plan, epoch, r):
-            tokens, windows = tokens + span.n_tokens, windows + span.n_windows(sample.patient)
+            tokens, windows = tokens + span.n_tokens, windows + span.n_windows
             yield sample, span
         yield from self._further(plan, epoch, r % plan.n_rows, tokens, windows)
 
@@ -258,34 +259,29 @@ class JointExamples(Examples):
             )
         ]
         spans = [context.fit(s.patient, s.stop, c.context_tokens, max_windows) for s in samples]
-        level = packing.waterfill([s.n_tokens for s in spans], max_tokens)
-        if level < np.inf:
-            most = min(int(level), c.context_tokens)
-            spans = [context.fit(s.patient, s.stop, most, max_windows) for s in samples]
-        counts = [span.n_windows(s.patient) for s, span in zip(samples, spans, strict=True)]
-        most_wear = packing.waterfill(counts, max_windows)
-        for sample, span, n_wear in zip(samples, spans, counts, strict=True):
-            if n_wear > most_wear:
-                # what its windows leave free goes to further contexts
-                room = span.n_tokens - n_wear + int(most_wear)
-                span = context.fit(sample.patient, sample.stop, room, int(most_wear))
-            yield sample, span
+        most_wear = int(min(packing.waterfill([s.n_windows for s in spans], max_windows), max_windows))
+        n_wear = sum(min(s.n_windows, most_wear) for s in spans)
+        most_ehr = int(min(packing.waterfill([s.n_ehr for s in spans], max_tokens - n_wear), c.context_tokens))
+        for sample in samples:
+            yield sample, context.fit(sample.patient, sample.stop, most_ehr, most_wear)
 
     def _further(self, plan, epoch, r, tokens, windows):
         """Contexts of randomly drawn patients in what is left free of a row."""
         c, sizes = self.config.context, self.spec.sizes
         least, failed, k = max(1, sizes["T"] // _LEAST_FREE), 0, 0
+        has_ehr = "ehr" in self.config.modalities
         while failed < _MOST_FAILED:
             free, free_windows = sizes["T"] - tokens, sizes["W"] - windows
-            if min(free, free if "ehr" in self.config.modalities else free_windows) < least:
+            if (free if has_ehr else free_windows) < least:
                 break
             sample = self._draw_any(plan, epoch, r, k)
-            span = context.fit(sample.patient, sample.stop, min(free, c.context_tokens), free_windows)
-            k += 1
-            n_wear = span.n_windows(sample.patient)
-            # no room for its windows, or for the most of them: at inference a context has the whole row
-            too_short = span.n_tokens < least and span.start > 0
-            if span.stop == span.start or too_short or span.n_left_out > n_wear:
+            patient, k = sample.patient, k + 1
+            whole = context.fit(patient, sample.stop, c.context_tokens, sizes["W"])
+            n_wear = min(whole.n_windows, free_windows, free)
+            span = context.fit(patient, sample.stop, min(free - n_wear, c.context_tokens), n_wear)
+            # no room for its events, or for the most of its windows: at inference a context has the whole row
+            too_short = span.n_ehr < min(least, whole.n_ehr)
+            if span.stop == span.start or too_short or (has_ehr and 2 * n_wear < whole.n_windows):
                 failed += 1
                 continue
             tokens, windows = tokens + span.n_tokens, windows + n_wear
@@ -313,13 +309,13 @@ class JointExamples(Examples):
         if by_day:
             stop = patient_lib.sample_day(end, patient, self.people.day_weight_V)
         else:
-            n, limit = len(patient.time_N), max(c.context_tokens - len(patient.static_token_S), 1)
-            stop = n if n <= limit else limit + int(end * (n + 1 - limit))
+            full = patient_lib.first_full(patient, c.context_tokens, self.spec.sizes["W"])
+            stop = full + int(end * (len(patient.time_N) + 1 - full))
         return Sample(patient, i, stop, context.Draws(rng, augment_rng))
 
     def _add(self, row, at, sample, span):
         patient, rng, c = sample.patient, sample.draws.rng, self.config.context
-        n_query = context.share(c.queries, at, span.n_tokens, c.tokens)
+        n_query = context.share(c.queries, at, span.n_tokens, self.people.row_tokens)
         time_us = patient.time_N[span.positions(patient)]
         at_token = time_us[rng.integers(0, len(time_us), n_query)]
         at_any_time = rng.integers(patient.time_N[span.start], patient.time_N[span.stop - 1] + 1, n_query)
@@ -333,7 +329,7 @@ class JointExamples(Examples):
         self, position_N: np.ndarray, time_us_N: np.ndarray, batch_size: int, transform: Transform | None = None
     ) -> Iterator[tuple[Batch, np.ndarray]]:
         """Batches whose queries are at prediction times, see models/family.py; nothing is hidden, and no targets."""
-        sizes, c = self.spec.sizes, self.config.context
+        sizes = self.spec.sizes
         batch, where, r, at = self.spec.empty(batch_size), np.full((batch_size, sizes["Q"]), -1), 0, context.cursors()
 
         def row():
@@ -342,9 +338,8 @@ class JointExamples(Examples):
         for k, (i, t) in enumerate(zip(position_N, time_us_N, strict=True)):
             people = self.people
             patient = people[int(i)] if transform is None else people.of(transform(people.record(int(i)), int(t)))
-            stop = int(np.searchsorted(patient.time_N, t, side="right"))
-            span = context.fit(patient, stop, c.context_tokens, sizes["W"])
-            used = {"tokens": span.n_tokens, "windows": span.n_windows(patient), "queries": 1}
+            span = self.span_at(patient, int(t))
+            used = {"tokens": span.n_tokens, "windows": span.n_windows, "queries": 1}
             room = zip(used, (sizes["T"], sizes["W"], sizes["Q"]), strict=True)
             if any(at[name] + used[name] > capacity for name, capacity in room):
                 context.close_row(row(), at)
@@ -359,6 +354,18 @@ class JointExamples(Examples):
                 context.close_row(row(), at)
                 r, at = r + 1, context.cursors()
             yield batch, where
+
+    def span_at(self, patient: patient_lib.Patient, time_us: int) -> context.Span:
+        """What a context shows at a prediction time."""
+        stop = int(np.searchsorted(patient.time_N, time_us, side="right"))
+        return context.fit(patient, stop, self.config.context.context_tokens, self.spec.sizes["W"])
+
+    def tokens_seen(self, position_N: np.ndarray, time_us_N: np.ndarray) -> dict[str, np.ndarray]:
+        """Static tokens, events and windows, see models/family.py."""
+        spans = [self.span_at(self.people[int(i)], int(t)) for i, t in zip(position_N, time_us_N, strict=True)]
+        named = {"static": "n_static", "events": "n_events", "windows": "n_windows",
+                 "events_left_out": "n_events_out", "windows_left_out": "n_windows_out"}  # fmt: skip
+        return {name: np.array([getattr(s, of) for s in spans], np.int64) for name, of in named.items()}
 
     # ------------------------------------------------------------------------------------------------- for others
 

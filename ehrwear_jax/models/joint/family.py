@@ -58,8 +58,9 @@ def assumed(config: Config, prepare: PrepareConfig, vocabulary: int) -> tuple[Ba
         quality=prepare.quality,
     )
     spec = batch_spec(c, facts, target_fields(active(config, facts)))
-    seen = c.tokens * (c.tokens + 1) // 2 + c.queries * c.tokens
-    counts = {"contexts": 1, "tokens": c.tokens, "queries": c.queries, "windows": spec.sizes["W"], "seen": seen}
+    n = spec.sizes["T"]
+    seen = n * (n + 1) // 2 + c.queries * n
+    counts = {"contexts": 1, "tokens": n, "queries": c.queries, "windows": spec.sizes["W"], "seen": seen}
     return spec, counts
 
 

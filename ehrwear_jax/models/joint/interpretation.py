@@ -13,7 +13,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from ehrwear_jax.models.family import Batch
-from ehrwear_jax.models.joint import context
 from ehrwear_jax.models.joint.batch import MASK, MODALITY_EHR
 from ehrwear_jax.models.joint.config import Config
 from ehrwear_jax.models.joint.encoders import EhrEmbedder
@@ -43,9 +42,7 @@ def time_kernels(config: Config, params: Params) -> TimeKernels:
 def window_ends(examples: JointExamples, position: int, time_us: int) -> np.ndarray:
     """When the windows end that a person's context at a time holds: int64."""
     patient = examples.people[position]
-    stop = int(np.searchsorted(patient.time_N, time_us, side="right"))
-    span = context.fit(patient, stop, examples.config.context.context_tokens, examples.spec.sizes["W"])
-    shown = span.positions(patient)
+    shown = examples.span_at(patient, time_us).positions(patient)
     return patient.time_N[shown][patient.is_wear_N[shown]]
 
 

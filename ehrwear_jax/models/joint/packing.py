@@ -6,6 +6,7 @@ context really becomes is known once its day has been drawn from the record's co
 
 import dataclasses
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -97,6 +98,13 @@ def pack(needs: Sequence[np.ndarray], limits: Sequence[int]) -> np.ndarray:
     return np.concatenate(bounds)
 
 
+class Limits(NamedTuple):
+    """Capacities of a row: tokens of both modalities, and the windows among them."""
+
+    tokens: int
+    windows: int
+
+
 @dataclasses.dataclass(frozen=True)
 class Lengths:
     """How many static events, timed events and windows each patient has: int64 [N] of the index."""
@@ -109,14 +117,14 @@ class Lengths:
 def plan_epoch(
     rng: np.random.Generator,
     config: ContextConfig,
-    max_windows: int,
+    limits: Limits,
     patients: tuple[np.ndarray, np.ndarray | None],
     lengths: Lengths,
 ) -> EpochPlan:
     """Draws an epoch.
 
     Args:
-      max_windows: capacity of a row.
+      limits: capacities of a row.
       patients: positions in the index of those who have something, and their weights (patient_weights; None: all
         alike).
 
@@ -135,12 +143,13 @@ def plan_epoch(
     n = len(patient_N)
     by_day_N, end_N = rng.random(n, np.float32) < config.patient_days, rng.random(n, np.float32)
     static = np.minimum(lengths.static_N[patient_N], config.context_tokens - 1)
-    total = lengths.event_N[patient_N] + lengths.window_N[patient_N]
     # where a day's end lies is not known here: as if days were as long and codes as rare everywhere
-    seen = np.where(by_day_N, np.ceil(end_N * total).astype(np.int64), total)
-    merged = np.clip(seen, 1, config.context_tokens - static)
-    windows = np.minimum(np.minimum(lengths.window_N[patient_N], max_windows), merged)
-    bound_R = pack((merged + static, windows), (config.tokens, max_windows))
+    events, windows = (
+        np.where(by_day_N, np.ceil(end_N * n_N[patient_N]).astype(np.int64), n_N[patient_N])
+        for n_N in (lengths.event_N, lengths.window_N)
+    )
+    events, windows = np.minimum(events, config.context_tokens - static), np.minimum(windows, limits.windows)
+    bound_R = pack((np.maximum(static + events + windows, 1), windows), limits)
     return EpochPlan(patient_N, copy_N, by_day_N, end_N, bound_R)
 
 

@@ -1,12 +1,14 @@
 """Turns a record into one patient's stream in time order, and says what of it a context shows."""
 
 import dataclasses
+import functools
 from typing import NamedTuple
 
 import numpy as np
 
 from ehrwear_jax.data import ages
 from ehrwear_jax.data.formats.times import DAY_US
+from ehrwear_jax.data.signals import local_time
 from ehrwear_jax.data.store import NO_BIRTH, Record, RecordStore, Scales
 from ehrwear_jax.models.joint import batch as batch_lib
 from ehrwear_jax.models.joint.vocabulary import Vocabulary
@@ -40,6 +42,7 @@ class Patient:
       scales: of the channels.
       raw: RawWindows, or None where the context has no room for them.
       quality_MxLxC: uint8, see grid_quality.py; None where it was not prepared. max_age_years: as of the RecordStore.
+      utc_offset_M: minutes, as in Record; None: all zero, also where the context shows no wearable.
     """
 
     time_N: np.ndarray
@@ -62,13 +65,29 @@ class Patient:
     _summed_M: np.ndarray
     raw: RawWindows | None = None
     quality_MxLxC: np.ndarray | None = None
+    utc_offset_M: np.ndarray | None = None
     max_age_years: float | None = None
 
     def ages(self, time_us: np.ndarray, origin_us: int) -> np.ndarray:
-        """float32 [..., 2]: (whole days, fraction of a day) from origin_us to each time; see ages.whole_days."""
-        days, rest = np.divmod(np.asarray(time_us, np.int64) - origin_us, DAY_US)
+        """float32 [..., 2]: (whole days, fraction of a day) from origin_us to each time, both on the local clock.
+
+        Whole days above max_age_years are told as its.
+        """
+        whole_us = np.append(np.asarray(time_us, np.int64), origin_us)
+        local_us = whole_us + local_time.latest(self.window_end_M, self.utc_offset_M, whole_us)
+        days, rest = np.divmod(local_us[:-1] - local_us[-1], DAY_US)
         days = ages.whole_days(days, self.max_age_years if self.has_birth else None)
         return np.stack([days.astype(np.float32), (rest / DAY_US).astype(np.float32)], axis=-1)
+
+    @functools.cached_property
+    def event_at(self) -> np.ndarray:
+        """Where in the stream its events are: int64, increasing."""
+        return np.flatnonzero(~self.is_wear_N)
+
+    @functools.cached_property
+    def window_at(self) -> np.ndarray:
+        """Where in the stream its windows are: int64, increasing."""
+        return np.flatnonzero(self.is_wear_N)
 
     @property
     def nbytes(self) -> int:
@@ -152,6 +171,8 @@ def make_patient(record: Record, store: RecordStore, vocabulary: Vocabulary, raw
     ref = np.concatenate([np.arange(len(end)), np.arange(len(time))])
     derived = np.clip(store.derived_scales.standardise(record.derived_MxX), -SIGNAL_CLIP, SIGNAL_CLIP)
     window, quality = record.window_MxLxC, record.quality_MxLxC
+    offset = record.utc_offset_M
+    offset = offset.copy() if offset is not None and offset.any() else None
     if not len(end) or (record.segments and not raw_segments):
         # copies, since a view keeps the whole record with its windows or segments in memory
         end, window, quality = end.copy(), window.copy(), None if quality is None else quality.copy()
@@ -176,6 +197,7 @@ def make_patient(record: Record, store: RecordStore, vocabulary: Vocabulary, raw
         _summed_M=np.zeros(len(end), bool),
         raw=_raw_windows(record, raw_segments, store) if raw_segments else None,
         quality_MxLxC=quality,
+        utc_offset_M=offset,
         max_age_years=store.max_age_years,
     )
 
@@ -220,7 +242,19 @@ def without(patient: Patient, keep_ehr: bool, keep_wear: bool) -> Patient:
         return patient
     time_N = patient.time_N[keep_N]
     has_birth = keep_ehr and patient.has_birth
-    return select(patient, keep_N, keep_ehr, patient.origin_us if has_birth else int(time_N[0]))
+    shown = select(patient, keep_N, keep_ehr, patient.origin_us if has_birth else int(time_N[0]))
+    return shown if keep_wear else dataclasses.replace(shown, utc_offset_M=None)
+
+
+def first_full(patient: Patient, max_ehr: int, max_windows: int) -> int:
+    """The first end of a context that fills a budget; the end of the record where all of it fits.
+
+    Args:
+      max_ehr, max_windows: budgets of a context, see context.fit.
+    """
+    room = max(max_ehr - len(patient.static_token_S), 1), max_windows
+    parts = zip((patient.event_at, patient.window_at), room, strict=True)
+    return min((int(at[n - 1]) + 1 for at, n in parts if 0 < n < len(at)), default=len(patient.time_N))
 
 
 def sample_day(draw: float, patient: Patient, weight_V: np.ndarray) -> int:

@@ -4,6 +4,9 @@ A token is a code, a code with the quantile bin of its value ("LOINC//2345-7//Q3
 texts ("LAB//rhythm//sinus"). Values are kept beside the token as a continuous, standardised channel. A code too rare
 for the vocabulary is replaced by its nearest ancestor that is in it (paper, A.2: collapsing infrequent codes); one
 without such an ancestor is left out.
+
+Every token is one that training events have: bins without any are merged with a neighbour, and where all training
+events of a code have a value or a text, an event that has neither takes the code's most frequent token.
 """
 
 import dataclasses
@@ -89,9 +92,12 @@ class Vocabulary:
         alias, code = self.codes["alias"].to_list(), self.codes["code"].to_list()
         base: dict[str, int] = {}
         bins: dict[str, list[tuple[float, int]]] = {}
+        usual: dict[str, tuple[int, int]] = {}
         text_token_T = np.full(self.n_texts + 1, -1, np.int32)  # the last one for no text
         table = self.tokens.filter(pl.col("token_id") >= N_SPECIAL).sort("code", "bin", "text_id")
-        for name, b, token, high, text in table.select("code", "bin", "token_id", "high", "text_id").iter_rows():
+        columns = ("code", "bin", "token_id", "high", "text_id", "count")
+        for name, b, token, high, text, count in table.select(columns).iter_rows():
+            usual[name] = max(usual.get(name, (0, 0)), (count, -token))
             if text >= 0:
                 text_token_T[text] = token
             elif b < 0:
@@ -99,6 +105,7 @@ class Vocabulary:
             else:
                 bins.setdefault(name, []).append((high, token))
         width = 1 << max(map(len, bins.values()), default=1).bit_length()
+        base = {name: -token for name, (_, token) in usual.items()} | base
         token_C = np.array([base.get(a, -1) for a in alias], np.int32)
         # an ancestor's bins and scale are another quantity's
         own = [a is not None and a == c for a, c in zip(alias, code, strict=True)]
@@ -199,7 +206,7 @@ def build_vocabulary(
             total[target] = total.get(target, 0) + count
     scaled = _scales(statistics, total, value_bins, min_values)
     of_text: dict[int, list[tuple[int, str, int]]] = {}
-    frequent = texts.filter(pl.col("subjects") >= min_text_subjects).sort("text_id")
+    frequent = texts.filter(pl.col("subjects") >= max(min_text_subjects, 1)).sort("text_id")
     for row in frequent.select("code_id", "text_id", "text", "count").iter_rows():
         of_text.setdefault(row[0], []).append(row[1:])
     rows: list[tuple] = [(i, name, name, -1, None, None, -1, 0) for i, name in enumerate(SPECIAL)]
@@ -207,7 +214,8 @@ def build_vocabulary(
     for i in sorted(total, key=lambda i: (-total[i], code[i])):
         n, _, _, cuts, up_to = scaled.get(i, (0, None, None, [], []))
         plain = total[i] - n - sum(count for _, _, count in of_text.get(i, ()))
-        rows.append((len(rows), code[i], code[i], -1, None, None, -1, plain))
+        if plain > 0:
+            rows.append((len(rows), code[i], code[i], -1, None, None, -1, plain))
         limits = [float("-inf"), *cuts, float("inf")]
         for b, in_bin in enumerate(np.diff([0, *up_to, n]).tolist() if n else ()):
             rows.append((len(rows), f"{code[i]}//Q{b}", code[i], b, limits[b], limits[b + 1], -1, in_bin))
@@ -232,9 +240,19 @@ def _scales(statistics, chosen, value_bins, min_values):
     """{code_id: (values, mean, std, cuts, values up to each cut)} of the chosen codes that have enough values."""
     scaled: dict[int, tuple] = {}
     columns = ("code_id", "n_values", "mean", "std", "quantile", "up_to", "range_cut", "range_up_to")
-    for i, n, mean, std, *cuts in statistics.select(columns).iter_rows():
+    for i, n, mean, std, *found in statistics.select(columns).iter_rows():
         if i in chosen and n >= max(min_values, 1):
-            quantile, up_to, range_cut, range_up_to = cuts
+            quantile, up_to, range_cut, range_up_to = found
             by_range = (range_cut, range_up_to) if range_cut else None
-            scaled[i] = n, mean, std, *(by_range or code_counts.bin_cuts(quantile, up_to, n, value_bins))
+            cuts, below = by_range or code_counts.bin_cuts(quantile, up_to, n, value_bins)
+            scaled[i] = n, mean, std, *_with_values(cuts, below, n)
     return scaled
+
+
+def _with_values(cuts, up_to, n):
+    """The cuts, with the values up to each, that leave no bin without one of the n values."""
+    kept: list[tuple[float, int]] = []
+    for cut, below in zip(cuts, up_to, strict=True):
+        if (kept[-1][1] if kept else 0) < below < n:
+            kept.append((cut, below))
+    return [cut for cut, _ in kept], [below for _, below in kept]

@@ -7,6 +7,7 @@ from ehrwear_jax.config import options
 
 ESTIMATORS = ("boosting", "linear")
 MODALITIES = ("ehr", "wear")
+FEATURES = ("all", "counts", "demographics")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -16,14 +17,30 @@ class Config:
     IS_NETWORK: ClassVar[bool] = False
 
     estimator: str = "boosting"
-    """Estimator. boosting: gradient boosting, of binary tasks; linear: logistic regression, Cox or ridge, as the task
-    asks."""
+    """Estimator, of binary, time-to-event and regression tasks. boosting: gradient-boosted trees with log loss, Cox's
+    partial likelihood or squared error; linear: logistic, Cox or ridge regression."""
     modalities: tuple = MODALITIES
     """Modalities whose features the model is given."""
-    codes: int = 64
-    """Most codes with features of their own."""
+    features: str = "all"
+    """Features that the model is given. all: every one of its modalities; counts: how often each code and ancestor
+    occurred, in each range; demographics: age and the static codes of sex_prefixes."""
+    sex_prefixes: tuple = ("GENDER//", "SEX//")
+    """Prefixes of the codes of a person's sex."""
+    candidates: int = 12
+    """Number of settings of boosted trees that are tried; the tuning split chooses among them."""
+    max_trees: int = 1000
+    """Most trees of a boosted model; the tuning split stops it earlier."""
+    averaged: int = 3
+    """Number of boosted models of lowest tuning loss whose predictions are averaged."""
+    seed: int = 0
+    """Seed of the rows and columns that each tree is given."""
 
     def __post_init__(self) -> None:
         options.require_choice("config.models", "estimator", self.estimator, ESTIMATORS)
+        options.require_choice("config.models", "features", self.features, FEATURES)
         if not self.modalities or set(self.modalities) - set(MODALITIES):
             raise ValueError(f"config.models: modalities are {self.modalities}; they can be {' and '.join(MODALITIES)}")
+        if self.features != "all" and "ehr" not in self.modalities:
+            raise ValueError(f"config.models: features {self.features} are of modality ehr, which modalities lack")
+        if min(self.candidates, self.max_trees, self.averaged) < 1:
+            raise ValueError("config.models: candidates, max_trees and averaged must be positive")

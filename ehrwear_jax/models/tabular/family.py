@@ -1,48 +1,107 @@
 """Fits models on hand-made features, a model per task; a family without a network (stages/predictors.py).
 
-Array suffixes: N rows, F features; NaN is missing.
+Array suffixes: N rows, F features.
 """
 
+import dataclasses
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 import polars as pl
+from scipy import sparse
 
-from ehrwear_jax.models.tabular import estimators, features
+from ehrwear_jax.models.tabular import boosting, linear, losses
 from ehrwear_jax.models.tabular.config import Config
+from ehrwear_jax.models.tabular.encoder import Encoder
+from ehrwear_jax.models.tabular.features import AGE, COUNT
 
-__all__ = ["Config", "columns", "encoder", "probabilities"]
+__all__ = ["Config", "Table", "columns", "scores"]
 
-Split = Mapping[str, np.ndarray]  # {"train", "tuning", "held_out": [N, ...]}
+_MAX_STATIC = 16  # static facts whose interaction with age a linear model has
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """The features that a model is given.
+
+    Attributes:
+      columns: name, kind of each.
+      read: split -> features at its prediction times, CSR float32 [N, F], which the caller may change.
+    """
+
+    columns: pl.DataFrame
+    read: Callable[[str], sparse.csr_matrix]
 
 
 def columns(config: Config, table: pl.DataFrame) -> list[str]:
-    """The features that a model is given, of features.build_features; [] where it would be another one's or has none.
+    """The features that a model is given, of Features.columns; [] where it would be another one's or has none.
 
-    A model of fewer modalities than there are differs from one of all only where the table has features of both.
+    A model of fewer modalities than there are differs from one of all only where there are features of both.
     """
-    groups = features.feature_groups(table)
-    there = [m for m in ("ehr", "wear") if groups[m]]
+    name = pl.col("name")
+    there = [m for m in ("ehr", "wear") if table["name"].str.starts_with(f"{m}__").any()]
     mine = [m for m in there if m in config.modalities]
     if not mine or (len(config.modalities) == 1 and len(there) == 1):
         return []
-    return [name for m in mine for name in groups[m]]
+    if config.features == "demographics":
+        sexes = (name.str.starts_with(f"ehr__static__{prefix}") for prefix in config.sex_prefixes)
+        return table.filter(pl.any_horizontal(name == AGE, *sexes))["name"].to_list()
+    kept = table.filter(pl.any_horizontal(name.str.starts_with(f"{m}__") for m in mine))
+    if config.features == "counts":
+        kept = kept.filter((pl.col("kind") == COUNT) & name.str.starts_with("ehr__"))
+    return kept["name"].to_list()
 
 
-def probabilities(config: Config, x: Split, y: Split) -> dict[str, np.ndarray]:
-    """{"tuning", "held_out": P(y = 1) float64 [N]} of a binary task.
+def scores(config: Config, kind: str, table: Table, target: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """{"tuning", "held_out": log-odds, log-hazard or value float64 [N]} of a task.
 
     Args:
-      x: float64 [N, F] by split. y: 0/1 [N] of train and tuning.
+      kind: losses.BINARY, SURVIVAL or REGRESSION.
+      table: of splits train, tuning and held_out, each of which is read once, held-out ones last.
+      target: {"train", "tuning": labels [N]}; of a time-to-event task (time [N], event [N]).
+
+    Raises:
+      ValueError: see losses.of and Encoder.
     """
-    fits: dict[str, Callable] = {
-        "boosting": estimators.fit_gradient_boosting,
-        "linear": estimators.fit_logistic_regression,
-    }
-    model = fits[config.estimator](x["train"], y["train"], x["tuning"], y["tuning"])
-    return {split: model.predict_proba(x[split]) for split in ("tuning", "held_out")}
+    train, tuning = (losses.of(kind, target[s], s) for s in ("train", "tuning"))
+    x_train = table.read("train")
+    is_linear = config.estimator == "linear"
+    encode = Encoder(x_train, table.columns["kind"].to_list())
+    interactions = _interactions(table.columns)
+
+    def ready(x):
+        return [encode(x), interactions(x)] if is_linear else encode(x)
+
+    x_train, x_tuning = ready(x_train), ready(table.read("tuning"))
+    model: Any
+    if is_linear:
+        model = linear.fit(x_train, train, x_tuning, tuning)
+    else:
+        chosen = boosting.CANDIDATES[: config.candidates]
+        search = boosting.Search(chosen, config.max_trees, averaged=config.averaged, seed=config.seed)
+        model = boosting.fit(x_train, train, x_tuning, tuning, search)
+    del x_train
+    found = {"tuning": model.score(x_tuning)}
+    del x_tuning
+    return found | {"held_out": model.score(ready(table.read("held_out")))}
 
 
-def encoder(x_NxF: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
-    """What makes features fit for a linear model (missing ones imputed and flagged, skewed ones transformed)."""
-    return estimators.TableEncoder(x_NxF)
+def _interactions(table: pl.DataFrame) -> Callable[[sparse.csr_matrix], sparse.csr_matrix]:
+    """What gives a linear model the square and the bends of age, and its products with static facts.
+
+    Age counts in standard deviations of the training times.
+    """
+    names = table["name"].to_list()
+    static = [i for i, (n, k) in enumerate(table.select("name", "kind").iter_rows()) if n.startswith("ehr__static__")]
+    static = static[:_MAX_STATIC]
+
+    def expand(x: sparse.csr_matrix) -> sparse.csr_matrix:
+        if AGE not in names:
+            return sparse.csr_matrix((x.shape[0], 0), dtype=np.float32)
+        age_N = x[:, names.index(AGE)].toarray()
+        bends = [age_N**2, np.maximum(age_N - 0.5, 0), np.maximum(age_N - 1.0, 0), np.maximum(-age_N - 0.5, 0)]
+        facts = x[:, static].multiply(age_N)
+        return sparse.hstack([np.concatenate(bends, axis=1), facts], "csr", dtype=np.float32)
+
+    return expand

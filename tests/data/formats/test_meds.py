@@ -240,6 +240,19 @@ def test_labels_round_trip(tmp_path, labels, schema):
     assert got.equals(labels.sort("subject_id"))
 
 
+def test_survival_labels_may_say_who_had_a_competing_event(tmp_path):
+    """Shards without the column say that nobody had one."""
+    path = tmp_path / "task"
+    died = SURVIVAL.with_columns(event_observed=pl.Series([False, True]), competing_event=pl.Series([True, False]))
+    meds.write_labels(path / "0.parquet", died)
+    other = SURVIVAL.with_columns(subject_id=pl.col("subject_id") + 10)
+    meds.write_labels(path / "1.parquet", other)
+    assert meds.read_labels(path / "0.parquet").equals(died.sort("subject_id"))
+    got = meds.read_labels([path / "0.parquet", path / "1.parquet"])
+    assert got.columns == died.columns and got["competing_event"].to_list() == [False, True, False, False]
+    assert "competing_event" not in meds.read_labels(path / "1.parquet").columns
+
+
 def test_labels_of_other_writers_with_unused_value_columns(tmp_path):
     path = tmp_path / "task.parquet"
     BINARY.with_columns(integer_value=pl.lit(None, pl.Int64)).write_parquet(path)
@@ -256,6 +269,9 @@ def test_labels_of_other_writers_with_unused_value_columns(tmp_path):
         (SURVIVAL.with_columns(boolean_value=True), "holds both"),
         (SURVIVAL.with_columns(time_to_event_days=pl.Series([1.0, -1.0])), "row 1: .* is -1.0"),
         (SURVIVAL.with_columns(time_to_event_days=pl.lit(np.nan)), "row 0: .* is nan"),
+        (SURVIVAL.with_columns(competing_event=True), "row 0: event_observed and competing_event are both true"),
+        (SURVIVAL.with_columns(competing_event=pl.Series([False, None])), "row 1: .* is null"),
+        (SURVIVAL.with_columns(competing_event=pl.Series([0, 1])), "is Int64, expected Boolean"),
     ],
 )
 def test_faulty_labels_are_named(tmp_path, labels, message):

@@ -127,3 +127,21 @@ def test_missing_folder_and_empty_folder(tmp_path):
     wearable.write_channels(tmp_path, CHANNELS)
     with pytest.raises(FileNotFoundError, match="no parquet file of recordings"):
         wearable.list_shards(tmp_path)
+
+
+def test_the_offset_column_is_kept_where_it_is_and_nothing_is_added_where_it_is_not(tmp_path):
+    wearable.write_shard(tmp_path / "plain.parquet", make_rows(), CHANNELS)
+    assert pq.read_schema(tmp_path / "plain.parquet").names == list(wearable.ROW_SCHEMA)
+    rows = make_rows().with_columns(utc_offset_minutes=pl.Series([60, None, -570], dtype=pl.Int64))
+    wearable.write_shard(tmp_path / "offset.parquet", rows, CHANNELS)
+    assert pq.read_schema(tmp_path / "offset.parquet").field("utc_offset_minutes").type == pa.int16()
+    got = wearable.read_shard(tmp_path / "offset.parquet", CHANNELS)
+    assert got["utc_offset_minutes"].to_list() == [60, None, -570]
+    assert [row.utc_offset_minutes for row in wearable.stretches(got)] == [60, None, -570]
+    assert [row.utc_offset_minutes for row in wearable.stretches(make_rows())] == [None] * 3
+    assert got.drop("utc_offset_minutes").equals(wearable.read_shard(tmp_path / "plain.parquet", CHANNELS))
+    for minutes, message in ((841, "row 2.*utc_offset_minutes': 841 minutes, must lie between -840 and 840"),
+                             (10**6, "holds 1000000.0 in row 2"), (0.5, "holds 0.5 in row 2")):  # fmt: skip
+        wrong = make_rows().with_columns(utc_offset_minutes=pl.Series([0, 840, minutes], dtype=pl.Float64))
+        with pytest.raises(ValueError, match=message):
+            wearable.write_shard(tmp_path / "bad.parquet", wrong, CHANNELS)

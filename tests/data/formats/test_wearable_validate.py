@@ -201,3 +201,17 @@ def test_long_recordings_are_written_in_small_row_groups(tmp_path, monkeypatch):
     assert [part.height for _, part in wearable.row_groups(tmp_path / "0.parquet")] == [3, 3, 3, 1]
     wearable.write_shard(tmp_path / "1.parquet", table(*[{"values": [1.0] * 300}] * 2))
     assert [part.height for _, part in wearable.row_groups(tmp_path / "1.parquet")] == [1, 1]
+
+
+def test_an_offset_that_no_place_has_is_named_and_its_row_set_aside(tmp_path):
+    rows = table({}, {}, {}, {"subject_id": 2}).with_columns(
+        utc_offset_minutes=pl.Series([-840, 841, None, 840], dtype=pl.Int16)
+    )
+    root = folder(tmp_path, rows)
+    (path,) = wearable.list_shards(root)
+    message = "column 'utc_offset_minutes': 841 minutes, must lie between -840 and 840"
+    assert messages(root) == [f"{path}: row 1 (subject 1): {message}"]
+    aside = []
+    kept = pl.concat([mine for _, mine in wearable.read_subjects(path, CHANNELS, BOUNDS, aside)])
+    assert kept["utc_offset_minutes"].to_list() == [-840, None, 840]
+    assert pl.concat(aside)["utc_offset_minutes"].to_list() == [841]

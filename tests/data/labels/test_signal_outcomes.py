@@ -175,6 +175,61 @@ def test_what_was_recorded_before_the_prediction_or_after_the_period_changes_not
     assert found() != one
 
 
+# ------------------------------------------------------------------------------------------------------- local time
+def a_journey(legs, signals):
+    """Stretches of signals on the local clock, and the same ones in UTC: legs of (first, last local minute, offset)."""
+    local, utc = [], []
+    for first, last, offset in legs:
+        for channel, values in signals.items():
+            start = START_US + DAY_US // 2 + first * 60_000_000
+            local.append(Stretch(start, 1 / 60, channel, values[first:last].astype(np.float32)))
+            utc.append(local[-1]._replace(start_us=start - offset * 60_000_000, utc_offset_minutes=offset))
+    return local, utc
+
+
+@pytest.mark.parametrize(("here", "there"), [(120, 120), (-600, -600), (60, 540), (-480, 720), (840, 330)])
+def test_a_travellers_nights_and_days_are_those_of_the_local_clock(here, there):
+    asleep, _ = simulated_days(4, n_days=10)
+    counts = simulated_counts(asleep, 4)
+    counts[5 * DAY + 300 : 5 * DAY + 420] = 0.0  # put down for two hours
+    heart = np.where(np.arange(len(counts)) % 1440 < 5, np.nan, 60.0)
+    heart[5 * DAY + 300 : 5 * DAY + 420] = np.nan
+    legs = [(0, 4 * DAY, here), (4 * DAY + 700, 9 * DAY, there)]
+    local, utc = a_journey(legs, {"activity": counts, "heart_rate": heart})
+    config = PhysiologyConfig(measures=ACTIVITY, period_days=(11,), still_counts=60.0)
+    begin = at_midnight(1)
+    want = signal_outcomes.label(local, begin, 11, config, LIMITS)
+    got = signal_outcomes.label(utc, begin - here * 60_000_000, 11, config, LIMITS)
+    assert np.isfinite(list(want.values())).all()
+    np.testing.assert_array_equal(list(got.values()), list(want.values()))
+    taken_as_local = [row._replace(utc_offset_minutes=None) for row in utc]
+    other = signal_outcomes.label(taken_as_local, begin - here * 60_000_000, 11, config, LIMITS)
+    assert here == there or abs(other["activity_regularity"] - want["activity_regularity"]) > 0.02
+
+
+def test_without_offsets_and_with_offsets_of_zero_labels_are_the_same():
+    counts = simulated_counts(simulated_days(1, n_days=9)[0], 1)
+    plain, zero = a_journey([(0, 9 * DAY, 0)], {"activity": counts, "heart_rate": np.full(len(counts), 60.0)})
+    config = PhysiologyConfig(measures=ACTIVITY, still_counts=60.0)
+    found = [signal_outcomes.label(rows, at_midnight(1), 7, config, LIMITS) for rows in (plain, zero)]
+    assert found[0] == found[1] and np.isfinite(list(found[0].values())).all()
+
+
+def test_minutes_without_a_heart_rate_between_others_are_no_time_not_worn():
+    counts, heart = simulated_counts(simulated_days(2, n_days=9)[0], 2), np.full(9 * DAY, 60.0)
+    for day in range(9):
+        counts[day * DAY + 700 : day * DAY + 900] = 0.0
+        heart[day * DAY + 700 : day * DAY + 900 : 7] = np.nan
+    rows = [Stretch(START_US + DAY_US // 2, 1 / 60, c, x) for c, x in (("activity", counts), ("heart_rate", heart))]
+    found = [
+        signal_outcomes.label(
+            rows, at_midnight(1), 7, PhysiologyConfig(measures=ACTIVITY, still_counts=60.0, non_wear_minutes=n), LIMITS
+        )
+        for n in (90, 0)
+    ]
+    assert found[0] == found[1], "worn all the time, whatever the rule"
+
+
 # ------------------------------------------------------------------------------------------------------- tables
 def write(root, people):
     """Wearable tables of {subject: [(start_us, rate, channel, values, device)]}."""

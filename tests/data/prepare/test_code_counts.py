@@ -1,10 +1,14 @@
 """Counts and values of codes and texts: exact, whatever the shards are and in which order they are added."""
 
+import functools
+import math
+
 import numpy as np
 import polars as pl
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import norm
 
 from ehrwear_jax.data.prepare import code_counts
 
@@ -49,6 +53,45 @@ def test_shards_their_order_and_buckets_change_no_bit(rows, n_shards, random, n_
     assert repr(scales.rows()) == repr(whole_scales.rows()), "also the sign of a zero"
 
 
+def slow_bounds(x):
+    """Ten robust standard deviations around the median of a series, by polars' quantiles and scipy's normal ones."""
+    q = functools.partial(x.quantile, interpolation="nearest")
+    scale = max((q(1 - p) - q(p)) / (2 * norm.ppf(1 - p)) for p in (0.25, 0.1, 0.05))
+    return (q(0.5) - 10 * scale, q(0.5) + 10 * scale) if scale > 0 else (-math.inf, math.inf)
+
+
+def fitted_scale(x, **options):
+    """(mean, std, values beyond) of one code's values."""
+    n = len(x)
+    events = pl.DataFrame({"code_id": pl.Series([0] * n, dtype=pl.Int32), "numeric_value": np.asarray(x, np.float32)})
+    return code_counts.scales(code_counts.count_values(events), **options).select("mean", "std", "n_beyond").row(0)
+
+
+@pytest.mark.parametrize("wrong", [1e4, 1e9, -1e9])
+def test_a_mistyped_value_does_not_make_the_others_alike(wrong):
+    """As LAB//224685 of the MIMIC demo: beside one of 1e9 all others were the same number of standard deviations."""
+    x = np.random.default_rng(0).normal(450, 60, 200).round()
+    mean, std, beyond = fitted_scale([*x, wrong])
+    assert beyond == 1 and abs(mean - 450) < 20 and 50 < std < 90
+    spoiled = fitted_scale([*x, wrong], fence=0.0)
+    assert spoiled[2] == 0 and x.std() / spoiled[1] < 0.1 < x.std() / std
+
+
+def test_values_within_the_bounds_have_the_plain_mean_and_standard_deviation():
+    rng = np.random.default_rng(1)
+    for x in (rng.normal(size=500), rng.exponential(size=500), rng.integers(0, 3, 500), [3.0] * 60 + [4.0]):
+        x = np.asarray(x, np.float32).astype(float)
+        mean, std, beyond = fitted_scale(x)
+        assert beyond == 0 and mean == pytest.approx(x.mean()) and std == pytest.approx(x.std(ddof=1))
+
+
+def test_a_long_tail_keeps_its_width():
+    """One in ten is a hundred times as high: no outlier, and no constant beside them."""
+    x = np.concatenate([np.linspace(0.0, 1.0, 180), np.linspace(90.0, 110.0, 20)])
+    mean, std, beyond = fitted_scale(x)
+    assert beyond == 0 and std == pytest.approx(x.astype(np.float32).std(ddof=1), rel=1e-5)
+
+
 @settings(max_examples=60)
 @given(rows)
 def test_counts_and_scales_are_those_of_polars_and_numpy(rows):
@@ -66,13 +109,16 @@ def test_counts_and_scales_are_those_of_polars_and_numpy(rows):
         assert (count, subjects) == (mine.height, mine["subject_id"].n_unique())
     scales = code_counts.scales(code_counts.count_values(events))
     assert set(scales["code_id"]) == set(counts.filter(pl.col("n_values") > 0)["code_id"])
-    for code, mean, std, quantile, up_to, *ranges in scales.iter_rows():
+    for code, mean, std, quantile, up_to, *ranges, beyond in scales.iter_rows():
         x = events.filter(pl.col("code_id") == code)["numeric_value"].drop_nulls().cast(pl.Float64)
+        low, high = slow_bounds(x)
+        assert beyond == int(((x < low) | (x > high)).sum())
+        x, whole = x.clip(low, high), x
         scale = max(float(np.abs(x.to_numpy()).max()), 1e-300)
         assert mean == pytest.approx(x.mean(), abs=1e-12 * scale)
         assert std == pytest.approx(x.to_numpy().std(ddof=1) if len(x) > 1 else 0.0, abs=1e-7 * scale)
-        assert quantile == sorted({x.quantile(q / 1000, "nearest") + 0.0 for q in range(1, 1000)})
-        assert up_to == [int((x <= v).sum()) for v in quantile] and ranges == [None, None]
+        assert quantile == sorted({whole.quantile(q / 1000, "nearest") + 0.0 for q in range(1, 1000)})
+        assert up_to == [int((whole <= v).sum()) for v in quantile] and ranges == [None, None]
 
 
 @settings(max_examples=60, deadline=None)
@@ -87,7 +133,7 @@ def test_bins_that_divide_a_thousand_are_exact_from_the_permilles(seed, n, n_bin
     drawn = {"normal": rng.normal(size=n), "ties": np.round(rng.normal(size=n), 1), "few": rng.integers(0, 3, n)}
     x = pl.Series(drawn[kind].astype(np.float32)).cast(pl.Float64)
     events = pl.DataFrame({"code_id": pl.Series([7] * n, dtype=pl.Int32), "numeric_value": x.cast(pl.Float32)})
-    ((_, _, _, quantile, up_to, _, _),) = code_counts.scales(code_counts.count_values(events)).rows()
+    ((_, _, _, quantile, up_to, *_),) = code_counts.scales(code_counts.count_values(events)).rows()
     cuts, below = code_counts.bin_cuts(quantile, up_to, n, n_bins)
     assert cuts == sorted({x.quantile(q / n_bins, "nearest") + 0.0 for q in range(1, n_bins)})
     assert below == [int((x <= cut).sum()) for cut in cuts]
@@ -97,7 +143,7 @@ def test_other_numbers_of_bins_are_exact_for_a_thousand_values_and_near_for_more
     for n, slack in ((1000, 0), (7001, 8)):
         x = np.random.default_rng(0).permutation(n).astype(np.float32)
         events = pl.DataFrame({"code_id": pl.Series([0] * n, dtype=pl.Int32), "numeric_value": x})
-        ((_, _, _, quantile, up_to, _, _),) = code_counts.scales(code_counts.count_values(events)).rows()
+        ((_, _, _, quantile, up_to, *_),) = code_counts.scales(code_counts.count_values(events)).rows()
         for n_bins in (3, 7, 11):
             cuts, _ = code_counts.bin_cuts(quantile, up_to, n, n_bins)
             want = np.floor(np.arange(1, n_bins) / n_bins * (n - 1) + 0.5)

@@ -15,7 +15,7 @@ from array_record.python.array_record_module import ArrayRecordReader
 from ehrwear_jax.config.data import PrepareConfig
 from ehrwear_jax.data import store
 from ehrwear_jax.data.formats import meds, meds_checks, wearable
-from ehrwear_jax.data.prepare import dataset, events, record_shards, specs, statistics
+from ehrwear_jax.data.prepare import dataset, events, record_shards, signal_statistics, specs, statistics
 from ehrwear_jax.data.prepare import output_manifest as manifest
 from ehrwear_jax.data.prepare.division import Division
 from ehrwear_jax.data.signals import grid
@@ -94,7 +94,8 @@ def test_a_date_without_a_time_is_known_at_the_days_end():
         (1, day + timedelta(days=2), "FOLLOWUP_END", None, None),
     ]
     schema = meds_checks.EVENT_SCHEMA
-    kept, births, ends = events.harmonise_events(pl.DataFrame(rows, schema, orient="row"), CONFIG)
+    without = pl.Series(["DX//I10", "LAB//a", "MEDS_DEATH", "FOLLOWUP_END"])
+    kept, births, ends = events.harmonise_events(pl.DataFrame(rows, schema, orient="row"), CONFIG, without)
     assert kept.select("time", "code", "text_value").rows() == [
         (None, "GENDER//F", None),
         (day + timedelta(hours=8), "LAB//b", None),
@@ -104,10 +105,8 @@ def test_a_date_without_a_time_is_known_at_the_days_end():
     ]
     assert births.rows() == [(1, datetime(1950, 5, 5))], "the birth is an age, not an event"
     assert ends.rows() == [(1, day + timedelta(days=3) - US, True)], "follow-up ends with the administrative row"
-    kept, _, _ = events.harmonise_events(
-        pl.DataFrame(rows, schema, orient="row"), PrepareConfig(date_only_at_day_end=False)
-    )
-    assert kept["time"].to_list()[1:3] == [day, day]
+    kept, _, _ = events.harmonise_events(pl.DataFrame(rows, schema, orient="row"), CONFIG, without.filter([False] * 4))
+    assert kept["time"].to_list()[1:3] == [day, day], "codes that carry times keep their midnight"
 
 
 # ------------------------------------------------------------------------------------------------------- counts
@@ -124,7 +123,11 @@ def test_counts_reconcile_with_the_raw_rows(root, counts):
         raw["time"].null_count(), tables[0]["n"] - raw["time"].null_count()
     )  # fmt: skip
     assert tables[1]["n"] == index["n_windows"].sum() > 100
-    assert tables[2]["n"] == index.height == N_SUBJECTS and tables[2]["dropped"] == 0
+    windows = pl.concat([pl.read_parquet(p) for p in sorted((root / "tables" / "windows").glob("*.parquet"))])
+    assert tables[2]["step"] == "hours of wear" and tables[2]["dropped"] == 0
+    assert 0 <= tables[2]["n"] - windows["worn_minutes"].sum() / 60 < 20, "windows that are left out have little"
+    assert tables[3]["n"] == n_admin + raw.filter(pl.col("code") == "MEDS_DEATH").height, "the codes without times"
+    assert tables[4]["n"] == index.height == N_SUBJECTS and tables[4]["dropped"] == 0
 
 
 def test_user_tables_harmonise_codes_and_values_and_counts_reconcile(root, counts, tmp_path):
@@ -157,7 +160,7 @@ def test_rare_codes_are_counted_as_left_out(root, counts, tmp_path):
     config = PrepareConfig(min_subjects=10**6)
     dataset.prepare_tables(root / "meds", None, tmp_path / "tables", config)
     dataset.prepare_records(tmp_path / "tables", None, tmp_path / "records", config)
-    (left,) = dataset.fit_split(tmp_path / "tables", tmp_path / "records", tmp_path / "fit", config)
+    left, *_ = dataset.fit_split(tmp_path / "tables", tmp_path / "records", tmp_path / "fit", config)
     assert left["n"] == 0 and left["dropped"] == counts[0][0]["n"]
 
 
@@ -169,7 +172,7 @@ def test_people_without_a_split_are_counted_also_those_with_a_wearable_only(tmp_
     for shard in meds.list_shards(root / "meds"):
         meds.write_shard(shard, meds.read_shard(shard).filter(pl.col("subject_id") != 7))  # a wearable only
     tables, (left_out,), _ = run(root)
-    assert tables[2]["n"] == 10 and tables[2]["dropped"] == 2 and left_out["dropped"] > 0
+    assert tables[4]["n"] == 10 and tables[4]["dropped"] == 2 and left_out["dropped"] > 0
     assert set(read_records(root)) == set(range(1, 13)) - {3, 7}
 
 
@@ -338,7 +341,7 @@ def failing(function, after):
         (record_shards, "_record", 11),  # in the middle of a shard of records
         (record_shards, "write_json", 2),  # a shard of records written, its tally not
         (statistics, "_count", 2),
-        (statistics, "fit_signals", 0),  # codes are fitted, and nothing of it is written yet
+        (signal_statistics, "fit_signals", 0),  # codes are fitted, and nothing of it is written yet
         (dataset, "write_frame", 6),
         (manifest, "write", 1),  # all records, but no manifest of them
         (manifest, "write", 2),  # everything but the last manifest

@@ -1,6 +1,7 @@
 """What is fitted on codes, texts and people: the same in memory and by shards, and as a slow loop finds it."""
 
 import json
+import shutil
 
 import cohort
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 
 from ehrwear_jax.config.data import PrepareConfig
 from ehrwear_jax.data.formats import meds
-from ehrwear_jax.data.prepare import code_counts, code_table, dataset, statistics
+from ehrwear_jax.data.prepare import code_counts, code_table, dataset, signal_statistics, statistics, workers
 from ehrwear_jax.data.prepare.texts import TEXTS
 
 CONFIG = PrepareConfig(cohort.CHANNELS, ("activity",), min_subjects=5, min_text_subjects=2, subjects_per_shard=7)
@@ -114,6 +115,37 @@ def test_signal_statistics_follow_the_log_channels(root):
     np.testing.assert_allclose(meta["mean"], np.nanmean(flat, axis=0), rtol=1e-6)
     np.testing.assert_allclose(meta["std"], np.nanstd(flat, axis=0), rtol=1e-6)
     np.testing.assert_allclose(records.scales.mean_C, meta["mean"], rtol=1e-6)
+
+
+def test_an_artefact_of_a_signal_does_not_make_the_rest_alike(root, tmp_path):
+    """Steps of a person's heart rate at 1e7: they count as at the fence, in the number of files there are."""
+    tables, outs = tmp_path / "tables", []
+    shutil.copytree(root / "tables", tables)
+    path = sorted((tables / "window_values").glob("*.npy"))[0]
+    values = np.load(path, mmap_mode="r+")
+    wearers = pl.read_parquet(tables / "wearers" / f"{path.stem}.parquet")
+    train = pl.read_parquet(tables / "subjects.parquet").filter(pl.col("split") == "train")["subject_id"]
+    first = wearers.filter(pl.col("subject_id").is_in(train.implode()))["first_row"][0]
+    n = int(np.isfinite(values[first, :, 0]).sum())
+    assert n > 2
+    values[first, :, 0] = np.where(np.isfinite(values[first, :, 0]), 1e7, np.nan)
+    values.flush()
+    for fence in (10.0, 0.0):
+        outs.append(tmp_path / f"fit{fence:g}")
+        outs[-1].mkdir()
+        shutil.copy(root / "fit" / "all" / "subjects.parquet", outs[-1])
+    configs = (PrepareConfig(**vars(CONFIG) | {"value_fence": fence}) for fence in (10.0, 0.0))
+    with workers.open_pool(CONFIG) as pool:
+        found, spoiled = (
+            signal_statistics.fit_signals(tables, out, config, pool)
+            for out, config in zip(outs, configs, strict=True)
+        )
+    plain = json.loads((root / "fit" / "all" / "signal_statistics.json").read_text())
+    assert plain["n_beyond"] == [0, 0] and found["n_beyond"] == [n, 0] and spoiled["n_beyond"] == [0, 0]
+    assert found["n_values"] == plain["n_values"]
+    assert found["std"][0] < 3 * plain["std"][0] and spoiled["std"][0] > 1000 * plain["std"][0]
+    assert abs(found["mean"][0] - plain["mean"][0]) < plain["std"][0]
+    assert [found[k][1] for k in ("mean", "std")] == [plain[k][1] for k in ("mean", "std")]
 
 
 def test_options_of_the_tokens_change_neither_records_nor_statistics(root, tmp_path):

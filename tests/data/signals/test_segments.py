@@ -291,7 +291,7 @@ def test_without_the_option_nothing_is_written_and_no_batch_changes(raw_cohort, 
                           "segments", "shards"]  # fmt: skip
     assert list(store.decode(cohort.open_store(off)._source[0])) == [
         "static_code", "static_value", "static_text", "code", "value", "text", "time_us", "window_end_us", "window",
-        "derived", "birth_us", "end_us", "died",
+        "worn_minutes", "utc_offset", "derived", "birth_us", "end_us", "died",
     ]  # fmt: skip
     assert pl.read_parquet(off / "tables" / "wearers" / "0.parquet").columns == ["subject_id", "first_row", "n_windows"]
     tally = json.loads((off / "tables" / "windows" / "0.json").read_text())

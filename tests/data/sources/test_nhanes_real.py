@@ -5,6 +5,9 @@ import polars as pl
 import pytest
 
 from ehrwear_jax.data.formats import meds, wearable
+from ehrwear_jax.data.formats.stretches import Stretch
+from ehrwear_jax.data.formats.times import DAY_US, HOUR_US
+from ehrwear_jax.data.signals import non_wear
 from ehrwear_jax.data.sources import nhanes, nhanes_files
 
 AGE_SEX = ("age_years", "male")
@@ -99,3 +102,28 @@ def test_five_fold_cox_is_near_the_published_concordance(real, covariates, publi
         risk[held] = model.predict_log_partial_hazard(x[held])
     c_index = lifelines.utils.concordance_index(frame["time_to_event_days"], -risk, frame["event_observed"])
     assert c_index == pytest.approx(published, abs=0.003)
+
+
+def test_time_not_worn_is_found_in_the_counts_as_the_published_flags_have_it(shared_data):
+    """Weeks of minute counts as recorded: found at each window's end, against the flags, which know the whole week."""
+    source = shared_data("nhanes_linked")
+    flags, packed = nhanes_files.Flags(source), np.load(source / "counts_268.npz")
+    of_day: dict[int, dict[int, np.ndarray]] = {}
+    for seqn, day, by_day, counts in zip(*(packed[k] for k in ("SEQN", "day", "src", "counts")), strict=True):
+        position = flags.position.get(int(seqn))
+        if position is not None and flags.usable_P[position]:
+            offset = int(day) - 1 if by_day else int(day - flags.weekday_Px7[position, 0]) % 7
+            of_day.setdefault(int(seqn), {})[offset] = counts
+    rules = non_wear.parse(("auto",), {"activity_count": "count/min"})
+    off, worn = [], []
+    for seqn, days in sorted(of_day.items()):
+        if len(days) == 7:
+            counts = np.concatenate([days[k] for k in range(7)]).astype(np.float32)
+            row = Stretch(17_000 * DAY_US, 1 / 60, "activity_count", counts)
+            off.append(np.isnan(non_wear.remove([row], rules, 6 * HOUR_US, {})[0].values_N))
+            worn.append(flags.of(seqn).reshape(-1) == 1)
+    off, worn = np.stack(off), np.stack(worn)
+    assert len(off) == 230 and np.mean(off == ~worn) > 0.975
+    assert worn[off].mean() < 0.015 and off[~worn].mean() > 0.965, "precise; some runs are known only later"
+    days = [(x.reshape(len(x), 7, 1440).sum(axis=2) >= 720).sum() for x in (~off, worn)]
+    assert abs(days[0] - days[1]) < 20 and days[1] < 0.65 * 7 * len(off), "zeros as wear would make all days"

@@ -3,6 +3,7 @@
 import dataclasses
 
 import numpy as np
+import pytest
 from random_rows import CONFIG, FACTS, SPEC, spec_of
 
 from ehrwear_jax.models.joint import batch as batch_lib
@@ -13,11 +14,20 @@ SIZES = ContextConfig(tokens=28, context_tokens=28, windows=3, queries=8, events
 OF_DATA = dataclasses.replace(FACTS, steps=12, channels=2, derived=1, future_codes=10, history_tokens=13)
 
 
+@pytest.mark.parametrize(
+    ("modalities", "n_tokens", "n_windows"), [(("ehr", "wear"), 31, 3), (("ehr",), 28, 0), (("wear",), 3, 3)]
+)
+def test_each_modality_has_room_of_its_own(modalities, n_tokens, n_windows):
+    config = dataclasses.replace(CONFIG, modalities=modalities, context=SIZES)
+    sizes = spec_of(config, dataclasses.replace(OF_DATA, modalities=modalities)).sizes
+    assert (sizes["T"], sizes["W"]) == (n_tokens, n_windows)
+
+
 def test_an_empty_batch_holds_nothing_in_the_stated_sizes():
     spec = spec_of(dataclasses.replace(CONFIG, context=SIZES), OF_DATA)
     batch = spec.empty(11)
     spec.check(batch, 11)
-    assert batch["token"].shape == (11, 28) and batch["age"].shape == (11, 28, 2)
+    assert batch["token"].shape == (11, 28 + 3) and batch["age"].shape == (11, 28 + 3, 2)
     assert batch["wear"].shape == (11, 3, 12, 2) and batch["patch_mask"].shape == (11, 3, 4)
     assert batch["masked_position"].shape == (11, 7) and batch["pair_near"].shape == (11, 14, 2)
     assert batch["event_summary"].shape == (11, 6, 7) and batch["query_code_bin"].shape == (11, 8, 10)

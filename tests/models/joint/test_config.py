@@ -75,11 +75,12 @@ def test_weights_that_are_not_given_are_the_papers():
     assert hash(config) == hash(Config(weights={"wear_to_ehr": (0.0, 0.5, 7)})) != hash(Config())
 
 
-def test_without_ehr_a_row_has_room_for_as_many_tokens_as_windows():
+def test_without_ehr_its_budget_says_nothing_about_a_model():
     context = ContextConfig(tokens=64, context_tokens=50, windows=20)
     assert Config(context=context).context == context
-    alone = Config(modalities=("wear",), context=context).context
-    assert alone == dataclasses.replace(context, tokens=20, context_tokens=20)
+    alone = Config(modalities=("wear",), context=context)
+    assert alone.context == dataclasses.replace(context, tokens=20, context_tokens=20)
+    assert alone == Config(modalities=("wear",), context=dataclasses.replace(context, tokens=80, context_tokens=8))
 
 
 def test_raw_windows_need_their_channels_their_room_and_their_encoder():

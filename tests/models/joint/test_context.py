@@ -4,14 +4,17 @@ from types import SimpleNamespace
 
 import cohort
 import numpy as np
+import polars as pl
 import pytest
 import small_run
 from hypothesis import given
 from hypothesis import strategies as st
 from joint_rows import assert_same, contexts, examples_of, row_of, rows_of
 
+from ehrwear_jax.data.formats import wearable
 from ehrwear_jax.models.joint import batch as batch_lib
 from ehrwear_jax.models.joint import context
+from ehrwear_jax.models.joint import patient as patient_lib
 from ehrwear_jax.models.joint.examples import JointExamples
 from ehrwear_jax.models.joint.patient import DAY_US
 
@@ -47,26 +50,44 @@ def hidden_steps(row):
     is_wear=st.lists(st.booleans(), max_size=40),
     n_static=st.integers(0, 4),
     behind=st.integers(0, 5),
-    max_tokens=st.integers(1, 30),
+    max_ehr=st.integers(1, 30),
     max_windows=st.integers(0, 12),
 )
-def test_a_context_shows_the_latest_events_whatever_windows_there_are(
-    is_wear, n_static, behind, max_tokens, max_windows
-):
-    """The newest windows that fit, and with them the newest events that fit."""
-    patient = SimpleNamespace(is_wear_N=np.array(is_wear, bool), static_token_S=np.zeros(n_static, np.int32))
+def test_a_context_shows_the_latest_events_and_the_latest_windows(is_wear, n_static, behind, max_ehr, max_windows):
+    """As many of each as its own budget has room for, and so what a model of one modality alone is shown."""
     stop = max(0, len(is_wear) - behind)
-    span = context.fit(patient, stop, max_tokens, max_windows)
-    room, windows, want = max(max_tokens - n_static, 1), max_windows, []
+    patient, no_events, no_windows = (
+        streamed(is_wear, keep, n) for keep, n in ((None, n_static), (True, 0), (False, n_static))
+    )
+    span = context.fit(patient, stop, max_ehr, max_windows)
+    room, windows, want, out = max(max_ehr - n_static, 1), max_windows, [], [0, 0]
     for i in reversed(range(stop)):
-        if len(want) < room and (windows or not is_wear[i]):
+        if windows if is_wear[i] else room:
             want.insert(0, i)
-            windows -= is_wear[i]
+            windows, room = windows - is_wear[i], room - (not is_wear[i])
+        else:
+            out[is_wear[i]] += 1
     shown = np.arange(len(is_wear))[span.positions(patient)]
     np.testing.assert_array_equal(shown, want)
     assert not want or span.start == want[0], "kernel times count from a token that is shown"
-    assert span.n_windows(patient) == sum(is_wear[i] for i in want) <= max_windows
-    assert span.n_static == min(n_static, max_tokens - 1) and span.n_tokens == span.n_static + len(want)
+    assert span.n_windows == sum(is_wear[i] for i in want) <= max_windows
+    assert [span.n_events_out, span.n_windows_out] == out
+    assert span.n_static == min(n_static, max_ehr - 1) and span.n_tokens == span.n_static + len(want)
+    for alone in (no_events, no_windows):
+        other = context.fit(alone, int(np.searchsorted(alone.source_N, stop)), max_ehr, max_windows)
+        here = alone.source_N[other.positions(alone)]
+        np.testing.assert_array_equal(here, [i for i in want if i in set(alone.source_N.tolist())])
+
+
+def streamed(is_wear, keep, n_static):
+    """A Patient's stream of windows (True) and events; keep: of one kind only. source_N: places in is_wear."""
+    is_wear_N = np.array(is_wear, bool)
+    source_N = np.flatnonzero(is_wear_N == keep) if keep is not None else np.arange(len(is_wear_N))
+    kept_N = is_wear_N[source_N]
+    return SimpleNamespace(
+        is_wear_N=kept_N, source_N=source_N, static_token_S=np.zeros(n_static, np.int32),
+        event_at=np.flatnonzero(~kept_N), window_at=np.flatnonzero(kept_N),
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -182,7 +203,7 @@ def test_a_warp_changes_signal_and_target_alike_and_keeps_the_ends(many_people):
 
 
 def test_modalities_are_dropped_by_chance_and_their_targets_stay(many_people):
-    options = {"drop_ehr": 0.25, "drop_wear": 0.25, "masked_contexts": 0.0}
+    options = {"drop_ehr": 0.25, "drop_wear": 0.25, "masked_contexts": 0.0, "context_tokens": 16}
     rows, lossy = (make_rows(many_people, augmented=a, **options) for a in (False, True))
     n = no_ehr = no_wear = wear_to_ehr = ehr_to_wear = n_queries = 0
     for g in range(12 * rows.rows_per_epoch):
@@ -292,26 +313,48 @@ def test_masks_are_only_where_contexts_are_masked(many_people):
 # ---------------------------------------------------------------------------------------------------- co-located pairs
 
 
-def events_shown(root, modalities=("ehr", "wear"), **options):
-    """Events in the context of a prediction time at the end of each record, and the windows of the record."""
-    examples = make_rows(root, modalities=modalities, **{"tokens": 400, "context_tokens": 400} | options)
+def shown_by_kind(root, modalities=("ehr", "wear"), **options):
+    """(tokens and ages of events, ages of windows and their signal) that a prediction at each record's end sees.
+
+    Static tokens, whose age is that of the context's first token, without their age.
+    """
+    examples = make_rows(root, modalities=modalities, **options)
     examples = JointExamples(small_run.store(root), examples.config)  # of all splits
     people, n = examples.people, len(examples)
-    seen = np.zeros(n, int)
+    events, windows = [None] * n, [None] * n
     for batch, where in examples.prediction_batches(np.arange(n), [people[i].end_us for i in range(n)], 4):
         for r, q in zip(*np.nonzero(where >= 0), strict=True):
-            mine = batch["segment"][r] == batch["query_segment"][r, q]
-            seen[where[r, q]] = np.count_nonzero(mine & (batch["modality"][r] == batch_lib.MODALITY_EHR))
-    return seen, np.array([people[i].is_wear_N.sum() for i in range(n)])
+            k = where[r, q]
+            mine = slice(*batch["query_kv_range"][r, q])
+            is_wear, age = batch["modality"][r, mine] == batch_lib.MODALITY_WEAR, batch["age"][r, mine]
+            # ages count from the first record where no birth is known, which is another one without events
+            since = (age.astype(float) - batch["query_age"][r, q]).sum(axis=-1)
+            n_static = people.n_static[k] if "ehr" in modalities else 0
+            events[k] = batch["token"][r, mine][~is_wear], since[~is_wear][n_static:]
+            windows[k] = batch["wear"][r, batch["window"][r, mine][is_wear]], since[is_wear]
+    counted = examples.tokens_seen(np.arange(n), np.array([people[i].end_us for i in range(n)]))
+    np.testing.assert_array_equal(counted["events"], [len(since) for _, since in events])
+    np.testing.assert_array_equal(counted["static"] + counted["events"], [len(token) for token, _ in events])
+    np.testing.assert_array_equal(counted["windows"], [len(since) for _, since in windows])
+    whole = counted["events"] + counted["events_left_out"], counted["windows"] + counted["windows_left_out"]
+    np.testing.assert_array_equal(whole[0], people.n_events, err_msg="all of a record is known at its end")
+    np.testing.assert_array_equal(whole[1], people.n_windows)
+    return events, windows
 
 
-def test_events_stay_where_windows_have_no_room(many_people):
-    """A joint context has every event that one of EHR alone has, while there are tokens for both."""
-    alone, _ = events_shown(many_people, modalities=("ehr",))
-    for windows in (32, 2):
-        joint, n_windows = events_shown(many_people, windows=windows)
-        np.testing.assert_array_equal(joint, alone)
-    assert np.count_nonzero(n_windows > 2) > 20
+@pytest.mark.parametrize("tokens", [40, 16])
+@pytest.mark.parametrize("windows", [32, 7, 2])
+def test_the_joint_model_is_shown_all_that_models_of_one_modality_are(many_people, tokens, windows):
+    """Bit by bit, however little room there is: events and windows have budgets of their own."""
+    options = {"tokens": tokens, "context_tokens": tokens, "windows": windows}
+    events, worn = shown_by_kind(many_people, **options)
+    events_alone, _ = shown_by_kind(many_people, modalities=("ehr",), **options)
+    _, worn_alone = shown_by_kind(many_people, modalities=("wear",), **options)
+    for joint, alone in zip(events + worn, events_alone + worn_alone, strict=True):
+        for mine, other in zip(joint, alone, strict=True):
+            np.testing.assert_allclose(mine, other, atol=1e-6)
+    n_events, n_windows = (np.array([len(x[1]) for x in found]) for found in (events, worn))
+    assert np.count_nonzero((n_events > 5) & (n_windows >= min(windows, 8))) > 10, "there is something of both"
 
 
 def test_pairs_are_windows_with_visible_events_near_their_end(many_people):
@@ -379,3 +422,29 @@ def test_nothing_is_hidden_where_no_term_asks_for_it(many_people):
     for one, two in zip(plain, seen, strict=True):
         at = one["masked_position"] >= 0
         np.testing.assert_array_equal(two["token"][one["masked_position"][at]], one["masked_target"][at])
+
+
+def test_offsets_of_the_wearable_change_ages_alone_and_only_what_comes_after_them(tmp_path):
+    """Contexts of people whose watch says that they are nine hours east against the same without."""
+    found = {}
+    for name in ("plain", "offset"):
+        root = cohort.write_cohort(tmp_path / name, n_subjects=12)
+        for shard in wearable.list_shards(root / "wearable") if name == "offset" else ():
+            rows = wearable.read_shard(shard)
+            wearable.write_shard(shard, rows.with_columns(utc_offset_minutes=pl.lit(540, pl.Int16)))
+        rows = make_rows(cohort.prepare_cohort(root), augmented=False)
+        found[name] = rows, rows_of(rows)
+    n_moved = 0
+    for plain, moved in zip(found["plain"][1], found["offset"][1], strict=True):
+        for field in plain:
+            if field not in ("age", "query_age"):
+                np.testing.assert_array_equal(plain[field], moved[field], err_msg=field)
+        hours = (moved["age"] - plain["age"]).astype(np.float64).sum(-1) * 24
+        n_moved += int((np.abs(hours) > 1).sum())
+        is_wear = plain["modality"] == batch_lib.MODALITY_WEAR
+        np.testing.assert_allclose(hours[is_wear], 9.0, atol=1e-2)
+        assert np.all((np.abs(hours) < 1e-2) | (np.abs(hours - 9.0) < 1e-2))
+    assert n_moved > 20
+    people = found["offset"][0].people
+    kept = [patient_lib.given(people.store.read(i), ("ehr",)).utc_offset_M for i in range(len(people))]
+    assert all(offset is None or not len(offset) for offset in kept), "models of events alone know no place"

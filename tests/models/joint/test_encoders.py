@@ -147,7 +147,7 @@ def test_the_height_of_a_wave_is_seen_in_one_channel():
 def test_raw_windows_reach_the_latents_of_later_reads_only():
     """Through the whole network, by the optional fields of the batch."""
     config = Config(
-        context=ContextConfig(tokens=4, context_tokens=4, windows=W, queries=2, events=1, future_windows=1,
+        context=ContextConfig(tokens=4 - W, context_tokens=4 - W, windows=W, queries=2, events=1, future_windows=1,
                               horizons=(30,), patch_steps=2, raw_windows=N),
         network=NetworkConfig(width=8, n_layers=1, n_heads=2, mlp_width=8, token_width=4, time_features=8,
                               source_width=2, wear_width=4, wear_layers=1, wear_heads=1, raw_width=4, count_width=0),

@@ -173,9 +173,7 @@ def test_targets_match_a_slow_recomputation(few_people):
                 age = time / DAY_US - ends
                 if len(age) and np.all(np.abs(age - 7) > 0.01):
                     assert row["query_past_mask"][at].any() == (age < 7).any()
-                    recent = np.array(
-                        [np.any(np.abs(e / DAY_US - ends[age < 7]) < 1e-3) for e in p.window_end_M]
-                    )
+                    recent = np.array([np.any(np.abs(e / DAY_US - ends[age < 7]) < 1e-3) for e in p.window_end_M])
                     if recent.any():
                         mean = np.nanmean([np.nanmean(w, axis=0) for w in signal_of(p)[recent]], axis=0)
                         np.testing.assert_allclose(row["query_past"][at][:2], mean, atol=2e-3)
@@ -270,7 +268,7 @@ def test_the_cache_stays_within_its_bytes(few_people):
 
 
 def test_a_batch_counts_what_is_not_padding(few_people):
-    rows = examples(few_people, tokens=6, context_tokens=6, windows=3, queries=3, events=1, future_windows=1)
+    rows = examples(few_people, tokens=3, context_tokens=3, windows=3, queries=3, events=1, future_windows=1)
     batch = rows.spec.empty(2)
     assert set(rows.counts(batch).values()) == {0}
     batch["segment"][:] = [[1, 1, 1, 2, 2, 0], [1, 1, 0, 0, 0, 0]]

@@ -63,7 +63,7 @@ def test_patches_count_for_the_local_encoder():
 
 
 def test_a_model_of_assumed_data_has_the_sizes_that_are_asked_for():
-    context = ContextConfig(tokens=8, context_tokens=8, windows=4, queries=2, events=2, future_windows=2,
+    context = ContextConfig(tokens=4, context_tokens=4, windows=4, queries=2, events=2, future_windows=2,
                             horizons=(30, 90), future_codes=4, history_tokens=3, patch_steps=3)  # fmt: skip
     prepare = PrepareConfig(channels=("a", "b"), window_hours=6, step_minutes=30)
     spec, counts = family.assumed(Config(context=context), prepare, 50)

@@ -187,4 +187,3 @@ def test_day_bins_hide_the_hour_from_the_wearable_encoder_and_the_readout_too(po
 
     assert difference(True) == 0.0
     assert difference(False) > 1e-4
-

@@ -20,12 +20,13 @@ from ehrwear_jax.models.joint import batch as batch_lib
 from ehrwear_jax.models.joint import family
 from ehrwear_jax.models.joint.config import WEIGHTS
 
-CONTEXT = {"tokens": 40, "windows": 16, "context_tokens": 30, "queries": 6, "events": 6, "patch_steps": 3, "pairs": 4,
+CONTEXT = {"tokens": 24, "windows": 16, "context_tokens": 20, "queries": 6, "events": 6, "patch_steps": 3, "pairs": 4,
            "colocated_days": 90.0, "pool_days": 400.0, "future_windows": 2, "future_codes": 4, "masked_contexts": 1.0,
            "ehr_mask": 0.4}  # fmt: skip
 NETWORK = {"width": 8, "n_layers": 2, "n_heads": 2, "mlp_width": 16, "token_width": 8, "time_features": 8,
            "wear_width": 8, "wear_layers": 1, "wear_heads": 2, "source_width": 4, "align_width": 4, "count_width": 4,
            "posterior": "normal", "raw_width": 4}  # fmt: skip
+N_TOKENS = CONTEXT["tokens"] + CONTEXT["windows"]
 # term: its predictions
 PREDICTIONS = {
     "ehr_masked": ("ehr_masked",),
@@ -79,7 +80,7 @@ def places(batch, name):
     if name == "contrast/ehr":
         return (*np.moveaxis(batch["pair_near"][0], -1, 0), batch["pair_patient"][0] >= 0)
     if name in AT_TOKENS:
-        at = np.where(batch["segment"][0] > 0, np.arange(CONTEXT["tokens"]), -1)
+        at = np.where(batch["segment"][0] > 0, np.arange(N_TOKENS), -1)
     else:
         of = {"ehr_masked": "masked_position", "contrast/wear": "pair_position"}
         of |= dict.fromkeys(AT_WINDOWS, "window_position") | dict.fromkeys(AT_EVENTS, "event_position")
@@ -133,7 +134,7 @@ def predict(examples, batch):
     return run
 
 
-NO_CHANGE = jnp.zeros((1, CONTEXT["tokens"], NETWORK["width"]))
+NO_CHANGE = jnp.zeros((1, N_TOKENS, NETWORK["width"]))
 
 
 @pytest.fixture(scope="module")
@@ -166,7 +167,7 @@ def test_the_row_has_what_makes_leaks_likely(case):
 @pytest.mark.parametrize("term", WEIGHTS)
 def test_jacobian_is_zero_for_later_positions_and_other_patients(case, term):
     batch, jacobian = case
-    position = np.arange(CONTEXT["tokens"])
+    position = np.arange(N_TOKENS)
     at_window = batch["window_position"][0]
     checked = 0
     for name in PREDICTIONS[term]:

@@ -1,6 +1,5 @@
 """The plan of an epoch against slow greedy packing, and the law of how often patients appear."""
 
-
 import numpy as np
 import polars as pl
 import pytest
@@ -108,8 +107,9 @@ def test_nine_slots_of_ten_are_filled_and_no_budget_is_exceeded(many_people, pat
         planned = rows.plan(g // rows.rows_per_epoch).members(g % rows.rows_per_epoch)
         assert row["segment"].max() >= planned.stop - planned.start, "nobody who was planned is left out"
         spans = [span for _, span in rows.contexts(g)]
-        assert sum(s.n_tokens for s in spans) == np.count_nonzero(row["segment"]) <= 64
-        assert all(s.stop > s.start and s.n_tokens <= 40 for s in spans)
+        assert sum(s.n_tokens for s in spans) == np.count_nonzero(row["segment"]) <= 64 + 32
+        assert all(s.stop > s.start and s.n_ehr <= 40 for s in spans)
+        assert sum(s.n_windows for s in spans) <= 32
         # predictions are shared out by length: a full row has all of them
         n_queries = np.count_nonzero(row["query_segment"])
         assert abs(n_queries - 8 * filled[-1]) < 1 + 1e-9
@@ -129,7 +129,7 @@ def test_queries_are_as_frequent_in_short_contexts_as_in_long_ones(many_people):
         mine = (n_T >= low) & (n_T < high)
         assert mine.sum() > 50
         slack = 5 * np.sqrt(0.25 * mine.sum()) / n_T[mine].sum()
-        assert abs(n_Q[mine].sum() / n_T[mine].sum() - 8 / 64) < slack
+        assert abs(n_Q[mine].sum() / n_T[mine].sum() - 8 / (64 + 32)) < slack
 
 
 def test_without_a_temperature_everybody_appears_once(with_rarity):

@@ -99,3 +99,53 @@ def test_the_signal_is_standardised_as_it_is_read_and_cut_at_ten_deviations():
     want = [[10.0, -0.5], [np.nan, (np.log(10) - 2) / 4], [10.0, (np.log(100) - 2) / 4]]
     np.testing.assert_allclose(patient.signal(0, 1)[0], want, rtol=1e-6)
     np.testing.assert_array_equal(patient.window_MxLxC, window.astype(np.float32))
+
+
+HOUR_US = DAY_US // 24
+
+
+def local_and_utc(birth):
+    """The same record on the local clock, and on that of UTC with the offsets of its windows: +2 h, then -5 h."""
+    windows, offset_M = np.array([4.0, 4.25, 20.5, 21.0]), np.array([120, 120, -300, -300], np.int16)
+    events, of_event = np.array([4.1, 10.4, 20.9, 30.0]), np.array([120, 120, -300, -300])
+    made = []
+    for utc in (False, True):
+        at, ends = (
+            (START + np.rint(x * DAY_US) - utc * minutes * 60e6).astype(np.int64)
+            for x, minutes in ((events, of_event), (windows, offset_M.astype(int)))
+        )
+        record = records.make_record(at, [4, 5, 4, 5], ends, birth_us=START - 9000 * DAY_US if birth else NO_BIRTH)
+        made.append(dataclasses.replace(record, utc_offset_M=offset_M) if utc else record)
+    return made
+
+
+@pytest.mark.parametrize("birth", [True, False])
+def test_ages_follow_the_local_clock_by_what_was_known_then(birth):
+    local, utc = (patient_lib.make_patient(record, STORE, EveryCode()) for record in local_and_utc(birth))
+    np.testing.assert_array_equal(utc.ages(utc.time_N, utc.origin_us), local.ages(local.time_N, local.origin_us))
+    days = local.ages(local.time_N, local.origin_us)
+    np.testing.assert_allclose(days.sum(axis=1), (local.time_N - local.origin_us) / DAY_US, rtol=1e-6)
+    before = utc.ages(np.array([START]), utc.origin_us)
+    if birth:
+        np.testing.assert_array_equal(before, [[9000.0, 0.0]], "nothing was known of a place")
+    # between the journeys the place is the last one that was known; a later window changes nothing before it
+    fewer = patient_lib.make_patient(local_and_utc(birth)[1].select_windows(np.arange(4) < 2), STORE, EveryCode())
+    early = utc.time_N[utc.time_N < utc.window_end_M[2]]
+    np.testing.assert_array_equal(fewer.ages(early, utc.origin_us), utc.ages(early, utc.origin_us))
+
+
+def test_without_offsets_or_without_the_wearable_ages_are_those_of_the_clock_of_the_record():
+    local, utc = local_and_utc(True)
+    zero = dataclasses.replace(local, utc_offset_M=np.zeros(4, np.int16))
+    plain, zero = (patient_lib.make_patient(record, STORE, EveryCode()) for record in (local, zero))
+    assert zero.utc_offset_M is None
+    np.testing.assert_array_equal(plain.ages(plain.time_N, plain.origin_us), zero.ages(plain.time_N, plain.origin_us))
+    patient = patient_lib.make_patient(utc, STORE, EveryCode())
+    want = (utc.time_K - utc.birth_us) / DAY_US
+    for shown in (
+        patient_lib.without(patient, True, False),
+        patient_lib.make_patient(utc.without_wear(), STORE, EveryCode()),
+    ):
+        np.testing.assert_allclose(shown.ages(utc.time_K, utc.birth_us).sum(axis=1), want, rtol=0, atol=1e-3)
+    kept = patient_lib.without(patient, False, True)
+    assert kept.utc_offset_M is patient.utc_offset_M is not None

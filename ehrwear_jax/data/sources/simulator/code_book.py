@@ -16,7 +16,7 @@ class Condition(NamedTuple):
     Attributes:
       code, text: ICD-10.
       share: share of people of 62 who have it on an average day.
-      ehr, wearable, age: effects on the liability, of the two components and per ten years.
+      ehr, age: effects on the liability, of the EHR component and per ten years.
       drugs: ATC codes given for it.
     """
 
@@ -24,29 +24,32 @@ class Condition(NamedTuple):
     text: str
     share: float
     ehr: float
-    wearable: float
     age: float
     drugs: tuple[str, ...]
 
 
 CONDITIONS = (
-    Condition("I10", "Essential (primary) hypertension", 0.40, 0.4, 0.1, 0.45, ("C09AA05", "C08CA01")),
-    Condition("E78.5", "Hyperlipidemia, unspecified", 0.35, 0.2, 0.1, 0.30, ("C10AA05",)),
-    Condition("E11.9", "Type 2 diabetes mellitus without complications", 0.16, 0.6, 0.2, 0.25, ("A10BA02", "A10AE04")),
-    Condition("I25.10", "Atherosclerotic heart disease of native coronary artery", 0.12, 0.7, 0.2, 0.5, ("B01AC06", "C07AB02")),
-    Condition("I50.9", "Heart failure, unspecified", 0.06, 1.2, 0.4, 0.5, ("C03CA01", "C09AA05", "C07AB02")),
-    Condition("I48.91", "Unspecified atrial fibrillation", 0.06, 0.7, 0.3, 0.6, ("B01AF02", "C07AB02")),
-    Condition("J44.9", "Chronic obstructive pulmonary disease, unspecified", 0.08, 0.9, 0.4, 0.3, ("R03BB04", "R03AC02")),
-    Condition("N18.3", "Chronic kidney disease, stage 3", 0.08, 1.2, 0.0, 0.5, ("A11CC05",)),
-    Condition("F32.9", "Major depressive disorder, single episode, unspecified", 0.14, 0.3, 0.4, -0.1, ("N06AB06",)),
-    Condition("G47.33", "Obstructive sleep apnea", 0.08, 0.2, 0.4, 0.1, ()),
-    Condition("M17.9", "Osteoarthritis of knee, unspecified", 0.18, 0.1, 0.2, 0.5, ("M01AE01",)),
-    Condition("K21.9", "Gastro-esophageal reflux disease without esophagitis", 0.18, 0.1, 0.0, 0.1, ("A02BC01",)),
-    Condition("E03.9", "Hypothyroidism, unspecified", 0.09, 0.0, 0.0, 0.2, ("H03AA01",)),
-    Condition("E66.9", "Obesity, unspecified", 0.22, 0.3, 0.3, -0.1, ()),
-    Condition("D64.9", "Anemia, unspecified", 0.08, 1.0, 0.1, 0.3, ("B03AA07",)),
-    Condition("J45.909", "Unspecified asthma, uncomplicated", 0.09, 0.1, 0.1, -0.1, ("R03AC02",)),
+    Condition("I10", "Essential (primary) hypertension", 0.40, 0.4, 0.45, ("C09AA05", "C08CA01")),
+    Condition("E78.5", "Hyperlipidemia, unspecified", 0.35, 0.2, 0.30, ("C10AA05",)),
+    Condition("E11.9", "Type 2 diabetes mellitus without complications", 0.16, 0.6, 0.25, ("A10BA02", "A10AE04")),
+    Condition("I25.10", "Atherosclerotic heart disease of native coronary artery", 0.40, 0.0, 0.0, ("B01AC06",)),
+    Condition("I50.9", "Heart failure, unspecified", 0.06, 1.2, 0.5, ("C03CA01", "C09AA05")),
+    Condition("I48.91", "Unspecified atrial fibrillation", 0.06, 0.7, 0.6, ("B01AF02",)),
+    Condition("J44.9", "Chronic obstructive pulmonary disease, unspecified", 0.08, 0.9, 0.3, ("R03BB04", "R03AC02")),
+    Condition("N18.3", "Chronic kidney disease, stage 3", 0.08, 1.2, 0.5, ("A11CC05",)),
+    Condition("F32.9", "Major depressive disorder, single episode, unspecified", 0.14, 0.3, -0.1, ("N06AB06",)),
+    Condition("G47.33", "Obstructive sleep apnea", 0.08, 0.2, 0.1, ()),
+    Condition("M17.9", "Osteoarthritis of knee, unspecified", 0.18, 0.1, 0.5, ("M01AE01",)),
+    Condition("K21.9", "Gastro-esophageal reflux disease without esophagitis", 0.18, 0.1, 0.1, ("A02BC01",)),
+    Condition("E03.9", "Hypothyroidism, unspecified", 0.09, 0.0, 0.2, ("H03AA01",)),
+    Condition("E66.9", "Obesity, unspecified", 0.22, 0.3, -0.1, ()),
+    Condition("D64.9", "Anemia, unspecified", 0.08, 1.0, 0.3, ("B03AA07",)),
+    Condition("J45.909", "Unspecified asthma, uncomplicated", 0.09, 0.1, -0.1, ("R03AC02",)),
 )  # fmt: skip
+
+# Whoever has it has it for good (people.Person): the state does not drive its liability.
+HEART_DISEASE = "I25.10"
+BETA_BLOCKER = "C07AB02"
 
 # Acute complaints at a visit: code, text, weight when well, rise of the weight per shock level.
 ACUTE = (
@@ -77,7 +80,7 @@ ADMISSION_DIAGNOSES = (
 class Lab(NamedTuple):
     """A measurement: value = centre + scale * score, or centre * exp(scale * score) if `log`.
 
-    The score is a sum of: ehr, wearable and shock effects on the state; a personal level (standard
+    The score is a sum of: ehr and shock effects on the state; a personal level (standard
     deviation `personal`); visit-to-visit noise (`noise`); and 1.5 if the condition is present. Values above `top` are reported as `top`.
     """
 
@@ -89,7 +92,6 @@ class Lab(NamedTuple):
     log: bool
     decimals: int
     ehr: float
-    wearable: float
     shock: float
     personal: float
     noise: float
@@ -99,21 +101,21 @@ class Lab(NamedTuple):
 
 
 LABS = (
-    Lab("8480-6", "Systolic blood pressure", "mm[Hg]", 126, 11, False, 0, 0.25, 0.1, -0.3, 0.7, 0.8, "I10", 260, 0),
-    Lab("8462-4", "Diastolic blood pressure", "mm[Hg]", 77, 8, False, 0, 0.1, 0.1, -0.2, 0.7, 0.8, "I10", 150, 0),
-    Lab("8867-4", "Heart rate", "/min", 73, 8, False, 0, 0.1, 0.15, 0.7, 0.8, 0.9, None, 220, 0),
-    Lab("39156-5", "Body mass index (BMI) [Ratio]", "kg/m2", 27.5, 4.2, False, 1, 0.05, 0.1, 0.0, 1.0, 0.08, "E66.9", 80, 0),
-    Lab("2345-7", "Glucose [Mass/volume] in Serum or Plasma", "mg/dL", 98, 0.14, True, 0, 0.3, 0.05, 0.3, 0.6, 0.7, "E11.9", 800, 1),
-    Lab("2160-0", "Creatinine [Mass/volume] in Serum or Plasma", "mg/dL", 0.92, 0.22, True, 2, 0.6, 0.0, 0.2, 0.7, 0.4, "N18.3", 15, 1),
-    Lab("2823-3", "Potassium [Moles/volume] in Serum or Plasma", "mmol/L", 4.2, 0.35, False, 1, 0.2, 0.0, 0.1, 0.4, 0.9, None, 8, 1),
-    Lab("2951-2", "Sodium [Moles/volume] in Serum or Plasma", "mmol/L", 140, 2.4, False, 0, -0.3, 0.0, -0.4, 0.4, 0.8, None, 180, 1),
-    Lab("718-7", "Hemoglobin [Mass/volume] in Blood", "g/dL", 13.9, 1.2, False, 1, -0.6, -0.05, -0.3, 0.7, 0.4, None, 22, 1),
-    Lab("6690-2", "Leukocytes [#/volume] in Blood by Automated count", "10*3/uL", 6.8, 0.24, True, 1, 0.15, 0.05, 0.8, 0.6, 0.6, None, 100, 1),
-    Lab("1751-7", "Albumin [Mass/volume] in Serum or Plasma", "g/dL", 4.2, 0.3, False, 1, -0.7, -0.1, -0.4, 0.5, 0.5, None, 6, 1),
-    Lab("1988-5", "C reactive protein [Mass/volume] in Serum or Plasma", "mg/L", 2.4, 0.65, True, 1, 0.5, 0.1, 1.2, 0.6, 0.6, None, 400, 2),
-    Lab("4548-4", "Hemoglobin A1c/Hemoglobin.total in Blood", "%", 5.6, 0.09, True, 1, 0.25, 0.05, 0.0, 0.7, 0.3, "E11.9", 18, 2),
-    Lab("13457-7", "Cholesterol in LDL [Mass/volume] in Serum or Plasma by calculation", "mg/dL", 118, 30, False, 0, -0.1, 0.05, -0.2, 0.8, 0.5, "E78.5", 400, 2),
-    Lab("33762-6", "Natriuretic peptide.B prohormone N-Terminal [Mass/volume] in Serum or Plasma", "pg/mL", 110, 0.6, True, 0, 0.9, 0.2, 0.6, 0.6, 0.5, "I50.9", 35000, 2),
+    Lab("8480-6", "Systolic blood pressure", "mm[Hg]", 126, 11, False, 0, 0.25, -0.3, 0.7, 0.8, "I10", 260, 0),
+    Lab("8462-4", "Diastolic blood pressure", "mm[Hg]", 77, 8, False, 0, 0.1, -0.2, 0.7, 0.8, "I10", 150, 0),
+    Lab("8867-4", "Heart rate", "/min", 73, 8, False, 0, 0.1, 0.7, 0.8, 0.9, None, 220, 0),
+    Lab("39156-5", "Body mass index (BMI) [Ratio]", "kg/m2", 27.5, 4.2, False, 1, 0.05, 0.0, 1.0, 0.08, "E66.9", 80, 0),
+    Lab("2345-7", "Glucose [Mass/volume] in Serum or Plasma", "mg/dL", 98, 0.14, True, 0, 0.3, 0.3, 0.6, 0.7, "E11.9", 800, 1),
+    Lab("2160-0", "Creatinine [Mass/volume] in Serum or Plasma", "mg/dL", 0.92, 0.22, True, 2, 0.6, 0.2, 0.7, 0.4, "N18.3", 15, 1),
+    Lab("2823-3", "Potassium [Moles/volume] in Serum or Plasma", "mmol/L", 4.2, 0.35, False, 1, 0.2, 0.1, 0.4, 0.9, None, 8, 1),
+    Lab("2951-2", "Sodium [Moles/volume] in Serum or Plasma", "mmol/L", 140, 2.4, False, 0, -0.3, -0.4, 0.4, 0.8, None, 180, 1),
+    Lab("718-7", "Hemoglobin [Mass/volume] in Blood", "g/dL", 13.9, 1.2, False, 1, -0.6, -0.3, 0.7, 0.4, None, 22, 1),
+    Lab("6690-2", "Leukocytes [#/volume] in Blood by Automated count", "10*3/uL", 6.8, 0.24, True, 1, 0.15, 0.8, 0.6, 0.6, None, 100, 1),
+    Lab("1751-7", "Albumin [Mass/volume] in Serum or Plasma", "g/dL", 4.2, 0.3, False, 1, -0.7, -0.4, 0.5, 0.5, None, 6, 1),
+    Lab("1988-5", "C reactive protein [Mass/volume] in Serum or Plasma", "mg/L", 2.4, 0.65, True, 1, 0.5, 1.2, 0.6, 0.6, None, 400, 2),
+    Lab("4548-4", "Hemoglobin A1c/Hemoglobin.total in Blood", "%", 5.6, 0.09, True, 1, 0.25, 0.0, 0.7, 0.3, "E11.9", 18, 2),
+    Lab("13457-7", "Cholesterol in LDL [Mass/volume] in Serum or Plasma by calculation", "mg/dL", 118, 30, False, 0, -0.1, -0.2, 0.8, 0.5, "E78.5", 400, 2),
+    Lab("33762-6", "Natriuretic peptide.B prohormone N-Terminal [Mass/volume] in Serum or Plasma", "pg/mL", 110, 0.6, True, 0, 0.9, 0.6, 0.6, 0.5, "I50.9", 35000, 2),
 )  # fmt: skip
 
 VISIT_CODE = "PROC//CPT4//99213"

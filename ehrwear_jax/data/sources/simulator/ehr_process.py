@@ -1,8 +1,9 @@
 """Simulates the EHR of one person given the latent path: visits, stays, measurements, diagnoses, prescriptions.
 
 Visits are a Poisson process whose rate depends on the state; measurements are the state plus a personal level and
-noise; chronic conditions are present once a liability has crossed its threshold. None of it acts back on the state:
-only latent_process.py decides on admissions and deaths.
+noise; chronic conditions are present once a liability has crossed its threshold, heart disease from the start in those
+who have it, with the drug that lowers the heart rate. The wearable component does not show in it. None of it acts back
+on the state: only latent_process.py decides on admissions and deaths.
 """
 
 from dataclasses import dataclass
@@ -28,7 +29,7 @@ _INPATIENT_MISSING = np.array([0.05, 0.1, 0.4])
 _CONDITION_SHIFT = 1.5  # of a lab's score, while its condition is present
 
 _LAB_INDEX = np.array([_INDEX[f"LOINC//{lab.code}"] for lab in code_book.LABS])
-_LAB_EFFECTS_3xL = np.array([(lab.ehr, lab.wearable, lab.shock) for lab in code_book.LABS]).T
+_LAB_EFFECTS_2xL = np.array([(lab.ehr, lab.shock) for lab in code_book.LABS]).T
 _LAB_PERSONAL, _LAB_NOISE, _LAB_CENTRE, _LAB_SCALE = (
     np.array([getattr(lab, name) for lab in code_book.LABS]) for name in ("personal", "noise", "centre", "scale")
 )
@@ -37,7 +38,7 @@ _LAB_PANEL = np.array([lab.panel for lab in code_book.LABS])
 _LAB_TOP = np.array([lab.top for lab in code_book.LABS], float)
 _LAB_TEN = 10.0 ** np.array([lab.decimals for lab in code_book.LABS])
 _CONDITION_CODE = np.array([_INDEX[f"ICD10//{c.code}"] for c in code_book.CONDITIONS])
-_CONDITION_EFFECTS_3xC = np.array([(c.ehr, c.wearable, c.age) for c in code_book.CONDITIONS]).T
+_CONDITION_EFFECTS_2xC = np.array([(c.ehr, c.age) for c in code_book.CONDITIONS]).T
 _CONDITION_SHARE = np.array([c.share for c in code_book.CONDITIONS])
 _LAB_CONDITION_CxL = np.array(
     [[lab.condition == c.code for lab in code_book.LABS] for c in code_book.CONDITIONS], float
@@ -51,6 +52,11 @@ _MAIN_CODE = np.array([_INDEX[f"ICD10//{d[0]}"] for d in code_book.ADMISSION_DIA
 _MAIN_SHARE = np.array([d[2] for d in code_book.ADMISSION_DIAGNOSES])
 _MAIN_SHARE = _MAIN_SHARE / _MAIN_SHARE.sum()
 _HEART_RATE = [lab.text for lab in code_book.LABS].index("Heart rate")
+_HEART_DISEASE = [c.code for c in code_book.CONDITIONS].index(code_book.HEART_DISEASE)
+_BETA_BLOCKER = _INDEX[f"ATC//{code_book.BETA_BLOCKER}"]
+# chance that a visit notes a condition that is present; that of heart disease has to reach most records
+_NOTED_C = np.where(np.arange(len(code_book.CONDITIONS)) == _HEART_DISEASE, 0.7, 0.3)
+_REFILLED = 0.7  # chance that a visit prescribes the beta-blocker to who takes it
 _VISIT, _ECG, _CHEST, _INHALE, _BLOOD = (_INDEX[p[0]] for p in code_book.PROCEDURES)
 
 
@@ -60,16 +66,18 @@ class _Course:
 
     Attributes:
       day_us_D: midnights, microseconds since 1970.
-      state_Dx3: EHR component, wearable component and shock, as far as the EHR shows them.
+      state_Dx2: EHR component and shock, as far as the EHR shows them.
       present_DxC: bool, chronic conditions.
       personal_L: the person's own level of each lab, in units of its score.
+      beta_blocker: whether the person takes it, as far as the EHR shows it.
       config: SimulateConfig.
     """
 
     day_us_D: np.ndarray
-    state_Dx3: np.ndarray
+    state_Dx2: np.ndarray
     present_DxC: np.ndarray
     personal_L: np.ndarray
+    beta_blocker: bool
     config: SimulateConfig
 
 
@@ -122,8 +130,7 @@ def person_events(
       time order, nothing later than the end of observation.
     """
     n_days = person.end_day
-    state_Dx3 = np.stack([x_D[:n_days] for x_D in (path.ehr_D, path.wearable_D, path.shock_D)], axis=1)
-    state_Dx3 = state_Dx3 * config.ehr_information
+    state_Dx2 = np.stack([path.ehr_D[:n_days], path.shock_D[:n_days]], axis=1) * config.ehr_information
     day_us_D = person.start_us + np.arange(n_days) * DAY_US
     died = np.flatnonzero(path.died_D[:n_days])
     end_us = person.start_us + n_days * DAY_US
@@ -134,10 +141,15 @@ def person_events(
     log = _Log()
     log.add(STATIC_US, _INDEX["GENDER//M" if person.male else "GENDER//F"])
     log.add(person.birth_us, _INDEX["MEDS_BIRTH"])
-    present_DxC = _conditions(rng, person, state_Dx3, day_us_D)
+    present_DxC = _conditions(rng, person, state_Dx2, day_us_D)
+    present_DxC[:, _HEART_DISEASE] = person.heart_disease and rng.random() < config.ehr_information
+    prescribed = person.beta_blocker and rng.random() < config.ehr_information
     level_L = rng.standard_normal(len(code_book.LABS))
     level_L[_HEART_RATE] = person.resting
-    course = _Course(day_us_D, state_Dx3, present_DxC, level_L * _LAB_PERSONAL, config)
+    level_L *= _LAB_PERSONAL
+    if prescribed:
+        level_L[_HEART_RATE] -= config.drug_heart_rate / _LAB_SCALE[_HEART_RATE]
+    course = _Course(day_us_D, state_Dx2, present_DxC, level_L, prescribed, config)
     _visits(rng, log, path, course)
     for stay in _stays(rng, path, day_us_D, death_us):
         _stay(rng, log, stay, course)
@@ -154,17 +166,16 @@ def person_events(
     return time, code, value
 
 
-def _conditions(rng: np.random.Generator, person: Person, state_Dx3: np.ndarray, day_us_D: np.ndarray) -> np.ndarray:
+def _conditions(rng: np.random.Generator, person: Person, state_Dx2: np.ndarray, day_us_D: np.ndarray) -> np.ndarray:
     """Which conditions are present on each day, bool [D, C]: none ever goes away."""
-    ehr_C, wearable_C, age_C = _CONDITION_EFFECTS_3xC
+    ehr_C, age_C = _CONDITION_EFFECTS_2xC
     age_D = (day_us_D - person.birth_us) / DAY_US / YEAR_DAYS
     liability_DxC = (
-        state_Dx3[:, :1] * ehr_C
-        + state_Dx3[:, 1:2] * wearable_C
+        state_Dx2[:, :1] * ehr_C
         + (age_D[:, None] - 62) / 10 * age_C
         + rng.standard_normal(len(ehr_C))
     )
-    threshold_C = scipy.special.ndtri(1 - _CONDITION_SHARE) * np.sqrt(1 + ehr_C**2 + wearable_C**2)
+    threshold_C = scipy.special.ndtri(1 - _CONDITION_SHARE) * np.sqrt(1 + ehr_C**2)
     return np.logical_or.accumulate(liability_DxC > threshold_C, axis=0)
 
 
@@ -174,7 +185,7 @@ def _visits(rng: np.random.Generator, log: _Log, path: PersonPath, course: _Cour
     weekday_D = (course.day_us_D // DAY_US + 3) % 7  # 1970-01-01 was a Thursday
     propensity = 0.4 * rng.standard_normal()
     rate_D = (_VISITS_PER_YEAR / YEAR_DAYS) * _WEEKDAY_RATE[weekday_D]
-    rate_D = rate_D * np.exp(propensity + course.state_Dx3 @ (0.25, 0.1, 0.35))
+    rate_D = rate_D * np.exp(propensity + course.state_Dx2 @ (0.25, 0.35))
     free_D = path.alive_D & ~path.in_hospital_D & ~path.admitted_D
     day_V = np.flatnonzero((rng.random(n_days) < -np.expm1(-rate_D)) & free_D[:n_days])
     n_visits = len(day_V)
@@ -185,18 +196,20 @@ def _visits(rng: np.random.Generator, log: _Log, path: PersonPath, course: _Cour
     _measure(rng, log, time_V, day_V, course, _PANEL_MISSING)
 
     after_V = time_V + 20 * MINUTE_US  # diagnoses and prescriptions at the end of the visit
-    shock_V = course.state_Dx3[day_V, 2]
+    shock_V = course.state_Dx2[day_V, 1]
     weight_VxA = _ACUTE_WEIGHT_2xA[0] + shock_V[:, None] * _ACUTE_WEIGHT_2xA[1]
     edges_VxA = np.cumsum(weight_VxA, axis=1)
     pick_V = (rng.random((n_visits, 1)) * edges_VxA[:, -1:] > edges_VxA).sum(axis=1)
     acute_V = rng.random(n_visits) < np.minimum(0.25 + 0.2 * shock_V, 0.9)
     log.add(after_V[acute_V], _ACUTE_CODE[pick_V[acute_V]])
     present_VxC = course.present_DxC[day_V]
-    visit, condition = np.nonzero(present_VxC & (rng.random(present_VxC.shape) < 0.3))
+    visit, condition = np.nonzero(present_VxC & (rng.random(present_VxC.shape) < _NOTED_C))
     log.add(after_V[visit], _CONDITION_CODE[condition])
     treated_VxD = present_VxC[:, _DRUG_CONDITION]
     visit, drug = np.nonzero(treated_VxD & (rng.random(treated_VxD.shape) < 0.35))
     log.add(after_V[visit], _DRUG_CODE[drug])
+    refilled_V = course.beta_blocker & (rng.random(n_visits) < _REFILLED)
+    log.add(after_V[refilled_V], _BETA_BLOCKER)
     drug_V = _ACUTE_DRUG[pick_V]
     given_V = acute_V & (drug_V >= 0) & (rng.random(n_visits) < 0.6)
     log.add(after_V[given_V], drug_V[given_V])
@@ -212,7 +225,7 @@ def _measure(
     """Labs and vitals at K times; missing: chance by Lab.panel."""
     config = course.config
     noise_KxL = rng.standard_normal((len(time_K), len(code_book.LABS))) * _LAB_NOISE * config.noise
-    score_KxL = course.state_Dx3[day_K] @ _LAB_EFFECTS_3xL + course.personal_L + noise_KxL
+    score_KxL = course.state_Dx2[day_K] @ _LAB_EFFECTS_2xL + course.personal_L + noise_KxL
     score_KxL += _CONDITION_SHIFT * (course.present_DxC[day_K] @ _LAB_CONDITION_CxL)
     move_KxL = _LAB_SCALE * score_KxL
     value_KxL = np.where(_LAB_LOG, _LAB_CENTRE * np.exp(move_KxL), _LAB_CENTRE + move_KxL)

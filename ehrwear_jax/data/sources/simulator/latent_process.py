@@ -3,7 +3,8 @@
 State of a person on day d: two mean-reverting components (Ornstein-Uhlenbeck processes at their
 exact daily discretisation, stationary variance 1, higher is worse), one that the EHR measures and one
 that wearables measure; an acute shock, a Markov chain of four levels that sets in at random and steps
-down over weeks; and a log-risk offset of age and sex that rises as the person ages.
+down over weeks; a log-risk offset of age and sex that rises as the person ages; and whether the person has heart
+disease, which never changes and on which the effects of the wearable component and of the shock depend.
 
 On each day, in this order: a person outside hospital is admitted with probability
 1 - exp(-admission hazard); one not admitted dies with probability 1 - exp(-death hazard); the state
@@ -26,12 +27,15 @@ class HealthProcess:
     """Parameters of the process. Effects are log hazard ratios per unit of the state.
 
     Attributes:
-      admission_per_year: admission hazard of a woman of 60 with components and shock at zero.
+      admission_per_year: admission hazard of a woman of 60 without heart disease, components and shock at zero.
       death_per_year: death hazard of the same person.
       age_effect: on the offset, per ten years of age.
       male_effect: on the offset.
-      admission_effects: of the EHR component, the wearable component, one shock level.
-      death_effects: the same three for death.
+      admission_effects: of the EHR component, the wearable component, one shock level; the latter two times their
+        gain.
+      death_effects: the same three for death, without gains.
+      disease_effect: of heart disease, on admissions.
+      wearable_gain, shock_gain: factors of the two effects on admissions, (without, with) heart disease.
       death_offset_scale: the offset counts this many times for death.
       relaxation_days: time constants of the two components.
       shock_per_year: onsets per year.
@@ -41,15 +45,18 @@ class HealthProcess:
       mean_stay_days: mean length of stay beyond the first night.
     """
 
-    admission_per_year: float = 0.08
+    admission_per_year: float = 0.06
     death_per_year: float = 0.006
     age_effect: float = 0.4
     male_effect: float = 0.2
-    admission_effects: tuple[float, float, float] = (1.0, 1.2, 0.8)
+    admission_effects: tuple[float, float, float] = (0.9, 2.0, 1.0)
     death_effects: tuple[float, float, float] = (0.6, 0.5, 0.5)
+    disease_effect: float = 0.3
+    wearable_gain: tuple[float, float] = (-0.3, 1.0)
+    shock_gain: tuple[float, float] = (0.35, 1.0)
     death_offset_scale: float = 2.0
     relaxation_days: tuple[float, float] = (1400.0, 1400.0)
-    shock_per_year: float = 1.2
+    shock_per_year: float = 2.5
     shock_shares: tuple[float, float, float] = (0.5, 0.3, 0.2)
     shock_step_days: float = 9.0
     admission_harm: float = 0.2
@@ -71,12 +78,16 @@ class HealthProcess:
         return self.age_effect * (age_years - 60.0) / 10.0 + self.male_effect * male
 
     def hazards(
-        self, offset: np.ndarray, ehr: np.ndarray, wearable: np.ndarray, shock: np.ndarray
+        self, offset: np.ndarray, ehr: np.ndarray, wearable: np.ndarray, shock: np.ndarray, disease: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
-        """(admission, death) hazard per day, broadcast over the state."""
+        """(admission, death) hazard per day, broadcast over the state; disease: bool."""
+        disease = np.asarray(disease, int)
         a_ehr, a_wearable, a_shock = self.admission_effects
         d_ehr, d_wearable, d_shock = self.death_effects
-        admission = np.exp(offset + a_ehr * ehr + a_wearable * wearable + a_shock * shock)
+        a_wearable = a_wearable * np.array(self.wearable_gain)[disease]
+        a_shock = a_shock * np.array(self.shock_gain)[disease]
+        log_ratio = offset + a_ehr * ehr + a_wearable * wearable + a_shock * shock
+        admission = np.exp(log_ratio + self.disease_effect * disease)
         death = np.exp(self.death_offset_scale * offset + d_ehr * ehr + d_wearable * wearable + d_shock * shock)
         return (
             admission * (self.admission_per_year / YEAR_DAYS),
@@ -178,6 +189,7 @@ def draw_noise(rng: np.random.Generator, n_days: int) -> tuple[np.ndarray, np.nd
 def simulate_paths(
     process: HealthProcess,
     offset_N: np.ndarray,
+    disease_N: np.ndarray,
     normal_NxDx2: np.ndarray,
     uniform_NxDx5: np.ndarray,
     *,
@@ -188,6 +200,7 @@ def simulate_paths(
     Args:
       process: parameters.
       offset_N: log-risk offset on day 0.
+      disease_N: bool, who has heart disease.
       normal_NxDx2, uniform_NxDx5: draw_noise of each person, stacked (D = days + 1).
       start: optional (ehr_N, wearable_N, shock_N) on day 0; drawn from the stationary law if None.
     """
@@ -210,7 +223,7 @@ def simulate_paths(
         uniform = uniform_NxDx5[:, day + 1]
         ehr_NxD[:, day], wearable_NxD[:, day], shock_NxD[:, day] = ehr, wearable, shock
         inside = alive & (day <= last_night)
-        hazard_a, hazard_d = process.hazards(offset_NxD[:, day], ehr, wearable, shock)
+        hazard_a, hazard_d = process.hazards(offset_NxD[:, day], ehr, wearable, shock, disease_N)
         admitted = alive & ~inside & (uniform[:, 0] < -np.expm1(-hazard_a))
         died = alive & ~admitted & (uniform[:, 1] < -np.expm1(-hazard_d))
         flags["alive"][:, day], flags["hospital"][:, day] = alive, inside

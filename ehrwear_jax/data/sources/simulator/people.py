@@ -12,8 +12,11 @@ import polars as pl
 from ehrwear_jax.config.data import SimulateConfig
 from ehrwear_jax.data.formats import meds
 from ehrwear_jax.data.formats.times import DAY_US, YEAR_DAYS
+from ehrwear_jax.data.sources.simulator import code_book
 
 AGE_YEARS = (25.0, 90.0)  # at the start of observation
+HEART_DISEASE_SHARE = next(c.share for c in code_book.CONDITIONS if c.code == code_book.HEART_DISEASE)
+BETA_BLOCKER_SHARE = (0.25, 0.6)  # without and with heart disease
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,8 @@ class Person:
       end_day: scheduled end of observation, days after the start.
       resting: the personal level of the heart rate, in standard deviations between people: a clinic and a wearable
         measure the same heart.
+      heart_disease: what the wearable component and the shock mean depends on it; only the EHR tells.
+      beta_blocker: a drug that lowers the heart rate and does nothing else; only the EHR tells.
     """
 
     subject_id: int
@@ -36,6 +41,8 @@ class Person:
     start_us: int
     end_day: int
     resting: float
+    heart_disease: bool
+    beta_blocker: bool
 
     @property
     def age_years(self) -> float:
@@ -44,8 +51,8 @@ class Person:
 
 
 def generators(seed: int, subject_id: int) -> Iterator[np.random.Generator]:
-    """Independent generators of one person: demographics, latent path, EHR, wearables."""
-    for stream in np.random.SeedSequence((seed, subject_id)).spawn(4):
+    """Independent generators of one person: demographics, latent path, EHR, wearables, calendar of wear."""
+    for stream in np.random.SeedSequence((seed, subject_id)).spawn(5):
         yield np.random.Generator(np.random.SFC64(stream))
 
 
@@ -63,13 +70,17 @@ def draw_person(rng: np.random.Generator, subject_id: int, config: SimulateConfi
     end_day = observed_days(config)
     if rng.random() < config.dropout:
         end_day = int(rng.integers(end_day // 4, end_day + 1))
+    male = bool(rng.random() < 0.5)
+    resting, disease = float(rng.standard_normal()), bool(rng.random() < HEART_DISEASE_SHARE)
     return Person(
         subject_id=subject_id,
         birth_us=(start_day - int(age_days)) * DAY_US,
-        male=bool(rng.random() < 0.5),
+        male=male,
         start_us=start_day * DAY_US,
         end_day=max(end_day, 30),
-        resting=float(rng.standard_normal()),
+        resting=resting,
+        heart_disease=disease,
+        beta_blocker=bool(rng.random() < BETA_BLOCKER_SHARE[disease]),
     )
 
 

@@ -3,8 +3,12 @@
 One latent health process per person (latent_process.py) generates an EHR (ehr_process.py) and wearable
 recordings (wearable_process.py). Beside the raw data it writes `truth/`, read by evaluation only: the
 latent path and the true risk of an admission given the latent state, an upper bound for every model.
-Two components of the state matter for admissions; the EHR measures mostly one of them and wearables
-mostly the other. What both measure and does not depend on the state is the personal level of the heart rate.
+It is a positive control for models of both modalities: of the two components of the state the EHR measures one and
+wearables the other (with a share of the first, config.shared); what wearables show means a higher risk in people with
+heart disease, which the EHR alone knows, and a slightly lower one in others (config.complementary, config.interaction);
+a beta-blocker, known to the EHR alone, hides it from whoever reads the heart rate alone; a shock raises the heart rate
+for weeks, in which an admission is likely, or passes. Predictions are made during wear (schedule.py). bounds.py prints
+what each observer could know at best.
 
 Random numbers are a function of (seed, subject_id, purpose), so neither sharding nor the number of
 workers changes a byte of the data. A shard is written whole or not at all, and not written again. A worker holds one
@@ -28,7 +32,15 @@ from ehrwear_jax.config.data import SimulateConfig
 from ehrwear_jax.data.formats import meds, parquet, wearable
 from ehrwear_jax.data.formats.times import DAY_US
 from ehrwear_jax.data.labels import outcomes
-from ehrwear_jax.data.sources.simulator import admission_risk, code_book, ehr_process, latent_process, wearable_process
+from ehrwear_jax.data.sources.simulator import (
+    admission_risk,
+    code_book,
+    ehr_process,
+    latent_process,
+    schedule,
+    truth,
+    wearable_process,
+)
 from ehrwear_jax.data.sources.simulator.people import (
     AGE_YEARS,
     Person,
@@ -37,13 +49,18 @@ from ehrwear_jax.data.sources.simulator.people import (
     generators,
     observed_days,
 )
-from ehrwear_jax.data.sources.simulator.truth import LATENT_TYPES, RISK_FILE, SUBJECT_TYPES, read_subjects
+from ehrwear_jax.data.sources.simulator.truth import LATENT_TYPES, RISK_FILE, SUBJECT_TYPES
 from ehrwear_jax.runtime import files
 
 
 def health_process(config: SimulateConfig) -> latent_process.HealthProcess:
     """The process that a person's health follows."""
-    return latent_process.HealthProcess(admission_per_year=config.admission_per_year)
+    main, differing = config.complementary, config.interaction
+    return latent_process.HealthProcess(
+        admission_per_year=config.admission_per_year,
+        wearable_gain=(main - differing, main + differing),
+        shock_gain=(main, main + differing),
+    )
 
 
 # --------------------------------------------------------------------------------------- shards
@@ -63,7 +80,7 @@ def _write_shard(root: Path, config: SimulateConfig, split: str, shard: int, ids
     files = _shard_paths(root, split, shard)
     rngs = [list(generators(config.seed, subject_id)) for subject_id in ids]
     people = [draw_person(r[0], subject_id, config) for r, subject_id in zip(rngs, ids, strict=True)]
-    paths = _latent_paths(people, [r[1] for r in rngs], config)
+    paths = latent_paths(people, [r[1] for r in rngs], config)
     events, rows, latent, subjects = [], [], [], []
     for k, person in enumerate(people):
         path = paths.person(k)
@@ -71,7 +88,8 @@ def _write_shard(root: Path, config: SimulateConfig, split: str, shard: int, ids
         events.append((np.full(len(time), person.subject_id), time, code, value))
         mine = []
         if rngs[k][3].random() < config.wearable_subjects_fraction:
-            mine = wearable_process.person_recordings(rngs[k][3], person, path, config)
+            stretches = schedule.draw_stretches(rngs[k][4], person, config)
+            mine = wearable_process.person_recordings(rngs[k][3], person, path, stretches, config)
         rows += mine
         latent.append(_latent_rows(person, path))
         first_wear = min((row[1] for row in mine), default=None)
@@ -94,7 +112,7 @@ def _write_shard(root: Path, config: SimulateConfig, split: str, shard: int, ids
     return len(ids)
 
 
-def _latent_paths(
+def latent_paths(
     people: list[Person], rngs: list[np.random.Generator], config: SimulateConfig
 ) -> latent_process.Paths:
     """The latent paths of people over the longest observation."""
@@ -103,15 +121,18 @@ def _latent_paths(
     age_N, male_N = np.array([p.age_years for p in people]), np.array([p.male for p in people])
     normal_NxDx2, uniform_NxDx5 = (np.stack(part) for part in zip(*noise, strict=True))
     offset_N = np.asarray(process.offset(age_N, male_N))
-    return latent_process.simulate_paths(process, offset_N, normal_NxDx2, uniform_NxDx5)
+    disease_N = np.array([p.heart_disease for p in people])
+    return latent_process.simulate_paths(process, offset_N, disease_N, normal_NxDx2, uniform_NxDx5)
 
 
 def _latent_rows(person: Person, path: latent_process.PersonPath) -> tuple[np.ndarray, ...]:
     """Columns of LATENT_TYPES for the days lived and observed."""
     lived = int(path.alive_D[: person.end_day].sum())
-    columns = (path.offset_D, path.ehr_D, path.wearable_D, path.shock_D, path.in_hospital_D)
+    before = (path.offset_D, path.ehr_D, path.wearable_D, path.shock_D)
     time_us_D = person.start_us + np.arange(lived) * DAY_US
-    return (np.full(lived, person.subject_id), time_us_D, *(x_D[:lived] for x_D in columns))
+    disease_D = np.full(lived, person.heart_disease)
+    constant = np.full(lived, person.subject_id)
+    return (constant, time_us_D, *(x_D[:lived] for x_D in before), disease_D, path.in_hospital_D[:lived])
 
 
 def _event_table(events: list[tuple]) -> pl.DataFrame:
@@ -268,31 +289,41 @@ def _counts(root: Path, jobs: list[tuple]) -> list[dict]:
     ]
 
 
-def _write_labels(root: Path, config: SimulateConfig) -> list[dict]:
-    """Label tables hospitalization_<h>d at prediction times after the first week of wear.
+def _scheduled_times(config: SimulateConfig) -> pl.DataFrame:
+    """subject_id, prediction_time of everybody, as drawn before anything happens."""
+    rows: list[tuple[int, int]] = []
+    for subject_id in range(1, config.n_subjects + 1):
+        demographics, *_, calendar = generators(config.seed, subject_id)
+        person = draw_person(demographics, subject_id, config)
+        stretches = schedule.draw_stretches(calendar, person, config)
+        for day in schedule.draw_prediction_days(calendar, person, stretches, config):
+            rows.append((subject_id, person.start_us + day * DAY_US))
+    drawn = pl.DataFrame(rows, schema={"subject_id": pl.Int64, "prediction_time": pl.Int64}, orient="row")
+    return drawn.with_columns(pl.col("prediction_time").cast(pl.Datetime("us")))
 
-    The last prediction time leaves the longest horizon observable up to the scheduled end, so
-    that who is labelled does not depend on the outcome.
+
+def _write_labels(root: Path, config: SimulateConfig) -> list[dict]:
+    """Label tables hospitalization_<h>d at the prediction times of schedule.py, less those dead or in hospital then.
+
+    All leave the longest horizon observable up to the scheduled end, so that who is labelled does not depend on the
+    outcome.
     """
-    subjects = read_subjects(root / "truth")
-    week = pl.duration(days=7)
-    earliest = pl.coalesce(pl.col("first_wear") + week, "start_time")
-    latest = pl.col("scheduled_end") - pl.duration(days=max(config.horizons_days))
-    index = outcomes.prediction_times(
-        root / "meds",
-        outcomes.Sampling(config.predictions_per_subject, config.min_history_days, config.seed),
-        not_before=subjects.select("subject_id", time=earliest),
-        not_after=subjects.select("subject_id", time=latest),
-    )
+    drawn = _scheduled_times(config)
+    index = truth.outside_hospital(root / "truth", drawn)
     n_people = index["subject_id"].n_unique()
     counts = [
         {
             "step": "people with a prediction time",
             "n": n_people,
-            "dropped": len(subjects) - n_people,
-            "reason": "no midnight after the first week of wear with history and follow-up",
+            "dropped": config.n_subjects - n_people,
+            "reason": "observed for less than the history, the wear and the longest horizon, or dead by then",
         },
-        {"step": "prediction times", "n": len(index), "dropped": 0, "reason": ""},
+        {
+            "step": "prediction times",
+            "n": len(index),
+            "dropped": len(drawn) - len(index),
+            "reason": "dead or in hospital at a time that was drawn before",
+        },
     ]
     times = outcomes.time_to_admission(root / "meds", index=index)
     for horizon in config.horizons_days:

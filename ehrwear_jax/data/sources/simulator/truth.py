@@ -17,6 +17,7 @@ LATENT_TYPES = {
     "ehr_health": pa.float32(),
     "wearable_health": pa.float32(),
     "shock": pa.int8(),
+    "heart_disease": pa.bool_(),
     "in_hospital": pa.bool_(),
 }
 SUBJECT_TYPES = {
@@ -37,6 +38,12 @@ def _scan(truth_dir: Path, kind: str) -> pl.LazyFrame:
 def read_subjects(truth_dir: Path) -> pl.DataFrame:
     """subject_id, start_time, scheduled_end, first_wear (null: none), by subject."""
     return _scan(truth_dir, "subjects").sort("subject_id").collect()
+
+
+def outside_hospital(truth_dir: Path, index: pl.DataFrame) -> pl.DataFrame:
+    """The rows of (subject_id, prediction_time), midnights, of people who are alive and not in hospital then."""
+    home = _scan(truth_dir, "latent").filter(~pl.col("in_hospital")).select("subject_id", prediction_time="time")
+    return index.lazy().join(home, on=["subject_id", "prediction_time"], how="semi").collect()
 
 
 def oracle_risk(truth_dir: Path, index: pl.DataFrame, horizon_days: int) -> np.ndarray:
@@ -65,6 +72,6 @@ def oracle_risk(truth_dir: Path, index: pl.DataFrame, horizon_days: int) -> np.n
     state = asked.lazy().join(path, on=["subject_id", "time"], how="left", maintain_order="left").collect()
     risk = np.full(len(state), np.nan)
     known = state["shock"].is_not_null().to_numpy()
-    columns = ("log_risk_offset", "ehr_health", "wearable_health", "shock")
+    columns = ("log_risk_offset", "ehr_health", "wearable_health", "shock", "heart_disease")
     risk[known] = table(horizon_days, *(state[c].to_numpy()[known] for c in columns))
     return risk

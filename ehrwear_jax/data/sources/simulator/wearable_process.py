@@ -1,9 +1,10 @@
 """Simulates the wearable recordings of one person given the latent path: measurement models of each channel.
 
-Heart rate and activity once a minute, on request skin temperature, and short stretches of raw PPG. Worse
-wearable health raises the resting heart rate, lowers activity, flattens the daily rhythm and breaks up sleep; a
-shock does more of the same for as long as it lasts. Sleep, a daily and a weekly rhythm, bouts of activity (AR(1)
-noise), device types, time not worn, artefacts and gaps come on top.
+Heart rate and activity once a minute, on request skin temperature, and short stretches of raw PPG. What wearables show
+of the state, `visible_health`, raises the resting heart rate, lowers activity, flattens the daily rhythm and breaks up
+sleep; a shock does more of the same for as long as it lasts. A beta-blocker, which nothing here tells of, lowers the
+heart rate alone. Sleep, a daily and a weekly rhythm, bouts of activity (AR(1) noise), device types, time not worn,
+artefacts and gaps come on top.
 """
 
 import functools
@@ -73,7 +74,7 @@ class _Traits:
     """What is constant in a person and does not depend on the state.
 
     Attributes:
-      resting: heart rate at rest, beats per minute. reserve: its rise with exertion.
+      resting: heart rate at rest, beats per minute, with the drug if taken. reserve: its rise with exertion.
       activity: of the log counts.
       bedtime: hour of the clock. sleep_hours: length of a night.
       carelessness: multiplies the time not worn.
@@ -95,15 +96,14 @@ class _Days:
       minute_N: minutes since the start of observation, successive.
       minutes_D: how many of them each day has.
       weekday_D: Monday is 0.
-      ehr_D, wearable_D, shock_D: f32, as far as wearables show them.
+      health_D, shock_D: f32, as far as wearables show them (visible_health; the shock's level).
       in_hospital_D: at the start of the day.
     """
 
     minute_N: np.ndarray
     minutes_D: np.ndarray
     weekday_D: np.ndarray
-    ehr_D: np.ndarray
-    wearable_D: np.ndarray
+    health_D: np.ndarray
     shock_D: np.ndarray
     in_hospital_D: np.ndarray
 
@@ -120,11 +120,21 @@ class _Days:
     @property
     def rhythm_D(self) -> np.ndarray:
         """How large the daily wave is."""
-        return np.maximum(1 - 0.2 * self.wearable_D, 0.1)
+        return np.maximum(1 - 0.2 * self.health_D, 0.1)
+
+
+def visible_health(ehr: np.ndarray, wearable: np.ndarray, config: SimulateConfig) -> np.ndarray:
+    """What wearables show of the two components: the EHR's has config.shared of its variance (1 where both have 1)."""
+    mixed = np.sqrt(config.shared) * ehr + np.sqrt(1 - config.shared) * wearable
+    return config.wearable_information * mixed
 
 
 def person_recordings(
-    rng: np.random.Generator, person: Person, path: PersonPath, config: SimulateConfig
+    rng: np.random.Generator,
+    person: Person,
+    path: PersonPath,
+    stretches: list[tuple[int, int]],
+    config: SimulateConfig,
 ) -> list[tuple]:
     """Recordings of one person.
 
@@ -132,16 +142,19 @@ def person_recordings(
       rng: the person's generator for wearables.
       person: demographics and calendar.
       path: the person's latent path.
+      stretches: (first day, whole days) of wear, inside observation; none is recorded that starts after death.
       config: what to simulate.
 
     Returns:
       Rows (subject_id, start_us, sample_rate_hz, channel, values f32 [N], unit, device), by start and channel.
     """
     device = DEVICES[rng.choice(len(DEVICES), p=[d.share for d in DEVICES])]
-    traits = _traits(rng, person)
+    traits = _traits(rng, person, config)
     ppg_wearer = rng.random() < config.ppg_subjects_fraction
     rows = []
-    for first_day, n_days in _schedule(rng, person, path, config):
+    for first_day, n_days in stretches:
+        if not n_days or not path.alive_D[first_day] or path.died_D[first_day]:
+            continue
         start_minute = int(rng.integers(8 * 60, 18 * 60))
         minute_N = first_day * DAY_MINUTES + start_minute + np.arange(n_days * DAY_MINUTES)
         last_day = first_day + n_days
@@ -167,11 +180,12 @@ def person_recordings(
     ]
 
 
-def _traits(rng: np.random.Generator, person: Person) -> _Traits:
+def _traits(rng: np.random.Generator, person: Person, config: SimulateConfig) -> _Traits:
     normal = rng.standard_normal(5)
     age = person.age_years
+    slowed = config.wearable_information * config.drug_heart_rate * person.beta_blocker
     return _Traits(
-        resting=62 + 4.5 * person.resting - 2.5 * person.male,
+        resting=62 + 4.5 * person.resting - 2.5 * person.male - slowed,
         reserve=np.maximum(38 - 0.35 * (age - 60) + 5 * normal[0], 12),
         activity=0.3 * normal[1] - 0.012 * (age - 60),
         bedtime=23.0 + 0.8 * normal[2],
@@ -180,40 +194,16 @@ def _traits(rng: np.random.Generator, person: Person) -> _Traits:
     )
 
 
-def _schedule(
-    rng: np.random.Generator, person: Person, path: PersonPath, config: SimulateConfig
-) -> list[tuple[int, int]]:
-    """(first day, whole days) of the one or two stretches, inside observation."""
-    n_days = person.end_day
-    total = min(config.wear_days, n_days - 2)
-    if total < 1:
-        return []
-    two = total >= 4 and rng.random() < 0.5
-    lengths = [total - total // 2, total // 2] if two else [total]
-    # the first stretch starts in the first third, so that most of the record lies after it
-    latest = max(n_days // 3 - lengths[0], 1)
-    starts = [int(rng.integers(min(30, latest - 1), latest))]
-    if two:
-        soonest = starts[0] + lengths[0] + 1
-        starts.append(int(rng.integers(soonest, max(n_days - lengths[1], soonest) + 1)))
-    return [
-        (first, length)
-        for first, length in zip(starts, lengths, strict=True)
-        if first + length < n_days and path.alive_D[first] and not path.died_D[first]
-    ]
-
-
 def _days(person: Person, path: PersonPath, minute_N: np.ndarray, config: SimulateConfig) -> _Days:
     day_N = minute_N // DAY_MINUTES
     information = np.float32(config.wearable_information)
     day_D = np.arange(day_N[0] - 1, day_N[-1] + 1)
     inside_D = np.clip(day_D, 0, None)
-    ehr_D, wearable_D, shock_D = (
-        information * x_D[inside_D].astype(np.float32) for x_D in (path.ehr_D, path.wearable_D, path.shock_D)
-    )
+    health_D = visible_health(path.ehr_D[inside_D], path.wearable_D[inside_D], config).astype(np.float32)
+    shock_D = information * path.shock_D[inside_D].astype(np.float32)
     minutes_D = np.bincount(day_N - day_D[0], minlength=len(day_D))
     weekday_D = (person.start_us // DAY_US + day_D + 3) % 7  # 1970-01-01 was a Thursday
-    return _Days(minute_N, minutes_D, weekday_D, ehr_D, wearable_D, shock_D, path.in_hospital_D[inside_D])
+    return _Days(minute_N, minutes_D, weekday_D, health_D, shock_D, path.in_hospital_D[inside_D])
 
 
 def _ar1(rng: np.random.Generator, n: int, persistence: float) -> np.ndarray:
@@ -234,7 +224,7 @@ def _blocks(rng: np.random.Generator, n: int, per_day: float, mean_minutes: floa
 def _asleep(rng: np.random.Generator, traits: _Traits, days: _Days) -> np.ndarray:
     """Mask of sleep: one main block a night, later at weekends, broken up when health is poor."""
     minute_N = days.minute_N
-    poor_D = days.wearable_D + 0.5 * days.shock_D
+    poor_D = days.health_D + days.shock_D
     asleep = np.zeros(len(minute_N), bool)
     first = minute_N[0]
     for k, day in enumerate(range(first // DAY_MINUTES - 1, minute_N[-1] // DAY_MINUTES + 1)):
@@ -259,7 +249,7 @@ def _minutes(
     exertion_N = np.minimum(np.log1p(counts_N / 150) / 2.2, 1.6).astype(np.float32)
     # recovery takes minutes
     exertion_N = scipy.signal.lfilter([0.35], np.array([1.0, -0.65], np.float32), exertion_N)
-    state_D = 3.6 * days.wearable_D + 0.9 * days.ehr_D + 4.5 * days.shock_D
+    state_D = 5.0 * days.health_D + 5.0 * days.shock_D
     state_D = state_D + 1.2 * rng.standard_normal(len(days.minutes_D))
     heart_N = days.by_minute(traits.resting + device.heart_rate_bias + state_D)
     heart_N = heart_N + np.float32(traits.reserve) * exertion_N
@@ -287,7 +277,7 @@ def _counts(rng: np.random.Generator, traits: _Traits, days: _Days, asleep_N: np
     n = len(days.minute_N)
     weekend_D = np.where(days.weekday_D >= 5, 0.25 * rng.standard_normal(), 0.0)
     level_D = traits.activity + weekend_D + 0.25 * rng.standard_normal(len(days.minutes_D))
-    level_D = level_D - 0.4 * days.wearable_D - 0.08 * days.ehr_D - 0.35 * days.shock_D
+    level_D = level_D - 0.35 * days.health_D - 0.4 * days.shock_D
     bout_N = _ar1(rng, n, 0.94) + 0.6 * rng.standard_normal(n, np.float32)
     drive_N = days.by_minute(level_D)
     drive_N += 0.7 * days.by_minute(days.rhythm_D) * days.afternoon_N + bout_N
@@ -302,7 +292,8 @@ def _temperature(
     rng: np.random.Generator, path: PersonPath, minute_N: np.ndarray, heart_rate_N: np.ndarray, config: SimulateConfig
 ) -> np.ndarray:
     """Skin temperature (degC), f32 [N]: warmest at four in the morning; missing where the heart rate is."""
-    state_N = (config.wearable_information * path.wearable_D[minute_N // DAY_MINUTES]).astype(np.float32)
+    day_N = minute_N // DAY_MINUTES
+    state_N = visible_health(path.ehr_D[day_N], path.wearable_D[day_N], config).astype(np.float32)
     rhythm_N = np.cos((minute_N % DAY_MINUTES - 240).astype(np.float32) * np.float32(2 * np.pi / DAY_MINUTES))
     noise_N = np.float32(0.4 * config.noise) * _ar1(rng, len(minute_N), 0.98)
     temperature_N = 33.0 + (0.9 - 0.15 * np.tanh(state_N)) * rhythm_N + 0.15 * state_N + noise_N
@@ -332,7 +323,8 @@ def _ppg(
     rows = []
     for at in np.sort(rng.choice(seen, n_stretches, replace=False)) if n_stretches else ():
         rate = heart_rate_N[at] / 60
-        health = config.wearable_information * path.wearable_D[minute_N[at] // DAY_MINUTES]
+        day = minute_N[at] // DAY_MINUTES
+        health = visible_health(path.ehr_D[day], path.wearable_D[day], config)
         variability = 0.05 * np.exp(-0.35 * health)  # share of the beat interval
         beat = np.maximum((1 + variability * rng.standard_normal(int(90 * rate) + 10)) / rate, 0.2)
         sample_T = np.arange(int(60 * PPG_RATE_HZ)) / PPG_RATE_HZ

@@ -15,15 +15,16 @@ def test_risk_with_constant_hazards_is_the_closed_form():
         age_effect=0.0,
         admission_effects=(0.0, 0.0, 0.0),
         death_effects=(0.0, 0.0, 0.0),
+        disease_effect=np.log(2.0),
     )
     table = admission_risk.solve_risk(process, (1, 30, 365), (-1.0, 1.0), n_component=6)
     for horizon in (1, 30, 365):
         offset = np.array([-0.7, 0.0, 0.4])
-        p_a = -np.expm1(-0.5 / 365.25 * np.exp(offset))
+        p_a = -np.expm1(-0.5 / 365.25 * np.exp(offset) * np.array([1, 2, 1]))
         p_d = -np.expm1(-0.2 / 365.25 * np.exp(2 * offset))
         stay = (1 - p_a) * (1 - p_d)
         expected = p_a * (1 - stay**horizon) / (1 - stay)
-        got = table(horizon, offset, [0.3, -1.0, 2.0], [0.1, 0.0, -3.0], [0, 1, 3])
+        got = table(horizon, offset, [0.3, -1.0, 2.0], [0.1, 0.0, -3.0], [0, 1, 3], [False, True, False])
         np.testing.assert_allclose(got, expected, rtol=1e-6)
 
 
@@ -36,6 +37,7 @@ def test_risk_does_not_depend_on_the_resolution_of_the_grid():
         rng.uniform(-2, 2, 500),
         *rng.normal(0, 1.4, (2, 500)).clip(-4.9, 6.9),
         rng.integers(0, 4, 500),
+        rng.random(500) < 0.5,
     )
     np.testing.assert_allclose(coarse(90, *state), fine(90, *state), atol=2e-4)
 
@@ -50,10 +52,12 @@ def test_monte_carlo_from_the_state_gives_the_solved_risk():
         *rng.standard_normal((2, n_states)),
         rng.choice(latent_process.N_SHOCK, n_states, p=(0.7, 0.1, 0.1, 0.1)),
     )
-    risk = admission_risk.solve_risk(process, (horizon,), (-2, 2))(horizon, offset, *start)
+    disease = np.arange(n_states) % 2 == 0
+    risk = admission_risk.solve_risk(process, (horizon,), (-2, 2))(horizon, offset, *start, disease)
     paths = latent_process.simulate_paths(
         process,
         np.repeat(offset, n_paths),
+        np.repeat(disease, n_paths),
         rng.standard_normal((n_states * n_paths, horizon + 1, 2)),
         rng.random((n_states * n_paths, horizon + 1, latent_process.N_UNIFORM)),
         start=tuple(np.repeat(x, n_paths) for x in start),
@@ -72,8 +76,8 @@ def test_monte_carlo_from_the_state_gives_the_solved_risk():
 def test_table_refuses_what_it_was_not_solved_for():
     table = admission_risk.solve_risk(latent_process.HealthProcess(), (1,), (-1, 1), n_component=5, n_offset=3)
     with pytest.raises(ValueError, match="horizon of 30 days"):
-        table(30, [0.0], [0.0], [0.0], [0])
+        table(30, [0.0], [0.0], [0.0], [0], [True])
     with pytest.raises(ValueError, match="offset lies outside"):
-        table(1, [1.5], [0.0], [0.0], [0])
+        table(1, [1.5], [0.0], [0.0], [0], [True])
     with pytest.raises(ValueError, match="whole days"):
         admission_risk.solve_risk(latent_process.HealthProcess(), (0,), (-1, 1))

@@ -22,7 +22,7 @@ def test_the_components_are_stationary_with_the_autocorrelation_of_an_ornstein_u
     rng = np.random.default_rng(1)
     noise = [latent_process.draw_noise(rng, 600) for _ in range(400)]
     paths = latent_process.simulate_paths(
-        process, np.zeros(400), np.stack([z for z, _ in noise]), np.stack([u for _, u in noise])
+        process, np.zeros(400), np.zeros(400, bool), np.stack([z for z, _ in noise]), np.stack([u for _, u in noise])
     )
     for x_NxD, days in ((paths.ehr_NxD, 20), (paths.wearable_NxD, 60)):
         assert abs(x_NxD.mean()) < 0.05 and abs(x_NxD.std() - 1) < 0.05

@@ -101,6 +101,7 @@ def test_stored_truth_gives_the_same_auroc_as_monte_carlo_from_the_stored_state(
     paths = latent_process.simulate_paths(
         simulate.health_process(SimulateConfig()),
         repeated("log_risk_offset"),
+        repeated("heart_disease").astype(bool),
         rng.standard_normal((n, horizon + 1, 2)),
         rng.random((n, horizon + 1, latent_process.N_UNIFORM)),
         start=(
@@ -347,7 +348,7 @@ def _wear_and_lab_correlation(root, config):
     activity = (
         rows.filter(pl.col("channel") == "activity")
         .with_columns(
-            level=pl.col("values").list.eval(pl.element().drop_nans()).list.median(),
+            level=pl.col("values").list.eval(pl.element().drop_nans()).list.mean().log1p(),
             time=pl.col("start_time").dt.truncate("1d"),
         )
         .drop_nulls("level")
@@ -366,7 +367,7 @@ def _wear_and_lab_correlation(root, config):
 
 
 def test_information_knobs_switch_each_modality(tmp_path):
-    base = dataclasses.replace(SMALL, n_subjects=120, wear_days=2, subjects_per_shard=120)
+    base = dataclasses.replace(SMALL, n_subjects=120, wear_days=6, subjects_per_shard=120)
     activity, lab = _wear_and_lab_correlation(tmp_path / "full", base)
     assert activity < -0.3
     assert lab < -0.3

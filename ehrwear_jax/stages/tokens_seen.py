@@ -1,0 +1,59 @@
+"""Counts what of people's records each model sees at the prediction times, beside its embeddings.
+
+TOKENS_SEEN/<digest>.parquet lies beside <digest>.parquet of the embeddings: subject_id, prediction_time, and a column
+for each of Examples.tokens_seen. tokens_seen.json sums them up.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from ehrwear_jax.data.formats.parquet import write_frame
+from ehrwear_jax.models.family import Examples
+from ehrwear_jax.runtime import files
+
+FOLDER, SUMMARY, LEFT_OUT = "tokens_seen", "tokens_seen.json", "_left_out"
+
+
+def write(folder: Path, name: str, examples: Examples, times: pl.DataFrame) -> None:
+    """Adds what is seen at some prediction times to an embeddings folder, and sums up all that lie there.
+
+    Args:
+      name: of the file. times: subject_id, prediction_time (datetime us).
+    """
+    position = dict(zip(examples.subject_id.tolist(), range(len(examples.subject_id)), strict=True))
+    position_N = np.array([position[s] for s in times["subject_id"].to_list()], np.int64)
+    found = examples.tokens_seen(position_N, times["prediction_time"].to_physical().to_numpy())
+    if not found:
+        return
+    parts = folder / FOLDER
+    parts.mkdir(parents=True, exist_ok=True)
+    write_frame(times.select("subject_id", "prediction_time").with_columns(**found), parts / f"{name}.parquet")
+    everything = pl.concat([pl.read_parquet(p) for p in sorted(parts.glob("*.parquet"))])
+    files.write_json(folder / SUMMARY, summary(everything), indent=1)
+
+
+def summary(table: pl.DataFrame) -> dict[str, Any]:
+    """{"prediction_times": how many, kind: {"mean", "median", "max": seen, "cut": share with older ones left out}}.
+
+    Args:
+      table: as in TOKENS_SEEN/. Without "cut" for kinds of which nothing can be left out.
+    """
+    kinds = [c for c in table.columns if not c.endswith(LEFT_OUT) and c not in ("subject_id", "prediction_time")]
+    out: dict[str, Any] = {"prediction_times": table.height}
+    if not table.height:
+        return out
+    for kind in kinds:
+        seen_N = table[kind].to_numpy()
+        out[kind] = {"mean": float(seen_N.mean()), "median": float(np.median(seen_N)), "max": int(seen_N.max())}
+        if f"{kind}{LEFT_OUT}" in table.columns:
+            out[kind]["cut"] = float((table[f"{kind}{LEFT_OUT}"].to_numpy() > 0).mean())
+    return out
+
+
+def read(folder: Path) -> Mapping[str, Any]:
+    """The summary of an embeddings folder; {} where nothing was counted."""
+    return files.read_json(folder / SUMMARY, {})
