@@ -2,12 +2,13 @@
 
 import functools
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import polars as pl
 
-from ehrwear_jax.config.data import DataConfig
+from ehrwear_jax.config.data import CohortConfig, DataConfig
 from ehrwear_jax.data.labels import cohort
 from ehrwear_jax.data.prepare import division
 from ehrwear_jax.stages.artifacts import Artifact
@@ -57,6 +58,11 @@ def of(judged: Artifact, table: pl.DataFrame) -> pl.DataFrame:
     if not path.exists():
         raise FileNotFoundError(f"{path}: who is eligible for {judged.name} is not known yet: run the prepare stage")
     return table.join(pl.read_parquet(path), on=cohort.KEYS, how="semi", maintain_order="left")
+
+
+def design(config: CohortConfig, told: Mapping[str, str]) -> dict[str, str]:
+    """The eligibility of a task's design with the criteria in words, {} without criteria."""
+    return {} if config.is_open else {"eligibility": f"{told.get('eligibility', '')} {cohort.in_words(config)}".strip()}
 
 
 # ---------------------------------------------------------------------------------------------- temporal hold-outs

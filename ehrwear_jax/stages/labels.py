@@ -135,7 +135,8 @@ class Labels:
                 found = files.read_json(folder / DESIGN, {})
                 # one design for all tasks of the folder, or one for each: {task or what it begins with: design}
                 within = next((found[k] for k in sorted(found, reverse=True) if task.startswith(k)), found)
-                return within if within and all(isinstance(v, str) for v in within.values()) else None
+                told = within if within and all(isinstance(v, str) for v in within.values()) else None
+                return told and told | eligibility.design(self._config.cohort, told)
         return None
 
     def prediction_times(self, tasks: tuple[str, ...]) -> pl.DataFrame:

@@ -8,7 +8,7 @@ import pytest
 import small_run
 
 from ehrwear_jax import config as config_lib
-from ehrwear_jax.config.data import DataConfig
+from ehrwear_jax.config.data import CohortConfig, DataConfig
 from ehrwear_jax.data.formats import meds
 from ehrwear_jax.stages import eligibility, embed, evaluate_subgroups, prepare, tasks
 from ehrwear_jax.stages.embed import KEYS
@@ -77,6 +77,15 @@ def test_criteria_on_prediction_times_train_no_network_again_and_change_what_is_
         assert plain.pretrained(trained).digest == judged.pretrained(trained).digest
     digests = {Labels(p).digest("readmission") for p in (plain, judged, other)}
     assert len(digests) == 3
+
+
+def test_the_criteria_stand_in_the_design_of_a_task():
+    told = {"time_zero": "A day.", "eligibility": "Alive."}
+    config = CohortConfig(min_age_years=18.0)
+    assert eligibility.design(config, told) == {
+        "eligibility": "Alive. At the prediction time, by what is known then: an age of 18 or more years."
+    }
+    assert eligibility.design(CohortConfig(), told) == {}
 
 
 def test_a_task_that_was_not_judged_says_so(root):

@@ -1,6 +1,7 @@
 """Splits: drawn, mapped, by fold, by site and by time; and that what is learned ends at the cut-off."""
 
 import dataclasses
+import json
 import math
 from datetime import datetime, timedelta
 
@@ -235,6 +236,11 @@ def test_pretraining_sees_the_records_until_the_cut_off_and_evaluation_all_of_th
     assert tally["n"] == sum((r.time_K <= at).sum() for r in learned)
     assert tally["n"] + tally["dropped"] == sum(len(r.time_K) for r in learned)
     assert tally["reason"] == "later than 2015-10-01"
+    # scales of signals are of the training people's windows until then
+    fitted_on = json.loads((tmp_path / "fit" / "signal_statistics.json").read_text())["n_values"]
+    samples = sum(np.isfinite(cut[i].window_MxLxC).sum((0, 1)) for i in range(len(cut)))
+    assert fitted_on == samples.tolist() and min(fitted_on) > 0
+    assert any(len(whole[s].window_end_M) > len(cut[i].window_end_M) for i, s in enumerate(cut.index["subject_id"]))
 
 
 def test_nothing_after_the_cut_off_changes_what_is_learned(root, tmp_path):
