@@ -22,6 +22,7 @@ def _ids_of(path, _):
 
 
 def cutoff(out: Path) -> datetime | None:
-    """When the records end that are learned from, of OUT/meta.json; None where they do not."""
-    found = json.loads((Path(out) / "meta.json").read_text()).get("cutoff")
+    """When the records end that are learned from, of OUT/meta.json; None where they do not, or without the file."""
+    path = Path(out) / "meta.json"
+    found = json.loads(path.read_text()).get("cutoff") if path.exists() else None
     return datetime.fromisoformat(found) if found else None
