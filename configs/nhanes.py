@@ -3,8 +3,9 @@
     python -m ehrwear_jax.main --config=configs/nhanes.py --config.data.source_dir=DIR
 
 DIR holds the files listed in ehrwear_jax/data/sources/nhanes_files.py. C-index of all-cause mortality.
-About an hour on two CPU cores. Seen: EHR only .813, wearable only .731, joint .805, late fusion .820; Cox on the table
-.829, which the frozen probes do not reach yet.
+About an hour on two CPU cores. Seen: EHR only .813, wearable only .731, joint .805, late fusion .820, which the frozen
+probes do not exceed yet; boosting on the table .837 (EHR alone .832, wearable alone .757, counts of codes .761), Cox
+on it .832, age and sex .789.
 """
 
 from ehrwear_jax import config as config_lib

@@ -3,18 +3,22 @@
     python -m ehrwear_jax.main --config=configs/small.py
 
 For one GPU, or two hours on two CPU cores; it can be interrupted and goes on where it was (--config.train.stop_after
-ends a call at that step). `--stages=describe` prints the size of the model.
+ends a call at that step). `--stages=describe` prints the size of the model. The 3,600 people held out resolve a
+difference in AUROC of .02 at 90 days. Variants as in tiny.py: the negative controls redundant and noise, and the
+ablations of ehrwear_jax.config.VARIANTS.
 """
 
 from ehrwear_jax import config as config_lib
 
 
 def get_config(variant=""):
-    variants = config_lib.variants(variant, "small.py")
+    variants = config_lib.variants(variant, "small.py", tuple(config_lib.SIMULATED))
     config = config_lib.base()
     config.name = "small"
     config.data.source = "synthetic"
-    config.simulate.update({"n_subjects": 6000, "predictions_per_subject": 3})
+    config.simulate.update({"n_subjects": 12000, "train_fraction": 0.65, "tuning_fraction": 0.05})
+    for name in variants:
+        config.simulate.update(config_lib.SIMULATED.get(name, {}))
     config.prepare.update(
         {
             "channels": ("heart_rate", "activity"),
@@ -64,6 +68,9 @@ def get_config(variant=""):
     )
     config.joint.weights.wear_to_ehr = (0.2, 1.0, 400)
     config.compile.vocabulary = 512
+    for name, model in config.models.items():
+        if model.get("estimator") == "boosting":
+            config.models[name].candidates = 6
     config.evaluate.tasks = tuple(f"hospitalization_{h}d" for h in (30, 90, 180, 365))
     config.report.update({"title": "Simulated cohort, small model", "reliability_task": "hospitalization_365d"})
     config_lib.apply_variants(config, variants)

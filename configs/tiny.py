@@ -3,15 +3,18 @@
     python -m ehrwear_jax.main --config=configs/tiny.py
 
 A few minutes. The joint model's AUROC of hospitalisation within a year is to lie between those of the unimodal models
-and the oracle's. Variants, several of them joined by "+": those of ehrwear_jax.config.VARIANTS, as in
-tiny.py:no_cross_modal+r1.
+and the oracle's. The cohort is a positive control: a joint model can beat late fusion there. Variants, several of them
+joined by "+": the negative controls redundant, where one modality suffices, and noise, where the wearable says nothing;
+and the ablations of ehrwear_jax.config.VARIANTS, as in tiny.py:no_cross_modal+r1. The best possible in each:
+
+    python -m ehrwear_jax.data.sources.simulator.bounds --preset=redundant
 """
 
 from ehrwear_jax import config as config_lib
 
 
 def get_config(variant=""):
-    variants = config_lib.variants(variant, "tiny.py")
+    variants = config_lib.variants(variant, "tiny.py", tuple(config_lib.SIMULATED))
     config = config_lib.base()
     config.name = "tiny"
     config.data.source = "synthetic"
@@ -69,5 +72,7 @@ def get_config(variant=""):
     config.evaluate.tasks = tuple(f"hospitalization_{h}d" for h in (30, 90, 180, 365))
     config.interpret.update({"max_times": 200, "geometry_people": 30, "mechanism_people": 100, "dropout_samples": 4})
     config.report.update({"title": "Simulated cohort, small model", "reliability_task": "hospitalization_365d"})
+    for name in variants:
+        config.simulate.update(config_lib.SIMULATED.get(name, {}))
     config_lib.apply_variants(config, variants)
     return config

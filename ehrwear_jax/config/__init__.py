@@ -1,7 +1,8 @@
 """Holds the options of every part as plain dataclasses, their defaults and what checks them; imports no jax."""
 
 from ehrwear_jax.config.base import base
+from ehrwear_jax.config.data import SIMULATED
 from ehrwear_jax.config.run import RunConfig, check, parse, read
 from ehrwear_jax.config.variants import VARIANTS, apply_variants, variants
 
-__all__ = ["VARIANTS", "RunConfig", "apply_variants", "base", "check", "parse", "read", "variants"]
+__all__ = ["SIMULATED", "VARIANTS", "RunConfig", "apply_variants", "base", "check", "parse", "read", "variants"]

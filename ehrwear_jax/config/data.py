@@ -342,9 +342,9 @@ class SimulateConfig:
     """Stretches of wear, at random between the least history and the longest horizon before the end."""
     shared: float = 0.2
     """Share, 0 to 1, of the variance of what wearables show of health that the EHR measures too."""
-    complementary: float = 0.35
+    complementary: float = 0.45
     """Effect on admissions, 0 to 1, of what wearables alone show (component, shocks), the same in everybody."""
-    interaction: float = 0.65
+    interaction: float = 0.55
     """Effect of the same, 0 to 1, that heart disease adds; without it the component's is this much lower instead, and
     turns round where that is more than `complementary`. Only the EHR knows who has heart disease."""
     drug_heart_rate: float = 12.0
@@ -369,7 +369,7 @@ class SimulateConfig:
     """Observation starts on a random day from this year on."""
     last_year: int = 2016
     """Last year in which observation starts."""
-    admission_per_year: float = 0.06
+    admission_per_year: float = 0.09
     """Admission hazard of a woman of 60 in average health and without heart disease, per year."""
     horizons_days: tuple = (30, 90, 180, 365)
     """Horizons of the label tables and of the oracle, days."""
@@ -401,3 +401,24 @@ class SimulateConfig:
             raise ValueError(f"{where}: train_fraction and tuning_fraction add up to more than 1")
         if self.last_year < self.first_year:
             raise ValueError(f"{where}.last_year is before first_year")
+
+    @property
+    def control(self) -> str:
+        """What the cohort is for: the name in SIMULATED of its options, "positive", or "changed" (neither)."""
+        default = {f.name: f.default for f in dataclasses.fields(self)}
+        for name, chosen in {**SIMULATED, "positive": {}}.items():
+            if all(getattr(self, k) == chosen.get(k, default[k]) for k in CONTROL_OPTIONS):
+                return name
+        return "changed"
+
+
+# Options that say how much each modality tells, and how they act together
+CONTROL_OPTIONS = ("shared", "complementary", "interaction", "drug_heart_rate", "ehr_information",
+                   "wearable_information")  # fmt: skip
+# {name: options of config.simulate}: the negative controls beside the default, which is a positive one
+SIMULATED: dict[str, dict[str, float]] = {
+    # one modality suffices: wearables show a part of what the EHR measures, and nothing else that matters
+    "redundant": {"shared": 0.5, "complementary": 0.0, "interaction": 0.0},
+    # wearables say nothing of the state
+    "noise": {"wearable_information": 0.0},
+}

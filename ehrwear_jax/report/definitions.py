@@ -86,8 +86,9 @@ DEFINITIONS: dict[str, tuple[str, str]] = {
     ),
     "tabular": (
         "Tabular models",
-        "models on hand-made features of the same input (last value, time since, counts, means, "
-        "summaries of the wearable), without any pretraining.",
+        "models on hand-made features of the same input, without any pretraining: counts of every "
+        "frequent code and ancestor over 30, 180 and 365 days and ever, time since, level and slope of "
+        "values, summaries of the wearable over 1 to 90 days and all.",
     ),
     "reliability": (
         "Reliability diagram",

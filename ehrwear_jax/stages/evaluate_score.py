@@ -272,6 +272,9 @@ def score_time(
 ) -> dict[str, list[dict]]:
     """{"records", "subgroups", "curves"} of a time-to-event task.
 
+    With competing events people are ranked by the predicted incidence at the last horizon where a model has curves:
+    whoever is likely to die first may have a high hazard of the event and a low risk of ever having it.
+
     Args:
       predictions: model -> risk [N], higher = earlier event.
       follow_up: of the held-out prediction times.
@@ -284,6 +287,11 @@ def score_time(
     task, tau = task.among(predictions), min(max(horizons, default=np.inf), train.last_time())
     if tau < max(horizons, default=np.inf):
         logging.info("  %s: Uno's C ends at tau = %g days, where the censoring leaves nobody", task.name, tau)
+    at_tau = {}
+    if curves is not None and tau in horizons:
+        at_tau = {m: np.asarray(v)[:, list(curves.times_T).index(tau)] for m, v in curves.by_model.items()}
+    if follow_up.any_competing:
+        predictions = {m: 1 - at_tau[m] if m in at_tau else risk_N for m, risk_N in predictions.items()}
     scored = _estimate(
         task, follow_up.event_N, cohort,
         builders.time_to_event(train, follow_up, predictions, horizons=horizons, tau=tau, curves=curves),
@@ -301,9 +309,8 @@ def score_time(
     drawn = []
     for model, risk_N in predictions.items():
         drawn += evaluate_curves.by_quartile(task, model, risk_N, follow_up, cohort.group_N)
-    if curves is not None and tau in horizons:
-        at = {m: np.asarray(v)[:, list(curves.times_T).index(tau)] for m, v in curves.by_model.items()}
-        drawn += evaluate_curves.censored_decision(task, at, tau, follow_up, cohort.group_N)
+    if at_tau:
+        drawn += evaluate_curves.censored_decision(task, at_tau, tau, follow_up, cohort.group_N)
     return {"records": records, "subgroups": by_group, "curves": drawn}
 
 

@@ -110,7 +110,9 @@ class LoadedRun:
     def record(self, name: str, i: int) -> Record:
         """Record i of the store with the modalities that a network is given."""
         record, given = self.store[i], self.modalities(name)
-        record = record if "ehr" in given else record.without_ehr()
+        if "ehr" not in given:
+            static = any(getattr(self.plan.config.model_config(m), "static", False) for m in self.plan.members(name))
+            record = record.select_events(slice(0)) if static else record.without_ehr()
         return record if "wear" in given else record.without_wear()
 
     def latents(self, name: str) -> np.ndarray:

@@ -43,7 +43,9 @@ def counts(plan: Plan) -> list[dict]:
         found = json.loads((artifact.folder / COUNTS).read_text())
         named = artifact.kind == "fit" and len(plan.config.folds) > 1
         prefix = f"{artifact.name}: " if named else ""
-        out += [{**c, "step": prefix + c["step"]} for c in found]
+        steps = [{**c, "step": prefix + c["step"]} for c in found]
+        # groups of labels share their first steps
+        out += [c for c in steps if c not in out] if artifact.kind == "labels" else steps
     return out + _holdout_counts(plan)
 
 

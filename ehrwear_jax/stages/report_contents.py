@@ -16,6 +16,17 @@ from ehrwear_jax.stages import embed, evaluate, interpret, predictors, prepare, 
 from ehrwear_jax.stages.labels import Labels
 from ehrwear_jax.stages.plan import Plan
 
+# What a simulated cohort is, by SimulateConfig.control
+CONTROLS = {
+    "positive": "a positive control: by construction what the wearable shows means more with a diagnosis that only the "
+    "EHR holds, so that a joint model can beat late fusion; it says nothing about real data",
+    "redundant": "a negative control (redundant): by construction one modality suffices, and a joint model has nothing "
+    "to gain",
+    "noise": "a negative control (noise): by construction the wearable says nothing of health, and a joint model has "
+    "nothing to gain",
+    "changed": "with options of its own: what a joint model can gain is printed by "
+    "python -m ehrwear_jax.data.sources.simulator.bounds",
+}
 PACKAGES = ("jax", "flax", "optax", "grain", "polars", "scikit-learn")
 
 
@@ -106,8 +117,8 @@ def _notes(config: RunConfig):
     notes.append(report_inputs.privacy_note(config.evaluate.min_per_class))
     if config.data.source == "synthetic":
         notes.append(
-            "The cohort is simulated. The oracle knows each person's latent state and the process: its value is the "
-            "highest that can be expected."
+            f"The cohort is simulated, {CONTROLS[config.simulate.control]}. The oracle knows each person's latent "
+            "state and the process: its value is the highest that can be expected."
         )
     if config.data.n_folds > 1:
         notes.append("No probe is fitted on fractions of the labels. Censoring is estimated on all training people.")

@@ -9,7 +9,7 @@ from ehrwear_jax.models.joint.config import MODALITIES, Config, ContextConfig, N
 from ehrwear_jax.models.joint.examples import JointExamples
 
 
-def config_of(context, modalities=MODALITIES, weights=None, **network):
+def config_of(context, modalities=MODALITIES, weights=None, static=False, **network):
     """A joint Config; terms are weighted as by default, and contrast where there is room for pairs.
 
     Args:
@@ -17,7 +17,7 @@ def config_of(context, modalities=MODALITIES, weights=None, **network):
     """
     if weights is None:
         weights = {"contrast": (1.0, 1.0, 0)} if context.get("pairs") else {}
-    return Config(tuple(modalities), ContextConfig(**context), NetworkConfig(**network), weights)
+    return Config(tuple(modalities), static, ContextConfig(**context), NetworkConfig(**network), weights)
 
 
 def examples_of(root, context, split="train", seed=0, augmented=True, **config):

@@ -14,7 +14,7 @@ def day(x):
     return T0 + timedelta(days=x)
 
 
-def write(root, people):
+def write(root, people, subjects_per_shard=3):
     """people: {subject_id: [(day, code)]}; a birth and a static event are added."""
     rows = []
     for subject_id, events in people.items():
@@ -25,7 +25,7 @@ def write(root, people):
     events = pl.DataFrame(rows, schema=schema, orient="row")
     splits = pl.DataFrame({"subject_id": list(people), "split": ["train"] * len(people)})
     codes = events.select("code").unique().with_columns(description=pl.lit("x"))
-    meds.write_dataset(root, events, meds.Metadata("t", "1", codes, splits), subjects_per_shard=3)
+    meds.write_dataset(root, events, meds.Metadata("t", "1", codes, splits), subjects_per_shard=subjects_per_shard)
     return root / "meds"
 
 

@@ -360,7 +360,7 @@ def test_differences_of_auc_and_integrated_brier_have_intervals_and_p_values():
 
 def test_curves_by_quartile_are_cumulative_incidences_under_competing_events():
     held, x = follow_up()
-    found = scored(held, {"a": x}, held)
+    found = scored(held, {"a": x}, held)  # its curves rank people as x does
     curves = [c for c in found["curves"] if c["kind"] == "kaplan_meier"]
     assert len(curves) == 4 and all(c["n_competing"] > 0 for c in curves)
     for q, curve in enumerate(curves):

@@ -4,8 +4,12 @@ import numpy as np
 import pytest
 
 from ehrwear_jax.config.evaluation import EvaluateConfig
-from ehrwear_jax.evals import cox
-from ehrwear_jax.stages import evaluate_fit
+from ehrwear_jax.evals import classification, cox
+from ehrwear_jax.evals.builders import PredictedCurves
+from ehrwear_jax.evals.estimates import Resampling
+from ehrwear_jax.evals.protocol import TaskSpec
+from ehrwear_jax.evals.survival import FollowUp, TrainingCurves
+from ehrwear_jax.stages import evaluate_fit, evaluate_score
 
 SPLITS = ("train", "tuning", "held_out")
 
@@ -40,6 +44,24 @@ def test_predicted_incidence_is_calibrated_under_competing_events(probe, within)
             assert np.mean(1 - found.curve_NxT[rows, k]) == pytest.approx(truth, abs=within)
     truth = np.mean(((event <= 120) & (event < death))[old])
     assert np.mean(1 - alone.curve_NxT[old, 1]) > truth + 0.15
+
+
+def test_people_are_ranked_by_what_is_predicted_under_competing_events():
+    """By the incidence, not by the hazard: the known truth is ranked better."""
+    x, target, competing, (event, death) = cohort()
+    found = evaluate_fit.exact("survival", x, target, [40.0, 120.0], competing)
+    follow_up = {s: FollowUp(*target[s], competing[s]) for s in SPLITS}
+    curves = PredictedCurves(np.array([40.0, 120.0]), {"curve": found.curve_NxT})
+    records = evaluate_score.score_time(
+        TaskSpec("d", "t", resampling=Resampling(0)), {"curve": found.held_out, "hazard": found.held_out},
+        follow_up["held_out"], evaluate_score.Cohort(np.arange(len(event))), curves=curves, horizons=(40.0, 120.0),
+        train=TrainingCurves.fit(follow_up["train"]),
+    )["records"]  # fmt: skip
+    auc = {r["model"]: r["value"] for r in records if r["metric"] == "auc_120"}
+    y = (event <= 120) & (event < death)
+    assert auc["curve"] == pytest.approx(classification.auroc(y, 1 - found.curve_NxT[:, 1]), abs=0.02)
+    assert auc["hazard"] == pytest.approx(classification.auroc(y, found.held_out), abs=0.02)
+    assert auc["curve"] > auc["hazard"] + 0.02
 
 
 def test_without_competing_events_the_curve_is_that_of_the_hazard_bit_by_bit():

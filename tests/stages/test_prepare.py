@@ -63,6 +63,8 @@ def test_first_onsets_of_configured_groups_are_labelled(root, tmp_path):
     config.labels.diagnosis_groups["diabetes"] = ("DX//E11",)
     config.evaluate.tasks = ("onset_diabetes_90d", "time_to_onset_diabetes")
     plan, counts = run(config, tmp_path)
+    names = [c["step"] for c in prepare.counts(plan)]
+    assert len(names) == len(set(names)), "what the groups share is told once"
     times = Labels(plan).table("time_to_onset_diabetes")
     assert 0 < times.height == counts["label rows time_to_onset_diabetes"]["n"]
     assert counts["prediction times at risk of a first diabetes"]["dropped"] > 0, "some had it before"

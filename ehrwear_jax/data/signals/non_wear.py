@@ -130,7 +130,8 @@ def _minutes_off(rows: list[Stretch], rules: Rules, window_us: int, limits: Limi
     for kind, channels in rules.found_by:
         if not any(row.channel in channels for row in rows):
             continue
-        spec = grid.WindowSpec((*channels, *rules.heart), hours, step_minutes=1, min_coverage=0.0)
+        read = rules.heart if kind == "acceleration" else (*channels, *rules.heart)
+        spec = grid.WindowSpec(read, hours, step_minutes=1, min_coverage=0.0)
         if kind == "acceleration":
             minutes = _still_minutes(rows, channels, rules, spec, limits)
         else:
@@ -165,7 +166,7 @@ def _quiet(end_M: np.ndarray, counts_MxL: np.ndarray, beats_MxL: np.ndarray, min
     parts = [_before(end_M, moved_MxL, k) for k in range(-(-back // n_steps), 0, -1)]
     known_MxK = np.concatenate([*parts, moved_MxL], axis=1)[:, -(back + n_steps) :]
     flag_MxL = np.zeros(counts_MxL.shape, bool)
-    for m in np.flatnonzero((known_MxK == 0).sum(axis=1) >= min_minutes - rest_activity.SPIKE_MINUTES):
+    for m in np.flatnonzero((known_MxK == 0).sum(axis=1) >= min_minutes // 2):  # a run has few spikes
         flag_MxL[m] = rest_activity.non_wear_counts(known_MxK[m], min_minutes)[-n_steps:]
     return flag_MxL
 
@@ -181,7 +182,7 @@ def _before(end_M: np.ndarray, value_MxL: np.ndarray, k: int) -> np.ndarray:
 def _still_minutes(
     rows: list[Stretch], axes: tuple[str, ...], rules: Rules, spec: grid.WindowSpec, limits: Limits
 ) -> np.ndarray:
-    """Minutes, counted from the epoch, of the blocks in which the three axes are still and there is no heart rate."""
+    """Minutes, counted from the epoch, of blocks in which three axes are still and the channels of spec are silent."""
     cell_us = round(accelerometry.CELL_MINUTES * MINUTE_US)
     axis_cells = [_cells(rows, axis, rules.in_g[axis], cell_us, spec.window_us, limits) for axis in axes]
     window_M = np.unique(np.concatenate([cell_K for cell_K, _ in axis_cells]) * cell_us // spec.window_us)
@@ -198,13 +199,12 @@ def _still_minutes(
             for whole, part in zip(cells, parts, strict=True):
                 whole[..., a][known_MxK] = part[at_MxK[known_MxK]]
     still_MxB = accelerometry.still_blocks(accelerometry.Cells(*cells))
-    end_M, value_MxLxC, _ = grid.window_person(rows, spec, limits)
-    beats_MxL = np.isfinite(value_MxLxC[..., len(axes) :]).any(axis=2)
-    per_block = round(2 * accelerometry.CELL_MINUTES)
-    worn_MxB = beats_MxL.reshape(len(end_M), -1, per_block).sum(axis=2) > rest_activity.SPIKE_MINUTES
-    at_M = np.searchsorted(end_M, (window_M + 1) * spec.window_us)
-    still_MxB &= ~worn_MxB[at_M]
-    return _numbers((window_M + 1) * spec.window_us, np.repeat(still_MxB, per_block, axis=1))
+    end_us_M, per_block = (window_M + 1) * spec.window_us, round(2 * accelerometry.CELL_MINUTES)
+    end_K, value_KxLxC, _ = grid.window_person(rows, spec, limits)  # of the heart rate
+    beats_KxB = np.isfinite(value_KxLxC).any(axis=2).reshape(len(end_K), spec.steps // per_block, per_block).sum(axis=2)
+    _, at_M, at_K = np.intersect1d(end_us_M, end_K, assume_unique=True, return_indices=True)
+    still_MxB[at_M] &= beats_KxB[at_K] <= rest_activity.SPIKE_MINUTES
+    return _numbers(end_us_M, np.repeat(still_MxB, per_block, axis=1))
 
 
 def _cells(

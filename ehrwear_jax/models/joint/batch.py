@@ -67,6 +67,7 @@ class Facts:
       future_codes, history_tokens: how many are predicted, reconstructed. n_horizons: of the context options.
       future_rates: [future_codes x n_horizons] row by row: expected share of queries with a code within a horizon.
       raw_samples, raw_channels: of a raw window; 0: none. quality: whether the signal's quality is known.
+      static: whether static tokens are given without the EHR's others.
     """
 
     modalities: tuple[str, ...]
@@ -81,6 +82,7 @@ class Facts:
     raw_samples: int = 0
     raw_channels: int = 0
     quality: bool = False
+    static: bool = False
 
     @property
     def wear(self) -> bool:
@@ -95,7 +97,7 @@ class Facts:
 
 def row_tokens(context: ContextConfig, facts: Facts) -> int:
     """Capacity of a row for tokens: `tokens` of the EHR, and `windows` more where the model is given wearables."""
-    return context.tokens * ("ehr" in facts.modalities) + context.windows * facts.wear
+    return context.tokens * ("ehr" in facts.modalities or facts.static) + context.windows * facts.wear
 
 
 def batch_spec(context: ContextConfig, facts: Facts, targets: dict[str, Field]) -> BatchSpec:

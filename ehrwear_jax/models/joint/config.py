@@ -8,6 +8,7 @@ from ehrwear_jax.config.data import PrepareConfig
 
 MODALITIES = ("ehr", "wear")
 WEAR_MASKS = ("contiguous", "random", "window", "channel")
+MAX_STATIC = 16  # room for static tokens in a row of a model without EHR, all but one of a patient's
 MAX_WARP = 0.1  # up to 1 / (3 pi) = 0.106 time runs forward everywhere, see augmentation.warp_positions
 # of options of the network; the modules that take them know the same names
 NETWORK_CHOICES = {
@@ -252,6 +253,10 @@ class Config:
 
     modalities: tuple = MODALITIES
     """Modalities that the model is given, of "ehr" and "wear"."""
+    static: bool = False
+    """Whether a model without EHR is given the record's facts that have no time, such as sex, and the birth date, of
+    which age follows; a model of EHR always is. With it, what wearables alone say can be told from what they say beside
+    age and sex."""
     context: ContextConfig = ContextConfig()
     """Rows and targets."""
     network: NetworkConfig = NetworkConfig()
@@ -275,11 +280,13 @@ class Config:
                 f"{self.weights['latent_kl']}: a posterior that is normal has a prior, and no other has"
             )
         if "ehr" not in self.modalities:  # its identity does not depend on a budget that it has not
-            n = self.context.windows
+            n = MAX_STATIC if self.static else self.context.windows
             object.__setattr__(self, "context", dataclasses.replace(self.context, tokens=n, context_tokens=n))
+        else:
+            object.__setattr__(self, "static", False)  # it has them anyway
 
     def __hash__(self) -> int:
-        return hash((self.modalities, self.context, self.network, tuple(sorted(self.weights.items()))))
+        return hash((self.modalities, self.static, self.context, self.network, tuple(sorted(self.weights.items()))))
 
     def check_prepared(self, prepare: PrepareConfig) -> None:
         """Raises ValueError where the records that prepare makes do not fit: segments that are not made, say."""

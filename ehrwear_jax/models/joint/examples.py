@@ -36,7 +36,8 @@ class People:
     """
 
     def __init__(self, store: store_lib.RecordStore, config: Config, cache_bytes: int = 2**29) -> None:
-        self.store, self.modalities, self.cache_bytes = store, config.modalities, cache_bytes
+        self.store, self.cache_bytes = store, cache_bytes
+        self.modalities, self.static = config.modalities, config.static
         self.config = c = config.context
         self.terms: tuple[terms.Term, ...] = ()
         self.hides_signal = False
@@ -58,7 +59,7 @@ class People:
         self.raw_channel_A: np.ndarray = self._on_grid(raw.channels) if raw else np.zeros(0)
         self.vocabulary = vocabulary_lib.of_store(store)
         ehr, wear = "ehr" in self.modalities, "wear" in self.modalities
-        self.n_static = self.index["known_static"].to_numpy() * ehr
+        self.n_static = self.index["known_static"].to_numpy() * (ehr or self.static)
         self.n_events = self.index["known_events"].to_numpy() * ehr
         self.n_windows = self.index["n_windows"].to_numpy() * wear
         counts = self.vocabulary.tokens["count"].to_numpy()
@@ -92,7 +93,7 @@ class People:
     def __getitem__(self, i: int) -> patient_lib.Patient:
         patient = self._cache.get(i)
         if patient is None:
-            patient = self.of(patient_lib.given(self.store.read(i), self.modalities))
+            patient = self.of(patient_lib.given(self.store.read(i), self.modalities, self.static))
             if self._cached_bytes + patient.nbytes <= self.cache_bytes:
                 self._cached_bytes += patient.nbytes
                 self._cache[i] = patient
@@ -100,7 +101,7 @@ class People:
 
     def record(self, i: int) -> store_lib.Record:
         """Record i with the modalities that the model is given."""
-        return patient_lib.given(self.store[i], self.modalities)
+        return patient_lib.given(self.store[i], self.modalities, self.static)
 
     def of(self, record: store_lib.Record) -> patient_lib.Patient:
         """The Patient of a record as `record` returns it, changed or not."""
@@ -143,6 +144,7 @@ class People:
             raw_samples=self.raw_samples,
             raw_channels=len(self.raw_channel_A),
             quality=self.has_quality,
+            static=self.static,
         )
 
 
@@ -183,8 +185,7 @@ class JointExamples(Examples):
         self.subject_id = self.people.index["subject_id"].to_numpy()
         self._plans: dict[int, packing.EpochPlan] = {}
         self._lock = threading.Lock()
-        total = self.people.n_events + self.people.n_windows
-        self.eligible = np.nonzero(total > 0)[0]
+        self.eligible = np.nonzero(self.people.n_events + self.people.n_windows > 0)[0]
         self.weight = self._weights() if len(self.eligible) else None
 
     def __getstate__(self) -> dict:

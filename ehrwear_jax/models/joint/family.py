@@ -56,6 +56,7 @@ def assumed(config: Config, prepare: PrepareConfig, vocabulary: int) -> tuple[Ba
         raw_samples=raw.samples if raw else 0,
         raw_channels=len(raw.channels) if raw else 0,
         quality=prepare.quality,
+        static=config.static,
     )
     spec = batch_spec(c, facts, target_fields(active(config, facts)))
     n = spec.sizes["T"]

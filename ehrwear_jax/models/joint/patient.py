@@ -150,9 +150,10 @@ def summary_table(window_MxLxC: np.ndarray) -> np.ndarray:
     return np.concatenate([table[k] for k in batch_lib.SUMMARIES], axis=1).astype(np.float32)
 
 
-def given(record: Record, modalities: tuple[str, ...]) -> Record:
-    """The record with only the named modalities."""
-    record = record if "ehr" in modalities else record.without_ehr()
+def given(record: Record, modalities: tuple[str, ...], static: bool = False) -> Record:
+    """The record with only the named modalities; static: without EHR, facts without a time and the birth date stay."""
+    if "ehr" not in modalities:
+        record = record.select_events(slice(0)) if static else record.without_ehr()
     return record if "wear" in modalities else dataclasses.replace(record.without_wear(), quality_MxLxC=None)
 
 

@@ -81,6 +81,14 @@ def test_a_run_that_ends_a_window_too_short_is_found_from_the_next_one_on():
     assert worn_minutes([stretch("activity", counts)]) == {6: 360, 12: 290}
 
 
+def test_spikes_at_the_ends_of_what_is_known_are_judged_by_what_there_is_of_the_quiet_around_them():
+    counts = np.full(360, np.nan)
+    counts[270:] = 0
+    counts[[300, 301, 332, 333]] = 5  # ninety minutes, four of them in two spikes
+    assert rest_activity.non_wear_counts(counts)[270:].all()
+    assert worn_minutes([stretch("activity", counts)]) == {}
+
+
 def test_a_device_in_a_drawer_is_not_worn():
     days = 3
     assert worn_minutes([stretch("activity", np.zeros(days * 1440))]) == {}

@@ -10,6 +10,7 @@ from joint_rows import config_of, contexts, examples_of, row_of
 
 from ehrwear_jax.models.joint import batch as batch_lib
 from ehrwear_jax.models.joint import masking
+from ehrwear_jax.models.joint.config import MAX_STATIC
 from ehrwear_jax.models.joint.examples import People
 from ehrwear_jax.models.joint.patient import DAY_US
 from ehrwear_jax.training.feed import Share, train_batches
@@ -233,6 +234,27 @@ def test_one_modality_only(few_people):
         assert not np.any(of_wear["modality"] == batch_lib.MODALITY_EHR) and of_wear["query_past_mask"].any()
         # a birth date is an EHR fact: without EHR, age counts from the first record
         assert of_wear["age"][..., 0].max() < 10
+
+
+def test_wearables_with_static_facts_see_sex_and_age_and_no_event(few_people):
+    given = {"split": None, "modalities": ("wear",)}
+    rows, alone = (examples_of(few_people, OPTIONS, static=static, **given) for static in (True, False))
+    people, n = rows.people, len(rows)
+    assert rows.spec.sizes["T"] == 32 + MAX_STATIC and rows.spec.sizes["W"] == 32
+    for g in range(2 * rows.rows_per_epoch):
+        row = row_of(rows, g)
+        rows.spec.check({k: v[None] for k, v in row.items()}, 1)
+        of_ehr = np.nonzero(row["modality"] == batch_lib.MODALITY_EHR)[0]
+        assert len(of_ehr) and row["age"][..., 0].max() > 7000
+        static = {t for p in map(people.__getitem__, range(n)) for t in p.static_token_S.tolist()}
+        assert static and set(row["token"][of_ehr].tolist()) <= static
+        drawn = [sample.patient for sample, _ in rows.contexts(g)]
+        assert len(of_ehr) == sum(len(p.static_token_S) for p in drawn), "none is left out"
+    end = np.array([people[i].end_us for i in range(n)])
+    seen, without = rows.tokens_seen(np.arange(n), end), alone.tokens_seen(np.arange(n), end)
+    np.testing.assert_array_equal(seen["windows"], without["windows"])
+    assert seen["static"].sum() == rows.people.n_static.sum() > n / 2
+    assert not without["static"].any() and not seen["events"].any()
 
 
 def test_predictions_are_of_each_time_once_and_of_the_past_only(few_people):

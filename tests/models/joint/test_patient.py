@@ -89,6 +89,14 @@ def test_what_is_not_given_leaves_no_trace_of_its_times():
     assert wear.origin_us == wear.first_us == 4 * DAY_US and not len(wear.code_K) and not len(wear.static_code_S)
 
 
+def test_static_facts_can_be_given_without_the_events():
+    record = records.make_record([3 * DAY_US, 6 * DAY_US], [4, 4], [4 * DAY_US, 9 * DAY_US], static=[3], birth_us=7)
+    wear = patient_lib.given(record, ("wear",), static=True)
+    assert wear.static_code_S.tolist() == [3] and wear.origin_us == wear.birth_us == 7
+    assert not len(wear.code_K) and wear.first_us == 4 * DAY_US, "when the first event was leaves no trace"
+    assert patient_lib.given(record, ("ehr", "wear"), static=True) is record
+
+
 def test_the_signal_is_standardised_as_it_is_read_and_cut_at_ten_deviations():
     window = np.array([[[60.0, 0.0], [np.nan, 9.0], [1e9, 99.0]]])
     record = records.make_record([], [], [DAY_US], window)

@@ -206,7 +206,7 @@ def simulate(root: Path, config: SimulateConfig, *, workers: int = 1, progress: 
     wearable.write_channels(root / "wearable", wearable_process.channels(config))
     table_path = root / "truth" / RISK_FILE
     if not table_path.exists():
-        table = admission_risk.solve_risk(health_process(config), config.horizons_days, _offset_range(config))
+        table = admission_risk.solve_risk(health_process(config), config.horizons_days, offset_range(config))
         table.save(table_path)
 
     jobs = []
@@ -245,7 +245,7 @@ def _claim(root: Path, config: SimulateConfig) -> None:
         _write_json(path, mine)
 
 
-def _offset_range(config: SimulateConfig) -> tuple[float, float]:
+def offset_range(config: SimulateConfig) -> tuple[float, float]:
     process = health_process(config)
     oldest = process.offset(AGE_YEARS[1] + config.years, True)
     return float(process.offset(AGE_YEARS[0], False)) - 0.1, float(oldest) + 0.1

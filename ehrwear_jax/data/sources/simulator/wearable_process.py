@@ -273,7 +273,7 @@ def _minutes(
 
 
 def _counts(rng: np.random.Generator, traits: _Traits, days: _Days, asleep_N: np.ndarray) -> np.ndarray:
-    """Activity of the person, f32 [N]: log-normal bouts while awake, rare movements asleep."""
+    """Activity of the person, f32 [N]: log-normal bouts while awake, rare movements asleep, more in a shock."""
     n = len(days.minute_N)
     weekend_D = np.where(days.weekday_D >= 5, 0.25 * rng.standard_normal(), 0.0)
     level_D = traits.activity + weekend_D + 0.25 * rng.standard_normal(len(days.minutes_D))
@@ -283,7 +283,7 @@ def _counts(rng: np.random.Generator, traits: _Traits, days: _Days, asleep_N: np
     drive_N += 0.7 * days.by_minute(days.rhythm_D) * days.afternoon_N + bout_N
     counts_N = np.exp(np.float32(4.6) + drive_N, dtype=np.float32)
     counts_N[(drive_N < -0.9) | asleep_N] = 0
-    stir = asleep_N & (rng.random(n, np.float32) < 0.03)
+    stir = asleep_N & (rng.random(n, np.float32) < days.by_minute(0.03 * np.exp(0.4 * days.shock_D)))
     counts_N[stir] = rng.integers(5, 120, stir.sum())
     return counts_N
 

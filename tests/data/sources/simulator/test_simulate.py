@@ -189,6 +189,11 @@ def test_another_config_in_the_same_folder_is_refused(cohort, tmp_path):
     [
         {"noise": -1.0},
         {"ehr_information": 1.5},
+        {"shared": 1.1},
+        {"complementary": -0.1},
+        {"interaction": 2.0},
+        {"drug_heart_rate": -1.0},
+        {"wear_stretches": 0},
         {"n_subjects": 0},
         {"years": 0.1},
         {"train_fraction": 0.9, "tuning_fraction": 0.2},
