@@ -3,10 +3,11 @@
     python -m ehrwear_jax.main --config=configs/full.py --config.data.meds_dir=MEDS --config.data.wearable_dir=WEARABLE
 
 Variants, several of them joined by "+" or ",": 220m has 16 backbone layers; cohort applies the inclusion criteria of
-appendix A.2; relaxed does so with a month of EHR and three days of wear; layers=N and seq=N (tokens of a row, half
-of them for the EHR and half for windows) trim the model to the compute at hand, e.g. configs/full.py:layers=4,seq=512;
-ehrwear_jax.config.VARIANTS has the ablations of Table 4 and appendix A.6. Needs accelerators: 500,000 steps of 8 rows a
-device. What it takes of them:
+appendix A.2, relaxed with a month of EHR and three days of wear, at every prediction time and, for pretraining, at a
+date that you give (--config.cohort.cutoff=2019-01-01, where records of training people then end; or
+--config.cohort.pretraining=everybody); layers=N and seq=N (tokens of a row, half of them for the EHR and half for
+windows) trim the model to the compute at hand, e.g. configs/full.py:layers=4,seq=512; ehrwear_jax.config.VARIANTS has
+the ablations of Table 4 and appendix A.6. Needs accelerators: 500,000 steps of 8 rows a device. What it takes of them:
 
     python -m ehrwear_jax.main --config=configs/full.py --stages=describe
     python -m ehrwear_jax.main --config=configs/full.py --stages=compile --config.compile.topology=v5e:16x16

@@ -29,7 +29,8 @@ def base() -> ml_collections.ConfigDict:
     config.joint.network.attention = ml_collections.config_dict.placeholder(str)
     config.prepare.workers = 0  # one per core
     config.lock()  # a misspelt key is an error, not a new key
-    for part in (config.models, config.labels.diagnosis_groups, config.prepare.segments):
+    named = (config.models, config.labels.diagnosis_groups, config.prepare.segments, config.data.split_names)
+    for part in (*named, config.evaluate.task_horizons_days):
         part.unlock()
     return config
 

@@ -3,6 +3,7 @@
 import dataclasses
 import re
 from collections.abc import Mapping
+from datetime import datetime
 
 from ehrwear_jax.config import options
 
@@ -12,6 +13,8 @@ SOURCES = ("synthetic", "meds", *ADAPTERS)
 # A code of our simulator that says how long a person was observed.
 FOLLOWUP_END = "FOLLOWUP_END"
 SEGMENT_SCORES = ("pulse", "coverage")
+PRETRAINED_ON = ("eligible", "everybody")
+SPLITS = ("train", "tuning", "held_out")
 _SEGMENT_NAME = re.compile(r"[a-z][a-z0-9_]*")
 _BAND = re.compile(r"bandpass:(\d+\.?\d*)-(\d+\.?\d*)")
 
@@ -32,11 +35,60 @@ class DataConfig:
     """Folder with the files of nafld or nhanes, as published."""
     n_folds: int = 0
     """Number of folds of metadata/subject_folds.parquet for out-of-fold evaluation; 0 or 1: one split."""
+    split_names: dict = dataclasses.field(default_factory=dict)
+    """Name in metadata/subject_splits.parquet -> train, tuning, held_out, or "" for people to leave out; in addition to
+    MEDS's own names and to training, val, valid, validation, dev, test and the like."""
+    split_fractions: tuple = (0.8, 0.1, 0.1)
+    """Shares of train, tuning and held_out where the dataset has no metadata/subject_splits.parquet: people, or whole
+    groups, are divided by hashes of their ids."""
+    holdout: str = ""
+    """What is held out beyond the split of people. Empty: nothing. "temporal:2019-01-01": held-out people are predicted
+    from that date on; of the others nothing from that date on is learned from, neither records nor outcomes.
+    "site:PREFIX": everybody with a code that begins so is held out, and nobody else; "site:COLUMN=VALUE": with that
+    value in a column of metadata/subject_splits.parquet."""
+    holdout_gap_days: float = 0.0
+    """With a temporal hold-out: days that an outcome takes to be known, for tasks whose name does not end in _<days>d
+    and that are not times to an event."""
     seed: int = 0
     """Seed of everything about the people: simulation, prediction times, folds and splits that are drawn here."""
 
     def __post_init__(self) -> None:
         options.require_choice("config.data", "source", self.source, SOURCES)
+        for name, split in self.split_names.items():
+            options.require_choice("config.data.split_names", name, split, (*SPLITS, ""))
+        shares = self.split_fractions
+        if len(shares) != len(SPLITS) or min(shares) < 0 or abs(sum(shares) - 1) > 1e-6:
+            raise ValueError(f"config.data.split_fractions is {shares}; it must be three shares that add up to 1")
+        kind, colon, what = self.holdout.partition(":")
+        if self.holdout and (kind not in ("temporal", "site") or not colon or not what):
+            raise ValueError(
+                f"config.data.holdout is {self.holdout!r}; it can be empty, temporal:DATE, site:PREFIX or "
+                "site:COLUMN=VALUE"
+            )
+        _ = self.holdout_time
+        if self.holdout_site and self.n_folds > 1:
+            raise ValueError("config.data.holdout: a site is held out once; set config.data.n_folds to 0")
+        options.require_range("config.data", self, {"holdout_gap_days": (0.0, float("inf"))})
+
+    @property
+    def holdout_time(self) -> datetime | None:
+        """From when on everything is held out, None without a temporal hold-out; ValueError if it is no date."""
+        kind, _, what = self.holdout.partition(":")
+        return _date("config.data.holdout", what) if kind == "temporal" else None
+
+    @property
+    def holdout_site(self) -> str:
+        """PREFIX or COLUMN=VALUE of a hold-out by site, "" without one."""
+        kind, _, what = self.holdout.partition(":")
+        return what if kind == "site" else ""
+
+
+def _date(where: str, text: str) -> datetime:
+    """A date; ValueError if it is none."""
+    try:
+        return datetime.fromisoformat(text).replace(tzinfo=None)
+    except ValueError:
+        raise ValueError(f"{where} is {text!r}, which is no ISO date") from None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -173,7 +225,9 @@ class PrepareConfig:
     shift_whole_weeks: bool = False
     """Move dates by whole weeks only, so that weekdays stay."""
     max_age_years: float = 0.0
-    """Age above which a person's birth date is removed, if the record goes on beyond it; 0: all are kept."""
+    """Highest age that is told, such as 90: at a time at which somebody is older, every age is this one, in what models
+    are given, in attributes and on pages; 0: no limit. Who is older at the first record gets a birth date of this age
+    there. Tables and records keep the birth date of those who reach the age later: do not pass them on."""
     key_file: str = ""
     """File with the secret key of pseudonyms and shifts."""
     tuning_fraction: float = 0.1
@@ -216,32 +270,60 @@ FIT_OPTIONS = ("min_subjects", "value_bins", "min_values", "value_fence", "range
 
 @dataclasses.dataclass(frozen=True)
 class CohortConfig:
-    """Inclusion criteria; the defaults let everybody in. The paper's (A.2): 365 days of EHR, 14 of wear, age 18 to 89.
+    """Eligibility; the defaults let everybody in. The paper's (A.2): 365 days of EHR, 14 of wear, age 18 to 89.
 
-    A criterion looks at a person's record up to a reference time and at nothing later: `cutoff`, or the end of the
-    record where it is empty.
+    Each criterion is judged at a time zero, by what is known then and by nothing later. For evaluation time zero is
+    every prediction time of a task; for pretraining it is `cutoff`, at which the records that are learned from end.
     """
 
     cutoff: str = ""
-    """Reference time of the criteria, an ISO date; empty: the end of each record."""
+    """ISO date at which the records of training and tuning people end in pretraining, and at which the criteria say who
+    is pretrained on. Empty: records are not cut."""
+    pretraining: str = "eligible"
+    """Who of the training and tuning people is pretrained on. eligible: those who meet the criteria at `cutoff`, which
+    must then be set if there are criteria; everybody: all of them, the criteria concern prediction times alone."""
     min_ehr_days: float = 0.0
-    """Least days from the first EHR event to the reference time."""
+    """Least days from the beginning of the EHR to time zero."""
+    max_gap_days: float = 0.0
+    """Most days between two events, and from the last one to time zero, for the EHR to be continuous: what lies before
+    a longer gap is no history for min_ehr_days; 0: any gap."""
     min_wear_days: int = 0
-    """Least number of days with usable wear up to the reference time."""
+    """Least number of days with usable wear up to time zero."""
     min_wear_hours: float = 12.0
     """Usable hours of wear that make such a day."""
     min_age_years: float = 0.0
-    """Least age at the reference time, completed years; 0: no limit. A person without a birth date fails any limit."""
+    """Least age at time zero, completed years; 0: no limit. A person without a birth date fails any limit."""
     max_age_years: float = 0.0
-    """Highest age at the reference time, completed years, included; 0: no limit."""
+    """Highest age at time zero, completed years, included; 0: no limit."""
     excluded_codes: tuple = ()
-    """Prefixes of codes, such as flags of bad data; a person who has one up to the reference time is left out. Codes
-    are as mapping tables leave them; those of config.prepare.drop_codes are not seen."""
+    """Prefixes of codes, such as flags of bad data; time zeros from the first one on are left out, all of them if it is
+    static. Codes are as mapping tables leave them; those of config.prepare.drop_codes are not seen."""
+
+    def __post_init__(self) -> None:
+        _ = self.cutoff_time  # a ValueError if it is none
+        options.require_choice("config.cohort", "pretraining", self.pretraining, PRETRAINED_ON)
+        limits = ("min_ehr_days", "max_gap_days", "min_wear_days", "min_wear_hours", "min_age_years", "max_age_years")
+        options.require_range("config.cohort", self, dict.fromkeys(limits, (0.0, float("inf"))))
+
+    @property
+    def cutoff_time(self) -> datetime | None:
+        """The cut-off, None without one; ValueError if it is no date."""
+        return _date("config.cohort.cutoff", self.cutoff) if self.cutoff else None
+
+    @property
+    def criteria(self) -> dict:
+        """The options that say who is eligible at a time zero."""
+        return {k: v for k, v in options.as_dict(self).items() if k not in ("cutoff", "pretraining")}
 
     @property
     def is_open(self) -> bool:
         """Whether nobody can be left out."""
-        return dataclasses.replace(self, cutoff="", min_wear_hours=12.0) == CohortConfig()
+        return dataclasses.replace(self, cutoff="", pretraining="eligible", min_wear_hours=12.0) == CohortConfig()
+
+    @property
+    def selects_pretraining(self) -> bool:
+        """Whether somebody may be left out of pretraining."""
+        return not self.is_open and self.pretraining == "eligible"
 
 
 @dataclasses.dataclass(frozen=True)

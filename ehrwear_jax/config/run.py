@@ -124,6 +124,7 @@ def check(config: RunConfig) -> None:
     """Raises ValueError or FileNotFoundError with one sentence for a configuration that cannot run."""
     config.report.check_folders()
     _check_data(config)
+    _check_cohort(config)
     for model in config.models:
         own = config.model_config(model)
         if model in config.networks:
@@ -157,6 +158,28 @@ def _check_data(config):
     for path in config.user_tables:
         if not os.path.isfile(path):
             raise FileNotFoundError(f"config.prepare.mapping_files or ranges_file: there is no table {path}")
+
+
+def _check_cohort(config):
+    """Nobody may be selected, or ranked by age, by what is not known at time zero."""
+    cohort, prepare, cuts = config.cohort, config.prepare, bool(config.cohort.cutoff or config.data.holdout_time)
+    if cohort.selects_pretraining and not cuts and not config.report.predictions_dir:
+        raise ValueError(
+            "config.cohort has criteria but no date at which they are judged for pretraining: set "
+            "--config.cohort.cutoff to a date, at which the records of training people end, or "
+            "--config.cohort.pretraining=everybody to judge prediction times alone"
+        )
+    if cuts and prepare.shift_days:
+        raise ValueError(
+            "config.cohort.cutoff and config.data.holdout=temporal need true dates, which config.prepare.shift_days "
+            "moves for every person by another number of days"
+        )
+    top = prepare.max_age_years
+    if top and max(cohort.max_age_years, cohort.min_age_years) >= top:
+        raise ValueError(
+            f"config.prepare.max_age_years is {top:g}: older people cannot be told from people of that age, so "
+            "config.cohort.min_age_years and max_age_years must lie below it"
+        )
 
 
 def _check_names(config):

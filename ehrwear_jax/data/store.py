@@ -26,6 +26,7 @@ from ehrwear_jax.config.data import SegmentSpec
 
 NO_BIRTH = np.iinfo(np.int64).min
 NO_TEXT = -1
+PRETRAINING = "pretraining.parquet"
 HOUR_US, MINUTE_US = 3_600_000_000, 60_000_000
 
 
@@ -187,6 +188,13 @@ class Record:
                 segments[name] = found.select((window_R >= 0) & np.append(keep_M, False)[window_R])
         return dataclasses.replace(self, **changes, segments=segments)._from_what_is_left()
 
+    def until(self, time_us: int) -> "Record":
+        """What is known at a time; static events and the birth date stay, and a later death is none."""
+        segments = {name: found.select(found.end_us_R <= time_us) for name, found in self.segments.items()}
+        cut = self.select_windows(self.window_end_M <= time_us, segments).select_events(self.time_K <= time_us)
+        end_us = min(self.end_us, time_us)
+        return dataclasses.replace(cut, end_us=end_us, died=self.died and self.end_us <= time_us)._from_what_is_left()
+
     def window_of(self, time_us_R: np.ndarray) -> np.ndarray:
         """The window in which each time lies, -1 for none: int64 [R]."""
         window_R = np.searchsorted(self.window_end_M, time_us_R, side="right")
@@ -257,15 +265,25 @@ class RecordStore:
       segments: {set: SegmentSpec}. has_quality: whether records hold it.
       scales, derived_scales: Scales of windows and of derived features.
       min_subjects, value_bins, min_values, min_text_subjects: config.prepare's, for families that make tokens.
+      max_age_years: highest age that is told, see data/ages.py; None without a limit.
+      cutoff_us: when records end that are learned from; None where they do not.
       folder: the closest folder above both parts, to which `files` are relative.
 
     Args:
       records_dir, fit_dir: written by prepare_records and fit_split.
       split: "train", "tuning", "held_out" or None for all.
       cache_bytes: how much memory decoded records may take; those beyond it are decoded at every use.
+      pretraining: only the people who are pretrained on, and of their records what is known at the cut-off.
     """
 
-    def __init__(self, records_dir: Path, fit_dir: Path, split: str | None = None, cache_bytes: int = 2**28) -> None:
+    def __init__(
+        self,
+        records_dir: Path,
+        fit_dir: Path,
+        split: str | None = None,
+        cache_bytes: int = 2**28,
+        pretraining: bool = False,
+    ) -> None:
         self.records_dir, self.fit_dir, self.split = Path(records_dir), Path(fit_dir), split
         self.cache_bytes, self._cached_bytes = cache_bytes, 0
         self._cache: dict[int, Record] = {}
@@ -273,7 +291,13 @@ class RecordStore:
         fitted = pl.read_parquet(self.fit_dir / "subject_statistics.parquet")
         index = pl.read_parquet(self.records_dir / "index.parquet")
         index = index.join(fitted, on="subject_id", how="left", maintain_order="left")
-        self.train_days = float(index.filter(pl.col("split") == "train")["days"].sum())
+        fitted_with = json.loads((self.fit_dir / "meta.json").read_text())
+        cutoff = fitted_with.get("cutoff")
+        self.cutoff_us = int(np.datetime64(cutoff, "us").astype(np.int64)) if cutoff else None
+        learned = self._learned(index)
+        self.train_days = float(learned.filter(pl.col("split") == "train")["days"].sum())
+        self._ends_us: int | None = self.cutoff_us if pretraining else None
+        index = learned if pretraining else index
         self.index = index if split is None else index.filter(pl.col("split") == split)
         self._position = self.index["position"].to_numpy()
         meta = json.loads((self.records_dir / "meta.json").read_text())
@@ -281,6 +305,7 @@ class RecordStore:
         self.steps, self.window_us = meta["steps"], meta["window_hours"] * HOUR_US
         self.step_us, self.has_quality = meta["step_minutes"] * MINUTE_US, meta["quality"]
         self.derived = tuple(meta["derived"])
+        self.max_age_years: float | None = meta["max_age_years"] or None
         self.segments = {name: options.build(SegmentSpec, spec) for name, spec in meta["segments"].items()}
         signal = json.loads((self.fit_dir / "signal_statistics.json").read_text())
         is_log = np.array([c in self.log_channels for c in self.channels], bool)
@@ -288,13 +313,21 @@ class RecordStore:
         self.scales = Scales(is_log, fitted_signals["mean"], fitted_signals["std"])
         no_log = np.zeros(len(self.derived), bool)
         self.derived_scales = Scales(no_log, fitted_signals["derived_mean"], fitted_signals["derived_std"])
-        fitted_with = json.loads((self.fit_dir / "meta.json").read_text())
         self.min_subjects, self.value_bins, self.min_values, self.min_text_subjects = (
             fitted_with[name] for name in FITTED_WITH
         )
         self._shards = tuple(meta["shards"])
         paths = [str(self.records_dir / name) for name in self._shards]
         self._source = ArrayRecordDataSource(paths) if paths else []
+
+    def _learned(self, index):
+        """The part of the index that is pretrained on, with the counts of what is known at the cut-off."""
+        path = self.fit_dir / PRETRAINING
+        if not path.exists():
+            return index.filter(pl.col("split") != "held_out")
+        cut = pl.read_parquet(path)
+        kept = index.select("subject_id", *(c for c in index.columns if c not in cut.columns))
+        return kept.join(cut, on="subject_id", how="inner", maintain_order="left").select(index.columns)
 
     @functools.cached_property
     def codes(self) -> pl.DataFrame:
@@ -323,7 +356,8 @@ class RecordStore:
     def read(self, i: int) -> Record:
         """Record i of the split, decoded anew."""
         arrays = decode(self._source[int(self._position[i])])
-        return make_record(arrays, self.channels, self.window_us, self.segments)
+        record = make_record(arrays, self.channels, self.window_us, self.segments)
+        return record if self._ends_us is None else record.until(self._ends_us)
 
     def __getitem__(self, i: int) -> Record:
         record = self._cache.get(i)
@@ -334,15 +368,16 @@ class RecordStore:
                 self._cache[i] = record
         return record
 
-    def view(self, split: str | None) -> "RecordStore":
-        """The records of another split."""
-        return RecordStore(self.records_dir, self.fit_dir, split, self.cache_bytes)
+    def view(self, split: str | None, pretraining: bool = False) -> "RecordStore":
+        """The records of another split; for pretraining only what is learned from, see RecordStore."""
+        return RecordStore(self.records_dir, self.fit_dir, split, self.cache_bytes, pretraining)
 
     def files(self) -> list[str]:
         """Names, below `folder`, of the files that examples are made of."""
         records = ["index.parquet", "meta.json", "codes.parquet", "texts.parquet", *self._shards]
         fitted = ["subject_statistics.parquet", "code_statistics.parquet", "text_statistics.parquet"]
         fitted += ["signal_statistics.json", "meta.json"]
+        fitted += [PRETRAINING] if (self.fit_dir / PRETRAINING).exists() else []
         paths = [self.records_dir / name for name in records] + [self.fit_dir / name for name in fitted]
         return [os.path.relpath(path, self.folder) for path in paths]
 

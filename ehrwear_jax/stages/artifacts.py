@@ -3,9 +3,10 @@
 | artifact | per | made from |
 | :--- | :--- | :--- |
 | raw | dataset | the files of the source, or the options of the simulation |
-| tables | dataset | raw inputs, options of prepare, inclusion criteria |
+| tables | dataset | raw inputs, options of prepare |
 | records | dataset | tables |
-| fit | fold | records |
+| eligibility | task | tables, labels of the task, inclusion criteria: which prediction times are in |
+| fit | fold | records, how people are divided, criteria and cut-off of pretraining |
 | labels | task (group) | raw inputs, options of the labels; or the user's files of the task |
 | models | model, fold, seed | records and fit of the fold, the model's options, the members that it needs |
 | embeddings | model, fold, seed | the model; a file per set of prediction times |

@@ -15,7 +15,7 @@ import polars as pl
 
 from ehrwear_jax.data.formats import parquet
 from ehrwear_jax.runtime import files
-from ehrwear_jax.stages import tokens_seen
+from ehrwear_jax.stages import eligibility, tokens_seen
 from ehrwear_jax.stages.labels import Labels
 from ehrwear_jax.stages.plan import Plan
 from ehrwear_jax.stages.workdir import write_npz
@@ -68,10 +68,11 @@ class Embeddings:
 
 @functools.lru_cache(maxsize=16)
 def prediction_times(plan: Plan, fold: str) -> pl.DataFrame:
-    """subject_id, prediction_time, split, group_id of all tasks' prediction times, of people of the dataset; sorted."""
+    """subject_id, prediction_time, split, group_id of all tasks' prediction times that are evaluated; sorted."""
     times = Labels(plan).prediction_times(plan.config.evaluate.tasks)
     subjects = pl.read_parquet(plan.fit(fold).folder / "subjects.parquet").select("subject_id", "split", "group_id")
-    return times.join(subjects, on="subject_id", how="inner", maintain_order="left")
+    known = times.join(subjects, on="subject_id", how="inner", maintain_order="left")
+    return eligibility.in_period(known, plan.config.data)
 
 
 def missing(plan: Plan) -> list[str]:
@@ -90,7 +91,8 @@ def run(plan: Plan) -> None:
     wanted = Labels(plan).prediction_times(plan.config.evaluate.tasks)
     for fold, number in plan.config.folds:
         times = prediction_times(plan, fold)
-        if (lost := wanted.height - times.height) and number in (None, 0):
+        of_fold = pl.read_parquet(plan.fit(fold).folder / "subjects.parquet", columns=["subject_id"])
+        if (lost := wanted.join(of_fold, on="subject_id", how="anti").height) and number in (None, 0):
             logging.warning("embed: %d prediction times belong to people who are not in the dataset", lost)
         for trained in (t for t in plan.trained() if t.fold == fold):
             _embed(plan, trained, times)

@@ -9,7 +9,7 @@ import polars as pl
 from threadpoolctl import threadpool_limits
 
 from ehrwear_jax.config.evaluation import EvaluateConfig
-from ehrwear_jax.data import perturbations
+from ehrwear_jax.data import ages, perturbations
 from ehrwear_jax.data.formats import wearable
 from ehrwear_jax.data.formats.times import YEAR_DAYS
 from ehrwear_jax.evals import classification, disclosure, inference, protocol, subgroups
@@ -65,9 +65,10 @@ def attributes(plan: Plan, fold: str) -> pl.DataFrame:
 def _make_attributes(plan, fold):
     keys = embed.prediction_times(plan, fold)
     subjects = pl.read_parquet(plan.fit(fold).folder / "subjects.parquet")
-    out = keys.select(KEYS).join(subjects.select("subject_id", "birth_time"), on="subject_id", how="left")
-    days = (pl.col("prediction_time") - pl.col("birth_time")).dt.total_days()
-    out = out.with_columns(age_years=days / YEAR_DAYS).drop("birth_time")
+    births = subjects.select("subject_id", "birth_time", ages.LIMIT)
+    out = keys.select(KEYS).join(births, on="subject_id", how="left")
+    age = ages.years(pl.col("birth_time"), pl.col("prediction_time"), pl.col(ages.LIMIT))
+    out = out.with_columns(age_years=age).drop("birth_time", ages.LIMIT)
     out = out.join(_sex(plan), on="subject_id", how="left")
     out = _with_device(plan, out)
     records = plan.store(fold)

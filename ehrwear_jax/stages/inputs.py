@@ -38,6 +38,11 @@ class Inputs:
         self._forget(root, found)
         return _whole(root, found)
 
+    def has(self, path: str | Path) -> bool:
+        """Whether a raw file is there or, where its folder is not there any more, was when it was read."""
+        path = Path(path).absolute()
+        return path.exists() or (not path.parent.exists() and str(path) in self._known)
+
     def of_files(self, paths: Iterable[str | Path]) -> str:
         """SHA-256 over the contents of some files, in their order."""
         paths = [str(Path(p).absolute()) for p in paths]

@@ -12,6 +12,7 @@ from ehrwear_jax.data.formats import label_tables, meds
 from ehrwear_jax.data.labels import event_tasks, signal_outcomes, task_design
 from ehrwear_jax.data.prepare import deidentify, specs
 from ehrwear_jax.runtime import files
+from ehrwear_jax.stages import eligibility
 from ehrwear_jax.stages.artifacts import Artifact
 from ehrwear_jax.stages.plan import Plan
 
@@ -89,10 +90,23 @@ class Labels:
         return next((f for folder in self.folders() if (f := label_tables.task_files(folder, task))), [])
 
     def digest(self, task: str) -> str:
-        """What a task's labels are: the bytes of its table, wherever it comes from."""
-        return self._plan.inputs.of_files(self.files(task))
+        """What a task's labels are: the bytes of its table, wherever it comes from, and who is eligible."""
+        judged = self.eligibility().get(task)
+        return self._plan.inputs.of_files(self.files(task)) if judged is None else judged.digest
+
+    def eligibility(self) -> dict[str, Artifact]:
+        """{task: the artifact that says which of its prediction times are eligible}, {} without criteria."""
+        if self._config.cohort.is_open:
+            return {}
+        found = self._config.evaluate.tasks
+        return {t: eligibility.artifact(self._plan, t, self._plan.inputs.of_files(self.files(t))) for t in found}
 
     def table(self, task: str) -> pl.DataFrame:
+        """The labels of a task's eligible prediction times, see `given`."""
+        judged = self.eligibility().get(task)
+        return self.given(task) if judged is None else eligibility.of(judged, self.given(task))
+
+    def given(self, task: str) -> pl.DataFrame:
         """A task's labels: subject_id, prediction_time and its value column(s).
 
         Raises:
@@ -121,7 +135,8 @@ class Labels:
                 found = files.read_json(folder / DESIGN, {})
                 # one design for all tasks of the folder, or one for each: {task or what it begins with: design}
                 within = next((found[k] for k in sorted(found, reverse=True) if task.startswith(k)), found)
-                return within if within and all(isinstance(v, str) for v in within.values()) else None
+                told = within if within and all(isinstance(v, str) for v in within.values()) else None
+                return told and told | eligibility.design(self._config.cohort, told)
         return None
 
     def prediction_times(self, tasks: tuple[str, ...]) -> pl.DataFrame:

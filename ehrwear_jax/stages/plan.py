@@ -16,7 +16,9 @@ from ehrwear_jax.config.data import (
     RECORD_OPTIONS,
     SimulateConfig,
 )
+from ehrwear_jax.data.formats import meds
 from ehrwear_jax.data.prepare import deidentify
+from ehrwear_jax.data.prepare.division import Division
 from ehrwear_jax.data.store import RecordStore
 from ehrwear_jax.models.late_fusion import family as late_fusion
 from ehrwear_jax.stages.artifacts import Artifact
@@ -120,10 +122,15 @@ class Plan:
             "raw": self.raw_identity,
             "prepare": self._prepare_options((*RECORD_OPTIONS, *FIT_OPTIONS, *DEIDENTIFY_OPTIONS)),
             "mapping": self.inputs.of_files(mapping) if mapping else "",
-            "cohort": options.as_dict(self.config.cohort),
+            "splits": self._splits_identity(),
             "people": self.deidentifier.settings(),
         }
         return self.artifact("tables", self.config.data.source, of)
+
+    def _splits_identity(self):
+        """What of config.data tells which splits people have in the tables; how they are drawn is part of a fit."""
+        column, equals, _ = self.config.data.holdout_site.partition("=")
+        return {"names": dict(self.config.data.split_names), "site": column if equals else ""}
 
     @functools.cached_property
     def records(self) -> Artifact:
@@ -131,12 +138,22 @@ class Plan:
         of = {"tables": self.tables.digest, "prepare": {k: getattr(self.config.prepare, k) for k in RECORD_OPTIONS}}
         return self.artifact("records", self.config.data.source, of)
 
+    @property
+    def _has_splits(self):
+        """Whether the dataset says who is in which split."""
+        return self.adapted or self.inputs.has(meds.splits_path(self.meds_dir))
+
+    def division(self, fold: str) -> Division:
+        """How people are divided in a fold."""
+        c = self.config
+        return Division(dict(c.folds)[fold], c.data, c.cohort, c.prepare.tuning_fraction)
+
     def fit(self, fold: str) -> Artifact:
         """What is fitted on the training split of a fold."""
-        number, ranges = dict(self.config.folds)[fold], self.config.prepare.ranges_file
+        ranges = self.config.prepare.ranges_file
         of = {
             "records": self.records.digest,
-            "fold": number,
+            "division": self.division(fold).identity(self._has_splits),
             "prepare": {k: getattr(self.config.prepare, k) for k in FIT_OPTIONS},
             "ranges": self.inputs.of_files([ranges]) if ranges else "",
         }

@@ -129,6 +129,7 @@ def hand_made_features(plan: Plan, fold: str) -> tabular_features.Features:
     """Features at all prediction times of a fold; made once, shard by shard."""
     times = embed.prediction_times(plan, fold).select(KEYS)
     of = {"fit": plan.fit(fold).digest, "times": files.digest(times.write_csv())}
+    of |= {"end": plan.config.data.holdout} if plan.config.data.holdout_time else {}
     artifact = plan.artifact("features", fold, of)
     if not artifact.done:
         tables, prepare = plan.tables.folder, plan.config.prepare
@@ -140,6 +141,7 @@ def hand_made_features(plan: Plan, fold: str) -> tabular_features.Features:
                 codes=pl.read_parquet(plan.records.folder / "codes.parquet", columns=["code", "ancestors"]),
                 min_subjects=prepare.min_subjects,
                 window_hours=prepare.window_hours,
+                end=plan.config.data.holdout_time,
             )
             tabular_features.build(sources, times, folder)
     return tabular_features.Features(artifact.folder, times)

@@ -8,11 +8,14 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+import polars as pl
+
 from ehrwear_jax.config.data import ADAPTERS
 from ehrwear_jax.data.formats import meds
 from ehrwear_jax.data.prepare import dataset, harmonise, specs, workers
 from ehrwear_jax.data.sources.simulator import simulate
 from ehrwear_jax.runtime import files
+from ehrwear_jax.stages import eligibility
 from ehrwear_jax.stages.artifacts import Artifact
 from ehrwear_jax.stages.labels import COUNTS, Labels, with_extraction_date
 from ehrwear_jax.stages.plan import Plan
@@ -23,7 +26,8 @@ QUARANTINE = "quarantine"
 def artifacts(plan: Plan) -> list[Artifact]:
     """What this stage makes, in order."""
     raw = [plan.raw] if plan.adapted else []
-    made = [*raw, *Labels(plan).groups.values(), plan.tables, plan.records]
+    labels = Labels(plan)
+    made = [*raw, *labels.groups.values(), plan.tables, plan.records, *labels.eligibility().values()]
     return made + [plan.fit(fold) for fold, _ in plan.config.folds]
 
 
@@ -42,6 +46,19 @@ def counts(plan: Plan) -> list[dict]:
         steps = [{**c, "step": prefix + c["step"]} for c in found]
         # groups of labels share their first steps
         out += [c for c in steps if c not in out] if artifact.kind == "labels" else steps
+    return out + _holdout_counts(plan)
+
+
+def _holdout_counts(plan):
+    """What a temporal hold-out leaves of the prediction times of each task, in the first fold."""
+    data, out = plan.config.data, list[dict]()
+    if data.holdout_time is None:
+        return out
+    folder = plan.fit(plan.config.folds[0][0]).folder
+    subjects = pl.read_parquet(folder / "subjects.parquet", columns=["subject_id", "split"])
+    for task in plan.config.evaluate.tasks:
+        table = Labels(plan).table(task).join(subjects, on="subject_id")
+        out += eligibility.holdout_steps(table, task, data)
     return out
 
 
@@ -70,16 +87,27 @@ def run(plan: Plan) -> None:
         _make(
             plan.tables,
             lambda out: dataset.prepare_tables(
-                source, plan.wearable_dir, out, prepare, config.cohort, out / QUARANTINE, pool
+                source, plan.wearable_dir, out, prepare, config.data, out / QUARANTINE, pool
             ),
         )
         _make(plan.records, lambda out: dataset.prepare_records(tables, codes, out, prepare, units, pool))
-        for fold, number in config.folds:
+        _make_eligibility(plan)
+        for fold, _ in config.folds:
+            divided = plan.division(fold)
             fit = functools.partial(
-                dataset.fit_split, tables, records, config=prepare, fold=number, units=units, pool=pool
+                dataset.fit_split, tables, records, config=prepare, division=divided, units=units, pool=pool
             )
             _make(plan.fit(fold), fit)
     _log(plan, prepare.min_subjects, *meds.undescribed_codes(source, codes))
+
+
+def _make_eligibility(plan):
+    """Judges the prediction times of every task whose table is there."""
+    labels = Labels(plan)
+    judge = eligibility.Judge(plan)
+    for task, artifact in labels.eligibility().items():
+        if labels.files(task):
+            _make(artifact, functools.partial(judge.make, task=task, table=labels.given(task)))
 
 
 def _make(artifact: Artifact, make: Callable[[Path], list[dict]]) -> None:

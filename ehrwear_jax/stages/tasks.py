@@ -9,7 +9,8 @@ import polars as pl
 
 from ehrwear_jax.data.formats.label_tables import COMPETING
 from ehrwear_jax.evals.survival import FollowUp
-from ehrwear_jax.stages import embed, evaluate_score
+from ehrwear_jax.runtime import files
+from ehrwear_jax.stages import eligibility, embed, evaluate_score
 from ehrwear_jax.stages.embed import KEYS
 from ehrwear_jax.stages.labels import Labels
 from ehrwear_jax.stages.plan import Plan
@@ -116,8 +117,12 @@ def read(plan: Plan, name: str) -> Task:
     folds = []
     for fold, number in plan.config.folds:
         times = table.join(embed.prediction_times(plan, fold), on=KEYS, how="inner").sort(KEYS)
+        times = eligibility.known_by_then(times, name, plan.config.data)
         folds.append(TaskFold(fold, number, kind, times))
-    task = Task(name, kind, column, labels.digest(name), tuple(folds))
+    known = labels.digest(name)
+    if plan.config.data.holdout_time:  # which of them are used, and until when
+        known = files.digest([known, plan.config.data.holdout, plan.config.data.holdout_gap_days])
+    task = Task(name, kind, column, known, tuple(folds))
     if kind != SURVIVAL:
         return task
     config, train = plan.config.evaluate, [follow_up_of(f.of("train")) for f in folds]

@@ -6,8 +6,8 @@
         artifact.json               what it is, what it was made of, how long that took; whether it is done
     report                          a link to the last report
 
-Kinds: raw (a simulated or adapted dataset), tables, records, fit, labels, models, embeddings, finetuned, features,
-attributes, predictions, scores, interpret, reports.
+Kinds: raw (a simulated or adapted dataset), tables, records, eligibility, fit, labels, models, embeddings, finetuned,
+features, attributes, predictions, scores, interpret, reports.
 """
 
 import contextlib

@@ -117,8 +117,8 @@ def pretrain(
     mesh = sharding.make_mesh(config=mesh_config)
     config = with_rows(model.train, mesh)
     model = dataclasses.replace(model, train=config)
-    examples = model.module.examples(store.view("train"), model.config, model.seed)
-    held = model.module.examples(store.view("tuning"), model.config, model.seed, train=False)
+    examples = model.module.examples(store.view("train", pretraining=True), model.config, model.seed)
+    held = model.module.examples(store.view("tuning", pretraining=True), model.config, model.seed, train=False)
     if config.patience and not len(held.subject_id):
         raise ValueError("config.train.patience waits for a lower loss on the tuning split, which has nobody")
     task = make_task(model, examples.spec, mesh)

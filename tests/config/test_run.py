@@ -14,6 +14,7 @@ from ehrwear_jax import config as config_lib
 from ehrwear_jax.config import options, reference
 from ehrwear_jax.models.joint import terms
 from ehrwear_jax.models.joint.config import WEIGHTS, Config, ContextConfig
+from ehrwear_jax.stages import dry_run
 
 
 def load(name, variant=""):
@@ -150,7 +151,25 @@ def test_each_experiment_file_gives_a_whole_config(name, variant, tmp_path):
         with pytest.raises(ValueError, match=rf"^no data: set --config\.data\.{missing} to "):
             config_lib.check(run)
         config.data[missing] = str(tmp_path)
+    if "relaxed" in variant:
+        config.cohort.cutoff = "2019-01-01"
     config_lib.check(config_lib.parse(config))
+
+
+@pytest.mark.parametrize("variant, days", [("cohort", 365.0), ("relaxed", 30.0), ("cohort+220m", 365.0)])
+def test_the_papers_criteria_need_a_date_for_pretraining_and_none_to_be_described(variant, days, tmp_path, capsys):
+    config = load("full.py", variant)
+    assert config.cohort.min_ehr_days == days and config.cohort.max_age_years == 89.0 and not config.cohort.cutoff
+    config.data.meds_dir = str(tmp_path)
+    with pytest.raises(ValueError, match=r"set --config\.cohort\.cutoff to a date"):
+        config_lib.check(config_lib.parse(config))
+    dry_run.describe(config_lib.parse(config))
+    assert "parameters" in capsys.readouterr().out
+    for key, value in (("cutoff", "2019-01-01"), ("pretraining", "everybody")):
+        config = load("full.py", variant)
+        config.data.meds_dir = str(tmp_path)
+        config.cohort[key] = value
+        config_lib.check(config_lib.parse(config))
 
 
 def test_the_papers_augmentation_is_on_in_the_full_config_and_off_elsewhere():

@@ -85,7 +85,14 @@ NETWORKS = JOINT | {"models/ehr_only/all-seed0", "models/wear_only/all-seed0"}
     "key, value, expected",
     [
         ("prepare.step_minutes", 30, {"tables/meds", "records/meds", "fit/all", *NETWORKS}),
-        ("cohort.min_age_years", 40.0, {"tables/meds", "records/meds", "fit/all", *NETWORKS}),
+        ("cohort.min_age_years", 40.0, {"fit/all", *NETWORKS}),
+        ("cohort.cutoff", "2015-10-01", {"fit/all", *NETWORKS}),
+        ("data.holdout", "temporal:2015-10-01", {"fit/all", *NETWORKS}),
+        ("data.holdout", "site:GENDER//F", {"fit/all", *NETWORKS}),
+        ("data.split_names", {"internal": "tuning"}, {"tables/meds", "records/meds", "fit/all", *NETWORKS}),
+        # the dataset has splits: none are drawn
+        ("data.seed", 1, set()),
+        ("data.split_fractions", (0.5, 0.25, 0.25), set()),
         ("prepare.subjects_per_shard", 4, {"records/meds", "fit/all", *NETWORKS}),
         ("prepare.min_subjects", 3, {"fit/all", *NETWORKS}),
         ("joint.network.width", 16, NETWORKS),

@@ -86,6 +86,19 @@ def test_micro_batches_that_do_not_divide_over_the_devices_are_refused(tmp_path)
         pretrain(tmp_path, pooled_model(accumulate=4), STORE)
 
 
+def test_only_what_is_pretrained_on_is_given_to_the_loop(tmp_path, monkeypatch):
+    given = []
+
+    def examples(store, config, seed, train=True):
+        given.append((store.split, store.pretraining, train))
+        return make(store, config, seed, train)
+
+    make = pooled.examples
+    monkeypatch.setattr(pooled, "examples", examples)
+    pretrain(tmp_path, pooled_model(stop_after=1), STORE)
+    assert given == [("train", True, True), ("tuning", True, False)]
+
+
 def test_patience_needs_a_tuning_split(tmp_path):
     nobody = dataclasses.replace(STORE, n_subjects=2)
     with pytest.raises(ValueError, match="config.train.patience waits for a lower loss on the tuning split"):

@@ -10,6 +10,7 @@ checks of events are in meds_checks.py, label tables in label_tables.py. Three o
 
 import dataclasses
 import json
+from collections.abc import Mapping
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -22,6 +23,11 @@ from ehrwear_jax.data.formats.meds_checks import EVENT_SCHEMA, validate_events
 BIRTH_CODE = meds_checks.BIRTH_CODE
 DEATH_CODE = "MEDS_DEATH"
 SPLITS = ("train", "tuning", "held_out")
+# What other datasets call them, in lower case.
+SPLIT_NAMES = {name: name for name in SPLITS}
+SPLIT_NAMES |= dict.fromkeys(("training",), "train")
+SPLIT_NAMES |= dict.fromkeys(("val", "valid", "validation", "dev", "development", "tune"), "tuning")
+SPLIT_NAMES |= dict.fromkeys(("test", "testing", "heldout", "held-out", "held out"), "held_out")
 MEDS_VERSION = "0.4.0"
 # Rows may follow the day of extraction by a year (booked appointments); more than a few beyond that are shifted dates.
 SLACK = timedelta(days=366)
@@ -135,14 +141,35 @@ def _validate_subject_table(df: pl.DataFrame, column: str, dtype: parquet.DType,
         unknown = ~df["split"].is_in(SPLITS)
         if unknown.any():
             row = parquet.first_true(unknown)
-            raise ValueError(f"{source}: row {row}: split '{df['split'][row]}' is none of {', '.join(SPLITS)}")
+            raise ValueError(
+                f"{source}: row {row}: split '{df['split'][row]}' is none of {', '.join(SPLITS)}; "
+                "say what it is in config.data.split_names"
+            )
     return df
 
 
-def read_splits(meds_dir: Path) -> pl.DataFrame:
-    """subject_id i64, split str in SPLITS; one row per subject."""
-    path = Path(meds_dir) / "metadata" / "subject_splits.parquet"
-    return _validate_subject_table(parquet.read_parquet(path), "split", pl.String, path)
+def splits_path(meds_dir: Path) -> Path:
+    """Where the splits of a dataset are, if it has any."""
+    return Path(meds_dir) / "metadata" / "subject_splits.parquet"
+
+
+def read_splits(meds_dir: Path, names: Mapping[str, str] | None = None) -> pl.DataFrame:
+    """subject_id i64, split str in SPLITS; one row per subject that is in one.
+
+    Args:
+      names: name in the file -> name in SPLITS, or "" for people to leave out; those of SPLIT_NAMES, in lower or upper
+        case, are known.
+
+    Raises:
+      FileNotFoundError: there are none, see `splits_path`.
+      ValueError: naming the row.
+    """
+    path, known = splits_path(meds_dir), SPLIT_NAMES | dict(names or {})
+    table = parquet.normalise(parquet.read_parquet(path), {"subject_id": pl.Int64, "split": pl.String}, path)
+    given = pl.col("split")
+    known |= {name: known.get(name, known.get(name.lower(), name)) for name in table["split"].drop_nulls().unique()}
+    table = table.with_columns(given.replace_strict(list(known), list(known.values()), default=given))
+    return _validate_subject_table(table.filter((given != "").fill_null(True)), "split", pl.String, path)
 
 
 def read_groups(meds_dir: Path) -> pl.DataFrame | None:

@@ -16,16 +16,24 @@ from pathlib import Path
 
 import polars as pl
 
-from ehrwear_jax.config.data import CohortConfig, PrepareConfig
-from ehrwear_jax.data import store
+from ehrwear_jax.config.data import DataConfig, PrepareConfig
+from ehrwear_jax.data import ages, store
 from ehrwear_jax.data.formats import meds
-from ehrwear_jax.data.formats.parquet import Schema, write_frame, write_json
-from ehrwear_jax.data.labels import cohort
-from ehrwear_jax.data.prepare import code_table, deidentify, record_shards, signal_statistics, statistics, workers
+from ehrwear_jax.data.formats import parquet as parquet_lib
+from ehrwear_jax.data.formats.parquet import write_frame, write_json
+from ehrwear_jax.data.prepare import (
+    code_table,
+    deidentify,
+    pretraining,
+    record_shards,
+    signal_statistics,
+    statistics,
+    workers,
+)
 from ehrwear_jax.data.prepare import output_manifest as manifest
+from ehrwear_jax.data.prepare.division import Division, divide
 from ehrwear_jax.data.prepare.events import prepare_events
 from ehrwear_jax.data.prepare.windows import prepare_windows
-from ehrwear_jax.data.sources.csv_source import hashed_uniform
 
 _FITTED = ("subject_statistics.parquet", "code_statistics.parquet", "text_statistics.parquet", "signal_statistics.json")
 
@@ -40,7 +48,7 @@ def prepare_tables(
     wearable_dir: Path | None,
     out_dir: Path,
     config: PrepareConfig,
-    criteria: CohortConfig | None = None,
+    data: DataConfig | None = None,
     quarantine_dir: Path | None = None,
     pool: workers.Pool | None = None,
 ) -> list[dict]:
@@ -54,7 +62,7 @@ def prepare_tables(
 
     Args:
       meds_dir: MEDS dataset. wearable_dir: wearable tables, or None.
-      criteria: CohortConfig of who gets into subjects.parquet, None for everybody.
+      data: names of splits, and the column of sites.
       quarantine_dir: OUT_DIR/quarantine by default.
       pool: where shards are worked on; by default one that config asks for.
 
@@ -75,18 +83,18 @@ def prepare_tables(
         if wearable_dir is not None and config.channels:
             steps, more, worn = prepare_windows(Path(wearable_dir), out, quarantine, config, deidentifier, pool)
             report[1:1], counts, files = steps, counts | more, files | worn
-    subjects, step = _subjects(meds_dir, out, deidentifier)
-    report.append(step)
-    if criteria is not None and not criteria.is_open:
-        subjects, steps = _included(subjects, out, config, criteria)
-        report += steps
+    subjects, step = _subjects(meds_dir, out, deidentifier, data or DataConfig())
+    report += [step, *_top_coded(subjects, config.max_age_years)]
     write_frame(subjects, out / "subjects.parquet")
     manifest.write(out, files | manifest.fingerprints(out, [out / "subjects.parquet"]), counts)
     return report
 
 
-def _subjects(meds_dir, out, deidentifier):
-    """(subject_id, split, birth_time, end_time, died, group_id, perhaps fold of everybody with a split; the count)."""
+def _subjects(meds_dir, out, deidentifier, data):
+    """(subject_id, split, birth_time, end_time, died, group_id, max_age_years, perhaps fold and site; the count).
+
+    Everybody has a split of the dataset, or nobody has one: then it is null.
+    """
     shards = sorted((out / "people").glob("*.parquet"))
     people = pl.concat([pl.read_parquet(p).with_columns(pl.lit(p.stem).alias("shard")) for p in shards])
     if people["subject_id"].is_duplicated().any():
@@ -94,9 +102,15 @@ def _subjects(meds_dir, out, deidentifier):
         where = " and ".join(people.filter(pl.col("subject_id") == bad)["shard"])
         raise ValueError(f"{meds_dir}: subject {bad} is in more than one shard: {where}")
     people = people.drop("shard")
-    splits = deidentifier.table(meds.read_splits(meds_dir))
-    found = meds.read_groups(meds_dir), meds.read_folds(meds_dir)
-    groups, folds = (t if t is None else deidentifier.table(t) for t in found)
+    worn = [pl.read_parquet(p, columns=["subject_id"]) for p in sorted((out / "wearers").glob("*.parquet"))]
+    seen = pl.concat([people.select("subject_id"), *worn]).unique()
+    found = meds.read_groups(meds_dir), meds.read_folds(meds_dir), _sites(meds_dir, data)
+    groups, folds, sites = (t if t is None else deidentifier.table(t) for t in found)
+    step, reason = "people with a split", "no row in subject_splits.parquet"
+    if meds.splits_path(meds_dir).exists():
+        splits = deidentifier.table(meds.read_splits(meds_dir, data.split_names))
+    else:
+        splits, step, reason = seen.with_columns(pl.lit(None, pl.String).alias("split")), "people", ""
     subjects = splits.join(people, on="subject_id", how="left").sort("subject_id")
     if groups is None:
         subjects = subjects.with_columns(pl.col("subject_id").alias("group_id"))
@@ -106,30 +120,33 @@ def _subjects(meds_dir, out, deidentifier):
         )
     if folds is not None:
         subjects = subjects.join(folds, on="subject_id", how="left").with_columns(pl.col("fold").fill_null(-1))
-    worn = [pl.read_parquet(p, columns=["subject_id"]) for p in sorted((out / "wearers").glob("*.parquet"))]
-    seen = pl.concat([people.select("subject_id"), *worn]).unique()
+    if sites is not None:
+        subjects = subjects.join(sites, on="subject_id", how="left")
+    limit = pl.lit(deidentifier.max_age_years or None, pl.Float64).alias(ages.LIMIT)
+    subjects = subjects.with_columns(limit)
     lost = seen.join(splits, on="subject_id", how="anti").height
-    reason = "no row in subject_splits.parquet"
-    return subjects, {"step": "people with a split", "n": subjects.height, "dropped": lost, "reason": reason}
+    return subjects, {"step": step, "n": subjects.height, "dropped": lost, "reason": reason}
 
 
-def _included(subjects, out, config, criteria):
-    """The subjects that meet the criteria, and the counts; see cohort.select."""
-    events = pl.scan_parquet(sorted((out / "events").glob("*.parquet")))
-    first = events.group_by("subject_id").agg(pl.col("time").min().alias("first_time")).collect()
-    flag = pl.any_horizontal(pl.lit(False), *(pl.col("code").str.starts_with(x) for x in criteria.excluded_codes))
-    schema: Schema = {"subject_id": pl.Int64, "time": pl.Datetime("us"), "worn_minutes": pl.Int16}
-    windows = [pl.read_parquet(p, columns=list(schema)) for p in sorted((out / "windows").glob("*.parquet"))]
-    ids, steps = cohort.select(
-        subjects.join(first, on="subject_id", how="left"),
-        pl.concat(windows or [pl.DataFrame(schema=schema)]),
-        events.filter(flag).select("subject_id", "time").collect(),
-        config.window_hours,
-        criteria,
-    )
-    if not len(ids):
-        raise ValueError("config.cohort lets nobody in: " + "; ".join(f"{s['step']} {s['n']:,}" for s in steps))
-    return subjects.filter(pl.col("subject_id").is_in(ids.implode())), steps
+def _top_coded(subjects, limit):
+    """The count of people whose ages are told as the limit, [] without one."""
+    if not limit:
+        return []
+    age = ages.years(pl.col("birth_time"), pl.col("end_time"), pl.lit(None, pl.Float64))
+    step = f"people told as {limit:g} years old in some or all of their record"
+    return [{"step": step, "n": subjects.filter(age >= limit).height, "dropped": 0, "reason": ""}]
+
+
+def _sites(meds_dir, data):
+    """subject_id, site (the column of subject_splits.parquet that a hold-out by site names, as text), or None."""
+    column, equals, _ = data.holdout_site.partition("=")
+    if not equals:
+        return None
+    path = meds.splits_path(meds_dir)
+    table = parquet_lib.read_parquet(path)
+    if column not in table.columns:
+        raise ValueError(f"{path}: config.data.holdout names a column {column!r}, which is not there")
+    return table.select(pl.col("subject_id").cast(pl.Int64), pl.col(column).cast(pl.String).alias("site"))
 
 
 # -------------------------------------------------------------------------------------------------------- records
@@ -186,56 +203,26 @@ def prepare_records(
 
 
 # -------------------------------------------------------------------------------------------------------- folds
-def assign_split(subjects: pl.DataFrame, fold: int | None, config: PrepareConfig) -> pl.DataFrame:
-    """The split of each subject: the dataset's own, or with folds `fold` held out and hashed groups for tuning.
-
-    Raises:
-      ValueError: no folds in the dataset, or a group in more than one split.
-    """
-    if fold is None:
-        return _require_whole_groups(subjects)
-    if "fold" not in subjects.columns:
-        raise ValueError("config.data.n_folds is set but the dataset has no metadata/subject_folds.parquet")
-    tuning = pl.Series(hashed_uniform(subjects["group_id"].to_numpy(), fold, "tuning") < config.tuning_fraction)
-    return _require_whole_groups(
-        subjects.with_columns(
-            pl.when(pl.col("fold") == fold)
-            .then(pl.lit("held_out"))
-            .when(pl.lit(tuning) & (pl.col("fold") >= 0))
-            .then(pl.lit("tuning"))
-            .otherwise(pl.lit("train"))
-            .alias("split")
-        )
-    )
-
-
-def _require_whole_groups(subjects):
-    spread = subjects.group_by("group_id").agg(pl.col("split").unique().sort()).filter(pl.col("split").list.len() > 1)
-    if spread.height:
-        group, splits = spread.sort("group_id").row(0)
-        raise ValueError(f"metadata/subject_groups.parquet: group {group} is in {' and '.join(splits)}")
-    return subjects
-
-
 def fit_split(
     tables_dir: Path,
     records_dir: Path,
     out_dir: Path,
     config: PrepareConfig,
-    fold: int | None = None,
+    division: Division | None = None,
     units: Mapping[str, str] | None = None,
     pool: workers.Pool | None = None,
 ) -> list[dict]:
-    """Fits on the training patients of a split, or of the dataset but for one fold.
+    """Fits on the training patients of a division: on those who are pretrained on, and until its cut-off.
 
-    Writes subjects.parquet (that of the tables with the fold's split), subject_statistics.parquet
+    Writes subjects.parquet (that of the tables with the division's split, see divide), subject_statistics.parquet
     (statistics.SUBJECT_STATISTICS), code_statistics.parquet (statistics.CODE_STATISTICS), text_statistics.parquet
     (code_counts.TEXT_COUNTS), signal_statistics.json (signal_statistics.fit_signals), meta.json (the options
-    min_subjects, value_bins, min_values, min_text_subjects) and manifest.json.
+    min_subjects, value_bins, min_values, min_text_subjects, and the cut-off) and manifest.json; where not everybody or
+    everything is pretrained on, pretraining.parquet (pretraining.py).
 
     Args:
       tables_dir, records_dir: written by prepare_tables and prepare_records.
-      fold: None, or which fold is held out.
+      division: by default the dataset's own splits.
       units: {code: unit}, against which a table of ranges is checked.
       pool: where shards are worked on; by default one that config asks for.
 
@@ -243,16 +230,18 @@ def fit_split(
       Counts: list of {step, n, dropped, reason}.
 
     Raises:
-      ValueError: see assign_split, or an output that was changed since it was written.
+      ValueError: see divide, or an output that was changed since it was written.
     """
     tables, records, out = Path(tables_dir), Path(records_dir), Path(out_dir)
+    division = division or Division()
     manifest.require_as_written(out)
     out.mkdir(parents=True, exist_ok=True)
+    subjects, steps = divide(tables, division, config.window_hours)
     noted = manifest.read(out)
     if noted is None or not manifest.is_whole(out, noted["files"]):
-        write_frame(assign_split(pl.read_parquet(tables / "subjects.parquet"), fold, config), out / "subjects.parquet")
-        options = {name: getattr(config, name) for name in store.FITTED_WITH}
-        write_json(options, out / "meta.json")
+        write_frame(subjects, out / "subjects.parquet")
+        cutoff = division.cutoff.isoformat() if division.cutoff else None
+        write_json({name: getattr(config, name) for name in store.FITTED_WITH} | {"cutoff": cutoff}, out / "meta.json")
         with _own_or(pool, config) as pool:
             codes, texts = statistics.fit_codes(tables, records, out, config, units, pool)
             frequent = texts.filter(pl.col("subjects") >= config.min_subjects)["text_id"]
@@ -264,9 +253,13 @@ def fit_split(
         n, beyond = sum(signals["n_values"]), sum(signals["n_beyond"])
         counts["samples of signals"] = {"in": n, "out": {"within bounds": n - beyond, "beyond": beyond}}
         written = [out / name for name in (*_FITTED, "subjects.parquet", "meta.json")]
+        if "pretraining" in subjects.columns:
+            counts |= pretraining.write(records, out)
+            written.append(out / store.PRETRAINING)
         manifest.write(out, manifest.fingerprints(out, written), counts)
         statistics.remove_parts(out)
-    return _fit_steps(manifest.require(out)["counts"], config)
+    counts = manifest.require(out)["counts"]
+    return steps + pretraining.steps(counts, division.cutoff) + _fit_steps(counts, config)
 
 
 def _fit_steps(counts, config):

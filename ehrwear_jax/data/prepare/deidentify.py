@@ -17,12 +17,11 @@ from pathlib import Path
 import polars as pl
 
 from ehrwear_jax.config.data import PrepareConfig
+from ehrwear_jax.data import ages
 from ehrwear_jax.data.formats import meds_checks, parquet
-from ehrwear_jax.data.formats.times import DAY_US, YEAR_DAYS
 
 KEY_VARIABLE = "EHRWEAR_DEIDENTIFY_KEY"
 _SHORTEST_KEY = 16
-_YEAR_US = YEAR_DAYS * DAY_US
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,8 +33,9 @@ class Deidentifier:
       pseudonymise: whether ids of people and of groups are replaced.
       shift_days: dates move by 1 to so many days, forwards or backwards, each as likely; 0: not at all.
       whole_weeks: only by multiples of seven.
-      max_age_years: the birth of people whose record goes on beyond this age is forgotten, so that nobody's age above
-        it can be told; 0: kept. (A birth moved up would tell when the record ends.)
+      max_age_years: ages above it are told as this age wherever an age is derived (data/ages.py); people who are older
+        at their first record get a birth date of exactly this age there; 0: no limit. Nothing later than the first
+        record decides that.
 
     Raises:
       ValueError: negative settings, weeks without a week's room, or no key where one is needed.
@@ -116,11 +116,10 @@ class Deidentifier:
         if not self.active:
             return events, aside
         if self.max_age_years:
-            birth = pl.col("code").str.starts_with(meds_checks.BIRTH_CODE)
-            span = pl.col("time").max().over("subject_id") - pl.col("time").filter(birth).min().over("subject_id")
-            old = span.dt.total_microseconds() > self.max_age_years * _YEAR_US
-            forgotten = birth & old.fill_null(False)
-            events = events.with_columns(pl.when(~forgotten).then(pl.col("time")))
+            is_birth = pl.col("code").str.starts_with(meds_checks.BIRTH_CODE)
+            first = pl.col("time").filter(~is_birth).min().over("subject_id")
+            moved = ages.of_the_old(pl.col("time"), first, self.max_age_years)
+            events = events.with_columns(pl.when(is_birth).then(moved).otherwise("time").alias("time"))
         aside = self.table(aside).with_columns(pl.lit(None, pl.String).alias("text_value"))
         shifted = pl.when(pl.col("column") == "time").then(pl.col("time").cast(pl.String)).otherwise("value")
         return self.table(events), aside.with_columns(shifted.alias("value"))

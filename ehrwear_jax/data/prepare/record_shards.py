@@ -49,6 +49,7 @@ def make_meta(n_subjects: int, config: PrepareConfig) -> dict:
         "log_channels": [c for c in config.channels if c in config.log_channels],
         "derived": derived_features.targets(derived_features.parse(config.summaries, config.channels)),
         "quality": config.quality,
+        "max_age_years": config.max_age_years,
         "segments": {name: dataclasses.asdict(spec) for name, spec in specs.segment_specs(config).items()},
         "shards": [f"{s:05d}.array_record" for s in range(n_shards)],
     }

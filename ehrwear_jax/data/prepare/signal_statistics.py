@@ -89,12 +89,16 @@ def _of_file(path, tables, out, logs, bounds_2xC=None):
     """(ids [P], moments [P, 4, C + X], sketches [P, 42, C + X]) of the training patients of one file."""
     wearers = pl.read_parquet(path).join(training_people.ids(out), on="subject_id", how="semi")
     ids, moments, sketches = wearers["subject_id"].to_numpy(), [], []
+    cutoff = training_people.cutoff(out)
     with npy.OpenRows() as opened:
         values, derived = (opened[tables / kind / f"{path.stem}.npy"] for kind in ("window_values", "wearers"))
         n_channels = values.shape[-1]
         n_columns = n_channels + derived.dtype["derived"].shape[0]
         whole = _open(n_columns) if bounds_2xC is None else bounds_2xC
         for first, n in wearers.select("first_row", "n_windows").iter_rows():
+            if cutoff is not None:  # windows are in the order of their ends
+                end_us = np.datetime64(cutoff, "us").astype(np.int64)
+                n = int(np.searchsorted(derived.read(first, n)["end"], end_us, side="right"))
             x_NxC = values.read(first, n).reshape(-1, n_channels)
             for k in logs:
                 x_NxC[:, k] = store.signed_log1p(x_NxC[:, k])

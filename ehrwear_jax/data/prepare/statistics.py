@@ -168,7 +168,12 @@ def _n_rows(path):
 
 
 def _training_events(path, records, out, columns):
-    return _events(path, records, columns).join(training_people.ids(out), on="subject_id", how="semi")
+    cutoff, people = training_people.cutoff(out), training_people.ids(out)
+    if cutoff is None:
+        return _events(path, records, columns).join(people, on="subject_id", how="semi")
+    events = _events(path, records, [*columns, *(["time"] if "time" not in columns else [])])
+    events = events.filter(pl.col("time").is_null() | (pl.col("time") <= cutoff))
+    return events.drop([c for c in ("time",) if c not in columns]).join(people, on="subject_id", how="semi")
 
 
 def _count(path, records, out, n_buckets):
@@ -232,12 +237,7 @@ def fit_subjects(
     Returns:
       (SUBJECT_STATISTICS of OUT/subjects.parquet, counts of the manifest).
     """
-    of_alias = dict(
-        statistics.drop_nulls("alias").group_by("alias").agg(pl.col("count").sum()).select("alias", "count").iter_rows()
-    )
-    total = max(sum(of_alias.values()), 1)
-    surprise = [None if a is None else -np.log(max(of_alias[a], 1) / total) for a in statistics["alias"]]
-    known = statistics.select("code_id", pl.Series("surprise", surprise, pl.Float64))
+    known = statistics.select("code_id", pl.Series("surprise", surprises(statistics), pl.Float64))
     pieces = sorted((tables / "events").glob("*.parquet"))
     work = functools.partial(_of_people, records=records, known=known, frequent_texts=frequent_texts)
     found = pl.concat(pool.map(work, pieces, "events of people"))
@@ -270,6 +270,19 @@ def fit_subjects(
         },
     }
     return table.select(*SUBJECT_STATISTICS).cast(SUBJECT_STATISTICS), counts
+
+
+def surprises(statistics: pl.DataFrame) -> list[float | None]:
+    """-log of the share of each code's alias among all training events that have one, None without an alias.
+
+    Args:
+      statistics: CODE_STATISTICS; the result is in its order.
+    """
+    of_alias = dict(
+        statistics.drop_nulls("alias").group_by("alias").agg(pl.col("count").sum()).select("alias", "count").iter_rows()
+    )
+    total = max(sum(of_alias.values()), 1)
+    return [None if a is None else float(-np.log(max(of_alias[a], 1) / total)) for a in statistics["alias"]]
 
 
 def _of_people(path, records, known, frequent_texts):

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ehrwear_jax.data import ages
 from ehrwear_jax.data.formats.times import DAY_US
 from ehrwear_jax.data.signals import local_time
 from ehrwear_jax.data.store import NO_BIRTH, Record, RecordStore, Scales
@@ -40,7 +41,7 @@ class Patient:
       derived_features.py; origin_us: birth, else first record, as has_birth says; end_us: end of follow-up; died: bool.
       scales: of the channels.
       raw: RawWindows, or None where the context has no room for them.
-      quality_MxLxC: uint8, see grid_quality.py; None where it was not prepared.
+      quality_MxLxC: uint8, see grid_quality.py; None where it was not prepared. max_age_years: as of the RecordStore.
       utc_offset_M: minutes, as in Record; None: all zero, also where the context shows no wearable.
     """
 
@@ -65,12 +66,17 @@ class Patient:
     raw: RawWindows | None = None
     quality_MxLxC: np.ndarray | None = None
     utc_offset_M: np.ndarray | None = None
+    max_age_years: float | None = None
 
     def ages(self, time_us: np.ndarray, origin_us: int) -> np.ndarray:
-        """float32 [..., 2]: (whole days, fraction of a day) from origin_us to each time, both on the local clock."""
+        """float32 [..., 2]: (whole days, fraction of a day) from origin_us to each time, both on the local clock.
+
+        Whole days above max_age_years are told as its.
+        """
         whole_us = np.append(np.asarray(time_us, np.int64), origin_us)
         local_us = whole_us + local_time.latest(self.window_end_M, self.utc_offset_M, whole_us)
         days, rest = np.divmod(local_us[:-1] - local_us[-1], DAY_US)
+        days = ages.whole_days(days, self.max_age_years if self.has_birth else None)
         return np.stack([days.astype(np.float32), (rest / DAY_US).astype(np.float32)], axis=-1)
 
     @functools.cached_property
@@ -193,6 +199,7 @@ def make_patient(record: Record, store: RecordStore, vocabulary: Vocabulary, raw
         raw=_raw_windows(record, raw_segments, store) if raw_segments else None,
         quality_MxLxC=quality,
         utc_offset_M=offset,
+        max_age_years=store.max_age_years,
     )
 
 

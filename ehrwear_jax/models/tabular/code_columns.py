@@ -5,6 +5,7 @@ Fitted shard by shard on the training people of a fold; a person's events lie in
 
 import dataclasses
 from collections.abc import Iterable
+from datetime import datetime
 from pathlib import Path
 
 import polars as pl
@@ -35,7 +36,9 @@ def is_feature() -> pl.Expr:
     return ~pl.col("code").str.split("//").list.first().is_in(_NOT_FEATURES)
 
 
-def choose(events: Iterable[Path], train_ids: pl.Series, codes: pl.DataFrame, min_subjects: int) -> CodeColumns:
+def choose(
+    events: Iterable[Path], train_ids: pl.Series, codes: pl.DataFrame, min_subjects: int, end: datetime | None = None
+) -> CodeColumns:
     """The columns for some training people.
 
     Args:
@@ -43,9 +46,10 @@ def choose(events: Iterable[Path], train_ids: pl.Series, codes: pl.DataFrame, mi
       codes: code, ancestors (list, nearest first) of all codes of the events.
       min_subjects: training people that a code or ancestor, with all that descends from it, needs for a column; and as
         many with a finite value, for columns of values.
+      end: events of training people after it are not looked at.
     """
     lineage = with_ancestors(codes)
-    parts = [_count(path, train_ids, lineage) for path in events]
+    parts = [_count(path, train_ids, lineage, end) for path in events]
     whole = pl.concat([pl.DataFrame(schema=_COUNTED), *parts])
     counted = whole.group_by("code", "is_static").agg(pl.exclude("code", "is_static").sum())
     kept = counted.filter(pl.col("n_people") >= min_subjects).sort("code")
@@ -77,11 +81,12 @@ def _distinct(lineage):
     return first.unique("codes", keep="first", maintain_order=True).select(pl.col("above").alias("code"))
 
 
-def _count(path, train_ids, lineage):
+def _count(path, train_ids, lineage, end):
     """_COUNTED of one shard."""
+    known = pl.lit(True) if end is None else pl.col("time").is_null() | (pl.col("time") <= end)
     events = (
         pl.scan_parquet(path)
-        .filter(pl.col("subject_id").is_in(train_ids.implode()) & is_feature())
+        .filter(pl.col("subject_id").is_in(train_ids.implode()) & is_feature() & known)
         .group_by("subject_id", "code", pl.col("time").is_null().alias("is_static"))
         .agg(pl.col("numeric_value").is_finite().any().fill_null(False).alias("valued"))
         .collect()

@@ -13,15 +13,16 @@ import functools
 import logging
 import time
 from collections.abc import Iterable
+from datetime import datetime
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 from scipy import sparse
 
+from ehrwear_jax.data import ages
 from ehrwear_jax.data.formats.parquet import shard_names, write_frame
-from ehrwear_jax.data.formats.times import DAY_US, YEAR_DAYS
-from ehrwear_jax.models.tabular import code_columns, event_features, matrices, timeline, wear_features
+from ehrwear_jax.models.tabular import code_columns, event_features, matrices, wear_features
 from ehrwear_jax.models.tabular.event_features import COUNT, FLAG, SINCE, VALUE
 
 AGE = "ehr__age_years"
@@ -38,10 +39,11 @@ class Sources:
 
     Attributes:
       events, windows: parquet files, no person in two files of a kind; see event_features and wear_features.
-      subjects: subject_id (unique), birth_time (nullable), split.
+      subjects: subject_id (unique), birth_time (nullable), split and perhaps max_age_years, the highest age told.
       codes: code, ancestors of all codes of the events.
       min_subjects: training people that a code needs for columns of its own.
       window_hours: length of a window.
+      end: events of training people after it decide no column.
     """
 
     events: tuple[Path, ...]
@@ -50,6 +52,7 @@ class Sources:
     codes: pl.DataFrame
     min_subjects: int = 10
     window_hours: float = 6.0
+    end: datetime | None = None
 
 
 def build(sources: Sources, times: pl.DataFrame, out: Path) -> None:
@@ -65,7 +68,7 @@ def build(sources: Sources, times: pl.DataFrame, out: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
     began = time.monotonic()
     train = sources.subjects.filter(pl.col("split") == "train")["subject_id"]
-    codes = code_columns.choose(sources.events, train, sources.codes, sources.min_subjects)
+    codes = code_columns.choose(sources.events, train, sources.codes, sources.min_subjects, sources.end)
     names = [[(AGE, VALUE)], event_features.column_names(codes), _wear_columns(sources.windows)]
     queries = times.select(KEYS).with_row_index("row").sort(KEYS)
     matrices.write(out / "people.npz", np.arange(times.height), _age(sources.subjects, times))
@@ -125,9 +128,13 @@ def _wear(windows, queries, window_hours):
 
 
 def _age(subjects, times):
-    birth = times.select("subject_id").join(subjects, on="subject_id", how="left", maintain_order="left")["birth_time"]
-    birth_us = birth.cast(pl.Datetime("us")).to_physical().cast(pl.Float64).to_numpy()
-    years_N = (timeline.time_us(times["prediction_time"]) - birth_us) / (DAY_US * YEAR_DAYS)
+    people = subjects if ages.LIMIT in subjects.columns else subjects.with_columns(pl.lit(None).alias(ages.LIMIT))
+    births = people.select(
+        "subject_id", pl.col("birth_time").cast(pl.Datetime("us")), pl.col(ages.LIMIT).cast(pl.Float64)
+    )
+    known = times.select(KEYS).join(births, on="subject_id", how="left", maintain_order="left")
+    age = ages.years(pl.col("birth_time"), pl.col("prediction_time"), pl.col(ages.LIMIT))
+    years_N = known.select(age.fill_null(float("nan"))).to_series().to_numpy()
     return _sparse(years_N.astype(np.float32)[:, None])
 
 

@@ -68,7 +68,7 @@ def first_row(**values):
         ("channels", edit(lambda t: t.with_columns(valid_min=pl.lit("0"))), "column 'valid_min' is String"),
         ("labels", edit(lambda t: t.with_columns(boolean_value=pl.lit(1.0))), "'boolean_value' is Float64"),
         ("splits", edit(lambda t: pl.concat([t, t[:1]])), "subject 1 appears more than once"),
-        ("splits", first_row(split="test"), "split 'test' is none of train, tuning, held_out"),
+        ("splits", first_row(split="other"), "split 'other' is none of train, tuning, held_out"),
         ("splits", first_row(subject_id=None), "row 0: column 'subject_id' is null"),
         ("labels", edit(lambda t: pl.concat([t, t[:1]])), "has more than one label at"),
         ("labels", edit(lambda t: t.with_columns(pl.col("prediction_time").dt.replace_time_zone("Asia/Tokyo"))),

@@ -214,8 +214,8 @@ def test_repeated_codes_are_merged_as_meds_0_4_allows(tmp_path):
 def test_splits_are_validated(tmp_path):
     (tmp_path / "metadata").mkdir()
     path = tmp_path / "metadata" / "subject_splits.parquet"
-    pl.DataFrame({"subject_id": [1, 2], "split": ["train", "test"]}).write_parquet(path)
-    with pytest.raises(ValueError, match="row 1: split 'test'"):
+    pl.DataFrame({"subject_id": [1, 2], "split": ["train", "site B"]}).write_parquet(path)
+    with pytest.raises(ValueError, match="row 1: split 'site B'"):
         meds.read_splits(tmp_path)
     pl.DataFrame({"subject_id": [1, 1], "split": ["train", "tuning"]}).write_parquet(path)
     with pytest.raises(ValueError, match="subject 1 appears more than once"):

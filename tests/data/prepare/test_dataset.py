@@ -12,11 +12,12 @@ import polars as pl
 import pytest
 from array_record.python.array_record_module import ArrayRecordReader
 
-from ehrwear_jax.config.data import CohortConfig, PrepareConfig
+from ehrwear_jax.config.data import PrepareConfig
 from ehrwear_jax.data import store
 from ehrwear_jax.data.formats import meds, meds_checks, wearable
 from ehrwear_jax.data.prepare import dataset, events, record_shards, signal_statistics, specs, statistics
 from ehrwear_jax.data.prepare import output_manifest as manifest
+from ehrwear_jax.data.prepare.division import Division
 from ehrwear_jax.data.signals import grid
 from ehrwear_jax.models.joint import vocabulary
 
@@ -153,21 +154,6 @@ def test_user_tables_harmonise_codes_and_values_and_counts_reconcile(root, count
     lineage = dict(v.codes.select("code", "ancestors").iter_rows())
     assert lineage["ICD10CM/E11.9"] == ["ICD10CM/E11", "ICD10CM/CHAPTER IV", "ICD10CM"]
     assert "ICD10CM" in v.future_codes(99)  # any diagnosis
-
-
-def test_only_the_cohort_is_prepared(root, counts, tmp_path):
-    criteria = CohortConfig(min_ehr_days=100.0, min_wear_days=1, min_wear_hours=6.0)
-    steps = dataset.prepare_tables(root / "meds", root / "wearable", tmp_path / "tables", CONFIG, criteria)[5:]
-    assert [s["step"] for s in steps] == ["people", "people with enough EHR history", "people with enough wear"]
-    assert steps[0]["n"] == N_SUBJECTS > steps[1]["n"] > steps[2]["n"] > 5
-    (left_out,) = dataset.prepare_records(tmp_path / "tables", None, tmp_path / "records", CONFIG)
-    split, *_ = dataset.fit_split(tmp_path / "tables", tmp_path / "records", tmp_path / "fit", CONFIG)
-    index = pl.read_parquet(tmp_path / "records" / "index.parquet")
-    assert index.height == steps[2]["n"] and index["n_windows"].min() > 0 and index["n_events"].min() > 0
-    assert index.select(pl.sum_horizontal("n_static", "n_events").sum()).item() == split["n"] + split["dropped"]
-    assert split["n"] + split["dropped"] + left_out["dropped"] == counts[0][0]["n"] > split["n"]
-    with pytest.raises(ValueError, match="config.cohort lets nobody in: people 36; people of the right age 0"):
-        dataset.prepare_tables(root / "meds", None, tmp_path / "none", CONFIG, CohortConfig(min_age_years=150))
 
 
 def test_rare_codes_are_counted_as_left_out(root, counts, tmp_path):
@@ -309,51 +295,6 @@ def test_fitted_parts_depend_on_training_people_only(root, counts, tmp_path):
     assert all(changed[name] != fitted[name] for name in fitted), "the comparison can fail"
 
 
-def subjects_table(n=3000, n_groups=400, n_folds=5):
-    group = np.random.default_rng(0).integers(0, n_groups, n)
-    return pl.DataFrame(
-        {
-            "subject_id": np.arange(n),
-            "split": ["train"] * n,
-            "group_id": group,
-            "fold": (group % (n_folds + 1) - 1).astype(np.int32),
-        }
-    )
-
-
-def test_a_fold_is_held_out_whole_and_groups_are_never_divided():
-    subjects, tuning = subjects_table(), []
-    for fold in range(5):
-        out = dataset.assign_split(subjects, fold, CONFIG)
-        assert out.drop("split").equals(subjects.drop("split"))
-        assert ((out["split"] == "held_out") == (out["fold"] == fold)).all()
-        assert out.group_by("group_id").agg(pl.col("split").n_unique())["split"].max() == 1
-        assert (out.filter(pl.col("fold") == -1)["split"] == "train").all(), "these are only ever pretrained on"
-        eligible = out.filter((pl.col("fold") >= 0) & (pl.col("fold") != fold)).unique("group_id")
-        chosen = eligible.filter(pl.col("split") == "tuning")["group_id"]
-        assert abs(len(chosen) - 0.1 * eligible.height) < 5 * math.sqrt(0.09 * eligible.height)
-        tuning.append((set(chosen.to_list()), set(eligible["group_id"].to_list())))
-    (one, eligible_one), (two, eligible_two) = tuning[:2]
-    assert one & eligible_two != two & eligible_one, "every fold draws its own"
-    assert dataset.assign_split(subjects, None, CONFIG).equals(subjects)
-
-
-def test_a_group_in_two_splits_is_refused():
-    subjects = subjects_table().with_columns(fold=pl.when(pl.col("subject_id") == 5).then(3).otherwise(1))
-    with pytest.raises(ValueError, match=r"subject_groups.parquet: group \d+ is in held_out and (train|tuning)"):
-        dataset.assign_split(subjects, 3, CONFIG)
-    subjects = subjects_table(20, 4).with_columns(
-        split=pl.when(pl.col("subject_id") == 5).then(pl.lit("held_out")).otherwise("split")
-    )
-    with pytest.raises(ValueError, match="is in held_out and train"):
-        dataset.assign_split(subjects, None, CONFIG)
-
-
-def test_folds_without_a_table_of_folds_are_refused():
-    with pytest.raises(ValueError, match=r"no metadata/subject_folds\.parquet"):
-        dataset.assign_split(subjects_table().drop("fold"), 0, CONFIG)
-
-
 def test_folds_share_the_records_and_are_fitted_apart(root, counts, tmp_path):
     subjects = pl.read_parquet(root / "tables" / "subjects.parquet")
     for name in ("events", "windows", "window_values", "wearers"):
@@ -363,7 +304,7 @@ def test_folds_share_the_records_and_are_fitted_apart(root, counts, tmp_path):
     before, fitted = files(root / "records"), {}
     for fold in range(2):
         out = tmp_path / f"fold{fold}"
-        dataset.fit_split(tmp_path / "tables", root / "records", out, CONFIG, fold)
+        dataset.fit_split(tmp_path / "tables", root / "records", out, CONFIG, Division(fold))
         there = store.RecordStore(root / "records", out)
         assert ((there.index["split"] == "held_out") == (there.index["subject_id"] % 3 == fold)).all()
         assert len(there.view("held_out")) == (subjects["subject_id"] % 3 == fold).sum() < len(there)

@@ -17,6 +17,7 @@ import small_run
 from array_record.python.array_record_module import ArrayRecordReader
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sklearn.metrics import roc_auc_score
 
 from ehrwear_jax import config as config_lib
 from ehrwear_jax.config.data import PrepareConfig
@@ -100,23 +101,53 @@ def test_the_key_comes_from_a_file_or_the_environment_and_is_never_shown(tmp_pat
     assert not deidentify.of(PrepareConfig()).active
 
 
-def test_an_age_above_the_limit_cannot_be_told():
-    birth, known = datetime(1920, 5, 1), datetime(2009, 4, 1)
-    events = pl.DataFrame(
-        {
-            "subject_id": [1, 1, 2, 2, 3],
-            "time": [birth, known, birth, known + timedelta(days=90), known],
-            "code": ["MEDS_BIRTH", "A", "MEDS_BIRTH", "A", "A"],
-            "text_value": pl.Series([None] * 5, dtype=pl.String),
-        }
-    )
+def without_births(events):
+    """As meds_checks.screen returns it: nothing set aside."""
     aside = meds_checks.screen(events[:0], "x", meds_checks.TimeBounds())[1]
     got, _ = Deidentifier(max_age_years=89).events(events, aside)
-    assert got["time"].to_list() == [birth, known, None, known + timedelta(days=90), known]
     _, births, _ = prepare_events.harmonise_events(
         got.with_columns(numeric_value=pl.lit(None, pl.Float32)), PrepareConfig()
     )
-    assert births["subject_id"].to_list() == [1]
+    return got, dict(births.rows())
+
+
+def people_table(rows):
+    table = pl.DataFrame(rows, ["subject_id", "time", "code"], orient="row").cast({"time": pl.Datetime("us")})
+    return table.with_columns(text_value=pl.lit(None, pl.String)).sort("subject_id", "time", nulls_last=False)
+
+
+def test_who_is_above_the_limit_at_the_first_record_gets_a_birth_of_that_age_and_others_keep_theirs():
+    first = datetime(2009, 4, 3, 7)
+    births = {1: datetime(1905, 2, 11), 2: datetime(1920, 5, 1), 3: datetime(1920, 4, 3), 4: datetime(1920, 4, 2)}
+    rows = [(s, t, "MEDS_BIRTH") for s, t in births.items()]
+    rows += [(s, first + timedelta(days=d), "A") for s in (*births, 5) for d in (0, 900)] + [(1, None, "GENDER//F")]
+    got, kept = without_births(people_table(rows))
+    assert kept == births | {1: datetime(1920, 4, 3), 4: datetime(1920, 4, 3)}, (
+        "two years and a half later, all are old"
+    )
+    events = people_table(rows).filter(pl.col("code") != "MEDS_BIRTH")
+    assert got.filter(pl.col("code") != "MEDS_BIRTH").equals(events, null_equal=True)
+
+
+def test_another_future_changes_no_birth_and_known_age_says_nothing_of_death():
+    """Old people of whom some die soon; forgetting a birth by the record's end told who lives on."""
+    rng = np.random.default_rng(0)
+    n, first = 3000, datetime(2015, 1, 1)
+    age, lives = rng.uniform(82, 89, n), rng.exponential(1500, n)
+    end = np.minimum(lives, 8 * 365)
+    births = [(i, (first - timedelta(days=365.25 * age[i])).replace(hour=0, minute=0, second=0, microsecond=0),
+               "MEDS_BIRTH") for i in range(n)]  # fmt: skip
+    seen = [(i, first + timedelta(days=d), "A") for i in range(n) for d in range(0, 200, 50) if d <= end[i]]
+    future = [(i, first + timedelta(days=float(end[i])), "A") for i in range(n)]
+    _, now = without_births(people_table(births + seen))
+    _, later = without_births(people_table(births + seen + future))
+    assert now == later and len(now) == n
+    at_risk = np.flatnonzero(end > 200)
+    dies = lives[at_risk] < 1000
+    known = np.array([later.get(i) is not None for i in at_risk])
+    assert roc_auc_score(dies, known) == 0.5
+    by_the_end = age[at_risk] + end[at_risk] / 365.25 <= 89
+    assert roc_auc_score(dies, by_the_end) > 0.7, "the comparison can fail"
 
 
 # ------------------------------------------------------------------------------------------------------- the output

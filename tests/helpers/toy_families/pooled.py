@@ -26,9 +26,10 @@ class Store:
     n_subjects: int = 32
     seed: int = 0
     split: str | None = None
+    pretraining: bool = False
 
-    def view(self, split):
-        return dataclasses.replace(self, split=split)
+    def view(self, split, pretraining=False):
+        return dataclasses.replace(self, split=split, pretraining=pretraining)
 
     def digest(self):
         return f"{self.n_subjects}-{self.seed}"

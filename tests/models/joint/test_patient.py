@@ -21,7 +21,8 @@ class EveryCode:
         return code_N.copy(), raw_N.copy()
 
 
-STORE = SimpleNamespace(scales=records.make_scales(), derived_scales=records.make_scales(0), step_us=3_600_000_000)
+STORE = SimpleNamespace(scales=records.make_scales(), derived_scales=records.make_scales(0), step_us=3_600_000_000,
+                        max_age_years=None)  # fmt: skip
 
 
 def make(event_days, tokens, window_days, birth=True):
