@@ -6,6 +6,7 @@ Array suffix: N rows.
 
 import abc
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
@@ -39,10 +40,10 @@ class LogLoss(Loss):
     def __init__(self, y_N: np.ndarray) -> None:
         self.target, self.n_terms = y_N, len(y_N)
 
-    def mean(self, score_N):
+    def mean(self, score_N: np.ndarray) -> float:
         return float(np.mean(np.logaddexp(0.0, score_N) - self.target * score_N))
 
-    def derivatives(self, score_N):
+    def derivatives(self, score_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         p_N = np.exp(-np.logaddexp(0.0, -score_N))
         return p_N - self.target, p_N * (1 - p_N)
 
@@ -55,10 +56,10 @@ class SquaredError(Loss):
     def __init__(self, y_N: np.ndarray) -> None:
         self.target, self.n_terms = y_N, len(y_N)
 
-    def mean(self, score_N):
+    def mean(self, score_N: np.ndarray) -> float:
         return float(np.mean((score_N - self.target) ** 2) / 2)
 
-    def derivatives(self, score_N):
+    def derivatives(self, score_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         return score_N - self.target, np.ones(len(score_N))
 
 
@@ -79,11 +80,11 @@ class PartialLikelihood(Loss):
         hazard = np.exp(score - shift)
         return score, shift, hazard, np.cumsum(hazard[::-1])[::-1][self._begin]
 
-    def mean(self, score_N):
+    def mean(self, score_N: np.ndarray) -> float:
         score, shift, _, at_risk = self._risk_sums(score_N)
         return float((np.log(at_risk) + shift - score)[self._event].mean())
 
-    def derivatives(self, score_N):
+    def derivatives(self, score_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         _, _, hazard, at_risk = self._risk_sums(score_N)
         inverse = self._event / at_risk
         passed, squared = (np.cumsum(x)[self._end - 1] for x in (inverse, inverse / at_risk))
@@ -93,7 +94,7 @@ class PartialLikelihood(Loss):
         return first, second
 
 
-def of(kind: str, target, name: str) -> Loss:
+def of(kind: str, target: Any, name: str) -> Loss:
     """The loss of a kind of task.
 
     Args:
