@@ -72,7 +72,7 @@ def _training_people(plan, fold):
     return subjects.filter(pl.col("split") == "train").select("subject_id")
 
 
-def event_times(plan, name):
+def event_times(plan: Plan, name: str) -> pl.DataFrame | None:
     """Label table time_to_<name>, or one made of the events; None where the times are unknown."""
     labels = Labels(plan)
     if labels.files(f"time_to_{name}"):
