@@ -35,11 +35,14 @@ def compile_step(config: RunConfig) -> None:
     mesh = sharding.make_mesh(devices, config.mesh)
     rows = with_rows(model.train, mesh).batch_size
     spec, counts = compile_only.assumed(model, config.prepare, c.vocabulary)
+    shares = compile_only.shares(mesh)
+    read = sorted({rows * len(s.blocks) // s.count for s in shares.values()})
     done = compile_only.compile_step(model, spec, counts, mesh, "tpu")
     axes = ", ".join(f"{name} {size}" for name, size in mesh.shape.items())
     print(f"{config.name}, {model.name}, on {c.topology}: {len(devices)} x {devices[0].device_kind}; {axes}")
     held = ", ".join(f"{n:,} {name}" for name, n in counts.items() if name in ("tokens", "windows"))
     print(f"  batch        {rows:,} rows of {held}")
+    print(f"  processes    {len(shares)}, each reads {' or '.join(f'{n:,}' for n in read)} rows of a batch")
     print(f"  vocabulary   {c.vocabulary:,}, assumed")
     print(f"  compiled in  {done.seconds:.0f} s")
     for part, size in done.memory.items():

@@ -16,6 +16,7 @@ from ehrwear_jax.config.data import PrepareConfig
 from ehrwear_jax.models.family import BatchSpec
 from ehrwear_jax.ops.kernel_attention.target import compiling_for
 from ehrwear_jax.training import cost, hlo, sharding
+from ehrwear_jax.training.feed import Share
 from ehrwear_jax.training.optimizer import make_optimizer
 from ehrwear_jax.training.pretrain import Model, make_task, with_rows
 from ehrwear_jax.training.step import abstract_state, jit_step
@@ -66,6 +67,21 @@ def tpu_devices(topology: str) -> list:
         return topologies.get_topology_desc(topology, platform="tpu").devices
     except Exception as error:  # jaxlib's errors have no common class
         raise ValueError(f"config.compile.topology is {topology!r}: {error}") from error
+
+
+def shares(mesh: jax.sharding.Mesh) -> dict[int, Share]:
+    """{process: the rows of a global batch that it would read}, by what pretraining asks of a mesh.
+
+    Raises:
+      ValueError: a block of rows that no process reads.
+    """
+    devices: dict[int, list] = {}
+    for device in mesh.devices.flat:
+        devices.setdefault(device.process_index, []).append(device)
+    found = {process: Share(*sharding.row_share(mesh, mine)) for process, mine in sorted(devices.items())}
+    if unread := set(range(sharding.n_row_devices(mesh))).difference(*(s.blocks for s in found.values())):
+        raise ValueError(f"config.mesh: no process holds block {min(unread)} of a batch's rows")
+    return found
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,12 +10,12 @@ from ehrwear_jax.models.family import Batch, Examples
 
 @dataclasses.dataclass(frozen=True)
 class Share:
-    """Which rows of a global batch a process reads: part `index` of `count` equal ones.
+    """Which rows of a global batch a process reads: some of `count` equal blocks, ascending.
 
-    Contiguous parts: a row's place in the global batch, and so its dropout, is the same for any number of processes.
+    A row's place in the global batch, and so its dropout, is the same for any number of processes.
     """
 
-    index: int = 0
+    blocks: tuple[int, ...] = (0,)
     count: int = 1
 
 
@@ -38,15 +38,16 @@ def train_batches(
         that asks for them keeps its work under `if __name__ == "__main__"` and has its absl flags parsed.
 
     Raises:
-      ValueError: batch_size does not divide into the shares.
+      ValueError: batch_size does not divide into the blocks.
     """
     if batch_size % share.count:
-        raise ValueError(f"global batch {batch_size} is not divisible by {share.count} processes")
+        raise ValueError(f"a global batch of {batch_size} rows does not divide into {share.count} equal blocks")
     import grain  # loaded here: a start that finds everything done does not wait for it
 
     rows = batch_size // share.count
     n_steps = np.iinfo(np.int64).max // 2 if n_steps is None else n_steps
-    make = _Batches(examples, batch_size, share.index * rows, rows)
+    places = tuple(block * rows + r for block in share.blocks for r in range(rows))
+    make = _Batches(examples, batch_size, places)
     dataset = grain.MapDataset.range(n_steps).map(make)[start_step:]
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * max(threads, 1))
     dataset = dataset.to_iter_dataset(options)
@@ -57,16 +58,15 @@ def train_batches(
 
 @dataclasses.dataclass(frozen=True)
 class _Batches:
-    """step -> rows `first` to first + n of that step's global batch; a class, since workers unpickle it."""
+    """step -> the rows at some places of that step's global batch; a class, since workers unpickle it."""
 
     examples: Examples
     batch_size: int
-    first: int
-    n: int
+    places: tuple[int, ...]
 
     def __call__(self, step):
-        batch = self.examples.spec.empty(self.n)
-        for place in range(self.n):
-            row = {name: array[place] for name, array in batch.items()}
-            self.examples.fill(row, int(step) * self.batch_size + self.first + place)
+        batch = self.examples.spec.empty(len(self.places))
+        for i, place in enumerate(self.places):
+            row = {name: array[i] for name, array in batch.items()}
+            self.examples.fill(row, int(step) * self.batch_size + place)
         return batch

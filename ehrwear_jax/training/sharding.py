@@ -1,11 +1,12 @@
 """Lays batches, activations and training state over the devices of a mesh; the only file that names mesh axes."""
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from ehrwear_jax.config.training import MeshConfig
@@ -30,10 +31,10 @@ LOGICAL = {
 
 
 def make_mesh(devices: Any = None, config: MeshConfig | None = None) -> jax.sharding.Mesh:
-    """A mesh of the devices (all by default) as MeshConfig says.
+    """A mesh of the devices (all by default) as MeshConfig says; over slices of TPUs that a network joins, by data.
 
     Raises:
-      ValueError: the numbers do not multiply to that of the devices.
+      ValueError: the numbers do not multiply to that of the devices, or data is no multiple of the slices.
     """
     devices = jax.devices() if devices is None else devices
     sizes = [getattr(config or MeshConfig(), axis) for axis in AXES]
@@ -43,7 +44,18 @@ def make_mesh(devices: Any = None, config: MeshConfig | None = None) -> jax.shar
     if min(sizes) < 1 or np.prod(sizes) != len(devices):
         named = ", ".join(f"{a}={s}" for a, s in zip(AXES, sizes, strict=True))
         raise ValueError(f"config.mesh {named} does not fit {len(devices)} devices (-1, once, takes the rest)")
-    return jax.make_mesh(tuple(sizes), AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+    n_slices = len({getattr(d, "slice_index", 0) for d in devices})
+    if n_slices > 1:
+        if sizes[0] % n_slices:
+            raise ValueError(f"config.mesh.data={sizes[0]} does not divide over {n_slices} slices of TPUs")
+        inside = [sizes[0] // n_slices, *sizes[1:]]
+        placed = mesh_utils.create_hybrid_device_mesh(
+            inside, [n_slices, 1, 1, 1], devices=devices, allow_split_physical_axes=True
+        )
+    else:
+        # an axis of the mesh may be part of an axis of a slice's torus, such as tensor=4 of 8x8
+        placed = mesh_utils.create_device_mesh(sizes, devices=devices, allow_split_physical_axes=True)
+    return jax.sharding.Mesh(placed, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
 def _count(mesh, axes):
@@ -101,35 +113,43 @@ def n_row_devices(mesh: jax.sharding.Mesh) -> int:
     return _count(mesh, LOGICAL["batch"])
 
 
-def row_share(mesh: jax.sharding.Mesh) -> tuple[int, int]:
-    """(index, count): this process reads part `index` of the `count` parts that a global batch is read in.
+def row_share(mesh: jax.sharding.Mesh, devices: Iterable[Any] | None = None) -> tuple[tuple[int, ...], int]:
+    """(blocks, count): a process reads these of the `count` equal blocks of rows that a global batch consists of.
 
-    Processes whose devices hold the same rows (of one row's tensor or context split) read the same part.
+    The devices that hold a block are those of one row's tensor or context split; processes that share them read the
+    same block. A process's blocks need not follow each other: the mesh orders the chips of a TPU slice by their
+    coordinates, of which a host has a square.
 
-    Raises:
-      ValueError: the rows of this process's devices are not one part of equal ones.
+    Args:
+      devices: of the process; by default those of this one.
     """
-    count = _count(mesh, LOGICAL["batch"])
-    held = batch_sharding(mesh).addressable_devices_indices_map((count,)).values()
-    blocks = sorted({index[0].indices(count)[0] for index in held if index is not None})
-    n, first = len(blocks), blocks[0]
-    if blocks != list(range(first, first + n)) or count % n or first % n:
-        raise ValueError(f"config.mesh: a process's devices hold parts {blocks} of {count} of a batch's rows")
-    return first // n, count // n
+    count = n_row_devices(mesh)
+    mine = set(mesh.local_devices if devices is None else devices)
+    held = batch_sharding(mesh).devices_indices_map((count,))
+    blocks = {index[0].indices(count)[0] for device, index in held.items() if device in mine and index is not None}
+    return tuple(sorted(blocks)), count
 
 
 def device_batch(batch: Mapping[str, np.ndarray], mesh: jax.sharding.Mesh) -> dict[str, jax.Array]:
-    """Process-local numpy rows -> global arrays over the mesh.
+    """Process-local numpy rows, those of `row_share` one block behind the other -> global arrays over the mesh.
 
     Raises:
-      ValueError: the global number of rows is not divisible by the devices that hold rows.
+      ValueError: the rows do not divide into the blocks.
     """
     n_local = next(iter(batch.values())).shape[0]
-    n_global, n_devices = n_local * row_share(mesh)[1], _count(mesh, LOGICAL["batch"])
-    if n_global % n_devices:
-        raise ValueError(f"a batch of {n_global} rows does not divide over {n_devices} devices")
-    sharding = batch_sharding(mesh)
-    return {k: jax.make_array_from_process_local_data(sharding, v, (n_global, *v.shape[1:])) for k, v in batch.items()}
+    blocks, count = row_share(mesh)
+    if n_local % len(blocks):
+        raise ValueError(f"a batch of {n_local * count // len(blocks)} rows does not divide over {count} devices")
+    rows, sharding = n_local // len(blocks), batch_sharding(mesh)
+
+    def place(x):
+        def of_device(index):
+            first = (index[0].start or 0) // rows
+            return x[blocks.index(first) * rows :][:rows]
+
+        return jax.make_array_from_callback((rows * count, *x.shape[1:]), sharding, of_device)
+
+    return {k: place(x) for k, x in batch.items()}
 
 
 @functools.cache  # so that networks for equal meshes are equal, and are compiled once

@@ -24,7 +24,8 @@ class Throughput:
     ) -> None:
         """counts: of a batch, with "tokens" and "patient_days". flops: model flops by these counts."""
         self._count, self._flops = counts, flops
-        self._parts, self._devices = sharding.row_share(mesh)[1], mesh.size
+        blocks, count = sharding.row_share(mesh)
+        self._parts, self._devices = count / len(blocks), mesh.size
         self._peak = cost.peak_flops(mesh.devices.flat[0].device_kind)
         self._start(step)
 

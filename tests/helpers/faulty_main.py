@@ -14,7 +14,7 @@ import toy_training
 from absl import app
 
 from ehrwear_jax import main
-from ehrwear_jax.training import feed
+from ehrwear_jax.training import feed, sharding
 
 kind, step, process = (os.environ.get("FAULT") or "none:0:0").split(":")
 batches = feed.train_batches
@@ -36,6 +36,9 @@ def with_fault(*arguments, start_step=0, n_steps=None, **options):
         yield batch
 
 
+if os.environ.get("PERMUTED"):  # a mesh in which the devices of a process are not neighbours
+    make_mesh = sharding.make_mesh
+    sharding.make_mesh = lambda config=None: make_mesh([*jax.devices()[::2], *jax.devices()[1::2]], config)
 feed.train_batches = with_fault
 toy_training.install(setattr)
 app.run(main.main, flags_parser=main._parse)

@@ -33,7 +33,7 @@ def get_config(variant=""):
 class Job:
     """Processes of one job in root/name, by default in pretraining only."""
 
-    def __init__(self, root, name, n, *flags, fault="", stages="pretrain"):
+    def __init__(self, root, name, n, *flags, fault="", stages="pretrain", devices=DEVICES, permuted=False):
         self.folder = root / name
         if not self.folder.exists():
             shutil.copytree(root / "prepared", self.folder)
@@ -41,7 +41,8 @@ class Job:
             free.bind(("localhost", 0))
             port = free.getsockname()[1]
         env = os.environ | {
-            "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(DEVICES // n), "FAULT": fault,
+            "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices // n), "FAULT": fault,
+            "PERMUTED": "1" if permuted else "",
             "PYTHONPATH": f"{REPO}{os.pathsep}{REPO / 'tests' / 'helpers'}", "EHRWEAR_COORDINATOR": f"localhost:{port}",
             "EHRWEAR_NUM_PROCESSES": str(n),
         }  # fmt: skip
@@ -117,6 +118,11 @@ def test_two_processes_give_what_one_gives_and_one_of_them_writes(one, two):
     assert ": goodput" in two.output[0] and "goodput" not in two.output[1]
     about = checkpoint_manifest.about(two.network / "checkpoints" / "12")
     assert about["processes"] == 2 and checkpoint_manifest.faults(two.network / "checkpoints" / "12") == []
+
+
+def test_processes_whose_devices_are_not_neighbours_in_the_mesh_train_the_same(root, one):
+    """As hosts of a TPU slice: of a batch's eight parts each of the four reads two that lie apart."""
+    assert_close(Job(root, "apart", 4, devices=8, permuted=True).done(), one)
 
 
 def test_checkpoints_pass_between_jobs_of_other_sizes(root, one):

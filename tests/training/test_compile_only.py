@@ -14,6 +14,7 @@ from ehrwear_jax.config.data import PrepareConfig
 from ehrwear_jax.config.training import TrainConfig
 from ehrwear_jax.models.joint.config import Config, ContextConfig, NetworkConfig
 from ehrwear_jax.training import compile_only, sharding
+from ehrwear_jax.training.feed import Share
 from ehrwear_jax.training.pretrain import Model
 
 CONTEXT = ContextConfig(tokens=4, context_tokens=4, windows=4, queries=2, events=2, future_windows=2, horizons=(30, 90),
@@ -81,6 +82,41 @@ def test_the_full_model_of_two_layers_compiles_for_a_pod():
     assert float(re.search(r"memory +([\d.]+) GiB a device: total", text)[1]) < 16.0
     gathered = re.search(r"all-gather +(\d+) a step", text)
     assert gathered and int(gathered[1]) > 2 * 2, "parameters lie on all devices, and each layer gathers its own"
+
+
+WALK = """
+import sys
+from ehrwear_jax.config.training import MeshConfig
+from ehrwear_jax.training import compile_only, sharding
+for name in sys.argv[1:]:
+    for sizes in ((1, -1, 1, 1), (-1, 1, 4, 1), (-1, 1, 2, 2)):
+        mesh = sharding.make_mesh(compile_only.tpu_devices(name), MeshConfig(*sizes))
+        found = compile_only.shares(mesh)
+        print(name, len(found), found[0].count, sorted({len(s.blocks) for s in found.values()}))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not _has_libtpu(), reason="libtpu, the TPU compiler, is not installed (launch/setup_env.sh)")
+def test_every_process_of_a_slice_finds_its_rows():
+    """Hosts hold squares of chips, and the mesh goes along rows of them: one or two rows' blocks, not neighbours."""
+    chips = {"v5e:4x4": 16, "v5e:8x8": 64, "v5e:16x16": 256, "v6e:8x8": 64, "v5p:2x2x4": 16}
+    found = subprocess.run([sys.executable, "-c", WALK, *chips], cwd=REPO, capture_output=True, text=True, timeout=300,
+                           check=False, env=os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""})  # fmt: skip
+    assert found.returncode == 0, found.stderr[-3000:]
+    lines = [line.split(maxsplit=3) for line in found.stdout.splitlines() if line.split()[0] in chips]
+    assert [(name, n, count) for name, n, count, _ in lines] == [
+        (name, str(n // 4), str(count)) for name, n in chips.items() for count in (n, n // 4, n // 4)
+    ]
+    assert {blocks for *_, blocks in lines[::3]} == {"[4]"}, "the four chips of a host hold four parts of the rows"
+
+
+def test_a_block_of_rows_that_no_process_holds_is_said(monkeypatch):
+    mesh = sharding.make_mesh()
+    assert compile_only.shares(mesh) == {0: Share(tuple(range(8)), 8)}
+    monkeypatch.setattr(sharding, "row_share", lambda mesh, devices: ((0, 1), 8))
+    with pytest.raises(ValueError, match="no process holds block 2 of a batch's rows"):
+        compile_only.shares(mesh)
 
 
 def test_a_topology_that_there_is_not_is_said(monkeypatch):

@@ -2,7 +2,6 @@
 
 import pickle
 
-import numpy as np
 import pytest
 from toy_families import pooled
 
@@ -41,16 +40,20 @@ def test_a_run_that_resumes_reads_on_where_it_was(examples, threads):
         assert_same(batch, rows_of(examples, 4 * step, 4))
 
 
-def test_processes_read_contiguous_parts_of_each_global_batch(examples):
-    parts = [train_batches(examples, 6, Share(p, 3), threads=p) for p in range(3)]
+@pytest.mark.parametrize("blocks", [((0,), (1,), (2,)), ((0, 2), (1,)), ((0, 1, 2), (1, 2))])
+def test_processes_read_their_blocks_of_each_global_batch(examples, blocks):
+    """Next to each other or not, and some of them by several processes."""
+    parts = [train_batches(examples, 6, Share(mine, 3), threads=p) for p, mine in enumerate(blocks)]
     for step in range(3):
-        mine = [next(part) for part in parts]
-        assert_same({k: np.concatenate([p[k] for p in mine]) for k in mine[0]}, rows_of(examples, 6 * step, 6))
+        whole = rows_of(examples, 6 * step, 6)
+        for mine, part in zip(blocks, parts, strict=True):
+            places = [2 * b + r for b in mine for r in range(2)]
+            assert_same(next(part), {k: x[places] for k, x in whole.items()})
 
 
 def test_a_batch_that_does_not_divide_is_refused(examples):
-    with pytest.raises(ValueError, match="global batch 8 is not divisible by 3 processes"):
-        train_batches(examples, 8, Share(0, 3))
+    with pytest.raises(ValueError, match="a global batch of 8 rows does not divide into 3 equal blocks"):
+        train_batches(examples, 8, Share((0,), 3))
 
 
 def test_examples_keep_their_contract(examples):

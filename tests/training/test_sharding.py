@@ -77,20 +77,35 @@ def test_what_networks_take_from_equal_meshes_is_equal():
 @pytest.mark.parametrize(
     "sizes, per_process, shares",
     [  # rows, over 8 devices of 4 processes; then processes that share a row's tokens
-        ((8, 1, 1, 1), 2, [(0, 4), (1, 4), (2, 4), (3, 4)]),
-        ((2, 4, 1, 1), 4, [(0, 2), (1, 2)]),
-        ((2, 1, 2, 2), 2, [(0, 2), (0, 2), (1, 2), (1, 2)]),
-        ((1, 1, 1, 8), 4, [(0, 1), (0, 1)]),
+        ((8, 1, 1, 1), 2, [(0, 1), (2, 3), (4, 5), (6, 7)]),
+        ((2, 4, 1, 1), 4, [(0, 1, 2, 3), (4, 5, 6, 7)]),
+        ((2, 1, 2, 2), 2, [(0,), (0,), (1,), (1,)]),
+        ((1, 1, 1, 8), 4, [(0,), (0,)]),
     ],
 )
-def test_processes_that_hold_the_same_rows_read_the_same_part(sizes, per_process, shares, monkeypatch):
+def test_processes_that_hold_the_same_rows_read_the_same_blocks(sizes, per_process, shares):
     mesh = sharding.make_mesh(config=MeshConfig(*sizes))
-    whole = sharding.batch_sharding(mesh).devices_indices_map
-    for process, share in enumerate(shares):
+    for process, blocks in enumerate(shares):
         mine = jax.devices()[process * per_process :][:per_process]
-        held = lambda _, shape, mine=mine: {d: i for d, i in whole(shape).items() if d in mine}  # noqa: E731
-        monkeypatch.setattr(jax.sharding.NamedSharding, "addressable_devices_indices_map", held)
-        assert sharding.row_share(mesh) == share
+        assert sharding.row_share(mesh, mine) == (blocks, sizes[0] * sizes[1])
+
+
+def test_a_process_whose_devices_are_not_neighbours_reads_blocks_that_are_not():
+    """As a host of a TPU slice, which has a square of its chips."""
+    square = np.array(jax.devices()).reshape(2, 4)
+    mesh = sharding.make_mesh(list(square.T.flat))
+    shares = [sharding.row_share(mesh, row)[0] for row in square]
+    assert shares == [(0, 2, 4, 6), (1, 3, 5, 7)]
+
+
+def test_rows_find_their_devices_in_any_order_of_these():
+    mesh = sharding.make_mesh([jax.devices()[i] for i in (5, 2, 7, 0, 3, 6, 1, 4)])
+    rows = np.arange(32, dtype=np.int32).reshape(16, 2)
+    placed = sharding.device_batch({"a": rows}, mesh)["a"]
+    np.testing.assert_array_equal(placed, rows)
+    assert {s.device: s.data[0, 0].item() for s in placed.addressable_shards} == {
+        d: 4 * i for i, d in enumerate(mesh.devices.flat)
+    }
 
 
 def test_rows_lie_in_order_over_the_devices():

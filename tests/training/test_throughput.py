@@ -56,7 +56,7 @@ def test_utilisation_is_of_the_peak_of_all_devices(clock, monkeypatch):
 
 
 def test_other_processes_are_taken_to_hold_as_much(clock, monkeypatch):
-    monkeypatch.setattr(throughput_lib.sharding, "row_share", lambda mesh: (1, 4))
+    monkeypatch.setattr(throughput_lib.sharding, "row_share", lambda mesh: ((2, 5), 8))
     rates = throughput()
     rates.add(COUNTS, 0.0)
     clock.seconds += 2.0

@@ -86,7 +86,7 @@ def test_batches_do_not_depend_on_processes_threads_or_where_a_run_resumes(few_p
     whole = [next(it) for it in [train_batches(rows, 4)] for _ in range(6)]
     fresh.people.cache_bytes = 30_000  # what a run has read before, and how much it keeps of it, is no state
     resumed = train_batches(fresh, 4, start_step=4, threads=7)
-    halves = [train_batches(rows, 4, Share(p, 2), threads=p) for p in range(2)]
+    halves = [train_batches(rows, 4, Share((p,), 2), threads=p) for p in range(2)]
     for step in range(6):
         parts = [next(h) for h in halves]
         for name in whole[step]:
