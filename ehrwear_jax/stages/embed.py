@@ -2,7 +2,7 @@
 
 A network's folder holds a file for each set of prediction times that was asked for, <digest>.parquet (subject_id,
 prediction_time, embedding), written whole and never again: a further task adds a file with the times that are new.
-tokens_seen.json says how much of their records the model sees there (stages/tokens_seen.py).
+tokens_seen/<digest>.parquet says how much of their records the model sees there (stages/tokens_seen.py).
 trajectories/ holds <subject>-<points>.npz: time_us [N] and z [N, D].
 """
 

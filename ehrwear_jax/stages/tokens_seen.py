@@ -1,7 +1,7 @@
 """Counts what of people's records each model sees at the prediction times, beside its embeddings.
 
 TOKENS_SEEN/<digest>.parquet lies beside <digest>.parquet of the embeddings: subject_id, prediction_time, and a column
-for each of Examples.tokens_seen. tokens_seen.json sums them up.
+for each of Examples.tokens_seen.
 """
 
 from collections.abc import Mapping
@@ -13,27 +13,26 @@ import polars as pl
 
 from ehrwear_jax.data.formats.parquet import write_frame
 from ehrwear_jax.models.family import Examples
-from ehrwear_jax.runtime import files
 
-FOLDER, SUMMARY, LEFT_OUT = "tokens_seen", "tokens_seen.json", "_left_out"
+FOLDER, LEFT_OUT = "tokens_seen", "_left_out"
 
 
 def write(folder: Path, name: str, examples: Examples, times: pl.DataFrame) -> None:
-    """Adds what is seen at some prediction times to an embeddings folder, and sums up all that lie there.
+    """Adds what is seen at some prediction times to an embeddings folder, unless it lies there.
 
     Args:
       name: of the file. times: subject_id, prediction_time (datetime us).
     """
+    path = folder / FOLDER / f"{name}.parquet"
+    if path.exists():
+        return
     position = dict(zip(examples.subject_id.tolist(), range(len(examples.subject_id)), strict=True))
     position_N = np.array([position[s] for s in times["subject_id"].to_list()], np.int64)
     found = examples.tokens_seen(position_N, times["prediction_time"].to_physical().to_numpy())
     if not found:
         return
-    parts = folder / FOLDER
-    parts.mkdir(parents=True, exist_ok=True)
-    write_frame(times.select("subject_id", "prediction_time").with_columns(**found), parts / f"{name}.parquet")
-    everything = pl.concat([pl.read_parquet(p) for p in sorted(parts.glob("*.parquet"))])
-    files.write_json(folder / SUMMARY, summary(everything), indent=1)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_frame(times.select("subject_id", "prediction_time").with_columns(**found), path)
 
 
 def summary(table: pl.DataFrame) -> dict[str, Any]:
@@ -55,8 +54,9 @@ def summary(table: pl.DataFrame) -> dict[str, Any]:
 
 
 def read(folder: Path) -> Mapping[str, Any]:
-    """The summary of an embeddings folder; {} where nothing was counted."""
-    return files.read_json(folder / SUMMARY, {})
+    """The summary of all prediction times of an embeddings folder; {} where nothing was counted."""
+    parts = sorted((folder / FOLDER).glob("*.parquet"))
+    return summary(pl.concat([pl.read_parquet(p) for p in parts])) if parts else {}
 
 
 def columns(folder: Path) -> dict[str, str]:

@@ -51,7 +51,7 @@ def weights(monkeypatch):
     """times -> (weight of each held-out row, FollowUp), as the stage computes them."""
 
     def of(times):
-        monkeypatch.setattr(evaluate_censoring, "_event_times", lambda plan, name: times)
+        monkeypatch.setattr(evaluate_censoring, "event_times", lambda plan, name: times)
         people = {f"fold{k}": [s for s in range(N) if split_of(s, k) == "train"] for k in (0, 1)}
         monkeypatch.setattr(
             evaluate_censoring, "_training_people", lambda plan, fold: pl.DataFrame({"subject_id": people[fold]})

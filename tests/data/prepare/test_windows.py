@@ -8,8 +8,9 @@ import numpy as np
 import polars as pl
 import pytest
 
-from ehrwear_jax.config.data import CohortConfig, PrepareConfig
+from ehrwear_jax.config.data import PrepareConfig
 from ehrwear_jax.data.formats import wearable
+from ehrwear_jax.data.labels import cohort as inclusion
 from ehrwear_jax.data.prepare import dataset
 
 CONFIG = PrepareConfig(channels=cohort.CHANNELS, min_subjects=1, min_values=5, step_minutes=30, min_coverage=0.05)
@@ -78,12 +79,13 @@ def test_time_not_worn_is_taken_out_and_counted(root, tmp_path):
 
 def test_neither_a_drawer_nor_72_minutes_a_day_are_days_of_wear(root, tmp_path):
     def worn(out, days, hours, **options):
-        criteria, config = (
-            CohortConfig("2021-01-01", min_wear_days=days, min_wear_hours=hours),
-            dataclasses.replace(CONFIG, **options),
-        )
-        dataset.prepare_tables(root / "meds", root / "wearable", tmp_path / out, config, criteria)
-        return set(pl.read_parquet(tmp_path / out / "subjects.parquet")["subject_id"])
+        config = dataclasses.replace(CONFIG, **options)
+        dataset.prepare_tables(root / "meds", root / "wearable", tmp_path / out, config)
+        windows = pl.concat([pl.read_parquet(p) for p in sorted((tmp_path / out / "windows").glob("*.parquet"))])
+        until = pl.DataFrame({"subject_id": [DRAWER, SHORT, WHOLE, ZERO_OFF]}, {"subject_id": pl.Int64})
+        until = until.with_columns(reference_time=pl.lit(datetime(2021, 1, 1), pl.Datetime("us")))
+        found = inclusion.wear_days(windows, config.window_hours, hours, until)
+        return set(found.filter(pl.col("wear_days") >= days)["subject_id"])
 
     assert worn("default", DAYS, 12.0) == {WHOLE, ZERO_OFF}
     assert worn("longer", DAYS, 20.0) == {WHOLE}

@@ -288,7 +288,7 @@ def test_without_the_option_nothing_is_written_and_no_batch_changes(raw_cohort, 
     assert not (off / "tables" / "segments").exists()
     meta = json.loads((off / "records" / "meta.json").read_text())
     assert list(meta) == ["steps", "step_minutes", "window_hours", "channels", "log_channels", "derived", "quality",
-                          "segments", "shards"]  # fmt: skip
+                          "max_age_years", "segments", "shards"]  # fmt: skip
     assert list(store.decode(cohort.open_store(off)._source[0])) == [
         "static_code", "static_value", "static_text", "code", "value", "text", "time_us", "window_end_us", "window",
         "worn_minutes", "utc_offset", "derived", "birth_us", "end_us", "died",
