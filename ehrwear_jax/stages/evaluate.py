@@ -65,6 +65,8 @@ def run(plan: Plan) -> None:
     """Computes what is missing."""
     evaluate_subgroups.held_out_attributes(plan)
     for task in _tasks(plan):
+        for note in task.notes:
+            logging.info(note)
         predicted = predictors.predict(plan, task)
         artifact = scores(plan, task)
         if not artifact.done:

@@ -248,8 +248,9 @@ def usable_horizons(
     group_N: npt.ArrayLike,
     train: Sequence[FollowUp] = (),
     min_events: int = 0,
+    note: Callable[[str], None] = logging.info,
 ) -> list[float]:
-    """The horizons at which a time-to-event task can be scored; those left out are logged.
+    """The horizons at which a time-to-event task can be scored.
 
     A horizon lies before the end of the follow-up of the held-out rows and of every fold's training rows (so that the
     censoring can be weighted), and enough of the held-out people have had the event by then.
@@ -257,15 +258,16 @@ def usable_horizons(
     Args:
       wanted: days. held_out: of the rows that are scored. group_N: their people.
       train: of each fold. min_events: fewest people with the event.
+      note: is told of each horizon that is left out, and why.
     """
     ends, out = [float(np.max(f.time_N)) for f in (held_out, *train)], []
     time_N, had_N = np.asarray(held_out.time_N), np.asarray(held_out.event_N, bool)
     for horizon in sorted({float(h) for h in wanted}):
         people = len(np.unique(np.asarray(group_N)[had_N & (time_N <= horizon)]))
         if horizon >= min(ends):
-            logging.info("  horizon of %g days left out: follow-up ends after %.0f", horizon, min(ends))
+            note(f"  horizon of {horizon:g} days left out: follow-up ends after {min(ends):.0f}")
         elif people < min_events:
-            logging.info("  horizon of %g days left out: %d people have the event by then", horizon, people)
+            note(f"  horizon of {horizon:g} days left out: {people} people have the event by then")
         else:
             out.append(horizon)
     return out

@@ -177,18 +177,29 @@ def predictions_artifact(plan: Plan, task: Task, predictor: Predictor) -> Artifa
 
 
 def predict(plan: Plan, task: Task) -> list[Predicted]:
-    """Predictions of every model for a task; those that are there are read."""
+    """Predictions of every model for a task; those that are there are read.
+
+    Raises:
+      ValueError: a model cannot be fitted, as without an event in the training or the tuning split; names both.
+    """
     out = []
     for predictor in predictors(plan, task):
         artifact = predictions_artifact(plan, task, predictor)
         if not artifact.done:
             with artifact.making() as folder:
-                fitted = [predictor.fit(task, fold) for fold in task.folds]
+                fitted = [_fit(predictor, task, fold) for fold in task.folds]
                 _write(folder / PREDICTIONS, [f for f in fitted if f is not None])
         arrays = _read(artifact.folder / PREDICTIONS)
         if arrays:
             out.append(Predicted(artifact, predictor.name, predictor.seed, **arrays))
     return out
+
+
+def _fit(predictor, task, fold):
+    try:
+        return predictor.fit(task, fold)
+    except ValueError as error:
+        raise ValueError(f"{predictor.name} cannot be fitted to {task.name}, fold {fold.name}: {error}") from error
 
 
 def _write(path: Path, fitted: list[Fitted]) -> None:

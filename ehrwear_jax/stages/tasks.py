@@ -1,7 +1,6 @@
 """Reads a task: its labelled prediction times in every fold, with split and group, and the targets as arrays."""
 
 import dataclasses
-import logging
 from typing import Any
 
 import numpy as np
@@ -72,6 +71,7 @@ class Task:
     Attributes:
       kind: BINARY, SURVIVAL or REGRESSION. column: of the label. labels: digest of the table.
       horizons, times_T: of a time-to-event task: days of AUC(t) inside the follow-up, and the grid of survival curves.
+      notes: sentences on horizons that are left out.
     """
 
     name: str
@@ -81,6 +81,7 @@ class Task:
     folds: tuple[TaskFold, ...]
     horizons: tuple[float, ...] = ()
     times_T: np.ndarray = dataclasses.field(default_factory=lambda: np.empty(0))
+    notes: tuple[str, ...] = ()
 
     def of(self, split: str) -> pl.DataFrame:
         """The prediction times of a split of all folds, each once; the held-out ones in the order of predictions."""
@@ -125,15 +126,17 @@ def read(plan: Plan, name: str) -> Task:
     task = Task(name, kind, column, known, tuple(folds))
     if kind != SURVIVAL:
         return task
+    notes: list[str] = []
     config, train = plan.config.evaluate, [follow_up_of(f.of("train")) for f in folds]
     horizons = evaluate_score.usable_horizons(
-        config.horizons_of(name), follow_up_of(task.of("held_out")), task.group_N, train, config.min_horizon_events
-    )
+        config.horizons_of(name), follow_up_of(task.of("held_out")), task.group_N, train, config.min_horizon_events,
+        notes.append,
+    )  # fmt: skip
     if not horizons:
-        logging.info("  %s: no horizon of config.evaluate can be evaluated: no AUC(t), no Brier(t)", name)
-        return task
+        notes.append(f"  {name}: no horizon of config.evaluate can be evaluated: no AUC(t), no Brier(t)")
+        return dataclasses.replace(task, notes=tuple(notes))
     times_T = np.union1d(np.linspace(0, max(horizons), GRID_POINTS + 1)[1:], horizons)
-    return dataclasses.replace(task, horizons=tuple(horizons), times_T=times_T)
+    return dataclasses.replace(task, horizons=tuple(horizons), times_T=times_T, notes=tuple(notes))
 
 
 def held_out_groups(plan: Plan) -> np.ndarray:
