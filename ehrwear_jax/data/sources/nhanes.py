@@ -16,7 +16,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import ArrayLike
 
-from ehrwear_jax.data.formats import meds, wearable
+from ehrwear_jax.data.formats import meds, parquet, wearable
 from ehrwear_jax.data.formats.times import DAY_US, MONTH_DAYS
 from ehrwear_jax.data.sources.csv_source import (
     Ledger,
@@ -64,6 +64,17 @@ DAILY_CHANNELS = {
     "sbout": ("sedentary_bout_length", "min", 0.0, 1440.0, "Mean length of a sedentary bout"),
     "satp": ("sedentary_to_active", "1", 0.0, 1.0, "Probability of turning active in a sedentary minute"),
     "astp": ("active_to_sedentary", "1", 0.0, 1.0, "Probability of turning sedentary in an active minute"),
+}
+
+# How the labels were made, for the report; see data/labels/task_design.py.
+DESIGN = {
+    "time_zero": "The end of the week of wear that follows the examination.",
+    "eligibility": "Adults with a valid summary of their wear and a known vital status, alive at the end of that week.",
+    "outcome": "Death from any cause; the time to it.",
+    "follow_up": "From the end of the week of wear to the end of the linked mortality file, in months from the "
+    "examination.",
+    "competing_events": "None.",
+    "censoring": "Time-to-event labels are censored at the end of the linked follow-up.",
 }
 
 
@@ -260,6 +271,7 @@ def build(
                     n_rows += len(rows)
         ledger.add("recorded stretches written", n_rows)
         meds.write_labels(folder / "labels" / f"{TASK}.parquet", labels)
+        parquet.write_json(DESIGN, folder / "labels" / "design.json")
         ledger.write(folder)
     return ledger.records
 

@@ -2,6 +2,7 @@
 
 import csv
 import datetime
+import json
 import random
 
 import numpy as np
@@ -9,6 +10,7 @@ import polars as pl
 import pytest
 
 from ehrwear_jax.data.formats import meds, wearable
+from ehrwear_jax.data.labels import task_design
 from ehrwear_jax.data.sources import nhanes, nhanes_files
 
 DAY = datetime.timedelta(days=1)
@@ -245,6 +247,11 @@ def test_age_at_the_examination_is_the_recorded_month(cohort, built):
         assert int(months) == recorded
         parts.append(months - recorded)
     assert min(parts) < 0.25 < 0.75 < max(parts)
+
+
+def test_the_design_of_the_labels_is_told(built):
+    found = json.loads((built[0] / "labels" / "design.json").read_text())
+    assert found == nhanes.DESIGN and tuple(found) == task_design.PARTS
 
 
 def test_labels_and_folds(cohort, built):

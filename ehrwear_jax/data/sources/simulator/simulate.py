@@ -337,4 +337,20 @@ def _write_labels(root: Path, config: SimulateConfig) -> list[dict]:
                 "reason": "censored before the horizon without an admission",
             }
         )
+    parquet.write_json(_design(config), root / "labels" / "design.json")
     return counts
+
+
+def _design(config: SimulateConfig) -> dict[str, str]:
+    """How the labels were made, for the report; see data/labels/task_design.py."""
+    return {
+        "time_zero": f"Up to {config.predictions_per_subject} random midnights of each person inside stretches of wear "
+        "as scheduled, drawn without regard to what follows, so that the longest horizon ends within the scheduled "
+        "observation; people without a device get times the same way.",
+        "eligibility": "Alive, observed and not in hospital at the prediction time, at least "
+        f"{config.min_history_days} days after the start of observation.",
+        "outcome": "The first hospital admission after it, within the days that the task's name says.",
+        "follow_up": "From the prediction time to death or the end of the simulated observation.",
+        "competing_events": "Death: a death before the admission is a negative label at every horizon.",
+        "censoring": "None before the longest horizon, by the way in which prediction times are drawn.",
+    }

@@ -13,6 +13,7 @@ from synthetic_risks import expected_auroc
 
 from ehrwear_jax.config.data import SimulateConfig
 from ehrwear_jax.data.formats import meds, wearable
+from ehrwear_jax.data.labels import task_design
 from ehrwear_jax.data.sources.simulator import code_book, latent_process, simulate, truth
 
 SMALL = SimulateConfig(
@@ -52,6 +53,12 @@ def tree_bytes(root):
 
 
 # ---------------------------------------------------------------------------------- the process
+def test_the_design_of_the_labels_is_told(cohort):
+    design = json.loads((cohort[0] / "labels" / "design.json").read_text())
+    assert tuple(design) == task_design.PARTS and all(design.values())
+    assert f"at least {SMALL.min_history_days} days" in design["eligibility"]
+
+
 # --------------------------------------------------------------------------- the oracle on disk
 @pytest.fixture(scope="module")
 def ehr_only_cohort(tmp_path_factory):
