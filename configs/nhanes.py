@@ -32,6 +32,8 @@ def get_config(variant=""):
     config = config_lib.base()
     config.name = "nhanes"
     config.data.update({"source": "nhanes", "n_folds": 5})
+    # the wearable with and without the facts that the other models know beside it
+    config.models.wear_only_static = {"family": "joint", "modalities": ("wear",), "static": True}
     config.prepare.update(
         {
             "channels": CHANNELS,

@@ -19,6 +19,8 @@ def get_config(variant=""):
     config.simulate.update({"n_subjects": 12000, "train_fraction": 0.65, "tuning_fraction": 0.05})
     for name in variants:
         config.simulate.update(config_lib.SIMULATED.get(name, {}))
+    # the wearable with and without the facts that the other models know beside it
+    config.models.wear_only_static = {"family": "joint", "modalities": ("wear",), "static": True}
     config.prepare.update(
         {
             "channels": ("heart_rate", "activity"),
