@@ -20,7 +20,7 @@ ALL = "prepare,pretrain,embed,evaluate,interpret,report"
 def root(tmp_path_factory):
     root = tmp_path_factory.mktemp("interruption")
     output = kill_and_resume.write_experiment(root, ALL)
-    for said in ("report: ", "readmission  (n = 12, 4 events)", "ehr_only/all-seed0", "goodput"):
+    for said in ("report: ", "readmission  (n = 12)", "ehr_only/all-seed0", "goodput"):
         assert said in output
     assert [x["step"] for x in metrics(root / "whole") if "loss/total" in x] == list(range(1, STEPS + 1))
     return root
