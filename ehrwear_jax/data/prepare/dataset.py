@@ -244,7 +244,7 @@ def fit_split(
         write_json({name: getattr(config, name) for name in store.FITTED_WITH} | {"cutoff": cutoff}, out / "meta.json")
         with _own_or(pool, config) as pool:
             codes, texts = statistics.fit_codes(tables, records, out, config, units, pool)
-            frequent = texts.filter(pl.col("subjects") >= config.min_subjects)["text_id"]
+            frequent = texts.filter(pl.col("subjects") >= _text_subjects(config))["text_id"]
             people, counts = statistics.fit_subjects(tables, records, out, codes, frequent, pool)
             signals = signal_statistics.fit_signals(tables, out, config, pool)
         for name, table in zip(_FITTED, (people, codes, texts), strict=False):
@@ -262,6 +262,11 @@ def fit_split(
     return steps + pretraining.steps(counts, division.cutoff) + _fit_steps(counts, config)
 
 
+def _text_subjects(config):
+    """Training patients that a text needs for a token of its own."""
+    return max(config.min_subjects, config.min_text_subjects)
+
+
 def _fit_steps(counts, config):
     went, of_text = counts["events"]["out"], counts["text results"]["out"]
     steps = [
@@ -273,7 +278,7 @@ def _fit_steps(counts, config):
         }
     ]
     if counts["text results"]["in"]:
-        reason = f"texts that fewer than {config.min_subjects} training patients have"
+        reason = f"texts that fewer than {_text_subjects(config)} training patients have"
         steps.append({"step": "text results that are frequent", "n": of_text["frequent"],
                       "dropped": of_text["not frequent"], "reason": reason})  # fmt: skip
         held, reason = counts["text results of held-out people"]["out"], f"{reason}: the code alone is their token"
