@@ -270,10 +270,14 @@ def build(
                     wearable.write_shard(folder / "wearable" / split / f"{shard}.parquet", rows, table)
                     n_rows += len(rows)
         ledger.add("recorded stretches written", n_rows)
-        meds.write_labels(folder / "labels" / f"{TASK}.parquet", labels)
-        parquet.write_json(DESIGN, folder / "labels" / "design.json")
+        _write_labels(folder / "labels", labels)
         ledger.write(folder)
     return ledger.records
+
+
+def _write_labels(folder: Path, labels: pl.DataFrame) -> None:
+    meds.write_labels(folder / f"{TASK}.parquet", labels)
+    parquet.write_json(DESIGN, folder / "design.json")
 
 
 def _read(
