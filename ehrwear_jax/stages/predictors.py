@@ -15,6 +15,7 @@ import numpy as np
 import polars as pl
 
 from ehrwear_jax.config import options
+from ehrwear_jax.models.tabular import code_columns
 from ehrwear_jax.models.tabular import family as tabular
 from ehrwear_jax.models.tabular import features as tabular_features
 from ehrwear_jax.runtime import files
@@ -132,13 +133,15 @@ def hand_made_features(plan: Plan, fold: str) -> tabular_features.Features:
     of |= {"end": plan.config.data.holdout} if plan.config.data.holdout_time else {}
     artifact = plan.artifact("features", fold, of)
     if not artifact.done:
-        tables, prepare = plan.tables.folder, plan.config.prepare
+        tables, records, prepare = plan.tables.folder, plan.records.folder, plan.config.prepare
+        codes = pl.read_parquet(records / "codes.parquet", columns=["code", "code_id", "ancestors"])
+        texts = pl.read_parquet(records / "texts.parquet").join(codes.select("code", "code_id"), on="code_id")
         with artifact.making() as folder:
             sources = tabular_features.Sources(
                 events=tuple(sorted((tables / "events").glob("*.parquet"))),
                 windows=tuple(sorted((tables / "windows").glob("*.parquet"))),
                 subjects=pl.read_parquet(plan.fit(fold).folder / "subjects.parquet"),
-                codes=pl.read_parquet(plan.records.folder / "codes.parquet", columns=["code", "ancestors"]),
+                codes=code_columns.with_texts(codes.drop("code_id"), texts.select("code", "text")),
                 min_subjects=prepare.min_subjects,
                 window_hours=prepare.window_hours,
                 end=plan.config.data.holdout_time,

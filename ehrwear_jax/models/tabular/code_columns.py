@@ -1,6 +1,7 @@
 """Chooses which codes and ancestors of codes have columns of their own: those that enough training people have.
 
 Fitted shard by shard on the training people of a fold; a person's events lie in one shard, so numbers of people add.
+A result that is a text makes a code of its own, CODE//TEXT, below the event's code.
 """
 
 import dataclasses
@@ -36,14 +37,35 @@ def is_feature() -> pl.Expr:
     return ~pl.col("code").str.split("//").list.first().is_in(_NOT_FEATURES)
 
 
+def with_texts(codes: pl.DataFrame, texts: pl.DataFrame) -> pl.DataFrame:
+    """The codes with one more for each text, below the code whose result it is.
+
+    Args:
+      codes: code, ancestors (list, nearest first). texts: code, text.
+    """
+    above = texts.join(codes, on="code", maintain_order="left")
+    lineage = pl.concat_list(pl.concat_list("code"), pl.col("ancestors").fill_null([]))
+    below = above.select(_of_text("text").alias("code"), lineage.alias("ancestors"))
+    return pl.concat([codes.select("code", "ancestors"), below])
+
+
+def _of_text(text):
+    return pl.concat_str(pl.col("code"), pl.col(text), separator="//")
+
+
+def spelled() -> pl.Expr:
+    """The code of an event that features are made of: that of its text where it has one."""
+    return pl.coalesce(_of_text("text_value"), pl.col("code")).alias("code")
+
+
 def choose(
     events: Iterable[Path], train_ids: pl.Series, codes: pl.DataFrame, min_subjects: int, end: datetime | None = None
 ) -> CodeColumns:
     """The columns for some training people.
 
     Args:
-      events: parquet files with subject_id, time (null: static), code, numeric_value.
-      codes: code, ancestors (list, nearest first) of all codes of the events.
+      events: parquet files with subject_id, time (null: static), code, numeric_value, text_value (null: none).
+      codes: code, ancestors (list, nearest first) of all codes of the events, and those of texts (with_texts).
       min_subjects: training people that a code or ancestor, with all that descends from it, needs for a column; and as
         many with a finite value, for columns of values.
       end: events of training people after it are not looked at.
@@ -87,6 +109,7 @@ def _count(path, train_ids, lineage, end):
     events = (
         pl.scan_parquet(path)
         .filter(pl.col("subject_id").is_in(train_ids.implode()) & is_feature() & known)
+        .with_columns(spelled())
         .group_by("subject_id", "code", pl.col("time").is_null().alias("is_static"))
         .agg(pl.col("numeric_value").is_finite().any().fill_null(False).alias("valued"))
         .collect()

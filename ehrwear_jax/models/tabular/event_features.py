@@ -12,7 +12,7 @@ from scipy import sparse
 
 from ehrwear_jax.data.formats.times import DAY_US
 from ehrwear_jax.models.tabular import timeline
-from ehrwear_jax.models.tabular.code_columns import CodeColumns, is_feature
+from ehrwear_jax.models.tabular.code_columns import CodeColumns, is_feature, spelled
 
 COUNT_RANGES_DAYS = (30, 180, 365, None)  # None: ever
 VALUE_RANGES_DAYS = (30, 180, 365, None)
@@ -95,14 +95,14 @@ def event_features(events: pl.DataFrame, queries: pl.DataFrame, codes: CodeColum
     """float32 [Q, columns of column_names] from each person's events until the prediction time.
 
     Args:
-      events: subject_id, time (null: static), code, numeric_value, in source order.
+      events: subject_id, time (null: static), code, numeric_value, text_value, in source order.
       queries: subject_id, prediction_time.
     """
     subjects = queries.select("subject_id").unique().sort("subject_id").with_row_index("subject")
     subjects = subjects.with_columns(pl.col("subject").cast(pl.Int64))
     subject_Q = queries.join(subjects, on="subject_id", how="left", maintain_order="left")["subject"].to_numpy()
     time_Q = timeline.time_us(queries["prediction_time"])
-    rows = events.filter(is_feature()).join(subjects, on="subject_id", maintain_order="left")
+    rows = events.filter(is_feature()).with_columns(spelled()).join(subjects, on="subject_id", maintain_order="left")
     timed = rows.filter(pl.col("time").is_not_null()).with_columns(pl.col("numeric_value").alias("value"))
     out = _Entries()
     _general(out, _Rows.of(timed.with_columns(column=pl.lit(0, pl.Int64))), subject_Q, time_Q)

@@ -40,7 +40,7 @@ class Sources:
     Attributes:
       events, windows: parquet files, no person in two files of a kind; see event_features and wear_features.
       subjects: subject_id (unique), birth_time (nullable), split and perhaps max_age_years, the highest age told.
-      codes: code, ancestors of all codes of the events.
+      codes: code, ancestors of all codes of the events, and of their texts (code_columns.with_texts).
       min_subjects: training people that a code needs for columns of its own.
       window_hours: length of a window.
       end: events of training people after it decide no column.

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from polars.testing import assert_frame_equal
 
-from ehrwear_jax.models.tabular import features, wear_features
+from ehrwear_jax.models.tabular import code_columns, features, wear_features
 
 DAY = timedelta(days=1)
 START = datetime(2020, 1, 1)
@@ -172,6 +172,8 @@ def built(folder, events, subjects, windows, index, train, min_subjects=1, shard
     """(Features, prediction times) of tables that are written in some shards."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = {"events": [], "windows": []}
+    if "text_value" not in events.columns:
+        events = events.with_columns(text_value=pl.lit(None, pl.String))
     for kind, table in (("events", events), ("windows", windows)):
         for k in range(shards if table is not None else 0):
             paths[kind].append(folder / f"{kind}{k}.parquet")
@@ -179,6 +181,8 @@ def built(folder, events, subjects, windows, index, train, min_subjects=1, shard
     names = sorted({*CODES, *itertools.chain(*ABOVE.values()), *events["code"]})
     codes = pl.DataFrame({"code": names, "ancestors": [list(ABOVE.get(c, ())) for c in names]},
                          {"code": pl.String, "ancestors": pl.List(pl.String)})  # fmt: skip
+    texts = events.select("code", text="text_value").drop_nulls().unique().sort("code", "text")
+    codes = code_columns.with_texts(codes, texts)
     split = pl.when(pl.col("subject_id").is_in(list(train))).then(pl.lit("train")).otherwise(pl.lit("held_out"))
     sources = features.Sources(tuple(paths["events"]), tuple(paths["windows"]), subjects.with_columns(split=split),
                                codes, min_subjects)  # fmt: skip
@@ -343,6 +347,22 @@ def test_all_codes_of_enough_training_people_have_columns_and_ancestors_only_if_
     every = built(tmp_path / "one", events, subjects, None, index, [1, 3], min_subjects=1)
     counts = [n for n in every.columns["name"] if n.endswith("__count_all")]
     assert counts == ["ehr__A__count_all", "ehr__DX//c__count_all"]  # DX would be the same column again
+
+
+def test_a_text_result_has_columns_of_its_own_and_counts_for_its_code(tmp_path):
+    texts = {1: ["sinus", "sinus", "flutter"], 2: ["sinus", "flutter"], 9: ["sinus", None]}
+    rows = [(s, START + k * DAY, "ECG", None, t) for s, mine in texts.items() for k, t in enumerate(mine)]
+    rows += [(s, None, "ETHNICITY", None, t) for s, t in ((1, "a"), (2, "a"), (9, "b"))]
+    schema = {"subject_id": pl.Int64, "time": pl.Datetime("us"), "code": pl.String, "numeric_value": pl.Float32}
+    events = pl.DataFrame(rows, schema | {"text_value": pl.String}, orient="row")
+    subjects = pl.DataFrame({"subject_id": list(texts), "birth_time": [START] * 3})
+    index = pl.DataFrame({"subject_id": list(texts), "prediction_time": [START + DAY] * 3})
+    found = frame(built(tmp_path, events, subjects, None, index, [1, 2], min_subjects=2), index)
+    assert found["ehr__ECG//sinus__count_all"].to_list() == [2, 1, 1]
+    assert found["ehr__ECG//flutter__count_all"].to_list() == [None, 1, None]
+    assert found["ehr__ECG__count_all"].to_list() == [2, 2, 2], "whatever the text, and without any"
+    assert found["ehr__static__ETHNICITY//a"].to_list() == [1, 1, None]
+    assert "ehr__static__ETHNICITY//b" not in found.columns, "no training person has it"
 
 
 def test_empty_tables_and_no_prediction_times(tmp_path):
