@@ -2,10 +2,10 @@
 
     python -m ehrwear_jax.main --config=configs/tiny.py
 
-A few minutes. The joint model's AUROC of hospitalisation within a year is to lie between those of the unimodal models
-and the oracle's. The cohort is a positive control: a joint model can beat late fusion there. Variants, several of them
-joined by "+": the negative controls redundant, where one modality suffices, and noise, where the wearable says nothing;
-and the ablations of ehrwear_jax.config.VARIANTS, as in tiny.py:no_cross_modal+r1. The best possible in each:
+About eight minutes; README has the numbers. The cohort is a positive control: a joint model can beat late fusion there,
+which one as small as this does not. Variants, several of them joined by "+": the negative controls redundant, where one
+modality suffices, and noise, where the wearable says nothing; and the ablations of ehrwear_jax.config.VARIANTS, as in
+tiny.py:no_cross_modal+r1. The best possible in each:
 
     python -m ehrwear_jax.data.sources.simulator.bounds --preset=redundant
 """

@@ -119,7 +119,8 @@ def from_table(
 ) -> Fitted:
     """A model on hand-made features: probabilities, log-hazards or values; survival curves as `finetuned` has them.
 
-    Their baseline is that of the tuning split: trees know their own training rows better than others.
+    Their baseline is that of the tuning split, of linear models too: what has so many features knows its own training
+    rows better than others.
     """
     found = tabular.scores(config, kind, features, target)
     if kind == BINARY:

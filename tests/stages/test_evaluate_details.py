@@ -221,14 +221,19 @@ def test_every_p_value_of_a_candidate_has_its_q_value(done):
         assert difference == pytest.approx(single[0] - single[1], abs=1e-12)
 
 
-def test_weights_of_known_labels_undo_the_selection_by_censoring():
-    """Censoring that hits low risks: known labels alone have too many events, the weighted share does not."""
+def censored_labels(n=20_000, days=365.0):
+    """(generator, times to the event [N], observed times and events, labels, which of them are known [N], weights)."""
     rng = np.random.default_rng(0)
-    n = 20_000
     event_time, censor_time = rng.exponential(400, n), rng.exponential(300, n)
     time, event = np.minimum(event_time, censor_time), event_time <= censor_time
-    y, known = survival.horizon_labels(time, event, 365.0)
-    factor = survival.horizon_factor(survival.censoring_survival(time, event), time, event, 365.0)[known]
+    y, known = survival.horizon_labels(time, event, days)
+    factor = survival.horizon_factor(survival.censoring_survival(time, event), time, event, days)
+    return rng, event_time, (time, event), y, known, factor[known]
+
+
+def test_weights_of_known_labels_undo_the_selection_by_censoring():
+    """Censoring that hits low risks: known labels alone have too many events, the weighted share does not."""
+    rng, event_time, _, y, known, factor = censored_labels()
     task = TaskSpec("d", "t", resampling=Resampling(0), suppression=subgroups.Suppression(0, 0))
     p = np.clip(0.6 + 0.1 * rng.normal(size=known.sum()), 0, 1)
     cohort = evaluate_score.Cohort(np.arange(known.sum()))
@@ -419,12 +424,7 @@ def test_horizons_with_too_few_people_who_have_had_the_event_are_left_out(caplog
 
 def test_weighted_curves_of_a_binary_task_stand_for_everybody():
     """Known labels alone hold too many events; their decision curve and quartiles are weighted."""
-    rng = np.random.default_rng(0)
-    n = 20_000
-    event_time, censor_time = rng.exponential(400, n), rng.exponential(300, n)
-    time, event = np.minimum(event_time, censor_time), event_time <= censor_time
-    y, known = survival.horizon_labels(time, event, 365.0)
-    factor = survival.horizon_factor(survival.censoring_survival(time, event), time, event, 365.0)[known]
+    rng, event_time, (time, event), y, known, factor = censored_labels()
     task = TaskSpec("d", "t", resampling=Resampling(0), suppression=subgroups.Suppression(0, 0))
     p, group = rng.random(known.sum()), np.arange(known.sum())
     found = evaluate_score.score_binary(task, {"m": p}, y[known], evaluate_score.Cohort(group), known_factor_N=factor)

@@ -6,7 +6,6 @@ afterwards is no event. A death before the event is a competing event: the event
 every horizon is negative, not missing.
 """
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import polars as pl
@@ -15,7 +14,6 @@ from ehrwear_jax.data.formats import label_tables, meds, meds_checks, parquet
 from ehrwear_jax.data.formats.times import DAY_US
 from ehrwear_jax.data.labels import episodes, key_events
 from ehrwear_jax.data.labels.key_events import Reading
-from ehrwear_jax.data.labels.prediction_times import Sampling, draw
 
 _INDEX: parquet.Schema = {"subject_id": pl.Int64, "prediction_time": pl.Datetime("us")}
 
@@ -100,7 +98,7 @@ def within_horizon(times: pl.DataFrame, horizon_days: float) -> pl.DataFrame:
     person was followed for the whole horizon or died within it. Otherwise (censored) there is no row.
 
     Args:
-      times: as next_event, time_to_admission or onset_times returns.
+      times: as next_event or time_to_admission returns.
       horizon_days: positive.
 
     Returns:
@@ -173,85 +171,6 @@ def time_to_admission(
     events = key_events.read(Reading(Path(meds_dir), bounds), wanted)
     event = new_admissions(stays(events, rules)[0])
     return next_event(index, event, _people(events, end_of_followup)).drop("before")
-
-
-def onset_times(
-    meds_dir: Path,
-    *,
-    code_prefixes: Sequence[str],
-    index: pl.DataFrame,
-    end_of_followup: pl.DataFrame | None = None,
-    bounds: meds_checks.TimeBounds | None = None,
-) -> pl.DataFrame:
-    """Days from each prediction to the first diagnosis of a group, for people who never had one before.
-
-    Left-censored rows are left out: a person with a code of the group at or before the prediction has no onset to
-    come, and the model would read the answer in the record (paper, section A.2). How far back a record reaches
-    decides how sure "never before" is: give prediction times with enough history.
-
-    Args:
-      code_prefixes: what the group's codes start with, such as ("ICD10CM/I21", "ICD10CM/I22").
-      others, errors: as time_to_admission.
-
-    Returns:
-      As time_to_admission, for the rows of `index` that are at risk.
-
-    Raises:
-      ValueError: no prefix.
-    """
-    if not code_prefixes:
-        raise ValueError("code_prefixes is empty: name what the codes of the diagnosis group start with")
-    wanted = {"event": key_events.beginning(code_prefixes), "death": key_events.below(meds.DEATH_CODE)}
-    events = key_events.read(Reading(Path(meds_dir), bounds), wanted)
-    times = next_event(index, events.times["event"], _people(events, end_of_followup))
-    return times.filter(~pl.col("before")).drop("before")
-
-
-def prediction_times(
-    meds_dir: Path,
-    sampling: Sampling,
-    *,
-    not_before: pl.DataFrame | None = None,
-    not_after: pl.DataFrame | None = None,
-    rules: episodes.Rules | None = None,
-    bounds: meds_checks.TimeBounds | None = None,
-) -> pl.DataFrame:
-    """Prediction times of a dataset whose people are followed up to their last record; see `draw`.
-
-    Midnights are drawn from the window that starts `min_history_days` after the first record (the birth does not count)
-    and ends before the last record, or where `not_before` and `not_after` say. Which days are drawn does not depend on
-    what follows them if `not_after` does not: give the administrative end of observation less the longest horizon
-    where it is known.
-
-    Args:
-      meds_dir: MEDS dataset.
-      sampling: how many are drawn, from where, and by which seed.
-      not_before: optional (subject_id, time): the earliest time, for instance the first day of
-        wear; a subject that is not in it gets no prediction time.
-      not_after: optional (subject_id, time): the latest time, same rule.
-      rules: what a stay is. bounds: as time_to_admission.
-
-    Returns:
-      subject_id i64, prediction_time datetime[us], in that order.
-    """
-    rules = rules or episodes.Rules()
-    wanted = stay_rows(rules) | {"death": key_events.below(meds.DEATH_CODE)}
-    events = key_events.read(Reading(Path(meds_dir), bounds), wanted)
-    people = events.spans.join(events.first("death"), on="subject_id", how="left", maintain_order="left")
-    people = people.with_columns(pl.col("first", "last", "death").to_physical())
-    people = people.with_columns(
-        low=pl.col("first") + sampling.history_us,
-        high=pl.col("last") - 1,
-        until=pl.min_horizontal("last", "death"),
-    )
-    for limit, column, name in ((not_before, "low", "not_before"), (not_after, "high", "not_after")):
-        if limit is None:
-            continue
-        given = _times_table(limit, name).select("subject_id", pl.col("time").to_physical().alias("given"))
-        people = people.join(given, on="subject_id", how="inner", maintain_order="left")
-        bound = pl.max_horizontal("low", "given") if column == "low" else pl.col("given")
-        people = people.with_columns(bound.alias(column)).drop("given")
-    return draw(people, sampling, stays(events, rules)[0])[0]
 
 
 def _times_table(table: pl.DataFrame, source: str) -> pl.DataFrame:

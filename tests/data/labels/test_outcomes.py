@@ -3,12 +3,14 @@
 import numpy as np
 import polars as pl
 import pytest
+from dataset_labels import onset_times, prediction_times
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from people_in_days import ADMIT, END, LEAVE, day, make_index, write
 
 from ehrwear_jax.data.formats import meds
 from ehrwear_jax.data.labels import episodes, outcomes
+from ehrwear_jax.data.labels.prediction_times import Sampling
 
 
 def hospitalization(root, horizons_days, index, **options):
@@ -56,6 +58,8 @@ def test_known_end_of_followup_replaces_the_last_record(tmp_path):
     got = hospitalization(root, (90, 30), index, end_of_followup=known)
     assert got[90].rows() == [(0, day(10), False)]  # the admission of 1 lies beyond follow-up
     assert got[30]["boolean_value"].to_list() == [False, False]
+    with pytest.raises(ValueError, match="end_of_followup: a subject has more than one row"):
+        hospitalization(root, (90,), index, end_of_followup=pl.concat([known, known]))
 
 
 def test_time_to_admission_is_a_survival_label(tmp_path):
@@ -145,7 +149,7 @@ def test_against_the_plain_definition(tmp_path_factory, people, horizon):
 @given(people=st.lists(person(), min_size=1, max_size=5), history=st.integers(0, 20))
 def test_prediction_times_obey_the_rules(tmp_path_factory, people, history):
     root = write(tmp_path_factory.mktemp("p"), dict(enumerate(people)))
-    got = outcomes.prediction_times(root, outcomes.Sampling(100, history, seed=1))
+    got = prediction_times(root, Sampling(100, history, seed=1))
     expected = []
     for k, events in enumerate(people):
         for at in range(history, events[-1][0]):
@@ -158,11 +162,11 @@ def test_prediction_times_are_a_function_of_seed_and_subject(tmp_path):
     people = {k: [(0.4, "A"), (300.7, END)] for k in range(6)}
     few = write(tmp_path / "few", {k: people[k] for k in (4, 2)})
     many = write(tmp_path / "many", people)
-    a = outcomes.prediction_times(few, outcomes.Sampling(5, 30, seed=7))
-    b = outcomes.prediction_times(many, outcomes.Sampling(5, 30, seed=7))
+    a = prediction_times(few, Sampling(5, 30, seed=7))
+    b = prediction_times(many, Sampling(5, 30, seed=7))
     assert len(b) == 30
     assert a.equals(b.filter(pl.col("subject_id").is_in([2, 4])))
-    assert not b.equals(outcomes.prediction_times(many, outcomes.Sampling(5, 30, seed=8)))
+    assert not b.equals(prediction_times(many, Sampling(5, 30, seed=8)))
     times = b["prediction_time"]
     assert (times == times.dt.truncate("1d")).all()
     assert times.min() >= day(31)  # the first midnight with 30 days of history
@@ -176,10 +180,8 @@ def test_prediction_times_within_given_bounds(tmp_path):
     root = write(tmp_path, {k: [(0, "A"), (300, END)] for k in range(4)})
     start = pl.DataFrame({"subject_id": [0, 1, 2], "time": [day(100.2), day(150), day(400)]})
     stop = pl.DataFrame({"subject_id": [0, 1, 2, 3], "time": [day(120.5)] * 4})
-    got = outcomes.prediction_times(root, outcomes.Sampling(50, 5, 0), not_before=start, not_after=stop)
+    got = prediction_times(root, Sampling(50, 5, 0), start, stop)
     assert got.rows() == [(0, day(d)) for d in range(101, 121)]
-    with pytest.raises(ValueError, match="more than one row"):
-        outcomes.prediction_times(root, outcomes.Sampling(1, 0, 0), not_before=pl.concat([start, start]))
 
 
 def test_a_window_known_beforehand_is_not_bent_by_the_outcome(tmp_path):
@@ -187,18 +189,18 @@ def test_a_window_known_beforehand_is_not_bent_by_the_outcome(tmp_path):
     people = {k: [(0, "A"), (100, meds.DEATH_CODE)] for k in range(400)}
     stop = pl.DataFrame({"subject_id": list(people), "time": [day(199)] * 400})
     root = write(tmp_path, people)
-    got = outcomes.prediction_times(root, outcomes.Sampling(2, 0, 0), not_after=stop)
+    got = prediction_times(root, Sampling(2, 0, 0), stop=stop)
     assert abs(len(got) - 400) < 4 * np.sqrt(800 * 0.25)
 
 
 def test_a_stay_never_closed_lasts_to_the_end(tmp_path):
     root = write(tmp_path, {0: [(0, "A"), (10, ADMIT), (40, END)]})
-    assert len(outcomes.prediction_times(root, outcomes.Sampling(100, 0, 0))) == 10
+    assert len(prediction_times(root, Sampling(100, 0, 0))) == 10
     other = episodes.Rules(admission=("OTHER",))
-    without = outcomes.prediction_times(root, outcomes.Sampling(100, 0, 0), rules=other)
+    without = prediction_times(root, Sampling(100, 0, 0), rules=other)
     assert len(without) == 40
     with pytest.raises(ValueError, match="per_subject"):
-        outcomes.Sampling(0, 0, 0)
+        Sampling(0, 0, 0)
 
 
 # ------------------------------------------------------------------------------------------------ first diagnoses
@@ -218,14 +220,12 @@ ONSET_CASES = [
 def test_onsets_and_who_is_at_risk(tmp_path):
     root = write(tmp_path, {k: events for k, (events, *_) in enumerate(ONSET_CASES)})
     index = make_index([(k, case[1]) for k, case in enumerate(ONSET_CASES)])
-    got = outcomes.onset_times(root, code_prefixes=("ICD10CM/I21", "ICD10CM/I22"), index=index)
+    got = onset_times(root, ("ICD10CM/I21", "ICD10CM/I22"), index)
     want = {k: case[2] for k, case in enumerate(ONSET_CASES) if case[2] is not None}
     assert {row[0]: row[2:] for row in got.rows()} == want
     binary = outcomes.within_horizon(got, 30)
     assert dict(binary.select("subject_id", "boolean_value").iter_rows()) == {0: True, 1: False, 5: False, 6: False}
     assert outcomes.within_horizon(got, 365)["subject_id"].to_list() == [0, 1, 6]  # 5 is censored
-    with pytest.raises(ValueError, match="code_prefixes is empty"):
-        outcomes.onset_times(root, code_prefixes=(), index=index)
     with pytest.raises(ValueError, match="must be positive"):
         outcomes.within_horizon(got, 0)
 
@@ -234,5 +234,5 @@ def test_what_follows_the_prediction_decides_nothing_about_being_at_risk(tmp_pat
     early = write(tmp_path / "a", {0: [(0, "A"), (90, END)], 1: [(0, "A"), (5, MI), (90, END)]})
     late = write(tmp_path / "b", {0: [(0, "A"), (30, MI), (90, END)], 1: [(0, "A"), (5, MI), (30, MI), (90, END)]})
     index = make_index([(0, 20), (1, 20)])
-    of_mi = [outcomes.onset_times(root, code_prefixes=("ICD10CM/I21",), index=index) for root in (early, late)]
+    of_mi = [onset_times(root, ("ICD10CM/I21",), index) for root in (early, late)]
     assert of_mi[0]["subject_id"].to_list() == of_mi[1]["subject_id"].to_list() == [0]
