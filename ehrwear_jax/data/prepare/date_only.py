@@ -6,8 +6,8 @@ events there, and they are real times. A code with fewer than config.prepare.dat
 together with all codes that share its longest beginning, at "/" or "//", that has as many: PROCEDURE//ICD//10//0DB64Z3
 with PROCEDURE//ICD//10, else PROCEDURE//ICD, else PROCEDURE. Where no beginning has as many, by all of its own.
 
-All people count, those held out too: what is decided is how a source writes a time, before there are splits, and no value
-or outcome plays a part.
+All people count, those held out too: what is decided is how a source writes a time, before there are splits, and no
+value or outcome plays a part.
 """
 
 import functools
