@@ -15,6 +15,8 @@ from ehrwear_jax.ops.kernel_attention import kernel_attention
 from ehrwear_jax.ops.kernel_attention.sharded import sharded_kernel_attention
 
 AXES = ("data", "fsdp", "tensor", "context")
+LEAST_DIVIDED = 2**16  # elements of a parameter for which a dimension that fsdp divides is looked for
+MOST_WHOLE = 2**28  # bytes of a state that every device may hold whole for want of a dimension that fsdp divides
 
 # Logical name of a dimension -> the mesh axes that it lies over. Other names, and dimensions that the axes do not
 # divide, are not split.
@@ -59,19 +61,49 @@ def make_mesh(devices: Any = None, config: MeshConfig | None = None) -> jax.shar
 
 
 def _count(mesh, axes):
-    return int(np.prod([mesh.shape[a] for a in axes]))
+    return _product(mesh.shape, axes)
+
+
+def _product(sizes, axes):
+    return int(np.prod([sizes[a] for a in axes]))
 
 
 def spec(mesh: jax.sharding.Mesh, shape: tuple[int, ...], names: tuple[str | None, ...]) -> PartitionSpec:
     """PartitionSpec of an array whose dimensions have these logical names (None: never split)."""
+    return _as_spec(_axes(mesh.shape, shape, names))
 
-    def split(size, name):
-        axes = tuple(a for a in LOGICAL.get(name, ()) if mesh.shape[a] > 1)
-        if not axes or size % _count(mesh, axes):
-            return None
-        return axes if len(axes) > 1 else axes[0]
 
-    return PartitionSpec(*(split(size, name) for size, name in zip(shape, names, strict=True)))
+def _axes(sizes, shape, names):
+    """The mesh axes that each dimension lies over by its name: a list of tuples."""
+
+    def of(size, name):
+        axes = tuple(a for a in LOGICAL.get(name, ()) if sizes[a] > 1)
+        return () if size % _product(sizes, axes) else axes
+
+    return [of(size, name) for size, name in zip(shape, names, strict=True)]
+
+
+def _as_spec(axes):
+    return PartitionSpec(*(a if len(a) > 1 else a[0] if a else None for a in axes))
+
+
+def _parameter_axes(sizes, shape, names):
+    """As `_axes`, for a parameter: what fsdp cannot divide by name, it divides along the longest dimension that it can.
+
+    Returns:
+      (axes, whether fsdp was to divide the parameter and does not). Layers are not divided: each would lie whole on one
+      device, and a scan over them would gather them all.
+    """
+    axes = _axes(sizes, shape, names)
+    wanted = sizes["fsdp"] > 1 and any("fsdp" in LOGICAL.get(name, ()) for name in names)
+    if not wanted or any("fsdp" in a for a in axes):
+        return axes, False
+    small = np.prod(shape) < LEAST_DIVIDED
+    for k in sorted(range(len(shape)), key=lambda k: -shape[k]) if not small else ():
+        if names[k] != "layers" and shape[k] % _product(sizes, (*axes[k], "fsdp")) == 0:
+            axes[k] = (*axes[k], "fsdp")
+            return axes, False
+    return axes, True
 
 
 def path_name(path: tuple) -> str:
@@ -85,17 +117,41 @@ def state_sharding(state: Any, mesh: jax.sharding.Mesh, axes: Mapping[str, tuple
     Args:
       axes: {path of a parameter: logical names of its axes}. The optimiser's moments end with their parameters' paths
         and lie as these do; whatever has no names lies whole on every device.
+
+    Raises:
+      ValueError: fsdp can divide no dimension of parameters and moments of more than MOST_WHOLE bytes.
     """
+    named = []  # (shape, names, bytes) of what has names
 
     def of(path, x):
         parts = path_name(path).split("/")
         for k in range(len(parts)):
             names = axes.get("/".join(parts[k:]))
             if names is not None and len(names) == len(x.shape):
-                return NamedSharding(mesh, spec(mesh, x.shape, names))
+                named.append((x.shape, names, int(np.prod(x.shape)) * x.dtype.itemsize))
+                return NamedSharding(mesh, _as_spec(_parameter_axes(mesh.shape, x.shape, names)[0]))
         return replicated(mesh)
 
-    return jax.tree_util.tree_map_with_path(of, state)
+    places = jax.tree_util.tree_map_with_path(of, state)
+    _check_divided(mesh, named)
+    return places
+
+
+def _check_divided(mesh, named):
+    def whole(sizes):
+        return sum(n for shape, names, n in named if _parameter_axes(sizes, shape, names)[1])
+
+    sizes = dict(mesh.shape)
+    if (held := whole(sizes)) <= MOST_WHOLE:
+        return
+    rows = sizes["data"] * sizes["fsdp"]
+    fits = [n for n in range(1, rows) if rows % n == 0 and whole(sizes | {"data": rows // n, "fsdp": n}) <= MOST_WHOLE]
+    best = max(fits, default=1)
+    raise ValueError(
+        f"config.mesh.fsdp={sizes['fsdp']} divides no dimension of parameters and optimiser state of "
+        f"{held / 2**30:.2f} GiB, which every device would hold whole; config.mesh.data={rows // best} with "
+        f"config.mesh.fsdp={best} fits the same devices"
+    )
 
 
 def batch_sharding(mesh: jax.sharding.Mesh) -> NamedSharding:

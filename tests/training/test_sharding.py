@@ -59,9 +59,44 @@ def test_the_state_lies_by_the_names_of_its_parameters_axes():
     for part in (found["params"], found["optimizer"][0]["mu"], found["best"]["variables"]["params"]):
         spec = jax.tree.map(lambda x: tuple(x.spec), part)
         assert spec["a"]["kernel"] == (None, "fsdp", "tensor") and spec["a"]["bias"] == (None, "tensor")
-        assert spec["table"] == ("tensor", None), "five places do not divide"
+        assert spec["table"] == ("tensor", None), "neither 6 over 4 nor 5 over 2 devices"
         assert part["b"]["kernel"].is_fully_replicated
     assert found["step"].is_fully_replicated and found["a"]["kernel"].is_fully_replicated
+
+
+def _places(sizes, shape, names):
+    mesh = sharding.make_mesh(jax.devices()[: int(np.prod(sizes))], MeshConfig(*sizes))
+    return tuple(sharding.state_sharding({"w": np.zeros(shape)}, mesh, {"w": names})["w"].spec)
+
+
+@pytest.mark.parametrize(
+    "sizes, shape, names, spec",
+    [
+        ((1, 3, 1, 1), (2, 8, 9), ("layers", "embed", "mlp"), (None, None, "fsdp")),
+        ((1, 3, 1, 1), (3, 8, 6, 9), (None, "embed", None, "heads"), (None, None, None, "fsdp")),  # the longest
+        ((1, 3, 2, 1), (8, 12), ("embed", "mlp"), (None, ("tensor", "fsdp"))),
+        ((1, 3, 1, 1), (3, 8, 8), ("layers", "embed", "mlp"), (None, None, None)),  # layers stay whole
+        ((1, 3, 1, 1), (8, 9), (None, "mlp"), (None, None)),  # nor is divided what was never to be
+        ((2, 3, 1, 1), (9, 6), ("embed", "mlp"), ("fsdp", None)),
+    ],
+)
+def test_fsdp_divides_another_dimension_where_the_width_does_not_divide(sizes, shape, names, spec, monkeypatch):
+    monkeypatch.setattr(sharding, "LEAST_DIVIDED", 1)
+    assert _places(sizes, shape, names) == spec
+
+
+def test_fsdp_leaves_small_parameters_whole_where_the_width_does_not_divide():
+    """They cost more messages than memory."""
+    assert _places((1, 3, 1, 1), (8, 9), ("embed", "mlp")) == (None, None)
+    assert _places((1, 3, 1, 1), (2**8, 3 * 2**7), ("embed", "mlp")) == (None, "fsdp")
+
+
+def test_a_state_that_fsdp_cannot_divide_is_refused_above_a_size(monkeypatch):
+    """Training on 24 or 96 devices held the whole state on each of them, and nothing said so."""
+    assert _places((1, 6, 1, 1), (16, 32), ("embed", "mlp")) == (None, None)
+    monkeypatch.setattr(sharding, "MOST_WHOLE", 16 * 32 * 8 - 1)
+    with pytest.raises(ValueError, match="fsdp=6 divides no dimension .* config.mesh.data=3 with config.mesh.fsdp=2"):
+        _places((1, 6, 1, 1), (16, 32), ("embed", "mlp"))
 
 
 def test_what_networks_take_from_equal_meshes_is_equal():
