@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from kernel_attention_suite import Shape, Suite, arguments, device_arrays
 
-from ehrwear_jax.ops.kernel_attention import kernel_attention, triton
+from ehrwear_jax.ops.kernel_attention import kernel_attention, triton_inputs
 
 pytest.importorskip("jax.experimental.pallas.triton")
 
@@ -127,7 +127,7 @@ def test_bounds_visit_every_tile_once(n, ratio, seed):
     seen = (at >= lo[..., None]) & (at < hi[..., None])
     # plain blocks may hold parts that nothing sees, or that see nothing
     plain = seen.reshape(3, 4, n, ratio).any(-1) & (rng.random((3, 4, n)) < 0.7)
-    bounds = np.asarray(triton._bounds(jnp.asarray(plain), jnp.asarray(seen)))
+    bounds = np.asarray(triton_inputs.bounds(jnp.asarray(plain), jnp.asarray(seen)))
     for index in np.ndindex(3, 4):
         a, b, c, d, start, stop = bounds[index]
         count = np.zeros(n * ratio, int)
