@@ -25,7 +25,15 @@ INTERPRET = {"interpret": not ON_GPU}
 class TestTriton(Suite):
     implementation = "triton"
     options = (("block_q", 32), ("block_k", 32), *INTERPRET.items())
+    hidden = 2e-6
     examples = 50 if ON_GPU else 3
+
+
+def test_what_is_not_visible_changes_no_bit_where_no_component_is_factored():
+    """A negative reach has all components of masked tiles added element by element."""
+    suite = TestTriton()
+    suite.options, suite.hidden = (("forward", (32, 32, 4, 2, 16, 32, -1)), *INTERPRET.items()), 0.0
+    suite.test_what_is_not_visible_changes_nothing()
 
 
 @pytest.mark.skipif(not ON_GPU, reason="larger tiles than interpretation has time for")

@@ -11,7 +11,7 @@ import math
 import jax
 import jax.numpy as jnp
 
-from ehrwear_jax.ops.kernel_attention import fused, tiles, triton_program
+from ehrwear_jax.ops.kernel_attention import fused, reference, tiles, triton_program
 from ehrwear_jax.ops.kernel_attention.triton_program import Static
 
 Arrays = dict[str, tuple[str, jax.Array]]
@@ -56,9 +56,9 @@ def arrange(static: Static, problem: dict[str, jax.Array], **more: jax.Array) ->
         "v": by_token(problem["v"], n_col),
         "start": ("b.", start),
         "stop": ("b.", stop),
-        "first": (".", problem["first"]),
-        "seed": (".", problem["seed"]),
     }
+    if static.spec.dropout_rate > 0.0:
+        arrays |= _dropout_words(problem, n_row, n_col)
     for name, x in more.items():
         # padding: no query, which exp(s - log_sum_exp) = 0 says best
         padded = pad(x, 2, n_row, triton_program.HIGHEST) if name == "log_sum_exp" else x
@@ -89,6 +89,17 @@ def arrange(static: Static, problem: dict[str, jax.Array], **more: jax.Array) ->
         plain_BxMxN &= _blocks(c_BxS, block_k)[..., 0][:, None] <= oldest_BxM[..., None]
     tables = [jnp.swapaxes(x, 1, 2) if static.by_key else x for x in (plain_BxMxN, seen_BxMxL)]
     return arrays | {"bounds": ("b..", bounds(*tables))}
+
+
+def _dropout_words(problem, n_row, n_col):
+    """Words of all rows and columns, see reference.kept_by."""
+    n_batch, n_head = problem["q"].shape[:2]
+    batch, head, query, key = (
+        first + jnp.arange(n) for first, n in zip(problem["first"], (n_batch, n_head, n_row, n_col), strict=True)
+    )
+    seed, index = problem["seed"], (batch[:, None, None], head[None, :, None], query[None, None])
+    words = dict(zip(("row_word", "row_more"), reference.dropout_words(seed, *index), strict=True))
+    return {n: ("bh.", x) for n, x in words.items()} | {"column_word": (".", reference.dropout_word(seed, key))}
 
 
 def _blocks(x_BxL, block):

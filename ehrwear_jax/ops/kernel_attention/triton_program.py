@@ -99,6 +99,8 @@ class Program:
             shape = (size, column.size)
             q.row = ref.row[jnp.broadcast_to(q.index[:, None], shape), jnp.broadcast_to(column[None], shape)]
             q.rate, q.newest = ref.head[column][None], ref.newest[at]
+        if self.static.spec.dropout_rate > 0.0:
+            q.words = ref.row_word[at], ref.row_more[at]
         if hasattr(ref, "d_out"):
             q.d_out, q.log_sum_exp, q.delta = ref.d_out[at, :], ref.log_sum_exp[at], ref.delta[at]
         return q
@@ -108,7 +110,8 @@ class Program:
         ref, at = self.ref, pl.ds(start, size)
         k = types.SimpleNamespace(at=at, k=ref.k[at, :], v=ref.v[at, :], index=start + jax.lax.iota(jnp.int32, size))
         k.extra = ref.extra_k[at, :] if self.static.has_bias else None
-        # of its block of keys
+        if self.static.spec.dropout_rate > 0.0:
+            k.word = ref.column_word[at]
         k.block = jax.lax.div(jnp.int32(start), jnp.int32(self.static.block_k))
         if self.static.spec.kind == "mixture" and form != EDGE:
             k.b, k.c = ref.b[at, :], ref.c[start]
@@ -204,14 +207,9 @@ class Program:
 
     def kept(self, x: jax.Array, query: types.SimpleNamespace, key: types.SimpleNamespace) -> jax.Array:
         """x where dropout leaves it, which is to be divided by 1 - rate."""
-        rate, ref = self.static.spec.dropout_rate, self.ref
+        rate = self.static.spec.dropout_rate
         if rate == 0.0:
             return x
-        index = (
-            ref.first[0] + self.batch,
-            ref.first[1] + self.head,
-            self.of_query(ref.first[2] + query.index),
-            self.of_key(ref.first[3] + key.index),
-        )
-        keep = reference.dropout_keep((ref.seed[0], ref.seed[1]), *index, rate)
+        first, second = (self.of_query(word) for word in query.words)
+        keep = reference.kept_by((first, second), self.of_key(key.word), rate)
         return jnp.where(keep, x, jnp.zeros_like(x))
