@@ -239,8 +239,11 @@ def measure(
 
 
 BLOCKS = ((64, 128), (64, 64), (128, 64), (128, 128), (32, 64))
-TILINGS = tuple((*block, warps, stages, 32) for block, warps, stages in itertools.product(BLOCKS, (4, 8), (2, 3)))
-TILINGS += tuple((*block, 4, 2, edge) for block, edge in itertools.product(BLOCKS[:3], (16, 64)))
+TILINGS = tuple((*block, warps, stages) for block, warps, stages in itertools.product(BLOCKS, (4, 8), (2, 3)))
+# block_q, block_k, warps, stages, edge, masked, reach
+TILINGS += tuple((*block, 4, 2, 32, masked) for block, masked in itertools.product(BLOCKS[:3], (16, 32)))
+TILINGS += tuple((64, 64, 4, 2, 32, 64, reach) for reach in (-1, 8, 16, 60))
+TILINGS += ((64, 64, 4, 2, 16), (64, 64, 4, 2, 64))
 
 
 def tune(case: Case, kernel: str, repeats: int, tilings: Sequence[tuple[int, ...]] = TILINGS) -> list[tuple]:
@@ -279,6 +282,15 @@ def _case(flags, shape, contexts, dropout):
     return Case(**sizes, **{name: getattr(flags, name) for name in names}, dropout=dropout)
 
 
+def _options(text):
+    """ "block_q=128,query=64:64:4" -> {"block_q": 128, "query": (64, 64, 4)}."""
+    options = {}
+    for name, value in (pair.split("=") for pair in text.split(",") if pair):
+        numbers = tuple(int(n) for n in value.split(":"))
+        options[name] = numbers if len(numbers) > 1 else numbers[0]
+    return options
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs the benchmark by its flags."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -293,7 +305,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--max-plain", type=int, default=4096, help="longest for baselines of quadratic memory")
     parser.add_argument("--skip-tolerance", type=float, default=0.0)
     parser.add_argument("--memory-tokens", type=float, default=0.0, help="tokens back at which K is skip-tolerance")
-    parser.add_argument("--options", default="", help="of the implementations, such as block_q=128,block_k=128")
+    parser.add_argument(
+        "--options",
+        default="",
+        help="of the implementations, such as block_q=128,block_k=128 or query=64:64:4:2:32:64:16",
+    )
     parser.add_argument("--tune", default="", help="kernels to time with many tilings: forward,query,key")
     parser.add_argument("--json", default="", help="file for the results")
     flags = parser.parse_args(argv)
@@ -307,9 +323,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(f"{jax.devices()[0].device_kind}, JAX {jax.__version__}, median of {flags.repeats}")
     for kernel in flags.tune.split(",") if flags.tune else ():
         for case in cases:
-            print(f"{kernel}, {case.name}: block_q, block_k, warps, stages, edge")
+            print(f"{kernel}, {case.name}: block_q, block_k, warps, stages, edge, masked, reach")
             print("\n".join(f"  {ms:8.3f} ms {tiling}" for ms, tiling in tune(case, kernel, flags.repeats)), flush=True)
-    options = {name: int(n) for name, n in (pair.split("=") for pair in flags.options.split(",") if pair)}
+    options = _options(flags.options)
     results = measure(cases, implementations, flags.repeats, flags.max_plain, options) if not flags.tune else {}
     print("\n".join(table(results)))
     if flags.json:

@@ -165,6 +165,7 @@ class Suite:
 
     implementation = ""
     options = ()
+    hidden = 0.0  # what is not visible may move outputs by this, where it decides in which of two exact ways K is taken
     shapes = SHAPES
     examples = 8
     plain = Shape(2, 40, 50, 2, 16, 3)
@@ -250,7 +251,7 @@ class Suite:
         for n in ("first", "second"):
             np.testing.assert_allclose(grads[n], grads_x[n] + grads_y[n], rtol=2e-4, atol=1e-5)
 
-    def test_what_is_not_visible_changes_no_bit(self):
+    def test_what_is_not_visible_changes_nothing(self):
         x = self.case()
         (before, _), _ = self.run(self.plain, x)
         changed = {n: np.array(v) for n, v in x.items()}
@@ -260,7 +261,7 @@ class Suite:
                 changed[n][b, last[b] :] += 100.0
             changed["bias"][b, :, :, last[b] :] = -50.0
         (after, _), _ = self.run(self.plain, changed)
-        np.testing.assert_array_equal(after[:, :21], before[:, :21])
+        np.testing.assert_allclose(after[:, :21], before[:, :21], rtol=0.0, atol=self.hidden)
         assert np.any(np.asarray(after) != before)
 
     def test_without_kernel_and_bias_it_is_attention(self):

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from kernel_attention_suite import Shape, Suite, arguments, device_arrays
 
-from ehrwear_jax.ops.kernel_attention import kernel_attention, triton
+from ehrwear_jax.ops.kernel_attention import kernel_attention, triton_inputs
 
 pytest.importorskip("jax.experimental.pallas.triton")
 
@@ -25,7 +25,15 @@ INTERPRET = {"interpret": not ON_GPU}
 class TestTriton(Suite):
     implementation = "triton"
     options = (("block_q", 32), ("block_k", 32), *INTERPRET.items())
+    hidden = 2e-6
     examples = 50 if ON_GPU else 3
+
+
+def test_what_is_not_visible_changes_no_bit_where_no_component_is_factored():
+    """A negative reach has all components of masked tiles added element by element."""
+    suite = TestTriton()
+    suite.options, suite.hidden = (("forward", (32, 32, 4, 2, 16, 32, -1)), *INTERPRET.items()), 0.0
+    suite.test_what_is_not_visible_changes_nothing()
 
 
 @pytest.mark.skipif(not ON_GPU, reason="larger tiles than interpretation has time for")
@@ -127,7 +135,7 @@ def test_bounds_visit_every_tile_once(n, ratio, seed):
     seen = (at >= lo[..., None]) & (at < hi[..., None])
     # plain blocks may hold parts that nothing sees, or that see nothing
     plain = seen.reshape(3, 4, n, ratio).any(-1) & (rng.random((3, 4, n)) < 0.7)
-    bounds = np.asarray(triton._bounds(jnp.asarray(plain), jnp.asarray(seen)))
+    bounds = np.asarray(triton_inputs.bounds(jnp.asarray(plain), jnp.asarray(seen)))
     for index in np.ndindex(3, 4):
         a, b, c, d, start, stop = bounds[index]
         count = np.zeros(n * ratio, int)

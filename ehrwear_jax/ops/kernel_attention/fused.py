@@ -31,7 +31,7 @@ CHECKPOINT_NAME = "attended"  # of what the forward pass leaves for the backward
 # The entries of a problem that have a gradient.
 GRADIENTS = ("q", "k", "v", "extra_k", "row", "head")
 # A problem's other entries.
-CONSTANTS = ("extra_q", "q_time", "newest", "start", "stop", "k_time", "seed", "first")
+CONSTANTS = ("extra_q", "q_time", "newest", "later", "start", "stop", "k_time", "seed", "first")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,7 +92,8 @@ def call(
       q [B, H, T, D], scaled; k [B, H, S, D]; v [B, H, S, D]: in `dtype`,
       extra_q [B, T, X], extra_k [B, H, S, X]: more columns of q and k, which carry the modality bias (X = 0: none),
       row [B, H, T, R], head [H, R]: the kernel, see reference.kernel_rows ([B, 1, T, 0] and [1, 0] without one),
-      q_time, newest [B, T]; start, stop [B, T] int32; k_time [B, S]; seed uint32 [2]; first int32 [4].
+      q_time, newest [B, T]; later bool [B, T]: some key that the query sees is newer than it; start, stop [B, T] int32;
+      k_time [B, S]; seed uint32 [2]; first int32 [4].
 
     Returns:
       (out_BxTxHxD in q's dtype, log_sum_exp_BxHxT).
@@ -111,6 +112,8 @@ def call(
         extra_q = jnp.concatenate([onehot_BxTxM] * len(columns), axis=-1)
         extra_k = jnp.concatenate(columns, axis=-1)
     q_time_BxT, k_time_BxS = q_time_BxT.astype(wide), k_time_BxS.astype(wide)
+    if newest_time_BxT is None:
+        newest_time_BxT = reference.newest_visible(k_time_BxS, kv_range_BxTx2)
     newest_BxT, gap_BxT = reference.row_times(q_time_BxT, k_time_BxS, kv_range_BxTx2, newest_time_BxT)
     kind, row_BxHxTxR, head_HxR = reference.kernel_rows(kernel, gap_BxT)
     range_BxTx2 = jnp.clip(kv_range_BxTx2.astype(jnp.int32), 0, n_key)
@@ -133,6 +136,7 @@ def call(
         "row": row_BxHxTxR,
         "q_time": q_time_BxT,
         "newest": newest_BxT,
+        "later": newest_time_BxT > q_time_BxT,
         "start": range_BxTx2[..., 0],
         "stop": range_BxTx2[..., 1],
         "k_time": k_time_BxS,

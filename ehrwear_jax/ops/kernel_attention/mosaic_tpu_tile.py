@@ -84,7 +84,7 @@ class Tile:
             return x_KxQ
         b, h, t, s, *seed = (self.flags[i] for i in range(1, 7))
         query = t + self.at[2] * self.spec.block_q + jax.lax.broadcasted_iota(jnp.int32, (1, x_KxQ.shape[1]), 1)
-        key = s + self.at[3] * self.spec.block_k + jax.lax.broadcasted_iota(jnp.int32, x_KxQ.shape, 0)
+        key = s + self.at[3] * self.spec.block_k + jax.lax.broadcasted_iota(jnp.int32, (x_KxQ.shape[0], 1), 0)
         seed = [x.astype(jnp.uint32) for x in seed]
         keep = reference.dropout_keep(seed, b + self.at[0], h + self.at[1], query, key, rate)
         return jnp.where(keep, x_KxQ * (1.0 / (1.0 - rate)), 0.0)

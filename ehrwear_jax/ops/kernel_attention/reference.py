@@ -154,6 +154,33 @@ def dropout_seed(key: jax.Array | None) -> jax.Array:
     return jnp.stack([data[0], data[-1]])
 
 
+def _chain(start, *counters):
+    for counter in counters:
+        start = _mix(start + jnp.asarray(counter).astype(jnp.uint32) * jnp.uint32(0x9E3779B9) + jnp.uint32(0x85EBCA6B))
+    return start
+
+
+def dropout_words(
+    seed: jax.Array | Sequence[jax.Array], batch: jax.Array, head: jax.Array, query: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """What `kept_by` takes of a row of weights, as in `dropout_keep`: two words, so that no two rows are alike."""
+    first, second = (_chain(_mix(seed[0] ^ jnp.uint32(n)), seed[1], batch, head, query) for n in (0, 0x68E31DA4))
+    return first, second
+
+
+def dropout_word(seed: jax.Array | Sequence[jax.Array], position: jax.Array) -> jax.Array:
+    """What `kept_by` takes of a column of weights; arguments as in `dropout_keep`."""
+    return _chain(_mix(seed[0] ^ jnp.uint32(0xB5297A4D)), seed[1], position)
+
+
+def kept_by(row: tuple[jax.Array, jax.Array], column: jax.Array, rate: float) -> jax.Array:
+    """Which weights survive, of words of rows and columns: few operations an entry, for every entry needs its own."""
+    word = (column ^ row[0]) * jnp.uint32(0x7FEB352D) + row[1]
+    word = (word ^ (word >> 15)) * jnp.uint32(0x846CA68B)
+    # compared with a sign, as all platforms can
+    return word.astype(jnp.int32) >= jnp.int32(min(round(rate * 2.0**32), 2**32 - 1) - 2**31)
+
+
 def dropout_keep(
     seed: jax.Array | Sequence[jax.Array],
     batch: jax.Array,
@@ -172,11 +199,7 @@ def dropout_keep(
     Returns:
       Boolean array of the broadcast shape. The same entries are dropped by every implementation and sharding.
     """
-    word = _mix(seed[0])
-    for counter in (seed[1], batch, head, query, position):
-        word = _mix(word + jnp.asarray(counter).astype(jnp.uint32) * jnp.uint32(0x9E3779B9) + jnp.uint32(0x85EBCA6B))
-    # 24 bits fit a float32 exactly, so the threshold means the same on every platform
-    return (word >> 8).astype(jnp.float32) >= jnp.float32(rate * 2.0**24)
+    return kept_by(dropout_words(seed, batch, head, query), dropout_word(seed, position), rate)
 
 
 def kernel_attention_reference(

@@ -18,7 +18,6 @@ sliced but references. Layout of q, k, v and out is [B, T, H, D], so that the tr
 """
 
 import dataclasses
-import math
 import types
 from collections.abc import Sequence
 from typing import Any
@@ -26,8 +25,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ehrwear_jax.ops.kernel_attention import fused, reference, target, tiles, triton_tile
-from ehrwear_jax.ops.kernel_attention.triton_tile import pl, plgpu
+from ehrwear_jax.ops.kernel_attention import fused, reference, target, triton_inputs, triton_program, triton_tile
+from ehrwear_jax.ops.kernel_attention.triton_program import pl, plgpu
 
 MOST_COMPONENTS = 8
 MOST_DEPTH = 128
@@ -40,7 +39,10 @@ class Tuning:
     Attributes:
       block_q, block_k: rows and columns of a plain tile, powers of two from 16.
       num_warps: of a program. num_stages: depth of the pipeline of its loops.
-      edge: width of tiles at the edges, along the kernel's loop; narrow ones waste less and leave registers free.
+      edge: width of tiles that take K element by element, along the kernel's loop; narrow ones leave registers free.
+      masked: width of tiles that are factored but not seen whole by all rows.
+      reach: largest gamma (c - n) of a component whose factors a masked tile takes, see `triton_inputs`; they grow and
+        fall by exp(reach). Other components are taken element by element.
     """
 
     block_q: int
@@ -48,11 +50,13 @@ class Tuning:
     num_warps: int = 4
     num_stages: int = 2
     edge: int = 32
+    masked: int = 64
+    reach: int = 32
 
 
 # Of the forward pass, the gradients of queries and of keys; float32 products run without tensor cores.
 NARROW = ((64, 64), (64, 64, 4, 3), (64, 64))
-WIDE = ((32, 32, 4, 2, 16),) * 3
+WIDE = ((32, 32, 4, 2, 16, 32),) * 3
 FILLING = 264  # programs that occupy a GPU: two for each multiprocessor of an H100
 
 
@@ -99,7 +103,7 @@ def kernel_attention_triton(
         if not (given or block_q):
             size = _filling(size, q_BxTxHxD.shape)
         tuning.append(dataclasses.replace(size, block_q=block_q or size.block_q, block_k=block_k or size.block_k))
-    for length in (n for t in tuning for n in (t.block_q, t.block_k, t.edge)):
+    for length in (n for t in tuning for n in (t.block_q, t.block_k, t.edge, t.masked)):
         if length < 16 or length & (length - 1):
             raise ValueError(f"kernel_attention: blocks must be powers of two from 16, got {length}")
     return fused.call(
@@ -147,136 +151,11 @@ def _check(q, v, arguments, check_device):
 # ------------------------------------------------------------------------------------------------ around the kernels
 
 
-def _pad(x, axis, size, value=0):
-    return jnp.pad(x, [(0, size - n if a == axis else 0) for a, n in enumerate(x.shape)], constant_values=value)
-
-
-def _static(spec, problem, tuning, by_key=False):
-    block_q, block_k = (
-        min(size, triton_tile.power(problem[n].shape[2])) for size, n in ((tuning.block_q, "q"), (tuning.block_k, "k"))
-    )
-    edge = min(tuning.edge, block_q if by_key else block_k)
-    n_component, has_bias = problem["row"].shape[-1], problem["extra_q"].shape[-1] > 0
-    return triton_tile.Static(spec, block_q, block_k, edge, problem["q"].dtype, n_component, has_bias, by_key)
-
-
-def _arrange(static, problem, **more):
-    """What a kernel reads: name -> (axes, array), where b, h and . mark batch, head and what a program sees whole.
-
-    more: further arrays [B, H, T, ...] by row.
-    """
-    kind, block_q, block_k = static.spec.kind, static.block_q, static.block_k
-    n_query, n_key = problem["q"].shape[2], problem["k"].shape[2]
-    n_row, n_col = n_query + -n_query % block_q, n_key + -n_key % block_k
-
-    def by_token(x_BxHxLxD, size):
-        x_BxLxHxD = jnp.moveaxis(_pad(x_BxHxLxD, 3, triton_tile.power(x_BxHxLxD.shape[3])), 1, 2)
-        return "b.h.", _pad(x_BxLxHxD, 1, size)
-
-    start, stop, newest = (_pad(problem[n], 1, n_row) for n in ("start", "stop", "newest"))
-    time = _pad(problem["k_time"], 1, n_col)
-    arrays = {
-        "q": by_token(problem["q"], n_row),
-        "k": by_token(problem["k"], n_col),
-        "v": by_token(problem["v"], n_col),
-        "start": ("b.", start),
-        "stop": ("b.", stop),
-        "first": (".", problem["first"]),
-        "seed": (".", problem["seed"]),
-    }
-    for name, x in more.items():
-        # padding: no query, which exp(s - log_sum_exp) = 0 says best
-        padded = _pad(x, 2, n_row, triton_tile.HIGHEST) if name == "log_sum_exp" else x
-        arrays[name] = ("bh.", _pad(padded, 2, n_row)) if x.ndim == 3 else by_token(x, n_row)
-    if static.has_bias:
-        width = triton_tile.power(problem["extra_q"].shape[-1])
-        arrays["extra_q"] = "b..", _pad(_pad(problem["extra_q"], 2, width), 1, n_row)
-        arrays["extra_k"] = "bh..", _pad(_pad(problem["extra_k"], 3, width), 2, n_col)
-
-    def extent(block):
-        """(least, largest start, least, largest stop) of the rows of a block that see anything, [B, M, 1] each."""
-        begin, end = _blocks(start, block), _blocks(stop, block)
-        empty = begin >= end
-        least = [jnp.min(jnp.where(empty, n_col, x), -1)[..., None] for x in (begin, end)]
-        most = [jnp.max(jnp.where(empty, 0, x), -1)[..., None] for x in (begin, end)]
-        return least[0], most[0], least[1], most[1]
-
-    def low(block):
-        return jnp.arange(n_col // block)[None, None] * block
-
-    fine_q, fine_k = (static.edge, block_k) if static.by_key else (block_q, static.edge)
-    first, _, _, last = extent(fine_q)
-    seen_BxMxN = (first < low(fine_k) + fine_k) & (last > low(fine_k))
-    first, begin, end, last = extent(block_q)
-    plain_BxMxN = (begin <= low(block_k)) & (end >= low(block_k) + block_k) & (first < last)
-    if kind != "none":
-        arrays |= {"newest": ("b.", newest), "q_time": ("b.", _pad(problem["q_time"], 1, n_row))}
-        arrays |= {"time": ("b.", time), "head": ("h.", problem["head"])}
-        # padding of the quadratic's rows divides
-        arrays["row"] = "bh..", _pad(problem["row"], 2, n_row, 1 if kind == "quadratic" else 0)
-    if kind == "mixture":
-        arrays |= _decay_factors(static, problem, time, contracted="delta" in more and not static.by_key)
-        oldest_BxM = jnp.min(jnp.where(_blocks(start >= stop, block_q), jnp.inf, _blocks(newest, block_q)), axis=-1)
-        plain_BxMxN &= arrays["c"][1][:, None] <= oldest_BxM[..., None]
-    tables = [jnp.swapaxes(x, 1, 2) if static.by_key else x for x in (plain_BxMxN, seen_BxMxN)]
-    return arrays | {"bounds": ("b..", _bounds(*tables))}
-
-
-def _blocks(x_BxL, block):
-    return x_BxL.reshape(x_BxL.shape[0], -1, block)
-
-
-def _decay_factors(static, problem, time_BxL, contracted):
-    """Arrays of a mixture: the newest time of each block of keys, and each key's decay up to it.
-
-    contracted: with what the gradients to the rows are summed with.
-    """
-    block_k, n_col = static.block_k, time_BxL.shape[1]
-    real_BxNxK = _blocks(_pad(jnp.ones_like(problem["k_time"], jnp.bool_), 1, n_col), block_k)
-    c_BxN = jnp.max(jnp.where(real_BxNxK, _blocks(time_BxL, block_k), -jnp.inf), axis=-1)
-    lag = jnp.maximum(c_BxN[..., None] - _blocks(time_BxL, block_k), 0.0).reshape(time_BxL.shape)[:, None, :, None]
-    log_b = -problem["head"][None, :, None] * lag
-    b = jnp.exp(log_b)
-    high, *rest = fused.parts(b, static.dtype)
-    arrays = {"c": ("b.", c_BxN), "b": ("bh..", _columns(static, high, *rest, *rest and [high]))}
-    if contracted:
-        sees = (problem["stop"] > problem["start"])[:, None, :, None]
-        alive = jnp.max(jnp.where(sees, problem["row"], -jnp.inf), 2, keepdims=True) > math.log(tiles.ALIVE)
-        is_near = jnp.min(jnp.where(alive, log_b, 0.0), 3, keepdims=True) > math.log(tiles.NEAR)
-        less = jnp.where(is_near, jnp.expm1(log_b), b)
-        arrays["contracted"] = "bh..", jnp.swapaxes(_columns(static, b, less, b * lag, is_near * 1.0), 2, 3)
-    return arrays
-
-
-def _columns(static, *sets_BxHxSxR):
-    """[B, H, S, C]: up to three sets of components side by side, and one column more."""
-    return _pad(jnp.concatenate(sets_BxHxSxR, axis=-1), 3, static.n_column)
-
-
-def _bounds(plain_BxMxN, seen_BxMxL):
-    """Where block m has work: int32 [B, M, 6] (a, b, c, d, start, stop).
-
-    [start, stop) is the longest run of plain blocks; [a, b) and [c, d) are what is seen beside it, in the units of L.
-    """
-    n, n_fine = plain_BxMxN.shape[2], seen_BxMxL.shape[2]
-    at = jnp.arange(n)[None, None]
-    length = at - jax.lax.cummax(jnp.where(plain_BxMxN, -1, at), axis=2)  # of the run that ends here
-    stop = jnp.argmax(length, axis=2) + 1
-    start = stop - jnp.max(length, axis=2)
-    some = jnp.any(seen_BxMxL, axis=2)
-    lo = jnp.where(some, jnp.argmax(seen_BxMxL, axis=2), 0)
-    hi = jnp.where(some, n_fine - jnp.argmax(seen_BxMxL[..., ::-1], axis=2), 0)
-    before, after = (jnp.where(start < stop, x * (n_fine // n), lo) for x in (start, stop))
-    # rows that see nothing may begin or end a plain block, which then reaches beyond what is seen
-    lo, hi = jnp.minimum(lo, before), jnp.maximum(hi, after)
-    return jnp.stack([lo, before, after, hi, start, stop], axis=-1).astype(jnp.int32)
-
-
 def _run(kernel, static, tuning, n_block, arrays, outputs):
     """Calls kernel(static, references by name) once per block, head and batch row.
 
     Args:
-      arrays: see `_arrange`. outputs: name -> (axes, shape, dtype).
+      arrays: see `triton_inputs.arrange`. outputs: name -> (axes, shape, dtype).
     """
     n_batch, n_head = arrays["q"][1].shape[0], arrays["q"][1].shape[2]
 
@@ -303,16 +182,16 @@ def _run(kernel, static, tuning, n_block, arrays, outputs):
 
 
 def _by_head(x_BxLxHxD, size, depth):
-    """Inverse of _arrange's by_token: [B, H, size, depth]."""
+    """Inverse of the layout by token in triton_inputs.arrange: [B, H, size, depth]."""
     return jnp.moveaxis(x_BxLxHxD[:, :size, :, :depth], 2, 1)
 
 
 def _forward(spec, problem):
     """Saves which rows stand in blocks without a plain tile, and what bfloat16 outputs lack."""
     tuning = spec.options.forward
-    static = _static(spec, problem, tuning)
+    static = triton_inputs.static_of(spec, problem, tuning)
     n_batch, n_head, n_query, _ = problem["q"].shape
-    arrays = _arrange(static, problem)
+    arrays = triton_inputs.arrange(static, problem)
     n_row = arrays["q"][1].shape[1]
     n_block = n_row // static.block_q
     outputs = {
@@ -336,23 +215,25 @@ def _backward(spec, problem, saved, d_out, log_sum_exp, delta):
     n_key, n_component = problem["k"].shape[2], problem["row"].shape[-1]
     more = {
         "d_out": d_out.astype(problem["q"].dtype),
-        "log_sum_exp": jnp.where(jnp.isfinite(log_sum_exp), log_sum_exp, triton_tile.HIGHEST),
+        "log_sum_exp": jnp.where(jnp.isfinite(log_sum_exp), log_sum_exp, triton_program.HIGHEST),
         "delta": delta.astype(jnp.float32),
     }
-    static = _static(spec, problem, spec.options.query)
-    arrays = _arrange(static, problem, **more)
+    static = triton_inputs.static_of(spec, problem, spec.options.query)
+    arrays = triton_inputs.arrange(static, problem, **more)
     n_row = arrays["q"][1].shape[1]
     n_block = n_row // static.block_q
-    lost = _pad(lost_BxHxT, 2, n_row).reshape(n_batch, n_head, n_block, static.block_q)
-    arrays["lost"] = "bh.", jnp.max(lost, axis=3)
+    lost = triton_inputs.pad(lost_BxHxT, 2, n_row).reshape(n_batch, n_head, n_block, static.block_q)
+    # the gradients to what lies behind a gap want more digits than components that are added to factors leave
+    apart = arrays["apart"][1][:, None] if spec.kind == "mixture" else 0
+    arrays["lost"] = "bh.", jnp.maximum(jnp.max(lost, axis=3), apart)
     outputs = {"dq": ("b.h.", arrays["q"][1].shape, static.dtype)}
     if spec.kind != "none":
         outputs["d_row"] = "bh..", (n_batch, n_head, n_component, n_row), jnp.float32
         outputs["d_head"] = "bh..", (n_batch, n_head, n_component, n_block), jnp.float32
     found = _run(triton_tile.query_gradients, static, spec.options.query, n_block, arrays, outputs)
 
-    static = _static(spec, problem, spec.options.key, by_key=True)
-    arrays = _arrange(static, problem, **more)
+    static = triton_inputs.static_of(spec, problem, spec.options.key, by_key=True)
+    arrays = triton_inputs.arrange(static, problem, **more)
     n_block = arrays["k"][1].shape[1] // static.block_k
     arrays["lost"] = "bh.", jnp.broadcast_to(jnp.max(lost, axis=(2, 3))[..., None], (n_batch, n_head, n_block))
     outputs = {"d" + n: ("b.h.", arrays[n][1].shape, static.dtype) for n in ("k", "v")}

@@ -1,11 +1,20 @@
-"""Computes what the kernels of `triton` are made of: what one program reads, one tile, and the loops over tiles.
+"""Computes one tile, and the kernels of `triton` that are made of tiles.
 
-Only what Pallas lowers to Triton is used: no slice or index of an array, no concatenation, sizes that are powers of
-two. Tiles that are not plain need no logarithm and cannot underflow either: a weight there is the sum over components
-of exp(s + log p - gamma u - m), where m follows the largest of these exponents, within log R of s + log K.
+A tile is of one of three classes. *Plain* tiles are as in `tiles`. In *masked* ones some rows do not see all keys, and
+c, the newest key time that factors are relative to, may be newer than a row's newest key n_i: then
+
+    A_ir = exp(log p_ir - gamma_r (n_i - c) - kappa_i),  kappa_i = max_r(log p_ir - gamma_r max(n_i - c, 0))
+
+grows as b_jr of the keys that the row sees falls, by exp(gamma_r (c - n_i)). Components of which that is more than
+exp(reach) in some row of the tile stay out of the product and are added element by element, relative to the same
+kappa; they are known from the table of spans (`triton_inputs`) by a branch per component. So the sum of a row is as
+large as in plain tiles, and times may be apart as far as they like. What is not seen must stay finite: exponents are
+bounded where they could only grow for pairs that are masked.
+
+*Edge* tiles need no logarithm and cannot underflow either: a weight there is the sum over components of exp(s + log p -
+gamma u - m), where m follows the largest of these exponents, within log R of s + log K.
 """
 
-import dataclasses
 import functools
 import math
 import types
@@ -15,206 +24,34 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ehrwear_jax.ops.kernel_attention import fused, reference, tiles
+from ehrwear_jax.ops.kernel_attention import tiles
+from ehrwear_jax.ops.kernel_attention.triton_program import EDGE, LOWEST, MASKED, PLAIN, Program, Static
 
-try:
-    from jax.experimental import pallas as pl
-    from jax.experimental.pallas import triton as plgpu
-except ImportError:  # deprecated since JAX 0.11
-    pl = plgpu = None  # type: ignore[assignment]
-
-LOG2E = 1.4426950408889634
-# Stand-ins for infinities, whose differences are no number.
-LOWEST, HIGHEST = -1e30, 1e30
-
-
-Carry = tuple[jax.Array, ...]
-Step = Callable[[jax.Array, int, Carry, bool], Carry]  # (first, size, carry, edge) -> carry
-
-
-def power(n: int) -> int:
-    """The power of two from 16 that holds n."""
-    return max(16, 1 << (n - 1).bit_length())
-
-
-@dataclasses.dataclass(frozen=True)
-class Static:
-    """What a kernel knows when it is compiled.
-
-    Attributes:
-      spec: of the problem. dtype: of q, k, v. n_component: R. has_bias: there are extra columns.
-      block_q, block_k, edge: see triton.Tuning.
-      by_key: it computes gradients of keys, in tiles [K, Q].
-    """
-
-    spec: fused.Spec
-    block_q: int
-    block_k: int
-    edge: int
-    dtype: Any
-    n_component: int
-    has_bias: bool
-    by_key: bool = False
-
-    @property
-    def narrow(self) -> bool:
-        return self.dtype == jnp.bfloat16
-
-    @property
-    def scale(self) -> float:
-        """Of what dropout leaves."""
-        return 1.0 / (1.0 - self.spec.dropout_rate)
-
-    @property
-    def n_column(self) -> int:
-        """C: columns for three sets of components and one; component r is in all columns c < 3 R with c % R = r."""
-        return power(3 * self.n_component + 1)
-
-
-class Program:
-    """One program of a kernel: references by name, loads, arithmetic. Tiles are [Q, K], or [K, Q] by key."""
-
-    def __init__(self, static: Static, ref: types.SimpleNamespace) -> None:
-        self.static, self.ref = static, ref
-        # not inside of loops, where interpretation does not know them
-        self.block, self.head, self.batch = (pl.program_id(n) for n in range(3))
-        # query blocks in reverse: the last ones see most under causal ranges, so they begin
-        self.block = self.block if static.by_key else pl.num_programs(0) - 1 - self.block
-
-    def column(self) -> jax.Array:
-        return jax.lax.iota(jnp.int32, self.static.n_column)
-
-    def query(self, start: int | jax.Array, size: int, edge: bool = False) -> types.SimpleNamespace:
-        """Queries from `start`, with what plain tiles need unless at the edge alone."""
-        ref, at = self.ref, pl.ds(start, size)
-        q = types.SimpleNamespace(at=at, q=ref.q[at, :], index=start + jax.lax.iota(jnp.int32, size))
-        q.extra = ref.extra_q[at, :] if self.static.has_bias else None
-        if self.static.spec.kind == "mixture" and not edge:
-            # row and rate of component c % R in column c
-            column = jax.lax.rem(self.column(), self.static.n_component)
-            shape = (size, column.size)
-            q.row = ref.row[jnp.broadcast_to(q.index[:, None], shape), jnp.broadcast_to(column[None], shape)]
-            q.rate, q.newest = ref.head[column][None], ref.newest[at]
-        if hasattr(ref, "d_out"):
-            q.d_out, q.log_sum_exp, q.delta = ref.d_out[at, :], ref.log_sum_exp[at], ref.delta[at]
-        return q
-
-    def key(self, start: int | jax.Array, size: int, edge: bool = False) -> types.SimpleNamespace:
-        """Keys from `start`, with what plain tiles need unless at the edge alone."""
-        ref, at = self.ref, pl.ds(start, size)
-        k = types.SimpleNamespace(at=at, k=ref.k[at, :], v=ref.v[at, :], index=start + jax.lax.iota(jnp.int32, size))
-        k.extra = ref.extra_k[at, :] if self.static.has_bias else None
-        if self.static.spec.kind == "mixture" and not edge:
-            k.b, k.c = ref.b[at, :], ref.c[jax.lax.div(start, size)]
-        return k
-
-    def visit(self, step: Step, carry: Carry, direct: bool | jax.Array = False) -> Carry:
-        """step(first, size, carry, edge) over what this program's block sees, or is seen by; see triton._bounds.
-
-        direct: as if no tile were plain.
-        """
-        static = self.static
-        lo, before, after, hi, start, stop = (self.ref.bounds[self.block, c] for c in range(6))
-        before, after, stop = (jnp.where(direct, x, y) for x, y in ((hi, before), (hi, after), (start, stop)))
-        size = static.block_q if static.by_key else static.block_k
-
-        def at_edge(m, carry):
-            m = jnp.where(m < before - lo, lo + m, after + m - (before - lo))
-            return step(m * static.edge, static.edge, carry, True)
-
-        carry = jax.lax.fori_loop(jnp.int32(0), before - lo + hi - after, at_edge, carry)
-        return jax.lax.fori_loop(start, stop, lambda m, carry: step(m * size, size, carry, False), carry)
-
-    def again(self, step: Step, carry: Carry, when: jax.Array) -> Carry:
-        """If `when`, step over all that this program's block sees, from the start."""
-        lo, hi = self.ref.bounds[self.block, 0], self.ref.bounds[self.block, 3]
-        edge = self.static.edge
-        return jax.lax.fori_loop(lo, jnp.where(when, hi, lo), lambda m, x: step(m * edge, edge, x, True), carry)
-
-    # --------------------------------------------------------------------------------------------------- arithmetic
-
-    def of_query(self, x_Q: jax.Array) -> jax.Array:
-        return x_Q[None, :] if self.static.by_key else x_Q[:, None]
-
-    def of_key(self, x_K: jax.Array) -> jax.Array:
-        return x_K[:, None] if self.static.by_key else x_K[None, :]
-
-    def dot(self, a: jax.Array, b: jax.Array, b_axis: int = 0) -> jax.Array:
-        """a [M, N] times b [N, L], or b [L, N] when b_axis is 1; with TensorFloat-32 in narrow kernels."""
-        precision = None if self.static.narrow else jax.lax.Precision.HIGHEST
-        return jax.lax.dot_general(
-            a, b, (((1,), (b_axis,)), ((), ())), precision=precision, preferred_element_type=jnp.float32
-        )
-
-    def product(self, query: jax.Array, key: jax.Array) -> jax.Array:
-        """A tile of inner products."""
-        return self.dot(key, query, 1) if self.static.by_key else self.dot(query, key, 1)
-
-    def exp(self, x: jax.Array, less: jax.Array | None = None) -> jax.Array:
-        """exp(x - less); narrow: in one multiply-add and one instruction of the special function unit."""
-        if not self.static.narrow:
-            return jnp.exp(x if less is None else x - less)
-        x = x * LOG2E if less is None else x * LOG2E - less * LOG2E
-        if self.static.spec.options.interpret:
-            return jnp.exp2(x)
-        (y,) = plgpu.elementwise_inline_asm(
-            "ex2.approx.ftz.f32 $0, $1;",
-            args=[x],
-            constraints="=f,f",
-            pack=1,
-            result_shape_dtypes=[jax.ShapeDtypeStruct(x.shape, x.dtype)],
-        )
-        return y
-
-    def expm1(self, x: jax.Array, times: jax.Array, product: jax.Array) -> jax.Array:
-        """times * (exp(x) - 1) for x <= 0, where product = times * exp(x); narrow: to 3e-6."""
-        if not self.static.narrow:
-            return times * jnp.expm1(x)
-        series: jax.Array | float = 1.0 / 720.0
-        for n in range(5, 0, -1):
-            series = series * x + 1.0 / math.factorial(n)
-        return jnp.where(x > -0.5, times * x * series, product - times)
-
-    def rounded(self, x: jax.Array) -> jax.Array:
-        """x to the precision of the products, in integers: conversions are slow, and there and back may be dropped."""
-        if not self.static.narrow:
-            return x
-        bits = jax.lax.bitcast_convert_type(x, jnp.int32) + jnp.int32(1 << 15)
-        return jax.lax.bitcast_convert_type(bits & jnp.int32(-1 << 16), jnp.float32)
-
-    def kept(self, x: jax.Array, query: types.SimpleNamespace, key: types.SimpleNamespace) -> jax.Array:
-        """x where dropout leaves it, which is to be divided by 1 - rate."""
-        rate, ref = self.static.spec.dropout_rate, self.ref
-        if rate == 0.0:
-            return x
-        index = (
-            ref.first[0] + self.batch,
-            ref.first[1] + self.head,
-            self.of_query(ref.first[2] + query.index),
-            self.of_key(ref.first[3] + key.index),
-        )
-        keep = reference.dropout_keep((ref.seed[0], ref.seed[1]), *index, rate)
-        return jnp.where(keep, x, jnp.zeros_like(x))
+# Bounds exponents of factors that no visible pair has: exp(60) times a square of such still is a number.
+MOST_EXPONENT = 60.0
 
 
 class Tile:
-    """One tile: s, and what K is there. Plain tiles of a mixture have factors, all others u."""
+    """One tile: s, and what K is there. Plain and masked tiles of a mixture have factors, all others u."""
 
-    def __init__(self, program: Program, query: types.SimpleNamespace, key: types.SimpleNamespace, edge: bool) -> None:
+    def __init__(self, program: Program, query: types.SimpleNamespace, key: types.SimpleNamespace, form: str) -> None:
         self.program, self.query, self.key = program, query, key
         self.of_query, self.exp, ref = program.of_query, program.exp, program.ref
         self.kind, self.n = program.static.spec.kind, program.static.n_component
-        self.factored = self.kind == "mixture" and not edge
+        self.factored, self.masked = self.kind == "mixture" and form != EDGE, form == MASKED
         self.s = program.product(query.q, key.k)
         if query.extra is not None:
             self.s += program.product(query.extra, key.extra)
         if program.static.spec.post_scale != 1.0:
             self.s *= program.static.spec.post_scale
-        if edge:
-            start, stop, position = self.of_query(ref.start[query.at]), self.of_query(ref.stop[query.at]), key.index
-            position = program.of_key(position)
-            self.s = jnp.where((position >= start) & (position < stop), self.s, -jnp.inf)
-        if self.factored:
+        if form != PLAIN:
+            start, stop = ref.start[query.at], ref.stop[query.at]
+            position = program.of_key(key.index)
+            visible = (position >= self.of_query(start)) & (position < self.of_query(stop))
+            self.s = jnp.where(visible, self.s, -jnp.inf)
+        if self.masked:
+            self._mask_factors(stop)
+        elif self.factored:
             self.h = jnp.maximum(query.newest - key.c, 0.0)
             log_a = query.row - query.rate * self.h[:, None]
             self.kappa = jnp.max(log_a, axis=1)
@@ -228,7 +65,41 @@ class Tile:
             if self.kind == "quadratic":
                 self.ratio = self.u * (2.0 * self.of_query(time - newest) + self.u) / self.rows[0]
 
+    def _mask_factors(self, stop):
+        """h, kappa and A of a masked tile, and which components are not in A."""
+        program, query, ref = self.program, self.query, self.program.ref
+        block = program.static.block_k
+        low = self.key.block * block
+        self.h = query.newest - ref.c[jnp.clip(stop - 1, low, low + block - 1)]
+        self.least = jnp.maximum(self.h, 0.0)
+        self.kappa = jnp.max(query.row - query.rate * self.least[:, None], axis=1)
+        exponent = query.row - query.rate * self.h[:, None] - self.kappa[:, None]
+        blocks = (self.key.block, query.block) if program.static.by_key else (query.block, self.key.block)
+        self.span = ref.span[blocks]
+        self.direct = query.rate * self.span > program.static.reach
+        self.a = self.exp(jnp.where(self.direct, LOWEST, jnp.minimum(exponent, MOST_EXPONENT)))
+
+    def _by_direct(self, add, carry):
+        """add(r, carry) over the components that are not in A."""
+        for r in range(self.n):
+            is_direct = self.program.ref.head[r] * self.span > self.program.static.reach
+            carry = jax.lax.cond(is_direct, functools.partial(add, r), lambda x: x, carry)
+        return carry
+
+    def _element(self, r):
+        """u, and p_r exp(-gamma_r u - kappa), which is at most 1 where nothing is seen."""
+        program, ref, base = self.program, self.program.ref, self.program.base
+        time = program.of_key(ref.time[self.key.at])
+        u = jnp.maximum(self.of_query(self.query.newest) - time, self.of_query(self.least))
+        row = self.of_query((ref.row[self.query.at, r] - self.kappa) * base)
+        return u, program.raised(row - ref.head[r] * base * u)
+
     def factor(self) -> jax.Array:
+        """K relative to exp(kappa)."""
+        product = self._product()
+        return self._by_direct(lambda r, x: x + self._element(r)[1], product) if self.masked else product
+
+    def _product(self):
         """sum_r A_ir b_jr; halves of A stand (high, high, low), those of b (high, low, high)."""
         n, column = self.n, self.program.column()[None]
         if not self.program.static.narrow:
@@ -274,18 +145,36 @@ class Tile:
         return weight, w * factor, lambda: self._contracted(w)
 
     def _contracted(self, w):
-        """A plain tile's W against b, b - 1 of near keys (b of others), b (c - t), and 1 of near keys; see `tiles`."""
+        """W of a factored tile against b, b - 1 of near keys (else b), b (c - t), and 1 of near keys; see `tiles`."""
         program, query, n, column = self.program, self.query, self.n, self.program.column()[None]
         # sum_r p_r y_r must vanish with b - 1 and expm1(-gamma h), digit by digit, where K is near 1
         scale = jnp.maximum(self.kappa, math.log(tiles.NEAR))[:, None]
         start = program.expm1(-query.rate * self.h[:, None], self.exp(query.row, scale), self.a)
         found = program.dot(w, program.ref.contracted[:, self.key.at], 1)
         start *= jnp.sum(jnp.where(column == 3 * n, found, 0.0), axis=1)[:, None]
+        if self.masked:
+            start = jnp.where(self.direct, 0.0, start)
         sums = self.a * found
         near = self.kappa[:, None] > math.log(tiles.NEAR)
         y = jnp.where((column < n) & ~near, sums, 0.0)
         y += jnp.where((column >= n) & (column < 2 * n) & near, sums + start, 0.0)
-        return y, -jnp.where(column < n, self.h[:, None] * sums, jnp.where(column >= 2 * n, sums, 0.0))
+        head = -jnp.where(column < n, self.h[:, None] * sums, jnp.where(column >= 2 * n, sums, 0.0))
+        return self._by_direct(functools.partial(self._add_direct, w), (y, head)) if self.masked else (y, head)
+
+    def _add_direct(self, w, r, sums):
+        """The sums of `_contracted` with a component that is not in A, in rows that no gap keeps from their newest key.
+
+        Nothing there multiplies what p_r (exp(-gamma_r u) - 1) would lose as a plain difference.
+        """
+        program, column = self.program, self.program.column()[None]
+        u, share = self._element(r)
+        share = share * w
+        near = program.of_key(program.ref.contracted[3 * self.n, self.key.at])
+        p = self.exp(program.ref.row[self.query.at, r], self.kappa)
+        p = jnp.where(self.kappa > math.log(tiles.NEAR), p, 0.0)
+        y = jnp.sum(share, axis=1) - p * jnp.sum(w * near, axis=1)
+        head = jnp.sum(share * u, axis=1)
+        return tuple(x + jnp.where(column == r, more[:, None], 0.0) for x, more in zip(sums, (y, -head), strict=True))
 
     def _summed(self, weight, value):
         """Component by component; K = weight / e."""
@@ -314,10 +203,10 @@ def forward(static: Static, ref: types.SimpleNamespace) -> None:
     program = Program(static, ref)
     query = program.query(program.block * static.block_q, static.block_q)
 
-    def step(first, size, carry, edge):
+    def step(first, size, carry, form):
         peak, total, acc = carry
-        key = program.key(first, size, edge)
-        tile = Tile(program, query, key, edge)
+        key = program.key(first, size, form)
+        tile = Tile(program, query, key, form)
         new = jnp.maximum(peak, tile.highest())
         # the sum is of what the product sees: a weight near 1 must not be off by its rounding, nor thereby all of dS
         weight = program.rounded(tile.weights(new)[2])
@@ -355,9 +244,9 @@ def query_gradients(static: Static, ref: types.SimpleNamespace) -> None:
     program, kind = Program(static, ref), static.spec.kind
     query = program.query(program.block * static.block_q, static.block_q)
 
-    def step(first, size, carry, edge):
-        key = program.key(first, size, edge)
-        _, d_score, by_component = Tile(program, query, key, edge).derivative()
+    def step(first, size, carry, form):
+        key = program.key(first, size, form)
+        _, d_score, by_component = Tile(program, query, key, form).derivative()
         more = [program.dot(d_score.astype(static.dtype), key.k)]
         if kind != "none":
             more += by_component()
@@ -384,9 +273,9 @@ def key_gradients(static: Static, ref: types.SimpleNamespace) -> None:
     program = Program(static, ref)
     key = program.key(program.block * static.block_k, static.block_k)
 
-    def step(first, size, carry, edge):
-        query = program.query(first, size, edge)
-        weight, d_score, _ = Tile(program, query, key, edge).derivative()
+    def step(first, size, carry, form):
+        query = program.query(first, size, form)
+        weight, d_score, _ = Tile(program, query, key, form).derivative()
         d_score = d_score.astype(static.dtype)
         more = [program.dot(d_score, query.q)]
         more.append(program.dot(program.kept(weight.astype(static.dtype), query, key), query.d_out))
