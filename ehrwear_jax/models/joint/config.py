@@ -215,6 +215,8 @@ class NetworkConfig:
     """What the backward pass computes of the wearable encoder again, as remat."""
     unroll: int = 1
     """Layers in one step of the scan over layers; more compile longer and may run faster."""
+    target_chunk: int = 512
+    """Tokens to be predicted whose scores over the vocabulary a device holds at once."""
     dtype: str = "float32"
     """Type of activations: float32 or bfloat16."""
     adapter_width: int = 0
@@ -248,7 +250,7 @@ class Config:
 
     # options that change how a result is computed, and not the result
     NOT_RESULTS: ClassVar[tuple[str, ...]] = (
-        "network.remat", "network.wear_remat", "network.unroll", "network.attention",
+        "network.remat", "network.wear_remat", "network.unroll", "network.attention", "network.target_chunk",
     )  # fmt: skip
 
     modalities: tuple = MODALITIES
@@ -263,6 +265,9 @@ class Config:
     """Sizes."""
     weights: dict = dataclasses.field(default_factory=lambda: dict(WEIGHTS))
     """(start, end, steps of the ramp) of each term's weight; zero throughout: the term and its head are not built."""
+    z_loss: float = 0.0
+    """Weight, in the terms that predict tokens, of the squared logarithm of the sum that scores are divided by. It
+    keeps the scores of large vocabularies from drifting (Chowdhery et al. 2022: 1e-4); 0: none."""
 
     def __post_init__(self) -> None:
         where = "config.joint"
@@ -286,7 +291,8 @@ class Config:
             object.__setattr__(self, "static", False)  # it has them anyway
 
     def __hash__(self) -> int:
-        return hash((self.modalities, self.static, self.context, self.network, tuple(sorted(self.weights.items()))))
+        weights = tuple(sorted(self.weights.items()))
+        return hash((self.modalities, self.static, self.context, self.network, weights, self.z_loss))
 
     def check_prepared(self, prepare: PrepareConfig) -> None:
         """Raises ValueError where the records that prepare makes do not fit: segments that are not made, say."""
