@@ -17,6 +17,7 @@ NETWORK_CHOICES = {
     "kernel": ("mixture", "rational_quadratic", "none"),
     "pool": ("attention", "temporal"),
     "posterior": ("point", "normal"),
+    "residual_init": ("fan_in", "depth"),
     "remat": ("none", "full", "attention", "products"),
     "wear_remat": ("none", "full", "attention", "products"),
     "dtype": ("float32", "bfloat16"),
@@ -206,6 +207,13 @@ class NetworkConfig:
     """Chance that a row skips the last layer's update; smaller in earlier layers, in proportion to their depth."""
     qk_norm: bool = False
     """Whether queries and keys of each head are normalised."""
+    residual_init: str = "fan_in"
+    """How the products start whose results the backbone adds to its stream: fan_in (variance one over the number of
+    inputs), or depth: 1 / sqrt(2 n_layers) of that, so that the sum of all starts as large as one (Radford et al.
+    2019)."""
+    embedding_scale: float = 1.0
+    """Factor of a token's vector where it is read, and not where tokens are scored by the same table. The table starts
+    at a standard deviation of 0.02, signals at 1; sqrt(token_width) in Vaswani et al. (2017)."""
     attention: str | None = None
     """Implementation of the attention op; None: the best available."""
     remat: str = "none"

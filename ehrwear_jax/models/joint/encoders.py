@@ -21,12 +21,14 @@ class EhrEmbedder(nn.Module):
 
     Attributes:
       vocabulary: number of tokens. token_width: of the embedding table. out_width: p, the backbone's.
+      scale: of what the tables say.
     """
 
     vocabulary: int
     token_width: int
     out_width: int
     dtype: str = "float32"
+    scale: float = 1.0
 
     def setup(self) -> None:
         self.table = embedding(self.vocabulary, self.token_width)
@@ -36,6 +38,8 @@ class EhrEmbedder(nn.Module):
     def __call__(self, token: jax.Array, value: jax.Array) -> jax.Array:
         """token int32 [...], value float32 [...] -> [..., out_width]."""
         vector = self.table(token) + value[..., None] * self.value_table(token)
+        if self.scale != 1.0:
+            vector *= self.scale
         return self.project(vector.astype(self.dtype))
 
 

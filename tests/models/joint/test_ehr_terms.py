@@ -11,6 +11,8 @@ from term_cases import CONFIG, FACTS, RATE, SPEC, A, B, E, K, M, Q, R, V, mean, 
 
 from ehrwear_jax.models.joint.batch import PAD
 from ehrwear_jax.models.joint.ehr_terms import FutureCodes
+from ehrwear_jax.models.joint.terms import active
+from ehrwear_jax.models.layers.vocabulary_loss import token_loss
 
 TERMS = ("ehr_masked", "future_event", "future_codes", "ehr_history")
 BACK = np.array([*range(A), 254])
@@ -130,6 +132,17 @@ def test_certainty_costs_nothing_and_extreme_logits_stay_finite(case, losses):
     want = np.mean((1e4 / ENTROPY.T[None, None]).repeat(B, 0).repeat(Q, 1)[known])
     np.testing.assert_allclose(metrics["loss/future_codes"], want, rtol=1e-5)
     assert all(np.isfinite(g).all() for g in grads.values())
+
+
+def test_the_squared_log_sum_is_weighed_per_target(case):
+    out, batch, _, metrics, _ = case
+    config = dataclasses.replace(CONFIG, z_loss=0.01)
+    (term,) = (t for t in active(config, FACTS) if t.name == "ehr_masked")
+    scores, (target, mask) = out["ehr_masked/masked"], term.asked(batch)["masked"]
+    value, _ = term.loss({"masked": token_loss(scores, target)}, batch, term.normaliser(batch))
+    log_sum = np.log(np.exp(np.float64(scores)).sum(-1))
+    want = float(metrics["loss/ehr_masked"]) + 0.01 * np.square(log_sum)[np.asarray(mask)].mean()
+    np.testing.assert_allclose(value, want, rtol=1e-5)
 
 
 def test_knowing_the_rates_alone_costs_about_one():

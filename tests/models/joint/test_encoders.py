@@ -22,9 +22,10 @@ class Tied(nn.Module):
     """An embedder and the head that scores by its table, as in JointNetwork."""
 
     dtype: str = "float32"
+    scale: float = 1.0
 
     def setup(self):
-        self.embed = EhrEmbedder(V, WIDTH, OUT, self.dtype)
+        self.embed = EhrEmbedder(V, WIDTH, OUT, self.dtype, self.scale)
         self.head = CodeHead(V, WIDTH, self.dtype)
 
     def __call__(self, token, value, hidden=None):
@@ -50,6 +51,15 @@ def test_embedding_is_the_token_plus_value_times_its_direction(setting):
     vector = p["table"]["embedding"][token] + value[..., None] * p["value_table"]["embedding"][token]
     want = vector @ p["project"]["kernel"] + p["project"]["bias"]
     np.testing.assert_allclose(apply(token, value, hidden)[0], want, atol=1e-5)
+
+
+def test_the_scale_is_that_of_what_is_read_and_not_of_scores(setting):
+    params, token, value, hidden, apply = setting
+    run = jax.jit(lambda: Tied(scale=3.0).apply({"params": params}, token, value, hidden))
+    bias = params["embed"]["project"]["bias"]
+    scaled, plain = (np.asarray(x) - np.asarray(bias) for x in (run()[0], apply(token, value, hidden)[0]))
+    np.testing.assert_allclose(scaled, 3.0 * plain, rtol=1e-4, atol=1e-5)
+    np.testing.assert_array_equal(run()[1].nll, apply(token, value, hidden)[1].nll)
 
 
 def test_logits_use_the_input_table(setting):
