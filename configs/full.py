@@ -7,7 +7,8 @@ appendix A.2, relaxed with a month of EHR and three days of wear, at every predi
 date that you give (--config.cohort.cutoff=2019-01-01, where records of training people then end; or
 --config.cohort.pretraining=everybody); layers=N and seq=N (tokens of a row, half of them for the EHR and half for
 windows) trim the model to the compute at hand, e.g. configs/full.py:layers=4,seq=512; ehrwear_jax.config.VARIANTS has
-the ablations of Table 4 and appendix A.6. Needs accelerators: 500,000 steps of 8 rows a device. What it takes of them:
+the ablations of Table 4 and appendix A.6; h100, a100, v5e, v6e, v5p fit rows, memory and mesh to the accelerator, see
+HARDWARE. Needs accelerators: 500,000 steps of 8 rows a device. What it takes of them:
 
     python -m ehrwear_jax.main --config=configs/full.py --stages=describe
     python -m ehrwear_jax.main --config=configs/full.py --stages=compile --config.compile.topology=v5e:16x16
@@ -30,7 +31,19 @@ GROUPS = {
     "metabolic": ("E10", "E11", "E13", "E14", "E66", "E78"),
 }
 SPELLINGS = ("ICD10CM/", "ICD10//", "DIAGNOSIS//ICD//10//")
-OWN = ("220m", "cohort", "relaxed")
+# What fits an accelerator's memory: rows of a device, in so many parts one after another; what is kept of the backbone
+# for the backward pass; layers in a step of the scan; devices that share one copy of parameters and optimiser state (6
+# GB), which are neighbours on the mesh, and the copies lie across. The fused kernels drop attention weights at a third
+# of their speed on GPUs: stochastic depth and dropout of activations regularise there.
+HARDWARE = {
+    "h100": {"rows": 16, "accumulate": 2, "remat": "products", "unroll": 24, "fsdp": 1, "attention_dropout": 0.0},
+    "a100": {"rows": 16, "accumulate": 2, "remat": "products", "unroll": 24, "fsdp": 1, "attention_dropout": 0.0},
+    "v5e": {"rows": 8, "accumulate": 2, "remat": "products", "unroll": 1, "fsdp": 16, "attention_dropout": 0.1},
+    "v6e": {"rows": 8, "accumulate": 1, "remat": "products", "unroll": 1, "fsdp": 16, "attention_dropout": 0.1},
+    "v5p": {"rows": 16, "accumulate": 1, "remat": "products", "unroll": 1, "fsdp": 4, "attention_dropout": 0.1},
+}
+RATE_ROWS = 256  # rows of 2,048 tokens, half a million, for which the paper's rate of 1e-4 is taken to be
+OWN = ("220m", "cohort", "relaxed", *HARDWARE)
 SIZES = ("layers", "seq")
 
 
@@ -89,8 +102,11 @@ def get_config(variant=""):
             "wear_remat": "full",
             "count_width": 128,
             "wear_span_days": 1.0,
+            "residual_init": "depth",
+            "embedding_scale": 22.6,  # sqrt(token_width)
         }
     )
+    config.joint.z_loss = 1e-4
     for group, categories in GROUPS.items():
         config.labels.diagnosis_groups[group] = tuple(s + c for s in SPELLINGS for c in categories)
     config.joint.network.n_layers = sizes.get("layers", 16 if "220m" in variants else 24)
@@ -103,9 +119,18 @@ def get_config(variant=""):
     config.joint.weights.contrast = (0.05, 0.05, 0)  # "a small weight" (section 3.3)
     config.joint.weights.content_norm = (0.001, 0.001, 0)
     # what fits into 16 GB; rows_per_device=32 with accumulate=4 takes the 32 of the paper's replicas, in four parts
-    config.train.update({"batch_size": 0, "rows_per_device": 8})
+    config.train.update({"batch_size": 0, "rows_per_device": 8, "rate_rows": RATE_ROWS})
     config.train.update({"log_every": 100, "validate_every": 5000, "checkpoint_every": 1000, "data_threads": 16})
     config.evaluate.update({"tasks": tuple(f"hospitalization_{h}d" for h in (30, 90, 180, 365)), "n_resamples": 5000})
     config.report.update({"title": "Joint EHR and wearable model", "reliability_task": "hospitalization_365d"})
+    for name in HARDWARE.keys() & set(variants):
+        _fit(config, HARDWARE[name])
     config_lib.apply_variants(config, variants)
     return config
+
+
+def _fit(config, hardware):
+    """Options of the machine, and none of the experiment but dropout of attention weights."""
+    config.train.update({"rows_per_device": hardware["rows"], "accumulate": hardware["accumulate"]})
+    config.joint.network.update({name: hardware[name] for name in ("remat", "unroll", "attention_dropout")})
+    config.mesh.update({"data": -1, "fsdp": hardware["fsdp"]})

@@ -23,7 +23,10 @@ class TrainConfig:
     """Parts that a batch is cut into and computed one after another; losses and gradients add up to those of the
     whole."""
     peak_learning_rate: float = 1e-4
-    """Learning rate of AdamW after the warmup."""
+    """Learning rate of AdamW after the warmup; see rate_rows."""
+    rate_rows: int = 0
+    """Rows of the global batch that peak_learning_rate is meant for: of a batch of N rows it is sqrt(N / rate_rows)
+    times that, as noise scales with Adam (Malladi et al. 2022). 0: it is what it says, whatever the batch."""
     warmup_steps: int = 10_000
     """Steps of the linear warmup from peak / warmup_steps; a cosine to zero at `steps` follows."""
     weight_decay: float = 0.01

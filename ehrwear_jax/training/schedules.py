@@ -1,6 +1,13 @@
-"""Schedules the learning rate: a pure function of the step."""
+"""Schedules the learning rate: a pure function of the step, and of the batch's size."""
+
+import math
 
 import optax
+
+
+def peak_rate(peak: float, batch_rows: int, rate_rows: int) -> float:
+    """The peak of a batch of batch_rows rows if `peak` is that of rate_rows; 0 rate_rows: of any batch."""
+    return peak * math.sqrt(batch_rows / rate_rows) if rate_rows else peak
 
 
 def learning_rate(peak: float, warmup_steps: int, total_steps: int) -> optax.Schedule:

@@ -129,6 +129,8 @@ def test_folds():
         ("full.py", "220m+relaxed"),
         ("full.py", "elbo+no_contrast"),
         ("full.py", "layers=4,seq=512"),
+        ("full.py", "h100+r8"),
+        ("full.py", "v5e"),
         ("small.py", ""),
         ("tiny.py", ""),
         ("tiny.py", "contrast+detached"),
@@ -235,6 +237,22 @@ def test_the_full_config_is_appendix_a4_and_can_be_trimmed():
     for variant, sentence in refused.items():
         with pytest.raises(ValueError, match=sentence):
             load("full.py", variant)
+
+
+@pytest.mark.parametrize("name", ["h100", "a100", "v5e", "v6e", "v5p"])
+def test_a_machine_sets_how_the_full_config_is_computed_and_not_what(name):
+    """The same model but for dropout inside the attention kernels, which GPUs do without."""
+    plain, fitted = load("full.py"), load("full.py", name)
+    assert fitted.mesh.data == -1 and fitted.train.rows_per_device % fitted.train.accumulate == 0
+    is_gpu = name in ("h100", "a100")
+    assert fitted.joint.network.attention_dropout == (0.0 if is_gpu else 0.1)
+    assert fitted.joint.network.stochastic_depth == 0.1
+    for part, keys in (("mesh", ("data", "fsdp")), ("train", ("rows_per_device", "accumulate"))):
+        fitted[part].update({key: plain[part][key] for key in keys})
+    for key in ("remat", "unroll", "attention_dropout"):
+        fitted.joint.network[key] = plain.joint.network[key]
+    fitted.name = plain.name
+    assert fitted.to_dict() == plain.to_dict()
 
 
 @pytest.mark.parametrize("name", sorted(p.name for p in (REPO / "configs").glob("*.py")))

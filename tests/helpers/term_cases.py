@@ -9,7 +9,9 @@ from random_rows import spec_of
 
 from ehrwear_jax.models.joint.batch import Facts
 from ehrwear_jax.models.joint.config import MODALITIES, WEIGHTS, Config, ContextConfig, NetworkConfig
+from ehrwear_jax.models.joint.ehr_terms import CodeTerm
 from ehrwear_jax.models.joint.terms import active
+from ehrwear_jax.models.layers.vocabulary_loss import token_loss
 from ehrwear_jax.models.objective import Ramp, WeightedTerms
 
 V, A, B, S, D = 11, 4, 3, 5, 4  # vocabulary, horizons, rows, width of the common space, width of z
@@ -32,7 +34,7 @@ PRIOR = {"prior_rate": np.float32([0.02, 0.3, 1.0, 5.0]), "prior_variance": np.f
 TEMPERATURE = np.float32(0.4)
 # {term/name: shape of a row} of what is predicted
 OUTPUTS = {
-    "ehr_masked": (M, V),
+    "ehr_masked/masked": (M, V),
     "future_event/event": (E, V),
     "future_event/query": (Q, V),
     "future_codes": (Q, K, A),
@@ -151,13 +153,20 @@ class Losses:
         @jax.jit
         def run(floats, rest, batch):
             def objective(floats):
-                out = traverse_util.unflatten_dict(floats | rest, sep="/")
+                scored = {k: self._scored(k, x, batch) for k, x in floats.items()}
+                out = traverse_util.unflatten_dict(scored | rest, sep="/")
                 return self.objective(out, batch, self.objective.weights(0), self.objective.normalisers(batch))
 
             (loss, metrics), grads = jax.value_and_grad(objective, has_aux=True)(floats)
             return loss, metrics, grads
 
         self._run = run
+
+    def _scored(self, name, x, batch):
+        """What the terms that predict tokens take, by the plain formula from scores; what others take as it is."""
+        term, _, part = name.partition("/")
+        (term,) = (t for t in self.objective.terms if t.name == term)
+        return token_loss(x, term.asked(batch)[part][0]) if isinstance(term, CodeTerm) else x
 
     def __call__(self, out, batch):
         floats = {k: v for k, v in out.items() if k in OUTPUTS}

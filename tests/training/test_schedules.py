@@ -2,11 +2,13 @@
 
 import math
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from ehrwear_jax.config.training import TrainConfig
 from ehrwear_jax.training import schedules
+from ehrwear_jax.training.optimizer import make_optimizer
 
 
 def analytic_rate(step, peak, warmup, total):
@@ -31,6 +33,23 @@ def test_runs_shorter_than_their_warmup_have_a_rate(warmup, total):
     values = np.array([rate(step) for step in range(total)])
     assert np.isfinite(values).all() and np.all(values > 0) and values.max() <= 1e-3 * (1 + 1e-6)
     np.testing.assert_allclose(values.max(), 1e-3, rtol=1e-6)
+
+
+@pytest.mark.parametrize(("rows", "meant", "times"), [(32, 0, 1.0), (256, 256, 1.0), (1024, 256, 2.0), (64, 256, 0.5)])
+def test_the_peak_grows_with_the_root_of_the_batch(rows, meant, times):
+    assert schedules.peak_rate(1e-4, rows, meant) == pytest.approx(times * 1e-4)
+
+
+def test_the_optimizer_steps_by_the_rate_of_its_batch():
+    """Adam's first step is the rate itself, in every entry."""
+    params = {"table": jnp.zeros(3)}
+    first = {}
+    for rows in (64, 256):
+        config = TrainConfig(steps=10, batch_size=rows, rate_rows=64, warmup_steps=1, peak_learning_rate=1e-3)
+        optimizer = make_optimizer(config)
+        updates, _ = optimizer.update({"table": jnp.ones(3)}, optimizer.init(params), params)
+        first[rows] = float(jnp.abs(updates["table"]).max())
+    assert first[64] == pytest.approx(1e-3, rel=1e-4) and first[256] == pytest.approx(2e-3, rel=1e-4)
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ NETWORK_CHOICES = {
     "kernel": ("mixture", "rational_quadratic", "none"),
     "pool": ("attention", "temporal"),
     "posterior": ("point", "normal"),
+    "residual_init": ("fan_in", "depth"),
     "remat": ("none", "full", "attention", "products"),
     "wear_remat": ("none", "full", "attention", "products"),
     "dtype": ("float32", "bfloat16"),
@@ -206,6 +207,13 @@ class NetworkConfig:
     """Chance that a row skips the last layer's update; smaller in earlier layers, in proportion to their depth."""
     qk_norm: bool = False
     """Whether queries and keys of each head are normalised."""
+    residual_init: str = "fan_in"
+    """How the products start whose results the backbone adds to its stream: fan_in (variance one over the number of
+    inputs), or depth: 1 / sqrt(2 n_layers) of that, so that the sum of all starts as large as one (Radford et al.
+    2019)."""
+    embedding_scale: float = 1.0
+    """Factor of a token's vector where it is read, and not where tokens are scored by the same table. The table starts
+    at a standard deviation of 0.02, signals at 1; sqrt(token_width) in Vaswani et al. (2017)."""
     attention: str | None = None
     """Implementation of the attention op; None: the best available."""
     remat: str = "none"
@@ -215,6 +223,8 @@ class NetworkConfig:
     """What the backward pass computes of the wearable encoder again, as remat."""
     unroll: int = 1
     """Layers in one step of the scan over layers; more compile longer and may run faster."""
+    target_chunk: int = 512
+    """Tokens to be predicted whose scores over the vocabulary a device holds at once."""
     dtype: str = "float32"
     """Type of activations: float32 or bfloat16."""
     adapter_width: int = 0
@@ -248,7 +258,7 @@ class Config:
 
     # options that change how a result is computed, and not the result
     NOT_RESULTS: ClassVar[tuple[str, ...]] = (
-        "network.remat", "network.wear_remat", "network.unroll", "network.attention",
+        "network.remat", "network.wear_remat", "network.unroll", "network.attention", "network.target_chunk",
     )  # fmt: skip
 
     modalities: tuple = MODALITIES
@@ -263,6 +273,9 @@ class Config:
     """Sizes."""
     weights: dict = dataclasses.field(default_factory=lambda: dict(WEIGHTS))
     """(start, end, steps of the ramp) of each term's weight; zero throughout: the term and its head are not built."""
+    z_loss: float = 0.0
+    """Weight, in the terms that predict tokens, of the squared logarithm of the sum that scores are divided by. It
+    keeps the scores of large vocabularies from drifting (Chowdhery et al. 2022: 1e-4); 0: none."""
 
     def __post_init__(self) -> None:
         where = "config.joint"
@@ -286,7 +299,8 @@ class Config:
             object.__setattr__(self, "static", False)  # it has them anyway
 
     def __hash__(self) -> int:
-        return hash((self.modalities, self.static, self.context, self.network, tuple(sorted(self.weights.items()))))
+        weights = tuple(sorted(self.weights.items()))
+        return hash((self.modalities, self.static, self.context, self.network, weights, self.z_loss))
 
     def check_prepared(self, prepare: PrepareConfig) -> None:
         """Raises ValueError where the records that prepare makes do not fit: segments that are not made, say."""

@@ -11,7 +11,7 @@ from ehrwear_jax.data.formats.times import DAY_US
 from ehrwear_jax.models.family import Batch, Field
 from ehrwear_jax.models.joint.batch import MASK, MODALITY_EHR, MODALITY_WEAR, PAD
 from ehrwear_jax.models.joint.context import Context, share
-from ehrwear_jax.models.joint.ehr_terms import FutureEvent, next_code
+from ehrwear_jax.models.joint.ehr_terms import CodeTerm, FutureEvent
 from ehrwear_jax.models.joint.heads import Alignment, WearablePool
 from ehrwear_jax.models.joint.terms import Arrays, Latents, Loss, Term, take
 from ehrwear_jax.models.joint.wear_terms import average
@@ -43,7 +43,7 @@ class PooledCodes(nn.Module):
         return self.mlp(self.norm(pooled))
 
 
-class WearToEhr(Term):
+class WearToEhr(CodeTerm):
     """L_w->e (paper, section 3.3): the next code from the pooled latents of the wearable tokens in [t - tau, t].
 
     A prediction without a wearable token in its window has no term.
@@ -51,7 +51,6 @@ class WearToEhr(Term):
 
     name = "wear_to_ehr"
     needs = ("ehr", "wear")
-    uses = ("codes",)
     at_events = True
     targets = FutureEvent.targets | {
         "event_pool": Field("E2", np.int32, 0, "token positions inside [t - tau, t], for pooling wearable latents"),
@@ -77,24 +76,21 @@ class WearToEhr(Term):
         is_wear, out = batch["modality"] == MODALITY_WEAR, {}
         event_time = take(batch["time"][..., None], batch["event_position"])[..., 0]
         for name, time in (("event", event_time), ("query", batch["query_time"])):
-            hidden = head(z_BxTxD, is_wear, batch[f"{name}_pool"], batch["time"], time)
-            out[name] = network.code_logits(hidden, train_table=not detached)
+            out[name] = head(z_BxTxD, is_wear, batch[f"{name}_pool"], batch["time"], time)
         return out
 
-    def _masks(self, batch):
-        """{"event", "query"}: predictions with a next code and a wearable token in their pooling range."""
+    @property
+    def trains_table(self) -> bool:
+        return not self.config.network.detach_cross_modal
+
+    def asked(self, batch: Arrays) -> dict[str, tuple[jax.Array, jax.Array]]:
+        """Next codes of predictions with a wearable token in their pooling range."""
         so_far = jnp.pad(jnp.cumsum(batch["modality"] == MODALITY_WEAR, axis=1), ((0, 0), (1, 0)))
-        masks = {}
+        asked = {}
         for name in ("event", "query"):
             lo, hi = (jnp.take_along_axis(so_far, batch[f"{name}_pool"][..., i], axis=1) for i in (0, 1))
-            masks[name] = (batch[f"{name}_next"] != PAD) & (hi > lo)
-        return masks
-
-    def normaliser(self, batch: Arrays) -> jax.Array:
-        return n_true_of(self._masks(batch).values())
-
-    def loss(self, out: Any, batch: Arrays, normaliser: Any) -> Loss:
-        return next_code(out, batch, self._masks(batch), normaliser)
+            asked[name] = batch[f"{name}_next"], (batch[f"{name}_next"] != PAD) & (hi > lo)
+        return asked
 
 
 class EhrToWear(Term):

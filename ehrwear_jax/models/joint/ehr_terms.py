@@ -1,6 +1,7 @@
 """Predicts EHR events: hidden ones, the next one, future codes, and which codes were seen of late."""
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -13,49 +14,66 @@ from ehrwear_jax.models.joint.batch import PAD
 from ehrwear_jax.models.joint.context import Context
 from ehrwear_jax.models.joint.terms import Arrays, Latents, Loss, Term, take
 from ehrwear_jax.models.layers.dense import Mlp, dense
+from ehrwear_jax.models.layers.vocabulary_loss import TokenLoss
 from ehrwear_jax.models.objective import masked_mean, n_true, n_true_of
 
 
-def code_cross_entropy(
-    logits_NxV: jax.Array, target_N: jax.Array, mask_N: jax.Array, count: jax.Array
-) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """-log p(target) in nats, and accuracy and count."""
-    logp = jax.nn.log_softmax(logits_NxV.astype(jnp.float32))
-    nll = -jnp.take_along_axis(logp, target_N[..., None], axis=-1)[..., 0]
-    right = jnp.argmax(logits_NxV, axis=-1) == target_N
-    return masked_mean(nll, mask_N, count), {"accuracy": masked_mean(right, mask_N, count), "count": n_true(mask_N)}
+class CodeTerm(Term):
+    """A term that predicts tokens of the vocabulary: cross-entropy, mean over its targets.
+
+    `predict` says from which vectors, {name: [B, N, width]}, and `asked` which tokens, of which names and where. The
+    network scores what all such terms ask for in one call, and gives `loss` {name: TokenLoss of [B, N]}.
+    """
+
+    needs: ClassVar[tuple[str, ...]] = ("ehr",)
+    uses = ("codes",)
+
+    @property
+    def trains_table(self) -> bool:
+        """Whether the loss changes the embedding table, by whose vectors tokens are scored."""
+        return True
+
+    def asked(self, batch: Arrays) -> dict[str, tuple[jax.Array, jax.Array]]:
+        """{name: (token int32 [B, N], whether it is a target bool [B, N])}."""
+        raise NotImplementedError
+
+    def normaliser(self, batch: Arrays) -> jax.Array:
+        return n_true_of(mask for _, mask in self.asked(batch).values())
+
+    def loss(self, out: Mapping[str, TokenLoss], batch: Arrays, normaliser: Any) -> Loss:
+        """Nats per target, and how many there are and have the highest score of all tokens."""
+        masks = {name: mask for name, (_, mask) in self.asked(batch).items()}
+        mask = jnp.concatenate([masks[name] for name in out], axis=1)
+        nll, log_sum, right = (jnp.concatenate(x, axis=1) for x in zip(*out.values(), strict=True))
+        value = masked_mean(nll, mask, normaliser)
+        if self.config.z_loss:
+            value += self.config.z_loss * masked_mean(jnp.square(log_sum), mask, normaliser)
+        return value, {"accuracy": masked_mean(right, mask, normaliser), "count": n_true(mask)}
 
 
-class EhrMasked(Term):
+class EhrMasked(CodeTerm):
     """L_ehr (paper, section 3.3): cross-entropy of hidden events from z at their own position.
 
     Its targets are written where events are hidden (context.py).
     """
 
     name = "ehr_masked"
-    needs = ("ehr",)
-    uses = ("codes",)
     targets = {
         "masked_position": Field("M", np.int32, -1, "token position of a hidden event"),
         "masked_target": Field("M", np.int32, PAD, "its vocabulary id"),
     }
 
     def predict(self, network: nn.Module, head: Any, z: Latents, batch: Arrays) -> Any:
-        return network.code_logits(take(z.token_BxTxD, batch["masked_position"]))
+        return {"masked": take(z.token_BxTxD, batch["masked_position"])}
 
-    def normaliser(self, batch: Arrays) -> jax.Array:
-        return n_true(batch["masked_position"] >= 0)
-
-    def loss(self, out: Any, batch: Arrays, normaliser: Any) -> Loss:
-        return code_cross_entropy(out, batch["masked_target"], batch["masked_position"] >= 0, normaliser)
+    def asked(self, batch: Arrays) -> dict[str, tuple[jax.Array, jax.Array]]:
+        return {"masked": (batch["masked_target"], batch["masked_position"] >= 0)}
 
 
-class FutureEvent(Term):
+class FutureEvent(CodeTerm):
     """The first code at the next distinct time, from z at events and at free-time queries."""
 
     name = "future_event"
-    needs = ("ehr",)
-    uses = ("codes",)
     at_events = True
     targets = {
         "event_next": Field("E", np.int32, PAD, "first code at the next distinct time"),
@@ -72,20 +90,10 @@ class FutureEvent(Term):
 
     def predict(self, network: nn.Module, head: Any, z: Latents, batch: Arrays) -> Any:
         at_events = take(z.token_BxTxD, batch["event_position"])
-        return {n: network.code_logits(x + head(x)) for n, x in (("event", at_events), ("query", z.query_BxQxD))}
+        return {n: x + head(x) for n, x in (("event", at_events), ("query", z.query_BxQxD))}
 
-    def normaliser(self, batch: Arrays) -> jax.Array:
-        return n_true_of(batch[f"{n}_next"] != PAD for n in ("event", "query"))
-
-    def loss(self, out: Any, batch: Arrays, normaliser: Any) -> Loss:
-        return next_code(out, batch, {n: batch[f"{n}_next"] != PAD for n in out}, normaliser)
-
-
-def next_code(out: Arrays, batch: Arrays, masks: Arrays, count: jax.Array) -> Loss:
-    """code_cross_entropy of the next code over events and queries together."""
-    parts = (list(out.values()), [batch[f"{n}_next"] for n in out], [masks[n] for n in out])
-    logits, target, mask = (jnp.concatenate(p, axis=1) for p in parts)
-    return code_cross_entropy(logits, target, mask, count)
+    def asked(self, batch: Arrays) -> dict[str, tuple[jax.Array, jax.Array]]:
+        return {n: (batch[f"{n}_next"], batch[f"{n}_next"] != PAD) for n in ("event", "query")}
 
 
 # ------------------------------------------------------------------------------------------------ sets of codes

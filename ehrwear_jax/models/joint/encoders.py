@@ -21,12 +21,14 @@ class EhrEmbedder(nn.Module):
 
     Attributes:
       vocabulary: number of tokens. token_width: of the embedding table. out_width: p, the backbone's.
+      scale: of what the tables say.
     """
 
     vocabulary: int
     token_width: int
     out_width: int
     dtype: str = "float32"
+    scale: float = 1.0
 
     def setup(self) -> None:
         self.table = embedding(self.vocabulary, self.token_width)
@@ -36,25 +38,9 @@ class EhrEmbedder(nn.Module):
     def __call__(self, token: jax.Array, value: jax.Array) -> jax.Array:
         """token int32 [...], value float32 [...] -> [..., out_width]."""
         vector = self.table(token) + value[..., None] * self.value_table(token)
+        if self.scale != 1.0:
+            vector *= self.scale
         return self.project(vector.astype(self.dtype))
-
-
-class CodeHead(nn.Module):
-    """Scores of every token, with the table of the embedder as the last product's weights."""
-
-    vocabulary: int
-    token_width: int
-    dtype: str = "float32"
-
-    def setup(self) -> None:
-        self.norm = nn.LayerNorm(dtype=self.dtype)
-        self.to_token = dense(self.token_width, ("embed", None), dtype=self.dtype)
-        self.bias_V = self.param("bias", named(nn.initializers.zeros, "token"), (self.vocabulary,))
-
-    def __call__(self, hidden: jax.Array, table_VxE: jax.Array) -> jax.Array:
-        """[..., out_width], the table [V, token_width] -> float32 [..., V]."""
-        vector = self.to_token(self.norm(hidden)).astype(jnp.float32)
-        return vector @ table_VxE.T + self.bias_V.reshape((1,) * (vector.ndim - 1) + (-1,))
 
 
 # --------------------------------------------------------------------------------------------------- wearable windows

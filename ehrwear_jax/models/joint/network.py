@@ -3,10 +3,13 @@
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from ehrwear_jax.models.joint import encoders
 from ehrwear_jax.models.joint.batch import MODALITY_WEAR, N_MODALITY, Facts
+from ehrwear_jax.models.joint.code_head import CodeHead
 from ehrwear_jax.models.joint.config import Config, NetworkConfig
+from ehrwear_jax.models.joint.ehr_terms import CodeTerm
 from ehrwear_jax.models.joint.heads import Posterior
 from ehrwear_jax.models.joint.terms import Latents, Term
 from ehrwear_jax.models.joint.wear_terms import SignalDecoder
@@ -15,6 +18,7 @@ from ehrwear_jax.models.layers.decayed_counts import DecayedCounts
 from ehrwear_jax.models.layers.dense import Mlp, dense
 from ehrwear_jax.models.layers.mesh_ops import ONE_DEVICE, MeshOps
 from ehrwear_jax.models.layers.transformer import Backbone, TransformerConfig
+from ehrwear_jax.models.layers.vocabulary_loss import TokenLoss
 
 BACKBONE_FIELDS = ("time", "kv_range", "modality", "query_time", "query_kv_range")
 LONGEST_PERIOD_DAYS = 36525.0  # of the encoding of ages
@@ -54,7 +58,7 @@ class JointNetwork(nn.Module):
 
     def setup(self) -> None:
         n, facts = self.config.network, self.facts
-        self.ehr = encoders.EhrEmbedder(facts.vocabulary, n.token_width, n.width, n.dtype)
+        self.ehr = encoders.EhrEmbedder(facts.vocabulary, n.token_width, n.width, n.dtype, n.embedding_scale)
         self.rho = dense(n.width, (None, "embed"), dtype=n.dtype)  # W_rho, q x p
         self.modality = nn.Embed(N_MODALITY, n.width, embedding_init=nn.initializers.normal(0.02))
         if facts.wear:
@@ -71,7 +75,8 @@ class JointNetwork(nn.Module):
         self.backbone = Backbone(backbone_config(n), self.mesh_ops)
         shared = {name for term in self.terms for name in term.uses}
         if "codes" in shared:
-            self.code_head = encoders.CodeHead(facts.vocabulary, n.token_width, n.dtype)
+            sizes = (facts.vocabulary, n.token_width, n.dtype, n.target_chunk)
+            self.code_head = CodeHead(*sizes, self.mesh_ops)
         if "signal" in shared:
             n_future = self.config.context.future_windows
             self.signal_decoder = SignalDecoder(facts.steps, facts.channels, n_future, n.width)
@@ -93,12 +98,23 @@ class JointNetwork(nn.Module):
         if self.config.network.posterior == "normal":
             z_BxTxD, z_BxQxD, posterior = self._drawn(z_BxTxD, z_BxQxD, deterministic)
         z = Latents(z_BxTxD, z_BxQxD, h_BxTxD, posterior)
-        return {t.name: t.predict(self, self.term_head.get(t.name), z, batch) for t in self.terms}
+        out = {t.name: t.predict(self, self.term_head.get(t.name), z, batch) for t in self.terms}
+        asking = [t for t in self.terms if isinstance(t, CodeTerm)]
+        for trains_table in sorted({t.trains_table for t in asking}):
+            out |= self._token_losses([t for t in asking if t.trains_table == trains_table], out, batch, trains_table)
+        return out
 
-    def code_logits(self, hidden: jax.Array, train_table: bool = True) -> jax.Array:
-        """Scores of every token; train_table: whether a loss on them changes the embedding table."""
+    def _token_losses(self, terms, out, batch, trains_table):
+        """{term: {name: TokenLoss of [B, N]}}: all that the terms ask for in one call, since most places are empty."""
+        asked = {(t.name, name): (out[t.name][name], *x) for t in terms for name, x in t.asked(batch).items()}
+        ends = np.cumsum([mask.shape[1] for _, _, mask in asked.values()])[:-1].tolist()
+        hidden, target, mask = (jnp.concatenate(x, axis=1) for x in zip(*asked.values(), strict=True))
         table = self.ehr.table.embedding
-        return self.code_head(hidden, table if train_table else jax.lax.stop_gradient(table))
+        found = self.code_head(hidden, table if trains_table else jax.lax.stop_gradient(table), target, mask)
+        parts: dict = {t.name: {} for t in terms}
+        for (term, name), *part in zip(asked, *(jnp.split(x, ends, axis=1) for x in found), strict=True):
+            parts[term][name] = TokenLoss(*part)
+        return parts
 
     def _binned(self, batch):
         return time_encoding.in_day_bins(batch) if self.config.network.day_bins else batch

@@ -41,7 +41,7 @@ class Term:
       name: as in config.WEIGHTS.
       needs: modalities without which there is nothing to predict, or to predict from.
       targets: fields of a batch that `fill` writes. at_events: whether predictions are made at events too.
-      uses: heads that several terms share: "codes" (network.code_logits), "signal" (network.signal_decoder).
+      uses: heads that several terms share: "codes" (see ehr_terms.CodeTerm), "signal" (network.signal_decoder).
     """
 
     facts: Facts

@@ -21,6 +21,11 @@ def named(init: Callable, *axes: str | None) -> Callable:
     return nn.with_logical_partitioning(init, axes)
 
 
+def scaled(factor: float) -> Callable:
+    """The initialiser of `dense`, normal with variance 1 / fan-in, times a factor."""
+    return lambda *arguments: factor * _lecun(*arguments) if factor != 1.0 else _lecun(*arguments)
+
+
 def dense(
     features: int | Sequence[int],
     axes: tuple[str | None, ...],

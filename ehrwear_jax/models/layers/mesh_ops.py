@@ -21,10 +21,12 @@ class MeshOps:
     Attributes:
       constrain: (x, *logical names of its dimensions, None where never split) -> x, with a sharding constraint.
       attend: called like ops.kernel_attention.kernel_attention; over a mesh, its sharded form.
+      row_groups: devices, or groups of them, that a batch's rows are spread over.
     """
 
     constrain: Callable = no_constraint
     attend: Callable = kernel_attention
+    row_groups: int = 1
 
 
 ONE_DEVICE = MeshOps()

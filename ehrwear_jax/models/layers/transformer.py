@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-from ehrwear_jax.models.layers.dense import LAYERS, dense, named
+from ehrwear_jax.models.layers.dense import LAYERS, dense, named, scaled
+from ehrwear_jax.models.layers.dropout import Dropout
 from ehrwear_jax.models.layers.mesh_ops import ONE_DEVICE, MeshOps
 from ehrwear_jax.ops.kernel_attention import ExponentialMixture, RationalQuadratic
 
@@ -33,6 +34,7 @@ class TransformerConfig:
       dropout, attention_dropout: rates. stochastic_depth: chance that a row loses the last layer's update; grows with
         depth up to there.
       qk_norm: queries and keys of each head have norm sqrt(depth), times a learned scale (Henry et al. 2020).
+      residual_init: how the products start that end a sublayer: "fan_in", or "depth" for 1 / sqrt(2 n_layers) of that.
       attention: implementation of the op, None for the best available.
       remat: a name in REMAT. unroll: layers per step of the scan.
       adapter_width: of an adapter behind each sublayer, before its sum with what came in; 0: none.
@@ -50,6 +52,7 @@ class TransformerConfig:
     attention_dropout: float = 0.0
     stochastic_depth: float = 0.0
     qk_norm: bool = False
+    residual_init: str = "fan_in"
     attention: str | None = None
     remat: str = "none"
     unroll: int = 1
@@ -175,15 +178,17 @@ class Block(nn.Module):
         self.norm_attention = nn.LayerNorm(dtype=c.dtype)
         for name in ("query", "key", "value"):
             setattr(self, name, dense(heads, ("embed", "heads", "depth"), dtype=c.dtype))
-        self.out = dense(c.width, ("heads", "depth", "embed"), n_inputs=2, dtype=c.dtype)
+        # an update of the residual stream each; with 1 / sqrt(2 L) the sum of all starts as large as one
+        start = scaled((2 * c.n_layers) ** -0.5 if c.residual_init == "depth" else 1.0)
+        self.out = dense(c.width, ("heads", "depth", "embed"), n_inputs=2, kernel_init=start, dtype=c.dtype)
         if c.qk_norm:
             self.query_norm, self.key_norm = nn.RMSNorm(dtype=c.dtype), nn.RMSNorm(dtype=c.dtype)
         self.modality_bias = ModalityBias(c.n_modalities, c.n_heads, c.source_width)
         self.kernel = TimeKernel(c.kernel, c.n_heads, c.n_components)
         self.norm_mlp = nn.LayerNorm(dtype=c.dtype)
         self.up = dense(c.mlp_width, ("embed", "mlp"), dtype=c.dtype)
-        self.down = dense(c.width, ("mlp", "embed"), dtype=c.dtype)
-        self.dropout = nn.Dropout(c.dropout, deterministic=self.deterministic)
+        self.down = dense(c.width, ("mlp", "embed"), kernel_init=start, dtype=c.dtype)
+        self.dropout = Dropout(c.dropout, self.deterministic)
         if c.adapter_width:
             self.adapter_attention, self.adapter_mlp = (Adapter(c.adapter_width, c.dtype) for _ in range(2))
 

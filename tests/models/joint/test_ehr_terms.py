@@ -11,6 +11,8 @@ from term_cases import CONFIG, FACTS, RATE, SPEC, A, B, E, K, M, Q, R, V, mean, 
 
 from ehrwear_jax.models.joint.batch import PAD
 from ehrwear_jax.models.joint.ehr_terms import FutureCodes
+from ehrwear_jax.models.joint.terms import active
+from ehrwear_jax.models.layers.vocabulary_loss import token_loss
 
 TERMS = ("ehr_masked", "future_event", "future_codes", "ehr_history")
 BACK = np.array([*range(A), 254])
@@ -19,7 +21,7 @@ ENTROPY = -RATE * np.log(RATE) - (1 - RATE) * np.log(1 - RATE)
 
 def slow_masked(out, batch):
     at = [i for i in np.ndindex(B, M) if batch["masked_position"][i] >= 0]
-    return mean([nll(out["ehr_masked"][i], batch["masked_target"][i]) for i in at])
+    return mean([nll(out["ehr_masked/masked"][i], batch["masked_target"][i]) for i in at])
 
 
 def slow_next(out, batch):
@@ -67,7 +69,7 @@ def test_term_equals_loops(case, term):
 def test_diagnostics(case):
     out, batch, _, metrics, _ = case
     asked = batch["masked_position"] >= 0
-    right = out["ehr_masked"].argmax(-1) == batch["masked_target"]
+    right = out["ehr_masked/masked"].argmax(-1) == batch["masked_target"]
     np.testing.assert_allclose(metrics["ehr_masked/accuracy"], right[asked].mean(), rtol=1e-6)
     assert metrics["ehr_masked/count"] == asked.sum()
     known = np.arange(A) < np.where(batch["query_segment"] > 0, batch["query_horizons"], 0)[..., None]
@@ -86,11 +88,11 @@ def test_padding_changes_nothing(case, losses):
     """What the model says in empty slots, and what stands in them, is irrelevant: also if it is huge."""
     term_cases.check_padding_teaches_nothing(losses, TERMS)
     out, batch, loss, _, grads = case
-    assert not grads["ehr_masked"][batch["masked_position"] < 0].any()
+    assert not grads["ehr_masked/masked"][batch["masked_position"] < 0].any()
     censored = np.arange(A) >= batch["query_horizons"][..., None]
     assert not grads["future_codes"].transpose(0, 1, 3, 2)[censored].any()
     loud = {k: v.copy() for k, v in out.items()}
-    loud["ehr_masked"][batch["masked_position"] < 0] = -1e4
+    loud["ehr_masked/masked"][batch["masked_position"] < 0] = -1e4
     for name in ("future_codes", "ehr_history"):
         loud[name][batch["query_segment"] == 0] = 1e4
     assert losses(loud, batch)[0] == loss
@@ -114,7 +116,7 @@ def test_a_code_that_comes_after_follow_up_ends_is_no_negative(case, losses):
 def test_certainty_costs_nothing_and_extreme_logits_stay_finite(case, losses):
     batch = term_cases.random_batch(5)
     out = term_cases.quiet(case[0])
-    for logits, target in (("ehr_masked", "masked_target"), ("future_event/event", "event_next")):
+    for logits, target in (("ehr_masked/masked", "masked_target"), ("future_event/event", "event_next")):
         out[logits] = 1e4 * np.eye(V, dtype=np.float32)[batch[target]]
     occurs = batch["query_code_bin"][..., None] <= np.arange(A)
     out["future_codes"] = np.where(occurs, 1e4, -1e4).astype(np.float32)
@@ -130,6 +132,17 @@ def test_certainty_costs_nothing_and_extreme_logits_stay_finite(case, losses):
     want = np.mean((1e4 / ENTROPY.T[None, None]).repeat(B, 0).repeat(Q, 1)[known])
     np.testing.assert_allclose(metrics["loss/future_codes"], want, rtol=1e-5)
     assert all(np.isfinite(g).all() for g in grads.values())
+
+
+def test_the_squared_log_sum_is_weighed_per_target(case):
+    out, batch, _, metrics, _ = case
+    config = dataclasses.replace(CONFIG, z_loss=0.01)
+    (term,) = (t for t in active(config, FACTS) if t.name == "ehr_masked")
+    scores, (target, mask) = out["ehr_masked/masked"], term.asked(batch)["masked"]
+    value, _ = term.loss({"masked": token_loss(scores, target)}, batch, term.normaliser(batch))
+    log_sum = np.log(np.exp(np.float64(scores)).sum(-1))
+    want = float(metrics["loss/ehr_masked"]) + 0.01 * np.square(log_sum)[np.asarray(mask)].mean()
+    np.testing.assert_allclose(value, want, rtol=1e-5)
 
 
 def test_knowing_the_rates_alone_costs_about_one():

@@ -1,6 +1,7 @@
 """Encoders of events and raw windows: embeddings and scores from one table; each raw window speaks for its patch."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import random_rows
@@ -8,8 +9,9 @@ from flax import linen as nn
 from small_model import random_params
 
 from ehrwear_jax.models.joint.batch import Facts
+from ehrwear_jax.models.joint.code_head import CodeHead
 from ehrwear_jax.models.joint.config import MODALITIES, Config, ContextConfig, NetworkConfig
-from ehrwear_jax.models.joint.encoders import CodeHead, EhrEmbedder, RawEncoder
+from ehrwear_jax.models.joint.encoders import EhrEmbedder, RawEncoder
 
 # --------------------------------------------------------------------------------------------------------- EHR events
 
@@ -20,14 +22,18 @@ class Tied(nn.Module):
     """An embedder and the head that scores by its table, as in JointNetwork."""
 
     dtype: str = "float32"
+    scale: float = 1.0
 
     def setup(self):
-        self.embed = EhrEmbedder(V, WIDTH, OUT, self.dtype)
+        self.embed = EhrEmbedder(V, WIDTH, OUT, self.dtype, self.scale)
         self.head = CodeHead(V, WIDTH, self.dtype)
 
     def __call__(self, token, value, hidden=None):
         x = self.embed(token, value)
-        return x, self.head(x if hidden is None else hidden, self.embed.table.embedding)
+        hidden = x if hidden is None else hidden
+        # each vector's loss with every token as its target: log p of all tokens
+        asked = (jnp.broadcast_to(y, (hidden.shape[0], hidden.shape[1] * V)) for y in (np.tile(np.arange(V), 3), True))
+        return x, self.head(jnp.repeat(hidden, V, axis=1), self.embed.table.embedding, *asked)
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +53,15 @@ def test_embedding_is_the_token_plus_value_times_its_direction(setting):
     np.testing.assert_allclose(apply(token, value, hidden)[0], want, atol=1e-5)
 
 
+def test_the_scale_is_that_of_what_is_read_and_not_of_scores(setting):
+    params, token, value, hidden, apply = setting
+    run = jax.jit(lambda: Tied(scale=3.0).apply({"params": params}, token, value, hidden))
+    bias = params["embed"]["project"]["bias"]
+    scaled, plain = (np.asarray(x) - np.asarray(bias) for x in (run()[0], apply(token, value, hidden)[0]))
+    np.testing.assert_allclose(scaled, 3.0 * plain, rtol=1e-4, atol=1e-5)
+    np.testing.assert_array_equal(run()[1].nll, apply(token, value, hidden)[1].nll)
+
+
 def test_logits_use_the_input_table(setting):
     params, token, value, hidden, apply = setting
     p = jax.tree.map(np.float64, params)["head"]
@@ -54,16 +69,19 @@ def test_logits_use_the_input_table(setting):
     x = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-6)
     x = (x * p["norm"]["scale"] + p["norm"]["bias"]) @ p["to_token"]["kernel"] + p["to_token"]["bias"]
     want = x @ np.float64(params["embed"]["table"]["embedding"]).T + p["bias"]
-    logits = apply(token, value, hidden)[1]
-    assert logits.shape == (2, 3, V) and logits.dtype == np.float32
-    np.testing.assert_allclose(logits, want, atol=1e-5)
+    found = apply(token, value, hidden)[1]
+    log_sum = np.log(np.exp(want).sum(-1, keepdims=True))
+    assert found.nll.shape == (2, 3 * V) and found.nll.dtype == np.float32
+    np.testing.assert_allclose(found.nll.reshape(2, 3, V), log_sum - want, atol=1e-5)
+    np.testing.assert_allclose(found.log_sum.reshape(2, 3, V), log_sum.repeat(V, -1), atol=1e-5)
+    np.testing.assert_array_equal(found.right.reshape(2, 3, V), want == want.max(-1, keepdims=True))
 
 
 def test_half_precision_computes_in_half_and_scores_in_full():
-    inputs = np.zeros((1, 2), np.int32), np.zeros((1, 2), np.float32)
+    inputs = np.zeros((1, 3), np.int32), np.zeros((1, 3), np.float32)
     module = Tied("bfloat16")
-    (x, logits), variables = jax.eval_shape(module.init_with_output, jax.random.key(0), *inputs)
-    assert x.dtype == "bfloat16" and logits.dtype == np.float32
+    (x, found), variables = jax.eval_shape(module.init_with_output, jax.random.key(0), *inputs)
+    assert x.dtype == "bfloat16" and found.nll.dtype == found.log_sum.dtype == np.float32
     assert all(leaf.dtype == np.float32 for leaf in jax.tree.leaves(variables))
 
 

@@ -19,6 +19,7 @@ from ehrwear_jax.data.formats.times import DAY_US
 from ehrwear_jax.models.joint import batch as batch_lib
 from ehrwear_jax.models.joint import family
 from ehrwear_jax.models.joint.config import WEIGHTS
+from ehrwear_jax.models.layers.vocabulary_loss import TokenLoss
 
 CONTEXT = {"tokens": 24, "windows": 16, "context_tokens": 20, "queries": 6, "events": 6, "patch_steps": 3, "pairs": 4,
            "colocated_days": 90.0, "pool_days": 400.0, "future_windows": 2, "future_codes": 4, "masked_contexts": 1.0,
@@ -29,7 +30,7 @@ NETWORK = {"width": 8, "n_layers": 2, "n_heads": 2, "mlp_width": 16, "token_widt
 N_TOKENS = CONTEXT["tokens"] + CONTEXT["windows"]
 # term: its predictions
 PREDICTIONS = {
-    "ehr_masked": ("ehr_masked",),
+    "ehr_masked": ("ehr_masked/masked",),
     "future_event": ("future_event/event", "future_event/query"),
     "future_codes": ("future_codes",),
     "ehr_history": ("ehr_history",),
@@ -70,7 +71,10 @@ def with_raw_windows(batch, there=True):
 
 
 def one_row(examples, g, **options):
-    return with_raw_windows({k: v[None] for k, v in row_of(examples, g).items()}, **options)
+    row = row_of(examples, g)
+    for name in ("event_next", "query_next"):  # tokens are scored where there is a target: everywhere
+        row[name] = np.maximum(row[name], batch_lib.N_SPECIAL)
+    return with_raw_windows({k: v[None] for k, v in row.items()}, **options)
 
 
 def places(batch, name):
@@ -82,7 +86,7 @@ def places(batch, name):
     if name in AT_TOKENS:
         at = np.where(batch["segment"][0] > 0, np.arange(N_TOKENS), -1)
     else:
-        of = {"ehr_masked": "masked_position", "contrast/wear": "pair_position"}
+        of = {"ehr_masked/masked": "masked_position", "contrast/wear": "pair_position"}
         of |= dict.fromkeys(AT_WINDOWS, "window_position") | dict.fromkeys(AT_EVENTS, "event_position")
         at = batch[of[name]][0]
     return batch["kv_range"][0][np.maximum(at, 0), 0], at + 1, at >= 0
@@ -129,6 +133,8 @@ def predict(examples, batch):
         inputs = dict(inputs)
         variables = {"params": params, "perturbations": {"content": inputs.pop("content")}}
         out = traverse_util.flatten_dict(network.apply(variables, inputs), sep="/")
+        # of the scores of tokens, what does not depend on which of them is the target
+        out = {name: x.log_sum if isinstance(x, TokenLoss) else x for name, x in out.items()}
         return {name: out[name][0] for names in PREDICTIONS.values() for name in names}
 
     return run
@@ -160,7 +166,7 @@ def test_the_row_has_what_makes_leaks_likely(case):
     assert all(n > 0 for n in found.values()), found
     assert set(PREDICTIONS) == set(WEIGHTS)
     assert {n for names in PREDICTIONS.values() for n in names} == {
-        "ehr_masked", "contrast/ehr", "contrast/wear", *AT_TOKENS, *AT_EVENTS, *AT_WINDOWS, *AT_QUERIES
+        "ehr_masked/masked", "contrast/ehr", "contrast/wear", *AT_TOKENS, *AT_EVENTS, *AT_WINDOWS, *AT_QUERIES
     }  # fmt: skip
 
 
@@ -204,7 +210,7 @@ def test_jacobian_is_zero_for_hidden_signal(case, term):
     for name in PREDICTIONS[term]:
         assert not jacobian[name]["wear"][:, hidden].any(), name
         assert not jacobian[name]["raw"][:, hidden_raw].any(), name
-        if name not in ("contrast/ehr", "ehr_masked"):  # the last may have no window before it
+        if name not in ("contrast/ehr", "ehr_masked/masked"):  # the last may have no window before it
             assert jacobian[name]["wear"][:, ~hidden].any(), f"{name} sees the other steps"
             assert jacobian[name]["raw"][:, ~hidden_raw].any(), f"{name} sees the other raw samples"
 

@@ -1,5 +1,7 @@
 """The backbone against its formula in float64, and what it may not do."""
 
+import functools
+
 import jax
 import jax.ad_checkpoint
 import jax.numpy as jnp
@@ -7,9 +9,12 @@ import numpy as np
 import pytest
 import small_model
 from flax import linen as nn
+from jax.extend.core import Var
 
 from ehrwear_jax.models.joint import batch as batch_lib
+from ehrwear_jax.models.layers.mesh_ops import MeshOps
 from ehrwear_jax.models.layers.transformer import Backbone, TimeKernel, TransformerConfig
+from ehrwear_jax.ops.kernel_attention import kernel_attention
 
 B, T, Q, D, H, R, S = 2, 6, 4, 8, 2, 3, 3
 SIZES = {"n_layers": 2, "width": D, "n_heads": H, "mlp_width": 12, "n_components": R, "source_width": S, "dropout": 0.0}
@@ -189,6 +194,47 @@ def test_remat_keeps_what_its_name_says(remat, kept, capsys):
     text = capsys.readouterr().out
     layers_of = (f"f32[2,{B},{T},{D}]", f"f32[2,{B},{T},{H},{D // H}]", f"f32[2,{B},{T},12]")
     assert tuple(text.count(shape) for shape in layers_of) == kept
+
+
+def live_calls(jaxpr, wanted, name):
+    """How many calls of kernels of a name compute something that the wanted results depend on."""
+    live, n = {v for v, w in zip(jaxpr.outvars, wanted, strict=True) if w and isinstance(v, Var)}, 0
+    for eqn in reversed(jaxpr.eqns):
+        used = [v in live for v in eqn.outvars]
+        if not any(used):
+            continue
+        live |= {v for v in eqn.invars if isinstance(v, Var)}
+        if eqn.primitive.name == "pallas_call":
+            n += eqn.params["name"].endswith(name)
+        elif "jaxpr" in eqn.params:  # of a scan all results count: which are carried is not looked at
+            inner = eqn.params["jaxpr"]
+            n += live_calls(getattr(inner, "jaxpr", inner), [True] * len(used), name)
+    return n
+
+
+@pytest.mark.parametrize("remat, n_forward", [("none", 1), ("full", 2), ("attention", 1), ("products", 1)])
+def test_attention_whose_result_is_kept_does_not_run_twice(remat, n_forward):
+    """In the program of a gradient, of the tokens' and of the queries' attention; XLA drops what nothing reads."""
+    attend = functools.partial(kernel_attention, options={"interpret": True})
+    module = Backbone(TransformerConfig(**SIZES, remat=remat, attention="triton"), MeshOps(attend=attend))
+    shapes = jax.eval_shape(lambda k: module.init(k, *vectors(), fields(), True), jax.random.key(0))["params"]
+    read = lambda p: sum(z.sum() for z in module.apply({"params": p}, *vectors(), fields(), True))  # noqa: E731
+    program = jax.make_jaxpr(jax.grad(read))(shapes).jaxpr
+    found = {n: live_calls(program, [True] * len(program.outvars), n) for n in ("forward", "key_gradients")}
+    assert found == {"forward": 2 * n_forward, "key_gradients": 2}
+
+
+def test_products_that_end_a_sublayer_start_smaller_the_more_layers_add_up():
+    def spread(n_layers, **options):
+        module = Backbone(TransformerConfig(**SIZES | {"width": 64, "mlp_width": 64, "n_layers": n_layers} | options))
+        x = jnp.zeros((1, T, 64))
+        rows = {k: v[:1] for k, v in fields().items()}
+        blocks = nn.meta.unbox(module.init(jax.random.key(0), x, x[:, :Q], rows, True))["params"]["blocks"]
+        return {name: float(blocks[name]["kernel"].std()) for name in ("up", "query", "down", "out")}
+
+    plain, deep = spread(8), spread(8, residual_init="depth")
+    for name, factor in (("up", 1.0), ("query", 1.0), ("down", 0.25), ("out", 0.25)):
+        assert deep[name] == pytest.approx(factor * plain[name], rel=1e-5)
 
 
 def test_qk_norm_bounds_logits_and_leaves_values_alone(setting):
