@@ -34,6 +34,11 @@ class ContextConfig:
     see. What a row's windows leave free, more EHR tokens take."""
     windows: int = 64
     """Capacity of a row for wearable windows, and most windows of one patient: the latest."""
+    window_parts: int = 1
+    """Equal parts of a row's slots for windows that are left out where a batch does not need them: the encoder is
+    compiled for each number of parts, and empty batches skip it. Training rows of several patients are packed into as
+    many parts as rows fill on average, see packing.row_limits. Each number compiles for itself and keeps what its own
+    backward pass needs: 2 take half as much memory again. 1: all slots are encoded, empty or not."""
     context_tokens: int = 128
     """Most EHR tokens of one patient in a row, static ones included, then the latest events; at most `tokens`."""
     queries: int = 8
@@ -127,6 +132,7 @@ class ContextConfig:
             "patient_days": (0, 1),
             "time_warp": (0, MAX_WARP),
             "noise_steps": (2, _MANY),
+            "window_parts": (1, _MANY),
             "channel_dropout": (0, 1),
             "drop_ehr": (0, 1),
             "drop_wear": (0, 1 - self.drop_ehr),
@@ -213,6 +219,9 @@ class NetworkConfig:
     layers/transformer.py."""
     wear_remat: str = "none"
     """What the backward pass computes of the wearable encoder again, as remat."""
+    wear_unroll: int = 1
+    """Layers of the wearable encoder in one step of the scan over them, as unroll: all of them spare the copies of what
+    the backward pass needs in and out of a stack of layers."""
     unroll: int = 1
     """Layers in one step of the scan over layers; more compile longer and may run faster."""
     dtype: str = "float32"
@@ -223,6 +232,7 @@ class NetworkConfig:
     def __post_init__(self) -> None:
         for name, choices in NETWORK_CHOICES.items():
             options.require_choice("config.joint.network", name, getattr(self, name), choices)
+        options.require_range("config.joint.network", self, {"wear_unroll": (1, _MANY)})
 
 
 # (start, end, steps of the ramp) of each term's weight; the curriculum of appendix A.4
@@ -248,7 +258,7 @@ class Config:
 
     # options that change how a result is computed, and not the result
     NOT_RESULTS: ClassVar[tuple[str, ...]] = (
-        "network.remat", "network.wear_remat", "network.unroll", "network.attention",
+        "network.remat", "network.wear_remat", "network.unroll", "network.wear_unroll", "network.attention",
     )  # fmt: skip
 
     modalities: tuple = MODALITIES
