@@ -220,8 +220,9 @@ class NetworkConfig:
     wear_remat: str = "none"
     """What the backward pass computes of the wearable encoder again, as remat."""
     wear_unroll: int = 1
-    """Layers of the wearable encoder in one step of the scan over them, as unroll: all of them spare the copies of what
-    the backward pass needs in and out of a stack of layers."""
+    """Layers of the wearable encoder in one step of the scan over them, as unroll. All of them spare the copies of what
+    the backward pass needs into and out of a stack of layers; they may take the memory of wear_remat=none, since a
+    compiler that sees all layers finds what is computed twice."""
     unroll: int = 1
     """Layers in one step of the scan over layers; more compile longer and may run faster."""
     dtype: str = "float32"
