@@ -36,9 +36,10 @@ class ContextConfig:
     """Capacity of a row for wearable windows, and most windows of one patient: the latest."""
     window_parts: int = 1
     """Equal parts of a row's slots for windows that are left out where a batch does not need them: the encoder is
-    compiled for each number of parts, and empty batches skip it. Training rows of several patients are packed into as
-    many parts as rows fill on average, see packing.row_limits. Each number compiles for itself and keeps what its own
-    backward pass needs: 2 take half as much memory again. 1: all slots are encoded, empty or not."""
+    compiled for each number of parts, a batch takes that which its fullest row needs, and without windows skips it.
+    Training rows of several patients are packed into as many parts as rows fill on average, see packing.row_limits.
+    What a window says depends on the number by rounding alone. Each number keeps what its own backward pass needs: 2
+    take half as much memory again. 1: all slots are encoded, empty or not."""
     context_tokens: int = 128
     """Most EHR tokens of one patient in a row, static ones included, then the latest events; at most `tokens`."""
     queries: int = 8
