@@ -13,7 +13,7 @@ HARDWARE. Needs accelerators: 500,000 steps of 8 rows a device. What it takes of
     python -m ehrwear_jax.main --config=configs/full.py --stages=describe
     python -m ehrwear_jax.main --config=configs/full.py --stages=compile --config.compile.topology=v5e:16x16
 
-The first prints 377,467,596 parameters (220m: 274,589,388) with an assumed vocabulary of 32,768 tokens.
+The first prints 377,478,860 parameters (220m: 274,600,652) with an assumed vocabulary of 32,768 tokens.
 
 Beside level and spread, the model predicts the activity's entropy. With raw PPG or intervals between beats it predicts
 heart rate variability too: --config.prepare.summaries="('activity:entropy', 'ppg:pulse')".
@@ -83,7 +83,10 @@ def get_config(variant=""):
             "context_tokens": tokens - tokens // 2,
             "queries": max(tokens // 32, 1),
             "events": max(tokens // 16, 1),
-            "patch_steps": 10,
+            # 18 patches a window, of a length that the paper leaves open; the encoder's cost is in proportion
+            "patch_steps": 20,
+            # people who wear little need half of the slots for windows
+            "window_parts": 2,
             "future_codes": 1024,
             "patient_days": 1.0,
             "masked_contexts": 1.0,  # 15% of the codes and 25% of each window

@@ -83,9 +83,9 @@ LAYERS = (
 # External modules, by dotted prefix, that only some modules may import.
 ONLY_IN = {
     "orbax": {"runtime.checkpoint"},
-    # two programs that are started with a config file
-    "absl.flags": {"main", "benchmarks.step"},
-    "ml_collections": {"main", "config.base", "config.variants", "benchmarks.step"},
+    # programs that are started with a config file
+    "absl.flags": {"main", "benchmarks.encoder", "benchmarks.step"},
+    "ml_collections": {"main", "config.base", "config.variants", "benchmarks.encoder", "benchmarks.step"},
     "jax._src": {"runtime.distributed"},
 }
 # clu needs TensorFlow; scikit-survival is GPL; lifelines and statsmodels are oracles of the tests;

@@ -94,6 +94,8 @@ def measure(
         "model_tflops_per_second": flops / each / 1e12,
         "loss": loss,
     }
+    if "window_position" in made[0]:
+        out["slots_filled"] = rows.slots_filled(made, model.config.context.window_parts)
     if peak := cost.peak_flops(mesh.devices.flat[0].device_kind):
         out["mfu"] = flops / each / (peak * mesh.size)
     if memory := step.memory_analysis():

@@ -42,6 +42,17 @@ def test_rows_are_those_of_training_with_any_vocabulary(prepared):
     assert len(found) == 3
 
 
+def test_filled_slots_are_counted_among_those_that_are_encoded():
+    """Of 8 slots a row, a batch encodes as many parts as its fullest row needs."""
+    fullest, none = np.full((2, 8), -1), np.full((2, 8), -1)
+    fullest[0, :3], fullest[1, :1] = (0, 2, 4), 0
+    made = [{"window_position": fullest}, {"window_position": none}]
+    assert rows.slots_filled(made, 4) == 4 / (2 * 4)
+    assert rows.slots_filled(made, 2) == 4 / (2 * 4)
+    assert rows.slots_filled(made, 1) == 4 / 32
+    assert rows.slots_filled(made[1:], 4) == 0
+
+
 @pytest.mark.slow
 def test_steps_are_timed(prepared):
     config = small_config()

@@ -100,6 +100,13 @@ def row_tokens(context: ContextConfig, facts: Facts) -> int:
     return context.tokens * ("ehr" in facts.modalities or facts.static) + context.windows * facts.wear
 
 
+def slot_sizes(n_window: int, n_parts: int) -> tuple[int, ...]:
+    """How many of a row's n_window slots may be encoded: all; or none, or the first so many of several equal parts."""
+    if n_parts == 1:
+        return (n_window,)
+    return tuple(sorted({-(-n_window * k // n_parts) for k in range(n_parts + 1)}))
+
+
 def batch_spec(context: ContextConfig, facts: Facts, targets: dict[str, Field]) -> BatchSpec:
     """The fields of a batch.
 

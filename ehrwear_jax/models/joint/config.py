@@ -35,6 +35,12 @@ class ContextConfig:
     see. What a row's windows leave free, more EHR tokens take."""
     windows: int = 64
     """Capacity of a row for wearable windows, and most windows of one patient: the latest."""
+    window_parts: int = 1
+    """Equal parts of a row's slots for windows that are left out where a batch does not need them: the encoder is
+    compiled for each number of parts, a batch takes that which its fullest row needs, and without windows skips it.
+    Training rows of several patients are packed into as many parts as rows fill on average, see packing.row_limits.
+    What a window says depends on the number by rounding alone. Each number keeps what its own backward pass needs: 2
+    take half as much memory again. 1: all slots are encoded, empty or not."""
     context_tokens: int = 128
     """Most EHR tokens of one patient in a row, static ones included, then the latest events; at most `tokens`."""
     queries: int = 8
@@ -128,6 +134,7 @@ class ContextConfig:
             "patient_days": (0, 1),
             "time_warp": (0, MAX_WARP),
             "noise_steps": (2, _MANY),
+            "window_parts": (1, _MANY),
             "channel_dropout": (0, 1),
             "drop_ehr": (0, 1),
             "drop_wear": (0, 1 - self.drop_ehr),
@@ -221,6 +228,10 @@ class NetworkConfig:
     layers/transformer.py."""
     wear_remat: str = "none"
     """What the backward pass computes of the wearable encoder again, as remat."""
+    wear_unroll: int = 1
+    """Layers of the wearable encoder in one step of the scan over them, as unroll. All of them spare the copies of what
+    the backward pass needs into and out of a stack of layers; they may take the memory of wear_remat=none, since a
+    compiler that sees all layers finds what is computed twice."""
     unroll: int = 1
     """Layers in one step of the scan over layers; more compile longer and may run faster."""
     target_chunk: int = 512
@@ -233,6 +244,7 @@ class NetworkConfig:
     def __post_init__(self) -> None:
         for name, choices in NETWORK_CHOICES.items():
             options.require_choice("config.joint.network", name, getattr(self, name), choices)
+        options.require_range("config.joint.network", self, {"wear_unroll": (1, _MANY)})
 
 
 # (start, end, steps of the ramp) of each term's weight; the curriculum of appendix A.4
@@ -258,7 +270,8 @@ class Config:
 
     # options that change how a result is computed, and not the result
     NOT_RESULTS: ClassVar[tuple[str, ...]] = (
-        "network.remat", "network.wear_remat", "network.unroll", "network.attention", "network.target_chunk",
+        "network.remat", "network.wear_remat", "network.unroll", "network.wear_unroll", "network.attention",
+        "network.target_chunk",
     )  # fmt: skip
 
     modalities: tuple = MODALITIES

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
+from ehrwear_jax.models.joint.batch import slot_sizes
 from ehrwear_jax.models.layers.dense import LAYERS, dense, embedding, named
 from ehrwear_jax.models.layers.mesh_ops import ONE_DEVICE, MeshOps
 from ehrwear_jax.models.layers.transformer import TimeKernel, rematerialised
@@ -60,7 +61,8 @@ class WearableConfig:
       kind: "transformer", or "tcn": residual blocks of dilated convolutions.
       span_days: patches see those of the windows that end within so many days before their own window does: 1 for a
         day in all; 0 for their own window only. Each layer reaches a span further.
-      kernel, n_components, remat, attention: as in transformer.TransformerConfig.
+      window_parts: equal parts of the slots that are left out where a batch does not need them; 1: all are encoded.
+      kernel, n_components, remat, unroll, attention: as in transformer.TransformerConfig.
     """
 
     width: int
@@ -69,12 +71,20 @@ class WearableConfig:
     n_heads: int
     patch_steps: int
     kind: str = "transformer"
+    window_parts: int = 1
     span_days: float = 0.0
     kernel: str = "mixture"
     n_components: int = 4
     remat: str = "none"
+    unroll: int = 1
     attention: str | None = None
     dtype: str = "float32"
+
+
+def used_slots(window_position_BxW: jax.Array) -> jax.Array:
+    """How many slots the fullest row of the batch uses: int32 scalar; windows take a row's first slots."""
+    stop_W = jnp.arange(1, window_position_BxW.shape[1] + 1, dtype=jnp.int32)
+    return jnp.max(jnp.where(window_position_BxW >= 0, stop_W[None], 0), initial=0)
 
 
 def first_windows(batch: Mapping[str, jax.Array], span_days: float) -> jax.Array:
@@ -161,6 +171,21 @@ def _conv(*axes):
     return named(nn.initializers.lecun_normal(), None, *axes)
 
 
+# fields of a batch that the encoder reads: of windows, and of tokens
+PER_WINDOW = ("wear", "observed", "patch_mask", "channel_mask", "quality", "window_position")
+PER_TOKEN = ("time", "segment")
+
+
+def _first_slots(encoder, batch, detail_BxWxPxD, *, n):
+    """h_BxWxD of the first n slots of each row, zeros behind them."""
+    n_batch, n_window = batch["window_position"].shape
+    if not n:
+        return jnp.zeros((n_batch, n_window, encoder.config.out_width), encoder.config.dtype)
+    batch = {name: x[:, :n] if name in PER_WINDOW else x for name, x in batch.items()}
+    h_BxNxD = encoder._encoded(batch, None if detail_BxWxPxD is None else detail_BxWxPxD[:, :n])
+    return jnp.pad(h_BxNxD, ((0, 0), (0, n_window - n), (0, 0)))
+
+
 class WearableEncoder(nn.Module):
     """f_w of the paper's section 3.2: h^w(t_j), known at the window's end t_j."""
 
@@ -172,12 +197,13 @@ class WearableEncoder(nn.Module):
         """Encodes wear, observed, patch_mask, channel_mask (and quality, if it is there) of a batch.
 
         Args:
-          batch: also time, segment, window_position where span_days is positive.
+          batch: also window_position where span_days is positive or there are several parts, and time and segment
+            where span_days is positive.
           detail_BxWxPxD: added to the patches' vectors: what RawEncoder has seen.
 
         Returns:
           h_BxWxD; hidden patches contribute a learned vector and nothing of their signal; hidden channels look like
-          channels that were not measured.
+          channels that were not measured. What slots without a window hold is not to be read.
 
         Raises:
           ValueError: patches do not divide the window; an unknown kind.
@@ -185,6 +211,17 @@ class WearableEncoder(nn.Module):
         c = self.config
         if c.kind not in KINDS:
             raise ValueError(f"wear_encoder is {c.kind!r}; it can be {', '.join(KINDS)}")
+        if c.window_parts == 1 or self.is_initializing():
+            return self._encoded(batch, detail_BxWxPxD)
+        batch = {name: batch[name] for name in (*PER_WINDOW, *PER_TOKEN) if name in batch}
+        sizes = slot_sizes(batch["window_position"].shape[1], c.window_parts)
+        branches = [functools.partial(_first_slots, n=n) for n in sizes]
+        size = jnp.searchsorted(jnp.array(sizes), used_slots(batch["window_position"]))
+        return nn.switch(size, branches, self, batch, detail_BxWxPxD)
+
+    def _encoded(self, batch, detail_BxWxPxD):
+        """h_BxWxD of all slots of a batch."""
+        c = self.config
         x_BxWxPxD = self._patches(batch, detail_BxWxPxD)
         first_BxW = first_windows(batch, c.span_days) if c.span_days else None
         if c.kind == "tcn":
@@ -241,6 +278,7 @@ class WearableEncoder(nn.Module):
             split_rngs={"params": True},
             length=c.n_layers,
             in_axes=nn.broadcast,
+            unroll=c.unroll,
             metadata_params={nn.PARTITION_NAME: LAYERS},
         )
         return scan(c, self.mesh_ops, name="blocks")(x_BxWxPxD, seen)[0]

@@ -187,6 +187,9 @@ class JointExamples(Examples):
         self._lock = threading.Lock()
         self.eligible = np.nonzero(self.people.n_events + self.people.n_windows > 0)[0]
         self.weight = self._weights() if len(self.eligible) else None
+        self._lengths = packing.Lengths(self.people.n_static, self.people.n_events, self.people.n_windows)
+        room = self.spec.sizes["T"], self.spec.sizes["W"]
+        self.limits = packing.row_limits(config.context, *room, self._lengths)
 
     def __getstate__(self) -> dict:
         """For worker processes: they plan for themselves."""
@@ -221,10 +224,8 @@ class JointExamples(Examples):
                     raise ValueError(
                         f"{self.people.store.records_dir}: no training patient has a token of {self.config.modalities}"
                     )
-                rng, p = np.random.default_rng([self.seed, epoch]), self.people
-                lengths = packing.Lengths(p.n_static, p.n_events, p.n_windows)
-                limits = packing.Limits(self.spec.sizes["T"], self.spec.sizes["W"])
-                plan = packing.plan_epoch(rng, self.config.context, limits, (self.eligible, self.weight), lengths)
+                rng, who = np.random.default_rng([self.seed, epoch]), (self.eligible, self.weight)
+                plan = packing.plan_epoch(rng, self.config.context, self.limits, who, self._lengths)
                 self._plans = {k: v for k, v in self._plans.items() if k >= epoch - 1} | {epoch: plan}
             return self._plans[epoch]
 
@@ -251,18 +252,17 @@ class JointExamples(Examples):
 
     def _planned(self, plan, epoch, r):
         """The planned contexts of a row, cut where they are longer than it."""
-        c, max_tokens, max_windows = self.config.context, self.spec.sizes["T"], self.spec.sizes["W"]
-        mine = plan.members(r)
+        c, limits = self.config.context, self.limits
+        columns = (plan.patient_N, plan.copy_N, plan.by_day_N, plan.end_N)
         samples = [
             self._draw([epoch, i, copy, _PLANNED], i, by_day, end)
-            for i, copy, by_day, end in zip(
-                *(x[mine].tolist() for x in (plan.patient_N, plan.copy_N, plan.by_day_N, plan.end_N)), strict=True
-            )
+            for i, copy, by_day, end in zip(*(x[plan.members(r)].tolist() for x in columns), strict=True)
         ]
-        spans = [context.fit(s.patient, s.stop, c.context_tokens, max_windows) for s in samples]
+        spans = [context.fit(s.patient, s.stop, c.context_tokens, limits.windows) for s in samples]
+        max_windows = limits.of_row([s.n_windows for s in spans])
         most_wear = int(min(packing.waterfill([s.n_windows for s in spans], max_windows), max_windows))
         n_wear = sum(min(s.n_windows, most_wear) for s in spans)
-        most_ehr = int(min(packing.waterfill([s.n_ehr for s in spans], max_tokens - n_wear), c.context_tokens))
+        most_ehr = int(min(packing.waterfill([s.n_ehr for s in spans], limits.tokens - n_wear), c.context_tokens))
         for sample in samples:
             yield sample, context.fit(sample.patient, sample.stop, most_ehr, most_wear)
 
@@ -272,7 +272,7 @@ class JointExamples(Examples):
         least, failed, k = max(1, sizes["T"] // _LEAST_FREE), 0, 0
         has_ehr = "ehr" in self.config.modalities
         while failed < _MOST_FAILED:
-            free, free_windows = sizes["T"] - tokens, sizes["W"] - windows
+            free, free_windows = sizes["T"] - tokens, self.limits.of_row([windows]) - windows
             if (free if has_ehr else free_windows) < least:
                 break
             sample = self._draw_any(plan, epoch, r, k)

@@ -30,19 +30,22 @@ def backbone_config(n: NetworkConfig) -> TransformerConfig:
     return TransformerConfig(**{name: getattr(n, name) for name in names}, n_modalities=N_MODALITY)
 
 
-def wearable_config(n: NetworkConfig, patch_steps: int) -> encoders.WearableConfig:
+def wearable_config(config: Config) -> encoders.WearableConfig:
     """The wearable encoder's part of the options."""
+    n = config.network
     return encoders.WearableConfig(
         width=n.wear_width,
         out_width=n.width,
         n_layers=n.wear_layers,
         n_heads=n.wear_heads,
-        patch_steps=patch_steps,
+        patch_steps=config.context.patch_steps,
         kind=n.wear_encoder,
+        window_parts=config.context.window_parts,
         span_days=n.wear_span_days,
         kernel=n.kernel,
         n_components=n.n_components,
         remat=n.wear_remat,
+        unroll=n.wear_unroll,
         attention=n.attention,
         dtype=n.dtype,
     )
@@ -62,8 +65,7 @@ class JointNetwork(nn.Module):
         self.rho = dense(n.width, (None, "embed"), dtype=n.dtype)  # W_rho, q x p
         self.modality = nn.Embed(N_MODALITY, n.width, embedding_init=nn.initializers.normal(0.02))
         if facts.wear:
-            wear = wearable_config(n, self.config.context.patch_steps)
-            self.wear = encoders.WearableEncoder(wear, self.mesh_ops)
+            self.wear = encoders.WearableEncoder(wearable_config(self.config), self.mesh_ops)
             if n.raw_width:
                 self.raw = encoders.RawEncoder(n.raw_width, n.wear_width, dtype=n.dtype)
         if n.posterior == "normal":

@@ -11,7 +11,10 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from ehrwear_jax.models.joint.batch import slot_sizes
 from ehrwear_jax.models.joint.config import ContextConfig
+
+_SPARE = 1.05  # of the room for windows, over what a row has on average: less would leave tokens free
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,10 +102,19 @@ def pack(needs: Sequence[np.ndarray], limits: Sequence[int]) -> np.ndarray:
 
 
 class Limits(NamedTuple):
-    """Capacities of a row: tokens of both modalities, and the windows among them."""
+    """Capacities of a row: tokens of both modalities, and the windows among them.
+
+    Attributes:
+      tokens, windows: of any row. shared_windows: most windows of several contexts; one alone may have more.
+    """
 
     tokens: int
     windows: int
+    shared_windows: int
+
+    def of_row(self, needs: Sequence[int]) -> int:
+        """Most windows of a row whose contexts have so many."""
+        return min(max(self.shared_windows, *needs, 0), self.windows)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,6 +124,25 @@ class Lengths:
     static_N: np.ndarray
     event_N: np.ndarray
     window_N: np.ndarray
+
+
+def row_limits(config: ContextConfig, n_tokens: int, n_windows: int, lengths: Lengths) -> Limits:
+    """Capacities of a row; contexts share as many parts of its slots for windows as a row fills on average.
+
+    A row's encoder costs by the part, and next fit alone leaves rows uneven: with this limit, rows that would have more
+    windows than the average take events in their place.
+
+    Args:
+      n_tokens, n_windows: capacities of a row. lengths: of those who may appear.
+
+    Returns:
+      Limits whose shared_windows are one of batch.slot_sizes.
+    """
+    ehr = np.minimum(lengths.static_N + lengths.event_N, config.context_tokens).sum(dtype=np.float64)
+    windows = np.minimum(lengths.window_N, n_windows).sum(dtype=np.float64)
+    wanted = max(_SPARE * n_tokens * windows / max(ehr + windows, 1.0), 1.0)
+    shared = next((size for size in slot_sizes(n_windows, config.window_parts) if size >= wanted), n_windows)
+    return Limits(n_tokens, n_windows, shared)
 
 
 def plan_epoch(
@@ -149,7 +180,8 @@ def plan_epoch(
         for n_N in (lengths.event_N, lengths.window_N)
     )
     events, windows = np.minimum(events, config.context_tokens - static), np.minimum(windows, limits.windows)
-    bound_R = pack((np.maximum(static + events + windows, 1), windows), limits)
+    needs = np.maximum(static + events + windows, 1), np.minimum(windows, limits.shared_windows)
+    bound_R = pack(needs, (limits.tokens, limits.shared_windows))
     return EpochPlan(patient_N, copy_N, by_day_N, end_N, bound_R)
 
 

@@ -1,11 +1,16 @@
 """The local encoder: what may and what may not reach a window's vector."""
 
+import chex
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+import random_rows
 import small_model
 
+from ehrwear_jax.config.training import MeshConfig
 from ehrwear_jax.models.joint.encoders import WearableConfig, WearableEncoder, first_windows
+from ehrwear_jax.training import sharding
 
 B, W, L, C, P = 2, 6, 6, 2, 3
 OUT = 5
@@ -186,6 +191,82 @@ def test_hidden_channels_say_nothing_and_look_unmeasured(setting):
     np.testing.assert_array_equal(encode(batch | other | {"channel_mask": channel_BxWxC}), got)
     np.testing.assert_array_equal(encode(batch | {"observed": batch["observed"] & ~hidden}), got)
     assert np.any(got != encode(batch))
+
+
+# ----------------------------------------------------------------------------------------------- empty slots
+PER_WINDOW = ("wear", "observed", "patch_mask", "channel_mask", "window_position")
+
+
+def with_slots(batch, n):
+    """The batch with room for n windows a row."""
+    out = dict(batch)
+    for name in PER_WINDOW:
+        x = batch[name]
+        out[name] = np.full((B, n, *x.shape[2:]), random_rows.SPEC.fields[name].fill, x.dtype)
+        out[name][:, :W] = x
+    return out
+
+
+def of_windows(h_BxWxD, batch):
+    """What the windows' vectors are, zeros at slots without one."""
+    return jnp.where((batch["window_position"] >= 0)[..., None], h_BxWxD, 0.0)
+
+
+@pytest.mark.parametrize(
+    "kind, span, remat", [("transformer", 0.5, "products"), ("transformer", 0.0, "none"), ("tcn", 0.5, "none")]
+)
+def test_windows_are_encoded_alike_however_many_slots_are_empty(kind, span, remat):
+    params, _ = make(kind, span)
+    target = np.random.default_rng(3).normal(size=(B, W, OUT)).astype(np.float32)
+
+    def gradient(batch, **options):
+        module, more = encoder(kind=kind, span_days=span, remat=remat, **options), batch["wear"].shape[1] - W
+        wanted = np.pad(target, [(0, 0), (0, more), (0, 0)])
+
+        def loss(p):
+            h_BxWxD = of_windows(module.apply({"params": p}, batch), batch)
+            return jnp.sum((h_BxWxD * wanted).astype(jnp.float32)), h_BxWxD
+
+        return jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
+
+    (_, h_BxWxD), want = gradient(inputs())
+    for slots in (W, 2 * W):  # 3 parts of 2 slots, all of which are needed, or of 4, of which 2
+        (_, got_BxWxD), got = gradient(with_slots(inputs(), slots), window_parts=3)
+        np.testing.assert_allclose(got_BxWxD[:, :W], h_BxWxD, rtol=1e-5, atol=1e-5)
+        chex.assert_trees_all_close(got, want, rtol=1e-4, atol=1e-4)
+
+
+def test_parts_without_a_window_are_not_encoded():
+    """Parameters that are no numbers show in every slot that is encoded."""
+    for n_windows, n_encoded in [(0, 0), (1, 2), (2, 2), (3, 4), (5, 6)]:
+        batch = inputs()
+        batch["window_position"] = np.where(np.arange(W) < n_windows, batch["window_position"], -1).astype(np.int32)
+        module = encoder(span_days=0.5, window_parts=3)
+        shapes = jax.eval_shape(module.init, jax.random.key(0), batch)["params"]
+        params = jax.tree.map(lambda x: np.full(x.shape, np.nan, x.dtype), shapes)
+        got = jax.jit(module.apply)({"params": params}, batch)
+        np.testing.assert_array_equal(np.isnan(got), np.broadcast_to((np.arange(W) < n_encoded)[:, None], got.shape))
+
+
+@pytest.mark.parametrize("sizes", [(2, 2, 1, 1), (2, 1, 1, 2)], ids=["rows", "rows and windows"])
+def test_devices_choose_the_same_parts(sizes):
+    """Of the row with most windows, wherever it lies."""
+    batch = {name: np.concatenate([x, x]) for name, x in inputs().items()}
+    batch["window_position"][:3, 1:] = -1
+    batch["window_position"][3, 3:] = -1
+    params, encode = make("transformer", 0.5, window_parts=3)
+    mesh = sharding.make_mesh(jax.devices()[:4], MeshConfig(*sizes))
+    module = WearableEncoder(WearableConfig(**SIZES, span_days=0.5, window_parts=3), sharding.mesh_ops(mesh))
+    placed = jax.device_put(batch, sharding.batch_sharding(mesh))
+    got = jax.jit(lambda b: module.apply({"params": params}, b))(placed)
+    np.testing.assert_allclose(of_windows(got, batch), of_windows(encode(batch), batch), atol=1e-5)
+    assert not np.any(got[:, 4:]) and np.any(got[:3, 2])
+
+
+def test_scanning_several_layers_at_once_changes_no_value():
+    params, encode = make("transformer", 0.5)
+    module = encoder(span_days=0.5, unroll=2)
+    np.testing.assert_allclose(module.apply({"params": params}, inputs()), encode(inputs()), atol=1e-5)
 
 
 # ----------------------------------------------------------------------------------------------- inputs

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from joint_rows import examples_of, row_of
 
 from ehrwear_jax.models.joint import packing
+from ehrwear_jax.models.joint.config import ContextConfig
 
 OPTIONS = {"tokens": 64, "windows": 32, "context_tokens": 40, "queries": 8, "events": 8, "patch_steps": 3}
 
@@ -75,6 +76,38 @@ def test_the_level_is_the_highest_that_fits(needs, capacity):
         assert sum(min(n, got) for n in needs) <= capacity < sum(min(n, got + 1) for n in needs)
 
 
+def planned(parts, window_N):
+    """(limits, [windows of each context] of each row): people of 22 EHR tokens in rows of 128, 64 of them windows."""
+    n = len(window_N)
+    lengths = packing.Lengths(np.full(n, 2), np.full(n, 20), window_N)
+    config = ContextConfig(tokens=64, windows=64, context_tokens=40, window_parts=parts)
+    limits = packing.row_limits(config, 128, 64, lengths)
+    plan = packing.plan_epoch(np.random.default_rng(0), config, limits, (np.arange(n), None), lengths)
+    return limits, [window_N[plan.patient_N[plan.members(r)]] for r in range(plan.n_rows)]
+
+
+def test_rows_share_the_parts_that_they_fill_on_average_and_one_person_may_have_more():
+    window_N = np.random.default_rng(0).choice([0, 4, 40, 100], 2000, p=[0.5, 0.4, 0.09, 0.01])
+    limits, rows = planned(4, window_N)
+    # 128 tokens x 5.84 windows of 27.84 tokens: 26.9 on average
+    assert limits == (128, 64, 32)
+    shown = [np.minimum(row, 64) for row in rows]
+    assert all(r.sum() <= 32 or np.count_nonzero(r) == 1 for r in shown)
+    assert all(np.sum(r + 22) <= 128 or len(r) == 1 for r in shown)
+    assert any(r.sum() > 32 and len(r) > 1 for r in shown), "people without windows join one who has many"
+    loose, uneven = planned(1, window_N)
+    assert loose == (128, 64, 64)
+    # with a limit of half the slots, rows fill more of those that they have, and there are few more rows
+    spared = [np.sum([-(-np.minimum(r, 64).sum() // 16) for r in some]) for some in (rows, uneven)]
+    assert np.mean([np.minimum(r, 64).sum() > 32 for r in uneven]) > 0.2 and len(rows) < 1.15 * len(uneven)
+    assert spared[0] < 1.1 * spared[1]
+
+
+def test_nobody_has_windows():
+    limits, rows = planned(2, np.zeros(50, np.int64))
+    assert limits == (128, 64, 32) and sum(len(r) for r in rows) == 50
+
+
 # ------------------------------------------------------------------------------------------ on a cohort
 
 
@@ -114,6 +147,18 @@ def test_nine_slots_of_ten_are_filled_and_no_budget_is_exceeded(many_people, pat
         n_queries = np.count_nonzero(row["query_segment"])
         assert abs(n_queries - 8 * filled[-1]) < 1 + 1e-9
     assert np.mean(filled) >= 0.9
+
+
+def test_rows_of_a_cohort_keep_to_the_windows_that_they_share(many_people):
+    rows = make_rows(many_people, window_parts=8)
+    assert rows.limits.shared_windows < 32
+    n_windows, filled = [], []
+    for g in range(2 * rows.rows_per_epoch):
+        spans = [span for _, span in rows.contexts(g)]
+        n_windows.append(sum(s.n_windows for s in spans))
+        filled.append(sum(s.n_tokens for s in spans) / (64 + 32))
+        assert n_windows[-1] <= rows.limits.of_row([s.n_windows for s in spans])
+    assert np.mean(filled) >= 0.8 and np.mean(n_windows) > 0.6 * rows.limits.shared_windows
 
 
 def test_queries_are_as_frequent_in_short_contexts_as_in_long_ones(many_people):
