@@ -14,15 +14,16 @@ from ehrwear_jax.models.objective import Ramp, WeightedTerms
 
 V, A, B, S, D = 11, 4, 3, 5, 4  # vocabulary, horizons, rows, width of the common space, width of z
 T, W, L, C, P, M, E, Q, H, K, R, J, F = 16, 5, 6, 2, 3, 4, 4, 5, 3, 4, 3, 3, 6  # see joint/batch.py
+U, G = 3, 9  # numeric codes, statistics of two spans
 RATE = np.linspace(0.02, 0.9, K * A).reshape(K, A)
 FACTS = Facts(
     modalities=MODALITIES, vocabulary=V, steps=L, channels=C, derived=0, future_codes=K, history_tokens=R,
-    n_horizons=A, future_rates=tuple(RATE.ravel()),
+    n_horizons=A, future_rates=tuple(RATE.ravel()), value_codes=U,
 )  # fmt: skip
 CONFIG = Config(
     context=ContextConfig(
         tokens=T - W, context_tokens=T - W, windows=W, queries=Q, events=E, pairs=J, future_windows=H, future_codes=K,
-        history_tokens=R, patch_steps=L // P,
+        history_tokens=R, patch_steps=L // P, value_spans=(30.0, 365.0),
     ),
     network=NetworkConfig(posterior="normal", width=D, align_width=S),
     weights={term: (0.25 * (i + 1), 0.25 * (i + 1), 0) for i, term in enumerate(WEIGHTS)},
@@ -37,6 +38,7 @@ OUTPUTS = {
     "future_event/query": (Q, V),
     "future_codes": (Q, K, A),
     "ehr_history": (Q, R, A + 1),
+    "ehr_values": (Q, U, G),
     "wear_masked": (W, L, C),
     "future_signal/step_window": (W, H, L, C),
     "future_signal/query_window": (Q, H, L, C),
@@ -104,6 +106,8 @@ def random_batch(seed):
     some("query_code_bin", rng.integers(0, A, batch["query_code_bin"].shape), 0.5)
     back = np.array([*range(A), 254])
     some("query_token_bin", rng.choice(back, batch["query_token_bin"].shape), 0.5)
+    batch["query_value"] = rng.normal(0, 2, batch["query_value"].shape).astype(np.float32)
+    some("query_value_mask", True, 0.5)
     some("window_position", rng.integers(0, T, batch["window_position"].shape))
     for name in ("step_window", "query_window"):
         some(name, rng.integers(0, W, batch[name].shape), 0.6)

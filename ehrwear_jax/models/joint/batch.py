@@ -6,6 +6,7 @@ wearable before EHR, source order), behind the patient's static tokens. Predicti
 
 Axes: B rows, T tokens, W wearable windows, L steps in a window, C channels, P patches in a window, M masked events,
 E events that are predicted at, Q queries, J co-located pairs, H future windows, K future codes, R reconstructed tokens,
+U numeric codes, G statistics of their values,
 F summary statistics (three per channel, then derived features of a window); N raw windows, S samples in one, A raw
 channels.
 """
@@ -15,6 +16,7 @@ import dataclasses
 import numpy as np
 
 from ehrwear_jax.models.family import BatchSpec, Field
+from ehrwear_jax.models.joint import value_states
 from ehrwear_jax.models.joint.config import ContextConfig
 
 PAD, MASK, WEAR = 0, 1, 2  # token ids that are no codes
@@ -68,6 +70,7 @@ class Facts:
       future_rates: [future_codes x n_horizons] row by row: expected share of queries with a code within a horizon.
       raw_samples, raw_channels: of a raw window; 0: none. quality: whether the signal's quality is known.
       static: whether static tokens are given without the EHR's others.
+      value_codes: numeric codes whose values are predicted.
     """
 
     modalities: tuple[str, ...]
@@ -83,6 +86,7 @@ class Facts:
     raw_channels: int = 0
     quality: bool = False
     static: bool = False
+    value_codes: int = 0
 
     @property
     def wear(self) -> bool:
@@ -121,6 +125,8 @@ def batch_spec(context: ContextConfig, facts: Facts, targets: dict[str, Field]) 
         "K": facts.future_codes,
         "R": facts.history_tokens,
         "J": context.pairs,
+        "U": facts.value_codes,
+        "G": 1 + len(value_states.STATISTICS) * len(context.value_spans),
         "F": facts.summaries,
         "N": context.raw_windows if raw else 0,
         "S": facts.raw_samples if raw else 0,

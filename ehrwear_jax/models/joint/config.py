@@ -38,6 +38,9 @@ class ContextConfig:
     """Most EHR tokens of one patient in a row, static ones included, then the latest events; at most `tokens`."""
     queries: int = 8
     """Capacity of a row for queries at free times, shared among its contexts by their length."""
+    queries_behind: float = 0.0
+    """Share of queries that are moved behind the last token of their context, to any time before the next token or the
+    end of follow-up, where labels are read."""
     events: int = 16
     """Capacity of a row for predictions at events, shared among its contexts by their length."""
     future_windows: int = 4
@@ -48,6 +51,10 @@ class ContextConfig:
     """Number of codes and ancestors of codes, the most frequent ones, that are predicted."""
     history_tokens: int = 256
     """Number of tokens, the most frequent ones, that are reconstructed."""
+    value_codes: int = 64
+    """Number of numeric codes, those with the most values, whose state of values is predicted (ehr_values)."""
+    value_spans: tuple = (365.0,)
+    """Spans back from a query, days, over which the state of values has a mean, maximum, minimum and trend."""
     pairs: int = 0
     """Capacity of a row for pairs of a wearable window and the EHR events within colocated_days of its end, which
     contrastive alignment compares (paper, section 3.3: temporally co-located); 0 leaves it out."""
@@ -130,6 +137,8 @@ class ContextConfig:
             "channel_dropout": (0, 1),
             "drop_ehr": (0, 1),
             "drop_wear": (0, 1 - self.drop_ehr),
+            "value_codes": (0, _MANY),
+            "queries_behind": (0, 1),
         }
         options.require_range(where, self, limits)
 
@@ -231,6 +240,7 @@ WEIGHTS = {
     "future_event": (1.0, 1.0, 0),
     "future_codes": (1.0, 1.0, 0),
     "ehr_history": (1.0, 1.0, 0),
+    "ehr_values": (0.0, 0.0, 0),
     "wear_history": (1.0, 1.0, 0),
     "wear_masked": (1.0, 1.0, 0),
     "future_signal": (1.0, 1.0, 0),

@@ -33,6 +33,7 @@ PREDICTIONS = {
     "future_event": ("future_event/event", "future_event/query"),
     "future_codes": ("future_codes",),
     "ehr_history": ("ehr_history",),
+    "ehr_values": ("ehr_values",),
     "wear_masked": ("wear_masked",),
     "future_signal": ("future_signal/step_window", "future_signal/query_window"),
     "wear_history": ("wear_history",),
@@ -45,8 +46,9 @@ PREDICTIONS = {
 AT_TOKENS = ("content_norm", "latent_kl/mean_token", "latent_kl/variance_token")
 AT_EVENTS = ("future_event/event", "wear_to_ehr/event", "ehr_to_wear/event")
 AT_WINDOWS = ("wear_masked", "future_signal/step_window")
-AT_QUERIES = ("future_event/query", "future_codes", "ehr_history", "future_signal/query_window", "wear_history",
-              "wear_to_ehr/query", "ehr_to_wear/query", "latent_kl/mean_query", "latent_kl/variance_query")  # fmt: skip
+AT_QUERIES = ("future_event/query", "future_codes", "ehr_history", "ehr_values", "future_signal/query_window",
+              "wear_history", "wear_to_ehr/query", "ehr_to_wear/query", "latent_kl/mean_query",
+              "latent_kl/variance_query")  # fmt: skip
 
 
 def make_examples(root, **options):
@@ -305,7 +307,8 @@ def test_hidden_events_leave_no_trace_in_any_input(packed_people):
     """Other codes and values behind the masks and the same draws: the same rows but for what is predicted."""
     inputs = ("token", "value", "modality", "time", "age", "segment", "kv_range", "window", "wear", "observed",
               "patch_mask", "channel_mask", "window_position", "query_time", "query_age", "query_segment",
-              "query_kv_range", "pair_position", "pair_near", "query_token_bin")  # fmt: skip
+              "query_kv_range", "pair_position", "pair_near", "query_token_bin", "query_value",
+              "query_value_mask")  # fmt: skip
     rows, other = (make_examples(packed_people, mask_temperature=0.0) for _ in range(2))
     n_changed = 0
     for g in range(rows.rows_per_epoch):
