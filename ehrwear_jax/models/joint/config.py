@@ -55,6 +55,11 @@ class ContextConfig:
     """Number of numeric codes, those with the most values, whose state of values is predicted (ehr_values)."""
     value_spans: tuple = (365.0,)
     """Spans back from a query, days, over which the state of values has a mean, maximum, minimum and trend."""
+    next_values: int = 8
+    """Most values of the next time of measurement that are predicted at a place, given their codes (next_value)."""
+    wear_spans: tuple = (1.0, 7.0)
+    """Spans back from a query, days, over which the state of each channel has a mean, spread and trend (wear_values);
+    the windows that end within one count."""
     pairs: int = 0
     """Capacity of a row for pairs of a wearable window and the EHR events within colocated_days of its end, which
     contrastive alignment compares (paper, section 3.3: temporally co-located); 0 leaves it out."""
@@ -162,11 +167,19 @@ class NetworkConfig:
     """Hidden units of the backbone's feed-forward blocks."""
     token_width: int = 512
     """Width of the table of token embeddings."""
+    token_gain: float = 1.0
+    """Factor of what an EHR token says (code and value), which starts at 0.02 beside a time of about 0.7 and a stream
+    and counts of about 1.5; 50 lets all begin alike."""
+    value_features: int = 0
+    """Curves of a value's quantile within its code, mixed by a vector per token, beside the value itself; 0: none."""
     time_features: int = 128
     """Number of features of the encoding of age, rho (q in the paper)."""
     shortest_period_days: float = 0.25
     """Shortest period of the encoding of age, days. Data by the day need no less than months; fine phases of an age
     identify people."""
+    cycles_days: tuple = ()
+    """Exact periods beside those of the encoding of age, days: 1, 7 and 365.25 tell the time of day, the weekday and
+    the season, all relative to the origin of ages (midnight of birth, else the first record)."""
     time_encoding: str = "log_linear"
     """Frequencies of the encoding of age: log_linear or gaussian."""
     gaussian_period_days: float = 365.25
@@ -241,7 +254,9 @@ WEIGHTS = {
     "future_codes": (1.0, 1.0, 0),
     "ehr_history": (1.0, 1.0, 0),
     "ehr_values": (0.0, 0.0, 0),
+    "next_value": (0.0, 0.0, 0),
     "wear_history": (1.0, 1.0, 0),
+    "wear_values": (0.0, 0.0, 0),
     "wear_masked": (1.0, 1.0, 0),
     "future_signal": (1.0, 1.0, 0),
     "wear_to_ehr": (0.2, 1.0, 50_000),

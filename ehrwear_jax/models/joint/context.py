@@ -194,6 +194,8 @@ def fill_context(
         for term in people.terms:
             term.fill(row, at, c)
     row["token"][c.tokens], row["value"][c.tokens] = c.token_N, np.nan_to_num(c.value_N)
+    if "quantile" in row:
+        row["quantile"][c.tokens] = people.value_quantiles(c.token_N, c.value_N)
     at["tokens"], at["windows"], at["queries"] = c.tokens.stop, c.window_slots.stop, c.queries.stop
 
 

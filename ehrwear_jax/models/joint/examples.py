@@ -72,6 +72,8 @@ class People:
         self.future_class_VxA = self.vocabulary.classes([codes for _, codes in self.future_codes.values()])
         history = self.vocabulary.history_tokens(c.history_tokens)
         self.n_history = len(history)
+        self.value_quantiles = value_scales.fit_quantiles(self.vocabulary, store.code_statistics)
+        self.reads_quantiles = config.network.value_features > 0 and (ehr or self.static)
         self.value_scales = value_scales.fit(self.vocabulary, store.code_statistics, c.value_codes)
         self.history_class_V = np.full(len(self.vocabulary), -1)
         self.history_class_V[history] = np.arange(len(history))
@@ -139,6 +141,7 @@ class People:
             quality=self.has_quality,
             static=self.static,
             value_codes=len(self.value_scales.names),
+            quantiles=self.reads_quantiles,
         )
 
 

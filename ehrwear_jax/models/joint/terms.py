@@ -84,9 +84,11 @@ def take(z_BxTxD: jax.Array, position_BxN: jax.Array) -> jax.Array:
 
 def active(config: Config, facts: Facts) -> tuple[Term, ...]:
     """The terms whose weight is not zero throughout and that the modalities can feed, in the order of WEIGHTS."""
-    from ehrwear_jax.models.joint import cross_terms, ehr_terms, value_terms, wear_terms  # they subclass Term
+    # they subclass Term
+    from ehrwear_jax.models.joint import cross_terms, ehr_terms, next_value, value_terms, wear_terms
 
-    known = {t.name: t for module in (ehr_terms, value_terms, wear_terms, cross_terms) for t in module.TERMS}
+    modules = (ehr_terms, value_terms, next_value, wear_terms, cross_terms)
+    known = {t.name: t for module in modules for t in module.TERMS}
     found = []
     for name, (start, end, _) in config.weights.items():
         if (start or end) and set(known[name].needs) <= set(facts.modalities):

@@ -1,4 +1,4 @@
-"""Brings the values of frequent numeric codes to a robust scale, by quantiles fitted on the training patients.
+"""Scales the values of numeric codes robustly, and finds their quantiles, by what was fitted on training patients.
 
 A value is clipped to the quantiles of 1 and 99% of its code, then standardised by mean and standard deviation of the
 values so clipped: one that was mistyped is as far out as the outermost percent. Axes: V tokens, U codes with values.
@@ -12,6 +12,7 @@ import polars as pl
 
 from ehrwear_jax.models.joint.vocabulary import Vocabulary
 
+N_KNOTS = 33  # of a code's quantiles
 TAILS = (0.01, 0.99)  # quantiles that values are clipped to
 _LEAST_SPREAD = 1e-6  # of clipped values, in the standard deviations of Vocabulary.encode; below it all are alike
 
@@ -46,6 +47,48 @@ class ValueScales:
         return (clipped_N - self.centre_U[class_N]) / self.spread_U[class_N]
 
 
+@dataclasses.dataclass(frozen=True)
+class ValueQuantiles:
+    """Where a value lies among the training values of its code.
+
+    Attributes:
+      row_V: int, row of knot_RxK of a token's code, -1: its values are not used.
+      knot_RxK: values at K equally spaced quantiles, in the standardised unit of Vocabulary.encode.
+    """
+
+    row_V: np.ndarray
+    knot_RxK: np.ndarray
+
+    def __call__(self, token_N: np.ndarray, value_N: np.ndarray) -> np.ndarray:
+        """Quantiles of standardised values, inside (0, 1), linear between knots; 0 without a value: float32 [N]."""
+        out_N, row_N = np.zeros(len(token_N), np.float32), self.row_V[token_N]
+        at = np.flatnonzero((row_N >= 0) & np.isfinite(value_N))
+        if not len(at):
+            return out_N
+        knot_NxK, value_Nx1 = self.knot_RxK[row_N[at]], value_N[at, None]
+        below, up_to = (knot_NxK < value_Nx1).sum(axis=1), (knot_NxK <= value_Nx1).sum(axis=1)
+        last = knot_NxK.shape[1] - 1
+        k, row = np.clip(below, 1, last), np.arange(len(at))
+        width = knot_NxK[row, k] - knot_NxK[row, k - 1]
+        part = (value_Nx1[:, 0] - knot_NxK[row, k - 1]) / np.where(width > 0, width, 1.0)
+        # a value that knots have lies in the middle of them
+        rank = np.where(up_to > below, 0.5 * (below + up_to - 1), k - 1 + np.clip(part, 0.0, 1.0))
+        out_N[at] = np.clip(rank / last, *TAILS)
+        return out_N
+
+
+def fit_quantiles(vocabulary: Vocabulary, statistics: pl.DataFrame) -> ValueQuantiles:
+    """The quantiles of all codes whose values the vocabulary standardises; statistics: as for `fit`."""
+    share_K = np.linspace(0.0, 1.0, N_KNOTS)
+    rows: dict[str, np.ndarray] = {}
+    for code, n, quantile, up_to in _valued(vocabulary, statistics):
+        at = np.searchsorted(up_to, share_K * n)
+        rows[code] = quantile[np.minimum(at, len(quantile) - 1)]
+    place = {code: r for r, code in enumerate(rows)}
+    row_V = np.array([place.get(code, -1) for code in vocabulary.tokens["code"].to_list()], np.int64)
+    return ValueQuantiles(row_V, np.array(list(rows.values()), np.float64).reshape(-1, N_KNOTS))
+
+
 def fit(vocabulary: Vocabulary, statistics: pl.DataFrame, limit: int) -> ValueScales:
     """The scales of the `limit` codes with the most values among those that the vocabulary standardises.
 
@@ -53,11 +96,8 @@ def fit(vocabulary: Vocabulary, statistics: pl.DataFrame, limit: int) -> ValueSc
       statistics: prepare.statistics.CODE_STATISTICS of the training split, in the order of vocabulary.codes.
     """
     found: dict[str, tuple[int, _Scale]] = {}
-    own = pl.concat([statistics, vocabulary.codes.select("value_mean", "value_std", target="alias")], how="horizontal")
-    own = own.filter((pl.col("target") == pl.col("code")) & pl.col("value_mean").is_not_null())
-    columns = ("code", "n_values", "quantile", "up_to", "value_mean", "value_std")
-    for code, n, quantile, up_to, mean, std in own.select(columns).iter_rows():
-        scale = _scale((np.asarray(quantile, np.float64) - mean) / std, np.asarray(up_to, np.int64), n)
+    for code, n, quantile, up_to in _valued(vocabulary, statistics):
+        scale = _scale(quantile, up_to, n)
         if scale.spread > _LEAST_SPREAD:
             found[code] = n, scale
     names = tuple(sorted(found, key=lambda code: (-found[code][0], code))[: max(limit, 0)])
@@ -65,6 +105,15 @@ def fit(vocabulary: Vocabulary, statistics: pl.DataFrame, limit: int) -> ValueSc
     class_V = np.array([place.get(code, -1) for code in vocabulary.tokens["code"].to_list()], np.int64)
     scale_4xU = np.array([found[code][1] for code in names], np.float64).reshape(-1, 4).T
     return ValueScales(names, class_V, *scale_4xU)
+
+
+def _valued(vocabulary, statistics):
+    """(code, its number of values, distinct permilles in standard deviations, how many values are at most each)."""
+    own = pl.concat([statistics, vocabulary.codes.select("value_mean", "value_std", target="alias")], how="horizontal")
+    own = own.filter((pl.col("target") == pl.col("code")) & pl.col("value_mean").is_not_null())
+    columns = ("code", "n_values", "quantile", "up_to", "value_mean", "value_std")
+    for code, n, quantile, up_to, mean, std in own.select(columns).iter_rows():
+        yield code, n, (np.asarray(quantile, np.float64) - mean) / std, np.asarray(up_to, np.int64)
 
 
 def _scale(quantile_K, up_to_K, n):

@@ -1,4 +1,4 @@
-"""Predicts values: the state of each frequent numeric code, which z is to hold at every query."""
+"""Predicts values: the state of each frequent numeric code and of each channel, which z is to hold at queries."""
 
 from typing import Any
 
@@ -57,7 +57,7 @@ class EhrValues(Term):
         row["query_value"][q] = np.nan_to_num(found)
 
     def head(self) -> nn.Module:
-        n = 1 + len(value_states.STATISTICS) * len(self.config.context.value_spans)
+        n = len(value_states.names(self.config.context.value_spans))
         return dense((self.facts.value_codes, n), ("embed", "value_code", "value_statistic"))
 
     def predict(self, network: nn.Module, head: Any, z: Latents, batch: Arrays) -> Any:
@@ -68,12 +68,56 @@ class EhrValues(Term):
 
     def loss(self, out: Any, batch: Arrays, normaliser: Any) -> Loss:
         share_UxG = unexplained(out, batch["query_value"], batch["query_value_mask"], normaliser)
-        weight_UxG = normaliser[1]
-        total = jnp.maximum(jnp.sum(weight_UxG), 1e-9)
-        names = value_states.names(self.config.context.value_spans)
-        shown = {name: weight_UxG[:, g] for g, name in enumerate(names) if not name.startswith(("max", "min"))}
-        parts = {n: jnp.sum(share_UxG[:, names.index(n)]) / jnp.maximum(jnp.sum(w), 1e-9) for n, w in shown.items()}
-        return jnp.sum(share_UxG) / total, parts
+        return state_loss(share_UxG, normaliser[1], value_states.names(self.config.context.value_spans))
+
+
+class WearValues(Term):
+    """The state of each channel, from z of a query: the wearable's counterpart of EhrValues.
+
+    The last step, and mean, spread and trend over spans back of the steps that the context shows: hidden steps do not
+    count. Squared error over the target's variance in the batch, weighed as there.
+    """
+
+    name = "wear_values"
+    needs = ("wear",)
+    targets = {
+        "query_signal": Field("QCX", np.float32, 0, "statistic x of channel c of what was seen, standardised"),
+        "query_signal_mask": Field("QCX", np.bool_, False, "whether it is known"),
+    }
+
+    def fill(self, row: Batch, at: dict, c: Context) -> None:
+        if not len(c.windows) or not len(c.query_us_Q):
+            return
+        config, q, w, people = self.config.context, c.queries, c.window_slots, c.people
+        end_us_M = c.patient.window_end_M[c.windows]
+        span_us_S = (np.asarray(config.wear_spans) * DAY_US).astype(np.int64)
+        lo_QxS = np.searchsorted(end_us_M, c.query_us_Q[:, None] - span_us_S, side="right")
+        hidden_MxL = np.repeat(row["patch_mask"][w], config.patch_steps, axis=1)
+        hidden_MxL = np.pad(hidden_MxL, ((0, 0), (0, people.steps - hidden_MxL.shape[1])))
+        seen_MxLxC = row["observed"][w] & ~hidden_MxL[..., None] & ~row["channel_mask"][w][:, None]
+        found = value_states.signal_states(
+            (row["wear"][w], seen_MxLxC),
+            (end_us_M - c.query_us_Q[-1]) / DAY_US,
+            people.window_us / people.steps / DAY_US,
+            (lo_QxS, np.searchsorted(end_us_M, c.query_us_Q, side="right")),
+            config.wear_spans,
+        )
+        row["query_signal_mask"][q] = np.isfinite(found)
+        row["query_signal"][q] = np.nan_to_num(found)
+
+    def head(self) -> nn.Module:
+        n = len(value_states.signal_names(self.config.context.wear_spans))
+        return dense((self.facts.channels, n), ("embed", "channel", "signal_statistic"))
+
+    def predict(self, network: nn.Module, head: Any, z: Latents, batch: Arrays) -> Any:
+        return head(z.query_BxQxD)
+
+    def normaliser(self, batch: Arrays) -> tuple[jax.Array, jax.Array]:
+        return balanced(batch["query_signal"], batch["query_signal_mask"])
+
+    def loss(self, out: Any, batch: Arrays, normaliser: Any) -> Loss:
+        share_CxX = unexplained(out, batch["query_signal"], batch["query_signal_mask"], normaliser)
+        return state_loss(share_CxX, normaliser[1], value_states.signal_names(self.config.context.wear_spans))
 
 
 def balanced(target_BxQxUxG: jax.Array, mask_BxQxUxG: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -97,4 +141,11 @@ def unexplained(
     return jnp.sum(error, (0, 1)) / (variance_UxG * jnp.maximum(weight_UxG, 1.0))
 
 
-TERMS = (EhrValues,)
+def state_loss(share_UxG: jax.Array, weight_UxG: jax.Array, names: tuple[str, ...]) -> Loss:
+    """(unexplained share over all series and statistics, {statistic: that of it, but for extremes})."""
+    part_G = jnp.sum(share_UxG, axis=0) / jnp.maximum(jnp.sum(weight_UxG, axis=0), 1e-9)
+    parts = {name: part_G[g] for g, name in enumerate(names) if not name.startswith(("max", "min"))}
+    return jnp.sum(share_UxG) / jnp.maximum(jnp.sum(weight_UxG), 1e-9), parts
+
+
+TERMS = (EhrValues, WearValues)

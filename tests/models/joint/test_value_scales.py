@@ -12,7 +12,19 @@ SODIUM, POTASSIUM, CONSTANT, WORD = range(4)
 
 
 def fitted(values, limit=8):
-    """(vocabulary, scales) of {code_id: values}; WORD has none."""
+    """(vocabulary, scales) of {code_id: values}."""
+    of_codes, of_texts = counted(values)
+    vocabulary = build_vocabulary(of_codes, of_texts, {}, min_text_subjects=1, value_bins=4, min_values=5)
+    return vocabulary, value_scales.fit(vocabulary, of_codes, limit)
+
+
+def fitted_statistics(values):
+    """CODE_STATISTICS of {code_id: values}."""
+    return counted(values)[0]
+
+
+def counted(values):
+    """(statistics of codes, of texts, of which there are none) of {code_id: values}; WORD has no value."""
     codes = pl.DataFrame({
         "code_id": pl.Series(range(4), dtype=pl.Int32), "code": ["LAB//na", "LAB//k", "LAB//c", "DX//x"],
         "ancestors": pl.Series([[]] * 4, dtype=pl.List(pl.String)),
@@ -25,9 +37,7 @@ def fitted(values, limit=8):
     events = events.with_columns(text_id=pl.lit(-1, pl.Int32))
     none = pl.DataFrame(schema={"text_id": pl.Int32, "code_id": pl.Int32, "text": pl.String})
     of_codes, of_texts = statistics.fit_in_memory(events, codes, none, min_subjects=5)
-    texts = of_texts.join(none, on="text_id", how="left")
-    vocabulary = build_vocabulary(of_codes, texts, {}, min_text_subjects=1, value_bins=4, min_values=5)
-    return vocabulary, value_scales.fit(vocabulary, of_codes, limit)
+    return of_codes, of_texts.join(none, on="text_id", how="left")
 
 
 @pytest.fixture(scope="module")
@@ -65,3 +75,18 @@ def test_values_are_clipped_to_quantiles_and_standardised(case, code):
 
 def test_no_value_stays_none(case):
     assert np.isnan(case[2](np.array([0]), np.array([np.nan]))).all()
+
+
+def test_quantiles_are_ranks_among_the_training_values(case):
+    values, vocabulary, _ = case
+    statistic = fitted_statistics(values)
+    quantiles = value_scales.fit_quantiles(vocabulary, statistic)
+    for code in (SODIUM, POTASSIUM):
+        raw = np.sort(values[code])
+        token, standard = vocabulary.encode(np.full(len(raw), code), raw, np.full(len(raw), -1))
+        found = quantiles(token, standard)
+        rank = np.arange(len(raw)) / len(raw)
+        assert np.all(np.diff(found) >= 0) and found.min() > 0 and found.max() < 1
+        np.testing.assert_allclose(found[50:-50], rank[50:-50], atol=0.03)
+    token, standard = vocabulary.encode(np.array([CONSTANT, WORD]), np.array([7.0, np.nan]), np.array([-1, -1]))
+    assert quantiles(token, standard).tolist() == [0.5, 0.0], "all alike: in the middle; without a value: none"

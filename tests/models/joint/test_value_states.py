@@ -79,3 +79,37 @@ def test_the_trend_is_the_change_over_a_span_and_says_little_of_times_that_lie_c
     assert 0 < steep["trend_10d"] < 2.0, (
         "three standard deviations within a quarter of an hour are no trend of ten days"
     )
+
+
+def slow_signal(value, seen, end_day, step_days, time):
+    """[C, 1 + 3 S] of one time."""
+    n_windows, n_steps, n_channels = value.shape
+    out = np.full((n_channels, 1 + 3 * len(SPANS)), np.nan)
+    for c in range(n_channels):
+        mine = [(end_day[m], end_day[m] - step_days * (n_steps - 1 - k), float(value[m, k, c]))
+                for m in range(n_windows) for k in range(n_steps) if seen[m, k, c] and end_day[m] <= time]  # fmt: skip
+        if mine:
+            out[c, 0] = mine[-1][2]
+        for s, span in enumerate(SPANS):
+            t, x = (np.array([step[k] for step in mine if step[0] > time - span]) for k in (1, 2))
+            if len(x):
+                out[c, 1 + 3 * s] = x.mean()
+            if len(x) > 1:
+                slope = ((t - t.mean()) * (x - x.mean())).mean() / (t.var() + (0.05 * span) ** 2)
+                out[c, 2 + 3 * s : 4 + 3 * s] = x.std(), np.clip(span * slope, -5, 5)
+    return out
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(1, 6), st.integers(1, 4), st.floats(0.0, 1.0), st.integers(0, 99))
+def test_states_of_signals_equal_loops(n_windows, n_steps, share, seed):
+    """Windows without a seen step, queries before all windows and long after them."""
+    rng = np.random.default_rng(seed)
+    value = rng.normal(size=(n_windows, n_steps, 2))
+    seen = rng.random(value.shape) < share
+    end_day = np.cumsum(rng.choice([0.25, 1.0, 40.0], n_windows))
+    times = np.sort(rng.uniform(-1, end_day[-1] + 60, 4))
+    found = value_states.signal_states((value, seen), end_day, 0.05, ranges(end_day, times), SPANS)
+    assert found.dtype == np.float32 and found.shape == (4, 2, len(value_states.signal_names(SPANS)))
+    for q, time in enumerate(times):
+        np.testing.assert_allclose(found[q], slow_signal(value, seen, end_day, 0.05, time), atol=1e-4)

@@ -7,35 +7,38 @@ import optax
 import pytest
 import term_cases
 from joint_rows import contexts, examples_of, row_of
-from term_cases import B, G, Q, U, mean
+from term_cases import B, C, G, Q, U, X, mean
 
 from ehrwear_jax.data.formats.times import DAY_US
 from ehrwear_jax.models.joint import batch as batch_lib
 from ehrwear_jax.models.joint import family, value_states
 from ehrwear_jax.models.joint.config import WEIGHTS
 
-TERMS = ("ehr_values",)
+TERMS = ("ehr_values", "wear_values")
 CONTEXT = {"tokens": 48, "windows": 16, "context_tokens": 40, "queries": 8, "events": 8, "patch_steps": 3,
            "value_spans": (60.0, 300.0), "value_codes": 5}  # fmt: skip
 ON = {"ehr_values": (2.0, 2.0, 0)}
 
 
-def slow_values(out, batch):
+def slow_state(out, batch, field, shape):
     """Squared errors over the batch's variance (ten more of variance 1), each of n targets with weight n^-1/2."""
     total = norm = 0.0
-    for u, g in np.ndindex(U, G):
-        at = [i for i in np.ndindex(B, Q) if batch["query_value_mask"][i][u, g]]
-        target = [float(batch["query_value"][i][u, g]) for i in at]
+    for u, g in np.ndindex(*shape):
+        at = [i for i in np.ndindex(B, Q) if batch[f"{field}_mask"][i][u, g]]
+        target = [float(batch[field][i][u, g]) for i in at]
         if not at:
             continue
         variance = (sum((x - mean(target)) ** 2 for x in target) + 10) / (len(at) + 10)
-        error = sum((float(out["ehr_values"][i][u, g]) - x) ** 2 for i, x in zip(at, target, strict=True))
+        error = sum((float(out[i][u, g]) - x) ** 2 for i, x in zip(at, target, strict=True))
         total, norm = total + error / variance / len(at) ** 0.5, norm + len(at) ** 0.5
     return total / norm
 
 
-def test_term_equals_loops(case):
-    term_cases.check_loops(case, "ehr_values", slow_values)
+@pytest.mark.parametrize(
+    ("term", "field", "shape"), [("ehr_values", "query_value", (U, G)), ("wear_values", "query_signal", (C, X))]
+)
+def test_term_equals_loops(case, term, field, shape):
+    term_cases.check_loops(case, term, lambda out, batch: slow_state(out[term], batch, field, shape))
 
 
 def test_nothing_to_learn_from_is_zero_and_has_no_gradient(losses):
@@ -46,6 +49,7 @@ def test_padding_changes_nothing(case, losses):
     term_cases.check_padding_teaches_nothing(losses, TERMS)
     _, batch, _, _, grads = case
     assert not grads["ehr_values"][~batch["query_value_mask"]].any()
+    assert not grads["wear_values"][~batch["query_signal_mask"]].any()
 
 
 def test_to_know_means_alone_costs_about_one_and_values_nothing(losses):
@@ -116,6 +120,35 @@ def test_targets_are_what_the_context_shows_before_the_query(many_people, masked
                             assert state[f"max_{span_days:g}d"][0] == pytest.approx(max(inside), abs=1e-4)
                             checked += 1
     assert checked > 100 and (hidden > 20) == bool(masked)
+
+
+@pytest.mark.parametrize("masked", [0.0, 1.0])
+def test_targets_of_channels_are_what_the_context_shows_before_the_query(many_people, masked):
+    """The last seen step and means, by loops over the row; hidden steps do not count."""
+    on = {"wear_values": (1.0, 1.0, 0)}
+    options = {"masked_contexts": masked, "wear_spans": (0.6, 30.0)}
+    rows = examples_of(many_people, CONTEXT | options, weights=on, augmented=False)
+    names, checked = value_states.signal_names((0.6, 30.0)), 0
+    for g in range(rows.rows_per_epoch):
+        row = row_of(rows, g)
+        hidden = np.repeat(row["patch_mask"], CONTEXT["patch_steps"], axis=1)[..., None] | row["channel_mask"][:, None]
+        seen = row["observed"] & ~hidden
+        for q in np.flatnonzero(row["query_segment"]):
+            lo, hi = row["query_kv_range"][q]
+            slots = [row["window"][t] for t in range(lo, hi) if row["window"][t] >= 0]
+            recent = [row["window"][t] for t in range(lo, hi)
+                      if row["window"][t] >= 0 and row["query_time"][q] - row["time"][t] < 0.6 - 1e-4]  # fmt: skip
+            for c in range(row["wear"].shape[2]):
+                steps, of_late = (np.concatenate([row["wear"][w][seen[w][:, c], c] for w in some] or [np.zeros(0)])
+                                  for some in (slots, recent))  # fmt: skip
+                state, there = row["query_signal"][q, c], row["query_signal_mask"][q, c]
+                assert there[0] == bool(len(steps)) and there[names.index("mean_0.6d")] == bool(len(of_late))
+                if len(steps):
+                    assert state[0] == steps[-1]
+                if len(of_late):
+                    assert state[names.index("mean_0.6d")] == pytest.approx(of_late.mean(), abs=1e-4)
+                    checked += 1
+    assert checked > 40
 
 
 def test_the_state_is_learned(many_people):
