@@ -31,6 +31,9 @@ def get_config(variant=""):
             "tokens": 128,
             "context_tokens": 128,
             "queries": 48,
+            "queries_behind": 0.3,
+            "value_codes": 16,
+            "value_spans": (365.0, 1826.0),
             "events": 12,
             "future_codes": 32,
             "history_tokens": 128,
@@ -66,6 +69,7 @@ def get_config(variant=""):
             "future_event": (0.5, 0.5, 0),
             "future_codes": (3.0, 3.0, 0),
             "ehr_history": (1.0, 1.0, 0),
+            "ehr_values": (2.0, 2.0, 0),
         }
     )
     config.evaluate.update(

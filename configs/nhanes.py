@@ -53,6 +53,8 @@ def get_config(variant=""):
             "events": 12,
             "patch_steps": 4,
             "future_codes": 16,
+            # most of what is known was measured on one day
+            "value_spans": (30.0,),
         }
     )
     config.joint.network.update(
@@ -80,6 +82,7 @@ def get_config(variant=""):
         }
     )
     config.joint.weights.wear_to_ehr = (0.2, 1.0, 100)
+    config.joint.weights.update({"ehr_values": (2.0, 2.0, 0), "wear_values": (1.0, 1.0, 0)})
     # 1, 3, 5 and 10 years: follow-up is of years, and 2 of the people die in the first 30 days
     config.evaluate.update({"tasks": ("all_cause_mortality",)})
     config.evaluate.task_horizons_days = {"all_cause_mortality": (365.0, 1096.0, 1826.0, 3652.0)}

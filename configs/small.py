@@ -40,6 +40,8 @@ def get_config(variant=""):
             "patch_steps": 4,
             "future_codes": 64,
             "history_tokens": 128,
+            "queries_behind": 0.2,
+            "value_spans": (90.0, 365.0),
         }
     )
     config.joint.network.update(
@@ -69,6 +71,7 @@ def get_config(variant=""):
         }
     )
     config.joint.weights.wear_to_ehr = (0.2, 1.0, 400)
+    config.joint.weights.update({"ehr_values": (2.0, 2.0, 0), "wear_values": (1.0, 1.0, 0)})
     config.compile.vocabulary = 512
     for name, model in config.models.items():
         if model.get("estimator") == "boosting":

@@ -96,6 +96,10 @@ class InterpretConfig:
     """Number of slices, counted back from the last prediction time."""
     geometry_people: int = 500
     """Most held-out people whose latents are compared."""
+    ledger_codes: int = 40
+    """Codes, those that most prediction times know, whose features the ledger of what z holds is about; 0: none."""
+    ledger_times: int = 20_000
+    """Most prediction times of a split that the ledger is fitted and scored on; 0: all."""
     n_permutations: int = 200
     """Permutations of the tests of MMD."""
     dropout_samples: int = 10

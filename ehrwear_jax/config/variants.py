@@ -33,7 +33,9 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "elbo": {"joint.network.posterior": "normal", "joint.weights.latent_kl": (0.0, 0.01, 50_000)},
     # the terms of the paper's sections 3.3 and 3.5 only, of those that make z a summary of the record
     "paper_losses": {
-        f"joint.weights.{t}": _OFF for t in ("future_event", "future_codes", "ehr_history", "wear_history")
+        f"joint.weights.{t}": _OFF
+        for t in ("future_event", "future_codes", "ehr_history", "wear_history")
+        + ("ehr_values", "next_value", "wear_values")
     },
     # no loss across modalities shapes z; their heads are trained all the same
     "detached": {"joint.network.detach_cross_modal": True},

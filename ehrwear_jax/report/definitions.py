@@ -211,6 +211,13 @@ DEFINITIONS: dict[str, tuple[str, str]] = {
         "without the outcome. Effective rank: exponential of the entropy of the spectrum. Lipschitz: movement of "
         "whitened z per day.",
     ),
+    "ledger": (
+        "What z holds",
+        "ridge regression from z to each feature of the table that tabular models are given, fitted on training people "
+        "where the feature is known, strength chosen on tuning people: share of the held-out people's variance that it "
+        "explains (AUROC of facts that are there or not). Features are clipped to the training quantiles of 1 and 99%; "
+        "counts and times since are logarithms.",
+    ),
     "whitened_distance": (
         "Distance in whitened z",
         "Euclidean distance after z is turned and scaled so that each direction has a standard deviation of 1 over the "

@@ -7,6 +7,7 @@ import numpy as np
 from ehrwear_jax.report import charts
 from ehrwear_jax.report import result_records as rec
 from ehrwear_jax.report.charts import Axis, Line, LineOptions
+from ehrwear_jax.report.ledger_tables import ledger_tables
 from ehrwear_jax.report.page import Block, Details, FigureGrid, Section, Text
 from ehrwear_jax.report.report_data import Entry, Kernels, ReportData
 from ehrwear_jax.report.table_model import Column, Group, Row, Table
@@ -28,7 +29,7 @@ PERIODS = (
 
 
 def latent_space(data: ReportData) -> Section:
-    """The map of patients, the learned kernels, geometry, retrieval and uncertainty."""
+    """The map of patients, the learned kernels, geometry, the ledger of what z holds, retrieval and uncertainty."""
     blocks: list[Block] = []
     panels: list[str] = []
     order = rec.sorted_models(m.model for m in data.maps)
@@ -43,6 +44,7 @@ def latent_space(data: ReportData) -> Section:
     blocks += _kernel_figures(data.kernels)
     if data.geometry:
         blocks.append(_geometry_table(data.geometry, data.families))
+    blocks += ledger_tables(data.ledger)
     if data.retrieval:
         blocks.append(_retrieval_table(data.retrieval))
     if data.uncertainty:

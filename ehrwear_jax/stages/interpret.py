@@ -6,6 +6,7 @@ fitted:
   robustness.json   [{dataset, task, model, perturbation, metric (auroc, auprc), value, lo, hi, change, change_lo,
                     change_hi, change_p, n, n_positive, n_degenerate}]: held-out probe predictions from perturbed
                     records; `change` is against the perturbation "clean", paired.
+  ledger.json       what z holds of the hand-made features, see interpret_ledger.py.
   flags.parquet     subject_id, prediction_time, encounters, wear_days, sparse_ehr, short_wear, failure_group at the
                     held-out prediction times (data.perturbations.failure_flags).
 
@@ -48,7 +49,7 @@ from ehrwear_jax.evals import perturbed
 from ehrwear_jax.evals.estimates import Resampling
 from ehrwear_jax.interpret import attention, geometry, mechanisms, retrieval, uncertainty
 from ehrwear_jax.runtime import files
-from ehrwear_jax.stages import interpret_people, predictors
+from ehrwear_jax.stages import interpret_ledger, interpret_people, predictors
 from ehrwear_jax.stages.artifacts import Artifact
 from ehrwear_jax.stages.loaded_run import LoadedRun, identity, prediction_times, reference
 from ehrwear_jax.stages.plan import Plan
@@ -97,7 +98,7 @@ def run(plan: Plan) -> None:
 
 def parts(plan: Plan, name: str) -> dict[str, Callable[[LoadedRun, str, Path], Any]]:
     """{name of a JSON file: what computes it} of a model."""
-    out: dict[str, Callable] = {"robustness": _robustness}
+    out: dict[str, Callable] = {"robustness": _robustness, "ledger": interpret_ledger.compute}
     if name in plan.config.networks:
         out |= {"geometry": _geometry, "kernels": _kernels}
     if name == reference(plan):

@@ -10,7 +10,7 @@ from ehrwear_jax.models.joint.terms import active, target_fields
 EVERY_TERM = dict.fromkeys(WEIGHTS, (1.0, 1.0, 0))
 FACTS = Facts(
     modalities=MODALITIES, vocabulary=9, steps=4, channels=1, derived=0, future_codes=3, history_tokens=2, n_horizons=2,
-    future_rates=(0.1,) * 6,
+    future_rates=(0.1,) * 6, value_codes=3,
 )  # fmt: skip
 CONFIG = Config(
     context=ContextConfig(

@@ -17,7 +17,7 @@ T, Q, W, L, C = 7, 3, 2, 4, 2
 WEAR_AT = (2, 4)  # positions of the windows
 FACTS = Facts(
     modalities=MODALITIES, vocabulary=8, steps=L, channels=C, derived=0, future_codes=2, history_tokens=2, n_horizons=1,
-    future_rates=(0.1, 0.1),
+    future_rates=(0.1, 0.1), value_codes=2,
 )  # fmt: skip
 
 

@@ -16,15 +16,18 @@ from ehrwear_jax.models.objective import Ramp, WeightedTerms
 
 V, A, B, S, D = 11, 4, 3, 5, 4  # vocabulary, horizons, rows, width of the common space, width of z
 T, W, L, C, P, M, E, Q, H, K, R, J, F = 16, 5, 6, 2, 3, 4, 4, 5, 3, 4, 3, 3, 6  # see joint/batch.py
+Y, MIXTURE = 4, 9  # next values, parameters of their density
+U, G, X = 3, 9, 7  # numeric codes, statistics of two spans of a code and of a channel
 RATE = np.linspace(0.02, 0.9, K * A).reshape(K, A)
 FACTS = Facts(
     modalities=MODALITIES, vocabulary=V, steps=L, channels=C, derived=0, future_codes=K, history_tokens=R,
-    n_horizons=A, future_rates=tuple(RATE.ravel()),
+    n_horizons=A, future_rates=tuple(RATE.ravel()), value_codes=U,
 )  # fmt: skip
 CONFIG = Config(
     context=ContextConfig(
         tokens=T - W, context_tokens=T - W, windows=W, queries=Q, events=E, pairs=J, future_windows=H, future_codes=K,
-        history_tokens=R, patch_steps=L // P,
+        history_tokens=R, patch_steps=L // P, value_spans=(30.0, 365.0),
+        next_values=Y,
     ),
     network=NetworkConfig(posterior="normal", width=D, align_width=S),
     weights={term: (0.25 * (i + 1), 0.25 * (i + 1), 0) for i, term in enumerate(WEIGHTS)},
@@ -39,10 +42,14 @@ OUTPUTS = {
     "future_event/query": (Q, V),
     "future_codes": (Q, K, A),
     "ehr_history": (Q, R, A + 1),
+    "ehr_values": (Q, U, G),
+    "next_value/event": (E, Y, MIXTURE),
+    "next_value/query": (Q, Y, MIXTURE),
     "wear_masked": (W, L, C),
     "future_signal/step_window": (W, H, L, C),
     "future_signal/query_window": (Q, H, L, C),
     "wear_history": (Q, F),
+    "wear_values": (Q, C, X),
     "wear_to_ehr/event": (E, V),
     "wear_to_ehr/query": (Q, V),
     "ehr_to_wear/event": (E, F),
@@ -106,6 +113,12 @@ def random_batch(seed):
     some("query_code_bin", rng.integers(0, A, batch["query_code_bin"].shape), 0.5)
     back = np.array([*range(A), 254])
     some("query_token_bin", rng.choice(back, batch["query_token_bin"].shape), 0.5)
+    for name in ("query_value", "query_signal"):
+        batch[name] = rng.normal(0, 2, batch[name].shape).astype(np.float32)
+        some(f"{name}_mask", True, 0.5)
+    for name in ("event", "query"):
+        some(f"{name}_mark_code", rng.integers(0, U, batch[f"{name}_mark_code"].shape), 0.6)
+        batch[f"{name}_mark"] = rng.normal(size=batch[f"{name}_mark"].shape).astype(np.float32)
     some("window_position", rng.integers(0, T, batch["window_position"].shape))
     for name in ("step_window", "query_window"):
         some(name, rng.integers(0, W, batch[name].shape), 0.6)

@@ -11,12 +11,12 @@ import pytest
 import small_run
 from sklearn.metrics import roc_auc_score
 
-from ehrwear_jax.interpret import retrieval
+from ehrwear_jax.interpret import ledger, retrieval
 from ehrwear_jax.models.joint import interpretation
 from ehrwear_jax.report import explained, export, html_page, mechanism_figures, page, result_records
 from ehrwear_jax.report.report_data import ReportData
 from ehrwear_jax.report.table_model import Row
-from ehrwear_jax.stages import embed, interpret, interpret_people, prepare, report_inputs
+from ehrwear_jax.stages import embed, interpret, interpret_ledger, interpret_people, prepare, report_inputs
 from ehrwear_jax.stages.loaded_run import LoadedRun
 from ehrwear_jax.training import embedding, pretrain, sharding
 
@@ -39,6 +39,7 @@ def random_variables(folder, model, store):
 def patched():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(embedding, "restore", random_variables)
+        patch.setattr(ledger, "LEAST_ROWS", 4)  # a small cohort
         yield patch
 
 
@@ -122,6 +123,34 @@ def test_perturbed_latents_differ_only_where_the_modality_is_given(done, run):
     assert (np.abs(changed[wear] - clean[wear]).max(1) > 1e-4).all() and wear.any()
     nothing = run.held_latents("ehr_only", "no EHR", given["no EHR"][1])
     assert np.ptp(nothing, axis=0).max() < 1e-5  # nothing is left, so all latents are alike
+
+
+def test_the_ledger_tells_what_each_model_holds_of_the_features(done):
+    """Rows are the prediction times of the split at which a feature is known."""
+    _, plan = done
+    records = of_all(done, "ledger")
+    assert {r["model"] for r in records} == set(MODELS)
+    keys = embed.prediction_times(plan, plan.config.folds[0][0])
+    held = keys.filter(pl.col("split") == "held_out").height
+    assert all(0 < r["n"] <= held and r["n_train"] > 0 for r in records)
+    assert {"count", "days_since"} <= {r["statistic"] for r in records if r["modality"] == "ehr"}
+    assert {"mean", "trend"} & {r["statistic"] for r in records if r["modality"] == "wear"}
+    assert all(r["value"] <= 1.0 for r in records)
+
+
+@pytest.mark.parametrize(("name", "want"), [
+    ("ehr__LAB//a__b__mean_365d", ("ehr", "LAB//a__b", "mean", "365d")),
+    ("ehr__LAB//na__last", ("ehr", "LAB//na", "last", "")),
+    ("ehr__LAB//na__slope_all", ("ehr", "LAB//na", "slope", "all")),
+    ("ehr__LAB//na__days_since", ("ehr", "LAB//na", "days_since", "")),
+    ("ehr__n_events_30d", ("ehr", "", "n_events", "30d")),
+    ("ehr__age_years", ("ehr", "", "age_years", "")),
+    ("ehr__static__SEX//F", ("ehr", "SEX//F", "flag", "")),
+    ("ehr__static__BMI__value", ("ehr", "BMI", "value", "")),
+    ("wear__heart_rate__mean_7d", ("wear", "heart_rate", "mean", "7d")),
+])  # fmt: skip
+def test_names_of_features_are_taken_apart(name, want):
+    assert tuple(interpret_ledger.split_name(name).values()) == want
 
 
 def test_geometry_names_every_measure(done):

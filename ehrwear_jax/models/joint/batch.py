@@ -6,6 +6,7 @@ wearable before EHR, source order), behind the patient's static tokens. Predicti
 
 Axes: B rows, T tokens, W wearable windows, L steps in a window, C channels, P patches in a window, M masked events,
 E events that are predicted at, Q queries, J co-located pairs, H future windows, K future codes, R reconstructed tokens,
+U numeric codes, G statistics of their values, X of a channel's, Y next values,
 F summary statistics (three per channel, then derived features of a window); N raw windows, S samples in one, A raw
 channels.
 """
@@ -15,6 +16,7 @@ import dataclasses
 import numpy as np
 
 from ehrwear_jax.models.family import BatchSpec, Field
+from ehrwear_jax.models.joint import value_states
 from ehrwear_jax.models.joint.config import ContextConfig
 
 PAD, MASK, WEAR = 0, 1, 2  # token ids that are no codes
@@ -42,6 +44,8 @@ INPUTS = {
     "query_segment": Field("Q", np.int32, 0, "context of the query; 0 is padding"),
     "query_kv_range": Field("Q2", np.int32, 0, "token positions known at the query's time"),
 }
+# where the network encodes values beyond their bins
+QUANTILES = {"quantile": Field("T", np.float32, 0, "of the value within its code, inside (0, 1); 0: none, or hidden")}
 # where prepare scored the signal's quality
 QUALITY = {
     "quality": Field(
@@ -68,6 +72,7 @@ class Facts:
       future_rates: [future_codes x n_horizons] row by row: expected share of queries with a code within a horizon.
       raw_samples, raw_channels: of a raw window; 0: none. quality: whether the signal's quality is known.
       static: whether static tokens are given without the EHR's others.
+      value_codes: numeric codes whose values are predicted. quantiles: whether the network reads values' quantiles.
     """
 
     modalities: tuple[str, ...]
@@ -83,6 +88,8 @@ class Facts:
     raw_channels: int = 0
     quality: bool = False
     static: bool = False
+    value_codes: int = 0
+    quantiles: bool = False
 
     @property
     def wear(self) -> bool:
@@ -128,11 +135,16 @@ def batch_spec(context: ContextConfig, facts: Facts, targets: dict[str, Field]) 
         "K": facts.future_codes,
         "R": facts.history_tokens,
         "J": context.pairs,
+        "U": facts.value_codes,
+        "Y": context.next_values,
+        "G": len(value_states.names(context.value_spans)),
+        "X": len(value_states.signal_names(context.wear_spans)),
         "F": facts.summaries,
         "N": context.raw_windows if raw else 0,
         "S": facts.raw_samples if raw else 0,
         "A": facts.raw_channels if raw else 0,
         "2": 2,
     }
-    inputs = INPUTS | (QUALITY if wear and facts.quality else {}) | (RAW if raw else {})
+    inputs = INPUTS | (QUANTILES if facts.quantiles else {})
+    inputs |= (QUALITY if wear and facts.quality else {}) | (RAW if raw else {})
     return BatchSpec(sizes, inputs | targets, facts)

@@ -45,6 +45,9 @@ class ContextConfig:
     """Most EHR tokens of one patient in a row, static ones included, then the latest events; at most `tokens`."""
     queries: int = 8
     """Capacity of a row for queries at free times, shared among its contexts by their length."""
+    queries_behind: float = 0.0
+    """Share of queries that are moved behind the last token of their context, to any time before the next token or the
+    end of follow-up, where labels are read."""
     events: int = 16
     """Capacity of a row for predictions at events, shared among its contexts by their length."""
     future_windows: int = 4
@@ -55,6 +58,15 @@ class ContextConfig:
     """Number of codes and ancestors of codes, the most frequent ones, that are predicted."""
     history_tokens: int = 256
     """Number of tokens, the most frequent ones, that are reconstructed."""
+    value_codes: int = 64
+    """Number of numeric codes, those with the most values, whose state of values is predicted (ehr_values)."""
+    value_spans: tuple = (365.0,)
+    """Spans back from a query, days, over which the state of values has a mean, maximum, minimum and trend."""
+    next_values: int = 8
+    """Most values of the next time of measurement that are predicted at a place, given their codes (next_value)."""
+    wear_spans: tuple = (1.0, 7.0)
+    """Spans back from a query, days, over which the state of each channel has a mean, spread and trend (wear_values);
+    the windows that end within one count."""
     pairs: int = 0
     """Capacity of a row for pairs of a wearable window and the EHR events within colocated_days of its end, which
     contrastive alignment compares (paper, section 3.3: temporally co-located); 0 leaves it out."""
@@ -138,6 +150,8 @@ class ContextConfig:
             "channel_dropout": (0, 1),
             "drop_ehr": (0, 1),
             "drop_wear": (0, 1 - self.drop_ehr),
+            "value_codes": (0, _MANY),
+            "queries_behind": (0, 1),
         }
         options.require_range(where, self, limits)
 
@@ -161,11 +175,16 @@ class NetworkConfig:
     """Hidden units of the backbone's feed-forward blocks."""
     token_width: int = 512
     """Width of the table of token embeddings."""
+    value_features: int = 0
+    """Curves of a value's quantile within its code, mixed by a vector per token, beside the value itself; 0: none."""
     time_features: int = 128
     """Number of features of the encoding of age, rho (q in the paper)."""
     shortest_period_days: float = 0.25
     """Shortest period of the encoding of age, days. Data by the day need no less than months; fine phases of an age
     identify people."""
+    cycles_days: tuple = ()
+    """Exact periods beside those of the encoding of age, days: 1, 7 and 365.25 tell the time of day, the weekday and
+    the season, all relative to the origin of ages (midnight of birth, else the first record)."""
     time_encoding: str = "log_linear"
     """Frequencies of the encoding of age: log_linear or gaussian."""
     gaussian_period_days: float = 365.25
@@ -219,8 +238,9 @@ class NetworkConfig:
     inputs), or depth: 1 / sqrt(2 n_layers) of that, so that the sum of all starts as large as one (Radford et al.
     2019)."""
     embedding_scale: float = 1.0
-    """Factor of a token's vector where it is read, and not where tokens are scored by the same table. The table starts
-    at a standard deviation of 0.02, signals at 1; sqrt(token_width) in Vaswani et al. (2017)."""
+    """Factor of what an EHR token says (code and value) where it is read, and not where tokens are scored by the same
+    table. It starts at 0.02 beside a time of about 0.7 and a stream and counts of about 1.5: 50 lets all begin alike;
+    sqrt(token_width) in Vaswani et al. (2017)."""
     attention: str | None = None
     """Implementation of the attention op; None: the best available."""
     remat: str = "none"
@@ -253,7 +273,10 @@ WEIGHTS = {
     "future_event": (1.0, 1.0, 0),
     "future_codes": (1.0, 1.0, 0),
     "ehr_history": (1.0, 1.0, 0),
+    "ehr_values": (0.0, 0.0, 0),
+    "next_value": (0.0, 0.0, 0),
     "wear_history": (1.0, 1.0, 0),
+    "wear_values": (0.0, 0.0, 0),
     "wear_masked": (1.0, 1.0, 0),
     "future_signal": (1.0, 1.0, 0),
     "wear_to_ehr": (0.2, 1.0, 50_000),

@@ -100,7 +100,7 @@ class Context:
     Attributes:
       people: examples.People. patient: whose context it is, at this position in the split.
       n_static, is_wear_N, time_us_N: of its tokens, static ones first.
-      token_N: tokens, after some were hidden.
+      token_N: tokens, after some were hidden. value_N: float32, their standardised values, NaN: none, or hidden.
       windows: the patient's windows that it shows. shown_MxF: their summaries as shown, noise apart.
       query_us_Q: sorted times of its queries. event_E: its tokens at which predictions are made, increasing.
       tokens, window_slots, queries, events: slices of the row that it takes.
@@ -114,6 +114,7 @@ class Context:
     is_wear_N: np.ndarray
     time_us_N: np.ndarray
     token_N: np.ndarray
+    value_N: np.ndarray
     windows: np.ndarray
     query_us_Q: np.ndarray
     tokens: slice
@@ -177,11 +178,11 @@ def fill_context(
     them. Prediction of the next windows has the visible steps as targets, noise included: independent and with mean
     zero, it adds a constant to the expected squared error.
     """
-    c, value_N = _fill_tokens(row, at, people, shown, query_us)
+    c = _fill_tokens(row, at, people, shown, query_us)
     augment_rng = None
     if draws is not None:
         c.rng, augment_rng = draws
-        _fill_masks(row, at, c, value_N)
+        _fill_masks(row, at, c)
     c.shown_MxF = _fill_signal(row, c, augment_rng)
     if c.patient.quality_MxLxC is not None:
         raw_fields.fill_quality(row, people, c.patient.quality_MxLxC, c.windows, c.window_slots.start)
@@ -192,12 +193,14 @@ def fill_context(
         _fill_events(row, at, c)
         for term in people.terms:
             term.fill(row, at, c)
-    row["token"][c.tokens], row["value"][c.tokens] = c.token_N, value_N
+    row["token"][c.tokens], row["value"][c.tokens] = c.token_N, np.nan_to_num(c.value_N)
+    if "quantile" in row:
+        row["quantile"][c.tokens] = people.value_quantiles(c.token_N, c.value_N)
     at["tokens"], at["windows"], at["queries"] = c.tokens.stop, c.window_slots.stop, c.queries.stop
 
 
 def _fill_tokens(row, at, people, shown, query_us):
-    """Order, times and visibility of the tokens and queries; returns (Context, values of the tokens)."""
+    """Order, times and visibility of the tokens and queries."""
     p, span, position = shown
     merged, n_static = span.positions(p), span.n_static
     is_wear = np.concatenate([np.zeros(n_static, bool), p.is_wear_N[merged]])
@@ -209,9 +212,9 @@ def _fill_tokens(row, at, people, shown, query_us):
     time_us = np.concatenate([np.full(n_static, anchor), p.time_N[merged]]).astype(np.int64)
     ref = p.ref_N[merged]
     events, windows = ref[~is_wear[n_static:]], ref[is_wear[n_static:]]
-    token, value, ehr_at = np.full(n, WEAR, np.int32), np.zeros(n, np.float32), np.flatnonzero(~is_wear)
+    token, value, ehr_at = np.full(n, WEAR, np.int32), np.full(n, np.nan, np.float32), np.flatnonzero(~is_wear)
     token[ehr_at] = np.concatenate([p.static_token_S[:n_static], p.event_token_K[events]])
-    value[ehr_at] = np.nan_to_num(np.concatenate([p.static_value_S[:n_static], p.event_value_K[events]]))
+    value[ehr_at] = np.concatenate([p.static_value_S[:n_static], p.event_value_K[events]])
     s, wear_at = slice(t0, t0 + n), np.flatnonzero(is_wear)
     row["modality"][s] = np.where(is_wear, MODALITY_WEAR, MODALITY_EHR)
     row["time"][s] = (time_us - anchor) / DAY_US
@@ -229,11 +232,11 @@ def _fill_tokens(row, at, people, shown, query_us):
     row["query_kv_range"][q, 0] = t0
     row["query_kv_range"][q, 1] = t0 + n_static + np.searchsorted(time_us[n_static:], query_us, side="right")
     found = {"n_static": n_static, "is_wear_N": is_wear, "time_us_N": time_us, "windows": windows}
-    found |= {"token_N": token, "query_us_Q": query_us}
-    return Context(people, p, position, **found, tokens=s, window_slots=w, queries=q), value
+    found |= {"token_N": token, "value_N": value, "query_us_Q": query_us}
+    return Context(people, p, position, **found, tokens=s, window_slots=w, queries=q)
 
 
-def _fill_masks(row, at, c, value_N):
+def _fill_masks(row, at, c):
     """Hides events, and patches or channels of windows, in a share of the contexts; what no term asks for stays."""
     config, people, event_at = c.people.config, c.people, c.timed_events
     hidden = c.rng.random() < config.masked_contexts
@@ -256,7 +259,7 @@ def _fill_masks(row, at, c, value_N):
         s = slice(at["masked"], at["masked"] + len(chosen))
         row["masked_position"][s], row["masked_target"][s] = c.tokens.start + chosen, c.token_N[chosen]
         at["masked"] += len(chosen)
-        c.token_N[chosen], value_N[chosen] = MASK, 0.0
+        c.token_N[chosen], c.value_N[chosen] = MASK, np.nan
     if m and people.hides_signal:
         row[field][c.window_slots] = parts
 

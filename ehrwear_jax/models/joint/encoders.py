@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from ehrwear_jax.models.joint.batch import slot_sizes
+from ehrwear_jax.models.joint.value_encoder import ValueEncoder
 from ehrwear_jax.models.layers.dense import LAYERS, dense, embedding, named
 from ehrwear_jax.models.layers.mesh_ops import ONE_DEVICE, MeshOps
 from ehrwear_jax.models.layers.transformer import TimeKernel, rematerialised
@@ -22,7 +23,8 @@ class EhrEmbedder(nn.Module):
 
     Attributes:
       vocabulary: number of tokens. token_width: of the embedding table. out_width: p, the backbone's.
-      scale: of what the tables say.
+      scale: of what the tables say, whose parts start with a standard deviation of 0.02.
+      value_features: curves of the value's quantile beside the value itself (value_encoder.py); 0: none.
     """
 
     vocabulary: int
@@ -30,18 +32,21 @@ class EhrEmbedder(nn.Module):
     out_width: int
     dtype: str = "float32"
     scale: float = 1.0
+    value_features: int = 0
 
     def setup(self) -> None:
         self.table = embedding(self.vocabulary, self.token_width)
         self.value_table = embedding(self.vocabulary, self.token_width)
         self.project = dense(self.out_width, (None, "embed"), dtype=self.dtype)
+        if self.value_features:
+            self.curves = ValueEncoder(self.vocabulary, self.token_width, self.value_features)
 
-    def __call__(self, token: jax.Array, value: jax.Array) -> jax.Array:
-        """token int32 [...], value float32 [...] -> [..., out_width]."""
+    def __call__(self, token: jax.Array, value: jax.Array, quantile: jax.Array | None = None) -> jax.Array:
+        """token int32 [...], value float32 [...] and, with value_features, its quantile -> [..., out_width]."""
         vector = self.table(token) + value[..., None] * self.value_table(token)
-        if self.scale != 1.0:
-            vector *= self.scale
-        return self.project(vector.astype(self.dtype))
+        if quantile is not None and self.value_features:
+            vector = vector + self.curves(token, quantile)
+        return self.project((self.scale * vector).astype(self.dtype))
 
 
 # --------------------------------------------------------------------------------------------------- wearable windows

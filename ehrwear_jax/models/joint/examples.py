@@ -13,11 +13,12 @@ import polars as pl
 
 from ehrwear_jax.data import store as store_lib
 from ehrwear_jax.models.family import Batch, BatchSpec, Examples, Transform
-from ehrwear_jax.models.joint import augmentation, context, masking, packing, terms
+from ehrwear_jax.models.joint import augmentation, context, masking, packing, query_times, terms, value_scales
 from ehrwear_jax.models.joint import patient as patient_lib
 from ehrwear_jax.models.joint import vocabulary as vocabulary_lib
 from ehrwear_jax.models.joint.batch import MODALITY_WEAR, Facts, batch_spec
 from ehrwear_jax.models.joint.config import Config
+from ehrwear_jax.models.joint.value_states import names as value_statistics
 
 _AUGMENTATION = 1  # names a stream of random numbers beside that of masks and prediction times
 _PLANNED, _FURTHER = 0, 1  # so that no two samples share a key
@@ -68,18 +69,12 @@ class People:
         self.mask_weight_V = masking.token_weights(counts, c.mask_temperature, scale_V)
         self.day_weight_V = masking.token_weights(counts, c.day_temperature, scale_V)
         self.future_codes = self.vocabulary.future_codes(c.future_codes)
-        classes: dict[str, list[int]] = {}
-        for k, (_, codes) in enumerate(self.future_codes.values()):
-            for code in codes:
-                classes.setdefault(code, []).append(k)
-        of_token = [classes.get(code, []) for code in self.vocabulary.tokens["code"]]
-        # a code belongs to itself and to its ancestors; -1 fills up
-        self.future_class_VxA = np.full((len(of_token), max(map(len, of_token), default=0)), -1)
-        for v, found in enumerate(of_token):
-            self.future_class_VxA[v, : len(found)] = found
-
+        self.future_class_VxA = self.vocabulary.classes([codes for _, codes in self.future_codes.values()])
         history = self.vocabulary.history_tokens(c.history_tokens)
         self.n_history = len(history)
+        self.value_quantiles = value_scales.fit_quantiles(self.vocabulary, store.code_statistics)
+        self.reads_quantiles = config.network.value_features > 0 and (ehr or self.static)
+        self.value_scales = value_scales.fit(self.vocabulary, store.code_statistics, c.value_codes)
         self.history_class_V = np.full(len(self.vocabulary), -1)
         self.history_class_V[history] = np.arange(len(history))
 
@@ -145,6 +140,8 @@ class People:
             raw_channels=len(self.raw_channel_A),
             quality=self.has_quality,
             static=self.static,
+            value_codes=len(self.value_scales.names),
+            quantiles=self.reads_quantiles,
         )
 
 
@@ -317,10 +314,7 @@ class JointExamples(Examples):
     def _add(self, row, at, sample, span):
         patient, rng, c = sample.patient, sample.draws.rng, self.config.context
         n_query = context.share(c.queries, at, span.n_tokens, self.people.row_tokens)
-        time_us = patient.time_N[span.positions(patient)]
-        at_token = time_us[rng.integers(0, len(time_us), n_query)]
-        at_any_time = rng.integers(patient.time_N[span.start], patient.time_N[span.stop - 1] + 1, n_query)
-        query_us = np.sort(np.where(rng.random(n_query) < 0.5, at_token, at_any_time))
+        query_us = query_times.draw(rng, patient, span, n_query, c.queries_behind)
         shown = context.Shown(patient, span, sample.position)
         context.fill_context(row, at, self.people, shown, query_us, sample.draws)
 
@@ -393,8 +387,12 @@ class JointExamples(Examples):
             "token": names,
             "future_code": list(self.people.future_codes),
             "history_token": [names[i] for i in history],
+            "value_code": list(self.people.value_scales.names),
         }
 
     def content_names(self) -> dict[str, list[str]]:
-        """The horizons that predictions of codes are for."""
-        return {"horizon": [str(h) for h in self.config.context.horizons]}
+        """The horizons that predictions of codes are for; the statistics of values where they are predicted."""
+        found = {"horizon": [str(h) for h in self.config.context.horizons]}
+        if any(t.name == "ehr_values" for t in self.people.terms):
+            found["value_statistic"] = list(value_statistics(self.config.context.value_spans))
+        return found

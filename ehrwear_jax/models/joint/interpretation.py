@@ -102,10 +102,11 @@ def embedded_inputs(
     Returns:
       ({"token": [B, T, D], "wear": [B, W, L, C]}, the same of the baseline).
     """
-    embed = jax.jit(nn.apply(lambda m, token, value: m.ehr(token, value), network))
+    embed = jax.jit(nn.apply(lambda m, *inputs: m.ehr(*inputs), network))
     variables = {"params": params}
-    token = embed(variables, batch["token"], batch["value"])
-    masked = embed(variables, jnp.full_like(batch["token"], MASK), jnp.zeros_like(batch["value"]))
+    values = [batch[name] for name in ("value", "quantile") if name in batch]
+    token = embed(variables, batch["token"], *values)
+    masked = embed(variables, jnp.full_like(batch["token"], MASK), *map(jnp.zeros_like, values))
     return {"token": token, "wear": jnp.asarray(batch["wear"])}, {
         "token": masked,
         "wear": jnp.zeros(batch["wear"].shape),

@@ -61,7 +61,8 @@ class JointNetwork(nn.Module):
 
     def setup(self) -> None:
         n, facts = self.config.network, self.facts
-        self.ehr = encoders.EhrEmbedder(facts.vocabulary, n.token_width, n.width, n.dtype, n.embedding_scale)
+        sizes = facts.vocabulary, n.token_width, n.width
+        self.ehr = encoders.EhrEmbedder(*sizes, n.dtype, n.embedding_scale, n.value_features)
         self.rho = dense(n.width, (None, "embed"), dtype=n.dtype)  # W_rho, q x p
         self.modality = nn.Embed(N_MODALITY, n.width, embedding_init=nn.initializers.normal(0.02))
         if facts.wear:
@@ -124,7 +125,7 @@ class JointNetwork(nn.Module):
     def _encode(self, batch, deterministic):
         """(z_BxTxD, z_BxQxD, h_BxTxD: what the tokens say, without their time)."""
         n = self.config.network
-        x = self.ehr(batch["token"], batch["value"])
+        x = self.ehr(batch["token"], batch["value"], batch.get("quantile"))
         if self.facts.wear and batch["wear"].shape[1]:
             h_BxWxD = self._windows(batch)
             slot_BxTx1 = jnp.maximum(batch["window"], 0)[..., None]
@@ -156,6 +157,7 @@ class JointNetwork(nn.Module):
             cycles_F = time_encoding.frequencies(n.time_features, n.shortest_period_days, LONGEST_PERIOD_DAYS)
         else:
             raise ValueError(f"time_encoding is {n.time_encoding!r}; it can be log_linear or gaussian")
+        cycles_F = np.append(cycles_F, 1.0 / np.asarray(n.cycles_days, np.float64))
         return self.rho(time_encoding.encode(age, cycles_F).astype(n.dtype))
 
     def _stream(self, *position):

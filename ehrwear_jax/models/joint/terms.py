@@ -53,6 +53,10 @@ class Term:
     at_events: ClassVar[bool] = False
     uses: ClassVar[tuple[str, ...]] = ()
 
+    def has_targets(self) -> bool:
+        """Whether the data have what it predicts, beside the modalities."""
+        return True
+
     def fill(self, row: Batch, at: dict, c: Context) -> None:
         """Writes the targets of one context into a row; `at` are the cursors before the context."""
 
@@ -80,13 +84,16 @@ def take(z_BxTxD: jax.Array, position_BxN: jax.Array) -> jax.Array:
 
 def active(config: Config, facts: Facts) -> tuple[Term, ...]:
     """The terms whose weight is not zero throughout and that the modalities can feed, in the order of WEIGHTS."""
-    from ehrwear_jax.models.joint import cross_terms, ehr_terms, wear_terms  # they subclass Term
+    # they subclass Term
+    from ehrwear_jax.models.joint import cross_terms, ehr_terms, next_value, value_terms, wear_terms
 
-    known = {t.name: t for module in (ehr_terms, wear_terms, cross_terms) for t in module.TERMS}
+    modules = (ehr_terms, value_terms, next_value, wear_terms, cross_terms)
+    known = {t.name: t for module in modules for t in module.TERMS}
     found = []
     for name, (start, end, _) in config.weights.items():
         if (start or end) and set(known[name].needs) <= set(facts.modalities):
-            found.append(known[name](facts, config))
+            term = known[name](facts, config)
+            found += [term] if term.has_targets() else []
     return tuple(found)
 
 

@@ -142,6 +142,18 @@ class Vocabulary:
         total = {name: (sum(count[c] for c in codes), sorted(codes)) for codes, name in first.items()}
         return dict(sorted(total.items(), key=lambda item: (-item[1][0], item[0]))[:limit])
 
+    def classes(self, members: list[list[str]]) -> np.ndarray:
+        """Which classes each token belongs to, a class being a list of codes: int64 [V, A], -1 fills up."""
+        classes: dict[str, list[int]] = {}
+        for k, codes in enumerate(members):
+            for code in codes:
+                classes.setdefault(code, []).append(k)
+        of_token = [classes.get(code, []) for code in self.tokens["code"]]
+        class_VxA = np.full((len(of_token), max(map(len, of_token), default=0)), -1)
+        for v, found in enumerate(of_token):
+            class_VxA[v, : len(found)] = found
+        return class_VxA
+
     def history_tokens(self, limit: int) -> list[int]:
         """Ids of the most frequent tokens, bins apart, whose earlier occurrence is reconstructed."""
         seen = self.tokens.filter((pl.col("token_id") >= N_SPECIAL) & (pl.col("count") > 0))

@@ -93,6 +93,21 @@ def test_variants_give_other_finite_latents(batch, options):
         assert params["backbone"]["blocks"]["kernel"]["gamma"].shape == (1, 2, options["n_components"])
 
 
+def test_exact_cycles_tell_the_time_of_day_however_old_a_person_is():
+    """The same hour of two days far apart is the same to their features, and another hour is not."""
+    _, network, _ = model_of(config(cycles_days=(1.0, 7.0), shortest_period_days=1000.0), OF_EHR)
+    variables = jax.eval_shape(lambda: network.init(jax.random.key(0), SPEC.empty(1), method="encode"))
+    params = random_params(variables["params"])
+    kernel = np.zeros(params["rho"]["kernel"].shape, np.float32)
+    assert kernel.shape[0] == 8 + 2 * 2
+    day = [8 // 2, 8 // 2 + 2 + 8 // 2]  # sine and cosine of the period of a day
+    kernel[day, [0, 1]] = 1.0
+    params = params | {"rho": {"kernel": jnp.asarray(kernel), "bias": jnp.zeros(8)}}
+    age = np.array([[[1.0, 0.25], [30_000.0, 0.25], [30_000.0, 0.75], [3.0, 0.25]]], np.float32)
+    found = np.asarray(network.apply({"params": params}, age, method="_time"))[0, :, :2]
+    np.testing.assert_allclose(found, [[1, 0], [1, 0], [-1, 0], [1, 0]], atol=1e-3)
+
+
 def test_day_bins_hide_the_hour_and_keep_the_day(batch):
     _, encode = latents(day_bins=True)
     _, exact = latents()

@@ -26,7 +26,7 @@ CONTEXT = {"tokens": 24, "windows": 16, "context_tokens": 20, "queries": 6, "eve
            "ehr_mask": 0.4}  # fmt: skip
 NETWORK = {"width": 8, "n_layers": 2, "n_heads": 2, "mlp_width": 16, "token_width": 8, "time_features": 8,
            "wear_width": 8, "wear_layers": 1, "wear_heads": 2, "source_width": 4, "align_width": 4, "count_width": 4,
-           "posterior": "normal", "raw_width": 4}  # fmt: skip
+           "posterior": "normal", "raw_width": 4, "value_features": 3}  # fmt: skip
 N_TOKENS = CONTEXT["tokens"] + CONTEXT["windows"]
 # term: its predictions
 PREDICTIONS = {
@@ -34,9 +34,12 @@ PREDICTIONS = {
     "future_event": ("future_event/event", "future_event/query"),
     "future_codes": ("future_codes",),
     "ehr_history": ("ehr_history",),
+    "ehr_values": ("ehr_values",),
+    "next_value": ("next_value/event", "next_value/query"),
     "wear_masked": ("wear_masked",),
     "future_signal": ("future_signal/step_window", "future_signal/query_window"),
     "wear_history": ("wear_history",),
+    "wear_values": ("wear_values",),
     "wear_to_ehr": ("wear_to_ehr/event", "wear_to_ehr/query"),
     "ehr_to_wear": ("ehr_to_wear/event", "ehr_to_wear/query"),
     "contrast": ("contrast/ehr", "contrast/wear"),
@@ -44,10 +47,11 @@ PREDICTIONS = {
     "latent_kl": tuple(f"latent_kl/{part}_{of}" for part in ("mean", "variance") for of in ("token", "query")),
 }
 AT_TOKENS = ("content_norm", "latent_kl/mean_token", "latent_kl/variance_token")
-AT_EVENTS = ("future_event/event", "wear_to_ehr/event", "ehr_to_wear/event")
+AT_EVENTS = ("future_event/event", "wear_to_ehr/event", "ehr_to_wear/event", "next_value/event")
 AT_WINDOWS = ("wear_masked", "future_signal/step_window")
-AT_QUERIES = ("future_event/query", "future_codes", "ehr_history", "future_signal/query_window", "wear_history",
-              "wear_to_ehr/query", "ehr_to_wear/query", "latent_kl/mean_query", "latent_kl/variance_query")  # fmt: skip
+AT_QUERIES = ("future_event/query", "future_codes", "ehr_history", "ehr_values", "future_signal/query_window",
+              "wear_history", "wear_values", "next_value/query", "wear_to_ehr/query", "ehr_to_wear/query",
+              "latent_kl/mean_query", "latent_kl/variance_query")  # fmt: skip
 
 
 def make_examples(root, **options):
@@ -155,7 +159,8 @@ def case(batch, predict):
             found[name] = flat @ jax.random.normal(jax.random.key(i), (flat.shape[1],))  # a random cotangent
         return found
 
-    inputs = {k: jnp.asarray(batch[k]) for k in ("value", "wear", "raw", "time", "age")} | {"content": NO_CHANGE}
+    floats = ("value", "quantile", "wear", "raw", "time", "age")
+    inputs = {k: jnp.asarray(batch[k]) for k in floats} | {"content": NO_CHANGE}
     jacobian = jax.jit(jax.jacrev(projected))(inputs)
     return batch, jax.tree.map(lambda x: np.asarray(x)[:, 0], jacobian)
 
@@ -181,7 +186,7 @@ def test_jacobian_is_zero_for_later_positions_and_other_patients(case, term):
         assert real.any(), name
         allowed = (position >= lo[:, None]) & (position < hi[:, None])
         by_input = jacobian[name]
-        for field in ("content", "value", "time", "age"):
+        for field in ("content", "value", "quantile", "time", "age"):
             grad = by_input[field].reshape(*by_input[field].shape[:2], -1)
             assert not grad[real][~allowed[real]].any(), (name, field)
         window = (at_window >= lo[:, None]) & (at_window < hi[:, None]) & (at_window >= 0)
@@ -239,7 +244,7 @@ def scramble(batch, tokens, rng):
     out = {k: v.copy() for k, v in batch.items()}
     for t in tokens:
         out["token"][0, t] = rng.integers(batch_lib.N_SPECIAL, 8)
-        out["value"][0, t] = rng.normal()
+        out["value"][0, t], out["quantile"][0, t] = rng.normal(), rng.uniform(0.1, 0.9)
         out["age"][0, t] += rng.integers(1, 100)
         if (slot := batch["window"][0, t]) >= 0:
             out["wear"][0, slot] = rng.normal(size=out["wear"].shape[2:])
@@ -304,14 +309,16 @@ def test_hidden_content_does_not_reach_its_prediction(packed_people, look, kind)
         found["patch"] += int((hidden & batch["observed"]).sum())
         at = batch["masked_position"][batch["masked_position"] >= 0]
         assert np.all(batch["token"][0, at] == batch_lib.MASK) and not batch["value"][0, at].any()
+        assert not batch["quantile"][0, at].any()
     assert found["event"] > 5 and found["patch"] > 50
 
 
 def test_hidden_events_leave_no_trace_in_any_input(packed_people):
     """Other codes and values behind the masks and the same draws: the same rows but for what is predicted."""
-    inputs = ("token", "value", "modality", "time", "age", "segment", "kv_range", "window", "wear", "observed",
-              "patch_mask", "channel_mask", "window_position", "query_time", "query_age", "query_segment",
-              "query_kv_range", "pair_position", "pair_near", "query_token_bin")  # fmt: skip
+    inputs = ("token", "value", "quantile", "modality", "time", "age", "segment", "kv_range", "window", "wear",
+              "observed", "patch_mask", "channel_mask", "window_position", "query_time", "query_age", "query_segment",
+              "query_kv_range", "pair_position", "pair_near", "query_token_bin", "query_value",
+              "query_value_mask")  # fmt: skip
     rows, other = (make_examples(packed_people, mask_temperature=0.0) for _ in range(2))
     n_changed = 0
     for g in range(rows.rows_per_epoch):

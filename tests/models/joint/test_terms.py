@@ -6,17 +6,20 @@ import jax
 import pytest
 from random_rows import CONFIG, EVERY_TERM, FACTS, model_of, spec_of
 
-from ehrwear_jax.models.joint import cross_terms, ehr_terms, wear_terms
+from ehrwear_jax.models.joint import cross_terms, ehr_terms, next_value, value_terms, wear_terms
 from ehrwear_jax.models.joint.batch import INPUTS
 from ehrwear_jax.models.joint.config import WEIGHTS
 from ehrwear_jax.models.joint.terms import active, target_fields
 
 OFF = (0.0, 0.0, 0)
-TERMS = {t.name: t for module in (ehr_terms, wear_terms, cross_terms) for t in module.TERMS}
+MODULES = (ehr_terms, value_terms, next_value, wear_terms, cross_terms)
+TERMS = {t.name: t for module in MODULES for t in module.TERMS}
 # {term: parts of the network that are its own, or that it shares with terms that need the same}
 OWN = {
     "ehr_masked": (), "future_event": ("term_head_future_event",), "future_codes": ("term_head_future_codes",),
-    "ehr_history": ("term_head_ehr_history",), "wear_history": ("term_head_wear_history",), "wear_masked": (),
+    "ehr_history": ("term_head_ehr_history",), "ehr_values": ("term_head_ehr_values",),
+    "next_value": ("term_head_next_value",), "wear_values": ("term_head_wear_values",), "wear_masked": (),
+    "wear_history": ("term_head_wear_history",),
     "future_signal": (), "wear_to_ehr": ("term_head_wear_to_ehr",), "ehr_to_wear": ("term_head_ehr_to_wear",),
     "contrast": ("term_head_contrast",), "content_norm": (), "latent_kl": (),
 }  # fmt: skip
@@ -38,7 +41,7 @@ def parts_of(terms, facts=FACTS):
 
 
 def test_every_term_of_the_config_is_defined_once():
-    defined = [t.name for module in (ehr_terms, wear_terms, cross_terms) for t in module.TERMS]
+    defined = [t.name for module in MODULES for t in module.TERMS]
     assert sorted(defined) == sorted(WEIGHTS) and set(OWN) == set(WEIGHTS)
 
 
@@ -82,6 +85,11 @@ def test_a_term_that_lacks_a_modality_is_left_out(modality):
     assert names == {name for name, t in TERMS.items() if set(t.needs) <= {modality}}
     assert {"content_norm", "latent_kl"} < names and not {"wear_to_ehr", "ehr_to_wear", "contrast"} & names
     assert ("ehr_masked" in names) == (modality == "ehr") and ("wear_masked" in names) == (modality == "wear")
+
+
+def test_a_term_for_which_the_data_have_nothing_is_left_out():
+    names = {t.name for t in active(CONFIG, dataclasses.replace(FACTS, value_codes=0))}
+    assert names == set(WEIGHTS) - {"ehr_values", "next_value"}
 
 
 def test_without_a_term_only_the_inputs_are_left():

@@ -1,0 +1,118 @@
+"""Predicts the next values given their codes and time: a mark of the point process, as a mixture of normals."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ehrwear_jax.models.family import Batch, Field
+from ehrwear_jax.models.joint.context import Context
+from ehrwear_jax.models.joint.terms import Arrays, Latents, Loss, Term, take
+from ehrwear_jax.models.layers.dense import dense, embedding
+from ehrwear_jax.models.objective import masked_mean, n_true, n_true_of
+
+N_COMPONENTS = 3
+_LOG_SD = (-3.0, 2.0)  # values that many share and clipped ones must not make a density without bound
+
+
+class NextValueHead(nn.Module):
+    """Parameters of the mixture of a value from z, its code and the time until it."""
+
+    width: int
+    n_codes: int
+
+    @nn.compact
+    def __call__(self, z_BxNxD: jax.Array, code_BxNxY: jax.Array, gap_BxN: jax.Array) -> jax.Array:
+        """gap in days -> float32 [B, N, Y, 3 N_COMPONENTS]: logits, means, log standard deviations."""
+        time = jnp.stack([jnp.log1p(24.0 * gap_BxN), jnp.log1p(gap_BxN / 30.0)], axis=-1)
+        trunk = dense(self.width, ("embed", "mlp"), name="trunk")(z_BxNxD)
+        trunk = (trunk + dense(self.width, (None, "mlp"), use_bias=False, name="time")(time))[:, :, None]
+        code = jnp.maximum(code_BxNxY, 0)
+        gain, shift = (
+            embedding(self.n_codes, self.width, ("value_code", "mlp"), name=name)(code) for name in ("gain", "shift")
+        )
+        hidden = nn.gelu(trunk * (1.0 + 50.0 * gain) + shift)
+        return dense(3 * N_COMPONENTS, ("mlp", None), name="out")(hidden).astype(jnp.float32)
+
+
+class NextValue(Term):
+    """The values of the next time at which numeric codes are measured, given which, and when: a density, in nats.
+
+    From z at events and at queries. So z is to know where values are heading, whatever the next order is. Values are on
+    the scale of value_scales.py; of more than `next_values` at that time, a run drawn at random is predicted.
+    """
+
+    name = "next_value"
+    needs = ("ehr",)
+    at_events = True
+    targets = {
+        f"{name}_{part}": field
+        for name, n in (("event", "E"), ("query", "Q"))
+        for part, field in (
+            ("mark_code", Field(f"{n}Y", np.int32, -1, "numeric code of a value of the next time that has some")),
+            ("mark", Field(f"{n}Y", np.float32, 0, "the value, robust scale")),
+            ("mark_gap", Field(n, np.float32, 0, "days until then")),
+        )
+    }
+
+    def has_targets(self) -> bool:
+        return self.facts.value_codes > 0 and self.config.context.next_values > 0
+
+    def fill(self, row: Batch, at: dict, c: Context) -> None:
+        p, scales, n_slots = c.patient, c.people.value_scales, self.config.context.next_values
+        class_K = scales.class_V[p.event_token_K]
+        known = np.flatnonzero((class_K >= 0) & np.isfinite(p.event_value_K))
+        if not len(known):
+            return
+        class_N, time_N = class_K[known], p.event_time_K[known]
+        value_N = scales(class_N, p.event_value_K[known])
+        first_R = np.searchsorted(time_N, c.times_us_R, side="right")
+        there_R = first_R < len(known)
+        next_R = time_N[np.minimum(first_R, len(known) - 1)]
+        n_R = np.searchsorted(time_N, next_R, side="right") - first_R
+        first_R = first_R + (c.rng.random(len(first_R)) * (np.maximum(n_R - n_slots, 0) + 1)).astype(np.int64)
+        slot_RxY = first_R[:, None] + np.arange(n_slots)
+        real_RxY = there_R[:, None] & (np.arange(n_slots) < n_R[:, None])
+        slot_RxY = np.where(real_RxY, slot_RxY, 0)
+        gap_R = np.where(there_R, (next_R - c.times_us_R) / 86_400e6, 0.0)
+        for name, s, mine in c.at_events_and_queries():
+            row[f"{name}_mark_code"][s] = np.where(real_RxY, class_N[slot_RxY], -1)[mine]
+            row[f"{name}_mark"][s] = np.where(real_RxY, value_N[slot_RxY], 0.0)[mine]
+            row[f"{name}_mark_gap"][s] = gap_R[mine]
+
+    def head(self) -> nn.Module:
+        return NextValueHead(self.config.network.width, self.facts.value_codes)
+
+    def predict(self, network: nn.Module, head: Any, z: Latents, batch: Arrays) -> Any:
+        at = {"event": take(z.token_BxTxD, batch["event_position"]), "query": z.query_BxQxD}
+        return {n: head(x, batch[f"{n}_mark_code"], batch[f"{n}_mark_gap"]) for n, x in at.items()}
+
+    def normaliser(self, batch: Arrays) -> jax.Array:
+        return n_true_of(batch[f"{n}_mark_code"] >= 0 for n in ("event", "query"))
+
+    def loss(self, out: Any, batch: Arrays, normaliser: Any) -> Loss:
+        parameters, value, code = (
+            jnp.concatenate(parts, axis=1)
+            for parts in (
+                list(out.values()), [batch[f"{n}_mark"] for n in out], [batch[f"{n}_mark_code"] for n in out]
+            )
+        )  # fmt: skip
+        real, nll = code >= 0, negative_log_density(parameters, value)
+        logit, mean, _ = jnp.split(parameters, 3, axis=-1)
+        expected = jnp.sum(jax.nn.softmax(logit) * mean, axis=-1)
+        error = masked_mean(jnp.square(expected - value), real, normaliser)
+        return masked_mean(nll, real, normaliser), {"squared_error": error, "count": n_true(real)}
+
+
+def negative_log_density(parameters: jax.Array, value: jax.Array) -> jax.Array:
+    """-log of a mixture of normals, nats: [..., 3 N_COMPONENTS] (logits, means, log standard deviations), [...]."""
+    logit, mean, log_sd = jnp.split(parameters, 3, axis=-1)
+    log_sd = jnp.clip(log_sd, *_LOG_SD)
+    standard = (value[..., None] - mean) * jnp.exp(-log_sd)
+    log_density = -0.5 * jnp.square(standard) - log_sd - 0.5 * np.log(2 * np.pi)
+    return -jax.nn.logsumexp(jax.nn.log_softmax(logit) + log_density, axis=-1)
+
+
+TERMS = (NextValue,)

@@ -1,0 +1,115 @@
+"""States of series against loops in float64, by hypothesis; what a trend is."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ehrwear_jax.models.joint import value_states
+
+SPANS = (10.0, 100.0)
+
+
+def slow_states(series, values, days, known, time, n_series):
+    """[U, 1 + 4 S] of one time from the values before `known`."""
+    out = np.full((n_series, 1 + 4 * len(SPANS)), np.nan)
+    for u in range(n_series):
+        mine = [k for k in range(known) if series[k] == u]
+        if mine:
+            out[u, 0] = values[mine[-1]]
+        for s, span in enumerate(SPANS):
+            inside = [k for k in mine if days[k] > time - span]
+            if not inside:
+                continue
+            x, t = np.array([values[k] for k in inside]), np.array([days[k] for k in inside])
+            found = [x.mean(), x.max(), x.min(), np.nan]
+            if t.max() > t.min():
+                slope = ((t - t.mean()) * (x - x.mean())).mean() / (t.var() + (0.05 * span) ** 2)
+                found[3] = np.clip(span * slope, -5, 5)
+            out[u, 1 + 4 * s : 5 + 4 * s] = found
+    return out
+
+
+def ranges(days, times):
+    """(lo [Q, S], hi [Q]) of the times."""
+    lo = np.stack([np.searchsorted(days, times - span, side="right") for span in SPANS], axis=1)
+    return lo, np.searchsorted(days, times, side="right")
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(0, 2), st.integers(-3, 3), st.integers(0, 12)), max_size=12),
+    st.lists(st.integers(-5, 130), min_size=1, max_size=5),
+)
+def test_states_equal_loops(events, times):
+    """Ties of time, series without a value, times before the first one and long after the last."""
+    series, values, gaps = (np.array([e[k] for e in events], np.int64) for k in range(3))
+    days, times = np.cumsum(gaps).astype(np.float64), np.sort(np.array(times, np.float64))
+    found = value_states.value_states(series, values.astype(np.float64), days, ranges(days, times), SPANS, 4)
+    assert found.dtype == np.float32 and found.shape == (len(times), 4, 9)
+    for q, time in enumerate(times):
+        known = int((days <= time).sum())
+        np.testing.assert_allclose(found[q], slow_states(series, values, days, known, time, 4), atol=1e-4)
+
+
+def test_what_comes_later_changes_no_bit():
+    rng = np.random.default_rng(0)
+    series, values, days = rng.integers(0, 3, 40), rng.normal(size=40), np.sort(rng.uniform(0, 90, 40))
+    times = np.array([20.0, 50.0])
+    before = value_states.value_states(series, values, days, ranges(days, times), SPANS, 3)
+    later = days > 50
+    changed = np.where(later, 1e6, values)
+    after = value_states.value_states(series, changed, days, ranges(days, times), SPANS, 3)
+    np.testing.assert_array_equal(after, before)
+
+
+def test_the_trend_is_the_change_over_a_span_and_says_little_of_times_that_lie_close():
+    days = np.linspace(0, 100, 51)
+    line = np.zeros(51, np.int64), 0.02 * days - 1.0, days
+    (state,) = value_states.value_states(*line, ranges(days, np.array([100.0])), (10.0, 100.0), 1)
+    names = value_states.names(SPANS)
+    assert len(names) == state.shape[1]
+    trend = dict(zip(names, state[0], strict=True))
+    assert trend["trend_100d"] == pytest.approx(2.0, rel=0.05) and trend["last"] == pytest.approx(1.0)
+    close = np.array([99.0, 99.01])
+    (state,) = value_states.value_states(
+        np.zeros(2, np.int64), np.array([0.0, 3.0]), close, ranges(close, np.array([100.0])), SPANS, 1
+    )
+    steep = dict(zip(names, state[0], strict=True))
+    assert 0 < steep["trend_10d"] < 2.0, (
+        "three standard deviations within a quarter of an hour are no trend of ten days"
+    )
+
+
+def slow_signal(value, seen, end_day, step_days, time):
+    """[C, 1 + 3 S] of one time."""
+    n_windows, n_steps, n_channels = value.shape
+    out = np.full((n_channels, 1 + 3 * len(SPANS)), np.nan)
+    for c in range(n_channels):
+        mine = [(end_day[m], end_day[m] - step_days * (n_steps - 1 - k), float(value[m, k, c]))
+                for m in range(n_windows) for k in range(n_steps) if seen[m, k, c] and end_day[m] <= time]  # fmt: skip
+        if mine:
+            out[c, 0] = mine[-1][2]
+        for s, span in enumerate(SPANS):
+            t, x = (np.array([step[k] for step in mine if step[0] > time - span]) for k in (1, 2))
+            if len(x):
+                out[c, 1 + 3 * s] = x.mean()
+            if len(x) > 1:
+                slope = ((t - t.mean()) * (x - x.mean())).mean() / (t.var() + (0.05 * span) ** 2)
+                out[c, 2 + 3 * s : 4 + 3 * s] = x.std(), np.clip(span * slope, -5, 5)
+    return out
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(1, 6), st.integers(1, 4), st.floats(0.0, 1.0), st.integers(0, 99))
+def test_states_of_signals_equal_loops(n_windows, n_steps, share, seed):
+    """Windows without a seen step, queries before all windows and long after them."""
+    rng = np.random.default_rng(seed)
+    value = rng.normal(size=(n_windows, n_steps, 2))
+    seen = rng.random(value.shape) < share
+    end_day = np.cumsum(rng.choice([0.25, 1.0, 40.0], n_windows))
+    times = np.sort(rng.uniform(-1, end_day[-1] + 60, 4))
+    found = value_states.signal_states((value, seen), end_day, 0.05, ranges(end_day, times), SPANS)
+    assert found.dtype == np.float32 and found.shape == (4, 2, len(value_states.signal_names(SPANS)))
+    for q, time in enumerate(times):
+        np.testing.assert_allclose(found[q], slow_signal(value, seen, end_day, 0.05, time), atol=1e-4)
