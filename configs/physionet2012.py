@@ -1,0 +1,52 @@
+"""PhysioNet/CinC Challenge 2012: death in hospital, of the first 24 and 48 hours of ICU stays; out of fold over five.
+
+    python -m ehrwear_jax.main --config=configs/physionet2012.py --config.data.source_dir=DIR
+
+DIR holds set-a.tar.gz and Outcomes-a.txt as published (Open Data Commons Attribution License v1.0): see
+ehrwear_jax/data/sources/physionet2012_files.py. 4,000 stays of set a, 554 deaths. Nine vital signs are the wearable
+channels, everything else is events.
+
+Variants, joined by "+": b trains on set a and scores set b (also set-b.tar.gz and Outcomes-b.txt); vitals makes vital
+signs events too; tables has the models on hand-made features only, which need no training; ehrwear_jax.config.VARIANTS
+has the ablations.
+"""
+
+from ehrwear_jax import config as config_lib
+
+CHANNELS = (
+    "heart_rate",
+    "respiratory_rate",
+    "temperature",
+    "systolic_bp",
+    "diastolic_bp",
+    "mean_bp",
+    "systolic_bp_cuff",
+    "diastolic_bp_cuff",
+    "mean_bp_cuff",
+)
+HOUR = 1 / 24  # days
+
+
+def get_config(variant=""):
+    variants = config_lib.variants(variant, "physionet2012.py", ("b", "vitals", "tables"))
+    config = config_lib.base()
+    config.name = "physionet2012"
+    config.data.update({"source": "physionet2012", "n_folds": 5, "vitals_as_events": "vitals" in variants})
+    if "b" in variants:
+        config.data.update({"sets": ("a", "b"), "n_folds": 0, "holdout": "site:set=b"})
+    config.models.wear_only_static = {"family": "joint", "modalities": ("wear",), "static": True}
+    if "tables" in variants:
+        config.models = {name: dict(model) for name, model in config.models.items() if model.family == "tabular"}
+        config.evaluate.reference_model = "gradient_boosting"
+    config.prepare.update(
+        {
+            "channels": CHANNELS,
+            "window_hours": 2,
+            "step_minutes": 5,
+            "min_coverage": 0.01,  # a reading in two hours is a window
+            "date_only_at_day_end": False,  # everybody is admitted at midnight, and what is dated then is known then
+            "min_subjects": 20,
+            "subjects_per_shard": 1000,
+        }
+    )
+    return config
