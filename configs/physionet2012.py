@@ -41,12 +41,63 @@ def get_config(variant=""):
     config.prepare.update(
         {
             "channels": CHANNELS,
-            "window_hours": 2,
-            "step_minutes": 5,
-            "min_coverage": 0.01,  # a reading in two hours is a window
+            "min_coverage": 0.01,  # one reading is a window
             "date_only_at_day_end": False,  # everybody is admitted at midnight, and what is dated then is known then
             "min_subjects": 20,
             "subjects_per_shard": 1000,
         }
     )
+    spans = tuple(hours * HOUR for hours in (2, 6, 12, 24))
+    config_lib.set_time_scale(config, HOUR, window_hours=2, step_minutes=5, spans_days=spans)
+    config.joint.context.update(
+        {
+            "tokens": 320,  # 9 of the 4,000 stays have more events
+            "context_tokens": 320,
+            "windows": 64,  # two stays of at most 25: the first one ends at admission
+            "queries": 24,
+            "events": 24,
+            "future_windows": 4,
+            "patch_steps": 6,
+            "future_codes": 64,
+            "history_tokens": 256,
+        }
+    )
+    config.joint.network.update(
+        {
+            "width": 192,
+            "n_layers": 2,
+            "n_heads": 4,
+            "mlp_width": 512,
+            "token_width": 96,
+            "time_features": 64,
+            "wear_width": 64,
+            "wear_layers": 2,
+            "wear_heads": 2,
+            "wear_span_days": 6 * HOUR,
+        }
+    )
+    config.train.update(
+        {
+            "steps": 3400,
+            "batch_size": 32,
+            "weight_decay": 0.1,
+            "peak_learning_rate": 2e-3,
+            "warmup_steps": 200,
+            "ema_decay": 0.998,
+            "log_every": 100,
+            "validate_every": 400,
+            "checkpoint_every": 400,
+        }
+    )
+    config.joint.weights.wear_to_ehr = (0.2, 1.0, 340)
+    config.evaluate.tasks = ("in_hospital_death_at_24h", "in_hospital_death_at_48h")
+    config.interpret.event_prefixes = ("VENTILATION//mechanical",)
+    config.interpret.precursor_channels = ("heart_rate", "mean_bp", "respiratory_rate", "temperature")
+    config.report.update(
+        {
+            "title": "PhysioNet 2012: death in hospital of ICU patients",
+            "reliability_task": "in_hospital_death_at_48h",
+        }
+    )
+    config_lib.apply_variants(config, variants)
     return config

@@ -105,11 +105,22 @@ def _tabular(plan, name):
             return None
         chosen = made.columns.filter(pl.col("name").is_in(pl.Series(names).implode()))
         logging.info("  %s %s, %s: %d features", fold.name, task.name, name, chosen.height)
-        table = tabular.Table(chosen, lambda split: made.read(fold.of(split), names))
+        table = tabular.Table(chosen, lambda split: made.read(fold.of(split), names), feature_ranges(plan).since)
         return evaluate_fit.from_table(config, task.kind, table, fold.target, task.times_T, fold.competing)
 
     fits = [plan.fit(fold).digest for fold, _ in plan.config.folds]
-    return Predictor(name, None, {"tabular": options.as_dict(config), "fits": fits}, fit)
+    of = {"tabular": options.as_dict(config), "fits": fits} | _ranges_identity(plan)
+    return Predictor(name, None, of, fit)
+
+
+def feature_ranges(plan: Plan) -> tabular_features.Ranges:
+    """The ranges of time that hand-made features are computed over."""
+    return tabular_features.Ranges.of(plan.config.evaluate.feature_ranges_days)
+
+
+def _ranges_identity(plan):
+    days = plan.config.evaluate.feature_ranges_days
+    return {"ranges": days} if days else {}
 
 
 def finetuned_predictors(plan: Plan, task: Task) -> list[Predictor]:
@@ -130,6 +141,7 @@ def hand_made_features(plan: Plan, fold: str) -> tabular_features.Features:
     """Features at all prediction times of a fold; made once, shard by shard."""
     times = embed.prediction_times(plan, fold).select(KEYS)
     of = {"fit": plan.fit(fold).digest, "times": files.digest(times.write_csv())}
+    of |= _ranges_identity(plan)
     of |= {"end": plan.config.data.holdout} if plan.config.data.holdout_time else {}
     artifact = plan.artifact("features", fold, of)
     if not artifact.done:
@@ -145,6 +157,7 @@ def hand_made_features(plan: Plan, fold: str) -> tabular_features.Features:
                 min_subjects=prepare.min_subjects,
                 window_hours=prepare.window_hours,
                 end=plan.config.data.holdout_time,
+                ranges=feature_ranges(plan),
             )
             tabular_features.build(sources, times, folder)
     return tabular_features.Features(artifact.folder, times)

@@ -134,6 +134,9 @@ def test_folds():
         ("tiny.py", "contrast+detached"),
         ("nafld.py", ""),
         ("nhanes.py", ""),
+        ("physionet2012.py", ""),
+        ("physionet2012.py", "b+vitals"),
+        ("physionet2012.py", "tables"),
     ],
 )
 def test_each_experiment_file_gives_a_whole_config(name, variant, tmp_path):
@@ -267,7 +270,12 @@ def runnable(tmp_path):
 @pytest.mark.parametrize(
     "key, value, error, sentence",
     [
-        ("data.source", "omop", ValueError, "config.data.source is 'omop'; it can be synthetic, meds, nafld, nhanes"),
+        (
+            "data.source",
+            "omop",
+            ValueError,
+            "config.data.source is 'omop'; it can be synthetic, meds, nafld, nhanes, physionet2012",
+        ),
         ("data.meds_dir", "/no/such", FileNotFoundError, "config.data.meds_dir: there is no folder /no/such"),
         ("data.wearable_dir", "/no/such", FileNotFoundError, "config.data.wearable_dir: there is no folder /no/such"),
         ("data.labels_dir", "/no/such", FileNotFoundError, "config.data.labels_dir: there is no folder /no/such"),

@@ -78,8 +78,8 @@ def _cleaned(rows: pl.DataFrame, ledger: Ledger) -> pl.DataFrame:
             ledger.add(f"rows repaired: {name}, {why}", len(known.filter(meant)))
             known = known.with_columns(pl.when(meant).then(value * factor).otherwise(value).alias("value"))
     table = {**files.VITALS, **files.MEASURED}
-    low, high = ({name: float(getattr(p, end)) for name, p in table.items()} for end in ("low", "high"))
-    inside = value.is_between(parameter.replace_strict(low), parameter.replace_strict(high))
+    least, most = ({name: float(getattr(p, end)) for name, p in table.items()} for end in ("low", "high"))
+    inside = value.is_between(parameter.replace_strict(least), parameter.replace_strict(most))
     kept, counted = known.filter(inside), known.filter(~inside).group_by("parameter").len().sort("parameter")
     what = ", ".join(f"{n:,} {name}" for name, n in counted.iter_rows())
     ledger.add("rows with a plausible value", len(kept), len(known) - len(kept), f"artefacts: {what}")
@@ -111,12 +111,15 @@ def _stays(rows: pl.DataFrame, source: str | Path) -> pl.DataFrame:
     for name in files.DESCRIBING:
         of = rows.filter((pl.col("parameter") == name) & (pl.col("minute") == 0)).select("stay", name=pl.col("value"))
         if of["stay"].is_duplicated().any() or len(of) != len(table):
-            odd = rows.select("stay").unique().join(of.unique("stay", keep="none"), on="stay", how="anti")["stay"].min()
-            raise ValueError(f"{source}: stay {odd}: {name} must be there once, at 00:00")
+            odd = table.join(of.unique("stay", keep="none"), on="stay", how="anti")["stay"]
+            raise ValueError(f"{source}: stay {odd[0]}: {name} must be there once, at 00:00")
         table = table.join(of.rename({"name": name}), on="stay", how="left", maintain_order="left")
-    kinds = {"Gender": [*files.GENDERS, files.UNKNOWN], "ICUType": list(files.ICU_TYPES)}
-    good = {name: pl.col(name).is_in([float(k) for k in allowed]) for name, allowed in kinds.items()}
-    good |= {"RecordID": pl.col("RecordID") == pl.col("stay"), "Age": pl.col("Age").is_between(0, 130)}
+    good = {
+        "RecordID": pl.col("RecordID") == pl.col("stay"),
+        "Age": pl.col("Age").is_between(0, 130),
+        "Gender": pl.col("Gender").is_in([*map(float, files.GENDERS), files.UNKNOWN]),
+        "ICUType": pl.col("ICUType").is_in([*map(float, files.ICU_TYPES)]),
+    }
     for name, is_good in good.items():
         bad = table.filter(~is_good)
         if len(bad):
@@ -249,17 +252,35 @@ def build(
     folds = _folds(people, seed, n_folds, ledger) if n_folds > 1 else None
     sites = people.select(subject_id="stay", set="set")
     with staged(root) as folder:
-        metadata = meds.Metadata("physionet2012", "1.0.0", code_table(vitals_as_events), splits, folds=folds, sites=sites)
+        codes = code_table(vitals_as_events)
+        metadata = meds.Metadata("physionet2012", "1.0.0", codes, splits, folds=folds, sites=sites)
         meds.write_dataset(folder, events, metadata, SUBJECTS_PER_SHARD)
         _write_follow_up(folder / "meds", people)
         of_stay = len(events.filter(pl.col("code").is_in([p.name for p in files.MEASURED.values()])))
         ledger.add("events written", len(events), 0, f"{of_stay:,} of them measurements, the others of the stays")
         _write_recordings(folder / "wearable", splits, kept, ledger)
+        _reconcile(ledger)
         for task, table in labels.items():
             meds.write_labels(folder / "labels" / f"{task}.parquet", table)
         parquet.write_json(DESIGN, folder / "labels" / "design.json")
         ledger.write(folder)
     return ledger.records
+
+
+def _reconcile(ledger: Ledger) -> None:
+    """Adds how the rows that were read add up, of the counts before it."""
+    counts = {record["step"]: record for record in ledger.records}
+    n, kept = counts["rows read"]["n"], counts["rows without repeated weights"]["n"]
+    joined = counts["vital signs on the grid"]["dropped"]
+    samples = counts["vital signs on the grid"]["n"]
+    reason = (
+        f"{n:,} rows read = {samples:,} on the grid + {kept - samples - joined:,} events + "
+        f"{counts['rows of measurements']['dropped']:,} of the stay + {counts['rows with a known value']['dropped']:,} "
+        f"unknown + {counts['rows with a plausible value']['dropped']:,} artefacts + "
+        f"{counts['rows of different times']['dropped'] + joined:,} joined with another + "
+        f"{counts['rows without repeated weights']['dropped']:,} repeated weights"
+    )
+    ledger.add("rows in the dataset", kept - joined, n - kept + joined, reason)
 
 
 def _read(source_dir: Path, sets: Sequence[str], strict: bool, ledger: Ledger) -> tuple[pl.DataFrame, pl.DataFrame]:

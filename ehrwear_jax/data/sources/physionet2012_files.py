@@ -131,9 +131,7 @@ def read_stays(source_dir: Path, name: str) -> pl.DataFrame:
     _require(rows, "Time", minute.is_not_null() & (minute <= LAST_MINUTE).fill_null(False), "hh:mm up to 48:00", where)
     _require(rows, "Parameter", rows["Parameter"].is_in(known), "a parameter of the challenge", where)
     _require(rows, "Value", value.is_finite().fill_null(False), "a finite number", where)
-    return rows.select(
-        "stay", minute.alias("minute"), pl.col("Parameter").alias("parameter"), value.alias("value")
-    )
+    return rows.select("stay", minute.alias("minute"), pl.col("Parameter").alias("parameter"), value.alias("value"))
 
 
 def _files(source_dir: Path, name: str) -> Iterator[tuple[str, bytes]]:

@@ -35,7 +35,7 @@ def wearable_config(n: NetworkConfig, patch_steps: int) -> encoders.WearableConf
         n_heads=n.wear_heads,
         patch_steps=patch_steps,
         kind=n.wear_encoder,
-        span_days=n.wear_span_days,
+        span_days=n.wear_span_days / n.time_unit_days,  # in the unit of the times that it is given
         kernel=n.kernel,
         n_components=n.n_components,
         remat=n.wear_remat,
@@ -83,11 +83,11 @@ class JointNetwork(nn.Module):
 
     def latents(self, batch: dict, deterministic: bool = True) -> tuple[jax.Array, jax.Array]:
         """Latents of the tokens and of the queries: (z_BxTxD, z_BxQxD) float32."""
-        return self._encode(self._binned(batch), deterministic)[:2]
+        return self._encode(self._timed(batch), deterministic)[:2]
 
     def __call__(self, batch: dict, deterministic: bool = True) -> dict:
         """{term: its prediction}."""
-        batch = self._binned(batch)
+        batch = self._timed(batch)
         z_BxTxD, z_BxQxD, h_BxTxD = self._encode(batch, deterministic)
         posterior = {}
         if self.config.network.posterior == "normal":
@@ -100,8 +100,13 @@ class JointNetwork(nn.Module):
         table = self.ehr.table.embedding
         return self.code_head(hidden, table if train_table else jax.lax.stop_gradient(table))
 
-    def _binned(self, batch):
-        return time_encoding.in_day_bins(batch) if self.config.network.day_bins else batch
+    def _timed(self, batch):
+        """The batch with its kernel times in the network's unit. Ages stay in days."""
+        n = self.config.network
+        batch = time_encoding.in_day_bins(batch) if n.day_bins else batch
+        if n.time_unit_days == 1.0:
+            return batch
+        return {**batch, **{name: batch[name] / n.time_unit_days for name in ("time", "query_time")}}
 
     def _encode(self, batch, deterministic):
         """(z_BxTxD, z_BxQxD, h_BxTxD: what the tokens say, without their time)."""

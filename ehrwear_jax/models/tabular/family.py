@@ -28,10 +28,12 @@ class Table:
     Attributes:
       columns: name, kind of each.
       read: split -> features at its prediction times, CSR float32 [N, F], which the caller may change.
+      since_days: days in which "time since" is told most finely, see Encoder.
     """
 
     columns: pl.DataFrame
     read: Callable[[str], sparse.csr_matrix]
+    since_days: float = 30.0
 
 
 def columns(config: Config, table: pl.DataFrame) -> list[str]:
@@ -67,7 +69,7 @@ def scores(config: Config, kind: str, table: Table, target: Mapping[str, Any]) -
     train, tuning = (losses.of(kind, target[s], s) for s in ("train", "tuning"))
     x_train = table.read("train")
     is_linear = config.estimator == "linear"
-    encode = Encoder(x_train, table.columns["kind"].to_list())
+    encode = Encoder(x_train, table.columns["kind"].to_list(), table.since_days)
     interactions = _interactions(table.columns)
 
     def ready(x):
