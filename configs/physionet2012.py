@@ -35,8 +35,11 @@ def get_config(variant=""):
     if "b" in variants:
         config.data.update({"sets": ("a", "b"), "n_folds": 0, "holdout": "site:set=b"})
     config.models.wear_only_static = {"family": "joint", "modalities": ("wear",), "static": True}
+    # what z adds to the table
+    config.models.boosting_table_z = {"family": "tabular", "latents": ("joint",)}
     if "tables" in variants:
-        config.models = {name: dict(model) for name, model in config.models.items() if model.family == "tabular"}
+        tables = {name: dict(model) for name, model in config.models.items() if model.family == "tabular"}
+        config.models = {name: model for name, model in tables.items() if not model.get("latents")}
         config.evaluate.reference_model = "gradient_boosting"
     config.prepare.update(
         {

@@ -280,6 +280,7 @@ def runnable(tmp_path):
         ("data.wearable_dir", "/no/such", FileNotFoundError, "config.data.wearable_dir: there is no folder /no/such"),
         ("data.labels_dir", "/no/such", FileNotFoundError, "config.data.labels_dir: there is no folder /no/such"),
         ("models.late_fusion.members", ("x", "joint"), ValueError, "config.models.late_fusion names 'x', which is not"),
+        ("models.linear_table.latents", ("x",), ValueError, "config.models.linear_table names 'x', which is not in ["),
         ("models.late_fusion.members", ("joint",), ValueError, "config.models: late fusion of ('joint',); it takes at"),
         ("models.linear_table.estimator", "tree", ValueError, "config.models.estimator is 'tree'; it can be boosting,"),
         ("models.joint.modalities", ("ecg",), ValueError, "config.joint.modalities is ('ecg',); it can hold ehr and w"),
