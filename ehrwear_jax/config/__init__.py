@@ -3,6 +3,18 @@
 from ehrwear_jax.config.base import base
 from ehrwear_jax.config.data import SIMULATED
 from ehrwear_jax.config.run import RunConfig, check, parse, read
+from ehrwear_jax.config.time_scale import set_time_scale
 from ehrwear_jax.config.variants import VARIANTS, apply_variants, variants
 
-__all__ = ["SIMULATED", "VARIANTS", "RunConfig", "apply_variants", "base", "check", "parse", "read", "variants"]
+__all__ = [
+    "SIMULATED",
+    "VARIANTS",
+    "RunConfig",
+    "apply_variants",
+    "base",
+    "check",
+    "parse",
+    "read",
+    "set_time_scale",
+    "variants",
+]

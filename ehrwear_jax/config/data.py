@@ -8,7 +8,11 @@ from datetime import datetime
 from ehrwear_jax.config import options
 
 # Adapters of published data: modules of data/sources/, and which of these options each one's `build` takes.
-ADAPTERS = {"nafld": ("seed",), "nhanes": ("seed", "n_folds")}
+ADAPTERS = {
+    "nafld": ("seed",),
+    "nhanes": ("seed", "n_folds"),
+    "physionet2012": ("seed", "n_folds", "sets", "vitals_as_events"),
+}
 SOURCES = ("synthetic", "meds", *ADAPTERS)
 # A code of our simulator that says how long a person was observed.
 FOLLOWUP_END = "FOLLOWUP_END"
@@ -24,7 +28,8 @@ class DataConfig:
     """Where the data come from."""
 
     source: str = "meds"
-    """Kind of data. synthetic: simulate a cohort; meds: your own data; nafld, nhanes: adapters of public data."""
+    """Kind of data. synthetic: simulate a cohort; meds: your own data; nafld, nhanes,
+    physionet2012: adapters of public data."""
     meds_dir: str = ""
     """Folder of a MEDS dataset, which holds data/ and metadata/."""
     wearable_dir: str = ""
@@ -32,7 +37,11 @@ class DataConfig:
     labels_dir: str = ""
     """Folder of label tables <task>.parquet; empty: hospitalisation labels are made from the events."""
     source_dir: str = ""
-    """Folder with the files of nafld or nhanes, as published."""
+    """Folder with the files of nafld, nhanes or physionet2012, as published."""
+    sets: tuple = ("a",)
+    """Sets of physionet2012 that are used, of a, b and c."""
+    vitals_as_events: bool = False
+    """Whether vital signs of physionet2012 are events too, beside the wearable channels that they are."""
     n_folds: int = 0
     """Number of folds of metadata/subject_folds.parquet for out-of-fold evaluation; 0 or 1: one split."""
     split_names: dict = dataclasses.field(default_factory=dict)

@@ -42,6 +42,9 @@ class EvaluateConfig:
     C, and the span of the integrated Brier score."""
     task_horizons_days: dict = dataclasses.field(default_factory=dict)
     """Horizons of single time-to-event tasks, where the follow-up asks for others: task -> days."""
+    feature_ranges_days: tuple = ()
+    """Ranges before a prediction time, days, that hand-made features are computed over, beside everything so far.
+    Empty: a month, half a year and a year for events, a day, a week, a month and three for wearables."""
     min_horizon_events: int = 10
     """Fewest held-out people with the event by a horizon; a horizon with fewer is left out."""
     age_edges: tuple = (50.0, 65.0)
@@ -63,6 +66,9 @@ class EvaluateConfig:
 
     def __post_init__(self) -> None:
         options.require_choice("config.evaluate", "probe", self.probe, ("exact", "adam"))
+        if any(days <= 0 for days in self.feature_ranges_days):
+            found = self.feature_ranges_days
+            raise ValueError(f"config.evaluate.feature_ranges_days is {found}; it must hold days above 0")
         for task, days in self.task_horizons_days.items():
             if not isinstance(days, tuple) or not days or not all(isinstance(d, (int, float)) and d > 0 for d in days):
                 raise ValueError(

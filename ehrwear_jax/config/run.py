@@ -87,6 +87,11 @@ class RunConfig:
         return [name for name in self.models if families.is_network(self.family(name))]
 
     @property
+    def probed(self) -> list[str]:
+        """Names of the models on whose latents probes are fitted: networks and late fusion."""
+        return [name for name in self.models if name in self.networks or self.family(name) == "late_fusion"]
+
+    @property
     def folds(self) -> list[tuple[str, int | None]]:
         """[(name, fold or None)]."""
         n = self.data.n_folds
@@ -190,6 +195,9 @@ def _check_names(config):
         for member in getattr(config.model_config(model), "members", ()):
             if member not in config.networks:
                 raise ValueError(f"config.models.{model} names {member!r}, which is not in {sorted(config.networks)}")
+        for other in getattr(config.model_config(model), "latents", ()):
+            if other not in config.probed:
+                raise ValueError(f"config.models.{model} names {other!r}, which is not in {sorted(config.probed)}")
     for key, known in (("models", config.networks), ("tasks", config.evaluate.tasks)):
         if unknown := set(getattr(config.finetune, key)) - set(known):
             raise ValueError(f"config.finetune.{key} names {min(unknown)!r}, which is not in {sorted(known)}")

@@ -79,7 +79,12 @@ def rollout(token_NxBxHxTxT: npt.ArrayLike, query_NxBxHxQxT: npt.ArrayLike) -> t
 
 
 def learned_kernels(
-    kernel_params: Mapping[str, Any], kind: str, n_heads: int, n_components: int, days_K: npt.ArrayLike
+    kernel_params: Mapping[str, Any],
+    kind: str,
+    n_heads: int,
+    n_components: int,
+    unit_days: float,
+    days_K: npt.ArrayLike,
 ) -> np.ndarray:
     """K(d) / K(0) of every layer and head at the given gaps.
 
@@ -87,21 +92,21 @@ def learned_kernels(
       kernel_params: the parameters of the scanned layers' TimeKernel, leading axis N: for MultimodalModel
         params["backbone"]["blocks"]["kernel"]; {} for kind "none".
       kind, n_heads, n_components: as in ModelConfig.
-      days_K: gaps, days.
+      unit_days: days of the unit of time that the kernels were learned in. days_K: gaps, days.
 
     Returns:
       float32 [N, H, K]; [1, H, K] of ones for kind "none".
     """
-    days_K = jnp.asarray(days_K, jnp.float32)
+    gap_K = jnp.asarray(np.asarray(days_K, np.float64) / unit_days, jnp.float32)
     if kind == "none":
-        return np.ones((1, n_heads, len(days_K)), np.float32)
+        return np.ones((1, n_heads, len(gap_K)), np.float32)
     module = TimeKernel(kind, n_heads, n_components)
 
     def curve(params):
         zero = jnp.zeros((1, 1))
         kernel: Any = module.apply({"params": params})
         rows = reference.kernel_rows(kernel, zero)
-        return jnp.exp(reference.log_kernel(*rows, days_K[None, None], zero))[0, :, 0]
+        return jnp.exp(reference.log_kernel(*rows, gap_K[None, None], zero))[0, :, 0]
 
     return np.asarray(jax.vmap(curve)(kernel_params))
 

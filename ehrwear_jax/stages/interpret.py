@@ -323,9 +323,9 @@ def _kernels(run, name, folder):
     loaded = run.network(name)
     if not hasattr(loaded.interpretation, "time_kernels"):
         return {}
-    parameters, kind, n_heads, n_components = loaded.interpretation.time_kernels(
+    parameters, kind, n_heads, n_components, unit_days = loaded.interpretation.time_kernels(
         loaded.model.config, loaded.variables["params"]
     )
-    curves = attention.learned_kernels(parameters, kind, n_heads, n_components, KERNEL_DAYS)
+    curves = attention.learned_kernels(parameters, kind, n_heads, n_components, unit_days, KERNEL_DAYS)
     write_npz(folder / "kernels.npz", days_K=KERNEL_DAYS, kernel=curves)
     return {"half_life_days": attention.half_life_days(curves, KERNEL_DAYS)}

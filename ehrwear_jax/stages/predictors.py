@@ -58,7 +58,7 @@ def latents(plan: Plan, name: str, seed: int) -> Callable[[TaskFold], np.ndarray
 
 def probed(plan: Plan) -> list[str]:
     """Models on whose latents probes are fitted."""
-    return [m for m in plan.config.models if m in plan.config.networks or plan.config.family(m) == "late_fusion"]
+    return plan.config.probed
 
 
 def predictors(plan: Plan, task: Task) -> list[Predictor]:
@@ -81,8 +81,7 @@ def predictors(plan: Plan, task: Task) -> list[Predictor]:
 
 def _probed(plan, name, seed):
     evaluate, read = plan.config.evaluate, latents(plan, name, seed)
-    folds = [fold for fold, _ in plan.config.folds]
-    networks = [plan.pretrained(Trained(m, fold, seed)).digest for fold in folds for m in plan.members(name)]
+    networks = _networks_identity(plan, name, seed)
     settings = {k: getattr(evaluate, k) for k in ("probe", "probe_hidden", "probe_seeds")}
     settings = settings if evaluate.probe == "adam" else {"probe": evaluate.probe}
 
@@ -95,8 +94,14 @@ def _probed(plan, name, seed):
     return Predictor(name, seed, {"networks": networks, "probe": settings}, fit)
 
 
+def _networks_identity(plan, name, seed):
+    """Digests of the networks whose latents a model's are, of all folds."""
+    folds = [fold for fold, _ in plan.config.folds]
+    return [plan.pretrained(Trained(m, fold, seed)).digest for fold in folds for m in plan.members(name)]
+
+
 def _tabular(plan, name):
-    config = plan.config.model_config(name)
+    config, seed = plan.config.model_config(name), plan.config.seeds[0]
 
     def fit(task, fold):
         made = hand_made_features(plan, fold.name)
@@ -105,11 +110,26 @@ def _tabular(plan, name):
             return None
         chosen = made.columns.filter(pl.col("name").is_in(pl.Series(names).implode()))
         logging.info("  %s %s, %s: %d features", fold.name, task.name, name, chosen.height)
-        table = tabular.Table(chosen, lambda split: made.read(fold.of(split), names))
+        table = tabular.Table(chosen, lambda split: made.read(fold.of(split), names), feature_ranges(plan).since)
+        for model in config.latents:
+            table = tabular.with_latents(table, model, fold.by_split(latents(plan, model, seed)(fold)))
         return evaluate_fit.from_table(config, task.kind, table, fold.target, task.times_T, fold.competing)
 
     fits = [plan.fit(fold).digest for fold, _ in plan.config.folds]
-    return Predictor(name, None, {"tabular": options.as_dict(config), "fits": fits}, fit)
+    own = {k: v for k, v in options.as_dict(config).items() if k != "latents"}  # told by what they are, not by name
+    of = {"tabular": own, "fits": fits} | _ranges_identity(plan)
+    of |= {"latents": [_networks_identity(plan, m, seed) for m in config.latents]} if config.latents else {}
+    return Predictor(name, None, of, fit)
+
+
+def feature_ranges(plan: Plan) -> tabular_features.Ranges:
+    """The ranges of time that hand-made features are computed over."""
+    return tabular_features.Ranges.of(plan.config.evaluate.feature_ranges_days)
+
+
+def _ranges_identity(plan):
+    days = plan.config.evaluate.feature_ranges_days
+    return {"ranges": days} if days else {}
 
 
 def finetuned_predictors(plan: Plan, task: Task) -> list[Predictor]:
@@ -130,6 +150,7 @@ def hand_made_features(plan: Plan, fold: str) -> tabular_features.Features:
     """Features at all prediction times of a fold; made once, shard by shard."""
     times = embed.prediction_times(plan, fold).select(KEYS)
     of = {"fit": plan.fit(fold).digest, "times": files.digest(times.write_csv())}
+    of |= _ranges_identity(plan)
     of |= {"end": plan.config.data.holdout} if plan.config.data.holdout_time else {}
     artifact = plan.artifact("features", fold, of)
     if not artifact.done:
@@ -145,6 +166,7 @@ def hand_made_features(plan: Plan, fold: str) -> tabular_features.Features:
                 min_subjects=prepare.min_subjects,
                 window_hours=prepare.window_hours,
                 end=plan.config.data.holdout_time,
+                ranges=feature_ranges(plan),
             )
             tabular_features.build(sources, times, folder)
     return tabular_features.Features(artifact.folder, times)

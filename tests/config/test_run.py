@@ -136,6 +136,9 @@ def test_folds():
         ("tiny.py", "contrast+detached"),
         ("nafld.py", ""),
         ("nhanes.py", ""),
+        ("physionet2012.py", ""),
+        ("physionet2012.py", "b+vitals"),
+        ("physionet2012.py", "tables"),
     ],
 )
 def test_each_experiment_file_gives_a_whole_config(name, variant, tmp_path):
@@ -285,11 +288,17 @@ def runnable(tmp_path):
 @pytest.mark.parametrize(
     "key, value, error, sentence",
     [
-        ("data.source", "omop", ValueError, "config.data.source is 'omop'; it can be synthetic, meds, nafld, nhanes"),
+        (
+            "data.source",
+            "omop",
+            ValueError,
+            "config.data.source is 'omop'; it can be synthetic, meds, nafld, nhanes, physionet2012",
+        ),
         ("data.meds_dir", "/no/such", FileNotFoundError, "config.data.meds_dir: there is no folder /no/such"),
         ("data.wearable_dir", "/no/such", FileNotFoundError, "config.data.wearable_dir: there is no folder /no/such"),
         ("data.labels_dir", "/no/such", FileNotFoundError, "config.data.labels_dir: there is no folder /no/such"),
         ("models.late_fusion.members", ("x", "joint"), ValueError, "config.models.late_fusion names 'x', which is not"),
+        ("models.linear_table.latents", ("x",), ValueError, "config.models.linear_table names 'x', which is not in ["),
         ("models.late_fusion.members", ("joint",), ValueError, "config.models: late fusion of ('joint',); it takes at"),
         ("models.linear_table.estimator", "tree", ValueError, "config.models.estimator is 'tree'; it can be boosting,"),
         ("models.joint.modalities", ("ecg",), ValueError, "config.joint.modalities is ('ecg',); it can hold ehr and w"),

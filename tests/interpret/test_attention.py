@@ -109,14 +109,16 @@ def test_learned_kernels_are_the_mixture_and_the_quadratic():
     _, params = small_model.make_model()
     raw = jax.tree.map(lambda x: np.logaddexp(0.0, np.asarray(x, np.float64)), params["backbone"]["blocks"]["kernel"])
     curve = (raw["beta"][..., None] * np.exp(-raw["gamma"][..., None] * days)).sum(2) / raw["beta"].sum(-1)[..., None]
-    found = attention.learned_kernels(params["backbone"]["blocks"]["kernel"], "mixture", 2, 3, days)
+    found = attention.learned_kernels(params["backbone"]["blocks"]["kernel"], "mixture", 2, 3, 1.0, days)
     np.testing.assert_allclose(found, curve, rtol=2e-5, atol=1e-7)
+    in_hours = attention.learned_kernels(params["backbone"]["blocks"]["kernel"], "mixture", 2, 3, 1 / 24, days / 24)
+    np.testing.assert_allclose(in_hours, found, rtol=1e-6)
     _, params = small_model.make_model("rational_quadratic")
     raw = jax.tree.map(lambda x: np.logaddexp(0.0, np.asarray(x, np.float64)), params["backbone"]["blocks"]["kernel"])
     alpha, length = raw["alpha"][..., None], raw["length"][..., None]
-    found = attention.learned_kernels(params["backbone"]["blocks"]["kernel"], "rational_quadratic", 2, 3, days)
+    found = attention.learned_kernels(params["backbone"]["blocks"]["kernel"], "rational_quadratic", 2, 3, 1.0, days)
     np.testing.assert_allclose(found, (1 + days**2 / (2 * alpha * length**2)) ** -alpha, rtol=2e-5)
-    assert (attention.learned_kernels({}, "none", 2, 3, days) == 1).all()
+    assert (attention.learned_kernels({}, "none", 2, 3, 1.0, days) == 1).all()
 
 
 def test_half_life_of_exponentials():

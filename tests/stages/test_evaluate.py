@@ -91,6 +91,42 @@ def given(plan, name, fold):
     )
 
 
+def test_a_table_with_latents_knows_what_they_know(tmp_path):
+    """Late fusion of a network that knows the outcome: so does the table beside it, which alone does not."""
+    labels = small_run.write_inputs(tmp_path, folds=FOLDS)
+    config = small_run.small_config(tmp_path)
+    config.data.n_folds = 2
+    config.evaluate.tasks = ("readmission",)
+    own = config.models.linear_table.to_dict()
+    config.models = {**config.models.to_dict(), "table_z": own | {"latents": ("late_fusion",)}}
+    plan = small_run.plan_of(config, tmp_path / "run")
+    prepare.run(plan)
+    noise = random_latents()
+
+    def latents(trained, times):
+        z = noise(trained, times)
+        if trained.name == "wear_only":
+            known = times.join(labels["readmission"], on=KEYS, how="left", maintain_order="left")["boolean_value"]
+            z = 0.01 * z + known.fill_null(False).to_numpy()[:, None]
+        return z
+
+    small_run.write_embeddings(plan, latents)
+    evaluate.run(plan)
+    auroc = {}
+    for model in ("linear_table", "table_z"):
+        found = predictions(plan, "readmission", model)
+        auroc[model] = roc_auc_score(found["boolean_value"], found["predicted_boolean_probability"])
+    assert auroc["table_z"] > 0.9 > 0.8 > auroc["linear_table"], auroc
+    task = tasks.read(plan, "readmission")
+    config.models.wear_only.train = {"steps": 7}
+    other = small_run.plan_of(config, tmp_path / "run")
+    before, after = (
+        {p.name: predictors.predictions_artifact(of, task, p).digest for p in predictors.predictors(of, task)}
+        for of in (plan, other)
+    )
+    assert {name for name in before if before[name] != after[name]} == {"wear_only", "late_fusion", "table_z"}
+
+
 def test_the_null_and_the_censoring_are_those_of_each_fold(folded):
     """Against scikit-survival, fold by fold."""
     plan, labels = folded

@@ -139,6 +139,8 @@ OF_EHR = {"embeddings/ehr_only/all-seed0", "interpret/ehr_only", "interpret/late
         ("models.ehr_only.train", {"steps": 7}, {*OF_EHR, *ALL_SCORES, "report"}),
         ("models.linear_table.features", "counts", {*(f"predictions/{t}/linear_table/None" for t in BOTH), *ALL_SCORES,
                                           "report"}),
+        ("evaluate.feature_ranges_days", (7.0,), {*(f"predictions/{t}/linear_table/None" for t in BOTH), *ALL_SCORES,
+                                                  "report"}),
         ("finetune.rank", 2, {"predictions/readmission/ehr_only_lora/0", "scores/readmission", "report"}),
         ("evaluate.n_resamples", 10, {*ALL_SCORES, *ALL_INTERPRETED, "report"}),
         ("evaluate.reference_model", "ehr_only", {*ALL_SCORES, "interpret/joint", "interpret/ehr_only", "report"}),

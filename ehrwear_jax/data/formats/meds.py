@@ -238,6 +238,7 @@ class Metadata:
       splits: subject_id, split.
       groups: subject_id, group_id; a group lies within one split.
       folds: subject_id, fold.
+      sites: subject_id and columns of text that join those of splits, by which people can be held out.
     """
 
     name: str
@@ -246,10 +247,11 @@ class Metadata:
     splits: pl.DataFrame
     groups: pl.DataFrame | None = None
     folds: pl.DataFrame | None = None
+    sites: pl.DataFrame | None = None
 
 
 def write_metadata(meds_dir: Path, metadata: Metadata) -> None:
-    """Writes `metadata/`: codes, subject_splits, dataset.json and, where given, groups and folds.
+    """Writes `metadata/`: codes, subject_splits (with sites), dataset.json and, where given, groups and folds.
 
     Raises:
       ValueError: a malformed table, or a code with two rows.
@@ -261,7 +263,10 @@ def write_metadata(meds_dir: Path, metadata: Metadata) -> None:
         raise ValueError(f"codes: code '{code}' has more than one row")
     splits = _validate_subject_table(metadata.splits, "split", pl.String, "splits").sort("subject_id")
     _write(folder / "codes.parquet", codes)
-    _write(folder / "subject_splits.parquet", splits)
+    sites = splits.select("subject_id") if metadata.sites is None else metadata.sites
+    placed = splits.join(sites, on="subject_id", how="left", validate="1:1", maintain_order="left")
+    types = _ARROW_TYPES | dict.fromkeys(sites.columns[1:], pa.string())
+    parquet.write_parquet(folder / "subject_splits.parquet", placed, types, not_null=_NOT_NULL)
     for table, column, dtype in ((metadata.groups, "group_id", pl.Int64), (metadata.folds, "fold", pl.Int32)):
         if table is None:
             continue

@@ -179,6 +179,9 @@ class NetworkConfig:
     """Curves of a value's quantile within its code, mixed by a vector per token, beside the value itself; 0: none."""
     time_features: int = 128
     """Number of features of the encoding of age, rho (q in the paper)."""
+    time_unit_days: float = 1.0
+    """Days of the unit in which the network counts time. Time kernels, decayed counts and what a position knows of its
+    distance from other tokens begin at scales that fit records of years; 1/24 makes them fit records of days."""
     shortest_period_days: float = 0.25
     """Shortest period of the encoding of age, days. Data by the day need no less than months; fine phases of an age
     identify people."""
@@ -264,7 +267,9 @@ class NetworkConfig:
     def __post_init__(self) -> None:
         for name, choices in NETWORK_CHOICES.items():
             options.require_choice("config.joint.network", name, getattr(self, name), choices)
-        options.require_range("config.joint.network", self, {"wear_unroll": (1, _MANY)})
+        options.require_range(
+            "config.joint.network", self, {"wear_unroll": (1, _MANY), "time_unit_days": (1e-9, _MANY)}
+        )
 
 
 # (start, end, steps of the ramp) of each term's weight; the curriculum of appendix A.4

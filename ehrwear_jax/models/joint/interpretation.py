@@ -28,12 +28,14 @@ class TimeKernels(NamedTuple):
     kind: str
     n_heads: int
     n_components: int
+    unit_days: float
 
 
 def time_kernels(config: Config, params: Params) -> TimeKernels:
     """Of all layers and heads."""
     n = config.network
-    return TimeKernels(params["backbone"]["blocks"].get("kernel", {}), n.kernel, n.n_heads, n.n_components)
+    found = params["backbone"]["blocks"].get("kernel", {})
+    return TimeKernels(found, n.kernel, n.n_heads, n.n_components, n.time_unit_days)
 
 
 # ------------------------------------------------------------------------------------------- what a context shows

@@ -41,7 +41,7 @@ def wearable_config(config: Config) -> encoders.WearableConfig:
         patch_steps=config.context.patch_steps,
         kind=n.wear_encoder,
         window_parts=config.context.window_parts,
-        span_days=n.wear_span_days,
+        span_days=n.wear_span_days / n.time_unit_days,  # in the unit of the times that it is given
         kernel=n.kernel,
         n_components=n.n_components,
         remat=n.wear_remat,
@@ -91,11 +91,11 @@ class JointNetwork(nn.Module):
 
     def latents(self, batch: dict, deterministic: bool = True) -> tuple[jax.Array, jax.Array]:
         """Latents of the tokens and of the queries: (z_BxTxD, z_BxQxD) float32."""
-        return self._encode(self._binned(batch), deterministic)[:2]
+        return self._encode(self._timed(batch), deterministic)[:2]
 
     def __call__(self, batch: dict, deterministic: bool = True) -> dict:
         """{term: its prediction}."""
-        batch = self._binned(batch)
+        batch = self._timed(batch)
         z_BxTxD, z_BxQxD, h_BxTxD = self._encode(batch, deterministic)
         posterior = {}
         if self.config.network.posterior == "normal":
@@ -119,8 +119,13 @@ class JointNetwork(nn.Module):
             parts[term][name] = TokenLoss(*part)
         return parts
 
-    def _binned(self, batch):
-        return time_encoding.in_day_bins(batch) if self.config.network.day_bins else batch
+    def _timed(self, batch):
+        """The batch with its kernel times in the network's unit. Ages stay in days."""
+        n = self.config.network
+        batch = time_encoding.in_day_bins(batch) if n.day_bins else batch
+        if n.time_unit_days == 1.0:
+            return batch
+        return {**batch, **{name: batch[name] / n.time_unit_days for name in ("time", "query_time")}}
 
     def _encode(self, batch, deterministic):
         """(z_BxTxD, z_BxQxD, h_BxTxD: what the tokens say, without their time)."""

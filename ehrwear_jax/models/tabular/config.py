@@ -24,6 +24,8 @@ class Config:
     features: str = "all"
     """Features that the model is given. all: every one of its modalities; counts: how often each code and ancestor
     occurred, in each range; demographics: age and the static codes of sex_prefixes."""
+    latents: tuple = ()
+    """Models of the config, networks or late fusion, whose latents are features too: what z adds to the table."""
     sex_prefixes: tuple = ("GENDER//", "SEX//")
     """Prefixes of the codes of a person's sex."""
     candidates: int = 12

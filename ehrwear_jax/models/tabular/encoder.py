@@ -1,6 +1,7 @@
 """Makes sparse features fit for models: what is known in comparable units, what is not known as zero.
 
-Counts become log(1 + n), days since 1 / (1 + log(1 + days / 30)) (1 now, 0 never), values standard deviations from the
+Counts become log(1 + n), days since 1 / (1 + log(1 + days / D)) (1 now, 0 never; D 30 for
+records of years), values standard deviations from the
 training mean. Every one of these is monotone, so trees lose nothing. A value that is not known is read as the mean, and
 the counts beside it say whether there is one; for trees, too, that gave lower tuning losses than a place of its own
 below all values.
@@ -16,7 +17,6 @@ from ehrwear_jax.models.tabular.features import COUNT, SINCE, VALUE
 CLIP = 10.0  # standard deviations: one absurd value does not decide a prediction
 TRIMMED = 0.01  # share of each tail that statistics of values are winsorised by
 _AT_MEAN = 1e-6  # a value at the training mean, which stays apart from one that is not known
-_SINCE_DAYS = 30.0
 _ENTRIES_AT_ONCE = 2_000_000
 
 
@@ -25,13 +25,15 @@ class Encoder:
 
     Args:
       x_train: CSR [N, F], as features are read. kinds: of the F columns.
+      since_days: D of the module's docstring.
 
     Attributes:
       centre_F, scale_F: mean and standard deviation of the known training values, tails winsorised; 0 and 1 of columns
         of other kinds, scale infinite where there is no spread.
     """
 
-    def __init__(self, x_train: sparse.csr_matrix, kinds: Sequence[str]) -> None:
+    def __init__(self, x_train: sparse.csr_matrix, kinds: Sequence[str], since_days: float = 30.0) -> None:
+        self._since_days = since_days
         self._kind_F = np.array(kinds)
         if x_train.shape[1] != len(kinds):
             raise ValueError(f"x_train has {x_train.shape[1]} columns, expected {len(kinds)}")
@@ -58,7 +60,7 @@ class Encoder:
         out_E = value_E.copy()
         counts, since, values = (kind_E == kind for kind in (COUNT, SINCE, VALUE))
         out_E[counts] = np.log1p(np.maximum(value_E[counts], 0))
-        out_E[since] = 1 / (1 + np.log1p(np.maximum(value_E[since], 0) / _SINCE_DAYS))
+        out_E[since] = 1 / (1 + np.log1p(np.maximum(value_E[since], 0) / self._since_days))
         at_E = column_E[values]
         z_E = np.clip((value_E[values] - self.centre_F[at_E]) / self.scale_F[at_E], -CLIP, CLIP)
         out_E[values] = np.where(np.abs(z_E) < _AT_MEAN, _AT_MEAN, z_E)

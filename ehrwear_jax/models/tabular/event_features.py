@@ -14,29 +14,60 @@ from ehrwear_jax.data.formats.times import DAY_US
 from ehrwear_jax.models.tabular import timeline
 from ehrwear_jax.models.tabular.code_columns import CodeColumns, is_feature, spelled
 
-COUNT_RANGES_DAYS = (30, 180, 365, None)  # None: ever
-VALUE_RANGES_DAYS = (30, 180, 365, None)
-SLOPE_RANGES_DAYS = (365, None)
 # kinds of columns, which encoder.py makes fit for a model
 COUNT, SINCE, VALUE, FLAG = "count", "since", "value", "flag"
 
 
-def range_name(days: int | None) -> str:
+Days = tuple[float | None, ...]  # ranges before a prediction time, None: everything so far
+
+
+@dataclasses.dataclass(frozen=True)
+class Ranges:
+    """Ranges of time, days before a prediction time, that features are computed over.
+
+    Attributes:
+      events: of counts and of levels of values. slopes: of their slopes.
+      windows: of wearable windows. baselines: of those, whose means are compared with the mean of everything so far.
+      since: days in which "time since" is told most finely (encoder.py).
+    """
+
+    events: Days = (30, 180, 365, None)
+    slopes: Days = (365, None)
+    windows: Days = (1, 7, 30, 90, None)
+    baselines: Days = (1, 7, 30)
+    since: float = 30.0
+
+    @classmethod
+    def of(cls, days: tuple[float, ...]) -> "Ranges":
+        """The same ranges, and everything so far, for all; (): the defaults, which fit years."""
+        return cls((*days, None), (*days, None), (*days, None), days, min(days)) if days else cls()
+
+    def counts(self) -> list[tuple[str, str]]:
+        """[(name, kind)] of the columns of a code."""
+        return [(f"count_{range_name(d)}", COUNT) for d in self.events] + [("days_since", SINCE)]
+
+    def general(self) -> list[tuple[str, str]]:
+        """[(name, kind)] of the columns of all codes together."""
+        counts = [(f"n_events_{range_name(d)}", COUNT) for d in self.events]
+        return counts + [("days_since_last_event", SINCE), ("days_since_first_event", SINCE)]
+
+    def values(self) -> list[tuple[str, str]]:
+        """[(name, kind)] of the columns of a code with values."""
+        out = ["last", "change", *(f"{f}_{range_name(d)}" for d in self.events for f in ("mean", "min", "max"))]
+        return [(name, VALUE) for name in [*out, *(f"slope_{range_name(d)}" for d in self.slopes)]]
+
+
+YEARS = Ranges()  # fit records of years
+
+
+def range_name(days: float | None) -> str:
     """A range in the name of a column."""
-    return "all" if days is None else f"{days}d"
+    if days is None:
+        return "all"
+    return f"{days:g}d" if days == round(days) else f"{24 * days:g}h"
 
 
-_COUNTS = [(f"count_{range_name(d)}", COUNT) for d in COUNT_RANGES_DAYS] + [("days_since", SINCE)]
-_GENERAL = [(f"n_events_{range_name(d)}", COUNT) for d in COUNT_RANGES_DAYS] + [
-    ("days_since_last_event", SINCE),
-    ("days_since_first_event", SINCE),
-]
-_VALUES = [("last", VALUE), ("change", VALUE)]
-_VALUES += [(f"{f}_{range_name(d)}", VALUE) for d in VALUE_RANGES_DAYS for f in ("mean", "min", "max")]
-_VALUES += [(f"slope_{range_name(d)}", VALUE) for d in SLOPE_RANGES_DAYS]
-
-
-def column_names(codes: CodeColumns) -> list[tuple[str, str]]:
+def column_names(codes: CodeColumns, ranges: Ranges = YEARS) -> list[tuple[str, str]]:
     """[(name, kind)] of the columns of `event_features`.
 
     ehr__n_events_<range>, ehr__days_since_last_event, _first_event; of a code without time ehr__static__<code> and,
@@ -44,13 +75,13 @@ def column_names(codes: CodeColumns) -> list[tuple[str, str]]:
     of a code with values __last, __change (last less the mean so far), __mean_<range>, __min_, __max_, __slope_ (per
     day).
     """
-    out = [(f"ehr__{name}", kind) for name, kind in _GENERAL]
+    out = [(f"ehr__{name}", kind) for name, kind in ranges.general()]
     for code, is_valued in codes.static.iter_rows():
         out.append((f"ehr__static__{code}", FLAG))
         out += [(f"ehr__static__{code}__value", VALUE)] * is_valued
-    out += [(f"ehr__{code}__{name}", kind) for code in codes.timed["code"] for name, kind in _COUNTS]
+    out += [(f"ehr__{code}__{name}", kind) for code in codes.timed["code"] for name, kind in ranges.counts()]
     valued = codes.timed.filter(pl.col("is_valued"))["code"]
-    return out + [(f"ehr__{code}__{name}", kind) for code in valued for name, kind in _VALUES]
+    return out + [(f"ehr__{code}__{name}", kind) for code in valued for name, kind in ranges.values()]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,7 +122,9 @@ class _Entries:
         return sparse.coo_matrix((value, (row, column)), shape).tocsr()
 
 
-def event_features(events: pl.DataFrame, queries: pl.DataFrame, codes: CodeColumns) -> sparse.csr_matrix:
+def event_features(
+    events: pl.DataFrame, queries: pl.DataFrame, codes: CodeColumns, ranges: Ranges = Ranges()
+) -> sparse.csr_matrix:
     """float32 [Q, columns of column_names] from each person's events until the prediction time.
 
     Args:
@@ -105,17 +138,17 @@ def event_features(events: pl.DataFrame, queries: pl.DataFrame, codes: CodeColum
     rows = events.filter(is_feature()).with_columns(spelled()).join(subjects, on="subject_id", maintain_order="left")
     timed = rows.filter(pl.col("time").is_not_null()).with_columns(pl.col("numeric_value").alias("value"))
     out = _Entries()
-    _general(out, _Rows.of(timed.with_columns(column=pl.lit(0, pl.Int64))), subject_Q, time_Q)
-    first = len(_GENERAL)
+    _general(out, _Rows.of(timed.with_columns(column=pl.lit(0, pl.Int64))), subject_Q, time_Q, ranges)
+    first = len(ranges.general())
     first = _static(out, rows.filter(pl.col("time").is_null()), codes, subject_Q, first)
     of_column = timed.select("subject", "code", "time", "value").join(codes.lineage, on="code", maintain_order="left")
-    _counts(out, _Rows.of(of_column.drop("code")), subject_Q, time_Q, first)
-    first += len(_COUNTS) * codes.timed.height
+    _counts(out, _Rows.of(of_column.drop("code")), (subject_Q, time_Q), first, ranges)
+    first += len(ranges.counts()) * codes.timed.height
     valued = codes.timed.filter(pl.col("is_valued")).select("code").with_row_index("column")
     valued = valued.with_columns(pl.col("column").cast(pl.Int64))
     of_code = timed.filter(pl.col("value").is_finite()).join(valued, on="code", maintain_order="left")
-    _values(out, _Rows.of(of_code), subject_Q, time_Q, first)
-    return out.matrix((queries.height, first + len(_VALUES) * valued.height))
+    _values(out, _Rows.of(of_code), (subject_Q, time_Q), first, ranges)
+    return out.matrix((queries.height, first + len(ranges.values()) * valued.height))
 
 
 def _positive(n_P):
@@ -123,13 +156,13 @@ def _positive(n_P):
     return np.where(n_P > 0, n_P, np.nan).astype(np.float64)
 
 
-def _general(out, rows, subject_Q, time_Q):
+def _general(out, rows, subject_Q, time_Q, ranges):
     query_P, group_P = timeline.pairs(subject_Q, rows.subject_G)
     time_P = time_Q[query_P]
     start_P, now_P = (rows.line.until(group_P, time_P, d) for d in (None, 0))
-    for k, days in enumerate(COUNT_RANGES_DAYS):
+    for k, days in enumerate(ranges.events):
         out.add(query_P, np.int64(k), _positive(now_P - rows.line.until(group_P, time_P, days)))
-    for k, at_P in enumerate((now_P - 1, start_P), len(COUNT_RANGES_DAYS)):
+    for k, at_P in enumerate((now_P - 1, start_P), len(ranges.events)):
         since_P = (time_P - timeline.take(rows.line.time_N, at_P, now_P > start_P)) / DAY_US
         out.add(query_P, np.int64(k), since_P)
 
@@ -146,21 +179,23 @@ def _static(out, rows, codes, subject_Q, first):
     return first
 
 
-def _counts(out, rows, subject_Q, time_Q, first):
+def _counts(out, rows, times, first, ranges):
+    subject_Q, time_Q = times
     query_P, group_P = timeline.pairs(subject_Q, rows.subject_G)
-    time_P, column_P = time_Q[query_P], first + len(_COUNTS) * rows.column_G[group_P]
+    time_P, column_P = time_Q[query_P], first + len(ranges.counts()) * rows.column_G[group_P]
     start_P, now_P = (rows.line.until(group_P, time_P, d) for d in (None, 0))
-    for k, days in enumerate(COUNT_RANGES_DAYS):
+    for k, days in enumerate(ranges.events):
         lo_P = start_P if days is None else rows.line.until(group_P, time_P, days)
         out.add(query_P, column_P + k, _positive(now_P - lo_P))
     since_P = (time_P - timeline.take(rows.line.time_N, now_P - 1, now_P > start_P)) / DAY_US
-    out.add(query_P, column_P + len(COUNT_RANGES_DAYS), since_P)
+    out.add(query_P, column_P + len(ranges.events), since_P)
 
 
-def _values(out, rows, subject_Q, time_Q, first):
+def _values(out, rows, times, first, ranges):
+    subject_Q, time_Q = times
     query_P, group_P = timeline.pairs(subject_Q, rows.subject_G)
-    time_P, column_P = time_Q[query_P], first + len(_VALUES) * rows.column_G[group_P]
-    lo = {days: rows.line.until(group_P, time_P, days) for days in VALUE_RANGES_DAYS}
+    time_P, column_P = time_Q[query_P], first + len(ranges.values()) * rows.column_G[group_P]
+    lo = {days: rows.line.until(group_P, time_P, days) for days in ranges.events}
     start_P, now_P = lo[None], rows.line.until(group_P, time_P)
     # moments about each group's first value and time: near the data, and known whenever a range is not empty
     day_N = (rows.line.time_N - rows.line.time_N[rows.line.first_N]) / DAY_US
@@ -169,7 +204,7 @@ def _values(out, rows, subject_Q, time_Q, first):
     last_P = timeline.take(rows.value_N, now_P - 1, now_P > start_P)
     out.add(query_P, column_P, last_P)
     k = 2
-    for days in VALUE_RANGES_DAYS:
+    for days in ranges.events:
         n_P = np.maximum(now_P - lo[days], 1)
         mean_P = origin_P + timeline.reduce(np.add, x_N, lo[days], now_P) / n_P
         if days is None:
@@ -178,6 +213,6 @@ def _values(out, rows, subject_Q, time_Q, first):
         for values_P in (mean_P, low_P, high_P):
             out.add(query_P, column_P + k, values_P)
             k += 1
-    for days in SLOPE_RANGES_DAYS:
+    for days in ranges.slopes:
         out.add(query_P, column_P + k, timeline.slope(day_N, x_N, lo[days], now_P))
         k += 1

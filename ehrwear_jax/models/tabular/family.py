@@ -14,9 +14,9 @@ from scipy import sparse
 from ehrwear_jax.models.tabular import boosting, linear, losses
 from ehrwear_jax.models.tabular.config import Config
 from ehrwear_jax.models.tabular.encoder import Encoder
-from ehrwear_jax.models.tabular.features import AGE, COUNT
+from ehrwear_jax.models.tabular.features import AGE, COUNT, VALUE
 
-__all__ = ["Config", "Table", "columns", "scores"]
+__all__ = ["Config", "Table", "columns", "scores", "with_latents"]
 
 _MAX_STATIC = 16  # static facts whose interaction with age a linear model has
 
@@ -28,10 +28,29 @@ class Table:
     Attributes:
       columns: name, kind of each.
       read: split -> features at its prediction times, CSR float32 [N, F], which the caller may change.
+      since_days: days in which "time since" is told most finely, see Encoder.
     """
 
     columns: pl.DataFrame
     read: Callable[[str], sparse.csr_matrix]
+    since_days: float = 30.0
+
+
+def with_latents(table: Table, model: str, z: Mapping[str, np.ndarray]) -> Table:
+    """The table with the latents of a model as further columns.
+
+    Args:
+      z: split -> latents at the prediction times of table.read(split), float [N, D].
+    """
+    names = [f"latent__{model}__{k}" for k in range(z["train"].shape[1])]
+    further = pl.DataFrame({"name": names}).with_columns(kind=pl.lit(VALUE))
+
+    def read(split: str) -> sparse.csr_matrix:
+        own = np.asarray(z[split], np.float32)
+        full = np.indices(own.shape).reshape(2, -1)  # a latent of exactly 0 is known, too
+        return sparse.hstack([table.read(split), sparse.csr_matrix((own.ravel(), full), own.shape)], "csr")
+
+    return dataclasses.replace(table, columns=pl.concat([table.columns.select("name", "kind"), further]), read=read)
 
 
 def columns(config: Config, table: pl.DataFrame) -> list[str]:
@@ -67,7 +86,7 @@ def scores(config: Config, kind: str, table: Table, target: Mapping[str, Any]) -
     train, tuning = (losses.of(kind, target[s], s) for s in ("train", "tuning"))
     x_train = table.read("train")
     is_linear = config.estimator == "linear"
-    encode = Encoder(x_train, table.columns["kind"].to_list())
+    encode = Encoder(x_train, table.columns["kind"].to_list(), table.since_days)
     interactions = _interactions(table.columns)
 
     def ready(x):

@@ -23,14 +23,14 @@ from scipy import sparse
 from ehrwear_jax.data import ages
 from ehrwear_jax.data.formats.parquet import shard_names, write_frame
 from ehrwear_jax.models.tabular import code_columns, event_features, matrices, wear_features
-from ehrwear_jax.models.tabular.event_features import COUNT, FLAG, SINCE, VALUE
+from ehrwear_jax.models.tabular.event_features import COUNT, FLAG, SINCE, VALUE, YEARS, Ranges
 
 AGE = "ehr__age_years"
 COLUMNS = "columns.parquet"
 KEYS = ["subject_id", "prediction_time"]
 _GROUPS = ("people", "ehr", "wear")
 _TIMES_AT_ONCE = 4096  # prediction times of a shard that are computed together
-__all__ = ["AGE", "COUNT", "FLAG", "SINCE", "VALUE", "Features", "Sources", "build"]
+__all__ = ["AGE", "COUNT", "FLAG", "SINCE", "VALUE", "Features", "Ranges", "Sources", "build"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +44,7 @@ class Sources:
       min_subjects: training people that a code needs for columns of its own.
       window_hours: length of a window.
       end: events of training people after it decide no column.
+      ranges: of time, that features are computed over.
     """
 
     events: tuple[Path, ...]
@@ -53,6 +54,7 @@ class Sources:
     min_subjects: int = 10
     window_hours: float = 6.0
     end: datetime | None = None
+    ranges: Ranges = YEARS
 
 
 def build(sources: Sources, times: pl.DataFrame, out: Path) -> None:
@@ -69,13 +71,14 @@ def build(sources: Sources, times: pl.DataFrame, out: Path) -> None:
     began = time.monotonic()
     train = sources.subjects.filter(pl.col("split") == "train")["subject_id"]
     codes = code_columns.choose(sources.events, train, sources.codes, sources.min_subjects, sources.end)
-    names = [[(AGE, VALUE)], event_features.column_names(codes), _wear_columns(sources.windows)]
+    ranges = sources.ranges
+    names = [[(AGE, VALUE)], event_features.column_names(codes, ranges), _wear_columns(sources.windows, ranges)]
     queries = times.select(KEYS).with_row_index("row").sort(KEYS)
     matrices.write(out / "people.npz", np.arange(times.height), _age(sources.subjects, times))
     for path, file in _shards("ehr", sources.events, out):
-        _write(file, path, queries, functools.partial(event_features.event_features, codes=codes))
+        _write(file, path, queries, functools.partial(event_features.event_features, codes=codes, ranges=ranges))
     for path, file in _shards("wear", sources.windows, out):
-        _write(file, path, queries, functools.partial(_wear, window_hours=sources.window_hours))
+        _write(file, path, queries, functools.partial(_wear, window_hours=sources.window_hours, ranges=ranges))
     rows = [(name, kind, group) for group, part in zip(_GROUPS, names, strict=True) for name, kind in part]
     schema = {"name": pl.String, "kind": pl.String, "group": pl.String}
     write_frame(pl.DataFrame(rows, schema, orient="row"), out / COLUMNS)
@@ -123,8 +126,8 @@ def _sparse(x_NxF: np.ndarray) -> sparse.csr_matrix:
     return sparse.coo_matrix((x_NxF[row, column], (row, column)), x_NxF.shape).tocsr()
 
 
-def _wear(windows, queries, window_hours):
-    return _sparse(wear_features.wear_features(windows, queries, window_hours))
+def _wear(windows, queries, window_hours, ranges):
+    return _sparse(wear_features.wear_features(windows, queries, window_hours, ranges))
 
 
 def _age(subjects, times):
@@ -138,8 +141,8 @@ def _age(subjects, times):
     return _sparse(years_N.astype(np.float32)[:, None])
 
 
-def _wear_columns(windows):
-    return wear_features.column_names(list(pl.read_parquet_schema(windows[0]))) if windows else []
+def _wear_columns(windows, ranges):
+    return wear_features.column_names(list(pl.read_parquet_schema(windows[0])), ranges) if windows else []
 
 
 class Features:

@@ -35,11 +35,11 @@ class Groups:
         # The rank of a time is the number of distinct row times up to it; 0 precedes every row.
         return group.astype(np.int64) * (len(self._times) + 1) + np.searchsorted(self._times, time, "right")
 
-    def until(self, group_P: np.ndarray, time_P: np.ndarray, days_back: int | None = 0) -> np.ndarray:
+    def until(self, group_P: np.ndarray, time_P: np.ndarray, days_back: float | None = 0) -> np.ndarray:
         """Position behind the last row of each group up to time - days_back; None: the group's first row. int64 [P]."""
         if days_back is None:
             return np.searchsorted(self._key_N, group_P.astype(np.int64) * (len(self._times) + 1), "right")
-        return np.searchsorted(self._key_N, self._key(group_P, time_P - days_back * DAY_US), "right")
+        return np.searchsorted(self._key_N, self._key(group_P, time_P - round(days_back * DAY_US)), "right")
 
 
 def reduce(ufunc: np.ufunc, values_N: np.ndarray, lo_P: np.ndarray, hi_P: np.ndarray) -> np.ndarray:

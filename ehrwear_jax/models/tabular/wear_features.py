@@ -10,10 +10,8 @@ import polars as pl
 
 from ehrwear_jax.data.formats.times import DAY_US, MINUTE_US
 from ehrwear_jax.models.tabular import timeline
-from ehrwear_jax.models.tabular.event_features import COUNT, SINCE, VALUE, range_name
+from ehrwear_jax.models.tabular.event_features import COUNT, SINCE, VALUE, YEARS, Ranges, range_name
 
-RANGES_DAYS = (1, 7, 30, 90, None)  # None: everything so far
-BASELINE_RANGES_DAYS = (1, 7, 30)  # whose means are compared with the mean of everything so far
 DAY_BINS = 4  # equal parts of the day for the time-of-day means
 PARTS = ("mean", "std", "min", "max", "coverage")
 
@@ -27,10 +25,10 @@ def channels(columns: Sequence[str]) -> tuple[list[str], list[str]]:
     return found, [c for c in columns if "__" in c and c not in own]
 
 
-def column_names(columns: Sequence[str]) -> list[tuple[str, str]]:
+def column_names(columns: Sequence[str], ranges: Ranges = YEARS) -> list[tuple[str, str]]:
     """[(name, kind)] of the columns of `wear_features`.
 
-    Per channel c and range r of 1d, 7d, 30d, 90d, all: wear__c__mean_r, __std_r (of window means), __trend_r (slope per
+    Per channel c and range r, such as 7d or all: wear__c__mean_r, __std_r (of window means), __trend_r (slope per
     day, from 3 windows on), __mean_<hours>_r (windows that end within those hours), __swing_r (the largest of these
     less the smallest), all over windows with a mean and weighted by coverage; __within_std_r (average of the windows'
     own), __min_r, __max_r, __coverage_r (average over recorded windows); __change_r (mean_r less mean_all). Per further
@@ -39,12 +37,12 @@ def column_names(columns: Sequence[str]) -> list[tuple[str, str]]:
     found, further = channels(columns)
     out = []
     for channel in found:
-        for days in RANGES_DAYS:
+        for days in ranges.windows:
             features = ["mean", "std", "trend", *_hours(), "swing", "within_std", "min", "max", "coverage"]
             out += [(f"wear__{channel}__{f}_{range_name(days)}", VALUE) for f in features]
-        out += [(f"wear__{channel}__change_{range_name(days)}", VALUE) for days in BASELINE_RANGES_DAYS]
-    out += [(f"wear__{name}__mean_{range_name(days)}", VALUE) for name in further for days in RANGES_DAYS]
-    for days in RANGES_DAYS:
+        out += [(f"wear__{channel}__change_{range_name(days)}", VALUE) for days in ranges.baselines]
+    out += [(f"wear__{name}__mean_{range_name(days)}", VALUE) for name in further for days in ranges.windows]
+    for days in ranges.windows:
         out += [(f"wear__n_windows_{range_name(days)}", COUNT), (f"wear__worn_hours_{range_name(days)}", COUNT)]
     return [*out, ("wear__days_since_last", SINCE), ("wear__days_since_first", SINCE)]
 
@@ -56,7 +54,8 @@ def _hours():
 class _Windows:
     """The windows of the people of some prediction times, sorted; ranges of any subset of them."""
 
-    def __init__(self, windows: pl.DataFrame, queries: pl.DataFrame) -> None:
+    def __init__(self, windows: pl.DataFrame, queries: pl.DataFrame, ranges: Ranges) -> None:
+        self.days = ranges
         ids = queries["subject_id"].unique().sort()
         self.table = windows.filter(pl.col("subject_id").is_in(ids.implode())).sort(
             "subject_id", "time", maintain_order=True
@@ -73,14 +72,16 @@ class _Windows:
         """A column, float64 [N], NaN where null."""
         return self.table[name].cast(pl.Float64).to_numpy()
 
-    def ranges(self, at_K: np.ndarray) -> dict[int | None, tuple[np.ndarray, np.ndarray]]:
+    def ranges(self, at_K: np.ndarray) -> dict[float | None, tuple[np.ndarray, np.ndarray]]:
         """{range: (lo, hi) [Q]} in a subset of the windows."""
         line = timeline.Groups(self.subject_N[at_K], self.time_N[at_K])
         now_Q = line.until(self.subject_Q, self.time_Q)
-        return {days: (line.until(self.subject_Q, self.time_Q, days), now_Q) for days in RANGES_DAYS}
+        return {days: (line.until(self.subject_Q, self.time_Q, days), now_Q) for days in self.days.windows}
 
 
-def wear_features(windows: pl.DataFrame, queries: pl.DataFrame, window_hours: float) -> np.ndarray:
+def wear_features(
+    windows: pl.DataFrame, queries: pl.DataFrame, window_hours: float, ranges: Ranges = YEARS
+) -> np.ndarray:
     """float32 [Q, C], columns of column_names, from each person's windows that end by the prediction time.
 
     Args:
@@ -94,7 +95,7 @@ def wear_features(windows: pl.DataFrame, queries: pl.DataFrame, window_hours: fl
     if windows["time"].null_count():
         raise ValueError("windows: a time is null")
     found, further = channels(windows.columns)
-    rows, out = _Windows(windows, queries), []
+    rows, out = _Windows(windows, queries, ranges), []
     worn_N, hours_N = np.zeros(len(rows.time_N), bool), np.zeros(len(rows.time_N))
     for channel in found:
         coverage_N = rows.values(f"{channel}__coverage")
@@ -128,14 +129,14 @@ def _channel(rows: _Windows, channel: str) -> list[np.ndarray]:
     present = {part: np.flatnonzero(np.isfinite(parts[part])) for part in ("std", "min", "max", "coverage")}
     ranges = {part: rows.ranges(at) for part, at in present.items()}
     means = {}
-    for days in RANGES_DAYS:
+    for days in rows.days.windows:
         means[days], *others = levels.of(days)
         out += [means[days], *others]
         for part, ufunc in (("std", np.add), ("min", np.minimum), ("max", np.maximum), ("coverage", np.add)):
             lo_Q, hi_Q = ranges[part][days]
             value_K = parts[part][present[part]]
             out.append(_mean(value_K, lo_Q, hi_Q) if ufunc is np.add else timeline.reduce(ufunc, value_K, lo_Q, hi_Q))
-    return out + [means[days] - means[None] for days in BASELINE_RANGES_DAYS]
+    return out + [means[days] - means[None] for days in rows.days.baselines]
 
 
 class _Levels:
@@ -158,7 +159,7 @@ class _Levels:
         self._bins = [np.flatnonzero(bin_K == k) for k in range(DAY_BINS)]
         self._bin_ranges = [rows.ranges(at_K[inside]) for inside in self._bins]
 
-    def of(self, days: int | None) -> list[np.ndarray]:
+    def of(self, days: float | None) -> list[np.ndarray]:
         """[mean, std, trend, means by time of day, swing] of a range."""
         lo_Q, hi_Q = self._ranges[days]
         weight, x, day = self._weight_K, self._x_K, self._day_K

@@ -49,7 +49,7 @@ def test_what_the_prediction_does_not_see_has_no_part(explained):
 def test_the_kernels_of_time_are_those_of_the_backbone(kernel):
     """At no gap each is 1, and the learned ones fall from there."""
     found = interpretation.time_kernels(small_model.config(kernel), small_model.make_model(kernel)[1])
-    assert (found.kind, found.n_heads, found.n_components) == (kernel, 2, 3)
+    assert found[1:] == (kernel, 2, 3, 1.0)
     curve = attention.learned_kernels(*found, np.array([0.0, 1.0, 30.0]))
     assert curve.shape == (1 if kernel == "none" else 2, 2, 3)
     np.testing.assert_allclose(curve[..., 0], 1.0, rtol=1e-6)

@@ -80,6 +80,16 @@ def test_a_long_shortest_period_hides_the_time_of_day(batch):
     assert shift[0.25] > 0.05 and shift[1000.0] < 0.01 * shift[0.25]
 
 
+def test_a_unit_of_an_hour_is_records_of_days_read_as_others_are_in_days(batch):
+    """The same parameters, times 24 times as close: the same latents. Ages stay in days, and a span is one of days."""
+    hourly = {**batch, **{name: batch[name] / np.float32(24.0) for name in ("time", "query_time")}}
+    options = {"dtype": "float32", "wear_span_days": 1.0}
+    _, in_days = latents(**options)
+    _, in_hours = latents(**options | {"wear_span_days": 1 / 24, "time_unit_days": 1 / 24})
+    np.testing.assert_allclose(in_hours(hourly), in_days(batch), atol=2e-5)
+    assert distance(in_days(hourly), in_days(batch)) > 1e-3
+
+
 @pytest.mark.parametrize(
     "options",
     [{"time_encoding": "gaussian"}, {"kernel": "none"}, {"kernel": "rational_quadratic"}, {"n_components": 8}],

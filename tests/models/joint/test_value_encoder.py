@@ -26,7 +26,7 @@ def test_curves_are_the_normal_score_and_cosines_of_the_quantile():
 
 
 def test_the_embedding_adds_the_curves_as_the_token_mixes_them():
-    module = EhrEmbedder(V, WIDTH, OUT, gain=3.0, value_features=F)
+    module = EhrEmbedder(V, WIDTH, OUT, scale=3.0, value_features=F)
     rng = np.random.default_rng(0)
     token, value = rng.integers(0, V, (2, 5)), rng.normal(size=(2, 5)).astype(np.float32)
     quantile = rng.uniform(0.05, 0.95, (2, 5)).astype(np.float32)

@@ -41,6 +41,22 @@ def test_columns(options, expected):
     assert family.columns(family.Config(**options), COLUMNS) == expected
 
 
+def test_latents_stand_beside_the_table_and_are_known_even_where_they_are_zero():
+    rng = np.random.default_rng(0)
+    x = {s: rng.poisson(1, (n, 3)).astype(np.float32) for s, n in (("train", 7), ("tuning", 4), ("held_out", 5))}
+    z = {s: rng.normal(size=(len(v), 2)).astype(np.float32) for s, v in x.items()}
+    z["tuning"][1] = 0.0
+    before = family.Table(COLUMNS[4:7].with_columns(group=pl.lit("ehr")), lambda s: sparse.csr_matrix(x[s]), 0.1)
+    found = family.with_latents(before, "joint", z)
+    assert found.since_days == 0.1 and found.columns.columns == ["name", "kind"]
+    assert found.columns.rows()[3:] == [("latent__joint__0", VALUE), ("latent__joint__1", VALUE)]
+    for split, of in x.items():
+        both = found.read(split)
+        np.testing.assert_array_equal(both.toarray(), np.concatenate([of, z[split]], axis=1))
+        stored = np.bincount(both.indices, minlength=5)
+        assert (stored[3:] == len(of)).all()
+
+
 def test_a_model_of_one_modality_is_none_where_there_is_no_other():
     only = COLUMNS.filter(pl.col("name").is_in(EHR))
     assert family.columns(family.Config(modalities=("ehr",)), only) == []

@@ -1,6 +1,7 @@
 """Tabular features against a plain recomputation, and against any change of the future."""
 
 import itertools
+import re
 import statistics
 import tempfile
 from datetime import datetime, timedelta
@@ -13,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from polars.testing import assert_frame_equal
 
-from ehrwear_jax.models.tabular import code_columns, features, wear_features
+from ehrwear_jax.models.tabular import code_columns, event_features, features, wear_features
 
 DAY = timedelta(days=1)
 START = datetime(2020, 1, 1)
@@ -168,7 +169,7 @@ def most(values):
     return max(finite(values), default=None)
 
 
-def built(folder, events, subjects, windows, index, train, min_subjects=1, shards=2):
+def built(folder, events, subjects, windows, index, train, min_subjects=1, shards=2, ranges=event_features.YEARS):
     """(Features, prediction times) of tables that are written in some shards."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = {"events": [], "windows": []}
@@ -185,7 +186,7 @@ def built(folder, events, subjects, windows, index, train, min_subjects=1, shard
     codes = code_columns.with_texts(codes, texts)
     split = pl.when(pl.col("subject_id").is_in(list(train))).then(pl.lit("train")).otherwise(pl.lit("held_out"))
     sources = features.Sources(tuple(paths["events"]), tuple(paths["windows"]), subjects.with_columns(split=split),
-                               codes, min_subjects)  # fmt: skip
+                               codes, min_subjects, ranges=ranges)  # fmt: skip
     features.build(sources, index, folder / "features")
     return features.Features(folder / "features", index)
 
@@ -310,6 +311,40 @@ def test_a_build_that_was_interrupted_keeps_the_shards_that_are_there(tmp_path):
     assert (folder / "ehr-events1.npz").stat().st_mtime_ns == kept
 
 
+def test_ranges_of_hours_see_of_hours_what_ranges_of_days_see_of_days(tmp_path):
+    """Time run 24 times as fast, and ranges a 24th as long: the same features, slopes 24 times as steep."""
+    events, subjects, windows, index = cohort(3)
+    days = (7, 30, 365)
+    assert event_features.Ranges.of(()) == event_features.YEARS and event_features.Ranges.of(days).windows[-1] is None
+    fast = [table.with_columns(_hastened(column)) for table, column in
+            ((events, "time"), (windows, "time"), (index, "prediction_time"))]  # fmt: skip
+    of = event_features.Ranges.of
+    slow = built(tmp_path / "days", events, subjects, windows, index, range(1, 9), ranges=of(days))
+    hours = of(tuple(d / 24 for d in days))
+    quick = built(tmp_path / "hours", fast[0], subjects, fast[1], fast[2], range(1, 9), ranges=hours)
+    names = [(a, b) for a, b in zip(slow.columns["name"], quick.columns["name"], strict=True) if "__age" not in a]
+    renamed = {"7d": "7h", "30d": "30h", "365d": "365h", "all": "all"}
+    of_ranges = [(a, b) for a, b in names if a != b]
+    assert of_ranges and all(renamed[a.rpartition("_")[2]] == b.rpartition("_")[2] for a, b in of_ranges)
+    before, after = frame(slow, index), frame(quick, fast[2])
+    compared = 0
+    for a, b in names:
+        if re.search(r"h_\d+h_|__swing_", a):
+            continue  # by the hour of the day, which is another one
+        steep = "__slope_" in a or "__trend_" in a
+        factor = 24.0 if steep else 1 / 24 if "days_since" in a else 1.0
+        x, y = (t[name].to_numpy() for t, name in ((before, a), (after, b)))
+        np.testing.assert_allclose(y, x * factor, rtol=1e-3, atol=1e-3 * factor, err_msg=a)
+        compared += int(np.isfinite(x).sum())
+    assert compared > 500
+
+
+def _hastened(column):
+    """Time run 24 times as fast from START on; what lies before it, births, stays."""
+    time = pl.col(column)
+    return pl.when(time < START).then(time).otherwise(START + (time - START) / 24).cast(pl.Datetime("us")).alias(column)
+
+
 def test_event_at_the_prediction_time_counts_and_one_microsecond_later_does_not(tmp_path):
     t, value = START, [5.0, 7.0]
     events = pl.DataFrame(
@@ -414,7 +449,7 @@ def test_times_of_day_are_those_of_the_local_clock():
     # six hours east: what ends at six o'clock ends at noon there
     moved = of_windows(windows.with_columns(utc_offset_minutes=pl.lit(360, pl.Int16)), index)
     by_hour = [name for name in plain if "h_" in name and "__mean_" in name]
-    assert len(by_hour) == 2 * 4 * len(wear_features.RANGES_DAYS)
+    assert len(by_hour) == 2 * 4 * len(event_features.YEARS.windows)
     n_moved = 0
     for name, values in plain.items():
         np.testing.assert_array_equal(zero[name], values, err_msg=name)
