@@ -32,6 +32,7 @@ _VISIT = ehr_process.CODES.index(code_book.VISIT_CODE)
 _ADMISSION = ehr_process.CODES.index(code_book.ADMISSION_CODE)
 _WINDOWS_DAYS = (2.0, 9.0, np.inf)  # of wear, before a prediction
 _NIGHT_HOURS = 5  # from midnight on
+_PEAK = 2 * np.pi * 15 / 24  # of the daily wave, as an angle
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,8 @@ class Views:
       ehr_NxF: age, sex, and of the events before the time: visits, admissions and their recency, each code's count,
         each laboratory value's last and mean.
       wearable_NxF: age, sex, and of the recordings before the time, over two days, nine days and all: level and spread
-        of the heart rate, its level at night, log activity by day and night, share of movement at night, coverage.
+        of the heart rate, its level at night, log activity by day and night, share of movement at night, the size of the
+        daily wave of both, coverage.
     """
 
     person_N: np.ndarray
@@ -175,4 +177,14 @@ def _wear_summary(time: np.ndarray, heart: np.ndarray, activity: np.ndarray, at_
             out.append(float(values.mean()) if len(values) else np.nan)
         moving = log_count[seen & night] > 0
         out += [float(rate[seen].std()), float(moving.mean())] if len(moving) else [np.nan, np.nan]
+        wave = np.cos((time[window][seen] % DAY_US) * (2 * np.pi / DAY_US) - _PEAK)
+        out += [_slope(wave, values[seen]) for values in (rate, log_count)]
     return out
+
+
+def _slope(x_N: np.ndarray, y_N: np.ndarray) -> float:
+    """Of a line through the points; NaN of fewer than a hundred."""
+    if len(x_N) < 100:
+        return np.nan
+    x_N = x_N - x_N.mean()
+    return float(x_N @ y_N / (x_N @ x_N))

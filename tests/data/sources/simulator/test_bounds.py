@@ -48,7 +48,7 @@ def test_views_hold_the_state_and_the_records_of_the_same_people():
     assert len(seen.person_N) == len(seen.risk_NxH) == len(seen.wearable_NxF) > 100
     assert (seen.ehr_NxF[:, :2] == seen.wearable_NxF[:, :2]).all()
     assert abs(seen.event_NxH.mean(axis=0) - seen.risk_NxH.mean(axis=0)).max() < 0.12
-    assert (seen.risk_NxH[:, 1] > seen.risk_NxH[:, 0]).all()
+    assert (seen.risk_NxH[:, 1] > seen.risk_NxH[:, 0] - 1e-3).all()  # both are 1 in those who are very ill
     rate = seen.wearable_NxF[:, 4]  # at night, the two days before
     worn = ~np.isnan(rate)
     assert worn.mean() > 0.8
