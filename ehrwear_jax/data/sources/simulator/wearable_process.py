@@ -5,8 +5,8 @@ of the state, `visible_health`, shows most in the shape of the day: it flattens 
 activity, in which people hardly differ otherwise. It raises the resting heart rate, lowers activity and breaks up sleep
 too, but those levels differ more between people. A shock, for as long as it lasts, raises the heart rate above the
 person's own, takes its fall at night away and makes the night restless. A beta-blocker, which nothing here tells of,
-lowers the heart rate alone. Sleep, a daily and a weekly rhythm, bouts of activity (AR(1) noise), device types, time not worn,
-artefacts and gaps come on top.
+lowers the heart rate alone. Sleep, a daily and a weekly rhythm, bouts of activity (AR(1) noise), device types, time not
+worn, artefacts and gaps come on top.
 """
 
 import functools
