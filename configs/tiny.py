@@ -2,10 +2,15 @@
 
     python -m ehrwear_jax.main --config=configs/tiny.py
 
-About eight minutes; README has the numbers. The cohort is a positive control: a joint model can beat late fusion there,
-which one as small as this does not. Variants, several of them joined by "+": the negative controls redundant, where one
-modality suffices, and noise, where the wearable says nothing; and the ablations of ehrwear_jax.config.VARIANTS, as in
-tiny.py:no_cross_modal+r1. The best possible in each:
+About eight minutes; README has the numbers. The cohort is a positive control: both modalities together tell more than
+either. Boosting on tables of records of as many people as are trained on here has an AUROC at 90 days of .745 from the
+EHR, .720 from the wearable and .785 from both (levels of the wearable alone: .759); the true risk has .857:
+
+    python -m ehrwear_jax.data.sources.simulator.bounds --people=3000 --records=1960 --horizons 90
+
+Variants, several of them joined by "+": the negative controls redundant, where one modality suffices, and noise, where
+the wearable says nothing; and the ablations of ehrwear_jax.config.VARIANTS, as in tiny.py:no_cross_modal+r1. The best
+possible in a control:
 
     python -m ehrwear_jax.data.sources.simulator.bounds --preset=redundant
 """

@@ -351,9 +351,9 @@ class SimulateConfig:
     """Stretches of wear, at random between the least history and the longest horizon before the end."""
     shared: float = 0.2
     """Share, 0 to 1, of the variance of what wearables show of health that the EHR measures too."""
-    complementary: float = 0.45
+    complementary: float = 0.5
     """Effect on admissions, 0 to 1, of what wearables alone show (component, shocks), the same in everybody."""
-    interaction: float = 0.55
+    interaction: float = 0.5
     """Effect of the same, 0 to 1, that heart disease adds; without it the component's is this much lower instead, and
     turns round where that is more than `complementary`. Only the EHR knows who has heart disease."""
     drug_heart_rate: float = 12.0
@@ -378,7 +378,7 @@ class SimulateConfig:
     """Observation starts on a random day from this year on."""
     last_year: int = 2016
     """Last year in which observation starts."""
-    admission_per_year: float = 0.09
+    admission_per_year: float = 0.085
     """Admission hazard of a woman of 60 in average health and without heart disease, per year."""
     horizons_days: tuple = (30, 90, 180, 365)
     """Horizons of the label tables and of the oracle, days."""

@@ -6,15 +6,18 @@ Gradient boosting, with a logistic regression of each modality among its feature
 prediction time counts as that share of an event) from what an observer could know at best, cross-fitted over two halves
 of the people; the AUROC is the one that the true risks promise. From the state: the EHR knows age, sex, its component,
 heart disease, the beta-blocker and the shock at the last visit; wearables know age, sex, what they show of the
-components, and the shock; both free of noise. With --records=PEOPLE also from summaries of the records (views.py), with
-their noise and gaps, at the horizon of 90 days.
+components, and the shock; both free of noise. With --records=PEOPLE also from summaries of the records (views.py),
+with their noise and gaps, at the horizon of 90 days, twice: "records" from the true risks; "learned" from what a model
+has in reality, one outcome per time, by half of these people at a time (--records=1960: as many as tiny.py trains on).
 
 Late fusion is the best of three, all of which know the truth in training: a sum of a function of the EHR and a function
 of the wearable, fitted together (boosting that may not let features of two modalities interact; no fusion of scores by
 addition does better); boosting on the two unimodal scores; and a logistic regression on all features of both. Joint is
 boosting on all features: what it has above late fusion needs interactions between modalities. The oracle knows the
-whole state. Intervals: 95%, bootstrap over people. A held-out share of a cohort is resampled from the simulated
-outcomes for the standard error of a difference in AUROC between two models scored on the same people.
+whole state. With records, "joint, levels only" knows of the wearable the means of all that was recorded: what joint has
+above it is in the shape of days and the change since earlier ones. Intervals: 95%, bootstrap over people. A held-out
+share of a cohort is resampled from the simulated outcomes for the standard error of a difference in AUROC between two
+models scored on the same people.
 """
 
 import argparse
@@ -23,6 +26,7 @@ import json
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from sklearn.ensemble import HistGradientBoostingClassifier
@@ -33,7 +37,28 @@ from ehrwear_jax.data.sources.simulator import views
 
 FUSIONS = ("late fusion, additive", "late fusion, stacked", "late fusion, linear")
 ROWS = ("EHR", "wearable", *FUSIONS, "joint", "oracle")
+LEVELS_ONLY = "joint, levels only"
 _RESAMPLES = 300
+
+
+@dataclasses.dataclass(frozen=True)
+class _Learner:
+    """Strength of what learns; outcomes say less than risks and want weaker learners.
+
+    Attributes:
+      trees, leaves, rate, columns: of boosting; columns: share that each split may choose from.
+      penalty: C of the logistic regression.
+    """
+
+    trees: int
+    leaves: int
+    rate: float
+    columns: float
+    penalty: float
+
+
+_OF_RISKS = _Learner(trees=150, leaves=15, rate=0.07, columns=1.0, penalty=1.0)
+_OF_OUTCOMES = _Learner(trees=120, leaves=6, rate=0.05, columns=0.2, penalty=0.003)
 
 
 def expected_auroc(score_N: np.ndarray, risk_N: np.ndarray, weight_N: np.ndarray | None = None) -> float:
@@ -52,64 +77,107 @@ def expected_auroc(score_N: np.ndarray, risk_N: np.ndarray, weight_N: np.ndarray
     return float(won / (case_R.sum() * control_R.sum() - itself))
 
 
-def _boosted(x_NxF: np.ndarray, risk_N: np.ndarray, half_N: np.ndarray, parts: list[set[int]] | None) -> np.ndarray:
-    """Log-odds [N] of boosting that learned from the other half of the people; parts: features that may interact."""
-    score_N = np.empty(len(x_NxF))
-    for half in (False, True):
-        learn = half_N != half
+@dataclasses.dataclass(frozen=True)
+class _Half:
+    """Half of the people, from whom is learned; the others are scored.
+
+    Attributes:
+      target_N: risks, or outcomes 0 and 1.
+      learn_N, quarter_N: bool; who is learned from, and half of the people of either half.
+      learner: how.
+    """
+
+    target_N: np.ndarray
+    learn_N: np.ndarray
+    quarter_N: np.ndarray
+    learner: _Learner
+
+    def _fitted(self, model: Any, x_NxF: np.ndarray, learn_N: np.ndarray) -> Any:
+        """The classifier, fitted to some times, each of which is as much of an event as its target says."""
+        weight = np.concatenate([self.target_N[learn_N], 1 - self.target_N[learn_N]])
+        y, used = np.repeat([1, 0], learn_N.sum()), weight > 0
+        return model.fit(np.concatenate([x_NxF[learn_N]] * 2)[used], y[used], sample_weight=weight[used])
+
+    def scores(self, model: Any, x_NxF: np.ndarray, *, crossed: bool = False) -> np.ndarray:
+        """Log-odds [N] of a scikit-learn classifier, NaN of who is learned from.
+
+        With crossed also theirs, by what was learned from the other quarter: what a second model may learn from.
+        """
+        first_N, second_N = self.learn_N & self.quarter_N, self.learn_N & ~self.quarter_N
+        score_N, quarters = np.full(len(x_NxF), np.nan), ((first_N, second_N), (second_N, first_N))
+        for learn_N, asked_N in ((self.learn_N, ~self.learn_N), *(quarters if crossed else ())):
+            score_N[asked_N] = self._fitted(model, x_NxF, learn_N).decision_function(x_NxF[asked_N])
+        return score_N
+
+    def boosted(self, x_NxF: np.ndarray, *, parts: list[set[int]] | None = None, crossed: bool = False) -> np.ndarray:
+        """By boosting; parts: columns that may interact."""
+        by = self.learner
         model = HistGradientBoostingClassifier(
-            max_iter=150, learning_rate=0.07, max_leaf_nodes=15, min_samples_leaf=60, l2_regularization=1.0,
-            interaction_cst=parts, random_state=0,
+            max_iter=by.trees, learning_rate=by.rate, max_leaf_nodes=by.leaves, min_samples_leaf=60,
+            l2_regularization=1.0, max_features=by.columns, interaction_cst=parts, random_state=0,
         )  # fmt: skip
-        y = np.repeat([1, 0], learn.sum())
-        weight = np.concatenate([risk_N[learn], 1 - risk_N[learn]])
-        model.fit(np.concatenate([x_NxF[learn]] * 2), y, sample_weight=weight)
-        score_N[~learn] = model.decision_function(x_NxF[~learn])
-    return score_N
+        return self.scores(model, x_NxF, crossed=crossed)
+
+    def linear(self, x_NxF: np.ndarray, *, crossed: bool = False) -> np.ndarray:
+        """By a logistic regression on standardised features, what is not known at its mean."""
+        centred_NxF = x_NxF - np.nanmean(x_NxF, axis=0)
+        x_NxF = np.nan_to_num(centred_NxF / np.maximum(np.nanstd(x_NxF, axis=0), 1e-9))
+        return self.scores(LogisticRegression(C=self.learner.penalty, max_iter=500), x_NxF, crossed=crossed)
+
+    def observers(self, ehr_NxF: np.ndarray, wearable_NxF: np.ndarray, level_NxF: np.ndarray) -> dict[str, np.ndarray]:
+        """{one of ROWS but the oracle, LEVELS_ONLY where there are levels: score [N]}."""
+        n_static = views.N_STATIC
+        linear_N = self.linear(np.concatenate([ehr_NxF, wearable_NxF[:, n_static:]], axis=1))
+        # trees are slow to learn a sum: each modality brings its own logistic regression
+        ehr_NxF, wearable_NxF = (np.column_stack([x, self.linear(x, crossed=True)]) for x in (ehr_NxF, wearable_NxF))
+        both_NxF = np.concatenate([ehr_NxF, wearable_NxF[:, n_static:]], axis=1)
+        static, n_ehr = set(range(n_static)), ehr_NxF.shape[1]
+        parts = [set(range(n_ehr)), static | set(range(n_ehr, both_NxF.shape[1]))]
+        ehr_N, wearable_N = (self.boosted(x, crossed=True) for x in (ehr_NxF, wearable_NxF))
+        scores = (
+            ehr_N,
+            wearable_N,
+            self.boosted(both_NxF, parts=parts),
+            self.boosted(np.stack([ehr_N, wearable_N], axis=1)),
+            linear_N,
+            self.boosted(both_NxF),
+        )
+        found = dict(zip(ROWS[:-1], scores, strict=True))
+        if level_NxF.shape[1]:
+            found[LEVELS_ONLY] = self.boosted(np.column_stack([ehr_NxF, level_NxF]))
+        return found
 
 
-def _linear(x_NxF: np.ndarray, risk_N: np.ndarray, half_N: np.ndarray) -> np.ndarray:
-    """As _boosted, by a logistic regression on standardised features, what is not known at its mean."""
-    centred_NxF = x_NxF - np.nanmean(x_NxF, axis=0)
-    x_NxF = np.nan_to_num(centred_NxF / np.maximum(np.nanstd(x_NxF, axis=0), 1e-9))
-    score_N = np.empty(len(x_NxF))
-    for half in (False, True):
-        learn = half_N != half
-        y, weight = np.repeat([1, 0], learn.sum()), np.concatenate([risk_N[learn], 1 - risk_N[learn]])
-        model = LogisticRegression(C=1.0, max_iter=500)
-        model.fit(np.concatenate([x_NxF[learn]] * 2), y, sample_weight=weight)
-        score_N[~learn] = model.decision_function(x_NxF[~learn])
-    return score_N
-
-
-def best_scores(ehr_NxF: np.ndarray, wearable_NxF: np.ndarray, risk_N: np.ndarray, person_N: np.ndarray) -> dict:
+def best_scores(
+    ehr_NxF: np.ndarray,
+    wearable_NxF: np.ndarray,
+    risk_N: np.ndarray,
+    person_N: np.ndarray,
+    *,
+    event_N: np.ndarray | None = None,
+    n_levels: int = 0,
+) -> dict[str, np.ndarray]:
     """{one of ROWS: score [N]} of the observers of two views; see the module.
 
     Args:
       ehr_NxF, wearable_NxF: what each modality knows; the first views.N_STATIC columns are the same in both.
       risk_N: true risks.
-      person_N: people; nobody is scored by what was learned from the same person.
+      person_N: people; nobody is scored by what was learned from the same half of the people.
+      event_N: bool, outcomes to learn from; None: from the risks.
+      n_levels: with LEVELS_ONLY, which knows this many columns of wearable_NxF after the static ones; 0: without.
     """
-    halves = np.random.default_rng(0).permutation(np.unique(person_N))
-    half_N = np.isin(person_N, halves[: len(halves) // 2])
+    quarters = np.array_split(np.random.default_rng(0).permutation(np.unique(person_N)), 4)
+    half_N = np.isin(person_N, np.concatenate(quarters[:2]))
+    quarter_N = np.isin(person_N, np.concatenate(quarters[::2]))
+    target_N, learner = (risk_N, _OF_RISKS) if event_N is None else (event_N.astype(float), _OF_OUTCOMES)
+    level_NxF = wearable_NxF[:, views.N_STATIC : views.N_STATIC + n_levels]
     ehr_NxF, wearable_NxF = (x[:, _varies(x)] for x in (ehr_NxF, wearable_NxF))
-    linear_N = _linear(np.concatenate([ehr_NxF, wearable_NxF[:, views.N_STATIC :]], axis=1), risk_N, half_N)
-    # trees are slow to learn a sum: each modality brings its own logistic regression
-    ehr_NxF, wearable_NxF = (np.column_stack([x, _linear(x, risk_N, half_N)]) for x in (ehr_NxF, wearable_NxF))
-    both_NxF = np.concatenate([ehr_NxF, wearable_NxF[:, views.N_STATIC :]], axis=1)
-    static, n_ehr = set(range(views.N_STATIC)), ehr_NxF.shape[1]
-    parts = [set(range(n_ehr)), static | set(range(n_ehr, both_NxF.shape[1]))]
-    ehr_N, wearable_N = (_boosted(x, risk_N, half_N, None) for x in (ehr_NxF, wearable_NxF))
-    scores = (
-        ehr_N,
-        wearable_N,
-        _boosted(both_NxF, risk_N, half_N, parts),
-        _boosted(np.stack([ehr_N, wearable_N], axis=1), risk_N, half_N, None),
-        linear_N,
-        _boosted(both_NxF, risk_N, half_N, None),
-        risk_N,
-    )
-    return dict(zip(ROWS, scores, strict=True))
+    found: dict[str, np.ndarray] = {}
+    for learn_N in (half_N, ~half_N):
+        half = _Half(target_N, learn_N, quarter_N, learner)
+        for name, score_N in half.observers(ehr_NxF, wearable_NxF, level_NxF).items():
+            found[name] = np.where(learn_N, found.get(name, np.nan), score_N)
+    return found | {"oracle": risk_N}
 
 
 def _varies(x_NxF: np.ndarray) -> np.ndarray:
@@ -137,7 +205,10 @@ def summarise(score: dict, risk_N: np.ndarray, person_N: np.ndarray) -> dict[str
     value = {name: expected_auroc(score_N, risk_N) for name, score_N in score.items()}
     drawn = _resampled(score, risk_N, person_N, len(np.unique(person_N)))
     fusion, single = max(FUSIONS, key=value.__getitem__), max(ROWS[:2], key=value.__getitem__)
-    for label, other in (("joint - late fusion", fusion), ("joint - best single", single)):
+    less = {"joint - late fusion": fusion, "joint - best single": single, "joint - EHR": "EHR"}
+    if LEVELS_ONLY in score:
+        less["joint - levels only"] = LEVELS_ONLY
+    for label, other in less.items():
         value[label], drawn[label] = value["joint"] - value[other], drawn["joint"] - drawn[other]
     return {k: (value[k], *np.quantile(drawn[k], (0.025, 0.975)).tolist()) for k in value}
 
@@ -165,20 +236,35 @@ def bounds(config: SimulateConfig, horizons_days: tuple[int, ...], options: argp
         out[f"prevalence {horizon}d"] = float(seen.event_NxH[:, k].mean()), float(seen.risk_NxH[:, k].mean())
         out[f"error {horizon}d"] = held_out_error(score, seen.event_NxH[:, k], seen.person_N, options.held_out)
     if options.records:
-        seen = views.gather(config, options.records, records=True, workers=options.workers)
-        risk_N = seen.risk_NxH[:, config.horizons_days.index(90)]
-        score = best_scores(seen.ehr_NxF, seen.wearable_NxF, risk_N, seen.person_N)
-        out["records 90d"] = summarise(score, risk_N, seen.person_N)
+        out |= from_records(config, options.records, workers=options.workers)
+    return out
+
+
+def from_records(config: SimulateConfig, n_people: int, *, workers: int = 1) -> dict[str, dict]:
+    """{"records 90d", "learned 90d": {row: (value, low, high)}} of models of summaries of records.
+
+    Args:
+      config: what is simulated; 90 days is one of its horizons.
+      n_people: half of them are learned from at a time.
+      workers: processes; changes nothing but the time it takes.
+    """
+    seen = views.gather(config, n_people, records=True, workers=workers)
+    k = config.horizons_days.index(90)
+    known = seen.ehr_NxF, seen.wearable_NxF, seen.risk_NxH[:, k], seen.person_N
+    out = {}
+    for name, event_N in (("records 90d", None), ("learned 90d", seen.event_NxH[:, k])):
+        score = best_scores(*known, event_N=event_N, n_levels=views.N_LEVELS)
+        out[name] = summarise(score, seen.risk_NxH[:, k], seen.person_N)
     return out
 
 
 def _print(found: dict, held_out: int) -> None:
-    columns = [name for name in found if name.startswith(("state", "records"))]
+    columns = [name for name in found if name.startswith(("state", "records", "learned"))]
     print(f"{found['times']:,} prediction times of {found['people']:,} people; expected AUROC [95% interval]")
     print(f"{'':<24}" + "".join(f"{name:>24}" for name in columns))
-    for row in found[columns[0]]:
-        cells = ["{:+.3f} [{:+.3f}, {:+.3f}]" if " - " in row else "{:.3f} [{:.3f}, {:.3f}]"] * len(columns)
-        texts = (cell.format(*found[name][row]) for cell, name in zip(cells, columns, strict=True))
+    for row in found[columns[-1]]:
+        cell = "{:+.3f} [{:+.3f}, {:+.3f}]" if " - " in row else "{:.3f} [{:.3f}, {:.3f}]"
+        texts = (cell.format(*found[name][row]) if row in found[name] else "" for name in columns)
         print(f"{row:<24}" + "".join(f"{text:>24}" for text in texts))
     print(f"\nstandard errors of differences in AUROC with {held_out:,} held-out people (simulated outcomes):")
     for name in columns:

@@ -55,7 +55,7 @@ _HEART_RATE = [lab.text for lab in code_book.LABS].index("Heart rate")
 _HEART_DISEASE = [c.code for c in code_book.CONDITIONS].index(code_book.HEART_DISEASE)
 _BETA_BLOCKER = _INDEX[f"ATC//{code_book.BETA_BLOCKER}"]
 # chance that a visit notes a condition that is present; that of heart disease has to reach most records
-_NOTED_C = np.where(np.arange(len(code_book.CONDITIONS)) == _HEART_DISEASE, 0.7, 0.3)
+_NOTED_C = np.where(np.arange(len(code_book.CONDITIONS)) == _HEART_DISEASE, 0.9, 0.3)
 _REFILLED = 0.7  # chance that a visit prescribes the beta-blocker to who takes it
 _VISIT, _ECG, _CHEST, _INHALE, _BLOOD = (_INDEX[p[0]] for p in code_book.PROCEDURES)
 

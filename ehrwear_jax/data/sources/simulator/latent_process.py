@@ -45,15 +45,15 @@ class HealthProcess:
       mean_stay_days: mean length of stay beyond the first night.
     """
 
-    admission_per_year: float = 0.09
+    admission_per_year: float = 0.085
     death_per_year: float = 0.006
     age_effect: float = 0.4
     male_effect: float = 0.2
-    admission_effects: tuple[float, float, float] = (0.9, 2.0, 1.0)
+    admission_effects: tuple[float, float, float] = (0.8, 2.4, 1.0)
     death_effects: tuple[float, float, float] = (0.6, 0.5, 0.5)
     disease_effect: float = 0.3
-    wearable_gain: tuple[float, float] = (-0.1, 1.0)
-    shock_gain: tuple[float, float] = (0.45, 1.0)
+    wearable_gain: tuple[float, float] = (0.0, 1.0)
+    shock_gain: tuple[float, float] = (0.5, 1.0)
     death_offset_scale: float = 2.0
     relaxation_days: tuple[float, float] = (1400.0, 1400.0)
     shock_per_year: float = 2.5

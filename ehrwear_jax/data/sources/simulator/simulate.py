@@ -5,7 +5,7 @@ recordings (wearable_process.py). Beside the raw data it writes `truth/`, read b
 latent path and the true risk of an admission given the latent state, an upper bound for every model.
 It is a positive control for models of both modalities: of the two components of the state the EHR measures one and
 wearables the other (with a share of the first, config.shared); what wearables show means a higher risk in people with
-heart disease, which the EHR alone knows, and a slightly lower one in others (config.complementary, config.interaction);
+heart disease, which the EHR alone knows, and little or nothing in others (config.complementary, config.interaction);
 a beta-blocker, known to the EHR alone, hides it from whoever reads the heart rate alone; a shock raises the heart rate
 for weeks, in which an admission is likely, or passes. Predictions are made during wear (schedule.py). bounds.py prints
 what each observer could know at best.

@@ -25,6 +25,7 @@ from ehrwear_jax.data.sources.simulator.admission_risk import RiskTable, solve_r
 from ehrwear_jax.data.sources.simulator.people import Person, draw_person, generators
 
 N_STATIC = 2  # the first columns of each view: age, sex
+N_LEVELS = 3  # the next columns of wearable_NxF: means of everything recorded, without trend or shape
 CHUNK = 400  # people simulated at once
 _LABS = {f"LOINC//{lab.code}" for lab in code_book.LABS}
 _LAB_INDEX = np.array([i for i, code in enumerate(ehr_process.CODES) if code in _LABS])
@@ -32,6 +33,7 @@ _VISIT = ehr_process.CODES.index(code_book.VISIT_CODE)
 _ADMISSION = ehr_process.CODES.index(code_book.ADMISSION_CODE)
 _WINDOWS_DAYS = (2.0, 9.0, np.inf)  # of wear, before a prediction
 _NIGHT_HOURS = 5  # from midnight on
+_PEAK = 2 * np.pi * 15 / 24  # of the daily wave, as an angle
 
 
 @dataclass(frozen=True)
@@ -45,8 +47,10 @@ class Views:
       state_wearable_NxF: age, sex, what wearables show of the components (visible_health), shock.
       ehr_NxF: age, sex, and of the events before the time: visits, admissions and their recency, each code's count,
         each laboratory value's last and mean.
-      wearable_NxF: age, sex, and of the recordings before the time, over two days, nine days and all: level and spread
-        of the heart rate, its level at night, log activity by day and night, share of movement at night, coverage.
+      wearable_NxF: age, sex, and of all recordings before the time N_LEVELS levels (coverage, means of the heart rate
+        and of log activity), then of those over two days, nine days and all what trend and shape tell: level and spread
+        of the heart rate, its level at night, log activity by day and night, share of movement at night, the size of
+        the daily wave of both, coverage.
     """
 
     person_N: np.ndarray
@@ -164,7 +168,9 @@ def _minutes(rows: list[tuple]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 def _wear_summary(time: np.ndarray, heart: np.ndarray, activity: np.ndarray, at_us: int) -> list[float]:
     """Summaries of the minutes before a time, by window."""
-    out: list[float] = []
+    ever = time < at_us
+    ever[np.isnan(heart)] = False
+    out = [float(ever.sum()), *(float(x[ever].mean()) if ever.any() else np.nan for x in (heart, activity))]
     for days in _WINDOWS_DAYS:
         window = (time < at_us) & (time >= at_us - min(days, 1e5) * DAY_US)
         night = time[window] % DAY_US < _NIGHT_HOURS * 60 * MINUTE_US
@@ -175,4 +181,14 @@ def _wear_summary(time: np.ndarray, heart: np.ndarray, activity: np.ndarray, at_
             out.append(float(values.mean()) if len(values) else np.nan)
         moving = log_count[seen & night] > 0
         out += [float(rate[seen].std()), float(moving.mean())] if len(moving) else [np.nan, np.nan]
+        wave = np.cos((time[window][seen] % DAY_US) * (2 * np.pi / DAY_US) - _PEAK)
+        out += [_slope(wave, values[seen]) for values in (rate, log_count)]
     return out
+
+
+def _slope(x_N: np.ndarray, y_N: np.ndarray) -> float:
+    """Of a line through the points; NaN of fewer than a hundred."""
+    if len(x_N) < 100:
+        return np.nan
+    x_N = x_N - x_N.mean()
+    return float(x_N @ y_N / (x_N @ x_N))

@@ -1,10 +1,12 @@
 """Simulates the wearable recordings of one person given the latent path: measurement models of each channel.
 
 Heart rate and activity once a minute, on request skin temperature, and short stretches of raw PPG. What wearables show
-of the state, `visible_health`, raises the resting heart rate, lowers activity, flattens the daily rhythm and breaks up
-sleep; a shock does more of the same for as long as it lasts. A beta-blocker, which nothing here tells of, lowers the
-heart rate alone. Sleep, a daily and a weekly rhythm, bouts of activity (AR(1) noise), device types, time not worn,
-artefacts and gaps come on top.
+of the state, `visible_health`, shows most in the shape of the day: it flattens the daily wave of heart rate and
+activity, in which people hardly differ otherwise. It raises the resting heart rate, lowers activity and breaks up sleep
+too, but those levels differ more between people. A shock, for as long as it lasts, raises the heart rate above the
+person's own, takes its fall at night away and makes the night restless. A beta-blocker, which nothing here tells of,
+lowers the heart rate alone. Sleep, a daily and a weekly rhythm, bouts of activity (AR(1) noise), device types, time not
+worn, artefacts and gaps come on top.
 """
 
 import functools
@@ -21,6 +23,7 @@ from ehrwear_jax.data.sources.simulator.latent_process import PersonPath
 from ehrwear_jax.data.sources.simulator.people import Person
 
 PPG_RATE_HZ = 25.0
+_FLATTENED = 0.5  # of the daily wave, per unit of visible health: its shape, unlike a level, hardly differs otherwise
 CHANNELS = pl.DataFrame(
     [
         ("heart_rate", "bpm", "Heart rate, one value a minute", 25.0, 230.0),
@@ -76,6 +79,7 @@ class _Traits:
     Attributes:
       resting: heart rate at rest, beats per minute, with the drug if taken. reserve: its rise with exertion.
       activity: of the log counts.
+      rhythm: of the size of the daily wave.
       bedtime: hour of the clock. sleep_hours: length of a night.
       carelessness: multiplies the time not worn.
     """
@@ -83,6 +87,7 @@ class _Traits:
     resting: float
     reserve: float
     activity: float
+    rhythm: float
     bedtime: float
     sleep_hours: float
     carelessness: float
@@ -117,10 +122,9 @@ class _Days:
         hour_N = (self.minute_N % DAY_MINUTES).astype(np.float32) * np.float32(2 * np.pi / DAY_MINUTES)
         return np.cos(hour_N - np.float32(2 * np.pi * 15 / 24))
 
-    @property
-    def rhythm_D(self) -> np.ndarray:
-        """How large the daily wave is."""
-        return np.maximum(1 - 0.2 * self.health_D, 0.1)
+    def rhythm_D(self, traits: _Traits) -> np.ndarray:
+        """f32 [D]: how large the daily wave is."""
+        return np.maximum(traits.rhythm - _FLATTENED * self.health_D, 0.1)
 
 
 def visible_health(ehr: np.ndarray, wearable: np.ndarray, config: SimulateConfig) -> np.ndarray:
@@ -181,13 +185,14 @@ def person_recordings(
 
 
 def _traits(rng: np.random.Generator, person: Person, config: SimulateConfig) -> _Traits:
-    normal = rng.standard_normal(5)
+    normal = rng.standard_normal(6)
     age = person.age_years
     slowed = config.wearable_information * config.drug_heart_rate * person.beta_blocker
     return _Traits(
         resting=62 + 4.5 * person.resting - 2.5 * person.male - slowed,
         reserve=np.maximum(38 - 0.35 * (age - 60) + 5 * normal[0], 12),
         activity=0.3 * normal[1] - 0.012 * (age - 60),
+        rhythm=1 + 0.15 * normal[5],
         bedtime=23.0 + 0.8 * normal[2],
         sleep_hours=7.3 + 0.5 * normal[3],
         carelessness=np.exp(0.7 * normal[4]),
@@ -249,11 +254,12 @@ def _minutes(
     exertion_N = np.minimum(np.log1p(counts_N / 150) / 2.2, 1.6).astype(np.float32)
     # recovery takes minutes
     exertion_N = scipy.signal.lfilter([0.35], np.array([1.0, -0.65], np.float32), exertion_N)
-    state_D = 5.0 * days.health_D + 5.0 * days.shock_D
+    state_D = 3.0 * days.health_D + 3.5 * days.shock_D
     state_D = state_D + 1.2 * rng.standard_normal(len(days.minutes_D))
     heart_N = days.by_minute(traits.resting + device.heart_rate_bias + state_D)
     heart_N = heart_N + np.float32(traits.reserve) * exertion_N
-    heart_N += 3.0 * days.by_minute(days.rhythm_D) * days.afternoon_N - 5.0 * asleep_N
+    heart_N += 5.0 * days.by_minute(days.rhythm_D(traits)) * days.afternoon_N
+    heart_N += (days.by_minute(3.0 * days.shock_D) - 5.0) * asleep_N  # a shock takes the fall at night away
     noise = np.float32(config.noise * device.noise)
     heart_N += noise * (2.2 * _ar1(rng, n, 0.9) + 1.2 * rng.standard_normal(n, np.float32))
 
@@ -277,13 +283,13 @@ def _counts(rng: np.random.Generator, traits: _Traits, days: _Days, asleep_N: np
     n = len(days.minute_N)
     weekend_D = np.where(days.weekday_D >= 5, 0.25 * rng.standard_normal(), 0.0)
     level_D = traits.activity + weekend_D + 0.25 * rng.standard_normal(len(days.minutes_D))
-    level_D = level_D - 0.35 * days.health_D - 0.4 * days.shock_D
+    level_D = level_D - 0.3 * days.health_D - 0.3 * days.shock_D
     bout_N = _ar1(rng, n, 0.94) + 0.6 * rng.standard_normal(n, np.float32)
     drive_N = days.by_minute(level_D)
-    drive_N += 0.7 * days.by_minute(days.rhythm_D) * days.afternoon_N + bout_N
+    drive_N += 0.7 * days.by_minute(days.rhythm_D(traits)) * days.afternoon_N + bout_N
     counts_N = np.exp(np.float32(4.6) + drive_N, dtype=np.float32)
     counts_N[(drive_N < -0.9) | asleep_N] = 0
-    stir = asleep_N & (rng.random(n, np.float32) < days.by_minute(0.03 * np.exp(0.4 * days.shock_D)))
+    stir = asleep_N & (rng.random(n, np.float32) < days.by_minute(0.03 * np.exp(0.8 * days.shock_D)))
     counts_N[stir] = rng.integers(5, 120, stir.sum())
     return counts_N
 

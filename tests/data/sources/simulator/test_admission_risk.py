@@ -31,7 +31,7 @@ def test_risk_with_constant_hazards_is_the_closed_form():
 def test_risk_does_not_depend_on_the_resolution_of_the_grid():
     process = latent_process.HealthProcess()
     coarse = admission_risk.solve_risk(process, (90,), (-2, 2))
-    fine = admission_risk.solve_risk(process, (90,), (-2, 2), n_component=48, n_offset=20)
+    fine = admission_risk.solve_risk(process, (90,), (-2, 2), n_component=80, n_offset=20)
     rng = np.random.default_rng(0)
     state = (
         rng.uniform(-2, 2, 500),
