@@ -239,7 +239,9 @@ def measure(
 
 
 BLOCKS = ((64, 128), (64, 64), (128, 64), (128, 128), (32, 64))
-TILINGS = tuple((*block, warps, stages) for block, warps, stages in itertools.product(BLOCKS, (4, 8), (2, 3)))
+TILINGS: tuple[tuple[int, ...], ...] = tuple(
+    (*block, warps, stages) for block, warps, stages in itertools.product(BLOCKS, (4, 8), (2, 3))
+)
 # block_q, block_k, warps, stages, edge, masked, reach
 TILINGS += tuple((*block, 4, 2, 32, masked) for block, masked in itertools.product(BLOCKS[:3], (16, 32)))
 TILINGS += tuple((64, 64, 4, 2, 32, 64, reach) for reach in (-1, 8, 16, 60))

@@ -149,7 +149,10 @@ class Tile:
         program, query, n, column = self.program, self.query, self.n, self.program.column()[None]
         # sum_r p_r y_r must vanish with b - 1 and expm1(-gamma h), digit by digit, where K is near 1
         scale = jnp.maximum(self.kappa, math.log(tiles.NEAR))[:, None]
-        start = program.expm1(-query.rate * self.h[:, None], self.exp(query.row, scale), self.a)
+        change = -query.rate * self.h[:, None]
+        if self.masked:
+            change = jnp.minimum(change, MOST_EXPONENT)
+        start = program.expm1(change, self.exp(query.row, scale), self.a)
         found = program.dot(w, program.ref.contracted[:, self.key.at], 1)
         start *= jnp.sum(jnp.where(column == 3 * n, found, 0.0), axis=1)[:, None]
         if self.masked:
