@@ -27,6 +27,7 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 
 @jax.tree_util.register_dataclass
@@ -160,7 +161,7 @@ def dropout_keep(
     head: jax.Array,
     query: jax.Array,
     position: jax.Array,
-    rate: float,
+    rate: float | jax.Array,
 ) -> jax.Array:
     """Which attention weights survive dropout: a pure function of global indices.
 
@@ -176,7 +177,7 @@ def dropout_keep(
     for counter in (seed[1], batch, head, query, position):
         word = _mix(word + jnp.asarray(counter).astype(jnp.uint32) * jnp.uint32(0x9E3779B9) + jnp.uint32(0x85EBCA6B))
     # 24 bits fit a float32 exactly, so the threshold means the same on every platform
-    return (word >> 8).astype(jnp.float32) >= jnp.float32(rate * 2.0**24)
+    return (word >> 8).astype(jnp.float32) >= jnp.asarray(rate * 2.0**24, jnp.float32)
 
 
 def kernel_attention_reference(
@@ -234,6 +235,7 @@ def kernel_attention_reference(
     if dropout_rate > 0.0:
         weight = _dropped(weight, dropout_rate, dropout_key, first_index)
     out = jnp.einsum("bhts,bshd->bthd", weight, v, precision="highest").astype(q_BxTxHxD.dtype)
+    out = checkpoint_name(out, "attended")  # as what fused forward passes leave, see fused.CHECKPOINT_NAME
     return out, log_sum_exp[..., 0]
 
 
