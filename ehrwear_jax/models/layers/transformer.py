@@ -10,9 +10,10 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from ehrwear_jax.models.layers.dense import LAYERS, dense, named, scaled
-from ehrwear_jax.models.layers.dropout import Dropout
+from ehrwear_jax.models.layers.dropout import dropped, kept
 from ehrwear_jax.models.layers.mesh_ops import ONE_DEVICE, MeshOps
 from ehrwear_jax.ops.kernel_attention import ExponentialMixture, RationalQuadratic
+from ehrwear_jax.ops.kernel_attention.reference import dropout_seed
 
 # What the forward pass keeps of a block for the backward pass, which computes the rest again: everything; the block's
 # input; that and its projections and the attention's result; that and the first product of the feed-forward part.
@@ -22,6 +23,9 @@ REMAT: dict[str, tuple[str, ...] | None] = {
     "attention": ("qkv", "attended"),
     "products": ("qkv", "attended", "hidden"),
 }
+
+
+N_STREAMS = 4  # updates of a layer whose entries are dropped: of tokens and queries, by attention and feed-forward
 
 
 @dataclasses.dataclass(frozen=True)
@@ -156,8 +160,10 @@ class ModalityBias(nn.Module):
             (x_BxTxD.shape[-1], self.n_heads, self.width),
         )
         offset_HxS = self.param("offset", named(nn.initializers.zeros, "heads", None), (self.n_heads, self.width))
-        source = jnp.einsum("btd,dhs->bths", x_BxTxD.astype(jnp.float32), projection_DxHxS) + offset_HxS[None, None]
-        return jnp.einsum("mhs,bths->bhmt", tag_MxHxS, source)
+        # the narrow product first: M columns a head instead of S; its factors are of x's dtype
+        joined_DxHxM = jnp.einsum("dhs,mhs->dhm", projection_DxHxS, tag_MxHxS).astype(x_BxTxD.dtype)
+        bias = jnp.einsum("btd,dhm->bhmt", x_BxTxD, joined_DxHxM, preferred_element_type=jnp.float32)
+        return bias + jnp.einsum("hs,mhs->hm", offset_HxS, tag_MxHxS)[None, :, :, None]
 
 
 def _source_init(key, shape):
@@ -188,7 +194,7 @@ class Block(nn.Module):
         self.norm_mlp = nn.LayerNorm(dtype=c.dtype)
         self.up = dense(c.mlp_width, ("embed", "mlp"), dtype=c.dtype)
         self.down = dense(c.width, ("mlp", "embed"), kernel_init=start, dtype=c.dtype)
-        self.dropout = Dropout(c.dropout, self.deterministic)
+        self.drops = (c.dropout > 0 or c.stochastic_depth > 0) and not self.deterministic
         if c.adapter_width:
             self.adapter_attention, self.adapter_mlp = (Adapter(c.adapter_width, c.dtype) for _ in range(2))
 
@@ -197,15 +203,17 @@ class Block(nn.Module):
     ) -> tuple[tuple[jax.Array, jax.Array], None]:
         """One layer: (x_BxTxD, y_BxQxD), its chance of being dropped, and the batch's fields -> (carry, None)."""
         x_BxTxD, y_BxQxD = carry
+        # one key a layer: each key is a program of its own on the device
+        seed = dropout_seed(self.make_rng("dropout")) if self.drops else None
         x_norm, y_norm = self.norm_attention(x_BxTxD), self.norm_attention(y_BxQxD)
         keys = self._keys(x_norm, fields["time"])
         queries = jnp.full(y_BxQxD.shape[:2], self.config.n_modalities - 1)
         seen = self._attended(x_norm, keys, fields["time"], fields["kv_range"], fields["modality"])
-        x_BxTxD = self._residual(x_BxTxD, "attention", seen, layer_drop)
+        x_BxTxD = self._residual(x_BxTxD, "attention", seen, layer_drop, (seed, 0))
         seen = self._attended(y_norm, keys, fields["query_time"], fields["query_kv_range"], queries)
-        y_BxQxD = self._residual(y_BxQxD, "attention", seen, layer_drop)
-        x_BxTxD = self._residual(x_BxTxD, "mlp", self._feed_forward(x_BxTxD), layer_drop)
-        y_BxQxD = self._residual(y_BxQxD, "mlp", self._feed_forward(y_BxQxD), layer_drop)
+        y_BxQxD = self._residual(y_BxQxD, "attention", seen, layer_drop, (seed, 1))
+        x_BxTxD = self._residual(x_BxTxD, "mlp", self._feed_forward(x_BxTxD), layer_drop, (seed, 2))
+        y_BxQxD = self._residual(y_BxQxD, "mlp", self._feed_forward(y_BxQxD), layer_drop, (seed, 3))
         return (x_BxTxD, y_BxQxD), None
 
     def _projected(self, name, x):
@@ -239,20 +247,21 @@ class Block(nn.Module):
             dropout_key=self.make_rng("dropout") if rate else None,
             implementation=self.config.attention,
         )
-        return self.out(checkpoint_name(attended, "attended"))
+        return self.out(attended)
 
     def _feed_forward(self, x):
         hidden = self.mesh_ops.constrain(self.up(self.norm_mlp(x)), "batch", "length", "mlp")
         return self.down(nn.gelu(checkpoint_name(hidden, "hidden")))
 
-    def _residual(self, x, sublayer, update, layer_drop):
+    def _residual(self, x, sublayer, update, layer_drop, stream):
         """Dropout, and a whole row's update dropped with the layer's probability (stochastic depth)."""
-        adapted = getattr(self, f"adapter_{sublayer}")(update) if self.config.adapter_width else update
-        update = self.dropout(adapted)
-        if self.config.stochastic_depth > 0 and not self.deterministic:
-            keep = 1.0 - layer_drop
-            kept = jax.random.bernoulli(self.make_rng("dropout"), keep, (x.shape[0], 1, 1))
-            update = jnp.where(kept, update / keep.astype(update.dtype), 0.0)
+        if self.config.adapter_width:
+            update = getattr(self, f"adapter_{sublayer}")(update)
+        if self.config.dropout > 0 and self.drops:
+            update = dropped(update, self.config.dropout, *stream)
+        if self.config.stochastic_depth > 0 and self.drops:
+            row_Bx1x1 = kept((x.shape[0], 1, 1), layer_drop, stream[0], N_STREAMS + stream[1])
+            update = jnp.where(row_Bx1x1, update / (1.0 - layer_drop).astype(update.dtype), 0.0)
         return self.mesh_ops.constrain(x + update, "batch", "length", None)
 
 

@@ -27,6 +27,7 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 
 @jax.tree_util.register_dataclass
@@ -173,12 +174,14 @@ def dropout_word(seed: jax.Array | Sequence[jax.Array], position: jax.Array) -> 
     return _chain(_mix(seed[0] ^ jnp.uint32(0xB5297A4D)), seed[1], position)
 
 
-def kept_by(row: tuple[jax.Array, jax.Array], column: jax.Array, rate: float) -> jax.Array:
+def kept_by(row: tuple[jax.Array, jax.Array], column: jax.Array, rate: float | jax.Array) -> jax.Array:
     """Which weights survive, of words of rows and columns: few operations an entry, for every entry needs its own."""
     word = (column ^ row[0]) * jnp.uint32(0x7FEB352D) + row[1]
     word = (word ^ (word >> 15)) * jnp.uint32(0x846CA68B)
     # compared with a sign, as all platforms can
-    return word.astype(jnp.int32) >= jnp.int32(min(round(rate * 2.0**32), 2**32 - 1) - 2**31)
+    if isinstance(rate, float):
+        return word.astype(jnp.int32) >= jnp.int32(min(round(rate * 2.0**32), 2**32 - 1) - 2**31)
+    return word.astype(jnp.int32) >= (rate * 2.0**32 - 2.0**31).astype(jnp.int32)
 
 
 def dropout_keep(
@@ -187,7 +190,7 @@ def dropout_keep(
     head: jax.Array,
     query: jax.Array,
     position: jax.Array,
-    rate: float,
+    rate: float | jax.Array,
 ) -> jax.Array:
     """Which attention weights survive dropout: a pure function of global indices.
 
@@ -257,6 +260,7 @@ def kernel_attention_reference(
     if dropout_rate > 0.0:
         weight = _dropped(weight, dropout_rate, dropout_key, first_index)
     out = jnp.einsum("bhts,bshd->bthd", weight, v, precision="highest").astype(q_BxTxHxD.dtype)
+    out = checkpoint_name(out, "attended")  # as what fused forward passes leave, see fused.CHECKPOINT_NAME
     return out, log_sum_exp[..., 0]
 
 

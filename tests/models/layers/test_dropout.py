@@ -6,14 +6,16 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from ehrwear_jax.models.layers.dropout import Dropout
+from ehrwear_jax.models.layers.dropout import dropped as dropped_by
+from ehrwear_jax.models.layers.dropout import kept
+from ehrwear_jax.ops.kernel_attention.reference import dropout_seed
 from ehrwear_jax.training import sharding
 
 B, N, D = 8, 64, 128
 
 
-def dropped(x, seed=0, rate=0.1):
-    return Dropout(rate, False).apply({}, x, rngs={"dropout": jax.random.key(seed)})
+def dropped(x, seed=0, rate=0.1, stream=0):
+    return dropped_by(x, rate, dropout_seed(jax.random.key(seed)), stream)
 
 
 @pytest.mark.parametrize("rate", [0.1, 0.5])
@@ -31,9 +33,10 @@ def test_entries_are_dropped_independently_at_the_rate_and_the_rest_is_scaled(ra
 
 def test_another_key_drops_others_and_the_same_key_the_same():
     x = jnp.ones((B, N, D))
-    one, again, other = (np.asarray(dropped(x, seed)) for seed in (1, 1, 2))
+    one, again, other, stream = (np.asarray(dropped(x, *of)) for of in ((1,), (1,), (2,), (1, 0.1, 1)))
     np.testing.assert_array_equal(one, again)
-    assert abs(np.corrcoef((one == 0).ravel(), (other == 0).ravel())[0, 1]) < 5 / np.sqrt(one.size)
+    for y in (other, stream):
+        assert abs(np.corrcoef((one == 0).ravel(), (y == 0).ravel())[0, 1]) < 5 / np.sqrt(one.size)
 
 
 def test_the_gradient_goes_where_the_value_went():
@@ -42,11 +45,12 @@ def test_the_gradient_goes_where_the_value_went():
     np.testing.assert_array_equal(grad, dropped(x))
 
 
-def test_nothing_is_dropped_when_deterministic_or_at_rate_zero():
-    x = jnp.ones((1, 2, 3), jnp.bfloat16)
-    for module in (Dropout(0.5, True), Dropout(0.0, False)):
-        assert module.apply({}, x) is x
-    assert dropped(x).dtype == jnp.bfloat16
+def test_rows_are_dropped_at_a_rate_that_is_no_constant():
+    seed = dropout_seed(jax.random.key(3))
+    share = jax.jit(lambda rate: kept((4000, 1, 1), rate, seed, 0).mean())
+    for rate in (0.0, 0.05, 0.7):
+        assert abs(share(jnp.float32(rate)) - (1 - rate)) <= 5 * np.sqrt(rate * (1 - rate) / 4000)
+    assert dropped(jnp.ones((1, 2, 3), jnp.bfloat16)).dtype == jnp.bfloat16
 
 
 def test_rows_on_several_devices_drop_what_they_drop_on_one():
