@@ -11,7 +11,6 @@ have no room for windows: 1 if empty slots are free. Any option may be changed, 
 
 import dataclasses
 import json
-import statistics
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -69,13 +68,13 @@ def without_slots(spec: BatchSpec, batch: Batch) -> Batch:
 
 
 def seconds(run: Callable[..., Any], argument: Any, batch: Batch, timing: Timing) -> float:
-    """Median duration of a compiled pass."""
+    """Least duration of a pass: what else the machine does only adds to it."""
     placed, each = jax.device_put(batch), []
     for _ in range(timing.warmup + timing.passes):
         began = time.perf_counter()
         jax.block_until_ready(run(argument, placed))
         each.append(time.perf_counter() - began)
-    return statistics.median(each[timing.warmup :])
+    return min(each[timing.warmup :])
 
 
 def _gradient(apply):

@@ -39,8 +39,9 @@ class ContextConfig:
     """Equal parts of a row's slots for windows that are left out where a batch does not need them: the encoder is
     compiled for each number of parts, a batch takes that which its fullest row needs, and without windows skips it.
     Training rows of several patients are packed into as many parts as rows fill on average, see packing.row_limits.
-    What a window says depends on the number by rounding alone. Each number keeps what its own backward pass needs: 2
-    take half as much memory again. 1: all slots are encoded, empty or not."""
+    What a window says depends on the number by rounding alone. Each number keeps what its own backward pass needs,
+    zeros where another is taken: 2 take half as much memory again, and skipping costs the least with wear_remat=full.
+    1: all slots are encoded, empty or not."""
     context_tokens: int = 128
     """Most EHR tokens of one patient in a row, static ones included, then the latest events; at most `tokens`."""
     queries: int = 8
