@@ -54,7 +54,7 @@ class ContextConfig:
     value_codes: int = 64
     """Number of numeric codes, those with the most values, whose state of values is predicted (ehr_values)."""
     value_spans: tuple = (365.0,)
-    """Spans back from a query, days, over which the state of values has a mean, maximum, minimum and trend."""
+    """Spans back from a query, days, over which the state of values has a mean, maximum, minimum, trend and count."""
     next_values: int = 8
     """Most values of the next time of measurement that are predicted at a place, given their codes (next_value)."""
     wear_spans: tuple = (1.0, 7.0)
@@ -167,6 +167,9 @@ class NetworkConfig:
     """Hidden units of the backbone's feed-forward blocks."""
     token_width: int = 512
     """Width of the table of token embeddings."""
+    value_inputs: bool = False
+    """Whether a query is told the state of values (ehr_values, wear_values) as it is told how much record there is: z
+    need not find the last value of each code among many tokens by attention."""
     token_gain: float = 1.0
     """Factor of what an EHR token says (code and value), which starts at 0.02 beside a time of about 0.7 and a stream
     and counts of about 1.5; 50 lets all begin alike."""
