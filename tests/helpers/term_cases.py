@@ -17,7 +17,7 @@ from ehrwear_jax.models.objective import Ramp, WeightedTerms
 V, A, B, S, D = 11, 4, 3, 5, 4  # vocabulary, horizons, rows, width of the common space, width of z
 T, W, L, C, P, M, E, Q, H, K, R, J, F = 16, 5, 6, 2, 3, 4, 4, 5, 3, 4, 3, 3, 6  # see joint/batch.py
 Y, MIXTURE = 4, 9  # next values, parameters of their density
-U, G, X = 3, 9, 7  # numeric codes, statistics of two spans of a code and of a channel
+U, G, X = 3, 12, 7  # numeric codes, statistics of two spans of a code and of a channel
 RATE = np.linspace(0.02, 0.9, K * A).reshape(K, A)
 FACTS = Facts(
     modalities=MODALITIES, vocabulary=V, steps=L, channels=C, derived=0, future_codes=K, history_tokens=R,

@@ -16,7 +16,7 @@ import dataclasses
 import numpy as np
 
 from ehrwear_jax.models.family import BatchSpec, Field
-from ehrwear_jax.models.joint import value_states
+from ehrwear_jax.models.joint import value_fields, value_states
 from ehrwear_jax.models.joint.config import ContextConfig
 
 PAD, MASK, WEAR = 0, 1, 2  # token ids that are no codes
@@ -72,7 +72,8 @@ class Facts:
       future_rates: [future_codes x n_horizons] row by row: expected share of queries with a code within a horizon.
       raw_samples, raw_channels: of a raw window; 0: none. quality: whether the signal's quality is known.
       static: whether static tokens are given without the EHR's others.
-      value_codes: numeric codes whose values are predicted. quantiles: whether the network reads values' quantiles.
+      value_codes: numeric codes whose values are predicted. quantiles, value_inputs: whether the network reads values'
+        quantiles, the state of values at queries.
     """
 
     modalities: tuple[str, ...]
@@ -90,6 +91,7 @@ class Facts:
     static: bool = False
     value_codes: int = 0
     quantiles: bool = False
+    value_inputs: bool = False
 
     @property
     def wear(self) -> bool:
@@ -146,5 +148,7 @@ def batch_spec(context: ContextConfig, facts: Facts, targets: dict[str, Field]) 
         "2": 2,
     }
     inputs = INPUTS | (QUANTILES if facts.quantiles else {})
+    if facts.value_inputs:
+        inputs |= (value_fields.CODES if facts.value_codes else {}) | (value_fields.CHANNELS if wear else {})
     inputs |= (QUALITY if wear and facts.quality else {}) | (RAW if raw else {})
     return BatchSpec(sizes, inputs | targets, facts)

@@ -62,7 +62,7 @@ class ContextConfig:
     value_codes: int = 64
     """Number of numeric codes, those with the most values, whose state of values is predicted (ehr_values)."""
     value_spans: tuple = (365.0,)
-    """Spans back from a query, days, over which the state of values has a mean, maximum, minimum and trend."""
+    """Spans back from a query, days, over which the state of values has a mean, maximum, minimum, trend and count."""
     next_values: int = 8
     """Most values of the next time of measurement that are predicted at a place, given their codes (next_value)."""
     wear_spans: tuple = (1.0, 7.0)
@@ -176,6 +176,9 @@ class NetworkConfig:
     """Hidden units of the backbone's feed-forward blocks."""
     token_width: int = 512
     """Width of the table of token embeddings."""
+    value_inputs: bool = False
+    """Whether a query is told the state of values (ehr_values, wear_values) as it is told how much record there is: z
+    need not find the last value of each code among many tokens by attention."""
     value_features: int = 0
     """Curves of a value's quantile within its code, mixed by a vector per token, beside the value itself; 0: none."""
     time_features: int = 128

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from ehrwear_jax.data.formats.times import DAY_US
-from ehrwear_jax.models.joint import augmentation, masking, raw_fields
+from ehrwear_jax.models.joint import augmentation, masking, raw_fields, value_fields
 from ehrwear_jax.models.joint.batch import MASK, MODALITY_EHR, MODALITY_WEAR, PAD, WEAR
 from ehrwear_jax.models.joint.patient import Patient
 
@@ -189,6 +189,11 @@ def fill_context(
     if c.patient.raw is not None:
         warp = people.config.time_warp if augment_rng is not None else 0.0
         raw_fields.fill_raw(row, at, people, c.patient.raw, c.windows, c.window_slots.start, warp)
+    if people.value_inputs:
+        if "query_value" in row:
+            value_fields.fill_codes(row, c)
+        if "query_signal" in row:
+            value_fields.fill_channels(row, c)
     if draws is not None:
         _fill_events(row, at, c)
         for term in people.terms:

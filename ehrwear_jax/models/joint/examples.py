@@ -74,6 +74,7 @@ class People:
         self.n_history = len(history)
         self.value_quantiles = value_scales.fit_quantiles(self.vocabulary, store.code_statistics)
         self.reads_quantiles = config.network.value_features > 0 and (ehr or self.static)
+        self.value_inputs = config.network.value_inputs
         self.value_scales = value_scales.fit(self.vocabulary, store.code_statistics, c.value_codes)
         self.history_class_V = np.full(len(self.vocabulary), -1)
         self.history_class_V[history] = np.arange(len(history))
@@ -140,8 +141,9 @@ class People:
             raw_channels=len(self.raw_channel_A),
             quality=self.has_quality,
             static=self.static,
-            value_codes=len(self.value_scales.names),
+            value_codes=len(self.value_scales.names) * ("ehr" in self.modalities),
             quantiles=self.reads_quantiles,
+            value_inputs=self.value_inputs,
         )
 
 

@@ -57,7 +57,8 @@ def assumed(config: Config, prepare: PrepareConfig, vocabulary: int) -> tuple[Ba
         raw_channels=len(raw.channels) if raw else 0,
         quality=prepare.quality,
         static=config.static,
-        value_codes=c.value_codes,
+        value_codes=c.value_codes * ("ehr" in modalities),
+        value_inputs=config.network.value_inputs,
         quantiles=config.network.value_features > 0 and ("ehr" in modalities or config.static),
     )
     spec = batch_spec(c, facts, target_fields(active(config, facts)))

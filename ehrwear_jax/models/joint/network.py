@@ -1,5 +1,7 @@
 """Computes latents and predictions of the joint model: encoders, shared backbone, and a head per loss term."""
 
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -21,6 +23,7 @@ from ehrwear_jax.models.layers.transformer import Backbone, TransformerConfig
 from ehrwear_jax.models.layers.vocabulary_loss import TokenLoss
 
 BACKBONE_FIELDS = ("time", "kv_range", "modality", "query_time", "query_kv_range")
+STATES = ("query_value", "query_signal")  # fields that tell queries of the state of values
 LONGEST_PERIOD_DAYS = 36525.0  # of the encoding of ages
 
 
@@ -72,6 +75,8 @@ class JointNetwork(nn.Module):
         if n.posterior == "normal":
             self.posterior = Posterior(n.width)
         self.query = self.param("query", nn.initializers.normal(0.02), (n.width,))
+        if facts.value_inputs:
+            self.states = {name: Mlp(n.width, n.width) for name in STATES if self._has_states(name)}
         self.stream = Mlp(4 * time_encoding.N_STREAM, n.width)
         if n.count_width:
             self.counts = DecayedCounts(n.count_width, n.width, dtype=n.dtype)
@@ -145,8 +150,21 @@ class JointNetwork(nn.Module):
         last = batch["query_kv_range"][..., 1] - 1
         y = self.query.astype(n.dtype)[None, None] + self._time(batch["query_age"])
         y = y + self._stream(batch["query_time"], batch["query_kv_range"], last, batch["time"]) + counts[1]
+        y = y + self._states(batch) if self.facts.value_inputs else y
         x, y = (self.mesh_ops.constrain(z, "batch", "length", None) for z in (x, y))
         return *self.backbone(x, y, {n: batch[n] for n in BACKBONE_FIELDS}, deterministic), h_BxTxD
+
+    def _has_states(self, name):
+        return self.facts.value_codes > 0 if name == "query_value" else self.facts.wear
+
+    def _states(self, batch):
+        """What queries are told of the state of values: [B, Q, D], zero where none is known."""
+        found: Any = 0.0
+        for name, encode in self.states.items():
+            known, value = (batch[n].reshape(*batch[n].shape[:2], -1) for n in (f"{name}_mask", name))
+            said = jnp.concatenate([known.astype(jnp.float32), jnp.where(known, value, 0.0)], axis=-1)
+            found = found + jnp.where(known.any(-1, keepdims=True), encode(said), 0.0)
+        return found.astype(self.config.network.dtype) if self.states else found
 
     def _windows(self, batch):
         detail = None

@@ -1,18 +1,20 @@
-"""Computes the state of series at many times at once: last value, and mean, maximum, minimum and trend of late.
+"""Computes the state of series at many times at once: last value, and mean, extremes, trend and count of late.
 
-Axes: N known values, Q times that ask, S spans, U series, G = 1 + 4 S statistics.
+Axes: N known values, Q times that ask, S spans, U series, G = 2 + 5 S statistics.
 """
 
 import numpy as np
 
-STATISTICS = ("mean", "max", "min", "trend")  # of each span, behind the last value
+ANY_TIME = ("last", "since")  # the last value, and how long ago it was
+STATISTICS = ("mean", "max", "min", "trend", "count")  # of each span, behind those
+SINCE_SHARE = 0.1  # part of the first span that is the unit of the logarithm of the time since
 TREND_SHARE = 0.05  # part of a span; times that lie closer together say little of a trend
 TREND_CLIP = 5.0
 
 
 def names(spans_days: tuple[float, ...]) -> tuple[str, ...]:
-    """Names of the statistics in order: last, then mean, max, min and trend of each span."""
-    return ("last", *(f"{name}_{days:g}d" for days in spans_days for name in STATISTICS))
+    """Names of the statistics in order: last, since, then mean, max, min, trend and count of each span."""
+    return (*ANY_TIME, *(f"{name}_{days:g}d" for days in spans_days for name in STATISTICS))
 
 
 def over(ufunc: np.ufunc, value_KxN: np.ndarray, lo_R: np.ndarray, hi_R: np.ndarray) -> np.ndarray:
@@ -28,7 +30,7 @@ def over(ufunc: np.ufunc, value_KxN: np.ndarray, lo_R: np.ndarray, hi_R: np.ndar
 def value_states(
     class_N: np.ndarray,
     value_N: np.ndarray,
-    day_N: np.ndarray,
+    days: tuple[np.ndarray, np.ndarray],
     range_Qx1S: tuple[np.ndarray, np.ndarray],
     spans_days: tuple[float, ...],
     n_classes: int,
@@ -37,19 +39,20 @@ def value_states(
 
     The trend is a least-squares slope times the span: by how much the series changes over a span at this rate. It is
     shrunk where the values' times lie close together, by a ridge of (TREND_SHARE span)^2 beside their variance, and
-    clipped; of one time alone it is unknown.
+    clipped; of one time alone it is unknown. The time since the last value is log(1 + days / (SINCE_SHARE first span)),
+    the count of a span log(1 + n), unknown where there is none.
 
     Args:
-      class_N: series of each value, in order of time. value_N: on a scale of about 1. day_N: days, near zero.
+      class_N: series of each value, in order of time. value_N: on a scale of about 1.
+      days: (day_N of the values, day_Q of the times), near zero.
       range_Qx1S: (lo [Q, S], hi [Q]): values lo to hi lie within the span and are known at the time; the last value is
         that of all before hi.
 
     Returns:
-      float32 [Q, n_classes, 1 + 4 S], NaN where unknown.
+      float32 [Q, n_classes, G], NaN where unknown.
     """
-    lo_QxS, hi_Q = range_Qx1S
-    n, n_spans = len(class_N), lo_QxS.shape[1]
-    out_QxUxG = np.full((len(hi_Q), n_classes, 1 + len(STATISTICS) * n_spans), np.nan, np.float32)
+    (lo_QxS, hi_Q), (day_N, day_Q), n = range_Qx1S, days, len(class_N)
+    out_QxUxG = np.full((len(hi_Q), n_classes, len(names(spans_days))), np.nan, np.float32)
     if not n:
         return out_QxUxG
     order = np.argsort(class_N, kind="stable")
@@ -65,25 +68,27 @@ def value_states(
 
     stop_QxP = until(hi_Q)
     q, p = np.nonzero(stop_QxP > until(np.zeros_like(hi_Q)))
-    out_QxUxG[q, class_P[p], 0] = value_N[stop_QxP[q, p] - 1]
-    for s, days in enumerate(spans_days):
-        start_QxP, first = until(lo_QxS[:, s]), 1 + len(STATISTICS) * s
+    last = stop_QxP[q, p] - 1
+    out_QxUxG[q, class_P[p], 0] = value_N[last]
+    out_QxUxG[q, class_P[p], 1] = np.log1p(np.maximum(day_Q[q] - day_N[last], 0) / (SINCE_SHARE * spans_days[0]))
+    for s, span in enumerate(spans_days):
+        start_QxP, first = until(lo_QxS[:, s]), len(ANY_TIME) + len(STATISTICS) * s
         q, p = np.nonzero(stop_QxP > start_QxP)
         if len(q):
-            found = _of_span(moment_4xN, start_QxP[q, p], stop_QxP[q, p], days)
+            found = _of_span(moment_4xN, start_QxP[q, p], stop_QxP[q, p], span)
             out_QxUxG[q, class_P[p], first : first + len(STATISTICS)] = found.T
     return out_QxUxG
 
 
 def _of_span(moment_4xN, lo_R, hi_R, days):
-    """STATISTICS of the ranges lo to hi: [4, R]."""
+    """STATISTICS of the ranges lo to hi: [5, R]."""
     mean, day, square, product = over(np.add, moment_4xN, lo_R, hi_R) / (hi_R - lo_R)
     variance = np.maximum(square - day**2, 0.0)
     trend = days * (product - day * mean) / (variance + (TREND_SHARE * days) ** 2)
     apart = moment_4xN[1, hi_R - 1] > moment_4xN[1, lo_R]
     trend = np.where(apart, np.clip(trend, -TREND_CLIP, TREND_CLIP), np.nan)
     (high,), (low,) = (over(f, moment_4xN[:1], lo_R, hi_R) for f in (np.maximum, np.minimum))
-    return np.stack([mean, high, low, trend])
+    return np.stack([mean, high, low, trend, np.log1p(hi_R - lo_R)])
 
 
 # ------------------------------------------------------------------------------------------------- signals

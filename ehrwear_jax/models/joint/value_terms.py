@@ -5,11 +5,9 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from ehrwear_jax.data.formats.times import DAY_US
-from ehrwear_jax.models.family import Batch, Field
-from ehrwear_jax.models.joint import value_states
+from ehrwear_jax.models.family import Batch
+from ehrwear_jax.models.joint import value_fields, value_states
 from ehrwear_jax.models.joint.context import Context
 from ehrwear_jax.models.joint.terms import Arrays, Latents, Loss, Term
 from ehrwear_jax.models.layers.dense import dense
@@ -20,41 +18,23 @@ _PRIOR_COUNT = 10.0  # so many targets of variance 1 are added to those of a bat
 class EhrValues(Term):
     """The state of each numeric code, from z of a query: how much it was, where EhrHistory says when.
 
-    Last value, and mean, maximum, minimum and trend over spans back (value_states.py) of what the context shows before
-    the query: hidden events and what lies before its first token do not count. Values are on the scale of
-    value_scales.py. Squared error over the target's variance in the batch, so that 1 is what a model costs that knows
-    means only, whatever the code and the statistic. A target of which the batch has n counts 1 / sqrt(n): frequent
-    codes do not drown rare ones, and rare ones do not speak as loudly as a mean over codes would let them.
+    Last value and time since it, and mean, maximum, minimum, trend and count over spans back (value_states.py) of what
+    the context shows before the query: hidden events and what lies before its first token do not count. Values are on
+    the scale of value_scales.py. Squared error over the target's variance in the batch, so that 1 is what a model costs
+    that knows means only, whatever the code and the statistic. A target of which the batch has n counts 1 / sqrt(n):
+    frequent codes do not drown rare ones, and rare ones do not speak as loudly as a mean over codes would let them.
     """
 
     name = "ehr_values"
     needs = ("ehr",)
-    targets = {
-        "query_value": Field("QUG", np.float32, 0, "statistic g of numeric code u of what was seen, robust scale"),
-        "query_value_mask": Field("QUG", np.bool_, False, "whether it is known"),
-    }
+    targets = value_fields.CODES
 
     def has_targets(self) -> bool:
         return self.facts.value_codes > 0
 
     def fill(self, row: Batch, at: dict, c: Context) -> None:
-        if not len(c.query_us_Q):
-            return
-        scales, config, q = c.people.value_scales, self.config.context, c.queries
-        class_N, first = scales.class_V[c.token_N], c.n_static
-        known = first + np.flatnonzero((class_N[first:] >= 0) & np.isfinite(c.value_N[first:]))
-        stop_Q = row["query_kv_range"][q, 1] - row["query_kv_range"][q, 0]
-        span_us_S = (np.asarray(config.value_spans) * DAY_US).astype(np.int64)
-        # of an event exactly a span ago the span has just ended
-        lo_QxS = first + np.searchsorted(c.time_us_N[first:], c.query_us_Q[:, None] - span_us_S, side="right")
-        ranges = np.searchsorted(known, lo_QxS), np.searchsorted(known, stop_Q)
-        value_K = scales(class_N[known], c.value_N[known])
-        day_K = (c.time_us_N[known] - c.query_us_Q[-1]) / DAY_US
-        found = value_states.value_states(
-            class_N[known], value_K, day_K, ranges, config.value_spans, self.facts.value_codes
-        )
-        row["query_value_mask"][q] = np.isfinite(found)
-        row["query_value"][q] = np.nan_to_num(found)
+        if not c.people.value_inputs:  # else they are written, as inputs
+            value_fields.fill_codes(row, c)
 
     def head(self) -> nn.Module:
         n = len(value_states.names(self.config.context.value_spans))
@@ -80,30 +60,11 @@ class WearValues(Term):
 
     name = "wear_values"
     needs = ("wear",)
-    targets = {
-        "query_signal": Field("QCX", np.float32, 0, "statistic x of channel c of what was seen, standardised"),
-        "query_signal_mask": Field("QCX", np.bool_, False, "whether it is known"),
-    }
+    targets = value_fields.CHANNELS
 
     def fill(self, row: Batch, at: dict, c: Context) -> None:
-        if not len(c.windows) or not len(c.query_us_Q):
-            return
-        config, q, w, people = self.config.context, c.queries, c.window_slots, c.people
-        end_us_M = c.patient.window_end_M[c.windows]
-        span_us_S = (np.asarray(config.wear_spans) * DAY_US).astype(np.int64)
-        lo_QxS = np.searchsorted(end_us_M, c.query_us_Q[:, None] - span_us_S, side="right")
-        hidden_MxL = np.repeat(row["patch_mask"][w], config.patch_steps, axis=1)
-        hidden_MxL = np.pad(hidden_MxL, ((0, 0), (0, people.steps - hidden_MxL.shape[1])))
-        seen_MxLxC = row["observed"][w] & ~hidden_MxL[..., None] & ~row["channel_mask"][w][:, None]
-        found = value_states.signal_states(
-            (row["wear"][w], seen_MxLxC),
-            (end_us_M - c.query_us_Q[-1]) / DAY_US,
-            people.window_us / people.steps / DAY_US,
-            (lo_QxS, np.searchsorted(end_us_M, c.query_us_Q, side="right")),
-            config.wear_spans,
-        )
-        row["query_signal_mask"][q] = np.isfinite(found)
-        row["query_signal"][q] = np.nan_to_num(found)
+        if not c.people.value_inputs:
+            value_fields.fill_channels(row, c)
 
     def head(self) -> nn.Module:
         n = len(value_states.signal_names(self.config.context.wear_spans))

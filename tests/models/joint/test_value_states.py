@@ -11,22 +11,22 @@ SPANS = (10.0, 100.0)
 
 
 def slow_states(series, values, days, known, time, n_series):
-    """[U, 1 + 4 S] of one time from the values before `known`."""
-    out = np.full((n_series, 1 + 4 * len(SPANS)), np.nan)
+    """[U, 2 + 5 S] of one time from the values before `known`."""
+    out = np.full((n_series, 2 + 5 * len(SPANS)), np.nan)
     for u in range(n_series):
         mine = [k for k in range(known) if series[k] == u]
         if mine:
-            out[u, 0] = values[mine[-1]]
+            out[u, :2] = values[mine[-1]], np.log1p(10 * (time - days[mine[-1]]) / SPANS[0])
         for s, span in enumerate(SPANS):
             inside = [k for k in mine if days[k] > time - span]
             if not inside:
                 continue
             x, t = np.array([values[k] for k in inside]), np.array([days[k] for k in inside])
-            found = [x.mean(), x.max(), x.min(), np.nan]
+            found = [x.mean(), x.max(), x.min(), np.nan, np.log1p(len(x))]
             if t.max() > t.min():
                 slope = ((t - t.mean()) * (x - x.mean())).mean() / (t.var() + (0.05 * span) ** 2)
                 found[3] = np.clip(span * slope, -5, 5)
-            out[u, 1 + 4 * s : 5 + 4 * s] = found
+            out[u, 2 + 5 * s : 7 + 5 * s] = found
     return out
 
 
@@ -45,8 +45,8 @@ def test_states_equal_loops(events, times):
     """Ties of time, series without a value, times before the first one and long after the last."""
     series, values, gaps = (np.array([e[k] for e in events], np.int64) for k in range(3))
     days, times = np.cumsum(gaps).astype(np.float64), np.sort(np.array(times, np.float64))
-    found = value_states.value_states(series, values.astype(np.float64), days, ranges(days, times), SPANS, 4)
-    assert found.dtype == np.float32 and found.shape == (len(times), 4, 9)
+    found = value_states.value_states(series, values.astype(np.float64), (days, times), ranges(days, times), SPANS, 4)
+    assert found.dtype == np.float32 and found.shape == (len(times), 4, 12)
     for q, time in enumerate(times):
         known = int((days <= time).sum())
         np.testing.assert_allclose(found[q], slow_states(series, values, days, known, time, 4), atol=1e-4)
@@ -56,29 +56,25 @@ def test_what_comes_later_changes_no_bit():
     rng = np.random.default_rng(0)
     series, values, days = rng.integers(0, 3, 40), rng.normal(size=40), np.sort(rng.uniform(0, 90, 40))
     times = np.array([20.0, 50.0])
-    before = value_states.value_states(series, values, days, ranges(days, times), SPANS, 3)
+    before = value_states.value_states(series, values, (days, times), ranges(days, times), SPANS, 3)
     later = days > 50
     changed = np.where(later, 1e6, values)
-    after = value_states.value_states(series, changed, days, ranges(days, times), SPANS, 3)
+    after = value_states.value_states(series, changed, (days, times), ranges(days, times), SPANS, 3)
     np.testing.assert_array_equal(after, before)
 
 
 def test_the_trend_is_the_change_over_a_span_and_says_little_of_times_that_lie_close():
-    days = np.linspace(0, 100, 51)
-    line = np.zeros(51, np.int64), 0.02 * days - 1.0, days
-    (state,) = value_states.value_states(*line, ranges(days, np.array([100.0])), (10.0, 100.0), 1)
+    days, now = np.linspace(0, 100, 51), np.array([100.0])
+    series, line = np.zeros(51, np.int64), 0.02 * days - 1.0
+    (state,) = value_states.value_states(series, line, (days, now), ranges(days, now), SPANS, 1)
     names = value_states.names(SPANS)
     assert len(names) == state.shape[1]
     trend = dict(zip(names, state[0], strict=True))
     assert trend["trend_100d"] == pytest.approx(2.0, rel=0.05) and trend["last"] == pytest.approx(1.0)
-    close = np.array([99.0, 99.01])
-    (state,) = value_states.value_states(
-        np.zeros(2, np.int64), np.array([0.0, 3.0]), close, ranges(close, np.array([100.0])), SPANS, 1
-    )
-    steep = dict(zip(names, state[0], strict=True))
-    assert 0 < steep["trend_10d"] < 2.0, (
-        "three standard deviations within a quarter of an hour are no trend of ten days"
-    )
+    close, steep = np.array([99.0, 99.01]), np.array([0.0, 3.0])
+    (state,) = value_states.value_states(series[:2], steep, (close, now), ranges(close, now), SPANS, 1)
+    found = dict(zip(names, state[0], strict=True))
+    assert 0 < found["trend_10d"] < 2.0, "what rises within minutes is no trend of ten days"
 
 
 def slow_signal(value, seen, end_day, step_days, time):
