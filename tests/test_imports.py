@@ -85,7 +85,7 @@ ONLY_IN = {
     "orbax": {"runtime.checkpoint"},
     # two programs that are started with a config file
     "absl.flags": {"main", "benchmarks.step"},
-    "ml_collections": {"main", "config.base", "config.variants", "benchmarks.step"},
+    "ml_collections": {"main", "config.base", "config.time_scale", "config.variants", "benchmarks.step"},
     "jax._src": {"runtime.distributed"},
 }
 # clu needs TensorFlow; scikit-survival is GPL; lifelines and statsmodels are oracles of the tests;
