@@ -85,7 +85,9 @@ ONLY_IN = {
     "orbax": {"runtime.checkpoint"},
     # programs that are started with a config file
     "absl.flags": {"main", "benchmarks.encoder", "benchmarks.step"},
-    "ml_collections": {"main", "config.base", "config.variants", "benchmarks.encoder", "benchmarks.step"},
+    "ml_collections": {
+        "main", "config.base", "config.time_scale", "config.variants", "benchmarks.encoder", "benchmarks.step"
+    },
     "jax._src": {"runtime.distributed"},
 }
 # clu needs TensorFlow; scikit-survival is GPL; lifelines and statsmodels are oracles of the tests;
