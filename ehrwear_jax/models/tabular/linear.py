@@ -15,7 +15,7 @@ from ehrwear_jax.models.tabular.losses import Loss
 L2_GRID = (100.0, 30.0, 10.0, 3.0, 1.0, 0.3, 0.1, 0.03, 0.01, 3e-3, 1e-3, 1e-4, 1e-5)
 RARE_SD = 0.1  # columns of less spread (counts of codes that one person in a hundred has) are not blown up further
 Blocks = Sequence[sparse.csr_matrix]
-_ENTRIES_AT_ONCE = 2_000_000
+_ENTRIES_AT_ONCE = 500_000
 _WORSE = 2  # penalties in a row without a lower tuning loss after which weaker ones are not tried
 
 
