@@ -69,6 +69,8 @@ def get_config(variant=""):
             "checkpoint_every": 125,
         }
     )
+    for name in ("ehr_only", "wear_only"):  # the validation losses of one model show how it is done
+        config.models[name].train = {"validate_batches": 0}
     config.joint.weights.wear_to_ehr = (0.2, 1.0, 100)
     config.simulate.update({"n_subjects": 1400, "predictions_per_subject": 3})
     for name in ("gradient_boosting_ehr", "gradient_boosting_wear", "boosting_counts"):

@@ -4,8 +4,9 @@
 
 Runs the main job on configs/tiny.py with its tabular models alone, each size in a folder of its own below DIR: prepare
 first, then evaluate in a process whose peak is read from the operating system. Printed per size: prediction times,
-the peak, and the seconds that features and the whole stage took; then the peak of each size over that of the first.
-Features are float32 sparse matrices, a file per shard, of which a model reads the rows and columns it is fitted on.
+the peak, and the seconds that features and the whole stage took; then what 1,000 people beyond the first size take of
+the peak, and the peak over that of the first. Features are float32 sparse matrices, a file per shard, of which a model
+reads the rows and columns it is fitted on.
 """
 
 import argparse
@@ -77,6 +78,12 @@ def _run(program):
     return usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
+def slope(first: dict[str, float], one: dict[str, float]) -> float:
+    """MB by which the peak rises with 1,000 people from one size to another; NaN between a size and itself."""
+    more = one["people"] - first["people"]
+    return 1000 * (one["evaluate_peak_mb"] - first["evaluate_peak_mb"]) / more if more else float("nan")
+
+
 def main(argv: Sequence[str]) -> int:
     """The command; returns its exit code."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -87,8 +94,10 @@ def main(argv: Sequence[str]) -> int:
     found = [measure(options.workdir / str(n), n) for n in map(int, options.people.split(","))]
     for name in found[0]:
         print(f"{name:<18}" + "".join(f"{one[name]:>14,.1f}".removesuffix(".0").rjust(14) for one in found))
-    first = found[0]["evaluate_peak_mb"]
-    print(f"{'peak over first':<18}" + "".join(f"{one['evaluate_peak_mb'] / first:>14.2f}" for one in found))
+    first = found[0]
+    print(f"{'MB a 1,000 people':<18}" + "".join(f"{slope(first, one):>14.1f}" for one in found))
+    least = first["evaluate_peak_mb"]
+    print(f"{'peak over first':<18}" + "".join(f"{one['evaluate_peak_mb'] / least:>14.2f}" for one in found))
     if options.json:
         options.json.write_text(json.dumps(found, indent=1) + "\n")
     return 0

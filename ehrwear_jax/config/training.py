@@ -50,7 +50,7 @@ class TrainConfig:
     validate_every: int = 500
     """Steps from one validation to the next."""
     validate_batches: int = 8
-    """Batches of the tuning split in a validation."""
+    """Batches of the tuning split in a validation; 0: no validation, nor the compilation of one."""
     checkpoint_every: int = 500
     """Steps from one checkpoint to the next."""
     keep: int = 2

@@ -279,9 +279,10 @@ def failure_flags(
       encounter), wear_days (days of enough wear in windows that ended before it), sparse_ehr, short_wear,
       failure_group (both).
     """
-    rows = []
+    rows, last, record = [], None, None
     for i, time_us in zip(index_N, time_us_N, strict=True):
-        record = store[int(i)]
+        if record is None or i != last:  # the times of one person follow each other
+            last, record = i, store[int(i)]
         event_N = record.time_K[_in_period(record.time_K, time_us, 365.0, 0.0)]
         # what is known at midnight belongs to the day that ends then
         rows.append([len(np.unique((event_N - 1) // DAY_US)), _wear_days(record, time_us, min_wear_hours)])

@@ -248,6 +248,8 @@ def make_record(
     return record._from_what_is_left()
 
 
+CACHE_BYTES = 2**28
+
 # Options of config.prepare that families take to make tokens of what was fitted.
 FITTED_WITH = ("min_subjects", "value_bins", "min_values", "min_text_subjects")
 
@@ -281,7 +283,7 @@ class RecordStore:
         records_dir: Path,
         fit_dir: Path,
         split: str | None = None,
-        cache_bytes: int = 2**28,
+        cache_bytes: int = CACHE_BYTES,
         pretraining: bool = False,
     ) -> None:
         self.records_dir, self.fit_dir, self.split = Path(records_dir), Path(fit_dir), split

@@ -29,7 +29,7 @@ from ehrwear_jax.evals.estimates import Resampling
 from ehrwear_jax.evals.protocol import TaskSpec
 from ehrwear_jax.evals.survival import TrainingCurves
 from ehrwear_jax.report.result_records import horizon_of
-from ehrwear_jax.runtime import files
+from ehrwear_jax.runtime import files, memory
 from ehrwear_jax.stages import (
     evaluate_censoring,
     evaluate_curves,
@@ -49,6 +49,7 @@ from ehrwear_jax.stages.tasks import BINARY, REGRESSION, SPLITS, SURVIVAL, Task
 
 SURVIVAL_COLUMNS = ("time_to_event_days", "event_observed", COMPETING)
 SCORES, MEDS_EVALUATION = "scores.json", "meds_evaluation.json"
+_TRUTHS_AT_ONCE = 2048  # prediction times
 DETAILS = ("subgroups", "curves", "fractions", "prevalence", "trials")
 # Options of config.evaluate that the scores do not depend on; those of probes, their predictions do, and the horizons
 # that a task has are named beside.
@@ -64,6 +65,7 @@ def missing(plan: Plan) -> list[str]:
 def run(plan: Plan) -> None:
     """Computes what is missing."""
     evaluate_subgroups.held_out_attributes(plan)
+    memory.give_back()
     for task in _tasks(plan):
         for note in task.notes:
             logging.info(note)
@@ -73,6 +75,7 @@ def run(plan: Plan) -> None:
             with artifact.making() as folder:
                 found = _Scoring(plan, task, predicted, folder).score()
                 files.write_json(folder / SCORES, found, indent=1)
+            memory.give_back()
         _log(task, json.loads((artifact.folder / SCORES).read_text())["records"])
 
 
@@ -191,7 +194,7 @@ class _Scoring:
         name, days = horizon_of(task.name) or (task.name, 0.0)
         simulated = plan.config.data.source == "synthetic" and name == HOSPITALIZATION
         if simulated and days in plan.simulate.horizons_days:
-            predictions["oracle"] = truth.oracle_risk(plan.raw.folder / "truth", self._held.select(KEYS), int(days))
+            predictions["oracle"] = _oracle(plan.raw.folder / "truth", self._held.select(KEYS), int(days))
         first = seeds.first_of(predictions)
         for name, p_N in first.items():
             _save(self._folder / "predictions", name, self._held, p_N)
@@ -271,6 +274,12 @@ def operating_points(task: Task, tuning: Mapping[str, np.ndarray], sensitivity: 
         threshold_F = np.array([classification.sensitivity_threshold(y, p, sensitivity) for y, p in parts])
         out[model] = float(threshold_F[0]) if len(y_F) == 1 else threshold_F[task.fold_N]
     return out
+
+
+def _oracle(folder, times, days):
+    """The true risk at prediction times, some at a time: what lies behind it is a row a day of each of their people."""
+    parts = [truth.oracle_risk(folder, part, days) for part in times.iter_slices(_TRUTHS_AT_ONCE)]
+    return np.concatenate(parts) if parts else np.empty(0)
 
 
 def _save(folder, model, times, p_N):

@@ -71,12 +71,13 @@ def _make_attributes(plan, fold):
     out = out.with_columns(age_years=age).drop("birth_time", ages.LIMIT)
     out = out.join(_sex(plan), on="subject_id", how="left")
     out = _with_device(plan, out)
-    records = plan.store(fold)
+    records = plan.store(fold, cache_bytes=0)  # each is read once
     position = dict(zip(records.index["subject_id"].to_list(), range(len(records)), strict=True))
     times = out["prediction_time"].to_physical().to_numpy()
     flags = perturbations.failure_flags(records, [position[s] for s in out["subject_id"].to_list()], times)
-    events = _events(plan).filter(pl.col("time").is_not_null() & ~pl.col("code").str.starts_with("MEDS_BIRTH"))
-    first = events.group_by("subject_id").agg(pl.col("time").min().alias("first")).collect()
+    timed = pl.col("time").is_not_null() & ~pl.col("code").str.starts_with("MEDS_BIRTH")
+    parts = [e.filter(timed).group_by("subject_id").agg(first=pl.col("time").min()).collect() for e in _events(plan)]
+    first = pl.concat(parts).group_by("subject_id").agg(pl.col("first").min())
     out = pl.concat([out, flags.select("encounters", "wear_days")], how="horizontal")
     years = (pl.col("prediction_time") - pl.col("first")).dt.total_days() / YEAR_DAYS
     out = out.join(first, on="subject_id", how="left").with_columns(ehr_years=years).drop("first")
@@ -84,13 +85,15 @@ def _make_attributes(plan, fold):
 
 
 def _events(plan):
-    return pl.scan_parquet(sorted((plan.tables.folder / "events").glob("*.parquet")))
+    """The events, shard by shard, so that no more than one lies in memory."""
+    return [pl.scan_parquet(path) for path in sorted((plan.tables.folder / "events").glob("*.parquet"))]
 
 
 def _sex(plan):
     """subject_id, sex; the first code of config.evaluate.sex_prefixes, in words where it is F or M."""
     prefix = "^(" + "|".join(re.escape(p) for p in plan.config.evaluate.sex_prefixes) + ")"
-    found = _events(plan).filter(pl.col("code").str.contains(prefix)).select("subject_id", "code").collect()
+    sexes = pl.col("code").str.contains(prefix)
+    found = pl.concat([e.filter(sexes).select("subject_id", "code").collect() for e in _events(plan)])
     code = pl.col("code").str.replace(prefix, "")
     level = code.str.to_uppercase().replace_strict(SEXES, default=code, return_dtype=pl.String)
     return found.unique("subject_id", keep="first", maintain_order=True).select("subject_id", level.alias("sex"))
@@ -109,8 +112,9 @@ def _with_device(plan, times):
     ]
     if not parts:
         return nobody
-    worn = pl.concat([p.collect() for p in parts]).drop_nulls()
-    worn = worn.group_by("subject_id", "device").agg(pl.col("start_time").min())
+    first = pl.col("start_time").min()
+    worn = pl.concat([p.drop_nulls().group_by("subject_id", "device").agg(first).collect() for p in parts])
+    worn = worn.group_by("subject_id", "device").agg(first)
     seen = times.select(KEYS).join(worn, on="subject_id").filter(pl.col("start_time") <= pl.col("prediction_time"))
     one = pl.when(pl.len() > 1).then(pl.lit("several")).otherwise(pl.col("device").first())
     return times.join(seen.group_by(KEYS).agg(device=one), on=KEYS, how="left", maintain_order="left")

@@ -19,7 +19,7 @@ from ehrwear_jax.config.data import (
 from ehrwear_jax.data.formats import meds
 from ehrwear_jax.data.prepare import deidentify
 from ehrwear_jax.data.prepare.division import Division
-from ehrwear_jax.data.store import RecordStore
+from ehrwear_jax.data.store import CACHE_BYTES, RecordStore
 from ehrwear_jax.models.late_fusion import family as late_fusion
 from ehrwear_jax.stages.artifacts import Artifact
 from ehrwear_jax.stages.inputs import Inputs
@@ -159,9 +159,9 @@ class Plan:
         }
         return self.artifact("fit", fold, of)
 
-    def store(self, fold: str, split: str | None = None) -> RecordStore:
+    def store(self, fold: str, split: str | None = None, cache_bytes: int = CACHE_BYTES) -> RecordStore:
         """The records of a fold."""
-        return RecordStore(self.records.folder, self.fit(fold).folder, split)
+        return RecordStore(self.records.folder, self.fit(fold).folder, split, cache_bytes)
 
     # ------------------------------------------------------------------------------------------------------- models
 

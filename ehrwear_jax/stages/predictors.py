@@ -18,7 +18,7 @@ from ehrwear_jax.config import options
 from ehrwear_jax.models.tabular import code_columns
 from ehrwear_jax.models.tabular import family as tabular
 from ehrwear_jax.models.tabular import features as tabular_features
-from ehrwear_jax.runtime import files
+from ehrwear_jax.runtime import files, memory
 from ehrwear_jax.stages import embed, evaluate_fit, finetuned
 from ehrwear_jax.stages.artifacts import Artifact
 from ehrwear_jax.stages.embed import KEYS, Embeddings
@@ -110,7 +110,12 @@ def _tabular(plan, name):
             return None
         chosen = made.columns.filter(pl.col("name").is_in(pl.Series(names).implode()))
         logging.info("  %s %s, %s: %d features", fold.name, task.name, name, chosen.height)
-        table = tabular.Table(chosen, lambda split: made.read(fold.of(split), names), feature_ranges(plan).since)
+
+        def read(split):
+            memory.give_back()  # what reading and encoding the rows before left
+            return made.read(fold.of(split), names)
+
+        table = tabular.Table(chosen, read, feature_ranges(plan).since)
         for model in config.latents:
             table = tabular.with_latents(table, model, fold.by_split(latents(plan, model, seed)(fold)))
         return evaluate_fit.from_table(config, task.kind, table, fold.target, task.times_T, fold.competing)
@@ -169,6 +174,7 @@ def hand_made_features(plan: Plan, fold: str) -> tabular_features.Features:
                 ranges=feature_ranges(plan),
             )
             tabular_features.build(sources, times, folder)
+        memory.give_back()
     return tabular_features.Features(artifact.folder, times)
 
 
@@ -214,6 +220,7 @@ def predict(plan: Plan, task: Task) -> list[Predicted]:
             with artifact.making() as folder:
                 fitted = [_fit(predictor, task, fold) for fold in task.folds]
                 _write(folder / PREDICTIONS, [f for f in fitted if f is not None])
+            memory.give_back()
         arrays = _read(artifact.folder / PREDICTIONS)
         if arrays:
             out.append(Predicted(artifact, predictor.name, predictor.seed, **arrays))

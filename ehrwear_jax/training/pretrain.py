@@ -119,6 +119,8 @@ def pretrain(
     model = dataclasses.replace(model, train=config)
     examples = model.module.examples(store.view("train", pretraining=True), model.config, model.seed)
     held = model.module.examples(store.view("tuning", pretraining=True), model.config, model.seed, train=False)
+    if config.patience and not config.validate_batches:
+        raise ValueError("config.train.patience waits for a lower validation loss: validate_batches must be positive")
     if config.patience and not len(held.subject_id):
         raise ValueError("config.train.patience waits for a lower loss on the tuning split, which has nobody")
     task = make_task(model, examples.spec, mesh)
@@ -178,7 +180,7 @@ def validation(
     validate = jax.jit(lambda v, b: step.validation_step(v, b, task=task, weights=weights))
 
     def run(state):
-        if not batches and len(examples.subject_id):
+        if not batches and len(examples.subject_id) and config.validate_batches:
             n = min(config.validate_batches, max(1, examples.rows_per_epoch // config.batch_size))
             share = feed.Share(*sharding.row_share(mesh))
             made = feed.train_batches(examples, config.batch_size, share, n_steps=n, threads=0)

@@ -17,6 +17,11 @@ from ehrwear_jax.training import sharding
 from ehrwear_jax.training.optimizer import average, summed_gradients
 
 State = dict[str, Any]
+# XLA's options for what a CPU runs once, where making the code fast takes longer than running it; same numbers.
+RUNS_ONCE: dict[str, bool | int | str | float] = {
+    "xla_backend_optimization_level": 0,
+    "xla_llvm_disable_expensive_passes": True,
+}
 
 
 class Task(Protocol):
@@ -136,7 +141,8 @@ def init_state(
 ) -> State:
     """The state that `abstract_state` describes; no device ever holds more of it than its part."""
     places = jax.tree.map(lambda x: x.sharding, abstract_state(task, optimizer, config, mesh))
-    return jax.jit(_initial(task, optimizer, config, seed), out_shardings=places)()
+    runs_once = RUNS_ONCE if mesh.devices.flat[0].platform == "cpu" else None
+    return jax.jit(_initial(task, optimizer, config, seed), out_shardings=places, compiler_options=runs_once)()
 
 
 def read_variables(state: State) -> dict:

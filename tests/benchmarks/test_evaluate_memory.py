@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 
 from ehrwear_jax.benchmarks import evaluate_memory
@@ -19,6 +20,12 @@ def test_small(tmp_path, capsys):
     assert few["evaluate_peak_mb"] > 100 and more["evaluate_peak_mb"] < 1.3 * few["evaluate_peak_mb"]
     said = capsys.readouterr().out
     assert f"{more['evaluate_peak_mb'] / few['evaluate_peak_mb']:.2f}" in said.splitlines()[-1]
+
+
+def test_the_slope_is_of_people_beyond_the_first_size():
+    sizes = [{"people": 1000, "evaluate_peak_mb": 500.0}, {"people": 10_000, "evaluate_peak_mb": 635.0}]
+    assert evaluate_memory.slope(*sizes) == pytest.approx(15.0)
+    assert np.isnan(evaluate_memory.slope(sizes[0], sizes[0]))
 
 
 def test_a_stage_that_fails_is_named(tmp_path, monkeypatch):

@@ -279,6 +279,22 @@ def test_failure_flags_count_days_before_the_prediction_time():
     assert old["encounters"].to_list() == [0] and old["sparse_ehr"].to_list() == [True]
 
 
+def test_failure_flags_read_a_record_once_for_all_times_of_its_person():
+    read = []
+
+    class Store(list):
+        def __getitem__(self, i):
+            read.append(i)
+            return super().__getitem__(i)
+
+    people = [record(seed=seed) for seed in range(3)]
+    index, times = [2, 2, 0, 0, 0, 1], np.arange(1, 7) * 20 * DAY_US
+    flags = perturbations.failure_flags(Store(people), index, times)
+    assert read == [2, 0, 1]
+    alone = [perturbations.failure_flags(people, [i], [t]) for i, t in zip(index, times, strict=True)]
+    assert flags.equals(pl.concat(alone))
+
+
 def test_settings_that_mean_nothing_are_refused():
     for call in (
         lambda: perturbations.truncate(0),

@@ -240,7 +240,7 @@ def test_a_half_done_evaluation_resumes_with_what_is_missing(folded):
     assert {p: b for p, b in small_run.contents(root).items() if p not in left} == before
 
 
-def test_the_oracle_is_a_model_of_simulated_data_only(folded, tmp_path):
+def test_the_oracle_is_a_model_of_simulated_data_only(folded, tmp_path, monkeypatch):
     plan, _ = folded
     assert not any(r["model"].startswith("oracle") for r in evaluate.results(plan)[0])
 
@@ -255,11 +255,15 @@ def test_the_oracle_is_a_model_of_simulated_data_only(folded, tmp_path):
     plan = small_run.plan_of(config, tmp_path)
     prepare.run(plan)
     small_run.write_embeddings(plan, random_latents())
+    asked, whole = [], truth.oracle_risk
+    monkeypatch.setattr(evaluate, "_TRUTHS_AT_ONCE", 7)
+    monkeypatch.setattr(truth, "oracle_risk", lambda at, times, of: asked.append(len(times)) or whole(at, times, of))
     evaluate.run(plan)
     records, _ = evaluate.results(plan)
+    assert len(asked) > 1 and max(asked) == 7  # the truth of some people at a time
     held = pl.read_parquet(plan.fit("all").folder / "subjects.parquet").filter(pl.col("split") == "held_out")
     labels = Labels(plan).table(task).join(held, on="subject_id", how="semi").sort(KEYS)
-    risk = truth.oracle_risk(plan.raw.folder / "truth", labels.select(KEYS), 365)
+    risk = whole(plan.raw.folder / "truth", labels.select(KEYS), 365)
     auroc = roc_auc_score(labels["boolean_value"], risk)
     assert value(records, task, "oracle", "auroc") == pytest.approx(auroc, abs=1e-9)
     assert 0.6 < auroc < 1.0 and {r["n"] for r in records} == {labels.height}

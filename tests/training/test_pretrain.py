@@ -17,7 +17,7 @@ from ehrwear_jax.config.training import MeshConfig, TrainConfig
 from ehrwear_jax.models.joint.config import WEIGHTS, Config, NetworkConfig
 from ehrwear_jax.models.objective import Ramp, WeightedTerms
 from ehrwear_jax.runtime import checkpoint_manifest, exit_codes, run_dir
-from ehrwear_jax.training import embedding, feed, sharding
+from ehrwear_jax.training import embedding, feed, sharding, step
 from ehrwear_jax.training.pretrain import Model, make_task, pretrain, validation, with_rows, without
 from ehrwear_jax.training.throughput import TIMINGS
 
@@ -167,6 +167,17 @@ def test_with_patience_the_best_parameters_are_used(tmp_path):
 
 
 # ------------------------------------------------------------------------------------------------ validation
+
+
+def test_without_batches_nothing_is_validated_or_compiled(monkeypatch, tmp_path):
+    compiled = []
+    monkeypatch.setattr(step, "validation_step", lambda *args, **named: compiled.append(args))
+    model, mesh = pooled_model(steps=10, validate_batches=0), sharding.make_mesh(jax.devices()[:1])
+    held = model.module.examples(STORE.view("tuning"), model.config, 1, False)
+    task = make_task(model, held.spec, mesh)
+    assert validation(held, task, model.train, mesh)({"params": {}}) == {} and not compiled
+    with pytest.raises(ValueError, match="validate_batches must be positive"):
+        pretrain(tmp_path, pooled_model(steps=10, validate_batches=0, patience=2), STORE)
 
 
 def test_validation_is_the_mean_over_the_first_batches_at_the_final_weights():

@@ -82,6 +82,11 @@ def test_the_first_state_is_the_one_that_is_described_and_a_function_of_the_seed
     assert differ(state["params"], other["params"])
 
 
+def test_compiled_in_haste_the_first_state_has_the_same_bits():
+    task, state, _, train, _ = setting(ema_decay=0.5, patience=2)
+    same(state, jax.jit(step._initial(task, make_optimizer(train), train, 5))())
+
+
 def test_a_step_that_is_not_finite_changes_nothing_but_the_counters():
     """Neither parameters nor moments nor running statistics; the average follows the weights, or stays with them."""
     _, state, run, _, _ = setting(ema_decay=0.5, patience=2)

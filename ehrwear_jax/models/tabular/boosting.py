@@ -92,40 +92,61 @@ class BoostedAverage:
         return np.mean([m.score(x) for m in self.models], axis=0)
 
 
-def fit(
-    x_train: sparse.csr_matrix, train: Loss, x_tuning: sparse.csr_matrix, tuning: Loss, search: Search = Search()
-) -> BoostedAverage:
+@dataclasses.dataclass(frozen=True)
+class Rows:
+    """Rows as LightGBM keeps them, a byte or two per entry; the table that they were made of need not live on.
+
+    Attributes:
+      data: the library's. loss: of the rows.
+    """
+
+    data: "lightgbm.Dataset"
+    loss: Loss
+
+    @classmethod
+    def of(cls, x: sparse.csr_matrix, loss: Loss) -> "Rows":
+        """Training rows, from encoded features float32 [N, F]: the bins are fitted on them."""
+        # rows that bins are made of, in bounded memory
+        sample = max(_BINNED_ENTRIES * x.shape[0] // max(x.nnz, 1), 5000)
+        settings = _ALWAYS | {"bin_construct_sample_cnt": sample}
+        return cls(_library().Dataset(x, loss.target, params=settings, free_raw_data=True).construct(), loss)
+
+    def like(self, x: sparse.csr_matrix, loss: Loss) -> "Rows":
+        """Further rows, in these bins."""
+        data = _library().Dataset(x, loss.target, reference=self.data, params=self.data.params, free_raw_data=True)
+        return Rows(data.construct(), loss)
+
+
+def fit(train: Rows, tuning: Rows, search: Search = Search()) -> BoostedAverage:
     """Boosted trees; the same bits whatever the number of cores.
 
-    Memory: beside x_train, of which LightGBM keeps a byte or two per entry, the trees of the candidates.
+    Memory: beside the rows, histograms of a model per core, and the trees of the best models so far.
 
     Args:
-      x_train, x_tuning: encoded features, float32 [N, F]. train, tuning: losses of their rows.
+      tuning: in the bins of the training rows.
     """
     lightgbm = _library()
-    # rows that bins are made of, in bounded memory
-    always = _ALWAYS | {
-        "bin_construct_sample_cnt": max(_BINNED_ENTRIES * x_train.shape[0] // max(x_train.nnz, 1), 5000)
-    }
-    data = lightgbm.Dataset(x_train, train.target, params=always, free_raw_data=True).construct()
-    tuned = lightgbm.Dataset(x_tuning, tuning.target, reference=data, params=always).construct()
-    jobs = list(enumerate(search.candidates))
     lock = threading.Lock()
+    best: list[tuple[float, int, Boosted]] = []
 
     def run(job):
         number, candidate = job
-        settings = {**always, **train.boosting, **candidate, "seed": 1000 * search.seed + number + 1}
+        settings = {**_ALWAYS, **train.loss.boosting, **candidate, "seed": 1000 * search.seed + number + 1}
         with lock:  # here, as the library's log level is a thread's own
-            booster = lightgbm.Booster(settings, data)
-            booster.add_valid(tuned, "tuning")
-        best, loss = _boost(booster, train, tuning, search)
-        text = booster.model_to_string(num_iteration=best)  # the trees alone, without what training them took
-        return Boosted(lightgbm.Booster(model_str=text), best, candidate, loss)
+            booster = lightgbm.Booster(settings, train.data)
+            booster.add_valid(tuning.data, "tuning")
+        n_trees, loss = _boost(booster, train.loss, tuning.loss, search)
+        text = booster.model_to_string(num_iteration=n_trees)  # the trees alone, without what training them took
+        found = Boosted(lightgbm.Booster(model_str=text), n_trees, candidate, loss)
+        with lock:
+            best.append((loss, number, found))  # the first of equal losses comes first
+            best.sort(key=lambda one: one[:2])
+            del best[search.averaged :]
 
+    jobs = list(enumerate(search.candidates))
     with ThreadPoolExecutor(min(len(jobs), os.cpu_count() or 1)) as pool:
-        found = list(pool.map(run, jobs))
-    best = sorted(found, key=lambda one: one.tuning_loss)[: search.averaged]
-    return BoostedAverage(tuple(best))
+        list(pool.map(run, jobs))
+    return BoostedAverage(tuple(found for *_, found in best))
 
 
 def _library():

@@ -17,7 +17,8 @@ from ehrwear_jax.models.tabular.features import COUNT, SINCE, VALUE
 CLIP = 10.0  # standard deviations: one absurd value does not decide a prediction
 TRIMMED = 0.01  # share of each tail that statistics of values are winsorised by
 _AT_MEAN = 1e-6  # a value at the training mean, which stays apart from one that is not known
-_ENTRIES_AT_ONCE = 2_000_000
+_ENTRIES_AT_ONCE = 500_000
+_MOST_BLOCKS = 16  # of columns, as each block goes through the whole table
 
 
 class Encoder:
@@ -69,13 +70,18 @@ class Encoder:
 
 def _columns(x, column_K):
     """(column, its stored entries) of some columns, a block of columns at a time, in bounded memory."""
-    n_F = np.bincount(x.indices, minlength=x.shape[1])
+    parts = [slice(begin, begin + _ENTRIES_AT_ONCE) for begin in range(0, x.nnz, _ENTRIES_AT_ONCE)]
+    n_F = np.zeros(x.shape[1], np.int64)
+    for part in parts:  # numpy counts wider integers than these
+        n_F += np.bincount(x.indices[part], minlength=x.shape[1])
     column_K = column_K[n_F[column_K] > 0]
-    blocks = np.cumsum(n_F[column_K]) // _ENTRIES_AT_ONCE
+    blocks = np.cumsum(n_F[column_K]) // max(_ENTRIES_AT_ONCE, x.nnz // _MOST_BLOCKS)
     for block in np.unique(blocks):
         mine_K = column_K[blocks == block]
         chosen_F = np.zeros(x.shape[1], bool)
         chosen_F[mine_K] = True
-        inside_E = np.flatnonzero(chosen_F[x.indices])
-        order_E = inside_E[np.argsort(x.indices[inside_E], kind="stable")]
-        yield from zip(mine_K, np.split(x.data[order_E], np.cumsum(n_F[mine_K])[:-1]), strict=True)
+        inside = [(x.indices[part][keep], x.data[part][keep]) for part in parts
+                  if (keep := chosen_F[x.indices[part]]).any()]  # fmt: skip
+        column_E, value_E = (np.concatenate(found) for found in zip(*inside, strict=True))
+        value_E = value_E[np.argsort(column_E, kind="stable")]
+        yield from zip(mine_K, np.split(value_E, np.cumsum(n_F[mine_K])[:-1]), strict=True)

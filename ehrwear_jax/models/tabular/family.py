@@ -92,15 +92,20 @@ def scores(config: Config, kind: str, table: Table, target: Mapping[str, Any]) -
     def ready(x):
         return [encode(x), interactions(x)] if is_linear else encode(x)
 
-    x_train, x_tuning = ready(x_train), ready(table.read("tuning"))
+    x_train = ready(x_train)
     model: Any
     if is_linear:
+        x_tuning = ready(table.read("tuning"))
         model = linear.fit(x_train, train, x_tuning, tuning)
+        del x_train
     else:
+        rows = boosting.Rows.of(x_train, train)
+        del x_train  # trees grow on its bins alone
+        x_tuning = ready(table.read("tuning"))
         chosen = boosting.CANDIDATES[: config.candidates]
         search = boosting.Search(chosen, config.max_trees, averaged=config.averaged, seed=config.seed)
-        model = boosting.fit(x_train, train, x_tuning, tuning, search)
-    del x_train
+        model = boosting.fit(rows, rows.like(x_tuning, tuning), search)
+        del rows
     found = {"tuning": model.score(x_tuning)}
     del x_tuning
     return found | {"held_out": model.score(ready(table.read("held_out")))}

@@ -15,7 +15,7 @@ from ehrwear_jax.models.tabular.losses import Loss
 L2_GRID = (100.0, 30.0, 10.0, 3.0, 1.0, 0.3, 0.1, 0.03, 0.01, 3e-3, 1e-3, 1e-4, 1e-5)
 RARE_SD = 0.1  # columns of less spread (counts of codes that one person in a hundred has) are not blown up further
 Blocks = Sequence[sparse.csr_matrix]
-_ENTRIES_AT_ONCE = 2_000_000
+_ENTRIES_AT_ONCE = 500_000
 _WORSE = 2  # penalties in a row without a lower tuning loss after which weaker ones are not tried
 
 
@@ -79,8 +79,10 @@ def _moments(x):
         total = np.zeros((2, block.shape[1]))
         for begin in range(0, block.nnz, _ENTRIES_AT_ONCE):
             part = slice(begin, begin + _ENTRIES_AT_ONCE)
-            value = block.data[part].astype(np.float64)
-            total += [np.bincount(block.indices[part], v, block.shape[1]) for v in (value, value**2)]
+            value, column = block.data[part].astype(np.float64), block.indices[part]
+            # entry by entry, so that the sums do not depend on how many are taken at once
+            np.add.at(total[0], column, value)
+            np.add.at(total[1], column, value**2)
         sums.append(total)
     mean_F, square_F = np.concatenate(sums, axis=1) / n
     sd_F = np.sqrt(np.maximum(square_F - mean_F**2, 0))

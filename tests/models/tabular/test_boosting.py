@@ -1,6 +1,8 @@
 """Boosted trees: what they learn, how they choose, and that the same bits come out."""
 
+import gc
 import os
+import weakref
 
 import lightgbm
 import numpy as np
@@ -40,8 +42,14 @@ def fit(kind, search=FEW):
     x, score, rng = data()
     y = target(kind, score, rng)
     train, tuning = (losses.of(kind, some(y, p), "train") for p in (slice(1600), slice(1600, 2300)))
-    model = boosting.fit(x[:1600], train, x[1600:2300], tuning, search)
+    rows = boosting.Rows.of(x[:1600], train)
+    model = boosting.fit(rows, rows.like(x[1600:2300], tuning), search)
     return model, x, y, tuning
+
+
+def fit_to_itself(x, loss, search):
+    rows = boosting.Rows.of(x, loss)
+    return boosting.fit(rows, rows.like(x, loss), search)
 
 
 @pytest.mark.parametrize("kind", [losses.BINARY, losses.SURVIVAL, losses.REGRESSION])
@@ -101,10 +109,41 @@ def test_cox_on_trees_equals_a_plain_boosting_step():
     time_N = rng.exponential(np.repeat([1.0, 0.2], 50))
     loss = losses.of(losses.SURVIVAL, (time_N, np.ones(100, bool)), "train")
     one = {"num_leaves": 2, "min_data_in_leaf": 5, "learning_rate": 1.0, "bagging_fraction": 1.0}
-    model = boosting.fit(x, loss, x, loss, boosting.Search((one,), max_trees=1))
+    model = fit_to_itself(x, loss, boosting.Search((one,), max_trees=1))
     first_N, second_N = loss.derivatives(np.zeros(100))
     step = [-first_N[part].sum() / second_N[part].sum() for part in (slice(50), slice(50, 100))]
     np.testing.assert_allclose(model.score(x)[[0, 99]], step, rtol=1e-5)
+
+
+def test_no_table_lives_on_while_trees_grow():
+    """The caller's tables are its own to drop: bins hold no reference to them, nor the library's data sets."""
+    x, score, rng = data()
+    loss = losses.of(losses.BINARY, target(losses.BINARY, score, rng), "train")
+    rows = boosting.Rows.of(x, loss)
+    both = rows, rows.like(x, loss)
+    gone = weakref.ref(x)
+    del x
+    gc.collect()
+    assert gone() is None
+    assert boosting.fit(*both, FEW).models[0].n_trees > 1
+
+
+def test_models_that_will_not_be_averaged_are_dropped_as_they_are_found(monkeypatch):
+    alive = weakref.WeakSet()
+    most = []
+
+    def counted(*args):
+        found = Boosted(*args)
+        alive.add(found.model)
+        gc.collect()
+        most.append(len(alive))
+        return found
+
+    Boosted = boosting.Boosted
+    monkeypatch.setattr(boosting, "Boosted", counted)
+    monkeypatch.setattr(os, "cpu_count", lambda: 1)
+    fit(losses.BINARY, boosting.Search(boosting.CANDIDATES, max_trees=3, averaged=2))
+    assert max(most) <= 3 < len(boosting.CANDIDATES)
 
 
 def test_nothing_is_printed(capfd):
