@@ -83,11 +83,10 @@ def test_the_negative_controls_leave_a_joint_model_nothing_to_gain(preset):
 @pytest.mark.long
 def test_what_the_wearable_adds_can_be_learned_from_records():
     """By a table, from as many people as tiny.py trains on, from outcomes; levels alone do not do it."""
-    config = SimulateConfig(horizons_days=(90,))
-    found = bounds.from_records(config, 1960)
+    found = bounds.from_records(SimulateConfig(), 1960)
     for name in ("records 90d", "learned 90d"):
         assert found[name]["joint - EHR"][0] > 0.02 and found[name]["joint - EHR"][1] > 0
-        assert found[name]["oracle"][0] > found[name]["joint"][0] + 0.03
+        assert found[name]["oracle"][0] > found[name]["joint"][0] + 0.02
         assert found[name]["joint"][0] > found[name]["wearable"][0] + 0.02  # each has what the other lacks
     assert found["records 90d"]["joint - levels only"][1] > 0
 
