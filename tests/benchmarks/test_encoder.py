@@ -35,13 +35,11 @@ def test_rows_hold_as_many_windows_as_asked_for():
 
 @pytest.mark.slow
 def test_empty_slots_are_free_where_they_are_skipped():
-    """Durations are rough on a machine that does something else beside."""
+    """Durations are rough on a machine that does something else beside: the encoder is most of this network's work."""
     timing = encoder.Timing(passes=20, warmup=1)
-    skipped, encoded = (
-        encoder.measure(small_config(2), 2, timing),
-        encoder.measure(small_config(1), 2, timing, whole=False),
-    )
+    skipped = encoder.measure(small_config(2), 2, timing)
+    encoded = encoder.measure(small_config(1), 2, timing, whole=False)
     assert all(np.isfinite(x) and x > 0 for x in (*skipped.values(), *encoded.values()))
-    assert skipped["empty_over_none"] < 1.5
-    assert skipped["encoder_empty_ms"] < 0.1 * skipped["encoder_full_ms"]
-    assert encoded["encoder_empty_ms"] > 0.3 * encoded["encoder_full_ms"]
+    assert skipped["network_empty_ms"] - skipped["network_none_ms"] < 0.25 * skipped["encoder_full_ms"]
+    assert skipped["encoder_empty_ms"] < 0.2 * skipped["encoder_full_ms"]
+    assert encoded["encoder_empty_ms"] > 0.4 * encoded["encoder_full_ms"]

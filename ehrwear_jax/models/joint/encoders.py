@@ -233,11 +233,16 @@ class WearableEncoder(nn.Module):
             x_BxWxPxD = self._convolutions(x_BxWxPxD, first_BxW)
         else:
             x_BxWxPxD = self._attention(x_BxWxPxD, first_BxW, batch)
-        x_BxWxPxD = nn.LayerNorm(dtype=c.dtype, name="norm_out")(x_BxWxPxD)
+        # cheap to do again, and its intermediate arrays are as large as the patches'
+        pool = WearableEncoder._pooled if c.remat == "none" else nn.remat(WearableEncoder._pooled)
+        return dense(c.out_width, ("mlp", "embed"), dtype=c.dtype, name="out")(pool(self, x_BxWxPxD))
+
+    def _pooled(self, x_BxWxPxD):
+        """A weighted and a plain mean over a window's patches: [B, W, 2 D]."""
+        x_BxWxPxD = nn.LayerNorm(dtype=self.config.dtype, name="norm_out")(x_BxWxPxD)
         score = dense(1, ("embed", None), dtype=jnp.float32, name="pool")(x_BxWxPxD)
-        score = nn.softmax(score, axis=2).astype(c.dtype)
-        pooled = jnp.concatenate([jnp.sum(score * x_BxWxPxD, axis=2), jnp.mean(x_BxWxPxD, axis=2)], axis=-1)
-        return dense(c.out_width, ("mlp", "embed"), dtype=c.dtype, name="out")(pooled)
+        score = nn.softmax(score, axis=2).astype(self.config.dtype)
+        return jnp.concatenate([jnp.sum(score * x_BxWxPxD, axis=2), jnp.mean(x_BxWxPxD, axis=2)], axis=-1)
 
     def _patches(self, batch, detail_BxWxPxD):
         """Channels normalised, scaled and projected; with what is missing and of what quality as inputs."""

@@ -333,6 +333,24 @@ def test_remat_changes_no_value():
     np.testing.assert_allclose(got, encode(inputs()), atol=1e-5)
 
 
+@pytest.mark.parametrize("remat, n_streams, n_hidden, n_heads", [("full", 3, 0, 0), ("products", 3, 2, 8)])
+def test_what_is_kept_for_the_backward_pass(remat, n_streams, n_hidden, n_heads):
+    """The input of each of two layers and of the pooling; with "products" their hidden units, and q, k, v, attended."""
+    module = encoder(span_days=0.5, remat=remat)
+    params = jax.eval_shape(module.init, jax.random.key(0), inputs())["params"]
+
+    def backward(p):
+        return jax.vjp(lambda q: module.apply({"params": q}, inputs()), p)[1]
+
+    kept = [x for x in jax.tree.leaves(jax.eval_shape(backward, params)) if x.dtype == np.float32]
+
+    def count(*ends):
+        """Arrays over all patches that end with these axes."""
+        return sum(x.size / (B * W * P * np.prod(ends)) for x in kept if x.shape[-2 - len(ends) :] == (W, P, *ends))
+
+    assert (count(8), count(32), count(2, 4)) == (n_streams, n_hidden, n_heads)
+
+
 @pytest.mark.parametrize("kind, span", KINDS)
 def test_half_precision_keeps_its_dtype(kind, span):
     module = encoder(kind=kind, span_days=span, dtype="bfloat16")
