@@ -58,7 +58,9 @@ class JointNetwork(nn.Module):
 
     def setup(self) -> None:
         n, facts = self.config.network, self.facts
-        self.ehr = encoders.EhrEmbedder(facts.vocabulary, n.token_width, n.width, n.dtype, n.embedding_scale)
+        self.ehr = encoders.EhrEmbedder(
+            facts.vocabulary, n.token_width, n.width, n.dtype, n.embedding_scale, self.mesh_ops
+        )
         self.rho = dense(n.width, (None, "embed"), dtype=n.dtype)  # W_rho, q x p
         self.modality = nn.Embed(N_MODALITY, n.width, embedding_init=nn.initializers.normal(0.02))
         if facts.wear:
