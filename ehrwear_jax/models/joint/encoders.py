@@ -33,6 +33,7 @@ class EhrEmbedder(nn.Module):
     dtype: str = "float32"
     scale: float = 1.0
     value_features: int = 0
+    mesh_ops: MeshOps = ONE_DEVICE
 
     def setup(self) -> None:
         self.table = embedding(self.vocabulary, self.token_width)
@@ -43,10 +44,15 @@ class EhrEmbedder(nn.Module):
 
     def __call__(self, token: jax.Array, value: jax.Array, quantile: jax.Array | None = None) -> jax.Array:
         """token int32 [...], value float32 [...] and, with value_features, its quantile -> [..., out_width]."""
-        vector = self.table(token) + value[..., None] * self.value_table(token)
+        vector = self._rows(self.table, token) + value[..., None] * self._rows(self.value_table, token)
         if quantile is not None and self.value_features:
             vector = vector + self.curves(token, quantile)
         return self.project((self.scale * vector).astype(self.dtype))
+
+    def _rows(self, table, token):
+        # The table is gathered first: split over devices that hold rows of a batch, as it is kept, the vectors of the
+        # whole batch would travel instead, which grow with the number of devices.
+        return jnp.take(self.mesh_ops.constrain(table.embedding, "token", None), token, axis=0)
 
 
 # --------------------------------------------------------------------------------------------------- wearable windows

@@ -65,7 +65,7 @@ class JointNetwork(nn.Module):
     def setup(self) -> None:
         n, facts = self.config.network, self.facts
         sizes = facts.vocabulary, n.token_width, n.width
-        self.ehr = encoders.EhrEmbedder(*sizes, n.dtype, n.embedding_scale, n.value_features)
+        self.ehr = encoders.EhrEmbedder(*sizes, n.dtype, n.embedding_scale, n.value_features, self.mesh_ops)
         self.rho = dense(n.width, (None, "embed"), dtype=n.dtype)  # W_rho, q x p
         self.modality = nn.Embed(N_MODALITY, n.width, embedding_init=nn.initializers.normal(0.02))
         if facts.wear:
