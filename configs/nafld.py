@@ -4,9 +4,9 @@
 
 DIR holds nafld1.csv, nafld2.csv, nafld3.csv. A diagnosis (other than NAFLD) that the person never had, within 30, 90,
 180, 365 days: 1,696, 2,821, 4,184, 6,661 of 78,391, 76,621, 74,234, 69,578 lab days. Twenty minutes on two CPU cores.
-Seen when repetitions counted too (7,267 at 365 days), frozen probe (gradient boosting on tabular features): AUROC
-.730/.715/.714/.701 (.756/.739/.719/.703), AUPRC .127/.155/.190/.242 (.117/.136/.176/.240); no difference's 95% interval
-excludes zero.
+Seen when repetitions counted too (7,267 at 365 days) and the state of values was not asked for, frozen probe (gradient
+boosting on tabular features): AUROC .730/.715/.714/.701 (.756/.739/.719/.703), AUPRC .127/.155/.190/.242
+(.117/.136/.176/.240); no difference's 95% interval excludes zero.
 """
 
 from ehrwear_jax import config as config_lib

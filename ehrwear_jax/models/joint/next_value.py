@@ -14,6 +14,7 @@ from ehrwear_jax.models.layers.dense import dense, embedding
 from ehrwear_jax.models.objective import masked_mean, n_true, n_true_of
 
 N_COMPONENTS = 3
+_GOLDEN = 0.6180339887498949  # multiples of it cover [0, 1) evenly
 _LOG_SD = (-3.0, 2.0)  # values that many share and clipped ones must not make a density without bound
 
 
@@ -41,7 +42,7 @@ class NextValue(Term):
     """The values of the next time at which numeric codes are measured, given which, and when: a density, in nats.
 
     From z at events and at queries. So z is to know where values are heading, whatever the next order is. Values are on
-    the scale of value_scales.py; of more than `next_values` at that time, a run drawn at random is predicted.
+    the scale of value_scales.py; of more than `next_values` at that time, a run of them, another at each place.
     """
 
     name = "next_value"
@@ -72,7 +73,9 @@ class NextValue(Term):
         there_R = first_R < len(known)
         next_R = time_N[np.minimum(first_R, len(known) - 1)]
         n_R = np.searchsorted(time_N, next_R, side="right") - first_R
-        first_R = first_R + (c.rng.random(len(first_R)) * (np.maximum(n_R - n_slots, 0) + 1)).astype(np.int64)
+        # no draw: what is hidden decides how many values are known, and must not decide what is drawn after
+        draw_R = (at["phase"] + _GOLDEN * np.arange(1, len(first_R) + 1)) % 1.0
+        first_R = first_R + (draw_R * (np.maximum(n_R - n_slots, 0) + 1)).astype(np.int64)
         slot_RxY = first_R[:, None] + np.arange(n_slots)
         real_RxY = there_R[:, None] & (np.arange(n_slots) < n_R[:, None])
         slot_RxY = np.where(real_RxY, slot_RxY, 0)

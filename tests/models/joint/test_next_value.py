@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import term_cases
-from joint_rows import contexts, examples_of, row_of
+from joint_rows import assert_same, contexts, examples_of, row_of
 from scipy.special import logsumexp
 from scipy.stats import norm
 from term_cases import B, E, Q, Y, mean
@@ -51,6 +51,17 @@ def test_a_density_stays_within_bounds():
     sharp = np.concatenate([np.zeros(3), np.zeros(3), np.full(3, -50.0)]).astype(np.float32)
     assert float(next_value.negative_log_density(sharp, np.float32(0.0))) == pytest.approx(0.919 - 3, abs=1e-3)
     assert np.isfinite(float(next_value.negative_log_density(sharp, np.float32(9.0))))
+
+
+def test_the_term_draws_nothing_that_others_draw_after_it(many_people):
+    """Pairs are chosen after it; they are the same with and without it, and whatever values are known."""
+    weights = {"contrast": (1.0, 1.0, 0)}
+    options = CONTEXT | {"pairs": 4, "colocated_days": 90.0}
+    plain, more = (examples_of(many_people, options, weights=weights | w) for w in ({}, ON))
+    rows = [[row_of(e, g) for g in range(e.rows_per_epoch)] for e in (plain, more)]
+    assert_same(*rows)
+    assert sum((row["pair_position"] >= 0).sum() for row in rows[0]) > 20
+    assert sum((row["query_mark_code"] >= 0).sum() for row in rows[1]) > 50
 
 
 def test_targets_are_the_values_of_the_next_time_that_has_some(many_people):
