@@ -1,5 +1,7 @@
 """The public op: arguments, dispatch, dropout."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -30,6 +32,30 @@ def test_dropout_keeps_the_mean_and_depends_on_global_indices_only():
     )
     for a, b in ((keep[1:], keep[:-1]), (keep[:, 1:], keep[:, :-1]), (keep, other), (keep, keep.T)):
         assert abs(np.corrcoef(np.ravel(a), np.ravel(b))[0, 1]) < 0.03
+
+
+@pytest.mark.parametrize("rate", [0.1, 0.5])
+def test_dropout_of_no_two_rows_columns_heads_or_seeds_is_related(rate):
+    """Correlations of all pairs spread as those of independent draws do; so do products over rectangles."""
+    n = 512
+    index = jnp.arange(n, dtype=jnp.uint32)
+
+    def drawn(head=0, seed=3):
+        words = dropout_seed(jax.random.key(seed))
+        keep = dropout_keep(words, jnp.uint32(0), jnp.uint32(head), index[:, None], index[None], rate)
+        return (np.asarray(keep, np.float64) - (1 - rate)) / np.sqrt(rate * (1 - rate))
+
+    x = drawn()
+    assert abs(x.sum()) / n < 4
+    for y in (x, x.T):
+        assert abs(np.var(y.sum(1) / np.sqrt(n)) - 1) < 5 * np.sqrt(2 / n)
+        pairs = (y @ y.T / np.sqrt(n))[np.triu_indices(n, 1)]
+        assert abs(np.var(pairs) - 1) < 0.03 and abs(np.mean(pairs)) < 0.02
+    for y in (drawn(head=1), drawn(seed=4)):
+        assert abs(np.var(x @ y.T / np.sqrt(n)) - 1) < 0.03 and abs(np.sum(x * y)) / n < 4
+    for a, b in itertools.product((1, 2, 16, 64), (1, 8, 64)):
+        corners = x[:-a, :-b] * x[a:, :-b] * x[:-a, b:] * x[a:, b:]
+        assert abs(corners.sum()) / np.sqrt(corners.size) < 5
 
 
 def inputs():

@@ -4,8 +4,9 @@ Three kernels: the forward pass and the gradients of a query block loop over the
 of a key block over the query blocks that see it, so that no sum needs atomics. The mathematics is that of `tiles`; here
 is what a GPU adds to it:
 
-- A tile is *plain* when every row of it sees all of its keys and K factors. `_bounds` finds the longest run of plain
-  tiles, whose loop has no mask and no branch; the few tiles at the edges of what is visible take K element by element.
+- A tile is *plain* when every row of it sees all of its keys and K factors. `triton_inputs.bounds` finds the longest
+  run of plain tiles, whose loop has no mask and no branch. In tiles that some rows see in part, on the diagonal and
+  where packed contexts meet, K still factors but for components that decay too fast for the tile (`triton_tile`).
 - The products with K's factors, and with the columns of the modality bias, run on the tensor cores. In bfloat16 both
   factors are split in high and low halves, whose three products stand side by side in 16 columns (R <= 5).
 - A query block in which the factors lose a row (`tiles.SMALLEST_SUM`) starts again, element by element.

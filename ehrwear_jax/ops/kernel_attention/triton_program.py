@@ -212,4 +212,6 @@ class Program:
             return x
         first, second = (self.of_query(word) for word in query.words)
         keep = reference.kept_by((first, second), self.of_key(key.word), rate)
-        return jnp.where(keep, x, jnp.zeros_like(x))
+        # in integers: Triton moves Booleans between layouts byte by byte
+        bits = jax.lax.bitcast_convert_type(x, jnp.int32) & jnp.where(keep, jnp.int32(-1), jnp.int32(0))
+        return jax.lax.bitcast_convert_type(bits, jnp.float32)

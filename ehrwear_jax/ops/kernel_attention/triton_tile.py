@@ -77,7 +77,7 @@ class Tile:
         blocks = (self.key.block, query.block) if program.static.by_key else (query.block, self.key.block)
         self.span = ref.span[blocks]
         self.direct = query.rate * self.span > program.static.reach
-        self.a = self.exp(jnp.where(self.direct, LOWEST, jnp.minimum(exponent, MOST_EXPONENT)))
+        self.a = self.exp(jnp.minimum(exponent, jnp.where(self.direct, LOWEST, MOST_EXPONENT)))
 
     def _by_direct(self, add, carry):
         """add(r, carry) over the components that are not in A."""
@@ -281,7 +281,7 @@ def key_gradients(static: Static, ref: types.SimpleNamespace) -> None:
         weight, d_score, _ = Tile(program, query, key, form).derivative()
         d_score = d_score.astype(static.dtype)
         more = [program.dot(d_score, query.q)]
-        more.append(program.dot(program.kept(weight.astype(static.dtype), query, key), query.d_out))
+        more.append(program.dot(program.kept(weight, query, key).astype(static.dtype), query.d_out))
         if static.has_bias:
             more.append(program.dot(d_score, query.extra))
         return tuple(x + y for x, y in zip(carry, more, strict=True))
