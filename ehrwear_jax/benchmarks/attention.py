@@ -284,9 +284,9 @@ def _case(flags, shape, contexts, dropout):
     return Case(**sizes, **{name: getattr(flags, name) for name in names}, dropout=dropout)
 
 
-def _options(text):
+def parsed_options(text: str) -> dict[str, int | tuple[int, ...]]:
     """ "block_q=128,query=64:64:4" -> {"block_q": 128, "query": (64, 64, 4)}."""
-    options = {}
+    options: dict[str, int | tuple[int, ...]] = {}
     for name, value in (pair.split("=") for pair in text.split(",") if pair):
         numbers = tuple(int(n) for n in value.split(":"))
         options[name] = numbers if len(numbers) > 1 else numbers[0]
@@ -327,7 +327,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         for case in cases:
             print(f"{kernel}, {case.name}: block_q, block_k, warps, stages, edge, masked, reach")
             print("\n".join(f"  {ms:8.3f} ms {tiling}" for ms, tiling in tune(case, kernel, flags.repeats)), flush=True)
-    options = _options(flags.options)
+    options = parsed_options(flags.options)
     results = measure(cases, implementations, flags.repeats, flags.max_plain, options) if not flags.tune else {}
     print("\n".join(table(results)))
     if flags.json:

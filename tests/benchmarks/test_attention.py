@@ -31,6 +31,11 @@ def test_prints_a_table_and_writes_one_flat_mapping(tmp_path, capsys):
     assert "reference/1x64x1x16/forward_backward" in printed and "ratio_to_plain" in printed
 
 
+def test_options_are_numbers_or_tilings():
+    assert bench.parsed_options("") == {}
+    assert bench.parsed_options("block_q=128,query=64:64:4") == {"block_q": 128, "query": (64, 64, 4)}
+
+
 def test_memory_tokens_set_the_slowest_rate():
     case = bench.Case(1, 512, 2, 16, "float32", 3, 2, skip_tolerance=1e-3, memory_tokens=50)
     learned, rest = bench.make_inputs(case)

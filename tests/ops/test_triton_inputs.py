@@ -9,7 +9,7 @@ from kernel_attention_oracle import Oracle, assert_close
 from kernel_attention_suite import TOLERANCE, Shape, compiled, draw_case
 
 from ehrwear_jax.ops.kernel_attention import fused, reference, triton_inputs
-from ehrwear_jax.ops.kernel_attention.triton import Tuning
+from ehrwear_jax.ops.kernel_attention.triton_program import Tuning
 
 pytest.importorskip("jax.experimental.pallas.triton")
 

@@ -27,33 +27,10 @@ import jax
 import jax.numpy as jnp
 
 from ehrwear_jax.ops.kernel_attention import fused, reference, target, triton_inputs, triton_program, triton_tile
-from ehrwear_jax.ops.kernel_attention.triton_program import pl, plgpu
+from ehrwear_jax.ops.kernel_attention.triton_program import Tuning, pl, plgpu
 
 MOST_COMPONENTS = 8
 MOST_DEPTH = 128
-
-
-@dataclasses.dataclass(frozen=True)
-class Tuning:
-    """Sizes of one kernel.
-
-    Attributes:
-      block_q, block_k: rows and columns of a plain tile, powers of two from 16.
-      num_warps: of a program. num_stages: depth of the pipeline of its loops.
-      edge: width of tiles that take K element by element, along the kernel's loop; narrow ones leave registers free.
-      masked: width of tiles that are factored but not seen whole by all rows.
-      reach: largest gamma (c - n) of a component whose factors a masked tile takes, see `triton_inputs`; they grow and
-        fall by exp(reach). Other components are taken element by element.
-    """
-
-    block_q: int
-    block_k: int
-    num_warps: int = 4
-    num_stages: int = 2
-    edge: int = 32
-    masked: int = 64
-    reach: int = 32
-
 
 # Of the forward pass, the gradients of queries and of keys; float32 products run without tensor cores.
 NARROW = ((64, 64), (64, 64, 4, 3), (64, 64))

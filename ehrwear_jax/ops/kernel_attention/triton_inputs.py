@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from ehrwear_jax.ops.kernel_attention import fused, reference, tiles, triton_program
-from ehrwear_jax.ops.kernel_attention.triton_program import Static
+from ehrwear_jax.ops.kernel_attention.triton_program import Static, Tuning
 
 Arrays = dict[str, tuple[str, jax.Array]]
 
@@ -22,7 +22,7 @@ def pad(x: jax.Array, axis: int, size: int, value: float = 0) -> jax.Array:
     return jnp.pad(x, [(0, size - n if a == axis else 0) for a, n in enumerate(x.shape)], constant_values=value)
 
 
-def static_of(spec: fused.Spec, problem: dict[str, jax.Array], tuning, by_key: bool = False) -> Static:
+def static_of(spec: fused.Spec, problem: dict[str, jax.Array], tuning: Tuning, by_key: bool = False) -> Static:
     """What a kernel knows when it is compiled; tiles are no larger than the problem."""
     block_q, block_k = (
         min(size, triton_program.power(problem[n].shape[2]))

@@ -39,12 +39,34 @@ def power(n: int) -> int:
 
 
 @dataclasses.dataclass(frozen=True)
+class Tuning:
+    """Sizes of one kernel.
+
+    Attributes:
+      block_q, block_k: rows and columns of a plain tile, powers of two from 16.
+      num_warps: of a program. num_stages: depth of the pipeline of its loops.
+      edge: width of tiles that take K element by element, along the kernel's loop; narrow ones leave registers free.
+      masked: width of tiles that are factored but not seen whole by all rows.
+      reach: largest gamma (c - n) of a component whose factors a masked tile takes, see `triton_inputs`; they grow and
+        fall by exp(reach). Other components are taken element by element.
+    """
+
+    block_q: int
+    block_k: int
+    num_warps: int = 4
+    num_stages: int = 2
+    edge: int = 32
+    masked: int = 64
+    reach: int = 32
+
+
+@dataclasses.dataclass(frozen=True)
 class Static:
     """What a kernel knows when it is compiled.
 
     Attributes:
       spec: of the problem. dtype: of q, k, v. n_component: R. has_bias: there are extra columns.
-      block_q, block_k, edge, masked, reach: see triton.Tuning; masked tiles are a whole number of `edge` wide.
+      block_q, block_k, edge, masked, reach: see `Tuning`; masked tiles are a whole number of `edge` wide.
       by_key: it computes gradients of keys, in tiles [K, Q].
     """
 
