@@ -36,8 +36,8 @@ SPELLINGS = ("ICD10CM/", "ICD10//", "DIAGNOSIS//ICD//10//")
 # GB), which are neighbours on the mesh, and the copies lie across. The fused kernels drop attention weights at a third
 # of their speed on GPUs: stochastic depth and dropout of activations regularise there.
 HARDWARE = {
-    "h100": {"rows": 16, "accumulate": 2, "remat": "products", "unroll": 24, "fsdp": 1, "attention_dropout": 0.0},
-    "a100": {"rows": 16, "accumulate": 2, "remat": "products", "unroll": 24, "fsdp": 1, "attention_dropout": 0.0},
+    "h100": {"rows": 16, "accumulate": 1, "remat": "products", "unroll": 24, "fsdp": 1, "attention_dropout": 0.0},
+    "a100": {"rows": 16, "accumulate": 1, "remat": "products", "unroll": 24, "fsdp": 1, "attention_dropout": 0.0},
     "v5e": {"rows": 8, "accumulate": 2, "remat": "products", "unroll": 1, "fsdp": 16, "attention_dropout": 0.1},
     "v6e": {"rows": 8, "accumulate": 1, "remat": "products", "unroll": 1, "fsdp": 16, "attention_dropout": 0.1},
     "v5p": {"rows": 16, "accumulate": 1, "remat": "products", "unroll": 1, "fsdp": 4, "attention_dropout": 0.1},

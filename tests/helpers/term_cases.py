@@ -166,7 +166,7 @@ class Losses:
         @jax.jit
         def run(floats, rest, batch):
             def objective(floats):
-                scored = {k: self._scored(k, x, batch) for k, x in floats.items()}
+                scored = {k: self.scored(k, x, batch) for k, x in floats.items()}
                 out = traverse_util.unflatten_dict(scored | rest, sep="/")
                 return self.objective(out, batch, self.objective.weights(0), self.objective.normalisers(batch))
 
@@ -175,7 +175,7 @@ class Losses:
 
         self._run = run
 
-    def _scored(self, name, x, batch):
+    def scored(self, name, x, batch):
         """What the terms that predict tokens take, by the plain formula from scores; what others take as it is."""
         term, _, part = name.partition("/")
         (term,) = (t for t in self.objective.terms if t.name == term)

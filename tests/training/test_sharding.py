@@ -188,7 +188,7 @@ def test_losses_and_gradients_do_not_depend_on_the_number_of_devices():
     @jax.jit
     def step(scale, rows):
         def loss(scale):
-            scaled = {k: rows[k] * scale[k] for k in scale} | constant
+            scaled = {k: losses.scored(k, rows[k] * scale[k], rows) for k in scale} | constant
             out = traverse_util.unflatten_dict(scaled, sep="/")
             objective, batch = losses.objective, {k: rows[k] for k in term_cases.SPEC.fields}
             return objective(out, batch, dict.fromkeys(WEIGHTS, 1.0), objective.normalisers(batch))

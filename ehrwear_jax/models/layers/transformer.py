@@ -290,11 +290,16 @@ class Backbone(nn.Module):
             metadata_params={nn.PARTITION_NAME: LAYERS},
         )
         layer_drop = c.stochastic_depth * (1 + jnp.arange(c.n_layers)) / c.n_layers  # grows with depth
-        ops, lengths = self.mesh_ops, (x_BxTxD.shape[1], y_BxQxD.shape[1])
+        ops, n_query = self.mesh_ops, y_BxQxD.shape[1]
+        if short := -n_query % ops.length_groups:  # queries that see nothing, so that devices have equally many
+            padded = (y_BxQxD, fields["query_time"], fields["query_kv_range"])
+            y_BxQxD, time, seen = (jnp.pad(x, [(0, 0), (0, short)] + [(0, 0)] * (x.ndim - 2)) for x in padded)
+            fields = {**fields, "query_time": time, "query_kv_range": seen}
+        lengths = x_BxTxD.shape[1], y_BxQxD.shape[1]
         # an entry's number for dropout, whatever the order in which devices hold them
         at = jnp.arange(sum(lengths), dtype=jnp.uint32)[None]
         fields = {**fields, "place": ops.joined(at[:, : lengths[0]], at[:, lengths[0] :])[0]}
         z_BxNxD = ops.constrain(ops.joined(x_BxTxD, y_BxQxD), "batch", "length", None)
         z_BxNxD, _ = scan(c, ops, deterministic, name="blocks")(z_BxNxD, layer_drop, fields)
         x, y = ops.split(nn.LayerNorm(dtype=jnp.float32, name="norm_out")(z_BxNxD), lengths)
-        return x, y
+        return x, y[:, :n_query]
