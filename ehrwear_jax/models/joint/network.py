@@ -83,8 +83,7 @@ class JointNetwork(nn.Module):
         self.backbone = Backbone(backbone_config(n), self.mesh_ops)
         shared = {name for term in self.terms for name in term.uses}
         if "codes" in shared:
-            sizes = (facts.vocabulary, n.token_width, n.dtype, n.target_chunk)
-            self.code_head = CodeHead(*sizes, self.mesh_ops)
+            self.code_head = CodeHead(facts.vocabulary, n.token_width, n.dtype, n.target_chunk, self.mesh_ops)
         if "signal" in shared:
             n_future = self.config.context.future_windows
             self.signal_decoder = SignalDecoder(facts.steps, facts.channels, n_future, n.width)
