@@ -228,4 +228,4 @@ def mesh_ops(mesh: jax.sharding.Mesh) -> MeshOps:
             q_BxTxHxD, k_BxSxHxD, *arguments, mesh=mesh, q_spec=q_spec, k_spec=k_spec, **keywords
         )
 
-    return MeshOps(constrain, attend, n_row_devices(mesh), _count(mesh, LOGICAL["length"]))
+    return MeshOps(constrain, attend, n_row_devices(mesh))

@@ -25,7 +25,7 @@ REMAT: dict[str, tuple[str, ...] | None] = {
 }
 
 
-N_STREAMS = 2  # updates of a layer whose entries are dropped: by attention and by the feed-forward part
+N_STREAMS = 4  # updates of a layer whose entries are dropped: of tokens and queries, by attention and feed-forward
 
 
 @dataclasses.dataclass(frozen=True)
@@ -172,11 +172,7 @@ def _source_init(key, shape):
 
 
 class Block(nn.Module):
-    """Pre-norm block applied to the tokens and, over the same keys, to the queries (seen by nobody).
-
-    Both are one array but for attention: a row's few queries would keep a device waiting for small products, and their
-    gradients of the parameters would be added to those of the tokens. The queries' own keys and values go unread.
-    """
+    """Pre-norm block applied to the tokens and, over the same keys, to the queries (seen by nobody)."""
 
     config: TransformerConfig
     mesh_ops: MeshOps
@@ -203,40 +199,41 @@ class Block(nn.Module):
             self.adapter_attention, self.adapter_mlp = (Adapter(c.adapter_width, c.dtype) for _ in range(2))
 
     def __call__(
-        self, z_BxNxD: jax.Array, layer_drop: jax.Array, fields: Mapping[str, jax.Array]
-    ) -> tuple[jax.Array, None]:
-        """One layer: tokens and queries joined, its chance of being dropped, the batch's fields -> (the same, None)."""
+        self, carry: tuple[jax.Array, jax.Array], layer_drop: jax.Array, fields: Mapping[str, jax.Array]
+    ) -> tuple[tuple[jax.Array, jax.Array], None]:
+        """One layer: (x_BxTxD, y_BxQxD), its chance of being dropped, and the batch's fields -> (carry, None)."""
+        x_BxTxD, y_BxQxD = carry
         # one key a layer: each key is a program of its own on the device
         seed = dropout_seed(self.make_rng("dropout")) if self.drops else None
-        lengths = fields["time"].shape[1], fields["query_time"].shape[1]
-        z_norm = self.norm_attention(z_BxNxD)
-        reader, key, value = (
-            self.mesh_ops.split(self._projected(name, z_norm), lengths) for name in ("query", "key", "value")
-        )
-        bias = self.modality_bias(self.mesh_ops.split(z_norm, lengths)[0])
-        # what all read: the tokens
-        keys = {"key": key[0], "value": value[0], "bias": bias, "kernel": self.kernel(), "time": fields["time"]}
-        modality = jnp.full(reader[1].shape[:2], self.config.n_modalities - 1)
-        seen = self.mesh_ops.joined(
-            self._attended(reader[0], keys, fields["time"], fields["kv_range"], fields["modality"]),
-            self._attended(reader[1], keys, fields["query_time"], fields["query_kv_range"], modality),
-        )
-        z_BxNxD = self._residual(z_BxNxD, "attention", self.out(seen), layer_drop, (seed, 0), fields["place"])
-        update = self._feed_forward(z_BxNxD)
-        return self._residual(z_BxNxD, "mlp", update, layer_drop, (seed, 1), fields["place"]), None
+        x_norm, y_norm = self.norm_attention(x_BxTxD), self.norm_attention(y_BxQxD)
+        keys = self._keys(x_norm, fields["time"])
+        queries = jnp.full(y_BxQxD.shape[:2], self.config.n_modalities - 1)
+        seen = self._attended(x_norm, keys, fields["time"], fields["kv_range"], fields["modality"])
+        x_BxTxD = self._residual(x_BxTxD, "attention", seen, layer_drop, (seed, 0))
+        seen = self._attended(y_norm, keys, fields["query_time"], fields["query_kv_range"], queries)
+        y_BxQxD = self._residual(y_BxQxD, "attention", seen, layer_drop, (seed, 1))
+        x_BxTxD = self._residual(x_BxTxD, "mlp", self._feed_forward(x_BxTxD), layer_drop, (seed, 2))
+        y_BxQxD = self._residual(y_BxQxD, "mlp", self._feed_forward(y_BxQxD), layer_drop, (seed, 3))
+        return (x_BxTxD, y_BxQxD), None
 
     def _projected(self, name, x):
         heads = self.mesh_ops.constrain(getattr(self, name)(x), "batch", "length", "heads", None)
         norm = getattr(self, f"{name}_norm") if self.config.qk_norm and name != "value" else lambda y: y
         return checkpoint_name(norm(heads), "qkv")
 
-    def _attended(self, query, keys, time, kv_range, modality):
+    def _keys(self, x_norm, time):
+        """What all queries of the layer share."""
+        key, value = self._projected("key", x_norm), self._projected("value", x_norm)
+        return {"key": key, "value": value, "bias": self.modality_bias(x_norm), "kernel": self.kernel(), "time": time}
+
+    def _attended(self, norm_x, keys, time, kv_range, modality):
         rate = 0.0 if self.deterministic else self.config.attention_dropout
+        query = self._projected("query", norm_x)
         call = {"query": query, "key": keys["key"], "bias": keys["bias"], "kernel": keys["kernel"]}
         call |= {"key_time": keys["time"], "time": time, "kv_range": kv_range, "modality": modality}
         # for interpret/attention.py; nothing is stored unless the caller makes "intermediates" mutable
         self.sow("intermediates", "attention_calls", call)
-        return self.mesh_ops.attend(
+        attended = self.mesh_ops.attend(
             query,
             keys["key"],
             keys["value"],
@@ -250,20 +247,20 @@ class Block(nn.Module):
             dropout_key=self.make_rng("dropout") if rate else None,
             implementation=self.config.attention,
         )
+        return self.out(attended)
 
     def _feed_forward(self, x):
         hidden = self.mesh_ops.constrain(self.up(self.norm_mlp(x)), "batch", "length", "mlp")
         return self.down(nn.gelu(checkpoint_name(hidden, "hidden")))
 
-    def _residual(self, x, sublayer, update, layer_drop, stream, place):
+    def _residual(self, x, sublayer, update, layer_drop, stream):
         """Dropout, and a whole row's update dropped with the layer's probability (stochastic depth)."""
-        seed, number = stream
         if self.config.adapter_width:
             update = getattr(self, f"adapter_{sublayer}")(update)
         if self.config.dropout > 0 and self.drops:
-            update = dropped(update, self.config.dropout, seed, number, place)
+            update = dropped(update, self.config.dropout, *stream)
         if self.config.stochastic_depth > 0 and self.drops:
-            row_Bx1x1 = kept((x.shape[0], 1, 1), layer_drop, seed, N_STREAMS + number, jnp.zeros(1, jnp.uint32))
+            row_Bx1x1 = kept((x.shape[0], 1, 1), layer_drop, stream[0], N_STREAMS + stream[1])
             update = jnp.where(row_Bx1x1, update / (1.0 - layer_drop).astype(update.dtype), 0.0)
         return self.mesh_ops.constrain(x + update, "batch", "length", None)
 
@@ -290,16 +287,6 @@ class Backbone(nn.Module):
             metadata_params={nn.PARTITION_NAME: LAYERS},
         )
         layer_drop = c.stochastic_depth * (1 + jnp.arange(c.n_layers)) / c.n_layers  # grows with depth
-        ops, n_query = self.mesh_ops, y_BxQxD.shape[1]
-        if short := -n_query % ops.length_groups:  # queries that see nothing, so that devices have equally many
-            padded = (y_BxQxD, fields["query_time"], fields["query_kv_range"])
-            y_BxQxD, time, seen = (jnp.pad(x, [(0, 0), (0, short)] + [(0, 0)] * (x.ndim - 2)) for x in padded)
-            fields = {**fields, "query_time": time, "query_kv_range": seen}
-        lengths = x_BxTxD.shape[1], y_BxQxD.shape[1]
-        # an entry's number for dropout, whatever the order in which devices hold them
-        at = jnp.arange(sum(lengths), dtype=jnp.uint32)[None]
-        fields = {**fields, "place": ops.joined(at[:, : lengths[0]], at[:, lengths[0] :])[0]}
-        z_BxNxD = ops.constrain(ops.joined(x_BxTxD, y_BxQxD), "batch", "length", None)
-        z_BxNxD, _ = scan(c, ops, deterministic, name="blocks")(z_BxNxD, layer_drop, fields)
-        x, y = ops.split(nn.LayerNorm(dtype=jnp.float32, name="norm_out")(z_BxNxD), lengths)
-        return x, y[:, :n_query]
+        (x, y), _ = scan(c, self.mesh_ops, deterministic, name="blocks")((x_BxTxD, y_BxQxD), layer_drop, fields)
+        norm = nn.LayerNorm(dtype=jnp.float32, name="norm_out")
+        return norm(x), norm(y)

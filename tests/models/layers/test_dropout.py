@@ -15,7 +15,7 @@ B, N, D = 8, 64, 128
 
 
 def dropped(x, seed=0, rate=0.1, stream=0):
-    return dropped_by(x, rate, dropout_seed(jax.random.key(seed)), stream, jnp.arange(x.shape[1]))
+    return dropped_by(x, rate, dropout_seed(jax.random.key(seed)), stream)
 
 
 @pytest.mark.parametrize("rate", [0.1, 0.5])
@@ -47,7 +47,7 @@ def test_the_gradient_goes_where_the_value_went():
 
 def test_rows_are_dropped_at_a_rate_that_is_no_constant():
     seed = dropout_seed(jax.random.key(3))
-    share = jax.jit(lambda rate: kept((4000, 1, 1), rate, seed, 0, jnp.arange(1)).mean())
+    share = jax.jit(lambda rate: kept((4000, 1, 1), rate, seed, 0).mean())
     for rate in (0.0, 0.05, 0.7):
         assert abs(share(jnp.float32(rate)) - (1 - rate)) <= 5 * np.sqrt(rate * (1 - rate) / 4000)
     assert dropped(jnp.ones((1, 2, 3), jnp.bfloat16)).dtype == jnp.bfloat16
