@@ -66,6 +66,7 @@ def artifact(plan: Plan, name: str) -> Artifact:
     settings = options.as_dict(plan.config.interpret)
     of = identity(plan, name) | {"dataset": plan.config.name, "interpret": settings, "seed": plan.config.data.seed}
     of |= {"n_resamples": plan.config.evaluate.n_resamples, "reference": name == reference(plan)}
+    of |= predictors.ranges_identity(plan) if plan.config.interpret.ledger_codes else {}
     return plan.artifact("interpret", name, of | {"simulated": plan.config.data.source == "synthetic"})
 
 

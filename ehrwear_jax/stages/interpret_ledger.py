@@ -1,8 +1,8 @@
 """Writes what z holds of the hand-made features: the ledger of a model.
 
 ledger.json   [{model, modality (ehr, wear), of (code, channel; "" for the record), statistic (last, mean, slope,
-              count, days_since, ...), range (days, all, ""), measure (r2, auroc), value, n, n_train}] of the features
-              of the first fold; see interpret/ledger.py.
+              count, days_since, ...), range (30d, 6h, all, ""), measure (r2, auroc), value, n, n_train}] of the
+              features of the first fold; see interpret/ledger.py.
 """
 
 from typing import Any
@@ -15,8 +15,6 @@ from ehrwear_jax.models.tabular.event_features import COUNT, FLAG, SINCE
 from ehrwear_jax.stages import predictors
 from ehrwear_jax.stages.loaded_run import LoadedRun
 
-_SINCE_DAYS = 30.0  # time since is read as log(1 + days / this), as the tabular models read it
-
 
 def compute(run: LoadedRun, name: str, folder: Any) -> list[dict]:
     """The entries of a model's ledger."""
@@ -27,9 +25,10 @@ def compute(run: LoadedRun, name: str, folder: Any) -> list[dict]:
     features = predictors.hand_made_features(run.plan, run.fold)
     chosen = _chosen(run, features, config.ledger_codes)
     rows = {split: _rows(run, split, config.ledger_times) for split in ledger.SPLITS}
+    since_days = predictors.feature_ranges(run.plan).since  # as the tabular models read it
     z = {split: run.latents(name)[at].astype(np.float64) for split, at in rows.items()}
     kinds = chosen["kind"].to_list()
-    x = {split: _dense(features.read(run.keys[at], chosen["name"]), kinds) for split, at in rows.items()}
+    x = {split: _dense(features.read(run.keys[at], chosen["name"]), kinds, since_days) for split, at in rows.items()}
     found = ledger.scores(z, x, np.array([kind == FLAG for kind in kinds]))
     named = zip((split_name(n) for n in chosen["name"]), found, strict=True)
     return [{"model": name, **about, **entry} for about, entry in named if entry is not None]
@@ -44,7 +43,7 @@ def split_name(name: str) -> dict[str, str]:
                 "range": ""}  # fmt: skip
     of, _, what = rest.rpartition("__")
     statistic, _, days = what.rpartition("_")
-    if days == "all" or (days.endswith("d") and days[:-1].isdigit()):
+    if days == "all" or (days.endswith(("d", "h")) and days[:-1].replace(".", "", 1).isdigit()):
         return {"modality": modality, "of": of, "statistic": statistic, "range": days}
     return {"modality": modality, "of": of, "statistic": what, "range": ""}
 
@@ -72,8 +71,8 @@ def _chosen(run, features, n_codes):
     return columns.filter((pl.col("of") == "") | pl.col("of").is_in(most.implode())).filter(pl.col("known") > 0)
 
 
-def _dense(x, kinds):
-    """Sparse features as numbers to read: log counts, log time since, values; NaN: unknown."""
+def _dense(x, kinds, since_days):
+    """Sparse features as numbers to read: log counts, log(1 + days since / since_days), values; NaN: unknown."""
     x = x.tocoo()
     out = np.full(x.shape, np.nan)
     out[x.row, x.col] = x.data
@@ -81,5 +80,5 @@ def _dense(x, kinds):
         if kind in (COUNT, FLAG):
             out[:, f] = np.log1p(np.maximum(np.nan_to_num(out[:, f]), 0)) if kind == COUNT else np.nan_to_num(out[:, f])
         elif kind == SINCE:
-            out[:, f] = np.log1p(np.maximum(out[:, f], 0) / _SINCE_DAYS)
+            out[:, f] = np.log1p(np.maximum(out[:, f], 0) / since_days)
     return out

@@ -122,7 +122,7 @@ def _tabular(plan, name):
 
     fits = [plan.fit(fold).digest for fold, _ in plan.config.folds]
     own = {k: v for k, v in options.as_dict(config).items() if k != "latents"}  # told by what they are, not by name
-    of = {"tabular": own, "fits": fits} | _ranges_identity(plan)
+    of = {"tabular": own, "fits": fits} | ranges_identity(plan)
     of |= {"latents": [_networks_identity(plan, m, seed) for m in config.latents]} if config.latents else {}
     return Predictor(name, None, of, fit)
 
@@ -132,7 +132,8 @@ def feature_ranges(plan: Plan) -> tabular_features.Ranges:
     return tabular_features.Ranges.of(plan.config.evaluate.feature_ranges_days)
 
 
-def _ranges_identity(plan):
+def ranges_identity(plan: Plan) -> dict:
+    """What of the config's ranges of time is part of what is made of hand-made features."""
     days = plan.config.evaluate.feature_ranges_days
     return {"ranges": days} if days else {}
 
@@ -155,7 +156,7 @@ def hand_made_features(plan: Plan, fold: str) -> tabular_features.Features:
     """Features at all prediction times of a fold; made once, shard by shard."""
     times = embed.prediction_times(plan, fold).select(KEYS)
     of = {"fit": plan.fit(fold).digest, "times": files.digest(times.write_csv())}
-    of |= _ranges_identity(plan)
+    of |= ranges_identity(plan)
     of |= {"end": plan.config.data.holdout} if plan.config.data.holdout_time else {}
     artifact = plan.artifact("features", fold, of)
     if not artifact.done:

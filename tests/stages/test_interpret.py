@@ -143,6 +143,7 @@ def test_the_ledger_tells_what_each_model_holds_of_the_features(done):
     ("ehr__LAB//na__last", ("ehr", "LAB//na", "last", "")),
     ("ehr__LAB//na__slope_all", ("ehr", "LAB//na", "slope", "all")),
     ("ehr__LAB//na__days_since", ("ehr", "LAB//na", "days_since", "")),
+    ("ehr__LAB//na__mean_1.5h", ("ehr", "LAB//na", "mean", "1.5h")),
     ("ehr__n_events_30d", ("ehr", "", "n_events", "30d")),
     ("ehr__age_years", ("ehr", "", "age_years", "")),
     ("ehr__static__SEX//F", ("ehr", "SEX//F", "flag", "")),

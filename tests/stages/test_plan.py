@@ -7,6 +7,7 @@ import polars as pl
 import pytest
 import small_run
 
+from ehrwear_jax import config as config_lib
 from ehrwear_jax.config import parse
 from ehrwear_jax.runtime import checkpoint_manifest
 from ehrwear_jax.stages import evaluate, interpret, predictors, prepare, report, tasks
@@ -125,6 +126,7 @@ def test_a_change_before_or_in_pretraining(root, key, value, expected):
 ALL_SCORES = {"scores/readmission", "scores/relapse"}
 ALL_INTERPRETED = {f"interpret/{m}" for m in ("joint", "ehr_only", "wear_only", "late_fusion")}
 BOTH = "readmission", "relapse"
+TABULAR = [name for name, model in config_lib.base().models.items() if model.family == "tabular"]
 # everything that is made of the latents of joint; those of ehr_only
 OF_JOINT = {"embeddings/joint/all-seed0", "interpret/joint", *(f"predictions/{t}/joint/0" for t in BOTH)}
 OF_EHR = {"embeddings/ehr_only/all-seed0", "interpret/ehr_only", "interpret/late_fusion",
@@ -139,8 +141,8 @@ OF_EHR = {"embeddings/ehr_only/all-seed0", "interpret/ehr_only", "interpret/late
         ("models.ehr_only.train", {"steps": 7}, {*OF_EHR, *ALL_SCORES, "report"}),
         ("models.linear_table.features", "counts", {*(f"predictions/{t}/linear_table/None" for t in BOTH), *ALL_SCORES,
                                           "report"}),
-        ("evaluate.feature_ranges_days", (7.0,), {*(f"predictions/{t}/linear_table/None" for t in BOTH), *ALL_SCORES,
-                                                  "report"}),
+        ("evaluate.feature_ranges_days", (7.0,), {*(f"predictions/{t}/{m}/None" for t in BOTH for m in TABULAR),
+                                                  *ALL_SCORES, *ALL_INTERPRETED, "report"}),
         ("finetune.rank", 2, {"predictions/readmission/ehr_only_lora/0", "scores/readmission", "report"}),
         ("evaluate.n_resamples", 10, {*ALL_SCORES, *ALL_INTERPRETED, "report"}),
         ("evaluate.reference_model", "ehr_only", {*ALL_SCORES, "interpret/joint", "interpret/ehr_only", "report"}),
