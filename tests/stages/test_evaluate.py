@@ -91,6 +91,7 @@ def given(plan, name, fold):
     )
 
 
+@pytest.mark.slow
 def test_a_table_with_latents_knows_what_they_know(tmp_path):
     """Late fusion of a network that knows the outcome: so does the table beside it, which alone does not."""
     labels = small_run.write_inputs(tmp_path, folds=FOLDS)

@@ -79,6 +79,7 @@ def parts_at_initialisation(rows, gain):
     return {name: float(np.sqrt(np.mean(np.asarray(x)[real] ** 2))) for name, x in found.items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("gain", "low", "high"), [(1.0, 0.0, 0.05), (50.0, 0.5, 3.0)])
 def test_the_gain_lets_what_a_token_says_begin_as_loud_as_its_time(many_people, gain, low, high):
     rows = examples_of(many_people, CONTEXT, modalities=("ehr",), width=64, n_layers=1, n_heads=2, mlp_width=64,

@@ -151,6 +151,7 @@ def test_targets_of_channels_are_what_the_context_shows_before_the_query(many_pe
     assert checked > 40
 
 
+@pytest.mark.slow
 def test_the_state_is_learned(many_people):
     """A small network without any other term explains the last values of the people that it is trained on."""
     weights = dict.fromkeys(WEIGHTS, (0.0, 0.0, 0)) | ON
