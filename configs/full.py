@@ -18,8 +18,8 @@ The first prints 377,478,860 parameters (220m: 274,600,652) with an assumed voca
 Beside level and spread, the model predicts the activity's entropy. With raw PPG or intervals between beats it predicts
 heart rate variability too: --config.prepare.summaries="('activity:entropy', 'ppg:pulse')".
 
-Not of the paper, for training at this size: z_loss, residual_init and embedding_scale (see their options), and the peak rate,
-which is the paper's 1e-4 at 256 rows and goes with the root of their number (train.rate_rows; 0 takes 1e-4 for any).
+Not of the paper, for training at this size: z_loss, residual_init and embedding_scale (see their options), and the peak
+rate, which is the paper's 1e-4 at 256 rows and goes with the root of their number (train.rate_rows; 0: 1e-4 for any).
 
 The signal is changed as in appendix A.3, and contexts end with sampled patient-days (section 3.5). Which codes are
 administrative, and which events of interest, is named differently in every dataset: set
