@@ -22,6 +22,7 @@ from ehrwear_jax import config as config_lib
 from ehrwear_jax.data.sources.simulator import simulate
 from ehrwear_jax.models.joint import family
 from ehrwear_jax.models.joint.batch import PAD
+from ehrwear_jax.models.layers.vocabulary_loss import token_loss
 from ehrwear_jax.training import feed
 from ehrwear_jax.training.pretrain import Model, pretrain
 
@@ -89,9 +90,13 @@ def constants(fitted, batch):
     def both(value):
         return {"event": everywhere(value, n_event), "query": everywhere(value, n_query)}
 
+    def tokens(scores, **targets):
+        return {name: token_loss(everywhere(scores, x.shape[1]), x) for name, x in targets.items()}
+
+    following = tokens(fitted["next"], event=batch["event_next"], query=batch["query_next"])
     return {
-        "ehr_masked": everywhere(fitted["masked"], batch["masked_position"].shape[1]),
-        "future_event": both(fitted["next"]),
+        "ehr_masked": tokens(fitted["masked"], masked=batch["masked_target"]),
+        "future_event": following,
         "future_codes": everywhere(fitted["codes"], n_query),
         "ehr_history": everywhere(fitted["history"], n_query),
         "wear_masked": everywhere(fitted["channel"], n_windows, n_steps),
@@ -100,7 +105,7 @@ def constants(fitted, batch):
             "query_window": everywhere(fitted["channel"], n_query, n_future, n_steps),
         },
         "wear_history": everywhere(fitted["past"], n_query),
-        "wear_to_ehr": both(fitted["next"]),
+        "wear_to_ehr": following,
         "ehr_to_wear": both(fitted["summary"]),
         "contrast": {"ehr": unit, "wear": unit, "temperature": jnp.float32(1.0)},
     }
