@@ -57,7 +57,9 @@ def make_batch(n_rows, spec=SPEC):
     batch["token"] = rng.integers(0, spec.facts.vocabulary, batch["token"].shape).astype(np.int32)
     batch["modality"] = rng.integers(0, 3, batch["modality"].shape).astype(np.int32)
     batch["time"] = np.sort(np.abs(batch["time"]), axis=1)
-    batch["age"], batch["query_age"] = np.abs(batch["age"]), np.abs(batch["query_age"])
+    for name in ("age", "query_age", "event_mark_gap", "query_mark_gap"):  # lengths of time
+        if name in batch:
+            batch[name] = np.abs(batch[name])
     batch["kv_range"][..., 0], batch["kv_range"][..., 1] = 0, 1 + np.arange(tokens)
     batch["query_kv_range"][..., 0], batch["query_kv_range"][..., 1] = 0, tokens
     spec.check(batch, n_rows)
