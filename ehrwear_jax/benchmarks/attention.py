@@ -171,6 +171,7 @@ def attention(case: Case, implementation: str, options: Mapping[str, Any] | None
         q_modality_BxT=rest["modality"],
         dropout_rate=case.dropout,
         dropout_key=key,
+        bit_causal=False,  # as in training
         skip_tolerance=case.skip_tolerance,
         implementation=implementation,
         options=options,

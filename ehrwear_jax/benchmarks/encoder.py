@@ -10,7 +10,6 @@ have no room for windows: 1 if empty slots are free. Any option may be changed, 
 """
 
 import dataclasses
-import json
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -22,6 +21,7 @@ from absl import app, flags
 from ml_collections import config_flags
 
 from ehrwear_jax import config as config_lib
+from ehrwear_jax.benchmarks import results
 from ehrwear_jax.config.run import RunConfig
 from ehrwear_jax.models.family import Batch, BatchSpec
 from ehrwear_jax.models.joint import encoders, family
@@ -101,7 +101,8 @@ def measure(
     batches = {name: make_batch(spec, n_rows, share) for name, share in FILLED.items()}
     one = {name: x[:1] for name, x in batches["full"].items()}
     params = jax.jit(encoder.init)(jax.random.key(0), one)["params"]
-    compiled = _gradient(lambda p, b: encoder.apply({"params": p}, b)).lower(params, batches["full"]).compile()
+    gradient = _gradient(lambda p, b: encoder.apply({"params": p}, b, deterministic=False))  # as in training
+    compiled = gradient.lower(params, batches["full"]).compile()
     out = {"slots": float(n_rows * spec.sizes["W"]), "patches": float(n_rows * spec.sizes["W"] * spec.sizes["P"])}
     for name, value in (compiled.cost_analysis() or {}).items():
         if name in ("flops", "bytes accessed"):
@@ -136,12 +137,9 @@ def main(argv: Sequence[str]) -> None:
     config = config_lib.parse(given.config)
     n_rows = given.rows or config.train.rows_per_device or config.train.batch_size
     found = measure(config, n_rows, Timing(given.passes), whole=given.whole)
-    print(f"wearable encoder of {config.name}, {n_rows} rows on {jax.devices()[0].device_kind}, JAX {jax.__version__}")
-    for name, value in found.items():
-        print(f"  {name:24} {value:.6g}")
-    if given.json:
-        with open(given.json, "w") as file:
-            json.dump(found, file, indent=1)
+    device = jax.devices()[0].device_kind
+    title = f"wearable encoder of {config.name}, {n_rows} rows on {device}, JAX {jax.__version__}"
+    results.show(title, found, given.json)
 
 
 if __name__ == "__main__":

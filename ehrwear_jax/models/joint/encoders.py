@@ -124,6 +124,7 @@ class LocalBlock(nn.Module):
 
     config: WearableConfig
     mesh_ops: MeshOps
+    deterministic: bool
 
     @nn.compact
     def __call__(self, x_BxWxPxD: jax.Array, seen: Mapping[str, jax.Array]) -> tuple[jax.Array, None]:
@@ -137,7 +138,7 @@ class LocalBlock(nn.Module):
         if c.span_days:
             kernel = TimeKernel(c.kernel, c.n_heads, c.n_components, 0.25, c.span_days, name="kernel")()
             flat = (n_batch, n_window * n_patch, *heads)
-            options = {"kernel": kernel, "implementation": c.attention}
+            options = {"kernel": kernel, "implementation": c.attention, "bit_causal": self.deterministic}
             y = self.mesh_ops.attend(q.reshape(flat), k.reshape(flat), v.reshape(flat), **options, **seen)
             y = y.reshape(n_batch, n_window, n_patch, *heads)
         else:
@@ -187,13 +188,13 @@ PER_WINDOW = ("wear", "observed", "patch_mask", "channel_mask", "quality", "wind
 PER_TOKEN = ("time", "segment")
 
 
-def _first_slots(encoder, batch, detail_BxWxPxD, *, n):
+def _first_slots(encoder, batch, detail_BxWxPxD, *, n, deterministic):
     """h_BxWxD of the first n slots of each row, zeros behind them."""
     n_batch, n_window = batch["window_position"].shape
     if not n:
         return jnp.zeros((n_batch, n_window, encoder.config.out_width), encoder.config.dtype)
     batch = {name: x[:, :n] if name in PER_WINDOW else x for name, x in batch.items()}
-    h_BxNxD = encoder._encoded(batch, None if detail_BxWxPxD is None else detail_BxWxPxD[:, :n])
+    h_BxNxD = encoder._encoded(batch, None if detail_BxWxPxD is None else detail_BxWxPxD[:, :n], deterministic)
     return jnp.pad(h_BxNxD, ((0, 0), (0, n_window - n), (0, 0)))
 
 
@@ -204,13 +205,16 @@ class WearableEncoder(nn.Module):
     mesh_ops: MeshOps = ONE_DEVICE
 
     @nn.compact
-    def __call__(self, batch: Mapping[str, jax.Array], detail_BxWxPxD: jax.Array | None = None) -> jax.Array:
+    def __call__(
+        self, batch: Mapping[str, jax.Array], detail_BxWxPxD: jax.Array | None = None, deterministic: bool = True
+    ) -> jax.Array:
         """Encodes wear, observed, patch_mask, channel_mask (and quality, if it is there) of a batch.
 
         Args:
           batch: also window_position where span_days is positive or there are several parts, and time and segment
             where span_days is positive.
           detail_BxWxPxD: added to the patches' vectors: what RawEncoder has seen.
+          deterministic: whether no bit may depend on windows that come later; see kernel_attention's bit_causal.
 
         Returns:
           h_BxWxD; hidden patches contribute a learned vector and nothing of their signal; hidden channels look like
@@ -223,14 +227,14 @@ class WearableEncoder(nn.Module):
         if c.kind not in KINDS:
             raise ValueError(f"wear_encoder is {c.kind!r}; it can be {', '.join(KINDS)}")
         if c.window_parts == 1 or self.is_initializing():
-            return self._encoded(batch, detail_BxWxPxD)
+            return self._encoded(batch, detail_BxWxPxD, deterministic)
         batch = {name: batch[name] for name in (*PER_WINDOW, *PER_TOKEN) if name in batch}
         sizes = slot_sizes(batch["window_position"].shape[1], c.window_parts)
-        branches = [functools.partial(_first_slots, n=n) for n in sizes]
+        branches = [functools.partial(_first_slots, n=n, deterministic=deterministic) for n in sizes]
         size = jnp.searchsorted(jnp.array(sizes), used_slots(batch["window_position"]))
         return nn.switch(size, branches, self, batch, detail_BxWxPxD)
 
-    def _encoded(self, batch, detail_BxWxPxD):
+    def _encoded(self, batch, detail_BxWxPxD, deterministic):
         """h_BxWxD of all slots of a batch."""
         c = self.config
         x_BxWxPxD = self._patches(batch, detail_BxWxPxD)
@@ -238,7 +242,7 @@ class WearableEncoder(nn.Module):
         if c.kind == "tcn":
             x_BxWxPxD = self._convolutions(x_BxWxPxD, first_BxW)
         else:
-            x_BxWxPxD = self._attention(x_BxWxPxD, first_BxW, batch)
+            x_BxWxPxD = self._attention(x_BxWxPxD, first_BxW, batch, deterministic)
         # cheap to do again, and its intermediate arrays are as large as the patches'
         pool = WearableEncoder._pooled if c.remat == "none" else nn.remat(WearableEncoder._pooled)
         return dense(c.out_width, ("mlp", "embed"), dtype=c.dtype, name="out")(pool(self, x_BxWxPxD))
@@ -277,7 +281,7 @@ class WearableEncoder(nn.Module):
         x_BxWxPxD = jnp.where(mask_BxWxP[..., None], mask_D[None, None, None], x_BxWxPxD) + position_PxD[None, None]
         return self.mesh_ops.constrain(x_BxWxPxD, "batch", "length", None, None)
 
-    def _attention(self, x_BxWxPxD, first_BxW, batch):
+    def _attention(self, x_BxWxPxD, first_BxW, batch, deterministic):
         c, seen = self.config, None
         if c.span_days:
             n_patch = x_BxWxPxD.shape[2]
@@ -297,7 +301,7 @@ class WearableEncoder(nn.Module):
             unroll=c.unroll,
             metadata_params={nn.PARTITION_NAME: LAYERS},
         )
-        return scan(c, self.mesh_ops, name="blocks")(x_BxWxPxD, seen)[0]
+        return scan(c, self.mesh_ops, deterministic, name="blocks")(x_BxWxPxD, seen)[0]
 
     def _convolutions(self, x_BxWxPxD, first_BxW):
         c, weight_BxWxW = self.config, None

@@ -136,7 +136,7 @@ class JointNetwork(nn.Module):
         n = self.config.network
         x = self.ehr(batch["token"], batch["value"], batch.get("quantile"))
         if self.facts.wear and batch["wear"].shape[1]:
-            h_BxWxD = self._windows(batch)
+            h_BxWxD = self._windows(batch, deterministic)
             slot_BxTx1 = jnp.maximum(batch["window"], 0)[..., None]
             is_wear_BxTx1 = (batch["modality"] == MODALITY_WEAR)[..., None]
             x = jnp.where(is_wear_BxTx1, jnp.take_along_axis(h_BxWxD, slot_BxTx1, axis=1), x)
@@ -165,11 +165,11 @@ class JointNetwork(nn.Module):
             found = found + jnp.where(known.any(-1, keepdims=True), encode(said), 0.0)
         return found.astype(self.config.network.dtype) if self.states else found
 
-    def _windows(self, batch):
+    def _windows(self, batch, deterministic):
         detail = None
         if self.config.network.raw_width and "raw" in batch:
             detail = self.raw(batch, *batch["patch_mask"].shape[1:])
-        return self.wear(batch, detail)
+        return self.wear(batch, detail, deterministic)
 
     def _time(self, age):
         n = self.config.network

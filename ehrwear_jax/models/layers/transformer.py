@@ -245,6 +245,7 @@ class Block(nn.Module):
             q_modality_BxT=modality,
             dropout_rate=rate,
             dropout_key=self.make_rng("dropout") if rate else None,
+            bit_causal=self.deterministic,  # where z is read
             implementation=self.config.attention,
         )
         return self.out(attended)

@@ -40,6 +40,7 @@ def kernel_attention(
     dropout_rate: float = 0.0,
     dropout_key: jax.Array | None = None,
     skip_tolerance: float = 0.0,
+    bit_causal: bool = True,
     implementation: str | None = None,
     return_residuals: bool = False,
     newest_time_BxT: jax.Array | None = None,
@@ -61,6 +62,9 @@ def kernel_attention(
         dropped is a function of the key and of the global indices of batch row, head, query and key.
       skip_tolerance: keys may be left out when they provably carry at most this share of a query's weight, which moves
         its output by at most 2 skip_tolerance max |v|. 0 leaves out nothing.
+      bit_causal: whether no bit of an output may depend on what its query does not see. False lets times of unseen keys
+        decide in which of two ways, equal but for rounding, an implementation computes a tile; `triton` is faster so
+        where contexts stand packed in rows.
       implementation: a name in IMPLEMENTATIONS, or None for the best that can run the call here.
       return_residuals: also return the log-sum-exp of the logits, by which results for disjoint sets of keys combine.
       newest_time_BxT: time of the newest key that a query sees in all sets of keys, when this call has one of several.
@@ -112,6 +116,7 @@ def kernel_attention(
         "dropout_rate": dropout_rate,
         "dropout_key": dropout_key,
         "skip_tolerance": skip_tolerance,
+        "bit_causal": bit_causal,
         "newest_time_BxT": newest_time_BxT,
         "first_index": first_index,
     }

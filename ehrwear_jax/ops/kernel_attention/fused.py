@@ -74,6 +74,7 @@ def call(
     dropout_rate: float,
     dropout_key: jax.Array | None,
     skip_tolerance: float,
+    bit_causal: bool,
     newest_time_BxT: jax.Array | None,
     first_index: Sequence[int | jax.Array],
     block_q: int,
@@ -85,6 +86,7 @@ def call(
     """Runs an implementation's passes; arguments as in `api.kernel_attention`.
 
     Args:
+      bit_causal: not used; what the passes do with it is in their options.
       dtype: of q, k and v inside the products.
       one_row_at_a_time: loop over the batch, so that each row visits only the tiles that it needs.
 
@@ -98,6 +100,7 @@ def call(
     Returns:
       (out_BxTxHxD in q's dtype, log_sum_exp_BxHxT).
     """
+    del bit_causal
     n_batch, n_query, n_head, depth = q_BxTxHxD.shape
     n_key = k_BxSxHxD.shape[1]
     scale = depth**-0.5 if scale is None else scale

@@ -220,15 +220,16 @@ def kernel_attention_reference(
     dropout_rate: float = 0.0,
     dropout_key: jax.Array | None = None,
     skip_tolerance: float = 0.0,
+    bit_causal: bool = True,
     newest_time_BxT: jax.Array | None = None,
     first_index: Sequence[int | jax.Array] = (0, 0, 0, 0),
 ) -> tuple[jax.Array, jax.Array]:
-    """The definition above; arguments and errors as in `api.kernel_attention`; nothing is ever skipped.
+    """The definition above; arguments and errors as in `api.kernel_attention`; nothing is skipped, all is bit-causal.
 
     Returns:
       (out_BxTxHxD, log_sum_exp_BxHxT).
     """
-    del skip_tolerance
+    del skip_tolerance, bit_causal
     n_key, depth = k_BxSxHxD.shape[1], q_BxTxHxD.shape[3]
     scale = depth**-0.5 if scale is None else scale
     dtype = jnp.promote_types(q_BxTxHxD.dtype, jnp.float32)

@@ -81,6 +81,8 @@ def kernel_attention_triton(
         if not (given or block_q):
             size = _filling(size, q_BxTxHxD.shape)
         tuning.append(dataclasses.replace(size, block_q=block_q or size.block_q, block_k=block_k or size.block_k))
+    if arguments["bit_causal"]:  # which components factor in a masked tile is decided by times of all its rows and keys
+        tuning[0] = dataclasses.replace(tuning[0], reach=-1)
     for length in (n for t in tuning for n in (t.block_q, t.block_k, t.edge, t.masked)):
         if length < 16 or length & (length - 1):
             raise ValueError(f"kernel_attention: blocks must be powers of two from 16, got {length}")
