@@ -13,7 +13,6 @@ import contextlib
 import dataclasses
 import fcntl
 import glob
-import json
 import statistics
 import tempfile
 import time
@@ -25,7 +24,7 @@ from absl import app, flags
 from ml_collections import config_flags
 
 from ehrwear_jax import config as config_lib
-from ehrwear_jax.benchmarks import rows
+from ehrwear_jax.benchmarks import results, rows
 from ehrwear_jax.config.run import RunConfig
 from ehrwear_jax.training import cost, sharding
 from ehrwear_jax.training.optimizer import make_optimizer
@@ -170,12 +169,7 @@ def main(argv: Sequence[str]) -> None:
     turn = _locked(given.lock) if given.lock else None
     timing = Timing(given.steps, given.warmup, given.profile)
     found = measure(config, given.model, Path(given.records), Path(given.fit), timing, given.vocabulary, turn)
-    print(f"{given.model} of {config.name} on {device.device_kind}, JAX {jax.__version__}")
-    for name, value in found.items():
-        print(f"  {name:28} {value:.6g}")
-    if given.json:
-        with open(given.json, "w") as file:
-            json.dump(found, file, indent=1)
+    results.show(f"{given.model} of {config.name} on {device.device_kind}, JAX {jax.__version__}", found, given.json)
 
 
 if __name__ == "__main__":

@@ -66,5 +66,6 @@ def _by_code(ledger, models, labels):
 
 
 def _days(name):
-    """A range in days; all that there is comes last."""
-    return float(name.removesuffix("d")) if name.endswith("d") else float("inf")
+    """A range in days, such as 30d or 6h; all that there is comes last."""
+    unit = {"d": 1.0, "h": 1 / 24}.get(name[-1:])
+    return float("inf") if unit is None else float(name[:-1]) * unit

@@ -1,6 +1,6 @@
 """Tables of what z holds: medians by kind of feature, codes in order, and nothing where there is nothing."""
 
-from ehrwear_jax.report import ledger_tables
+from ehrwear_jax.report import ledger_tables, result_records
 from ehrwear_jax.report.table_model import Group, Row
 
 
@@ -13,15 +13,16 @@ def test_medians_by_kind_and_codes_in_order():
     codes = [f"LAB//{k:02d}" for k in range(20)]
     found = [entry(m, c, k / 20 + bonus) for m, bonus in (("joint", 0.01), ("ehr_only", 0.0))
              for k, c in enumerate(codes)]  # fmt: skip
-    found += [entry("joint", "heart_rate", 0.9, "mean", "wear", d) for d in ("30d", "1d")]
+    found += [entry("joint", "heart_rate", 0.9, "mean", "wear", d) for d in ("30d", "1d", "12h")]
     found += [entry("joint", "SEX//F", 0.75, "flag", measure="auroc")]
     kinds, of_codes = ledger_tables.ledger_tables(found)
     rows = {r.cells[0]: r.cells for r in kinds.rows if isinstance(r, Row)}
-    assert [c.label for c in kinds.columns][2:] == ["Joint", "EHR only"] or len(kinds.columns) == 4
+    models = [result_records.model_label(m) for m in ("joint", "ehr_only")]
+    assert [c.label for c in kinds.columns] == ["Feature", "Features", *models]
     assert rows["last"][1] == "20" and rows["last"][2].startswith("0.48 (0.1") and rows["last"][3].startswith("0.47")
-    assert rows["mean"][1:] == ("2", "0.90", "-") and rows["flag, AUROC"][2] == "0.75"
+    assert rows["mean"][1:] == ("3", "0.90 (0.90 to 0.90)", "-") and rows["flag, AUROC"][2] == "0.75"
     order = [r.cells[0] if isinstance(r, Row) else r.title for r in of_codes.rows]
-    assert order[:3] == ["Best", "LAB//19", "LAB//18"] and "heart_rate, mean 1d" in order
+    assert order[:3] == ["Best", "LAB//19", "LAB//18"] and "heart_rate, mean 12h" in order
     assert order[order.index("Worst") + 1 :] == codes[5::-1]
     assert any(isinstance(r, Group) and r.title == "Wearable" for r in kinds.rows)
 

@@ -55,7 +55,7 @@ _SUMMED = "Urine"
 DESIGN = {
     "time_zero": "The hours after admission to the ICU that the task's name says.",
     "eligibility": "All stays with an outcome: the challenge holds stays of at least 48 hours in the ICU, of people "
-    "of 16 years and older.",
+    "of 16 years and older. At 24 hours these are chosen by the 24 that follow: nobody died or left in them.",
     "outcome": "Death in hospital, at any time of the stay.",
     "follow_up": "Records end 48 hours after admission; the outcome is known for everybody, at discharge or death.",
     "competing_events": "None: discharge alive is the other outcome.",

@@ -1,6 +1,6 @@
 """Predicts values: the state of each frequent numeric code and of each channel, which z is to hold at queries."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -15,70 +15,101 @@ from ehrwear_jax.models.layers.dense import dense
 _PRIOR_COUNT = 10.0  # so many targets of variance 1 are added to those of a batch
 
 
-class EhrValues(Term):
-    """The state of each numeric code, from z of a query: how much it was, where EhrHistory says when.
+class StateTerm(Term):
+    """A term that asks z of a query for the state of series: statistics X of each series U of what was seen before it.
+
+    Squared error over the target's variance in the batch, so that 1 is what a model costs that knows means only,
+    whatever the series and the statistic. A target of which the batch has n counts 1 / sqrt(n): frequent ones do not
+    drown rare ones, and rare ones do not speak as loudly as a mean over series would let them.
+
+    Attributes:
+      field: of the batch, the statistics; <field>_mask says which are known. axes: names of U and X.
+    """
+
+    field: ClassVar[str]
+    axes: ClassVar[tuple[str, str]]
+
+    @property
+    def n_series(self) -> int:
+        """U."""
+        raise NotImplementedError
+
+    @property
+    def statistics(self) -> tuple[str, ...]:
+        """Names of X."""
+        raise NotImplementedError
+
+    def write(self, row: Batch, c: Context) -> None:
+        """Writes the field and its mask."""
+        raise NotImplementedError
+
+    def has_targets(self) -> bool:
+        return self.n_series > 0
+
+    def fill(self, row: Batch, at: dict, c: Context) -> None:
+        if not c.people.value_inputs:  # else they are written, as inputs
+            self.write(row, c)
+
+    def head(self) -> nn.Module:
+        return dense((self.n_series, len(self.statistics)), ("embed", *self.axes))
+
+    def predict(self, network: nn.Module, head: Any, z: Latents, batch: Arrays) -> Any:
+        return head(z.query_BxQxD)
+
+    def normaliser(self, batch: Arrays) -> tuple[jax.Array, jax.Array]:
+        return balanced(batch[self.field], batch[f"{self.field}_mask"])
+
+    def loss(self, out: Any, batch: Arrays, normaliser: Any) -> Loss:
+        share_UxX = unexplained(out, batch[self.field], batch[f"{self.field}_mask"], normaliser)
+        return state_loss(share_UxX, normaliser[1], self.statistics)
+
+
+class EhrValues(StateTerm):
+    """The state of each numeric code: how much it was, where EhrHistory says when.
 
     Last value and time since it, and mean, maximum, minimum, trend and count over spans back (value_states.py) of what
     the context shows before the query: hidden events and what lies before its first token do not count. Values are on
-    the scale of value_scales.py. Squared error over the target's variance in the batch, so that 1 is what a model costs
-    that knows means only, whatever the code and the statistic. A target of which the batch has n counts 1 / sqrt(n):
-    frequent codes do not drown rare ones, and rare ones do not speak as loudly as a mean over codes would let them.
+    the scale of value_scales.py.
     """
 
     name = "ehr_values"
     needs = ("ehr",)
     targets = value_fields.CODES
+    field, axes = "query_value", ("value_code", "value_statistic")
 
-    def has_targets(self) -> bool:
-        return self.facts.value_codes > 0
+    @property
+    def n_series(self) -> int:
+        return self.facts.value_codes
 
-    def fill(self, row: Batch, at: dict, c: Context) -> None:
-        if not c.people.value_inputs:  # else they are written, as inputs
-            value_fields.fill_codes(row, c)
+    @property
+    def statistics(self) -> tuple[str, ...]:
+        return value_states.names(self.config.context.value_spans)
 
-    def head(self) -> nn.Module:
-        n = len(value_states.names(self.config.context.value_spans))
-        return dense((self.facts.value_codes, n), ("embed", "value_code", "value_statistic"))
-
-    def predict(self, network: nn.Module, head: Any, z: Latents, batch: Arrays) -> Any:
-        return head(z.query_BxQxD)
-
-    def normaliser(self, batch: Arrays) -> tuple[jax.Array, jax.Array]:
-        return balanced(batch["query_value"], batch["query_value_mask"])
-
-    def loss(self, out: Any, batch: Arrays, normaliser: Any) -> Loss:
-        share_UxG = unexplained(out, batch["query_value"], batch["query_value_mask"], normaliser)
-        return state_loss(share_UxG, normaliser[1], value_states.names(self.config.context.value_spans))
+    def write(self, row: Batch, c: Context) -> None:
+        value_fields.fill_codes(row, c)
 
 
-class WearValues(Term):
-    """The state of each channel, from z of a query: the wearable's counterpart of EhrValues.
+class WearValues(StateTerm):
+    """The state of each channel: the last step, and mean, spread and trend over spans back of the steps that are shown.
 
-    The last step, and mean, spread and trend over spans back of the steps that the context shows: hidden steps do not
-    count. Squared error over the target's variance in the batch, weighed as there.
+    Hidden steps do not count.
     """
 
     name = "wear_values"
     needs = ("wear",)
     targets = value_fields.CHANNELS
+    field, axes = "query_signal", ("channel", "signal_statistic")
 
-    def fill(self, row: Batch, at: dict, c: Context) -> None:
-        if not c.people.value_inputs:
-            value_fields.fill_channels(row, c)
+    @property
+    def n_series(self) -> int:
+        return self.facts.channels
 
-    def head(self) -> nn.Module:
-        n = len(value_states.signal_names(self.config.context.wear_spans))
-        return dense((self.facts.channels, n), ("embed", "channel", "signal_statistic"))
+    @property
+    def statistics(self) -> tuple[str, ...]:
+        return value_states.signal_names(self.config.context.wear_spans)
 
-    def predict(self, network: nn.Module, head: Any, z: Latents, batch: Arrays) -> Any:
-        return head(z.query_BxQxD)
-
-    def normaliser(self, batch: Arrays) -> tuple[jax.Array, jax.Array]:
-        return balanced(batch["query_signal"], batch["query_signal_mask"])
-
-    def loss(self, out: Any, batch: Arrays, normaliser: Any) -> Loss:
-        share_CxX = unexplained(out, batch["query_signal"], batch["query_signal_mask"], normaliser)
-        return state_loss(share_CxX, normaliser[1], value_states.signal_names(self.config.context.wear_spans))
+    def write(self, row: Batch, c: Context) -> None:
+        value_fields.fill_channels(row, c)
 
 
 def balanced(target_BxQxUxG: jax.Array, mask_BxQxUxG: jax.Array) -> tuple[jax.Array, jax.Array]:

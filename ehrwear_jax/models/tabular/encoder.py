@@ -1,10 +1,9 @@
 """Makes sparse features fit for models: what is known in comparable units, what is not known as zero.
 
-Counts become log(1 + n), days since 1 / (1 + log(1 + days / D)) (1 now, 0 never; D 30 for
-records of years), values standard deviations from the
-training mean. Every one of these is monotone, so trees lose nothing. A value that is not known is read as the mean, and
-the counts beside it say whether there is one; for trees, too, that gave lower tuning losses than a place of its own
-below all values.
+Counts become log(1 + n), days since 1 / (1 + log(1 + days / D)) (1 now, 0 never; D is 30 for records of years), values
+standard deviations from the training mean. Every one of these is monotone, so trees lose nothing. A value that is not
+known is read as the mean, and the counts beside it say whether there is one; for trees, too, that gave lower tuning
+losses than a place of its own below all values.
 """
 
 from collections.abc import Sequence

@@ -4,7 +4,7 @@ import itertools
 import re
 import statistics
 import tempfile
-from datetime import datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
@@ -13,60 +13,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from polars.testing import assert_frame_equal
+from tabular_cohort import ABOVE, CHANNELS, CODES, DAY, START, cohort
 
-from ehrwear_jax.models.tabular import code_columns, event_features, features, wear_features
-
-DAY = timedelta(days=1)
-START = datetime(2020, 1, 1)
-CODES = ("LAB//a", "LAB//b", "DX//c", "DX//rare", "MEDS_DEATH")
-ABOVE = {"DX//c": ("DX",), "DX//rare": ("DX",)}  # ancestors of codes
-CHANNELS = ("heart_rate", "activity")
-PARTS = ("mean", "std", "min", "max", "coverage")
-
-
-def cohort(seed, n_subjects=8):
-    """Small tables with ties, missing values, static rows, people without events or windows."""
-    rng = np.random.default_rng(seed)
-    events, windows, subjects, index = [], [], [], []
-    for subject in range(1, n_subjects + 1):
-        birth = START - int(rng.integers(7000, 30000)) * DAY
-        subjects.append((subject, None if subject == 3 else birth))
-        if subject != 4:
-            events += [(subject, birth, "MEDS_BIRTH", None), (subject, None, "GENDER//F", None)]
-            if subject % 2:
-                events.append((subject, None, "HEIGHT", 150.0 + subject))
-            for _ in range(int(rng.integers(1, 30))):
-                # Half-day steps: several events at one time, and times on the edge of a range.
-                time = START + int(rng.integers(0, 1600)) * DAY / 2
-                code = CODES[rng.choice(5, p=[0.4, 0.3, 0.2, 0.05, 0.05])]
-                value = [None, np.nan, *rng.normal(100, 20, 6)][rng.integers(0, 8)]
-                events.append((subject, time, code, value if code.startswith("LAB") else None))
-        if subject != 5:
-            first = int(rng.integers(0, 3000))
-            for step in range(int(rng.integers(1, 150))):
-                if rng.random() < 0.1:
-                    continue
-                end, values = START + (first + step) * DAY / 4, []
-                for level in (70.0, 5.0):
-                    coverage = float(rng.choice([0.0, 0.5, 1.0]))
-                    mean, std = rng.normal(level, 3), rng.exponential(2)
-                    present = (mean, std, mean - 3 * std, mean + 3 * std)
-                    values += [*(present if coverage else (None,) * 4), coverage]
-                entropy = None if rng.random() < 0.3 else rng.random()
-                windows.append((subject, end, *values, entropy))
-        for _ in range(int(rng.integers(1, 4))):
-            index.append((subject, START + int(rng.integers(0, 1700)) * DAY / 2))
-    index = list(dict.fromkeys(index))
-    rng.shuffle(index)
-    time = pl.Datetime("us")
-    events_schema = {"subject_id": pl.Int64, "time": time, "code": pl.String}
-    parts = {f"{c}__{p}": pl.Float32 for c in CHANNELS for p in PARTS} | {"activity__entropy": pl.Float32}
-    return (
-        pl.DataFrame(events, events_schema | {"numeric_value": pl.Float32}, orient="row"),
-        pl.DataFrame(subjects, {"subject_id": pl.Int64, "birth_time": time}, orient="row"),
-        pl.DataFrame(windows, {"subject_id": pl.Int64, "time": time} | parts, orient="row"),
-        pl.DataFrame(index, {"subject_id": pl.Int64, "prediction_time": time}, orient="row"),
-    )
+from ehrwear_jax.models.tabular import code_columns, event_features, features
 
 
 def finite(values):
@@ -433,40 +382,3 @@ def test_a_time_without_features_is_named(tmp_path):
     made = built(tmp_path, events, subjects, windows, index, [1, 2])
     with pytest.raises(KeyError, match="no features at"):
         made.read(index.with_columns(pl.col("prediction_time") + DAY / 4), [features.AGE])
-
-
-# ---------------------------------------------------------------- windows that say when and how long they were worn
-def of_windows(windows, index):
-    """{column: float32 [Q]}."""
-    names = [name for name, _ in wear_features.column_names(windows.columns)]
-    return dict(zip(names, wear_features.wear_features(windows, index, 6.0).T, strict=True))
-
-
-def test_times_of_day_are_those_of_the_local_clock():
-    _, _, windows, index = cohort(0)
-    plain = of_windows(windows, index)
-    zero = of_windows(windows.with_columns(utc_offset_minutes=pl.lit(0, pl.Int16)), index)
-    # six hours east: what ends at six o'clock ends at noon there
-    moved = of_windows(windows.with_columns(utc_offset_minutes=pl.lit(360, pl.Int16)), index)
-    by_hour = [name for name in plain if "h_" in name and "__mean_" in name]
-    assert len(by_hour) == 2 * 4 * len(event_features.YEARS.windows)
-    n_moved = 0
-    for name, values in plain.items():
-        np.testing.assert_array_equal(zero[name], values, err_msg=name)
-        there = name
-        if name in by_hour:
-            hour = int(name.split("__mean_")[1].split("h_")[0])
-            there = name.replace(f"{hour}h_{hour + 6}h", f"{(hour + 6) % 24}h_{(hour + 6) % 24 + 6}h")
-            n_moved += not np.array_equal(moved[name], values, equal_nan=True)
-        np.testing.assert_array_equal(moved[there], values, err_msg=name)
-    assert n_moved > len(by_hour) // 2
-
-
-def test_hours_of_wear_are_those_that_were_worn():
-    _, _, windows, index = cohort(1)
-    plain = of_windows(windows, index)
-    worn = windows.with_columns(worn_minutes=pl.lit(18, pl.Int16))
-    for days in ("90d", "all"):
-        hours = of_windows(worn, index)[f"wear__worn_hours_{days}"]
-        np.testing.assert_allclose(hours, plain[f"wear__n_windows_{days}"] * 0.3, rtol=1e-6)
-        assert (plain[f"wear__worn_hours_{days}"] > hours).any()
