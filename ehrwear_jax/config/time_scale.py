@@ -11,6 +11,8 @@ LENGTHS = (
     "joint.context.pool_days",
     "joint.context.summary_days",
     "joint.context.interest_days",
+    "joint.context.value_spans",
+    "joint.context.wear_spans",
     "interpret.histories_days",
     "interpret.slice_days",
 )

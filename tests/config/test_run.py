@@ -71,7 +71,7 @@ def test_every_loss_term_has_a_weight():
         network=dataclasses.replace(Config().network, posterior="normal"),
         weights=dict.fromkeys(WEIGHTS, (1.0, 1.0, 0)),
     )
-    facts = dataclasses.make_dataclass("Facts", ["modalities", "value_codes"])(("ehr", "wear"), 4)
+    facts = dataclasses.make_dataclass("Facts", ["modalities", "value_codes", "channels"])(("ehr", "wear"), 4, 2)
     assert [t.name for t in terms.active(every, facts)] == list(WEIGHTS)
 
 

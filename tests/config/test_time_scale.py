@@ -38,9 +38,9 @@ def test_lengths_shrink_together_and_nothing_else_changes():
 
 
 def test_no_length_of_time_of_the_networks_is_forgotten():
-    """Every option of joint models whose name ends in _days is scaled, or is 0: nothing."""
-    base = config_lib.base()
-    lengths = {o.name for o in reference.entries() if o.name.startswith("joint.") and o.name.endswith("_days")}
+    """Every option of joint models whose name ends in _days or _spans is scaled, or is 0: nothing."""
+    base, ends = config_lib.base(), ("_days", "_spans")
+    lengths = {o.name for o in reference.entries() if o.name.startswith("joint.") and o.name.endswith(ends)}
     others = {name for name in lengths - set(time_scale.LENGTHS) if read(base, name)}
     assert lengths and not others
 
