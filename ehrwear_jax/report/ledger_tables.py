@@ -39,9 +39,13 @@ def _by_statistic(ledger, models, labels):
 
 def _median(values):
     if not values:
-        return "-"
-    low, middle, high = np.quantile(values, [0.1, 0.5, 0.9])
-    return f"{middle:.2f} ({low:.2f} to {high:.2f})" if len(values) > 2 else f"{middle:.2f}"
+        return rec.ABSENT
+    low, middle, high = (_shown(v) for v in np.quantile(values, [0.1, 0.5, 0.9]))
+    return f"{middle} ({low} to {high})" if len(values) > 2 else middle
+
+
+def _shown(value):
+    return rec.format_number(value, decimals=2)
 
 
 def _by_code(ledger, models, labels):
@@ -60,9 +64,9 @@ def _by_code(ledger, models, labels):
     for title, codes in shown:
         lines.append(Group(title))
         for of in codes:
-            lines.append(Row((of, *(f"{found[of][m]:.2f}" if m in found[of] else "-" for m in models))))
-    caption = "What z holds: R\N{SUPERSCRIPT TWO} of last values, code by code."
-    return [Table(caption, (Column("Code", is_text=True), *labels), tuple(lines), (), "ledger_codes")]
+            lines.append(Row((of, *(_shown(found[of].get(m)) for m in models))))
+    caption = "What z holds: R\N{SUPERSCRIPT TWO} of last values, code by code, and of means, channel by channel."
+    return [Table(caption, (Column("Code or channel", is_text=True), *labels), tuple(lines), (), "ledger_codes")]
 
 
 def _days(name):

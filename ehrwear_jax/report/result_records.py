@@ -262,13 +262,13 @@ def term_label(term: str) -> str:
     return _words(term.removeprefix("loss/").replace("/loss/", "/"))
 
 
-def format_number(value: float | None, *, signed: bool = False) -> str:
-    """Three decimals with a true minus sign; a dash for an undefined number."""
+def format_number(value: float | None, *, signed: bool = False, decimals: int = 3) -> str:
+    """Some decimals with a true minus sign; a dash for an undefined number."""
     if value is None or math.isnan(value):
         return ABSENT
-    text = f"{value:+.3f}" if signed else f"{value:.3f}"
+    text = f"{value:{'+' if signed else ''}.{decimals}f}"
     if float(text) == 0:
-        return "0.000"
+        return f"{0:.{decimals}f}"
     return text.replace("-", MINUS)
 
 

@@ -20,7 +20,7 @@ def test_medians_by_kind_and_codes_in_order():
     models = [result_records.model_label(m) for m in ("joint", "ehr_only")]
     assert [c.label for c in kinds.columns] == ["Feature", "Features", *models]
     assert rows["last"][1] == "20" and rows["last"][2].startswith("0.48 (0.1") and rows["last"][3].startswith("0.47")
-    assert rows["mean"][1:] == ("3", "0.90 (0.90 to 0.90)", "-") and rows["flag, AUROC"][2] == "0.75"
+    assert rows["mean"][1:] == ("3", "0.90 (0.90 to 0.90)", result_records.ABSENT) and rows["flag, AUROC"][2] == "0.75"
     order = [r.cells[0] if isinstance(r, Row) else r.title for r in of_codes.rows]
     assert order[:3] == ["Best", "LAB//19", "LAB//18"] and "heart_rate, mean 12h" in order
     assert order[order.index("Worst") + 1 :] == codes[5::-1]
