@@ -41,7 +41,7 @@ def loss(q, k, v, bias, first, second, q_time, k_time, kv_range, modality):
     }[kind]()
     out, _ = mosaic_tpu.kernel_attention_mosaic_tpu(
         q, k, v, q_time_BxT=q_time, k_time_BxS=k_time, kv_range_BxTx2=kv_range, kernel=kernel,
-        source_bias_BxHxMxS=bias, q_modality_BxT=modality, scale=None, dropout_rate=float(dropout),
+        source_bias_BxHxMxS=bias, q_modality_BxT=modality, scale=None, dropout_rate=float(dropout), bit_causal=False,
         dropout_key=jax.random.key(0), skip_tolerance=float(skip), newest_time_BxT=None, first_index=(0, 0, 0, 0),
     )
     return jnp.mean(out.astype(jnp.float32) ** 2)

@@ -1,7 +1,8 @@
 """Fits gradient-boosted trees on sparse features: log loss, Cox's partial likelihood or squared error.
 
 Settings and the number of trees are chosen by the loss on the tuning rows, never on a random part of the training rows,
-which would mix rows of one patient; the best few models are averaged, and none is refitted on the tuning rows.
+which would mix rows of one patient; the best few models are averaged, and none is refitted on the tuning rows. What a row
+does not store is missing, and every split learns where missing rows go.
 """
 
 import dataclasses
@@ -34,7 +35,7 @@ CANDIDATES: tuple[dict[str, Any], ...] = tuple(dict(zip(_NAMES, row, strict=True
 _ALWAYS: dict[str, Any] = {
     "verbosity": -1, "num_threads": 1, "deterministic": True, "force_col_wise": True, "max_bin": 63,
     "feature_pre_filter": False, "bagging_fraction": 0.8, "bagging_freq": 1,
-    "objective": "none", "metric": "none", "histogram_pool_size": 64.0,
+    "objective": "none", "metric": "none", "histogram_pool_size": 64.0, "zero_as_missing": True,
 }  # fmt: skip
 
 _BINNED_ENTRIES = 2_000_000

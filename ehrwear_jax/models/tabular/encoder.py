@@ -2,8 +2,8 @@
 
 Counts become log(1 + n), days since 1 / (1 + log(1 + days / D)) (1 now, 0 never; D is 30 for records of years), values
 standard deviations from the training mean. Every one of these is monotone, so trees lose nothing. A value that is not
-known is read as the mean, and the counts beside it say whether there is one; for trees, too, that gave lower tuning
-losses than a place of its own below all values.
+known stays a zero that is not stored: the mean to a linear model, which is told by the counts beside it whether there
+is one, and missing to trees.
 """
 
 from collections.abc import Sequence

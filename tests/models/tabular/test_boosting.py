@@ -67,6 +67,16 @@ def test_an_interaction_is_learnt_for_every_kind_of_task(kind):
     assert tuning.mean(model.score(x[1600:2300])) < 0.97 * nothing
 
 
+def test_one_split_tells_what_is_missing_from_what_is_as_the_mean():
+    """Unknown values are read as missing, and not as the mean, between values below it and above."""
+    rng = np.random.default_rng(0)
+    known = rng.random(2000) < 0.5
+    x = sparse.csr_matrix(np.where(known, rng.normal(size=2000), 0.0).astype(np.float32)[:, None])
+    one_split = boosting.Search(({"num_leaves": 2, "learning_rate": 0.5},), max_trees=1)
+    model = fit_to_itself(x, losses.of(losses.BINARY, (~known).astype(float), "train"), one_split)
+    assert roc_auc_score(~known, model.score(x)) > 0.99
+
+
 @pytest.mark.parametrize("kind", [losses.BINARY, losses.SURVIVAL])
 def test_the_cut_has_the_lowest_tuning_loss_of_all_trees(kind):
     search = boosting.Search(({"learning_rate": 0.3},), max_trees=60, patience=60)
