@@ -1,8 +1,8 @@
 """Fits gradient-boosted trees on sparse features: log loss, Cox's partial likelihood or squared error.
 
 Settings and the number of trees are chosen by the loss on the tuning rows, never on a random part of the training rows,
-which would mix rows of one patient; the best few models are averaged, and none is refitted on the tuning rows. What a row
-does not store is missing, and every split learns where missing rows go.
+which would mix rows of one patient; the best few models are averaged, and none is refitted on the tuning rows. What a
+row does not store is missing, and every split learns where missing rows go.
 """
 
 import dataclasses
