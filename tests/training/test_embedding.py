@@ -170,6 +170,32 @@ def test_packed_contexts_equal_contexts_alone(people, joint):
     assert np.std(z[8]) > 0.1
 
 
+def test_times_of_a_person_share_a_context_and_see_what_they_would_alone(people, joint):
+    """Five times each: before the first record, thrice within, and a year after the last."""
+    *_, encode = joint
+    short = CONTEXT | {"context_tokens": 12}
+    examples = examples_of(people, short, split=None, augmented=False, **NETWORK)
+    index, times = [], []
+    for i, p in enumerate(map(examples.people.__getitem__, range(24))):
+        if len(p.time_N):
+            index += [i] * 5
+            times += [p.time_N[0] - DAY_US, *np.quantile(p.time_N, (0.2, 0.5, 0.8)), p.time_N[-1] + 365 * DAY_US]
+    times, order = np.array(times, np.int64), np.random.default_rng(0).permutation(len(times))
+    times, index = times[order], np.array(index)[order]
+
+    def read(transform):
+        z, n_context = np.full((len(times), 16), np.nan, np.float32), 0
+        for batch, where in examples.prediction_batches(index, times, 4, transform):
+            z[where[where >= 0]] = encode(batch)[where >= 0]
+            n_context += batch["segment"].max(axis=1).sum()
+        return z, n_context
+
+    (shared, n_shared), (alone, n_alone) = read(None), read(lambda record, _: record)
+    np.testing.assert_allclose(shared, alone, atol=2e-5)
+    assert n_shared < 0.7 * n_alone and np.std(shared) > 0.1
+    assert examples.tokens_seen(index, times)["events_left_out"].any(), "some are longer than a context"
+
+
 def test_masks_of_dropout_follow_the_seed_and_the_number_of_the_call(joint):
     examples, network, variables, encode = joint
     person = next(i for i in range(len(examples)) if len(examples.people[i].time_N) > 8)

@@ -15,6 +15,7 @@ from ehrwear_jax.data import store as store_lib
 from ehrwear_jax.models.family import Batch, BatchSpec, Examples, Transform
 from ehrwear_jax.models.joint import augmentation, context, masking, packing, query_times, terms, value_scales
 from ehrwear_jax.models.joint import patient as patient_lib
+from ehrwear_jax.models.joint import prediction as prediction_lib
 from ehrwear_jax.models.joint import vocabulary as vocabulary_lib
 from ehrwear_jax.models.joint.batch import MODALITY_WEAR, Facts, batch_spec
 from ehrwear_jax.models.joint.config import Config
@@ -325,41 +326,13 @@ class JointExamples(Examples):
     def prediction_batches(
         self, position_N: np.ndarray, time_us_N: np.ndarray, batch_size: int, transform: Transform | None = None
     ) -> Iterator[tuple[Batch, np.ndarray]]:
-        """Batches whose queries are at prediction times, see models/family.py; nothing is hidden, and no targets."""
-        sizes = self.spec.sizes
-        batch, where, r, at = self.spec.empty(batch_size), np.full((batch_size, sizes["Q"]), -1), 0, context.cursors()
-
-        def row():
-            return {name: array[r] for name, array in batch.items()}
-
-        for k, (i, t) in enumerate(zip(position_N, time_us_N, strict=True)):
-            people = self.people
-            patient = people[int(i)] if transform is None else people.of(transform(people.record(int(i)), int(t)))
-            span = self.span_at(patient, int(t))
-            used = {"tokens": span.n_tokens, "windows": span.n_windows, "queries": 1}
-            room = zip(used, (sizes["T"], sizes["W"], sizes["Q"]), strict=True)
-            if any(at[name] + used[name] > capacity for name, capacity in room):
-                context.close_row(row(), at)
-                r, at = r + 1, context.cursors()
-                if r == batch_size:
-                    yield batch, where
-                    batch, where, r = self.spec.empty(batch_size), np.full((batch_size, sizes["Q"]), -1), 0
-            where[r, at["queries"]] = k
-            context.fill_context(row(), at, self.people, context.Shown(patient, span), np.array([t], np.int64))
-        if at["queries"] or r:
-            while r < batch_size:
-                context.close_row(row(), at)
-                r, at = r + 1, context.cursors()
-            yield batch, where
-
-    def span_at(self, patient: patient_lib.Patient, time_us: int) -> context.Span:
-        """What a context shows at a prediction time."""
-        stop = int(np.searchsorted(patient.time_N, time_us, side="right"))
-        return context.fit(patient, stop, self.config.context.context_tokens, self.spec.sizes["W"])
+        """See models/family.py and joint/prediction.py."""
+        return prediction_lib.batches(self.people, self.spec, position_N, time_us_N, batch_size, transform)
 
     def tokens_seen(self, position_N: np.ndarray, time_us_N: np.ndarray) -> dict[str, np.ndarray]:
         """Static tokens, events and windows, see models/family.py."""
-        spans = [self.span_at(self.people[int(i)], int(t)) for i, t in zip(position_N, time_us_N, strict=True)]
+        pairs = zip(position_N, time_us_N, strict=True)
+        spans = [prediction_lib.shown_at(self.people, self.spec, self.people[int(i)], int(t)) for i, t in pairs]
         named = {"static": "n_static", "events": "n_events", "windows": "n_windows",
                  "events_left_out": "n_events_out", "windows_left_out": "n_windows_out"}  # fmt: skip
         return {name: np.array([getattr(s, of) for s in spans], np.int64) for name, of in named.items()}

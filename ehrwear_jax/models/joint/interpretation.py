@@ -17,6 +17,7 @@ from ehrwear_jax.models.joint.batch import MASK, MODALITY_EHR
 from ehrwear_jax.models.joint.config import Config
 from ehrwear_jax.models.joint.encoders import EhrEmbedder
 from ehrwear_jax.models.joint.examples import JointExamples
+from ehrwear_jax.models.joint.prediction import shown_at
 
 Params = Mapping[str, Any]
 
@@ -44,7 +45,7 @@ def time_kernels(config: Config, params: Params) -> TimeKernels:
 def window_ends(examples: JointExamples, position: int, time_us: int) -> np.ndarray:
     """When the windows end that a person's context at a time holds: int64."""
     patient = examples.people[position]
-    shown = examples.span_at(patient, time_us).positions(patient)
+    shown = shown_at(examples.people, examples.spec, patient, time_us).positions(patient)
     return patient.time_N[shown][patient.is_wear_N[shown]]
 
 

@@ -1,0 +1,91 @@
+"""Makes the joint family's batches for prediction times: contexts that end there, packed into rows."""
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ehrwear_jax.models.family import Batch, BatchSpec, Transform
+from ehrwear_jax.models.joint import context
+from ehrwear_jax.models.joint.patient import Patient
+
+if TYPE_CHECKING:
+    from ehrwear_jax.models.joint.examples import People
+
+
+def batches(
+    people: "People",
+    spec: BatchSpec,
+    position_N: np.ndarray,
+    time_us_N: np.ndarray,
+    batch_size: int,
+    transform: Transform | None = None,
+) -> Iterator[tuple[Batch, np.ndarray]]:
+    """Batches whose queries are at prediction times, see models/family.py; nothing is hidden, and no targets.
+
+    A person's times share a context where it shows all that is known at each of them: attention is causal, so that each
+    sees what it would see of a context of its own.
+
+    Args:
+      people, spec: of the examples.
+    """
+    sizes = spec.sizes
+
+    def empty():
+        return spec.empty(batch_size), np.full((batch_size, sizes["Q"]), -1)
+
+    def close(batch, r, at):
+        context.close_row({name: array[r] for name, array in batch.items()}, at)
+        return r + 1, context.cursors()
+
+    (batch, where), r, at = empty(), 0, context.cursors()
+    for patient, span, places in _contexts(people, spec, position_N, time_us_N, transform):
+        used = {"tokens": span.n_tokens, "windows": span.n_windows, "queries": len(places)}
+        room = zip(used, (sizes["T"], sizes["W"], sizes["Q"]), strict=True)
+        if any(at[name] + used[name] > capacity for name, capacity in room):
+            r, at = close(batch, r, at)
+            if r == batch_size:
+                yield batch, where
+                (batch, where), r = empty(), 0
+        where[r, at["queries"] : at["queries"] + len(places)] = places
+        times_us = np.array([time_us_N[k] for k in places], np.int64)
+        row = {name: array[r] for name, array in batch.items()}
+        context.fill_context(row, at, people, context.Shown(patient, span), times_us)
+    if at["queries"] or r:
+        while r < batch_size:
+            r, at = close(batch, r, at)
+        yield batch, where
+
+
+def shown_at(people: "People", spec: BatchSpec, patient: Patient, time_us: int) -> context.Span:
+    """What a context of its own shows of a patient at a prediction time."""
+    stop = int(np.searchsorted(patient.time_N, time_us, side="right"))
+    return context.fit(patient, stop, people.config.context_tokens, spec.sizes["W"])
+
+
+def _contexts(people, spec, position_N, time_us_N, transform):
+    """(patient, what their context shows, the places of its prediction times, sorted by time), people as they come."""
+    if transform is not None:
+        for k, (i, t) in enumerate(zip(position_N, time_us_N, strict=True)):
+            patient = people.of(transform(people.record(int(i)), int(t)))
+            yield patient, shown_at(people, spec, patient, int(t)), [k]
+        return
+    places = {}
+    for k, i in enumerate(position_N):
+        places.setdefault(int(i), []).append(k)
+    for i, of_person in places.items():
+        patient, shared, longest = people[i], [], None
+        for k in sorted(of_person, key=time_us_N.__getitem__):
+            span = shown_at(people, spec, patient, int(time_us_N[k]))
+            # A row has room for so many raw windows, the latest ones of a context; and before the first record nothing
+            # says when a context begins.
+            whole = span.stop > 0 and not (span.n_events_out or span.n_windows_out or people.config.raw_windows)
+            if not whole:
+                yield patient, span, [k]
+                continue
+            if len(shared) == spec.sizes["Q"]:
+                yield patient, longest, shared
+                shared = []
+            longest, shared = span, [*shared, k]
+        if shared:
+            yield patient, longest, shared
