@@ -70,11 +70,13 @@ def _contexts(people, spec, position_N, time_us_N, transform):
             patient = people.of(transform(people.record(int(i)), int(t)))
             yield patient, shown_at(people, spec, patient, int(t)), [k]
         return
-    places = {}
+    places: dict[int, list[int]] = {}
     for k, i in enumerate(position_N):
         places.setdefault(int(i), []).append(k)
     for i, of_person in places.items():
-        patient, shared, longest = people[i], [], None
+        patient = people[i]
+        shared: list[int] = []
+        longest: context.Span | None = None
         for k in sorted(of_person, key=time_us_N.__getitem__):
             span = shown_at(people, spec, patient, int(time_us_N[k]))
             # A row has room for so many raw windows, the latest ones of a context; and before the first record nothing
