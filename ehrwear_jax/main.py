@@ -3,7 +3,8 @@
 python -m ehrwear_jax.main --config=configs/tiny.py
 
 Several processes make one job where Slurm, a JobSet or a TPU slice started them (distributed.py). Exit codes:
-exit_codes.py.
+exit_codes.py. JAX and the stages are imported when they are needed: neither by --help nor by processes that read and
+write data, each of which imports this module.
 """
 
 import logging
@@ -12,14 +13,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import jax
 from absl import app, flags
 from absl import logging as absl_logging
 from ml_collections import config_flags
 
 from ehrwear_jax import config as config_lib
 from ehrwear_jax import stages
-from ehrwear_jax.runtime import distributed
 
 CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Experiment file, e.g. configs/tiny.py or configs/full.py:220m."
@@ -45,14 +44,21 @@ def main(argv: Sequence[str]) -> None:
     cache = os.environ.get("JAX_COMPILATION_CACHE_DIR") or os.path.join(
         os.path.expanduser("~"), ".cache", "ehrwear_jax", "jax"
     )
+    import jax
+
+    from ehrwear_jax.runtime import distributed
+
     jax.config.update("jax_compilation_cache_dir", cache)
     distributed.to_the_end(_run, DEBUG.value)
 
 
 def _run():
+    from ehrwear_jax.runtime import distributed
+    from ehrwear_jax.stages import runner
+
     distributed.initialize()
     config = config_lib.parse(CONFIG.value)
-    stages.run(config, Path(WORKDIR.value or Path("runs") / config.name), STAGES.value, VERIFY.value)
+    runner.run(config, Path(WORKDIR.value or Path("runs") / config.name), STAGES.value, VERIFY.value)
 
 
 def _parse(argv):
@@ -78,5 +84,8 @@ def _parse(argv):
 
 
 if __name__ == "__main__":
-    jax.config.config_with_absl()
+    if not {"-h", "-help", "--help", "-?", "--?"} & set(sys.argv):
+        import jax
+
+        jax.config.config_with_absl()  # JAX's own flags, which --helpfull lists
     app.run(main, flags_parser=_parse)

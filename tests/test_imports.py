@@ -215,12 +215,24 @@ def test_options_load_no_accelerator():
     assert _loads_jax(["ehrwear_jax.models.joint.network"])
 
 
-def test_the_command_loads_what_draws_fits_and_feeds_only_when_it_does():
-    """A start that finds everything done answers before these would be loaded."""
-    program = "import sys, ehrwear_jax.main; print(sorted({m.split('.')[0] for m in sys.modules}))"
+def _loaded_by(module: str) -> set[str]:
+    """Top-level names of all modules that importing one loads."""
+    program = f"import sys, {module}; print(sorted({{m.split('.')[0] for m in sys.modules}}))"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=PACKAGE.parent)
-    loaded = set(ast.literal_eval(done.stdout))
-    assert "jax" in loaded and not {"sklearn", "matplotlib", "grain", "pandas"} & loaded, done.stderr
+    assert not done.returncode, done.stderr
+    return set(ast.literal_eval(done.stdout))
+
+
+def test_the_stages_load_what_draws_fits_and_feeds_only_when_it_does():
+    """A start that finds everything done answers before these would be loaded."""
+    loaded = _loaded_by("ehrwear_jax.stages.runner")
+    assert "jax" in loaded and not {"sklearn", "matplotlib", "grain", "pandas"} & loaded
+
+
+def test_the_command_itself_loads_flags_and_options_only():
+    """Neither --help nor a worker process, which imports it too, pays for what the stages need."""
+    loaded = _loaded_by("ehrwear_jax.main")
+    assert "absl" in loaded and not {"jax", "jaxlib", "numpy", "scipy", "polars", "pyarrow"} & loaded
 
 
 def _plant(tmp_path: Path, file: str, line: str) -> list[str]:

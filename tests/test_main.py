@@ -13,6 +13,7 @@ from absl.testing import flagsaver
 from repo import REPO
 
 from ehrwear_jax import main, stages
+from ehrwear_jax.stages import runner
 
 TINY = "--config=configs/tiny.py"
 
@@ -100,14 +101,14 @@ def test_an_error_inside_a_config_file_is_said(tmp_path):
 
 
 def test_an_error_of_several_lines_becomes_one(tmp_path, monkeypatch):
-    monkeypatch.setattr(stages, "run", lambda *_: (_ for _ in ()).throw(ValueError("table.parquet:\n  row 3 is bad")))
+    monkeypatch.setattr(runner, "run", lambda *_: (_ for _ in ()).throw(ValueError("table.parquet:\n  row 3 is bad")))
     assert command(TINY, f"--workdir={tmp_path}") == "ehrwear_jax: table.parquet: row 3 is bad"
 
 
 def test_what_is_run(tmp_path, monkeypatch):
     """The workdir is runs/<config> by default, all stages run by default, and overrides reach the config."""
     seen = []
-    monkeypatch.setattr(stages, "run", lambda *arguments: seen.append(arguments))
+    monkeypatch.setattr(runner, "run", lambda *arguments: seen.append(arguments))
     for arguments in (["--config.train.steps=3"], [f"--workdir={tmp_path}", "--stages=embed,report", "--verify"]):
         start(TINY, *arguments)
     (config, workdir, names, verify), (_, other, some, again) = seen

@@ -1,5 +1,8 @@
-"""Runs the stages of the main job; each resumes, skips what is done, and can be run alone."""
+"""Runs the stages of the main job; each resumes, skips what is done, and can be run alone.
 
-from ehrwear_jax.stages.runner import ORDER, run
+ORDER names them. The runner is imported where it is used: it imports all the rest.
+"""
 
-__all__ = ["ORDER", "run"]
+ORDER = ("prepare", "pretrain", "embed", "evaluate", "interpret", "report")
+
+__all__ = ["ORDER"]

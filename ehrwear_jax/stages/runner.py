@@ -13,21 +13,15 @@ from types import ModuleType
 from ehrwear_jax import config as config_lib
 from ehrwear_jax.config import RunConfig
 from ehrwear_jax.runtime import distributed, exit_codes, run_dir
-from ehrwear_jax.stages import dry_run, embed, evaluate, interpret, prepare, pretrain, report
+from ehrwear_jax.stages import ORDER, dry_run, embed, evaluate, interpret, prepare, pretrain, report
 from ehrwear_jax.stages.labels import Labels
 from ehrwear_jax.stages.plan import Plan
 from ehrwear_jax.stages.workdir import Workdir
 
 # each has missing(plan) -> names of what is not there, and run(plan)
-STAGES: dict[str, ModuleType] = {
-    "prepare": prepare,
-    "pretrain": pretrain,
-    "embed": embed,
-    "evaluate": evaluate,
-    "interpret": interpret,
-    "report": report,
-}
-ORDER = tuple(STAGES)
+STAGES: dict[str, ModuleType] = dict(
+    zip(ORDER, (prepare, pretrain, embed, evaluate, interpret, report), strict=True)
+)
 # The report is whole without it, and says that it has not been run.
 OPTIONAL = "interpret"
 # What only prints: needs no data, leaves nothing behind, runs when it is named and before the others.
