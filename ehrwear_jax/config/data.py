@@ -245,7 +245,8 @@ class PrepareConfig:
     """Where shards are worked on. "": local processes; tcp://host:port: a dask scheduler; jobqueue:slurm and the like:
     jobs."""
     workers: int = 1
-    """Local processes or jobs; 0: one per core; 1: this process alone. The result is the same with any number."""
+    """Local processes or jobs; 1: this process alone; 0: one per core, once there is work for them. The result is the
+    same with any number."""
     worker_memory_gb: float = 0.0
     """Memory of a local process above which it is started again, GB; 0: its share of the machine's memory."""
     rows_per_piece: int = 2_000_000

@@ -1,6 +1,7 @@
 """Maps functions over the shards of the prepare stage: in this process, local processes, or a dask cluster.
 
-    scheduler=""                 local processes, `workers` of them (0: one per core; 1: this process)
+    scheduler=""                 local processes, `workers` of them (1: this process; 0: one per core, once the work
+                                 that is left would keep this process busy for longer than they take to start)
     scheduler="tcp://host:8786"  a running dask scheduler, whose workers see the same files under the same paths
     scheduler="jobqueue:slurm"   jobs of a batch system, `workers` of them, through dask-jobqueue (the extra `cluster`);
                                  their size is set in dask's own config, ~/.config/dask/jobqueue.yaml, as dask-jobqueue
@@ -15,6 +16,7 @@ import dataclasses
 import importlib
 import os
 import sys
+import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -38,6 +40,7 @@ _WORKER_ENVIRONMENT = {
 }
 _WAITING_PER_WORKER = 4  # tasks handed out at a time
 _CONNECT_S = 60
+_WORTH_STARTING_S = 15.0  # of work that is left; two local processes take some 3 s to start
 
 
 def check(scheduler: str) -> None:
@@ -56,7 +59,7 @@ class Pool:
 
     Args:
       scheduler: see the module's docstring.
-      workers: processes or jobs; 0: one per core of this machine.
+      workers: processes or jobs; 0: one per core of this machine, if there is work for them.
       memory_gb: of each local process, above which it is restarted and its task done again; 0: an equal share of the
         machine's memory.
 
@@ -94,11 +97,19 @@ class Pool:
         items = list(items)
         n_workers = self.workers or os.cpu_count() or 1
         with tqdm(total=len(items), desc=description, unit=unit, disable=None) as bar:
-            if not items or (not self.scheduler and min(n_workers, len(items)) == 1):
-                return [_counted(bar, function(item)) for item in items]
-            return self._map(function, items, bar)
+            alone = not self.scheduler and min(n_workers, len(items)) <= 1
+            waits = not self.scheduler and not self.workers and self._client is None
+            found: list[Any] = []
+            began = time.monotonic()
+            while len(found) < len(items) and (alone or waits):
+                found.append(_counted(bar, function(items[len(found)])))
+                left = len(items) - len(found)
+                waits = waits and (left == 1 or left * (time.monotonic() - began) / len(found) < _WORTH_STARTING_S)
+            return found + self._map(function, items[len(found) :], bar)
 
     def _map(self, function, items, bar):
+        if not items:
+            return []
         import dask
 
         dask.config.set({"logging.distributed": "warning"})  # read when distributed is imported

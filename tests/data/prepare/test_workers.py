@@ -41,6 +41,19 @@ def test_one_worker_or_one_shard_needs_no_cluster():
             assert pool._client is None
 
 
+@pytest.mark.skipif(os.cpu_count() == 1, reason="one core has no use for processes")
+def test_as_many_processes_as_cores_start_once_the_work_that_is_left_is_worth_it(monkeypatch):
+    with cluster.Pool(workers=0) as pool:
+        found = pool.map(slower_at_first, range(20), "some 4 s of work, it seems")
+        assert {f[1] for f in found} == {os.getpid()} and pool._client is None
+        monkeypatch.setattr(cluster, "_WORTH_STARTING_S", 1.0)
+        for begun_here in (1, 0):
+            found = pool.map(slower_at_first, range(20), "test")
+            assert [f[0] for f in found] == [x * x for x in range(20)]
+            here = [f[1] == os.getpid() for f in found]
+            assert here == [True] * begun_here + [False] * (20 - begun_here), "later ones find the processes started"
+
+
 def test_results_are_in_the_order_of_the_shards_and_workers_have_a_thread_each(two):
     found = two.map(slower_at_first, range(30), "test")
     assert [f[0] for f in found] == [x * x for x in range(30)]
