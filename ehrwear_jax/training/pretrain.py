@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from ehrwear_jax.config import options
@@ -171,13 +172,15 @@ def write_model(folder: Path, model: Model, examples: Examples, sizes: dict[str,
 def validation(
     examples: Examples, task: step.Task, config: TrainConfig, mesh: jax.sharding.Mesh
 ) -> Callable[[step.State], dict[str, float]]:
-    """state -> {"validation/<metric>": mean over the first batches of the split}, at the final loss weights.
+    """state -> {"validation/<metric>": over the first batches of the split}, at the final loss weights.
 
-    The batches are made once, and lie on the devices.
+    As of one large batch: a batch with few targets counts for little. Only contrasts compare within each of them. The
+    batches are made once, and lie on the devices.
     """
     batches: list[dict] = []
+    whole: dict = {}
     weights = task.objective.weights(config.steps)
-    validate = jax.jit(lambda v, b: step.validation_step(v, b, task=task, weights=weights))
+    validate = jax.jit(lambda v, b, whole: step.validation_step(v, b, task=task, weights=weights, normalisers=whole))
 
     def run(state):
         if not batches and len(examples.subject_id) and config.validate_batches:
@@ -185,7 +188,9 @@ def validation(
             share = feed.Share(*sharding.row_share(mesh))
             made = feed.train_batches(examples, config.batch_size, share, n_steps=n, threads=0)
             batches.extend(sharding.device_batch(b, mesh) for b in made)
-        results = [jax.device_get(validate(step.read_variables(state), b)) for b in batches]
-        return {f"validation/{k}": float(np.mean([r[k] for r in results])) for k in (results[0] if results else {})}
+            joined = jax.jit(lambda bs: task.objective.normalisers(jax.tree.map(lambda *x: jnp.concatenate(x), *bs)))
+            whole.update(joined(batches))
+        results = [jax.device_get(validate(step.read_variables(state), b, whole)) for b in batches]
+        return {f"validation/{k}": float(np.sum([r[k] for r in results])) for k in (results[0] if results else {})}
 
     return run

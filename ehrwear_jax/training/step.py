@@ -210,8 +210,17 @@ def jit_step(
 
 
 def validation_step(
-    variables: dict, batch: dict, *, task: Task, weights: Mapping[str, jax.Array | float]
+    variables: dict,
+    batch: dict,
+    *,
+    task: Task,
+    weights: Mapping[str, jax.Array | float],
+    normalisers: Mapping[str, Any],
 ) -> dict[str, jax.Array]:
-    """The losses without dropout at the given weights: {name: float32 scalar}."""
+    """A batch's part of the losses without dropout at the given weights: {name: float32 scalar}.
+
+    Args:
+      normalisers: of all batches together; their parts add up.
+    """
     out, _ = task.apply(variables["params"], variables["collections"], {}, batch, None)
-    return task.objective(out, batch, weights, task.objective.normalisers(batch))[1]
+    return task.objective(out, batch, weights, normalisers)[1]

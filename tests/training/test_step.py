@@ -153,7 +153,8 @@ def test_validation_uses_the_statistics_and_changes_none():
     batch = sharding.device_batch(next(batches()), mesh)
     variables = step.read_variables(state)
     moved = jax.tree.map(lambda x: x + 1.0, variables["collections"])
-    validate = jax.jit(lambda v, b: step.validation_step(v, b, task=task, weights=task.objective.weights(0)))
+    given = {"task": task, "weights": task.objective.weights(0), "normalisers": task.objective.normalisers(batch)}
+    validate = jax.jit(lambda v, b: step.validation_step(v, b, **given))
     one, again = (validate(variables, batch) for _ in range(2))
     same(one, again)
     assert validate(variables | {"collections": moved}, batch)["loss/total"] != one["loss/total"]
