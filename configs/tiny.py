@@ -79,8 +79,8 @@ def get_config(variant=""):
     for name in ("gradient_boosting_ehr", "gradient_boosting_wear", "boosting_counts"):
         del config.models[name]
     config.models.gradient_boosting.candidates = 4
-    config.evaluate.tasks = tuple(f"hospitalization_{h}d" for h in (30, 90, 180, 365))
-    config.interpret.update({"max_times": 200, "geometry_people": 30, "mechanism_people": 100, "dropout_samples": 4})
+    config.evaluate.tasks = tuple(f"hospitalization_{h}d" for h in (90, 365))
+    config.interpret.update({"max_times": 100, "geometry_people": 30, "mechanism_people": 100, "dropout_samples": 4})
     config.report.update({"title": "Simulated cohort, small model", "reliability_task": "hospitalization_365d"})
     for name in variants:
         config.simulate.update(config_lib.SIMULATED.get(name, {}))

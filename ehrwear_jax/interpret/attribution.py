@@ -25,7 +25,13 @@ class Attribution(NamedTuple):
 
 
 def integrated_gradients(
-    score: Callable[[Any], jax.Array], inputs: Any, baseline: Any, *, n_steps: int = 64, steps_at_once: int = 8
+    score: Callable[[Any], jax.Array],
+    inputs: Any,
+    baseline: Any,
+    *,
+    n_steps: int = 64,
+    steps_at_once: int = 8,
+    compiler_options: dict[str, Any] | None = None,
 ) -> Attribution:
     """(x - x') * integral over a in [0, 1] of d score(x' + a (x - x')) / dx (Sundararajan, Taly & Yan 2017).
 
@@ -36,24 +42,33 @@ def integrated_gradients(
       score: pytree of float [B, ...] -> [B]; example b of the result depends on example b of the inputs only.
       inputs, baseline: pytrees of one structure and shapes.
       n_steps: nodes; steps_at_once: of them evaluated as one batch.
+      compiler_options: of jax.jit.
     """
     inputs, baseline = (jax.tree.map(jnp.asarray, x) for x in (inputs, baseline))
     node, weight = np.polynomial.legendre.leggauss(n_steps)
-    node, weight = 0.5 * (node + 1.0), 0.5 * weight
+    # both ends beside the nodes, and the last one again until batches are full: one program serves them all
+    n_step = -(-(n_steps + 2) // steps_at_once) * steps_at_once
+    node = np.pad(0.5 * (node + 1.0), (1, n_step - n_steps - 1), constant_values=(0.0, 1.0))
+    weight = np.pad(0.5 * weight, (1, n_step - n_steps - 1))
     difference = jax.tree.map(jnp.subtract, inputs, baseline)
 
     def at(alpha):
         return jax.tree.map(lambda b, d: b + alpha * d, baseline, difference)
 
-    gradient = jax.jit(jax.vmap(lambda alpha: jax.grad(lambda x: score(x).sum())(at(alpha))))
+    def summed(x):
+        score_B = score(x)
+        return score_B.sum(), score_B
+
+    run = jax.jit(jax.vmap(lambda alpha: jax.grad(summed, has_aux=True)(at(alpha))), compiler_options=compiler_options)
     total = jax.tree.map(lambda x: np.zeros(x.shape, np.float64), inputs)
-    for begin in range(0, n_steps, steps_at_once):
+    values = []
+    for begin in range(0, n_step, steps_at_once):
         part = slice(begin, begin + steps_at_once)
-        found = gradient(jnp.asarray(node[part], jnp.float32))
+        found, score_SxB = run(jnp.asarray(node[part], jnp.float32))
         total = jax.tree.map(lambda t, g, w=weight[part]: t + np.tensordot(w, np.asarray(g), 1), total, found)
+        values.append(np.asarray(score_SxB, np.float64))
     parts = jax.tree.map(lambda t, d: t * np.asarray(d, np.float64), total, difference)
-    run = jax.jit(score)
-    value_B, base_B = (np.asarray(run(x), np.float64) for x in (inputs, baseline))
+    base_B, value_B = values[0][0], values[-1][-1]
     summed_B = sum(x.reshape(len(x), -1).sum(1) for x in jax.tree.leaves(parts))
     return Attribution(parts, value_B, base_B, summed_B - (value_B - base_B))
 

@@ -35,6 +35,7 @@ from ehrwear_jax.interpret import attention, attribution, mechanisms
 from ehrwear_jax.stages.loaded_run import LoadedNetwork, LoadedRun, prediction_times
 from ehrwear_jax.stages.workdir import write_npz
 from ehrwear_jax.training import feed
+from ehrwear_jax.training.step import runs_once
 
 JUMP_DAYS = np.array([1.0, 3.0, 7.0, 14.0, 30.0])
 DRIFT_DAYS = np.array([1.0, 3.0, 7.0, 14.0])
@@ -269,8 +270,9 @@ def explain(
     batch = module.one_time_a_row(loaded.examples, [position[s] for s in times["subject_id"].to_list()], ends)
     inputs, baseline = module.embedded_inputs(network, params, batch)
     score = module.score_of_embedded(network, params, batch, _logit_of(probe))
-    found = attribution.integrated_gradients(score, inputs, baseline, n_steps=n_steps)
-    weights = jax.jit(lambda b: attention.attention_weights(network, params, b))(batch)
+    once = runs_once(jax.default_backend())
+    found = attribution.integrated_gradients(score, inputs, baseline, n_steps=n_steps, compiler_options=once)
+    weights = jax.jit(lambda b: attention.attention_weights(network, params, b), compiler_options=once)(batch)
     rolled_BxT = attention.rollout(*weights)[1][:, 0]
     query_NxBxHxT = np.asarray(weights[1])[:, :, :, 0]
     out = []

@@ -17,11 +17,16 @@ from ehrwear_jax.training import sharding
 from ehrwear_jax.training.optimizer import average, summed_gradients
 
 State = dict[str, Any]
-# XLA's options for what a CPU runs once, where making the code fast takes longer than running it; same numbers.
-RUNS_ONCE: dict[str, bool | int | str | float] = {
-    "xla_backend_optimization_level": 0,
-    "xla_llvm_disable_expensive_passes": True,
-}
+CompilerOptions = dict[str, bool | int | str | float]
+
+
+def runs_once(platform: str) -> CompilerOptions | None:
+    """XLA's options for what runs once or a few times; same numbers.
+
+    Making code fast for a CPU takes longer than running it then.
+    """
+    quick: CompilerOptions = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+    return quick if platform == "cpu" else None
 
 
 class Task(Protocol):
@@ -141,8 +146,8 @@ def init_state(
 ) -> State:
     """The state that `abstract_state` describes; no device ever holds more of it than its part."""
     places = jax.tree.map(lambda x: x.sharding, abstract_state(task, optimizer, config, mesh))
-    runs_once = RUNS_ONCE if mesh.devices.flat[0].platform == "cpu" else None
-    return jax.jit(_initial(task, optimizer, config, seed), out_shardings=places, compiler_options=runs_once)()
+    options = runs_once(mesh.devices.flat[0].platform)
+    return jax.jit(_initial(task, optimizer, config, seed), out_shardings=places, compiler_options=options)()
 
 
 def read_variables(state: State) -> dict:
