@@ -2,9 +2,9 @@
 
     python -m ehrwear_jax.main --config=configs/tiny.py
 
-Seven and a half minutes; README has the numbers. The cohort is a positive control: both modalities together tell more than
-either. Boosting on tables of records of as many people as are trained on here has an AUROC at 90 days of .745 from the
-EHR, .722 from the wearable and .784 from both (with levels of the wearable only: .758); the true risk has .857:
+Seven and a half minutes; README has the numbers. The cohort is a positive control: both modalities together tell more
+than either. Boosting on tables of records of as many people as are trained on here has an AUROC at 90 days of .745 from
+the EHR, .722 from the wearable and .784 from both (with levels of the wearable only: .758); the true risk has .857:
 
     python -m ehrwear_jax.data.sources.simulator.bounds --people=3000 --records=1960 --horizons 90
 

@@ -104,8 +104,9 @@ def _embed(plan, trained, times):
     if not lacking.height and not undrawn:
         return
     pretrained, model = plan.pretrained(trained).folder, plan.model(trained)
-    examples, network, variables = embedding.restore(pretrained, model, plan.store(trained.fold))
-    encode = embedding.encoder(network, variables)
+    devices = embedding.sharing(size)
+    examples, network, variables = embedding.restore(pretrained, model, plan.store(trained.fold), devices)
+    encode = embedding.encoder(network, variables, devices=devices)
     if lacking.height:
         name = files.digest(lacking.write_csv())[:16]
         logging.info("  %s: %d prediction times", trained.key, lacking.height)

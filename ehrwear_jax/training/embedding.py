@@ -1,7 +1,7 @@
 """Computes z of people at prediction times from a trained model of any family."""
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,20 +22,32 @@ from ehrwear_jax.training.pretrain import Model, make_task
 Encoder = Callable[[Batch], np.ndarray]
 
 
-def encoder(network: Any, variables: dict, dropout_seed: int | None = None) -> Encoder:
-    """A network's `encode`, compiled for this process's first device.
+def sharing(batch_size: int) -> list[jax.Device]:
+    """This process's accelerators that have equal parts of a batch's rows; one CPU: a program uses all its cores."""
+    devices = jax.local_devices()
+    if devices[0].platform == "cpu":
+        return devices[:1]
+    return devices[: max(n for n in range(1, len(devices) + 1) if batch_size % n == 0)]
+
+
+def encoder(
+    network: Any, variables: dict, dropout_seed: int | None = None, devices: Sequence[jax.Device] | None = None
+) -> Encoder:
+    """A network's `encode`, compiled for some of this process's devices.
 
     Args:
+      network: made for these devices (`restore`).
       variables: {"params", "collections"}.
       dropout_seed: with it the dropout of training stays on, other masks for each row and each call in turn; the same
         seed and calls give the same masks (Monte Carlo dropout, interpret/uncertainty.py).
+      devices: that share the rows of a batch; None: the first one.
 
     Raises:
       ValueError: dropout is to stay on in a network whose statistics would then be those of each batch.
     """
     if dropout_seed is not None and variables["collections"]:
         raise ValueError(f"dropout cannot stay on alone in a network that changes its {min(variables['collections'])}")
-    mesh = sharding.make_mesh(jax.local_devices()[:1])
+    mesh = sharding.make_mesh(devices or jax.local_devices()[:1])
     # by way of the host: parameters that lie on all processes cannot be moved to this one's device directly
     whole = {"params": variables["params"], **variables["collections"]}
     whole = jax.device_put(jax.device_get(whole), sharding.replicated(mesh))
@@ -52,10 +64,12 @@ def encoder(network: Any, variables: dict, dropout_seed: int | None = None) -> E
     return lambda batch: np.asarray(encode_with_dropout(whole, sharding.device_batch(batch, mesh), next(calls)))
 
 
-def restore(folder: str | Path, model: Model, store: RecordStore) -> tuple[Examples, Any, dict]:
+def restore(
+    folder: str | Path, model: Model, store: RecordStore, devices: Sequence[jax.Device] | None = None
+) -> tuple[Examples, Any, dict]:
     """(examples of all people, network, {"params", "collections"}) of a trained model's newest whole checkpoint.
 
-    The variables lie on the host.
+    The variables lie on the host. The network is made for `devices`, None: this process's first one.
 
     Raises:
       FileNotFoundError: there is no checkpoint yet. ValueError: it is damaged, or of another model.
@@ -70,7 +84,7 @@ def restore(folder: str | Path, model: Model, store: RecordStore) -> tuple[Examp
     else:
         variables = {"params": parts[part], "collections": parts.get("collections", {})}
     examples = model.module.examples(store.view(None), model.config, model.seed, train=False)
-    task = make_task(model, examples.spec, sharding.make_mesh(jax.local_devices()[:1]))
+    task = make_task(model, examples.spec, sharding.make_mesh(devices or jax.local_devices()[:1]))
     want = jax.eval_shape(lambda: task.init(jax.random.key(0)))
     got = (variables["params"], variables["collections"])
     if jax.tree.map(lambda x: tuple(x.shape), want) != jax.tree.map(lambda x: tuple(np.shape(x)), got):

@@ -1,6 +1,7 @@
 """z at prediction times: the mean over its slots, of what is known then; a record cut there gives the same bits."""
 
 import dataclasses
+import types
 
 import cohort
 import jax
@@ -168,6 +169,27 @@ def test_packed_contexts_equal_contexts_alone(people, joint):
             z[queries][where[where >= 0]] = encode(batch)[where >= 0]
     np.testing.assert_allclose(z[8], z[1], atol=2e-5)
     assert np.std(z[8]) > 0.1
+
+
+def test_devices_that_share_a_batch_read_the_same(joint):
+    examples, network, variables, encode = joint
+    devices = jax.devices()[:4]
+    assert len(devices) == 4
+    of_mesh = family.network(examples.spec, examples.config, sharding.mesh_ops(sharding.make_mesh(devices)))
+    shared = embedding.encoder(of_mesh, variables, devices=devices)
+    index = np.arange(16)
+    times = np.array([int(examples.people[i].end_us) for i in index])
+    for batch, where in examples.prediction_batches(index, times, 4):
+        np.testing.assert_allclose(shared(batch)[where >= 0], encode(batch)[where >= 0], atol=2e-5)
+
+
+@pytest.mark.parametrize(
+    ("platform", "batch_size", "n"), [("gpu", 32, 8), ("gpu", 12, 6), ("gpu", 7, 7), ("cpu", 32, 1)]
+)
+def test_accelerators_share_what_divides_evenly_and_one_cpu_takes_all(monkeypatch, platform, batch_size, n):
+    devices = [types.SimpleNamespace(platform=platform, id=i) for i in range(8)]
+    monkeypatch.setattr(jax, "local_devices", lambda: devices)
+    assert embedding.sharing(batch_size) == devices[:n]
 
 
 def test_times_of_a_person_share_a_context_and_see_what_they_would_alone(people, joint):
