@@ -43,7 +43,8 @@ class DataConfig:
     vitals_as_events: bool = False
     """Whether vital signs of physionet2012 are events too, beside the wearable channels that they are."""
     n_folds: int = 0
-    """Number of folds of metadata/subject_folds.parquet for out-of-fold evaluation; 0 or 1: one split."""
+    """Number of folds for out-of-fold evaluation: those of metadata/subject_folds.parquet or, where there is none, of
+    people or whole groups by hashes of their ids; 0 or 1: one split."""
     split_names: dict = dataclasses.field(default_factory=dict)
     """Name in metadata/subject_splits.parquet -> train, tuning, held_out, or "" for people to leave out; in addition to
     MEDS's own names and to training, val, valid, validation, dev, test and the like."""

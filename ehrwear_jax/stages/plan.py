@@ -143,6 +143,13 @@ class Plan:
         """Whether the dataset says who is in which split."""
         return self.adapted or self.inputs.has(meds.splits_path(self.meds_dir))
 
+    @property
+    def _has_folds(self):
+        """Whether the dataset says who is in which fold."""
+        if self.adapted:
+            return "n_folds" in ADAPTERS.get(self.config.data.source, ())
+        return self.inputs.has(meds.folds_path(self.meds_dir))
+
     def division(self, fold: str) -> Division:
         """How people are divided in a fold."""
         c = self.config
@@ -153,7 +160,7 @@ class Plan:
         ranges = self.config.prepare.ranges_file
         of = {
             "records": self.records.digest,
-            "division": self.division(fold).identity(self._has_splits),
+            "division": self.division(fold).identity(self._has_splits, self._has_folds),
             "prepare": {k: getattr(self.config.prepare, k) for k in FIT_OPTIONS},
             "ranges": self.inputs.of_files([ranges]) if ranges else "",
         }

@@ -1,5 +1,6 @@
 """The prepare stage: labels made from events, folds, and what is said when something is missing."""
 
+import json
 from datetime import timedelta
 
 import polars as pl
@@ -156,12 +157,18 @@ def test_another_number_of_folds_than_the_dataset_has_is_refused(root, tmp_path,
         run(config, tmp_path)
 
 
-def test_folds_without_a_table_of_folds_are_refused(tmp_path):
+def test_without_a_table_of_folds_they_are_drawn_and_counted(tmp_path):
     small_run.write_inputs(tmp_path)
     config = small_run.small_config(tmp_path)
     config.data.n_folds = 2
-    with pytest.raises(ValueError, match="n_folds is set but the dataset has no metadata/subject_folds.parquet"):
-        run(config, tmp_path / "run")
+    plan, _ = run(config, tmp_path / "run")
+    held = []
+    for name in ("fold0", "fold1"):
+        subjects = pl.read_parquet(plan.fit(name).folder / "subjects.parquet")
+        held.append(set(subjects.filter(pl.col("split") == "held_out")["subject_id"]))
+        steps = {c["step"]: c["n"] for c in json.loads((plan.fit(name).folder / COUNTS).read_text())}
+        assert steps["people of held_out, by hashes of ids, seed 0"] == len(held[-1])
+    assert all(held) and not held[0] & held[1] and len(held[0] | held[1]) == small_run.N_SUBJECTS
 
 
 def test_a_missing_label_table_and_no_task_at_all_are_said(root, tmp_path):

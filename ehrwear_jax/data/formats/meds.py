@@ -153,6 +153,11 @@ def splits_path(meds_dir: Path) -> Path:
     return Path(meds_dir) / "metadata" / "subject_splits.parquet"
 
 
+def folds_path(meds_dir: Path) -> Path:
+    """Where the folds of a dataset are, if it has any."""
+    return Path(meds_dir) / "metadata" / "subject_folds.parquet"
+
+
 def read_splits(meds_dir: Path, names: Mapping[str, str] | None = None) -> pl.DataFrame:
     """subject_id i64, split str in SPLITS; one row per subject that is in one.
 
@@ -182,7 +187,7 @@ def read_groups(meds_dir: Path) -> pl.DataFrame | None:
 
 def read_folds(meds_dir: Path) -> pl.DataFrame | None:
     """subject_id i64, fold i32 (-1: only ever for pretraining), or None without folds."""
-    path = Path(meds_dir) / "metadata" / "subject_folds.parquet"
+    path = folds_path(meds_dir)
     if not path.exists():
         return None
     return _validate_subject_table(parquet.read_parquet(path), "fold", pl.Int32, path)

@@ -23,7 +23,7 @@ class Division:
 
     Attributes:
       fold: which one is held out; None: the dataset's own splits, or hashed ones.
-      data: seed, split_fractions and holdout. cohort: criteria and cut-off of pretraining.
+      data: seed, n_folds, split_fractions and holdout. cohort: criteria and cut-off of pretraining.
       tuning_fraction: with a fold, of the other groups.
     """
 
@@ -37,34 +37,35 @@ class Division:
         """When the records end that are learned from: the cut-off or, if it comes first, a temporal hold-out's date."""
         return min((t for t in (self.cohort.cutoff_time, self.data.holdout_time) if t is not None), default=None)
 
-    def identity(self, has_splits: bool) -> dict:
+    def identity(self, has_splits: bool, has_folds: bool) -> dict:
         """What of it a fit depends on.
 
         Args:
-          has_splits: whether the dataset has some; what they are is part of the tables.
+          has_splits, has_folds: whether the dataset has some; what they are is part of the tables.
         """
         cut, chosen = self.cutoff, self.cohort.selects_pretraining
         # of a temporal hold-out the cut alone: which times are predicted is no part of what is learned
         of: dict[str, Any] = {"fold": self.fold, "site": self.data.holdout_site, "cutoff": str(cut or "")}
         of["criteria"] = self.cohort.criteria if chosen else None
         if self.fold is not None:
-            return of | {"seed": self.data.seed, "tuning": self.tuning_fraction}
+            of |= {"seed": self.data.seed, "tuning": self.tuning_fraction}
+            return of if has_folds else of | {"n_folds": self.data.n_folds}
         return of if has_splits else of | {"seed": self.data.seed, "fractions": self.data.split_fractions}
 
 
 def assign(subjects: pl.DataFrame, division: Division, at_site: pl.Series | None = None) -> pl.DataFrame:
     """`subjects` with the split of each one.
 
-    Groups stay whole. Without a fold and without splits of the dataset (null), groups are divided by hashes of their
-    ids and data.seed. With a hold-out by site, every group with somebody of it is held out, and of the others the
-    tuning people stay tuning people and everybody else is trained on.
+    Groups stay whole. Where the dataset has no splits (null) or, for out-of-fold evaluation, no folds, groups are
+    divided by hashes of their ids and data.seed. With a hold-out by site, every group with somebody of it is held out,
+    and of the others the tuning people stay tuning people and everybody else is trained on.
 
     Args:
       subjects: subject_id, split (null: the dataset has none), group_id and perhaps fold.
       at_site: subject_ids of a site that is held out.
 
     Raises:
-      ValueError: no folds in the dataset, a group in more than one split, or nobody of the site.
+      ValueError: a group in more than one split, or nobody of the site.
     """
     split = pl.col("split")
     if division.fold is not None:
@@ -86,14 +87,16 @@ def assign(subjects: pl.DataFrame, division: Division, at_site: pl.Series | None
 
 def _by_fold(subjects, division):
     """The split of each subject: one fold held out, hashed groups of the others for tuning."""
-    if "fold" not in subjects.columns:
-        raise ValueError("config.data.n_folds is set but the dataset has no metadata/subject_folds.parquet")
+    group_N = subjects["group_id"].to_numpy()
+    if "fold" in subjects.columns:
+        fold_N = subjects["fold"].to_numpy()
+    else:
+        fold_N = (division.data.n_folds * hashed_uniform(group_N, division.data.seed, "fold")).astype(np.int32)
     # every fold draws its own tuning groups; seed 0 is what was drawn before there was a choice
     purpose = f"tuning {division.data.seed}" if division.data.seed else "tuning"
-    u_N = hashed_uniform(subjects["group_id"].to_numpy(), division.fold, purpose)
-    is_tuning = pl.lit(pl.Series(u_N < division.tuning_fraction))
-    held = pl.when(pl.col("fold") == division.fold).then(pl.lit("held_out"))
-    return held.when(is_tuning & (pl.col("fold") >= 0)).then(pl.lit("tuning")).otherwise(pl.lit("train")).alias("split")
+    is_tuning = hashed_uniform(group_N, division.fold, purpose) < division.tuning_fraction
+    split_N = np.where(fold_N == division.fold, "held_out", np.where(is_tuning & (fold_N >= 0), "tuning", "train"))
+    return pl.Series("split", split_N.tolist(), pl.String)
 
 
 def _require_whole_groups(subjects):
@@ -115,11 +118,11 @@ def divide(tables: Path, division: Division, window_hours: float) -> tuple[pl.Da
       ValueError: see `assign`, or nobody of the training people is eligible.
     """
     subjects, site = pl.read_parquet(tables / "subjects.parquet"), division.data.holdout_site
-    drawn = division.fold is None and subjects.height and subjects["split"].null_count() == subjects.height
+    own = "fold" in subjects.columns if division.fold is not None else subjects["split"].null_count() < subjects.height
     subjects = assign(subjects, division, _people_of_site(tables, subjects, site) if site else None)
     subjects = subjects.drop("site") if "site" in subjects.columns else subjects
     steps = []
-    if drawn or site:
+    if site or not own:
         how = f"site {site}" if site else f"hashes of ids, seed {division.data.seed}"
         sizes = {split: subjects.filter(pl.col("split") == split).height for split in meds.SPLITS}
         steps = [{"step": f"people of {s}, by {how}", "n": n, "dropped": 0, "reason": ""} for s, n in sizes.items()]

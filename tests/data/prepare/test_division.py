@@ -155,9 +155,29 @@ def test_a_group_in_two_splits_is_refused():
         division.assign(subjects, Division())
 
 
-def test_folds_without_a_table_of_folds_are_refused():
-    with pytest.raises(ValueError, match=r"no metadata/subject_folds\.parquet"):
-        division.assign(subjects_table().drop("fold"), Division(0))
+def test_without_folds_of_the_dataset_whole_groups_are_drawn():
+    """Everybody is held out once; the seed of the data decides when, and no other person."""
+    subjects = subjects_table().drop("fold")
+
+    def held_in(seed, of=subjects):
+        parts = [division.assign(of, Division(k, DataConfig(seed=seed, n_folds=3))) for k in range(3)]
+        assert all(set(p["split"]) == {"train", "tuning", "held_out"} for p in parts)
+        held = np.array([(p["split"] == "held_out").to_numpy() for p in parts])
+        assert (held.sum(axis=0) == 1).all(), "each one in one fold"
+        return held.argmax(axis=0)
+
+    fold = held_in(0)
+    assert pl.DataFrame({"group": subjects["group_id"], "fold": fold}).group_by("group").n_unique()["fold"].max() == 1
+    assert np.bincount(fold).min() > 0.25 * len(fold)
+    np.testing.assert_array_equal(held_in(0, subjects[::2]), fold[::2])
+    assert (held_in(1) != fold).mean() > 0.5
+
+
+def test_the_number_of_drawn_folds_is_part_of_what_a_fit_depends_on():
+    def identity(n, has_folds):
+        return Division(0, DataConfig(n_folds=n)).identity(True, has_folds)
+
+    assert identity(3, False) != identity(5, False) and identity(3, True) == identity(5, True)
 
 
 def test_the_seed_of_the_data_draws_the_tuning_people_of_a_fold():
