@@ -15,9 +15,9 @@ def give_back() -> bool:
 
     Tables of a few MB are taken from the allocator's heap, which grows over a long stage as what is freed lies between
     what stays: without this the memory of a stage is the sum of what its steps left, with it the largest of them. For
-    between steps: it takes a few milliseconds.
+    between steps: it takes a few milliseconds, since only young objects are searched for cycles.
     """
-    gc.collect()
+    gc.collect(1)
     try:
         trim = _trim_of(ctypes.CDLL(None))
     except (OSError, TypeError):  # Windows has no such handle

@@ -213,7 +213,12 @@ def of_windows(h_BxWxD, batch):
 
 
 @pytest.mark.parametrize(
-    "kind, span, remat", [("transformer", 0.5, "products"), ("transformer", 0.0, "none"), ("tcn", 0.5, "none")]
+    "kind, span, remat",
+    [
+        ("transformer", 0.5, "products"),
+        pytest.param("transformer", 0.0, "none", marks=pytest.mark.slow),
+        pytest.param("tcn", 0.5, "none", marks=pytest.mark.slow),
+    ],
 )
 def test_windows_are_encoded_alike_however_many_slots_are_empty(kind, span, remat):
     params, _ = make(kind, span)

@@ -74,6 +74,7 @@ def test_the_default_is_a_positive_control():
     assert found["oracle"][0] >= found["joint"][0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("preset", SIMULATED)
 def test_the_negative_controls_leave_a_joint_model_nothing_to_gain(preset):
     found = gains(**SIMULATED[preset])
