@@ -87,7 +87,5 @@ def get_config(variant=""):
     # 1, 3, 5 and 10 years: follow-up is of years, and 2 of the people die in the first 30 days
     config.evaluate.update({"tasks": ("all_cause_mortality",)})
     config.evaluate.task_horizons_days = {"all_cause_mortality": (365.0, 1096.0, 1826.0, 3652.0)}
-    # and the same network, supervised from the start
-    config.finetune.update({"modes": ("scratch",), "models": ("joint",)})
     config.report.update({"title": "NHANES 2003-2006: all-cause mortality"})
     return config
