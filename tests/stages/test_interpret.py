@@ -23,9 +23,9 @@ from ehrwear_jax.training import embedding, pretrain, sharding
 MODELS = ("joint", "ehr_only")
 
 
-def random_variables(folder, model, store):
+def random_variables(folder, model, store, devices=None):
     """Stands for `embedding.restore`: no training, weights far from zero."""
-    del folder
+    del folder, devices
     examples = model.module.examples(store.view(None), model.config, model.seed, train=False)
     task = pretrain.make_task(model, examples.spec, sharding.make_mesh(jax.local_devices()[:1]))
     shapes, collections = jax.eval_shape(lambda: task.init(jax.random.key(0)))
