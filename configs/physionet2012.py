@@ -9,6 +9,9 @@ channels, everything else is events.
 Variants, joined by "+": b trains on set a and scores set b (also set-b.tar.gz and Outcomes-b.txt); vitals makes vital
 signs events too; tables has the models on hand-made features only, which need no training; ehrwear_jax.config.VARIANTS
 has the ablations.
+
+The tables take some forty minutes on two CPU cores, a network of one fold about twenty. Seen: boosting on hand-made
+features of both, AUROC .860 and AUPRC .522 at 48 hours. No network has been trained to the end yet.
 """
 
 from ehrwear_jax import config as config_lib
