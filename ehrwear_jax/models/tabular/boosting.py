@@ -2,10 +2,11 @@
 
 Settings and the number of trees are chosen by the loss on the tuning rows, never on a random part of the training rows,
 which would mix rows of one patient; the best few models are averaged, and none is refitted on the tuning rows. What a
-row does not store is missing, and every split learns where missing rows go.
+row does not store is missing, and every split learns where missing rows go; under Cox's likelihood it is the mean.
 """
 
 import dataclasses
+import logging
 import math
 import os
 import threading
@@ -35,7 +36,7 @@ CANDIDATES: tuple[dict[str, Any], ...] = tuple(dict(zip(_NAMES, row, strict=True
 _ALWAYS: dict[str, Any] = {
     "verbosity": -1, "num_threads": 1, "deterministic": True, "force_col_wise": True, "max_bin": 63,
     "feature_pre_filter": False, "bagging_fraction": 0.8, "bagging_freq": 1,
-    "objective": "none", "metric": "none", "histogram_pool_size": 64.0, "zero_as_missing": True,
+    "objective": "none", "metric": "none", "histogram_pool_size": 64.0,
 }  # fmt: skip
 
 _BINNED_ENTRIES = 2_000_000
@@ -109,7 +110,7 @@ class Rows:
         """Training rows, from encoded features float32 [N, F]: the bins are fitted on them."""
         # rows that bins are made of, in bounded memory
         sample = max(_BINNED_ENTRIES * x.shape[0] // max(x.nnz, 1), 5000)
-        settings = _ALWAYS | {"bin_construct_sample_cnt": sample}
+        settings = _ALWAYS | {"bin_construct_sample_cnt": sample, "zero_as_missing": loss.unknown_is_missing}
         return cls(_library().Dataset(x, loss.target, params=settings, free_raw_data=True).construct(), loss)
 
     def like(self, x: sparse.csr_matrix, loss: Loss) -> "Rows":
@@ -133,6 +134,7 @@ def fit(train: Rows, tuning: Rows, search: Search = Search()) -> BoostedAverage:
     def run(job):
         number, candidate = job
         settings = {**_ALWAYS, **train.loss.boosting, **candidate, "seed": 1000 * search.seed + number + 1}
+        settings["zero_as_missing"] = train.loss.unknown_is_missing
         with lock:  # here, as the library's log level is a thread's own
             booster = lightgbm.Booster(settings, train.data)
             booster.add_valid(tuning.data, "tuning")
@@ -172,7 +174,14 @@ def _boost(booster: "lightgbm.Booster", train: Loss, tuning: Loss, search: Searc
     own = not train.boosting  # the library's own losses are faster
     best, best_loss = 0, math.inf
     for n in range(1, search.max_trees + 1):
-        ended = booster.update(fobj=objective) if own else booster.update()
+        try:
+            ended = booster.update(fobj=objective) if own else booster.update()
+        except _library().basic.LightGBMError as error:
+            # rows per leaf are reckoned from second derivatives: a split may turn out to leave one side empty
+            if n == 1 or "left_count" not in str(error) and "right_count" not in str(error):
+                raise
+            logging.info("  boosting ended at tree %d: %s", n, str(error).split(" at ")[0])
+            break
         loss = booster.eval_valid(evaluation if own else None)[0][2]
         if loss < best_loss:
             best, best_loss = n, loss

@@ -167,3 +167,29 @@ def test_nothing_is_printed(capfd):
 def test_an_impossible_search_is_refused(fault):
     with pytest.raises(ValueError, match="must be positive"):
         boosting.Search(**fault)
+
+
+def test_boosting_ends_with_the_trees_before_a_split_that_the_library_cannot_make(monkeypatch):
+    import lightgbm
+
+    rng = np.random.default_rng(0)
+    x = sparse.csr_matrix(rng.normal(size=(400, 3)).astype(np.float32))
+    loss = losses.of(losses.BINARY, (x.toarray()[:, 0] + rng.normal(size=400) > 0).astype(float), "train")
+    update, calls = lightgbm.Booster.update, []
+
+    def fails(self, *args, **named):
+        calls.append(1)
+        if len(calls) == fails.at:
+            raise lightgbm.basic.LightGBMError(fails.said)
+        return update(self, *args, **named)
+
+    monkeypatch.setattr(lightgbm.Booster, "update", fails)
+    search = boosting.Search(({"num_leaves": 4},), max_trees=30, averaged=1)
+    fails.at, fails.said = 6, "Check failed: (best_split_info.left_count) > (0) at serial_tree_learner.cpp, line 855 ."
+    (cut,) = fit_to_itself(x, loss, search).models
+    assert cut.n_trees == 5 and len(calls) == 6 and np.std(cut.score(x)) > 0
+    for at, said in ((1, fails.said), (3, "out of memory")):
+        fails.at, fails.said = at, said
+        calls.clear()
+        with pytest.raises(lightgbm.basic.LightGBMError):
+            fit_to_itself(x, loss, search)
