@@ -3,8 +3,9 @@
 Counts become log(1 + n), days since 1 / (1 + log(1 + days / D)) (1 now, 0 never; D is 30 for records of years), values
 standard deviations from the training mean. Every one of these is monotone, so trees lose nothing. A value that is not
 known stays a zero that is not stored: the mean to a linear model, which is told by the counts beside it whether there
-is one, and missing to trees (boosting.py). A linear model is given bends, too: how far a value, or a time since, lies above each
-quartile of those known in training (a linear spline; Harrell, Regression Modeling Strategies, 2015, section 2.4).
+is one, and missing to trees (boosting.py). A linear model is given bends, too: how far a value, or a time since, lies
+above each quartile of those known in training (a linear spline; Harrell, Regression Modeling Strategies, 2015, section
+2.4).
 """
 
 from collections.abc import Sequence
