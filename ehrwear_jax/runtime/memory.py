@@ -2,7 +2,11 @@
 
 import ctypes
 import gc
+import time
 from collections.abc import Callable
+
+WHOLE_SEARCH_EVERY_S = 3.0
+_searched_s = 0.0
 
 
 def _trim_of(library: ctypes.CDLL) -> Callable[[int], int] | None:
@@ -15,9 +19,14 @@ def give_back() -> bool:
 
     Tables of a few MB are taken from the allocator's heap, which grows over a long stage as what is freed lies between
     what stays: without this the memory of a stage is the sum of what its steps left, with it the largest of them. For
-    between steps: it takes a few milliseconds, since only young objects are searched for cycles.
+    between steps: it takes a few milliseconds, and a fifth of a second where all objects are searched for cycles, which
+    happens after steps that took longer than that by far.
     """
-    gc.collect(1)
+    global _searched_s
+    long_ago = time.monotonic() - _searched_s > WHOLE_SEARCH_EVERY_S
+    gc.collect(2 if long_ago else 1)
+    if long_ago:
+        _searched_s = time.monotonic()
     try:
         trim = _trim_of(ctypes.CDLL(None))
     except (OSError, TypeError):  # Windows has no such handle

@@ -1,8 +1,10 @@
 """Freed memory goes back to the operating system."""
 
 import ctypes
+import gc
 import re
 import sys
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -36,3 +38,23 @@ def test_what_is_freed_between_what_stays_is_given_back():
 def test_another_c_library_is_no_error(monkeypatch):
     monkeypatch.setattr(memory, "_trim_of", lambda library: None)
     assert not memory.give_back()
+
+
+def test_old_cycles_are_searched_for_now_and_then(monkeypatch):
+    class Node:
+        pass
+
+    def old_cycle():
+        node = Node()
+        node.itself = node
+        gc.collect()  # what survives is old from now on
+        return weakref.ref(node)
+
+    monkeypatch.setattr(memory, "WHOLE_SEARCH_EVERY_S", 0.0)
+    found = old_cycle()
+    memory.give_back()
+    assert found() is None
+    monkeypatch.setattr(memory, "WHOLE_SEARCH_EVERY_S", 1e9)
+    left = old_cycle()
+    memory.give_back()
+    assert left() is not None
