@@ -7,7 +7,7 @@ DIR holds nafld1.csv, nafld2.csv, nafld3.csv. A diagnosis (other than NAFLD) tha
 Seen on the held-out tenth, frozen probe (gradient boosting on hand-made features): AUROC .721/.705/.698/.685
 (.768/.755/.733/.714), AUPRC .121/.144/.174/.214 (.144/.149/.183/.251); every difference in AUROC lies below zero. z
 holds values (R2 .95 and above), and less of how often (.55) and when last (.75) a code was seen. A linear model on the
-same features: .746/.717/.708/.693; age and sex: .559/.523/.521/.535.
+same features: .750/.731/.708/.685; age and sex: .559/.523/.521/.535.
 """
 
 from ehrwear_jax import config as config_lib

@@ -3,9 +3,7 @@
 Counts become log(1 + n), days since 1 / (1 + log(1 + days / D)) (1 now, 0 never; D is 30 for records of years), values
 standard deviations from the training mean. Every one of these is monotone, so trees lose nothing. A value that is not
 known stays a zero that is not stored: the mean to a linear model, which is told by the counts beside it whether there
-is one, and missing to trees (boosting.py). A linear model is given bends, too: how far a value, or a time since, lies
-above each quartile of those known in training (a linear spline; Harrell, Regression Modeling Strategies, 2015, section
-2.4).
+is one, and missing to trees (boosting.py).
 """
 
 from collections.abc import Sequence
@@ -17,8 +15,6 @@ from ehrwear_jax.models.tabular.features import COUNT, SINCE, VALUE
 
 CLIP = 10.0  # standard deviations: one absurd value does not decide a prediction
 TRIMMED = 0.01  # share of each tail that statistics of values are winsorised by
-KNOTS = (0.25, 0.5, 0.75)  # quantiles of what is known
-BENT = 0.02  # least share of the training rows that know a column which bends
 _AT_MEAN = 1e-6  # a value at the training mean, which stays apart from one that is not known
 _ENTRIES_AT_ONCE = 500_000
 _MOST_BLOCKS = 16  # of columns, as each block goes through the whole table
@@ -69,38 +65,6 @@ class Encoder:
         z_E = np.clip((value_E[values] - self.centre_F[at_E]) / self.scale_F[at_E], -CLIP, CLIP)
         out_E[values] = np.where(np.abs(z_E) < _AT_MEAN, _AT_MEAN, z_E)
         return out_E
-
-
-class Bends:
-    """How far what is known lies above its knots, which are fitted on the training rows.
-
-    Args:
-      x_train: encoded, CSR [N, F]. kinds: of the F columns.
-    """
-
-    def __init__(self, x_train: sparse.csr_matrix, kinds: Sequence[str]) -> None:
-        n_train, n_columns = x_train.shape
-        bent_F = np.isin(np.array(kinds), (VALUE, SINCE))
-        self._knot_KxF = np.full((len(KNOTS), n_columns), np.inf, np.float32)
-        for column, known in _columns(x_train, np.flatnonzero(bent_F)):
-            if len(known) >= BENT * n_train:
-                self._knot_KxF[:, column] = np.quantile(known, KNOTS)
-
-    def __call__(self, x: sparse.csr_matrix) -> list[sparse.csr_matrix]:
-        """A block of columns per knot: CSR float32 [N, F], nothing where x is not known or not above the knot."""
-        return [self._above(x, knot_F) for knot_F in self._knot_KxF]
-
-    @staticmethod
-    def _above(x, knot_F):
-        parts, n_kept = [], [np.zeros(1, np.int64)]
-        for begin in range(0, x.nnz, _ENTRIES_AT_ONCE):
-            part = slice(begin, begin + _ENTRIES_AT_ONCE)
-            above = x.data[part] - knot_F[x.indices[part]]
-            kept = above > 0
-            parts.append((above[kept], x.indices[part][kept]))
-            n_kept.append(n_kept[-1][-1] + np.cumsum(kept))
-        data, indices = (np.concatenate(found) for found in zip(*parts, strict=True)) if parts else ([], [])
-        return sparse.csr_matrix((data, indices, np.concatenate(n_kept)[x.indptr]), x.shape, dtype=np.float32)
 
 
 def _columns(x, column_K):

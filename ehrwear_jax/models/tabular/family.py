@@ -13,7 +13,7 @@ from scipy import sparse
 
 from ehrwear_jax.models.tabular import boosting, linear, losses
 from ehrwear_jax.models.tabular.config import Config
-from ehrwear_jax.models.tabular.encoder import Bends, Encoder
+from ehrwear_jax.models.tabular.encoder import Encoder
 from ehrwear_jax.models.tabular.features import AGE, COUNT, VALUE
 
 __all__ = ["Config", "Table", "columns", "scores", "with_latents"]
@@ -86,18 +86,13 @@ def scores(config: Config, kind: str, table: Table, target: Mapping[str, Any]) -
     train, tuning = (losses.of(kind, target[s], s) for s in ("train", "tuning"))
     x_train = table.read("train")
     is_linear = config.estimator == "linear"
-    kinds = table.columns["kind"].to_list()
-    encode = Encoder(x_train, kinds, table.since_days)
-    x_train = encode(x_train)
-    bends, interactions = Bends(x_train, kinds) if is_linear else None, _interactions(table.columns)
-
-    def with_terms(x):
-        return x if bends is None else [x, interactions(x), *bends(x)]
+    encode = Encoder(x_train, table.columns["kind"].to_list(), table.since_days)
+    interactions = _interactions(table.columns)
 
     def ready(x):
-        return with_terms(encode(x))
+        return [encode(x), interactions(x)] if is_linear else encode(x)
 
-    x_train = with_terms(x_train)
+    x_train = ready(x_train)
     model: Any
     if is_linear:
         x_tuning = ready(table.read("tuning"))

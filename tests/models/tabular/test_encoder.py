@@ -65,23 +65,3 @@ def test_what_is_not_finite_is_refused():
         Encoder(stored([[np.inf]]), [VALUE])
     with pytest.raises(ValueError, match="x_train has 1 columns, expected 2"):
         Encoder(stored([[1.0]]), [VALUE, COUNT])
-
-
-def test_bends_are_what_lies_above_the_quartiles_of_what_is_known(monkeypatch):
-    values = [[0, None, None, v, None] for v in (-1.0, 0.0, 1.0, 2.0, 3.0)] + [[2, 0.5, 1, None, None]]
-    x = stored(values)
-    blocks = [b.toarray() for b in encoder.Bends(x, KINDS)(x)]
-    assert len(blocks) == 3
-    for block, knot in zip(blocks, (0.0, 1.0, 2.0), strict=True):
-        np.testing.assert_allclose(block[:, 3], [*np.maximum(np.array([-1.0, 0, 1, 2, 3]) - knot, 0), 0])
-        assert not block[:, [0, 1, 2, 4]].any(), "neither counts nor flags bend, nor what is known in one way only"
-    new = stored([[9, 0.75, None, 5.0, 4.0], [None, None, None, None, 1.0], [None, None, None, -5.0, None]])
-    whole = [b.toarray() for b in encoder.Bends(x, KINDS)(new)]
-    np.testing.assert_allclose(whole[0], [[0, 0.25, 0, 5, 0], [0] * 5, [0] * 5])
-    monkeypatch.setattr(encoder, "_ENTRIES_AT_ONCE", 2)
-    np.testing.assert_array_equal([b.toarray() for b in encoder.Bends(x, KINDS)(new)], whole)
-
-
-def test_what_few_know_does_not_bend():
-    x = stored([[None, None, None, float(i), float(i) if i < 2 else None] for i in range(101)])
-    assert [b.getnnz(axis=0).tolist() for b in encoder.Bends(x, KINDS)(x)] == [[0, 0, 0, n, 0] for n in (75, 50, 25)]

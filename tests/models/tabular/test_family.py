@@ -131,15 +131,3 @@ def test_held_out_rows_change_nothing_but_themselves():
     np.testing.assert_array_equal(other["tuning"], whole["tuning"])
     assert other["held_out"][0] == whole["held_out"][0]
     assert (other["held_out"][1:] != whole["held_out"][1:]).any()
-
-
-def test_a_linear_model_follows_a_risk_that_is_lowest_in_between():
-    rng = np.random.default_rng(0)
-    x = rng.normal(size=(1500, 1)).astype(np.float32)
-    y = (rng.random(1500) < 1 / (1 + np.exp(3 - 2 * np.abs(x[:, 0])))).astype(float)
-    parts = {"train": slice(800), "tuning": slice(800, 1100), "held_out": slice(1100, None)}
-    value = pl.DataFrame({"name": ["ehr__LAB//X__last"], "kind": ["value"]})
-    made = family.Table(value, lambda split: sparse.csr_matrix(x[parts[split]]))
-    found = family.scores(family.Config(estimator="linear"), losses.BINARY, made, {s: y[p] for s, p in parts.items()})
-    true = roc_auc_score(y[1100:], np.abs(x[1100:, 0]))
-    assert roc_auc_score(y[1100:], found["held_out"]) > true - 0.03 > 0.65
