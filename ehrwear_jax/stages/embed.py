@@ -104,7 +104,7 @@ def _embed(plan, trained, times):
     if not lacking.height and not undrawn:
         return
     pretrained, model = plan.pretrained(trained).folder, plan.model(trained)
-    devices = embedding.sharing(size)
+    devices = embedding.row_devices(size)
     examples, network, variables = embedding.restore(pretrained, model, plan.store(trained.fold), devices)
     encode = embedding.encoder(network, variables, devices=devices)
     if lacking.height:

@@ -22,7 +22,7 @@ from ehrwear_jax.training.pretrain import Model, make_task
 Encoder = Callable[[Batch], np.ndarray]
 
 
-def sharing(batch_size: int) -> list[jax.Device]:
+def row_devices(batch_size: int) -> list[jax.Device]:
     """This process's accelerators that have equal parts of a batch's rows; one CPU: a program uses all its cores."""
     devices = jax.local_devices()
     if devices[0].platform == "cpu":

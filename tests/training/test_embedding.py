@@ -189,7 +189,7 @@ def test_devices_that_share_a_batch_read_the_same(joint):
 def test_accelerators_share_what_divides_evenly_and_one_cpu_takes_all(monkeypatch, platform, batch_size, n):
     devices = [types.SimpleNamespace(platform=platform, id=i) for i in range(8)]
     monkeypatch.setattr(jax, "local_devices", lambda: devices)
-    assert embedding.sharing(batch_size) == devices[:n]
+    assert embedding.row_devices(batch_size) == devices[:n]
 
 
 def test_times_of_a_person_share_a_context_and_see_what_they_would_alone(people, joint):

@@ -216,7 +216,7 @@ def test_fine_tuning_fits_the_training_times_better_than_the_head(found, example
         lines = logged(folder)
         assert sorted(lines) == [0, 15, 30, 45, 60] and "loss/total" not in lines[0]
         assert all(np.isfinite(lines[s]["loss/total"]) and lines[s]["skipped"] == 0 for s in (15, 30, 45, 60))
-    assert max(loss[m] for m in ("lora", "adapter", "full")) < 0.97 * loss["head"], loss
+    assert max(loss[m] for m in ("lora", "adapter", "full")) < 0.9 * loss["head"], loss
 
 
 @pytest.mark.slow

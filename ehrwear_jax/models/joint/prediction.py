@@ -38,19 +38,27 @@ def batches(
         context.close_row({name: array[r] for name, array in batch.items()}, at)
         return r + 1, context.cursors()
 
+    def fits(at, span):
+        return at["tokens"] + span.n_tokens <= sizes["T"] and at["windows"] + span.n_windows <= sizes["W"]
+
     (batch, where), r, at = empty(), 0, context.cursors()
-    for patient, span, places in _contexts(people, spec, position_N, time_us_N, transform):
-        used = {"tokens": span.n_tokens, "windows": span.n_windows, "queries": len(places)}
-        room = zip(used, (sizes["T"], sizes["W"], sizes["Q"]), strict=True)
-        if any(at[name] + used[name] > capacity for name, capacity in room):
-            r, at = close(batch, r, at)
-            if r == batch_size:
-                yield batch, where
-                (batch, where), r = empty(), 0
-        where[r, at["queries"] : at["queries"] + len(places)] = places
-        times_us = np.array([time_us_N[k] for k in places], np.int64)
-        row = {name: array[r] for name, array in batch.items()}
-        context.fill_context(row, at, people, context.Shown(patient, span), times_us)
+    for patient, asked in _contexts(people, spec, position_N, time_us_N, transform):
+        while asked:
+            n = min(len(asked), sizes["Q"] - at["queries"])
+            while n and not fits(at, asked[n - 1][1]):  # a context that ends earlier is shorter
+                n -= 1
+            if not n:
+                r, at = close(batch, r, at)
+                if r == batch_size:
+                    yield batch, where
+                    (batch, where), r = empty(), 0
+                continue
+            places, span = [k for k, _ in asked[:n]], asked[n - 1][1]
+            where[r, at["queries"] : at["queries"] + n] = places
+            row = {name: array[r] for name, array in batch.items()}
+            times_us = np.array([time_us_N[k] for k in places], np.int64)
+            context.fill_context(row, at, people, context.Shown(patient, span), times_us)
+            asked = asked[n:]
     if at["queries"] or r:
         while r < batch_size:
             r, at = close(batch, r, at)
@@ -64,30 +72,28 @@ def shown_at(people: "People", spec: BatchSpec, patient: Patient, time_us: int) 
 
 
 def _contexts(people, spec, position_N, time_us_N, transform):
-    """(patient, what their context shows, the places of its prediction times, sorted by time), people as they come."""
+    """(patient, [(place of a prediction time, what a context of its own shows)] by time), people as they come.
+
+    The last of a list, or of its first few, shows all that the others would.
+    """
     if transform is not None:
         for k, (i, t) in enumerate(zip(position_N, time_us_N, strict=True)):
             patient = people.of(transform(people.record(int(i)), int(t)))
-            yield patient, shown_at(people, spec, patient, int(t)), [k]
+            yield patient, [(k, shown_at(people, spec, patient, int(t)))]
         return
     places: dict[int, list[int]] = {}
     for k, i in enumerate(position_N):
         places.setdefault(int(i), []).append(k)
     for i, of_person in places.items():
         patient = people[i]
-        shared: list[int] = []
-        longest: context.Span | None = None
+        shared: list[tuple[int, context.Span]] = []
         for k in sorted(of_person, key=time_us_N.__getitem__):
             span = shown_at(people, spec, patient, int(time_us_N[k]))
             # A row has room for so many raw windows, the latest ones of a context; and before the first record nothing
             # says when a context begins.
-            whole = span.stop > 0 and not (span.n_events_out or span.n_windows_out or people.config.raw_windows)
-            if not whole:
-                yield patient, span, [k]
-                continue
-            if len(shared) == spec.sizes["Q"]:
-                yield patient, longest, shared
-                shared = []
-            longest, shared = span, [*shared, k]
+            if span.stop > 0 and not (span.n_events_out or span.n_windows_out or people.config.raw_windows):
+                shared.append((k, span))
+            else:
+                yield patient, [(k, span)]
         if shared:
-            yield patient, longest, shared
+            yield patient, shared

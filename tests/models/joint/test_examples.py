@@ -275,6 +275,29 @@ def test_predictions_are_of_each_time_once_and_of_the_past_only(few_people):
     assert sorted(seen) == list(range(40)) and len(rows.subject_id) == len(rows) == len(people)
 
 
+@pytest.mark.parametrize("queries", [1, 2, 4, 8])
+def test_times_that_share_a_context_fill_rows_at_least_as_well(few_people, queries):
+    """Of three times each, with room for few queries or for many."""
+    rows = examples(few_people, split=None, queries=queries)
+    index = np.repeat(np.arange(len(rows)), 3)
+    times = np.array(
+        [
+            int(rows.people[int(i)].origin_us) + d * DAY_US
+            for i, d in zip(index, [9000, 15000, 26000] * len(rows), strict=True)
+        ]
+    )
+
+    def n_rows(transform):
+        found = list(rows.prediction_batches(index, times, 2, transform))
+        assert sorted(np.concatenate([w[w >= 0] for _, w in found])) == list(range(len(index)))
+        return sum((where >= 0).any(axis=1).sum() for _, where in found)
+
+    shared, alone = n_rows(None), n_rows(lambda record, _: record)
+    least = -(-len(index) // queries)
+    assert least <= shared <= alone and (queries < 8 or shared < 0.9 * alone), (shared, alone)
+    assert queries == 8 or shared == least, "no slot of a query is left over"
+
+
 def test_the_cache_stays_within_its_bytes(few_people):
     def people(modalities=("ehr", "wear"), **options):
         return People(small_run.store(few_people), config_of(OPTIONS, modalities), **options)
