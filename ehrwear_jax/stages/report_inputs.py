@@ -58,10 +58,10 @@ def _interpreted(plan) -> dict[str, Any]:
         return {"not_interpreted": f"The interpret stage is switched off (config.interpret.enabled){NOT_INTERPRETED}"}
     if lacking := interpret.missing(plan):
         return {"not_interpreted": f"The interpret stage has not been run for {', '.join(lacking)}{NOT_INTERPRETED}"}
-    folders = {m: interpret.artifact(plan, m).folder for m in predictors.probed(plan)}
     reference, found = loaded_run.reference(plan), {}
     if reference is None:
-        raise ValueError("config.interpret.enabled: there is no network to interpret")
+        return {"not_interpreted": f"The run has no network to interpret{NOT_INTERPRETED}"}
+    folders = {m: interpret.artifact(plan, m).folder for m in predictors.probed(plan)}
     for part in OF_MODELS:
         paths = (folder / f"{part}.json" for folder in folders.values())
         found[part] = [record for path in paths if path.exists() for record in json.loads(path.read_text())]

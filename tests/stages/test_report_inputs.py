@@ -134,6 +134,15 @@ def test_only_some_models_are_interpreted(run):
     assert fields["not_interpreted"].startswith("The interpret stage has not been run for second: ")
 
 
+def test_a_run_of_tables_alone_has_a_report_that_says_so(prepared):
+    config = config_of(prepared)
+    del config.models["joint"]
+    config.evaluate.reference_model = "gradient_boosting"
+    fields = report_inputs._interpreted(small_run.plan_of(config, prepared / "run"))
+    assert fields.keys() == {"not_interpreted"}
+    assert fields["not_interpreted"].startswith("The run has no network to interpret")
+
+
 def test_people_are_left_out_without_permission(run, monkeypatch):
     config, plan, _ = run
     config.interpret.individuals = False
