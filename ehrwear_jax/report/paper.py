@@ -18,6 +18,8 @@ ABLATIONS = {
     "half_masked": "stronger wearable masking (50%)",
 }
 LONG_FOLLOW_UP = 730.0  # days; the horizons of a task that reach so far are of years
+OF_BINARY_TASK = ("6", "7", "8", "9")  # tables of the main task, which is binary
+NO_BINARY_TASK = "the run has no binary task."
 STAR = "\N{NO-BREAK SPACE}*"
 STAR_NOTE = "* differs from the first model: q of the paired difference at most 0.05."
 SUBGROUPS = {
@@ -157,9 +159,9 @@ def paper_tables(records: Sequence[Record], data: ReportData) -> Section:
         there = [t for t in tables if t is not None]
         blocks.extend(there)
         if not there:
-            absent[number] = reason
+            absent[number] = NO_BINARY_TASK if task is None and number in OF_BINARY_TASK else reason
 
-    add("1", _forecasting(found, records), "the run has no binary task.")
+    add("1", _forecasting(found, records), NO_BINARY_TASK)
     add("2", [_physiology(found, records)], "the run has no task with float labels; they are made from wearable "
         "recordings by config.labels.physiology.measures and named in config.evaluate.tasks.")  # fmt: skip
     add("3", _survival(found, records), "the run has no time-to-event task (a label table with time_to_event_days and "

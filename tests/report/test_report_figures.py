@@ -15,6 +15,7 @@ from ehrwear_jax.report import charts, export, paper, report_figures
 from ehrwear_jax.report.build import build_report, report_page
 from ehrwear_jax.report.charts import MIN_CELL
 from ehrwear_jax.report.latent_figures import latent_space
+from ehrwear_jax.report.page import Text
 from ehrwear_jax.report.report_data import Kernels, PatientMap, ReportData
 from ehrwear_jax.report.result_records import check_records
 from ehrwear_jax.report.table_model import Column, Group, Row, Table
@@ -102,6 +103,14 @@ def test_tables_that_cannot_be_filled_say_why(markdown):
     for number, reason in reasons.items():
         assert f"Table {number} is not filled: " in markdown and reason in markdown
     assert "Table 3 is not filled" not in markdown  # the samples have a time-to-event task
+
+
+def test_a_run_without_a_binary_task_says_so_of_its_tables():
+    records = [record(task="time_to_death", metric="c_index", value=0.8)]
+    section = paper.paper_tables(check_records(records, "simulated"), ReportData())
+    said = [b.text for b in section.blocks if isinstance(b, Text) and "is not filled" in b.text]
+    lacking = [text[6] for text in said if text.endswith(": the run has no binary task.")]
+    assert lacking == ["1", "6", "7", "8", "9"]
 
 
 def test_what_the_report_says_of_the_config_is_in_the_config(markdown):
