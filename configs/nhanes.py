@@ -35,6 +35,8 @@ def get_config(variant=""):
     config.data.update({"source": "nhanes", "n_folds": 5})
     # the wearable with and without the facts that the other models know beside it
     config.models.wear_only_static = {"family": "joint", "modalities": ("wear",), "static": True}
+    # what z adds to the table
+    config.models.boosting_table_z = {"family": "tabular", "latents": ("joint",)}
     config.prepare.update(
         {
             "channels": CHANNELS,

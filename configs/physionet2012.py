@@ -39,8 +39,10 @@ def get_config(variant=""):
     if "b" in variants:
         config.data.update({"sets": ("a", "b"), "n_folds": 0, "holdout": "site:set=b"})
     config.models.wear_only_static = {"family": "joint", "modalities": ("wear",), "static": True}
+    config.models.average_table = {"family": "tabular", "estimator": "average"}
     # what z adds to the table
     config.models.boosting_table_z = {"family": "tabular", "latents": ("joint",)}
+    config.models.average_table_z = {"family": "tabular", "estimator": "average", "latents": ("joint",)}
     if "tables" in variants:
         tables = {name: dict(model) for name, model in config.models.items() if model.family == "tabular"}
         config.models = {name: model for name, model in tables.items() if not model.get("latents")}

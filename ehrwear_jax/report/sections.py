@@ -139,7 +139,7 @@ def _model_notes(records: Sequence[Record]) -> list[Block]:
         "late_fusion": "Late fusion combines models that were trained separately.",
         "tabular": "The tabular models are baselines without pretraining.",
     }
-    tabular = ("gradient_boosting", "boosting_counts", "linear_table", "age_sex")
+    tabular = ("gradient_boosting", "boosting_counts", "linear_table", "average_table", "age_sex")
     has_tabular = any(model.startswith(tabular) for model in models)
     shown = [k for k in notes if k in models or (k == "tabular" and has_tabular)]
     text = " ".join(notes[key] for key in shown)

@@ -5,7 +5,7 @@ from typing import ClassVar
 
 from ehrwear_jax.config import options
 
-ESTIMATORS = ("boosting", "linear")
+ESTIMATORS = ("boosting", "linear", "average")
 MODALITIES = ("ehr", "wear")
 FEATURES = ("all", "counts", "demographics")
 
@@ -18,7 +18,8 @@ class Config:
 
     estimator: str = "boosting"
     """Estimator, of binary, time-to-event and regression tasks. boosting: gradient-boosted trees with log loss, Cox's
-    partial likelihood or squared error; linear: logistic, Cox or ridge regression."""
+    partial likelihood or squared error; linear: logistic, Cox or ridge regression on normal scores of the values and
+    their squares; average: the mean of both models' log-odds, log-hazards or values."""
     modalities: tuple = MODALITIES
     """Modalities whose features the model is given."""
     features: str = "all"

@@ -6,7 +6,7 @@ known stays a zero that is not stored: the mean to a linear model, which is told
 is one, and missing to trees (boosting.py).
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from scipy import sparse
@@ -41,7 +41,7 @@ class Encoder:
             raise ValueError("x_train holds a value that is not finite")
         self.centre_F, self.scale_F = np.zeros(len(kinds), np.float32), np.ones(len(kinds), np.float32)
         value_F = np.flatnonzero(self._kind_F == VALUE)
-        for column, known_K in _columns(x_train, value_F):
+        for column, known_K in known_entries(x_train, value_F):
             low, high = np.quantile(known_K, [TRIMMED, 1 - TRIMMED])
             inside_K = np.clip(known_K.astype(np.float64), low, high)
             centre, scale = inside_K.mean(), inside_K.std()
@@ -67,8 +67,8 @@ class Encoder:
         return out_E
 
 
-def _columns(x, column_K):
-    """(column, its stored entries) of some columns, a block of columns at a time, in bounded memory."""
+def known_entries(x: sparse.csr_matrix, column_K: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+    """(column, its stored entries) of some columns that have any, a block of columns at a time, in bounded memory."""
     parts = [slice(begin, begin + _ENTRIES_AT_ONCE) for begin in range(0, x.nnz, _ENTRIES_AT_ONCE)]
     n_F = np.zeros(x.shape[1], np.int64)
     for part in parts:  # numpy counts wider integers than these

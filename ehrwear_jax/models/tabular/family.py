@@ -15,6 +15,7 @@ from ehrwear_jax.models.tabular import boosting, linear, losses
 from ehrwear_jax.models.tabular.config import Config
 from ehrwear_jax.models.tabular.encoder import Encoder
 from ehrwear_jax.models.tabular.features import AGE, COUNT, VALUE
+from ehrwear_jax.models.tabular.quantiles import NormalScores
 
 __all__ = ["Config", "Table", "columns", "scores", "with_latents"]
 
@@ -83,32 +84,44 @@ def scores(config: Config, kind: str, table: Table, target: Mapping[str, Any]) -
     Raises:
       ValueError: see losses.of and Encoder.
     """
-    train, tuning = (losses.of(kind, target[s], s) for s in ("train", "tuning"))
+    if config.estimator == "average":
+        both = [scores(dataclasses.replace(config, estimator=e), kind, table, target) for e in ("boosting", "linear")]
+        return {split: (both[0][split] + both[1][split]) / 2 for split in both[0]}
+    fit = _linear if config.estimator == "linear" else _boosted
+    return fit(config, table, *(losses.of(kind, target[s], s) for s in ("train", "tuning")))
+
+
+def _boosted(config, table, train, tuning):
     x_train = table.read("train")
-    is_linear = config.estimator == "linear"
     encode = Encoder(x_train, table.columns["kind"].to_list(), table.since_days)
-    interactions = _interactions(table.columns)
-
-    def ready(x):
-        return [encode(x), interactions(x)] if is_linear else encode(x)
-
-    x_train = ready(x_train)
-    model: Any
-    if is_linear:
-        x_tuning = ready(table.read("tuning"))
-        model = linear.fit(x_train, train, x_tuning, tuning)
-        del x_train
-    else:
-        rows = boosting.Rows.of(x_train, train)
-        del x_train  # trees grow on its bins alone
-        x_tuning = ready(table.read("tuning"))
-        chosen = boosting.CANDIDATES[: config.candidates]
-        search = boosting.Search(chosen, config.max_trees, averaged=config.averaged, seed=config.seed)
-        model = boosting.fit(rows, rows.like(x_tuning, tuning), search)
-        del rows
+    rows = boosting.Rows.of(encode(x_train), train)
+    del x_train  # trees grow on its bins alone
+    x_tuning = encode(table.read("tuning"))
+    chosen = boosting.CANDIDATES[: config.candidates]
+    search = boosting.Search(chosen, config.max_trees, averaged=config.averaged, seed=config.seed)
+    model = boosting.fit(rows, rows.like(x_tuning, tuning), search)
+    del rows
     found = {"tuning": model.score(x_tuning)}
     del x_tuning
-    return found | {"held_out": model.score(ready(table.read("held_out")))}
+    return found | {"held_out": model.score(encode(table.read("held_out")))}
+
+
+def _linear(config, table, train, tuning):
+    del config
+    x_train, kinds = table.read("train"), table.columns["kind"].to_list()
+    encode, interactions = Encoder(x_train, kinds, table.since_days), _interactions(table.columns)
+    x_train = encode(x_train)
+    normal_scores = NormalScores(x_train, kinds)
+
+    def blocks(x):
+        return [interactions(x), *normal_scores(x)]  # the scores take the values' place
+
+    x_tuning = blocks(encode(table.read("tuning")))
+    model = linear.fit(blocks(x_train), train, x_tuning, tuning)
+    del x_train
+    found = {"tuning": model.score(x_tuning)}
+    del x_tuning
+    return found | {"held_out": model.score(blocks(encode(table.read("held_out"))))}
 
 
 def _interactions(table: pl.DataFrame) -> Callable[[sparse.csr_matrix], sparse.csr_matrix]:

@@ -100,7 +100,7 @@ def table(n=1500, seed=0):
     return lambda: family.Table(COLUMNS, lambda split: sparse.csr_matrix(x[parts[split]])), by_split
 
 
-@pytest.mark.parametrize("estimator", ["boosting", "linear"])
+@pytest.mark.parametrize("estimator", ["boosting", "linear", "average"])
 @pytest.mark.parametrize("kind", [losses.BINARY, losses.SURVIVAL, losses.REGRESSION])
 def test_every_kind_of_task_is_predicted(kind, estimator):
     make, target = table()
@@ -113,6 +113,14 @@ def test_every_kind_of_task_is_predicted(kind, estimator):
         assert concordance.concordance_index(*y, score_N) > 0.68
     else:
         assert np.corrcoef(y, score_N)[0, 1] > 0.6
+
+
+def test_an_average_is_the_mean_of_both_estimators():
+    make, target = table()
+    by = {e: family.scores(family.Config(estimator=e, candidates=2), losses.SURVIVAL, make(), target[losses.SURVIVAL])
+          for e in ("boosting", "linear", "average")}  # fmt: skip
+    for split in ("tuning", "held_out"):
+        np.testing.assert_allclose(by["average"][split], (by["boosting"][split] + by["linear"][split]) / 2, rtol=1e-12)
 
 
 def test_held_out_rows_change_nothing_but_themselves():
