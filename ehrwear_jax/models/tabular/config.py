@@ -18,8 +18,9 @@ class Config:
 
     estimator: str = "boosting"
     """Estimator, of binary, time-to-event and regression tasks. boosting: gradient-boosted trees with log loss, Cox's
-    partial likelihood or squared error; linear: logistic, Cox or ridge regression on normal scores of the values and
-    their squares; average: the mean of both models' log-odds, log-hazards or values."""
+    partial likelihood or squared error; linear: logistic, Cox or ridge regression on values in standard deviations, or
+    on their normal scores and the squares of these, as the tuning split chooses; average: the mean of both models'
+    log-odds, log-hazards or values."""
     modalities: tuple = MODALITIES
     """Modalities whose features the model is given."""
     features: str = "all"

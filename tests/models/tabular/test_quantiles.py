@@ -62,3 +62,16 @@ def test_a_linear_model_reads_risk_at_both_ends_of_a_skewed_value():
     )["held_out"]
     truth = latent[parts["held_out"], 0] ** 2
     assert np.corrcoef(found, truth)[0, 1] > 0.9
+
+
+def test_values_stay_in_standard_deviations_where_their_ranks_tell_less():
+    rng = np.random.default_rng(1)
+    value = np.where(rng.random(3000) < 0.02, 9.0, 1.0)[:, None] * rng.normal(size=(3000, 3))  # the tails matter
+    y = value[:, 0] + 0.1 * rng.normal(size=3000)
+    parts = {"train": slice(0, 1500), "tuning": slice(1500, 2000), "held_out": slice(2000, 3000)}
+    columns = family.pl.DataFrame({"name": [f"ehr__{k}" for k in range(3)], "kind": [VALUE] * 3})
+    table = family.Table(columns, lambda split: full(value[parts[split]]))
+    found = family.scores(
+        family.Config(estimator="linear"), losses.REGRESSION, table, {s: y[parts[s]] for s in ("train", "tuning")}
+    )["held_out"]
+    assert np.corrcoef(found, y[parts["held_out"]])[0, 1] > 0.98
