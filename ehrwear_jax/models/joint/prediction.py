@@ -12,7 +12,6 @@ from ehrwear_jax.models.joint.patient import Patient
 if TYPE_CHECKING:
     from ehrwear_jax.models.joint.examples import People
 
-_WAITING = 32  # contexts that may wait for a row
 _Asked = list[tuple[int, context.Span]]  # places of prediction times, and what a context of its own shows at each
 
 
@@ -78,31 +77,18 @@ def batches(
     """Batches whose queries are at prediction times, see models/family.py; nothing is hidden, and no targets.
 
     A person's times share a context where it shows all that is known at each of them: attention is causal, so that each
-    sees what it would see of a context of its own. A context goes into the row that it fills best; those for which no
-    row has room wait, a few at a time, while shorter ones fill the batch up.
+    sees what it would see of a context of its own. A context goes into the row that it fills best; one for which no
+    row has room is divided among the rows with slots for queries left, before it begins a further batch.
 
     Args:
       people, spec: of the examples.
     """
-    time_us_N = np.asarray(time_us_N, np.int64)
-    rows = _OpenBatch(people, spec, batch_size)
-    waiting: list[tuple[Patient, _Asked]] = []
-
-    def left(in_parts=False):
-        remaining = ((patient, rows.take(patient, asked, time_us_N, in_parts)) for patient, asked in waiting)
-        return [(patient, asked) for patient, asked in remaining if asked]
-
+    time_us_N, rows = np.asarray(time_us_N, np.int64), _OpenBatch(people, spec, batch_size)
     for patient, asked in _contexts(people, spec, position_N, time_us_N, transform):
-        if rest := rows.take(patient, asked, time_us_N):
-            waiting.append((patient, rest))
-        if len(waiting) > _WAITING:
-            waiting = left(in_parts=True)
-            yield rows.close()
-            rows = _OpenBatch(people, spec, batch_size)
-            waiting = left()
-    while waiting := left(in_parts=True):
-        yield rows.close()
-        rows = _OpenBatch(people, spec, batch_size)
+        while asked := rows.take(patient, asked, time_us_N):
+            if asked := rows.take(patient, asked, time_us_N, in_parts=True):
+                yield rows.close()
+                rows = _OpenBatch(people, spec, batch_size)
     if not rows.is_empty:
         yield rows.close()
 
