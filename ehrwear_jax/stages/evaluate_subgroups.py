@@ -1,8 +1,9 @@
 """Describes the evaluated people: attributes at every prediction time, cohort tables, and label efficiency."""
 
 import dataclasses
+import functools
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import polars as pl
@@ -15,7 +16,7 @@ from ehrwear_jax.data.formats.times import YEAR_DAYS
 from ehrwear_jax.evals import classification, disclosure, inference, protocol, subgroups
 from ehrwear_jax.evals.estimates import estimate
 from ehrwear_jax.evals.protocol import TaskSpec, number
-from ehrwear_jax.evals.weighting import Statistic, evaluate
+from ehrwear_jax.evals.weighting import Deferred, Statistic, evaluate
 from ehrwear_jax.runtime import files
 from ehrwear_jax.stages import embed
 from ehrwear_jax.stages.artifacts import Artifact
@@ -205,11 +206,11 @@ class Labelled:
     """Features and labels of a binary task in one fold.
 
     Attributes:
-      x: model -> {split: features}. y: {split: labels}.
+      x: model -> what reads {split: features}, of one model at a time. y: {split: labels}.
       train_group_N, group_N: patients of the training and of the held-out prediction times.
     """
 
-    x: Mapping[str, Mapping[str, np.ndarray]]
+    x: Mapping[str, Callable[[], Mapping[str, np.ndarray]]]
     y: Mapping[str, np.ndarray]
     train_group_N: np.ndarray
     group_N: np.ndarray
@@ -227,10 +228,11 @@ def label_efficiency(plan: Plan, task: TaskSpec, data: Labelled) -> list[dict]:
     if not plan.config.evaluate.label_fractions:
         return []
     statistics, sizes = _probes_on_fractions(plan.config, data)
-    averaged = {key: _mean_of(parts) for key, parts in statistics.items()}
-    estimates, n, out = estimate(averaged, data.group_N, task.resampling), len(data.y["held_out"]), []
+    n, out = len(data.y["held_out"]), []
+    averaged = {key: Deferred(functools.partial(_mean_of, draws), n * len(draws)) for key, draws in statistics.items()}
+    estimates = estimate(averaged, data.group_N, task.resampling)
     for model, fraction in averaged:
-        draws = [evaluate(s, n) for s in statistics[model, fraction]]
+        draws = [evaluate(make(), n) for make in statistics[model, fraction]]
         for metric, value in estimates.values[model, fraction].items():
             bounds = inference.interval(estimates.resampled((model, fraction), metric))
             record = {"dataset": task.dataset, "task": task.name, "model": model, "fraction": fraction}
@@ -242,27 +244,29 @@ def label_efficiency(plan: Plan, task: TaskSpec, data: Labelled) -> list[dict]:
 
 
 def _probes_on_fractions(config, data):
-    """({(model, fraction): statistics of the draws}, {fraction: training patients})."""
+    """({(model, fraction): what makes the statistics of the draws}, {fraction: training patients})."""
     y, fractions = data.y, tuple(config.evaluate.label_fractions)
     chosen = subgroups.label_fractions(
         y["train"], data.train_group_N, fractions, n_draws=config.evaluate.label_draws, seed=config.data.seed
     )
-    statistics: dict[tuple[str, float], list[Statistic]] = {}
-    sizes: dict[float, int] = {}
-    for (fraction, draw), rows in chosen.items():
-        if fraction == 1 and draw:
-            continue  # all draws of everything are one
-        sizes[fraction] = len(np.unique(np.asarray(data.train_group_N)[rows]))
-        for model, x in data.x.items():
+    statistics: dict[tuple[str, float], list[Callable[[], Statistic]]] = {}
+    chosen = {(fraction, draw): rows for (fraction, draw), rows in chosen.items() if fraction < 1 or not draw}
+    sizes = {fraction: len(np.unique(np.asarray(data.train_group_N)[rows])) for (fraction, _), rows in chosen.items()}
+    for model, read in data.x.items():
+        x = read()
+        for (fraction, _), rows in chosen.items():  # all draws of everything are one
             given = {**x, "train": x["train"][rows]}, {**y, "train": y["train"][rows]}
             with threadpool_limits(1, user_api="blas"):  # many small problems: threads would wait for each other
                 p_N = protocol.predict_binary(*given).probability["held_out"]
-            ranking = classification.BinaryRanking(y["held_out"], p_N)
+            ranking = functools.partial(classification.BinaryRanking, y["held_out"], p_N)
             statistics.setdefault((model, fraction), []).append(ranking)
+    statistics = {(model, fraction): statistics[model, fraction] for fraction in sizes for model in data.x}
     return statistics, sizes
 
 
-def _mean_of(parts: list[Statistic]) -> Statistic:
+def _mean_of(draws: Sequence[Callable[[], Statistic]]) -> Statistic:
+    parts = [make() for make in draws]
+
     def statistic(weight_NxB):
         found = [part(weight_NxB) for part in parts]
         return {metric: np.mean([f[metric] for f in found], axis=0) for metric in found[0]}
