@@ -15,6 +15,7 @@ import numpy as np
 import polars as pl
 
 from ehrwear_jax.config import options
+from ehrwear_jax.data.prepare import workers
 from ehrwear_jax.models.tabular import code_columns
 from ehrwear_jax.models.tabular import family as tabular
 from ehrwear_jax.models.tabular import features as tabular_features
@@ -178,7 +179,8 @@ def hand_made_features(plan: Plan, fold: str) -> tabular_features.Features:
                 end=plan.config.data.holdout_time,
                 ranges=feature_ranges(plan),
             )
-            tabular_features.build(sources, times, folder)
+            with workers.open_pool(prepare) as pool:
+                tabular_features.build(sources, times, folder, pool)
         memory.give_back()
     return tabular_features.Features(artifact.folder, times)
 
