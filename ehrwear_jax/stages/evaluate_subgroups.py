@@ -13,6 +13,8 @@ from ehrwear_jax.config.evaluation import EvaluateConfig
 from ehrwear_jax.data import ages, perturbations
 from ehrwear_jax.data.formats import wearable
 from ehrwear_jax.data.formats.times import YEAR_DAYS
+from ehrwear_jax.data.prepare import workers
+from ehrwear_jax.data.store import RecordStore
 from ehrwear_jax.evals import classification, disclosure, inference, protocol, subgroups
 from ehrwear_jax.evals.estimates import estimate
 from ehrwear_jax.evals.protocol import TaskSpec, number
@@ -23,6 +25,7 @@ from ehrwear_jax.stages.artifacts import Artifact
 from ehrwear_jax.stages.embed import KEYS
 from ehrwear_jax.stages.plan import Plan
 
+_TIMES_AT_ONCE = 8192  # prediction times whose records a process reads in turn
 SEXES = {"F": "female", "FEMALE": "female", "M": "male", "MALE": "male"}
 
 
@@ -72,10 +75,7 @@ def _make_attributes(plan, fold):
     out = out.with_columns(age_years=age).drop("birth_time", ages.LIMIT)
     out = out.join(_sex(plan), on="subject_id", how="left")
     out = _with_device(plan, out)
-    records = plan.store(fold, cache_bytes=0)  # each is read once
-    position = dict(zip(records.index["subject_id"].to_list(), range(len(records)), strict=True))
-    times = out["prediction_time"].to_physical().to_numpy()
-    flags = perturbations.failure_flags(records, [position[s] for s in out["subject_id"].to_list()], times)
+    flags = _flags(plan, fold, out)
     timed = pl.col("time").is_not_null() & ~pl.col("code").str.starts_with("MEDS_BIRTH")
     parts = [e.filter(timed).group_by("subject_id").agg(first=pl.col("time").min()).collect() for e in _events(plan)]
     first = pl.concat(parts).group_by("subject_id").agg(pl.col("first").min())
@@ -83,6 +83,30 @@ def _make_attributes(plan, fold):
     years = (pl.col("prediction_time") - pl.col("first")).dt.total_days() / YEAR_DAYS
     out = out.join(first, on="subject_id", how="left").with_columns(ehr_years=years).drop("first")
     return out.join(keys.select(*KEYS, "split"), on=KEYS)
+
+
+def _flags(plan, fold, times):
+    """`perturbations.failure_flags` of prediction times, some at a time in the worker pool."""
+    folders = plan.records.folder, plan.fit(fold).folder
+    order = plan.store(fold, cache_bytes=0).index.select("subject_id").with_row_index("position")
+    found = times.select(KEYS).join(order, on="subject_id", how="left", maintain_order="left")
+    places = found["position"].to_numpy(), found["prediction_time"].to_physical().to_numpy()
+    begins = range(0, max(len(found), 1), _TIMES_AT_ONCE)
+    parts = [tuple(x[begin : begin + _TIMES_AT_ONCE] for x in places) for begin in begins]
+    with workers.open_pool(plan.config.prepare) as pool:
+        made = pool.map(functools.partial(_flags_at, folders), parts, "attributes", "part")
+    _records.cache_clear()
+    return pl.concat(made)
+
+
+def _flags_at(folders, part):
+    return perturbations.failure_flags(_records(*folders), *part)
+
+
+@functools.lru_cache(maxsize=1)
+def _records(records_dir, fit_dir):
+    """Once a process; each record is read once."""
+    return RecordStore(records_dir, fit_dir, cache_bytes=0)
 
 
 def _events(plan):
