@@ -75,7 +75,7 @@ LAYERS = (
     # Models that are fitted per task, and not pretrained, are named in stages.predictors and evaluate_fit.
     _layer("stages", "stages config data training evals interpret report models.family models.late_fusion "
            "models.tabular runtime"),
-    _layer("benchmarks", "benchmarks evals data models.family models.joint ops config training"),
+    _layer("benchmarks", "benchmarks evals data models.family models.joint ops config stages training"),
     _layer("main", "stages config runtime.distributed"),
     _layer("", ""),
 )  # fmt: skip

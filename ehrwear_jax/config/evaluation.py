@@ -12,10 +12,17 @@ class EmbedConfig:
 
     batch_size: int = 32
     """Rows of a batch of prediction times."""
+    shard_people: int = 1024
+    """People whose embeddings are computed one after the other and written as a file: at most so much is done anew
+    after an interruption, and lies in memory. The processes of a job share the files."""
     trajectories: int = 3
     """Number of held-out people whose z(t) is drawn in the report."""
     trajectory_points: int = 120
     """Number of times at which z of such a person is computed."""
+
+    def __post_init__(self) -> None:
+        if min(self.batch_size, self.shard_people) < 1:
+            raise ValueError("config.embed: batch_size and shard_people must be positive")
 
 
 @dataclasses.dataclass(frozen=True)

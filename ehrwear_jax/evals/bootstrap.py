@@ -5,20 +5,24 @@ group was drawn. The weights depend on (seed, set of groups) only, so paired dif
 models on the same resamples. `inference` turns resampled values into intervals and tests.
 """
 
+import functools
+import itertools
 import os
 from collections.abc import Hashable, Iterator, Mapping
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import joblib
 import numpy as np
 import numpy.typing as npt
 from threadpoolctl import threadpool_limits
 
-from ehrwear_jax.evals.weighting import LANES, Statistic, lanes_of
+from ehrwear_jax.evals.weighting import LANES, Deferred, Statistic, lanes_of
 
 Key = TypeVar("Key", bound=Hashable)
 # Rows times resamples times statistics from which processes are worth their start.
 PARALLEL_CELLS = 10**9
+# Rows of the statistics that are held at a time: one of a time-to-event task takes one or two KB for each.
+ROWS_AT_ONCE = 2**17
 
 
 def _positions(group_N, universe) -> tuple[np.ndarray, int]:
@@ -100,26 +104,56 @@ def resample(
     seed: int,
     *,
     universe: npt.ArrayLike | None = None,
+    whole: bool = False,
 ) -> dict[Key, dict[str, np.ndarray]]:
-    """Evaluates several statistics on shared resamples: {key: {metric: float64 [B]}}; {} without resamples.
+    """Evaluates several statistics on shared resamples: {key: {metric: float64 [B]}}; {} without a weighting.
 
     Work of more than some seconds is divided among a process per core (a thread would wait for the interpreter, which
-    sparse products do not release). The numbers do not depend on that.
+    sparse products do not release). A process makes some statistics that are `weighting.Deferred` at a time, evaluates
+    them on all resamples, which it draws anew for the next, and lets them go. The numbers depend on neither.
+
+    Args:
+      whole: the data as they are come first, as one more weighting.
     """
     n_processes = min(os.cpu_count() or 1, len(statistics))
     cells = len(np.asarray(group_N)) * n_resamples * len(statistics)
+    blocks = functools.partial(_blocks, group_N, n_resamples, seed, universe, whole)
     if n_processes < 2 or cells < PARALLEL_CELLS:
-        return _on_resamples(statistics, group_N, n_resamples, seed, universe)
+        return _some_at_a_time(statistics, len(np.asarray(group_N)), blocks)
     names = list(statistics)
     # every n-th one: neighbours are one model in several cells, and those differ in size
     parts = [{name: statistics[name] for name in names[i::n_processes]} for i in range(n_processes)]
-    work = (joblib.delayed(_on_resamples)(part, group_N, n_resamples, seed, universe) for part in parts)
+    work = (joblib.delayed(_some_at_a_time)(part, len(np.asarray(group_N)), blocks) for part in parts)
     found = {k: v for part in joblib.Parallel(n_processes)(work) for k, v in part.items()}
     return {name: found[name] for name in names}
 
 
-def _on_resamples(statistics, group_N, n_resamples, seed, universe):
-    return over_blocks(statistics, weight_blocks(group_N, n_resamples, seed, universe=universe))
+def _blocks(group_N, n_resamples, seed, universe, whole):
+    if whole:
+        yield np.ones((len(np.asarray(group_N)), 1))
+    yield from weight_blocks(group_N, n_resamples, seed, universe=universe)
+
+
+def _some_at_a_time(statistics, n_rows, blocks):
+    """over_blocks, of statistics of no more than ROWS_AT_ONCE rows in all, or of one, at a time."""
+    found: dict[Any, dict[str, np.ndarray]] = {}
+    waiting: dict[Any, Statistic] = {}
+    n_waiting = 0
+    for k, (name, statistic) in enumerate(statistics.items()):
+        waiting[name] = statistic
+        n_waiting += _rows_of(statistic, n_rows)
+        following = list(itertools.islice(statistics.values(), k + 1, k + 2))
+        if not following or n_waiting + _rows_of(following[0], n_rows) > ROWS_AT_ONCE:
+            found |= over_blocks(waiting, blocks())
+            for done in waiting.values():
+                if isinstance(done, Deferred):
+                    done.release()
+            waiting, n_waiting = {}, 0
+    return found
+
+
+def _rows_of(statistic, n_rows):
+    return statistic.n_rows if isinstance(statistic, Deferred) else n_rows
 
 
 def over_blocks(

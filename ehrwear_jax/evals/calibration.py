@@ -20,6 +20,7 @@ from ehrwear_jax.evals.weighting import (
 
 # Prefix of the signed gaps among the metrics of `Calibration`.
 GAP = "gap_"
+_ROWS_AT_ONCE = 2**16
 
 
 class Calibration:
@@ -106,8 +107,11 @@ def ece_floor(p_N: npt.ArrayLike, *, n_bins: int = 10, n_draws: int = 200, seed:
     rng, total = np.random.default_rng(seed), 0.0
     for start in range(0, n_draws, LANES):
         lanes = min(LANES, n_draws - start)
-        gap_NxB = p_N[:, None] - (rng.random((len(p_N), lanes)) < p_N[:, None])
-        total += np.abs(by_bin @ gap_NxB).sum() / len(p_N)
+        gap_KxB = np.zeros((by_bin.shape[0], lanes))
+        for rows in (slice(begin, begin + _ROWS_AT_ONCE) for begin in range(0, len(p_N), _ROWS_AT_ONCE)):
+            some = p_N[rows, None]
+            gap_KxB += by_bin[:, rows] @ (some - (rng.random((len(some), lanes)) < some))
+        total += np.abs(gap_KxB).sum() / len(p_N)
     return total / n_draws
 
 

@@ -7,12 +7,12 @@ mean scale, -log PL / N + l2 / 2 ||coef||^2, over features standardised on the t
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
 
-from ehrwear_jax.evals.probes import L2_GRID, Standardizer, check_features, check_grid
+from ehrwear_jax.evals.probes import L2_GRID, Standardized, Standardizer, blocks, check_features, check_grid
 
 
 class PartialLikelihood:
@@ -59,22 +59,48 @@ class PartialLikelihood:
             return -np.inf
         return float(np.sum(eta[self.events] - eta.max() - np.log(risk_sum)))
 
-    def gradient_hessian(self, x_NxD: np.ndarray, eta_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Gradient [D] and Hessian [D, D] with respect to coef, where eta = x @ coef."""
+    def gradient_hessian(self, x_NxD: np.ndarray | Standardized, eta_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Gradient [D] and Hessian [D, D] with respect to coef, where eta = x @ coef; some rows at a time."""
         _, hazard, risk_sum = self._terms(eta_N)
-        x = x_NxD[self.order]
-        weighted = hazard[:, None] * x
-        at_risk_sum = np.cumsum(weighted[::-1], axis=0)[::-1][self.risk_start]
-        tied_sum = self._sum_ties(weighted[self.events])
-        mean_ExD = (at_risk_sum - self.tie_fraction[:, None] * tied_sum) / risk_sum[:, None]
         # How often each subject's hazard enters the sum of second moments over all terms.
         inverse = 1 / risk_sum
         passed = np.searchsorted(self.time[self.events], self.time, "right")
         share = np.concatenate([[0.0], np.cumsum(inverse)])[passed]
         share[self.events] -= self._sum_ties(self.tie_fraction * inverse)
-        gradient_D = x[self.events].sum(0) - mean_ExD.sum(0)
-        hessian_DxD = mean_ExD.T @ mean_ExD - x.T @ ((hazard * share)[:, None] * x)
+        n_features = x_NxD.shape[1]
+        gradient_D, hessian_DxD, later_D = np.zeros(n_features), np.zeros((n_features,) * 2), np.zeros(n_features)
+        for part in self._from_the_last(n_features):
+            x = x_NxD[self.order[part]]
+            hessian_DxD -= x.T @ ((hazard[part] * share[part])[:, None] * x)
+            weighted = hazard[part, None] * x
+            mine = slice(*np.searchsorted(self.events, (part.start, part.stop)))
+            event = self.events[mine] - part.start
+            tied_sum = self._sum_ties_of(mine, weighted[event])
+            weighted[-1] += later_D  # of those at risk after these
+            at_risk_sum = np.cumsum(weighted[::-1], axis=0)[::-1]
+            later_D = at_risk_sum[0]
+            mean_ExD = at_risk_sum[self.risk_start[mine] - part.start] - self.tie_fraction[mine, None] * tied_sum
+            mean_ExD /= risk_sum[mine, None]
+            gradient_D += x[event].sum(0) - mean_ExD.sum(0)
+            hessian_DxD += mean_ExD.T @ mean_ExD
         return gradient_D, hessian_DxD
+
+    def _from_the_last(self, n_features: int) -> Iterator[slice]:
+        """Rows in time order, the last ones first, that no time is divided among."""
+        for rows in reversed(list(blocks(len(self.time), n_features))):
+            begin, end = (
+                np.searchsorted(self.time, self.time[i], "left") if i < len(self.time) else i
+                for i in (rows.start, rows.stop)
+            )
+            if begin < end:
+                yield slice(int(begin), int(end))
+
+    def _sum_ties_of(self, mine: slice, values_ExD: np.ndarray) -> np.ndarray:
+        """`_sum_ties` of some events, with all others of their times."""
+        if not len(values_ExD):
+            return values_ExD
+        first, end = np.searchsorted(self.tie_start, (mine.start, mine.stop))
+        return np.add.reduceat(values_ExD, self.tie_start[first:end] - mine.start)[self.tie_group[mine] - first]
 
 
 def check_survival(time_N: npt.ArrayLike, event_N: npt.ArrayLike, name: str) -> tuple[np.ndarray, np.ndarray]:
@@ -129,7 +155,7 @@ class CoxModel:
     def log_hazard(self, x: npt.ArrayLike) -> np.ndarray:
         """Linear predictor float64 [N]: higher means an earlier event. 0 = the training mean."""
         x = check_features(x, "x", len(self.coef_D))
-        return self.standardizer(x) @ self.coef_D
+        return Standardized(self.standardizer, x) @ self.coef_D
 
     def survival(self, x: npt.ArrayLike, times_T: npt.ArrayLike) -> np.ndarray:
         """P(no event by each time), float64 [N, T]; flat beyond the last training event."""
@@ -226,7 +252,7 @@ def fit_cox(
         if not likelihood.n_events:
             raise ValueError(f"event_{name} holds no event among {len(x)} rows")
     standardizer = Standardizer.fit(x_train)
-    z_train, z_val = standardizer(x_train), standardizer(x_val)
+    z_train, z_val = (Standardized(standardizer, x) for x in (x_train, x_val))
     coef_D = np.zeros(x_train.shape[1])
     losses: dict[float, float] = {}
     fits: dict[float, np.ndarray] = {}

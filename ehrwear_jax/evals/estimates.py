@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ehrwear_jax.evals import bootstrap
-from ehrwear_jax.evals.weighting import Statistic, evaluate
+from ehrwear_jax.evals.weighting import Statistic
 
 NO_SAMPLES = np.empty(0)
 
@@ -66,8 +66,12 @@ def estimate(
       group_N: unit of resampling of each row (patient, or matched set).
       resampling: by default 1,000 resamples.
     """
-    resampling, n_rows = resampling or Resampling(), len(np.asarray(group_N))
-    samples = bootstrap.resample(
-        statistics, group_N, resampling.n_resamples, resampling.seed, universe=resampling.universe
+    resampling = resampling or Resampling()
+    found = bootstrap.resample(
+        statistics, group_N, resampling.n_resamples, resampling.seed, universe=resampling.universe, whole=True
     )
-    return Estimates({key: evaluate(statistic, n_rows) for key, statistic in statistics.items()}, samples)
+    values = {key: {metric: float(value_B[0]) for metric, value_B in of.items()} for key, of in found.items()}
+    if not resampling.n_resamples:
+        return Estimates(values, {})
+    samples = {key: {metric: value_B[1:] for metric, value_B in of.items()} for key, of in found.items()}
+    return Estimates(values, samples)

@@ -7,12 +7,13 @@ refit on training + validation, so validation rows stay usable for thresholds an
 problems are convex and the solvers deterministic: no seed.
 
 L2 is on the scale of the mean loss: mean_n loss_n + l2 / 2 ||coef||^2, intercept unpenalised, so
-one grid serves any number of rows. Array suffixes: N rows, D features, K targets.
+one grid serves any number of rows. Features are kept as they are given, float32 as a network's latents are, and
+standardised in float64 some rows at a time: memory beyond them does not grow with their number. Array suffixes: N rows,
+D features, K targets.
 """
 
 import dataclasses
-import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -20,16 +21,27 @@ import numpy.typing as npt
 L2_GRID = (10.0, 1.0, 1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
 
 
+CELLS_AT_ONCE = 2**22  # rows times features that are read at a time
+
+
+def blocks(n_rows: int, n_columns: int) -> Iterator[slice]:
+    """Rows, in order, of no more than CELLS_AT_ONCE cells each."""
+    size = max(CELLS_AT_ONCE // max(n_columns, 1), 1)
+    return (slice(begin, min(begin + size, n_rows)) for begin in range(0, n_rows, size))
+
+
 def check_features(x: npt.ArrayLike, name: str, n_features: int | None = None) -> np.ndarray:
-    """`x` as float64 [N, D]; ValueError when it is empty, of another width, or not finite."""
-    x = np.asarray(x, dtype=np.float64)
+    """`x` as float [N, D], of 32 bits where it is; ValueError when it is empty, of another width, or not finite."""
+    x = np.asarray(x)
+    x = x if x.dtype == np.float32 else np.asarray(x, np.float64)
     if x.ndim != 2 or 0 in x.shape:
         raise ValueError(f"{name} must be a non-empty [N, D] array, got shape {x.shape}")
     if n_features is not None and x.shape[1] != n_features:
         raise ValueError(f"{name} has {x.shape[1]} features, expected {n_features}")
-    if not np.isfinite(x).all():
-        row, column = np.argwhere(~np.isfinite(x))[0]
-        raise ValueError(f"{name} is {x[row, column]} in row {row}, column {column}")
+    for rows in blocks(*x.shape):
+        if not np.isfinite(x[rows]).all():
+            row, column = np.argwhere(~np.isfinite(x[rows]))[0]
+            raise ValueError(f"{name} is {x[rows][row, column]} in row {rows.start + row}, column {column}")
     return x
 
 
@@ -51,13 +63,46 @@ class Standardizer:
 
     @classmethod
     def fit(cls, x_NxD: np.ndarray) -> "Standardizer":
-        mean_D, std_D = x_NxD.mean(0), x_NxD.std(0)
+        n, parts = len(x_NxD), list(blocks(*x_NxD.shape))
+        mean_D = sum(x_NxD[rows].sum(0, np.float64) for rows in parts) / n
+        std_D = np.sqrt(sum(((x_NxD[rows] - mean_D) ** 2).sum(0) for rows in parts) / n)
         # Below the rounding error of the mean, spread is noise and dividing by it would amplify it.
         varies_D = std_D > 1e-10 * np.maximum(np.abs(mean_D), 1e-100)
         return cls(mean_D, np.where(varies_D, std_D, 1.0), varies_D)
 
     def __call__(self, x_NxD: np.ndarray) -> np.ndarray:
         return np.where(self.varies_D, (x_NxD - self.mean_D) / self.scale_D, 0.0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Standardized:
+    """Features that are standardised as their rows are read: float64, as an array of them would be.
+
+    Attributes:
+      standardizer: fitted on the training rows. x_NxD: as they are given, float32 or float64.
+    """
+
+    standardizer: Standardizer
+    x_NxD: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.x_NxD)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(rows, features)."""
+        return self.x_NxD.shape[0], self.x_NxD.shape[1]
+
+    def __getitem__(self, rows: slice | np.ndarray) -> np.ndarray:
+        return self.standardizer(self.x_NxD[rows])
+
+    def blocks(self) -> Iterator[tuple[slice, np.ndarray]]:
+        """(which, float64 [n, D]) of all rows, some at a time."""
+        return ((rows, self[rows]) for rows in blocks(*self.shape))
+
+    def __matmul__(self, coef: np.ndarray) -> np.ndarray:
+        """[N] of coefficients [D], or [N, K] of [D, K]."""
+        return np.concatenate([block @ coef for _, block in self.blocks()])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,7 +118,7 @@ class LogisticProbe:
     def logit(self, x: npt.ArrayLike) -> np.ndarray:
         """Log-odds of y = 1, float64 [N]."""
         x = check_features(x, "x", len(self.coef_D))
-        return self.standardizer(x) @ self.coef_D + self.intercept
+        return Standardized(self.standardizer, x) @ self.coef_D + self.intercept
 
     def predict_proba(self, x: npt.ArrayLike) -> np.ndarray:
         """P(y = 1), float64 [N]."""
@@ -120,10 +165,6 @@ def fit_logistic(
     Raises:
       ValueError: bad shapes or values, one class in training, no validation rows.
     """
-    # loaded here: a start that finds everything done does not wait for it
-    from sklearn.exceptions import ConvergenceWarning
-    from sklearn.linear_model import LogisticRegression
-
     x_train = check_features(x_train, "x_train")
     x_val = check_features(x_val, "x_val", x_train.shape[1])
     y_train = check_labels(y_train, "y_train", len(x_train))
@@ -131,21 +172,52 @@ def fit_logistic(
     if len(np.unique(y_train)) < 2:
         raise ValueError(f"y_train holds one class only ({int(y_train[0])}, {len(y_train)} rows)")
     standardizer = Standardizer.fit(x_train)
-    x_train, z_val = standardizer(x_train), standardizer(x_val)
-    # Newton steps started from the next stronger penalty's solution: two or three each.
-    model = LogisticRegression(solver="newton-cholesky", warm_start=True, tol=1e-8, max_iter=200)
+    z_train, z_val = (Standardized(standardizer, x) for x in (x_train, x_val))
     losses: dict[float, float] = {}
-    fits: dict[float, tuple[np.ndarray, float]] = {}
+    fits: dict[float, np.ndarray] = {}
+    theta = np.zeros(x_train.shape[1] + 1)  # the intercept last
     for l2 in check_grid(l2_grid):
-        model.set_params(C=1.0 / (l2 * len(x_train)))
-        with warnings.catch_warnings():
-            # An unconverged fit is still a valid candidate: validation loss judges it.
-            warnings.simplefilter("ignore", ConvergenceWarning)
-            model.fit(x_train, y_train)
-        fits[l2] = model.coef_[0].copy(), float(model.intercept_[0])
-        losses[float(l2)] = log_loss(y_val, z_val @ fits[l2][0] + fits[l2][1])
+        theta = fits[l2] = _newton(z_train, y_train, l2, theta)  # from the next stronger penalty's: a few steps each
+        losses[float(l2)] = log_loss(y_val, z_val @ theta[:-1] + theta[-1])
     best = min(losses, key=lambda l2: losses[l2])
-    return LogisticProbe(standardizer, *fits[best], best, losses)
+    return LogisticProbe(standardizer, fits[best][:-1], float(fits[best][-1]), best, losses)
+
+
+def _newton(z: Standardized, y_N: np.ndarray, l2: float, theta: np.ndarray, max_steps: int = 200) -> np.ndarray:
+    """Newton's method with step halving on the penalised mean log loss; coefficients and, last, the intercept.
+
+    It ends with a step that gains less than 1e-14, after which the error is that of rounding, or where no gain can be
+    represented any more. An unconverged fit is still a valid candidate: validation loss judges it.
+    """
+    current, gradient, hessian = _log_loss_terms(z, y_N, l2, theta)
+    for _ in range(max_steps):
+        step, scale = np.linalg.solve(hessian, -gradient), 1.0
+        is_last = -gradient @ step < 1e-14
+        while (found := _log_loss_terms(z, y_N, l2, theta + scale * step))[0] > current and not is_last:
+            scale /= 2
+            if scale < 1e-6:
+                return theta
+        theta = theta + scale * step
+        if is_last:
+            break
+        current, gradient, hessian = found
+    return theta
+
+
+def _log_loss_terms(z: Standardized, y_N: np.ndarray, l2: float, theta: np.ndarray):
+    """(value, gradient, Hessian) of mean log loss + l2 / 2 ||coef||^2 in coefficients and intercept."""
+    size, value = len(theta), 0.0
+    penalty = np.append(np.full(size - 1, l2), 0.0)
+    gradient, hessian = np.zeros(size), np.zeros((size, size))
+    for rows, block in z.blocks():
+        block, y = np.concatenate([block, np.ones((len(block), 1))], axis=1), y_N[rows]
+        logit = block @ theta
+        p = sigmoid(logit)
+        value += np.sum(np.logaddexp(0.0, logit) - y * logit)
+        gradient += block.T @ (p - y)
+        hessian += (block * (p * (1 - p))[:, None]).T @ block
+    n = len(z)
+    return value / n + penalty @ theta**2 / 2, gradient / n + penalty * theta, hessian / n + np.diag(penalty)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -162,7 +234,7 @@ class RidgeProbe:
     def predict(self, x: npt.ArrayLike) -> np.ndarray:
         """Float64 [N], or [N, K] when fitted on [N, K]."""
         x = check_features(x, "x", len(self.coef_DxK))
-        predicted_NxK = self.standardizer(x) @ self.coef_DxK + self.intercept_K
+        predicted_NxK = Standardized(self.standardizer, x) @ self.coef_DxK + self.intercept_K
         return predicted_NxK[:, 0] if self.is_vector else predicted_NxK
 
 
@@ -198,13 +270,19 @@ def fit_ridge(
     if y_train.shape[1] != y_val.shape[1]:
         raise ValueError(f"y_train has {y_train.shape[1]} targets, y_val {y_val.shape[1]}")
     grid, standardizer = check_grid(l2_grid), Standardizer.fit(x_train)
-    z_train, z_val = standardizer(x_train), standardizer(x_val)
+    z_train, z_val = (Standardized(standardizer, x) for x in (x_train, x_val))
     intercept_K = y_train.mean(0)
-    eigenvalues, vectors = np.linalg.eigh(z_train.T @ z_train / len(z_train))
-    projected = vectors.T @ (z_train.T @ (y_train - intercept_K)) / len(z_train)
+    products_DxD = np.zeros((x_train.shape[1], x_train.shape[1]))
+    moments_DxK = np.zeros((x_train.shape[1], y_train.shape[1]))
+    for rows, block in z_train.blocks():
+        products_DxD += block.T @ block
+        moments_DxK += block.T @ (y_train[rows] - intercept_K)
+    eigenvalues, vectors = np.linalg.eigh(products_DxD / len(z_train))
+    projected = vectors.T @ moments_DxK / len(z_train)
     coef_LxDxK = np.stack([vectors @ (projected / (np.maximum(eigenvalues, 0)[:, None] + l2)) for l2 in grid])
-    predicted = z_val @ coef_LxDxK + intercept_K
-    mse_LxK = np.mean((y_val - predicted) ** 2, axis=1)
+    mse_LxK = sum(
+        np.sum((y_val[rows] - (block @ coef_LxDxK + intercept_K)) ** 2, axis=1) for rows, block in z_val.blocks()
+    ) / len(z_val)  # fmt: skip
     best_K = mse_LxK.argmin(0)
     coef_DxK = coef_LxDxK[best_K, :, np.arange(len(best_K))].T
     return RidgeProbe(standardizer, coef_DxK, intercept_K, grid[best_K], mse_LxK, is_vector)

@@ -6,6 +6,7 @@ Cells of few patients are suppressed: their numbers are imprecise and may identi
 """
 
 import dataclasses
+import functools
 from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
@@ -14,7 +15,7 @@ import numpy.typing as npt
 from ehrwear_jax.evals import calibration, disclosure, inference
 from ehrwear_jax.evals.builders import Build
 from ehrwear_jax.evals.estimates import NO_SAMPLES, Estimates, Resampling, estimate
-from ehrwear_jax.evals.weighting import Statistic, binary
+from ehrwear_jax.evals.weighting import Deferred, Statistic, binary
 
 CellKey = tuple[str, str]  # attribute, level
 WHOLE_COHORT: CellKey = ("all", "all")
@@ -149,11 +150,15 @@ def statistics_by_cell(
       found: from `cells`.
     """
     return {
-        (model, *key): make(None if cell.mask_N.all() else cell.mask_N.astype(np.float64))
+        (model, *key): Deferred(functools.partial(_in_cell, make, cell), int(np.count_nonzero(cell.mask_N)))
         for key, cell in found.items()
         if not cell.suppressed
         for model, make in build.items()
     }
+
+
+def _in_cell(make, cell):
+    return make(None if cell.mask_N.all() else cell.mask_N.astype(np.float64))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -30,6 +30,36 @@ MAX_BLOCK_CELLS = 2**23
 Statistic = Callable[[np.ndarray], dict[str, np.ndarray]]
 
 
+class Deferred:
+    """A statistic that is made when it is first called and can be let go: its sums take memory, what makes it little.
+
+    Args:
+      make: what makes it. n_rows: rows of a positive factor, which its memory grows with.
+    """
+
+    def __init__(self, make: Callable[[], Statistic], n_rows: int) -> None:
+        self._make, self.n_rows = make, n_rows
+        self._made: Statistic | None = None
+
+    def __call__(self, weight_NxB: np.ndarray) -> dict[str, np.ndarray]:
+        """As the statistic.
+
+        Raises:
+          ValueError: what making it raises.
+        """
+        if self._made is None:
+            self._made = self._make()
+        return self._made(weight_NxB)
+
+    def release(self) -> None:
+        """Lets go of the statistic, which the next call makes anew."""
+        self._made = None
+
+    def __getstate__(self) -> dict:
+        """For worker processes, which make their own."""
+        return vars(self) | {"_made": None}
+
+
 def vector(values: npt.ArrayLike, name: str) -> np.ndarray:
     """`values` as float64 [N]; ValueError when empty or not finite."""
     array = np.asarray(values, dtype=np.float64)

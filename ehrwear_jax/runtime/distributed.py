@@ -21,6 +21,7 @@ from ehrwear_jax.runtime.exit_codes import PROCESS_LOST, STOPPED, ProcessLost, R
 
 T = TypeVar("T")
 TIMEOUT_S = 600.0
+LONGEST_STAGE_S = 7 * 86400.0  # that one process may wait for what another computes
 # The coordination service takes each name once: a use of one gets the next number.
 _uses: defaultdict[str, Iterator[int]] = defaultdict(itertools.count)
 
@@ -112,6 +113,11 @@ def process_index() -> int:
     return jax.process_index()
 
 
+def process_count() -> int:
+    """How many processes the job has."""
+    return jax.process_count()
+
+
 def is_first() -> bool:
     """Whether this process writes logs, marks and manifests."""
     return jax.process_index() == 0
@@ -133,6 +139,27 @@ def from_first(name: str, value: Any = None, timeout_s: float = TIMEOUT_S) -> An
         return json.loads(client.blocking_key_value_get(key, int(timeout_s * 1000)))
     except jax.errors.JaxRuntimeError as error:
         raise ProcessLost(f"{name!r}: nothing from the first process within {timeout_s:g} s: {error}") from error
+
+
+def to_first(name: str, value: Any, timeout_s: float = TIMEOUT_S) -> list[Any]:
+    """Every process's JSON-able value, in the order of the processes, on the first; [] on the others.
+
+    Raises:
+      ProcessLost: one did not come within timeout_s.
+    """
+    if not several():
+        return [value]
+    key, client = f"ehrwear_jax/{name}/{next(_uses[name])}", coordination_client()
+    if not is_first():
+        client.key_value_set(f"{key}/{process_index()}", json.dumps(value))
+        return []
+    found = [value]
+    for i in range(1, jax.process_count()):
+        try:
+            found.append(json.loads(client.blocking_key_value_get(f"{key}/{i}", int(timeout_s * 1000))))
+        except jax.errors.JaxRuntimeError as error:
+            raise ProcessLost(f"{name!r}: nothing from process {i} within {timeout_s:g} s: {error}") from error
+    return found
 
 
 def to_the_end(work: Callable[[], T], debug: bool = False) -> T:

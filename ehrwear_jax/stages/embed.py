@@ -1,20 +1,26 @@
 """Runs the embed stage: z of every network at the prediction times of the tasks, and along some people's records.
 
-A network's folder holds a file for each set of prediction times that was asked for, <digest>.parquet (subject_id,
-prediction_time, embedding), written whole and never again: a further task adds a file with the times that are new.
-tokens_seen/<digest>.parquet says how much of their records the model sees there (stages/tokens_seen.py).
+All processes of a job do it. A network's folder holds a file for each shard of people, <digest>.parquet (subject_id,
+prediction_time, embedding), named by its prediction times, written whole and never again: what is there need not be
+computed, so that a run that was stopped goes on at the shard, and a further task adds files with the times that are
+new. tokens_seen/<digest>.parquet says how much of their records the model sees there (stages/tokens_seen.py).
 trajectories/ holds <subject>-<points>.npz: time_us [N] and z [N, D].
 """
 
+import base64
 import functools
 import logging
+import time
+import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
+from tqdm import tqdm
 
 from ehrwear_jax.data.formats import parquet
-from ehrwear_jax.runtime import files
+from ehrwear_jax.runtime import distributed, files
 from ehrwear_jax.stages import eligibility, tokens_seen
 from ehrwear_jax.stages.labels import Labels
 from ehrwear_jax.stages.plan import Plan
@@ -22,6 +28,7 @@ from ehrwear_jax.stages.workdir import write_npz
 from ehrwear_jax.training import embedding
 
 KEYS = ["subject_id", "prediction_time"]
+_SEEN_WITHIN_S = 120.0  # of its end, what a process wrote is seen by another
 
 
 class Embeddings:
@@ -35,21 +42,25 @@ class Embeddings:
         self.folder = folder
 
     @functools.cached_property
+    def _files(self) -> list[Path]:
+        return sorted(self.folder.glob("*.parquet"))
+
+    @functools.cached_property
     def _known(self) -> pl.DataFrame:
-        """subject_id, prediction_time, file, row of everything there is."""
+        """subject_id, prediction_time, file (its number), row of everything there is."""
         tables = [
-            pl.read_parquet(path, columns=KEYS).with_row_index("row").with_columns(file=pl.lit(path.name))
-            for path in sorted(self.folder.glob("*.parquet"))
+            pl.read_parquet(path, columns=KEYS).with_row_index("row").with_columns(file=pl.lit(i, pl.UInt32))
+            for i, path in enumerate(self._files)
         ]
         schema: parquet.Schema = {"row": pl.UInt32, "subject_id": pl.Int64, "prediction_time": pl.Datetime("us")}
-        return pl.concat([pl.DataFrame(schema=schema | {"file": pl.String}), *tables])
+        return pl.concat([pl.DataFrame(schema=schema | {"file": pl.UInt32}), *tables])
 
     def lacking(self, times: pl.DataFrame) -> pl.DataFrame:
         """The prediction times that are not there, in their order."""
         return times.select(KEYS).join(self._known, on=KEYS, how="anti", maintain_order="left")
 
     def read(self, times: pl.DataFrame) -> np.ndarray:
-        """float32 [N, D] in the order of some prediction times.
+        """float32 [N, D] in the order of some prediction times; a file lies in memory at a time.
 
         Raises:
           FileNotFoundError: not all of them are there.
@@ -57,12 +68,14 @@ class Embeddings:
         found = times.select(KEYS).join(self._known, on=KEYS, how="left", maintain_order="left")
         if found["file"].null_count():
             raise FileNotFoundError(f"{self.folder} lacks prediction times: run the embed stage")
-        z_NxD = None
-        for name in found["file"].unique().sort():
-            table = np.stack(list(pl.read_parquet(self.folder / name)["embedding"].to_numpy()))
-            mine = found["file"].to_numpy() == name
-            z_NxD = np.empty((found.height, table.shape[1]), np.float32) if z_NxD is None else z_NxD
-            z_NxD[mine] = table[found["row"].to_numpy()[mine]]
+        file_N, row_N, z_NxD = found["file"].to_numpy(), found["row"].to_numpy(), None
+        order_N = np.argsort(file_N, kind="stable")
+        bounds = np.searchsorted(file_N[order_N], np.arange(len(self._files) + 1))
+        for path, begin, end in zip(self._files, bounds[:-1], bounds[1:], strict=True):
+            if begin < end:
+                table, mine_K = embedding.read(path), order_N[begin:end]
+                z_NxD = np.empty((found.height, table.shape[1]), np.float32) if z_NxD is None else z_NxD
+                z_NxD[mine_K] = table[row_N[mine_K]]
         return np.empty((0, 0), np.float32) if z_NxD is None else z_NxD
 
 
@@ -87,36 +100,94 @@ def missing(plan: Plan) -> list[str]:
 
 
 def run(plan: Plan) -> None:
-    """Computes what is missing."""
-    wanted = Labels(plan).prediction_times(plan.config.evaluate.tasks)
+    """Computes what is missing, with the other processes of the job.
+
+    Raises:
+      ValueError: a process sees other prediction times than the first one. OSError: the first one does not see what
+        another has written.
+    """
     for fold, number in plan.config.folds:
         times = prediction_times(plan, fold)
-        of_fold = pl.read_parquet(plan.fit(fold).folder / "subjects.parquet", columns=["subject_id"])
-        if (lost := wanted.join(of_fold, on="subject_id", how="anti").height) and number in (None, 0):
-            logging.warning("embed: %d prediction times belong to people who are not in the dataset", lost)
+        if distributed.is_first() and number in (None, 0):
+            _warn_of_lost(plan, fold)
         for trained in (t for t in plan.trained() if t.fold == fold):
-            _embed(plan, trained, times)
+            # what is there is decided by one process: another may see a file system that is behind
+            asked = _asked(plan, trained, times) if distributed.is_first() else None
+            asked = distributed.from_first("embed", asked, timeout_s=distributed.LONGEST_STAGE_S)
+            lacking = times.filter(_unpacked(asked, times.height))
+            undrawn = _undrawn(plan, trained, times) if distributed.is_first() else []
+            if lacking.height or undrawn:
+                _embed(plan, trained, lacking, undrawn)
+            _meet(plan.embeddings(trained), lacking, plan.config.embed.shard_people)
 
 
-def _embed(plan, trained, times):
+def _warn_of_lost(plan, fold):
+    wanted = Labels(plan).prediction_times(plan.config.evaluate.tasks)
+    of_fold = pl.read_parquet(plan.fit(fold).folder / "subjects.parquet", columns=["subject_id"])
+    if lost := wanted.join(of_fold, on="subject_id", how="anti").height:
+        logging.warning("embed: %d prediction times belong to people who are not in the dataset", lost)
+
+
+def _asked(plan, trained, times) -> dict[str, Any]:
+    """Which of the prediction times are lacking, as JSON holds it in few bytes."""
+    lacking = Embeddings(plan.embeddings(trained)).lacking(times)
+    mask_N = times.select(KEYS).join(lacking.with_columns(is_lacking=True), on=KEYS, how="left", maintain_order="left")
+    bits = np.packbits(mask_N["is_lacking"].fill_null(False).to_numpy())
+    return {"times": times.height, "lacking": base64.b64encode(zlib.compress(bits.tobytes())).decode()}
+
+
+def _unpacked(asked, n_times):
+    """bool Series [N]; ValueError where they are not those of this process."""
+    if asked["times"] != n_times:
+        raise ValueError(
+            f"this process of the job sees {n_times} prediction times, the first one {asked['times']}: all of them "
+            "must see the same files"
+        )
+    bits = np.frombuffer(zlib.decompress(base64.b64decode(asked["lacking"])), np.uint8)
+    return pl.Series(np.unpackbits(bits, count=n_times).astype(bool))
+
+
+def _name(times):
+    """Of the file of some prediction times."""
+    return files.digest(times.select(KEYS).write_csv())[:16]
+
+
+def _embed(plan, trained, lacking, undrawn):
+    """Every n-th shard of what is lacking, of n processes; the first one also draws trajectories."""
     folder, size = plan.embeddings(trained), plan.config.embed.batch_size
-    lacking, undrawn = Embeddings(folder).lacking(times), _undrawn(plan, trained, times)
-    if not lacking.height and not undrawn:
+    every = slice(distributed.process_index(), None, distributed.process_count())
+    mine = embedding.shards(lacking.select(KEYS), plan.config.embed.shard_people)[every]
+    if not mine and not undrawn:
         return
+    if lacking.height:
+        logging.info("  %s: %d prediction times", trained.key, lacking.height)
     pretrained, model = plan.pretrained(trained).folder, plan.model(trained)
     devices = embedding.row_devices(size)
     examples, network, variables = embedding.restore(pretrained, model, plan.store(trained.fold), devices)
     encode = embedding.encoder(network, variables, devices=devices)
-    if lacking.height:
-        name = files.digest(lacking.write_csv())[:16]
-        logging.info("  %s: %d prediction times", trained.key, lacking.height)
-        tokens_seen.write(folder, name, examples, lacking)
-        embedding.embed_to(folder / f"{name}.parquet", encode, examples, lacking, size)
+    folder.mkdir(parents=True, exist_ok=True)
+    for part in tqdm(mine, f"embed {trained.key}", unit="shard", disable=None):
+        name = _name(part)
+        tokens_seen.write(folder, name, examples, part)
+        embedding.write(folder / f"{name}.parquet", part, embedding.embed(encode, examples, part, size))
     for path, subject, grid in undrawn:
         path.parent.mkdir(parents=True, exist_ok=True)
         along = pl.DataFrame({"subject_id": [subject] * len(grid), "prediction_time": grid})
         z_NxD = embedding.embed(encode, examples, along.cast({"prediction_time": pl.Datetime("us")}), size)
         write_npz(path, time_us=grid, z=z_NxD)
+
+
+def _meet(folder, lacking, people):
+    """Waits until all processes have written their shards, and until the first one sees them."""
+    distributed.to_first("embedded", lacking.height, timeout_s=distributed.LONGEST_STAGE_S)
+    if not distributed.several() or not distributed.is_first():
+        return
+    wanted = {f"{_name(part)}.parquet" for part in embedding.shards(lacking, people)}
+    until = time.monotonic() + _SEEN_WITHIN_S
+    while unseen := wanted - {path.name for path in folder.glob("*.parquet")}:
+        if time.monotonic() > until:
+            raise OSError(f"{folder}: {min(unseen)}, which another process wrote, is not there: do they share files?")
+        time.sleep(1)
 
 
 # ------------------------------------------------------------------------------------------------- trajectories

@@ -11,6 +11,7 @@ tuning/<model>.parquet      the same of the tuning split, binary tasks only: thr
 """
 
 import dataclasses
+import functools
 import json
 import logging
 from collections.abc import Mapping, Sequence
@@ -181,7 +182,7 @@ class _Scoring:
         """What label efficiency needs of a task in one fold."""
         (fold,), plan = self._task.folds, self._plan
         seed = plan.config.seeds[0]
-        x = {m: fold.by_split(predictors.latents(plan, m, seed)(fold)) for m in predictors.probed(plan)}
+        x = {m: functools.partial(predictors.latents(plan, m, seed), fold) for m in predictors.probed(plan)}
         return evaluate_subgroups.Labelled(x, fold.target, fold.of("train")["group_id"].to_numpy(), self._task.group_N)
 
     def _binary(self, cohort):

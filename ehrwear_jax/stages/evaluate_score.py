@@ -5,6 +5,7 @@ are all derived from the same arrays.
 """
 
 import dataclasses
+import functools
 import logging
 from collections.abc import Callable, Mapping, Sequence
 
@@ -26,7 +27,7 @@ from ehrwear_jax.evals.estimates import Estimates, estimate
 from ehrwear_jax.evals.protocol import Record, TaskSpec, number
 from ehrwear_jax.evals.subgroups import Cell, CellKey, Comparison
 from ehrwear_jax.evals.survival import FollowUp, TrainingCurves
-from ehrwear_jax.evals.weighting import Statistic
+from ehrwear_jax.evals.weighting import Deferred, Statistic
 from ehrwear_jax.stages import evaluate_curves
 
 NO_LIMITS = subgroups.Suppression(min_patients=0, min_per_class=0)
@@ -83,6 +84,11 @@ def _estimate(
     statistics = subgroups.statistics_by_cell(whole, everyone) | subgroups.statistics_by_cell(by_cell, inner)
     estimates = estimate(statistics | dict(further or {}), cohort.group_N, task.resampling)
     return _Scored(list(whole), everyone, cells, estimates)
+
+
+def _deferred(name: str, builds: Mapping[str, Build], n_rows: int) -> dict[tuple[str, str], Statistic]:
+    """Statistics of the whole cohort under keys of their own: (name, model)."""
+    return {(name, model): Deferred(functools.partial(make, None), n_rows) for model, make in builds.items()}
 
 
 def _cohort_records(task: TaskSpec, base: list[Record], scored: _Scored, wanted: Callable[[str], bool]) -> list[Record]:
@@ -153,7 +159,7 @@ def score_binary(
         build = seeds.averaged(
             seeds.by_seed(predictions, lambda p, _: builders.binary(y_N, p, factor_N=known_factor_N))
         )
-        weighted = {(IPCW, model): make(None) for model, make in build.items()}
+        weighted = _deferred(IPCW, build, len(np.asarray(y_N)))
     whole = seeds.by_seed(
         predictions,
         lambda p, _: builders.binary(y_N, p, operating_points=points, thresholds=plain, slopes=True),
@@ -371,7 +377,7 @@ def score_regression(
             predictions,
             lambda p, _: builders.continuous(y_N / sd_N, {m: p_N / sd_N for m, p_N in p.items()}),
         )
-        scaled = {(IN_SD, m): make(None) for m, make in seeds.averaged(in_sd).items()}
+        scaled = _deferred(IN_SD, seeds.averaged(in_sd), len(y_N))
     scored = _estimate(task, np.ones(len(y_N)), cohort, build, build, scaled)
     estimates, common, records = scored.of_cohort(), task.common(len(y_N), None), []
     for model in predictions:

@@ -1,8 +1,9 @@
 """Describes the evaluated people: attributes at every prediction time, cohort tables, and label efficiency."""
 
 import dataclasses
+import functools
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import polars as pl
@@ -12,16 +13,19 @@ from ehrwear_jax.config.evaluation import EvaluateConfig
 from ehrwear_jax.data import ages, perturbations
 from ehrwear_jax.data.formats import wearable
 from ehrwear_jax.data.formats.times import YEAR_DAYS
+from ehrwear_jax.data.prepare import workers
+from ehrwear_jax.data.store import RecordStore
 from ehrwear_jax.evals import classification, disclosure, inference, protocol, subgroups
 from ehrwear_jax.evals.estimates import estimate
 from ehrwear_jax.evals.protocol import TaskSpec, number
-from ehrwear_jax.evals.weighting import Statistic, evaluate
+from ehrwear_jax.evals.weighting import Deferred, Statistic, evaluate
 from ehrwear_jax.runtime import files
 from ehrwear_jax.stages import embed
 from ehrwear_jax.stages.artifacts import Artifact
 from ehrwear_jax.stages.embed import KEYS
 from ehrwear_jax.stages.plan import Plan
 
+_TIMES_AT_ONCE = 8192  # prediction times whose records a process reads in turn
 SEXES = {"F": "female", "FEMALE": "female", "M": "male", "MALE": "male"}
 
 
@@ -71,10 +75,7 @@ def _make_attributes(plan, fold):
     out = out.with_columns(age_years=age).drop("birth_time", ages.LIMIT)
     out = out.join(_sex(plan), on="subject_id", how="left")
     out = _with_device(plan, out)
-    records = plan.store(fold, cache_bytes=0)  # each is read once
-    position = dict(zip(records.index["subject_id"].to_list(), range(len(records)), strict=True))
-    times = out["prediction_time"].to_physical().to_numpy()
-    flags = perturbations.failure_flags(records, [position[s] for s in out["subject_id"].to_list()], times)
+    flags = _flags(plan, fold, out)
     timed = pl.col("time").is_not_null() & ~pl.col("code").str.starts_with("MEDS_BIRTH")
     parts = [e.filter(timed).group_by("subject_id").agg(first=pl.col("time").min()).collect() for e in _events(plan)]
     first = pl.concat(parts).group_by("subject_id").agg(pl.col("first").min())
@@ -82,6 +83,30 @@ def _make_attributes(plan, fold):
     years = (pl.col("prediction_time") - pl.col("first")).dt.total_days() / YEAR_DAYS
     out = out.join(first, on="subject_id", how="left").with_columns(ehr_years=years).drop("first")
     return out.join(keys.select(*KEYS, "split"), on=KEYS)
+
+
+def _flags(plan, fold, times):
+    """`perturbations.failure_flags` of prediction times, some at a time in the worker pool."""
+    folders = plan.records.folder, plan.fit(fold).folder
+    order = plan.store(fold, cache_bytes=0).index.select("subject_id").with_row_index("position")
+    found = times.select(KEYS).join(order, on="subject_id", how="left", maintain_order="left")
+    places = found["position"].to_numpy(), found["prediction_time"].to_physical().to_numpy()
+    begins = range(0, max(len(found), 1), _TIMES_AT_ONCE)
+    parts = [tuple(x[begin : begin + _TIMES_AT_ONCE] for x in places) for begin in begins]
+    with workers.open_pool(plan.config.prepare) as pool:
+        made = pool.map(functools.partial(_flags_at, folders), parts, "attributes", "part")
+    _records.cache_clear()
+    return pl.concat(made)
+
+
+def _flags_at(folders, part):
+    return perturbations.failure_flags(_records(*folders), *part)
+
+
+@functools.lru_cache(maxsize=1)
+def _records(records_dir, fit_dir):
+    """Once a process; each record is read once."""
+    return RecordStore(records_dir, fit_dir, cache_bytes=0)
 
 
 def _events(plan):
@@ -205,11 +230,11 @@ class Labelled:
     """Features and labels of a binary task in one fold.
 
     Attributes:
-      x: model -> {split: features}. y: {split: labels}.
+      x: model -> what reads {split: features}, of one model at a time. y: {split: labels}.
       train_group_N, group_N: patients of the training and of the held-out prediction times.
     """
 
-    x: Mapping[str, Mapping[str, np.ndarray]]
+    x: Mapping[str, Callable[[], Mapping[str, np.ndarray]]]
     y: Mapping[str, np.ndarray]
     train_group_N: np.ndarray
     group_N: np.ndarray
@@ -227,10 +252,11 @@ def label_efficiency(plan: Plan, task: TaskSpec, data: Labelled) -> list[dict]:
     if not plan.config.evaluate.label_fractions:
         return []
     statistics, sizes = _probes_on_fractions(plan.config, data)
-    averaged = {key: _mean_of(parts) for key, parts in statistics.items()}
-    estimates, n, out = estimate(averaged, data.group_N, task.resampling), len(data.y["held_out"]), []
+    n, out = len(data.y["held_out"]), []
+    averaged = {key: Deferred(functools.partial(_mean_of, draws), n * len(draws)) for key, draws in statistics.items()}
+    estimates = estimate(averaged, data.group_N, task.resampling)
     for model, fraction in averaged:
-        draws = [evaluate(s, n) for s in statistics[model, fraction]]
+        draws = [evaluate(make(), n) for make in statistics[model, fraction]]
         for metric, value in estimates.values[model, fraction].items():
             bounds = inference.interval(estimates.resampled((model, fraction), metric))
             record = {"dataset": task.dataset, "task": task.name, "model": model, "fraction": fraction}
@@ -242,27 +268,29 @@ def label_efficiency(plan: Plan, task: TaskSpec, data: Labelled) -> list[dict]:
 
 
 def _probes_on_fractions(config, data):
-    """({(model, fraction): statistics of the draws}, {fraction: training patients})."""
+    """({(model, fraction): what makes the statistics of the draws}, {fraction: training patients})."""
     y, fractions = data.y, tuple(config.evaluate.label_fractions)
     chosen = subgroups.label_fractions(
         y["train"], data.train_group_N, fractions, n_draws=config.evaluate.label_draws, seed=config.data.seed
     )
-    statistics: dict[tuple[str, float], list[Statistic]] = {}
-    sizes: dict[float, int] = {}
-    for (fraction, draw), rows in chosen.items():
-        if fraction == 1 and draw:
-            continue  # all draws of everything are one
-        sizes[fraction] = len(np.unique(np.asarray(data.train_group_N)[rows]))
-        for model, x in data.x.items():
+    statistics: dict[tuple[str, float], list[Callable[[], Statistic]]] = {}
+    chosen = {(fraction, draw): rows for (fraction, draw), rows in chosen.items() if fraction < 1 or not draw}
+    sizes = {fraction: len(np.unique(np.asarray(data.train_group_N)[rows])) for (fraction, _), rows in chosen.items()}
+    for model, read in data.x.items():
+        x = read()
+        for (fraction, _), rows in chosen.items():  # all draws of everything are one
             given = {**x, "train": x["train"][rows]}, {**y, "train": y["train"][rows]}
             with threadpool_limits(1, user_api="blas"):  # many small problems: threads would wait for each other
                 p_N = protocol.predict_binary(*given).probability["held_out"]
-            ranking = classification.BinaryRanking(y["held_out"], p_N)
+            ranking = functools.partial(classification.BinaryRanking, y["held_out"], p_N)
             statistics.setdefault((model, fraction), []).append(ranking)
+    statistics = {(model, fraction): statistics[model, fraction] for fraction in sizes for model in data.x}
     return statistics, sizes
 
 
-def _mean_of(parts: list[Statistic]) -> Statistic:
+def _mean_of(draws: Sequence[Callable[[], Statistic]]) -> Statistic:
+    parts = [make() for make in draws]
+
     def statistic(weight_NxB):
         found = [part(weight_NxB) for part in parts]
         return {metric: np.mean([f[metric] for f in found], axis=0) for metric in found[0]}

@@ -15,6 +15,7 @@ import numpy as np
 import polars as pl
 
 from ehrwear_jax.config import options
+from ehrwear_jax.data.prepare import workers
 from ehrwear_jax.models.tabular import code_columns
 from ehrwear_jax.models.tabular import family as tabular
 from ehrwear_jax.models.tabular import features as tabular_features
@@ -24,7 +25,7 @@ from ehrwear_jax.stages.artifacts import Artifact
 from ehrwear_jax.stages.embed import KEYS, Embeddings
 from ehrwear_jax.stages.evaluate_fit import Fitted
 from ehrwear_jax.stages.plan import Plan, Trained
-from ehrwear_jax.stages.tasks import REGRESSION, SURVIVAL, Task, TaskFold
+from ehrwear_jax.stages.tasks import REGRESSION, SPLITS, SURVIVAL, Task, TaskFold
 from ehrwear_jax.stages.workdir import write_npz
 
 TRAINING_MEAN = "training_mean"
@@ -47,11 +48,16 @@ class Predictor:
     fit: Callable[[Task, TaskFold], Fitted | None]
 
 
-def latents(plan: Plan, name: str, seed: int) -> Callable[[TaskFold], np.ndarray]:
-    """fold of a task -> z [N, D] at its prediction times, of a network or of late fusion."""
+def latents(plan: Plan, name: str, seed: int) -> Callable[[TaskFold], dict[str, np.ndarray]]:
+    """fold of a task -> {split: z [N, D] at its prediction times}, of a network or of late fusion."""
 
     def of_fold(fold):
-        return plan.fused(name, lambda m: Embeddings(plan.embeddings(Trained(m, fold.name, seed))).read(fold.times))
+        known = {m: Embeddings(plan.embeddings(Trained(m, fold.name, seed))) for m in plan.members(name)}
+
+        def of_split(split: str) -> np.ndarray:
+            return plan.fused(name, lambda m: known[m].read(fold.of(split)))
+
+        return {split: of_split(split) for split in SPLITS}
 
     return of_fold
 
@@ -86,8 +92,7 @@ def _probed(plan, name, seed):
     settings = settings if evaluate.probe == "adam" else {"probe": evaluate.probe}
 
     def fit(task, fold):
-        x = fold.by_split(read(fold))
-        found = evaluate_fit.probe(evaluate, task.kind, x, fold.target, task.times_T, fold.competing)
+        found = evaluate_fit.probe(evaluate, task.kind, read(fold), fold.target, task.times_T, fold.competing)
         logging.info("  %s %s, %s: probe with l2 %.3g", fold.name, task.name, name, found.l2)
         return found
 
@@ -117,7 +122,7 @@ def _tabular(plan, name):
 
         table = tabular.Table(chosen, read, feature_ranges(plan).since)
         for model in config.latents:
-            table = tabular.with_latents(table, model, fold.by_split(latents(plan, model, seed)(fold)))
+            table = tabular.with_latents(table, model, latents(plan, model, seed)(fold))
         return evaluate_fit.from_table(config, task.kind, table, fold.target, task.times_T, fold.competing)
 
     fits = [plan.fit(fold).digest for fold, _ in plan.config.folds]
@@ -174,7 +179,8 @@ def hand_made_features(plan: Plan, fold: str) -> tabular_features.Features:
                 end=plan.config.data.holdout_time,
                 ranges=feature_ranges(plan),
             )
-            tabular_features.build(sources, times, folder)
+            with workers.open_pool(prepare) as pool:
+                tabular_features.build(sources, times, folder, pool)
         memory.give_back()
     return tabular_features.Features(artifact.folder, times)
 

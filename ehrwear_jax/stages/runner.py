@@ -26,12 +26,11 @@ STAGES: dict[str, ModuleType] = dict(
 OPTIONAL = "interpret"
 # What only prints: needs no data, leaves nothing behind, runs when it is named and before the others.
 PRINTED = {"describe": dry_run.describe, "compile": dry_run.compile_step}
-TOGETHER = ("pretrain",)  # stages that all processes of a job do; the others are the first one's
-LONGEST_STAGE_S = 7 * 86400.0
+TOGETHER = ("pretrain", "embed")  # stages that all processes of a job do; the others are the first one's
 
 
 def run(config: RunConfig, workdir: str | Path, stage_names: Sequence[str], verify: bool = False) -> None:
-    """Runs the named stages. Of several processes the first one does; all of them pretrain.
+    """Runs the named stages. Of several processes the first one does; all of them pretrain and embed.
 
     Args:
       workdir: see workdir.py for what lies in it.
@@ -72,7 +71,7 @@ def run(config: RunConfig, workdir: str | Path, stage_names: Sequence[str], veri
 def _follow(config: RunConfig, paths: Workdir) -> None:
     """What the other processes do: wait for a stage that all do together."""
     with _interruptible():
-        while stage := distributed.from_first("stage", timeout_s=LONGEST_STAGE_S):
+        while stage := distributed.from_first("stage", timeout_s=distributed.LONGEST_STAGE_S):
             STAGES[stage].run(Plan(config, paths))
 
 

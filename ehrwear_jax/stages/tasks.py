@@ -58,11 +58,6 @@ class TaskFold:
             return None
         return {s: self.of(s)[COMPETING].to_numpy().astype(bool) for s in SPLITS}
 
-    def by_split(self, x_NxD: np.ndarray) -> dict[str, np.ndarray]:
-        """{split: features}, of features in the order of `times`."""
-        split_N = self.times["split"].to_numpy()
-        return {s: x_NxD[split_N == s] for s in SPLITS}
-
 
 @dataclasses.dataclass(frozen=True)
 class Task:

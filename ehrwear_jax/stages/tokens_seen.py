@@ -13,6 +13,7 @@ import polars as pl
 
 from ehrwear_jax.data.formats.parquet import write_frame
 from ehrwear_jax.models.family import Examples
+from ehrwear_jax.training import embedding
 
 FOLDER, LEFT_OUT = "tokens_seen", "_left_out"
 
@@ -26,9 +27,9 @@ def write(folder: Path, name: str, examples: Examples, times: pl.DataFrame) -> N
     path = folder / FOLDER / f"{name}.parquet"
     if path.exists():
         return
-    position = dict(zip(examples.subject_id.tolist(), range(len(examples.subject_id)), strict=True))
-    position_N = np.array([position[s] for s in times["subject_id"].to_list()], np.int64)
-    found = examples.tokens_seen(position_N, times["prediction_time"].to_physical().to_numpy())
+    found = examples.tokens_seen(
+        embedding.positions(examples, times), times["prediction_time"].to_physical().to_numpy()
+    )
     if not found:
         return
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -8,7 +8,6 @@ from typing import Any
 import jax
 import numpy as np
 import polars as pl
-from tqdm import tqdm
 
 from ehrwear_jax.data.formats.parquet import write_frame
 from ehrwear_jax.data.store import RecordStore
@@ -107,10 +106,7 @@ def embed(
     Raises:
       ValueError: a subject that was not prepared.
     """
-    position = dict(zip(examples.subject_id.tolist(), range(len(examples.subject_id)), strict=True))
-    if missing := set(index["subject_id"].to_list()) - position.keys():
-        raise ValueError(f"{len(missing)} subjects of the labels were not prepared, e.g. {min(missing)}")
-    position_N = np.array([position[s] for s in index["subject_id"].to_list()], np.int64)
+    position_N = positions(examples, index)
     time_N = index["prediction_time"].to_physical().to_numpy()
     total, count = None, np.zeros(len(position_N), np.int64)
     for batch, where in examples.prediction_batches(position_N, time_N, batch_size, transform):
@@ -118,27 +114,44 @@ def embed(
         total = np.zeros((len(position_N), z_BxSxD.shape[-1]), np.float32) if total is None else total
         np.add.at(total, where[there], z_BxSxD[there])
         np.add.at(count, where[there], 1)
-    if total is None:
-        return np.zeros((0, 0), np.float32)
+    if total is None:  # nobody has anything to read
+        width = encode(examples.spec.empty(batch_size)).shape[-1] if len(position_N) else 0
+        return np.full((len(position_N), width), np.nan, np.float32)
     return np.where(count[:, None] > 0, total / np.maximum(count, 1)[:, None].astype(np.float32), np.float32(np.nan))
 
 
-def embed_to(
-    path: str | Path, encode: Encoder, examples: Examples, index: pl.DataFrame, batch_size: int, part_rows: int = 20_000
-) -> None:
-    """Writes the embeddings of `index` as parquet: its columns and `embedding` list<f32>; resumes at the part."""
-    path = Path(path)
-    parts_dir = path.with_suffix(".parts")
-    parts_dir.mkdir(parents=True, exist_ok=True)
-    parts = []
-    for begin in tqdm(range(0, index.height, part_rows), f"embed {path.stem}", unit="part", disable=None):
-        part = parts_dir / f"{begin:09d}.parquet"
-        if not part.exists():
-            rows = index.slice(begin, part_rows)
-            z = embed(encode, examples, rows, batch_size)
-            write_frame(rows.with_columns(pl.Series("embedding", z.tolist(), dtype=pl.List(pl.Float32))), part)
-        parts.append(part)
-    write_frame(pl.concat([pl.read_parquet(p) for p in parts]), path)
-    for part in parts:
-        part.unlink()
-    parts_dir.rmdir()
+def positions(examples: Examples, index: pl.DataFrame) -> np.ndarray:
+    """Where the people of `index` are among those of the examples, int64 [N].
+
+    Raises:
+      ValueError: a subject that was not prepared.
+    """
+    order_P, subject_N = np.argsort(examples.subject_id, kind="stable"), index["subject_id"].to_numpy()
+    known_P = examples.subject_id[order_P]
+    at_N = np.minimum(np.searchsorted(known_P, subject_N), len(known_P) - 1)
+    if len(missing := np.unique(subject_N[known_P[at_N] != subject_N])):
+        raise ValueError(f"{len(missing)} subjects of the labels were not prepared, e.g. {missing[0]}")
+    return order_P[at_N]
+
+
+def shards(index: pl.DataFrame, people: int) -> list[pl.DataFrame]:
+    """`index`, whose rows of a person follow each other, in parts of so many people: all times of a person in one.
+
+    What is left of `index` without some of its shards has the others as its shards.
+    """
+    runs = index["subject_id"].rle().struct.field("len").to_numpy()
+    first_P = np.concatenate([[0], np.cumsum(runs)])
+    bounds = [*first_P[:-1:people].astype(int).tolist(), index.height]
+    return [index.slice(begin, end - begin) for begin, end in itertools.pairwise(bounds)]
+
+
+def write(path: Path, index: pl.DataFrame, z_NxD: np.ndarray) -> None:
+    """Writes the embeddings of `index` as parquet, whole or not at all: its columns and `embedding` list<f32>."""
+    z = pl.Series("embedding", z_NxD.astype(np.float32, copy=False)).arr.to_list()
+    write_frame(index.with_columns(z), path)
+
+
+def read(path: Path) -> np.ndarray:
+    """The embeddings that `write` wrote: float32 [N, D]."""
+    z = pl.read_parquet(path, columns=["embedding"])["embedding"]
+    return z.explode().to_numpy().reshape(len(z), -1)

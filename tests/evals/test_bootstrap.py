@@ -1,5 +1,7 @@
 """Patient bootstrap: the resamples, intervals and p-values."""
 
+import functools
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -126,3 +128,36 @@ def test_a_failing_statistic_is_heard_through_the_threads():
 
     with pytest.raises(ValueError, match="cannot be computed"):
         bootstrap.resample({"a": broken}, np.arange(9), 600, 0)
+
+
+def test_statistics_that_are_made_some_at_a_time_give_the_same_numbers_and_are_let_go(monkeypatch):
+    rng = np.random.default_rng(0)
+    y, group, held, most = rng.random(200) < 0.4, np.arange(200) // 2, set(), []
+
+    class Counted:
+        def __init__(self, k):
+            self.k, self.ranking = k, classification.BinaryRanking(y, np.random.default_rng(k).random(200))
+            held.add(k)
+            most.append(len(held))
+
+        def __call__(self, weight_NxB):
+            return self.ranking(weight_NxB)
+
+        def __del__(self):
+            held.discard(self.k)
+
+    def run(rows_at_once):
+        most.clear()
+        monkeypatch.setattr(bootstrap, "ROWS_AT_ONCE", rows_at_once)
+        made = {k: weighting.Deferred(functools.partial(Counted, k), 100 * (k + 1)) for k in range(5)}
+        return bootstrap.resample(made, group, 30, seed=1, whole=True), max(most)
+
+    (together, n_together), (apart, n_apart), (some, n_some) = (run(rows) for rows in (10**6, 1, 600))
+    assert (n_together, n_apart, n_some) == (5, 1, 3) and not held, "of 100, 200, 300, 400 and 500 rows"
+    for found in (apart, some):
+        assert list(found) == list(together)
+        for k in found:
+            np.testing.assert_array_equal(found[k]["auprc"], together[k]["auprc"])
+    alone = bootstrap.resample({2: Counted(2)}, group, 30, seed=1)[2]["auroc"]
+    np.testing.assert_array_equal(together[2]["auroc"][1:], alone)
+    assert together[2]["auroc"][0] == weighting.evaluate(Counted(2), 200)["auroc"]

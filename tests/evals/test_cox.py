@@ -173,3 +173,19 @@ def test_blocks_of_people_change_nothing(monkeypatch):
     whole = cox.event_free(first, second, [5.0, 25.0])
     monkeypatch.setattr(cox, "_BLOCK_CELLS", 100)
     np.testing.assert_array_equal(cox.event_free(first, second, [5.0, 25.0]), whole)
+
+
+@pytest.mark.parametrize("step", [0.0, 20.0, 200.0])
+def test_rows_read_some_at_a_time_give_the_derivatives_and_the_fit_of_all_at_once(step, monkeypatch):
+    """Where times are tied too, of which no block holds a part: some blocks are then longer, or empty."""
+    x, time, event = problem(step=step)
+    coef, likelihood = np.linspace(-0.3, 0.3, x.shape[1]), cox.PartialLikelihood(time, event)
+    z = x / x.std(0)
+    whole, fitted = likelihood.gradient_hessian(z, z @ coef), cox.fit_cox(x, time, event, x, time, event)
+    monkeypatch.setattr(probes, "CELLS_AT_ONCE", 9 * x.shape[1])
+    parts = list(likelihood._from_the_last(x.shape[1]))
+    assert len(parts) > 3 and sorted(r for p in parts for r in range(p.start, p.stop)) == list(range(len(x)))
+    for got, want in zip(likelihood.gradient_hessian(z, z @ coef), whole, strict=True):
+        np.testing.assert_allclose(got, want, rtol=1e-9, atol=1e-9)
+    again = cox.fit_cox(x, time, event, x, time, event)
+    np.testing.assert_allclose(again.log_hazard(x), fitted.log_hazard(x), rtol=1e-8, atol=1e-9)

@@ -132,3 +132,29 @@ def test_grid_must_be_positive():
     x, y, _ = problem()
     with pytest.raises(ValueError, match="positive"):
         probes.fit_logistic(x, y, x, y, l2_grid=[0.0, 1.0])
+
+
+def test_rows_read_some_at_a_time_give_the_probe_of_all_at_once(monkeypatch):
+    """Of float32 features, as latents are, with a number of rows that blocks do not divide."""
+    x, y, target = problem()
+    x, targets = x.astype(np.float32), np.stack([target, y], axis=1)
+    found = {}
+    for cells in (2**22, 7 * x.shape[1]):
+        monkeypatch.setattr(probes, "CELLS_AT_ONCE", cells)
+        logistic = probes.fit_logistic(x, y, x[:100], y[:100])
+        ridge = probes.fit_ridge(x, targets, x[:100], targets[:100])
+        predicted = logistic.logit(x), ridge.predict(x), ridge.validation_mse_LxK
+        found[cells] = [*predicted, logistic.standardizer.mean_D, logistic.standardizer.scale_D, logistic.l2]
+    assert len(list(probes.blocks(*x.shape))) == 86
+    for whole, parts in zip(*found.values(), strict=True):
+        np.testing.assert_allclose(parts, whole, rtol=1e-9, atol=1e-10)
+
+
+def test_features_of_32_bits_are_not_copied_and_the_faulty_row_of_a_later_block_is_named(monkeypatch):
+    x, *_ = problem()
+    x = x.astype(np.float32)
+    assert probes.check_features(x, "x") is x
+    monkeypatch.setattr(probes, "CELLS_AT_ONCE", 16)
+    x[501, 3] = np.inf
+    with pytest.raises(ValueError, match="x is inf in row 501, column 3"):
+        probes.check_features(x, "x")

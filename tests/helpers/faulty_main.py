@@ -1,7 +1,8 @@
 """ehrwear_jax.main with the toy model and a fault of one process: FAULT=<kind>:<step>:<process> python faulty_main.py.
 
 Kinds, when the batch of the step is asked for: nan (a value of it is not finite), hang, kill (as the kernel's out of
-memory killer does), term (somebody stops this process).
+memory killer does), term (somebody stops this process). And shard: killed when its shard of that number, from 1, is
+embedded and about to be written.
 """
 
 import os
@@ -14,7 +15,7 @@ import toy_training
 from absl import app
 
 from ehrwear_jax import main
-from ehrwear_jax.training import feed, sharding
+from ehrwear_jax.training import embedding, feed, sharding
 
 kind, step, process = (os.environ.get("FAULT") or "none:0:0").split(":")
 batches = feed.train_batches
@@ -36,6 +37,16 @@ def with_fault(*arguments, start_step=0, n_steps=None, **options):
         yield batch
 
 
+def write_until_killed(*arguments):
+    shards.append(1)
+    if (len(shards), jax.process_index()) == (int(step), int(process)):
+        os.kill(os.getpid(), signal.SIGKILL)
+    write(*arguments)
+
+
+shards, write = [], embedding.write
+if kind == "shard":
+    embedding.write = write_until_killed
 if os.environ.get("PERMUTED"):  # a mesh in which the devices of a process are not neighbours
     make_mesh = sharding.make_mesh
     sharding.make_mesh = lambda config=None: make_mesh([*jax.devices()[::2], *jax.devices()[1::2]], config)

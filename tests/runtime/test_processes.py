@@ -8,6 +8,7 @@ import sys
 import time
 
 import numpy as np
+import polars as pl
 import pytest
 import small_run
 from repo import REPO
@@ -183,3 +184,50 @@ def test_a_second_job_in_the_same_folder_is_refused(root):
     first.end()
     again = Job(root, "twice", 1).done()  # the dead one's lease is taken over
     assert "took over from process" in again.output[0]
+
+
+# -------------------------------------------------------------------------------------------------- embedding together
+
+
+class Embedding(Job):
+    """A job that embeds with the network of another, four people a shard."""
+
+    def __init__(self, trained, name, n, fault=""):
+        root = trained.folder.parent
+        if not (root / name).exists():
+            shutil.copytree(trained.folder, root / name)
+        super().__init__(root, name, n, "--config.embed.shard_people=4", fault=fault, stages="embed")
+
+    def files(self):
+        return {p: p.stat().st_mtime_ns for p in self.folder.glob("embeddings/joint/*/*.parquet")}
+
+    def table(self):
+        table = pl.concat([pl.read_parquet(path) for path in self.files()]).sort("subject_id", "prediction_time")
+        assert not table.select("subject_id", "prediction_time").is_duplicated().any()
+        return table
+
+
+@pytest.fixture(scope="module")
+def embedded(one):
+    return Embedding(one, "embed", 1).done()
+
+
+def test_two_processes_embed_what_one_embeds(one, embedded):
+    two = Embedding(one, "embed2", 2).done()
+    assert two.table().equals(embedded.table()) and len(two.files()) == len(embedded.files()) > 4
+    assert {p.name for p in two.files()} == {p.name for p in embedded.files()}
+    assert embedded.table()["embedding"].n_unique() > 8, "what is read depends on the time"
+    seen = pl.concat(map(pl.read_parquet, two.folder.glob("embeddings/joint/*/tokens_seen/*")))
+    assert seen.height == two.table().height
+
+
+@pytest.mark.parametrize("n", [1, 2])
+def test_embedding_that_was_killed_between_shards_goes_on_to_the_same_table(one, embedded, n):
+    """Of two processes the second is killed: both have shards of their own."""
+    killed = Embedding(one, f"embed-killed{n}", n, fault=f"shard:3:{n - 1}")
+    codes = killed.end(timeout=150)
+    assert codes[-1] == -9 and 2 <= len(killed.files()) < len(embedded.files()), "\n".join(killed.output)
+    before = killed.files()
+    again = Embedding(one, f"embed-killed{n}", n).done()
+    assert before.items() <= again.files().items(), "what was there is not made again"
+    assert again.table().equals(embedded.table())

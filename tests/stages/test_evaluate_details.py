@@ -168,9 +168,11 @@ def test_metrics_are_there_as_the_meds_tool_writes_them(done):
         assert metrics["samples_equally_weighted"]["roc_auc_score"] == pytest.approx(expected, abs=1e-6)
 
 
-def test_subgroups_are_those_of_the_people(done):
+def test_subgroups_are_those_of_the_people(done, monkeypatch):
     _, plan, _, details, _ = done
     known = evaluate_subgroups.attributes(plan, "all")
+    monkeypatch.setattr(evaluate_subgroups, "_TIMES_AT_ONCE", 5)
+    assert evaluate_subgroups._make_attributes(plan, "all").equals(known), "some at a time"
     held = predictions(plan, "readmission", "joint").join(known, on=KEYS)
     births = pl.read_parquet(plan.fit("all").folder / "subjects.parquet").select("subject_id", "birth_time")
     age = held.join(births, on="subject_id", maintain_order="left")

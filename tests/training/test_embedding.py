@@ -76,26 +76,30 @@ def test_a_subject_that_was_not_prepared_is_named():
         embedding.embed(sums, EXAMPLES, index_of([10**6], [0]), 4)
 
 
-def test_embeddings_are_written_with_their_index_and_resume_at_the_part(tmp_path):
+def test_embeddings_are_written_with_their_index(tmp_path):
     index = index_of(EXAMPLES.subject_id[:7].tolist(), [300 * DAY_US] * 7)
-    calls = []
+    z = embedding.embed(sums, EXAMPLES, index, 8)
+    embedding.write(tmp_path / "z.parquet", index, z)
+    found = pl.read_parquet(tmp_path / "z.parquet")
+    assert found.drop("embedding").equals(index) and found.schema["embedding"] == pl.List(pl.Float32)
+    np.testing.assert_array_equal(np.array(found["embedding"].to_list(), np.float32), z)
+    np.testing.assert_array_equal(embedding.read(tmp_path / "z.parquet"), z)
 
-    def counted(batch):
-        calls.append(1)
-        if len(calls) == 3:
-            raise KeyboardInterrupt
-        return sums(batch)
 
-    path = tmp_path / "z.parquet"
-    with pytest.raises(KeyboardInterrupt):
-        embedding.embed_to(path, counted, EXAMPLES, index, 8, part_rows=3)
-    assert not path.exists() and len(list(path.with_suffix(".parts").iterdir())) == 2
-    embedding.embed_to(path, counted, EXAMPLES, index, 8, part_rows=3)
-    assert len(calls) == 4, "the parts that were there are not made again"
-    found = pl.read_parquet(path)
-    assert found.drop("embedding").equals(index) and not path.with_suffix(".parts").exists()
-    whole = embedding.embed(sums, EXAMPLES, index, 8)  # in other rows, which the last number tells
-    np.testing.assert_array_equal(np.array(found["embedding"].to_list())[:, :-1], whole[:, :-1])
+def test_shards_hold_whole_people_and_stay_when_some_are_done():
+    times_of = [3, 1, 2, 5, 1, 1, 4]
+    index = index_of(np.repeat(np.arange(7) * 10, times_of), np.arange(17))
+    parts = embedding.shards(index, 2)
+    assert [p["subject_id"].unique(maintain_order=True).to_list() for p in parts] == [[0, 10], [20, 30], [40, 50], [60]]
+    assert pl.concat(parts).equals(index)
+    left = pl.concat([parts[0], parts[2], parts[3]])
+    assert all(a.equals(b) for a, b in zip(embedding.shards(left, 2), [parts[0], parts[2], parts[3]], strict=True))
+    assert embedding.shards(index_of([], []), 2) == []
+
+
+def test_a_shard_of_people_with_nothing_to_read_has_the_width_of_the_others():
+    z = embedding.embed(sums, EXAMPLES, index_of(EXAMPLES.subject_id[:3].tolist(), [-(10**6) * DAY_US] * 3), 4)
+    assert z.shape == (3, pooled.FEATURES + 1) and np.isnan(z).all()
 
 
 @pytest.fixture(scope="module")

@@ -12,6 +12,59 @@ from ehrwear_jax.models.joint.patient import Patient
 if TYPE_CHECKING:
     from ehrwear_jax.models.joint.examples import People
 
+_Asked = list[tuple[int, context.Span]]  # places of prediction times, and what a context of its own shows at each
+
+
+class _OpenBatch:
+    """A batch whose rows still take contexts."""
+
+    def __init__(self, people: "People", spec: BatchSpec, batch_size: int) -> None:
+        self._people, self._sizes = people, spec.sizes
+        self.batch, self.where = spec.empty(batch_size), np.full((batch_size, spec.sizes["Q"]), -1)
+        self._at = [context.cursors() for _ in range(batch_size)]
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether no row holds a context."""
+        return not any(at["queries"] for at in self._at)
+
+    def take(self, patient: Patient, asked: _Asked, time_us_N: np.ndarray, in_parts: bool = False) -> _Asked:
+        """Puts a context into the fullest row that has room for it; returns the prediction times that found none.
+
+        Args:
+          in_parts: where no row takes all that it could, some of the times go into one row and others into further
+            ones, each with a context of its own.
+        """
+        while asked:
+            n_R = [self._n_fit(at, asked) for at in self._at]
+            most = max(n_R)
+            if not most or not (in_parts or most == min(len(asked), self._sizes["Q"])):
+                break
+            r = max((r for r, n in enumerate(n_R) if n == most), key=lambda r: self._at[r]["tokens"])
+            places, at = [k for k, _ in asked[:most]], self._at[r]
+            self.where[r, at["queries"] : at["queries"] + most] = places
+            shown = context.Shown(patient, asked[most - 1][1])
+            context.fill_context(self._row(r), at, self._people, shown, time_us_N[places])
+            asked = asked[most:]
+        return asked
+
+    def _n_fit(self, at, asked):
+        """How many of the times, the first of them, a row has room for: a context that ends earlier is shorter."""
+        n = min(len(asked), self._sizes["Q"] - at["queries"])
+        free_tokens, free_windows = self._sizes["T"] - at["tokens"], self._sizes["W"] - at["windows"]
+        while n and (asked[n - 1][1].n_tokens > free_tokens or asked[n - 1][1].n_windows > free_windows):
+            n -= 1
+        return n
+
+    def _row(self, r):
+        return {name: array[r] for name, array in self.batch.items()}
+
+    def close(self) -> tuple[Batch, np.ndarray]:
+        """(batch, where), see models/family.py."""
+        for r, at in enumerate(self._at):
+            context.close_row(self._row(r), at)
+        return self.batch, self.where
+
 
 def batches(
     people: "People",
@@ -24,45 +77,20 @@ def batches(
     """Batches whose queries are at prediction times, see models/family.py; nothing is hidden, and no targets.
 
     A person's times share a context where it shows all that is known at each of them: attention is causal, so that each
-    sees what it would see of a context of its own.
+    sees what it would see of a context of its own. A context goes into the row that it fills best; one for which no
+    row has room is divided among the rows with slots for queries left, before it begins a further batch.
 
     Args:
       people, spec: of the examples.
     """
-    sizes = spec.sizes
-
-    def empty():
-        return spec.empty(batch_size), np.full((batch_size, sizes["Q"]), -1)
-
-    def close(batch, r, at):
-        context.close_row({name: array[r] for name, array in batch.items()}, at)
-        return r + 1, context.cursors()
-
-    def fits(at, span):
-        return at["tokens"] + span.n_tokens <= sizes["T"] and at["windows"] + span.n_windows <= sizes["W"]
-
-    (batch, where), r, at = empty(), 0, context.cursors()
+    time_us_N, rows = np.asarray(time_us_N, np.int64), _OpenBatch(people, spec, batch_size)
     for patient, asked in _contexts(people, spec, position_N, time_us_N, transform):
-        while asked:
-            n = min(len(asked), sizes["Q"] - at["queries"])
-            while n and not fits(at, asked[n - 1][1]):  # a context that ends earlier is shorter
-                n -= 1
-            if not n:
-                r, at = close(batch, r, at)
-                if r == batch_size:
-                    yield batch, where
-                    (batch, where), r = empty(), 0
-                continue
-            places, span = [k for k, _ in asked[:n]], asked[n - 1][1]
-            where[r, at["queries"] : at["queries"] + n] = places
-            row = {name: array[r] for name, array in batch.items()}
-            times_us = np.array([time_us_N[k] for k in places], np.int64)
-            context.fill_context(row, at, people, context.Shown(patient, span), times_us)
-            asked = asked[n:]
-    if at["queries"] or r:
-        while r < batch_size:
-            r, at = close(batch, r, at)
-        yield batch, where
+        while asked := rows.take(patient, asked, time_us_N):
+            if asked := rows.take(patient, asked, time_us_N, in_parts=True):
+                yield rows.close()
+                rows = _OpenBatch(people, spec, batch_size)
+    if not rows.is_empty:
+        yield rows.close()
 
 
 def shown_at(people: "People", spec: BatchSpec, patient: Patient, time_us: int) -> context.Span:

@@ -11,6 +11,7 @@ people.npz, ehr-*.npz, wear-*.npz   the columns of a group, for the prediction t
 import dataclasses
 import functools
 import logging
+import pickle
 import time
 from collections.abc import Iterable
 from datetime import datetime
@@ -21,7 +22,8 @@ import polars as pl
 from scipy import sparse
 
 from ehrwear_jax.data import ages
-from ehrwear_jax.data.formats.parquet import shard_names, write_frame
+from ehrwear_jax.data.formats.parquet import shard_names, write_frame, writing
+from ehrwear_jax.data.prepare.workers import Pool
 from ehrwear_jax.models.tabular import code_columns, event_features, matrices, wear_features
 from ehrwear_jax.models.tabular.event_features import COUNT, FLAG, SINCE, VALUE, YEARS, Ranges
 
@@ -29,6 +31,7 @@ AGE = "ehr__age_years"
 COLUMNS = "columns.parquet"
 KEYS = ["subject_id", "prediction_time"]
 _GROUPS = ("people", "ehr", "wear")
+_WORK = "work.pickle"  # for the processes that share the shards; it goes when they are done
 _TIMES_AT_ONCE = 4096  # prediction times of a shard that are computed together
 __all__ = ["AGE", "COUNT", "FLAG", "SINCE", "VALUE", "Features", "Ranges", "Sources", "build"]
 
@@ -57,11 +60,12 @@ class Sources:
     ranges: Ranges = YEARS
 
 
-def build(sources: Sources, times: pl.DataFrame, out: Path) -> None:
+def build(sources: Sources, times: pl.DataFrame, out: Path, pool: Pool | None = None) -> None:
     """Writes the features of all prediction times to a folder; shards that are there are kept.
 
     Args:
       times: subject_id, prediction_time, each pair once; a row's number is its row in the features.
+      pool: of processes that share the shards; None: this one does them all.
 
     Raises:
       ValueError: a null key, a pair or subject that occurs twice, a subject that sources.subjects lacks.
@@ -75,10 +79,13 @@ def build(sources: Sources, times: pl.DataFrame, out: Path) -> None:
     names = [[(AGE, VALUE)], event_features.column_names(codes, ranges), _wear_columns(sources.windows, ranges)]
     queries = times.select(KEYS).with_row_index("row").sort(KEYS)
     matrices.write(out / "people.npz", np.arange(times.height), _age(sources.subjects, times))
-    for path, file in _shards("ehr", sources.events, out):
-        _write(file, path, queries, functools.partial(event_features.event_features, codes=codes, ranges=ranges))
-    for path, file in _shards("wear", sources.windows, out):
-        _write(file, path, queries, functools.partial(_wear, window_hours=sources.window_hours, ranges=ranges))
+    work = out / _WORK
+    with writing(work) as partial:
+        partial.write_bytes(pickle.dumps(_Work(queries, codes, ranges, sources.window_hours)))
+    shards = [("ehr", *s) for s in _shards("ehr", sources.events, out)]
+    shards += [("wear", *s) for s in _shards("wear", sources.windows, out)]
+    (pool or Pool()).map(functools.partial(_write, (work, work.stat().st_mtime_ns)), shards, "features")
+    work.unlink()
     rows = [(name, kind, group) for group, part in zip(_GROUPS, names, strict=True) for name, kind in part]
     schema = {"name": pl.String, "kind": pl.String, "group": pl.String}
     write_frame(pl.DataFrame(rows, schema, orient="row"), out / COLUMNS)
@@ -107,9 +114,38 @@ def _shards(group: str, paths: Iterable[Path], out: Path) -> list[tuple[Path, Pa
     return [(path, file) for path, file in zip(paths, files, strict=True) if not file.exists()]
 
 
-def _write(file, path, queries, compute):
-    """The features of the prediction times of a shard's people, some at a time."""
-    rows = pl.read_parquet(path)
+@dataclasses.dataclass(frozen=True)
+class _Work:
+    """What every shard needs: prediction times with the number of their row, and what is computed at them."""
+
+    queries: pl.DataFrame
+    codes: code_columns.CodeColumns
+    ranges: Ranges
+    window_hours: float
+
+    def ehr(self, events: pl.DataFrame, queries: pl.DataFrame) -> sparse.csr_matrix:
+        return event_features.event_features(events, queries, self.codes, self.ranges)
+
+    def wear(self, windows: pl.DataFrame, queries: pl.DataFrame) -> sparse.csr_matrix:
+        return _sparse(wear_features.wear_features(windows, queries, self.window_hours, self.ranges))
+
+
+@functools.lru_cache(maxsize=1)
+def _read_work(path: Path, written_ns: int) -> _Work:
+    """Once a process; written_ns: when the file was written, which tells a newer one of the same name."""
+    del written_ns
+    found: _Work = pickle.loads(path.read_bytes())
+    return found
+
+
+def _write(where: tuple[Path, int], shard: tuple[str, Path, Path]) -> None:
+    """The features of the prediction times of a shard's people, some at a time.
+
+    Args:
+      where: of the _Work. shard: "ehr" or "wear", input, file of features.
+    """
+    (group, path, file), work = shard, _read_work(*where)
+    rows, queries, compute = pl.read_parquet(path), work.queries, getattr(work, group)
     mine = queries.join(rows.select("subject_id").unique(), on="subject_id", how="semi", maintain_order="left")
     parts = []
     for begin in range(0, mine.height, _TIMES_AT_ONCE):
@@ -124,10 +160,6 @@ def _sparse(x_NxF: np.ndarray) -> sparse.csr_matrix:
     """What is not NaN; zeros are stored."""
     row, column = np.nonzero(~np.isnan(x_NxF))
     return sparse.coo_matrix((x_NxF[row, column], (row, column)), x_NxF.shape).tocsr()
-
-
-def _wear(windows, queries, window_hours, ranges):
-    return _sparse(wear_features.wear_features(windows, queries, window_hours, ranges))
 
 
 def _age(subjects, times):

@@ -23,9 +23,13 @@ def write(path: Path, row_R: np.ndarray, part: sparse.csr_matrix) -> None:
         np.savez(f, row=row_R, data=part.data, indices=part.indices, indptr=part.indptr, shape=part.shape)
 
 
-def _read(path):
+def _read(path, place):
+    """(rows of the whole, matrix) of a shard that has a row that is wanted, else None."""
     with np.load(path) as saved:
-        row, data, indices, indptr, shape = (saved[k] for k in ("row", "data", "indices", "indptr", "shape"))
+        row = saved["row"]
+        if not (place[row] >= 0).any():
+            return None
+        data, indices, indptr, shape = (saved[k] for k in ("data", "indices", "indptr", "shape"))
     return row, sparse.csr_matrix((data, indices, indptr), tuple(shape))
 
 
@@ -62,7 +66,10 @@ def _wanted(groups, place, wanted_F) -> Iterator[tuple[np.ndarray, np.ndarray, n
     """Per shard (place of each wanted row; column of the whole, row among these, value of each wanted entry)."""
     for first, paths in groups:
         for path in paths:
-            row_R, part = _read(path)
+            found = _read(path, place)
+            if found is None:
+                continue
+            row_R, part = found
             part = part[place[row_R] >= 0]
             column_E = part.indices.astype(np.int64) + first
             part_row_E = np.repeat(np.arange(part.shape[0]), np.diff(part.indptr))

@@ -2,6 +2,7 @@
 
 import itertools
 import re
+import shutil
 import statistics
 import tempfile
 from datetime import timedelta
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 from polars.testing import assert_frame_equal
 from tabular_cohort import ABOVE, CHANNELS, CODES, DAY, START, cohort
 
+from ehrwear_jax.data.prepare.workers import Pool
 from ehrwear_jax.models.tabular import code_columns, event_features, features
 
 
@@ -118,7 +120,8 @@ def most(values):
     return max(finite(values), default=None)
 
 
-def built(folder, events, subjects, windows, index, train, min_subjects=1, shards=2, ranges=event_features.YEARS):
+def built(folder, events, subjects, windows, index, train, min_subjects=1, shards=2, ranges=event_features.YEARS,
+          pool=None):  # fmt: skip
     """(Features, prediction times) of tables that are written in some shards."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = {"events": [], "windows": []}
@@ -136,7 +139,7 @@ def built(folder, events, subjects, windows, index, train, min_subjects=1, shard
     split = pl.when(pl.col("subject_id").is_in(list(train))).then(pl.lit("train")).otherwise(pl.lit("held_out"))
     sources = features.Sources(tuple(paths["events"]), tuple(paths["windows"]), subjects.with_columns(split=split),
                                codes, min_subjects, ranges=ranges)  # fmt: skip
-    features.build(sources, index, folder / "features")
+    features.build(sources, index, folder / "features", pool)
     return features.Features(folder / "features", index)
 
 
@@ -382,3 +385,24 @@ def test_a_time_without_features_is_named(tmp_path):
     made = built(tmp_path, events, subjects, windows, index, [1, 2])
     with pytest.raises(KeyError, match="no features at"):
         made.read(index.with_columns(pl.col("prediction_time") + DAY / 4), [features.AGE])
+
+
+@pytest.mark.slow
+def test_processes_that_share_the_shards_write_the_same_files(tmp_path):
+    events, subjects, windows, index = cohort(3)
+    arguments = events, subjects, windows, index, [1, 2, 3, 4, 5]
+    built(tmp_path / "one", *arguments)
+    with Pool(workers=2) as pool:
+        built(tmp_path / "two", *arguments, pool=pool)
+    one, two = ({p.name: p.read_bytes() for p in (tmp_path / n / "features").iterdir()} for n in ("one", "two"))
+    assert one == two and {"ehr-events0.npz", "wear-windows1.npz", "columns.parquet"} < set(one)
+
+
+def test_a_folder_that_is_built_anew_follows_its_own_prediction_times(tmp_path):
+    """What processes read once is told apart by when it was written."""
+    events, subjects, windows, index = cohort(3)
+    for some in (index, index.head(5)):
+        made = built(tmp_path, events, subjects, windows, some, [1, 2, 3, 4, 5])
+        x = made.read(some, made.columns["name"])
+        assert x.shape[0] == some.height and x.nnz > some.height
+        shutil.rmtree(tmp_path / "features")
