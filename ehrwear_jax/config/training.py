@@ -61,6 +61,16 @@ class TrainConfig:
     """Threads that read ahead, in each process."""
     data_workers: int = 0
     """Further processes that make the batches; 0: the training process does."""
+    gradients_every: int = 500
+    """Steps from one measurement of every loss term's gradient on z to the next: its norm over the step's batch at
+    weight 1, without dropout, is logged as gradient/<term>, and what share of the sum its weight gives it as
+    share/<term>. Of a family whose network can be read there. 0: none, nor the compilation of it."""
+    weights_from_gradients: bool = False
+    """Whether the objective's weights say how the gradient on z is shared among the terms, and not what losses are
+    multiplied by, whose scales differ a hundredfold. The multipliers follow from the norms that gradients_every
+    measures (from the first step on), averaged, and are logged as weight/<term>; see training/loss_weights.py."""
+    gradients_decay: float = 0.9
+    """Decay, from one measurement to the next, of the average of norms that weights_from_gradients uses."""
     max_skipped: int = 20
     """Steps in a row with a loss or gradient that is not finite after which the run ends."""
     spike_factor: float = 8.0
@@ -84,16 +94,25 @@ class TrainConfig:
             raise ValueError(
                 f"{where}.accumulate is {self.accumulate}; it must divide {where}.{rows}, {getattr(self, rows)}"
             )
-        if not 0 <= self.ema_decay < 1:
-            raise ValueError(f"{where}.ema_decay is {self.ema_decay}; it must lie in [0, 1)")
+        for name in ("ema_decay", "gradients_decay"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{where}.{name} is {getattr(self, name)}; it must lie in [0, 1)")
+        if self.weights_from_gradients and not self.gradients_every:
+            raise ValueError(f"{where}.weights_from_gradients takes measurements: {where}.gradients_every is 0")
 
 
 # Options that change how a trained model is reached, and not the model; what rows_per_device gives is in batch_size.
 TRAIN_NOT_RESULTS = (
     "rows_per_device", "log_every", "validate_every", "validate_batches", "checkpoint_every", "keep", "keep_every",
     "data_threads", "data_workers", "stop_after", "max_skipped", "spike_factor", "step_timeout_s", "profile_at",
-    "profile_steps",
+    "profile_steps", "gradients_every", "weights_from_gradients", "gradients_decay",
 )  # fmt: skip
+# Of these, what decides the model after all where an option is on.
+TRAIN_RESULTS_WITH = {
+    "patience": ("validate_every", "validate_batches"),  # how often and on what is looked decides which are kept
+    "rows_per_device": ("rows_per_device",),  # batch_size does not say it yet
+    "weights_from_gradients": ("weights_from_gradients", "gradients_every", "gradients_decay"),
+}
 
 
 # Options of fine-tuning that choose what is fine-tuned, and not how, or that stand for others in mode scratch.
