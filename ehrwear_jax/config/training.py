@@ -119,6 +119,10 @@ TRAIN_RESULTS_WITH = {
 FINETUNE_CHOICES = ("models", "modes", "tasks", "scratch_steps", "scratch_learning_rate", "scratch_patience")
 
 
+# of attention over a row that lies over several devices; ops/kernel_attention/sharded.py knows the same names
+CONTEXT_CHOICES = {"context_attention": ("gather", "ring"), "context_layout": ("contiguous", "zigzag")}
+
+
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
     """Devices along each axis of the mesh; -1, at one axis, takes the rest."""
@@ -131,6 +135,19 @@ class MeshConfig:
     """Devices that share heads and hidden units."""
     context: int = 1
     """Devices that share the positions of a row."""
+    context_attention: str = "gather"
+    """How a device comes by the keys of a row that lies over `context`. gather: all at once, which takes room for a
+    whole row's keys and values in each layer. ring: part by part, passed around the devices, which takes room for one
+    part and as many messages as there are devices."""
+    context_layout: str = "contiguous"
+    """Which positions of a row a device computes attention for. contiguous: one after the other, for rows of many
+    contexts. zigzag: an early and a late part, for rows of one long context, of which late positions see the most: all
+    devices of `context` have alike much to do, and half of the queries travel there and back in each layer. What twice
+    `context` does not divide stays contiguous."""
+
+    def __post_init__(self) -> None:
+        for name, choices in CONTEXT_CHOICES.items():
+            options.require_choice("config.mesh", name, getattr(self, name), choices)
 
 
 @dataclasses.dataclass(frozen=True)

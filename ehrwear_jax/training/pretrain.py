@@ -89,9 +89,11 @@ def with_rows(config: TrainConfig, mesh: jax.sharding.Mesh) -> TrainConfig:
     return config
 
 
-def make_task(model: Model, spec: BatchSpec, mesh: jax.sharding.Mesh) -> step.NetworkTask:
-    """The model's network and objective on a mesh."""
-    network = model.module.network(spec, model.config, sharding.mesh_ops(mesh))
+def make_task(
+    model: Model, spec: BatchSpec, mesh: jax.sharding.Mesh, mesh_config: MeshConfig | None = None
+) -> step.NetworkTask:
+    """The model's network and objective on a mesh; mesh_config: see sharding.mesh_ops."""
+    network = model.module.network(spec, model.config, sharding.mesh_ops(mesh, mesh_config))
     return step.NetworkTask(network, spec, model.module.objective(spec, model.config))
 
 
@@ -122,7 +124,7 @@ def pretrain(
         raise ValueError("config.train.patience waits for a lower validation loss: validate_batches must be positive")
     if config.patience and not len(held.subject_id):
         raise ValueError("config.train.patience waits for a lower loss on the tuning split, which has nobody")
-    task = make_task(model, examples.spec, mesh)
+    task = make_task(model, examples.spec, mesh, mesh_config)
     sizes = cost.parameters(jax.eval_shape(lambda: task.init(jax.random.key(0))[0]))
     write_model(folder, model, examples, sizes)
     logging.info("%s: %d parameters", model.name, sum(sizes.values()))
