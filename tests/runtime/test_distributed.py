@@ -23,6 +23,7 @@ distributed.initialize(wait_s=60)
 me = distributed.process_index()
 assert distributed.several() and distributed.is_first() == (me == 0)
 assert [distributed.from_first("step", [me, step]) for step in (3, 4)] == [[0, 3], [0, 4]]
+assert [distributed.from_all("step", [me, step]) for step in (3, 4)] == [[[0, 3], [1, 3]], [[0, 4], [1, 4]]]
 if me == 1:
     try:
         distributed.from_first("alone", timeout_s=0.5)
