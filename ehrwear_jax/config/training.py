@@ -101,11 +101,12 @@ class TrainConfig:
             raise ValueError(f"{where}.weights_from_gradients takes measurements: {where}.gradients_every is 0")
 
 
-# Options that change how a trained model is reached, and not the model; what rows_per_device gives is in batch_size.
+# Options that change how a trained model is reached, and not the model. What rows_per_device gives is in batch_size;
+# what init_from holds is identified by stages/plan.py.
 TRAIN_NOT_RESULTS = (
-    "rows_per_device", "log_every", "validate_every", "validate_batches", "checkpoint_every", "keep", "keep_every",
-    "data_threads", "data_workers", "stop_after", "max_skipped", "spike_factor", "step_timeout_s", "profile_at",
-    "profile_steps", "gradients_every", "weights_from_gradients", "gradients_decay",
+    "rows_per_device", "init_from", "log_every", "validate_every", "validate_batches", "checkpoint_every", "keep",
+    "keep_every", "data_threads", "data_workers", "stop_after", "max_skipped", "spike_factor", "step_timeout_s",
+    "profile_at", "profile_steps", "gradients_every", "weights_from_gradients", "gradients_decay",
 )  # fmt: skip
 # Of these, what decides the model after all where an option is on.
 TRAIN_RESULTS_WITH = {
