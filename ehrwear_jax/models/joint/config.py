@@ -51,6 +51,10 @@ class ContextConfig:
     end of follow-up, where labels are read."""
     events: int = 16
     """Capacity of a row for predictions at events, shared among its contexts by their length."""
+    every_time: bool = False
+    """Whether predictions are made at every distinct time of a context's events, and not at so many as `events` says.
+    Tokens are scored over the vocabulary only where there is a target; what terms compare at each event (pooled
+    windows, next values) takes memory by the row's tokens."""
     future_windows: int = 4
     """Number of windows ahead that are predicted (multi-step prediction of the signal)."""
     horizons: tuple = (30, 90, 180, 365)
