@@ -61,6 +61,16 @@ class TrainConfig:
     """Threads that read ahead, in each process."""
     data_workers: int = 0
     """Further processes that make the batches; 0: the training process does."""
+    gradients_every: int = 500
+    """Steps from one measurement of every loss term's gradient on z to the next: its norm over the step's batch at
+    weight 1, without dropout, is logged as gradient/<term>, and what share of the sum its weight gives it as
+    share/<term>. Of a family whose network can be read there. 0: none, nor the compilation of it."""
+    weights_from_gradients: bool = False
+    """Whether the objective's weights say how the gradient on z is shared among the terms, and not what losses are
+    multiplied by, whose scales differ a hundredfold. The multipliers follow from the norms that gradients_every
+    measures (from the first step on), averaged, and are logged as weight/<term>; see training/loss_weights.py."""
+    gradients_decay: float = 0.9
+    """Decay, from one measurement to the next, of the average of norms that weights_from_gradients uses."""
     max_skipped: int = 20
     """Steps in a row with a loss or gradient that is not finite after which the run ends."""
     spike_factor: float = 8.0
@@ -84,20 +94,34 @@ class TrainConfig:
             raise ValueError(
                 f"{where}.accumulate is {self.accumulate}; it must divide {where}.{rows}, {getattr(self, rows)}"
             )
-        if not 0 <= self.ema_decay < 1:
-            raise ValueError(f"{where}.ema_decay is {self.ema_decay}; it must lie in [0, 1)")
+        for name in ("ema_decay", "gradients_decay"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{where}.{name} is {getattr(self, name)}; it must lie in [0, 1)")
+        if self.weights_from_gradients and not self.gradients_every:
+            raise ValueError(f"{where}.weights_from_gradients takes measurements: {where}.gradients_every is 0")
 
 
-# Options that change how a trained model is reached, and not the model; what rows_per_device gives is in batch_size.
+# Options that change how a trained model is reached, and not the model. What rows_per_device gives is in batch_size;
+# what init_from holds is identified by stages/plan.py.
 TRAIN_NOT_RESULTS = (
-    "rows_per_device", "log_every", "validate_every", "validate_batches", "checkpoint_every", "keep", "keep_every",
-    "data_threads", "data_workers", "stop_after", "max_skipped", "spike_factor", "step_timeout_s", "profile_at",
-    "profile_steps",
+    "rows_per_device", "init_from", "log_every", "validate_every", "validate_batches", "checkpoint_every", "keep",
+    "keep_every", "data_threads", "data_workers", "stop_after", "max_skipped", "spike_factor", "step_timeout_s",
+    "profile_at", "profile_steps", "gradients_every", "weights_from_gradients", "gradients_decay",
 )  # fmt: skip
+# Of these, what decides the model after all where an option is on.
+TRAIN_RESULTS_WITH = {
+    "patience": ("validate_every", "validate_batches"),  # how often and on what is looked decides which are kept
+    "rows_per_device": ("rows_per_device",),  # batch_size does not say it yet
+    "weights_from_gradients": ("weights_from_gradients", "gradients_every", "gradients_decay"),
+}
 
 
 # Options of fine-tuning that choose what is fine-tuned, and not how, or that stand for others in mode scratch.
 FINETUNE_CHOICES = ("models", "modes", "tasks", "scratch_steps", "scratch_learning_rate", "scratch_patience")
+
+
+# of attention over a row that lies over several devices; ops/kernel_attention/sharded.py knows the same names
+CONTEXT_CHOICES = {"context_attention": ("gather", "ring"), "context_layout": ("contiguous", "zigzag")}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,6 +136,19 @@ class MeshConfig:
     """Devices that share heads and hidden units."""
     context: int = 1
     """Devices that share the positions of a row."""
+    context_attention: str = "gather"
+    """How a device comes by the keys of a row that lies over `context`. gather: all at once, which takes room for a
+    whole row's keys and values in each layer. ring: part by part, passed around the devices, which takes room for one
+    part and as many messages as there are devices."""
+    context_layout: str = "contiguous"
+    """Which positions of a row a device computes attention for. contiguous: one after the other, for rows of many
+    contexts. zigzag: an early and a late part, for rows of one long context, of which late positions see the most: all
+    devices of `context` have alike much to do, and half of the queries travel there and back in each layer. What twice
+    `context` does not divide stays contiguous."""
+
+    def __post_init__(self) -> None:
+        for name, choices in CONTEXT_CHOICES.items():
+            options.require_choice("config.mesh", name, getattr(self, name), choices)
 
 
 @dataclasses.dataclass(frozen=True)

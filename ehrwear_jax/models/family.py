@@ -12,6 +12,7 @@ A family is a module (of the package: ehrwear_jax/models/<name>/family.py) with 
 and it may have these:
 
     assumed(config, prepare, vocabulary)   (BatchSpec, counts of a full row) before there are data: describe, compile
+    network's methods read and predicted   its two halves, between which lies z: gradients on z (training/gradients.py)
     adapted(config, width)                 the config with adapters, which a mode of fine-tuning adds
     interpretation                         a module like models/joint/interpretation.py: kernels, attributable inputs
 

@@ -55,6 +55,10 @@ class WeightedTerms:
         """{term: what it is divided by}, of a whole batch whose micro-batches are then given to the call."""
         return {t.name: t.normaliser(batch) for t in self.terms}
 
+    def only(self, name: str) -> "WeightedTerms":
+        """The objective of one of its terms."""
+        return dataclasses.replace(self, terms=tuple(t for t in self.terms if t.name == name))
+
     def __call__(
         self, out: Any, batch: Mapping[str, jax.Array], weights: Mapping[str, Any], normalisers: Mapping[str, Any]
     ) -> tuple[jax.Array, dict[str, jax.Array]]:

@@ -137,6 +137,18 @@ def _few_slices():
     return context
 
 
+class _NotWritten(Exception):
+    """What processes said of the parts of a checkpoint that they could not write."""
+
+
+def _sentence(failure):
+    """What an exception says, or None."""
+    if failure is None:
+        return None
+    words = " ".join(str(failure).split())[:300]
+    return words if isinstance(failure, _NotWritten) else f"{type(failure).__name__}: {words}"
+
+
 class Checkpoints:
     """Numbered checkpoints in a folder, saved in the background.
 
@@ -179,15 +191,17 @@ class Checkpoints:
             raise (NotSaved if kind == "room" else RuntimeError)(sentence)
         about = self._about | {"step": step, "processes": jax.process_count(), "leaves": _inventory(state)}
         target = self.folder / str(step)
-        self._saving = step, target
+        self._saving, response, failure = (step, target), None, None
         try:
             with _few_slices():
                 response = ocp.save_checkpointables_async(target, _split(state))
         except Exception as error:
-            self._failure = error
-            self.wait()
-        self._thread = threading.Thread(target=self._finish, args=(response, target, about), name="checkpoint")
+            failure = error
+        arguments = (response, failure, target, about)
+        self._thread = threading.Thread(target=self._finish, args=arguments, name="checkpoint")
         self._thread.start()
+        if failure and not distributed.several():  # of several all hear of it when they next wait
+            self.wait()
 
     def _refusal(self, step, state):
         if not distributed.is_first():
@@ -204,10 +218,21 @@ class Checkpoints:
             )
         return None
 
-    def _finish(self, response, target, about):
-        """In a thread: waits for orbax; the first process seals the checkpoint and removes old ones."""
+    def _finish(self, response, failure, target, about):
+        """In a thread: waits for orbax; if all processes' parts are written the first one seals, and removes old ones.
+
+        What one of them alone knew would let it save again while the others go on with the next step.
+        """
         try:
-            response.result()
+            if response is not None:
+                response.result()
+        except BaseException as error:
+            failure = error
+        try:
+            said = distributed.from_all(f"checkpoint/written/{target.name}", _sentence(failure))
+            found = [f"process {i}: {reason}" if len(said) > 1 else reason for i, reason in enumerate(said) if reason]
+            if found:
+                raise _NotWritten("; ".join(found)) from failure
             if distributed.is_first():
                 files.write_json(target / checkpoint_manifest.ABOUT, about)
                 checkpoint_manifest.seal(target)
@@ -238,8 +263,8 @@ class Checkpoints:
             self._thread.join()
         (step, target), failure = self._saving, self._failure
         self._saving = self._thread = self._failure = None
-        reason = failure and f"{type(failure).__name__}: {' '.join(str(failure).split())[:300]}"
-        reason = distributed.from_first(f"checkpoint/{step}", reason) or reason
+        # all know whether the parts were written; only the first knows how sealing them went
+        reason = distributed.from_first(f"checkpoint/{step}", _sentence(failure)) or _sentence(failure)
         if reason:
             if distributed.is_first():
                 checkpoint_manifest.remove(target)

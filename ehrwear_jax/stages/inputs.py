@@ -49,6 +49,17 @@ class Inputs:
         found = self._digests((p, os.stat(p)) for p in paths)
         return files.digest([found[p] for p in paths])
 
+    def noted(self, path: str | Path, found: str) -> str:
+        """The digest of what was found at a path; where that is "", as it is gone, of what was found last."""
+        key = str(Path(path).absolute())
+        if not found:
+            return self._known.get(key, [0, 0, ""])[2]
+        if self._known.get(key) != [0, 0, found]:
+            self._known[key] = [0, 0, found]
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            files.write_json(self._path, self._known)
+        return found
+
     def _forget(self, root, found):
         """Files that a folder has no more are no part of the digest that it had."""
         gone = [p for p in self._known if p not in found and root in Path(p).parents]

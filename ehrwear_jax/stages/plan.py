@@ -205,7 +205,8 @@ class Plan:
         model = self.model(trained)
         of = model.identity() | {"data": self.fit(trained.fold).digest}
         if model.train.init_from:
-            of["started_from"] = warm_start.identity(model.train.init_from)
+            source = model.train.init_from
+            of["started_from"] = self.inputs.noted(source, warm_start.identity(source))
         return self.artifact("models", trained.key, of)
 
     def embeddings(self, trained: Trained) -> Path:

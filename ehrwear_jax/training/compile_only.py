@@ -13,6 +13,7 @@ import jax
 from jax.experimental import topologies
 
 from ehrwear_jax.config.data import PrepareConfig
+from ehrwear_jax.config.training import MeshConfig
 from ehrwear_jax.models.family import BatchSpec
 from ehrwear_jax.ops.kernel_attention.target import compiling_for
 from ehrwear_jax.training import cost, hlo, sharding
@@ -106,20 +107,26 @@ class Compiled:
 
 
 def compile_step(
-    model: Model, spec: BatchSpec, row_counts: Mapping[str, int], mesh: jax.sharding.Mesh, platform: str | None = None
+    model: Model,
+    spec: BatchSpec,
+    row_counts: Mapping[str, int],
+    mesh: jax.sharding.Mesh,
+    platform: str | None = None,
+    mesh_config: MeshConfig | None = None,
 ) -> Compiled:
     """Compiles the training step that pretraining runs, on shapes alone.
 
     Args:
       row_counts: of a full row, for the flops.
-      platform: of the mesh's devices, where it is not this machine's.
+      platform: of the mesh's devices, where it is not this machine's. mesh_config: see sharding.mesh_ops.
 
     Raises:
       ValueError: rows that the mesh does not divide; the program does not fit the devices' memory; the compiler says
         nothing of it.
     """
     config = with_rows(model.train, mesh)
-    rows, task, optimizer = config.batch_size, make_task(model, spec, mesh), make_optimizer(config)
+    rows, optimizer = config.batch_size, make_optimizer(config)
+    task = make_task(model, spec, mesh, mesh_config)
     place = sharding.batch_sharding(mesh)
     batch = {
         name: jax.ShapeDtypeStruct((rows, *x.shape[1:]), x.dtype, sharding=place) for name, x in spec.empty(1).items()

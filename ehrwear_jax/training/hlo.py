@@ -1,4 +1,4 @@
-"""Reads a compiled program's text: which collectives a step runs, how often, and how many bytes they bring."""
+"""Reads a compiled program's text: which collectives a step runs, how many bytes they bring, and its largest array."""
 
 import collections
 import re
@@ -66,3 +66,9 @@ def collectives(text: str) -> dict[str, tuple[int, int]]:
 
     visit(entry, 1)
     return {kind: (count, int(size)) for kind, (count, size) in sorted(total.items())}
+
+
+def largest(text: str) -> int:
+    """Bytes on a device of the largest array that an instruction of a program gives."""
+    results = (found[1] for line in text.splitlines() if (found := _INSTRUCTION.match(line)))
+    return int(max((_bytes(shape) for result in results for shape in _SHAPE.findall(result)), default=0))

@@ -32,6 +32,8 @@ class Job:
         changes.
       batches: start step -> this process's batches from there on.
       validate: state -> {metric: value}, every config.validate_every steps.
+      measure: (state, the step's batch) -> (state, {metric: value}), every config.gradients_every steps and, where
+        weights depend on it, after the first; None: nothing is measured. See training/gradients.py.
       throughput: start step -> Throughput.
       subjects: step (from 1) -> ids of the people in its global batch, for the log of what went wrong.
       about: JSON-able dict of what the state depends on.
@@ -51,6 +53,7 @@ class Job:
     about: dict
     frozen: Any = dataclasses.field(default_factory=dict)
     start: Callable[[State], State] = lambda state: state
+    measure: Callable[[State, dict], tuple[State, dict[str, float]]] | None = None
 
     @property
     def name(self) -> str:
@@ -97,6 +100,10 @@ def fit(job: Job) -> tuple[State, int]:
                 state, metrics = step_fn(state, job.frozen, batch)
                 reporter.turn(step + 1, metrics)
                 done, stop = step + 1, run.step_done(step + 1)
+            if job.measure and (done % config.gradients_every == 0 or (done == 1 and config.weights_from_gradients)):
+                with run.part("validating"):
+                    state, found = job.measure(state, batch)
+                    run.write(done, found)
             if done % config.validate_every == 0 or done == config.steps:
                 with run.part("validating"):
                     state, over = _validated(job, state, run, done)

@@ -12,12 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from ehrwear_jax.config import options
-from ehrwear_jax.config.training import TRAIN_NOT_RESULTS, MeshConfig, TrainConfig
+from ehrwear_jax.config.training import TRAIN_NOT_RESULTS, TRAIN_RESULTS_WITH, MeshConfig, TrainConfig
 from ehrwear_jax.data.store import RecordStore
 from ehrwear_jax.models import registry
 from ehrwear_jax.models.family import BatchSpec, Examples, Family
 from ehrwear_jax.runtime import distributed, files
-from ehrwear_jax.training import cost, feed, sharding, step, warm_start
+from ehrwear_jax.training import cost, feed, gradients, sharding, step, warm_start
 from ehrwear_jax.training.loop import Job, fit
 from ehrwear_jax.training.optimizer import make_optimizer
 from ehrwear_jax.training.throughput import Throughput
@@ -47,10 +47,8 @@ class Model:
 
     def identity(self) -> dict:
         """JSON-able dict of what its parameters depend on beside the data."""
-        left_out = set(TRAIN_NOT_RESULTS)
-        # with patience, how often and on what is looked decides which parameters are kept
-        left_out -= {"validate_every", "validate_batches"} if self.train.patience else set()
-        left_out -= {"rows_per_device"} if self.train.rows_per_device else set()  # batch_size does not say it yet
+        on = [names for option, names in TRAIN_RESULTS_WITH.items() if getattr(self.train, option)]
+        left_out = set(TRAIN_NOT_RESULTS).difference(*on)
         train = {k: v for k, v in options.as_dict(self.train).items() if k not in left_out}
         return {
             "family": self.family,
@@ -91,9 +89,11 @@ def with_rows(config: TrainConfig, mesh: jax.sharding.Mesh) -> TrainConfig:
     return config
 
 
-def make_task(model: Model, spec: BatchSpec, mesh: jax.sharding.Mesh) -> step.NetworkTask:
-    """The model's network and objective on a mesh."""
-    network = model.module.network(spec, model.config, sharding.mesh_ops(mesh))
+def make_task(
+    model: Model, spec: BatchSpec, mesh: jax.sharding.Mesh, mesh_config: MeshConfig | None = None
+) -> step.NetworkTask:
+    """The model's network and objective on a mesh; mesh_config: see sharding.mesh_ops."""
+    network = model.module.network(spec, model.config, sharding.mesh_ops(mesh, mesh_config))
     return step.NetworkTask(network, spec, model.module.objective(spec, model.config))
 
 
@@ -124,7 +124,7 @@ def pretrain(
         raise ValueError("config.train.patience waits for a lower validation loss: validate_batches must be positive")
     if config.patience and not len(held.subject_id):
         raise ValueError("config.train.patience waits for a lower loss on the tuning split, which has nobody")
-    task = make_task(model, examples.spec, mesh)
+    task = make_task(model, examples.spec, mesh, mesh_config)
     sizes = cost.parameters(jax.eval_shape(lambda: task.init(jax.random.key(0))[0]))
     write_model(folder, model, examples, sizes)
     logging.info("%s: %d parameters", model.name, sum(sizes.values()))
@@ -142,6 +142,7 @@ def pretrain(
             workers=config.data_workers,
         ),
         validate=validation(held, task, config, mesh),
+        measure=gradients.measurement(task, config, mesh),
         throughput=lambda begin: Throughput(examples.counts, flops, mesh, begin),
         subjects=lambda done: examples.subjects(range((done - 1) * config.batch_size, done * config.batch_size)),
         about=model.identity() | {"data": store.digest()},

@@ -208,9 +208,19 @@ def device_batch(batch: Mapping[str, np.ndarray], mesh: jax.sharding.Mesh) -> di
     return {k: place(x) for k, x in batch.items()}
 
 
+def mesh_ops(mesh: jax.sharding.Mesh, config: MeshConfig | None = None) -> MeshOps:
+    """What networks take from a mesh: constraints of activations by logical names, and the attention op over it.
+
+    Args:
+      config: how attention goes over the devices that share a row, as by default where it is None; the devices
+        themselves are the mesh's.
+    """
+    how = config or MeshConfig()
+    return _mesh_ops(mesh, how.context_attention, how.context_layout)
+
+
 @functools.cache  # so that networks for equal meshes are equal, and are compiled once
-def mesh_ops(mesh: jax.sharding.Mesh) -> MeshOps:
-    """What networks take from a mesh: constraints of activations by logical names, and the attention op over it."""
+def _mesh_ops(mesh, method, layout):
 
     def constrain(x, *names):
         if mesh.size == 1:
@@ -225,7 +235,8 @@ def mesh_ops(mesh: jax.sharding.Mesh) -> MeshOps:
         names = ("batch", "length", "heads", None)
         q_spec, k_spec = (spec(mesh, x.shape, names) for x in (q_BxTxHxD, k_BxSxHxD))
         return sharded_kernel_attention(
-            q_BxTxHxD, k_BxSxHxD, *arguments, mesh=mesh, q_spec=q_spec, k_spec=k_spec, **keywords
-        )
+            q_BxTxHxD, k_BxSxHxD, *arguments, mesh=mesh, q_spec=q_spec, k_spec=k_spec,
+            method=method, layout=layout, **keywords,
+        )  # fmt: skip
 
     return MeshOps(constrain, attend, n_row_devices(mesh))

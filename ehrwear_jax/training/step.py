@@ -14,6 +14,7 @@ from flax import traverse_util
 from ehrwear_jax.config.training import TrainConfig
 from ehrwear_jax.models.family import BatchSpec, Objective
 from ehrwear_jax.training import sharding
+from ehrwear_jax.training.loss_weights import balanced
 from ehrwear_jax.training.optimizer import average, summed_gradients
 
 State = dict[str, Any]
@@ -120,6 +121,8 @@ def _initial(task, optimizer, config, seed):
         state = {"step": zero, "params": params, "optimizer": optimizer.init(params), "skipped": zero}
         state |= {"collections": collections} if collections else {}
         state |= {"average": jax.tree.map(jnp.copy, params)} if config.ema_decay else {}
+        if config.weights_from_gradients:
+            state["gradients"] = {name: jnp.zeros(()) for name in task.objective.weights(0)}
         if config.patience:
             best = jax.tree.map(jnp.copy, read_variables(state))
             state["best"] = {"variables": best, "loss": jnp.float32(jnp.inf), "step": zero}
@@ -134,7 +137,8 @@ def abstract_state(
     """Shapes and shardings of the training state; nothing is computed.
 
     The state: {"step", "params", "optimizer", "skipped"}; "collections" if there are any; "average" of the params with
-    ema_decay; with patience "best": {"variables", "loss", "step"} of the lowest validation loss.
+    ema_decay; "gradients", averaged norms on z by term, with weights_from_gradients; with patience "best":
+    {"variables", "loss", "step"} of the lowest validation loss.
     """
     shapes = jax.eval_shape(_initial(task, optimizer, config, 0))
     places = sharding.state_sharding(shapes, mesh, task.axes)
@@ -181,6 +185,7 @@ def train_step(
     """
     key = jax.random.fold_in(jax.random.key(seed), state["step"])
     weights = task.objective.weights(state["step"])
+    weights = balanced(weights, state["gradients"]) if config.weights_from_gradients else weights
     whole = task.objective.normalisers(batch)
     collections = state.get("collections", {})
 
@@ -200,6 +205,7 @@ def train_step(
     if config.ema_decay:
         new["average"] = average(state["average"], new["params"], state["step"], config.ema_decay)
     counters = {"gradient_norm": norm, "finite": finite.astype(jnp.float32), "skipped": new["skipped"]}
+    counters |= {f"weight/{name}": w for name, w in weights.items()} if config.weights_from_gradients else {}
     return new, found.metrics | counters
 
 

@@ -1,8 +1,9 @@
 """ehrwear_jax.main with the toy model and a fault of one process: FAULT=<kind>:<step>:<process> python faulty_main.py.
 
 Kinds, when the batch of the step is asked for: nan (a value of it is not finite), hang, kill (as the kernel's out of
-memory killer does), term (somebody stops this process). And shard: killed when its shard of that number, from 1, is
-embedded and about to be written.
+memory killer does), term (somebody stops this process). Kind shard: killed when its shard of that number, from 1, is
+embedded and about to be written. Kind unsaved: this process's part of the checkpoint of the step fails, after the
+others' parts were written.
 """
 
 import os
@@ -15,6 +16,7 @@ import toy_training
 from absl import app
 
 from ehrwear_jax import main
+from ehrwear_jax.runtime import checkpoint
 from ehrwear_jax.training import embedding, feed, sharding
 
 kind, step, process = (os.environ.get("FAULT") or "none:0:0").split(":")
@@ -32,7 +34,7 @@ def with_fault(*arguments, start_step=0, n_steps=None, **options):
                 batch["value"][0, 0] = np.nan
             elif kind == "hang":
                 the_batch_that_never_comes()
-            else:
+            elif kind in ("kill", "term"):
                 os.kill(os.getpid(), {"kill": signal.SIGKILL, "term": signal.SIGTERM}[kind])
         yield batch
 
@@ -47,6 +49,29 @@ def write_until_killed(*arguments):
 shards, write = [], embedding.write
 if kind == "shard":
     embedding.write = write_until_killed
+
+
+class Failing:
+    """What orbax returns of a save that will fail."""
+
+    def __init__(self, response):
+        self._response = response
+
+    def result(self):
+        self._response.result()
+        raise OSError("the disk of this process is gone")
+
+
+save = checkpoint.ocp.save_checkpointables_async
+
+
+def save_with_fault(target, *arguments, **options):
+    mine = (target.name, jax.process_index()) == (step, int(process)) and kind == "unsaved"
+    response = save(target, *arguments, **options)
+    return Failing(response) if mine else response
+
+
+checkpoint.ocp.save_checkpointables_async = save_with_fault
 if os.environ.get("PERMUTED"):  # a mesh in which the devices of a process are not neighbours
     make_mesh = sharding.make_mesh
     sharding.make_mesh = lambda config=None: make_mesh([*jax.devices()[::2], *jax.devices()[1::2]], config)

@@ -50,7 +50,7 @@ def make_batch(n_rows, spec=SPEC):
         elif field.dtype is np.float32:
             values = rng.normal(size=shape)
         else:
-            values = rng.integers(0, min(3, spec.sizes[places[name]]) if name in places else 3, shape)
+            values = rng.integers(0, max(min(3, spec.sizes[places[name]]), 1) if name in places else 3, shape)
         sparse = rng.random(shape) < np.linspace(0.1, 1.0, n_rows).reshape(-1, *(1,) * len(field.axes))
         batch[name] = np.where(sparse, values, batch[name]).astype(field.dtype)
     tokens = spec.sizes["T"]

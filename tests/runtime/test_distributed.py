@@ -24,6 +24,7 @@ me = distributed.process_index()
 assert distributed.several() and distributed.is_first() == (me == 0)
 assert [distributed.from_first("step", [me, step]) for step in (3, 4)] == [[0, 3], [0, 4]]
 assert distributed.to_first("shards", [me, 5], timeout_s=60) == ([[0, 5], [1, 5]] if me == 0 else [])
+assert [distributed.from_all("step", [me, step]) for step in (3, 4)] == [[[0, 3], [1, 3]], [[0, 4], [1, 4]]]
 if me == 1:
     try:
         distributed.from_first("alone", timeout_s=0.5)

@@ -151,6 +151,15 @@ def test_a_signal_to_one_process_stops_all_after_the_same_step(root, two):
     assert Job(root, "term", 2).done().lines() == two.lines()
 
 
+def test_a_save_that_fails_on_one_process_fails_on_all_and_is_tried_again(root, two):
+    """They agree before it is sealed; else one would save again while the others go on, and wait for them for ever."""
+    job = Job(root, "unsaved", 2, fault="unsaved:4:1").done()
+    (event,) = [e for e in run_dir.read_lines(job.network / run_dir.EVENTS) if e["kind"] == "not_saved"]
+    assert "step 4 was not written: process 1: OSError: the disk of this process is gone" in event["reason"]
+    assert checkpoint_manifest.steps(job.network / "checkpoints")[-1] == STEPS
+    assert job.lines() == two.lines()
+
+
 def test_a_killed_process_ends_the_job_in_time_and_nothing_is_lost(root, two):
     job, began = Job(root, "kill", 2, fault="kill:7:1"), time.monotonic()
     code, killed = job.end(timeout=150)

@@ -1,5 +1,6 @@
 """What each artifact depends on: a change of the config makes others of these, and of nothing else."""
 
+import contextlib
 import json
 import shutil
 
@@ -9,8 +10,10 @@ import small_run
 
 from ehrwear_jax import config as config_lib
 from ehrwear_jax.config import parse
-from ehrwear_jax.runtime import checkpoint_manifest
-from ehrwear_jax.stages import evaluate, interpret, predictors, prepare, report, tasks
+from ehrwear_jax.runtime import checkpoint_manifest, distributed
+from ehrwear_jax.stages import evaluate, interpret, predictors, prepare, pretrain, report, tasks
+from ehrwear_jax.stages.artifacts import Artifact
+from ehrwear_jax.stages.inputs import Inputs
 from ehrwear_jax.stages.plan import Plan
 from ehrwear_jax.stages.workdir import Workdir
 
@@ -78,6 +81,8 @@ def check_change(root, key, value, expected, artifacts):
     assert different == expected and len(both) == len(found[0])
 
 
+# options of the network that a run may go on with after it ran out of memory
+HOW = {"remat": "full", "wear_remat": "full", "unroll": 2, "wear_unroll": 2, "attention": "xla", "target_chunk": 64}
 JOINT = {"models/joint/all-seed0"}
 NETWORKS = JOINT | {"models/ehr_only/all-seed0", "models/wear_only/all-seed0"}
 
@@ -105,12 +110,18 @@ NETWORKS = JOINT | {"models/ehr_only/all-seed0", "models/wear_only/all-seed0"}
         ("models.joint.network", {"width": 16}, JOINT),
         # how a result is reached, not what it is; and what this source does not read
         ("prepare.workers", 3, set()),
-        ("joint.network.wear_remat", "full", set()),
+        *((f"joint.network.{name}", value, set()) for name, value in HOW.items()),
         ("train.log_every", 5, set()),
+        ("train.validate_every", 7, set()),
+        ("train.validate_batches", 0, set()),
+        ("train.gradients_every", 9, set()),
+        ("train.data_workers", 2, set()),
+        ("train.data_threads", 5, set()),
         ("train.checkpoint_every", 5, set()),
         ("train.stop_after", 3, set()),
         ("simulate.n_subjects", 5, set()),
         ("mesh.fsdp", 2, set()),
+        ("mesh.context_attention", "ring", set()),
         # what comes after the networks
         ("name", "other", set()),
         ("evaluate.tasks", ("readmission",), set()),
@@ -223,6 +234,12 @@ def test_a_model_started_from_another_depends_on_what_that_one_has_learned(root,
         plan = Plan(parse(config), Workdir(root / "run"))
         digests.append(plan.pretrained(plan.first("joint")).digest)
     assert digests[1] == digests[2] and len(set(digests)) == 4
+    (tmp_path / "source").rename(tmp_path / "elsewhere")  # once it was started from, it need not be there
+    plan = Plan(parse(config), Workdir(root / "run"))
+    assert plan.pretrained(plan.first("joint")).digest == digests[-1]
+    config.train.init_from = str(tmp_path / "elsewhere")
+    plan = Plan(parse(config), Workdir(root / "run"))
+    assert plan.pretrained(plan.first("joint")).digest == digests[-1], "what it holds counts, and not where it lies"
 
 
 def test_scores_depend_on_the_times_that_weights_of_censoring_are_made_of(root, tmp_path):
@@ -243,3 +260,31 @@ def test_scores_depend_on_the_times_that_weights_of_censoring_are_made_of(root, 
         found.append(of_results(Plan(parse(config), Workdir(root / "run"))))
     for one, other in ((found[0], found[1]), (found[1], found[2])):
         assert changed(one, other)[0] == {"scores/early_90d", "report"}
+
+
+def test_the_other_processes_of_a_job_read_no_raw_input(root, monkeypatch):
+    """Not even to know where their work lies: the first process, which knows, says so."""
+    config, said, trained = parse(small(root)), {}, []
+
+    def from_first(name, value=None):
+        said.update({name: value} if distributed.is_first() else {})
+        return json.loads(json.dumps(said[name]))
+
+    def stand_in(folder, model, store, mesh):
+        trained.append((folder, model, store.digest(), mesh))
+        return None, model.train.steps
+
+    monkeypatch.setattr(pretrain.distributed, "from_first", from_first)
+    monkeypatch.setattr(pretrain, "pretrain", stand_in)
+    monkeypatch.setattr(Artifact, "making", lambda artifact: contextlib.nullcontext(artifact.folder))
+    pretrain.run(Plan(config, Workdir(root / "run")))
+    first, trained[:] = list(trained), []
+
+    def refuse(*arguments):
+        raise AssertionError("a raw input was looked at")
+
+    monkeypatch.setattr(pretrain.distributed, "is_first", lambda: False)
+    for method in ("digest", "of_files", "has", "noted"):
+        monkeypatch.setattr(Inputs, method, refuse)
+    pretrain.run(Plan(config, Workdir(root / "run")))
+    assert trained == first and len(first) == len(NETWORKS)

@@ -42,6 +42,17 @@ def test_a_loop_counts_as_often_as_it_runs():
     assert count(loop, (8, 4)) == {"all-reduce": (15, 15 * 4 * 4)}
 
 
+def test_the_largest_array_is_that_of_any_instruction_on_a_device():
+    mesh = Mesh(jax.devices(), ("x",))
+    spread = NamedSharding(mesh, PartitionSpec("x"))
+    whole = NamedSharding(mesh, PartitionSpec())
+    x = jax.ShapeDtypeStruct((32, 16), jnp.float32, sharding=spread)
+    for place, rows in ((spread, 4), (whole, 32)):
+        function = jax.jit(lambda x: jnp.sin(x) * 2.0, out_shardings=place)
+        assert hlo.largest(function.lower(x).compile().as_text()) == 4 * rows * 16
+    assert hlo.largest("") == 0
+
+
 def test_no_collective_is_an_empty_count():
     assert count(lambda x: x + 1.0, (8, 4)) == {}
 

@@ -13,11 +13,14 @@ from joint_rows import config_of
 from random_rows import EVERY_TERM
 from toy_families import pooled
 
+from ehrwear_jax.config.data import PrepareConfig
 from ehrwear_jax.config.training import MeshConfig, TrainConfig
-from ehrwear_jax.models.joint.config import WEIGHTS, Config, NetworkConfig
+from ehrwear_jax.models.joint import family as joint_family
+from ehrwear_jax.models.joint.config import WEIGHTS, Config, ContextConfig, NetworkConfig
 from ehrwear_jax.models.objective import Ramp, WeightedTerms
 from ehrwear_jax.runtime import checkpoint_manifest, exit_codes, run_dir
 from ehrwear_jax.training import embedding, feed, sharding, step
+from ehrwear_jax.training.optimizer import make_optimizer
 from ehrwear_jax.training.pretrain import Model, make_task, pretrain, validation, with_rows, without
 from ehrwear_jax.training.throughput import TIMINGS
 
@@ -55,13 +58,31 @@ def test_options_that_change_no_result_are_no_part_of_what_a_model_is():
     for of_results in ({"width": 8}, {"dropout": 0.0}, {"dtype": "bfloat16"}):
         assert identity(of_results) != plain
     for same_result in ({"log_every": 3}, {"stop_after": 9}, {"data_workers": 2}, {"validate_every": 9},
-                        {"keep": 5}):  # fmt: skip
+                        {"keep": 5}, {"init_from": "there"}):  # fmt: skip
         assert identity(**same_result) == plain
-    for of_results in ({"steps": 9}, {"accumulate": 2}, {"ema_decay": 0.5}, {"patience": 3}, {"init_from": "there"},
+    for of_results in ({"steps": 9}, {"accumulate": 2}, {"ema_decay": 0.5}, {"patience": 3},
                        {"batch_size": 0, "rows_per_device": 4}):  # fmt: skip
         assert identity(**of_results) != plain
     for look in ({"validate_every": 9}, {"validate_batches": 9}):  # decide what patience keeps
         assert identity(patience=3, **look) != identity(patience=3)
+
+
+def test_a_state_fits_a_model_with_other_options_that_change_no_result():
+    """Those that are changed after a run was out of memory: its checkpoints have the same arrays."""
+
+    def arrays(**network):
+        config = Config(context=ContextConfig(**CONTEXT), network=NetworkConfig(**NETWORK | network))
+        spec, _ = joint_family.assumed(config, PrepareConfig(channels=("a",)), 20)
+        mesh = sharding.make_mesh()
+        task = make_task(Model("joint", "joint", config), spec, mesh)
+        return jax.tree.map(
+            lambda x: (x.shape, x.dtype, x.sharding), step.abstract_state(task, make_optimizer(TRAIN), TRAIN, mesh)
+        )
+
+    plain = arrays(n_layers=4, wear_layers=2)
+    how = {"remat": "full", "wear_remat": "products", "unroll": 2, "wear_unroll": 2, "attention": "xla"}
+    assert arrays(n_layers=4, wear_layers=2, target_chunk=64, **how) == plain
+    assert {f"network.{name}" for name in (*how, "target_chunk")} == set(Config.NOT_RESULTS)
 
 
 def test_names_below_one_another_are_left_out():

@@ -131,7 +131,7 @@ def batch_spec(context: ContextConfig, facts: Facts, targets: dict[str, Field]) 
         "C": facts.channels,
         "P": facts.steps // context.patch_steps,
         "M": max(1, n_tokens // 4),
-        "E": context.events,
+        "E": n_tokens if context.every_time else context.events,
         "Q": context.queries,
         "H": context.future_windows,
         "K": facts.future_codes,

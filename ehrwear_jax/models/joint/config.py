@@ -51,6 +51,10 @@ class ContextConfig:
     end of follow-up, where labels are read."""
     events: int = 16
     """Capacity of a row for predictions at events, shared among its contexts by their length."""
+    every_time: bool = False
+    """Whether predictions are made at every distinct time of a context's events, and not at so many as `events` says.
+    Tokens are scored over the vocabulary only where there is a target; what terms compare at each event (pooled
+    windows, next values) takes memory by the row's tokens."""
     future_windows: int = 4
     """Number of windows ahead that are predicted (multi-step prediction of the signal)."""
     horizons: tuple = (30, 90, 180, 365)
@@ -250,6 +254,10 @@ class NetworkConfig:
     sqrt(token_width) in Vaswani et al. (2017)."""
     attention: str | None = None
     """Implementation of the attention op; None: the best available."""
+    skip_tolerance: float = 0.0
+    """Share of a query's attention weight that the backbone may leave out where keys provably carry no more, those that
+    are old under a short time kernel above all; outputs move by at most twice that of the largest value. 0: none is
+    left out. mosaic_tpu and xla leave keys out; triton does not, and is not taken then."""
     remat: str = "none"
     """What the backward pass computes of the backbone again, to save memory: none, full, attention or products; see
     layers/transformer.py."""
@@ -271,9 +279,8 @@ class NetworkConfig:
     def __post_init__(self) -> None:
         for name, choices in NETWORK_CHOICES.items():
             options.require_choice("config.joint.network", name, getattr(self, name), choices)
-        options.require_range(
-            "config.joint.network", self, {"wear_unroll": (1, _MANY), "time_unit_days": (1e-9, _MANY)}
-        )
+        limits = {"wear_unroll": (1, _MANY), "time_unit_days": (1e-9, _MANY), "skip_tolerance": (0, 0.5)}
+        options.require_range("config.joint.network", self, limits)
 
 
 # (start, end, steps of the ramp) of each term's weight; the curriculum of appendix A.4

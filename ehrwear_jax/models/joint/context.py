@@ -315,9 +315,12 @@ def _fill_events(row, at, c):
     event_at, config = c.timed_events, c.people.config
     time_us = c.time_us_N[event_at]
     last = event_at[np.append(time_us[1:] != time_us[:-1], True)] if len(event_at) else event_at
-    quota = share(config.events, at, len(c.time_us_N), c.people.row_tokens)
-    quota = min(len(row["event_position"]) - at["events"], quota)
-    c.event_E = np.sort(c.rng.permutation(last)[:quota]).astype(np.int64)
+    if config.every_time:
+        c.event_E = last.astype(np.int64)
+    else:
+        quota = share(config.events, at, len(c.time_us_N), c.people.row_tokens)
+        quota = min(len(row["event_position"]) - at["events"], quota)
+        c.event_E = np.sort(c.rng.permutation(last)[:quota]).astype(np.int64)
     c.events = slice(at["events"], at["events"] + len(c.event_E))
     row["event_position"][c.events] = c.tokens.start + c.event_E
     at["events"] = c.events.stop

@@ -1,5 +1,6 @@
 """Computes latents and predictions of the joint model: encoders, shared backbone, and a head per loss term."""
 
+from collections.abc import Iterable
 from typing import Any
 
 import flax.linen as nn
@@ -101,12 +102,26 @@ class JointNetwork(nn.Module):
         """{term: its prediction}."""
         batch = self._timed(batch)
         z_BxTxD, z_BxQxD, h_BxTxD = self._encode(batch, deterministic)
+        return self._predictions((z_BxTxD, z_BxQxD), h_BxTxD, batch, self.terms, deterministic)
+
+    def read(self, batch: dict) -> tuple[tuple[jax.Array, jax.Array], jax.Array]:
+        """What the heads read, at inference: (z as `latents` gives it, contents [B, T, D])."""
+        z_BxTxD, z_BxQxD, h_BxTxD = self._encode(self._timed(batch), True)
+        return (z_BxTxD, z_BxQxD), h_BxTxD
+
+    def predicted(self, z: tuple[jax.Array, jax.Array], h_BxTxD: jax.Array, batch: dict, names: Iterable[str]) -> dict:
+        """{term: its prediction at inference} of some terms, from what `read` returned."""
+        terms = tuple(t for t in self.terms if t.name in names)
+        return self._predictions(z, h_BxTxD, self._timed(batch), terms, True)
+
+    def _predictions(self, z, h_BxTxD, batch, terms, deterministic):
+        z_BxTxD, z_BxQxD = z
         posterior = {}
         if self.config.network.posterior == "normal":
             z_BxTxD, z_BxQxD, posterior = self._drawn(z_BxTxD, z_BxQxD, deterministic)
-        z = Latents(z_BxTxD, z_BxQxD, h_BxTxD, posterior)
-        out = {t.name: t.predict(self, self.term_head.get(t.name), z, batch) for t in self.terms}
-        asking = [t for t in self.terms if isinstance(t, CodeTerm)]
+        latents = Latents(z_BxTxD, z_BxQxD, h_BxTxD, posterior)
+        out = {t.name: t.predict(self, self.term_head.get(t.name), latents, batch) for t in terms}
+        asking = [t for t in terms if isinstance(t, CodeTerm)]
         for trains_table in sorted({t.trains_table for t in asking}):
             out |= self._token_losses([t for t in asking if t.trains_table == trains_table], out, batch, trains_table)
         return out

@@ -39,7 +39,7 @@ class TransformerConfig:
         depth up to there.
       qk_norm: queries and keys of each head have norm sqrt(depth), times a learned scale (Henry et al. 2020).
       residual_init: how the products start that end a sublayer: "fan_in", or "depth" for 1 / sqrt(2 n_layers) of that.
-      attention: implementation of the op, None for the best available.
+      attention: implementation of the op, None for the best available. skip_tolerance: see its argument.
       remat: a name in REMAT. unroll: layers per step of the scan.
       adapter_width: of an adapter behind each sublayer, before its sum with what came in; 0: none.
     """
@@ -58,6 +58,7 @@ class TransformerConfig:
     qk_norm: bool = False
     residual_init: str = "fan_in"
     attention: str | None = None
+    skip_tolerance: float = 0.0
     remat: str = "none"
     unroll: int = 1
     dtype: str = "float32"
@@ -245,6 +246,7 @@ class Block(nn.Module):
             q_modality_BxT=modality,
             dropout_rate=rate,
             dropout_key=self.make_rng("dropout") if rate else None,
+            skip_tolerance=self.config.skip_tolerance,
             bit_causal=self.deterministic,  # where z is read
             implementation=self.config.attention,
         )

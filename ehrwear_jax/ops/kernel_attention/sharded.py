@@ -9,10 +9,19 @@ elsewhere:
             their log-sum-exp. Needs room for one part of the keys; only the key times are gathered, which the
             reference time of every row is made of.
 
+Which queries a device has is the layout's business. Late queries of a long context see many keys and early ones few:
+
+    contiguous: one part after the other; the last device has nearly twice the mean to do where a row is one context,
+                and as much as the others where rows hold many short ones.
+    zigzag:     device i of n computes parts i and 2n - 1 - i of 2n, alike many pairs each: half of its queries travel
+                to and from another device (collective-permutes of a part each). Around a ring keys go so too, and each
+                step then has as much to do on every device.
+
 The kernel's parameters lie with their heads; their gradients are summed over all other axes (one all-reduce each).
 Dropout is that of the whole call, whatever the mesh.
 """
 
+import dataclasses
 import functools
 from typing import Any
 
@@ -20,12 +29,13 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 
-from ehrwear_jax.ops.kernel_attention import reference
+from ehrwear_jax.ops.kernel_attention import reference, zigzag
 from ehrwear_jax.ops.kernel_attention.api import kernel_attention
 from ehrwear_jax.ops.kernel_attention.fused import no_gradient
 from ehrwear_jax.ops.kernel_attention.reference import Kernel
 
 METHODS = ("gather", "ring")
+LAYOUTS = ("contiguous", "zigzag")
 
 
 def sharded_kernel_attention(
@@ -43,6 +53,7 @@ def sharded_kernel_attention(
     source_bias_BxHxMxS: jax.Array | None = None,
     q_modality_BxT: jax.Array | None = None,
     method: str = "gather",
+    layout: str = "contiguous",
     **options: Any,
 ) -> jax.Array:
     """`api.kernel_attention` on global arrays that are split over a mesh.
@@ -52,6 +63,8 @@ def sharded_kernel_attention(
       q_spec: PartitionSpec of q [B, T, H, D]; D is not split.
       k_spec: of k and v [B, S, H, D]; B and H as in q_spec, S over at most one mesh axis.
       method: "gather" or "ring", where k_spec splits S.
+      layout: "contiguous" or "zigzag", where T lies over the axis that S does; what twice the devices do not divide
+        stays contiguous.
       options: further arguments of api.kernel_attention, but return_residuals.
 
     Returns:
@@ -71,6 +84,8 @@ def sharded_kernel_attention(
         keys = keys[0] if keys else None
     if method not in METHODS:
         raise ValueError(f"kernel_attention: method {method!r}; there are {METHODS}")
+    if layout not in LAYOUTS:
+        raise ValueError(f"kernel_attention: layout {layout!r}; there are {LAYOUTS}")
     sizes = {
         "batch": (q_BxTxHxD.shape[0], batch),
         "queries": (q_BxTxHxD.shape[1], queries),
@@ -88,28 +103,51 @@ def sharded_kernel_attention(
         "k_time": k_time_BxS,
         "kv_range": kv_range_BxTx2,
     }
+    n_twice = 2 * _count(mesh, keys)
+    turned = layout == "zigzag" and keys is not None and _axes(queries) == _axes(keys)
+    turned = turned and q_BxTxHxD.shape[1] % n_twice == 0
+    # fields of the batch lie whole on every device, which takes its own parts
+    of_queries = None if turned else queries
     specs = {
         "q": q_spec,
         "k": k_spec,
         "v": k_spec,
-        "q_time": PartitionSpec(batch, queries),
+        "q_time": PartitionSpec(batch, of_queries),
         "k_time": PartitionSpec(batch, k_spec[1]),
-        "kv_range": PartitionSpec(batch, queries, None),
+        "kv_range": PartitionSpec(batch, of_queries, None),
     }
     if source_bias_BxHxMxS is not None:
         arrays |= {"bias": source_bias_BxHxMxS, "modality": q_modality_BxT}
-        specs |= {"bias": PartitionSpec(batch, heads, None, k_spec[1]), "modality": PartitionSpec(batch, queries)}
+        specs |= {"bias": PartitionSpec(batch, heads, None, k_spec[1]), "modality": PartitionSpec(batch, of_queries)}
     key = options.pop("dropout_key", None)
     if key is not None:
         arrays["seed"], specs["seed"] = reference.dropout_seed(key), PartitionSpec(None)
     kernel_spec = jax.tree.map(lambda x: PartitionSpec(heads, *[None] * (x.ndim - 1)), kernel)
-    local = functools.partial(
-        _local, batch=batch, queries=queries, heads=heads, keys=keys, mesh=mesh, method=method, options=options
-    )
+    turns = layout == "zigzag" and k_BxSxHxD.shape[1] % n_twice == 0
+    split = _Split(mesh, batch, queries, heads, keys, method, (turned, turns))
+    local = functools.partial(_local, split=split, options=options)
     # check_vma cannot look into a custom derivative with Pallas inside; replicated inputs get summed gradients anyway
     return jax.shard_map(local, mesh=mesh, in_specs=(specs, kernel_spec), out_specs=q_spec, check_vma=False)(
         arrays, kernel
     )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Split:
+    """Over which mesh axes each dimension lies; zigzag: whether queries, and keys that go around, lie so."""
+
+    mesh: Mesh
+    batch: Any
+    queries: Any
+    heads: Any
+    keys: str | None
+    method: str
+    zigzag: tuple[bool, bool]
+
+    @property
+    def n_parts(self) -> int:
+        """Devices among which a row's keys are divided."""
+        return _count(self.mesh, self.keys)
 
 
 def _axes(axes):
@@ -128,18 +166,42 @@ def _first(axes, size):
     return jax.lax.axis_index(_axes(axes)) * size if _axes(axes) else jnp.int32(0)
 
 
-def _local(arrays, kernel, *, batch, queries, heads, keys, mesh, method, options):
+QUERIES = {"q": 1, "q_time": 1, "kv_range": 1, "modality": 1}  # what belongs to queries, and along which axis
+
+
+def _local(arrays, kernel, *, split, options):
     """What one device does with its parts."""
-    q = arrays["q"]
-    first = (_first(batch, q.shape[0]), _first(heads, q.shape[2]), _first(queries, q.shape[1]))
-    if keys is not None and _count(mesh, keys) > 1 and method == "ring":
-        return _ring(arrays, kernel, first, keys, mesh.shape[keys], options)
-    if keys is not None:
-        gather = functools.partial(jax.lax.all_gather, axis_name=keys, tiled=True)
-        arrays = arrays | {name: gather(arrays[name], axis=1) for name in ("k", "v", "k_time")}
-        if "bias" in arrays:
-            arrays = arrays | {"bias": gather(arrays["bias"], axis=3)}
-    return _attend(arrays, kernel, (*first, 0), options)
+    n_query, keys, n = arrays["q"].shape[1], split.keys, split.n_parts
+    first = _first(split.batch, arrays["q"].shape[0]), _first(split.heads, arrays["q"].shape[2])
+    starts = [_first(split.queries, n_query)]
+    if split.zigzag[0]:
+        n_query //= 2
+        starts = zigzag.starts(jax.lax.axis_index(keys), n, n_query)
+        mine = {"q": zigzag.spread(arrays["q"], keys, n, 1)}
+        for name in QUERIES.keys() & arrays.keys() - mine.keys():
+            parts = [jax.lax.dynamic_slice_in_dim(arrays[name], start, n_query, axis=1) for start in starts]
+            mine[name] = jnp.concatenate(parts, axis=1)
+        arrays = arrays | mine
+    if keys is not None and n > 1 and split.method == "ring":
+        out = _ring(arrays, kernel, (first, starts), split, options)
+    else:
+        if keys is not None:
+            gather = functools.partial(jax.lax.all_gather, axis_name=keys, tiled=True)
+            arrays = arrays | {name: gather(arrays[name], axis=1) for name in ("k", "v", "k_time")}
+            if "bias" in arrays:
+                arrays = arrays | {"bias": gather(arrays["bias"], axis=3)}
+        parts = [
+            _attend(part, kernel, (*first, start, 0), options)
+            for part, start in zip(_parts(arrays, QUERIES, len(starts)), starts, strict=True)
+        ]
+        out = jnp.concatenate(parts, axis=1)
+    return zigzag.collected(out, keys, n, 1) if split.zigzag[0] else out
+
+
+def _parts(arrays, axes, n):
+    """The arrays n times, each with one of the n equal parts of those that `axes` names."""
+    cut = {name: jnp.split(arrays[name], n, axis=axis) for name, axis in axes.items() if name in arrays}
+    return [arrays | {name: parts[i] for name, parts in cut.items()} for i in range(n)]
 
 
 def _attend(arrays, kernel, first_index, options):
@@ -159,24 +221,34 @@ def _attend(arrays, kernel, first_index, options):
     )
 
 
-def _ring(arrays, kernel, first, axis, n_device, options):
+def _ring(arrays, kernel, first, split, options):
     """Attention to the keys of all devices of `axis`, part by part."""
-    travelling = ("k", "v", "bias") if "bias" in arrays else ("k", "v")
-    n_local = arrays["k"].shape[1]
+    axis, n_device, (first, query_starts) = split.keys, split.n_parts, first
+    travelling = {name: dim for name, dim in (("k", 1), ("v", 1), ("bias", 3)) if name in arrays}
     all_times = jax.lax.all_gather(arrays["k_time"], axis, axis=1, tiled=True)
     newest = reference.newest_visible(all_times, arrays["kv_range"])
     constants = {n: x for n, x in arrays.items() if n not in (*travelling, "q", "k_time")}
     constants |= {"all_times": all_times, "newest": newest, "first": jnp.stack(first), "me": jax.lax.axis_index(axis)}
+    constants["starts"] = jnp.stack(query_starts)
+    around = {name: arrays[name] for name in travelling}
+    if split.zigzag[1]:
+        around = {name: zigzag.spread(x, axis, n_device, travelling[name]) for name, x in around.items()}
+    n_kinds = 1 + split.zigzag[1]
+    n_part = arrays["k"].shape[1] // n_kinds
     onward = [(i, (i + 1) % n_device) for i in range(n_device)]
 
-    def part(q, moving, kernel, constants, step):
-        """(out, log_sum_exp) of the keys that have come here after `step` steps."""
-        start = ((constants["me"] - step) % n_device) * n_local
-        keys = constants | moving | {"q": q}
-        keys["k_time"] = jax.lax.dynamic_slice_in_dim(constants["all_times"], start, n_local, axis=1)
-        keys["kv_range"] = jnp.clip(constants["kv_range"] - start, 0, n_local)
-        more = {"newest_time_BxT": constants["newest"], "return_residuals": True}
-        out, log_sum_exp = _attend(keys, kernel, (*constants["first"], start), options | more)
+    def part(q, moving, kernel, constants, step, kind):
+        """(out, log_sum_exp) of a part of the keys that have come here after `step` steps."""
+        origin = (constants["me"] - step) % n_device
+        start = zigzag.starts(origin, n_device, n_part)[kind] if n_kinds > 1 else origin * n_part
+        keys = constants | _parts(moving, travelling, n_kinds)[kind] | {"q": q}
+        keys["k_time"] = jax.lax.dynamic_slice_in_dim(constants["all_times"], start, n_part, axis=1)
+        keys["kv_range"] = jnp.clip(constants["kv_range"] - start, 0, n_part)
+        found = []
+        for i, piece in enumerate(_parts(keys, QUERIES | {"newest": 1}, len(query_starts))):
+            more = {"newest_time_BxT": piece["newest"], "return_residuals": True}
+            found.append(_attend(piece, kernel, (*constants["first"], constants["starts"][i], start), options | more))
+        out, log_sum_exp = (jnp.concatenate(x, axis=k) for k, x in enumerate(zip(*found, strict=True), start=1))
         return out.astype(jnp.promote_types(out.dtype, jnp.float32)), log_sum_exp
 
     def pass_on(moving):
@@ -185,10 +257,12 @@ def _ring(arrays, kernel, first, axis, n_device, options):
     def forward(q, moving, kernel, constants):
         def step(carry, i):
             out, log_sum_exp, moving = carry
-            more, log_more = part(q, moving, kernel, constants, i)
-            joined = jnp.logaddexp(log_sum_exp, log_more)
-            out = _share(log_sum_exp, joined) * out + _share(log_more, joined) * more
-            return (out, joined, pass_on(moving)), None
+            for kind in range(n_kinds):
+                more, log_more = part(q, moving, kernel, constants, i, kind)
+                joined = jnp.logaddexp(log_sum_exp, log_more)
+                out = _share(log_sum_exp, joined) * out + _share(log_more, joined) * more
+                log_sum_exp = joined
+            return (out, log_sum_exp, pass_on(moving)), None
 
         dtype = jnp.promote_types(q.dtype, jnp.float32)
         start = jnp.zeros((*q.shape[:3], moving["v"].shape[-1]), dtype)
@@ -212,12 +286,15 @@ def _ring(arrays, kernel, first, axis, n_device, options):
 
         def step(carry, i):
             dq, d_kernel, moving, d_moving = carry
-            (more, log_more), pull = jax.vjp(lambda q, m, k: part(q, m, k, constants, i), q, moving, kernel)
-            share = _share(log_more, log_sum_exp)
-            d_log = jnp.moveaxis(share[..., 0] * (jnp.sum(d_out * more, axis=-1) - mean), 1, 2)
-            to_q, to_moving, to_kernel = pull((share * d_out, d_log))
             add = functools.partial(jax.tree.map, lambda a, b: a + b.astype(a.dtype))
-            return (add(dq, to_q), add(d_kernel, to_kernel), *pass_on((moving, add(d_moving, to_moving)))), None
+            for kind in range(n_kinds):
+                run = functools.partial(part, constants=constants, step=i, kind=kind)
+                (more, log_more), pull = jax.vjp(run, q, moving, kernel)
+                share = _share(log_more, log_sum_exp)
+                d_log = jnp.moveaxis(share[..., 0] * (jnp.sum(d_out * more, axis=-1) - mean), 1, 2)
+                to_q, to_moving, to_kernel = pull((share * d_out, d_log))
+                dq, d_kernel, d_moving = add(dq, to_q), add(d_kernel, to_kernel), add(d_moving, to_moving)
+            return (dq, d_kernel, *pass_on((moving, d_moving))), None
 
         wide = functools.partial(jax.tree.map, lambda x: jnp.zeros(x.shape, jnp.promote_types(x.dtype, jnp.float32)))
         start = (wide(q), wide(kernel), moving, wide(moving))
@@ -226,7 +303,7 @@ def _ring(arrays, kernel, first, axis, n_device, options):
         return narrow(dq, q), narrow(d_moving, moving), narrow(d_kernel, kernel), jax.tree.map(no_gradient, constants)
 
     ring.defvjp(ring_fwd, ring_bwd)
-    return ring(arrays["q"], {n: arrays[n] for n in travelling}, kernel, constants)
+    return ring(arrays["q"], around, kernel, constants)
 
 
 def _share(log_part_BxHxT, log_whole_BxHxT):
