@@ -1,12 +1,13 @@
 """Makes the joint family's batches for prediction times: contexts that end there, packed into rows."""
 
-from collections.abc import Iterator
+import dataclasses
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ehrwear_jax.models.family import Batch, BatchSpec, Transform
-from ehrwear_jax.models.joint import context
+from ehrwear_jax.models.joint import context, row
 from ehrwear_jax.models.joint.patient import Patient
 
 if TYPE_CHECKING:
@@ -34,35 +35,53 @@ def batches(
     def empty():
         return spec.empty(batch_size), np.full((batch_size, sizes["Q"]), -1)
 
-    def close(batch, r, at):
-        context.close_row({name: array[r] for name, array in batch.items()}, at)
-        return r + 1, context.cursors()
+    def close(batch, r, open_row):
+        row.fill_row({name: array[r] for name, array in batch.items()}, people, open_row.shown, open_row.query_us)
+        return r + 1, _Open()
 
-    def fits(at, span):
-        return at["tokens"] + span.n_tokens <= sizes["T"] and at["windows"] + span.n_windows <= sizes["W"]
-
-    (batch, where), r, at = empty(), 0, context.cursors()
+    (batch, where), r, open_row = empty(), 0, _Open()
     for patient, asked in _contexts(people, spec, position_N, time_us_N, transform):
         while asked:
-            n = min(len(asked), sizes["Q"] - at["queries"])
-            while n and not fits(at, asked[n - 1][1]):  # a context that ends earlier is shorter
+            n = min(len(asked), sizes["Q"] - open_row.queries)
+            while n and not open_row.fits(asked[n - 1][1], sizes):  # a context that ends earlier is shorter
                 n -= 1
             if not n:
-                r, at = close(batch, r, at)
+                r, open_row = close(batch, r, open_row)
                 if r == batch_size:
                     yield batch, where
                     (batch, where), r = empty(), 0
                 continue
             places, span = [k for k, _ in asked[:n]], asked[n - 1][1]
-            where[r, at["queries"] : at["queries"] + n] = places
-            row = {name: array[r] for name, array in batch.items()}
-            times_us = np.array([time_us_N[k] for k in places], np.int64)
-            context.fill_context(row, at, people, context.Shown(patient, span), times_us)
+            where[r, open_row.queries : open_row.queries + n] = places
+            open_row.add(context.Shown(patient, span), np.array([time_us_N[k] for k in places], np.int64))
             asked = asked[n:]
-    if at["queries"] or r:
+    if open_row.queries or r:
         while r < batch_size:
-            r, at = close(batch, r, at)
+            r, open_row = close(batch, r, open_row)
         yield batch, where
+
+
+@dataclasses.dataclass
+class _Open:
+    """A row that takes further contexts: those that it has, with the times of their queries, and how much they fill."""
+
+    shown: list[context.Shown] = dataclasses.field(default_factory=list)
+    query_us: list[np.ndarray] = dataclasses.field(default_factory=list)
+    tokens: int = 0
+    windows: int = 0
+    queries: int = 0
+
+    def fits(self, span: context.Span, sizes: Mapping[str, int]) -> bool:
+        """Whether there is room for a context."""
+        return self.tokens + span.n_tokens <= sizes["T"] and self.windows + span.n_windows <= sizes["W"]
+
+    def add(self, shown: context.Shown, query_us: np.ndarray) -> None:
+        """Takes a context in."""
+        self.shown.append(shown)
+        self.query_us.append(query_us)
+        self.tokens += shown.span.n_tokens
+        self.windows += shown.span.n_windows
+        self.queries += len(query_us)
 
 
 def shown_at(people: "People", spec: BatchSpec, patient: Patient, time_us: int) -> context.Span:
