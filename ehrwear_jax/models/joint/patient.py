@@ -208,15 +208,12 @@ def make_patient(record: Record, store: RecordStore, vocabulary: Vocabulary, raw
 
     raw_segments: the set of segments that become raw windows; "": none. Events out of the vocabulary are left out.
     """
-    static = record.static_code_S, record.static_value_S, record.static_text_S
-    static_token, static_value, _ = _known(vocabulary, *static)
-    token, value, at = _known(vocabulary, record.code_K, record.value_K, record.text_K)
-    time, end = record.time_K[at], record.window_end_M
-    times = np.concatenate([end, time])
-    is_wear = np.arange(len(times)) < len(end)
-    order = np.argsort(times, kind="stable")  # of the same time: windows, which come first here, before events
-    ref = np.concatenate([np.arange(len(end)), np.arange(len(time))])
-    derived = np.clip(store.derived_scales.standardise(record.derived_MxX), -SIGNAL_CLIP, SIGNAL_CLIP)
+    (static_token, static_value), (token, value, time) = _known(record, vocabulary)
+    end = record.window_end_M
+    derived: np.ndarray = np.zeros(record.derived_MxX.shape, np.float32)
+    if derived.size:
+        derived = np.clip(store.derived_scales.standardise(record.derived_MxX), -SIGNAL_CLIP, SIGNAL_CLIP)
+    times, ref, is_wear = _merged(end, time)
     window, quality = record.window_MxLxC, record.quality_MxLxC
     offset = record.utc_offset_M
     offset = offset.copy() if offset is not None and offset.any() else None
@@ -224,9 +221,9 @@ def make_patient(record: Record, store: RecordStore, vocabulary: Vocabulary, raw
         # copies, since a view keeps the whole record with its windows or segments in memory
         end, window, quality = end.copy(), window.copy(), None if quality is None else quality.copy()
     return Patient(
-        time_N=times[order],
-        ref_N=ref[order],
-        is_wear_N=is_wear[order],
+        time_N=times,
+        ref_N=ref,
+        is_wear_N=is_wear,
         static_token_S=static_token,
         static_value_S=static_value,
         event_token_K=token,
@@ -249,11 +246,29 @@ def make_patient(record: Record, store: RecordStore, vocabulary: Vocabulary, raw
     )
 
 
-def _known(vocabulary, code_N, value_N, text_N):
-    """(tokens, values, places) of the events that are in the vocabulary."""
-    token_N, value_N = vocabulary.encode(code_N, value_N, text_N)
+def _known(record, vocabulary):
+    """(tokens, values) of the static events in the vocabulary, (tokens, values, times) of the timed ones."""
+    n_static = len(record.static_code_S)
+    pairs = ("static_code_S", "code_K"), ("static_value_S", "value_K"), ("static_text_S", "text_K")
+    both = (np.concatenate([getattr(record, static), getattr(record, timed)]) for static, timed in pairs)
+    token_N, value_N = vocabulary.encode(*both)
     at = np.flatnonzero(token_N >= 0)
-    return token_N[at], value_N[at], at
+    if len(at) < len(token_N):
+        token_N, value_N = token_N[at], value_N[at]
+    s = int(at.searchsorted(n_static))
+    time_K = record.time_K[at[s:] - n_static]
+    return (token_N[:s], value_N[:s]), (token_N[s:], value_N[s:], time_K)
+
+
+def _merged(end_M, time_K):
+    """(times, place among windows or events, whether it is a window) of both in order of time, windows first."""
+    if not len(end_M):
+        return time_K, np.arange(len(time_K)), np.zeros(len(time_K), bool)
+    times = np.concatenate([end_M, time_K])
+    order = np.argsort(times, kind="stable")  # of the same time: windows, which come first here, before events
+    is_wear = np.arange(len(times)) < len(end_M)
+    ref = np.concatenate([np.arange(len(end_M)), np.arange(len(time_K))])
+    return times[order], ref[order], is_wear[order]
 
 
 def _raw_windows(record, name, store):
