@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import polars as pl
 
+from ehrwear_jax.data import random_streams
 from ehrwear_jax.data import store as store_lib
 from ehrwear_jax.models.family import Batch, BatchSpec, Examples, Transform
 from ehrwear_jax.models.joint import augmentation, context, masking, packing, query_times, terms, value_scales
@@ -147,11 +148,6 @@ class People:
             quantiles=self.reads_quantiles,
             value_inputs=self.value_inputs,
         )
-
-
-def _entropy(key):
-    """Seeds of a generator as words of 32 bits: numpy makes the same one of them as of a list, in half the time."""
-    return np.array(key, np.uint32) if max(key) < 2**32 else key
 
 
 @dataclasses.dataclass
@@ -304,7 +300,7 @@ class JointExamples(Examples):
 
     def _draw_any(self, plan, epoch, r, k):
         """A further sample in row r: patients as often as in the plan, ends as there."""
-        rng = np.random.default_rng(_entropy([self.seed, epoch, r, k, _FURTHER]))
+        rng = np.random.default_rng(random_streams.words([self.seed, epoch, r, k, _FURTHER]))
         place, by_day, end = rng.integers(len(plan.patient_N)), rng.random(), rng.random()
         i = int(plan.patient_N[place])
         return self._draw([epoch, r, k, _FURTHER + 1], i, by_day < self.config.context.patient_days, end)
@@ -312,10 +308,10 @@ class JointExamples(Examples):
     def _draw(self, key, i, by_day, end):
         """Patient i up to the end that the uniform draw `end` gives; key: unique to the sample."""
         patient, c = self.people[i], self.config.context
-        rng, augment_rng = np.random.default_rng(_entropy([self.seed, *key, 0])), None
+        rng, augment_rng = np.random.default_rng(random_streams.words([self.seed, *key, 0])), None
         if self.augmented and (c.augments_signal or c.drop_ehr or c.drop_wear):
             # SFC64 is the fastest of numpy's generators, and what is drawn most is noise
-            augment_rng = np.random.Generator(np.random.SFC64(_entropy([self.seed, *key, _AUGMENTATION])))
+            augment_rng = np.random.Generator(np.random.SFC64(random_streams.words([self.seed, *key, _AUGMENTATION])))
             if c.drop_ehr or c.drop_wear:
                 has_ehr, has_wear = len(patient.event_at) > 0, len(patient.window_at) > 0
                 keep = augmentation.drop_modality(augment_rng, has_ehr, has_wear, c.drop_ehr, c.drop_wear)
