@@ -1,4 +1,4 @@
-"""Installation of ehrwear_jax: `pip install -e .`, with the extras gpu, tpu, cluster, test and dev."""
+"""Installation of ehrwear_jax: `pip install -e .`, with the extras gpu, tpu, cluster, peers, test and dev."""
 
 from pathlib import Path
 
@@ -65,6 +65,8 @@ setup(
         "tpu": ["jax[tpu]>=0.10.2"],
         # Jobs of a batch system (Slurm, PBS, ...) as workers of prepare.
         "cluster": ["dask-jobqueue>=0.9"],
+        # What benchmarks.peers measures beside this package: PyTorch comes with it, so in an environment of its own.
+        "peers": ["MEDS-transforms>=0.6.7", "meds-torch-data>=0.9"],
         "test": TEST_REQUIRES,
         "dev": [*TEST_REQUIRES, "ipykernel>=6.29", "pre-commit>=4", "py-spy>=0.4", "xprof>=2.20"],
     },

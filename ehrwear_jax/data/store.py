@@ -11,6 +11,7 @@ import dataclasses
 import functools
 import hashlib
 import json
+import math
 import os
 import struct
 from collections.abc import Mapping
@@ -43,9 +44,9 @@ def decode(data: bytes) -> dict[str, np.ndarray]:
     (n_header,) = struct.unpack_from("<I", data)
     offset, arrays = 4 + n_header, {}
     for name, dtype, shape in json.loads(data[4:offset]):
-        count = int(np.prod(shape, dtype=np.int64))
-        arrays[name] = np.frombuffer(data, np.dtype(dtype), count, offset).reshape(shape)
-        offset += arrays[name].nbytes
+        flat = np.frombuffer(data, dtype, math.prod(shape), offset)
+        arrays[name] = flat if len(shape) == 1 else flat.reshape(shape)
+        offset += flat.nbytes
     return arrays
 
 

@@ -10,7 +10,7 @@ from ehrwear_jax.config import options
 from ehrwear_jax.config.data import DATE_ONLY_OPTIONS, PrepareConfig
 from ehrwear_jax.data.formats import label_tables, meds
 from ehrwear_jax.data.labels import event_tasks, signal_outcomes, task_design
-from ehrwear_jax.data.prepare import deidentify, specs
+from ehrwear_jax.data.prepare import deidentify, specs, workers
 from ehrwear_jax.runtime import files
 from ehrwear_jax.stages import eligibility
 from ehrwear_jax.stages.artifacts import Artifact
@@ -180,17 +180,17 @@ class Labels:
 
     # ------------------------------------------------------------------------------------------------------- making
 
-    def make(self, prepare: PrepareConfig) -> None:
+    def make(self, prepare: PrepareConfig, pool: workers.Pool | None = None) -> None:
         """Makes the groups that are not there; those from the events together.
 
         Args:
-          prepare: with the day of extraction.
+          prepare: with the day of extraction. pool: goes through the shards; None: this process does.
         """
         c, plan = self._config, self._plan
         missing = {group: artifact for group, artifact in self.groups.items() if not artifact.done}
         of_events = [group for group in missing if group != PHYSIOLOGY and not group.startswith(_GIVEN)]
         source = event_tasks.Source(plan.meds_dir, plan.wearable_dir, c.labels, prepare, c.data.seed)
-        made = event_tasks.make(source, of_events) if of_events else {}
+        made = event_tasks.make(source, of_events, pool) if of_events else {}
         for group, artifact in missing.items():
             with artifact.making() as folder:
                 if group in made:

@@ -77,13 +77,13 @@ def run(plan: Plan) -> None:
         prepare.extraction_date or "unknown",
         known,
     )
-    Labels(plan).make(prepare)
     _require_all_folds(config, source)
     described = source / "metadata" / "codes.parquet"
     codes = meds.read_codes(source) if described.exists() else None
     units = harmonise.dataset_units(described)
     tables, records = plan.tables.folder, plan.records.folder
     with workers.open_pool(prepare) as pool:
+        Labels(plan).make(prepare, pool)
         _make(
             plan.tables,
             lambda out: dataset.prepare_tables(

@@ -216,7 +216,8 @@ def mimic(shared_data, tmp_path_factory):
     )  # fmt: skip
     raw = pl.concat([meds.read_shard(p) for p in meds.list_shards(root)])
     timed = raw.filter(pl.col("time").is_not_null() & (pl.col("code") != "MEDS_BIRTH"))
-    only = date_only.names(date_only.of_dataset(root, config_lib.parse(config_lib.base()).prepare))
+    counts = date_only.add_up(date_only.count(p, 1000) for p in meds.list_shards(root))
+    only = date_only.names(date_only.decide(counts, config_lib.parse(config_lib.base()).prepare))
     at_midnight = (pl.col("time").dt.truncate("1d") == pl.col("time")) & pl.col("code").is_in(only.to_list())
     end_of_day = pl.col("time") + pl.duration(days=1) - pl.duration(microseconds=1)
     return labels, timed.with_columns(time=pl.when(at_midnight).then(end_of_day).otherwise("time"))

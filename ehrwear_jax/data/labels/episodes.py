@@ -88,7 +88,7 @@ def merge(
     stays, orphans = [], 0
     for found in _of_rows(rows, rules):
         if isinstance(found, _Stay):
-            stays.append(dataclasses.astuple(found))
+            stays.append(tuple(vars(found).values()))
         else:
             orphans += found
     table = pl.DataFrame(stays, STAYS, orient="row")

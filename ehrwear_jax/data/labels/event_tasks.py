@@ -5,6 +5,7 @@ time_to_<group>, the steps that led to them with counts, and its design in plain
 """
 
 import dataclasses
+import functools
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -17,7 +18,7 @@ from ehrwear_jax.data.formats import meds, wearable
 from ehrwear_jax.data.formats import parquet as parquet_lib
 from ehrwear_jax.data.labels import episodes, followup, key_events, outcomes, task_design
 from ehrwear_jax.data.labels.prediction_times import Sampling, draw
-from ehrwear_jax.data.prepare import date_only, specs
+from ehrwear_jax.data.prepare import date_only, specs, workers
 
 HOSPITALIZATION, DEATH = "hospitalization", "death"
 ONSET = "onset_"
@@ -64,24 +65,29 @@ class Group:
     design: dict[str, str]
 
 
-def make(source: Source, groups: Iterable[str]) -> dict[str, Group]:
+def make(source: Source, groups: Iterable[str], pool: workers.Pool | None = None) -> dict[str, Group]:
     """The tables of some groups: hospitalization, death, and onset_<name of a diagnosis group>.
 
-    The dataset is read three times, whatever the number of groups: for the calendar, for codes without times, and for
-    the events that labels are made of. Memory: one shard, one row per person, and those events.
+    The shards are gone through twice, whatever the number of groups: for the calendar and for codes without times, and
+    then, since both decide at what time an event counts, for the events that labels are made of. Memory: one shard a
+    process, one row per person, and those events.
+
+    Args:
+      pool: goes through the shards; None: this process does.
 
     Raises:
       ValueError: a configured code prefix that no code of the dataset has; see followup.py.
     """
     groups, c, prepare = list(groups), source.labels, source.prepare
     bounds = specs.time_bounds(prepare)
-    decided = date_only.of_dataset(source.meds_dir, prepare)
+    pool = pool or workers.Pool()
+    look = functools.partial(_first_look, bounds=bounds, rows_per_piece=prepare.rows_per_piece)
+    codes, days = zip(*pool.map(look, meds.list_shards(source.meds_dir), "label calendar"), strict=True)
+    decided = date_only.decide(date_only.add_up(codes), prepare)
     _require_codes(decided["code"], c, groups)
-    limits = followup.calendar(
-        source.meds_dir, bounds, prepare.extraction_date, c.shifted_dates, prepare.rows_per_piece
-    )
+    limits = followup.calendar(days, prepare.extraction_date, c.shifted_dates)
     reading = key_events.Reading(source.meds_dir, bounds, tuple(date_only.names(decided)), prepare.rows_per_piece)
-    events = key_events.read(reading, _wanted(source, groups), limits.limit)
+    events = key_events.read(reading, _wanted(source, groups), limits.limit, pool)
     path = followup.find_table(c.followup_file, source.meds_dir)
     table = None if path is None else followup.read_table(path)
     people, steps = followup.follow_up(events, table, limits, c)
@@ -96,6 +102,11 @@ def make(source: Source, groups: Iterable[str]) -> dict[str, Group]:
     shared = _Shared(source, events, people, stays, index, [*steps, *_stay_steps(of_stays, source.rules)])
     designs = {group: task_design.of(group, c, limits, people) for group in groups}
     return {group: Group(*shared.group(group), designs[group]) for group in groups}
+
+
+def _first_look(path, bounds, rows_per_piece):
+    """What the dataset is asked for before its events are read, of one shard."""
+    return date_only.count(path, rows_per_piece), followup.person_days(path, bounds, rows_per_piece)
 
 
 def _sampling(source):

@@ -23,8 +23,10 @@ follows in time, so such times hold more events than they should; a weighting by
 """
 
 import dataclasses
+from collections.abc import Iterable
 from datetime import datetime, timedelta
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import polars as pl
@@ -62,21 +64,36 @@ class Calendar:
     n_after: int = 0
 
 
-def calendar(
-    meds_dir: Path, bounds: meds_checks.TimeBounds, extraction_date: str, shifted: str, max_rows: int = 2_000_000
-) -> Calendar:
-    """The limit of the calendar. Memory: max_rows, the person-days of a shard, and the last record of each person.
+class PersonDays(NamedTuple):
+    """The days, since 1970, on which the people of a shard have a record but the birth.
+
+    Attributes:
+      people: day, len: how many people have one on it. last: subject_id, day: the last one of each.
+    """
+
+    people: pl.DataFrame
+    last: pl.DataFrame
+
+
+def person_days(path: Path, bounds: meds_checks.TimeBounds, max_rows: int = 2_000_000) -> PersonDays:
+    """The PersonDays of a shard; rows outside the bounds do not count. Memory: max_rows, and its person-days."""
+    pieces = [_person_days(rows, path, bounds) for _, rows in parquet.row_batches(path, list(_ROWS), max_rows)]
+    found = pl.concat(pieces)
+    runs = found.filter((pl.col("subject_id") != pl.col("subject_id").shift()).fill_null(True))
+    in_order = pl.col("day").diff().over("subject_id") > 0
+    if runs["subject_id"].is_duplicated().any() or not found.select(in_order.fill_null(True).all()).item():
+        found = found.unique()  # else they are: rows lie by subject and time
+    return PersonDays(found.group_by("day").len(), found.group_by("subject_id").agg(pl.col("day").max()))
+
+
+def calendar(found: Iterable[PersonDays], extraction_date: str, shifted: str) -> Calendar:
+    """The limit of the calendar. Memory: the last record of each person.
 
     Args:
-      bounds: rows outside do not count. extraction_date: ISO, "" if unknown.
+      found: of every shard. extraction_date: ISO, "" if unknown.
       shifted: "auto", "yes" or "no": whether dates are shifted per person.
     """
-    days, lasts = [], []
-    for path in meds.list_shards(meds_dir):
-        of_shard = pl.concat([_person_days(rows, path, bounds) for _, rows in
-                              parquet.row_batches(path, list(_ROWS), max_rows)]).unique()  # fmt: skip
-        days.append(of_shard.group_by("day").len())
-        lasts.append(of_shard.group_by("subject_id").agg(pl.col("day").max()))
+    days, lasts = zip(*found, strict=True)
     per_day = pl.concat(days).group_by("day").agg(pl.col("len").sum()).sort("day")
     day_D, so_far_D = per_day["day"].to_numpy(), per_day["len"].to_numpy().cumsum()
     if not len(day_D):
@@ -103,13 +120,14 @@ def calendar(
 
 
 def _person_days(rows: pl.DataFrame, path: Path, bounds: meds_checks.TimeBounds) -> pl.DataFrame:
-    """subject_id, day (since 1970): of every day on which a person has a record but the birth."""
+    """subject_id, day (since 1970): of days on which a person has a record but the birth, once in a row."""
     rows = parquet.normalise(rows, _ROWS, path).drop_nulls()
     rows = rows.filter(
         pl.col("time").is_between(bounds.first, bounds.end, closed="left")
         & ~pl.col("code").str.starts_with(meds.BIRTH_CODE)
     )
-    return rows.select("subject_id", (pl.col("time").to_physical() // DAY_US).alias("day")).unique()
+    days = rows.select("subject_id", (pl.col("time").to_physical() // DAY_US).alias("day"))
+    return days.filter(pl.any_horizontal((pl.all() != pl.all().shift()).fill_null(True)))
 
 
 def _shifted(last_day_N: np.ndarray, sure: bool) -> str:

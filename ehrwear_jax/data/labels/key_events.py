@@ -2,15 +2,17 @@
 
 import dataclasses
 import difflib
+import functools
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 
 from ehrwear_jax.data.formats import meds, meds_checks
-from ehrwear_jax.data.prepare import date_only
+from ehrwear_jax.data.prepare import date_only, workers
 
 _NEAREST = 5
 
@@ -31,14 +33,13 @@ class Reading:
     date_only: tuple[str, ...] = ()
     max_rows: int = 2_000_000
 
-    def pieces(self) -> Iterator[pl.DataFrame]:
-        """The events, whole subjects at a time."""
-        for shard in meds.list_shards(self.meds_dir):
-            if self.bounds is None:
-                yield meds.read_shard(shard)
-                continue
-            for events, _ in meds_checks.screen_pieces(shard, self.bounds, self.max_rows):
-                yield events
+    def pieces(self, shard: Path) -> Iterator[pl.DataFrame]:
+        """The events of a shard, whole subjects at a time."""
+        if self.bounds is None:
+            yield meds.read_shard(shard)
+            return
+        for events, _ in meds_checks.screen_pieces(shard, self.bounds, self.max_rows):
+            yield events
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,16 +59,34 @@ class KeyEvents:
         return self.times[name].group_by("subject_id").agg(pl.col("time").min().alias(name))
 
 
-def read(reading: Reading, wanted: Mapping[str, pl.Expr], limit: datetime | None = None) -> KeyEvents:
-    """The spans of everybody and the times of some rows. Memory: one piece, and what is returned.
+def read(
+    reading: Reading,
+    wanted: Mapping[str, pl.Expr],
+    limit: datetime | None = None,
+    pool: workers.Pool | None = None,
+) -> KeyEvents:
+    """The spans of everybody and the times of some rows. Memory: one piece a process, and what is returned.
 
     Args:
-      wanted: {name: which rows}, expressions of the columns of MEDS.
+      wanted: {name: which rows}, expressions of the code.
       limit: records at or after it, such as booked appointments, do not extend a span.
+      pool: reads shards at once; None: this process reads them.
     """
+    of_shard = functools.partial(_of_shard, reading=reading, wanted=dict(wanted), limit=limit)
+    spans, times = zip(
+        *(pool or workers.Pool()).map(of_shard, meds.list_shards(reading.meds_dir), "label events"), strict=True
+    )
+    return KeyEvents(
+        pl.concat(spans).sort("subject_id"),
+        {name: pl.concat([found[name] for found in times]).sort("subject_id", "time") for name in wanted},
+    )
+
+
+def _of_shard(path, reading, wanted, limit):
+    """(spans, {name: times}) of a shard, see KeyEvents."""
     spans: list[pl.DataFrame] = []
     times: dict[str, list[pl.DataFrame]] = {name: [] for name in wanted}
-    for events in reading.pieces():
+    for events in reading.pieces(path):
         events = events.filter(pl.col("time").is_not_null() & ~below(meds.BIRTH_CODE))
         events = date_only.at_day_end(events, pl.Series("code", reading.date_only, pl.String))
         past = pl.col("time") < (datetime.max if limit is None else limit)
@@ -76,12 +95,15 @@ def read(reading: Reading, wanted: Mapping[str, pl.Expr], limit: datetime | None
                 pl.col("time").min().alias("first"), pl.col("time").filter(past).max().alias("last")
             )
         )
+        # which codes are wanted is found once for each code, not for each event
+        codes = events["code"].to_arrow().dictionary_encode()
+        code_N, named = codes.indices.to_numpy(), pl.DataFrame({"code": pl.Series(codes.dictionary, dtype=pl.String)})
+        keys = events.select("subject_id", "time")
         for name, rows in wanted.items():
-            times[name].append(events.filter(rows).select("subject_id", "time"))
-    return KeyEvents(
-        pl.concat(spans).sort("subject_id"),
-        {name: pl.concat(parts).sort("subject_id", "time") for name, parts in times.items()},
-    )
+            is_wanted_C = np.broadcast_to(named.select(rows.alias("rows")).to_series().to_numpy(), named.height)
+            at_K = np.flatnonzero(is_wanted_C[code_N]) if is_wanted_C.any() else slice(0)
+            times[name].append(keys[at_K])
+    return pl.concat(spans), {name: pl.concat(parts) for name, parts in times.items()}
 
 
 def below(*prefixes: str) -> pl.Expr:

@@ -10,6 +10,7 @@ import dataclasses
 import numpy as np
 import polars as pl
 
+from ehrwear_jax.data import random_streams
 from ehrwear_jax.data.formats.times import DAY_US
 from ehrwear_jax.data.labels import episodes
 
@@ -76,6 +77,8 @@ def _draw_midnights(subject_id: int, low_us: int, high_us: int, sampling: Sampli
     """int64 [K]: midnights from low_us to high_us, both inclusive, without replacement, sorted."""
     first_day = -(-low_us // DAY_US)
     n_days = max(high_us // DAY_US - first_day + 1, 0)
-    rng = np.random.default_rng((sampling.seed, subject_id & (2**64 - 1)))
-    drawn_K = rng.choice(n_days, min(sampling.per_subject, n_days), replace=False) if n_days else np.zeros(0, np.int64)
+    if not n_days:
+        return np.zeros(0, np.int64)
+    rng = np.random.default_rng(random_streams.words((sampling.seed, subject_id & (2**64 - 1))))
+    drawn_K = rng.choice(n_days, min(sampling.per_subject, n_days), replace=False)
     return (first_day + np.sort(drawn_K)) * DAY_US

@@ -98,12 +98,6 @@ def decide(counts: pl.DataFrame, config: PrepareConfig) -> pl.DataFrame:
     return table.select(*CODES, wanted.alias("date_only")).cast(DECIDED).sort("code")
 
 
-def of_dataset(meds_dir: Path, config: PrepareConfig) -> pl.DataFrame:
-    """DECIDED of a dataset, shard by shard in this process: what `prepared` writes, for the labels."""
-    parts = [count(path, config.rows_per_piece) for path in meds.list_shards(meds_dir)]
-    return decide(add_up(parts), config)
-
-
 def prepared(
     shards: list[Path], shard_names: list[str], out: Path, config: PrepareConfig, pool: workers.Pool
 ) -> pl.DataFrame:

@@ -10,9 +10,9 @@ import numpy as np
 from ehrwear_jax.data.formats.times import DAY_US
 from ehrwear_jax.models.family import Batch, Field
 from ehrwear_jax.models.joint.batch import MASK, MODALITY_EHR, MODALITY_WEAR, PAD
-from ehrwear_jax.models.joint.context import Context, share
 from ehrwear_jax.models.joint.ehr_terms import CodeTerm, FutureEvent
 from ehrwear_jax.models.joint.heads import Alignment, WearablePool
+from ehrwear_jax.models.joint.layout import Contexts
 from ehrwear_jax.models.joint.terms import Arrays, Latents, Loss, Term, take
 from ehrwear_jax.models.joint.wear_terms import average
 from ehrwear_jax.models.layers.dense import Mlp
@@ -57,15 +57,15 @@ class WearToEhr(CodeTerm):
         "query_pool": Field("Q2", np.int32, 0, "as event_pool"),
     }
 
-    def fill(self, row: Batch, at: dict, c: Context) -> None:
+    def fill(self, row: Batch, c: Contexts) -> None:
         begin_us = c.times_us_R - int(self.config.context.pool_days * DAY_US)
-        begin_R = np.searchsorted(c.time_us_N, begin_us, side="left")
-        of_queries = row["query_kv_range"][c.queries, 1] - c.tokens.start
-        stop_R = np.concatenate([c.event_E + 1, of_queries])
-        for name, s, mine in c.at_events_and_queries():
-            row[f"{name}_next"][s] = c.future_token_R[mine]
-            pool = row[f"{name}_pool"]
-            pool[s, 0], pool[s, 1] = c.tokens.start + begin_R[mine], c.tokens.start + stop_R[mine]
+        begin_R = c.begins_at(begin_us, c.bound_R, "left")
+        # static tokens have the time of the first one
+        of_R = np.repeat(np.arange(len(c)), np.diff(c.bound_R))
+        begin_R = np.where(c.anchor_C[of_R] < begin_us, begin_R, c.bound_N[of_R])
+        for name, n, mine in c.at_events_and_queries:
+            row[f"{name}_next"][:n] = c.future_token_R[mine]
+            row[f"{name}_pool"][:n] = np.stack([begin_R[mine], c.stop_R[mine]], axis=1)
 
     def head(self) -> nn.Module:
         return PooledCodes(self.config.network.pool, self.config.network.width)
@@ -106,18 +106,22 @@ class EhrToWear(Term):
         "query_summary_mask": Field("QF", np.bool_, False, "as event_summary_mask"),
     }
 
-    def fill(self, row: Batch, at: dict, c: Context) -> None:
-        p, time_us = c.patient, c.times_us_R
-        if not len(p.window_end_M) or not len(time_us):
-            return
-        days_us = int(self.config.context.summary_days * DAY_US)
-        # windows that lie inside, their beginnings too
-        lo = np.searchsorted(p.window_end_M, time_us + c.people.window_us, side="left")
-        hi = np.searchsorted(p.window_end_M, time_us + days_us, side="right")
-        first, last = int(lo.min()), int(max(lo.max(), hi.max()))
-        found = average(p.summary(first, last), lo - first, hi - first)
-        for name, s, mine in c.at_events_and_queries():
-            row[f"{name}_summary"][s], row[f"{name}_summary_mask"][s] = (x[mine] for x in found)
+    def fill(self, row: Batch, c: Contexts) -> None:
+        days_us, at = int(self.config.context.summary_days * DAY_US), c.bound_R.tolist()
+        value_RxF = np.zeros((at[-1], self.facts.summaries), np.float32)
+        there_RxF = np.zeros(value_RxF.shape, bool)
+        for p, a, b in zip(c.patients, at, at[1:], strict=False):
+            if not len(p.window_end_M) or a == b:
+                continue
+            time_us = c.times_us_R[a:b]
+            # windows that lie inside, their beginnings too
+            lo = p.window_end_M.searchsorted(time_us + c.people.window_us, side="left")
+            hi = p.window_end_M.searchsorted(time_us + days_us, side="right")
+            first, last = int(lo.min()), int(max(lo.max(), hi.max()))
+            if last > first:
+                value_RxF[a:b], there_RxF[a:b] = average(p.summary(first, last), lo - first, hi - first)
+        for name, n, mine in c.at_events_and_queries:
+            row[f"{name}_summary"][:n], row[f"{name}_summary_mask"][:n] = value_RxF[mine], there_RxF[mine]
 
     def head(self) -> nn.Module:
         return Mlp(self.config.network.width, self.facts.summaries)
@@ -156,31 +160,30 @@ class Contrast(Term):
         "pair_patient": Field("J", np.int32, -1, "number of the pair's patient in its split; -1: no pair"),
     }
 
-    def fill(self, row: Batch, at: dict, c: Context) -> None:
+    def fill(self, row: Batch, c: Contexts) -> None:
         """Windows with something visible, and with visible events near their end, in random choice.
 
         Static tokens have no time and are near to nothing.
         """
-        config = self.config.context
-        quota = share(config.pairs, at, len(c.time_us_N), c.people.row_tokens)
-        quota = min(len(row["pair_position"]) - at["pairs"], quota)
-        wear_at, n_static, t0 = np.nonzero(c.is_wear_N)[0], c.n_static, c.tokens.start
-        if quota <= 0 or not len(wear_at):
+        config, wear_at, room = self.config.context, np.flatnonzero(c.is_wear_N), len(row["pair_position"])
+        if not len(wear_at):
             return
-        near_us, end_us, time_us = int(config.colocated_days * DAY_US), c.time_us_N[wear_at], c.time_us_N[n_static:]
-        lo = n_static + np.searchsorted(time_us, end_us - near_us, side="left")
-        hi = n_static + np.searchsorted(time_us, end_us + near_us, side="right")
+        near_us, end_us, n = int(config.colocated_days * DAY_US), c.time_us_N[wear_at], len(wear_at)
+        lo, hi = c.begins_at(end_us - near_us, c.bound_M, "left"), c.begins_at(end_us + near_us, c.bound_M, "right")
         visible = np.concatenate([[0], np.cumsum(~c.is_wear_N & (c.token_N != MASK))])
-        w = c.window_slots
-        hidden = row["patch_mask"][w].all(axis=1) | row["channel_mask"][w].all(axis=1)
-        shown = row["observed"][w].any(axis=(1, 2)) & ~hidden
-        found = np.nonzero(shown & (visible[hi] > visible[lo]))[0]
-        chosen = np.sort(c.rng.permutation(found)[:quota]).astype(np.int64)
-        s = slice(at["pairs"], at["pairs"] + len(chosen))
-        row["pair_position"][s] = t0 + wear_at[chosen]
-        row["pair_near"][s] = t0 + np.stack([lo[chosen], hi[chosen]], axis=1)
-        row["pair_patient"][s] = c.position
-        at["pairs"] = s.stop
+        hidden = row["patch_mask"][:n].all(axis=1) | row["channel_mask"][:n].all(axis=1)
+        shown = row["observed"][:n].any(axis=(1, 2)) & ~hidden
+        found = np.flatnonzero(shown & (visible[hi] > visible[lo]))
+        at, chosen = np.searchsorted(found, c.bound_M), []
+        for k, quota in enumerate(c.quotas(config.pairs).tolist()):
+            quota = min(room, quota)
+            if quota > 0 and c.bound_M[k + 1] > c.bound_M[k]:
+                chosen.append(np.sort(c.rngs[k].permutation(found[at[k] : at[k + 1]])[:quota]))
+                room -= len(chosen[-1])
+        pair = np.concatenate([np.zeros(0, np.int64), *chosen])
+        row["pair_position"][: len(pair)] = wear_at[pair]
+        row["pair_near"][: len(pair)] = np.stack([lo[pair], hi[pair]], axis=1)
+        row["pair_patient"][: len(pair)] = np.array(c.positions)[c.of_N[wear_at[pair]]]
 
     def head(self) -> nn.Module:
         n = self.config.network

@@ -11,7 +11,7 @@ import numpy as np
 from ehrwear_jax.data.formats.times import DAY_US
 from ehrwear_jax.models.family import Batch, Field
 from ehrwear_jax.models.joint.batch import PAD
-from ehrwear_jax.models.joint.context import Context
+from ehrwear_jax.models.joint.layout import Contexts
 from ehrwear_jax.models.joint.terms import Arrays, Latents, Loss, Term, take
 from ehrwear_jax.models.layers.dense import Mlp, dense
 from ehrwear_jax.models.layers.vocabulary_loss import TokenLoss
@@ -80,9 +80,9 @@ class FutureEvent(CodeTerm):
         "query_next": Field("Q", np.int32, PAD, "as event_next"),
     }
 
-    def fill(self, row: Batch, at: dict, c: Context) -> None:
-        for name, s, mine in c.at_events_and_queries():
-            row[f"{name}_next"][s] = c.future_token_R[mine]
+    def fill(self, row: Batch, c: Contexts) -> None:
+        for name, n, mine in c.at_events_and_queries:
+            row[f"{name}_next"][:n] = c.future_token_R[mine]
 
     def head(self) -> nn.Module:
         width = self.config.network.width
@@ -111,6 +111,24 @@ def _bins(gap_us, horizon_us):
     return bin_
 
 
+def _events_after(c, within_us):
+    """The events after the first query of a context, up to so long after its last one, of all contexts.
+
+    (tokens, times, the last query before each: [J], bounds [C + 1])
+    """
+    found, bounds, at = [], [0], c.bound_Q.tolist()
+    for p, a, b in zip(c.patients, at, at[1:], strict=False):
+        query_us = c.query_us_Q[a:b]
+        if b > a:
+            lo, hi = p.event_time_K.searchsorted((query_us[0], query_us[-1] + within_us), side="right")
+            time_us = p.event_time_K[lo:hi]
+            found.append((p.event_token_K[lo:hi], time_us, query_us.searchsorted(time_us) + (a - 1)))
+            bounds.append(bounds[-1] + hi - lo)
+        else:
+            bounds.append(bounds[-1])
+    return *(np.concatenate(x) for x in zip(*found, strict=True)), np.array(bounds)
+
+
 class FutureCodes(Term):
     """Which codes occur within each horizon after a query: binary cross-entropy over a pair's entropy, mean over pairs.
 
@@ -126,27 +144,25 @@ class FutureCodes(Term):
         "query_horizons": Field("Q", np.int32, 0, "how many horizons end inside the follow-up"),
     }
 
-    def fill(self, row: Batch, at: dict, c: Context) -> None:
-        query_us, p = c.query_us_Q, c.patient
-        if not len(query_us):
+    def fill(self, row: Batch, c: Contexts) -> None:
+        if not len(c.query_us_Q):
             return
-        horizon_us, n = _horizons_us(self.config.context), len(p.event_time_K)
-        lo, hi = np.searchsorted(p.event_time_K, [query_us[0], query_us[-1] + horizon_us[-1]], side="right")
-        event_J = np.arange(lo, hi)[::-1]
+        horizon_us = _horizons_us(self.config.context)
+        token_J, time_J, last_J, bound_J = _events_after(c, int(horizon_us[-1]))
+        n_events, n_queries = len(token_J), len(c.query_us_Q)
         # The queries before an event are the first few of the sorted ones: note it at the last of them, then hand it on
         # to those before. Of several notes at one place the last one written stays: events run from late to early.
-        last_J = np.searchsorted(query_us, p.event_time_K[event_J], side="left") - 1
-        class_JxA = c.people.future_class_VxA[p.event_token_K[event_J]]
+        class_JxA = c.people.future_class_VxA[token_J[::-1]]
         j, a = np.nonzero(class_JxA >= 0)
-        next_QxK = np.full((len(query_us), self.facts.future_codes), n, np.int32)
-        next_QxK[last_J[j], class_JxA[j, a]] = event_J[j]
-        for k in range(len(query_us) - 1, 0, -1):
-            np.minimum(next_QxK[k - 1], next_QxK[k], out=next_QxK[k - 1])
-        never = np.iinfo(np.int64).max // 2
-        bin_QxK = _bins(np.append(p.event_time_K, never)[next_QxK] - query_us[:, None], horizon_us)
-        row["query_code_bin"][c.queries] = np.where(bin_QxK < len(horizon_us), bin_QxK, 255)
-        inside_QxH = query_us[:, None] + horizon_us <= p.end_us
-        row["query_horizons"][c.queries] = len(horizon_us) if p.died else inside_QxH.sum(axis=1)
+        next_QxK = np.full((n_queries, self.facts.future_codes), n_events, np.int32)
+        next_QxK[last_J[::-1][j], class_JxA[j, a]] = n_events - 1 - j
+        next_QxK = np.minimum.accumulate(next_QxK[::-1], axis=0)[::-1]
+        q, k = np.nonzero(next_QxK < bound_J[c.of_Q + 1][:, None])  # others are of later contexts
+        bin_ = _bins(time_J[next_QxK[q, k]] - c.query_us_Q[q], horizon_us)
+        row["query_code_bin"][q, k] = np.where(bin_ < len(horizon_us), bin_, 255)
+        end_C, died_C = np.array([p.end_us for p in c.patients]), np.array([p.died for p in c.patients])
+        inside_QxH = c.query_us_Q[:, None] + horizon_us <= end_C[c.of_Q][:, None]
+        row["query_horizons"][:n_queries] = np.where(died_C[c.of_Q], len(horizon_us), inside_QxH.sum(axis=1))
 
     def _rates(self):
         rate = np.asarray(self.facts.future_rates, np.float64).reshape(self.facts.future_codes, self.facts.n_horizons)
@@ -201,22 +217,24 @@ class EhrHistory(Term):
         ),
     }
 
-    def fill(self, row: Batch, at: dict, c: Context) -> None:
-        query_us, q = c.query_us_Q, c.queries
-        if not len(query_us):
+    def fill(self, row: Batch, c: Contexts) -> None:
+        if not len(c.query_us_Q):
             return
-        horizon_us = _horizons_us(self.config.context)
-        stop_Q = row["query_kv_range"][q, 1] - row["query_kv_range"][q, 0]
+        horizon_us, begin_C = _horizons_us(self.config.context), c.bound_N[:-1]
         class_N = c.people.history_class_V[c.token_N]
-        known = np.flatnonzero((class_N >= 0) & (np.arange(len(class_N)) < stop_Q[-1]))
-        # noted at the first query that knows it, then handed on to those after; of several notes the latest one stays
-        last_QxR = np.full((len(query_us), self.facts.history_tokens), -1, np.int32)
-        last_QxR[np.searchsorted(stop_Q, known, side="right"), class_N[known]] = known
-        for k in range(1, len(query_us)):
-            np.maximum(last_QxR[k - 1], last_QxR[k], out=last_QxR[k])
-        bin_QxR = _bins(query_us[:, None] - c.time_us_N[last_QxR], horizon_us)
-        bin_QxR[(bin_QxR == len(horizon_us)) | (last_QxR < c.n_static)] = 254
-        row["query_token_bin"][q] = np.where(last_QxR < 0, 255, bin_QxR)
+        known = np.flatnonzero(class_N >= 0)
+        first_Q = np.searchsorted(c.stop_Q, known, side="right")  # the first query that knows it
+        mine = np.append(c.of_Q, -1)[first_Q] == c.of_N[known]
+        known, first_Q = known[mine], first_Q[mine]
+        # noted at that query, then handed on to those after; of several notes the latest one stays
+        last_QxR = np.full((len(c.of_Q), self.facts.history_tokens), -1, np.int32)
+        last_QxR[first_Q, class_N[known]] = known
+        last_QxR = np.maximum.accumulate(last_QxR, axis=0)
+        q, r = np.nonzero(last_QxR >= begin_C[c.of_Q][:, None])  # others are of earlier contexts
+        last = last_QxR[q, r]
+        bin_ = _bins(c.query_us_Q[q] - c.time_us_N[last], horizon_us)
+        bin_[(bin_ == len(horizon_us)) | c.is_static_N[last]] = 254
+        row["query_token_bin"][q, r] = bin_
 
     def head(self) -> nn.Module:
         return dense((self.facts.history_tokens, self.facts.n_horizons + 1), ("embed", "history_token", "horizon"))

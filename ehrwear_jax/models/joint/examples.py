@@ -11,11 +11,13 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import polars as pl
 
+from ehrwear_jax.data import random_streams
 from ehrwear_jax.data import store as store_lib
 from ehrwear_jax.models.family import Batch, BatchSpec, Examples, Transform
 from ehrwear_jax.models.joint import augmentation, context, masking, packing, query_times, terms, value_scales
 from ehrwear_jax.models.joint import patient as patient_lib
 from ehrwear_jax.models.joint import prediction as prediction_lib
+from ehrwear_jax.models.joint import row as row_lib
 from ehrwear_jax.models.joint import vocabulary as vocabulary_lib
 from ehrwear_jax.models.joint.batch import MODALITY_WEAR, Facts, batch_spec
 from ehrwear_jax.models.joint.config import Config
@@ -231,10 +233,16 @@ class JointExamples(Examples):
 
     def fill(self, row: Batch, g: int) -> None:
         """Writes training row g into the empty arrays of a row."""
-        at = context.cursors(phase=(int(g) * _GOLDEN) % 1.0)
-        for sample, span in self.contexts(int(g)):
-            self._add(row, at, sample, span)
-        context.close_row(row, at)
+        c, phase = self.config.context, (int(g) * _GOLDEN) % 1.0
+        found = list(self.contexts(int(g)))
+        bound_C = np.cumsum([0, *(span.n_tokens for _, span in found)])
+        n_query_C = context.quotas(c.queries, bound_C, self.people.row_tokens, phase).tolist()
+        query_us = [
+            query_times.draw(sample.draws.rng, sample.patient, span, n, c.queries_behind)
+            for (sample, span), n in zip(found, n_query_C, strict=True)
+        ]
+        shown = [context.Shown(sample.patient, span, sample.position) for sample, span in found]
+        row_lib.fill_row(row, self.people, shown, query_us, [sample.draws for sample, _ in found], phase)
 
     def subjects(self, rows: Sequence[int]) -> list[int]:
         """Sorted subject ids in the rows of the given global numbers."""
@@ -263,8 +271,10 @@ class JointExamples(Examples):
         most_wear = int(min(packing.waterfill([s.n_windows for s in spans], max_windows), max_windows))
         n_wear = sum(min(s.n_windows, most_wear) for s in spans)
         most_ehr = int(min(packing.waterfill([s.n_ehr for s in spans], limits.tokens - n_wear), c.context_tokens))
-        for sample in samples:
-            yield sample, context.fit(sample.patient, sample.stop, most_ehr, most_wear)
+        for sample, span in zip(samples, spans, strict=True):
+            if span.n_ehr > most_ehr or span.n_static >= most_ehr or span.n_windows > most_wear:
+                span = context.fit(sample.patient, sample.stop, most_ehr, most_wear)
+            yield sample, span
 
     def _further(self, plan, epoch, r, tokens, windows):
         """Contexts of randomly drawn patients in what is left free of a row."""
@@ -290,7 +300,7 @@ class JointExamples(Examples):
 
     def _draw_any(self, plan, epoch, r, k):
         """A further sample in row r: patients as often as in the plan, ends as there."""
-        rng = np.random.default_rng([self.seed, epoch, r, k, _FURTHER])
+        rng = np.random.default_rng(random_streams.words([self.seed, epoch, r, k, _FURTHER]))
         place, by_day, end = rng.integers(len(plan.patient_N)), rng.random(), rng.random()
         i = int(plan.patient_N[place])
         return self._draw([epoch, r, k, _FURTHER + 1], i, by_day < self.config.context.patient_days, end)
@@ -298,13 +308,12 @@ class JointExamples(Examples):
     def _draw(self, key, i, by_day, end):
         """Patient i up to the end that the uniform draw `end` gives; key: unique to the sample."""
         patient, c = self.people[i], self.config.context
-        rng, augment_rng = np.random.default_rng([self.seed, *key, 0]), None
-        if self.augmented:
+        rng, augment_rng = np.random.default_rng(random_streams.words([self.seed, *key, 0])), None
+        if self.augmented and (c.augments_signal or c.drop_ehr or c.drop_wear):
             # SFC64 is the fastest of numpy's generators, and what is drawn most is noise
-            augment_rng = np.random.Generator(np.random.SFC64([self.seed, *key, _AUGMENTATION]))
+            augment_rng = np.random.Generator(np.random.SFC64(random_streams.words([self.seed, *key, _AUGMENTATION])))
             if c.drop_ehr or c.drop_wear:
-                n_wear = int(patient.is_wear_N.sum())
-                has_ehr, has_wear = n_wear < len(patient.is_wear_N), n_wear > 0
+                has_ehr, has_wear = len(patient.event_at) > 0, len(patient.window_at) > 0
                 keep = augmentation.drop_modality(augment_rng, has_ehr, has_wear, c.drop_ehr, c.drop_wear)
                 patient = patient_lib.without(patient, *keep)
         if by_day:
@@ -313,13 +322,6 @@ class JointExamples(Examples):
             full = patient_lib.first_full(patient, c.context_tokens, self.spec.sizes["W"])
             stop = full + int(end * (len(patient.time_N) + 1 - full))
         return Sample(patient, i, stop, context.Draws(rng, augment_rng))
-
-    def _add(self, row, at, sample, span):
-        patient, rng, c = sample.patient, sample.draws.rng, self.config.context
-        n_query = context.share(c.queries, at, span.n_tokens, self.people.row_tokens)
-        query_us = query_times.draw(rng, patient, span, n_query, c.queries_behind)
-        shown = context.Shown(patient, span, sample.position)
-        context.fill_context(row, at, self.people, shown, query_us, sample.draws)
 
     # -------------------------------------------------------------------------------------------- prediction times
 

@@ -78,13 +78,6 @@ def mask_chances(
     return np.where(capped_N, MAX_CHANCE, raised_N * max(factor, 0.0))
 
 
-def mask_events(
-    rng: np.random.Generator, token_N: np.ndarray, weight_V: np.ndarray, rate: float, boost_N: np.ndarray | None = None
-) -> np.ndarray:
-    """Which of a context's events are hidden, each by its chance of `mask_chances`: boolean [N]."""
-    return rng.random(len(token_N)) < mask_chances(token_N, weight_V, rate, boost_N)
-
-
 def mask_patches(
     rng: np.random.Generator, n_windows: int, n_patches: int, rate: float, kind: str = "contiguous"
 ) -> np.ndarray:

@@ -1,6 +1,6 @@
 """Predicts the next values given their codes and time: a mark of the point process, as a mixture of normals."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ehrwear_jax.models.family import Batch, Field
-from ehrwear_jax.models.joint.context import Context
+from ehrwear_jax.models.joint.layout import Contexts
 from ehrwear_jax.models.joint.terms import Arrays, Latents, Loss, Term, take
 from ehrwear_jax.models.layers.dense import dense, embedding
 from ehrwear_jax.models.objective import masked_mean, n_true, n_true_of
@@ -38,6 +38,28 @@ class NextValueHead(nn.Module):
         return dense(3 * N_COMPONENTS, ("mlp", None), name="out")(hidden).astype(jnp.float32)
 
 
+class _Numeric(NamedTuple):
+    """Values of numeric codes in order of time: codes, times, on the robust scale, and where each time's values end."""
+
+    class_N: np.ndarray
+    time_us_N: np.ndarray
+    value_N: np.ndarray
+    stop_N: np.ndarray
+
+
+def _numeric(p, scales):
+    """The values of a patient's events, found once."""
+    found = p.memo.get(NextValue.name)
+    if found is None:
+        class_K = scales.class_V[p.event_token_K]
+        known = np.flatnonzero((class_K >= 0) & np.isfinite(p.event_value_K))
+        class_N, time_us_N = class_K[known], p.event_time_K[known]
+        value_N = scales(class_N, p.event_value_K[known])
+        found = _Numeric(class_N, time_us_N, value_N, np.searchsorted(time_us_N, time_us_N, side="right"))
+        p.memo[NextValue.name] = found
+    return found
+
+
 class NextValue(Term):
     """The values of the next time at which numeric codes are measured, given which, and when: a density, in nats.
 
@@ -61,29 +83,38 @@ class NextValue(Term):
     def has_targets(self) -> bool:
         return self.facts.value_codes > 0 and self.config.context.next_values > 0
 
-    def fill(self, row: Batch, at: dict, c: Context) -> None:
-        p, scales, n_slots = c.patient, c.people.value_scales, self.config.context.next_values
-        class_K = scales.class_V[p.event_token_K]
-        known = np.flatnonzero((class_K >= 0) & np.isfinite(p.event_value_K))
-        if not len(known):
+    def fill(self, row: Batch, c: Contexts) -> None:
+        n_slots, at, parts, times = self.config.context.next_values, c.bound_R.tolist(), [], c.times_us_R
+        first_R, there_R, n = np.zeros(at[-1], np.int64), np.zeros(at[-1], bool), 0
+        for p, a, b in zip(c.patients, at, at[1:], strict=False):
+            known = _numeric(p, c.people.value_scales)
+            if b == a or not len(known.time_us_N):
+                continue
+            first = known.time_us_N.searchsorted(times[a:b], side="right")
+            lo, hi = int(first.min()), min(int(first.max()), len(known.time_us_N) - 1)
+            if lo > hi:
+                continue
+            # from the first value that is asked for to the last one of its time
+            part = _Numeric(*(x[lo : int(known.stop_N[hi])] for x in known))
+            parts.append(part._replace(stop_N=part.stop_N - lo + n))
+            there_R[a:b] = first < len(known.time_us_N)
+            first_R[a:b] = np.minimum(first, hi) - lo + n
+            n += len(part.class_N)
+        if not parts:
             return
-        class_N, time_N = class_K[known], p.event_time_K[known]
-        value_N = scales(class_N, p.event_value_K[known])
-        first_R = np.searchsorted(time_N, c.times_us_R, side="right")
-        there_R = first_R < len(known)
-        next_R = time_N[np.minimum(first_R, len(known) - 1)]
-        n_R = np.searchsorted(time_N, next_R, side="right") - first_R
+        class_N, time_us_N, value_N, stop_N = (np.concatenate(x) for x in zip(*parts, strict=True))
+        n_R, next_R = stop_N[first_R] - first_R, time_us_N[first_R]
         # no draw: what is hidden decides how many values are known, and must not decide what is drawn after
-        draw_R = (at["phase"] + _GOLDEN * np.arange(1, len(first_R) + 1)) % 1.0
+        draw_R = (c.phase + _GOLDEN * (np.arange(1, at[-1] + 1) - np.repeat(c.bound_R[:-1], np.diff(c.bound_R)))) % 1.0
         first_R = first_R + (draw_R * (np.maximum(n_R - n_slots, 0) + 1)).astype(np.int64)
         slot_RxY = first_R[:, None] + np.arange(n_slots)
         real_RxY = there_R[:, None] & (np.arange(n_slots) < n_R[:, None])
         slot_RxY = np.where(real_RxY, slot_RxY, 0)
-        gap_R = np.where(there_R, (next_R - c.times_us_R) / 86_400e6, 0.0)
-        for name, s, mine in c.at_events_and_queries():
-            row[f"{name}_mark_code"][s] = np.where(real_RxY, class_N[slot_RxY], -1)[mine]
-            row[f"{name}_mark"][s] = np.where(real_RxY, value_N[slot_RxY], 0.0)[mine]
-            row[f"{name}_mark_gap"][s] = gap_R[mine]
+        gap_R = np.where(there_R, (next_R - times) / 86_400e6, 0.0)
+        for name, n, mine in c.at_events_and_queries:
+            row[f"{name}_mark_code"][:n] = np.where(real_RxY, class_N[slot_RxY], -1)[mine]
+            row[f"{name}_mark"][:n] = np.where(real_RxY, value_N[slot_RxY], 0.0)[mine]
+            row[f"{name}_mark_gap"][:n] = gap_R[mine]
 
     def head(self) -> nn.Module:
         return NextValueHead(self.config.network.width, self.facts.value_codes)

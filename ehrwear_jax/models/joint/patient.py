@@ -2,7 +2,8 @@
 
 import dataclasses
 import functools
-from typing import NamedTuple
+import math
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -17,6 +18,8 @@ SIGNAL_CLIP = 10.0  # standard deviations
 
 # Windows are worked on in blocks of this size in float32: their temporaries stay in a core's cache.
 BLOCK_BYTES = 256_000
+
+_DERIVED_BYTES = 36  # for each place of a stream: where it is, its token and value, numeric events
 
 
 class RawWindows(NamedTuple):
@@ -43,6 +46,7 @@ class Patient:
       raw: RawWindows, or None where the context has no room for them.
       quality_MxLxC: uint8, see grid_quality.py; None where it was not prepared. max_age_years: as of the RecordStore.
       utc_offset_M: minutes, as in Record; None: all zero, also where the context shows no wearable.
+      memo: what loss terms derive of its events, by their name; a copy with other events begins with none.
     """
 
     time_N: np.ndarray
@@ -67,6 +71,7 @@ class Patient:
     quality_MxLxC: np.ndarray | None = None
     utc_offset_M: np.ndarray | None = None
     max_age_years: float | None = None
+    memo: dict[str, Any] = dataclasses.field(default_factory=dict, init=False)
 
     def ages(self, time_us: np.ndarray, origin_us: int) -> np.ndarray:
         """float32 [..., 2]: (whole days, fraction of a day) from origin_us to each time, both on the local clock.
@@ -80,6 +85,12 @@ class Patient:
         return np.stack([days.astype(np.float32), (rest / DAY_US).astype(np.float32)], axis=-1)
 
     @functools.cached_property
+    def max_days(self) -> int | None:
+        """Most whole days that ages have, see data/ages.py; None: no limit."""
+        whole = ages.whole_days(np.array([np.iinfo(np.int64).max]), self.max_age_years)
+        return int(whole[0]) if self.has_birth and self.max_age_years is not None else None
+
+    @functools.cached_property
     def event_at(self) -> np.ndarray:
         """Where in the stream its events are: int64, increasing."""
         return np.flatnonzero(~self.is_wear_N)
@@ -89,20 +100,43 @@ class Patient:
         """Where in the stream its windows are: int64, increasing."""
         return np.flatnonzero(self.is_wear_N)
 
+    @functools.cached_property
+    def window_ref(self) -> np.ndarray:
+        """The windows of the stream, in order: int64, increasing."""
+        return self.ref_N[self.window_at]
+
+    @functools.cached_property
+    def next_token_K(self) -> np.ndarray:
+        """int32 [K + 1]: tokens of the events, PAD behind them."""
+        return np.append(self.event_token_K, np.int32(batch_lib.PAD))
+
+    @functools.cached_property
+    def _stream(self):
+        """(tokens, values) of the stream: int32 [N], WEAR for windows; float32 [N], NaN where there is none."""
+        token_N = np.full(len(self.time_N), batch_lib.WEAR, np.int32)
+        value_N = np.full(len(self.time_N), np.nan, np.float32)
+        events = self.ref_N[self.event_at]
+        token_N[self.event_at], value_N[self.event_at] = self.event_token_K[events], self.event_value_K[events]
+        return token_N, value_N
+
+    def part(self, at: slice | np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """(times, whether each is a window, tokens, values) of a part of the stream."""
+        token_N, value_N = self._stream
+        return self.time_N[at], self.is_wear_N[at], token_N[at], value_N[at]
+
     @property
     def nbytes(self) -> int:
-        """Memory held, bytes."""
-        return sum(x.nbytes for x in (*vars(self).values(), *(self.raw or ())) if isinstance(x, np.ndarray))
+        """Memory held, bytes, with what is derived on first use."""
+        arrays = [x for x in (*vars(self).values(), *(self.raw or ())) if isinstance(x, np.ndarray)]
+        return sum(x.nbytes for x in arrays) + _DERIVED_BYTES * len(self.time_N)
 
     def signal(self, lo: int, hi: int) -> np.ndarray:
         """Windows lo to hi, standardised: float32 [hi - lo, L, C], the steps of a channel side by side in memory."""
-        x_MxCxL = self.scales.standardise(self.window_MxLxC[lo:hi].transpose(0, 2, 1), axis=1)
-        return np.clip(x_MxCxL, -SIGNAL_CLIP, SIGNAL_CLIP, out=x_MxCxL).transpose(0, 2, 1)
+        return standard_signal(self.window_MxLxC[lo:hi], self.scales)
 
     def blocks(self, lo: int, hi: int) -> list[tuple[int, int]]:
         """[(lo, hi)] of the blocks of the windows lo to hi; the last one may be smaller."""
-        size = max(1, BLOCK_BYTES // max(4 * int(np.prod(self.window_MxLxC.shape[1:])), 1))
-        return [(k, min(k + size, hi)) for k in range(lo, hi, size)]
+        return blocks(self.window_MxLxC.shape, lo, hi)
 
     def summary(self, lo: int, hi: int) -> np.ndarray:
         """`shown_summary` of the windows lo to hi as they were recorded, each computed once."""
@@ -126,6 +160,18 @@ class Patient:
             here_MxC = np.append(here_MxC, np.ones((len(here_MxC), 1), bool), axis=1)
             derived_MxX = np.where(here_MxC[:, channel_X], derived_MxX, np.float32(np.nan))
         return np.concatenate([summary_table(shown_MxLxC), derived_MxX], axis=1)
+
+
+def blocks(shape: tuple[int, ...], lo: int, hi: int) -> list[tuple[int, int]]:
+    """[(lo, hi)] of blocks of BLOCK_BYTES of the windows lo to hi of an array; the last one may be smaller."""
+    size = max(1, BLOCK_BYTES // max(4 * math.prod(shape[1:]), 1))
+    return [(k, min(k + size, hi)) for k in range(lo, hi, size)]
+
+
+def standard_signal(window_MxLxC: np.ndarray, scales: Scales) -> np.ndarray:
+    """Windows, standardised: float32 [M, L, C], the steps of a channel side by side in memory."""
+    x_MxCxL = scales.standardise(window_MxLxC.transpose(0, 2, 1), axis=1)
+    return np.clip(x_MxCxL, -SIGNAL_CLIP, SIGNAL_CLIP, out=x_MxCxL).transpose(0, 2, 1)
 
 
 def summary_table(window_MxLxC: np.ndarray) -> np.ndarray:
@@ -162,15 +208,12 @@ def make_patient(record: Record, store: RecordStore, vocabulary: Vocabulary, raw
 
     raw_segments: the set of segments that become raw windows; "": none. Events out of the vocabulary are left out.
     """
-    static = record.static_code_S, record.static_value_S, record.static_text_S
-    static_token, static_value, _ = _known(vocabulary, *static)
-    token, value, at = _known(vocabulary, record.code_K, record.value_K, record.text_K)
-    time, end = record.time_K[at], record.window_end_M
-    times = np.concatenate([end, time])
-    is_wear = np.arange(len(times)) < len(end)
-    order = np.argsort(times, kind="stable")  # of the same time: windows, which come first here, before events
-    ref = np.concatenate([np.arange(len(end)), np.arange(len(time))])
-    derived = np.clip(store.derived_scales.standardise(record.derived_MxX), -SIGNAL_CLIP, SIGNAL_CLIP)
+    (static_token, static_value), (token, value, time) = _known(record, vocabulary)
+    end = record.window_end_M
+    derived: np.ndarray = np.zeros(record.derived_MxX.shape, np.float32)
+    if derived.size:
+        derived = np.clip(store.derived_scales.standardise(record.derived_MxX), -SIGNAL_CLIP, SIGNAL_CLIP)
+    times, ref, is_wear = _merged(end, time)
     window, quality = record.window_MxLxC, record.quality_MxLxC
     offset = record.utc_offset_M
     offset = offset.copy() if offset is not None and offset.any() else None
@@ -178,9 +221,9 @@ def make_patient(record: Record, store: RecordStore, vocabulary: Vocabulary, raw
         # copies, since a view keeps the whole record with its windows or segments in memory
         end, window, quality = end.copy(), window.copy(), None if quality is None else quality.copy()
     return Patient(
-        time_N=times[order],
-        ref_N=ref[order],
-        is_wear_N=is_wear[order],
+        time_N=times,
+        ref_N=ref,
+        is_wear_N=is_wear,
         static_token_S=static_token,
         static_value_S=static_value,
         event_token_K=token,
@@ -203,11 +246,29 @@ def make_patient(record: Record, store: RecordStore, vocabulary: Vocabulary, raw
     )
 
 
-def _known(vocabulary, code_N, value_N, text_N):
-    """(tokens, values, places) of the events that are in the vocabulary."""
-    token_N, value_N = vocabulary.encode(code_N, value_N, text_N)
+def _known(record, vocabulary):
+    """(tokens, values) of the static events in the vocabulary, (tokens, values, times) of the timed ones."""
+    n_static = len(record.static_code_S)
+    pairs = ("static_code_S", "code_K"), ("static_value_S", "value_K"), ("static_text_S", "text_K")
+    both = (np.concatenate([getattr(record, static), getattr(record, timed)]) for static, timed in pairs)
+    token_N, value_N = vocabulary.encode(*both)
     at = np.flatnonzero(token_N >= 0)
-    return token_N[at], value_N[at], at
+    if len(at) < len(token_N):
+        token_N, value_N = token_N[at], value_N[at]
+    s = int(at.searchsorted(n_static))
+    time_K = record.time_K[at[s:] - n_static]
+    return (token_N[:s], value_N[:s]), (token_N[s:], value_N[s:], time_K)
+
+
+def _merged(end_M, time_K):
+    """(times, place among windows or events, whether it is a window) of both in order of time, windows first."""
+    if not len(end_M):
+        return time_K, np.arange(len(time_K)), np.zeros(len(time_K), bool)
+    times = np.concatenate([end_M, time_K])
+    order = np.argsort(times, kind="stable")  # of the same time: windows, which come first here, before events
+    is_wear = np.arange(len(times)) < len(end_M)
+    ref = np.concatenate([np.arange(len(end_M)), np.arange(len(time_K))])
+    return times[order], ref[order], is_wear[order]
 
 
 def _raw_windows(record, name, store):

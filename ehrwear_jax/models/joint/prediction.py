@@ -1,6 +1,6 @@
 """Makes the joint family's batches for prediction times: contexts that end there, packed into rows."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -8,6 +8,7 @@ import numpy as np
 from ehrwear_jax.models.family import Batch, BatchSpec, Transform
 from ehrwear_jax.models.joint import context
 from ehrwear_jax.models.joint.patient import Patient
+from ehrwear_jax.models.joint.row import fill_row
 
 if TYPE_CHECKING:
     from ehrwear_jax.models.joint.examples import People
@@ -15,18 +16,43 @@ if TYPE_CHECKING:
 _Asked = list[tuple[int, context.Span]]  # places of prediction times, and what a context of its own shows at each
 
 
+class _OpenRow:
+    """A row that takes further contexts: those that it has, with the times of their queries, and how much they fill."""
+
+    def __init__(self) -> None:
+        self.shown: list[context.Shown] = []
+        self.query_us: list[np.ndarray] = []
+        self.tokens = self.windows = self.queries = 0
+
+    def n_fit(self, asked: _Asked, sizes: Mapping[str, int]) -> int:
+        """How many of the times, the first of them, it has room for: a context that ends earlier is shorter."""
+        n = min(len(asked), sizes["Q"] - self.queries)
+        free_tokens, free_windows = sizes["T"] - self.tokens, sizes["W"] - self.windows
+        while n and (asked[n - 1][1].n_tokens > free_tokens or asked[n - 1][1].n_windows > free_windows):
+            n -= 1
+        return n
+
+    def add(self, shown: context.Shown, query_us: np.ndarray) -> None:
+        """Takes a context in."""
+        self.shown.append(shown)
+        self.query_us.append(query_us)
+        self.tokens += shown.span.n_tokens
+        self.windows += shown.span.n_windows
+        self.queries += len(query_us)
+
+
 class _OpenBatch:
     """A batch whose rows still take contexts."""
 
     def __init__(self, people: "People", spec: BatchSpec, batch_size: int) -> None:
-        self._people, self._sizes = people, spec.sizes
-        self.batch, self.where = spec.empty(batch_size), np.full((batch_size, spec.sizes["Q"]), -1)
-        self._at = [context.cursors() for _ in range(batch_size)]
+        self._people, self._spec = people, spec
+        self._where = np.full((batch_size, spec.sizes["Q"]), -1)
+        self._rows = [_OpenRow() for _ in range(batch_size)]
 
     @property
     def is_empty(self) -> bool:
         """Whether no row holds a context."""
-        return not any(at["queries"] for at in self._at)
+        return not any(row.queries for row in self._rows)
 
     def take(self, patient: Patient, asked: _Asked, time_us_N: np.ndarray, in_parts: bool = False) -> _Asked:
         """Puts a context into the fullest row that has room for it; returns the prediction times that found none.
@@ -35,35 +61,25 @@ class _OpenBatch:
           in_parts: where no row takes all that it could, some of the times go into one row and others into further
             ones, each with a context of its own.
         """
+        sizes = self._spec.sizes
         while asked:
-            n_R = [self._n_fit(at, asked) for at in self._at]
+            n_R = [row.n_fit(asked, sizes) for row in self._rows]
             most = max(n_R)
-            if not most or not (in_parts or most == min(len(asked), self._sizes["Q"])):
+            if not most or not (in_parts or most == min(len(asked), sizes["Q"])):
                 break
-            r = max((r for r, n in enumerate(n_R) if n == most), key=lambda r: self._at[r]["tokens"])
-            places, at = [k for k, _ in asked[:most]], self._at[r]
-            self.where[r, at["queries"] : at["queries"] + most] = places
-            shown = context.Shown(patient, asked[most - 1][1])
-            context.fill_context(self._row(r), at, self._people, shown, time_us_N[places])
+            r = max((r for r, n in enumerate(n_R) if n == most), key=lambda r: self._rows[r].tokens)
+            places, row = [k for k, _ in asked[:most]], self._rows[r]
+            self._where[r, row.queries : row.queries + most] = places
+            row.add(context.Shown(patient, asked[most - 1][1]), time_us_N[places])
             asked = asked[most:]
         return asked
 
-    def _n_fit(self, at, asked):
-        """How many of the times, the first of them, a row has room for: a context that ends earlier is shorter."""
-        n = min(len(asked), self._sizes["Q"] - at["queries"])
-        free_tokens, free_windows = self._sizes["T"] - at["tokens"], self._sizes["W"] - at["windows"]
-        while n and (asked[n - 1][1].n_tokens > free_tokens or asked[n - 1][1].n_windows > free_windows):
-            n -= 1
-        return n
-
-    def _row(self, r):
-        return {name: array[r] for name, array in self.batch.items()}
-
     def close(self) -> tuple[Batch, np.ndarray]:
         """(batch, where), see models/family.py."""
-        for r, at in enumerate(self._at):
-            context.close_row(self._row(r), at)
-        return self.batch, self.where
+        batch = self._spec.empty(len(self._rows))
+        for r, row in enumerate(self._rows):
+            fill_row({name: array[r] for name, array in batch.items()}, self._people, row.shown, row.query_us)
+        return batch, self._where
 
 
 def batches(

@@ -22,4 +22,5 @@ def draw(rng: np.random.Generator, patient: Patient, span: Span, n: int, behind:
         end = int(patient.time_N[span.stop]) - 1 if span.stop < len(patient.time_N) else patient.end_us
         later = rng.integers(last, max(end, last) + 1, n)
         query_us = np.where(rng.random(n) < behind, later, query_us)
-    return np.sort(query_us)
+    query_us.sort()
+    return query_us

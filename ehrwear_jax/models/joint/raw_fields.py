@@ -21,30 +21,29 @@ if TYPE_CHECKING:
 
 
 def fill_raw(
-    row: dict, at: dict, patients: "People", raw: patient_lib.RawWindows, windows: np.ndarray, w0: int, warp: float
-) -> None:
-    """Writes the raw windows of a context, and moves their cursor; the masks and the signal are written before.
+    row: dict, first: int, patients: "People", raw: patient_lib.RawWindows, shown: tuple[np.ndarray, int], warp: float
+) -> int:
+    """Writes the raw windows of a context, and returns how many; the masks and the signal are written before.
 
     Each window of the context adds its share of the row's room, and raw windows take it in their order. So whether one
     is there depends on the context up to its own window, not on what follows or what else is in the row.
 
     Args:
-      row, at, patients: see context.fill_context.
-      raw: patient.RawWindows. windows: those of the patient that the context shows, increasing.
-      w0: slot of the first of them. warp: most that a step moves, as a share of a window.
+      row, patients: see row.fill_row. first: how many raw windows the row has before them.
+      raw: patient.RawWindows. shown: (windows of the patient that the context shows, increasing; slot of the first).
+      warp: most that a step moves, as a share of a window.
     """
-    config = patients.config
+    config, (windows, w0) = patients.config, shown
     place_R = np.searchsorted(windows, raw.window_R)
     inside = np.flatnonzero(np.append(windows, -1)[place_R] == raw.window_R)
-    shown: list[int] = []
+    chosen: list[int] = []
     for r in inside.tolist():
-        if len(shown) < config.raw_windows * (place_R[r] + 1) // config.windows:
-            shown.append(r)
-    if not shown:
-        return
-    slot_K, step_K = w0 + place_R[shown], raw.step_R[shown]
-    s = slice(at["raw_windows"], at["raw_windows"] + len(shown))
-    at["raw_windows"] = s.stop
+        if len(chosen) < config.raw_windows * (place_R[r] + 1) // config.windows:
+            chosen.append(r)
+    if not chosen:
+        return 0
+    slot_K, step_K = w0 + place_R[chosen], raw.step_R[chosen]
+    s = slice(first, first + len(chosen))
     row["raw_window"][s] = slot_K
     row["raw_patch"][s] = np.minimum(step_K // config.patch_steps, row["patch_mask"].shape[1] - 1)
     observed_KxC = row["observed"][slot_K, step_K]
@@ -58,10 +57,11 @@ def fill_raw(
     on_grid = patients.raw_channel_A >= 0
     visible_KxA = np.where(on_grid, observed_KxC[:, np.where(on_grid, patients.raw_channel_A, 0)], True)
     visible_KxA = visible_KxA & visible_K[:, None]
-    values_KxSxA = raw.values_RxSxA[shown].astype(np.float32)
+    values_KxSxA = raw.values_RxSxA[chosen].astype(np.float32)
     seen_KxSxA = np.isfinite(values_KxSxA) & visible_KxA[:, None]
     row["raw_observed"][s] = seen_KxSxA
     row["raw"][s] = np.where(seen_KxSxA, values_KxSxA, np.float32(0))
+    return len(chosen)
 
 
 def fill_quality(row: dict, patients: "People", quality_MxLxC: np.ndarray, windows: np.ndarray, w0: int) -> None:
@@ -71,7 +71,7 @@ def fill_quality(row: dict, patients: "People", quality_MxLxC: np.ndarray, windo
     data/perturbations.py) is unknown; what is hidden by a mask stays, as in `wear`: the model hides it.
 
     Args:
-      row, patients: see context.fill_context. quality_MxLxC: of all windows of the patient, in 255ths.
+      row, patients: see row.fill_row. quality_MxLxC: of all windows of the patient, in 255ths.
       windows: those that the context shows. w0: slot of the first of them.
     """
     w = slice(w0, w0 + len(windows))

@@ -12,7 +12,7 @@ import numpy as np
 from ehrwear_jax.models.family import Batch, Field
 from ehrwear_jax.models.joint.batch import Facts
 from ehrwear_jax.models.joint.config import Config
-from ehrwear_jax.models.joint.context import Context
+from ehrwear_jax.models.joint.layout import Contexts
 
 Arrays = Mapping[str, jax.Array]  # a batch
 Loss = tuple[jax.Array, dict[str, jax.Array]]  # value, diagnostics
@@ -57,8 +57,8 @@ class Term:
         """Whether the data have what it predicts, beside the modalities."""
         return True
 
-    def fill(self, row: Batch, at: dict, c: Context) -> None:
-        """Writes the targets of one context into a row; `at` are the cursors before the context."""
+    def fill(self, row: Batch, c: Contexts) -> None:
+        """Writes the targets of all contexts of a row."""
 
     def head(self) -> nn.Module | None:
         """The term's own head."""

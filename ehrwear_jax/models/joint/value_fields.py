@@ -13,7 +13,7 @@ from ehrwear_jax.models.family import Batch, Field
 from ehrwear_jax.models.joint import value_states
 
 if TYPE_CHECKING:
-    from ehrwear_jax.models.joint.context import Context
+    from ehrwear_jax.models.joint.layout import Contexts
 
 CODES = {
     "query_value": Field("QUG", np.float32, 0, "statistic g of numeric code u of what was seen, robust scale"),
@@ -25,43 +25,64 @@ CHANNELS = {
 }
 
 
-def fill_codes(row: Batch, c: "Context") -> None:
-    """Writes the fields CODES of one context."""
+def fill_codes(row: Batch, c: "Contexts") -> None:
+    """Writes the fields CODES."""
     if not len(c.query_us_Q):
         return
-    scales, config, q = c.people.value_scales, c.people.config, c.queries
-    class_N, first = scales.class_V[c.token_N], c.n_static
-    known = first + np.flatnonzero((class_N[first:] >= 0) & np.isfinite(c.value_N[first:]))
-    stop_Q = row["query_kv_range"][q, 1] - row["query_kv_range"][q, 0]
+    scales, config = c.people.value_scales, c.people.config
+    class_N, n_queries_C = scales.class_V[c.token_N], np.diff(c.bound_Q)
+    usable_N = (class_N >= 0) & ~c.is_static_N & np.isfinite(c.value_N) & (n_queries_C > 0)[c.of_N]
+    known = np.flatnonzero(usable_N)
+    if not len(known):
+        return
+    class_K, of_K, n_classes = class_N[known], c.of_N[known], len(scales.names)
     span_us_S = (np.asarray(config.value_spans) * DAY_US).astype(np.int64)
     # of an event exactly a span ago the span has just ended
-    lo_QxS = first + np.searchsorted(c.time_us_N[first:], c.query_us_Q[:, None] - span_us_S, side="right")
-    ranges = np.searchsorted(known, lo_QxS), np.searchsorted(known, stop_Q)
-    value_K = scales(class_N[known], c.value_N[known])
-    days = tuple((x - c.query_us_Q[-1]) / DAY_US for x in (c.time_us_N[known], c.query_us_Q))
-    n_classes = len(scales.names)
-    found = value_states.value_states(class_N[known], value_K, days, ranges, config.value_spans, n_classes)
-    row["query_value_mask"][q] = np.isfinite(found)
-    row["query_value"][q] = np.nan_to_num(found)
+    lo_QxS = c.begins_at(c.query_us_Q[:, None] - span_us_S, c.bound_Q, "right")
+    lo_QxS, hi_Q = np.searchsorted(known, lo_QxS), np.searchsorted(known, c.stop_Q)
+    # times from the last query of a context, for the sake of rounding
+    last_us_C = c.query_us_Q[np.maximum(c.bound_Q[1:] - 1, 0)]
+    day_K, day_Q = (c.time_us_N[known] - last_us_C[of_K]) / DAY_US, (c.query_us_Q - last_us_C[c.of_Q]) / DAY_US
+    series_P, series_K = np.unique(of_K * n_classes + class_K, return_inverse=True)
+    # every series is asked for at all queries of its context
+    of_P = series_P // n_classes
+    series_R = np.repeat(np.arange(len(series_P)), n_queries_C[of_P])
+    begin_P = np.cumsum(n_queries_C[of_P]) - n_queries_C[of_P]
+    query_R = np.arange(len(series_R)) + (c.bound_Q[of_P] - begin_P)[series_R]
+    asked = value_states.Asked(series_R, day_Q[query_R], lo_QxS[query_R].T, hi_Q[query_R])
+    found_RxG = value_states.value_states(series_K, scales(class_K, c.value_N[known]), day_K, asked, config.value_spans)
+    known_RxG, class_R = ~np.isnan(found_RxG), (series_P % n_classes)[series_R]
+    row["query_value_mask"][query_R, class_R] = known_RxG
+    row["query_value"][query_R, class_R] = np.where(known_RxG, found_RxG, np.float32(0))
 
 
-def fill_channels(row: Batch, c: "Context") -> None:
-    """Writes the fields CHANNELS of one context, whose signal and masks are written before."""
-    if not len(c.windows) or not len(c.query_us_Q):
+def fill_channels(row: Batch, c: "Contexts") -> None:
+    """Writes the fields CHANNELS; signal and masks are written before."""
+    people, config, n, n_queries = c.people, c.people.config, int(c.bound_M[-1]), len(c.query_us_Q)
+    if not n or not n_queries:
         return
-    people, config, q, w = c.people, c.people.config, c.queries, c.window_slots
-    end_us_M = c.patient.window_end_M[c.windows]
     span_us_S = (np.asarray(config.wear_spans) * DAY_US).astype(np.int64)
-    lo_QxS = np.searchsorted(end_us_M, c.query_us_Q[:, None] - span_us_S, side="right")
-    hidden_MxL = np.repeat(row["patch_mask"][w], config.patch_steps, axis=1)
-    hidden_MxL = np.pad(hidden_MxL, ((0, 0), (0, people.steps - hidden_MxL.shape[1])))
-    seen_MxLxC = row["observed"][w] & ~hidden_MxL[..., None] & ~row["channel_mask"][w][:, None]
+    last_us_C = c.query_us_Q[np.maximum(c.bound_Q[1:] - 1, 0)]
+    end_day_M, hi_Q = np.empty(n), np.zeros(n_queries, np.int64)
+    lo_QxS = np.zeros((n_queries, len(span_us_S)), np.int64)
+    for k, windows, (w0, w1), (q0, q1) in c.worn:
+        end_us, query_us = c.patients[k].window_end_M[windows], c.query_us_Q[q0:q1]
+        lo_QxS[q0:q1] = end_us.searchsorted(query_us[:, None] - span_us_S, side="right")
+        hi_Q[q0:q1] = end_us.searchsorted(query_us, side="right")
+        end_day_M[w0:w1] = (end_us - last_us_C[k]) / DAY_US
+    seen_MxLxC = row["observed"][:n]
+    if row["patch_mask"][:n].any() or row["channel_mask"][:n].any():
+        hidden_MxL = np.zeros((n, people.steps), bool)
+        of_patches = np.repeat(row["patch_mask"][:n], config.patch_steps, axis=1)
+        hidden_MxL[:, : of_patches.shape[1]] = of_patches
+        seen_MxLxC = seen_MxLxC & ~(hidden_MxL[..., None] | row["channel_mask"][:n, None])
     found = value_states.signal_states(
-        (row["wear"][w], seen_MxLxC),
-        (end_us_M - c.query_us_Q[-1]) / DAY_US,
-        people.window_us / people.steps / DAY_US,
-        (lo_QxS, np.searchsorted(end_us_M, c.query_us_Q, side="right")),
+        (row["wear"][:n], seen_MxLxC),
+        (end_day_M, people.window_us / people.steps / DAY_US),
+        (c.bound_M, c.of_Q),
+        (lo_QxS, hi_Q),
         config.wear_spans,
     )
-    row["query_signal_mask"][q] = np.isfinite(found)
-    row["query_signal"][q] = np.nan_to_num(found)
+    known = ~np.isnan(found)
+    row["query_signal_mask"][:n_queries] = known
+    row["query_signal"][:n_queries] = np.where(known, found, np.float32(0))

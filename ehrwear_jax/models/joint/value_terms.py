@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from ehrwear_jax.models.family import Batch
 from ehrwear_jax.models.joint import value_fields, value_states
-from ehrwear_jax.models.joint.context import Context
+from ehrwear_jax.models.joint.layout import Contexts
 from ehrwear_jax.models.joint.terms import Arrays, Latents, Loss, Term
 from ehrwear_jax.models.layers.dense import dense
 
@@ -39,14 +39,14 @@ class StateTerm(Term):
         """Names of X."""
         raise NotImplementedError
 
-    def write(self, row: Batch, c: Context) -> None:
+    def write(self, row: Batch, c: Contexts) -> None:
         """Writes the field and its mask."""
         raise NotImplementedError
 
     def has_targets(self) -> bool:
         return self.n_series > 0
 
-    def fill(self, row: Batch, at: dict, c: Context) -> None:
+    def fill(self, row: Batch, c: Contexts) -> None:
         if not c.people.value_inputs:  # else they are written, as inputs
             self.write(row, c)
 
@@ -85,7 +85,7 @@ class EhrValues(StateTerm):
     def statistics(self) -> tuple[str, ...]:
         return value_states.names(self.config.context.value_spans)
 
-    def write(self, row: Batch, c: Context) -> None:
+    def write(self, row: Batch, c: Contexts) -> None:
         value_fields.fill_codes(row, c)
 
 
@@ -108,7 +108,7 @@ class WearValues(StateTerm):
     def statistics(self) -> tuple[str, ...]:
         return value_states.signal_names(self.config.context.wear_spans)
 
-    def write(self, row: Batch, c: Context) -> None:
+    def write(self, row: Batch, c: Contexts) -> None:
         value_fields.fill_channels(row, c)
 
 

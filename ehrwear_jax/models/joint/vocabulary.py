@@ -72,19 +72,25 @@ class Vocabulary:
         Returns:
           (token int32 [N], -1: not in the vocabulary; value float32 [N], NaN: none).
         """
-        table = self._lookup
-        token_N, raw_N = table.token[code_N], raw_N.astype(np.float64)
-        value_N = np.clip((raw_N - table.mean[code_N]) / table.std[code_N], -VALUE_CLIP, VALUE_CLIP).astype(np.float32)
+        table, token_N = self._lookup, self._lookup.token.take(code_N)
+        value_N = np.full(len(code_N), np.nan, np.float32)
         has_value_N = ~np.isnan(raw_N)
-        at_K = np.flatnonzero(table.is_binned[code_N] & has_value_N)
-        code_K, raw_K = code_N[at_K], raw_N[at_K]
-        bin_K, size = np.zeros(len(at_K), np.int64), table.cut.shape[1] // 2
-        while size:  # binary search among the cuts of each event's own code
-            bin_K += size * (table.cut[code_K, bin_K + size - 1] < raw_K)
-            size //= 2
-        token_N[at_K] = table.bin_token[code_K, bin_K]
-        of_text_N = np.where(has_value_N, -1, table.text_token[text_N])
-        return np.where(of_text_N >= 0, of_text_N, token_N), value_N
+        at_K = np.flatnonzero(has_value_N & table.is_numeric.take(code_N))
+        if len(at_K):
+            code_K, raw_K = code_N[at_K], raw_N[at_K].astype(np.float64)
+            scaled_K = (raw_K - table.mean.take(code_K)) / table.std.take(code_K)
+            value_N[at_K] = np.minimum(np.maximum(scaled_K, -VALUE_CLIP), VALUE_CLIP)
+            bin_K, size, width = np.zeros(len(at_K), np.int64), table.cut.shape[1] // 2, table.cut.shape[1]
+            first_K, cut = code_K.astype(np.int64) * width, table.cut.reshape(-1)
+            while size:  # binary search among the cuts of each event's own code
+                bin_K += size * (cut.take(first_K + (bin_K + (size - 1))) < raw_K)
+                size //= 2
+            of_bin_K = table.bin_token.reshape(-1).take(first_K + bin_K)
+            token_N[at_K] = np.where(of_bin_K >= 0, of_bin_K, token_N[at_K])
+        if self.n_texts:
+            of_text_N = np.where(has_value_N, -1, table.text_token.take(text_N))
+            token_N = np.where(of_text_N >= 0, of_text_N, token_N)
+        return token_N, value_N
 
     @functools.cached_property
     def _lookup(self):
@@ -118,7 +124,8 @@ class Vocabulary:
             if is_own and name in bins:
                 high, token = zip(*bins[name], strict=True)
                 cut_CxB[i, : len(high)], bin_token_CxB[i, : len(token)], is_binned_C[i] = high, token, True
-        return _Lookup(token_C, mean_C, std_C, is_binned_C, cut_CxB, bin_token_CxB, text_token_T)
+        is_numeric_C = is_binned_C | np.isfinite(mean_C)
+        return _Lookup(token_C, mean_C, std_C, is_numeric_C, cut_CxB, bin_token_CxB, text_token_T)
 
     def future_codes(self, limit: int) -> dict[str, tuple[int, list[str]]]:
         """The most frequent codes and ancestors of codes, whose later occurrence is predicted.
@@ -165,12 +172,15 @@ class Vocabulary:
 
 
 class _Lookup(NamedTuple):
-    """What encode looks up; cut [C, B] inf beyond a code's cuts, B a power of two above the number of bins."""
+    """What encode looks up; cut [C, B] inf beyond a code's cuts, B a power of two above the number of bins.
+
+    is_numeric: whether a code's values are binned or standardised; bin_token [C, B]: -1 without bins.
+    """
 
     token: np.ndarray
     mean: np.ndarray
     std: np.ndarray
-    is_binned: np.ndarray
+    is_numeric: np.ndarray
     cut: np.ndarray
     bin_token: np.ndarray
     text_token: np.ndarray

@@ -9,7 +9,7 @@ import numpy as np
 
 from ehrwear_jax.data.formats.times import DAY_US
 from ehrwear_jax.models.family import Batch, Field
-from ehrwear_jax.models.joint.context import Context
+from ehrwear_jax.models.joint.layout import Contexts
 from ehrwear_jax.models.joint.terms import Arrays, Latents, Loss, Term, take
 from ehrwear_jax.models.layers.dense import dense
 from ehrwear_jax.models.objective import masked_mean, n_true
@@ -73,14 +73,13 @@ class FutureSignal(Term):
     }
     decay = 0.7
 
-    def fill(self, row: Batch, at: dict, c: Context) -> None:
-        end = c.patient.window_end_M[c.windows]
-        if not len(end):
-            return
-        window_us, n, w0 = c.people.window_us, self.config.context.future_windows, c.window_slots.start
-        row["step_window"][c.window_slots] = _next_windows(end, end, window_us, n, w0)
-        if len(c.query_us_Q):
-            row["query_window"][c.queries] = _next_windows(c.query_us_Q, end, window_us, n, w0)
+    def fill(self, row: Batch, c: Contexts) -> None:
+        window_us, n = c.people.window_us, self.config.context.future_windows
+        for k, windows, (w0, w1), (q0, q1) in c.worn:
+            end = c.patients[k].window_end_M[windows]
+            row["step_window"][w0:w1] = _next_windows(end, end, window_us, n, w0)
+            if q1 > q0:
+                row["query_window"][q0:q1] = _next_windows(c.query_us_Q[q0:q1], end, window_us, n, w0)
 
     def predict(self, network: nn.Module, head: Any, z: Latents, batch: Arrays) -> Any:
         z_window, horizons = take(z.token_BxTxD, batch["window_position"]), range(1, batch["step_window"].shape[-1] + 1)
@@ -119,7 +118,7 @@ def _next_windows(time_us, end_M, window_us, steps, w0):
     """Slots of the windows that end in (t + (h-1) window, t + h window], h = 1..steps; -1 where there is none."""
     h = np.arange(1, steps + 1)
     until = np.asarray(time_us)[:, None] + h[None] * window_us
-    slot = np.searchsorted(end_M, until, side="right") - 1
+    slot = end_M.searchsorted(until, side="right") - 1
     found = (slot >= 0) & (end_M[np.maximum(slot, 0)] > until - window_us)
     return np.where(found, w0 + slot, -1)
 
@@ -134,14 +133,15 @@ class WearHistory(Term):
         "query_past_mask": Field("QF", np.bool_, False, "whether the statistic exists"),
     }
 
-    def fill(self, row: Batch, at: dict, c: Context) -> None:
-        if not len(c.windows) or not len(c.query_us_Q):
-            return
-        end_M, q = c.patient.window_end_M[c.windows], c.queries
+    def fill(self, row: Batch, c: Contexts) -> None:
         days_us = int(self.config.context.summary_days * DAY_US)
-        lo = np.searchsorted(end_M, c.query_us_Q - days_us, side="right")
-        hi = np.searchsorted(end_M, c.query_us_Q, side="right")
-        row["query_past"][q], row["query_past_mask"][q] = average(c.shown_MxF, lo, hi)
+        for k, windows, (w0, w1), (q0, q1) in c.worn:
+            if q1 == q0:
+                continue
+            end_M, query_us = c.patients[k].window_end_M[windows], c.query_us_Q[q0:q1]
+            lo, hi = end_M.searchsorted(query_us - days_us, side="right"), end_M.searchsorted(query_us, side="right")
+            found = average(c.shown_MxF[w0:w1], lo, hi)
+            row["query_past"][q0:q1], row["query_past_mask"][q0:q1] = found
 
     def head(self) -> nn.Module:
         return dense(self.facts.summaries, ("embed", "mlp"))

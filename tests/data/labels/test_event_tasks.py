@@ -11,6 +11,7 @@ from ehrwear_jax.config.data import PrepareConfig
 from ehrwear_jax.config.labels import LabelsConfig
 from ehrwear_jax.data.formats import meds
 from ehrwear_jax.data.labels import event_tasks
+from ehrwear_jax.data.prepare import workers
 
 N, LAST, HORIZON = 2500, 700.0, 90
 ADMITTED, DYING = 1 / 250, 1 / 900  # a day
@@ -35,10 +36,10 @@ def made(tmp_path_factory):
     table = root / "followup.parquet"
     pl.DataFrame({"subject_id": range(N), "end": [day(LAST)] * N}).write_parquet(table)
 
-    def groups(prepare=None, **options):
+    def groups(prepare=None, pool=None, **options):
         same = {"horizons_days": (HORIZON,), "per_subject": 1, "min_history_days": 30.0, "stay_gap_hours": 0.0}
         source = event_tasks.Source(path, None, LabelsConfig(**same | options), prepare or PrepareConfig(), seed=0)
-        return event_tasks.make(source, ("hospitalization", "death"))
+        return event_tasks.make(source, ("hospitalization", "death"), pool)
 
     return groups, str(table)
 
@@ -96,3 +97,32 @@ def test_the_day_of_extraction_is_right_where_nobody_leaves(made):
     prepare = PrepareConfig(extraction_date=f"{day(LAST):%Y-%m-%d}")
     mean, error, _ = share(groups(prepare, followup="extraction_date")["hospitalization"], "hospitalization")
     assert abs(mean - expected(ADMITTED)) < 3.5 * error
+
+
+class Counted(workers.Pool):
+    """A pool that notes what it is asked for, and hands shards out from the last to the first."""
+
+    def map(self, function, items, description, unit="shard"):
+        self.asked = [*getattr(self, "asked", []), len(items)]
+        return super().map(function, list(items)[::-1], description, unit)[::-1]
+
+
+def test_shards_are_gone_through_twice_and_their_order_does_not_matter(made):
+    groups, table = made
+    alone, pool = groups(followup_file=table), Counted()
+    found = groups(followup_file=table, pool=pool)
+    assert len(pool.asked) == 2 and min(pool.asked) > 1, "whatever the number of groups"
+    for name, group in alone.items():
+        assert (group.steps, group.design) == (found[name].steps, found[name].design)
+        for task, labels in group.tables.items():
+            assert labels.height > 100 and labels.equals(found[name].tables[task])
+
+
+def test_local_processes_make_the_same_labels(made):
+    groups, table = made
+    with workers.Pool(workers=2) as pool:
+        found = groups(followup_file=table, pool=pool)
+    alone = groups(followup_file=table)
+    for name, group in alone.items():
+        assert group.steps == found[name].steps
+        assert all(labels.equals(found[name].tables[task]) for task, labels in group.tables.items())

@@ -31,6 +31,12 @@ def found(root, config=CONFIG, table=None, limits=NOBODY):
     return ends, {s["step"]: s for s in steps}
 
 
+def calendar(root, bounds, extraction_date, shifted, max_rows=2_000_000):
+    """followup.calendar of a dataset."""
+    found = [followup.person_days(path, bounds, max_rows) for path in meds.list_shards(root)]
+    return followup.calendar(found, extraction_date, shifted)
+
+
 PEOPLE = {
     0: [(0, "A"), (50, "A"), (90, END)],
     1: [(0, "A"), (60, "A")],
@@ -105,33 +111,33 @@ def observed(n=200, last=600):
 
 def test_one_booked_appointment_does_not_move_the_limit(tmp_path):
     people = observed()
-    usual = followup.calendar(write(tmp_path / "a", people), BOUNDS, "", "auto").limit
+    usual = calendar(write(tmp_path / "a", people), BOUNDS, "", "auto").limit
     people[0] = [*people[0], (1000, "BOOKING")]
     booked = write(tmp_path / "b", people)
-    limits = followup.calendar(booked, BOUNDS, "", "auto")
+    limits = calendar(booked, BOUNDS, "", "auto")
     assert limits.limit == usual == day(571) and (limits.n_days, limits.n_after) == (4001, 1)
-    assert followup.calendar(booked, BOUNDS, "", "auto", max_rows=7) == limits, "the same in any pieces"
+    assert calendar(booked, BOUNDS, "", "auto", max_rows=7) == limits, "the same in any pieces"
     assert max(meds.read_shard(p)["time"].max() for p in meds.list_shards(booked)) == day(1000)
 
 
 def test_the_day_of_extraction_is_the_limit_where_it_comes_first(tmp_path):
     root = write(tmp_path, observed(20))
-    limits = followup.calendar(root, BOUNDS, "2016-12-31", "auto")
+    limits = calendar(root, BOUNDS, "2016-12-31", "auto")
     assert limits.limit == limits.extracted == datetime(2017, 1, 1)
-    late = followup.calendar(root, BOUNDS, "2020-12-31", "auto")
+    late = calendar(root, BOUNDS, "2020-12-31", "auto")
     assert late.limit == day(571) and late.extracted == datetime(2021, 1, 1), "nobody has records so late"
 
 
 def test_dates_shifted_per_person_are_detected(tmp_path):
     ahead = {k: [(40_000 + 400 * k, "A"), (40_300 + 400 * k, "A")] for k in range(30)}
     root = write(tmp_path / "ahead", ahead)
-    limits = followup.calendar(root, BOUNDS, "", "auto")
+    limits = calendar(root, BOUNDS, "", "auto")
     assert limits.limit is None and "shifted per person" in limits.how
     spread = {k: [(-900 * k, "A"), (300 - 900 * k, "A")] for k in range(30)}  # last records of 74 years
     early = meds_checks.TimeBounds(first=datetime(1700, 1, 1))
-    assert "spread over" in followup.calendar(write(tmp_path / "spread", spread), early, "", "auto").how
-    assert followup.calendar(root, BOUNDS, "", "no").limit is not None
-    assert followup.calendar(write(tmp_path / "usual", observed(5)), BOUNDS, "", "yes").limit is None
+    assert "spread over" in calendar(write(tmp_path / "spread", spread), early, "", "auto").how
+    assert calendar(root, BOUNDS, "", "no").limit is not None
+    assert calendar(write(tmp_path / "usual", observed(5)), BOUNDS, "", "yes").limit is None
 
 
 def test_windows_of_shifted_dates_end_with_each_persons_follow_up(tmp_path):
@@ -151,5 +157,5 @@ def test_windows_of_shifted_dates_end_with_each_persons_follow_up(tmp_path):
 
 
 def test_mimic_demo_has_prediction_times_of_its_own_people(shared_data):
-    limits = followup.calendar(shared_data("mimic4_demo_meds"), BOUNDS, PrepareConfig().extraction_date, "auto")
+    limits = calendar(shared_data("mimic4_demo_meds"), BOUNDS, PrepareConfig().extraction_date, "auto")
     assert limits.limit is None

@@ -79,6 +79,12 @@ def test_only_events_of_codes_without_times_move_and_they_are_counted(tmp_path):
     assert step["n"] == 24 and n_lab > 0 and step["reason"].startswith(f"1 codes; {n_lab} at midnight of 1 codes")
 
 
+def of_dataset(root, config):
+    """What is decided of a dataset, shard by shard."""
+    parts = [date_only.count(path, config.rows_per_piece) for path in meds.list_shards(root)]
+    return date_only.decide(date_only.add_up(parts), config)
+
+
 @pytest.mark.parametrize("rows_per_piece", [2_000_000, 11])
 def test_the_decision_is_that_of_the_whole_dataset_in_any_pieces(tmp_path, rows_per_piece):
     root = cohort.write_cohort(tmp_path, 20) / "meds"
@@ -87,7 +93,7 @@ def test_the_decision_is_that_of_the_whole_dataset_in_any_pieces(tmp_path, rows_
     midnight = pl.col("time").dt.time() == pl.time(0)
     want = timed.group_by("code").agg(n=pl.len(), at_midnight=midnight.sum()).cast(date_only.CODES).sort("code")
     config = PrepareConfig(rows_per_piece=rows_per_piece)
-    got = date_only.of_dataset(root, config)
+    got = of_dataset(root, config)
     assert got.select(*date_only.CODES).equals(want)
     shards = meds.list_shards(root)
     out = tmp_path / "out"
@@ -127,7 +133,7 @@ def test_times_of_no_calendar_do_not_disturb_the_count(tmp_path):
 def test_mimic_demo(shared_data):
     """Laboratory values and charts carry times; procedures and measurements of the outpatient table do not."""
     root = shared_data("mimic4_demo_meds")
-    got = date_only.of_dataset(root, PrepareConfig())
+    got = of_dataset(root, PrepareConfig())
     only = got.filter("date_only")
     assert got["at_midnight"].sum() == 48_132
     assert only["at_midnight"].sum() == 3_666, "most midnights are times"

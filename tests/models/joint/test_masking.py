@@ -23,6 +23,11 @@ def test_weights_average_one_over_occurrences_and_follow_the_power_law(counts, t
         np.testing.assert_allclose(ratio, (counts_V[seen] / counts_V[seen[0]]) ** -temperature, rtol=1e-9)
 
 
+def mask_events(rng, token_N, *chances):
+    """Which events are hidden, each by its own chance, as row.fill_row draws it."""
+    return rng.random(len(token_N)) < masking.mask_chances(token_N, *chances)
+
+
 def test_temperature_zero_hides_all_codes_alike():
     np.testing.assert_allclose(masking.token_weights([7, 0, 123456], 0.0), [1.0, 0.0, 1.0])
 
@@ -32,7 +37,7 @@ def test_each_token_is_hidden_at_its_own_rate(temperature):
     counts_V = np.array([0, 50, 2_000, 40_000, 158_000])
     weight_V = masking.token_weights(counts_V, temperature)
     token_N = np.repeat(np.arange(5), np.maximum(counts_V, 100))
-    hidden_N = masking.mask_events(np.random.default_rng(0), token_N, weight_V, 0.15)
+    hidden_N = mask_events(np.random.default_rng(0), token_N, weight_V, 0.15)
     assert hidden_N.dtype == bool and hidden_N.shape == token_N.shape
     for token, weight in enumerate(weight_V):
         mine = hidden_N[token_N == token]
@@ -47,10 +52,10 @@ def test_each_token_is_hidden_at_its_own_rate(temperature):
 
 def test_masks_are_a_function_of_the_generator():
     weight_V, token_N = np.ones(3), np.arange(3).repeat(50)
-    draws = [masking.mask_events(np.random.default_rng(s), token_N, weight_V, 0.5) for s in (1, 1, 2)]
+    draws = [mask_events(np.random.default_rng(s), token_N, weight_V, 0.5) for s in (1, 1, 2)]
     np.testing.assert_array_equal(draws[0], draws[1])
     assert np.any(draws[0] != draws[2])
-    assert masking.mask_events(np.random.default_rng(0), token_N[:0], weight_V, 0.5).shape == (0,)
+    assert mask_events(np.random.default_rng(0), token_N[:0], weight_V, 0.5).shape == (0,)
 
 
 @given(seed=st.integers(0, 99), n_windows=st.integers(0, 12), n_patches=st.integers(1, 24), rate=st.floats(0.0, 1.0))
@@ -136,7 +141,7 @@ def test_near_events_are_hidden_by_the_factor_more_and_the_share_stays():
     near_N = np.arange(10) < 2
     boost_N = np.where(near_N, 3.0, 1.0)
     rng = np.random.default_rng(0)
-    hidden = np.stack([masking.mask_events(rng, np.ones(10, int), weight_V, 0.15, boost_N) for _ in range(n)])
+    hidden = np.stack([mask_events(rng, np.ones(10, int), weight_V, 0.15, boost_N) for _ in range(n)])
     assert abs(hidden.mean() - 0.15) < 5 * np.sqrt(0.15 * 0.85 / (10 * n))
     near, far = hidden[:, near_N].mean(), hidden[:, ~near_N].mean()
     for got, want in ((near, 0.15 * 3 / 1.4), (far, 0.15 / 1.4)):

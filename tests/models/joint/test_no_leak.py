@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import traverse_util
-from joint_rows import examples_of, row_of, rows_of
+from joint_rows import examples_of, row_of, rows_of, with_patient
 from random_rows import EVERY_TERM
 from small_model import random_params
 
@@ -332,17 +332,18 @@ def test_hidden_events_leave_no_trace_in_any_input(packed_people):
             # a record that a context does not hold whole, or that another one shows too, stays as it is
             whole = len(events) == len(patient.event_token_K) and shown.count(i) == 1
             if whole and hidden.any() and len(codes) > 1:
-                records.append((patient, patient.event_token_K, patient.event_value_K))
+                records.append((i, patient))
                 swapped = codes[(np.searchsorted(codes, patient.event_token_K) + 1) % len(codes)]
-                patient.event_token_K = np.where(hidden, swapped, patient.event_token_K)
-                patient.event_value_K = np.where(hidden, 123.0, patient.event_value_K).astype(np.float32)
+                token = np.where(hidden, swapped, patient.event_token_K)
+                value = np.where(hidden, 123.0, patient.event_value_K).astype(np.float32)
+                with_patient(other, i, event_token_K=token, event_value_K=value)
                 n_changed += hidden.sum()
         changed = row_of(other, g)
         for name in inputs:
             np.testing.assert_array_equal(changed[name], row[name], err_msg=name)
         assert not records or np.any(changed["masked_target"] != row["masked_target"])
-        for patient, token, value in records:  # other rows may show other parts of the same record
-            patient.event_token_K, patient.event_value_K = token, value
+        for i, patient in records:  # other rows may show other parts of the same record
+            other.people._cache[i] = patient
     assert n_changed > 20
 
 

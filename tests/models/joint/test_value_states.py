@@ -36,6 +36,16 @@ def ranges(days, times):
     return lo, np.searchsorted(days, times, side="right")
 
 
+def states(series, values, days, times, n_series):
+    """value_states of every series at all times, as known then: [Q, U, G]."""
+    lo, hi = ranges(days, times)
+    pair_R, query_R = np.repeat(np.arange(n_series), len(times)), np.tile(np.arange(len(times)), n_series)
+    asked = value_states.Asked(pair_R, times[query_R], lo[query_R].T, hi[query_R])
+    found = value_states.value_states(series, values.astype(np.float64), days, asked, SPANS)
+    assert found.dtype == np.float32
+    return found.reshape(n_series, len(times), -1).transpose(1, 0, 2)
+
+
 @settings(max_examples=60, deadline=None)
 @given(
     st.lists(st.tuples(st.integers(0, 2), st.integers(-3, 3), st.integers(0, 12)), max_size=12),
@@ -45,8 +55,8 @@ def test_states_equal_loops(events, times):
     """Ties of time, series without a value, times before the first one and long after the last."""
     series, values, gaps = (np.array([e[k] for e in events], np.int64) for k in range(3))
     days, times = np.cumsum(gaps).astype(np.float64), np.sort(np.array(times, np.float64))
-    found = value_states.value_states(series, values.astype(np.float64), (days, times), ranges(days, times), SPANS, 4)
-    assert found.dtype == np.float32 and found.shape == (len(times), 4, 12)
+    found = states(series, values, days, times, 4)
+    assert found.shape == (len(times), 4, 12)
     for q, time in enumerate(times):
         known = int((days <= time).sum())
         np.testing.assert_allclose(found[q], slow_states(series, values, days, known, time, 4), atol=1e-4)
@@ -56,23 +66,23 @@ def test_what_comes_later_changes_no_bit():
     rng = np.random.default_rng(0)
     series, values, days = rng.integers(0, 3, 40), rng.normal(size=40), np.sort(rng.uniform(0, 90, 40))
     times = np.array([20.0, 50.0])
-    before = value_states.value_states(series, values, (days, times), ranges(days, times), SPANS, 3)
+    before = states(series, values, days, times, 3)
     later = days > 50
     changed = np.where(later, 1e6, values)
-    after = value_states.value_states(series, changed, (days, times), ranges(days, times), SPANS, 3)
+    after = states(series, changed, days, times, 3)
     np.testing.assert_array_equal(after, before)
 
 
 def test_the_trend_is_the_change_over_a_span_and_says_little_of_times_that_lie_close():
     days, now = np.linspace(0, 100, 51), np.array([100.0])
     series, line = np.zeros(51, np.int64), 0.02 * days - 1.0
-    (state,) = value_states.value_states(series, line, (days, now), ranges(days, now), SPANS, 1)
+    (state,) = states(series, line, days, now, 1)
     names = value_states.names(SPANS)
     assert len(names) == state.shape[1]
     trend = dict(zip(names, state[0], strict=True))
     assert trend["trend_100d"] == pytest.approx(2.0, rel=0.05) and trend["last"] == pytest.approx(1.0)
     close, steep = np.array([99.0, 99.01]), np.array([0.0, 3.0])
-    (state,) = value_states.value_states(series[:2], steep, (close, now), ranges(close, now), SPANS, 1)
+    (state,) = states(series[:2], steep, close, now, 1)
     found = dict(zip(names, state[0], strict=True))
     assert 0 < found["trend_10d"] < 2.0, "what rises within minutes is no trend of ten days"
 
@@ -105,7 +115,16 @@ def test_states_of_signals_equal_loops(n_windows, n_steps, share, seed):
     seen = rng.random(value.shape) < share
     end_day = np.cumsum(rng.choice([0.25, 1.0, 40.0], n_windows))
     times = np.sort(rng.uniform(-1, end_day[-1] + 60, 4))
-    found = value_states.signal_states((value, seen), end_day, 0.05, ranges(end_day, times), SPANS)
-    assert found.dtype == np.float32 and found.shape == (4, 2, len(value_states.signal_names(SPANS)))
-    for q, time in enumerate(times):
-        np.testing.assert_allclose(found[q], slow_signal(value, seen, end_day, 0.05, time), atol=1e-4)
+    # the same windows as those of three contexts, the last of which has none
+    cut = int(rng.integers(0, n_windows + 1))
+    for bound in ((0, n_windows), (0, cut, n_windows, n_windows)):
+        of_Q = np.sort(rng.integers(0, len(bound) - 1, 4))
+        parts = [slice(bound[k], bound[k + 1]) for k in of_Q]
+        found_ranges = [ranges(end_day[part], times[[q]]) for q, part in enumerate(parts)]
+        lo, hi = (np.concatenate(x) for x in zip(*found_ranges, strict=True))
+        contexts = np.array(bound), of_Q
+        found = value_states.signal_states((value, seen), (end_day, 0.05), contexts, (lo, hi), SPANS)
+        assert found.dtype == np.float32 and found.shape == (4, 2, len(value_states.signal_names(SPANS)))
+        for q, (time, part) in enumerate(zip(times, parts, strict=True)):
+            want = slow_signal(value[part], seen[part], end_day[part], 0.05, time)
+            np.testing.assert_allclose(found[q], want, atol=1e-4)

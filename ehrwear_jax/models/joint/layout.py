@@ -1,0 +1,238 @@
+"""Lays out the contexts of a row one behind the other: what each shows, at what times, and where it predicts.
+
+Work is done for all contexts of a row at once: a call of numpy costs as much for one short context as for twenty.
+What must look into a person's own arrays is done by person.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from ehrwear_jax.data.formats.times import DAY_US
+from ehrwear_jax.data.signals import local_time
+from ehrwear_jax.models.joint import context
+from ehrwear_jax.models.joint.context import Shown
+from ehrwear_jax.models.joint.patient import Patient
+
+if TYPE_CHECKING:
+    from ehrwear_jax.models.joint.examples import People
+
+_NO_LIMIT = np.iinfo(np.int64).max
+
+
+@dataclasses.dataclass
+class Contexts:
+    """All contexts of a row while it is filled; what the terms' targets are made from.
+
+    Axes: C contexts; N tokens, M windows, Q queries and E events at which predictions are made, of all contexts, in the
+    order and at the places that they have in the row; R places of predictions: of each context its events, then its
+    queries. An array of bounds [C + 1] says where the part of each context begins, and where the last one ends.
+
+    Attributes:
+      people: examples.People. patients, positions: whose contexts they are, at which position in the split.
+      phase: of the row, in [0, 1), see context.quotas.
+      bound_N, bound_M, bound_Q, bound_E: bounds. of_N, of_Q: context of each token, of each query.
+      n_static_C: static tokens, which come first in a context. anchor_C, origin_C: int64 us, when kernel times begin,
+        and ages.
+      is_static_N, is_wear_N: bool. time_us_N: int64; a static token has the time of the first of the others.
+      token_N: tokens, after some were hidden. value_N: float32, standardised values, NaN: none, or hidden.
+      windows: of each context the patient's windows that it shows. shown_MxF: their summaries as shown, noise apart.
+      query_us_Q: times of the queries, sorted in a context. stop_Q: the first token that a query does not know.
+      event_E: tokens at which predictions are made, increasing.
+      rngs: generators of further draws, by context; not set at inference.
+    """
+
+    people: "People"
+    patients: list[Patient]
+    positions: list[int]
+    phase: float
+    bound_N: np.ndarray
+    bound_M: np.ndarray
+    bound_Q: np.ndarray
+    of_N: np.ndarray
+    of_Q: np.ndarray
+    n_static_C: np.ndarray
+    anchor_C: np.ndarray
+    origin_C: np.ndarray
+    is_static_N: np.ndarray
+    is_wear_N: np.ndarray
+    time_us_N: np.ndarray
+    token_N: np.ndarray
+    value_N: np.ndarray
+    windows: list[np.ndarray]
+    query_us_Q: np.ndarray
+    stop_Q: np.ndarray
+    shown_MxF: np.ndarray = dataclasses.field(init=False)
+    event_E: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0, np.int64))
+    bound_E: np.ndarray = dataclasses.field(init=False)
+    rngs: list[np.random.Generator] = dataclasses.field(init=False)
+
+    def __post_init__(self) -> None:
+        self.bound_E = np.zeros(len(self.patients) + 1, np.int64)
+
+    def __len__(self) -> int:
+        return len(self.patients)
+
+    @functools.cached_property
+    def timed_N(self) -> np.ndarray:
+        """Its timed EHR events among the tokens: int64, increasing."""
+        return np.flatnonzero(~(self.is_static_N | self.is_wear_N))
+
+    @functools.cached_property
+    def timed_bound(self) -> np.ndarray:
+        """Bounds of timed_N."""
+        return np.searchsorted(self.timed_N, self.bound_N)
+
+    @functools.cached_property
+    def worn(self) -> list[tuple[int, np.ndarray, tuple[int, int], tuple[int, int]]]:
+        """(place, windows, bounds of their slots, bounds of its queries) of each context that shows windows."""
+        w, q = self.bound_M.tolist(), self.bound_Q.tolist()
+        return [
+            (k, windows, (w[k], w[k + 1]), (q[k], q[k + 1])) for k, windows in enumerate(self.windows) if len(windows)
+        ]
+
+    def quotas(self, capacity: int) -> np.ndarray:
+        """context.quotas of the row: int64 [C]."""
+        return context.quotas(capacity, self.bound_N, self.people.row_tokens, self.phase)
+
+    # ------------------------------------------------------------------------------------- places of predictions
+
+    @functools.cached_property
+    def bound_R(self) -> np.ndarray:
+        """Bounds of the places of predictions; read after events were chosen, as is all that follows."""
+        return self.bound_E + self.bound_Q
+
+    @functools.cached_property
+    def at_events_and_queries(self) -> tuple[tuple[str, int, np.ndarray], tuple[str, int, np.ndarray]]:
+        """(name of the fields, how many of them are filled, which of the places of predictions) of the two kinds."""
+        n_events, n_queries = len(self.event_E), len(self.query_us_Q)
+        of_E = np.repeat(np.arange(len(self)), np.diff(self.bound_E))
+        event_R = np.arange(n_events) + self.bound_Q[of_E]
+        query_R = np.arange(n_queries) + self.bound_E[self.of_Q + 1]
+        return ("event", n_events, event_R), ("query", n_queries, query_R)
+
+    @functools.cached_property
+    def times_us_R(self) -> np.ndarray:
+        """When predictions are made."""
+        (_, n_events, event_R), (_, n_queries, query_R) = self.at_events_and_queries
+        times_us = np.empty(n_events + n_queries, np.int64)
+        times_us[event_R], times_us[query_R] = self.time_us_N[self.event_E], self.query_us_Q
+        return times_us
+
+    @functools.cached_property
+    def stop_R(self) -> np.ndarray:
+        """The first token that is not known at each prediction."""
+        (_, n_events, event_R), (_, n_queries, query_R) = self.at_events_and_queries
+        stop = np.empty(n_events + n_queries, np.int64)
+        stop[event_R], stop[query_R] = self.event_E + 1, self.stop_Q
+        return stop
+
+    @functools.cached_property
+    def future_token_R(self) -> np.ndarray:
+        """The patient's first token at the next distinct time, PAD where there is none."""
+        return self.by_person(
+            self.bound_R,
+            lambda p, part: p.next_token_K[p.event_time_K.searchsorted(self.times_us_R[part], "right")],
+            np.int32,
+        )
+
+    def by_person(self, bounds: np.ndarray, find: Callable[[Patient, slice], np.ndarray], dtype: type) -> np.ndarray:
+        """find(patient, their part of what the bounds divide) of all contexts, one behind the other."""
+        at = bounds.tolist()
+        out = np.empty(at[-1], dtype)
+        for p, a, b in zip(self.patients, at, at[1:], strict=False):
+            if b > a:
+                out[a:b] = find(p, slice(a, b))
+        return out
+
+    def begins_at(self, time_us: np.ndarray, bounds: np.ndarray, side: Literal["left", "right"]) -> np.ndarray:
+        """Where the timed tokens of each context begin that come after (side="right") or at times: int64 [...].
+
+        Args:
+          time_us: [X] or [X, S], of which `bounds` say what belongs to a context.
+        """
+        at, tokens = bounds.tolist(), self.bound_N.tolist()
+        firsts = (self.bound_N[:-1] + self.n_static_C).tolist()
+        out = np.empty(time_us.shape, np.int64)
+        for first, end, a, b in zip(firsts, tokens[1:], at, at[1:], strict=False):
+            if b > a:
+                out[a:b] = self.time_us_N[first:end].searchsorted(time_us[a:b], side)
+                out[a:b] += first
+        return out
+
+
+def lay_out(people: "People", shown: Sequence[Shown], query_us: Sequence[np.ndarray], phase: float = 0.0) -> Contexts:
+    """The contexts of a row, with nothing hidden and no event chosen.
+
+    Args:
+      query_us: int64 sorted times of the queries of each, absolute.
+    """
+    parts = [p.part(span.positions(p)) for p, span, _ in shown]
+    begin_Cx2 = np.array([_begin(*x) for x in zip(shown, query_us, strict=True)], np.int64).reshape(-1, 2)
+    origin_C, anchor_C = begin_Cx2.T
+    n_static_C = np.array([span.n_static for _, span, _ in shown], np.int64)
+    bound_N = _bounds([span.n_tokens for _, span, _ in shown])
+    bound_M, bound_Q = _bounds([span.n_windows for _, span, _ in shown]), _bounds([len(q) for q in query_us])
+    context_C = np.arange(len(shown))
+    of_N = np.repeat(context_C, np.diff(bound_N))
+    n = len(of_N)
+    is_static_N = np.arange(n) < (bound_N[:-1] + n_static_C)[of_N]
+    timed_N = ~is_static_N
+    is_wear_N, time_us_N = np.zeros(n, bool), anchor_C[of_N]
+    token_N, value_N = np.empty(n, np.int32), np.empty(n, np.float32)
+    if shown:
+        time_us_N[timed_N], is_wear_N[timed_N], token_N[timed_N], value_N[timed_N] = (
+            np.concatenate(x) for x in zip(*parts, strict=True)
+        )
+        token_N[is_static_N] = np.concatenate([p.static_token_S[: span.n_static] for p, span, _ in shown])
+        value_N[is_static_N] = np.concatenate([p.static_value_S[: span.n_static] for p, span, _ in shown])
+    c = Contexts(
+        people, [p for p, _, _ in shown], [i for _, _, i in shown], phase, bound_N, bound_M, bound_Q, of_N,
+        np.repeat(context_C, np.diff(bound_Q)), n_static_C, anchor_C, origin_C, is_static_N, is_wear_N,
+        time_us_N, token_N, value_N,
+        [p.window_ref[s.n_windows_out : s.n_windows_out + s.n_windows] for p, s, _ in shown],
+        np.concatenate([np.zeros(0, np.int64), *query_us]), np.zeros(0, np.int64),
+    )  # fmt: skip
+    c.stop_Q = c.begins_at(c.query_us_Q, bound_Q, "right")
+    return c
+
+
+def _bounds(counts):
+    bounds = np.zeros(len(counts) + 1, np.int64)
+    np.cumsum(counts, out=bounds[1:])
+    return bounds
+
+
+def _begin(shown, query_us):
+    """(origin of ages, when kernel times begin)."""
+    p, span, _ = shown
+    # without a birth date, the first record may be yet to come: when it comes, or that none does, must not show
+    origin_us = p.origin_us if p.has_birth or span.stop else int(query_us.min())
+    return origin_us, int(p.time_N[span.start]) if span.stop > span.start else origin_us
+
+
+def ages(c: Contexts) -> np.ndarray:
+    """float32 [N + Q, 2]: (whole days, fraction of a day) from the origin to tokens and queries, on the local clock.
+
+    Whole days of who has a birth date stop at the highest age that is told.
+    """
+    of, time_us = np.concatenate([c.of_N, c.of_Q]), np.concatenate([c.time_us_N, c.query_us_Q])
+    origin_C = c.origin_C
+    if any(p.utc_offset_M is not None for p in c.patients):
+        origin_C = origin_C.copy()
+        for k, p in enumerate(c.patients):
+            if p.utc_offset_M is not None:
+                mine = np.flatnonzero(of == k)
+                time_us[mine] += local_time.latest(p.window_end_M, p.utc_offset_M, time_us[mine])
+                origin_C[k] += local_time.latest(p.window_end_M, p.utc_offset_M, origin_C[k : k + 1])[0]
+    days, rest = np.divmod(time_us - origin_C[of], DAY_US)
+    limits = [p.max_days for p in c.patients]
+    if any(limit is not None for limit in limits):
+        limit_C = np.array([_NO_LIMIT if limit is None else limit for limit in limits], np.int64)
+        days = np.minimum(days, limit_C[of])
+    out = np.empty((len(of), 2), np.float32)
+    out[:, 0], out[:, 1] = days, rest / DAY_US
+    return out
