@@ -210,8 +210,10 @@ def test_predictions_are_in_the_meds_prediction_schema_and_give_the_result(folde
             "predicted_boolean_value": pl.Boolean,
             "predicted_boolean_probability": pl.Float32,
         }
-        auroc = roc_auc_score(table["boolean_value"], table["predicted_boolean_probability"])
-        assert value(records, "readmission", path.stem, "auroc") == pytest.approx(auroc, abs=1e-6)
+        y, p = table["boolean_value"].to_numpy(), table["predicted_boolean_probability"].to_numpy()
+        ties = np.mean(p[y][:, None] == p[~y])  # the file's precision makes some, each of which counts one half
+        auroc = pytest.approx(roc_auc_score(y, p), abs=1e-6 + ties / 2)
+        assert value(records, "readmission", path.stem, "auroc") == auroc
     table = predictions(plan, "relapse", "joint")
     assert {"predicted_log_hazard", "time_to_event_days", "event_observed"} < set(table.columns)
 

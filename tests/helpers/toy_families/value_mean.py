@@ -25,7 +25,7 @@ class Network(nn.Module):
     @nn.compact
     def encode(self, batch, deterministic=True):
         w = self.param("w", nn.initializers.constant(0.1), (4,))
-        return w + batch["query_time"][..., None]
+        return w[None, None] + batch["query_time"][..., None]
 
 
 class Mean:
