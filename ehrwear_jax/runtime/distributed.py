@@ -162,27 +162,14 @@ def to_first(name: str, value: Any, timeout_s: float = TIMEOUT_S) -> list[Any]:
     return found
 
 
-def from_all(name: str, value: Any, timeout_s: float = TIMEOUT_S) -> list:
-    """The JSON-able values of all processes in their order, on every process; the first one collects them.
+def from_all(name: str, value: Any, timeout_s: float = TIMEOUT_S) -> list[Any]:
+    """The JSON-able values of all processes in their order, on every process.
 
     Raises:
       ProcessLost: one of them did not come within timeout_s.
     """
-    if not several():
-        return [value]
-    key, client = f"ehrwear_jax/all/{name}/{next(_uses[name])}", coordination_client()
-    client.key_value_set(f"{key}/{process_index()}", json.dumps(value))
-    try:
-        if not is_first():
-            return json.loads(client.blocking_key_value_get(f"{key}/together", int(timeout_s * 1000)))
-        values = [
-            json.loads(client.blocking_key_value_get(f"{key}/{i}", int(timeout_s * 1000)))
-            for i in range(jax.process_count())
-        ]
-    except jax.errors.JaxRuntimeError as error:
-        raise ProcessLost(f"{name!r}: not from all processes within {timeout_s:g} s: {error}") from error
-    client.key_value_set(f"{key}/together", json.dumps(values))
-    return values
+    # the others wait for the first process, and it for each of them
+    return from_first(f"{name}/together", to_first(name, value, timeout_s), timeout_s)
 
 
 def to_the_end(work: Callable[[], T], debug: bool = False) -> T:

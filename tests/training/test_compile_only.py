@@ -7,6 +7,7 @@ import sys
 
 import jax
 import pytest
+from needs_libtpu import needs_libtpu
 from repo import REPO
 from toy_families import pooled
 
@@ -66,16 +67,8 @@ def compile_for(config, *arguments):
     return found.stdout
 
 
-def _has_libtpu():
-    try:
-        compile_only.tpu_library()
-    except FileNotFoundError:
-        return False
-    return True
-
-
 @pytest.mark.long
-@pytest.mark.skipif(not _has_libtpu(), reason="libtpu, the TPU compiler, is not installed (launch/setup_env.sh)")
+@needs_libtpu
 def test_the_full_model_of_two_layers_compiles_for_a_pod():
     text = compile_for("configs/full.py:layers=2", "--config.compile.topology=v5e:16x16")
     assert "on v5e:16x16: 256 x TPU v5 lite; data 1, fsdp 256, tensor 1, context 1" in text
@@ -97,7 +90,7 @@ for name in sys.argv[1:]:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not _has_libtpu(), reason="libtpu, the TPU compiler, is not installed (launch/setup_env.sh)")
+@needs_libtpu
 def test_every_process_of_a_slice_finds_its_rows():
     """Hosts hold squares of chips, and the mesh goes along rows of them: one or two rows' blocks, not neighbours."""
     chips = {"v5e:4x4": 16, "v5e:8x8": 64, "v5e:16x16": 256, "v6e:8x8": 64, "v5p:2x2x4": 16}

@@ -6,9 +6,8 @@ import subprocess
 import sys
 
 import pytest
+from needs_libtpu import needs_libtpu
 from repo import REPO
-
-from ehrwear_jax.training import compile_only
 
 # Compiles the training step of a small joint model for a slice of a TPU, its parameters over all chips. "loose": the
 # network says nothing of where activations lie, and the compiler decides.
@@ -37,17 +36,6 @@ sent = sum(size for _, size in done.collectives.values())
 print(json.dumps({"rows": done.rows, "largest": hlo.largest(done.text), "temporary": done.memory["temporary"],
                   "state": done.memory["state and batch"], "sent": sent}))
 """
-
-
-def _has_libtpu():
-    try:
-        compile_only.tpu_library()
-    except FileNotFoundError:
-        return False
-    return True
-
-
-needs_libtpu = pytest.mark.skipif(not _has_libtpu(), reason="libtpu, the TPU compiler, is not installed")
 
 
 def of_chips(topology, how):

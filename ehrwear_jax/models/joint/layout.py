@@ -214,25 +214,28 @@ def _begin(shown, query_us):
     return origin_us, int(p.time_N[span.start]) if span.stop > span.start else origin_us
 
 
-def ages(c: Contexts) -> np.ndarray:
-    """float32 [N + Q, 2]: (whole days, fraction of a day) from the origin to tokens and queries, on the local clock.
+def ages(
+    patients: Sequence[Patient], of_X: np.ndarray, time_us_X: np.ndarray, origin_us_C: np.ndarray
+) -> np.ndarray:
+    """float32 [X, 2]: (whole days, fraction of a day) from an origin to each time, both on the local clock.
 
     Whole days of who has a birth date stop at the highest age that is told.
+
+    Args:
+      patients: C of them. of_X: whose each time is. time_us_X, origin_us_C: int64 us.
     """
-    of, time_us = np.concatenate([c.of_N, c.of_Q]), np.concatenate([c.time_us_N, c.query_us_Q])
-    origin_C = c.origin_C
-    if any(p.utc_offset_M is not None for p in c.patients):
-        origin_C = origin_C.copy()
-        for k, p in enumerate(c.patients):
+    if any(p.utc_offset_M is not None for p in patients):
+        time_us_X, origin_us_C = time_us_X.copy(), origin_us_C.copy()
+        for k, p in enumerate(patients):
             if p.utc_offset_M is not None:
-                mine = np.flatnonzero(of == k)
-                time_us[mine] += local_time.latest(p.window_end_M, p.utc_offset_M, time_us[mine])
-                origin_C[k] += local_time.latest(p.window_end_M, p.utc_offset_M, origin_C[k : k + 1])[0]
-    days, rest = np.divmod(time_us - origin_C[of], DAY_US)
-    limits = [p.max_days for p in c.patients]
+                mine = np.flatnonzero(of_X == k)
+                time_us_X[mine] += local_time.latest(p.window_end_M, p.utc_offset_M, time_us_X[mine])
+                origin_us_C[k] += local_time.latest(p.window_end_M, p.utc_offset_M, origin_us_C[k : k + 1])[0]
+    days, rest = np.divmod(time_us_X - origin_us_C[of_X], DAY_US)
+    limits = [p.max_days for p in patients]
     if any(limit is not None for limit in limits):
         limit_C = np.array([_NO_LIMIT if limit is None else limit for limit in limits], np.int64)
-        days = np.minimum(days, limit_C[of])
-    out = np.empty((len(of), 2), np.float32)
+        days = np.minimum(days, limit_C[of_X])
+    out = np.empty((len(of_X), 2), np.float32)
     out[:, 0], out[:, 1] = days, rest / DAY_US
     return out

@@ -9,7 +9,6 @@ import numpy as np
 
 from ehrwear_jax.data import ages
 from ehrwear_jax.data.formats.times import DAY_US
-from ehrwear_jax.data.signals import local_time
 from ehrwear_jax.data.store import NO_BIRTH, Record, RecordStore, Scales
 from ehrwear_jax.models.joint import batch as batch_lib
 from ehrwear_jax.models.joint.vocabulary import Vocabulary
@@ -72,17 +71,6 @@ class Patient:
     utc_offset_M: np.ndarray | None = None
     max_age_years: float | None = None
     memo: dict[str, Any] = dataclasses.field(default_factory=dict, init=False)
-
-    def ages(self, time_us: np.ndarray, origin_us: int) -> np.ndarray:
-        """float32 [..., 2]: (whole days, fraction of a day) from origin_us to each time, both on the local clock.
-
-        Whole days above max_age_years are told as its.
-        """
-        whole_us = np.append(np.asarray(time_us, np.int64), origin_us)
-        local_us = whole_us + local_time.latest(self.window_end_M, self.utc_offset_M, whole_us)
-        days, rest = np.divmod(local_us[:-1] - local_us[-1], DAY_US)
-        days = ages.whole_days(days, self.max_age_years if self.has_birth else None)
-        return np.stack([days.astype(np.float32), (rest / DAY_US).astype(np.float32)], axis=-1)
 
     @functools.cached_property
     def max_days(self) -> int | None:

@@ -73,7 +73,8 @@ def _fill_tokens(row, c):
     row["window"][wear_at] = np.arange(len(wear_at))
     row["window_position"][: len(wear_at)] = wear_at
     row["query_time"][:n_queries] = (c.query_us_Q - c.anchor_C[c.of_Q]) / DAY_US
-    age = layout.ages(c)
+    of, time_us = np.concatenate([c.of_N, c.of_Q]), np.concatenate([c.time_us_N, c.query_us_Q])
+    age = layout.ages(c.patients, of, time_us, c.origin_C)
     row["age"][:n], row["query_age"][:n_queries] = age[:n], age[n:]
     row["query_segment"][:n_queries] = c.of_Q + 1
     row["query_kv_range"][:n_queries, 0] = begin_C[c.of_Q]

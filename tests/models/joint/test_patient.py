@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 import records
 
+from ehrwear_jax.data.formats.times import DAY_US
 from ehrwear_jax.data.store import NO_BIRTH
+from ehrwear_jax.models.joint import layout
 from ehrwear_jax.models.joint import patient as patient_lib
-from ehrwear_jax.models.joint.patient import DAY_US
 
 START = 20_000 * DAY_US
 
@@ -109,7 +110,9 @@ def test_the_signal_is_standardised_as_it_is_read_and_cut_at_ten_deviations():
     np.testing.assert_array_equal(patient.window_MxLxC, window.astype(np.float32))
 
 
-HOUR_US = DAY_US // 24
+def ages(patient, time_us, origin_us):
+    """layout.ages of one patient."""
+    return layout.ages([patient], np.zeros(len(time_us), np.int64), np.asarray(time_us), np.array([origin_us]))
 
 
 def local_and_utc(birth):
@@ -130,16 +133,16 @@ def local_and_utc(birth):
 @pytest.mark.parametrize("birth", [True, False])
 def test_ages_follow_the_local_clock_by_what_was_known_then(birth):
     local, utc = (patient_lib.make_patient(record, STORE, EveryCode()) for record in local_and_utc(birth))
-    np.testing.assert_array_equal(utc.ages(utc.time_N, utc.origin_us), local.ages(local.time_N, local.origin_us))
-    days = local.ages(local.time_N, local.origin_us)
+    np.testing.assert_array_equal(ages(utc, utc.time_N, utc.origin_us), ages(local, local.time_N, local.origin_us))
+    days = ages(local, local.time_N, local.origin_us)
     np.testing.assert_allclose(days.sum(axis=1), (local.time_N - local.origin_us) / DAY_US, rtol=1e-6)
-    before = utc.ages(np.array([START]), utc.origin_us)
+    before = ages(utc, np.array([START]), utc.origin_us)
     if birth:
         np.testing.assert_array_equal(before, [[9000.0, 0.0]], "nothing was known of a place")
     # between the journeys the place is the last one that was known; a later window changes nothing before it
     fewer = patient_lib.make_patient(local_and_utc(birth)[1].select_windows(np.arange(4) < 2), STORE, EveryCode())
     early = utc.time_N[utc.time_N < utc.window_end_M[2]]
-    np.testing.assert_array_equal(fewer.ages(early, utc.origin_us), utc.ages(early, utc.origin_us))
+    np.testing.assert_array_equal(ages(fewer, early, utc.origin_us), ages(utc, early, utc.origin_us))
 
 
 def test_without_offsets_or_without_the_wearable_ages_are_those_of_the_clock_of_the_record():
@@ -147,13 +150,13 @@ def test_without_offsets_or_without_the_wearable_ages_are_those_of_the_clock_of_
     zero = dataclasses.replace(local, utc_offset_M=np.zeros(4, np.int16))
     plain, zero = (patient_lib.make_patient(record, STORE, EveryCode()) for record in (local, zero))
     assert zero.utc_offset_M is None
-    np.testing.assert_array_equal(plain.ages(plain.time_N, plain.origin_us), zero.ages(plain.time_N, plain.origin_us))
+    np.testing.assert_array_equal(ages(plain, plain.time_N, plain.origin_us), ages(zero, plain.time_N, plain.origin_us))
     patient = patient_lib.make_patient(utc, STORE, EveryCode())
     want = (utc.time_K - utc.birth_us) / DAY_US
     for shown in (
         patient_lib.without(patient, True, False),
         patient_lib.make_patient(utc.without_wear(), STORE, EveryCode()),
     ):
-        np.testing.assert_allclose(shown.ages(utc.time_K, utc.birth_us).sum(axis=1), want, rtol=0, atol=1e-3)
+        np.testing.assert_allclose(ages(shown, utc.time_K, utc.birth_us).sum(axis=1), want, rtol=0, atol=1e-3)
     kept = patient_lib.without(patient, False, True)
     assert kept.utc_offset_M is patient.utc_offset_M is not None
