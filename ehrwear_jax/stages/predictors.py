@@ -127,7 +127,7 @@ def _tabular(plan, name):
 
     fits = [plan.fit(fold).digest for fold, _ in plan.config.folds]
     own = {k: v for k, v in options.as_dict(config).items() if k != "latents"}  # told by what they are, not by name
-    of = {"tabular": own, "fits": fits} | ranges_identity(plan)
+    of = {"tabular": own, "revision": tabular.REVISION, "fits": fits} | ranges_identity(plan)
     of |= {"latents": [_networks_identity(plan, m, seed) for m in config.latents]} if config.latents else {}
     return Predictor(name, None, of, fit)
 

@@ -173,6 +173,14 @@ def test_a_change_of_what_is_made_of_networks(root, key, value, expected):
     check_change(root, key, value, expected, of_results)
 
 
+def test_models_on_tables_that_are_fitted_in_another_way_are_fitted_anew(root, monkeypatch):
+    plan = Plan(parse(small(root)), Workdir(root / "run"))
+    before = of_results(plan)
+    monkeypatch.setattr(predictors.tabular, "REVISION", -1)
+    different, _ = changed(before, of_results(plan))
+    assert different == {*(f"predictions/{t}/{m}/None" for t in BOTH for m in TABULAR), *ALL_SCORES, "report"}
+
+
 def test_a_task_more_or_fewer_leaves_the_other_tasks_predictions(root):
     """And their scores, as long as the same people are held out in any of them, whose resamples all tasks share."""
     found = []

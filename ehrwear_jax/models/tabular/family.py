@@ -17,7 +17,9 @@ from ehrwear_jax.models.tabular.encoder import Encoder
 from ehrwear_jax.models.tabular.features import AGE, COUNT, VALUE
 from ehrwear_jax.models.tabular.quantiles import NormalScores
 
-__all__ = ["Config", "Table", "columns", "scores", "with_latents"]
+__all__ = ["REVISION", "Config", "Table", "columns", "scores", "with_latents"]
+
+REVISION = 3  # of what is fitted: raised with every change of its numbers, so that earlier predictions are made anew
 
 _MAX_STATIC = 16  # static facts whose interaction with age a linear model has
 
