@@ -7,9 +7,8 @@ DIR holds nafld1.csv, nafld2.csv, nafld3.csv. A diagnosis (other than NAFLD) tha
 Seen on the held-out tenth, frozen probe (gradient boosting on hand-made features): AUROC .732/.720/.712/.695
 (.768/.755/.733/.714), AUPRC .133/.152/.179/.226 (.144/.149/.183/.251); every difference in AUROC lies below zero. z
 holds values (R2 .98 and above), and less of how often (.63) and when last (.82) a code was seen, and of slopes (.21).
-Without value_inputs AUROC was .721/.705/.698/.685. A linear model on the same features, values in standard deviations:
-.750/.731/.708/.685, or as the tuning split chooses now .722 and .690 at 90 and 365 days; age and sex: .559/.523/.521/
-.535.
+Without value_inputs AUROC was .721/.705/.698/.685. A linear model on the same features: .750/.722/.705/.690; age and
+sex: .559/.523/.523/.535.
 """
 
 from ehrwear_jax import config as config_lib

@@ -10,12 +10,10 @@ Variants, joined by "+": b trains on set a and scores set b (also set-b.tar.gz a
 signs events too; tables has the models on hand-made features only, which need no training; ehrwear_jax.config.VARIANTS
 has the ablations.
 
-The tables take some ten minutes on two CPU cores. Seen, AUROC and AUPRC at 48 hours (at 24): boosting on hand-made
+The tables take some twenty minutes on two CPU cores. Seen, AUROC and AUPRC at 48 hours (at 24): boosting on hand-made
 features of both .860, .522 (.823, .447), on events alone .854, .505 (.816, .424), on vital signs alone .772, .359
-(.720, .276); a linear model .856, .507 at 48 hours. A network takes 45 minutes of one core a fold. Only the joint model
-of the first fold (about 800 held-out people) has been trained: the frozen linear probe has .854, .540 (.829, .452),
-boosting .858, .575 (.823, .437), boosting on table and z .863, .568 (.838, .443). z holds last values with R2 .95 in
-the median over codes, means .95, slopes .55, counts .79; of vital signs means .90.
+(.720, .276); a linear model .855, .507 (.809, .431); the mean of boosting and linear model .865, .529 (.825, .454). A
+network takes some 45 processor minutes a fold; none has been trained on all of them yet.
 """
 
 from ehrwear_jax import config as config_lib
