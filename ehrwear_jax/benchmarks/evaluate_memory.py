@@ -6,8 +6,8 @@
 Simulates and prepares --simulated people once, multiplies them to each size (evaluate_cohort.py says what of that is
 real), and runs the main job's evaluate stage on six models: three networks whose latents have --width numbers, their
 late fusion, gradient boosting and a linear model on tables, for a binary and a time-to-event task of which people die,
-with subgroups, label efficiency and --resamples resamples. Fewer of these, and fewer trees, save time. The stage runs in
-a process of its own; the peak is the largest sum of the memory of it and of the processes that it starts, each page
+with subgroups, label efficiency and --resamples resamples. Fewer of these, and fewer trees, save time. The stage runs
+in a process of its own; the peak is the largest sum of the memory of it and of the processes that it starts, each page
 counted once (proportional set size), where Linux tells that, else of the process alone. Printed per size: prediction
 times, the peak, the seconds of features and of the whole stage, and the processor seconds of all; then what 1,000
 people beyond the first size take of the peak, and the peak over that of the first.
