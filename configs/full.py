@@ -1,8 +1,14 @@
-"""The paper's model (appendix A.4) on linked EHR and wearable data.
+"""The paper's model (sections 3.2 to 3.5, appendix A.4) on linked EHR and wearable data; :extended is ours.
 
     python -m ehrwear_jax.main --config=configs/full.py --config.data.meds_dir=MEDS --config.data.wearable_dir=WEARABLE
 
-Variants, several of them joined by "+" or ",": 220m has 16 backbone layers; cohort applies the inclusion criteria of
+Without a variant it is the paper's model: the six losses of section 3.3, nothing between a token and attention but its
+encoding of time, 32 contexts a device, probes by Adam, five seeds. full.py:extended adds what
+ehrwear_jax.config.bases.ADDITIONS lists (next and later codes, recall of codes and signal, numeric values, decayed
+counts, length and gaps of the record, a learned query, z_loss), probes solved exactly, and one seed. Ablations are of
+the base that is named: full.py:r8 of the paper's, full.py:extended+r8 of ours.
+
+Variants, several of them joined by "+" or ",": 220m has 14 backbone layers; cohort applies the inclusion criteria of
 appendix A.2, relaxed with a month of EHR and three days of wear, at every prediction time and, for pretraining, at a
 date that you give (--config.cohort.cutoff=2019-01-01, where records of training people then end; or
 --config.cohort.pretraining=everybody); layers=N and seq=N (tokens of a row, half of them for the EHR and half for
@@ -13,13 +19,15 @@ HARDWARE. Needs accelerators: 500,000 steps of 8 rows a device. What it takes of
     python -m ehrwear_jax.main --config=configs/full.py --stages=describe
     python -m ehrwear_jax.main --config=configs/full.py --stages=compile --config.compile.topology=v5e:16x16
 
-The first prints 377,478,860 parameters (220m: 274,600,652) with an assumed vocabulary of 32,768 tokens.
+The first prints 351,871,070 parameters (220m: 223,273,310; extended: 377,478,860) with an assumed vocabulary of
+32,768 tokens, and each number of A.4 beside the one here.
 
 Beside level and spread, the model predicts the activity's entropy. With raw PPG or intervals between beats it predicts
 heart rate variability too: --config.prepare.summaries="('activity:entropy', 'ppg:pulse')".
 
-Not of the paper, for training at this size: z_loss, residual_init and embedding_scale (see their options), and the peak
-rate, which is the paper's 1e-4 at 256 rows and goes with the root of their number (train.rate_rows; 0: 1e-4 for any).
+The paper leaves open how parameters start: residual_init and embedding_scale (see their options) are for training at
+this size. The extended base's peak rate is the paper's 1e-4 at 256 rows and goes with the root of their number
+(train.rate_rows; 0, and in the paper's: 1e-4 for any).
 
 The signal is changed as in appendix A.3, and contexts end with sampled patient-days (section 3.5). Which codes are
 administrative, and which events of interest, is named differently in every dataset: set
@@ -47,6 +55,9 @@ HARDWARE = {
     "v5p": {"rows": 16, "accumulate": 1, "remat": "products", "unroll": 1, "fsdp": 4, "attention_dropout": 0.1},
 }
 RATE_ROWS = 256  # rows of 2,048 tokens, half a million, for which the paper's rate of 1e-4 is taken to be
+DEFAULT = "paper"  # base, see ehrwear_jax/config/bases.py
+PAPER_ROWS = 32  # of a replica
+LAYERS_220M = 14
 OWN = ("220m", "cohort", "relaxed", *HARDWARE)
 SIZES = ("layers", "seq")
 
@@ -67,6 +78,7 @@ def _parse(argument):
 def get_config(variant=""):
     variants, sizes = _parse(variant)
     config = config_lib.base()
+    extended = config_lib.chosen_base(variants, DEFAULT) == "extended"
     config.name = "-".join(["full", *(f"{name}{n}" for name, n in sizes.items())])
     config.prepare.update(
         {
@@ -113,10 +125,10 @@ def get_config(variant=""):
             "embedding_scale": 22.6,  # sqrt(token_width)
         }
     )
-    config.joint.z_loss = 1e-4
+    config.joint.z_loss = 1e-4  # extended
     for group, categories in GROUPS.items():
         config.labels.diagnosis_groups[group] = tuple(s + c for s in SPELLINGS for c in categories)
-    config.joint.network.n_layers = sizes.get("layers", 16 if "220m" in variants else 24)
+    config.joint.network.n_layers = sizes.get("layers", LAYERS_220M if "220m" in variants else 24)
     # parameters and optimiser state over all devices, and rows too: the same config on one GPU and on a pod
     config.mesh.update({"data": 1, "fsdp": -1})
     if "cohort" in variants or "relaxed" in variants:
@@ -125,19 +137,27 @@ def get_config(variant=""):
         config.cohort.update({"min_ehr_days": 30.0, "min_wear_days": 3})
     config.joint.weights.contrast = (0.05, 0.05, 0)  # "a small weight" (section 3.3)
     config.joint.weights.content_norm = (0.001, 0.001, 0)
-    # what fits into 16 GB; rows_per_device=32 with accumulate=4 takes the 32 of the paper's replicas, in four parts
-    config.train.update({"batch_size": 0, "rows_per_device": 8, "rate_rows": RATE_ROWS})
+    # 32 patient-days a replica, in parts that fit into 16 GB
+    config.train.update({"batch_size": 0, "rows_per_device": PAPER_ROWS, "accumulate": 4})
+    if extended:
+        config.train.update({"rows_per_device": 8, "accumulate": 1, "rate_rows": RATE_ROWS})
+    else:
+        config.seeds = (0, 1, 2, 3, 4)
+        config.evaluate.probe = "adam"
     config.train.update({"log_every": 100, "validate_every": 5000, "checkpoint_every": 1000, "data_threads": 16})
     config.evaluate.update({"tasks": tuple(f"hospitalization_{h}d" for h in (30, 90, 180, 365)), "n_resamples": 5000})
     config.report.update({"title": "Joint EHR and wearable model", "reliability_task": "hospitalization_365d"})
     for name in HARDWARE.keys() & set(variants):
-        _fit(config, HARDWARE[name])
-    config_lib.apply_variants(config, variants)
+        _fit(config, HARDWARE[name], extended)
+    config_lib.apply_variants(config, variants, DEFAULT)
     return config
 
 
-def _fit(config, hardware):
-    """Options of the machine, and none of the experiment but dropout of attention weights."""
-    config.train.update({"rows_per_device": hardware["rows"], "accumulate": hardware["accumulate"]})
+def _fit(config, hardware, extended):
+    """Options of the machine, and none of the experiment but dropout of attention weights and our base's rows."""
+    rows, parts = hardware["rows"], hardware["accumulate"]
+    if not extended:
+        rows, parts = PAPER_ROWS, PAPER_ROWS * parts // rows
+    config.train.update({"rows_per_device": rows, "accumulate": parts})
     config.joint.network.update({name: hardware[name] for name in ("remat", "unroll", "attention_dropout")})
     config.mesh.update({"data": -1, "fsdp": hardware["fsdp"]})

@@ -2,11 +2,11 @@
 
     python -m ehrwear_jax.main --config=configs/small.py
 
-For one GPU, or hours on two CPU cores; it can be interrupted and goes on where it was (--config.train.stop_after
-ends a call at that step). `--stages=describe` prints the size of the model. The 3,600 people held out resolve a
-difference in AUROC of .02 at 90 days (three standard errors between the best models of both modalities and of the EHR);
-tiny.py says what can be expected of the cohort. Variants as in tiny.py: the negative controls redundant and noise, and
-the ablations of ehrwear_jax.config.VARIANTS.
+For one GPU, or hours on two CPU cores; it can be interrupted and goes on where it was (--config.train.stop_after ends
+a call at that step). `--stages=describe` prints the size of the model. The 3,600 people held out resolve a difference
+in AUROC of .02 at 90 days (three standard errors between the best models of both modalities and of the EHR); tiny.py
+says what can be expected of the cohort. The model is ours (base extended). Variants as in tiny.py: the negative
+controls redundant and noise, and the ablations of ehrwear_jax.config.VARIANTS.
 """
 
 from ehrwear_jax import config as config_lib

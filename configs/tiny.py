@@ -3,16 +3,18 @@
     python -m ehrwear_jax.main --config=configs/tiny.py
 
 Seven and a half minutes; README has the numbers. The cohort is a positive control: both modalities together tell more
-than either. Boosting on tables of records of as many people as are trained on here has an AUROC at 90 days of .745 from
-the EHR, .722 from the wearable and .784 from both (with levels of the wearable only: .758); the true risk has .857:
+than either. Boosting on tables of records of as many people as are trained on here has an AUROC at 90 days of .745
+from the EHR, .722 from the wearable and .784 from both (with levels of the wearable only: .758); the true risk has
+.857:
 
     python -m ehrwear_jax.data.sources.simulator.bounds --people=3000 --records=1960 --horizons 90
 
-Networks as small and as shortly trained as these do not find it: among the 239 people held out here the joint model has
-.724, EHR only .714 and boosting on both .744 at 90 days, and .701, .715 and .734 at 365 days.
+Networks as small and as shortly trained as these do not find it: among the 239 people held out here the joint model
+has .724, EHR only .714 and boosting on both .744 at 90 days, and .701, .715 and .734 at 365 days.
 
-Variants, several of them joined by "+": the negative controls redundant, where one modality suffices, and noise, where
-the wearable says nothing; and the ablations of ehrwear_jax.config.VARIANTS, as in tiny.py:no_cross_modal+r1. The best
+The model is ours (base extended); tiny.py:paper is the paper's, tiny.py:paper+extended has both. Other variants,
+several of them joined by "+": the negative controls redundant, where one modality suffices, and noise, where the
+wearable says nothing; and the ablations of ehrwear_jax.config.VARIANTS, as in tiny.py:no_cross_modal+r1. The best
 possible in a control:
 
     python -m ehrwear_jax.data.sources.simulator.bounds --preset=redundant

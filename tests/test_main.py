@@ -118,8 +118,11 @@ def test_what_is_run(tmp_path, monkeypatch):
 
 def test_describe_needs_no_data_and_leaves_nothing(tmp_path, capsys):
     start("--config=configs/full.py:layers=2", f"--workdir={tmp_path}/run", "--stages=describe")
-    lines = capsys.readouterr().out.splitlines()
+    said, _, beside = capsys.readouterr().out.partition("beside the paper")
+    lines = said.splitlines()
     parts = {name: int(n.replace(",", "")) for name, n in (line.split() for line in lines[1:])}
+    differing = [line.split()[:2] for line in beside.splitlines() if line.endswith("differs")]
+    assert differing == [["backbone:", "layers"]] and beside.endswith("added to it: nothing\n")
     assert lines[0] == (f"full-layers2, joint: {sum(parts.values()):,} parameters with a vocabulary of 32,768 tokens, "
                         "assumed")  # fmt: skip
     # two layers of four products, biases and norms, R = 4 kernels, modality tags; and the last norm

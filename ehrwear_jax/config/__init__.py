@@ -1,10 +1,11 @@
 """Holds the options of every part as plain dataclasses, their defaults and what checks them; imports no jax."""
 
+from ehrwear_jax.config import bases
 from ehrwear_jax.config.base import base
 from ehrwear_jax.config.data import SIMULATED
 from ehrwear_jax.config.run import RunConfig, check, parse, read
 from ehrwear_jax.config.time_scale import set_time_scale
-from ehrwear_jax.config.variants import VARIANTS, apply_variants, variants
+from ehrwear_jax.config.variants import VARIANTS, apply_variants, chosen_base, variants
 
 __all__ = [
     "SIMULATED",
@@ -12,7 +13,9 @@ __all__ = [
     "RunConfig",
     "apply_variants",
     "base",
+    "bases",
     "check",
+    "chosen_base",
     "parse",
     "read",
     "set_time_scale",

@@ -1,10 +1,16 @@
-"""Names what the paper compares: ablations as changes of options, for the argument of a config file."""
+"""Names what the paper compares: ablations as changes of options, for the argument of a config file.
+
+An ablation changes one thing of one base, `paper` or `extended` (bases.py). What the extended base has beside the
+paper's and what would stand in for the thing taken away, goes with it: `ON_EXTENDED`.
+"""
 
 from typing import Any
 
 import ml_collections
 
-_OFF = (0.0, 0.0, 0)
+from ehrwear_jax.config import bases
+
+_OFF = bases.OFF
 # {name: {option: value}}, for `apply_variants`
 VARIANTS: dict[str, dict[str, Any]] = {
     # Table 4: without the predictions across modalities, and with nothing else that draws the two together; half of
@@ -31,38 +37,72 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "temporal_readout": {"joint.network.pool": "temporal"},
     # section 3.4; the other terms are means per prediction, where the ELBO sums over the steps of a window
     "elbo": {"joint.network.posterior": "normal", "joint.weights.latent_kl": (0.0, 0.01, 50_000)},
-    # the terms of the paper's sections 3.3 and 3.5 only, of those that make z a summary of the record
+    # the losses of the paper alone, with all inputs of the base
     "paper_losses": {
-        f"joint.weights.{t}": _OFF
-        for t in ("future_event", "future_codes", "ehr_history", "wear_history")
-        + ("ehr_values", "next_value", "wear_values")
+        f"joint.{option}": value
+        for addition in bases.ADDITIONS
+        for option, value in addition.absent.items()
+        if option.startswith("weights.")
     },
     # no loss across modalities shapes z; their heads are trained all the same
     "detached": {"joint.network.detach_cross_modal": True},
     "averaged": {"train.ema_decay": 0.9999},
 }
+# what z is asked about the other modality's future, beside the paper's two losses
+_CROSS = {f"joint.weights.{t}": _OFF for t in ("future_event", "future_codes", "next_value")}
+# Further options of an ablation of the extended base: losses through which one modality is predicted from the other all
+# the same; decay rates of the counts, which are exponentials of the elapsed time like those of the kernel.
+ON_EXTENDED: dict[str, dict[str, Any]] = {
+    "no_cross_modal": _CROSS,
+    **{f"r{n}": {"joint.network.count_rates": n + 1} for n in (1, 2, 4, 8)},
+    "single_exponential": {"joint.network.count_rates": 2},
+    "rational_quadratic": {"joint.network.count_rates": 1},
+    "no_time_kernel": {"joint.network.count_rates": 1},
+}
 
 
 def variants(argument: str, file: str, own: tuple[str, ...] = ()) -> list[str]:
-    """The names in the argument of a config file, joined by "+": its own ones and those of VARIANTS.
+    """The names in the argument of a config file, joined by "+": its own ones, the bases and those of VARIANTS.
 
     Raises:
       ValueError: another name.
     """
     names = [v for v in argument.split("+") if v]
-    if unknown := [v for v in names if v not in own and v not in VARIANTS]:
-        known = ", ".join((*own, *VARIANTS))
-        raise ValueError(f"configs/{file} has no variant {unknown[0]!r}; there are {known}")
+    known = (*own, *bases.NAMES, *VARIANTS)
+    if unknown := [v for v in names if v not in known]:
+        raise ValueError(f"configs/{file} has no variant {unknown[0]!r}; there are {', '.join(known)}")
     return names
 
 
-def apply_variants(config: ml_collections.ConfigDict, names: list[str]) -> None:
-    """Sets what VARIANTS says for each name in it, in this order, and appends all names to that of the config.
+def chosen_base(names: list[str], default: str = "extended") -> str:
+    """The base that variants name; of two, the extended one (`paper` stands beside it); else the default."""
+    named = [n for n in bases.NAMES if n in names]
+    return named[-1] if named else default
 
-    Ramps that are longer than the run's first tenth, as in a small experiment, are cut to it.
+
+def options_of(name: str, base: str) -> dict[str, Any]:
+    """{option: value} of an ablation of a base; {} of another variant."""
+    return VARIANTS.get(name, {}) | (ON_EXTENDED.get(name, {}) if base == "extended" else {})
+
+
+def apply_variants(config: ml_collections.ConfigDict, names: list[str], default: str = "extended") -> None:
+    """Makes the config's models those of the base, then sets what each ablation says, in this order.
+
+    "paper+extended" compares the two: a model joint_paper stands beside the others, which are extended.
+    The name of the config gets all names, and that of the base where there are ablations. Ramps that are longer than
+    the run's first tenth, as in a small experiment, are cut to it.
+
+    Args:
+      default: the file's base where names have none.
     """
-    for name in names:
-        for option, value in VARIANTS.get(name, {}).items():
+    base, both = chosen_base(names, default), set(bases.NAMES) <= set(names)
+    if base == "paper":
+        bases.use_paper(config)
+    if both:
+        config.models.joint_paper = {"family": "joint", **bases.paper_options()}
+    ablations = [n for n in names if n in VARIANTS]
+    for name in ablations:
+        for option, value in options_of(name, base).items():
             part, _, key = option.rpartition(".")
             target = config
             for step in part.split("."):
@@ -70,4 +110,5 @@ def apply_variants(config: ml_collections.ConfigDict, names: list[str]) -> None:
             if part == "joint.weights":
                 value = (*value[:2], min(value[2], config.train.steps // 10))
             target[key] = value
-    config.name = "-".join([config.name, *names])
+    told = [] if base in names or not ablations else [base]
+    config.name = "-".join([config.name, *told, *names])

@@ -46,6 +46,7 @@ class ReportInputs:
       facts: configuration, seed, parameter counts, versions, durations.
       notes: limitations and remarks, one sentence each.
       data: what is shown beside the records: curves, subgroups, the latent space, the cohort, compute.
+      added: pretrained model -> what it adds to the model of its paper; those without a paper are not in it.
     """
 
     title: str
@@ -59,6 +60,7 @@ class ReportInputs:
     facts: Mapping[str, str] = field(default_factory=dict)
     notes: Sequence[str] = ()
     data: ReportData = field(default_factory=ReportData)
+    added: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
 
 def build_report(inputs: ReportInputs, out_dir: str | os.PathLike) -> Path:
@@ -99,7 +101,7 @@ def report_page(inputs: ReportInputs, records: Sequence[Record]) -> page.Page:
         inputs.title,
         inputs.subtitle,
         (
-            sections.summary(records),
+            sections.summary(records, inputs.added),
             target_trial_table.target_trial(data),
             paper.paper_tables(records, data),
             _extended(sections.forecasting(records), report_figures.horizon_figure(records)),

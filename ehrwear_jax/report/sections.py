@@ -3,6 +3,7 @@
 Every section is always present; where its input is missing it says so in a sentence.
 """
 
+import types
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -48,9 +49,13 @@ def _table(records: Sequence[Record], metrics: Sequence[str], caption: str) -> t
 # ---------------------------------------------------------------------------------------------
 
 
-def summary(records: Sequence[Record]) -> Section:
-    """One sentence for each task that compares the main model with the best other one."""
-    items = []
+def summary(records: Sequence[Record], added: Mapping[str, Sequence[str]] = types.MappingProxyType({})) -> Section:
+    """One sentence for each task that compares the main model with the best other one.
+
+    Args:
+      added: pretrained model -> what it adds to the model of its paper, which is told first.
+    """
+    first, items = beside_the_paper(added), []
     for metric in ("auroc", "c_index"):
         scores = [r for r in _of(records, [metric]) if r["value"] is not None]
         for task in rec.tasks_of(scores):
@@ -60,12 +65,27 @@ def summary(records: Sequence[Record]) -> Section:
                 text = _comparison(main, by_model, records, task, metric)
                 items.append((f"{rec.task_label(task)}.", text))
     if not items:
-        return Section("summary", "Summary", (Text("No result was evaluated in this run."),))
-    blocks: list[Block] = [Bullets(tuple(items))]
+        return Section("summary", "Summary", (*first, Text("No result was evaluated in this run.")))
+    blocks: list[Block] = [*first, Bullets(tuple(items))]
     if any(rec.is_difference(r) for r in records):
         text = "Where the interval of a difference includes zero, the data do not distinguish the two models."
         blocks.append(Text(text, ("difference",)))
     return Section("summary", "Summary", tuple(blocks))
+
+
+def beside_the_paper(added: Mapping[str, Sequence[str]]) -> list[Text]:
+    """Which models are those of the paper, and what others add to it: a paragraph for each kind."""
+    alike: dict[tuple[str, ...], list[str]] = {}
+    for model, what in added.items():
+        alike.setdefault(tuple(what), []).append(model)
+    out = []
+    for what, models in sorted(alike.items()):
+        names, one = join_words(sorted(models)), len(models) == 1
+        if what:
+            out.append(Text(f"Beside what the paper describes, {names} {'has' if one else 'have'}: {'; '.join(what)}."))
+        else:
+            out.append(Text(f"As the paper describes {'it' if one else 'them'}, with nothing added: {names}."))
+    return out
 
 
 def _comparison(main: str, by_model: Mapping[str, Record], records: Sequence[Record], task: str, metric: str) -> str:

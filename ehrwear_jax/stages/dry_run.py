@@ -19,13 +19,23 @@ def _parameters(config, model):
 
 
 def describe(config: RunConfig) -> None:
-    """Prints the number of parameters of the reference model, by part."""
+    """Prints the number of parameters of the reference model, by part, and its numbers beside those of its paper."""
     model = _reference(config)
     parts = _parameters(config, model)
     head = f"{config.name}, {model.name}: {sum(parts.values()):,} parameters"
     print(f"{head} with a vocabulary of {config.compile.vocabulary:,} tokens, assumed")
     for part, count in parts.items():
         print(f"  {part:<12} {count:>13,}")
+    if hasattr(model.module, "published"):
+        _print_published(*model.module.published(model.config, model.train))
+
+
+def _print_published(rows, added):
+    width = max(len(what) for what, *_ in rows)
+    print(f"{'beside the paper':<{width + 2}} {'paper':<28} here")
+    for what, paper, here in rows:
+        print(f"  {what:<{width}} {paper:<28} {here}{'' if paper == here else '   differs'}")
+    print("  added to it: " + ("; ".join(added) if added else "nothing"))
 
 
 def compile_step(config: RunConfig) -> None:

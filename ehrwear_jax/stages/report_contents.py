@@ -15,6 +15,7 @@ from ehrwear_jax.report.result_records import task_label
 from ehrwear_jax.stages import embed, evaluate, interpret, predictors, prepare, report_inputs, tasks
 from ehrwear_jax.stages.labels import Labels
 from ehrwear_jax.stages.plan import Plan
+from ehrwear_jax.training.pretrain import Model
 
 # What a simulated cohort is, by SimulateConfig.control
 CONTROLS = {
@@ -46,7 +47,15 @@ def contents(plan: Plan) -> ReportInputs:
         facts=_facts(plan),
         notes=_notes(config),
         data=report_inputs.gather(plan, details),
+        added=_added(config),
     )
+
+
+def _added(config):
+    """{pretrained model: what it adds to the model of its paper}, of families that have one."""
+    models = [Model(**config.model(name, config.seeds[0])) for name in config.networks]
+    own = [m for m in models if hasattr(m.module, "published")]
+    return {m.name: m.module.published(m.config, m.train)[1] for m in own}
 
 
 def _losses(plan):

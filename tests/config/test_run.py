@@ -12,6 +12,7 @@ from repo import REPO
 
 from ehrwear_jax import config as config_lib
 from ehrwear_jax.config import options, reference
+from ehrwear_jax.config import variants as variants_lib
 from ehrwear_jax.models.joint import terms
 from ehrwear_jax.models.joint.config import WEIGHTS, Config, ContextConfig
 from ehrwear_jax.stages import dry_run
@@ -121,6 +122,11 @@ def test_folds():
     assert config_lib.parse(config).folds == [("fold0", 0), ("fold1", 1), ("fold2", 2)]
 
 
+def base_of(file):
+    """The base of a config file without a variant."""
+    return "paper" if file == "full.py" else "extended"
+
+
 @pytest.mark.parametrize(
     "name, variant",
     [
@@ -131,9 +137,13 @@ def test_folds():
         ("full.py", "layers=4,seq=512"),
         ("full.py", "h100+r8"),
         ("full.py", "v5e"),
+        ("full.py", "extended"),
+        ("full.py", "extended+h100+r8"),
         ("small.py", ""),
+        ("small.py", "paper"),
         ("tiny.py", ""),
         ("tiny.py", "contrast+detached"),
+        ("tiny.py", "paper+extended"),
         ("nafld.py", ""),
         ("nhanes.py", ""),
         ("physionet2012.py", ""),
@@ -143,8 +153,9 @@ def test_folds():
 )
 def test_each_experiment_file_gives_a_whole_config(name, variant, tmp_path):
     config = load(name, variant)
-    named = variant.replace("+", "-").replace(",", "-").replace("=", "")
-    assert config.name == name.removesuffix(".py") + (f"-{named}" if named else "")
+    named = variant.replace(",", "+").replace("=", "").split("+") if variant else []
+    base = [] if {"paper", "extended"} & set(named) or not set(named) & set(config_lib.VARIANTS) else [base_of(name)]
+    assert config.name == "-".join([name.removesuffix(".py"), *base, *named]), "ablations say of what"
     assert set(config) == set(config_lib.base()) and config.evaluate.tasks
     run = config_lib.parse(config)
     for model in run.networks:
@@ -192,9 +203,9 @@ def test_the_papers_augmentation_is_on_in_the_full_config_and_off_elsewhere():
 @pytest.mark.parametrize("variant", config_lib.VARIANTS)
 def test_a_variant_sets_its_options_and_nothing_else_but_the_name(file, variant, tmp_path):
     plain, changed = load(file), load(file, variant)
-    assert changed.name == f"{plain.name}-{variant}"
+    assert changed.name == f"{plain.name}-{base_of(file)}-{variant}"
     changed.name = plain.name
-    for option, value in config_lib.VARIANTS[variant].items():
+    for option, value in variants_lib.options_of(variant, base_of(file)).items():
         part, _, key = option.rpartition(".")
         before, after = plain, changed
         for step in part.split("."):
@@ -230,7 +241,7 @@ def test_the_full_config_is_appendix_a4_and_can_be_trimmed():
     backbone = (full.n_layers, full.width, full.mlp_width, full.n_heads, full.kernel, full.n_components, full.dropout)
     assert backbone == (24, 1024, 4096, 16, "mixture", 4, 0.1)
     assert (full.wear_layers, full.wear_width, full.token_width, full.time_features) == (6, 512, 512, 128)
-    assert load("full.py", "220m").joint.network.n_layers == 16
+    assert load("full.py", "220m").joint.network.n_layers == 14
     trimmed = config_lib.parse(load("full.py", "220m,layers=4,seq=512")).model_config("joint")
     assert (trimmed.network.n_layers, trimmed.network.width) == (4, 1024)
     context = trimmed.context

@@ -1,4 +1,5 @@
 import json
+import dataclasses
 import re
 from html.parser import HTMLParser
 
@@ -7,7 +8,8 @@ import pytest
 from report_samples import inputs, losses, record, results, trajectory
 
 from ehrwear_jax.report import result_records as rec
-from ehrwear_jax.report.build import build_report
+from ehrwear_jax.report import sections
+from ehrwear_jax.report.build import build_report, report_page
 from ehrwear_jax.report.figures import COLORS
 from ehrwear_jax.report.sections import loss_curves
 
@@ -218,3 +220,15 @@ def test_loss_curves_keep_finite_values_in_order_of_steps():
         "learning_rate",
     ]
     assert set(curves["loss/total"]) == {"joint", "ehr_only"}
+
+
+def test_the_page_says_first_which_models_are_those_of_their_paper():
+    added = {"joint": ("decayed counts", "next codes"), "joint_paper": (), "ehr_only": ("decayed counts", "next codes")}
+    said = [b.text for b in sections.beside_the_paper(added)]
+    assert said == [
+        "As the paper describes it, with nothing added: joint_paper.",
+        "Beside what the paper describes, ehr_only and joint have: decayed counts; next codes.",
+    ]
+    page = report_page(dataclasses.replace(inputs(), added=added), [])
+    assert [b.text for b in page.sections[0].blocks[:2]] == said
+    assert sections.beside_the_paper({}) == []

@@ -18,6 +18,7 @@ NETWORK_CHOICES = {
     "pool": ("attention", "temporal"),
     "posterior": ("point", "normal"),
     "residual_init": ("fan_in", "depth"),
+    "query": ("learned", "hidden"),
     "remat": ("none", "full", "attention", "products"),
     "wear_remat": ("none", "full", "attention", "products"),
     "dtype": ("float32", "bfloat16"),
@@ -180,6 +181,8 @@ class NetworkConfig:
     """Hidden units of the backbone's feed-forward blocks."""
     token_width: int = 512
     """Width of the table of token embeddings."""
+    value_channel: bool = True
+    """Whether a token carries its numeric value, and not only the range that it names."""
     value_inputs: bool = False
     """Whether a query is told the state of values (ehr_values, wear_values) as it is told how much record there is: z
     need not find the last value of each code among many tokens by attention."""
@@ -223,6 +226,14 @@ class NetworkConfig:
     """Width of the projection of source tokens in the modality bias."""
     count_width: int = 64
     """Number of features that decayed counts sum over the record; 0: no decayed counts."""
+    count_rates: int = 8
+    """Learned decay rates of decayed counts and, among them, the rate zero, which counts; 1: that alone."""
+    stream: bool = True
+    """Whether tokens and queries are told, before any attention, how much record lies behind them and how long ago its
+    last token was."""
+    query: str = "learned"
+    """What a query is before it has attended to anything. learned: a vector of its own; hidden: what a hidden event is,
+    so that z(t) is the state from which masked modelling predicts an event at t (paper, section 3.3)."""
     pool: str = "attention"
     """How the wearable-to-EHR term pools latents: attention or temporal."""
     align_width: int = 128
@@ -280,6 +291,7 @@ class NetworkConfig:
         for name, choices in NETWORK_CHOICES.items():
             options.require_choice("config.joint.network", name, getattr(self, name), choices)
         limits = {"wear_unroll": (1, _MANY), "time_unit_days": (1e-9, _MANY), "skip_tolerance": (0, 0.5)}
+        limits["count_rates"] = (1, _MANY)
         options.require_range("config.joint.network", self, limits)
 
 

@@ -25,6 +25,7 @@ class EhrEmbedder(nn.Module):
       vocabulary: number of tokens. token_width: of the embedding table. out_width: p, the backbone's.
       scale: of what the tables say, whose parts start with a standard deviation of 0.02.
       value_features: curves of the value's quantile beside the value itself (value_encoder.py); 0: none.
+      value_channel: whether the numeric value is read at all, beside the range that the token names.
     """
 
     vocabulary: int
@@ -33,18 +34,22 @@ class EhrEmbedder(nn.Module):
     dtype: str = "float32"
     scale: float = 1.0
     value_features: int = 0
+    value_channel: bool = True
     mesh_ops: MeshOps = ONE_DEVICE
 
     def setup(self) -> None:
         self.table = embedding(self.vocabulary, self.token_width)
-        self.value_table = embedding(self.vocabulary, self.token_width)
+        if self.value_channel:
+            self.value_table = embedding(self.vocabulary, self.token_width)
         self.project = dense(self.out_width, (None, "embed"), dtype=self.dtype)
         if self.value_features:
             self.curves = ValueEncoder(self.vocabulary, self.token_width, self.value_features)
 
     def __call__(self, token: jax.Array, value: jax.Array, quantile: jax.Array | None = None) -> jax.Array:
         """token int32 [...], value float32 [...] and, with value_features, its quantile -> [..., out_width]."""
-        vector = self._rows(self.table, token) + value[..., None] * self._rows(self.value_table, token)
+        vector = self._rows(self.table, token)
+        if self.value_channel:
+            vector = vector + value[..., None] * self._rows(self.value_table, token)
         if quantile is not None and self.value_features:
             vector = vector + self.curves(token, quantile)
         return self.project((self.scale * vector).astype(self.dtype))

@@ -4,11 +4,13 @@ import dataclasses
 from collections.abc import Mapping
 
 from ehrwear_jax.config.data import PrepareConfig
+from ehrwear_jax.config.training import TrainConfig
 from ehrwear_jax.data.signals import derived_features
 from ehrwear_jax.data.store import RecordStore
 from ehrwear_jax.models.family import BatchSpec
 from ehrwear_jax.models.joint import interpretation
 from ehrwear_jax.models.joint import network as network_lib
+from ehrwear_jax.models.joint import published as published_lib
 from ehrwear_jax.models.joint.batch import Facts, batch_spec
 from ehrwear_jax.models.joint.config import Config
 from ehrwear_jax.models.joint.examples import JointExamples
@@ -16,7 +18,7 @@ from ehrwear_jax.models.joint.terms import active, target_fields
 from ehrwear_jax.models.layers.mesh_ops import ONE_DEVICE, MeshOps
 from ehrwear_jax.models.objective import Ramp, WeightedTerms
 
-__all__ = ["Config", "adapted", "assumed", "examples", "flops", "interpretation", "network", "objective"]
+__all__ = ["Config", "adapted", "assumed", "examples", "flops", "interpretation", "network", "objective", "published"]
 
 
 def examples(store: RecordStore, config: Config, seed: int = 0, train: bool = True) -> JointExamples:
@@ -66,6 +68,11 @@ def assumed(config: Config, prepare: PrepareConfig, vocabulary: int) -> tuple[Ba
     seen = n * (n + 1) // 2 + c.queries * n
     counts = {"contexts": 1, "tokens": n, "queries": c.queries, "windows": spec.sizes["W"], "seen": seen}
     return spec, counts
+
+
+def published(config: Config, train: TrainConfig) -> tuple[list[tuple[str, str, str]], list[str]]:
+    """([(what, in the paper, here)], what is added to the paper's model), see joint/published.py."""
+    return [x[:3] for x in published_lib.published(config, train)], published_lib.additions(config)
 
 
 def adapted(config: Config, width: int) -> Config:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ehrwear_jax.models.joint import encoders
-from ehrwear_jax.models.joint.batch import MODALITY_WEAR, N_MODALITY, Facts
+from ehrwear_jax.models.joint.batch import MASK, MODALITY_EHR, MODALITY_WEAR, N_MODALITY, Facts
 from ehrwear_jax.models.joint.code_head import CodeHead
 from ehrwear_jax.models.joint.config import Config, NetworkConfig
 from ehrwear_jax.models.joint.ehr_terms import CodeTerm
@@ -31,7 +31,10 @@ LONGEST_PERIOD_DAYS = 36525.0  # of the encoding of ages
 def backbone_config(n: NetworkConfig) -> TransformerConfig:
     """The backbone's part of the options."""
     names = TransformerConfig.__dataclass_fields__.keys() & NetworkConfig.__dataclass_fields__.keys()
-    return TransformerConfig(**{name: getattr(n, name) for name in names}, n_modalities=N_MODALITY)
+    asks_as = MODALITY_EHR if n.query == "hidden" else -1
+    return TransformerConfig(
+        **{name: getattr(n, name) for name in names}, n_modalities=N_MODALITY, query_modality=asks_as
+    )
 
 
 def wearable_config(config: Config) -> encoders.WearableConfig:
@@ -65,8 +68,8 @@ class JointNetwork(nn.Module):
 
     def setup(self) -> None:
         n, facts = self.config.network, self.facts
-        sizes = facts.vocabulary, n.token_width, n.width
-        self.ehr = encoders.EhrEmbedder(*sizes, n.dtype, n.embedding_scale, n.value_features, self.mesh_ops)
+        sizes, values = (facts.vocabulary, n.token_width, n.width), (n.value_features, n.value_channel)
+        self.ehr = encoders.EhrEmbedder(*sizes, n.dtype, n.embedding_scale, *values, self.mesh_ops)
         self.rho = dense(n.width, (None, "embed"), dtype=n.dtype)  # W_rho, q x p
         self.modality = nn.Embed(N_MODALITY, n.width, embedding_init=nn.initializers.normal(0.02))
         if facts.wear:
@@ -75,12 +78,14 @@ class JointNetwork(nn.Module):
                 self.raw = encoders.RawEncoder(n.raw_width, n.wear_width, dtype=n.dtype)
         if n.posterior == "normal":
             self.posterior = Posterior(n.width)
-        self.query = self.param("query", nn.initializers.normal(0.02), (n.width,))
+        if n.query == "learned":
+            self.query = self.param("query", nn.initializers.normal(0.02), (n.width,))
         if facts.value_inputs:
             self.states = {name: Mlp(n.width, n.width) for name in STATES if self._has_states(name)}
-        self.stream = Mlp(4 * time_encoding.N_STREAM, n.width)
+        if n.stream:
+            self.stream = Mlp(4 * time_encoding.N_STREAM, n.width)
         if n.count_width:
-            self.counts = DecayedCounts(n.count_width, n.width, dtype=n.dtype)
+            self.counts = DecayedCounts(n.count_width, n.width, n.count_rates, dtype=n.dtype)
         self.backbone = Backbone(backbone_config(n), self.mesh_ops)
         shared = {name for term in self.terms for name in term.uses}
         if "codes" in shared:
@@ -162,11 +167,20 @@ class JointNetwork(nn.Module):
         x = x + self._time(batch["age"]) + self.modality(batch["modality"]).astype(n.dtype)
         x = x + self._stream(batch["time"], batch["kv_range"], before, batch["time"]) + counts[0]
         last = batch["query_kv_range"][..., 1] - 1
-        y = self.query.astype(n.dtype)[None, None] + self._time(batch["query_age"])
+        y = self._query(batch) + self._time(batch["query_age"])
         y = y + self._stream(batch["query_time"], batch["query_kv_range"], last, batch["time"]) + counts[1]
         y = y + self._states(batch) if self.facts.value_inputs else y
         x, y = (self.mesh_ops.constrain(z, "batch", "length", None) for z in (x, y))
         return *self.backbone(x, y, {n: batch[n] for n in BACKBONE_FIELDS}, deterministic), h_BxTxD
+
+    def _query(self, batch):
+        """What queries are before time and context: [1 or B, 1 or Q, D]."""
+        dtype = self.config.network.dtype
+        if self.config.network.query == "learned":
+            return self.query.astype(dtype)[None, None]
+        hidden_1x1 = jnp.full((1, 1), MASK)
+        modality_1x1xD = self.modality(jnp.full((1, 1), MODALITY_EHR))
+        return self.ehr(hidden_1x1, jnp.zeros((1, 1))) + modality_1x1xD.astype(dtype)
 
     def _has_states(self, name):
         return self.facts.value_codes > 0 if name == "query_value" else self.facts.wear
@@ -198,6 +212,8 @@ class JointNetwork(nn.Module):
         return self.rho(time_encoding.encode(age, cycles_F).astype(n.dtype))
 
     def _stream(self, *position):
+        if not self.config.network.stream:
+            return 0.0
         return self.stream(time_encoding.stream_features(*position)).astype(self.config.network.dtype)
 
     def _drawn(self, z_BxTxD, z_BxQxD, deterministic):

@@ -45,7 +45,7 @@ class DecayedCounts(nn.Module):
     are summed under a few learned decay rates; log1p keeps the sums of long records in range.
 
     Attributes:
-      width: features of a token. n_rates: decay rates, one of them 0. out_width: of the result.
+      width: features of a token. n_rates: decay rates, one of them 0; 1: a plain count. out_width: of the result.
       shortest_days, longest_days: 1 / rate starts log-spaced between them.
     """
 
@@ -65,9 +65,7 @@ class DecayedCounts(nn.Module):
         """
         project = dense(self.width, ("embed", "mlp"), dtype=jnp.float32, name="feature")
         feature = nn.relu(project(nn.LayerNorm(name="norm")(x_BxTxD)))
-        days_R = np.geomspace(self.shortest_days, self.longest_days, self.n_rates - 1)
-        log_rate_R = self.param("log_rate", lambda _: jnp.asarray(-np.log(days_R), jnp.float32))
-        rate_R = jnp.append(jnp.exp(log_rate_R), 0.0)
+        rate_R = self._rates()
         position = jnp.arange(x_BxTxD.shape[1])[None]
         sums = decayed_sums(feature, batch["time"], batch["kv_range"][..., 0] == position, rate_R)
 
@@ -82,3 +80,10 @@ class DecayedCounts(nn.Module):
         out = dense(self.out_width, ("mlp", "embed"), dtype=self.dtype, name="out")
         flat = [jnp.log1p(s).reshape(*s.shape[:2], -1).astype(self.dtype) for s in (sums, at_query)]
         return out(flat[0]), out(flat[1])
+
+    def _rates(self):
+        if self.n_rates == 1:  # a parameter without elements would be one to optimise and to keep all the same
+            return jnp.zeros(1, jnp.float32)
+        days_R = np.geomspace(self.shortest_days, self.longest_days, self.n_rates - 1)
+        log_rate_R = self.param("log_rate", lambda _: jnp.asarray(-np.log(days_R), jnp.float32))
+        return jnp.append(jnp.exp(log_rate_R), 0.0)

@@ -34,7 +34,8 @@ class TransformerConfig:
 
     Attributes:
       kernel: mixture, rational_quadratic or none; see TimeKernel. n_components: R of the mixture.
-      source_width: of the projection v_j in the bias u_m . v_j. n_modalities: m's; the last one is that of queries.
+      source_width: of the projection v_j in the bias u_m . v_j. n_modalities: m's. query_modality: that of queries; -1:
+        the last one.
       dropout, attention_dropout: rates. stochastic_depth: chance that a row loses the last layer's update; grows with
         depth up to there.
       qk_norm: queries and keys of each head have norm sqrt(depth), times a learned scale (Henry et al. 2020).
@@ -52,6 +53,7 @@ class TransformerConfig:
     n_components: int = 4
     source_width: int = 16
     n_modalities: int = 4
+    query_modality: int = -1
     dropout: float = 0.1
     attention_dropout: float = 0.0
     stochastic_depth: float = 0.0
@@ -208,7 +210,7 @@ class Block(nn.Module):
         seed = dropout_seed(self.make_rng("dropout")) if self.drops else None
         x_norm, y_norm = self.norm_attention(x_BxTxD), self.norm_attention(y_BxQxD)
         keys = self._keys(x_norm, fields["time"])
-        queries = jnp.full(y_BxQxD.shape[:2], self.config.n_modalities - 1)
+        queries = jnp.full(y_BxQxD.shape[:2], self.config.query_modality % self.config.n_modalities)
         seen = self._attended(x_norm, keys, fields["time"], fields["kv_range"], fields["modality"])
         x_BxTxD = self._residual(x_BxTxD, "attention", seen, layer_drop, (seed, 0))
         seen = self._attended(y_norm, keys, fields["query_time"], fields["query_kv_range"], queries)

@@ -211,3 +211,31 @@ def test_day_bins_hide_the_hour_from_the_wearable_encoder_and_the_readout_too(po
 
     assert difference(True) == 0.0
     assert difference(False) > 1e-4
+
+
+def test_the_papers_network_has_no_way_to_attention_but_what_tokens_say_and_their_time(batch):
+    params, encode = latents(count_width=0, stream=False, value_channel=False, query="hidden")
+    assert params.keys() == {"ehr", "rho", "modality", "backbone"} and "value_table" not in params["ehr"]
+    valued = {**batch, "value": np.full_like(batch["value"], 2.0)}
+    assert distance(encode(valued), encode(batch)) == 0.0
+    assert distance(latents()[1](valued), latents()[1](batch)) > 1e-3
+
+
+@pytest.mark.parametrize("query", ["hidden", "learned"])
+def test_a_query_begins_as_a_hidden_event_does_or_as_a_vector_of_its_own(batch, query):
+    """What hidden events are is what masked modelling trains: the embedding of MASK, their modality."""
+    options = config(query=query)
+    _, network, _ = model_of(options, OF_EHR)
+    params, _ = latents(query=query)
+    z = {}
+    for name in ("as it is", "masked", "query"):
+        changed = jax.tree.map(jnp.asarray, params)
+        if name == "masked":
+            table = changed["ehr"]["table"]["embedding"]
+            changed["ehr"]["table"]["embedding"] = table.at[batch_lib.MASK].add(1.0)
+        if name == "query":
+            changed["modality"]["embedding"] = changed["modality"]["embedding"].at[batch_lib.MODALITY_QUERY].add(1.0)
+        z[name] = network.apply({"params": changed}, batch, method="encode")
+    moved = distance(z["masked"], z["as it is"])
+    assert moved > 1e-3 if query == "hidden" else moved == 0.0
+    assert distance(z["query"], z["as it is"]) == 0.0

@@ -88,3 +88,14 @@ def test_gradients_are_finite_through_empty_ranges_and_padding(case):
     grads = jax.jit(jax.grad(lambda p: sum((y**2).sum() for y in apply(p, x, batch))))(params)
     assert all(np.isfinite(g).all() for g in jax.tree.leaves(grads))
     assert np.all(np.asarray(grads["params"]["log_rate"]) != 0)
+
+
+def test_with_one_rate_it_counts_and_learns_none(case):
+    batch, x, _, _ = case
+    module = DecayedCounts(width=3, out_width=7, n_rates=1)
+    params = nn.meta.unbox(module.init(jax.random.key(0), x, batch))["params"]
+    assert params.keys() == {"norm", "feature", "out"}
+    later = {**batch, "query_time": batch["query_time"] + 1000.0, "time": batch["time"] * 3.0}
+    for some, others in zip(module.apply({"params": params}, x, batch), module.apply({"params": params}, x, later),
+                            strict=True):  # fmt: skip
+        np.testing.assert_array_equal(some, others)  # whenever it was
