@@ -1,5 +1,5 @@
-import json
 import dataclasses
+import json
 import re
 from html.parser import HTMLParser
 
