@@ -61,14 +61,21 @@ ON_EXTENDED: dict[str, dict[str, Any]] = {
 }
 
 
+# {name: ablations}, each of which becomes a model of its own beside the others
+TABLES: dict[str, tuple[str, ...]] = {
+    "table4": ("no_wear_to_ehr", "no_ehr_to_wear", "no_cross_modal", "day_bins", "half_masked"),
+    "a6": ("r1", "r2", "r8", "rational_quadratic", "gaussian", "elbo", "no_contrast"),
+}
+
+
 def variants(argument: str, file: str, own: tuple[str, ...] = ()) -> list[str]:
-    """The names in the argument of a config file, joined by "+": its own ones, the bases and those of VARIANTS.
+    """The names in the argument of a config file, joined by "+": its own, the bases, those of TABLES and of VARIANTS.
 
     Raises:
       ValueError: another name.
     """
     names = [v for v in argument.split("+") if v]
-    known = (*own, *bases.NAMES, *VARIANTS)
+    known = (*own, *bases.NAMES, *TABLES, *VARIANTS)
     if unknown := [v for v in names if v not in known]:
         raise ValueError(f"configs/{file} has no variant {unknown[0]!r}; there are {', '.join(known)}")
     return names
@@ -85,30 +92,56 @@ def options_of(name: str, base: str) -> dict[str, Any]:
     return VARIANTS.get(name, {}) | (ON_EXTENDED.get(name, {}) if base == "extended" else {})
 
 
+def model_of(name: str, base: str, steps: int) -> dict[str, Any]:
+    """The entry of config.models for a joint model that is an ablation of the config's.
+
+    Args:
+      steps: of the training, whose first tenth no ramp outlasts.
+    """
+    entry: dict[str, Any] = {"family": "joint"}
+    for option, value in options_of(name, base).items():
+        *path, key = option.removeprefix("joint.").split(".")
+        part = entry
+        for step in path:
+            part = part.setdefault(step, {})
+        part[key] = _cut(option, value, steps)
+    return entry
+
+
 def apply_variants(config: ml_collections.ConfigDict, names: list[str], default: str = "extended") -> None:
     """Makes the config's models those of the base, then sets what each ablation says, in this order.
 
-    "paper+extended" compares the two: a model joint_paper stands beside the others, which are extended.
-    The name of the config gets all names, and that of the base where there are ablations. Ramps that are longer than
-    the run's first tenth, as in a small experiment, are cut to it.
+    "paper+extended" compares the two: a model joint_paper stands beside the others, which are extended. Of a name in
+    TABLES each ablation is trained as a model beside the joint one. The name of the config gets all names, and that of
+    the base where there are ablations. Ramps that are longer than the run's first tenth, as in a small experiment, are
+    cut to it.
 
     Args:
       default: the file's base where names have none.
+
+    Raises:
+      ValueError: a table of ablations of a config without a joint model.
     """
     base, both = chosen_base(names, default), set(bases.NAMES) <= set(names)
     if base == "paper":
         bases.use_paper(config)
     if both:
         config.models.joint_paper = {"family": "joint", **bases.paper_options()}
-    ablations = [n for n in names if n in VARIANTS]
-    for name in ablations:
+    for name in (n for n in names if n in VARIANTS):
         for option, value in options_of(name, base).items():
             part, _, key = option.rpartition(".")
             target = config
             for step in part.split("."):
                 target = target[step]
-            if part == "joint.weights":
-                value = (*value[:2], min(value[2], config.train.steps // 10))
-            target[key] = value
-    told = [] if base in names or not ablations else [base]
+            target[key] = _cut(option, value, config.train.steps)
+    for table in (n for n in names if n in TABLES):
+        if "joint" not in config.models:
+            raise ValueError(f"variant {table!r}: the config has no joint model, of which there could be ablations")
+        config.models.update({name: model_of(name, base, config.train.steps) for name in TABLES[table]})
+    told = [base] if base not in names and {*VARIANTS, *TABLES} & set(names) else []
     config.name = "-".join([config.name, *told, *names])
+
+
+def _cut(option, value, steps):
+    """An option's value; the ramp of a weight no longer than a tenth of the training."""
+    return (*value[:2], min(value[2], steps // 10)) if option.startswith("joint.weights.") else value

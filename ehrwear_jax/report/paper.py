@@ -1,5 +1,6 @@
 """Fills the paper's tables 1 to 9 from the records of a run, and says why others cannot be filled."""
 
+import dataclasses
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
@@ -17,6 +18,17 @@ ABLATIONS = {
     "day_bins": "discrete time, bins of one day",
     "half_masked": "stronger wearable masking (50%)",
 }
+# the same of appendix A.6 and section 4, which have no table in the paper
+FURTHER_ABLATIONS = {
+    "r1": "one exponential",
+    "r2": "two exponentials",
+    "r8": "eight exponentials",
+    "rational_quadratic": "rational quadratic kernel",
+    "gaussian": "Gaussian random features of time",
+    "elbo": "with the ELBO's prior",
+    "no_contrast": "without contrastive alignment",
+}
+ALL_ABLATIONS = ABLATIONS | FURTHER_ABLATIONS
 LONG_FOLLOW_UP = 730.0  # days; the horizons of a task that reach so far are of years
 OF_BINARY_TASK = ("6", "7", "8", "9")  # tables of the main task, which is binary
 NO_BINARY_TASK = "the run has no binary task."
@@ -132,7 +144,7 @@ class Lookup:
         for model in models:
             cells = tuple(self.cell(task, model, metric) for task, metric, _ in columns)
             bold = frozenset(i for i in best if model in best[i])
-            label = ABLATIONS.get(model) or rec.model_label(model)
+            label = ALL_ABLATIONS.get(model) or rec.model_label(model)
             lines.append(Row((label, *cells), bold, apart=model == rec.ORACLE))
         if self.stars > before:
             notes = (*notes, STAR_NOTE, *rec.family_notes(self.families, "primary", [m for _, m, _ in columns]))
@@ -167,8 +179,9 @@ def paper_tables(records: Sequence[Record], data: ReportData) -> Section:
     add("3", _survival(found, records), "the run has no time-to-event task (a label table with time_to_event_days and "
         "event_observed).")  # fmt: skip
     add("4", [_ablations(found, task)], "it compares models that are pretrained separately, one for each variant of "
-        f"the config ({', '.join(ABLATIONS)}). Their predictions under these names in one folder, given as "
-        "config.report.predictions_dir beside the full model's, fill it.")  # fmt: skip
+        f"the config ({', '.join(ABLATIONS)}): the variant table4 of a config trains them beside the others.")  # fmt: skip
+    if further := _ablations(found, task, FURTHER_ABLATIONS, "Appendix A.6: further ablations"):
+        blocks.append(dataclasses.replace(further, name="a6"))
     add("5", [_prevalence(data)], "the predictions do not say who was labelled.")
     add("6", [_confusion(found, task)], "its thresholds are chosen on a tuning split, and no tuning predictions were "
         "given (config.report.tuning_dir).")  # fmt: skip
@@ -195,7 +208,7 @@ def families(records: Sequence[Record]) -> dict[str, list[str]]:
 def _forecasting(found: Lookup, records) -> list[Table]:
     out = []
     for name, tasks in families(records).items():
-        models = rec.sorted_models(r for t in tasks for r in found.models(t, "auroc", ABLATIONS.keys()))
+        models = rec.sorted_models(r for t in tasks for r in found.models(t, "auroc", ALL_ABLATIONS.keys()))
         for metric in ("auroc", "auprc"):
             columns = []
             for task in tasks:
@@ -252,13 +265,13 @@ def _tau_note(record: Record | None) -> tuple[str, ...]:
     return () if record is None else (f"Uno's C up to {rec.duration(record['value'])}.",)
 
 
-def _ablations(found: Lookup, task) -> Table | None:
-    models = [m for m in ABLATIONS if found.get(task, m, "auroc")]
-    main = found.models(task, "auroc", ABLATIONS.keys()) if task else []
+def _ablations(found: Lookup, task, names=ABLATIONS, title="Table 4: ablations") -> Table | None:
+    models = [m for m in names if found.get(task, m, "auroc")]
+    main = found.models(task, "auroc", ALL_ABLATIONS.keys()) if task else []
     if not models or not main:
         return None
     columns = [(task, "auroc", _heading(found, task, "AUROC"))]
-    caption = f"Table 4: ablations, {rec.task_label(task).lower()}."
+    caption = f"{title}, {rec.task_label(task).lower()}."
     return found.grid("table4", caption, columns, [main[0], *models], "Variant")
 
 

@@ -6,7 +6,8 @@ import pytest
 from repo import REPO
 
 from ehrwear_jax import config as config_lib
-from ehrwear_jax.config import bases, options, variants
+from ehrwear_jax.config import bases, options
+from ehrwear_jax.config.variants import TABLES, chosen_base
 from ehrwear_jax.models.joint import published, terms
 from ehrwear_jax.models.joint.batch import Facts
 from ehrwear_jax.models.joint.config import WEIGHTS, Config
@@ -121,9 +122,28 @@ def test_the_two_models_stand_beside_each_other():
     assert config.name == "tiny-paper-extended"
     assert published.additions(model(config, "joint_paper")) == []
     assert published.additions(model(config)) == published.additions(model(load("tiny.py")))
-    chosen = [variants.chosen_base(names, "paper") for names in (["r1"], ["extended"])]
+    chosen = [chosen_base(names, "paper") for names in (["r1"], ["extended"])]
     assert chosen == ["paper", "extended"]
 
 
 def test_the_default_config_of_the_family_is_ours():
     assert bases.added(options.as_dict(Config()))
+
+
+@pytest.mark.parametrize("table, base", [("table4", "paper"), ("table4", "extended"), ("a6", "extended")])
+def test_a_table_of_ablations_is_models_each_like_the_config_of_that_variant(table, base):
+    together = config_lib.parse(load("tiny.py", f"{base}+{table}"))
+    for name in TABLES[table]:
+        alone = config_lib.parse(load("tiny.py", f"{base}+{name}"))
+        assert together.model_config(name) == alone.model_config("joint"), name
+        assert together.train_config(name) == alone.train_config("joint"), name
+    assert together.model_config("joint") == config_lib.parse(load("tiny.py", base)).model_config("joint")
+    assert len(together.models) == len(config_lib.parse(load("tiny.py", base)).models) + len(TABLES[table])
+    assert together.name == f"tiny-{base}-{table}" and load("full.py", table).name == f"full-paper-{table}"
+
+
+def test_without_a_joint_model_there_are_no_ablations_of_it():
+    config = config_lib.base()
+    del config.models.joint
+    with pytest.raises(ValueError, match="variant 'a6': the config has no joint model"):
+        config_lib.apply_variants(config, ["a6"])

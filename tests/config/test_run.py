@@ -12,7 +12,7 @@ from repo import REPO
 
 from ehrwear_jax import config as config_lib
 from ehrwear_jax.config import options, reference
-from ehrwear_jax.config import variants as variants_lib
+from ehrwear_jax.config.variants import options_of
 from ehrwear_jax.models.joint import terms
 from ehrwear_jax.models.joint.config import WEIGHTS, Config, ContextConfig
 from ehrwear_jax.stages import dry_run
@@ -205,7 +205,7 @@ def test_a_variant_sets_its_options_and_nothing_else_but_the_name(file, variant,
     plain, changed = load(file), load(file, variant)
     assert changed.name == f"{plain.name}-{base_of(file)}-{variant}"
     changed.name = plain.name
-    for option, value in variants_lib.options_of(variant, base_of(file)).items():
+    for option, value in options_of(variant, base_of(file)).items():
         part, _, key = option.rpartition(".")
         before, after = plain, changed
         for step in part.split("."):
