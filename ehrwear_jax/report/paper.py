@@ -179,7 +179,7 @@ def paper_tables(records: Sequence[Record], data: ReportData) -> Section:
     add("3", _survival(found, records), "the run has no time-to-event task (a label table with time_to_event_days and "
         "event_observed).")  # fmt: skip
     add("4", [_ablations(found, task)], "it compares models that are pretrained separately, one for each variant of "
-        f"the config ({', '.join(ABLATIONS)}): the variant table4 of a config trains them beside the others.")  # fmt: skip
+        f"the config ({', '.join(ABLATIONS)}): the variant table4 trains them beside the others.")  # fmt: skip
     if further := _ablations(found, task, FURTHER_ABLATIONS, "Appendix A.6: further ablations"):
         blocks.append(dataclasses.replace(further, name="a6"))
     add("5", [_prevalence(data)], "the predictions do not say who was labelled.")
