@@ -32,7 +32,8 @@ import numpy as np
 from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.linear_model import LogisticRegression
 
-from ehrwear_jax.config.data import SIMULATED, SimulateConfig
+from ehrwear_jax.config.data import SimulateConfig
+from ehrwear_jax.data.sources.simulator import options as options_lib
 from ehrwear_jax.data.sources.simulator import views
 
 FUSIONS = ("late fusion, additive", "late fusion, stacked", "late fusion, linear")
@@ -281,17 +282,12 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--people", type=int, default=8000, help="for the bounds from the state; three times each")
     parser.add_argument("--records", type=int, default=0, metavar="PEOPLE", help="for the bounds from the records")
     parser.add_argument("--horizons", nargs="*", type=int, metavar="DAYS", help="of config.simulate; default: all")
-    parser.add_argument("--preset", choices=sorted(SIMULATED), help="a variant of the configs of simulated cohorts")
-    parser.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE", help="numbers of config.simulate")
+    options_lib.add_arguments(parser)
     parser.add_argument("--held-out", type=int, default=3600, help="people, for the standard errors")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write what is printed to a file")
     options = parser.parse_args(argv)
-    changes: dict = dict(SIMULATED[options.preset]) if options.preset else {}
-    for change in options.set:
-        name, _, value = change.partition("=")
-        changes[name] = type(getattr(SimulateConfig(), name))(float(value))
-    config = dataclasses.replace(SimulateConfig(), **changes)
+    config = options_lib.config_of(options)
     found = bounds(config, tuple(options.horizons or config.horizons_days), options)
     _print(found, options.held_out)
     if options.json:
