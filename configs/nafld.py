@@ -78,6 +78,7 @@ def get_config(variant=""):
         {
             "tasks": tuple(f"new_diagnosis_{h}d" for h in (30, 90, 180, 365)),
             "reference_model": "ehr_only",
+            "label_models": ("ehr_only", "gradient_boosting", "linear_table"),
         }
     )
     config.report.update({"title": "NAFLD: new diagnoses in Olmsted County", "reliability_task": "new_diagnosis_365d"})

@@ -88,6 +88,7 @@ def get_config(variant=""):
     config.joint.weights.update({"ehr_values": (2.0, 2.0, 0), "wear_values": (1.0, 1.0, 0)})
     # 1, 3, 5 and 10 years: follow-up is of years, and 2 of the people die in the first 30 days
     config.evaluate.update({"tasks": ("all_cause_mortality",)})
+    config.evaluate.label_models = ("joint", "gradient_boosting", "linear_table")
     config.evaluate.task_horizons_days = {"all_cause_mortality": (365.0, 1096.0, 1826.0, 3652.0)}
     config.report.update({"title": "NHANES 2003-2006: all-cause mortality"})
     config_lib.apply_variants(config, variants)

@@ -30,6 +30,7 @@ CHANNELS = (
     "mean_bp_cuff",
 )
 HOUR = 1 / 24  # days
+LABEL_MODELS = ("joint", "gradient_boosting", "linear_table", "average_table")
 
 
 def get_config(variant=""):
@@ -115,6 +116,7 @@ def get_config(variant=""):
         }
     )
     config.evaluate.tasks = ("in_hospital_death_at_24h", "in_hospital_death_at_48h")
+    config.evaluate.label_models = tuple(m for m in LABEL_MODELS if m in config.models)
     config.interpret.event_prefixes = ("VENTILATION//mechanical",)
     config.interpret.precursor_channels = ("heart_rate", "mean_bp", "respiratory_rate", "temperature")
     config.report.update(

@@ -65,11 +65,15 @@ class EvaluateConfig:
     smaller ones are hidden in the flow of the cohort, demographics, prevalence and confusion matrices, with the others
     and the rates that would tell them; 1 shows all."""
     label_fractions: tuple = (0.01, 0.1, 1.0)
-    """Shares of the training patients on which probes are fitted for label efficiency; empty: none."""
+    """Shares of the training patients on whose labels models are fitted for label efficiency; empty: none."""
+    label_models: tuple = ()
+    """Models that are fitted so; empty: those on whose latents probes are fitted. Boosting takes long over many
+    draws."""
     label_draws: int = 5
     """Number of draws of patients for each of label_fractions."""
     label_tasks: tuple = ()
-    """Binary tasks whose label efficiency is measured; empty: the last one of `tasks`."""
+    """Tasks whose label efficiency is measured; empty: the last binary one of `tasks`, else the last time to an
+    event."""
 
     def __post_init__(self) -> None:
         options.require_choice("config.evaluate", "probe", self.probe, ("exact", "adam"))

@@ -191,8 +191,9 @@ DEFINITIONS: dict[str, tuple[str, str]] = {
     ),
     "fractions": (
         "Label efficiency",
-        "probes fitted on a share of the training patients, drawn with the cohort's share of positives and nested; "
-        "means over the draws, intervals over held-out patients. The penalty is chosen on the whole tuning split.",
+        "models fitted to the labels of a share of the training patients, drawn with the cohort's share of positives "
+        "and nested; means over the draws, intervals over held-out patients. What a model chooses, it chooses on the "
+        "whole tuning split. Differences are paired: the first model less the one of the row, on the same share.",
     ),
     "kernel": (
         "Time kernel",

@@ -238,10 +238,10 @@ def robustness(data: ReportData) -> Section:
 
 
 def label_efficiency(data: ReportData) -> Section:
-    """AUROC of probes on fractions of the training patients."""
-    title, found = "Label efficiency", [r for r in data.fractions if r["metric"] == "auroc"]
+    """AUROC, or C, of models fitted to the labels of shares of the training patients."""
+    title, found = "Label efficiency", [r for r in data.fractions if r["metric"] in ("auroc", "c_index")]
     if not found:
-        return Section("labels", title, (Text("No probe was fitted on a fraction of the labels."),))
+        return Section("labels", title, (Text("No model was fitted on a fraction of the labels."),))
     tasks = list(dict.fromkeys(r["task"] for r in found))
     main = data.main_task if data.main_task in tasks else tasks[-1]
     models, panels = _drawn(r["model"] for r in found), []
@@ -256,10 +256,10 @@ def label_efficiency(data: ReportData) -> Section:
             series[model] = Line(
                 model, [k * p["fraction"] for p in points], *([p[x] for p in points] for x in ("value", "lo", "hi"))
             )
-        axes = Axis("share of the training patients", True, ticks), Axis("AUROC")
+        axes = Axis("share of the training patients", True, ticks), Axis(rec.metric_of(mine[0]["metric"]).label)
         title_of_panel, options = rec.task_label(task), LineOptions(markers=True)
         panels.append(charts.line_panel(series, style, title_of_panel, axes, f"frac{i}", options))
-    caption = "AUROC of probes by the share of training patients that they are fitted on, with 95% intervals."
+    caption = "Models by the share of training patients to whose labels they are fitted, with 95% intervals."
     table = _fractions_table([r for r in found if r["task"] == main], models, main)
     figure = FigureGrid(caption, tuple(panels), charts.legend(models, _labels(models)), "medium")
     return Section("labels", title, (figure, Details("The same in numbers", (table,))))
@@ -272,8 +272,13 @@ def _fractions_table(mine: Sequence[Entry], models: Sequence[str], task: str) ->
         lines.append(Group(f"{100 * fraction:g}% of the training patients", f"{n:,} patients"))
         for model in models:
             for r in (r for r in mine if (r["model"], r["fraction"]) == (model, fraction)):
+                less = {"metric": rec.DIFFERENCE} | {n: r[f"difference{end}"] for n, end in
+                        (("value", ""), ("lo", "_lo"), ("hi", "_hi"))}  # fmt: skip
                 lines.append(Row((rec.model_label(model), str(r["n_draws"]), rec.format_interval(r),
-                                  rec.format_number(r["spread"]))))  # fmt: skip
-    columns = (Column("Model", "fractions", is_text=True), Column("Draws"), Column("AUROC [95% interval]", "auroc"),
-               Column("SD over draws"))  # fmt: skip
+                                  rec.format_number(r["spread"]),
+                                  rec.ABSENT if less["value"] is None else rec.format_interval(less))))  # fmt: skip
+    metric = mine[0]["metric"]
+    columns = (Column("Model", "fractions", is_text=True), Column("Draws"),
+               Column(f"{rec.metric_of(metric).label} [95% interval]", metric), Column("SD over draws"),
+               Column("First model less this one"))  # fmt: skip
     return Table(f"Label efficiency, {rec.task_label(task).lower()}.", columns, tuple(lines), (), "label_efficiency")

@@ -11,7 +11,6 @@ tuning/<model>.parquet      the same of the tuning split, binary tasks only: thr
 """
 
 import dataclasses
-import functools
 import json
 import logging
 from collections.abc import Mapping, Sequence
@@ -34,6 +33,7 @@ from ehrwear_jax.runtime import files, memory
 from ehrwear_jax.stages import (
     evaluate_censoring,
     evaluate_curves,
+    evaluate_fractions,
     evaluate_score,
     evaluate_subgroups,
     predictors,
@@ -119,10 +119,12 @@ def scores(plan: Plan, task: Task) -> Artifact:
 
 
 def label_tasks(plan: Plan) -> tuple[str, ...]:
-    """Tasks that are fitted on fractions of the labels: those of the config, else the last binary one."""
+    """Tasks that are fitted on fractions of the labels: those of the config, else the last binary one, or survival."""
     if plan.config.evaluate.label_tasks:
         return plan.config.evaluate.label_tasks
-    return tuple([t.name for t in _tasks(plan) if t.kind == BINARY][-1:])
+    found = _tasks(plan)
+    of_kind = [[t.name for t in found if t.kind == kind] for kind in (BINARY, SURVIVAL)]
+    return tuple((of_kind[0] or of_kind[1])[-1:])
 
 
 def _log(task, records):
@@ -172,18 +174,11 @@ class _Scoring:
         if task.kind != REGRESSION:
             label = self._held["boolean_value" if task.kind == BINARY else "event_observed"].to_numpy()
             found = evaluate_score.protected(found, label, cohort, limit)
-        if len(task.folds) == 1 and task.name in label_tasks(plan):  # out of fold, training patients differ
-            found["fractions"] = evaluate_subgroups.label_efficiency(plan, self._spec, self._labelled())
+        if task.name in label_tasks(plan):
+            found["fractions"] = evaluate_fractions.label_efficiency(plan, task, self._spec)
         times = pl.concat([task.of(s) for s in SPLITS])
         found["trials"] = [target_trial.counts(plan, task)]
         return found | {"prevalence": evaluate_subgroups.prevalence(task.name, times, task.column, limit)}
-
-    def _labelled(self) -> evaluate_subgroups.Labelled:
-        """What label efficiency needs of a task in one fold."""
-        (fold,), plan = self._task.folds, self._plan
-        seed = plan.config.seeds[0]
-        x = {m: functools.partial(predictors.latents(plan, m, seed), fold) for m in predictors.probed(plan)}
-        return evaluate_subgroups.Labelled(x, fold.target, fold.of("train")["group_id"].to_numpy(), self._task.group_N)
 
     def _binary(self, cohort):
         plan, task, y_N = self._plan, self._task, self._held["boolean_value"].to_numpy()

@@ -1,13 +1,10 @@
-"""Describes the evaluated people: attributes at every prediction time, cohort tables, and label efficiency."""
+"""Describes the evaluated people: attributes at every prediction time, and the cohort's tables."""
 
-import dataclasses
 import functools
 import re
-from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import polars as pl
-from threadpoolctl import threadpool_limits
 
 from ehrwear_jax.config.evaluation import EvaluateConfig
 from ehrwear_jax.data import ages, perturbations
@@ -15,10 +12,7 @@ from ehrwear_jax.data.formats import wearable
 from ehrwear_jax.data.formats.times import YEAR_DAYS
 from ehrwear_jax.data.prepare import workers
 from ehrwear_jax.data.store import RecordStore
-from ehrwear_jax.evals import classification, disclosure, inference, protocol, subgroups
-from ehrwear_jax.evals.estimates import estimate
-from ehrwear_jax.evals.protocol import TaskSpec, number
-from ehrwear_jax.evals.weighting import Deferred, Statistic, evaluate
+from ehrwear_jax.evals import disclosure, subgroups
 from ehrwear_jax.runtime import files
 from ehrwear_jax.stages import embed
 from ehrwear_jax.stages.artifacts import Artifact
@@ -220,79 +214,3 @@ def prevalence(task: str, times: pl.DataFrame, column: str, limit: int = 10) -> 
                 entry |= dict.fromkeys((*whole, "positives", "people_positive", "share")) | {"hidden": True}
             out.append(entry)
     return out
-
-
-# ------------------------------------------------------------------------------------------------- label efficiency
-
-
-@dataclasses.dataclass(frozen=True)
-class Labelled:
-    """Features and labels of a binary task in one fold.
-
-    Attributes:
-      x: model -> what reads {split: features}, of one model at a time. y: {split: labels}.
-      train_group_N, group_N: patients of the training and of the held-out prediction times.
-    """
-
-    x: Mapping[str, Callable[[], Mapping[str, np.ndarray]]]
-    y: Mapping[str, np.ndarray]
-    train_group_N: np.ndarray
-    group_N: np.ndarray
-
-
-def label_efficiency(plan: Plan, task: TaskSpec, data: Labelled) -> list[dict]:
-    """AUROC and AUPRC of exact probes on fractions of the training patients: mean over the draws, with its interval.
-
-    The strength of the penalty is chosen on the whole tuning split, so small fractions are slightly overestimated. The
-    interval is over held-out patients, with the draws fixed; `spread` is the standard deviation over draws.
-
-    Returns:
-      [{dataset, task, model, fraction, n_draws, n_patients, metric, value, lo, hi, spread}].
-    """
-    if not plan.config.evaluate.label_fractions:
-        return []
-    statistics, sizes = _probes_on_fractions(plan.config, data)
-    n, out = len(data.y["held_out"]), []
-    averaged = {key: Deferred(functools.partial(_mean_of, draws), n * len(draws)) for key, draws in statistics.items()}
-    estimates = estimate(averaged, data.group_N, task.resampling)
-    for model, fraction in averaged:
-        draws = [evaluate(make(), n) for make in statistics[model, fraction]]
-        for metric, value in estimates.values[model, fraction].items():
-            bounds = inference.interval(estimates.resampled((model, fraction), metric))
-            record = {"dataset": task.dataset, "task": task.name, "model": model, "fraction": fraction}
-            record |= {"n_draws": len(draws), "n_patients": sizes[fraction], "metric": metric}
-            record |= {"value": number(value), "lo": number(bounds.lo), "hi": number(bounds.hi)}
-            spread = float(np.std([float(d[metric]) for d in draws], ddof=1)) if len(draws) > 1 else None
-            out.append(record | {"spread": spread})
-    return out
-
-
-def _probes_on_fractions(config, data):
-    """({(model, fraction): what makes the statistics of the draws}, {fraction: training patients})."""
-    y, fractions = data.y, tuple(config.evaluate.label_fractions)
-    chosen = subgroups.label_fractions(
-        y["train"], data.train_group_N, fractions, n_draws=config.evaluate.label_draws, seed=config.data.seed
-    )
-    statistics: dict[tuple[str, float], list[Callable[[], Statistic]]] = {}
-    chosen = {(fraction, draw): rows for (fraction, draw), rows in chosen.items() if fraction < 1 or not draw}
-    sizes = {fraction: len(np.unique(np.asarray(data.train_group_N)[rows])) for (fraction, _), rows in chosen.items()}
-    for model, read in data.x.items():
-        x = read()
-        for (fraction, _), rows in chosen.items():  # all draws of everything are one
-            given = {**x, "train": x["train"][rows]}, {**y, "train": y["train"][rows]}
-            with threadpool_limits(1, user_api="blas"):  # many small problems: threads would wait for each other
-                p_N = protocol.predict_binary(*given).probability["held_out"]
-            ranking = functools.partial(classification.BinaryRanking, y["held_out"], p_N)
-            statistics.setdefault((model, fraction), []).append(ranking)
-    statistics = {(model, fraction): statistics[model, fraction] for fraction in sizes for model in data.x}
-    return statistics, sizes
-
-
-def _mean_of(draws: Sequence[Callable[[], Statistic]]) -> Statistic:
-    parts = [make() for make in draws]
-
-    def statistic(weight_NxB):
-        found = [part(weight_NxB) for part in parts]
-        return {metric: np.mean([f[metric] for f in found], axis=0) for metric in found[0]}
-
-    return statistic

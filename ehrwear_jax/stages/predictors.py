@@ -7,7 +7,7 @@ regression's training split come beside them.
 
 import dataclasses
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -214,14 +214,20 @@ def predictions_artifact(plan: Plan, task: Task, predictor: Predictor) -> Artifa
     return plan.artifact("predictions", f"{task.name}/{predictor.name}{seed}", of)
 
 
-def predict(plan: Plan, task: Task) -> list[Predicted]:
+def predict(plan: Plan, task: Task, only: Collection[str] | None = None) -> list[Predicted]:
     """Predictions of every model for a task; those that are there are read.
+
+    Args:
+      only: names of the models that are wanted, of their first seed alone; None: all, and all seeds.
 
     Raises:
       ValueError: a model cannot be fitted, as without an event in the training or the tuning split; names both.
     """
     out = []
-    for predictor in predictors(plan, task):
+    wanted = predictors(plan, task)
+    if only is not None:
+        wanted = [p for p in wanted if p.name in only and p.seed in (None, plan.config.seeds[0])]
+    for predictor in wanted:
         artifact = predictions_artifact(plan, task, predictor)
         if not artifact.done:
             with artifact.making() as folder:

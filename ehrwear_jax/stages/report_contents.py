@@ -130,7 +130,7 @@ def _notes(config: RunConfig):
             "state and the process: its value is the highest that can be expected."
         )
     if config.data.n_folds > 1:
-        notes.append("No probe is fitted on fractions of the labels. Censoring is estimated on all training people.")
+        notes.append("Censoring is estimated on all training people.")
         notes.append(
             f"Out-of-fold over {config.data.n_folds} folds; every person is predicted by a model that was not trained "
             "on them. Loss curves are of the first fold."

@@ -40,7 +40,9 @@ def report_data(**changes):
     perturbed |= {"change": -0.0123, "change_lo": -0.02, "change_hi": 0.01, "change_p": 0.2, "change_q": 0.3}
     perturbed |= {"n_positive": 30}
     fraction = {"task": TASK, "model": "joint", "n_draws": 5, "n_patients": 44, "metric": "auroc", "value": 0.6543,
-                "lo": 0.6, "hi": 0.7, "spread": 0.0321}  # fmt: skip
+                "lo": 0.6, "hi": 0.7, "spread": 0.0321, "difference": None, "difference_lo": None,
+                "difference_hi": None}  # fmt: skip
+    fewer = {**fraction, "model": "linear_table", "difference": 0.0345, "difference_lo": 0.01, "difference_hi": 0.05}
     fields = {
         "subgroups": [
             cell("all", "all"),
@@ -51,7 +53,7 @@ def report_data(**changes):
             {**curve, "kind": "kaplan_meier", "model": "joint", "level": "quartile 1", "n": 50, "n_events": 9},
             {**curve, "kind": "decision", "model": "joint"}, {**curve, "kind": "decision", "model": "treat_all"},
         ],
-        "fractions": [{**fraction, "fraction": f} for f in (0.1, 1.0)],
+        "fractions": [{**x, "fraction": f} for f in (0.1, 1.0) for x in (fraction, fewer)],
         "prevalence": [{"task": TASK, "split": "held_out", "times": 240, "people": 120, "positives": 69,
                         "share": 69 / 240, "median_days": None}],
         "demographics": [{"split": "held_out", "measure": "people", "value": "120"}],
