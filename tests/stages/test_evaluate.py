@@ -13,7 +13,15 @@ from small_run import FOLDS, value
 
 from ehrwear_jax.data.sources.simulator import truth
 from ehrwear_jax.evals import protocol, survival
-from ehrwear_jax.stages import evaluate, evaluate_subgroups, predictors, prepare, tasks, workdir
+from ehrwear_jax.stages import (
+    evaluate,
+    evaluate_fractions,
+    evaluate_subgroups,
+    predictors,
+    prepare,
+    tasks,
+    workdir,
+)
 from ehrwear_jax.stages.embed import KEYS
 from ehrwear_jax.stages.labels import Labels
 from ehrwear_jax.stages.plan import Trained
@@ -89,6 +97,23 @@ def given(plan, name, fold):
     return pl.read_parquet(plan.embeddings(Trained(name, f"fold{fold}", 0)) / "given.parquet").join(
         subjects, on="subject_id"
     )
+
+
+def test_label_fractions_are_drawn_in_each_fold(folded):
+    """Whole they are the out-of-fold predictions; a part leaves everybody's prediction time in its place."""
+    plan, _ = folded
+    records, details = evaluate.results(plan)
+    found = {(r["model"], r["fraction"]): r for r in details["fractions"] if r["metric"] == "auroc"}
+    assert {r["task"] for r in details["fractions"]} == {"readmission"}
+    assert {m for m, _ in found} == set(plan.config.probed)
+    for model in plan.config.probed:
+        expected = value(records, "readmission", model, "auroc")
+        assert found[model, 1.0]["value"] == pytest.approx(expected, abs=1e-6)
+    task = tasks.read(plan, "readmission")
+    part = evaluate_fractions.on_fraction(plan, task, 0.5, 0)
+    for whole, half in zip(task.folds, part.folds, strict=True):
+        assert half.of("held_out").equals(whole.of("held_out"))
+        assert whole.of("train").height > half.of("train").height > 0
 
 
 @pytest.mark.slow
