@@ -146,6 +146,7 @@ def base_of(file):
         ("tiny.py", "paper+extended"),
         ("nafld.py", ""),
         ("nhanes.py", ""),
+        ("nhanes.py", "transfer"),
         ("physionet2012.py", ""),
         ("physionet2012.py", "b+vitals"),
         ("physionet2012.py", "tables"),

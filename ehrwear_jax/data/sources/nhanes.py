@@ -28,6 +28,7 @@ from ehrwear_jax.data.sources.csv_source import (
 )
 from ehrwear_jax.data.sources.nhanes_files import (
     ANSWERED,
+    CYCLE_NAME,
     CYCLE_SUNDAY,
     GENDERS,
     MAX_COUNT,
@@ -226,13 +227,14 @@ def build(
 
     Everyone who was examined is in the dataset. Those with a wear summary and a known vital status are labelled
     (all_cause_mortality, survival, at the end of the week of wear) and have a fold 0..n_folds-1; all others have fold
-    -1. Splits (80/10/10) and folds are hashes of SEQN and seed.
+    -1. Splits (80/10/10) and folds are hashes of SEQN and seed. metadata/subject_splits.parquet also has the column
+    `cycle`, for a hold-out such as "site:cycle=2005-2006".
 
     Args:
       source_dir: folder with the files that the module's docstring lists.
       root: folder to write to; must not hold a dataset yet, except what an interrupted call left.
       seed: of pseudo-dates, birthdays, splits and folds.
-      n_folds: folds of the evaluation, at least 2.
+      n_folds: folds of the evaluation; fewer than two: none.
       progress: print each step.
       strict: a count that differs from the published one is an error.
 
@@ -243,8 +245,6 @@ def build(
       FileNotFoundError: a source file is missing.
       ValueError: a malformed source, a count that is not the published one, or a root in use.
     """
-    if n_folds < 2:
-        raise ValueError(f"n_folds is {n_folds}, must be at least 2")
     ledger = Ledger("nhanes", progress)
     people, flags, counts = _read(source_dir, strict, ledger)
     first_weekday = dict(zip(flags.seqn_P.tolist(), flags.weekday_Px7[:, 0].tolist(), strict=True))
@@ -253,10 +253,12 @@ def build(
     labels = _labels(people, wear_start, ledger)
     ids_N = people["SEQN"].to_numpy()
     splits = pl.DataFrame({"subject_id": ids_N, "split": hashed_splits(ids_N, seed)})
-    folds = _folds(ids_N, labels, seed, n_folds, ledger)
+    folds = _folds(ids_N, labels, seed, n_folds, ledger) if n_folds > 1 else None
+    cycles = people["SDDSRVYR"].replace_strict(CYCLE_NAME, return_dtype=pl.String)
+    sites = pl.DataFrame({"subject_id": ids_N, "cycle": cycles})
     events, codes = _events(people, wear_start_N, seed)
     with staged(root) as folder:
-        metadata = meds.Metadata("nhanes", "2003-2006", codes, splits, folds=folds)
+        metadata = meds.Metadata("nhanes", "2003-2006", codes, splits, folds=folds, sites=sites)
         meds.write_dataset(folder, events, metadata, SUBJECTS_PER_SHARD)
         ledger.add("events written", len(events))
         table = channels()

@@ -25,6 +25,7 @@ from ehrwear_jax.data.sources.csv_source import Ledger, read_csv, read_npz, requ
 HOW_TO_GET = "the docstring of ehrwear_jax/data/sources/nhanes_files.py lists the public tables"
 WEEK_DAYS = 7
 MAX_COUNT = 32_767  # the monitor's counter is full
+CYCLE_NAME = {3: "2003-2004", 4: "2005-2006"}
 CYCLE_SUNDAY = {3: "2003-01-05", 4: "2005-01-02"}  # first Sunday of the cycle's first January
 _COVARIATES_SCHEMA: parquet.Schema = {
     "SEQN": pl.Int64,

@@ -269,6 +269,17 @@ def test_labels_and_folds(cohort, built):
     assert set(meds.read_splits(root / "meds")["split"]) == set(meds.SPLITS)
 
 
+def test_a_cycle_can_be_held_out(cohort, built, tmp_path):
+    """For whoever learns from one survey and is scored on the next; then there are no folds."""
+    root = tmp_path / "root"
+    nhanes.build(write_source(tmp_path / "source", cohort), root, n_folds=0, strict=False, progress=False)
+    splits = pl.read_parquet(meds.splits_path(root / "meds"))
+    names = {3: "2003-2004", 4: "2005-2006"}
+    cycles = {seqn: names[cycle] for seqn, cycle, *_ in cohort["covariates"]}
+    assert dict(splits.select("subject_id", "cycle").iter_rows()) == {i: cycles[i] for i in splits["subject_id"]}
+    assert splits["cycle"].n_unique() == 2 and meds.read_folds(root / "meds") is None
+
+
 def test_a_person_does_not_depend_on_the_others_or_the_order_of_rows(cohort, built, tmp_path):
     some = {row[0] for row in cohort["covariates"] if row[0] % 3 or row[0] in set(cohort["counts"]["SEQN"].tolist())}
     some |= {row[0] for row in cohort["one_day"]}
