@@ -116,7 +116,7 @@ def get_config(variant=""):
         }
     )
     config.evaluate.tasks = ("in_hospital_death_at_24h", "in_hospital_death_at_48h")
-    config.evaluate.label_models = tuple(m for m in LABEL_MODELS if m in config.models)
+    config.evaluate.label_models = tuple(name for name in LABEL_MODELS if name in config.models)
     config.interpret.event_prefixes = ("VENTILATION//mechanical",)
     config.interpret.precursor_channels = ("heart_rate", "mean_bp", "respiratory_rate", "temperature")
     config.report.update(

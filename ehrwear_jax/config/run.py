@@ -40,6 +40,9 @@ class RunConfig:
     """Options of the family `joint` (models/joint/config.py) for all models of the family."""
     models: dict = dataclasses.field(default_factory=dict)
     """name -> {"family": name of a family, or the module of one outside the package, and options that differ}."""
+    only: tuple = ()
+    """Names of the models of `models` that this run is about; empty: all. A later run about others keeps what is
+    made."""
     train: TrainConfig = TrainConfig()
     """Optimisation."""
     mesh: MeshConfig = MeshConfig()
@@ -111,10 +114,21 @@ def parse(values: Mapping[str, Any]) -> RunConfig:
     """A RunConfig from a ConfigDict or a nested dict.
 
     Raises:
-      ValueError: an unknown key, a value of another type, or what a part's own check says.
+      ValueError: an unknown key, a value of another type, a model that is none, or what a part's own check
+        says.
     """
     values = values.to_dict() if hasattr(values, "to_dict") else values
-    return options.build(RunConfig, values)
+    config = options.build(RunConfig, values)
+    for key, names in (("only", config.only), ("evaluate.label_models", config.evaluate.label_models)):
+        if unknown := [name for name in names if name not in config.models]:
+            raise ValueError(f"config.{key} names {unknown[0]!r}, which is not in {sorted(config.models)}")
+    if not config.only:
+        return config
+    models = {k: v for k, v in config.models.items() if k in config.only}
+    labelled = tuple(name for name in config.evaluate.label_models if name in models)
+    return dataclasses.replace(
+        config, models=models, evaluate=dataclasses.replace(config.evaluate, label_models=labelled)
+    )
 
 
 def read(path: str | Path) -> RunConfig:

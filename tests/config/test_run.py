@@ -115,6 +115,24 @@ def test_a_model_differs_from_its_family_in_what_its_entry_says():
         config_lib.parse(config).model_config("r1")
 
 
+def test_a_run_can_be_about_some_of_the_models():
+    config = config_lib.base()
+    config.only = ("linear_table", "joint")
+    config.evaluate.label_models = ("joint", "gradient_boosting")
+    run = config_lib.parse(config)
+    assert run.evaluate.label_models == ("joint",)
+    assert list(run.models) == ["joint", "linear_table"] and run.networks == ["joint"]
+    assert config_lib.parse(json.loads(run.to_json())).models == run.models
+    config_lib.check(dataclasses.replace(run, data=dataclasses.replace(run.data, source="synthetic")))
+    config.evaluate.label_models = ()
+    for only, said in ((("joint", "linear"), "config.only names 'linear', which is not in"),
+                       (("joint", "late_fusion"), "config.models.late_fusion names 'ehr_only'")):  # fmt: skip
+        config.only = only
+        with pytest.raises(ValueError, match=said):
+            run = config_lib.parse(config)
+            config_lib.check(dataclasses.replace(run, data=dataclasses.replace(run.data, source="synthetic")))
+
+
 def test_folds():
     config = config_lib.base()
     assert config_lib.parse(config).folds == [("all", None)]
