@@ -42,23 +42,25 @@ def coverage_groups(
     *,
     sparse_below: float = 2,
     short_below: float = 14,
+    month_below: float = 30,
 ) -> dict[str, np.ndarray]:
-    """The paper's groups by how much is known of a person (sections 5.3 and 5.7).
+    """The paper's groups by how much is known of a person (sections 5.2, 5.3 and 5.7).
 
     Args:
       encounters_prior_year_N: clinic encounters in the year before the prediction time.
       wear_days_N: days of wear before it.
-      sparse_below, short_below: fewer than these count as sparse EHR and as short wear.
+      sparse_below, short_below, month_below: fewer than these count as sparse EHR, as short wear, as under a month.
 
     Returns:
-      {"ehr": "sparse" / "rich", "wear": "short" / "long", "ehr_and_wear": "sparse and short" /
-      "other"} arrays [N], for `cells`.
+      {"ehr": "sparse" / "rich", "wear": "short" / "long", "wear_month": "under a month" / "a month or more",
+      "ehr_and_wear": "sparse and short" / "other"} arrays [N], for `cells`.
     """
     sparse_N = np.asarray(encounters_prior_year_N, np.float64) < sparse_below
     short_N = np.asarray(wear_days_N, np.float64) < short_below
     return {
         "ehr": np.where(sparse_N, "sparse", "rich"),
         "wear": np.where(short_N, "short", "long"),
+        "wear_month": np.where(np.asarray(wear_days_N, np.float64) < month_below, "under a month", "a month or more"),
         "ehr_and_wear": np.where(sparse_N & short_N, "sparse and short", "other"),
     }
 

@@ -37,13 +37,15 @@ STAR_NOTE = "* differs from the first model: q of the paired difference at most 
 SUBGROUPS = {
     "8": (("age", "sex"), "AUROC by age and sex"),
     "9": (("device",), "AUROC by wearable device"),
-    "": (("ehr", "wear", "ehr_and_wear"), "AUROC by how much is known of the person"),
+    "": (("ehr", "wear", "wear_month", "ehr_and_wear"), "AUROC by how much is known of the person"),
 }
 WORDS = {
     ("ehr", "sparse"): "sparse EHR: fewer than 2 days with events in the prior year",
     ("ehr", "rich"): "other EHR",
     ("wear", "short"): "less than 14 days of wear",
     ("wear", "long"): "14 days of wear or more",
+    ("wear_month", "under a month"): "less than 30 days of wear",
+    ("wear_month", "a month or more"): "30 days of wear or more",
     ("ehr_and_wear", "sparse and short"): "sparse EHR and less than 14 days of wear",
     ("ehr_and_wear", "other"): "all others",
     ("sex", "female"): "female",

@@ -193,7 +193,7 @@ def subgroups(records: Sequence[Record], data: ReportData) -> Section:
 
 
 def _short_level(attribute, level) -> str:
-    coverage = attribute in ("ehr", "wear", "ehr_and_wear")
+    coverage = attribute in ("ehr", "wear", "wear_month", "ehr_and_wear")
     text = SHORT_LEVELS[level] if coverage else paper.level_label(attribute, level)
     return text if len(text) <= 26 else text[:25] + "\N{HORIZONTAL ELLIPSIS}"
 

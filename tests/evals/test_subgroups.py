@@ -112,6 +112,7 @@ def test_the_papers_groups():
     with pytest.raises(ValueError, match="two edges or more"):
         subgroups.age_bands([30, 60], edges=[50])
     groups = subgroups.coverage_groups([0, 1, 2, 5], [13, 14, 13.9, 400])
+    assert subgroups.coverage_groups([5, 5], [29.9, 30])["wear_month"].tolist() == ["under a month", "a month or more"]
     assert groups["ehr"].tolist() == ["sparse", "sparse", "rich", "rich"]
     assert groups["wear"].tolist() == ["short", "long", "short", "long"]
     assert groups["ehr_and_wear"].tolist() == ["sparse and short", "other", "other", "other"]
