@@ -17,6 +17,8 @@ SHORT_LEVELS = {
     "rich": "other EHR",
     "short": "wear < 14 d",
     "long": "wear \N{GREATER-THAN OR EQUAL TO} 14 d",
+    "under a month": "wear < 30 d",
+    "a month or more": "wear \N{GREATER-THAN OR EQUAL TO} 30 d",
     "sparse and short": "sparse EHR,\nwear < 14 d",
     "other": "not both",
 }
