@@ -114,8 +114,7 @@ def parse(values: Mapping[str, Any]) -> RunConfig:
     """A RunConfig from a ConfigDict or a nested dict.
 
     Raises:
-      ValueError: an unknown key, a value of another type, a model that is none, or what a part's own check
-        says.
+      ValueError: an unknown key, a value of another type, a model that is none, or what a part's own check says.
     """
     values = values.to_dict() if hasattr(values, "to_dict") else values
     config = options.build(RunConfig, values)

@@ -59,8 +59,6 @@ ON_EXTENDED: dict[str, dict[str, Any]] = {
     "rational_quadratic": {"joint.network.count_rates": 1},
     "no_time_kernel": {"joint.network.count_rates": 1},
 }
-
-
 # {name: ablations}, each of which becomes a model of its own beside the others
 TABLES: dict[str, tuple[str, ...]] = {
     "table4": ("no_wear_to_ehr", "no_ehr_to_wear", "no_cross_modal", "day_bins", "half_masked"),

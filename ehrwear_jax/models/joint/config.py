@@ -291,7 +291,7 @@ class NetworkConfig:
         for name, choices in NETWORK_CHOICES.items():
             options.require_choice("config.joint.network", name, getattr(self, name), choices)
         limits = {"wear_unroll": (1, _MANY), "time_unit_days": (1e-9, _MANY), "skip_tolerance": (0, 0.5)}
-        limits["count_rates"] = (1, _MANY)
+        limits |= {"count_rates": (1, _MANY)}
         options.require_range("config.joint.network", self, limits)
 
 

@@ -170,7 +170,11 @@ def _conditions(rng: np.random.Generator, person: Person, state_Dx2: np.ndarray,
     """Which conditions are present on each day, bool [D, C]: none ever goes away."""
     ehr_C, age_C = _CONDITION_EFFECTS_2xC
     age_D = (day_us_D - person.birth_us) / DAY_US / YEAR_DAYS
-    liability_DxC = state_Dx2[:, :1] * ehr_C + (age_D[:, None] - 62) / 10 * age_C + rng.standard_normal(len(ehr_C))
+    liability_DxC = (
+        state_Dx2[:, :1] * ehr_C
+        + (age_D[:, None] - 62) / 10 * age_C
+        + rng.standard_normal(len(ehr_C))
+    )
     threshold_C = scipy.special.ndtri(1 - _CONDITION_SHARE) * np.sqrt(1 + ehr_C**2)
     return np.logical_or.accumulate(liability_DxC > threshold_C, axis=0)
 

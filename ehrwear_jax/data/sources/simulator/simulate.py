@@ -112,7 +112,9 @@ def _write_shard(root: Path, config: SimulateConfig, split: str, shard: int, ids
     return len(ids)
 
 
-def latent_paths(people: list[Person], rngs: list[np.random.Generator], config: SimulateConfig) -> latent_process.Paths:
+def latent_paths(
+    people: list[Person], rngs: list[np.random.Generator], config: SimulateConfig
+) -> latent_process.Paths:
     """The latent paths of people over the longest observation."""
     process = health_process(config)
     noise = [latent_process.draw_noise(rng, observed_days(config)) for rng in rngs]
