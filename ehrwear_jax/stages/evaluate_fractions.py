@@ -96,7 +96,7 @@ def label_efficiency(plan: Plan, task: Task, spec: TaskSpec) -> list[dict]:
             bounds = inference.interval(estimates.resampled((model, fraction), metric))
             record = {"metric": metric, "value": number(value), "lo": number(bounds.lo), "hi": number(bounds.hi)}
             spread = float(np.std([float(v[metric]) for v in values], ddof=1)) if len(values) > 1 else None
-            compared = _difference(estimates, spec.reference, (model, fraction), metric)
+            compared = _difference(estimates, spec.reference_model, (model, fraction), metric)
             out.append(common | record | {"spread": spread} | compared)
     return out
 

@@ -53,9 +53,12 @@ def contents(plan: Plan) -> ReportInputs:
 
 def _added(config):
     """{pretrained model: what it adds to the model of its paper}, of families that have one."""
-    models = [Model(**config.model(name, config.seeds[0])) for name in config.networks]
-    own = [m for m in models if hasattr(m.module, "published")]
-    return {m.name: m.module.published(m.config, m.train)[1] for m in own}
+    out = {}
+    for name in config.networks:
+        model = Model(**config.model(name, config.seeds[0]))
+        if hasattr(model.module, "published"):
+            out[name] = model.module.published(model.config, model.train)[1]
+    return out
 
 
 def _losses(plan):
