@@ -35,7 +35,7 @@ def loss_names(config):
 
 @pytest.mark.parametrize("file", NETWORK_CONFIGS)
 def test_every_config_has_the_papers_model(file):
-    paper = model(load(file, "paper"))
+    paper = model(load(file, "paper"), "ehr_only" if file == "nafld.py" else "joint")
     assert bases.added(options.as_dict(paper)) == []
     assert loss_names(paper) == SIX | {"content_norm"}
     assert not paper.network.stream and not paper.network.count_width and not paper.network.value_channel
@@ -90,7 +90,7 @@ def test_ours_says_all_that_it_adds():
     said = published.additions(model(extended))
     assert len(said) == 7 and extended.name == "full-extended" and extended.seeds == (0,)
     whole = published.additions(model(load("physionet2012.py")))
-    assert len(whole) == 8 and any("state of values as an input" in x for x in whole)
+    assert len(whole) == 9 and any("state of values as an input" in x for x in whole)
 
 
 @pytest.mark.parametrize("name", ["r1", "r8", "single_exponential", "rational_quadratic", "no_time_kernel"])

@@ -196,7 +196,7 @@ def test_data_without_numbers_are_drawn_without_error(tmp_path):
     for sentence in (
         "Every subgroup is too small to show",
         "Perturbed records were not evaluated",
-        "No probe was fitted on a fraction",
+        "No model was fitted on a fraction",
         "Nothing of the latent space",
         "its cost is unknown",
     ):

@@ -354,6 +354,7 @@ def test_probes_can_be_trained_as_in_the_paper(done):
     before, times = small_run.contents(plan.workdir.root), small_run.written_at(plan.workdir.root)
     config = config.copy_and_resolve_references()
     config.evaluate.update({"probe": "adam", "probe_seeds": (0, 1), "tasks": ("readmission",), "label_fractions": ()})
+    config.evaluate.label_models = ()
     for name in ("gradient_boosting", "boosting_counts", "linear_table", "age_sex"):
         del config.models[name]
     trained = small_run.plan_of(config, plan.workdir.root)
