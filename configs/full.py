@@ -8,13 +8,14 @@ ehrwear_jax.config.bases.ADDITIONS lists (next and later codes, recall of codes 
 counts, length and gaps of the record, a learned query, z_loss), probes solved exactly, and one seed. Ablations are of
 the base that is named: full.py:r8 of the paper's, full.py:extended+r8 of ours.
 
-Variants, several of them joined by "+" or ",": 220m has 14 backbone layers; cohort applies the inclusion criteria of
-appendix A.2, relaxed with a month of EHR and three days of wear, at every prediction time and, for pretraining, at a
-date that you give (--config.cohort.cutoff=2019-01-01, where records of training people then end; or
+Variants, several of them joined by "+" or ",": 220m has 14 backbone layers; ppg also gives the model raw windows of
+30 s of a channel `ppg`, band-passed at 0.5-3.5 Hz and without artefacts (appendix A.2); cohort applies the inclusion
+criteria of appendix A.2, relaxed with a month of EHR and three days of wear, at every prediction time and, for
+pretraining, at a date that you give (--config.cohort.cutoff=2019-01-01, where records of training people then end; or
 --config.cohort.pretraining=everybody); layers=N and seq=N (tokens of a row, half of them for the EHR and half for
 windows) trim the model to the compute at hand, e.g. configs/full.py:layers=4,seq=512; ehrwear_jax.config.VARIANTS has
 the ablations of Table 4 and appendix A.6; h100, a100, v5e, v6e, v5p fit rows, memory and mesh to the accelerator, see
-HARDWARE. Needs accelerators: 500,000 steps of 8 rows a device. What it takes of them:
+HARDWARE. Needs accelerators: 500,000 steps of 32 rows a device. What it takes of them:
 
     python -m ehrwear_jax.main --config=configs/full.py --stages=describe
     python -m ehrwear_jax.main --config=configs/full.py --stages=compile --config.compile.topology=v5e:16x16
@@ -22,8 +23,12 @@ HARDWARE. Needs accelerators: 500,000 steps of 8 rows a device. What it takes of
 The first prints 351,871,070 parameters (220m: 223,273,310; extended: 377,478,860) with an assumed vocabulary of
 32,768 tokens, and each number of A.4 beside the one here.
 
-Beside level and spread, the model predicts the activity's entropy. With raw PPG or intervals between beats it predicts
-heart rate variability too: --config.prepare.summaries="('activity:entropy', 'ppg:pulse')".
+Signals are prepared as in appendix A.2, each step where the data have the channel: artefacts of heart and breathing
+rates are taken out, three axes of raw acceleration (NAME_x, NAME_y, NAME_z) become the channels enmo and arm_angle, the
+model is given the quality of what it sees, and gaps of up to ten minutes are filled for the scale alone. Beside level
+and spread, the model predicts the activity's entropy, sleep by the arm's angle and, with raw PPG, an electrocardiogram
+or intervals between beats, heart rate variability. Data without counts or a heart rate need their own channels, such as
+--config.prepare.channels="('heart_rate',)" --config.prepare.summaries="('auto',)".
 
 The paper leaves open how parameters start: residual_init and embedding_scale (see their options) are for training at
 this size. The extended base's peak rate is the paper's 1e-4 at 256 rows and goes with the root of their number
@@ -54,11 +59,13 @@ HARDWARE = {
     "v6e": {"rows": 8, "accumulate": 1, "remat": "products", "unroll": 1, "fsdp": 16, "attention_dropout": 0.1},
     "v5p": {"rows": 16, "accumulate": 1, "remat": "products", "unroll": 1, "fsdp": 4, "attention_dropout": 0.1},
 }
+# Raw pulse waves (A.2), at a rate that holds two harmonics of the fastest pulse
+PPG = {"channels": ("ppg",), "rate_hz": 25.0, "seconds": 30.0, "filter": "bandpass:0.5-3.5", "reject": True}
 RATE_ROWS = 256  # rows of 2,048 tokens, half a million, for which the paper's rate of 1e-4 is taken to be
 DEFAULT = "paper"  # base, see ehrwear_jax/config/bases.py
 PAPER_ROWS = 32  # of a replica
 LAYERS_220M = 14
-OWN = ("220m", "cohort", "relaxed", *HARDWARE)
+OWN = ("220m", "cohort", "relaxed", "ppg", *HARDWARE)
 SIZES = ("layers", "seq")
 
 
@@ -83,9 +90,13 @@ def get_config(variant=""):
     config.prepare.update(
         {
             "channels": ("heart_rate", "activity"),
-            "log_channels": ("activity",),
+            "log_channels": ("activity", "enmo"),
             "step_minutes": 1,
-            "summaries": ("activity:entropy",),
+            "summaries": ("activity:entropy", "auto"),
+            "acceleration": ("auto",),
+            "artefacts": ("auto",),
+            "quality": True,
+            "impute_gap_minutes": 10.0,
             "min_subjects": 100,
             "min_values": 1000,
             "implied_parents": True,
@@ -135,6 +146,10 @@ def get_config(variant=""):
         config.cohort.update({"min_ehr_days": 365.0, "min_wear_days": 14, "min_age_years": 18.0, "max_age_years": 89.0})
     if "relaxed" in variants:
         config.cohort.update({"min_ehr_days": 30.0, "min_wear_days": 3})
+    if "ppg" in variants:
+        config.prepare.segments = {"ppg": dict(PPG)}
+        config.joint.context.update({"raw_segments": "ppg", "raw_windows": config.joint.context.windows})
+        config.joint.network.raw_width = 512  # of a local transformer for 30 s windows (A.4)
     config.joint.weights.contrast = (0.05, 0.05, 0)  # "a small weight" (section 3.3)
     config.joint.weights.content_norm = (0.001, 0.001, 0)
     # 32 patient-days a replica, in parts that fit into 16 GB

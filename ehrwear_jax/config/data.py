@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from datetime import datetime
 
 from ehrwear_jax.config import options
+from ehrwear_jax.config.segment_spec import SegmentSpec
 
 # Adapters of published data: modules of data/sources/, and which of these options each one's `build` takes.
 ADAPTERS = {
@@ -16,11 +17,12 @@ ADAPTERS = {
 SOURCES = ("synthetic", "meds", *ADAPTERS)
 # A code of our simulator that says how long a person was observed.
 FOLLOWUP_END = "FOLLOWUP_END"
-SEGMENT_SCORES = ("pulse", "coverage")
 PRETRAINED_ON = ("eligible", "everybody")
 SPLITS = ("train", "tuning", "held_out")
+# What config.prepare.acceleration makes of three axes, and its text for those that the data declare
+ACCELERATION_CHANNELS = ("enmo", "arm_angle")
+AUTO = "auto"
 _SEGMENT_NAME = re.compile(r"[a-z][a-z0-9_]*")
-_BAND = re.compile(r"bandpass:(\d+\.?\d*)-(\d+\.?\d*)")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,67 +104,6 @@ def _date(where: str, text: str) -> datetime:
 
 
 @dataclasses.dataclass(frozen=True)
-class SegmentSpec:
-    """A set of segments: short pieces of signal at one rate, a few of each wearable window (signals/segments.py)."""
-
-    channels: tuple = ()
-    """Channels of the signal, in the order of the last array axis; they need not be among those of the grid."""
-    rate_hz: float = 25.0
-    """Samples per second, to which recordings are resampled."""
-    seconds: float = 30.0
-    """Length of a segment; at most that of a window."""
-    filter: str = ""
-    """Filter of each segment. Empty: none. "bandpass:LOW-HIGH", in Hz: a zero-phase Butterworth band-pass, inside the
-    segment only."""
-    per_window: int = 4
-    """Most segments of a wearable window."""
-    score: str = "pulse"
-    """Score by which the best segments are chosen: pulse (quality of a pulse wave) or coverage (share of samples)."""
-    standardise: bool = True
-    """True: each channel of a segment is standardised by its own mean and standard deviation; False: it keeps its
-    unit."""
-
-    def __post_init__(self) -> None:
-        where = "config.prepare.segments"
-        if not self.channels or len(set(self.channels)) < len(self.channels):
-            raise ValueError(f"{where}: channels is {self.channels!r}; it must hold different names, as in ('ppg',)")
-        if not (self.seconds > 0 and self.rate_hz > 0 and self.samples >= 2):
-            raise ValueError(
-                f"{where}: seconds is {self.seconds} and rate_hz {self.rate_hz}; a segment needs at least two samples"
-            )
-        if self.per_window < 1:
-            raise ValueError(f"{where}: per_window is {self.per_window}; it must be at least 1")
-        options.require_choice(where, "score", self.score, SEGMENT_SCORES)
-        if self.filter:
-            low, high = self.band_hz
-            if not 0 < low < high < self.rate_hz / 2 or self.seconds < 2 / low:
-                raise ValueError(
-                    f"{where}: filter is {self.filter!r}; the band must lie between 0 and rate_hz / 2, "
-                    f"{self.rate_hz / 2:g} Hz, and a segment must hold two periods of its lower end"
-                )
-
-    @property
-    def samples(self) -> int:
-        """Samples of a segment."""
-        return round(self.seconds * self.rate_hz)
-
-    @property
-    def length_us(self) -> int:
-        """Length of a segment, microseconds."""
-        return round(self.seconds * 1e6)
-
-    @property
-    def band_hz(self) -> tuple[float, float]:
-        """The ends of the filter's band; ValueError if it is not written as it must be."""
-        found = _BAND.fullmatch(self.filter)
-        if not found:
-            raise ValueError(
-                f"config.prepare.segments: filter is {self.filter!r}; it can be empty or as in 'bandpass:0.5-12'"
-            )
-        return float(found[1]), float(found[2])
-
-
-@dataclasses.dataclass(frozen=True)
 class PrepareConfig:
     """How raw tables become records (data/prepare)."""
 
@@ -182,8 +123,16 @@ class PrepareConfig:
     say so; empty: what is recorded counts as worn. See signals/non_wear.py."""
     non_wear_minutes: int = 90
     """Minutes of zero counts in a row, without a heart rate, that are not worn."""
+    acceleration: tuple = options.added(())
+    """Three axes of raw acceleration, as in ("acc_x", "acc_y", "acc_z"), of which the channels enmo (mg) and arm_angle
+    (degrees) are made; they come behind the others of `channels` unless named there. ("auto",): those that the data
+    declare as NAME_x, NAME_y, NAME_z, if any. See signals/raw_acceleration.py."""
+    artefacts: tuple = options.added(())
+    """Heart and breathing rates whose artefacts are taken out before windows are cut; auto: every channel in beats or
+    breaths a minute. See signals/rate_artefacts.py."""
     summaries: tuple = ()
-    """Derived features of each window, "channel:kind", such as activity:entropy; see signals/derived_features.py."""
+    """Derived features of each window, "channel:kind", such as activity:entropy; auto: those that the data's channels
+    allow. See signals/derived_features.py."""
     segments: dict = dataclasses.field(default_factory=dict)
     """Sets of segments of sub-second signal, as many as wanted: name -> the options listed below."""
     quality: bool = False
@@ -199,6 +148,9 @@ class PrepareConfig:
     distance when mean and standard deviation are fitted (data/prepare/code_counts.py, bounds), so that a single
     mistyped one does not make all others alike; 0: all count as they are. What a model is given is clipped at 5
     standard deviations (values) and 10 (signals)."""
+    impute_gap_minutes: float = options.added(0.0)
+    """Gaps of a channel of at most so many minutes (A.2: 10) count, when its mean and standard deviation are fitted, as
+    an autoregressive model fills them (signals/imputation.py). The model's input keeps them missing; 0: no gap is."""
     min_text_subjects: int = 5
     """Patients of the dataset that must have a text, where it is an event's only result, for it to be kept; of the
     training split, and at least min_subjects of them, for a token of its own."""
@@ -254,12 +206,20 @@ class PrepareConfig:
     """Events above which a shard is read in pieces; a piece has about as many and holds whole subjects."""
 
     def __post_init__(self) -> None:
-        limits = {"date_only_share": (1e-9, 1.0), "date_only_min_events": (1, float("inf"))}
+        many = float("inf")
+        limits = {"date_only_share": (1e-9, 1.0), "date_only_min_events": (1, many), "impute_gap_minutes": (0.0, many)}
         options.require_range("config.prepare", self, limits)
         if not isinstance(self.segments, Mapping):
             raise ValueError(f"config.prepare.segments is {self.segments!r}; it must be a dict of name -> options")
         if self.non_wear_minutes < 1:
             raise ValueError(f"config.prepare.non_wear_minutes is {self.non_wear_minutes}; it must be at least 1")
+        if self.acceleration not in ((), (AUTO,)):
+            if len(set(self.acceleration)) != 3:
+                raise ValueError(
+                    f"config.prepare.acceleration is {self.acceleration!r}; it must be three axes, ('auto',) or empty"
+                )
+            made = tuple(c for c in ACCELERATION_CHANNELS if c not in self.channels)
+            object.__setattr__(self, "channels", (*self.channels, *made))
         built = {}
         for name, values in self.segments.items():
             where = f"config.prepare.segments.{name}"
@@ -276,7 +236,8 @@ DATE_ONLY_OPTIONS = ("date_only_at_day_end", "date_only_share", "date_only_min_e
 # Options that the tables do not depend on, but the records; and those that only what is fitted per fold depends on.
 RECORD_OPTIONS = ("implied_parents", "subjects_per_shard")
 DEIDENTIFY_OPTIONS = ("pseudonymise", "shift_days", "shift_whole_weeks", "max_age_years", "key_file")
-FIT_OPTIONS = ("min_subjects", "value_bins", "min_values", "value_fence", "ranges_file", "tuning_fraction")
+FIT_OPTIONS = ("min_subjects", "value_bins", "min_values", "value_fence", "ranges_file", "tuning_fraction",
+               "impute_gap_minutes")  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)

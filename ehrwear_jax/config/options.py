@@ -85,6 +85,24 @@ def _plain(value):
     return value
 
 
+_ADDED = "added"
+
+
+def added(default: Any) -> Any:
+    """A field that came when there were artifacts already, which keep their digests: see `identity`."""
+    return dataclasses.field(default=default, metadata={_ADDED: True})
+
+
+def identity(options: Any) -> Any:
+    """As `as_dict`, without fields that were `added` and have their default: what an artifact depends on."""
+    if dataclasses.is_dataclass(options):
+        values = {field: getattr(options, field.name) for field in dataclasses.fields(options)}
+        return {f.name: identity(v) for f, v in values.items() if not (f.metadata.get(_ADDED) and v == f.default)}
+    if isinstance(options, Mapping):
+        return {k: identity(v) for k, v in options.items()}
+    return tuple(identity(x) for x in options) if isinstance(options, (list, tuple)) else options
+
+
 def as_dict(options: Any) -> Any:
     """The nested dict of an option dataclass; `build` is its inverse."""
     if dataclasses.is_dataclass(options):

@@ -23,7 +23,7 @@ import polars as pl
 from array_record.python.array_record_data_source import ArrayRecordDataSource
 
 from ehrwear_jax.config import options
-from ehrwear_jax.config.data import SegmentSpec
+from ehrwear_jax.config.segment_spec import SegmentSpec
 
 NO_BIRTH = np.iinfo(np.int64).min
 NO_TEXT = -1

@@ -111,7 +111,7 @@ class Plan:
         return deidentify.of(self.config.prepare)
 
     def _prepare_options(self, without=()):
-        found = options.as_dict(self.config.prepare)
+        found = options.identity(self.config.prepare)
         return {k: v for k, v in found.items() if k not in (*PREPARE_NOT_RESULTS, *without)}
 
     @functools.cached_property
@@ -161,7 +161,7 @@ class Plan:
         of = {
             "records": self.records.digest,
             "division": self.division(fold).identity(self._has_splits, self._has_folds),
-            "prepare": {k: getattr(self.config.prepare, k) for k in FIT_OPTIONS},
+            "prepare": {k: v for k, v in options.identity(self.config.prepare).items() if k in FIT_OPTIONS},
             "ranges": self.inputs.of_files([ranges]) if ranges else "",
         }
         return self.artifact("fit", fold, of)

@@ -101,6 +101,9 @@ NETWORKS = JOINT | {"models/ehr_only/all-seed0", "models/wear_only/all-seed0"}
         ("data.split_fractions", (0.5, 0.25, 0.25), set()),
         ("prepare.subjects_per_shard", 4, {"records/meds", "fit/all", *NETWORKS}),
         ("prepare.min_subjects", 3, {"fit/all", *NETWORKS}),
+        ("prepare.impute_gap_minutes", 10.0, {"fit/all", *NETWORKS}),
+        ("prepare.artefacts", ("auto",), {"tables/meds", "records/meds", "fit/all", *NETWORKS}),
+        ("prepare.acceleration", ("auto",), {"tables/meds", "records/meds", "fit/all", *NETWORKS}),
         ("joint.network.width", 16, NETWORKS),
         ("joint.weights.wear_to_ehr", (0.0, 1.0, 4), NETWORKS),
         ("joint.context.queries", 4, NETWORKS),
@@ -190,6 +193,24 @@ def test_a_task_more_or_fewer_leaves_the_other_tasks_predictions(root):
         found.append(of_results(Plan(parse(config), Workdir(root / "run"))))
     different, both = changed(*found)
     assert different == {"report"} and {k for k in both if k.startswith("predictions/readmission")}
+
+
+def test_options_that_were_added_change_no_digest_at_their_defaults(root):
+    """The identities of before name none of them; what they are set to is named."""
+    config = small(root)
+    config.prepare.segments = {"ppg": {"channels": ("ppg",)}}
+    added = {"acceleration", "artefacts", "impute_gap_minutes"}
+    plan = Plan(parse(config), Workdir(root / "run"))
+    assert not added & (plan.tables.of["prepare"].keys() | plan.fit("all").of["prepare"].keys())
+    assert list(plan.tables.of["prepare"]["segments"]["ppg"]) == [
+        "channels", "rate_hz", "seconds", "filter", "per_window", "score", "standardise"
+    ]  # fmt: skip
+    config.prepare.segments.ppg.reject = True
+    config.prepare.update({"artefacts": ("heart_rate",), "impute_gap_minutes": 5.0})
+    other = Plan(parse(config), Workdir(root / "run"))
+    assert other.tables.of["prepare"]["segments"]["ppg"]["reject"] is True
+    assert other.tables.of["prepare"]["artefacts"] == ("heart_rate",)
+    assert other.fit("all").of["prepare"]["impute_gap_minutes"] == 5.0
 
 
 def test_folds_share_tables_and_records(root):

@@ -171,6 +171,11 @@ def read_channels(wearable_dir: Path) -> pl.DataFrame:
     return _validate_channels(parquet.read_parquet(path), path)
 
 
+def units(channels: pl.DataFrame) -> dict[str, str]:
+    """{channel: its unit} of the table that read_channels returns."""
+    return dict(channels.select("channel", "unit").iter_rows())
+
+
 def plausible_limits(channels: pl.DataFrame) -> Limits:
     """{channel: (valid_min, valid_max)} of the table that read_channels returns."""
     return {r["channel"]: (r["valid_min"], r["valid_max"]) for r in channels.iter_rows(named=True)}

@@ -27,6 +27,7 @@ from ehrwear_jax.data.prepare import (
     pretraining,
     record_shards,
     signal_statistics,
+    specs,
     statistics,
     workers,
 )
@@ -78,6 +79,7 @@ def prepare_tables(
     for folder in (*(out / name for name in ("events", "windows", "window_values", "wearers", "people")), quarantine):
         folder.mkdir(parents=True, exist_ok=True)
     deidentifier = deidentify.begin(out, config)
+    config = specs.resolve(config, wearable_dir, out)
     with _own_or(pool, config) as pool:
         report, counts, files = prepare_events(meds_dir, out, quarantine, config, deidentifier, pool)
         if wearable_dir is not None and config.channels:
@@ -86,7 +88,8 @@ def prepare_tables(
     subjects, step = _subjects(meds_dir, out, deidentifier, data or DataConfig())
     report += [step, *_top_coded(subjects, config.max_age_years)]
     write_frame(subjects, out / "subjects.parquet")
-    manifest.write(out, files | manifest.fingerprints(out, [out / "subjects.parquet"]), counts)
+    written = [path for path in (out / "subjects.parquet", out / specs.RESOLVED) if path.exists()]
+    manifest.write(out, files | manifest.fingerprints(out, written), counts)
     return report
 
 
@@ -177,6 +180,7 @@ def prepare_records(
       ValueError: an output that was changed since it was written.
     """
     tables, out = Path(tables_dir), Path(out_dir)
+    config = specs.resolved(config, tables)
     manifest.require_as_written(out)
     out.mkdir(parents=True, exist_ok=True)
     noted = manifest.read(out)
@@ -233,7 +237,7 @@ def fit_split(
       ValueError: see divide, or an output that was changed since it was written.
     """
     tables, records, out = Path(tables_dir), Path(records_dir), Path(out_dir)
-    division = division or Division()
+    division, config = division or Division(), specs.resolved(config, tables)
     manifest.require_as_written(out)
     out.mkdir(parents=True, exist_ok=True)
     subjects, steps = divide(tables, division, config.window_hours)
@@ -253,6 +257,8 @@ def fit_split(
         n, beyond = sum(signals["n_values"]), sum(signals["n_beyond"])
         counts["samples of signals"] = {"in": n, "out": {"within bounds": n - beyond, "beyond": beyond}}
         written = [out / name for name in (*_FITTED, "subjects.parquet", "meta.json")]
+        if imputed := sum(signals.get("n_imputed", ())):
+            counts["imputed samples of signals"] = {"in": imputed, "out": {"of the scale alone": imputed}}
         if "pretraining" in subjects.columns:
             counts |= pretraining.write(records, out)
             written.append(out / store.PRETRAINING)
@@ -290,4 +296,7 @@ def _fit_steps(counts, config):
             reason = "none is left out: those beyond, {:,}, count as at that distance when the scale is fitted"
             steps.append({"step": f"training {kind} within {config.value_fence:g} robust SD of their {of}'s median",
                           "n": out["within bounds"], "dropped": 0, "reason": reason.format(out["beyond"])})  # fmt: skip
+    if imputed := counts.get("imputed samples of signals"):
+        step = f"steps of gaps of at most {config.impute_gap_minutes:g} minutes that count for the scale, filled"
+        steps.append({"step": step, "n": imputed["in"], "dropped": 0, "reason": ""})
     return steps

@@ -12,9 +12,10 @@ import pyarrow.parquet as pq
 
 from ehrwear_jax.config.data import PrepareConfig
 from ehrwear_jax.data.formats import npy_rows as npy
-from ehrwear_jax.data.formats import wearable
+from ehrwear_jax.data.formats import units, wearable
 from ehrwear_jax.data.formats.parquet import shard_names, write_frame, write_json, writing_table
 from ehrwear_jax.data.formats.quarantine import count_reasons, quarantine_counts, set_aside
+from ehrwear_jax.data.formats.stretches import Stretch
 from ehrwear_jax.data.prepare import deidentify, specs, workers
 from ehrwear_jax.data.prepare import output_manifest as manifest
 from ehrwear_jax.data.signals import (
@@ -24,6 +25,8 @@ from ehrwear_jax.data.signals import (
     local_time,
     non_wear,
     overlap,
+    rate_artefacts,
+    raw_acceleration,
     segments,
     summaries,
 )
@@ -42,7 +45,9 @@ def prepare_windows(
 ) -> tuple[list[dict], dict[str, dict], dict[str, dict]]:
     """Writes OUT/windows/, OUT/window_values/ and OUT/wearers/, one file each per shard.
 
-    What config.non_wear finds not worn is taken out before (signals/non_wear.py).
+    Before, artefacts of the rates in config.artefacts are taken out (signals/rate_artefacts.py), channels are made of
+    config.acceleration (signals/raw_acceleration.py), and what config.non_wear finds not worn is taken out of all
+    (signals/non_wear.py).
 
     windows/NAME.parquet: subject_id, time (the end), worn_minutes, utc_offset_minutes (signals/local_time.py) and
     summaries of each window, of the logarithm where config.log_channels says so. window_values/NAME.npy: float32
@@ -58,20 +63,12 @@ def prepare_windows(
       ValueError: a channel that is not declared, or a fault of a file; see wearable.read_subjects.
     """
     table = wearable.read_channels(wearable_dir)
-    known, wanted_sets = set(table["channel"]), specs.segment_specs(config)
-    if unknown := {*config.channels, *(c for spec in wanted_sets.values() for c in spec.channels)} - known:
-        raise ValueError(
-            f"{wearable_dir}: no channel {sorted(unknown)} in metadata/channels.parquet; there are {sorted(known)}"
-        )
-    wanted = derived_features.parse(config.summaries, config.channels, known)
-    unit_of = dict(table.select("channel", "unit").iter_rows())
-    rules = non_wear.parse(config.non_wear, unit_of, config.non_wear_minutes)
+    how = _how(wearable_dir, table, config)
     shards = wearable.list_shards(wearable_dir)
-    folders = [f"segments/{name}" for name in wanted_sets] + (["window_quality"] if config.quality else [])
+    folders = [f"segments/{name}" for name in config.segments] + (["window_quality"] if config.quality else [])
     for folder in folders:
         (out / folder).mkdir(parents=True, exist_ok=True)
     jobs = list(zip(shards, shard_names(shards, wearable_dir), strict=True))
-    how = _How(specs.window_spec(config), wearable.plausible_limits(table), wanted, rules, config)
     work = functools.partial(
         _one_shard, table=table, how=how, out=out, quarantine=quarantine, deidentifier=deidentifier
     )
@@ -82,6 +79,27 @@ def prepare_windows(
     reasons = manifest.add_up(t["reasons"] for t in tallies)
     counts = {"in": total["read"], "out": {key: total[key] for key in ("used", "other channels")} | reasons}
     return _steps(total, reasons, config), {"recorded stretches": counts}, manifest.merge_files(tallies)
+
+
+def _how(wearable_dir, table, config):
+    """The _How of a dataset; ValueError for channels that it does not declare, or that are not what they must be."""
+    declared = wearable.units(table)
+    unit_of = specs.made_units(config, declared)
+    of_segments = [c for spec in specs.segment_specs(config).values() for c in spec.channels]
+    unknown = sorted(({*config.channels} - set(unit_of)) | ({*of_segments, *config.acceleration} - set(declared)))
+    if unknown:
+        raise ValueError(
+            f"{wearable_dir}: no channel {unknown} in metadata/channels.parquet; there are {sorted(declared)}"
+        )
+    found = {axis: units.conversion(declared[axis], "g") for axis in config.acceleration}
+    if other := [axis for axis, conversion in found.items() if conversion is None]:
+        raise ValueError(
+            f"config.prepare.acceleration names {other[0]!r}, which is in {declared[other[0]]}: no unit of acceleration"
+        )
+    wanted = derived_features.parse(config.summaries, config.channels, unit_of)
+    rules = non_wear.parse(config.non_wear, declared, config.non_wear_minutes)
+    in_g, rates = {axis: c[0] for axis, c in found.items() if c}, rate_artefacts.parse(config.artefacts, declared)
+    return _How(specs.window_spec(config), wearable.plausible_limits(table), wanted, rules, rates, in_g, config)
 
 
 def _steps(total, reasons, config):
@@ -98,9 +116,16 @@ def _steps(total, reasons, config):
     ]
     worn, off = (round(total[key] / 60) for key in ("minutes worn", "minutes not worn"))
     steps.append({"step": "hours of wear", "n": worn, "dropped": off, "reason": _NON_WEAR})
-    for key, reason in overlap.COUNTS.items():
+    for key, reason in (overlap.COUNTS | raw_acceleration.COUNTS).items():
         if total[key]:
             steps.append({"step": f"wearable {key}", "n": 0, "dropped": total[key], "reason": reason})
+    for key, reason in rate_artefacts.COUNTS.items():
+        if config.artefacts:
+            step = f"samples of rates that are artefacts: {key}"
+            steps.append({"step": step, "n": 0, "dropped": total[key], "reason": reason})
+    for key in (raw_acceleration.CALIBRATED, raw_acceleration.NOT_CALIBRATED):
+        if config.acceleration:
+            steps.append({"step": key, "n": total[key], "dropped": 0, "reason": ""})
     if total["outside"]:
         reason = "no channel of the config covers the window, so it does not exist"
         steps.append({"step": "stretches to sum up", "n": 0, "dropped": total["outside"], "reason": reason})
@@ -139,12 +164,17 @@ def log_scaled(values: np.ndarray, channels: tuple[str, ...], log_channels: tupl
 
 
 class _How(NamedTuple):
-    """How recordings become windows: the grid, plausible ranges, derived features, rules of non-wear, the options."""
+    """How recordings become windows: the grid, plausible ranges, derived features, rules of non-wear, the options.
+
+    rates: channels whose artefacts are taken out. in_g: {axis of raw acceleration: factor that brings its unit to g}.
+    """
 
     spec: grid.WindowSpec
     limits: Mapping
     wanted: list
     rules: non_wear.Rules
+    rates: tuple[str, ...]
+    in_g: Mapping[str, float]
     config: PrepareConfig
 
 
@@ -215,7 +245,8 @@ def _one_shard(job, table, how, out, quarantine, deidentifier):
     aside: list = []
     kinds = [f"{set_}: segments{key}" for set_ in config.segments for key in ("", *(f" {k}" for k in segments.DROPPED))]
     counted = {"used": 0, "other channels": 0, "windows": 0, "outside": 0, "minutes worn": 0, "minutes not worn": 0}
-    counted |= dict.fromkeys((*overlap.COUNTS, *kinds), 0)
+    counted |= dict.fromkeys((*overlap.COUNTS, *kinds, *rate_artefacts.COUNTS, *raw_acceleration.COUNTS), 0)
+    counted |= dict.fromkeys((raw_acceleration.CALIBRATED, raw_acceleration.NOT_CALIBRATED), 0)
     with contextlib.ExitStack() as stack:
         shard = _Shard(name, how, out, stack)
         for subject, rows in wearable.read_subjects(path, table, specs.time_bounds(config), aside):
@@ -281,14 +312,14 @@ def _no_windows(spec, wanted):
 
 
 def _one_person(rows: pl.DataFrame, how: _How, counted: dict) -> tuple[list, _Windows]:
-    """(stretches without what was not worn, windows) of one person; counts them."""
-    spec, limits, wanted, rules, config = how
+    """(stretches without artefacts and what was not worn, windows) of one person; counts them."""
+    spec, limits, wanted, rules, config = how.spec, how.limits, how.wanted, how.rules, how.config
     of_segments = (channel for segment_spec in config.segments.values() for channel in segment_spec.channels)
     shown = dict.fromkeys([*config.channels, *(channel for channel, _ in wanted), *of_segments])
-    used = rows.filter(pl.col("channel").is_in([*shown, *rules.channels]))
+    used = rows.filter(pl.col("channel").is_in([*shown, *rules.channels, *config.acceleration]))
     counted["used"] += used.height
     counted["other channels"] += rows.height - used.height
-    recorded = wearable.stretches(used)
+    recorded = _recorded(used, how, counted)
     worn = non_wear.remove(recorded, rules, spec.window_us, limits)
     minutes = non_wear.recorded_minutes(worn, rules, spec.window_us, limits)
     whole = minutes
@@ -304,6 +335,22 @@ def _one_person(rows: pl.DataFrame, how: _How, counted: dict) -> tuple[list, _Wi
         counted[key] += n
     worn_M = non_wear.minutes_of_windows(minutes, end)
     return stretches, _Windows(end, window, derived, worn_M, local_time.offsets(recorded, end))
+
+
+def _recorded(used, how, counted):
+    """One person's stretches without artefacts of rates, and those made of raw acceleration; counts them."""
+    stretches, window_us = wearable.stretches(used), how.spec.window_us
+    made, found = list[Stretch](), [dict[str, int]()]
+    if how.rates:
+        stretches, taken_out = rate_artefacts.remove(stretches, how.rates, window_us, how.limits)
+        found.append(taken_out)
+    if how.in_g:
+        axes = how.config.acceleration
+        made, of_axes = raw_acceleration.of_person(stretches, axes, how.in_g, window_us, how.limits)
+        found.append(of_axes)
+    for key, n in manifest.add_up(found).items():
+        counted[key] += n
+    return [*stretches, *made]
 
 
 def _frame(id_M, windows, spec, wanted):

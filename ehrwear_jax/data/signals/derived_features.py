@@ -1,4 +1,4 @@
-"""Computes derived features of a window: activity entropy, heart rate and its variability from raw waves or intervals.
+"""Computes derived features of a window: activity entropy, sleep, heart rate and its variability from waves or beats.
 
 They stand beside the summaries of the window's grid (summaries.py). Which are made is said by
 `config.prepare.summaries`, a tuple of "channel:kind":
@@ -7,19 +7,25 @@ They stand beside the summaries of the window's grid (summaries.py). Which are m
     pulse      a raw pulse wave (PPG, sampled above 7 Hz): beats, then rate, variability and quality, see pulse.py.
     ecg        the same of an electrocardiogram (sampled above 40 Hz).
     intervals  successive intervals between beats in milliseconds, one value per beat, NaN where one is missing.
+    sleep      the share of the known time, half an hour at least, that is sleep by the angle of the arm, a channel in
+               degrees with a value per 5 s or more (accelerometry.asleep_angle).
+    auto       those that are not named and that the data allow: pulse, ecg and intervals (in ms) by the names of
+               channels (_NAMES), sleep and the entropy of ENMO where config.prepare.acceleration makes them.
 
-The channels of the last three need not be among the model's. A feature uses only samples that are complete at the
+The channels need not be among the model's, but for entropy. A feature uses only samples that are complete at the
 window's end and were not in the window before; it is NaN where it cannot be computed.
 """
 
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 
 import numpy as np
 
+from ehrwear_jax.config.data import AUTO
 from ehrwear_jax.data.formats.stretches import Limits, Stretch, channel_limits, sample_edges
-from ehrwear_jax.data.signals import grid, overlap, pulse, quality
+from ehrwear_jax.data.signals import accelerometry, grid, overlap, pulse, quality
 from ehrwear_jax.data.signals.masks import runs
-from ehrwear_jax.data.signals.summaries import evenness
+from ehrwear_jax.data.signals.raw_acceleration import ANGLE, ENMO
+from ehrwear_jax.data.signals.summaries import epoch_mean, evenness
 
 # Every kind: the names of its columns, and which of them the model is to predict.
 KINDS = {
@@ -27,10 +33,36 @@ KINDS = {
     "pulse": ("heart_rate_bpm", "rmssd_ms", "sdnn_ms", "pnn50_percent", "quality"),
     "ecg": ("heart_rate_bpm", "rmssd_ms", "sdnn_ms", "pnn50_percent", "quality"),
     "intervals": ("heart_rate_bpm", "rmssd_ms", "sdnn_ms", "pnn50_percent"),
+    "sleep": ("asleep",),
 }
-TARGETS = ("entropy", "heart_rate_bpm", "rmssd_ms", "sdnn_ms")
+TARGETS = ("entropy", "heart_rate_bpm", "rmssd_ms", "sdnn_ms", "asleep")
+_BEATS = ("pulse", "ecg", "intervals")
+# Words of a channel's name, between underscores, by which auto knows it
+_NAMES = {"ppg": "pulse", "pleth": "pulse", "bvp": "pulse", "ecg": "ecg", "ekg": "ecg",
+          **dict.fromkeys(("ibi", "ppi", "rri", "rr", "nn"), "intervals")}  # fmt: skip
+MIN_SLEEP_MINUTES = 30  # known, of a window
 Wanted = list[tuple[str, str]]
 """(channel, kind) of each derived feature, in the order of the columns."""
+
+
+def automatic(summaries: Iterable[str], channels: Collection[str], unit_of: Mapping[str, str]) -> tuple[str, ...]:
+    """The texts of the config with "auto" replaced by what it stands for.
+
+    Args:
+      summaries: "channel:kind" or "auto" each.
+      channels: of the grid. unit_of: {channel that the data have, or that is made of them: its unit}.
+    """
+    named = tuple(s for s in summaries if s != AUTO)
+    if len(named) == len(tuple(summaries)):
+        return named
+    taken = {text.rpartition(":")[0] for text in named if text.rpartition(":")[2] in _BEATS}
+    found = [f"{ENMO}:entropy"] if ENMO in channels and ENMO in unit_of else []
+    found += [f"{ANGLE}:sleep"] if ANGLE in channels and ANGLE in unit_of else []
+    for channel in sorted(unit_of):
+        kinds = [_NAMES[word] for word in channel.lower().split("_") if word in _NAMES]
+        if kinds and channel not in taken and (kinds[0] != "intervals" or unit_of[channel] == "ms"):
+            found.append(f"{channel}:{kinds[0]}")
+    return (*named, *(text for text in found if text not in named))
 
 
 def parse(summaries: Iterable[str], channels: Collection[str], declared: Collection[str] | None = None) -> Wanted:
@@ -60,7 +92,7 @@ def parse(summaries: Iterable[str], channels: Collection[str], declared: Collect
             )
         if (channel, kind) in found:
             raise ValueError(f"config.prepare.summaries holds {text!r} twice")
-        if kind != "entropy" and any(c == channel and k != "entropy" for c, k in found):
+        if kind in _BEATS and any(c == channel and k in _BEATS for c, k in found):
             raise ValueError(f"config.prepare.summaries takes channel {channel!r} for two kinds of heart beats")
         found.append((channel, kind))
     return found
@@ -111,7 +143,7 @@ def of_person(
 def of_signal(
     rows: Iterable[Stretch], end_us_M: np.ndarray, window_us: int, limits: Limits, channel: str, kind: str
 ) -> tuple[np.ndarray, int]:
-    """As of_person, for one channel of raw waves or of intervals.
+    """As of_person, for one channel of raw waves, of intervals or of angles.
 
     Args:
       end_us_M: increasing multiples of window_us, the length of the windows.
@@ -167,6 +199,8 @@ def _intervals_completed(start_us: int, rate_hz: float, values_N: np.ndarray) ->
 def _features(parts: list[tuple[float, np.ndarray]], kind: str, low_high: tuple[float, float]) -> list[np.ndarray]:
     """The columns of one window, a number each."""
     low, high = low_high
+    if kind == "sleep":
+        return [_asleep([(rate_hz, np.where((v >= low) & (v <= high), v, np.nan)) for rate_hz, v in parts])]
     if kind != "intervals":
         worn = [
             (rate_hz, v[a:b])  # what is missing for long is no part of the stretch
@@ -181,3 +215,16 @@ def _features(parts: list[tuple[float, np.ndarray]], kind: str, low_high: tuple[
         interval_N = np.concatenate(joined)
         found = {"heart_rate_bpm": pulse.heart_rate(interval_N), **pulse.hrv(interval_N)}
     return [found[name] for name in KINDS[kind]]
+
+
+def _asleep(parts: list[tuple[float, np.ndarray]]) -> float:
+    """Share of the known epochs that are sleep; NaN of less than MIN_SLEEP_MINUTES, or of too slow an angle."""
+    found = [np.zeros(0)]
+    for rate_hz, angle_N in parts:
+        per_epoch = round(rate_hz * accelerometry.ANGLE_EPOCH_S)
+        if per_epoch >= 1:
+            found.append(accelerometry.asleep_angle(epoch_mean(angle_N, per_epoch)))
+    asleep_T = np.concatenate(found)
+    asleep_T = asleep_T[np.isfinite(asleep_T)]
+    enough = len(asleep_T) * accelerometry.ANGLE_EPOCH_S >= 60 * MIN_SLEEP_MINUTES
+    return float(asleep_T.mean()) if enough else np.nan

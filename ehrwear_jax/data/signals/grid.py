@@ -140,6 +140,18 @@ def window_person(
     return end_us_M[covered_M], values_MxLxC[covered_M], counts
 
 
+def windows_before(end_M: np.ndarray, value_MxL: np.ndarray, before_us: int) -> np.ndarray:
+    """Of each window the one that ended before_us earlier, NaN where it is not among them.
+
+    Args:
+      end_M: when windows end, increasing, microseconds. value_MxL: of each.
+    """
+    then_M = end_M - before_us
+    at_M = np.searchsorted(end_M, then_M)
+    there_M = end_M[np.minimum(at_M, len(end_M) - 1)] == then_M if len(end_M) else np.zeros(0, bool)
+    return np.where(there_M[:, None], value_MxL[np.where(there_M, at_M, 0)], np.nan)
+
+
 def _mean_by_source(parts: list[_Pooled], spec: WindowSpec) -> tuple[np.ndarray, np.ndarray]:
     """(windows with any value, counted from the epoch [M]; float32 [D, M, L, C] means per step, sources sorted)."""
     window_of = [part.step_M // spec.steps for part in parts]  # increasing in each part, all but always

@@ -49,10 +49,24 @@ def of_wave(values_N: np.ndarray, rate_hz: float, low: float = -np.inf, high: fl
 
     The segments are equally long, since one that is cut short cannot be judged.
     """
-    n_segments = max(round(len(values_N) / (quality.SEGMENT_S * rate_hz)), 1)
-    segment_s = max(len(values_N) // n_segments, 1) / rate_hz
+    n_segments, segment_s = _equal_segments(len(values_N), rate_hz)
     bad_N = quality.artefacts(values_N, rate_hz, low, high, segment_s=segment_s)
     return float(np.nan_to_num(quality.segment_quality(values_N, rate_hz, bad_N, segment_s)[:n_segments]).mean())
+
+
+def without_artefacts(values_N: np.ndarray, rate_hz: float) -> np.ndarray:
+    """A short piece of a pulse wave with NaN in place of quality.artefacts, as itself shows them.
+
+    They are judged in segments as in `of_wave`; where the pulse band is not held nothing is taken out.
+    """
+    bad_N = quality.artefacts(values_N, rate_hz, segment_s=_equal_segments(len(values_N), rate_hz)[1])
+    return np.where(bad_N, np.nan, values_N)
+
+
+def _equal_segments(n: int, rate_hz: float) -> tuple[int, float]:
+    """(number, seconds) of equally long segments of n samples, of about quality.SEGMENT_S."""
+    n_segments = max(round(n / (quality.SEGMENT_S * rate_hz)), 1)
+    return n_segments, max(n // n_segments, 1) / rate_hz
 
 
 def _of_samples(

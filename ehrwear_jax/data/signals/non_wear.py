@@ -98,9 +98,14 @@ def _automatic(unit_of: Mapping[str, str]) -> Iterator[tuple[str, tuple[str, ...
     for channel, unit in unit_of.items():
         if unit in COUNT_UNITS:
             yield "counts", (channel,)
-        three = tuple(channel.removesuffix(_AXES[0]) + axis for axis in _AXES)
-        if channel == three[0] and all(units.conversion(unit_of.get(c, ""), "g") for c in three):
-            yield "acceleration", three
+    for three in three_axes(unit_of):
+        yield "acceleration", three
+
+
+def three_axes(unit_of: Mapping[str, str]) -> list[tuple[str, ...]]:
+    """Each three of the declared channels that are NAME_x, NAME_y and NAME_z in a unit of acceleration."""
+    threes = [tuple(c.removesuffix(_AXES[0]) + axis for axis in _AXES) for c in unit_of if c.endswith(_AXES[0])]
+    return [three for three in threes if all(units.conversion(unit_of.get(c, ""), "g") for c in three)]
 
 
 def remove(rows: Iterable[Stretch], rules: Rules, window_us: int, limits: Limits) -> list[Stretch]:
@@ -163,20 +168,12 @@ def _quiet(end_M: np.ndarray, counts_MxL: np.ndarray, beats_MxL: np.ndarray, min
     n_steps = counts_MxL.shape[1]
     moved_MxL = np.where(beats_MxL & (counts_MxL == 0), 1.0, counts_MxL)
     back = min_minutes + rest_activity.QUIET_MINUTES + rest_activity.SPIKE_MINUTES
-    parts = [_before(end_M, moved_MxL, k) for k in range(-(-back // n_steps), 0, -1)]
+    parts = [grid.windows_before(end_M, moved_MxL, k * n_steps * MINUTE_US) for k in range(-(-back // n_steps), 0, -1)]
     known_MxK = np.concatenate([*parts, moved_MxL], axis=1)[:, -(back + n_steps) :]
     flag_MxL = np.zeros(counts_MxL.shape, bool)
     for m in np.flatnonzero((known_MxK == 0).sum(axis=1) >= min_minutes // 2):  # a run has few spikes
         flag_MxL[m] = rest_activity.non_wear_counts(known_MxK[m], min_minutes)[-n_steps:]
     return flag_MxL
-
-
-def _before(end_M: np.ndarray, value_MxL: np.ndarray, k: int) -> np.ndarray:
-    """The k-th window before each, NaN where it is not among them."""
-    then_M = end_M - k * value_MxL.shape[1] * MINUTE_US
-    at_M = np.searchsorted(end_M, then_M)
-    there_M = end_M[np.minimum(at_M, len(end_M) - 1)] == then_M if len(end_M) else np.zeros(0, bool)
-    return np.where(there_M[:, None], value_MxL[np.where(there_M, at_M, 0)], np.nan)
 
 
 def _still_minutes(

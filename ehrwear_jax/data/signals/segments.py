@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import scipy  # its submodules load at first use
 
-from ehrwear_jax.config.data import SegmentSpec
+from ehrwear_jax.config.segment_spec import SegmentSpec
 from ehrwear_jax.data.signals import filters, grid_quality, overlap
 from ehrwear_jax.data.signals.grid import WindowSpec
 
@@ -29,6 +29,7 @@ _ROUNDING_US = 1000  # by which a stretch may be shorter than its samples
 DROPPED = {
     "outside": "the grid has no value in their cell",
     "with gaps": f"less than {MIN_COVERAGE:.0%} of the samples are known",
+    "noisy": f"less than {MIN_COVERAGE:.0%} of the samples are left without artefacts, where `reject` is set",
     "beyond the room": "better ones in their cell, or enough in other cells of the wearable window",
 }
 
@@ -96,7 +97,12 @@ def of_person(
             begin_us = int(begin_N[n])
             end_us = min(begin_us + spec.length_us, (begin_us // cell_us + 1) * cell_us)
             found_A = [_best_source(sources, begin_us, end_us, spec.seconds) for sources in sources_A]
-            if max(np.isfinite(x).mean() for x, _ in found_A) >= MIN_COVERAGE:
+            if _covered(found_A) and spec.reject:
+                found_A = [(grid_quality.without_artefacts(x, rate_hz), rate_hz) for x, rate_hz in found_A]
+                if not _covered(found_A):
+                    dropped["noisy"] += 1
+                    continue
+            if _covered(found_A):
                 score = np.mean([_score(x, rate_hz, spec) for x, rate_hz in found_A])
                 scored.append((-score, begin_us, int(cell_N[n]), found_A))
             else:
@@ -106,6 +112,11 @@ def of_person(
         for worse, begin_us, _, found_A in sorted(scored[: spec.per_window], key=lambda candidate: candidate[1]):
             kept.append((begin_us, -worse, np.stack([_samples(x, rate_hz, spec) for x, rate_hz in found_A], axis=1)))
     return np.array(kept, dtype(spec)), dropped
+
+
+def _covered(found_A):
+    """Whether a segment, (samples, rate) of each channel, has enough samples."""
+    return max(np.isfinite(x).mean() for x, _ in found_A) >= MIN_COVERAGE
 
 
 def _in_turn(scored):

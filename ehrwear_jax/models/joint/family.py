@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Mapping
 
-from ehrwear_jax.config.data import PrepareConfig
+from ehrwear_jax.config.data import AUTO, PrepareConfig
 from ehrwear_jax.config.training import TrainConfig
 from ehrwear_jax.data.signals import derived_features
 from ehrwear_jax.data.store import RecordStore
@@ -44,13 +44,14 @@ def assumed(config: Config, prepare: PrepareConfig, vocabulary: int) -> tuple[Ba
       vocabulary: number of tokens; at least as many codes are predicted and reconstructed.
     """
     c, modalities = config.context, tuple(m for m in config.modalities if m != "wear" or prepare.channels)
+    named = [text for text in prepare.summaries if text != AUTO]  # what auto stands for is said by the data
     raw = prepare.segments.get(c.raw_segments) if c.raw_windows else None
     facts = Facts(
         modalities=modalities,
         vocabulary=vocabulary,
         steps=prepare.window_hours * 60 // prepare.step_minutes,
         channels=len(prepare.channels),
-        derived=len(derived_features.targets(derived_features.parse(prepare.summaries, prepare.channels))),
+        derived=len(derived_features.targets(derived_features.parse(named, prepare.channels))),
         future_codes=c.future_codes,
         history_tokens=c.history_tokens,
         n_horizons=len(c.horizons),

@@ -159,6 +159,33 @@ def test_an_interval_counts_in_the_window_in_which_it_is_complete(seed, rate, st
     assert got["heart_rate_bpm"] == pytest.approx(pulse.heart_rate(trusted), rel=1e-5, nan_ok=True)
 
 
+def test_sleep_is_the_share_of_known_epochs_without_a_change_of_posture():
+    rng = np.random.default_rng(0)
+    turning, still = rng.uniform(-80, 80, 360), 20 + rng.uniform(-1, 1, 360)
+    rows = [(0, 0.2, "arm_angle", np.r_[turning, still], None), (HOUR_US, 1.0, "arm_angle", np.repeat(still, 5), None)]
+    rows += [(2 * HOUR_US, 0.2, "arm_angle", still[:350], None), (3 * HOUR_US, 1 / 60, "arm_angle", still[:60], None)]
+    found, n_outside = of_windows(rows, 4, [("arm_angle", "sleep")])
+    assert n_outside == 0
+    asleep = [window["asleep"] for window in found]
+    assert asleep[0] == pytest.approx(0.5, abs=0.02) and asleep[1] == 1.0
+    assert np.isnan(asleep[2:]).all(), "less than half an hour is known; a minute says nothing of epochs"
+
+
+def test_auto_stands_for_what_the_channels_allow():
+    units = {"heart_rate": "bpm", "ppg_green": "a.u.", "ECG": "mV", "rr": "ms", "nn": "s", "hrv_rmssd": "ms",
+             "enmo": "mg", "arm_angle": "deg", "current": "mA"}  # fmt: skip
+    found = derived_features.automatic(("auto",), ("enmo", "arm_angle"), units)
+    assert found == ("enmo:entropy", "arm_angle:sleep", "ECG:ecg", "ppg_green:pulse", "rr:intervals")
+    assert derived_features.parse(found, ("enmo", "arm_angle"), units)
+    named = ("ppg_green:ecg", "auto", "enmo:entropy")
+    found = derived_features.automatic(named, ("enmo",), units)
+    assert found == ("ppg_green:ecg", "enmo:entropy", "ECG:ecg", "rr:intervals")
+    assert derived_features.automatic(("rr:intervals",), (), units) == ("rr:intervals",)
+    assert derived_features.automatic(("auto",), (), {}) == ()
+    with pytest.raises(ValueError, match="holds 'auto', expected 'channel:kind'"):
+        derived_features.parse(("auto",), ())
+
+
 # ------------------------------------------------------------------------------------------------------- entropy
 @settings(max_examples=30)
 @given(seed=st.integers(0, 10**6), lost=st.floats(0, 1), zeros=st.floats(0, 1))
