@@ -49,10 +49,10 @@ class Model:
         """JSON-able dict of what its parameters depend on beside the data."""
         on = [names for option, names in TRAIN_RESULTS_WITH.items() if getattr(self.train, option)]
         left_out = set(TRAIN_NOT_RESULTS).difference(*on)
-        train = {k: v for k, v in options.as_dict(self.train).items() if k not in left_out}
+        train = {k: v for k, v in options.identity(self.train).items() if k not in left_out}
         return {
             "family": self.family,
-            "config": without(options.as_dict(self.config), getattr(self.config, "NOT_RESULTS", ())),
+            "config": without(options.identity(self.config), getattr(self.config, "NOT_RESULTS", ())),
             "train": train,
             "seed": self.seed,
         }

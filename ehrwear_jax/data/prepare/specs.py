@@ -57,7 +57,8 @@ def resolved(config: PrepareConfig, tables: Path) -> PrepareConfig:
     if not _is_auto(config):
         return config
     noted = json.loads((tables / RESOLVED).read_text())
-    return dataclasses.replace(config, **{name: tuple(value) for name, value in noted.items()})
+    acceleration, summaries = (tuple(noted[name]) for name in ("acceleration", "summaries"))
+    return dataclasses.replace(config, acceleration=acceleration, summaries=summaries)
 
 
 def _is_auto(config):

@@ -181,7 +181,7 @@ class NetworkConfig:
     """Hidden units of the backbone's feed-forward blocks."""
     token_width: int = 512
     """Width of the table of token embeddings."""
-    value_channel: bool = True
+    value_channel: bool = options.added(True)
     """Whether a token carries its numeric value, and not only the range that it names."""
     value_inputs: bool = False
     """Whether a query is told the state of values (ehr_values, wear_values) as it is told how much record there is: z
@@ -226,12 +226,12 @@ class NetworkConfig:
     """Width of the projection of source tokens in the modality bias."""
     count_width: int = 64
     """Number of features that decayed counts sum over the record; 0: no decayed counts."""
-    count_rates: int = 8
+    count_rates: int = options.added(8)
     """Learned decay rates of decayed counts and, among them, the rate zero, which counts; 1: that alone."""
-    stream: bool = True
+    stream: bool = options.added(True)
     """Whether tokens and queries are told, before any attention, how much record lies behind them and how long ago its
     last token was."""
-    query: str = "learned"
+    query: str = options.added("learned")
     """What a query is before it has attended to anything. learned: a vector of its own; hidden: what a hidden event is,
     so that z(t) is the state from which masked modelling predicts an event at t (paper, section 3.3)."""
     pool: str = "attention"
