@@ -55,12 +55,15 @@ LAYERS = (
     # Options are read where no accelerator is. config.families finds the options of a family by the family's name.
     _layer("config", "config", external="ml_collections"),
     # runtime.files: the standard library's files, written whole or not at all.
-    _layer("data", "data config.data config.labels config.options runtime.files", banned=ACCELERATOR),
+    _layer("data", "data config.data config.labels config.options config.segment_spec runtime.files",
+           banned=ACCELERATOR),
     _layer("ops", "ops", external="jax jaxlib numpy"),
     _layer("evals", "evals", external="jax joblib numpy optax polars scipy sklearn threadpoolctl tqdm"),
     # No family knows another one.
     _layer("models.joint.config", "config.options config.data", external=""),
-    _layer("models.joint", "models.joint models.layers models.family models.objective data config.data",
+    # what its paper says of it is set beside options of any kind
+    _layer("models.joint.published", "models.joint.config config.bases config.options config.training", external=""),
+    _layer("models.joint", "models.joint models.layers models.family models.objective data config.data config.training",
            external="flax jax numpy polars"),
     _layer("models.tabular.config", "config.options", external=""),
     _layer("models.tabular", "models.tabular data", banned=ACCELERATOR),

@@ -64,7 +64,7 @@ def command(*arguments):
         (["--config=configs/tiny.py:big"], "configs/tiny.py has no variant 'big'"),
         (
             ["--config=configs/full.py:220"],
-            "configs/full.py has no variant '220'; there are 220m, cohort, relaxed, h100, ",
+            "configs/full.py has no variant '220'; there are 220m, cohort, relaxed, ppg, h100, ",
         ),
         ([TINY, "--config.train.stepps=3"], "the config has no key 'stepps': Did you mean \"steps\""),
         ([TINY, "--config.trin.steps=3"], "the config has no key 'trin': Did you mean \"train\""),

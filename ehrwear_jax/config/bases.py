@@ -8,8 +8,6 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-import ml_collections
-
 OFF = (0.0, 0.0, 0)
 NAMES = ("paper", "extended")
 
@@ -89,16 +87,3 @@ def added(options: Mapping[str, Any]) -> list[str]:
         return tuple(found) if isinstance(found, list) else found
 
     return [a.what for a in ADDITIONS if any(value(option) != absent for option, absent in a.absent.items())]
-
-
-def use_paper(config: ml_collections.ConfigDict) -> None:
-    """Makes the models of a config's joint family the paper's, in place."""
-    _update(config.joint, paper_options())
-
-
-def _update(part, values):
-    for key, value in values.items():
-        if isinstance(value, dict):
-            _update(part[key], value)
-        else:
-            part[key] = value

@@ -122,7 +122,7 @@ def apply_variants(config: ml_collections.ConfigDict, names: list[str], default:
     """
     base, both = chosen_base(names, default), set(bases.NAMES) <= set(names)
     if base == "paper":
-        bases.use_paper(config)
+        _update(config.joint, bases.paper_options())
     if both:
         config.models.joint_paper = {"family": "joint", **bases.paper_options()}
     for name in (n for n in names if n in VARIANTS):
@@ -143,3 +143,11 @@ def apply_variants(config: ml_collections.ConfigDict, names: list[str], default:
 def _cut(option, value, steps):
     """An option's value; the ramp of a weight no longer than a tenth of the training."""
     return (*value[:2], min(value[2], steps // 10)) if option.startswith("joint.weights.") else value
+
+
+def _update(part, values):
+    for key, value in values.items():
+        if isinstance(value, dict):
+            _update(part[key], value)
+        else:
+            part[key] = value

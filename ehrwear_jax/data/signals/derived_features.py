@@ -217,7 +217,7 @@ def _features(parts: list[tuple[float, np.ndarray]], kind: str, low_high: tuple[
     return [found[name] for name in KINDS[kind]]
 
 
-def _asleep(parts: list[tuple[float, np.ndarray]]) -> float:
+def _asleep(parts: list[tuple[float, np.ndarray]]) -> np.ndarray:
     """Share of the known epochs that are sleep; NaN of less than MIN_SLEEP_MINUTES, or of too slow an angle."""
     found = [np.zeros(0)]
     for rate_hz, angle_N in parts:
@@ -227,4 +227,4 @@ def _asleep(parts: list[tuple[float, np.ndarray]]) -> float:
     asleep_T = np.concatenate(found)
     asleep_T = asleep_T[np.isfinite(asleep_T)]
     enough = len(asleep_T) * accelerometry.ANGLE_EPOCH_S >= 60 * MIN_SLEEP_MINUTES
-    return float(asleep_T.mean()) if enough else np.nan
+    return np.asarray(asleep_T.mean() if enough else np.nan)

@@ -22,11 +22,11 @@ MAX_CHANGE = 0.2  # of a gain, and in g of an offset: more is no fault of a gain
 
 
 class Postures(NamedTuple):
-    """Sums over still postures p (g): of the six terms (p squared, p) and of their products; count, extremes [3]."""
+    """Sums over still postures p (g): of six terms (p squared, p), of their products; their number and extremes [3]."""
 
     terms_6: np.ndarray
     products_6x6: np.ndarray
-    count: int
+    number: int
     low_3: np.ndarray
     high_3: np.ndarray
 
@@ -62,7 +62,7 @@ def postures(still_Nx3: np.ndarray) -> Postures:
 def add(a: Postures, b: Postures) -> Postures:
     """Those of both."""
     low_3, high_3 = np.minimum(a.low_3, b.low_3), np.maximum(a.high_3, b.high_3)
-    return Postures(a.terms_6 + b.terms_6, a.products_6x6 + b.products_6x6, a.count + b.count, low_3, high_3)
+    return Postures(a.terms_6 + b.terms_6, a.products_6x6 + b.products_6x6, a.number + b.number, low_3, high_3)
 
 
 def fit(seen: Postures) -> np.ndarray:
@@ -72,7 +72,7 @@ def fit(seen: Postures) -> np.ndarray:
     = -b / 2 a, and gains that make the radius one. IDENTITY where postures do not lie all around, or the error that is
     left, or the change, is too large.
     """
-    if seen.count < MIN_POSTURES or (seen.low_3 > -AROUND_G).any() or (seen.high_3 < AROUND_G).any():
+    if seen.number < MIN_POSTURES or (seen.low_3 > -AROUND_G).any() or (seen.high_3 < AROUND_G).any():
         return IDENTITY
     fitted_6 = np.linalg.lstsq(seen.products_6x6, seen.terms_6, rcond=None)[0]
     a_3, b_3 = fitted_6[:3], fitted_6[3:]
@@ -80,8 +80,8 @@ def fit(seen: Postures) -> np.ndarray:
         return IDENTITY
     square = 1 + (b_3**2 / (4 * a_3)).sum()  # of the radius
     gain_3, offset_3 = np.sqrt(a_3 / square), -b_3 / (2 * a_3)
-    left = max(fitted_6 @ seen.products_6x6 @ fitted_6 - 2 * fitted_6 @ seen.terms_6 + seen.count, 0.0)
-    error = np.sqrt(left / seen.count) / (2 * square)  # of squared radii, of which a radius' error is half
+    left = max(fitted_6 @ seen.products_6x6 @ fitted_6 - 2 * fitted_6 @ seen.terms_6 + seen.number, 0.0)
+    error = np.sqrt(left / seen.number) / (2 * square)  # of squared radii, of which a radius' error is half
     if error > MAX_ERROR_G or np.abs(gain_3 - 1).max() > MAX_CHANGE or np.abs(offset_3).max() > MAX_CHANGE:
         return IDENTITY
     return np.stack([gain_3, offset_3])

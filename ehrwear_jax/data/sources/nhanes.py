@@ -254,8 +254,7 @@ def build(
     ids_N = people["SEQN"].to_numpy()
     splits = pl.DataFrame({"subject_id": ids_N, "split": hashed_splits(ids_N, seed)})
     folds = _folds(ids_N, labels, seed, n_folds, ledger) if n_folds > 1 else None
-    cycles = people["SDDSRVYR"].replace_strict(CYCLE_NAME, return_dtype=pl.String)
-    sites = pl.DataFrame({"subject_id": ids_N, "cycle": cycles})
+    sites = people.select(subject_id="SEQN", cycle=pl.col("SDDSRVYR").replace_strict(CYCLE_NAME))
     events, codes = _events(people, wear_start_N, seed)
     with staged(root) as folder:
         metadata = meds.Metadata("nhanes", "2003-2006", codes, splits, folds=folds, sites=sites)
@@ -265,7 +264,7 @@ def build(
         wearable.write_channels(folder / "wearable", table)
         n_rows = 0
         for split in meds.SPLITS:
-            part = people.filter(pl.Series(splits["split"] == split))
+            part = people.filter(splits["split"] == split)
             for shard, first in enumerate(range(0, len(part), SUBJECTS_PER_SHARD)):
                 rows = _recordings(part[first : first + SUBJECTS_PER_SHARD], wear_start, flags, counts)
                 if len(rows):

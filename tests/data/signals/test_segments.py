@@ -136,7 +136,7 @@ def test_what_is_left_out_is_counted():
     rows = [(0, 25.0, "ppg", nothing), (5 * MINUTE_US, 25.0, "ppg", wave), (600 * MINUTE_US, 25.0, "ppg", wave)]
     found, dropped = cut([*rows, (15 * MINUTE_US, 25.0, "ppg", np.full(750, 11.0))], values)
     assert len(found) == 0 and found.dtype == segments.dtype(SegmentSpec(("ppg",)))
-    assert dropped == {"outside": 2, "with gaps": 2, "beyond the room": 0}
+    assert dropped == {"outside": 2, "with gaps": 2, "noisy": 0, "beyond the room": 0}
     assert len(cut([], FULL)[0]) == 0
 
 
