@@ -55,7 +55,8 @@ LAYERS = (
     # Options are read where no accelerator is. config.families finds the options of a family by the family's name.
     _layer("config", "config", external="ml_collections"),
     # runtime.files: the standard library's files, written whole or not at all.
-    _layer("data", "data config.data config.labels config.options runtime.files", banned=ACCELERATOR),
+    _layer("data", "data config.data config.labels config.options config.segment_spec runtime.files",
+           banned=ACCELERATOR),
     _layer("ops", "ops", external="jax jaxlib numpy"),
     _layer("evals", "evals", external="jax joblib numpy optax polars scipy sklearn threadpoolctl tqdm"),
     # No family knows another one.

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from ehrwear_jax.config import families, options
-from ehrwear_jax.config.data import SegmentSpec
 from ehrwear_jax.config.run import RunConfig
+from ehrwear_jax.config.segment_spec import SegmentSpec
 
 FITTED = ("tabular", "late_fusion")  # families of the package whose options stand in config.models alone
 

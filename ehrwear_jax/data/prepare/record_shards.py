@@ -16,7 +16,8 @@ import polars as pl
 from array_record.python.array_record_module import ArrayRecordWriter
 
 from ehrwear_jax.config import options
-from ehrwear_jax.config.data import PrepareConfig, SegmentSpec
+from ehrwear_jax.config.data import PrepareConfig
+from ehrwear_jax.config.segment_spec import SegmentSpec
 from ehrwear_jax.data import store
 from ehrwear_jax.data.formats import npy_rows as npy
 from ehrwear_jax.data.formats.parquet import write_frame, write_json, writing

@@ -1,6 +1,7 @@
 """Derives from the options of prepare what its parts take: bounds of times, the grid of windows, sets of segments."""
 
-from ehrwear_jax.config.data import PrepareConfig, SegmentSpec
+from ehrwear_jax.config.data import PrepareConfig
+from ehrwear_jax.config.segment_spec import SegmentSpec
 from ehrwear_jax.data.formats import meds_checks
 from ehrwear_jax.data.signals import grid, segments
 

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import scipy  # its submodules load at first use
 
-from ehrwear_jax.config.data import SegmentSpec
+from ehrwear_jax.config.segment_spec import SegmentSpec
 from ehrwear_jax.data.signals import filters, grid_quality, overlap
 from ehrwear_jax.data.signals.grid import WindowSpec
 

@@ -14,7 +14,8 @@ from pulse_wave import simulated
 from raw_cohort import CONTEXT, PPG, RAW, sine, wave, with_waves
 from scipy.signal import butter, resample_poly, sosfreqz
 
-from ehrwear_jax.config.data import PrepareConfig, SegmentSpec
+from ehrwear_jax.config.data import PrepareConfig
+from ehrwear_jax.config.segment_spec import SegmentSpec
 from ehrwear_jax.data import store
 from ehrwear_jax.data.formats import wearable
 from ehrwear_jax.data.prepare import specs
