@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from datetime import datetime
 
 from ehrwear_jax.config import options
+from ehrwear_jax.config.segment_spec import SegmentSpec
 
 # Adapters of published data: modules of data/sources/, and which of these options each one's `build` takes.
 ADAPTERS = {
@@ -16,11 +17,11 @@ ADAPTERS = {
 SOURCES = ("synthetic", "meds", *ADAPTERS)
 # A code of our simulator that says how long a person was observed.
 FOLLOWUP_END = "FOLLOWUP_END"
-SEGMENT_SCORES = ("pulse", "coverage")
 PRETRAINED_ON = ("eligible", "everybody")
 SPLITS = ("train", "tuning", "held_out")
+# The value of prepare.ranges_file that stands for the table of the package.
+CLINICAL = "clinical"
 _SEGMENT_NAME = re.compile(r"[a-z][a-z0-9_]*")
-_BAND = re.compile(r"bandpass:(\d+\.?\d*)-(\d+\.?\d*)")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,67 +103,6 @@ def _date(where: str, text: str) -> datetime:
 
 
 @dataclasses.dataclass(frozen=True)
-class SegmentSpec:
-    """A set of segments: short pieces of signal at one rate, a few of each wearable window (signals/segments.py)."""
-
-    channels: tuple = ()
-    """Channels of the signal, in the order of the last array axis; they need not be among those of the grid."""
-    rate_hz: float = 25.0
-    """Samples per second, to which recordings are resampled."""
-    seconds: float = 30.0
-    """Length of a segment; at most that of a window."""
-    filter: str = ""
-    """Filter of each segment. Empty: none. "bandpass:LOW-HIGH", in Hz: a zero-phase Butterworth band-pass, inside the
-    segment only."""
-    per_window: int = 4
-    """Most segments of a wearable window."""
-    score: str = "pulse"
-    """Score by which the best segments are chosen: pulse (quality of a pulse wave) or coverage (share of samples)."""
-    standardise: bool = True
-    """True: each channel of a segment is standardised by its own mean and standard deviation; False: it keeps its
-    unit."""
-
-    def __post_init__(self) -> None:
-        where = "config.prepare.segments"
-        if not self.channels or len(set(self.channels)) < len(self.channels):
-            raise ValueError(f"{where}: channels is {self.channels!r}; it must hold different names, as in ('ppg',)")
-        if not (self.seconds > 0 and self.rate_hz > 0 and self.samples >= 2):
-            raise ValueError(
-                f"{where}: seconds is {self.seconds} and rate_hz {self.rate_hz}; a segment needs at least two samples"
-            )
-        if self.per_window < 1:
-            raise ValueError(f"{where}: per_window is {self.per_window}; it must be at least 1")
-        options.require_choice(where, "score", self.score, SEGMENT_SCORES)
-        if self.filter:
-            low, high = self.band_hz
-            if not 0 < low < high < self.rate_hz / 2 or self.seconds < 2 / low:
-                raise ValueError(
-                    f"{where}: filter is {self.filter!r}; the band must lie between 0 and rate_hz / 2, "
-                    f"{self.rate_hz / 2:g} Hz, and a segment must hold two periods of its lower end"
-                )
-
-    @property
-    def samples(self) -> int:
-        """Samples of a segment."""
-        return round(self.seconds * self.rate_hz)
-
-    @property
-    def length_us(self) -> int:
-        """Length of a segment, microseconds."""
-        return round(self.seconds * 1e6)
-
-    @property
-    def band_hz(self) -> tuple[float, float]:
-        """The ends of the filter's band; ValueError if it is not written as it must be."""
-        found = _BAND.fullmatch(self.filter)
-        if not found:
-            raise ValueError(
-                f"config.prepare.segments: filter is {self.filter!r}; it can be empty or as in 'bandpass:0.5-12'"
-            )
-        return float(found[1]), float(found[2])
-
-
-@dataclasses.dataclass(frozen=True)
 class PrepareConfig:
     """How raw tables become records (data/prepare)."""
 
@@ -205,7 +145,15 @@ class PrepareConfig:
     mapping_files: tuple = ()
     """Tables code, target, factor, offset that map local codes and units to common ones; see prepare/harmonise.py."""
     ranges_file: str = ""
-    """Table code, low, high of clinical ranges, used as value bins instead of training quantiles; empty: none."""
+    """Table code, low, high of clinical ranges, used as value bins instead of training quantiles; "clinical": the table
+    that comes with the package (prepare/clinical_ranges.csv), for codes that name a LOINC code of it, or whose parents
+    do; empty: none."""
+    ranges_codes: dict = dataclasses.field(default_factory=dict)
+    """With "clinical": code -> row of the table, with the unit of the values where the dataset does not say it, such as
+    {"LAB//glu": "glucose [mmol/L]"}."""
+    ranges_usual_units: bool = False
+    """With "clinical": take values whose unit is not known to be in the usual one of their LOINC code; False: they are
+    binned by quantiles."""
     implied_parents: bool = False
     """Give ICD-10 and ATC codes the ancestors that they spell out, beside those of codes.parquet."""
     max_per_day: int = 0
@@ -256,6 +204,11 @@ class PrepareConfig:
     def __post_init__(self) -> None:
         limits = {"date_only_share": (1e-9, 1.0), "date_only_min_events": (1, float("inf"))}
         options.require_range("config.prepare", self, limits)
+        if (self.ranges_codes or self.ranges_usual_units) and self.ranges_file != CLINICAL:
+            raise ValueError(
+                f"config.prepare.ranges_codes and ranges_usual_units are for ranges_file {CLINICAL!r}; it is "
+                f"{self.ranges_file!r}"
+            )
         if not isinstance(self.segments, Mapping):
             raise ValueError(f"config.prepare.segments is {self.segments!r}; it must be a dict of name -> options")
         if self.non_wear_minutes < 1:
@@ -276,7 +229,10 @@ DATE_ONLY_OPTIONS = ("date_only_at_day_end", "date_only_share", "date_only_min_e
 # Options that the tables do not depend on, but the records; and those that only what is fitted per fold depends on.
 RECORD_OPTIONS = ("implied_parents", "subjects_per_shard")
 DEIDENTIFY_OPTIONS = ("pseudonymise", "shift_days", "shift_whole_weeks", "max_age_years", "key_file")
-FIT_OPTIONS = ("min_subjects", "value_bins", "min_values", "value_fence", "ranges_file", "tuning_fraction")
+FIT_OPTIONS = ("min_subjects", "value_bins", "min_values", "value_fence", "ranges_file", "ranges_codes",
+               "ranges_usual_units", "tuning_fraction")  # fmt: skip
+# Options that are in no identity at these values, as what was made before there were any is the same.
+LATER_OPTIONS = {"ranges_codes": {}, "ranges_usual_units": False}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -22,6 +22,7 @@ from ehrwear_jax.data.formats import meds
 from ehrwear_jax.data.formats import parquet as parquet_lib
 from ehrwear_jax.data.formats.parquet import write_frame, write_json
 from ehrwear_jax.data.prepare import (
+    clinical_ranges,
     code_table,
     deidentify,
     pretraining,
@@ -218,7 +219,7 @@ def fit_split(
     (statistics.SUBJECT_STATISTICS), code_statistics.parquet (statistics.CODE_STATISTICS), text_statistics.parquet
     (code_counts.TEXT_COUNTS), signal_statistics.json (signal_statistics.fit_signals), meta.json (the options
     min_subjects, value_bins, min_values, min_text_subjects, and the cut-off) and manifest.json; where not everybody or
-    everything is pretrained on, pretraining.parquet (pretraining.py).
+    everything is pretrained on, pretraining.parquet (pretraining.py); with clinical ranges, value_ranges.parquet.
 
     Args:
       tables_dir, records_dir: written by prepare_tables and prepare_records.
@@ -242,8 +243,9 @@ def fit_split(
         write_frame(subjects, out / "subjects.parquet")
         cutoff = division.cutoff.isoformat() if division.cutoff else None
         write_json({name: getattr(config, name) for name in store.FITTED_WITH} | {"cutoff": cutoff}, out / "meta.json")
+        ranges, chosen = clinical_ranges.value_ranges(code_table.tables_of(records)[0], config, units or {})
         with _own_or(pool, config) as pool:
-            codes, texts = statistics.fit_codes(tables, records, out, config, units, pool)
+            codes, texts = statistics.fit_codes(tables, records, out, config, ranges, pool)
             frequent = texts.filter(pl.col("subjects") >= _text_subjects(config))["text_id"]
             people, counts = statistics.fit_subjects(tables, records, out, codes, frequent, pool)
             signals = signal_statistics.fit_signals(tables, out, config, pool)
@@ -253,13 +255,15 @@ def fit_split(
         n, beyond = sum(signals["n_values"]), sum(signals["n_beyond"])
         counts["samples of signals"] = {"in": n, "out": {"within bounds": n - beyond, "beyond": beyond}}
         written = [out / name for name in (*_FITTED, "subjects.parquet", "meta.json")]
+        counts |= clinical_ranges.write(chosen, codes, config.min_values, out / store.RANGES)
+        written += [out / store.RANGES] if chosen is not None else []
         if "pretraining" in subjects.columns:
             counts |= pretraining.write(records, out)
             written.append(out / store.PRETRAINING)
         manifest.write(out, manifest.fingerprints(out, written), counts)
         statistics.remove_parts(out)
     counts = manifest.require(out)["counts"]
-    return steps + pretraining.steps(counts, division.cutoff) + _fit_steps(counts, config)
+    return steps + pretraining.steps(counts, division.cutoff) + _fit_steps(counts, config, out)
 
 
 def _text_subjects(config):
@@ -267,7 +271,7 @@ def _text_subjects(config):
     return max(config.min_subjects, config.min_text_subjects)
 
 
-def _fit_steps(counts, config):
+def _fit_steps(counts, config, out_dir):
     went, of_text = counts["events"]["out"], counts["text results"]["out"]
     steps = [
         {
@@ -290,4 +294,4 @@ def _fit_steps(counts, config):
             reason = "none is left out: those beyond, {:,}, count as at that distance when the scale is fitted"
             steps.append({"step": f"training {kind} within {config.value_fence:g} robust SD of their {of}'s median",
                           "n": out["within bounds"], "dropped": 0, "reason": reason.format(out["beyond"])})  # fmt: skip
-    return steps
+    return steps + clinical_ranges.steps(out_dir / store.RANGES)
