@@ -156,6 +156,9 @@ class PrepareConfig:
     binned by quantiles."""
     implied_parents: bool = False
     """Give ICD-10 and ATC codes the ancestors that they spell out, beside those of codes.parquet."""
+    atc_level: int = 0
+    """Level of the classes, 1 to 4, that ATC codes are replaced by: 3 makes A10B, the first four characters, of
+    A10BA02; 0: codes stay as they are."""
     max_per_day: int = 0
     """Most events of one code for a person and day; the first ones are kept; 0: all are."""
     drop_codes: tuple = (FOLLOWUP_END,)
@@ -202,7 +205,7 @@ class PrepareConfig:
     """Events above which a shard is read in pieces; a piece has about as many and holds whole subjects."""
 
     def __post_init__(self) -> None:
-        limits = {"date_only_share": (1e-9, 1.0), "date_only_min_events": (1, float("inf"))}
+        limits = {"date_only_share": (1e-9, 1.0), "date_only_min_events": (1, float("inf")), "atc_level": (0, 4)}
         options.require_range("config.prepare", self, limits)
         if (self.ranges_codes or self.ranges_usual_units) and self.ranges_file != CLINICAL:
             raise ValueError(
@@ -232,7 +235,7 @@ DEIDENTIFY_OPTIONS = ("pseudonymise", "shift_days", "shift_whole_weeks", "max_ag
 FIT_OPTIONS = ("min_subjects", "value_bins", "min_values", "value_fence", "ranges_file", "ranges_codes",
                "ranges_usual_units", "tuning_fraction")  # fmt: skip
 # Options that are in no identity at these values, as what was made before there were any is the same.
-LATER_OPTIONS = {"ranges_codes": {}, "ranges_usual_units": False}
+LATER_OPTIONS = {"ranges_codes": {}, "ranges_usual_units": False, "atc_level": 0}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -103,6 +103,7 @@ NETWORKS = JOINT | {"models/ehr_only/all-seed0", "models/wear_only/all-seed0"}
         ("prepare.subjects_per_shard", 4, {"records/meds", "fit/all", *NETWORKS}),
         ("prepare.min_subjects", 3, {"fit/all", *NETWORKS}),
         ("prepare.ranges_file", "clinical", {"fit/all", *NETWORKS}),
+        ("prepare.atc_level", 3, {"tables/meds", "records/meds", "fit/all", *NETWORKS}),
         ("joint.network.width", 16, NETWORKS),
         ("joint.weights.wear_to_ehr", (0.0, 1.0, 4), NETWORKS),
         ("joint.context.queries", 4, NETWORKS),
@@ -142,7 +143,7 @@ def test_later_options_are_in_an_identity_once_they_are_set(root):
     plan = Plan(parse(config), Workdir(root / "run"))
     assert not LATER_OPTIONS.keys() & {**plan.tables.of["prepare"], **plan.fit("all").of["prepare"]}.keys()
     assert plan.fit("all").of["ranges"] == ""
-    set_to = {"ranges_codes": {"LAB//glucose": "glucose"}, "ranges_usual_units": True}
+    set_to = {"ranges_codes": {"LAB//glucose": "glucose"}, "ranges_usual_units": True, "atc_level": 1}
     assert set_to.keys() == LATER_OPTIONS.keys() and all(v != LATER_OPTIONS[k] for k, v in set_to.items())
     config.prepare.update({"ranges_file": "clinical"} | set_to)
     plan = Plan(parse(config), Workdir(root / "run"))

@@ -185,6 +185,18 @@ def test_values_of_known_tests_are_binned_by_clinical_ranges_and_the_others_coun
         "low", "normal", "normal", "above fasting normal", "above fasting normal"]  # fmt: skip
 
 
+def test_drugs_become_classes_and_are_counted(root, counts, tmp_path):
+    mapping = tmp_path / "mapping.csv"
+    mapping.write_text("code,target\nDX//I10,ATC//C09AA05\n")
+    tables, *_ = run(root, tmp_path, dataclasses.replace(CONFIG, mapping_files=(str(mapping),), atc_level=3))
+    n = raw_events(root).filter(pl.col("code") == "DX//I10").height
+    by_step = {c["step"]: c["n"] for c in tables}
+    assert by_step["EHR rows of drugs as ATC classes of level 3"] == n > 20
+    codes = pl.read_parquet(tmp_path / "records" / "codes.parquet")["code"].to_list()
+    assert "ATC//C09A" in codes and "ATC//C09AA05" not in codes
+    assert tables[0] == counts[0][0] | {"reason": tables[0]["reason"]}, "no event is lost"
+
+
 def test_rare_codes_are_counted_as_left_out(root, counts, tmp_path):
     config = PrepareConfig(min_subjects=10**6)
     dataset.prepare_tables(root / "meds", None, tmp_path / "tables", config)
