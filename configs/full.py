@@ -100,6 +100,10 @@ def get_config(variant=""):
             "min_subjects": 100,
             "min_values": 1000,
             "implied_parents": True,
+            # appendix A.2, with numbers of ours: drugs as classes such as A10B, a measurement an hour
+            "ranges_file": "clinical",
+            "atc_level": 3,
+            "max_per_day": 24,
         }
     )
     config.joint.context.update(

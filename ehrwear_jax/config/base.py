@@ -30,7 +30,7 @@ def base() -> ml_collections.ConfigDict:
     config.prepare.workers = 0  # one per core
     config.lock()  # a misspelt key is an error, not a new key
     named = (config.models, config.labels.diagnosis_groups, config.prepare.segments, config.data.split_names)
-    for part in (*named, config.evaluate.task_horizons_days):
+    for part in (*named, config.prepare.ranges_codes, config.evaluate.task_horizons_days):
         part.unlock()
     return config
 

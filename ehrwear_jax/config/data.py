@@ -22,6 +22,8 @@ SPLITS = ("train", "tuning", "held_out")
 # What config.prepare.acceleration makes of three axes, and its text for those that the data declare
 ACCELERATION_CHANNELS = ("enmo", "arm_angle")
 AUTO = "auto"
+# The value of prepare.ranges_file that stands for the table of the package.
+CLINICAL = "clinical"
 _SEGMENT_NAME = re.compile(r"[a-z][a-z0-9_]*")
 
 
@@ -157,9 +159,20 @@ class PrepareConfig:
     mapping_files: tuple = ()
     """Tables code, target, factor, offset that map local codes and units to common ones; see prepare/harmonise.py."""
     ranges_file: str = ""
-    """Table code, low, high of clinical ranges, used as value bins instead of training quantiles; empty: none."""
+    """Table code, low, high of clinical ranges, used as value bins instead of training quantiles; "clinical": the table
+    that comes with the package (prepare/clinical_ranges.csv), for codes that name a LOINC code of it, or whose parents
+    do; empty: none."""
+    ranges_codes: dict = dataclasses.field(default_factory=dict)
+    """With "clinical": code -> row of the table, with the unit of the values where the dataset does not say it, such as
+    {"LAB//glu": "glucose [mmol/L]"}."""
+    ranges_usual_units: bool = False
+    """With "clinical": take values whose unit is not known to be in the usual one of their LOINC code; False: they are
+    binned by quantiles."""
     implied_parents: bool = False
     """Give ICD-10 and ATC codes the ancestors that they spell out, beside those of codes.parquet."""
+    atc_level: int = 0
+    """Level of the classes, 1 to 4, that ATC codes are replaced by: 3 makes A10B, the first four characters, of
+    A10BA02; 0: codes stay as they are."""
     max_per_day: int = 0
     """Most events of one code for a person and day; the first ones are kept; 0: all are."""
     drop_codes: tuple = (FOLLOWUP_END,)
@@ -208,7 +221,13 @@ class PrepareConfig:
     def __post_init__(self) -> None:
         many = float("inf")
         limits = {"date_only_share": (1e-9, 1.0), "date_only_min_events": (1, many), "impute_gap_minutes": (0.0, many)}
+        limits |= {"atc_level": (0, 4)}
         options.require_range("config.prepare", self, limits)
+        if (self.ranges_codes or self.ranges_usual_units) and self.ranges_file != CLINICAL:
+            raise ValueError(
+                f"config.prepare.ranges_codes and ranges_usual_units are for ranges_file {CLINICAL!r}; it is "
+                f"{self.ranges_file!r}"
+            )
         if not isinstance(self.segments, Mapping):
             raise ValueError(f"config.prepare.segments is {self.segments!r}; it must be a dict of name -> options")
         if self.non_wear_minutes < 1:
@@ -236,8 +255,10 @@ DATE_ONLY_OPTIONS = ("date_only_at_day_end", "date_only_share", "date_only_min_e
 # Options that the tables do not depend on, but the records; and those that only what is fitted per fold depends on.
 RECORD_OPTIONS = ("implied_parents", "subjects_per_shard")
 DEIDENTIFY_OPTIONS = ("pseudonymise", "shift_days", "shift_whole_weeks", "max_age_years", "key_file")
-FIT_OPTIONS = ("min_subjects", "value_bins", "min_values", "value_fence", "ranges_file", "tuning_fraction",
-               "impute_gap_minutes")  # fmt: skip
+FIT_OPTIONS = ("min_subjects", "value_bins", "min_values", "value_fence", "ranges_file", "ranges_codes",
+               "ranges_usual_units", "tuning_fraction", "impute_gap_minutes")  # fmt: skip
+# Options that are in no identity at these values, as what was made before there were any is the same.
+LATER_OPTIONS = {"ranges_codes": {}, "ranges_usual_units": False, "atc_level": 0}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ehrwear_jax.config import families, options
-from ehrwear_jax.config.data import ADAPTERS, CohortConfig, DataConfig, PrepareConfig, SimulateConfig
+from ehrwear_jax.config.data import ADAPTERS, CLINICAL, CohortConfig, DataConfig, PrepareConfig, SimulateConfig
 from ehrwear_jax.config.evaluation import EmbedConfig, EvaluateConfig, InterpretConfig, ReportConfig
 from ehrwear_jax.config.labels import LabelsConfig
 from ehrwear_jax.config.training import CompileConfig, FinetuneConfig, MeshConfig, TrainConfig
@@ -103,7 +103,8 @@ class RunConfig:
     @property
     def user_tables(self) -> list[str]:
         """Paths of the tables that harmonise codes and values."""
-        return [*self.prepare.mapping_files, *([self.prepare.ranges_file] if self.prepare.ranges_file else [])]
+        ranges = self.prepare.ranges_file
+        return [*self.prepare.mapping_files, *([ranges] if ranges not in ("", CLINICAL) else [])]
 
     def to_json(self) -> str:
         """JSON of everything; `read` is the inverse."""

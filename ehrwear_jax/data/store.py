@@ -27,7 +27,7 @@ from ehrwear_jax.config.segment_spec import SegmentSpec
 
 NO_BIRTH = np.iinfo(np.int64).min
 NO_TEXT = -1
-PRETRAINING = "pretraining.parquet"
+OPTIONAL = PRETRAINING, RANGES = "pretraining.parquet", "value_ranges.parquet"
 HOUR_US, MINUTE_US = 3_600_000_000, 60_000_000
 
 
@@ -353,6 +353,13 @@ class RecordStore:
         """prepare.code_counts.TEXT_COUNTS, a row per text of `texts`."""
         return pl.read_parquet(self.fit_dir / "text_statistics.parquet")
 
+    @functools.cached_property
+    def range_labels(self) -> dict[int, list[str]]:
+        """{code_id: labels of its clinical ranges}, {} without prepare's table of them."""
+        path = self.fit_dir / RANGES
+        table = pl.read_parquet(path, columns=["code_id", "label"]).drop_nulls() if path.exists() else pl.DataFrame()
+        return dict(table.iter_rows())
+
     def __len__(self) -> int:
         return len(self._position)
 
@@ -379,8 +386,7 @@ class RecordStore:
         """Names, below `folder`, of the files that examples are made of."""
         records = ["index.parquet", "meta.json", "codes.parquet", "texts.parquet", *self._shards]
         fitted = ["subject_statistics.parquet", "code_statistics.parquet", "text_statistics.parquet"]
-        fitted += ["signal_statistics.json", "meta.json"]
-        fitted += [PRETRAINING] if (self.fit_dir / PRETRAINING).exists() else []
+        fitted += ["signal_statistics.json", "meta.json", *(n for n in OPTIONAL if (self.fit_dir / n).exists())]
         paths = [self.records_dir / name for name in records] + [self.fit_dir / name for name in fitted]
         return [os.path.relpath(path, self.folder) for path in paths]
 

@@ -10,14 +10,16 @@ import numpy as np
 from ehrwear_jax.config import RunConfig, options
 from ehrwear_jax.config.data import (
     ADAPTERS,
+    CLINICAL,
     DEIDENTIFY_OPTIONS,
     FIT_OPTIONS,
+    LATER_OPTIONS,
     PREPARE_NOT_RESULTS,
     RECORD_OPTIONS,
     SimulateConfig,
 )
 from ehrwear_jax.data.formats import meds
-from ehrwear_jax.data.prepare import deidentify
+from ehrwear_jax.data.prepare import clinical_ranges, deidentify
 from ehrwear_jax.data.prepare.division import Division
 from ehrwear_jax.data.store import CACHE_BYTES, RecordStore
 from ehrwear_jax.models.late_fusion import family as late_fusion
@@ -110,17 +112,19 @@ class Plan:
         """What is done to ids and dates."""
         return deidentify.of(self.config.prepare)
 
-    def _prepare_options(self, without=()):
+    def _prepare_options(self, names):
+        """Options of prepare as a part of an identity, without later ones that change nothing."""
         found = options.identity(self.config.prepare)
-        return {k: v for k, v in found.items() if k not in (*PREPARE_NOT_RESULTS, *without)}
+        return {k: found[k] for k in names if k in found and (k not in LATER_OPTIONS or found[k] != LATER_OPTIONS[k])}
 
     @functools.cached_property
     def tables(self) -> Artifact:
         """Harmonised tables of the dataset."""
         mapping = self.config.prepare.mapping_files
+        others = {*PREPARE_NOT_RESULTS, *RECORD_OPTIONS, *FIT_OPTIONS, *DEIDENTIFY_OPTIONS}
         of = {
             "raw": self.raw_identity,
-            "prepare": self._prepare_options((*RECORD_OPTIONS, *FIT_OPTIONS, *DEIDENTIFY_OPTIONS)),
+            "prepare": self._prepare_options([k for k in options.as_dict(self.config.prepare) if k not in others]),
             "mapping": self.inputs.of_files(mapping) if mapping else "",
             "splits": self._splits_identity(),
             "people": self.deidentifier.settings(),
@@ -135,7 +139,7 @@ class Plan:
     @functools.cached_property
     def records(self) -> Artifact:
         """Records of the dataset."""
-        of = {"tables": self.tables.digest, "prepare": {k: getattr(self.config.prepare, k) for k in RECORD_OPTIONS}}
+        of = {"tables": self.tables.digest, "prepare": self._prepare_options(RECORD_OPTIONS)}
         return self.artifact("records", self.config.data.source, of)
 
     @property
@@ -157,14 +161,20 @@ class Plan:
 
     def fit(self, fold: str) -> Artifact:
         """What is fitted on the training split of a fold."""
-        ranges = self.config.prepare.ranges_file
         of = {
             "records": self.records.digest,
             "division": self.division(fold).identity(self._has_splits, self._has_folds),
-            "prepare": {k: v for k, v in options.identity(self.config.prepare).items() if k in FIT_OPTIONS},
-            "ranges": self.inputs.of_files([ranges]) if ranges else "",
+            "prepare": self._prepare_options(FIT_OPTIONS),
+            "ranges": self._ranges_identity(),
         }
         return self.artifact("fit", fold, of)
+
+    def _ranges_identity(self):
+        ranges = self.config.prepare.ranges_file
+        if not ranges:
+            return ""
+        path = clinical_ranges.TABLE if ranges == CLINICAL else ranges
+        return {"table": self.inputs.of_files([path]), "revision": clinical_ranges.REVISION}
 
     def store(self, fold: str, split: str | None = None, cache_bytes: int = CACHE_BYTES) -> RecordStore:
         """The records of a fold."""

@@ -12,7 +12,7 @@ import polars as pl
 
 from ehrwear_jax.config.data import ADAPTERS
 from ehrwear_jax.data.formats import meds
-from ehrwear_jax.data.prepare import dataset, harmonise, specs, workers
+from ehrwear_jax.data.prepare import clinical_ranges, dataset, harmonise, specs, workers
 from ehrwear_jax.data.sources.simulator import simulate
 from ehrwear_jax.runtime import files
 from ehrwear_jax.stages import eligibility
@@ -69,6 +69,7 @@ def run(plan: Plan) -> None:
         _make(plan.raw, functools.partial(_raw, config=config, simulated=plan.simulate))
     source = plan.meds_dir
     prepare, known = with_extraction_date(config.prepare, source)
+    clinical_ranges.named_rows(prepare.ranges_codes)  # an error before any work is done
     bounds = specs.time_bounds(prepare)
     logging.info(
         "  times before %s (births: a lifetime earlier) or on or after %s are set aside; day of extraction: %s (%s)",

@@ -2,7 +2,6 @@
 
 import json
 import logging
-import re
 from typing import Any
 
 import numpy as np
@@ -146,10 +145,10 @@ def _people(plan, folder):
 
 
 def _token_label(label, names):
-    """A code's description, and the bin of its value: `LOINC//8480-6//Q4` is `Systolic blood pressure, Q4`."""
-    code, _, value_bin = label.rpartition("//")
-    if label not in names and re.fullmatch(r"Q\d+", value_bin) and code in names:
-        return f"{names[code] or code}, {value_bin}"
+    """A code's description, and its result: `LOINC//8480-6//Q4` is `Systolic blood pressure, Q4`."""
+    code, _, result = label.rpartition("//")
+    if label not in names and code in names:
+        return f"{names[code] or code}, {result}"
     return names.get(label) or label
 
 

@@ -10,6 +10,7 @@ import small_run
 
 from ehrwear_jax import config as config_lib
 from ehrwear_jax.config import parse
+from ehrwear_jax.config.data import LATER_OPTIONS
 from ehrwear_jax.runtime import checkpoint_manifest, distributed
 from ehrwear_jax.stages import evaluate, interpret, predictors, prepare, pretrain, report, tasks
 from ehrwear_jax.stages.artifacts import Artifact
@@ -104,6 +105,8 @@ NETWORKS = JOINT | {"models/ehr_only/all-seed0", "models/wear_only/all-seed0"}
         ("prepare.impute_gap_minutes", 10.0, {"fit/all", *NETWORKS}),
         ("prepare.artefacts", ("auto",), {"tables/meds", "records/meds", "fit/all", *NETWORKS}),
         ("prepare.acceleration", ("auto",), {"tables/meds", "records/meds", "fit/all", *NETWORKS}),
+        ("prepare.ranges_file", "clinical", {"fit/all", *NETWORKS}),
+        ("prepare.atc_level", 3, {"tables/meds", "records/meds", "fit/all", *NETWORKS}),
         ("joint.network.width", 16, NETWORKS),
         ("joint.weights.wear_to_ehr", (0.0, 1.0, 4), NETWORKS),
         ("joint.context.queries", 4, NETWORKS),
@@ -135,6 +138,20 @@ NETWORKS = JOINT | {"models/ehr_only/all-seed0", "models/wear_only/all-seed0"}
 )
 def test_a_change_before_or_in_pretraining(root, key, value, expected):
     check_change(root, key, value, expected, lambda plan: of_data(plan) | of_networks(plan))
+
+
+def test_later_options_are_in_an_identity_once_they_are_set(root):
+    """What was made before there were any stays what their defaults ask for."""
+    config = small(root)
+    plan = Plan(parse(config), Workdir(root / "run"))
+    assert not LATER_OPTIONS.keys() & {**plan.tables.of["prepare"], **plan.fit("all").of["prepare"]}.keys()
+    assert plan.fit("all").of["ranges"] == ""
+    set_to = {"ranges_codes": {"LAB//glucose": "glucose"}, "ranges_usual_units": True, "atc_level": 1}
+    assert set_to.keys() == LATER_OPTIONS.keys() and all(v != LATER_OPTIONS[k] for k, v in set_to.items())
+    config.prepare.update({"ranges_file": "clinical"} | set_to)
+    plan = Plan(parse(config), Workdir(root / "run"))
+    found = {**plan.tables.of["prepare"], **plan.fit("all").of["prepare"]}
+    assert {k: found[k] for k in set_to} == set_to and plan.fit("all").of["ranges"]["table"]
 
 
 ALL_SCORES = {"scores/readmission", "scores/relapse"}

@@ -22,6 +22,7 @@ from ehrwear_jax.data.formats import meds
 from ehrwear_jax.data.formats import parquet as parquet_lib
 from ehrwear_jax.data.formats.parquet import write_frame, write_json
 from ehrwear_jax.data.prepare import (
+    clinical_ranges,
     code_table,
     deidentify,
     pretraining,
@@ -222,7 +223,7 @@ def fit_split(
     (statistics.SUBJECT_STATISTICS), code_statistics.parquet (statistics.CODE_STATISTICS), text_statistics.parquet
     (code_counts.TEXT_COUNTS), signal_statistics.json (signal_statistics.fit_signals), meta.json (the options
     min_subjects, value_bins, min_values, min_text_subjects, and the cut-off) and manifest.json; where not everybody or
-    everything is pretrained on, pretraining.parquet (pretraining.py).
+    everything is pretrained on, pretraining.parquet (pretraining.py); with clinical ranges, value_ranges.parquet.
 
     Args:
       tables_dir, records_dir: written by prepare_tables and prepare_records.
@@ -246,8 +247,9 @@ def fit_split(
         write_frame(subjects, out / "subjects.parquet")
         cutoff = division.cutoff.isoformat() if division.cutoff else None
         write_json({name: getattr(config, name) for name in store.FITTED_WITH} | {"cutoff": cutoff}, out / "meta.json")
+        ranges, chosen = clinical_ranges.value_ranges(code_table.tables_of(records)[0], config, units or {})
         with _own_or(pool, config) as pool:
-            codes, texts = statistics.fit_codes(tables, records, out, config, units, pool)
+            codes, texts = statistics.fit_codes(tables, records, out, config, ranges, pool)
             frequent = texts.filter(pl.col("subjects") >= _text_subjects(config))["text_id"]
             people, counts = statistics.fit_subjects(tables, records, out, codes, frequent, pool)
             signals = signal_statistics.fit_signals(tables, out, config, pool)
@@ -259,13 +261,15 @@ def fit_split(
         written = [out / name for name in (*_FITTED, "subjects.parquet", "meta.json")]
         if imputed := sum(signals.get("n_imputed", ())):
             counts["imputed samples of signals"] = {"in": imputed, "out": {"of the scale alone": imputed}}
+        counts |= clinical_ranges.write(chosen, codes, config.min_values, out / store.RANGES)
+        written += [out / store.RANGES] if chosen is not None else []
         if "pretraining" in subjects.columns:
             counts |= pretraining.write(records, out)
             written.append(out / store.PRETRAINING)
         manifest.write(out, manifest.fingerprints(out, written), counts)
         statistics.remove_parts(out)
     counts = manifest.require(out)["counts"]
-    return steps + pretraining.steps(counts, division.cutoff) + _fit_steps(counts, config)
+    return steps + pretraining.steps(counts, division.cutoff) + _fit_steps(counts, config, out)
 
 
 def _text_subjects(config):
@@ -273,7 +277,7 @@ def _text_subjects(config):
     return max(config.min_subjects, config.min_text_subjects)
 
 
-def _fit_steps(counts, config):
+def _fit_steps(counts, config, out_dir):
     went, of_text = counts["events"]["out"], counts["text results"]["out"]
     steps = [
         {
@@ -299,4 +303,4 @@ def _fit_steps(counts, config):
     if imputed := counts.get("imputed samples of signals"):
         step = f"steps of gaps of at most {config.impute_gap_minutes:g} minutes that count for the scale, filled"
         steps.append({"step": step, "n": imputed["in"], "dropped": 0, "reason": ""})
-    return steps
+    return steps + clinical_ranges.steps(out_dir / store.RANGES)

@@ -110,6 +110,8 @@ def _steps(total, reasons, n_texts, config):
         f"give the age) + {total['administrative']:,} administrative rows{capped} + {n_aside:,} quarantined",
     }
     mapped = {"step": "EHR rows mapped to other codes", "n": total["mapped"], "dropped": 0, "reason": ""}
+    step = f"EHR rows of drugs as ATC classes of level {config.atc_level}"
+    classified = {"step": step, "n": total.get("classified", 0), "dropped": 0, "reason": ""}
     of_text = {
         "step": "events with a text as their only result",
         "n": total["categories"],
@@ -123,7 +125,8 @@ def _steps(total, reasons, n_texts, config):
         "reason": f"fewer than {config.min_text_subjects} people have them; per code: texts_by_code.parquet",
     }
     in_texts = [of_text, categories] if total["text only"] else []
-    steps = [kept, *([mapped] if config.mapping_files else []), *in_texts]
+    harmonised = [*([mapped] if config.mapping_files else []), *([classified] if config.atc_level else [])]
+    steps = [kept, *harmonised, *in_texts]
     return steps + quarantine_counts("EHR", reasons)
 
 
@@ -177,7 +180,7 @@ def _one_piece(raw, paths, config, mapping, frequent, without_times):
     """Writes one piece, its events and people; returns how many of its rows went where."""
     events_path, people_path = paths
     known, births, ends = harmonise_events(raw, config, without_times)
-    mapped, n_mapped = harmonise.map_codes(known, mapping)
+    mapped, n_mapped, n_classified = harmonise.to_common(known, mapping, config.atc_level)
     capped, n_capped = harmonise.cap_frequency(mapped, config.max_per_day)
     kept, n_text, n_category = texts.keep_frequent(capped, frequent)
     is_birth = pl.col("code").str.starts_with(meds.BIRTH_CODE)
@@ -199,6 +202,7 @@ def _one_piece(raw, paths, config, mapping, frequent, without_times):
         "at the day's end": n_later,
         "at midnight": at_midnight.height - n_later,
         "mapped": n_mapped,
+        "classified": n_classified,
         "text only": n_text,
         "categories": n_category,
         "not frequent": n_text - n_category,

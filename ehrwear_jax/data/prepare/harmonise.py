@@ -5,7 +5,7 @@ Three tables that a user may give, as CSV or parquet, and two hierarchies that c
     mapping:  code, target [, factor, offset, unit]: what a local code stands for; value = factor * value + offset
     ranges:   code, low, high [, unit]: clinical ranges of a value, which become its bins
     ICD-10 and ATC codes name their ancestors: ICD10CM/E11.65 belongs to E11.6, E11 and chapter IV, ATC/A10BA02 to
-    A10BA, A10B, A10 and A.
+    A10BA, A10B, A10 and A. ATC codes can also be replaced by their class at a level.
 
 Everything here is a pure function of the tables and of what came before in a person's record.
 """
@@ -28,6 +28,8 @@ _CHAPTERS = (
 )  # fmt: skip
 _ICD10 = re.compile(r"^(?:ICD-?10(?:CM)?|DIAGNOSIS//ICD//10)/{1,2}([A-Z]\d[0-9A-Z])\.?([0-9A-Z]*)$")
 _ATC = re.compile(r"^ATC/{1,2}([A-Z])(\d\d)?([A-Z])?([A-Z])?(\d\d)?$")
+# A code's characters, level by level; what stands before ATC may be anything, as in MEDICATION//ATC//A10BA02.
+_ATC_LEVELS = ("[A-Z]", r"\d\d", "[A-Z]", "[A-Z]", r"\d\d")
 ICD10_ROOT = "ICD10CM"
 
 
@@ -208,6 +210,34 @@ def map_codes(events: pl.DataFrame, mapping: pl.DataFrame) -> tuple[pl.DataFrame
         pl.when(mapped).then(value.cast(pl.Float32)).otherwise(pl.col("numeric_value")).alias("numeric_value"),
     )
     return out.drop("target", "factor", "offset"), int(joined.select(mapped.sum()).item())
+
+
+def classify_drugs(events: pl.DataFrame, level: int) -> tuple[pl.DataFrame, int]:
+    """Events with ATC codes replaced by their class.
+
+    Args:
+      events: code; more columns pass through. level: of the class, 1 to 4 (3: A10B); codes of that level or a higher
+        one stay. 0: all stay.
+
+    Returns:
+      (events, how many rows were replaced).
+    """
+    if not level:
+        return events, 0
+    below = "".join(f"(?:{part}" for part in _ATC_LEVELS[level + 1 :]) + ")?" * (len(_ATC_LEVELS) - level - 1)
+    pattern = f"^((?:.*/)?ATC/{{1,2}}{''.join(_ATC_LEVELS[:level])}){_ATC_LEVELS[level]}{below}$"
+    n = int(events.select(pl.col("code").str.contains(pattern).sum()).item())
+    return events.with_columns(pl.col("code").str.replace(pattern, "${1}")), n
+
+
+def to_common(events: pl.DataFrame, mapping: pl.DataFrame, atc_level: int) -> tuple[pl.DataFrame, int, int]:
+    """(Events under their common codes, how many were mapped, how many replaced by a class of drugs).
+
+    Args: see map_codes and classify_drugs.
+    """
+    mapped, n_mapped = map_codes(events, mapping)
+    classified, n_classified = classify_drugs(mapped, atc_level)
+    return classified, n_mapped, n_classified
 
 
 def cap_frequency(events: pl.DataFrame, per_day: int) -> tuple[pl.DataFrame, int]:

@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from ehrwear_jax.config.data import PrepareConfig
 from ehrwear_jax.data.formats.parquet import write_frame, writing
-from ehrwear_jax.data.prepare import code_counts, code_table, harmonise, training_people, workers
+from ehrwear_jax.data.prepare import code_counts, code_table, training_people, workers
 
 _VALUES_PER_BUCKET = 8_000_000  # (code, value) pairs; a pair is about 30 bytes
 CODE_STATISTICS = pl.Schema(
@@ -59,7 +59,7 @@ def fit_codes(
     records: Path,
     out: Path,
     config: PrepareConfig,
-    units: Mapping[str, str] | None,
+    ranges: Mapping[int, list[float]],
     pool: workers.Pool,
 ) -> tuple[pl.DataFrame, pl.DataFrame]:
     """(CODE_STATISTICS, code_counts.TEXT_COUNTS) of the training patients of OUT/subjects.parquet.
@@ -71,12 +71,9 @@ def fit_codes(
     Works in OUT/parts, which the caller removes; a call that finds parts of it there goes on from them.
 
     Args:
-      units: {code: unit}, see harmonise.read_ranges.
+      ranges: {code_id: inner bounds of clinical ranges}, see clinical_ranges.value_ranges.
     """
     codes, texts = code_table.tables_of(records)
-    ranges = harmonise.read_ranges(config.ranges_file, units) if config.ranges_file else {}
-    ids = dict(codes.select("code", "code_id").iter_rows())
-    ranges = {ids[code]: cuts for code, cuts in ranges.items() if code in ids}
     pieces, folder = sorted((tables / "events").glob("*.parquet")), out / "parts"
     folder.mkdir(exist_ok=True)
     n_buckets = int(np.clip(sum(map(_n_rows, pieces)) // _VALUES_PER_BUCKET + 1, 1, 256))

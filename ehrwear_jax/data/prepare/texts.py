@@ -38,7 +38,7 @@ def frequent_texts(
     Works in OUT/text_counts, which is removed in the end; a call that finds parts of it there goes on from them.
 
     Args:
-      shards, names: of the MEDS dataset, and what each is called. mapping: see harmonise.map_codes.
+      shards, names: of the MEDS dataset, and what each is called. mapping: see harmonise.to_common.
     """
     path, folder = out / "texts.parquet", out / "text_counts"
     if not path.exists():
@@ -93,7 +93,7 @@ def _count(job, config, mapping):
         rows = rows.with_columns(pl.col("numeric_value").fill_nan(None)).drop_nulls(["subject_id", "code"])
         rows = rows.with_columns(result().alias("text")).filter(pl.col("text").is_not_null())
         left_out = pl.col("code").str.starts_with(meds.BIRTH_CODE) | pl.col("code").is_in(config.drop_codes)
-        mapped, _ = harmonise.map_codes(rows.filter(~left_out), mapping)
+        mapped, *_ = harmonise.to_common(rows.filter(~left_out), mapping, config.atc_level)
         found.append(mapped.select("subject_id", "code", "text").unique())
     # a subject may go on in the next batch
     counted = pl.concat(found).unique().group_by("code", "text").agg(pl.len().alias("n_subjects"))

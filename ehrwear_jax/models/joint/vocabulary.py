@@ -1,9 +1,9 @@
 """Makes tokens of codes, values and texts: a table built from what was fitted on the training patients.
 
-A token is a code, a code with the quantile bin of its value ("LOINC//2345-7//Q3"), or a code with one of its frequent
-texts ("LAB//rhythm//sinus"). Values are kept beside the token as a continuous, standardised channel. A code too rare
-for the vocabulary is replaced by its nearest ancestor that is in it (paper, A.2: collapsing infrequent codes); one
-without such an ancestor is left out.
+A token is a code, a code with the quantile bin of its value ("LOINC//2345-7//Q3") or with the clinical range of its
+value ("LOINC//2345-7//low"), or a code with one of its frequent texts ("LAB//rhythm//sinus"). Values are kept beside
+the token as a continuous, standardised channel. A code too rare for the vocabulary is replaced by its nearest ancestor
+that is in it (paper, A.2: collapsing infrequent codes); one without such an ancestor is left out.
 
 Every token is one that training events have: bins without any are merged with a neighbour, and where all training
 events of a code have a value or a text, an event that has neither takes the code's most frequent token.
@@ -11,6 +11,7 @@ events of a code have a value or a text, an event that has neither takes the cod
 
 import dataclasses
 import functools
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -196,6 +197,7 @@ def of_store(store: RecordStore) -> Vocabulary:
         min_text_subjects=max(store.min_subjects, store.min_text_subjects),
         value_bins=store.value_bins,
         min_values=store.min_values,
+        range_labels=store.range_labels,
     )
 
 
@@ -207,6 +209,7 @@ def build_vocabulary(
     min_text_subjects: int,
     value_bins: int,
     min_values: int,
+    range_labels: Mapping[int, list[str]] | None = None,
 ) -> Vocabulary:
     """A Vocabulary from what was fitted.
 
@@ -217,6 +220,8 @@ def build_vocabulary(
       min_text_subjects: a text needs this many training patients for a token; what codes need is said by their alias.
       value_bins: number of quantile bins of a code's values (equal cuts are merged), see code_counts.bin_cuts.
       min_values: a code needs this many values to be binned and standardised.
+      range_labels: {code_id: labels of its clinical ranges}, which its tokens are called by; one that no training value
+        lies in shares the token of a neighbour that has some.
 
     Raises:
       ValueError: a number of bins that there cannot be.
@@ -226,7 +231,7 @@ def build_vocabulary(
     for target, count in zip(alias, statistics["count"], strict=True):
         if target is not None:
             total[target] = total.get(target, 0) + count
-    scaled = _scales(statistics, total, value_bins, min_values)
+    scaled = _scales(statistics, total, value_bins, min_values, range_labels or {})
     of_text: dict[int, list[tuple[int, str, int]]] = {}
     frequent = texts.filter(pl.col("subjects") >= max(min_text_subjects, 1)).sort("text_id")
     for row in frequent.select("code_id", "text_id", "text", "count").iter_rows():
@@ -234,17 +239,16 @@ def build_vocabulary(
     rows: list[tuple] = [(i, name, name, -1, None, None, -1, 0) for i, name in enumerate(SPECIAL)]
     names = set(code)
     for i in sorted(total, key=lambda i: (-total[i], code[i])):
-        n, _, _, cuts, up_to = scaled.get(i, (0, None, None, [], []))
+        n, _, _, cuts, up_to, labels = scaled.get(i, (0, None, None, [], [], []))
         plain = total[i] - n - sum(count for _, _, count in of_text.get(i, ()))
         if plain > 0:
             rows.append((len(rows), code[i], code[i], -1, None, None, -1, plain))
         limits = [float("-inf"), *cuts, float("inf")]
         for b, in_bin in enumerate(np.diff([0, *up_to, n]).tolist() if n else ()):
-            rows.append((len(rows), f"{code[i]}//Q{b}", code[i], b, limits[b], limits[b + 1], -1, in_bin))
+            name = _unused(code[i], labels[b], names) if labels else f"{code[i]}//Q{b}"
+            rows.append((len(rows), name, code[i], b, limits[b], limits[b + 1], -1, in_bin))
         for text_id, text, count in of_text.get(i, ()):
-            name = f"{code[i]}//{text}"
-            name = f'{code[i]}//"{text}"' if name in names else name  # another is called so
-            names.add(name)
+            name = _unused(code[i], text, names)
             rows.append((len(rows), name, code[i], -1, None, None, text_id, count))
     by_code = [scaled.get(i, (0, None, None)) for i in range(len(code))]
     codes = {
@@ -258,8 +262,19 @@ def build_vocabulary(
     return Vocabulary(tokens, pl.DataFrame(codes, _CODES_SCHEMA), texts.height)
 
 
-def _scales(statistics, chosen, value_bins, min_values):
-    """{code_id: (values, mean, std, cuts, values up to each cut)} of the chosen codes that have enough values."""
+def _unused(code, result, names):
+    """The name of a code's token with a result, which joins the names; in quotes where another is called so."""
+    name = f"{code}//{result}"
+    name = f'{code}//"{result}"' if name in names else name
+    names.add(name)
+    return name
+
+
+def _scales(statistics, chosen, value_bins, min_values, range_labels):
+    """{code_id: (values, mean, std, cuts, values up to each cut, labels)} of the chosen codes that have enough values.
+
+    The labels are those of the ranges in which there are values, [] where a code has no labels.
+    """
     scaled: dict[int, tuple] = {}
     columns = ("code_id", "n_values", "mean", "std", "quantile", "up_to", "range_cut", "range_up_to")
     for i, n, mean, std, *found in statistics.select(columns).iter_rows():
@@ -267,7 +282,9 @@ def _scales(statistics, chosen, value_bins, min_values):
             quantile, up_to, range_cut, range_up_to = found
             by_range = (range_cut, range_up_to) if range_cut else None
             cuts, below = by_range or code_counts.bin_cuts(quantile, up_to, n, value_bins)
-            scaled[i] = n, mean, std, *_with_values(cuts, below, n)
+            of_range = np.diff([0, *below, n]).tolist() if range_cut and i in range_labels else []
+            labels = [label for label, size in zip(range_labels[i], of_range, strict=True) if size] if of_range else []
+            scaled[i] = n, mean, std, *_with_values(cuts, below, n), labels
     return scaled
 
 

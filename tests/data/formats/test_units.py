@@ -34,15 +34,51 @@ def test_known_values(value, unit, target, want):
     assert value * factor + offset == pytest.approx(want, rel=1e-9)
 
 
-def test_every_conversion_has_its_inverse_and_none_crosses_quantities():
-    for a, b in itertools.product(units.UNITS, repeat=2):
-        there, back = units.conversion(a, b), units.conversion(b, a)
-        if units.UNITS[a][0] != units.UNITS[b][0]:
+@pytest.mark.parametrize("known", [units.UNITS, units.LABORATORY], ids=["channels", "laboratory"])
+def test_every_conversion_has_its_inverse_and_none_crosses_quantities(known):
+    for a, b in itertools.product(known, repeat=2):
+        there, back = units.conversion(a, b, known), units.conversion(b, a, known)
+        if known[a][0] != known[b][0]:
             assert there is None and back is None
         else:
             assert there[0] * back[0] == pytest.approx(1.0)
             assert back[0] * there[1] + back[1] == pytest.approx(0.0, abs=1e-6)
     assert units.conversion(None, "bpm") is None and units.conversion("bpm", "furlongs") is None
+
+
+@pytest.mark.parametrize(
+    ("texts", "unit"),
+    [
+        (("mg/dL", "mg/dl", "MG/DL", " mg / dL", "mg%"), "mg/dL"),
+        (("K/uL", "10*3/uL", "10^3/uL", "x10E3/uL", "10*3{cells}/uL", "thou/\u00b5L"), "10*3/uL"),
+        (("10*9/L", "10^9/L", "x10e9/L"), "10*9/L"),
+        (("umol/L", "\u00b5mol/L", "\u03bcmol/L"), "umol/L"),
+        (("mIU/L", "m[IU]/L", "mU/L"), "m[IU]/L"),
+        (("uIU/mL", "uU/ML", "\u00b5IU/mL"), "u[IU]/mL"),
+        (("U/L", "IU/L", "[IU]/L"), "U/L"),
+        (("mL/min/{1.73_m2}", "mL/min/1.73 m2", "ml/min/1.73m\u00b2"), "mL/min/{1.73_m2}"),
+        (("mm[Hg]", "mmHg", "mm Hg"), "mm[Hg]"),
+        (("mg/g", "mg/g{creat}"), "mg/g"),
+        (("UNK", "furlong", "mol", "SERUM", "1000"), None),
+    ],
+)
+def test_units_of_laboratories_are_known_in_their_spellings(texts, unit):
+    assert {text: units.laboratory_unit(text) for text in texts} == dict.fromkeys(texts, unit)
+    assert all(units.laboratory_unit(known) == known for known in units.LABORATORY)
+
+
+@pytest.mark.parametrize(
+    ("value", "unit", "target", "want"),
+    [
+        (5.0, "g/dL", "g/L", 50.0), (3.0, "ng/mL", "ug/L", 3.0), (250.0, "pg/mL", "ng/dL", 25.0),
+        (7.2, "10*3/uL", "10*9/L", 7.2), (500.0, "/uL", "10*3/uL", 0.5), (2.0, "ukat/L", "U/L", 120.0),
+        (4.0, "u[IU]/mL", "m[IU]/L", 4.0), (6.0, "kPa", "mm[Hg]", 45.0037), (0.45, "L/L", "%", 45.0),
+        (100.4, "[degF]", "Cel", 38.0),
+    ],
+)  # fmt: skip
+def test_known_laboratory_values(value, unit, target, want):
+    factor, offset = units.conversion(unit, target, units.LABORATORY)
+    assert value * factor + offset == pytest.approx(want, rel=1e-5)
 
 
 def test_recordings_in_another_unit_are_converted_once_said_and_others_set_aside(tmp_path, caplog):

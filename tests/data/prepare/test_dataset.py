@@ -156,6 +156,47 @@ def test_user_tables_harmonise_codes_and_values_and_counts_reconcile(root, count
     assert "ICD10CM" in v.future_codes(99)  # any diagnosis
 
 
+def test_values_of_known_tests_are_binned_by_clinical_ranges_and_the_others_counted(root, tmp_path):
+    named = {"LAB//glucose": "glucose [mg/dL]", "LAB//hdl": "HDL cholesterol"}
+    _, _, split = run(root, tmp_path, dataclasses.replace(CONFIG, ranges_file="clinical", ranges_codes=named))
+    v = vocabulary.of_store(cohort.open_store(tmp_path))
+    people = meds.read_splits(root / "meds").filter(pl.col("split") == "train")["subject_id"]
+    values = raw_events(root).filter(pl.col("subject_id").is_in(people.implode()))
+    glucose, hdl = (values.filter(pl.col("code") == code)["numeric_value"].drop_nulls() for code in named)
+    inside = {"very low": (0, 54), "low": (54, 70), "normal": (70, 100), "above fasting normal": (100, 140),
+              "above normal after a meal": (140, 200)}  # fmt: skip
+    want = {f"LAB//glucose//{name}": ((glucose >= a) & (glucose < b)).sum() for name, (a, b) in inside.items()}
+    found = {t: n for t, n in v.tokens.select("token", "count").iter_rows() if t.startswith("LAB//glucose")}
+    assert found == {name: n for name, n in want.items() if n} and sum(found.values()) == len(glucose) > 50
+    quantiles = v.tokens.filter(pl.col("code") == "LAB//hdl")["token"].to_list()
+    assert quantiles == [f"LAB//hdl//Q{b}" for b in range(4)], "its unit is nowhere said"
+    (step,) = [c for c in split if "in clinical ranges" in c["step"]]
+    assert (step["n"], step["dropped"]) == (len(glucose), len(hdl)) and "of 1 codes" in step["step"]
+    assert "none is left out" in step["reason"] and "1 codes of unknown unit, such as LAB//hdl" in step["reason"]
+    counted = manifest.require(tmp_path / "fit" / "all")["counts"]["values of tests with clinical ranges"]
+    assert counted["in"] == len(glucose) + len(hdl) and counted["out"]["in clinical ranges"] == len(glucose)
+    record_store = cohort.open_store(tmp_path)
+    assert any(name.endswith("value_ranges.parquet") for name in record_store.files())
+    # at the borders, as float32 values of any people
+    code_id = v.codes["code"].to_list().index("LAB//glucose")
+    raw = np.float32([69.9, 70, 99.9, 100, 139.9])
+    token, _ = v.encode(np.full(5, code_id), raw, np.full(5, -1))
+    assert [v.tokens["token"][int(t)].split("//")[-1] for t in token] == [
+        "low", "normal", "normal", "above fasting normal", "above fasting normal"]  # fmt: skip
+
+
+def test_drugs_become_classes_and_are_counted(root, counts, tmp_path):
+    mapping = tmp_path / "mapping.csv"
+    mapping.write_text("code,target\nDX//I10,ATC//C09AA05\n")
+    tables, *_ = run(root, tmp_path, dataclasses.replace(CONFIG, mapping_files=(str(mapping),), atc_level=3))
+    n = raw_events(root).filter(pl.col("code") == "DX//I10").height
+    by_step = {c["step"]: c["n"] for c in tables}
+    assert by_step["EHR rows of drugs as ATC classes of level 3"] == n > 20
+    codes = pl.read_parquet(tmp_path / "records" / "codes.parquet")["code"].to_list()
+    assert "ATC//C09A" in codes and "ATC//C09AA05" not in codes
+    assert tables[0] == counts[0][0] | {"reason": tables[0]["reason"]}, "no event is lost"
+
+
 def test_rare_codes_are_counted_as_left_out(root, counts, tmp_path):
     config = PrepareConfig(min_subjects=10**6)
     dataset.prepare_tables(root / "meds", None, tmp_path / "tables", config)

@@ -115,6 +115,27 @@ def test_bad_ranges_are_named(tmp_path, rows, message):
         harmonise.read_ranges(table(tmp_path / "bad.csv", rows), {"K": "mg"})
 
 
+@pytest.mark.parametrize(
+    ("level", "classes"),
+    [
+        (0, ["ATC//A10BA02", "ATC/C09", "MEDICATION//ATC/C07AB02", "ATC//A10B"]),
+        (1, ["ATC//A", "ATC/C", "MEDICATION//ATC/C", "ATC//A"]),
+        (2, ["ATC//A10", "ATC/C09", "MEDICATION//ATC/C07", "ATC//A10"]),
+        (3, ["ATC//A10B", "ATC/C09", "MEDICATION//ATC/C07A", "ATC//A10B"]),
+        (4, ["ATC//A10BA", "ATC/C09", "MEDICATION//ATC/C07AB", "ATC//A10B"]),
+    ],
+)
+def test_drugs_are_replaced_by_their_class(level, classes):
+    others = ["XATC//A10BA02", "ATC//A10BA0", "ATC//A10BA021", "LOINC//2345-7"]
+    drugs = ["ATC//A10BA02", "ATC/C09", "MEDICATION//ATC/C07AB02", "ATC//A10B"]
+    events = pl.DataFrame({"code": drugs + others, "row": range(8)})
+    found, n = harmonise.classify_drugs(events, level)
+    assert found["code"].to_list() == classes + others and found["row"].equals(events["row"])
+    assert n == sum(a != b for a, b in zip(classes, drugs, strict=True))
+    for before, after in zip(drugs[:2], classes[:2], strict=True):  # the class is one that the code spells out
+        assert after == before or after in harmonise.implied_parents(before)
+
+
 events_strategy = st.lists(
     st.tuples(st.integers(1, 3), st.one_of(st.none(), st.integers(0, 100)), st.sampled_from("ab")), max_size=40
 )

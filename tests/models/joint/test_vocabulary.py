@@ -285,6 +285,21 @@ def test_counts_of_bins_are_those_of_their_tokens(values, in_ranges):
         assert [low for low, _, _ in bins[1:]] == [high for _, high, _ in bins[:-1]], "no gap is left between them"
 
 
+def test_tokens_of_labelled_ranges_are_called_by_them():
+    """A range without training values shares a neighbour's token; a text that is called like one is in quotes."""
+    values = [1.0] * 4 + [4.0] * 5 + [9.0] * 6  # none in (2, 3], none above 10
+    rows = [(i, "lab", v) for i, v in enumerate(values)] + [(i, "lab", None, "low") for i in range(5)]
+    rows += [(i, "other", v) for i, v in enumerate(values)]
+    cuts, labels = [2.0, 3.0, 5.0, 10.0], ["low", "lowish", "normal", "high", "very high"]
+    ids = {"lab": 0, "other": 1}  # codes are in the order of their names
+    fitted = Fitted(rows, ranges=dict.fromkeys(ids, cuts), range_labels={ids["lab"]: labels})
+    assert dict(v for v in fitted.v.tokens.select("token", "count").iter_rows() if v[0].startswith("lab")) == {
+        "lab//low": 4, "lab//normal": 5, "lab//high": 6, 'lab//"low"': 5}  # fmt: skip
+    named = fitted.named([(1, "lab", v) for v in (0.0, 2.0, 2.5, 3.0, 5.0, 5.1, 11.0)])
+    assert named == [f"lab//{x}" for x in ("low", "low", "normal", "normal", "normal", "high", "high")]
+    assert fitted.named([(1, "lab", None, "low"), (1, "other", 4.0)]) == ['lab//"low"', "other//Q1"]
+
+
 RESULTS = st.tuples(
     st.integers(0, 6),
     st.sampled_from(["lab", "lab2", "dx", "dx.1", "text"]),
@@ -346,6 +361,7 @@ def test_whether_a_text_is_a_token_depends_on_training_patients_alone(n_training
     store = types.SimpleNamespace(
         code_statistics=fitted.statistics, text_statistics=fitted.text_statistics, texts=fitted.texts,
         codes=fitted.codes, min_subjects=2, min_text_subjects=5, value_bins=4, min_values=10,
+        range_labels={},
     )  # fmt: skip
     tokens = vocabulary.of_store(store).tokens["token"].to_list()
     assert ("rhythm//sinus" in tokens) == is_token and "rhythm" in tokens
