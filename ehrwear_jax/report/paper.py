@@ -5,7 +5,7 @@ import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from ehrwear_jax.report import result_records as rec
-from ehrwear_jax.report.page import Block, Section, Text
+from ehrwear_jax.report.page import Block, Section, Text, join_words
 from ehrwear_jax.report.report_data import ReportData
 from ehrwear_jax.report.result_records import Record
 from ehrwear_jax.report.table_model import Column, Group, Row, Table
@@ -196,6 +196,21 @@ def paper_tables(records: Sequence[Record], data: ReportData) -> Section:
     for number, reason in sorted(absent.items()):
         blocks.append(Text(f"Table {number} is not filled: {reason}"))
     return Section("paper", "The paper's tables", tuple(blocks))
+
+
+def beside_the_paper(added: Mapping[str, Sequence[str]]) -> list[Text]:
+    """Which models are those of the paper, and what others add to it: a paragraph for each kind."""
+    alike: dict[tuple[str, ...], list[str]] = {}
+    for model, what in added.items():
+        alike.setdefault(tuple(what), []).append(model)
+    out = []
+    for what, models in sorted(alike.items()):
+        names, one = join_words(sorted(models)), len(models) == 1
+        if what:
+            out.append(Text(f"Beside what the paper describes, {names} {'has' if one else 'have'}: {'; '.join(what)}."))
+        else:
+            out.append(Text(f"As the paper describes {'it' if one else 'them'}, with nothing added: {names}."))
+    return out
 
 
 def families(records: Sequence[Record]) -> dict[str, list[str]]:

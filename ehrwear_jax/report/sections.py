@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ehrwear_jax.report import figures, table_model
+from ehrwear_jax.report import figures, paper, table_model
 from ehrwear_jax.report import result_records as rec
 from ehrwear_jax.report.page import Block, Bullets, Details, FigureGrid, Section, Text, join_words
 from ehrwear_jax.report.result_records import Record
@@ -55,7 +55,7 @@ def summary(records: Sequence[Record], added: Mapping[str, Sequence[str]] = type
     Args:
       added: pretrained model -> what it adds to the model of its paper, which is told first.
     """
-    first, items = beside_the_paper(added), []
+    first, items = paper.beside_the_paper(added), []
     for metric in ("auroc", "c_index"):
         scores = [r for r in _of(records, [metric]) if r["value"] is not None]
         for task in rec.tasks_of(scores):
@@ -71,21 +71,6 @@ def summary(records: Sequence[Record], added: Mapping[str, Sequence[str]] = type
         text = "Where the interval of a difference includes zero, the data do not distinguish the two models."
         blocks.append(Text(text, ("difference",)))
     return Section("summary", "Summary", tuple(blocks))
-
-
-def beside_the_paper(added: Mapping[str, Sequence[str]]) -> list[Text]:
-    """Which models are those of the paper, and what others add to it: a paragraph for each kind."""
-    alike: dict[tuple[str, ...], list[str]] = {}
-    for model, what in added.items():
-        alike.setdefault(tuple(what), []).append(model)
-    out = []
-    for what, models in sorted(alike.items()):
-        names, one = join_words(sorted(models)), len(models) == 1
-        if what:
-            out.append(Text(f"Beside what the paper describes, {names} {'has' if one else 'have'}: {'; '.join(what)}."))
-        else:
-            out.append(Text(f"As the paper describes {'it' if one else 'them'}, with nothing added: {names}."))
-    return out
 
 
 def _comparison(main: str, by_model: Mapping[str, Record], records: Sequence[Record], task: str, metric: str) -> str:

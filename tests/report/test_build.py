@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from report_samples import inputs, losses, record, results, trajectory
 
+from ehrwear_jax.report import paper
 from ehrwear_jax.report import result_records as rec
-from ehrwear_jax.report import sections
 from ehrwear_jax.report.build import build_report, report_page
 from ehrwear_jax.report.figures import COLORS
 from ehrwear_jax.report.sections import loss_curves
@@ -224,11 +224,11 @@ def test_loss_curves_keep_finite_values_in_order_of_steps():
 
 def test_the_page_says_first_which_models_are_those_of_their_paper():
     added = {"joint": ("decayed counts", "next codes"), "joint_paper": (), "ehr_only": ("decayed counts", "next codes")}
-    said = [b.text for b in sections.beside_the_paper(added)]
+    said = [b.text for b in paper.beside_the_paper(added)]
     assert said == [
         "As the paper describes it, with nothing added: joint_paper.",
         "Beside what the paper describes, ehr_only and joint have: decayed counts; next codes.",
     ]
     page = report_page(dataclasses.replace(inputs(), added=added), [])
     assert [b.text for b in page.sections[0].blocks[:2]] == said
-    assert sections.beside_the_paper({}) == []
+    assert paper.beside_the_paper({}) == []

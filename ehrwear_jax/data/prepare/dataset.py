@@ -258,11 +258,9 @@ def fit_split(
         write_json(signals, out / "signal_statistics.json")
         n, beyond = sum(signals["n_values"]), sum(signals["n_beyond"])
         counts["samples of signals"] = {"in": n, "out": {"within bounds": n - beyond, "beyond": beyond}}
-        written = [out / name for name in (*_FITTED, "subjects.parquet", "meta.json")]
-        if imputed := sum(signals.get("n_imputed", ())):
-            counts["imputed samples of signals"] = {"in": imputed, "out": {"of the scale alone": imputed}}
-        counts |= clinical_ranges.write(chosen, codes, config.min_values, out / store.RANGES)
-        written += [out / store.RANGES] if chosen is not None else []
+        of_ranges = () if chosen is None else (store.RANGES,)
+        written = [out / name for name in (*_FITTED, "subjects.parquet", "meta.json", *of_ranges)]
+        counts |= _imputed(signals) | clinical_ranges.write(chosen, codes, config.min_values, out / store.RANGES)
         if "pretraining" in subjects.columns:
             counts |= pretraining.write(records, out)
             written.append(out / store.PRETRAINING)
@@ -270,6 +268,12 @@ def fit_split(
         statistics.remove_parts(out)
     counts = manifest.require(out)["counts"]
     return steps + pretraining.steps(counts, division.cutoff) + _fit_steps(counts, config, out)
+
+
+def _imputed(signals):
+    """The count of steps that were filled for the scale."""
+    n = sum(signals.get("n_imputed", ()))
+    return {"imputed samples of signals": {"in": n, "out": {"of the scale alone": n}}} if n else {}
 
 
 def _text_subjects(config):
