@@ -68,7 +68,7 @@ def staged(root: Path) -> Iterator[Path]:
     """
     root = Path(root)
     building = root / ".building"
-    parts = ("counts.json", "labels", "wearable", "meds")
+    parts = ("counts.json", "subject_ids.csv", "labels", "wearable", "meds")
     in_use = [name for name in parts if (root / name).exists()]
     if in_use and not building.exists():
         raise ValueError(f"{root / in_use[0]}: already exists; write to an empty folder")
