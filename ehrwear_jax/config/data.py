@@ -162,15 +162,15 @@ class PrepareConfig:
     """Table code, low, high of clinical ranges, used as value bins instead of training quantiles; "clinical": the table
     that comes with the package (prepare/clinical_ranges.csv), for codes that name a LOINC code of it, or whose parents
     do; empty: none."""
-    ranges_codes: dict = dataclasses.field(default_factory=dict)
+    ranges_codes: dict = options.added({})
     """With "clinical": code -> row of the table, with the unit of the values where the dataset does not say it, such as
     {"LAB//glu": "glucose [mmol/L]"}."""
-    ranges_usual_units: bool = False
+    ranges_usual_units: bool = options.added(False)
     """With "clinical": take values whose unit is not known to be in the usual one of their LOINC code; False: they are
     binned by quantiles."""
     implied_parents: bool = False
     """Give ICD-10 and ATC codes the ancestors that they spell out, beside those of codes.parquet."""
-    atc_level: int = 0
+    atc_level: int = options.added(0)
     """Level of the classes, 1 to 4, that ATC codes are replaced by: 3 makes A10B, the first four characters, of
     A10BA02; 0: codes stay as they are."""
     max_per_day: int = 0
@@ -257,8 +257,6 @@ RECORD_OPTIONS = ("implied_parents", "subjects_per_shard")
 DEIDENTIFY_OPTIONS = ("pseudonymise", "shift_days", "shift_whole_weeks", "max_age_years", "key_file")
 FIT_OPTIONS = ("min_subjects", "value_bins", "min_values", "value_fence", "ranges_file", "ranges_codes",
                "ranges_usual_units", "tuning_fraction", "impute_gap_minutes")  # fmt: skip
-# Options that are in no identity at these values, as what was made before there were any is the same.
-LATER_OPTIONS = {"ranges_codes": {}, "ranges_usual_units": False, "atc_level": 0}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -90,6 +90,8 @@ _ADDED = "added"
 
 def added(default: Any) -> Any:
     """A field that came when there were artifacts already, which keep their digests: see `identity`."""
+    if isinstance(default, dict):  # one for each instance, as it can be changed
+        return dataclasses.field(default_factory=lambda: dict(default), metadata={_ADDED: True})
     return dataclasses.field(default=default, metadata={_ADDED: True})
 
 
@@ -97,10 +99,15 @@ def identity(options: Any) -> Any:
     """As `as_dict`, without fields that were `added` and have their default: what an artifact depends on."""
     if dataclasses.is_dataclass(options):
         values = {field: getattr(options, field.name) for field in dataclasses.fields(options)}
-        return {f.name: identity(v) for f, v in values.items() if not (f.metadata.get(_ADDED) and v == f.default)}
+        unset = {f for f, v in values.items() if f.metadata.get(_ADDED) and v == _default(f)}
+        return {f.name: identity(v) for f, v in values.items() if f not in unset}
     if isinstance(options, Mapping):
         return {k: identity(v) for k, v in options.items()}
     return tuple(identity(x) for x in options) if isinstance(options, (list, tuple)) else options
+
+
+def _default(field):
+    return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
 
 
 def as_dict(options: Any) -> Any:

@@ -13,7 +13,6 @@ from ehrwear_jax.config.data import (
     CLINICAL,
     DEIDENTIFY_OPTIONS,
     FIT_OPTIONS,
-    LATER_OPTIONS,
     PREPARE_NOT_RESULTS,
     RECORD_OPTIONS,
     SimulateConfig,
@@ -113,9 +112,8 @@ class Plan:
         return deidentify.of(self.config.prepare)
 
     def _prepare_options(self, names):
-        """Options of prepare as a part of an identity, without later ones that change nothing."""
-        found = options.identity(self.config.prepare)
-        return {k: found[k] for k in names if k in found and (k not in LATER_OPTIONS or found[k] != LATER_OPTIONS[k])}
+        """Options of prepare as a part of an identity."""
+        return {k: v for k, v in options.identity(self.config.prepare).items() if k in names}
 
     @functools.cached_property
     def tables(self) -> Artifact:

@@ -10,7 +10,6 @@ import small_run
 
 from ehrwear_jax import config as config_lib
 from ehrwear_jax.config import parse
-from ehrwear_jax.config.data import LATER_OPTIONS
 from ehrwear_jax.runtime import checkpoint_manifest, distributed
 from ehrwear_jax.stages import evaluate, interpret, predictors, prepare, pretrain, report, tasks
 from ehrwear_jax.stages.artifacts import Artifact
@@ -140,20 +139,6 @@ def test_a_change_before_or_in_pretraining(root, key, value, expected):
     check_change(root, key, value, expected, lambda plan: of_data(plan) | of_networks(plan))
 
 
-def test_later_options_are_in_an_identity_once_they_are_set(root):
-    """What was made before there were any stays what their defaults ask for."""
-    config = small(root)
-    plan = Plan(parse(config), Workdir(root / "run"))
-    assert not LATER_OPTIONS.keys() & {**plan.tables.of["prepare"], **plan.fit("all").of["prepare"]}.keys()
-    assert plan.fit("all").of["ranges"] == ""
-    set_to = {"ranges_codes": {"LAB//glucose": "glucose"}, "ranges_usual_units": True, "atc_level": 1}
-    assert set_to.keys() == LATER_OPTIONS.keys() and all(v != LATER_OPTIONS[k] for k, v in set_to.items())
-    config.prepare.update({"ranges_file": "clinical"} | set_to)
-    plan = Plan(parse(config), Workdir(root / "run"))
-    found = {**plan.tables.of["prepare"], **plan.fit("all").of["prepare"]}
-    assert {k: found[k] for k in set_to} == set_to and plan.fit("all").of["ranges"]["table"]
-
-
 ALL_SCORES = {"scores/readmission", "scores/relapse"}
 ALL_INTERPRETED = {f"interpret/{m}" for m in ("joint", "ehr_only", "wear_only", "late_fusion")}
 BOTH = "readmission", "relapse"
@@ -216,7 +201,7 @@ def test_options_that_were_added_change_no_digest_at_their_defaults(root):
     """The identities of before name none of them; what they are set to is named."""
     config = small(root)
     config.prepare.segments = {"ppg": {"channels": ("ppg",)}}
-    added = {"acceleration", "artefacts", "impute_gap_minutes"}
+    added = {"acceleration", "artefacts", "impute_gap_minutes", "ranges_codes", "ranges_usual_units", "atc_level"}
     plan = Plan(parse(config), Workdir(root / "run"))
     assert not added & (plan.tables.of["prepare"].keys() | plan.fit("all").of["prepare"].keys())
     assert list(plan.tables.of["prepare"]["segments"]["ppg"]) == [
@@ -228,6 +213,11 @@ def test_options_that_were_added_change_no_digest_at_their_defaults(root):
     assert other.tables.of["prepare"]["segments"]["ppg"]["reject"] is True
     assert other.tables.of["prepare"]["artefacts"] == ("heart_rate",)
     assert other.fit("all").of["prepare"]["impute_gap_minutes"] == 5.0
+    ranges = {"ranges_file": "clinical", "ranges_codes": {"LAB//glucose": "glucose"}, "ranges_usual_units": True}
+    config.prepare.update(ranges | {"atc_level": 1})
+    third = Plan(parse(config), Workdir(root / "run"))
+    assert third.tables.of["prepare"]["atc_level"] == 1 and plan.fit("all").of["ranges"] == ""
+    assert third.fit("all").of["prepare"].items() >= ranges.items() and third.fit("all").of["ranges"]["table"]
 
 
 def test_folds_share_tables_and_records(root):
