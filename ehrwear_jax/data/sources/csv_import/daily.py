@@ -17,7 +17,7 @@ import polars as pl
 
 from ehrwear_jax.data.sources.csv_import import mapped, text_tables
 from ehrwear_jax.data.sources.csv_import.mapping import STEP, Channel, Layout, Mapping, Sampling
-from ehrwear_jax.data.sources.csv_import.readings import Job, find_files
+from ehrwear_jax.data.sources.csv_import.readings import Job, known_files
 
 _DAY = Sampling(STEP, 86_400.0)
 CHANNELS = {
@@ -80,16 +80,13 @@ def read(job: Job) -> Iterator[pl.DataFrame]:
       FileNotFoundError: no table with a column of dates and one of COLUMNS.
       ValueError: a value cannot be read; names file, line and column.
     """
-    known = 0
-    for path in find_files(job.source, ("*.csv", "*.csv.gz", "*.tsv", "*.txt", "*.parquet")):
+
+    def batches_of(path):
         plan = _plan(path, job)
-        if plan is None:
-            job.tally.skipped.append(str(path))
-            continue
-        known += 1
-        yield from mapped.read([path], plan, job)
-    if not known:
-        raise FileNotFoundError(f"{job.source}: holds no table of days with columns as in daily.py")
+        return None if plan is None else mapped.read([path], plan, job)
+
+    patterns = ("*.csv", "*.csv.gz", "*.tsv", "*.txt", "*.parquet")
+    yield from known_files(job, patterns, batches_of, "holds no table of days with columns as in daily.py")
 
 
 def _plan(path, job: Job) -> Mapping | None:

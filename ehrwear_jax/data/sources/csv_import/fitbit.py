@@ -26,7 +26,7 @@ import polars as pl
 
 from ehrwear_jax.data.sources.csv_import import clock, mapped, text_tables
 from ehrwear_jax.data.sources.csv_import.mapping import STEP, Channel, Mapping, Sampling
-from ehrwear_jax.data.sources.csv_import.readings import Check, Job, find_files, of_channel
+from ehrwear_jax.data.sources.csv_import.readings import Check, Job, known_files, of_channel
 
 _MINUTE = Sampling(STEP, 60.0)
 CHANNELS = {
@@ -54,20 +54,17 @@ def read(job: Job) -> Iterator[pl.DataFrame]:
       FileNotFoundError: nothing that this format reads.
       ValueError: a file is not as the module's docstring says; names file, line and column.
     """
-    known = 0
-    for path in find_files(job.source, ("*.csv", "*.csv.gz", "*.json")):
-        if path.suffix == ".json":
-            channel = next((c for prefix, c in _JSON.items() if path.name.startswith(prefix)), None)
-            batches = None if channel is None else _archive(path, channel, job)
-        else:
-            batches = _table(path, job)
-        if batches is None:
-            job.tally.skipped.append(str(path))
-            continue
-        known += 1
-        yield from batches
-    if not known:
-        raise FileNotFoundError(f"{job.source}: holds no heart rates or steps as Fitbit writes them (see fitbit.py)")
+    yield from known_files(
+        job,
+        ("*.csv", "*.csv.gz", "*.json"),
+        lambda path: _json(path, job) if path.suffix == ".json" else _table(path, job),
+        "holds no heart rates or steps as Fitbit writes them (see fitbit.py)",
+    )
+
+
+def _json(path: Path, job: Job) -> Iterator[pl.DataFrame] | None:
+    channel = next((c for prefix, c in _JSON.items() if path.name.startswith(prefix)), None)
+    return None if channel is None else _archive(path, channel, job)
 
 
 def _table(path: Path, job: Job) -> Iterator[pl.DataFrame] | None:

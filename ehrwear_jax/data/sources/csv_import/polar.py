@@ -32,7 +32,7 @@ import polars as pl
 
 from ehrwear_jax.data.sources.csv_import import clock, mapped
 from ehrwear_jax.data.sources.csv_import.mapping import BEATS, STEP, Channel, Layout, Mapping, Sampling
-from ehrwear_jax.data.sources.csv_import.readings import Check, Job, find_files, of_channel
+from ehrwear_jax.data.sources.csv_import.readings import Check, Job, known_files, of_channel
 from ehrwear_jax.data.sources.csv_import.text_tables import TextTable, sniff
 
 AHEAD_S, BEHIND_S = 5.0, 60.0
@@ -69,20 +69,19 @@ def read(job: Job) -> Iterator[pl.DataFrame]:
       FileNotFoundError: there is none.
       ValueError: a file is not as the module's docstring says; names file, line and column.
     """
-    known = 0
-    for path in find_files(job.source, ("*.txt", "*.csv", "*.txt.gz", "*.csv.gz")):
-        lines = sniff(path)
-        if lines and lines[0].startswith(PHONE + ";") and columns_of(lines[0].split(";")):
-            batches = _Logged(path, job).batches()
-        elif any(line.startswith(FLOW) for line in lines):
-            batches = _flow(path, lines, job)
-        else:
-            job.tally.skipped.append(str(path))
-            continue
-        known += 1
-        yield from batches
-    if not known:
-        raise FileNotFoundError(f"{job.source}: holds no file of Polar Sensor Logger or Polar Flow (see polar.py)")
+    yield from known_files(
+        job,
+        ("*.txt", "*.csv", "*.txt.gz", "*.csv.gz"),
+        lambda path: _batches(path, job),
+        "holds no file of Polar Sensor Logger or Polar Flow (see polar.py)",
+    )
+
+
+def _batches(path: Path, job: Job) -> Iterator[pl.DataFrame] | None:
+    lines = sniff(path)
+    if lines and lines[0].startswith(PHONE + ";") and columns_of(lines[0].split(";")):
+        return _Logged(path, job).batches()
+    return _flow(path, lines, job) if any(line.startswith(FLOW) for line in lines) else None
 
 
 def columns_of(names: list[str]) -> dict[str, str]:

@@ -190,6 +190,30 @@ def find_files(source: Path, patterns: Iterable[str]) -> list[Path]:
     return sorted(found)
 
 
+def known_files(
+    job: "Job", patterns: Iterable[str], batches_of: Callable[[Path], Iterator[pl.DataFrame] | None], lacking: str
+) -> Iterator[pl.DataFrame]:
+    """Batches of the files of an export, one file after the other; those that are of another form are noted.
+
+    Args:
+      patterns: see find_files. batches_of: of a file, None where it is of another form.
+      lacking: what the source does not hold where no file is of this form.
+
+    Raises:
+      FileNotFoundError: no file is of this form.
+    """
+    known = 0
+    for path in find_files(job.source, patterns):
+        batches = batches_of(path)
+        if batches is None:
+            job.tally.skipped.append(str(path))
+            continue
+        known += 1
+        yield from batches
+    if not known:
+        raise FileNotFoundError(f"{job.source}: {lacking}")
+
+
 def of_channel(
     times: pl.DataFrame, value: pl.Series, good: pl.Series, subject: str, channel: str, device: str
 ) -> pl.DataFrame:
