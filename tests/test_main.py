@@ -122,7 +122,8 @@ def test_describe_needs_no_data_and_leaves_nothing(tmp_path, capsys):
     lines = said.splitlines()
     parts = {name: int(n.replace(",", "")) for name, n in (line.split() for line in lines[1:])}
     differing = [line.split()[:2] for line in beside.splitlines() if line.endswith("differs")]
-    assert differing == [["backbone:", "layers"]] and beside.endswith("added to it: nothing\n")
+    assert differing == [["backbone:", "layers"], ["wearable", "encoder:"]]
+    assert beside.endswith("added to it: nothing\n")
     assert lines[0] == (f"full-layers2, joint: {sum(parts.values()):,} parameters with a vocabulary of 32,768 tokens, "
                         "assumed")  # fmt: skip
     # two layers of four products, biases and norms, R = 4 kernels, modality tags; and the last norm

@@ -1,6 +1,5 @@
 """Holds the options of every part as plain dataclasses, their defaults and what checks them; imports no jax."""
 
-from ehrwear_jax.config import bases
 from ehrwear_jax.config.base import base
 from ehrwear_jax.config.data import SIMULATED
 from ehrwear_jax.config.run import RunConfig, check, parse, read
@@ -13,7 +12,6 @@ __all__ = [
     "RunConfig",
     "apply_variants",
     "base",
-    "bases",
     "check",
     "chosen_base",
     "parse",

@@ -14,7 +14,7 @@ and it may have these:
     assumed(config, prepare, vocabulary)   (BatchSpec, counts of a full row) before there are data: describe, compile
     network's methods read and predicted   its two halves, between which lies z: gradients on z (training/gradients.py)
     adapted(config, width)                 the config with adapters, which a mode of fine-tuning adds
-    published(config, train)               ([(what, in its paper, here)], what is added to it): describe, the report
+    published(config, train, prepare)      ([(what, in its paper, here)], what is added to it): describe, the report
     interpretation                         a module like models/joint/interpretation.py: kernels, attributable inputs
 
 The loop, checkpoints, sharding, embedding, probes, fine-tuning, cost and report take these and never name a family.

@@ -3,7 +3,6 @@
 Every section is always present; where its input is missing it says so in a sentence.
 """
 
-import types
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -49,7 +48,7 @@ def _table(records: Sequence[Record], metrics: Sequence[str], caption: str) -> t
 # ---------------------------------------------------------------------------------------------
 
 
-def summary(records: Sequence[Record], added: Mapping[str, Sequence[str]] = types.MappingProxyType({})) -> Section:
+def summary(records: Sequence[Record], added: Mapping[str, Sequence[str]]) -> Section:
     """One sentence for each task that compares the main model with the best other one.
 
     Args:

@@ -27,7 +27,7 @@ def describe(config: RunConfig) -> None:
     for part, count in parts.items():
         print(f"  {part:<12} {count:>13,}")
     if hasattr(model.module, "published"):
-        _print_published(*model.module.published(model.config, model.train))
+        _print_published(*model.module.published(model.config, model.train, config.prepare))
 
 
 def _print_published(rows, added):

@@ -57,7 +57,7 @@ def _added(config):
     for name in config.networks:
         model = Model(**config.model(name, config.seeds[0]))
         if hasattr(model.module, "published"):
-            out[name] = model.module.published(model.config, model.train)[1]
+            out[name] = model.module.published(model.config, model.train, config.prepare)[1]
     return out
 
 

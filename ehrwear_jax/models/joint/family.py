@@ -71,9 +71,11 @@ def assumed(config: Config, prepare: PrepareConfig, vocabulary: int) -> tuple[Ba
     return spec, counts
 
 
-def published(config: Config, train: TrainConfig) -> tuple[list[tuple[str, str, str]], list[str]]:
+def published(
+    config: Config, train: TrainConfig, prepare: PrepareConfig
+) -> tuple[list[published_lib.Published], list[str]]:
     """([(what, in the paper, here)], what is added to the paper's model), see joint/published.py."""
-    return [x[:3] for x in published_lib.published(config, train)], published_lib.additions(config)
+    return published_lib.published(config, train, prepare), published_lib.additions(config)
 
 
 def adapted(config: Config, width: int) -> Config:

@@ -3,6 +3,7 @@
 from typing import NamedTuple
 
 from ehrwear_jax.config import bases, options
+from ehrwear_jax.config.data import PrepareConfig
 from ehrwear_jax.config.training import TrainConfig
 from ehrwear_jax.models.joint.config import Config
 
@@ -11,18 +12,12 @@ class Published(NamedTuple):
     """One thing that the paper says of its model.
 
     Attributes:
-      what: in words. paper: what the paper says. here: the same of a config. where: section of the paper.
+      what: in words. paper: what the paper says. here: the same of a config.
     """
 
     what: str
     paper: str
     here: str
-    where: str = "A.4"
-
-    @property
-    def same(self) -> bool:
-        """Whether the config has what the paper says."""
-        return self.paper == self.here
 
 
 # term -> what the paper calls it; those of the extended base are in config/bases.py
@@ -47,11 +42,10 @@ _WEIGHTS = {
 _SMALL = 0.1  # the largest weight that is called small
 
 
-def published(config: Config, train: TrainConfig) -> list[Published]:
+def published(config: Config, train: TrainConfig, prepare: PrepareConfig) -> list[Published]:
     """What the paper says of its model, and what a config has in its place; first appendix A.4, then the losses.
 
-    Readings where the paper leaves something open or contradicts itself: a window of the backbone is some hours of
-    minutes and not 30 s; a patient-day is a context that ends with one.
+    docs/reading_the_paper.md says why windows differ, and what a patient-day is taken to be.
     """
     n, c = config.network, config.context
     whole = [
@@ -62,6 +56,7 @@ def published(config: Config, train: TrainConfig) -> list[Published]:
         ("backbone: dropout", "0.1", n.dropout),
         ("wearable encoder: layers", "6", n.wear_layers),
         ("wearable encoder: width", "512", n.wear_width),
+        ("wearable encoder: windows", "30 s", _windows(config, prepare)),
         ("EHR embedding: token width", "512", n.token_width),
         ("EHR embedding: time features", "128", n.time_features),
         ("time encoding", "log-linear frequencies", {"log_linear": "log-linear frequencies"}.get(n.time_encoding)),
@@ -79,8 +74,14 @@ def published(config: Config, train: TrainConfig) -> list[Published]:
         ("steps", "500000", train.steps),
     ]
     found = [Published(what, paper, str(here)) for what, paper, here in whole]
-    found += [Published(f"loss: {words}", _WEIGHTS[t], _weight(config, t), "3.3") for t, words in TERMS.items()]
+    found += [Published(f"loss: {words}", _WEIGHTS[t], _weight(config, t)) for t, words in TERMS.items()]
     return found
+
+
+def _windows(config, prepare):
+    raw = prepare.segments.get(config.context.raw_segments)
+    parts = f"{prepare.window_hours} h of {prepare.step_minutes} min"
+    return parts if raw is None else f"{parts}, {raw.seconds:g} s of raw signal in them"
 
 
 def additions(config: Config) -> list[str]:
