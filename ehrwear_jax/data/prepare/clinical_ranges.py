@@ -8,7 +8,10 @@ clinical_ranges.csv has a row per test (laboratory tests and vital signs of adul
     also     units that convert for this test alone, value = factor * value [+ offset]: mmol/L=18.016
     cuts     increasing; ">=3.5": 3.5 and what is above belong together; ">5.0": 5.0 belongs to what is below
     labels   of the ranges, one more than there are cuts: low|normal|high
-    source   of the row: reference limits, guidelines with the limits that are taken from them
+    source   that the limits are attributed to, with those of several where there are several
+
+The limits were not compared with these sources line by line: reference limits come from a transcription of them, and
+those of guidelines from general knowledge. They cut values into tokens; they are no medical advice.
 
 Where limits depend on the sex, both sexes' are cut points, since a code's bins are everybody's.
 

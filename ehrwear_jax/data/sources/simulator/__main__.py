@@ -4,8 +4,9 @@
 
 DIR/meds is a MEDS 0.4 dataset, DIR/wearable what data/formats/wearable.py says, DIR/labels the tables of the tasks and
 DIR/README.md the data card: what is in it, how it was made, what it is fit for. DIR/truth holds the hidden state of
-each person and the true risks, for evaluation only. The default is about 20 MB, as the paper's appendix A.9 promises a
-small synthetic set; the same options give the same bytes. Any program that reads MEDS can use it; this one does so by
+each person and the true risks, for evaluation only. The default is 17.5 MB: the small synthetic set that the
+paper's appendix A.9 promises. The same options give the same bytes. Any program that reads MEDS can use it; this one
+does so by
 
     python -m ehrwear_jax.main --config=configs/tiny.py --config.data.source=meds --config.data.meds_dir=DIR/meds
         --config.data.wearable_dir=DIR/wearable --config.data.labels_dir=DIR/labels
