@@ -1,11 +1,13 @@
 """A configuration of the main job that is small enough for tests, on the cohort of cohort.py."""
 
 import cohort
+import numpy as np
 import polars as pl
 
 from ehrwear_jax import config as config_lib
 from ehrwear_jax.stages import embed
 from ehrwear_jax.stages import workdir as workdir_lib
+from ehrwear_jax.stages.embed import KEYS
 from ehrwear_jax.stages.plan import Plan
 from ehrwear_jax.stages.workdir import Workdir
 from ehrwear_jax.training.pretrain import Model
@@ -133,3 +135,19 @@ def value(records, task, model, metric):
     """The value of the one record of a model's metric."""
     (found,) = [r for r in records if (r["task"], r["model"], r["metric"]) == (task, model, metric)]
     return found["value"]
+
+
+def telling_latents(labels):
+    """Latents, for write_embeddings, that hold the labels of tasks under noise, least of it in the joint model's."""
+    rng, noises = np.random.default_rng(0), {"joint": 0.7, "ehr_only": 1.0, "wear_only": 2.0}
+
+    def latents(trained, times):
+        signal = []
+        for task, table in labels.items():
+            label = pl.col(table.columns[2]).cast(pl.Float64).alias(task)
+            told = times.join(table.select(*KEYS, label), on=KEYS, how="left", maintain_order="left")[task]
+            signal.append((told.log() if task == "relapse" else told).fill_null(0.0).to_numpy())
+        signal = np.stack(signal, axis=1)
+        return signal + noises[trained.name] * rng.normal(size=signal.shape)
+
+    return latents

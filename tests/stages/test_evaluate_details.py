@@ -8,7 +8,6 @@ import pytest
 import small_run
 from sklearn.metrics import mean_squared_error, roc_auc_score
 from sksurv.metrics import (
-    concordance_index_censored,
     concordance_index_ipcw,
     cumulative_dynamic_auc,
     integrated_brier_score,
@@ -16,7 +15,7 @@ from sksurv.metrics import (
 from sksurv.util import Surv
 from small_run import value
 
-from ehrwear_jax.evals import classification, protocol, recalibration, subgroups, survival
+from ehrwear_jax.evals import classification, recalibration, subgroups, survival
 from ehrwear_jax.evals.builders import PredictedCurves
 from ehrwear_jax.evals.estimates import Resampling
 from ehrwear_jax.evals.protocol import TaskSpec
@@ -24,7 +23,6 @@ from ehrwear_jax.evals.survival import FollowUp
 from ehrwear_jax.stages import (
     evaluate,
     evaluate_curves,
-    evaluate_fractions,
     evaluate_score,
     evaluate_subgroups,
     predictors,
@@ -35,21 +33,6 @@ from ehrwear_jax.stages.embed import KEYS
 from ehrwear_jax.stages.labels import Labels
 
 TASKS = ("readmission", "relapse", "sleep")
-
-
-def telling_latents(labels):
-    """Latents that hold the labels under noise, least of it in the joint model's."""
-    rng, noises = np.random.default_rng(0), {"joint": 0.7, "ehr_only": 1.0, "wear_only": 2.0}
-
-    def latents(trained, times):
-        told = times
-        for task, column in zip(TASKS, ("boolean_value", "time_to_event_days", "float_value"), strict=True):
-            named = labels[task].select(*KEYS, pl.col(column).cast(pl.Float64).alias(task))
-            told = told.join(named, on=KEYS, how="left", maintain_order="left")
-        signal = told.select("readmission", pl.col("relapse").log(), "sleep").fill_null(0.0).to_numpy()
-        return signal + noises[trained.name] * rng.normal(size=signal.shape)
-
-    return latents
 
 
 @pytest.fixture(scope="module")
@@ -63,14 +46,13 @@ def done(tmp_path_factory):
     sleep.write_parquet(root / "labels" / "sleep.parquet")
     labels["sleep"] = sleep
     config = small_run.small_config(root)
-    config.evaluate.update({"tasks": TASKS, "min_patients": 2, "min_per_class": 1, "label_fractions": (0.5, 1.0)})
-    config.evaluate.label_models = ("joint", "late_fusion", "linear_table")
-    config.evaluate.update({"label_draws": 2, "horizons_days": (90.0, 200.0), "min_horizon_events": 1})
+    config.evaluate.update({"tasks": TASKS, "min_patients": 2, "min_per_class": 1, "label_fractions": ()})
+    config.evaluate.update({"horizons_days": (90.0, 200.0), "min_horizon_events": 1})
     for name in ("gradient_boosting_ehr", "gradient_boosting_wear"):
         del config.models[name]
     plan = small_run.plan_of(config, root / "run")
     prepare.run(plan)
-    small_run.write_embeddings(plan, telling_latents(labels))
+    small_run.write_embeddings(plan, small_run.telling_latents(labels))
     evaluate.run(plan)
     return config, plan, *evaluate.results(plan), labels
 
@@ -198,85 +180,6 @@ def test_subgroups_are_those_of_the_people(done, monkeypatch):
     assert checked >= 3
 
 
-def test_label_fractions_are_fitted_for_the_last_binary_task(done):
-    """Of the models that the config names: probes and models on tables, by the same way."""
-    config, _, records, details, _ = done
-    assert {r["task"] for r in details["fractions"]} == {"readmission"}
-    whole = {r["model"]: r for r in details["fractions"] if r["fraction"] == 1 and r["metric"] == "auroc"}
-    assert set(whole) == set(config.evaluate.label_models) == {"joint", "late_fusion", "linear_table"}
-    for model, r in whole.items():  # everything is what the task's own model saw
-        expected = value(records, "readmission", model, "auroc")
-        assert r["n_draws"] == 1 and r["value"] == pytest.approx(expected, abs=1e-6)
-        if model != "joint":
-            difference = value(records, "readmission", f"joint - {model}", "auroc_difference")
-            assert r["difference"] == pytest.approx(difference, abs=1e-6)
-            assert r["difference_lo"] <= r["difference"] <= r["difference_hi"]
-    half = [r for r in details["fractions"] if r["fraction"] == 0.5]
-    assert {r["model"] for r in half} == set(whole) and whole["joint"]["difference"] is None
-    assert all(r["n_draws"] == 2 and r["n_patients"] < whole["joint"]["n_patients"] for r in half)
-
-
-def test_a_fraction_is_the_same_task_with_fewer_training_patients(done):
-    _, plan, *_ = done
-    task = tasks.read(plan, "readmission")
-    few, fewer = (evaluate_fractions.on_fraction(plan, task, f, 0).folds[0] for f in (0.5, 0.2))
-    for split in ("tuning", "held_out"):
-        assert few.of(split).equals(task.folds[0].of(split))
-    patients = [set(f.of("train")["group_id"].to_list()) for f in (fewer, few, task.folds[0])]
-    assert patients[0] < patients[1] < patients[2], "smaller fractions are parts of larger ones"
-    other = evaluate_fractions.on_fraction(plan, task, 0.5, 1)
-    assert set(other.folds[0].of("train")["group_id"].to_list()) != patients[1]
-    assert len({task.labels, other.labels, evaluate_fractions.on_fraction(plan, task, 0.5, 0).labels}) == 3
-    whole = task.folds[0].of("train")
-    assert few.of("train").equals(whole.filter(pl.col("group_id").is_in(list(patients[1])))), "all of their rows"
-
-
-def test_a_probe_on_half_the_labels_is_the_one_fitted_to_those_rows(done):
-    """Each draw's predictions, made again by hand from the latents."""
-    _, plan, _, details, _ = done
-    task, found = tasks.read(plan, "readmission"), []
-    y_N = task.of("held_out")["boolean_value"].to_numpy()
-    for draw in range(2):
-        (fold,) = evaluate_fractions.on_fraction(plan, task, 0.5, draw).folds
-        x = predictors.latents(plan, "joint", 0)(fold)
-        p_N = protocol.predict_binary(x, fold.target).probability["held_out"]
-        found.append(roc_auc_score(y_N, p_N))
-    (r,) = [r for r in details["fractions"] if (r["model"], r["fraction"], r["metric"]) == ("joint", 0.5, "auroc")]
-    assert r["value"] == pytest.approx(np.mean(found), abs=1e-6)
-    assert r["spread"] == pytest.approx(np.std(found, ddof=1), abs=1e-6)
-
-
-def test_label_efficiency_of_a_time_to_event_task_is_of_c(done):
-    _, plan, records, *_ = done
-    task = tasks.read(plan, "relapse")
-    spec = evaluate.task_spec(plan.config.evaluate, "d", "relapse", 0, tasks.held_out_groups(plan))
-    found = evaluate_fractions.label_efficiency(plan, task, spec)
-    assert {r["metric"] for r in found} == {"c_index"}
-    held = predictions(plan, "relapse", "joint")
-    names = ("event_observed", "time_to_event_days", "predicted_log_hazard")
-    expected = concordance_index_censored(*(held[n].to_numpy() for n in names))[0]
-    (whole,) = [r for r in found if (r["model"], r["fraction"]) == ("joint", 1.0)]
-    assert whole["value"] == pytest.approx(expected, abs=1e-6) and whole["lo"] <= whole["value"] <= whole["hi"]
-
-
-def test_a_model_that_cannot_learn_from_so_few_is_left_out_and_named(done, monkeypatch, caplog):
-    _, plan, *_ = done
-    task = tasks.read(plan, "readmission")
-    spec = evaluate.task_spec(plan.config.evaluate, "d", "readmission", 0, tasks.held_out_groups(plan))
-    real = predictors.predict
-
-    def refuse(plan, part, only):
-        if part.labels != task.labels and only == ("late_fusion",):
-            raise ValueError("late_fusion: too few")
-        return real(plan, part, only)
-
-    monkeypatch.setattr(predictors, "predict", refuse)
-    found = evaluate_fractions.label_efficiency(plan, task, spec)
-    assert {r["model"] for r in found if r["fraction"] == 0.5} == {"joint", "linear_table"}
-    assert {r["model"] for r in found if r["fraction"] == 1.0} == {"joint", "linear_table", "late_fusion"}
-    assert "50% of the labels: left out: late_fusion: too few" in caplog.text
-
-
 def test_every_p_value_of_a_candidate_has_its_q_value(done):
     _, _, records, details, _ = done
     ends = {end: {(r["task"], r["model"], r["metric"][:-1]): r["value"] for r in records
@@ -353,8 +256,7 @@ def test_probes_can_be_trained_as_in_the_paper(done):
     config, plan, *_ = done
     before, times = small_run.contents(plan.workdir.root), small_run.written_at(plan.workdir.root)
     config = config.copy_and_resolve_references()
-    config.evaluate.update({"probe": "adam", "probe_seeds": (0, 1), "tasks": ("readmission",), "label_fractions": ()})
-    config.evaluate.label_models = ()
+    config.evaluate.update({"probe": "adam", "probe_seeds": (0, 1), "tasks": ("readmission",)})
     for name in ("gradient_boosting", "boosting_counts", "linear_table", "age_sex"):
         del config.models[name]
     trained = small_run.plan_of(config, plan.workdir.root)
@@ -381,9 +283,8 @@ def test_numbers_of_several_seeds_are_means_with_their_spread(done):
     config, plan, records, _, labels = done
     config = config.copy_and_resolve_references()
     config.seeds = (0, 1, 2)
-    config.evaluate.update({"label_fractions": ()})
     seeded = small_run.plan_of(config, plan.workdir.root)
-    latents = telling_latents(labels)
+    latents = small_run.telling_latents(labels)
     small_run.write_embeddings(seeded, latents)
     evaluate.run(seeded)
     found, _ = evaluate.results(seeded)
