@@ -38,6 +38,7 @@ def get_config(variant=""):
         config.data.update({"n_folds": 0, "holdout": "site:cycle=2005-2006"})
     # the wearable with and without the facts that the other models know beside it
     config.models.wear_only_static = {"family": "joint", "modalities": ("wear",), "static": True}
+    config.models.stacked = {"family": "stacked", "members": ("ehr_only", "wear_only")}
     # what z adds to the table
     config.models.boosting_table_z = {"family": "tabular", "latents": ("joint",)}
     config.prepare.update(

@@ -41,6 +41,7 @@ def get_config(variant=""):
     if "b" in variants:
         config.data.update({"sets": ("a", "b"), "n_folds": 0, "holdout": "site:set=b"})
     config.models.wear_only_static = {"family": "joint", "modalities": ("wear",), "static": True}
+    config.models.stacked = {"family": "stacked", "members": ("ehr_only", "wear_only")}
     config.models.average_table = {"family": "tabular", "estimator": "average"}
     # what z adds to the table
     config.models.boosting_table_z = {"family": "tabular", "latents": ("joint",)}

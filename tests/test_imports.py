@@ -69,6 +69,7 @@ LAYERS = (
     _layer("models.tabular", "models.tabular data", banned=ACCELERATOR),
     _layer("models.late_fusion.config", "", external=""),
     _layer("models.late_fusion", "models.late_fusion", external="numpy"),
+    _layer("models.stacked", "", external=""),
     _layer("models.layers", "models.layers ops", external="flax jax numpy"),
     _layer("models", "models.family models.layers", external="flax jax numpy"),
     # The loop takes any family, and names none.

@@ -9,7 +9,7 @@ from ehrwear_jax.config import families, options
 from ehrwear_jax.config.run import RunConfig
 from ehrwear_jax.config.segment_spec import SegmentSpec
 
-FITTED = ("tabular", "late_fusion")  # families of the package whose options stand in config.models alone
+FITTED = ("tabular", "late_fusion", "stacked")  # families of the package whose options stand in config.models alone
 
 
 class Option(NamedTuple):

@@ -95,6 +95,11 @@ class RunConfig:
         return [name for name in self.models if name in self.networks or self.family(name) == "late_fusion"]
 
     @property
+    def stacked(self) -> list[str]:
+        """Names of the models that combine the predictions of others."""
+        return [name for name in self.models if self.family(name) == "stacked"]
+
+    @property
     def folds(self) -> list[tuple[str, int | None]]:
         """[(name, fold or None)]."""
         n = self.data.n_folds
@@ -205,10 +210,14 @@ def _check_names(config):
     reference = config.evaluate.reference_model
     if reference and reference not in config.models:
         raise ValueError(f"config.evaluate names the model {reference!r}, which is not in {sorted(config.models)}")
+    unstacked = [name for name in config.models if name not in config.stacked]
     for model in config.models:
+        known = unstacked if model in config.stacked else config.networks
         for member in getattr(config.model_config(model), "members", ()):
-            if member not in config.networks:
-                raise ValueError(f"config.models.{model} names {member!r}, which is not in {sorted(config.networks)}")
+            if model in config.stacked and member in config.stacked:
+                raise ValueError(f"config.models.{model} names {member!r}, which is stacked itself: name its members")
+            if member not in known:
+                raise ValueError(f"config.models.{model} names {member!r}, which is not in {sorted(known)}")
         for other in getattr(config.model_config(model), "latents", ()):
             if other not in config.probed:
                 raise ValueError(f"config.models.{model} names {other!r}, which is not in {sorted(config.probed)}")

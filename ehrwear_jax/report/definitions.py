@@ -84,6 +84,12 @@ DEFINITIONS: dict[str, tuple[str, str]] = {
         "Late fusion",
         "two models trained separately, one for each modality, and combined afterwards.",
     ),
+    "stacked": (
+        "Stacked predictions",
+        "logistic, Cox or least-squares regression on the log-odds, log-hazards or values that other models predict, "
+        "with weights of 0 or more, fitted on the tuning split, where the settings of those models were chosen too. "
+        "Wolpert, Neural Networks 5, 1992; Breiman, Machine Learning 24, 1996.",
+    ),
     "tabular": (
         "Tabular models",
         "models on hand-made features of the same input, without any pretraining: counts of every "

@@ -38,6 +38,7 @@ MODEL_COLORS = {
     "ehr_only": "green",
     "wear_only": "vermilion",
     "late_fusion": "purple",
+    "stacked": "sky",
     "gradient_boosting": "slate",
     "gradient_boosting_ehr": "slate",
     "gradient_boosting_wear": "slate",

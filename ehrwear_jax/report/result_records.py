@@ -73,6 +73,7 @@ MODELS = {
     "wear_only": ("Wearable only", "Wearable only"),
     "wear_only_static": ("Wearable and static facts (age, sex)", "Wearable + static"),
     "late_fusion": ("Late fusion", "Late fusion"),
+    "stacked": ("Stacked predictions", "Stacked"),
     "gradient_boosting": ("Gradient boosting (tabular)", "Gradient boosting"),
     "gradient_boosting_ehr": ("Gradient boosting (tabular, EHR only)", "Boosting, EHR"),
     "gradient_boosting_wear": ("Gradient boosting (tabular, wearable only)", "Boosting, wearable"),

@@ -141,6 +141,7 @@ def _model_notes(records: Sequence[Record]) -> list[Block]:
     notes = {
         "oracle": "The oracle exists because this cohort is simulated.",
         "late_fusion": "Late fusion combines models that were trained separately.",
+        "stacked": "Stacked predictions combine what other models predict, with weights from the tuning split.",
         "tabular": "The tabular models are baselines without pretraining.",
     }
     tabular = ("gradient_boosting", "boosting_counts", "linear_table", "average_table", "age_sex")

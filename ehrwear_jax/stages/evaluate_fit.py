@@ -5,14 +5,14 @@ and the predicted curves are 1 less the cumulative incidence that follows from b
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from ehrwear_jax.config.evaluation import EvaluateConfig
-from ehrwear_jax.evals import cox, probes, protocol, trained_probes
+from ehrwear_jax.evals import cox, probes, protocol, stacking, trained_probes
 from ehrwear_jax.evals.cox import Hazard
 from ehrwear_jax.models.tabular import family as tabular
 from ehrwear_jax.stages.tasks import BINARY, SURVIVAL
@@ -122,7 +122,31 @@ def from_table(
     Their baseline is that of the tuning split, of linear models too: what has so many features knows its own training
     rows better than others.
     """
-    found = tabular.scores(config, kind, features, target)
+    return _of_scores(kind, tabular.scores(config, kind, features, target), target, times_T, competing)
+
+
+def stacked(
+    kind: str,
+    members: Sequence[Fitted],
+    target: Mapping[str, Any],
+    times_T: npt.ArrayLike = (),
+    competing: Split | None = None,
+) -> tuple[Fitted, np.ndarray]:
+    """(predictions of several models combined, the weight of each [K]); curves as `from_table` has them.
+
+    Args:
+      members: predictions of one fold. See evals/stacking.py for what is fitted on its tuning split.
+    """
+    x = {s: np.stack([getattr(m, s) for m in members], axis=1) for s in ("tuning", "held_out")}
+    if kind == BINARY:
+        x = {s: stacking.log_odds(p_NxK) for s, p_NxK in x.items()}
+    stack = stacking.fit_stack(kind, x["tuning"], target["tuning"])
+    scores = {s: stack(x_NxK) for s, x_NxK in x.items()}
+    return _of_scores(kind, scores, target, times_T, competing), stack.weight_K
+
+
+def _of_scores(kind, found, target, times_T, competing):
+    """Predictions of log-odds, log-hazards or values of "tuning" and "held_out", with the tuning split's baseline."""
     if kind == BINARY:
         return Fitted(probes.sigmoid(found["held_out"]), probes.sigmoid(found["tuning"]))
     target = {**target, "train": target["tuning"]}

@@ -1,8 +1,8 @@
 """Names everything that predicts a task, what its predictions depend on, and how they are made.
 
 Every entry of config.models is treated alike: a network gives latents, late fusion those of its members side by side,
-and a probe is fitted on them; a tabular model is fitted on hand-made features. Fine-tuned networks and the mean of a
-regression's training split come beside them.
+and a probe is fitted on them; a tabular model is fitted on hand-made features; stacked predictions are those of other
+entries, weighted. Fine-tuned networks and the mean of a regression's training split come beside them.
 """
 
 import dataclasses
@@ -16,6 +16,7 @@ import polars as pl
 
 from ehrwear_jax.config import options
 from ehrwear_jax.data.prepare import workers
+from ehrwear_jax.evals import stacking
 from ehrwear_jax.models.tabular import code_columns
 from ehrwear_jax.models.tabular import family as tabular
 from ehrwear_jax.models.tabular import features as tabular_features
@@ -68,12 +69,15 @@ def probed(plan: Plan) -> list[str]:
 
 
 def predictors(plan: Plan, task: Task) -> list[Predictor]:
-    """Everything that predicts a task, in the order of config.models; further seeds of networks come last."""
+    """Everything that predicts a task, in the order of config.models; then further seeds of networks.
+
+    Last come stacked predictions, of the first seed and of further ones, since their members are fitted before.
+    """
     out = []
     for name in plan.config.models:
         if name in probed(plan):
             out.append(_probed(plan, name, plan.config.seeds[0]))
-        else:
+        elif name not in plan.config.stacked:
             out.append(_tabular(plan, name))
     out += finetuned_predictors(plan, task)
     if task.kind == REGRESSION:
@@ -82,7 +86,7 @@ def predictors(plan: Plan, task: Task) -> list[Predictor]:
         out.append(Predictor(TRAINING_MEAN, None, of, lambda _, fold: evaluate_fit.training_mean(fold.target)))
     for seed in plan.config.seeds[1:]:
         out += [_probed(plan, name, seed) for name in probed(plan)]
-    return out
+    return out + _stacks(plan, task, out)
 
 
 def _probed(plan, name, seed):
@@ -130,6 +134,38 @@ def _tabular(plan, name):
     of = {"tabular": own, "revision": tabular.REVISION, "fits": fits} | ranges_identity(plan)
     of |= {"latents": [_networks_identity(plan, m, seed) for m in config.latents]} if config.latents else {}
     return Predictor(name, None, of, fit)
+
+
+def _stacks(plan, task, known):
+    """Stacked predictions; with further seeds where a member has them, beside the one fit of a tabular member."""
+    out = []
+    for seed in plan.config.seeds:
+        by_name = {p.name: p for p in known if p.seed in (None, seed)}
+        for name in plan.config.stacked:
+            members = [by_name[m] for m in plan.config.model_config(name).members]
+            if any(m.seed is not None for m in members):
+                out.append(_stacked(plan, task, name, seed, members))
+            elif seed == plan.config.seeds[0]:
+                out.append(_stacked(plan, task, name, None, members))
+    return out
+
+
+def _stacked(plan, task, name, seed, members):
+    made = [predictions_artifact(plan, task, m) for m in members]
+
+    def fit(task, fold):
+        found = [_of_fold(_read(artifact.folder / PREDICTIONS), task, fold) for artifact in made]
+        if any(f is None for f in found):
+            lacking = next(m.name for m, f in zip(members, found, strict=True) if f is None)
+            logging.info("  %s %s, %s: none, as %s does not predict it", fold.name, task.name, name, lacking)
+            return None
+        stack, weight_K = evaluate_fit.stacked(task.kind, found, fold.target, task.times_T, fold.competing)
+        weights = ", ".join(f"{m.name} {w:.2f}" for m, w in zip(members, weight_K, strict=True))
+        logging.info("  %s %s, %s: weights %s", fold.name, task.name, name, weights)
+        return stack
+
+    # the members are told by their predictions, not by name
+    return Predictor(name, seed, {"stacked": [a.digest for a in made], "revision": stacking.REVISION}, fit)
 
 
 def feature_ranges(plan: Plan) -> tabular_features.Ranges:
@@ -226,7 +262,9 @@ def predict(plan: Plan, task: Task, only: Collection[str] | None = None) -> list
     out = []
     wanted = predictors(plan, task)
     if only is not None:
-        wanted = [p for p in wanted if p.name in only and p.seed in (None, plan.config.seeds[0])]
+        stacks = [plan.config.model_config(name) for name in only if name in plan.config.stacked]
+        needed = {*only, *(member for stack in stacks for member in stack.members)}
+        wanted = [p for p in wanted if p.name in needed and p.seed in (None, plan.config.seeds[0])]
     for predictor in wanted:
         artifact = predictions_artifact(plan, task, predictor)
         if not artifact.done:
@@ -235,7 +273,7 @@ def predict(plan: Plan, task: Task, only: Collection[str] | None = None) -> list
                 _write(folder / PREDICTIONS, [f for f in fitted if f is not None])
             memory.give_back()
         arrays = _read(artifact.folder / PREDICTIONS)
-        if arrays:
+        if arrays and (only is None or predictor.name in only):
             out.append(Predicted(artifact, predictor.name, predictor.seed, **arrays))
     return out
 
@@ -255,6 +293,17 @@ def _write(path: Path, fitted: list[Fitted]) -> None:
         if parts and parts[0] is not None:
             arrays[name] = np.concatenate(parts, axis=axis)
     write_npz(path, **arrays)
+
+
+def _of_fold(arrays, task, fold):
+    """Predictions of one fold, of those of all that `_write` wrote; None of a model that does not predict the task."""
+    if not arrays:
+        return None
+    k, parts = [f.name for f in task.folds].index(fold.name), {}
+    for split in ("held_out", "tuning"):
+        ends = np.cumsum([f.of(split).height for f in task.folds])
+        parts[split] = np.split(arrays[split], ends[:-1])[k]
+    return Fitted(parts["held_out"], parts["tuning"])
 
 
 def _read(path):

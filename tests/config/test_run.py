@@ -47,7 +47,7 @@ def test_every_option_can_be_set_and_is_documented():
 
 def test_options_in_dicts_of_the_config_are_documented_too():
     found = {title: list(reference.entries(cls)) for title, cls in reference.further().items()}
-    assert len(found) == 3 and all(option.text for entries in found.values() for option in entries)
+    assert len(found) == 4 and all(option.text for entries in found.values() for option in entries)
     text = reference.markdown()
     for title, entries in found.items():
         section = text.partition(f"## {title}\n")[2].partition("\n## ")[0]
@@ -315,6 +315,11 @@ def runnable(tmp_path):
     return config
 
 
+def stacked(*members):
+    """The entry of a model that stacks others."""
+    return {"family": "stacked", "members": members}
+
+
 @pytest.mark.parametrize(
     "key, value, error, sentence",
     [
@@ -330,6 +335,11 @@ def runnable(tmp_path):
         ("models.late_fusion.members", ("x", "joint"), ValueError, "config.models.late_fusion names 'x', which is not"),
         ("models.linear_table.latents", ("x",), ValueError, "config.models.linear_table names 'x', which is not in ["),
         ("models.late_fusion.members", ("joint",), ValueError, "config.models: late fusion of ('joint',); it takes at"),
+        ("models.mix", stacked("x", "joint"), ValueError, "config.models.mix names 'x', which is not in ['age_sex', '"),
+        ("models.mix", stacked("mix", "joint"), ValueError, "config.models.mix names 'mix', which is stacked itself: "),
+        ("models.mix", stacked("joint"), ValueError, "config.models: predictions of ('joint',) stacked; it takes at l"),
+        ("models.mix", stacked("joint", "joint"), ValueError, "config.models: predictions of ('joint', 'joint') stac"),
+        ("models.linear_table.latents", ("mix",), ValueError, "config.models.linear_table names 'mix', which is not "),
         ("models.linear_table.estimator", "tree", ValueError, "config.models.estimator is 'tree'; it can be boosting,"),
         ("models.joint.modalities", ("ecg",), ValueError, "config.joint.modalities is ('ecg',); it can hold ehr and w"),
         ("evaluate.reference_model", "x", ValueError, "config.evaluate names the model 'x', which is not in ['age_sex"),
@@ -354,6 +364,8 @@ def runnable(tmp_path):
 def test_a_config_that_cannot_run_is_refused(tmp_path, key, value, error, sentence):
     config = runnable(tmp_path)
     config.finetune.modes = ("lora",)
+    config.models.mix = stacked("joint", "linear_table", "late_fusion")  # itself no error
+    config_lib.check(config_lib.parse(config))
     set_option(config, key, value)
     with pytest.raises(error) as caught:
         config_lib.check(config_lib.parse(config))

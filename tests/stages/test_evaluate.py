@@ -12,7 +12,7 @@ from sksurv.util import Surv
 from small_run import FOLDS, value
 
 from ehrwear_jax.data.sources.simulator import truth
-from ehrwear_jax.evals import protocol, survival
+from ehrwear_jax.evals import protocol, stacking, survival
 from ehrwear_jax.stages import (
     evaluate,
     evaluate_fractions,
@@ -27,6 +27,7 @@ from ehrwear_jax.stages.labels import Labels
 from ehrwear_jax.stages.plan import Trained
 
 SPLITS = ("train", "tuning", "held_out")
+STACKED = ("wear_only", "linear_table")  # a network and a model without one
 
 
 def random_latents(width=4):
@@ -50,6 +51,7 @@ def folded(tmp_path_factory):
     labels = small_run.write_inputs(root, folds=FOLDS)
     config = small_run.small_config(root)
     config.data.n_folds = 2
+    config.models.stacked = {"family": "stacked", "members": STACKED}
     plan = small_run.plan_of(config, root / "run")
     prepare.run(plan)
     small_run.write_embeddings(plan, random_latents())
@@ -114,6 +116,20 @@ def test_label_fractions_are_drawn_in_each_fold(folded):
     for whole, half in zip(task.folds, part.folds, strict=True):
         assert half.of("held_out").equals(whole.of("held_out"))
         assert whole.of("train").height > half.of("train").height > 0
+
+
+def test_members_are_fitted_to_the_fraction_whose_predictions_are_stacked(folded):
+    plan, _ = folded
+    part = evaluate_fractions.on_fraction(plan, tasks.read(plan, "readmission"), 0.5, 3)
+    (stack,) = predictors.predict(plan, part, only=("stacked",))
+    assert stack.name == "stacked"
+    members = predictors.predict(plan, part, only=STACKED)
+    assert {m.name for m in members} == set(STACKED)
+    assert stack.artifact.of["of"]["stacked"] == [
+        next(m.artifact.digest for m in members if m.name == name) for name in STACKED
+    ]
+    (whole,) = predictors.predict(plan, tasks.read(plan, "readmission"), only=("stacked",))
+    assert len(whole.held_out) == len(stack.held_out) and not np.array_equal(whole.held_out, stack.held_out)
 
 
 @pytest.mark.slow
@@ -221,6 +237,49 @@ def test_late_fusion_is_a_probe_on_the_concatenated_embeddings(folded):
     expected = protocol.predict_binary(x, y).probability["held_out"]
     mine = found.join(by["held_out"], on="subject_id", how="semi")
     np.testing.assert_allclose(mine["predicted_boolean_probability"], expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("task", ["readmission", "relapse"])
+def test_predictions_are_stacked_with_weights_of_each_folds_own_tuning_people(folded, task):
+    plan, labels = folded
+    made = {p.name: p for p in predictors.predict(plan, tasks.read(plan, task))}
+    read, begin = tasks.read(plan, task), {"tuning": 0, "held_out": 0}
+    for fold in read.folds:
+        x, mine = {}, {}
+        for split in begin:
+            part = slice(begin[split], begin[split] + fold.of(split).height)
+            begin[split] = part.stop
+            scores_N = [getattr(made[m], split)[part] for m in STACKED]
+            x[split] = np.stack(scores_N if read.kind == "survival" else [np.log(p / (1 - p)) for p in scores_N], 1)
+            mine[split] = getattr(made["stacked"], split)[part]
+        stack = stacking.fit_stack(read.kind, x["tuning"], fold.target["tuning"])
+        for split in begin:
+            expected = stack(x[split]) if read.kind == "survival" else 1 / (1 + np.exp(-stack(x[split])))
+            np.testing.assert_allclose(mine[split], expected, rtol=1e-6)
+    assert begin["held_out"] == len(made["stacked"].held_out)
+    if read.kind == "survival":  # later times, less survival; a higher log-hazard, too
+        curve = made["stacked"].curve_NxT
+        assert curve.shape == (begin["held_out"], len(read.times_T)) and (np.diff(curve, axis=1) <= 1e-12).all()
+    metric = "auroc" if task == "readmission" else "c_index"
+    records, _ = evaluate.results(plan)
+    assert 0 < value(records, task, "stacked", metric) < 1
+    assert value(records, task, "joint - stacked", f"{metric}_difference") == pytest.approx(
+        value(records, task, "joint", metric) - value(records, task, "stacked", metric), abs=1e-6
+    )
+
+
+def test_nothing_is_stacked_where_a_member_does_not_predict(folded):
+    """As a model on tables has no columns of its own where the data have one modality."""
+    plan, _ = folded
+    task = tasks.read(plan, "readmission")
+    silent = predictors.Predictor("silent", None, "nothing", lambda task, fold: None)
+    (network,) = [p for p in predictors.predictors(plan, task) if p.name == "joint"]
+    with predictors.predictions_artifact(plan, task, silent).making() as folder:
+        predictors._write(folder / predictors.PREDICTIONS, [])
+    both = predictors._stacked(plan, task, "both", 0, [network, silent])
+    assert both.fit(task, task.folds[1]) is None
+    twice = predictors._stacked(plan, task, "twice", 0, [network, network])
+    assert len(twice.fit(task, task.folds[1]).held_out) == task.folds[1].of("held_out").height
 
 
 def test_predictions_are_in_the_meds_prediction_schema_and_give_the_result(folded):

@@ -50,6 +50,8 @@ def done(tmp_path_factory):
     config.evaluate.update({"horizons_days": (90.0, 200.0), "min_horizon_events": 1})
     for name in ("gradient_boosting_ehr", "gradient_boosting_wear"):
         del config.models[name]
+    config.models.stacked = {"family": "stacked", "members": ("ehr_only", "wear_only", "age_sex")}
+    config.models.stacked_tables = {"family": "stacked", "members": ("linear_table", "age_sex")}
     plan = small_run.plan_of(config, root / "run")
     prepare.run(plan)
     small_run.write_embeddings(plan, small_run.telling_latents(labels))
@@ -257,7 +259,7 @@ def test_probes_can_be_trained_as_in_the_paper(done):
     before, times = small_run.contents(plan.workdir.root), small_run.written_at(plan.workdir.root)
     config = config.copy_and_resolve_references()
     config.evaluate.update({"probe": "adam", "probe_seeds": (0, 1), "tasks": ("readmission",)})
-    for name in ("gradient_boosting", "boosting_counts", "linear_table", "age_sex"):
+    for name in ("gradient_boosting", "boosting_counts", "linear_table", "age_sex", "stacked", "stacked_tables"):
         del config.models[name]
     trained = small_run.plan_of(config, plan.workdir.root)
     evaluate.run(trained)
@@ -294,7 +296,7 @@ def test_numbers_of_several_seeds_are_means_with_their_spread(done):
         auroc = roc_auc_score(task.of("held_out")["boolean_value"], saved["held_out"])
         by_model.setdefault(p.name, []).append(auroc)
     several = {m for m, aurocs in by_model.items() if len(aurocs) == 3}
-    assert several == {"joint", "ehr_only", "wear_only", "late_fusion"}
+    assert several == {"joint", "ehr_only", "wear_only", "late_fusion", "stacked"}  # of tables alone: one seed
     for model, aurocs in by_model.items():
         assert value(found, "readmission", model, "auroc") == pytest.approx(np.mean(aurocs), abs=1e-6)
         if model in several:

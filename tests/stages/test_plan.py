@@ -178,6 +178,27 @@ def test_a_change_of_what_is_made_of_networks(root, key, value, expected):
     check_change(root, key, value, expected, of_results)
 
 
+@pytest.mark.parametrize(
+    "key, value, moves",
+    [
+        ("models.ehr_only.train", {"steps": 7}, True),
+        ("models.linear_table.features", "counts", True),
+        ("models.joint.train", {"steps": 7}, False),
+        ("models.age_sex.sex_prefixes", ("X//",), False),
+    ],
+)
+def test_stacked_predictions_are_made_of_those_of_their_members(root, key, value, moves):
+    config = small(root)
+    before = of_results(Plan(parse(config), Workdir(root / "run")))
+    config.models.mix = {"family": "stacked", "members": ("ehr_only", "linear_table")}
+    made = of_results(Plan(parse(config), Workdir(root / "run")))
+    mine = {f"predictions/{task}/mix/0" for task in BOTH}
+    assert made.keys() - before.keys() == mine and changed(before, made)[0] == {*ALL_SCORES, "report"}
+    set_key(config, key, value)
+    different, _ = changed(made, of_results(Plan(parse(config), Workdir(root / "run"))))
+    assert (different & mine == mine) if moves else not different & mine
+
+
 def test_models_on_tables_that_are_fitted_in_another_way_are_fitted_anew(root, monkeypatch):
     plan = Plan(parse(small(root)), Workdir(root / "run"))
     before = of_results(plan)

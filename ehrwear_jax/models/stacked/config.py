@@ -1,0 +1,20 @@
+"""Declares the options of stacked predictions: the predictions of several models, weighted by a small one."""
+
+import dataclasses
+from typing import ClassVar
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Stacked predictions, weighted per task on the tuning split (evals/stacking.py)."""
+
+    IS_NETWORK: ClassVar[bool] = False
+
+    members: tuple = ("ehr_only", "wear_only")
+    """Models whose predictions are combined: networks (by their probes), late fusion and tabular models."""
+
+    def __post_init__(self) -> None:
+        if len(self.members) < 2:
+            raise ValueError(f"config.models: predictions of {self.members} stacked; it takes at least two members")
+        if len(set(self.members)) < len(self.members):
+            raise ValueError(f"config.models: predictions of {self.members} stacked; a member is named twice")
