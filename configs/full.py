@@ -131,6 +131,7 @@ def get_config(variant=""):
         {
             "dtype": "bfloat16",
             "attention_dropout": 0.1,
+            "encoder_dropout": 0.1,
             "stochastic_depth": 0.1,
             "remat": "products",
             "wear_remat": "full",
@@ -154,6 +155,7 @@ def get_config(variant=""):
         config.prepare.segments = {"ppg": dict(PPG)}
         config.joint.context.update({"raw_segments": "ppg", "raw_windows": config.joint.context.windows})
         config.joint.network.raw_width = 512  # of a local transformer for 30 s windows (A.4)
+        config.joint.weights.raw_masked = (1.0, 1.0, 0)  # 25% of them hidden
     config.joint.weights.contrast = (0.05, 0.05, 0)  # "a small weight" (section 3.3)
     config.joint.weights.content_norm = (0.001, 0.001, 0)
     # 32 patient-days a replica, in parts that fit into 16 GB

@@ -62,7 +62,8 @@ LAYERS = (
     # No family knows another one.
     _layer("models.joint.config", "config.options config.data", external=""),
     # what its paper says of it is set beside options of any kind
-    _layer("models.joint.published", "models.joint.config config.bases config.options config.training", external=""),
+    _layer("models.joint.published", "models.joint.config config.bases config.data config.options config.training",
+           external=""),
     _layer("models.joint", "models.joint models.layers models.family models.objective data config.data config.training",
            external="flax jax numpy polars"),
     _layer("models.tabular.config", "config.options", external=""),

@@ -85,7 +85,7 @@ def _plain(value):
     return value
 
 
-_ADDED = "added"
+_ADDED, _ADDED_KEYS = "added", "added_keys"
 
 
 def added(default: Any) -> Any:
@@ -95,15 +95,26 @@ def added(default: Any) -> Any:
     return dataclasses.field(default=default, metadata={_ADDED: True})
 
 
+def added_keys(default: Mapping[str, Any], *keys: str) -> Any:
+    """A field that is a dict, some of whose keys came when there were artifacts already: see `identity`."""
+    return dataclasses.field(default_factory=lambda: dict(default), metadata={_ADDED_KEYS: keys})
+
+
 def identity(options: Any) -> Any:
-    """As `as_dict`, without fields that were `added` and have their default: what an artifact depends on."""
+    """As `as_dict`, without fields and keys that were `added` and have their default: what an artifact depends on."""
     if dataclasses.is_dataclass(options):
         values = {field: getattr(options, field.name) for field in dataclasses.fields(options)}
         unset = {f for f, v in values.items() if f.metadata.get(_ADDED) and v == _default(f)}
-        return {f.name: identity(v) for f, v in values.items() if f not in unset}
+        return {f.name: identity(_set_keys(f, v)) for f, v in values.items() if f not in unset}
     if isinstance(options, Mapping):
         return {k: identity(v) for k, v in options.items()}
     return tuple(identity(x) for x in options) if isinstance(options, (list, tuple)) else options
+
+
+def _set_keys(field, value):
+    """A value without the keys that were added to its field and have their default."""
+    default = _default(field) if (keys := field.metadata.get(_ADDED_KEYS)) else {}
+    return {k: v for k, v in value.items() if v != default[k] or k not in keys} if keys else value
 
 
 def _default(field):

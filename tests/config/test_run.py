@@ -69,10 +69,11 @@ def test_the_reference_names_every_option():
 def test_every_loss_term_has_a_weight():
     every = Config(
         context=ContextConfig(pairs=4),
-        network=dataclasses.replace(Config().network, posterior="normal"),
+        network=dataclasses.replace(Config().network, posterior="normal", raw_width=8),
         weights=dict.fromkeys(WEIGHTS, (1.0, 1.0, 0)),
     )
-    facts = dataclasses.make_dataclass("Facts", ["modalities", "value_codes", "channels"])(("ehr", "wear"), 4, 2)
+    sizes = {"value_codes": 4, "channels": 2, "raw_samples": 750}
+    facts = dataclasses.make_dataclass("Facts", ["modalities", *sizes])(("ehr", "wear"), **sizes)
     assert [t.name for t in terms.active(every, facts)] == list(WEIGHTS)
 
 

@@ -10,16 +10,16 @@ from ehrwear_jax.models.joint.terms import active, target_fields
 EVERY_TERM = dict.fromkeys(WEIGHTS, (1.0, 1.0, 0))
 FACTS = Facts(
     modalities=MODALITIES, vocabulary=9, steps=4, channels=1, derived=0, future_codes=3, history_tokens=2, n_horizons=2,
-    future_rates=(0.1,) * 6, value_codes=3,
+    future_rates=(0.1,) * 6, value_codes=3, raw_samples=4, raw_channels=1,
 )  # fmt: skip
 CONFIG = Config(
     context=ContextConfig(
         tokens=10, context_tokens=10, windows=2, queries=3, events=3, pairs=3, future_windows=2, horizons=(30, 90),
-        future_codes=3, history_tokens=2, patch_steps=2,
+        future_codes=3, history_tokens=2, patch_steps=2, raw_segments="ppg", raw_windows=3, raw_parts=2,
     ),
     network=NetworkConfig(
         posterior="normal", width=8, n_layers=1, n_heads=2, mlp_width=8, token_width=4, align_width=4, time_features=4,
-        wear_width=4, wear_layers=1, wear_heads=1, source_width=2, count_width=4,
+        wear_width=4, wear_layers=1, wear_heads=1, source_width=2, count_width=4, raw_width=4,
     ),
     weights=EVERY_TERM,
 )  # fmt: skip
@@ -42,7 +42,7 @@ SPEC = spec_of()
 def make_batch(n_rows, spec=SPEC):
     """Random targets, few of them in the first rows, so that devices hold different numbers of terms."""
     rng = np.random.default_rng(0)
-    batch, places = spec.empty(n_rows), {"window": "W", "step_window": "W", "query_window": "W"}
+    batch, places = spec.empty(n_rows), {"window": "W", "step_window": "W", "query_window": "W", "raw_window": "W"}
     for name, field in spec.fields.items():
         shape = batch[name].shape
         if field.dtype is np.bool_:

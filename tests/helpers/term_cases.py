@@ -18,18 +18,19 @@ V, A, B, S, D = 11, 4, 3, 5, 4  # vocabulary, horizons, rows, width of the commo
 T, W, L, C, P, M, E, Q, H, K, R, J, F = 16, 5, 6, 2, 3, 4, 4, 5, 3, 4, 3, 3, 6  # see joint/batch.py
 Y, MIXTURE = 4, 9  # next values, parameters of their density
 U, G, X = 3, 12, 7  # numeric codes, statistics of two spans of a code and of a channel
+N, RAW_S, RAW_A, RAW_V = 4, 6, 2, 3  # raw windows, their samples, channels and parts
 RATE = np.linspace(0.02, 0.9, K * A).reshape(K, A)
 FACTS = Facts(
     modalities=MODALITIES, vocabulary=V, steps=L, channels=C, derived=0, future_codes=K, history_tokens=R,
-    n_horizons=A, future_rates=tuple(RATE.ravel()), value_codes=U,
+    n_horizons=A, future_rates=tuple(RATE.ravel()), value_codes=U, raw_samples=RAW_S, raw_channels=RAW_A,
 )  # fmt: skip
 CONFIG = Config(
     context=ContextConfig(
         tokens=T - W, context_tokens=T - W, windows=W, queries=Q, events=E, pairs=J, future_windows=H, future_codes=K,
         history_tokens=R, patch_steps=L // P, value_spans=(30.0, 365.0),
-        next_values=Y,
+        next_values=Y, raw_segments="ppg", raw_windows=N, raw_parts=RAW_V,
     ),
-    network=NetworkConfig(posterior="normal", width=D, align_width=S),
+    network=NetworkConfig(posterior="normal", width=D, align_width=S, raw_width=4),
     weights={term: (0.25 * (i + 1), 0.25 * (i + 1), 0) for i, term in enumerate(WEIGHTS)},
 )  # fmt: skip
 SPEC = spec_of(CONFIG, FACTS)
@@ -46,6 +47,7 @@ OUTPUTS = {
     "next_value/event": (E, Y, MIXTURE),
     "next_value/query": (Q, Y, MIXTURE),
     "wear_masked": (W, L, C),
+    "raw_masked": (N, RAW_S, RAW_A),
     "future_signal/step_window": (W, H, L, C),
     "future_signal/query_window": (Q, H, L, C),
     "wear_history": (Q, F),
@@ -125,6 +127,10 @@ def random_batch(seed):
     some("patch_mask", True, 0.5)
     some("observed", True, 0.8)
     batch["wear"] = np.where(batch["observed"], rng.normal(size=batch["wear"].shape), 0).astype(np.float32)
+    some("raw_window", rng.integers(0, W, batch["raw_window"].shape))
+    some("raw_mask", True, 0.4)
+    some("raw_observed", True, 0.8)
+    batch["raw"] = np.where(batch["raw_observed"], rng.normal(size=batch["raw"].shape), 0).astype(np.float32)
     for name in ("event_summary", "query_summary", "query_past"):
         some(f"{name}_mask", True, 0.6)
         batch[name] = rng.normal(size=batch[name].shape).astype(np.float32)

@@ -7,8 +7,8 @@ wearable before EHR, source order), behind the patient's static tokens. Predicti
 Axes: B rows, T tokens, W wearable windows, L steps in a window, C channels, P patches in a window, M masked events,
 E events that are predicted at, Q queries, J co-located pairs, H future windows, K future codes, R reconstructed tokens,
 U numeric codes, G statistics of their values, X of a channel's, Y next values,
-F summary statistics (three per channel, then derived features of a window); N raw windows, S samples in one, A raw
-channels.
+F summary statistics (three per channel, then derived features of a window); N raw windows, S samples in one, V parts of
+one, A raw channels.
 """
 
 import dataclasses
@@ -121,9 +121,17 @@ def batch_spec(context: ContextConfig, facts: Facts, targets: dict[str, Field]) 
 
     Args:
       targets: fields of the terms.
+
+    Raises:
+      ValueError: raw windows do not fall into equal parts, of which some are to be hidden.
     """
     wear = facts.wear
     raw = wear and context.raw_windows > 0
+    if "raw_mask" in targets and facts.raw_samples % context.raw_parts:
+        raise ValueError(
+            f"config.joint.context.raw_parts is {context.raw_parts}, which does not divide the {facts.raw_samples} "
+            "samples of a raw window"
+        )
     sizes = {
         "T": (n_tokens := row_tokens(context, facts)),
         "W": context.windows if wear else 0,
@@ -144,6 +152,7 @@ def batch_spec(context: ContextConfig, facts: Facts, targets: dict[str, Field]) 
         "F": facts.summaries,
         "N": context.raw_windows if raw else 0,
         "S": facts.raw_samples if raw else 0,
+        "V": context.raw_parts if raw else 0,
         "A": facts.raw_channels if raw else 0,
         "2": 2,
     }

@@ -87,6 +87,8 @@ class ContextConfig:
     """Name of the set of config.prepare.segments that the model is given as raw windows; "": none."""
     raw_windows: int = 0
     """Capacity of a row for raw windows of sub-second signal, shared among its wearable windows; 0: none."""
+    raw_parts: int = options.added(30)
+    """Equal parts of a raw window, of which the share wear_mask is hidden and rebuilt (raw_masked)."""
     patch_steps: int = 6
     """Steps in a patch of the wearable encoder."""
     ehr_mask: float = 0.15
@@ -152,7 +154,7 @@ class ContextConfig:
             "patient_days": (0, 1),
             "time_warp": (0, MAX_WARP),
             "noise_steps": (2, _MANY),
-            "window_parts": (1, _MANY),
+            **dict.fromkeys(("window_parts", "raw_parts"), (1, _MANY)),
             "channel_dropout": (0, 1),
             "drop_ehr": (0, 1),
             "drop_wear": (0, 1 - self.drop_ehr),
@@ -249,6 +251,8 @@ class NetworkConfig:
     """Whether the cross-modal terms train their heads alone and leave z as it is: a comparison for what they add."""
     dropout: float = 0.1
     """Dropout rate of the backbone."""
+    encoder_dropout: float = options.added(0.0)
+    """Dropout rate of what an EHR token says and of what each sublayer of the wearable encoder adds."""
     attention_dropout: float = 0.0
     """Dropout rate of attention weights."""
     stochastic_depth: float = 0.0
@@ -290,8 +294,8 @@ class NetworkConfig:
     def __post_init__(self) -> None:
         for name, choices in NETWORK_CHOICES.items():
             options.require_choice("config.joint.network", name, getattr(self, name), choices)
-        limits = {"wear_unroll": (1, _MANY), "time_unit_days": (1e-9, _MANY), "skip_tolerance": (0, 0.5)}
-        limits |= {"count_rates": (1, _MANY)}
+        limits = dict.fromkeys(("wear_unroll", "count_rates"), (1.0, _MANY))
+        limits |= {"time_unit_days": (1e-9, _MANY), "skip_tolerance": (0, 0.5), "encoder_dropout": (0, 0.99)}
         options.require_range("config.joint.network", self, limits)
 
 
@@ -306,6 +310,7 @@ WEIGHTS = {
     "wear_history": (1.0, 1.0, 0),
     "wear_values": (0.0, 0.0, 0),
     "wear_masked": (1.0, 1.0, 0),
+    "raw_masked": (0.0, 0.0, 0),
     "future_signal": (1.0, 1.0, 0),
     "wear_to_ehr": (0.2, 1.0, 50_000),
     "ehr_to_wear": (0.1, 0.1, 0),
@@ -335,7 +340,7 @@ class Config:
     """Rows and targets."""
     network: NetworkConfig = NetworkConfig()
     """Sizes."""
-    weights: dict = dataclasses.field(default_factory=lambda: dict(WEIGHTS))
+    weights: dict = options.added_keys(WEIGHTS, "raw_masked")
     """(start, end, steps of the ramp) of each term's weight; zero throughout: the term and its head are not built."""
     z_loss: float = 0.0
     """Weight, in the terms that predict tokens, of the squared logarithm of the sum that scores are divided by. It

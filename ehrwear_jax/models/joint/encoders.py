@@ -1,8 +1,9 @@
-"""Encodes what tokens say: EHR events, wearable windows and raw windows to vectors of the backbone's width."""
+"""Encodes what tokens say: EHR events and wearable windows to vectors of the backbone's width."""
 
 import dataclasses
 import functools
 from collections.abc import Mapping
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -10,8 +11,10 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from ehrwear_jax.models.joint.batch import slot_sizes
+from ehrwear_jax.models.joint.raw_encoder import conv_init
 from ehrwear_jax.models.joint.value_encoder import ValueEncoder
-from ehrwear_jax.models.layers.dense import LAYERS, dense, embedding, named
+from ehrwear_jax.models.layers.dense import LAYERS, dense, embedding
+from ehrwear_jax.models.layers.dropout import dropout_seed, dropped
 from ehrwear_jax.models.layers.mesh_ops import ONE_DEVICE, MeshOps
 from ehrwear_jax.models.layers.transformer import TimeKernel, rematerialised
 
@@ -26,6 +29,7 @@ class EhrEmbedder(nn.Module):
       scale: of what the tables say, whose parts start with a standard deviation of 0.02.
       value_features: curves of the value's quantile beside the value itself (value_encoder.py); 0: none.
       value_channel: whether the numeric value is read at all, beside the range that the token names.
+      dropout: of what a token says before its projection, in training.
     """
 
     vocabulary: int
@@ -36,6 +40,7 @@ class EhrEmbedder(nn.Module):
     value_features: int = 0
     value_channel: bool = True
     mesh_ops: MeshOps = ONE_DEVICE
+    dropout: float = 0.0
 
     def setup(self) -> None:
         self.table = embedding(self.vocabulary, self.token_width)
@@ -45,13 +50,17 @@ class EhrEmbedder(nn.Module):
         if self.value_features:
             self.curves = ValueEncoder(self.vocabulary, self.token_width, self.value_features)
 
-    def __call__(self, token: jax.Array, value: jax.Array, quantile: jax.Array | None = None) -> jax.Array:
-        """token int32 [...], value float32 [...] and, with value_features, its quantile -> [..., out_width]."""
+    def __call__(
+        self, token: jax.Array, value: jax.Array, quantile: jax.Array | None = None, deterministic: bool = True
+    ) -> jax.Array:
+        """token int32 [B, T], value float32 [B, T] and, with value_features, its quantile -> [B, T, out_width]."""
         vector = self._rows(self.table, token)
         if self.value_channel:
             vector = vector + value[..., None] * self._rows(self.value_table, token)
         if quantile is not None and self.value_features:
             vector = vector + self.curves(token, quantile)
+        if self.dropout and not deterministic:
+            vector = dropped(vector, self.dropout, dropout_seed(self.make_rng("dropout")), 0)
         return self.project((self.scale * vector).astype(self.dtype))
 
     def _rows(self, table, token):
@@ -78,6 +87,7 @@ class WearableConfig:
       span_days: patches see those of the windows that end within so many days before their own window does: 1 for a
         day in all; 0 for their own window only. Each layer reaches a span further.
       window_parts: equal parts of the slots that are left out where a batch does not need them; 1: all are encoded.
+      dropout: of what each sublayer adds, in training.
       kernel, n_components, remat, unroll, attention: as in transformer.TransformerConfig.
     """
 
@@ -89,6 +99,7 @@ class WearableConfig:
     kind: str = "transformer"
     window_parts: int = 1
     span_days: float = 0.0
+    dropout: float = 0.0
     kernel: str = "mixture"
     n_components: int = 4
     remat: str = "none"
@@ -124,6 +135,17 @@ def first_windows(batch: Mapping[str, jax.Array], span_days: float) -> jax.Array
     return jnp.sum(unseen & (before[None, None] < before[None, :, None]), axis=-1, dtype=jnp.int32)
 
 
+def dropped_update(update_BxWxPxD: jax.Array, rate: float, seed: jax.Array | None, stream: Any) -> jax.Array:
+    """An update of patches without some entries; as it is where there is no seed.
+
+    What is dropped is a function of the slot, not of how many slots are encoded.
+    """
+    if seed is None or not rate:
+        return update_BxWxPxD
+    shape = update_BxWxPxD.shape
+    return dropped(update_BxWxPxD.reshape(shape[0], -1, shape[-1]), rate, seed, stream).reshape(shape)
+
+
 class LocalBlock(nn.Module):
     """Pre-norm attention and feed-forward block over patches; each sees its window, and windows of the span before."""
 
@@ -132,7 +154,9 @@ class LocalBlock(nn.Module):
     deterministic: bool
 
     @nn.compact
-    def __call__(self, x_BxWxPxD: jax.Array, seen: Mapping[str, jax.Array]) -> tuple[jax.Array, None]:
+    def __call__(
+        self, x_BxWxPxD: jax.Array, layer: jax.Array, seen: Mapping[str, jax.Array], seed: jax.Array | None
+    ) -> tuple[jax.Array, None]:
         c = self.config
         n_batch, n_window, n_patch, width = x_BxWxPxD.shape
         y = nn.LayerNorm(dtype=c.dtype, name="norm_attention")(x_BxWxPxD)
@@ -150,11 +174,13 @@ class LocalBlock(nn.Module):
             y = nn.dot_product_attention(q, k, v)
         y = checkpoint_name(y, "attended")
         merged = dense(c.width, ("heads", "depth", "embed"), n_inputs=2, dtype=c.dtype, name="out")(y)
+        merged = dropped_update(merged, c.dropout, seed, 2 * layer)
         x_BxWxPxD = self.mesh_ops.constrain(x_BxWxPxD + merged, "batch", "length", None, None)
         y = nn.LayerNorm(dtype=c.dtype, name="norm_mlp")(x_BxWxPxD)
         y = dense(4 * c.width, ("embed", "mlp"), dtype=c.dtype, name="up")(y)
         y = nn.gelu(checkpoint_name(self.mesh_ops.constrain(y, "batch", "length", None, "mlp"), "hidden"))
-        x_BxWxPxD = x_BxWxPxD + dense(width, ("mlp", "embed"), dtype=c.dtype, name="down")(y)
+        update = dense(width, ("mlp", "embed"), dtype=c.dtype, name="down")(y)
+        x_BxWxPxD = x_BxWxPxD + dropped_update(update, c.dropout, seed, 2 * layer + 1)
         return self.mesh_ops.constrain(x_BxWxPxD, "batch", "length", None, None), None
 
 
@@ -168,24 +194,24 @@ class ConvBlock(nn.Module):
     dilation: int
     mesh_ops: MeshOps
     dtype: str
+    dropout: float = 0.0
+    layer: int = 0
 
     @nn.compact
-    def __call__(self, x_BxWxPxD: jax.Array, weight_BxWxW: jax.Array | None) -> jax.Array:
+    def __call__(
+        self, x_BxWxPxD: jax.Array, weight_BxWxW: jax.Array | None, seed: jax.Array | None = None
+    ) -> jax.Array:
         y = nn.LayerNorm(dtype=self.dtype, name="norm_in")(x_BxWxPxD)
         if weight_BxWxW is not None:
             before = jnp.einsum("bvw,bwd->bvd", weight_BxWxW.astype(self.dtype), jnp.mean(y, axis=2))
             mixed = dense(self.width, ("embed", "mlp"), use_bias=False, dtype=self.dtype, name="before")(before)
             y = y + mixed[:, :, None]
         conv = functools.partial(nn.Conv, self.width, (3,), kernel_dilation=self.dilation, dtype=self.dtype)
-        y = nn.gelu(conv(kernel_init=_conv("embed", "mlp"), name="conv_in")(y))
+        y = nn.gelu(conv(kernel_init=conv_init("embed", "mlp"), name="conv_in")(y))
         y = nn.LayerNorm(dtype=self.dtype, name="norm_out")(y)
-        y = conv(kernel_init=_conv("mlp", "embed"), name="conv_out")(nn.gelu(y))
+        y = conv(kernel_init=conv_init("mlp", "embed"), name="conv_out")(nn.gelu(y))
+        y = dropped_update(y, self.dropout, seed, self.layer)
         return self.mesh_ops.constrain(x_BxWxPxD + y, "batch", "length", None, None)
-
-
-def _conv(*axes):
-    """An initialiser of convolutions over time, with the names of their inputs and outputs."""
-    return named(nn.initializers.lecun_normal(), None, *axes)
 
 
 # fields of a batch that the encoder reads: of windows, and of tokens
@@ -193,13 +219,14 @@ PER_WINDOW = ("wear", "observed", "patch_mask", "channel_mask", "quality", "wind
 PER_TOKEN = ("time", "segment")
 
 
-def _first_slots(encoder, batch, detail_BxWxPxD, *, n, deterministic):
+def _first_slots(encoder, batch, detail_BxWxPxD, seed, *, n, deterministic):
     """h_BxWxD of the first n slots of each row, zeros behind them."""
     n_batch, n_window = batch["window_position"].shape
     if not n:
         return jnp.zeros((n_batch, n_window, encoder.config.out_width), encoder.config.dtype)
     batch = {name: x[:, :n] if name in PER_WINDOW else x for name, x in batch.items()}
-    h_BxNxD = encoder._encoded(batch, None if detail_BxWxPxD is None else detail_BxWxPxD[:, :n], deterministic)
+    detail_BxNxPxD = None if detail_BxWxPxD is None else detail_BxWxPxD[:, :n]
+    h_BxNxD = encoder._encoded(batch, detail_BxNxPxD, seed, deterministic)
     return jnp.pad(h_BxNxD, ((0, 0), (0, n_window - n), (0, 0)))
 
 
@@ -231,23 +258,25 @@ class WearableEncoder(nn.Module):
         c = self.config
         if c.kind not in KINDS:
             raise ValueError(f"wear_encoder is {c.kind!r}; it can be {', '.join(KINDS)}")
+        drops = c.dropout > 0 and not deterministic
+        seed = dropout_seed(self.make_rng("dropout")) if drops else None  # one for all layers and numbers of slots
         if c.window_parts == 1 or self.is_initializing():
-            return self._encoded(batch, detail_BxWxPxD, deterministic)
+            return self._encoded(batch, detail_BxWxPxD, seed, deterministic)
         batch = {name: batch[name] for name in (*PER_WINDOW, *PER_TOKEN) if name in batch}
         sizes = slot_sizes(batch["window_position"].shape[1], c.window_parts)
         branches = [functools.partial(_first_slots, n=n, deterministic=deterministic) for n in sizes]
         size = jnp.searchsorted(jnp.array(sizes), used_slots(batch["window_position"]))
-        return nn.switch(size, branches, self, batch, detail_BxWxPxD)
+        return nn.switch(size, branches, self, batch, detail_BxWxPxD, seed)
 
-    def _encoded(self, batch, detail_BxWxPxD, deterministic):
+    def _encoded(self, batch, detail_BxWxPxD, seed, deterministic):
         """h_BxWxD of all slots of a batch."""
         c = self.config
         x_BxWxPxD = self._patches(batch, detail_BxWxPxD)
         first_BxW = first_windows(batch, c.span_days) if c.span_days else None
         if c.kind == "tcn":
-            x_BxWxPxD = self._convolutions(x_BxWxPxD, first_BxW)
+            x_BxWxPxD = self._convolutions(x_BxWxPxD, first_BxW, seed)
         else:
-            x_BxWxPxD = self._attention(x_BxWxPxD, first_BxW, batch, deterministic)
+            x_BxWxPxD = self._attention(x_BxWxPxD, first_BxW, batch, seed, deterministic)
         # cheap to do again, and its intermediate arrays are as large as the patches'
         pool = WearableEncoder._pooled if c.remat == "none" else nn.remat(WearableEncoder._pooled)
         return dense(c.out_width, ("mlp", "embed"), dtype=c.dtype, name="out")(pool(self, x_BxWxPxD))
@@ -286,7 +315,7 @@ class WearableEncoder(nn.Module):
         x_BxWxPxD = jnp.where(mask_BxWxP[..., None], mask_D[None, None, None], x_BxWxPxD) + position_PxD[None, None]
         return self.mesh_ops.constrain(x_BxWxPxD, "batch", "length", None, None)
 
-    def _attention(self, x_BxWxPxD, first_BxW, batch, deterministic):
+    def _attention(self, x_BxWxPxD, first_BxW, batch, seed, deterministic):
         c, seen = self.config, None
         if c.span_days:
             n_patch = x_BxWxPxD.shape[2]
@@ -302,13 +331,14 @@ class WearableEncoder(nn.Module):
             variable_axes={"params": 0},
             split_rngs={"params": True},
             length=c.n_layers,
-            in_axes=nn.broadcast,
+            in_axes=(0, nn.broadcast, nn.broadcast),
             unroll=c.unroll,
             metadata_params={nn.PARTITION_NAME: LAYERS},
         )
-        return scan(c, self.mesh_ops, deterministic, name="blocks")(x_BxWxPxD, seen)[0]
+        layers = jnp.arange(c.n_layers, dtype=jnp.uint32)
+        return scan(c, self.mesh_ops, deterministic, name="blocks")(x_BxWxPxD, layers, seen, seed)[0]
 
-    def _convolutions(self, x_BxWxPxD, first_BxW):
+    def _convolutions(self, x_BxWxPxD, first_BxW, seed):
         c, weight_BxWxW = self.config, None
         if c.span_days:
             window = jnp.arange(first_BxW.shape[1])
@@ -316,78 +346,6 @@ class WearableEncoder(nn.Module):
             weight_BxWxW = before / jnp.maximum(jnp.sum(before, axis=-1, keepdims=True), 1)
         for i in range(c.n_layers):
             block = rematerialised(ConvBlock, c.remat)
-            options = (c.width, 2 ** (i % 4), self.mesh_ops, c.dtype)
-            x_BxWxPxD = block(*options, name=f"block_{i}")(x_BxWxPxD, weight_BxWxW)
+            options = (c.width, 2 ** (i % 4), self.mesh_ops, c.dtype, c.dropout, i)
+            x_BxWxPxD = block(*options, name=f"block_{i}")(x_BxWxPxD, weight_BxWxW, seed)
         return x_BxWxPxD
-
-
-# -------------------------------------------------------------------------------------------------------- raw windows
-
-
-class ResidualBlock(nn.Module):
-    """Pre-norm residual block of two convolutions over time, the first with a stride: [N, S, D] -> [N, S/stride, F]."""
-
-    width: int
-    stride: int
-    dtype: str
-
-    @nn.compact
-    def __call__(self, x_NxSxD: jax.Array) -> jax.Array:
-        y = nn.gelu(nn.LayerNorm(dtype=self.dtype, name="norm_in")(x_NxSxD))
-        inward, outward = _conv("embed", "mlp"), _conv("mlp", "embed")
-        y = nn.Conv(self.width, (7,), self.stride, dtype=self.dtype, kernel_init=inward, name="conv_in")(y)
-        y = nn.gelu(nn.LayerNorm(dtype=self.dtype, name="norm_out")(y))
-        y = nn.Conv(self.width, (7,), dtype=self.dtype, kernel_init=outward, name="conv_out")(y)
-        short = nn.avg_pool(x_NxSxD, (self.stride,), (self.stride,), "SAME", count_include_pad=False)
-        return y + dense(self.width, ("embed", "mlp"), use_bias=False, dtype=self.dtype, name="shortcut")(short)
-
-
-class RawEncoder(nn.Module):
-    """The residual encoder of raw 30 s windows (paper, section 3.5: higher-frequency details are preserved).
-
-    A vector per raw window, averaged over the raw windows of each patch of the wearable encoder. It sees nothing
-    beyond its own samples, so a patch's vector is known at the patch's end.
-
-    Attributes:
-      width: of the last block; earlier blocks are narrower by halves, down to 4, as a norm over one or two features
-        leaves nothing or a sign. out_width: of the result.
-      n_blocks: residual blocks, each of which reduces the rate by 4.
-    """
-
-    width: int
-    out_width: int
-    n_blocks: int = 4
-    dtype: str = "float32"
-
-    @nn.compact
-    def __call__(self, batch: Mapping[str, jax.Array], n_window: int, n_patch: int) -> jax.Array:
-        """batch: the raw fields of joint/batch.py.
-
-        Returns:
-          [B, W, P, out_width]; zeros at patches without a raw window.
-        """
-        raw_BxNxSxA, seen = batch["raw"], batch["raw_observed"]
-        n_batch, n_raw = raw_BxNxSxA.shape[:2]
-        # as in the wearable encoder, absence can be told from a value of zero
-        signal = jnp.concatenate([jnp.where(seen, raw_BxNxSxA, 0.0), seen.astype(jnp.float32)], axis=-1)
-        x = signal.reshape(n_batch * n_raw, *signal.shape[2:]).astype(self.dtype)
-        # before the first norm: over one channel and its mask, that would leave little more of a sample than its sign
-        x = nn.Conv(max(self.width >> self.n_blocks, 4), (7,), dtype=self.dtype, name="stem")(x)
-        for i in range(self.n_blocks):
-            width = max(self.width >> (self.n_blocks - 1 - i), 4)
-            x = ResidualBlock(width, 4, self.dtype, name=f"block_{i}")(x)
-        x = jnp.mean(nn.LayerNorm(dtype=self.dtype, name="norm")(x), axis=1)
-        out = dense(self.out_width, ("mlp", "embed"), dtype=self.dtype, name="out")
-        h_BxNxD = out(x).reshape(n_batch, n_raw, -1)
-
-        there_BxN = (batch["raw_window"] >= 0) & seen.any((2, 3))
-        place_BxN = jnp.where(there_BxN, batch["raw_window"] * n_patch + batch["raw_patch"], n_window * n_patch)
-        weighted = jnp.where(there_BxN[..., None], h_BxNxD.astype(jnp.float32), 0.0)
-
-        def by_patch(x_NxD, place_N):
-            return jax.ops.segment_sum(x_NxD, place_N, n_window * n_patch + 1)[:-1]
-
-        total = jax.vmap(by_patch)(weighted, place_BxN)
-        count = jax.vmap(by_patch)(there_BxN[..., None].astype(jnp.float32), place_BxN)
-        mean = total / jnp.maximum(count, 1.0)
-        return mean.astype(self.dtype).reshape(n_batch, n_window, n_patch, self.out_width)

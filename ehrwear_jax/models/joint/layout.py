@@ -43,6 +43,7 @@ class Contexts:
       query_us_Q: times of the queries, sorted in a context. stop_Q: the first token that a query does not know.
       event_E: tokens at which predictions are made, increasing.
       rngs: generators of further draws, by context; not set at inference.
+      hides_C: contexts in which something is hidden.
     """
 
     people: "People"
@@ -69,9 +70,11 @@ class Contexts:
     event_E: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0, np.int64))
     bound_E: np.ndarray = dataclasses.field(init=False)
     rngs: list[np.random.Generator] = dataclasses.field(init=False)
+    hides_C: np.ndarray = dataclasses.field(init=False)
 
     def __post_init__(self) -> None:
         self.bound_E = np.zeros(len(self.patients) + 1, np.int64)
+        self.hides_C = np.zeros(len(self.patients), bool)
 
     def __len__(self) -> int:
         return len(self.patients)

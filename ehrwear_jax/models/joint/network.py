@@ -1,7 +1,7 @@
 """Computes latents and predictions of the joint model: encoders, shared backbone, and a head per loss term."""
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -14,6 +14,7 @@ from ehrwear_jax.models.joint.code_head import CodeHead
 from ehrwear_jax.models.joint.config import Config, NetworkConfig
 from ehrwear_jax.models.joint.ehr_terms import CodeTerm
 from ehrwear_jax.models.joint.heads import Posterior
+from ehrwear_jax.models.joint.raw_encoder import RawEncoder, by_patch
 from ehrwear_jax.models.joint.terms import Latents, Term
 from ehrwear_jax.models.joint.wear_terms import SignalDecoder
 from ehrwear_jax.models.layers import time_encoding
@@ -49,6 +50,7 @@ def wearable_config(config: Config) -> encoders.WearableConfig:
         kind=n.wear_encoder,
         window_parts=config.context.window_parts,
         span_days=n.wear_span_days / n.time_unit_days,  # in the unit of the times that it is given
+        dropout=n.encoder_dropout,
         kernel=n.kernel,
         n_components=n.n_components,
         remat=n.wear_remat,
@@ -56,6 +58,13 @@ def wearable_config(config: Config) -> encoders.WearableConfig:
         attention=n.attention,
         dtype=n.dtype,
     )
+
+
+class Contents(NamedTuple):
+    """What tokens say without their time [B, T, D], and raw windows [B, N, wear_width] where there are any."""
+
+    token_BxTxD: jax.Array
+    raw_BxNxD: jax.Array | None = None
 
 
 class JointNetwork(nn.Module):
@@ -69,13 +78,13 @@ class JointNetwork(nn.Module):
     def setup(self) -> None:
         n, facts = self.config.network, self.facts
         sizes, values = (facts.vocabulary, n.token_width, n.width), (n.value_features, n.value_channel)
-        self.ehr = encoders.EhrEmbedder(*sizes, n.dtype, n.embedding_scale, *values, self.mesh_ops)
+        self.ehr = encoders.EhrEmbedder(*sizes, n.dtype, n.embedding_scale, *values, self.mesh_ops, n.encoder_dropout)
         self.rho = dense(n.width, (None, "embed"), dtype=n.dtype)  # W_rho, q x p
         self.modality = nn.Embed(N_MODALITY, n.width, embedding_init=nn.initializers.normal(0.02))
         if facts.wear:
             self.wear = encoders.WearableEncoder(wearable_config(self.config), self.mesh_ops)
             if n.raw_width:
-                self.raw = encoders.RawEncoder(n.raw_width, n.wear_width, dtype=n.dtype)
+                self.raw = RawEncoder(n.raw_width, n.wear_width, dtype=n.dtype)
         if n.posterior == "normal":
             self.posterior = Posterior(n.width)
         if n.query == "learned":
@@ -106,25 +115,25 @@ class JointNetwork(nn.Module):
     def __call__(self, batch: dict, deterministic: bool = True) -> dict:
         """{term: its prediction}."""
         batch = self._timed(batch)
-        z_BxTxD, z_BxQxD, h_BxTxD = self._encode(batch, deterministic)
-        return self._predictions((z_BxTxD, z_BxQxD), h_BxTxD, batch, self.terms, deterministic)
+        z_BxTxD, z_BxQxD, contents = self._encode(batch, deterministic)
+        return self._predictions((z_BxTxD, z_BxQxD), contents, batch, self.terms, deterministic)
 
-    def read(self, batch: dict) -> tuple[tuple[jax.Array, jax.Array], jax.Array]:
-        """What the heads read, at inference: (z as `latents` gives it, contents [B, T, D])."""
-        z_BxTxD, z_BxQxD, h_BxTxD = self._encode(self._timed(batch), True)
-        return (z_BxTxD, z_BxQxD), h_BxTxD
+    def read(self, batch: dict) -> tuple[tuple[jax.Array, jax.Array], Contents]:
+        """What the heads read, at inference: (z as `latents` gives it, what tokens and raw windows say)."""
+        z_BxTxD, z_BxQxD, contents = self._encode(self._timed(batch), True)
+        return (z_BxTxD, z_BxQxD), contents
 
-    def predicted(self, z: tuple[jax.Array, jax.Array], h_BxTxD: jax.Array, batch: dict, names: Iterable[str]) -> dict:
+    def predicted(self, z: tuple[jax.Array, jax.Array], contents: Contents, batch: dict, names: Iterable[str]) -> dict:
         """{term: its prediction at inference} of some terms, from what `read` returned."""
         terms = tuple(t for t in self.terms if t.name in names)
-        return self._predictions(z, h_BxTxD, self._timed(batch), terms, True)
+        return self._predictions(z, contents, self._timed(batch), terms, True)
 
-    def _predictions(self, z, h_BxTxD, batch, terms, deterministic):
+    def _predictions(self, z, contents, batch, terms, deterministic):
         z_BxTxD, z_BxQxD = z
         posterior = {}
         if self.config.network.posterior == "normal":
             z_BxTxD, z_BxQxD, posterior = self._drawn(z_BxTxD, z_BxQxD, deterministic)
-        latents = Latents(z_BxTxD, z_BxQxD, h_BxTxD, posterior)
+        latents = Latents(z_BxTxD, z_BxQxD, contents.token_BxTxD, posterior, contents.raw_BxNxD)
         out = {t.name: t.predict(self, self.term_head.get(t.name), latents, batch) for t in terms}
         asking = [t for t in terms if isinstance(t, CodeTerm)]
         for trains_table in sorted({t.trains_table for t in asking}):
@@ -152,11 +161,12 @@ class JointNetwork(nn.Module):
         return {**batch, **{name: batch[name] / n.time_unit_days for name in ("time", "query_time")}}
 
     def _encode(self, batch, deterministic):
-        """(z_BxTxD, z_BxQxD, h_BxTxD: what the tokens say, without their time)."""
+        """(z_BxTxD, z_BxQxD, Contents)."""
         n = self.config.network
-        x = self.ehr(batch["token"], batch["value"], batch.get("quantile"))
+        x = self.ehr(batch["token"], batch["value"], batch.get("quantile"), deterministic)
+        raw_BxNxD = None
         if self.facts.wear and batch["wear"].shape[1]:
-            h_BxWxD = self._windows(batch, deterministic)
+            h_BxWxD, raw_BxNxD = self._windows(batch, deterministic)
             slot_BxTx1 = jnp.maximum(batch["window"], 0)[..., None]
             is_wear_BxTx1 = (batch["modality"] == MODALITY_WEAR)[..., None]
             x = jnp.where(is_wear_BxTx1, jnp.take_along_axis(h_BxWxD, slot_BxTx1, axis=1), x)
@@ -171,7 +181,8 @@ class JointNetwork(nn.Module):
         y = y + self._stream(batch["query_time"], batch["query_kv_range"], last, batch["time"]) + counts[1]
         y = y + self._states(batch) if self.facts.value_inputs else y
         x, y = (self.mesh_ops.constrain(z, "batch", "length", None) for z in (x, y))
-        return *self.backbone(x, y, {n: batch[n] for n in BACKBONE_FIELDS}, deterministic), h_BxTxD
+        z = self.backbone(x, y, {n: batch[n] for n in BACKBONE_FIELDS}, deterministic)
+        return *z, Contents(h_BxTxD, raw_BxNxD)
 
     def _query(self, batch):
         """What queries are before time and context: [1 or B, 1 or Q, D]."""
@@ -195,10 +206,11 @@ class JointNetwork(nn.Module):
         return found.astype(self.config.network.dtype) if self.states else found
 
     def _windows(self, batch, deterministic):
-        detail = None
+        detail = raw_BxNxD = None
         if self.config.network.raw_width and "raw" in batch:
-            detail = self.raw(batch, *batch["patch_mask"].shape[1:])
-        return self.wear(batch, detail, deterministic)
+            raw_BxNxD = self.raw.vectors(batch)
+            detail = by_patch(raw_BxNxD, batch, *batch["patch_mask"].shape[1:])
+        return self.wear(batch, detail, deterministic), raw_BxNxD
 
     def _time(self, age):
         n = self.config.network

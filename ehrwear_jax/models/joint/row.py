@@ -90,7 +90,7 @@ def _fill_masks(row, c):
     at, windows = c.timed_bound.tolist(), c.bound_M.tolist()
     for k, rng in enumerate(c.rngs):
         mine, w = slice(at[k], at[k + 1]), slice(windows[k], windows[k + 1])
-        hidden_K[mine] = hidden = rng.random() < config.masked_contexts
+        hidden_K[mine] = c.hides_C[k] = hidden = rng.random() < config.masked_contexts
         if config.interest_codes:
             chance_K[mine] = _boosted_chances(c, timed[mine])
         rng.random(out=draw_K[mine])

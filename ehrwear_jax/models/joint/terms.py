@@ -22,7 +22,7 @@ EVENTS = {"event_position": Field("E", np.int32, -1, "token position of an event
 
 
 class Latents(NamedTuple):
-    """What the heads read: latents of tokens and queries, contents of tokens before time and context.
+    """What the heads read: latents of tokens and queries, contents of tokens before time and context, raw windows.
 
     Drawn from their posteriors while training the ELBO variant, whose means, variances and prior are `posterior`.
     """
@@ -31,6 +31,7 @@ class Latents(NamedTuple):
     query_BxQxD: jax.Array
     content_BxTxD: jax.Array
     posterior: dict[str, jax.Array]
+    raw_BxNxD: jax.Array | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,9 +86,9 @@ def take(z_BxTxD: jax.Array, position_BxN: jax.Array) -> jax.Array:
 def active(config: Config, facts: Facts) -> tuple[Term, ...]:
     """The terms whose weight is not zero throughout and that the modalities can feed, in the order of WEIGHTS."""
     # they subclass Term
-    from ehrwear_jax.models.joint import cross_terms, ehr_terms, next_value, value_terms, wear_terms
+    from ehrwear_jax.models.joint import cross_terms, ehr_terms, next_value, raw_terms, value_terms, wear_terms
 
-    modules = (ehr_terms, value_terms, next_value, wear_terms, cross_terms)
+    modules = (ehr_terms, value_terms, next_value, wear_terms, raw_terms, cross_terms)
     known = {t.name: t for module in modules for t in module.TERMS}
     found = []
     for name, (start, end, _) in config.weights.items():

@@ -7,7 +7,9 @@ again, forward and backward.
 import jax
 import jax.numpy as jnp
 
-from ehrwear_jax.ops.kernel_attention.reference import dropout_keep
+from ehrwear_jax.ops.kernel_attention.reference import dropout_keep, dropout_seed
+
+__all__ = ["dropout_seed", "dropped", "kept"]
 
 
 def kept(shape: tuple[int, ...], rate: float | jax.Array, seed: jax.Array, stream: int) -> jax.Array:

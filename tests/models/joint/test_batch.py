@@ -10,7 +10,7 @@ from ehrwear_jax.models.joint import batch as batch_lib
 from ehrwear_jax.models.joint.config import Config, ContextConfig
 
 SIZES = ContextConfig(tokens=28, context_tokens=28, windows=3, queries=8, events=6, pairs=14, future_windows=9,
-                      horizons=(30,), patch_steps=3)  # fmt: skip
+                      horizons=(30,), patch_steps=3, raw_parts=2)  # fmt: skip
 OF_DATA = dataclasses.replace(FACTS, steps=12, channels=2, derived=1, future_codes=10, history_tokens=13)
 
 
@@ -55,13 +55,16 @@ def test_no_windows_is_a_size_like_any_other():
 
 
 def test_fields_of_optional_inputs_are_there_where_the_data_have_them():
-    assert not {"quality", *batch_lib.RAW} & SPEC.fields.keys()
+    small = dataclasses.replace(FACTS, raw_samples=0, raw_channels=0)
+    context = dataclasses.replace(CONFIG.context, raw_windows=0)
+    without = dataclasses.replace(CONFIG, context=context)
+    assert not {"quality", "raw_mask", *batch_lib.RAW} & spec_of(without, small).fields.keys()
     with_room = dataclasses.replace(CONFIG, context=dataclasses.replace(SIZES, raw_windows=5))
     known = dataclasses.replace(OF_DATA, quality=True, raw_samples=30, raw_channels=3)
     batch = spec_of(with_room, known).empty(2)
     assert batch["quality"].shape == (2, 3, 4, 2) and batch["raw"].shape == (2, 5, 30, 3)
     assert batch["raw_observed"].shape == (2, 5, 30, 3) and np.all(batch["raw_window"] == -1)
-    assert not set(batch_lib.RAW) & spec_of(CONFIG, known).fields.keys(), "no room, no raw windows"
+    assert not set(batch_lib.RAW) & spec_of(without, small).fields.keys(), "no room, no raw windows"
     alone = dataclasses.replace(known, modalities=("ehr",))
     assert not {"quality", *batch_lib.RAW} & spec_of(with_room, alone).fields.keys()
 

@@ -11,7 +11,8 @@ from small_model import random_params
 from ehrwear_jax.models.joint.batch import Facts
 from ehrwear_jax.models.joint.code_head import CodeHead
 from ehrwear_jax.models.joint.config import MODALITIES, Config, ContextConfig, NetworkConfig
-from ehrwear_jax.models.joint.encoders import EhrEmbedder, RawEncoder
+from ehrwear_jax.models.joint.encoders import EhrEmbedder
+from ehrwear_jax.models.joint.raw_encoder import RawEncoder
 from ehrwear_jax.training import hlo, sharding
 
 # --------------------------------------------------------------------------------------------------------- EHR events

@@ -6,20 +6,20 @@ import jax
 import pytest
 from random_rows import CONFIG, EVERY_TERM, FACTS, model_of, spec_of
 
-from ehrwear_jax.models.joint import cross_terms, ehr_terms, next_value, value_terms, wear_terms
-from ehrwear_jax.models.joint.batch import INPUTS
+from ehrwear_jax.models.joint import cross_terms, ehr_terms, next_value, raw_terms, value_terms, wear_terms
+from ehrwear_jax.models.joint.batch import INPUTS, RAW
 from ehrwear_jax.models.joint.config import WEIGHTS
 from ehrwear_jax.models.joint.terms import active, target_fields
 
 OFF = (0.0, 0.0, 0)
-MODULES = (ehr_terms, value_terms, next_value, wear_terms, cross_terms)
+MODULES = (ehr_terms, value_terms, next_value, wear_terms, raw_terms, cross_terms)
 TERMS = {t.name: t for module in MODULES for t in module.TERMS}
 # {term: parts of the network that are its own, or that it shares with terms that need the same}
 OWN = {
     "ehr_masked": (), "future_event": ("term_head_future_event",), "future_codes": ("term_head_future_codes",),
     "ehr_history": ("term_head_ehr_history",), "ehr_values": ("term_head_ehr_values",),
     "next_value": ("term_head_next_value",), "wear_values": ("term_head_wear_values",), "wear_masked": (),
-    "wear_history": ("term_head_wear_history",),
+    "wear_history": ("term_head_wear_history",), "raw_masked": ("term_head_raw_masked",),
     "future_signal": (), "wear_to_ehr": ("term_head_wear_to_ehr",), "ehr_to_wear": ("term_head_ehr_to_wear",),
     "contrast": ("term_head_contrast",), "content_norm": (), "latent_kl": (),
 }  # fmt: skip
@@ -93,4 +93,4 @@ def test_a_term_for_which_the_data_have_nothing_is_left_out():
 
 
 def test_without_a_term_only_the_inputs_are_left():
-    assert spec_of(config_of({"content_norm"})).fields.keys() == INPUTS.keys()
+    assert spec_of(config_of({"content_norm"})).fields.keys() == INPUTS.keys() | RAW.keys()
