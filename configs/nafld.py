@@ -4,7 +4,8 @@
 
 The model is ours (base extended; nafld.py:paper is the paper's). DIR holds nafld1.csv, nafld2.csv, nafld3.csv. A
 diagnosis (other than NAFLD) that the person never had, within 30, 90, 180, 365 days: 1,696, 2,821, 4,184, 6,661 of
-78,391, 76,621, 74,234, 69,578 lab days. Forty minutes on two CPU cores. Seen on the held-out tenth, frozen probe
+78,391, 76,621, 74,234, 69,578 lab days. Forty minutes on two CPU cores without label
+efficiency (--config.evaluate.label_fractions='()'). Seen on the held-out tenth, frozen probe
 (gradient boosting on hand-made features): AUROC .732/.720/.712/.695 (.768/.755/.733/.714), AUPRC .133/.152/.179/.226
 (.144/.149/.183/.251); every difference in AUROC lies below zero. z holds values (R2 .98 and above), and less of how
 often (.63) and when last (.82) a code was seen, and of slopes (.21). Without value_inputs AUROC was
