@@ -3,11 +3,11 @@
     python -m ehrwear_jax.main --config=configs/nhanes.py --config.data.source_dir=DIR
 
 The model is ours (base extended; nhanes.py:paper is the paper's). nhanes.py:transfer learns from 2003-2004, labels
-and all, and is scored on 2005-2006. DIR holds the files listed in
-ehrwear_jax/data/sources/nhanes_files.py. C-index of all-cause mortality. About an hour on two CPU cores without
-label efficiency (--config.evaluate.label_fractions='()'). Seen, frozen probes: joint .800 [.787, .814], late fusion .812, EHR only .797, wearable only .738 (with age and sex .802). On
-hand-made features: boosting .837 [.825, .848] (EHR alone .832, wearable alone .756, counts of codes .761), Cox .833,
-age and sex .789.
+and all, and is scored on 2005-2006. DIR holds the files listed in ehrwear_jax/data/sources/nhanes_files.py. C-index
+of all-cause mortality. About an hour on two CPU cores without label efficiency
+(--config.evaluate.label_fractions='()'). Seen, frozen probes: joint .800 [.787, .814], late fusion .812, EHR only
+.797, wearable only .738 (with age and sex .802). On hand-made features: boosting .837 [.825, .848] (EHR alone .832,
+wearable alone .756, counts of codes .761), Cox .833, age and sex .789.
 """
 
 from ehrwear_jax import config as config_lib
