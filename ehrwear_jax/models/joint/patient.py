@@ -11,7 +11,7 @@ from ehrwear_jax.data import ages
 from ehrwear_jax.data.formats.times import DAY_US
 from ehrwear_jax.data.store import NO_BIRTH, Record, RecordStore, Scales
 from ehrwear_jax.models.joint import batch as batch_lib
-from ehrwear_jax.models.joint.vocabulary import Vocabulary
+from ehrwear_jax.models.vocabulary import Vocabulary
 
 SIGNAL_CLIP = 10.0  # standard deviations
 

@@ -21,9 +21,9 @@ import polars as pl
 from ehrwear_jax.data.formats import parquet
 from ehrwear_jax.data.prepare import code_counts
 from ehrwear_jax.data.store import RecordStore
-from ehrwear_jax.models.joint.batch import N_SPECIAL
 
-SPECIAL = ("<pad>", "<mask>", "<wear>")
+SPECIAL = ("<pad>", "<mask>", "<wear>")  # tokens that are no codes
+N_SPECIAL = len(SPECIAL)
 VALUE_CLIP = 5.0  # standard deviations
 _TOKENS_SCHEMA: parquet.Schema = {
     "token_id": pl.Int32,
