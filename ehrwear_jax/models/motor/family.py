@@ -1,24 +1,31 @@
-"""Joins the parts of MOTOR to what models/family.py asks for: an EHR foundation model of times to later events.
+"""Joins the parts of MOTOR to what models/family.py asks for: an EHR foundation model of the times to later codes.
 
-Steinberg et al. (ICLR 2024); the sizes of Config are the published ones. What is ours: hazards are per day and in
-natural logarithms, follow-up ends where the dataset says so and not with the last record, entries for values are a
-code's own, static events are a sum in the first token of a context (the original's first token of a record), one norm
-serves a block's two parts as in the original and the age is projected at the input.
+Steinberg et al. (ICLR 2024). Config has the published sizes. Not as in the original:
 
-Training costs, with L layers of width D, feed-forward width M, attention window W, A entries a token, K pieces of time,
-E task_width, C tasks, V dictionary; T tokens and N places of B rows at once:
+    values          have entries by bins of their own code, not of all codes together
+    static events   are added up in the first token of every context, not in that of the record alone
+    ages            enter by a projection beside rotation, where they are told
+    follow-up       ends where the dataset says so, not with the last event; hazards are per day, not per second
+    loss            is the sum over codes and pieces of time, of which the original takes the mean
 
-    flops a token     6 L (4 D^2 + 2 D M)  +  12 L D min(W, tokens seen)  +  6 (N / T) K E (D + C)
-    parameters P      V D + L (4 D^2 + 2 D M) + K E D + (E + K) C
-    memory, bytes     16 P  (float32: parameters, gradients, two moments)
-                      + B T (4 A + 4 A + 24)          the batch on the device
-                      + B T s L (6 D + M)             activations, remat=none, s = 2 or 4 bytes; remat=full: B T s L D
-                      + 4 B N C x 4                   the loss: times to events and one piece's scores, never times K
+Layer-by-layer agreement with a published implementation has not been measured.
 
-At the published sizes P is 143 million and a token takes 0.6 Gflop, so that 300,000 people with 3,000 tokens each take
-5.3e17 flops an epoch: about 25 minutes on one device that reaches 350 Tflop/s. The host holds 16 bytes for each
-person's place in the index and caches timelines up to a limit; facts are fitted on 20,000 people at most, and neither
-grows with the number of events. One epoch plans 300,000 contexts in well under a second.
+What training takes, with L layers of width D, M hidden units, windows of W tokens, A entries a token, K pieces of time,
+E task_width, C tasks, V entries of the dictionary, and at once B rows of T tokens, N places and P pairs, in s bytes:
+
+    parameters       V D + L (4 D^2 + 2 D M) + D K E + (E + K) C
+    flops a token    6 L (4 D^2 + 2 D M) + 12 L D min(W, tokens seen) + 6 (N / T) K E (D + C)
+    bytes of state   16 a parameter: it, its gradient and two moments in float32
+    of a batch       B (T (8 A + 20) + 8 N + 12 P)
+    of activations   s B T L (8 D + 2 M), or s B T L D with remat=full, and s B T M in the block at work
+    of the loss      about 20 B N C, whatever K is, and s B N K E
+
+By these, with the published sizes: 143 million parameters, 2.3 GB of state, 0.6 Gflop a token. 300,000 people with
+3,000 tokens each are 9e8 tokens, 5.3e17 flops an epoch: 25 minutes at 350 Tflop/s. 8 rows of 2,048 tokens hold 270 MB
+in the loss and, in bfloat16 with remat=none, 5 GB of activations. On the host an epoch's plan takes 20 bytes a context,
+timelines (12 bytes a token, 16 for each code and ancestor of an event) are cached up to a limit, and facts are fitted
+on 20,000 people at most. The compiler's count for the loss is 18.5 bytes a place and code with 4 and with 8 pieces of
+time; the other figures follow from the formulae, and none was timed.
 """
 
 import dataclasses
