@@ -165,6 +165,19 @@ def test_a_transform_changes_what_is_read(asked):
     assert all(batch["segment"].max() == (batch["site"] >= 0).sum(1).max() for batch, _ in batches), "first tokens only"
 
 
+def test_what_comes_after_a_time_changes_nothing_of_its_batch(asked):
+    """A record as it was known then gives the same arrays: no later event, end of follow-up or death shows."""
+    examples, position, time = asked
+    whole, known = (
+        list(examples.prediction_batches(position, time, 2, transform))
+        for transform in (lambda record, t: record, lambda record, t: record.until(t))
+    )
+    for (batch, where), (other, there) in zip(whole, known, strict=True):
+        np.testing.assert_array_equal(where, there)
+        for name in batch:
+            np.testing.assert_array_equal(batch[name], other[name], err_msg=name)
+
+
 def test_what_z_depends_on_is_counted(people, asked):
     """By hand: a context of 20 tokens, of which two layers of windows of six reach eleven."""
     examples, position, time = asked

@@ -70,6 +70,15 @@ def test_the_loss_is_its_formula():
     assert want[1, 1] == 0.0
 
 
+def test_the_loss_of_a_network_in_half_precision_is_float32():
+    """Products alone are rounded: the loss is that of the rounded factors, added up in float32."""
+    h, kernel, bias, event, end = random_case(3)
+    half = [x.astype(jnp.bfloat16) for x in (h, kernel)]
+    found = loss_of(half[0], kernel, bias, event, end)
+    assert found.dtype == jnp.float32
+    np.testing.assert_allclose(found, loss_of(*(np.asarray(x, np.float32) for x in half), bias, event, end), rtol=1e-4)
+
+
 def test_gradients_are_those_of_the_formula():
     h, kernel, bias, event, end = random_case(1)
 

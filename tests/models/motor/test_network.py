@@ -143,7 +143,8 @@ def test_the_published_sizes_have_143_million_parameters():
     assert sum(parts.values()) == pytest.approx(143e6, rel=0.01)
 
 
-def test_halves_and_micro_batches_add_up_to_the_whole(examples, batch, params):
+def test_halves_and_micro_batches_add_up_to_the_whole(examples, batch, params, capfd):
+    """Of rows that several share, and with nothing printed."""
     net, objective = family.network(examples.spec, examples.config), family.objective(examples.spec, examples.config)
     shared, weights = objective.normalisers(batch), objective.weights(0)
 
@@ -156,6 +157,7 @@ def test_halves_and_micro_batches_add_up_to_the_whole(examples, batch, params):
     whole = float(objective(out, batch, weights, shared)[0])
     halves = [{k: v[r : r + 1] for k, v in batch.items()} for r in range(2)]
     assert sum(float(loss(half)) for half in halves) == pytest.approx(whole, rel=1e-5)
+    assert capfd.readouterr().out == ""
 
 
 def test_log_hazards_are_what_the_loss_is_made_of(examples, batch, params):
