@@ -64,14 +64,20 @@ LAYERS = (
     # what its paper says of it is set beside options of any kind
     _layer("models.joint.published", "models.joint.config config.bases config.data config.options config.training",
            external=""),
-    _layer("models.joint", "models.joint models.layers models.family models.objective data config.data config.training",
+    _layer("models.joint", "models.joint models.layers models.family models.objective models.row_packing "
+           "models.vocabulary data config.data config.training",
            external="flax jax numpy polars"),
     _layer("models.tabular.config", "config.options", external=""),
     _layer("models.tabular", "models.tabular data", banned=ACCELERATOR),
     _layer("models.late_fusion.config", "", external=""),
     _layer("models.late_fusion", "models.late_fusion", external="numpy"),
     _layer("models.stacked", "", external=""),
+    _layer("models.motor.config", "config.options", external=""),
+    _layer("models.motor", "models.motor models.layers models.family models.objective models.row_packing "
+           "models.vocabulary data config.data", external="flax jax numpy"),
     _layer("models.layers", "models.layers ops", external="flax jax numpy"),
+    _layer("models.vocabulary", "data", external="numpy polars"),
+    _layer("models.row_packing", "", external="numpy"),
     _layer("models", "models.family models.layers", external="flax jax numpy"),
     # The loop takes any family, and names none.
     _layer("training", "training models.family models.layers models.registry ops data config evals runtime"),

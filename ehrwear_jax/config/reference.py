@@ -9,7 +9,8 @@ from ehrwear_jax.config import families, options
 from ehrwear_jax.config.run import RunConfig
 from ehrwear_jax.config.segment_spec import SegmentSpec
 
-FITTED = ("tabular", "late_fusion", "stacked")  # families of the package whose options stand in config.models alone
+# families of the package whose options stand in config.models alone
+IN_MODELS = ("motor", "tabular", "late_fusion", "stacked")
 
 
 class Option(NamedTuple):
@@ -38,7 +39,7 @@ def entries(cls: type = RunConfig, path: str = "") -> Iterator[Option]:
 
 def further() -> dict[str, type]:
     """{title: dataclass} of options that stand in dicts of the config, by names of the user's own."""
-    models = {f"A model of the family {name}, in models": families.config_class(name) for name in FITTED}
+    models = {f"A model of the family {name}, in models": families.config_class(name) for name in IN_MODELS}
     return {"A set of segments, in prepare.segments": SegmentSpec} | models
 
 

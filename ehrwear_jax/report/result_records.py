@@ -72,6 +72,7 @@ MODELS = {
     "ehr_only": ("EHR only", "EHR only"),
     "wear_only": ("Wearable only", "Wearable only"),
     "wear_only_static": ("Wearable and static facts (age, sex)", "Wearable + static"),
+    "motor": ("MOTOR (EHR)", "MOTOR"),
     "late_fusion": ("Late fusion", "Late fusion"),
     "stacked": ("Stacked predictions", "Stacked"),
     "gradient_boosting": ("Gradient boosting (tabular)", "Gradient boosting"),

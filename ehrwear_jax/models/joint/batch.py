@@ -15,12 +15,13 @@ import dataclasses
 
 import numpy as np
 
+from ehrwear_jax.models import vocabulary
 from ehrwear_jax.models.family import BatchSpec, Field
 from ehrwear_jax.models.joint import value_fields, value_states
 from ehrwear_jax.models.joint.config import ContextConfig
 
 PAD, MASK, WEAR = 0, 1, 2  # token ids that are no codes
-N_SPECIAL = 3
+N_SPECIAL = vocabulary.N_SPECIAL
 MODALITY_PAD, MODALITY_EHR, MODALITY_WEAR, MODALITY_QUERY = 0, 1, 2, 3
 N_MODALITY = 4
 SUMMARIES = ("mean", "std", "mean_abs_step")  # per channel: level, spread, roughness from step to step

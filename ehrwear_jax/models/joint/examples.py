@@ -13,12 +13,12 @@ import polars as pl
 
 from ehrwear_jax.data import random_streams
 from ehrwear_jax.data import store as store_lib
+from ehrwear_jax.models import vocabulary as vocabulary_lib
 from ehrwear_jax.models.family import Batch, BatchSpec, Examples, Transform
 from ehrwear_jax.models.joint import augmentation, context, masking, packing, query_times, terms, value_scales
 from ehrwear_jax.models.joint import patient as patient_lib
 from ehrwear_jax.models.joint import prediction as prediction_lib
 from ehrwear_jax.models.joint import row as row_lib
-from ehrwear_jax.models.joint import vocabulary as vocabulary_lib
 from ehrwear_jax.models.joint.batch import MODALITY_WEAR, Facts, batch_spec
 from ehrwear_jax.models.joint.config import Config
 from ehrwear_jax.models.joint.value_states import names as value_statistics

@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from ehrwear_jax.models.joint.batch import slot_sizes
 from ehrwear_jax.models.joint.config import ContextConfig
+from ehrwear_jax.models.row_packing import pack
 
 _SPARE = 1.05  # of the room for windows, over what a row has on average: less would leave tokens free
 
@@ -71,34 +72,6 @@ def appearances(weight_N: npt.ArrayLike, draw: float) -> np.ndarray:
     total_N *= len(total_N) / total_N[-1]
     total_N[-1] = len(total_N)
     return np.diff(np.floor(total_N + draw).astype(np.int64), prepend=0)
-
-
-def pack(needs: Sequence[np.ndarray], limits: Sequence[int]) -> np.ndarray:
-    """Next fit: the bounds of rows whose needs stay within the limits.
-
-    Args:
-      needs: int64 arrays [N], one per resource, none of them above its limit.
-      limits: one number per resource.
-
-    Returns:
-      int64 [rows + 1], from 0 to N.
-    """
-    n = len(needs[0])
-    after = np.full(n, n, np.int64)  # where the row ends that begins here
-    for need_N, limit in zip(needs, limits, strict=True):
-        total = np.cumsum(need_N, dtype=np.int64)
-        np.minimum(after, np.searchsorted(total, total - need_N + limit, side="right"), out=after)
-    # numpy declares the buffer protocol from Python 3.12 on
-    steps = memoryview(after)  # type: ignore[arg-type]
-    bounds, at = [np.zeros(1, np.int64)], 0
-    while at < n:
-        chunk = np.empty(65536, np.int64)
-        for k in range(len(chunk)):
-            chunk[k] = at = steps[at]
-            if at == n:
-                break
-        bounds.append(chunk[: k + 1])
-    return np.concatenate(bounds)
 
 
 class Limits(NamedTuple):

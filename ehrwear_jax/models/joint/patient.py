@@ -11,7 +11,7 @@ from ehrwear_jax.data import ages
 from ehrwear_jax.data.formats.times import DAY_US
 from ehrwear_jax.data.store import NO_BIRTH, Record, RecordStore, Scales
 from ehrwear_jax.models.joint import batch as batch_lib
-from ehrwear_jax.models.joint.vocabulary import Vocabulary
+from ehrwear_jax.models.vocabulary import Vocabulary
 
 SIGNAL_CLIP = 10.0  # standard deviations
 
@@ -196,7 +196,7 @@ def make_patient(record: Record, store: RecordStore, vocabulary: Vocabulary, raw
 
     raw_segments: the set of segments that become raw windows; "": none. Events out of the vocabulary are left out.
     """
-    (static_token, static_value), (token, value, time) = _known(record, vocabulary)
+    (static_token, static_value), (token, value, time) = vocabulary.known(record)
     end = record.window_end_M
     derived: np.ndarray = np.zeros(record.derived_MxX.shape, np.float32)
     if derived.size:
@@ -232,20 +232,6 @@ def make_patient(record: Record, store: RecordStore, vocabulary: Vocabulary, raw
         utc_offset_M=offset,
         max_age_years=store.max_age_years,
     )
-
-
-def _known(record, vocabulary):
-    """(tokens, values) of the static events in the vocabulary, (tokens, values, times) of the timed ones."""
-    n_static = len(record.static_code_S)
-    pairs = ("static_code_S", "code_K"), ("static_value_S", "value_K"), ("static_text_S", "text_K")
-    both = (np.concatenate([getattr(record, static), getattr(record, timed)]) for static, timed in pairs)
-    token_N, value_N = vocabulary.encode(*both)
-    at = np.flatnonzero(token_N >= 0)
-    if len(at) < len(token_N):
-        token_N, value_N = token_N[at], value_N[at]
-    s = int(at.searchsorted(n_static))
-    time_K = record.time_K[at[s:] - n_static]
-    return (token_N[:s], value_N[:s]), (token_N[s:], value_N[s:], time_K)
 
 
 def _merged(end_M, time_K):

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 import polars as pl
 
-from ehrwear_jax.models.joint.vocabulary import Vocabulary
+from ehrwear_jax.models.vocabulary import Vocabulary
 
 N_KNOTS = 33  # of a code's quantiles
 TAILS = (0.01, 0.99)  # quantiles that values are clipped to

@@ -6,7 +6,7 @@ import pytest
 
 from ehrwear_jax.data.prepare import statistics
 from ehrwear_jax.models.joint import value_scales
-from ehrwear_jax.models.joint.vocabulary import build_vocabulary
+from ehrwear_jax.models.vocabulary import build_vocabulary
 
 SODIUM, POTASSIUM, CONSTANT, WORD = range(4)
 

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ehrwear_jax.data.prepare import code_table, statistics
-from ehrwear_jax.models.joint import vocabulary
-from ehrwear_jax.models.joint.batch import N_SPECIAL
+from ehrwear_jax.models import vocabulary
+from ehrwear_jax.models.vocabulary import N_SPECIAL
 
 EVENTS = {"subject_id": pl.Int64, "code": pl.String, "numeric_value": pl.Float32, "text_value": pl.String}
 

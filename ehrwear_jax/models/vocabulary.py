@@ -20,10 +20,10 @@ import polars as pl
 
 from ehrwear_jax.data.formats import parquet
 from ehrwear_jax.data.prepare import code_counts
-from ehrwear_jax.data.store import RecordStore
-from ehrwear_jax.models.joint.batch import N_SPECIAL
+from ehrwear_jax.data.store import Record, RecordStore
 
-SPECIAL = ("<pad>", "<mask>", "<wear>")
+SPECIAL = ("<pad>", "<mask>", "<wear>")  # tokens that are no codes
+N_SPECIAL = len(SPECIAL)
 VALUE_CLIP = 5.0  # standard deviations
 _TOKENS_SCHEMA: parquet.Schema = {
     "token_id": pl.Int32,
@@ -92,6 +92,24 @@ class Vocabulary:
             of_text_N = np.where(has_value_N, -1, table.text_token.take(text_N))
             token_N = np.where(of_text_N >= 0, of_text_N, token_N)
         return token_N, value_N
+
+    def known(
+        self, record: Record
+    ) -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        """(tokens, values) of the static events in the vocabulary, (tokens, values, times) of the timed ones.
+
+        As `encode` gives them; times int64 us.
+        """
+        n_static = len(record.static_code_S)
+        pairs = ("static_code_S", "code_K"), ("static_value_S", "value_K"), ("static_text_S", "text_K")
+        code_N, raw_N, text_N = (np.concatenate([getattr(record, s), getattr(record, timed)]) for s, timed in pairs)
+        token_N, value_N = self.encode(code_N, raw_N, text_N)
+        at = np.flatnonzero(token_N >= 0)
+        if len(at) < len(token_N):
+            token_N, value_N = token_N[at], value_N[at]
+        s = int(at.searchsorted(n_static))
+        time_K = record.time_K[at[s:] - n_static]
+        return (token_N[:s], value_N[:s]), (token_N[s:], value_N[s:], time_K)
 
     @functools.cached_property
     def _lookup(self):
