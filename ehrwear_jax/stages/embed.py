@@ -20,7 +20,7 @@ import polars as pl
 from tqdm import tqdm
 
 from ehrwear_jax.data.formats import parquet
-from ehrwear_jax.runtime import distributed, files
+from ehrwear_jax.runtime import distributed, files, run_dir
 from ehrwear_jax.stages import eligibility, tokens_seen
 from ehrwear_jax.stages.labels import Labels
 from ehrwear_jax.stages.plan import Plan, Trained
@@ -122,10 +122,15 @@ def run(plan: Plan) -> None:
 
 
 def one(plan: Plan, trained: Trained) -> None:
-    """Computes what is missing of one network, alone."""
+    """Computes what is missing of one network, alone.
+
+    Raises:
+      InUse: another process does.
+    """
     _warn_of_lost(plan, trained.fold)
     times = prediction_times(plan, trained.fold)
-    _embed(plan, trained, Embeddings(plan.embeddings(trained)).lacking(times), _undrawn(plan, trained, times))
+    with run_dir.Lease(plan.embeddings(trained)):
+        _embed(plan, trained, Embeddings(plan.embeddings(trained)).lacking(times), _undrawn(plan, trained, times))
 
 
 def folder_of(plan: Plan, trained: Trained) -> Path:

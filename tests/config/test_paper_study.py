@@ -44,6 +44,12 @@ def test_sizes_differ_by_size_and_extended_adds_what_is_ours():
     assert bases.added(options.as_dict(ours)) and "joint_paper" in study("quick+paper+extended").models
 
 
+def test_the_larger_simulation_has_physiology_too():
+    config = config_lib.parse(runpy.run_path(str(REPO / "configs" / "small.py"))["get_config"](""))
+    config_lib.check(config)
+    assert set(config.labels.physiology.tasks()) <= set(config.evaluate.tasks) and config.labels.physiology.measures
+
+
 def test_a_part_can_be_chosen(monkeypatch):
     """With only some models the rest of the config follows; what is trained is called the same."""
     values = runpy.run_path(str(REPO / "configs" / "paper.py"))["get_config"]("quick")
