@@ -25,7 +25,7 @@ def gains(data: ReportData) -> list[Block]:
     for metric, (attribute, name, caption) in GAINS.items():
         mine = [r for r in data.subgroups if r["attribute"] == attribute]
         lines: list[Row | Group] = []
-        for task in rec.tasks_of(r for r in mine if r["metric"] == metric):
+        for task in dict.fromkeys(r["task"] for r in mine if r["metric"] == metric):
             lines += _of_task([r for r in mine if r["task"] == task], task, attribute, metric)
         if lines:
             label = rec.metric_of(metric).label
@@ -79,9 +79,8 @@ def _matrices(task: str, models: Mapping[str, tuple[np.ndarray, np.ndarray]]) ->
             tp, fp = int((y_N & positive_N).sum()), int((~y_N & positive_N).sum())
             fn, tn = int(y_N.sum()) - tp, int((~y_N).sum()) - fp
             counts = (tp, fp, tn, fn)
-            if min(counts) < charts.MIN_CELL:
-                shown = (rec.HIDDEN,) * 7
-            else:
+            shown: tuple[str, ...] = (rec.HIDDEN,) * 7
+            if min(counts) >= charts.MIN_CELL:
                 rates = (tp / (tp + fn), tn / (tn + fp), tp / (tp + fp))
                 shown = (*(f"{c:,}" for c in counts), *(rec.format_number(r) for r in rates))
             lines.append(Row((rec.model_label(model), *shown)))

@@ -99,7 +99,8 @@ def _flags(plan, fold, times):
 def _flags_at(folders, prefixes, part):
     store = _records(*folders)
     is_encounter = perturbations.code_matcher(store.codes, prefixes) if prefixes else None
-    return perturbations.failure_flags(store, *part, is_encounter=is_encounter)
+    index_N, time_us_N = part
+    return perturbations.failure_flags(store, index_N, time_us_N, is_encounter=is_encounter)
 
 
 @functools.lru_cache(maxsize=1)
