@@ -77,7 +77,9 @@ def get_config(variant=""):
     for name, model in config.models.items():
         if model.get("estimator") == "boosting":
             config.models[name].candidates = 6
-    config.evaluate.tasks = tuple(f"hospitalization_{h}d" for h in (30, 90, 180, 365))
+    config.labels.physiology.measures = ("sleep_efficiency", "activity_regularity")
+    forecast = [f"hospitalization_{h}d" for h in (30, 90, 180, 365)]
+    config.evaluate.tasks = (*forecast, "sleep_efficiency_7d", "activity_regularity_7d")
     config.report.update({"title": "Simulated cohort, small model", "reliability_task": "hospitalization_365d"})
     config_lib.apply_variants(config, variants)
     return config

@@ -24,7 +24,8 @@ CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Experiment file, e.g. configs/tiny.py or configs/full.py:220m."
 )
 WORKDIR = flags.DEFINE_string("workdir", None, "Where results go; runs/<config> by default.")
-STAGES = flags.DEFINE_list("stages", list(stages.ORDER), "Stages to run, in order.")
+STAGES = flags.DEFINE_list("stages", list(stages.ORDER), "Stages to run, in order; study: all of them.")
+PROCESSES = flags.DEFINE_integer("processes", 1, "Networks that are pretrained and embedded at a time.")
 VERIFY = flags.DEFINE_bool("verify", False, "Read all raw inputs again, whatever their size and time say.")
 DEBUG = flags.DEFINE_bool("debug", False, "Show the traceback of an error.")
 
@@ -58,7 +59,8 @@ def _run():
 
     distributed.initialize()
     config = config_lib.parse(CONFIG.value)
-    runner.run(config, Path(WORKDIR.value or Path("runs") / config.name), STAGES.value, VERIFY.value)
+    workdir = Path(WORKDIR.value or Path("runs") / config.name)
+    runner.run(config, workdir, STAGES.value, VERIFY.value, PROCESSES.value)
 
 
 def _parse(argv):

@@ -58,6 +58,9 @@ class EvaluateConfig:
     """Bounds of the age bands, years."""
     sex_prefixes: tuple = ("GENDER//", "SEX//")
     """Prefixes of the codes of a person's sex."""
+    encounter_prefixes: tuple = options.added(())
+    """Prefixes of the codes of clinic encounters, whose days in the year before a prediction time say how sparse an EHR
+    is: visits, admissions. Empty: every day with an event counts as one."""
     min_patients: int = 20
     """Fewest patients of a subgroup, or of a quartile of risk, that is shown."""
     min_per_class: int = 10
@@ -97,6 +100,8 @@ class InterpretConfig:
 
     enabled: bool = True
     """Whether the stage computes anything."""
+    models: tuple = options.added(())
+    """Models that are looked into; empty: all on whose latents probes are fitted."""
     task: str = ""
     """Binary task whose predictions are looked into; empty: report.reliability_task, else the first binary one."""
     max_times: int = 0
@@ -150,7 +155,7 @@ class ReportConfig:
     title: str = "ehrwear_jax"
     """Title of the page."""
     reliability_task: str = ""
-    """The main task: its reliability diagram is drawn, and interpretation is of it."""
+    """The main task: tables 6 to 9 of the paper, the open decision curve and interpretation are of it."""
     predictions_dir: str = ""
     """Folder of saved predictions <task>/<model>.parquet in the MEDS prediction schema, of any model, that
     --stages=report shows without any other stage; empty: those of this run."""

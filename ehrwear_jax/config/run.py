@@ -124,15 +124,19 @@ def parse(values: Mapping[str, Any]) -> RunConfig:
     """
     values = values.to_dict() if hasattr(values, "to_dict") else values
     config = options.build(RunConfig, values)
-    for key, names in (("only", config.only), ("evaluate.label_models", config.evaluate.label_models)):
+    named = {"evaluate.label_models": config.evaluate.label_models, "interpret.models": config.interpret.models}
+    for key, names in ({"only": config.only} | named).items():
         if unknown := [name for name in names if name not in config.models]:
             raise ValueError(f"config.{key} names {unknown[0]!r}, which is not in {sorted(config.models)}")
     if not config.only:
         return config
     models = {k: v for k, v in config.models.items() if k in config.only}
-    labelled = tuple(name for name in config.evaluate.label_models if name in models)
+    labelled, seen = (tuple(name for name in names if name in models) for names in named.values())
     return dataclasses.replace(
-        config, models=models, evaluate=dataclasses.replace(config.evaluate, label_models=labelled)
+        config,
+        models=models,
+        evaluate=dataclasses.replace(config.evaluate, label_models=labelled),
+        interpret=dataclasses.replace(config.interpret, models=seen),
     )
 
 

@@ -267,23 +267,27 @@ def failure_flags(
     index_N: Sequence[int],
     time_us_N: Sequence[int],
     min_wear_hours: float = MIN_WEAR_HOURS,
+    is_encounter: Callable[[np.ndarray], np.ndarray] | None = None,
 ) -> pl.DataFrame:
     """Whom the paper's failure cases cover at each prediction: sparse EHR, short wear, both (sections 4.5 and 4.7).
 
     Args:
       store: records with both modalities. index_N, time_us_N: which record, and when.
       min_wear_hours: hours of wear that make a day of it.
+      is_encounter: code_id int [K] -> bool [K], which events are of a clinic encounter (`code_matcher`); None: all.
 
     Returns:
-      One row per prediction: encounters (days with an event in the year before it, each of which stands for a clinic
-      encounter), wear_days (days of enough wear in windows that ended before it), sparse_ehr, short_wear,
-      failure_group (both).
+      One row per prediction: encounters (days with such an event in the year before it), wear_days (days of enough wear
+      in windows that ended before it), sparse_ehr, short_wear, failure_group (both).
     """
     rows, last, record = [], None, None
     for i, time_us in zip(index_N, time_us_N, strict=True):
         if record is None or i != last:  # the times of one person follow each other
             last, record = i, store[int(i)]
-        event_N = record.time_K[_in_period(record.time_K, time_us, 365.0, 0.0)]
+        counted_K = _in_period(record.time_K, time_us, 365.0, 0.0)
+        if is_encounter is not None:
+            counted_K &= is_encounter(record.code_K)
+        event_N = record.time_K[counted_K]
         # what is known at midnight belongs to the day that ends then
         rows.append([len(np.unique((event_N - 1) // DAY_US)), _wear_days(record, time_us, min_wear_hours)])
     table = pl.DataFrame(rows, {"encounters": pl.Int64, "wear_days": pl.Int64}, orient="row")

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from ehrwear_jax.report import (
+    checklist,
     explained,
     export,
     html_page,
@@ -21,6 +22,7 @@ from ehrwear_jax.report import (
     report_figures,
     run_tables,
     sections,
+    supplement,
     target_trial_table,
 )
 from ehrwear_jax.report.report_data import ReportData
@@ -96,35 +98,41 @@ def build_report(inputs: ReportInputs, out_dir: str | os.PathLike) -> Path:
 
 def report_page(inputs: ReportInputs, records: Sequence[Record]) -> page.Page:
     """The report's content."""
-    data = inputs.data
-    return page.Page(
-        inputs.title,
-        inputs.subtitle,
-        (
-            sections.summary(records, inputs.added),
-            target_trial_table.target_trial(data),
-            paper.paper_tables(records, data),
-            _extended(sections.forecasting(records), report_figures.horizon_figure(records)),
-            sections.differences(records, data.families),
-            power_tables.power(records, data),
-            _extended(sections.survival(records), report_figures.survival_curves(data)),
-            sections.calibration(records, inputs.predictions),
-            report_figures.decision(records, data),
-            report_figures.subgroups(records, data),
-            report_figures.robustness(data),
-            report_figures.label_efficiency(data),
-            latent_figures.latent_space(data),
-            mechanism_figures.mechanisms(data),
-            sections.patients(inputs.trajectories),
-            explained.explained(data),
-            sections.pretraining(inputs.losses),
-            run_tables.compute(data),
-            _extended(sections.cohort(inputs.cohort), run_tables.people_tables(data)),
-            sections.facts(inputs.facts),
-            sections.limitations(inputs.notes),
-            sections.every_number(records),
-        ),
+    data, drawn = inputs.data, _without_ablations(inputs.predictions)
+    parts = (
+        sections.summary(records, inputs.added),
+        target_trial_table.target_trial(data),
+        paper.paper_tables(records, data),
+        _extended(sections.forecasting(records), report_figures.horizon_figure(records)),
+        sections.differences(records, data.families),
+        power_tables.power(records, data),
+        _extended(sections.survival(records), report_figures.survival_curves(data)),
+        sections.calibration(records, drawn),
+        _extended(report_figures.decision(records, data), supplement.confusion(drawn)),
+        _extended(report_figures.subgroups(records, data), supplement.gains(data)),
+        report_figures.robustness(data),
+        report_figures.label_efficiency(data),
+        latent_figures.latent_space(data),
+        mechanism_figures.mechanisms(data),
+        sections.patients(inputs.trajectories),
+        explained.explained(data),
+        sections.pretraining(inputs.losses),
+        run_tables.compute(data),
+        _extended(sections.cohort(inputs.cohort), run_tables.people_tables(data)),
+        sections.facts(inputs.facts),
+        sections.limitations(inputs.notes),
+        sections.every_number(records),
     )
+    behind = 1 + next(i for i, section in enumerate(parts) if section.identifier == "paper")
+    listed = checklist.checklist(parts)
+    return page.Page(inputs.title, inputs.subtitle, (*parts[:behind], listed, *parts[behind:]))
+
+
+def _without_ablations(predictions):
+    return {
+        task: {model: found for model, found in models.items() if model not in paper.ALL_ABLATIONS}
+        for task, models in predictions.items()
+    }
 
 
 def _extended(section: page.Section, blocks: Sequence[page.Block]) -> page.Section:

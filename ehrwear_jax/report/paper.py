@@ -40,7 +40,7 @@ SUBGROUPS = {
     "": (("ehr", "wear", "wear_month", "ehr_and_wear"), "AUROC by how much is known of the person"),
 }
 WORDS = {
-    ("ehr", "sparse"): "sparse EHR: fewer than 2 days with events in the prior year",
+    ("ehr", "sparse"): "sparse EHR: fewer than 2 encounters in the prior year",
     ("ehr", "rich"): "other EHR",
     ("wear", "short"): "less than 14 days of wear",
     ("wear", "long"): "14 days of wear or more",
@@ -388,9 +388,9 @@ def subgroup_table(data: ReportData, task: str | None, number: str) -> Table | N
     columns = (Column("Group", "subgroup", is_text=True), Column("AUROC [95% interval]", "auroc"),
                Column("Gap to the largest group"), Column("p", "p_value"), Column("q", "q_value"),
                Column("Corrected ECE", "ece_corrected"))  # fmt: skip
-    notes = rec.family_notes(data.families, "subgroups", ("auroc_gap",))
+    notes = [*rec.family_notes(data.families, "subgroups", ("auroc_gap",)), *[data.encounter] * ("ehr" in wanted)]
     caption = f"{head}{text}, {rec.task_label(task).lower()}."
-    return Table(caption, columns, tuple(lines), notes, f"table{number}" if number else "coverage_groups")
+    return Table(caption, columns, tuple(lines), tuple(notes), f"table{number}" if number else "coverage_groups")
 
 
 def _signed(record) -> str:

@@ -71,6 +71,7 @@ class ReportData:
       not_interpreted: one sentence on why there is nothing of the interpret stage; "" where there is.
       individuals: draw every prediction time of the maps, and means over few people; else hexagons of ten or more.
       compute: one {column: text} for each pretrained model.
+      encounter_codes: what the codes of clinic encounters begin with; (): every day with an event is one.
       main_task: the binary task of tables 6 to 9; "" chooses the longest horizon.
     """
 
@@ -94,4 +95,11 @@ class ReportData:
     not_interpreted: str = ""
     individuals: bool = False
     compute: Sequence[Mapping[str, str]] = ()
+    encounter_codes: Sequence[str] = ()
     main_task: str = ""
+
+    @property
+    def encounter(self) -> str:
+        """What counts as a clinic encounter, in a sentence."""
+        which = f" of a code that begins with {' or '.join(self.encounter_codes)}" if self.encounter_codes else ""
+        return f"An encounter is a day with an event{which}."

@@ -105,22 +105,22 @@ def initialize(environment: Mapping[str, str] = os.environ, heartbeat_timeout_s:
 
 def several() -> bool:
     """Whether the job has more than one process."""
-    return jax.process_count() > 1
+    return process_count() > 1
 
 
 def process_index() -> int:
-    """This process's number in the job, from 0."""
-    return jax.process_index()
+    """This process's number in the job, from 0; of a process alone without a look at its devices, which takes them."""
+    return jax.process_index() if jax.distributed.is_initialized() else 0
 
 
 def process_count() -> int:
-    """How many processes the job has."""
-    return jax.process_count()
+    """How many processes the job has; the same way."""
+    return jax.process_count() if jax.distributed.is_initialized() else 1
 
 
 def is_first() -> bool:
     """Whether this process writes logs, marks and manifests."""
-    return jax.process_index() == 0
+    return process_index() == 0
 
 
 def from_first(name: str, value: Any = None, timeout_s: float = TIMEOUT_S) -> Any:
@@ -154,7 +154,7 @@ def to_first(name: str, value: Any, timeout_s: float = TIMEOUT_S) -> list[Any]:
         client.key_value_set(f"{key}/{process_index()}", json.dumps(value))
         return []
     found = [value]
-    for i in range(1, jax.process_count()):
+    for i in range(1, process_count()):
         try:
             found.append(json.loads(client.blocking_key_value_get(f"{key}/{i}", int(timeout_s * 1000))))
         except jax.errors.JaxRuntimeError as error:

@@ -20,10 +20,10 @@ import polars as pl
 from tqdm import tqdm
 
 from ehrwear_jax.data.formats import parquet
-from ehrwear_jax.runtime import distributed, files
+from ehrwear_jax.runtime import distributed, files, run_dir
 from ehrwear_jax.stages import eligibility, tokens_seen
 from ehrwear_jax.stages.labels import Labels
-from ehrwear_jax.stages.plan import Plan
+from ehrwear_jax.stages.plan import Plan, Trained
 from ehrwear_jax.stages.workdir import write_npz
 from ehrwear_jax.training import embedding
 
@@ -119,6 +119,28 @@ def run(plan: Plan) -> None:
             if lacking.height or undrawn:
                 _embed(plan, trained, lacking, undrawn)
             _meet(plan.embeddings(trained), lacking, plan.config.embed.shard_people)
+
+
+def one(plan: Plan, trained: Trained) -> None:
+    """Computes what is missing of one network, alone.
+
+    Raises:
+      InUse: another process does.
+    """
+    _warn_of_lost(plan, trained.fold)
+    times = prediction_times(plan, trained.fold)
+    with run_dir.Lease(plan.embeddings(trained)):
+        _embed(plan, trained, Embeddings(plan.embeddings(trained)).lacking(times), _undrawn(plan, trained, times))
+
+
+def folder_of(plan: Plan, trained: Trained) -> Path:
+    """Where the embeddings of a network lie."""
+    return plan.embeddings(trained)
+
+
+def where(plan: Plan, trained: Trained) -> str:
+    """How much of a network's embeddings there is, in words."""
+    return f"{len(list(plan.embeddings(trained).glob('*.parquet')))} files"
 
 
 def _warn_of_lost(plan, fold):

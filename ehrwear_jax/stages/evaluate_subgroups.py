@@ -27,6 +27,8 @@ def attributes_artifact(plan: Plan, fold: str) -> Artifact:
     """Where the `attributes` of a fold lie."""
     times = files.digest(embed.prediction_times(plan, fold).select(KEYS).write_csv())
     of = {"fit": plan.fit(fold).digest, "times": times, "sex": plan.config.evaluate.sex_prefixes}
+    if plan.config.evaluate.encounter_prefixes:
+        of["encounters"] = plan.config.evaluate.encounter_prefixes
     return plan.artifact("attributes", fold, of)
 
 
@@ -88,13 +90,17 @@ def _flags(plan, fold, times):
     begins = range(0, max(len(found), 1), _TIMES_AT_ONCE)
     parts = [tuple(x[begin : begin + _TIMES_AT_ONCE] for x in places) for begin in begins]
     with workers.open_pool(plan.config.prepare) as pool:
-        made = pool.map(functools.partial(_flags_at, folders), parts, "attributes", "part")
+        flags_at = functools.partial(_flags_at, folders, plan.config.evaluate.encounter_prefixes)
+        made = pool.map(flags_at, parts, "attributes", "part")
     _records.cache_clear()
     return pl.concat(made)
 
 
-def _flags_at(folders, part):
-    return perturbations.failure_flags(_records(*folders), *part)
+def _flags_at(folders, prefixes, part):
+    store = _records(*folders)
+    is_encounter = perturbations.code_matcher(store.codes, prefixes) if prefixes else None
+    index_N, time_us_N = part
+    return perturbations.failure_flags(store, index_N, time_us_N, is_encounter=is_encounter)
 
 
 @functools.lru_cache(maxsize=1)
@@ -168,7 +174,7 @@ def demographics(times: pl.DataFrame, limit: int = 10) -> list[dict]:
             continue
         measures = {"people": f"{people.height:,}", "prediction times": f"{mine.height:,}"}
         for name, label in (("age_years", "age, years"), ("ehr_years", "EHR history, years"),
-                            ("wear_days", "days of wear"), ("encounters", "days with events, prior year")):  # fmt: skip
+                            ("wear_days", "days of wear"), ("encounters", "encounters, prior year")):  # fmt: skip
             known = people[name].drop_nulls()
             if len(known) and not disclosure.is_small(len(known), limit):
                 low, middle, high = (known.quantile(q, "linear") for q in (0.25, 0.5, 0.75))

@@ -63,7 +63,7 @@ GRID_DAYS = 10.0  # between the times whose movement is measured
 
 def artifact(plan: Plan, name: str) -> Artifact:
     """Where a model's interpretation lies."""
-    settings = options.as_dict(plan.config.interpret)
+    settings = {k: v for k, v in options.as_dict(plan.config.interpret).items() if k != "models"}
     of = identity(plan, name) | {"dataset": plan.config.name, "interpret": settings, "seed": plan.config.data.seed}
     of |= {"n_resamples": plan.config.evaluate.n_resamples, "reference": name == reference(plan)}
     of |= predictors.ranges_identity(plan) if plan.config.interpret.ledger_codes else {}
@@ -72,16 +72,18 @@ def artifact(plan: Plan, name: str) -> Artifact:
 
 def missing(plan: Plan) -> list[str]:
     """Names of the models that are not interpreted."""
-    if not plan.config.interpret.enabled:
-        return []
-    return [name for name in predictors.probed(plan) if not artifact(plan, name).done]
+    return [name for name in _wanted(plan) if not artifact(plan, name).done]
 
 
 def finished(plan: Plan) -> list[str]:
     """Names of the models whose interpretation is there."""
-    if not plan.config.interpret.enabled:
-        return []
-    return [name for name in predictors.probed(plan) if artifact(plan, name).done]
+    return [name for name in _wanted(plan) if artifact(plan, name).done]
+
+
+def _wanted(plan):
+    """Names of the models that are to be looked into."""
+    settings = plan.config.interpret
+    return [m for m in predictors.probed(plan) if settings.enabled and m in (settings.models or plan.config.models)]
 
 
 def run(plan: Plan) -> None:

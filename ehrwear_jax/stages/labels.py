@@ -37,8 +37,26 @@ class Labels:
 
     @property
     def makes_events(self) -> bool:
-        """Whether labels are made from the events."""
+        """Whether all labels of events are made here."""
         return self._config.data.source == "meds" and not self._config.data.labels_dir
+
+    @property
+    def _event_groups(self):
+        """{group: its tables} of those that are made here from the events.
+
+        A simulation labels hospitalisation itself, at the times of the true risks; what else is asked for is made here.
+        """
+        c, known = self._config.labels, [HOSPITALIZATION] if self._config.labels.admission_codes else []
+        known += [event_tasks.DEATH] if c.death else []
+        known += [f"{event_tasks.ONSET}{g}" for g in c.diagnosis_groups]
+        tables = {g: [f"time_to_{g}", *(f"{g}_{h}d" for h in c.horizons_days)] for g in known}
+        if self.makes_events:
+            return tables
+        if self._config.data.source != "synthetic" or self._config.data.labels_dir:
+            return {}
+        simulated = {f"{HOSPITALIZATION}_{h}d" for h in self._config.simulate.horizons_days}
+        asked = set(self._config.evaluate.tasks) - simulated
+        return {group: of for group, of in tables.items() if asked & set(of)}
 
     @functools.cached_property
     def groups(self) -> dict[str, Artifact]:
@@ -47,14 +65,11 @@ class Labels:
         bounds = {k: getattr(self._config.prepare, k) for k in ("first_date", "extraction_date")}
         people = {"raw": plan.raw_identity, "bounds": bounds, "seed": self._config.data.seed}
         people |= {"changed": plan.deidentifier.settings()} if plan.changes_people else {}
-        if self.makes_events:
-            drawn = people | self._of_events()
-            if c.admission_codes:
-                found[HOSPITALIZATION] = plan.artifact("labels", HOSPITALIZATION, drawn)
-            if c.death:
-                found[event_tasks.DEATH] = plan.artifact("labels", event_tasks.DEATH, drawn)
-            for group, prefixes in c.diagnosis_groups.items():
-                found[f"onset_{group}"] = plan.artifact("labels", f"onset_{group}", drawn | {"codes": tuple(prefixes)})
+        drawn = people | self._of_events() if self._event_groups else {}
+        for group in self._event_groups:
+            own = group.removeprefix(event_tasks.ONSET)
+            codes = {"codes": tuple(c.diagnosis_groups[own])} if group != own else {}
+            found[group] = plan.artifact("labels", group, drawn | codes)
         if c.physiology.measures:
             found[PHYSIOLOGY] = plan.artifact("labels", PHYSIOLOGY, people | options.as_dict(c.physiology))
         if plan.changes_people and self._config.data.labels_dir:
@@ -170,13 +185,8 @@ class Labels:
 
     def _made_tasks(self):
         """Names of the tables that are made here."""
-        c, found = self._config.labels, list(self._config.labels.physiology.tasks())
-        if self.makes_events:
-            groups = [HOSPITALIZATION] if c.admission_codes else []
-            groups += [event_tasks.DEATH] if c.death else []
-            for group in (*groups, *(f"{event_tasks.ONSET}{g}" for g in c.diagnosis_groups)):
-                found += [f"time_to_{group}", *(f"{group}_{h}d" for h in c.horizons_days)]
-        return sorted(found)
+        of_events = [task for tables in self._event_groups.values() for task in tables]
+        return sorted([*self._config.labels.physiology.tasks(), *of_events])
 
     # ------------------------------------------------------------------------------------------------------- making
 

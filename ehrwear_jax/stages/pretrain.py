@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from ehrwear_jax.data.store import RecordStore
-from ehrwear_jax.runtime import checkpoint_manifest, distributed, run_dir
+from ehrwear_jax.runtime import checkpoint_manifest, distributed, run_dir, status
 from ehrwear_jax.stages import workdir as workdir_lib
 from ehrwear_jax.stages.artifacts import Artifact, Paused
 from ehrwear_jax.stages.plan import Plan, Trained
@@ -25,17 +25,33 @@ def run(plan: Plan) -> None:
     work = distributed.from_first("networks", _work(plan) if distributed.is_first() else None)
     for trained in (t for t in plan.trained() if t.key in work):
         folder, *data = (plan.workdir.root / path for path in work[trained.key])
-        if not distributed.is_first():
+        if distributed.is_first():
+            one(plan, trained)
+        else:
             _train(plan, folder, trained, data)
-            continue
-        logging.info("  %s", trained.key)
-        artifact = plan.pretrained(trained)
-        _warn_of_others(artifact)
-        with artifact.making() as folder:
-            _, step = _train(plan, folder, trained, data)
-            train = plan.model(trained).train
-            if train.stop_after is not None and train.stop_after <= step < train.steps:
-                raise Paused
+
+
+def one(plan: Plan, trained: Trained) -> None:
+    """Trains one network, to its last step or to config.train.stop_after."""
+    logging.info("  %s", trained.key)
+    artifact = plan.pretrained(trained)
+    _warn_of_others(artifact)
+    with artifact.making() as folder:
+        _, step = _train(plan, folder, trained, [plan.records.folder, plan.fit(trained.fold).folder])
+        train = plan.model(trained).train
+        if train.stop_after is not None and train.stop_after <= step < train.steps:
+            raise Paused
+
+
+def folder_of(plan: Plan, trained: Trained) -> Path:
+    """Where a network is trained."""
+    return plan.pretrained(trained).folder
+
+
+def where(plan: Plan, trained: Trained) -> str:
+    """Where a training stands, in words: step, loss, rate and what is left; "" before its first word."""
+    made = folder_of(plan, trained)
+    return status.training_lines(made)[0] if (made / run_dir.HEARTBEAT).exists() else ""
 
 
 def _work(plan):
@@ -54,7 +70,7 @@ def _train(plan, folder, trained: Trained, data):
 
 def _warn_of_others(artifact: Artifact) -> None:
     """Says where a pretraining of the same name was begun with other settings, and not finished; it stays there."""
-    if artifact.folder.exists():
+    if workdir_lib.read_about(artifact.folder):
         return
     for folder in sorted(artifact.folder.parent.glob(f"{Path(artifact.name).name}-*")):
         about = workdir_lib.read_about(folder)

@@ -79,7 +79,7 @@ def _predictions(plan):
                     table["boolean_value"].to_numpy().astype(int),
                     table["predicted_boolean_probability"].to_numpy(),
                 )
-        if by_model and task == (plan.config.report.reliability_task or task):
+        if by_model:
             out[task] = by_model
     return out
 

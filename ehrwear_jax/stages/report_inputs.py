@@ -14,7 +14,7 @@ from ehrwear_jax.report.report_data import Explained, Kernels, PatientMap, Repor
 from ehrwear_jax.report.result_records import model_label
 from ehrwear_jax.report.trajectories import principal_components
 from ehrwear_jax.runtime import goodput
-from ehrwear_jax.stages import embed, interpret, loaded_run, predictors, target_trial, tokens_seen
+from ehrwear_jax.stages import embed, interpret, loaded_run, target_trial, tokens_seen
 from ehrwear_jax.stages.embed import KEYS, Embeddings
 from ehrwear_jax.stages.labels import Labels
 from ehrwear_jax.stages.plan import Plan
@@ -47,6 +47,7 @@ def gather(plan: Plan, details: dict[str, Any]) -> ReportData:
         maps=_maps(plan),
         individuals=shows_individuals(plan.config),
         compute=_compute(plan),
+        encounter_codes=plan.config.evaluate.encounter_prefixes,
         main_task=plan.config.report.reliability_task,
     )
 
@@ -58,9 +59,11 @@ def _interpreted(plan) -> dict[str, Any]:
     if lacking := interpret.missing(plan):
         return {"not_interpreted": f"The interpret stage has not been run for {', '.join(lacking)}{NOT_INTERPRETED}"}
     reference, found = loaded_run.reference(plan), {}
-    if reference is None:
-        return {"not_interpreted": f"The run has no network to interpret{NOT_INTERPRETED}"}
-    folders = {m: interpret.artifact(plan, m).folder for m in predictors.probed(plan)}
+    folders = {m: interpret.artifact(plan, m).folder for m in interpret.finished(plan)}
+    if reference not in folders:
+        left_out = f"no interpretation of {reference} (config.interpret.models)"
+        which = "no network to interpret" if reference is None else left_out
+        return {"not_interpreted": f"The run has {which}{NOT_INTERPRETED}"}
     for part in OF_MODELS:
         paths = (folder / f"{part}.json" for folder in folders.values())
         found[part] = [record for path in paths if path.exists() for record in json.loads(path.read_text())]

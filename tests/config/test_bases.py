@@ -18,7 +18,7 @@ FACTS = Facts(modalities=("ehr", "wear"), vocabulary=40, steps=24, channels=2, d
               history_tokens=8, n_horizons=4, future_rates=(0.1,) * 32, value_codes=4)  # fmt: skip
 # of sections 3.3 and 3.5: what an attention reader of the paper counts
 SIX = {"ehr_masked", "wear_masked", "future_signal", "wear_to_ehr", "ehr_to_wear", "contrast"}
-NETWORK_CONFIGS = ("full.py", "tiny.py", "small.py", "nafld.py", "nhanes.py", "physionet2012.py")
+NETWORK_CONFIGS = ("full.py", "tiny.py", "small.py", "paper.py", "nafld.py", "nhanes.py", "physionet2012.py")
 
 
 def load(name, variant=""):

@@ -275,6 +275,14 @@ def test_failure_flags_count_days_before_the_prediction_time():
     assert flags["short_wear"].to_list() == [True, True, True, True, True, False], "fewer than 14 days"
     assert flags["failure_group"].to_list() == [False, True, False, True, True, False]
     assert isinstance(flags, pl.DataFrame)
+    visits = np.isin(people[0].code_K, people[0].code_K[:2])
+    known = visits & (people[0].time_K <= AT) & (people[0].time_K > AT - 365 * DAY_US)
+    days = {(t - 1) // DAY_US for t in people[0].time_K[known].tolist()}
+    of_codes = perturbations.failure_flags(
+        people, [0, 2], times[:2], is_encounter=lambda code_K: np.isin(code_K, people[0].code_K[:2])
+    )
+    assert of_codes["encounters"].to_list() == [len(days), 0] and 0 < len(days) < 22, "other events are no encounters"
+    assert of_codes["wear_days"].to_list()[0] == 8
     old = perturbations.failure_flags([record()], [0], np.array([150 * DAY_US + 363 * DAY_US]))
     assert old["encounters"].to_list() == [0] and old["sparse_ehr"].to_list() == [True]
 
