@@ -8,7 +8,7 @@ appendix A.6, each with every seed, beside late fusion and tabular models, and r
 subgroups (8 and 9). It can be ended at any time and goes on where it was. A further model, seed or task trains only
 itself; --config.only="('joint','ehr_only','r1')" runs a part.
 
-| variant | people | steps | seeds | meant for |
+| variant | people | steps | seeds | sized for, and not timed yet |
 | :--- | ---: | ---: | ---: | :--- |
 | quick | 600 | 60 | 1 | a quarter of an hour on two idle cores: whether everything runs |
 | demo | 1,400 | 400 | 1 | two hours on two idle cores |

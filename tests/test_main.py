@@ -109,11 +109,12 @@ def test_what_is_run(tmp_path, monkeypatch):
     """The workdir is runs/<config> by default, all stages run by default, and overrides reach the config."""
     seen = []
     monkeypatch.setattr(runner, "run", lambda *arguments: seen.append(arguments))
-    for arguments in (["--config.train.steps=3"], [f"--workdir={tmp_path}", "--stages=embed,report", "--verify"]):
+    others = [f"--workdir={tmp_path}", "--stages=embed,report", "--verify", "--processes=3"]
+    for arguments in (["--config.train.steps=3"], others):
         start(TINY, *arguments)
-    (config, workdir, names, verify), (_, other, some, again) = seen
+    (config, workdir, names, verify, alone), (_, other, some, again, beside) = seen
     assert config.train.steps == 3 and str(workdir) == "runs/tiny" and names == list(stages.ORDER) and not verify
-    assert other == tmp_path and some == ["embed", "report"] and again
+    assert other == tmp_path and some == ["embed", "report"] and again and (alone, beside) == (1, 3)
 
 
 def test_describe_needs_no_data_and_leaves_nothing(tmp_path, capsys):

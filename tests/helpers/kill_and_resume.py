@@ -51,9 +51,9 @@ def write_experiment(root, stages=STAGES, every=3):
     return output
 
 
-def start(root, name, *flags, stages=STAGES):
+def start(root, name, *flags, stages=STAGES, config="small.py"):
     env = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": f"{REPO}{os.pathsep}{REPO / 'tests' / 'helpers'}"}
-    command = [sys.executable, "-m", "ehrwear_jax.main", f"--config={root}/small.py", f"--workdir={root / name}"]
+    command = [sys.executable, "-m", "ehrwear_jax.main", f"--config={root}/{config}", f"--workdir={root / name}"]
     return subprocess.Popen(
         [*command, f"--stages={stages}", *flags], env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )

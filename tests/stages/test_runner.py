@@ -108,6 +108,26 @@ def test_fine_tuning_is_refused_of_several_processes_before_anything_is_done(wor
     assert work.take() == [] and not list(tmp_path.iterdir())
 
 
+def test_study_is_all_stages_and_processes_do_those_that_are_for_each_network(work, config, tmp_path, monkeypatch):
+    """The same artifacts, so that what one process made is not made again by several."""
+    beside = []
+
+    def run(stage, name, plan, processes):
+        beside.append((name, processes))
+        stage.run(plan)
+
+    monkeypatch.setattr(runner.parallel, "run", run)
+    runner.run(parse(config), tmp_path, ["study"], processes=2)
+    assert work.take() == ALL and beside == [("pretrain", 2), ("embed", 2)]
+    runner.run(parse(config), tmp_path, ["study"])
+    assert work.take() == [] and len(beside) == 2
+    with pytest.raises(ValueError, match="--processes=0: it must be at least 1"):
+        runner.run(parse(config), tmp_path, ALL, processes=0)
+    monkeypatch.setattr(runner.distributed, "several", lambda: True)
+    with pytest.raises(ValueError, match="--processes=2: the processes of a job train one network together"):
+        runner.run(parse(config), tmp_path, ALL, processes=2)
+
+
 def test_a_stage_that_stops_early_goes_on_where_it_was(work, config, tmp_path, caplog):
     work.pause = "pretrain"
     with caplog.at_level(logging.INFO):

@@ -37,7 +37,7 @@ NETWORKS = ["ehr_only/all-seed0", "ehr_only/all-seed1", "joint/all-seed0", "join
 
 
 def study(root, name, *flags, variant=""):
-    return kill_and_resume.start(root, name, f"--config={root}/small.py{variant}", *flags, stages="study")
+    return kill_and_resume.start(root, name, *flags, stages="study", config=f"small.py{variant}")
 
 
 @pytest.fixture(scope="module")
