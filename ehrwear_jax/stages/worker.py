@@ -58,7 +58,7 @@ def _stop_with_parent():
 def main(arguments: Sequence[str]) -> None:
     """The command line."""
     workdir, config, stage, key = arguments
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    logging.basicConfig(level=logging.INFO, format="%(message)s", force=True)  # imports have set handlers of their own
     for name in ("absl", "jax", "orbax", "distributed"):  # chatter of libraries, as in main
         logging.getLogger(name).setLevel(logging.WARNING)
     flags.FLAGS.mark_as_parsed()  # processes that make batches read it
