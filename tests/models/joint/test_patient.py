@@ -11,12 +11,15 @@ from ehrwear_jax.data.formats.times import DAY_US
 from ehrwear_jax.data.store import NO_BIRTH
 from ehrwear_jax.models.joint import layout
 from ehrwear_jax.models.joint import patient as patient_lib
+from ehrwear_jax.models.vocabulary import Vocabulary
 
 START = 20_000 * DAY_US
 
 
 class EveryCode:
     """A vocabulary in which each code is the token of its number; negative ones are in no vocabulary."""
+
+    known = Vocabulary.known
 
     def encode(self, code_N, raw_N, text_N):
         return code_N.copy(), raw_N.copy()
