@@ -19,7 +19,7 @@ from meds_0_3_3 import label_table
 from ehrwear_jax.config.data import PrepareConfig
 from ehrwear_jax.data.formats import meds, wearable
 from ehrwear_jax.data.prepare import dataset
-from ehrwear_jax.models.joint import vocabulary
+from ehrwear_jax.models import vocabulary
 from ehrwear_jax.stages import prepare as stage
 from ehrwear_jax.stages.labels import Labels
 from ehrwear_jax.stages.plan import Plan

@@ -19,7 +19,7 @@ from ehrwear_jax.data.prepare import dataset, events, record_shards, signal_stat
 from ehrwear_jax.data.prepare import output_manifest as manifest
 from ehrwear_jax.data.prepare.division import Division
 from ehrwear_jax.data.signals import grid
-from ehrwear_jax.models.joint import vocabulary
+from ehrwear_jax.models import vocabulary
 
 CONFIG = PrepareConfig(
     channels=cohort.CHANNELS,

@@ -15,7 +15,7 @@ from ehrwear_jax.data.prepare import output_manifest as manifest
 from ehrwear_jax.data.prepare import specs
 from ehrwear_jax.data.signals import grid
 from ehrwear_jax.data.store import NO_BIRTH
-from ehrwear_jax.models.joint import vocabulary
+from ehrwear_jax.models import vocabulary
 
 EPOCH = datetime(2020, 1, 1, 0, 30)
 CODES = ("LAB//a", "LAB//b", "DX//c", "DX//d", "seen by nobody in training")
