@@ -7,6 +7,7 @@ from ehrwear_jax.report.page import Block, Bullets, Details, FigureGrid, Section
 from ehrwear_jax.report.table_model import Column, Row, Table
 
 NO_REASON = "the run has nothing to show of it."
+INTERPRETED = "it comes from the interpret stage; its section says what of that is missing."
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,4 +97,5 @@ def _reason(item, section):
     if item.lacking:
         return item.lacking
     bullets = [b.items[0][1] for b in _flat(section.blocks) if isinstance(b, Bullets) and b.items]
-    return next(iter([*said, *bullets]), NO_REASON)
+    words = next(iter([*said, *bullets]), NO_REASON)
+    return INTERPRETED if words.startswith("The interpret stage") else words  # which the page says once

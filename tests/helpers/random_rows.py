@@ -62,5 +62,9 @@ def make_batch(n_rows, spec=SPEC):
             batch[name] = np.abs(batch[name])
     batch["kv_range"][..., 0], batch["kv_range"][..., 1] = 0, 1 + np.arange(tokens)
     batch["query_kv_range"][..., 0], batch["query_kv_range"][..., 1] = 0, tokens
+    for name in ("event_pool", "query_pool"):  # from anywhere up to the last token: wearable ones too
+        if name not in batch:
+            continue
+        batch[name][..., 0], batch[name][..., 1] = rng.integers(0, 3, batch[name].shape[:2]), tokens
     spec.check(batch, n_rows)
     return batch

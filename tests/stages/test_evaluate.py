@@ -212,6 +212,7 @@ def test_horizons_of_a_task_are_its_own(folded):
     plan, _ = folded
     config = small_run.small_config(Path(plan.config.data.labels_dir).parent)
     config.data.n_folds = 2
+    config.models.stacked = {"family": "stacked", "members": STACKED}
     config.evaluate.task_horizons_days = {"relapse": (60.0, 120.0, 5000.0)}
     other = small_run.plan_of(config, plan.workdir.root)
     assert tasks.read(plan, "relapse").horizons == (30.0, 90.0, 180.0, 365.0)
