@@ -274,7 +274,7 @@ def spoiled_at(step):
 @pytest.mark.slow
 def test_training_lowers_every_loss(joint):
     found = [x for x in lines(joint[0]) if "loss/total" in x]
-    for term in WEIGHTS:
+    for term in set(WEIGHTS) - {"raw_masked"}:  # the cohort has no raw windows
         values = np.array([x[f"loss/{term}"] for x in found if x["finite"]])
         assert np.mean(values[-10:]) < np.mean(values[:10]), term
 
