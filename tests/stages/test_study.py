@@ -19,7 +19,6 @@ from ehrwear_jax.runtime import exit_codes, files
 from ehrwear_jax.runtime.checkpoint import read_newest
 from ehrwear_jax.training.throughput import TIMINGS
 
-pytestmark = pytest.mark.slow
 CONFIG = """
 import pathlib, small_run
 
@@ -75,6 +74,7 @@ def is_same(root, name):
     return trained(root / name) == trained(root / "whole") and numbers(root / name) == numbers(root / "whole")
 
 
+@pytest.mark.slow
 def test_side_by_side_gives_the_same_networks_bit_for_bit(root):
     output, code = kill_and_resume.finish(study(root, "beside", "--processes=2"))
     assert code == 0, output
@@ -86,6 +86,7 @@ def test_side_by_side_gives_the_same_networks_bit_for_bit(root):
     assert code == 0 and "pretrain: done before, skipped" in output and "report: done before, skipped" in output
 
 
+@pytest.mark.slow
 def test_a_further_model_trains_only_itself(root):
     shutil.copytree(root / "whole", root / "further", symlinks=True)
     before = small_run.written(root / "further" / "models")
@@ -103,6 +104,7 @@ def alive(workdir):
     return [int(x.split()[0]) for x in found.splitlines() if f"ehrwear_jax.stages.worker {workdir} " in x]
 
 
+@pytest.mark.long  # many starts
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM], ids=["kill", "term"])
 def test_a_study_that_is_ended_at_random_moments_gives_the_same_page(root, number):
     """The study, and one of its networks' processes, at random moments until there is a page."""
