@@ -14,7 +14,7 @@ from ehrwear_jax.models.joint.code_head import CodeHead
 from ehrwear_jax.models.joint.config import Config, NetworkConfig
 from ehrwear_jax.models.joint.ehr_terms import CodeTerm
 from ehrwear_jax.models.joint.heads import Posterior
-from ehrwear_jax.models.joint.raw_encoder import RawEncoder, by_patch
+from ehrwear_jax.models.joint.raw_encoder import RawEncoder
 from ehrwear_jax.models.joint.terms import Latents, Term
 from ehrwear_jax.models.joint.wear_terms import SignalDecoder
 from ehrwear_jax.models.layers import time_encoding
@@ -208,8 +208,7 @@ class JointNetwork(nn.Module):
     def _windows(self, batch, deterministic):
         detail = raw_BxNxD = None
         if self.config.network.raw_width and "raw" in batch:
-            raw_BxNxD = self.raw.vectors(batch)
-            detail = by_patch(raw_BxNxD, batch, *batch["patch_mask"].shape[1:])
+            detail, raw_BxNxD = self.raw(batch, *batch["patch_mask"].shape[1:])
         return self.wear(batch, detail, deterministic), raw_BxNxD
 
     def _time(self, age):

@@ -49,13 +49,16 @@ class RawEncoder(nn.Module):
     n_blocks: int = 4
     dtype: str = "float32"
 
-    def __call__(self, batch: Mapping[str, jax.Array], n_window: int, n_patch: int) -> jax.Array:
+    def __call__(
+        self, batch: Mapping[str, jax.Array], n_window: int, n_patch: int
+    ) -> tuple[jax.Array, jax.Array]:
         """batch: the raw fields of joint/batch.py.
 
         Returns:
-          [B, W, P, out_width]; zeros at patches without a raw window.
+          (by_patch of the vectors, [B, W, P, out_width]; the vectors, [B, N, out_width]).
         """
-        return by_patch(self.vectors(batch), batch, n_window, n_patch)
+        h_BxNxD = self.vectors(batch)
+        return by_patch(h_BxNxD, batch, n_window, n_patch), h_BxNxD
 
     @nn.compact
     def vectors(self, batch: Mapping[str, jax.Array]) -> jax.Array:
