@@ -45,7 +45,11 @@ def get_config(variant=""):
     config.models.wear_only_static = {"family": "joint", "modalities": ("wear",), "static": True}
     config.models.stacked = {"family": "stacked", "members": ("ehr_only", "wear_only")}
     config.models.average_table = {"family": "tabular", "estimator": "average"}
+    config_lib.add_kernel_probes(config, "joint", "ehr_only", "wear_only", "late_fusion")
     # what z adds to the table
+    for name, tables in (("boosting", ("gradient_boosting",)), ("tables", ("gradient_boosting", "linear_table"))):
+        mean = {"family": "stacked", "members": (*tables, "joint_kernel"), "weights": "equal"}
+        config.models[f"{name}_and_joint_kernel"] = mean
     config.models.boosting_table_z = {"family": "tabular", "latents": ("joint",)}
     config.models.average_table_z = {"family": "tabular", "estimator": "average", "latents": ("joint",)}
     if "tables" in variants:
