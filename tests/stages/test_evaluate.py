@@ -30,6 +30,11 @@ from ehrwear_jax.stages.plan import Trained
 
 SPLITS = ("train", "tuning", "held_out")
 STACKED = ("wear_only", "linear_table")  # a network and a model without one
+FURTHER = {
+    "stacked": {"family": "stacked", "members": STACKED},
+    "mean": {"family": "stacked", "members": STACKED, "weights": "equal"},
+    "joint_kernel": {"family": "tabular", "estimator": "kernel", "features": "none", "latents": ("joint",)},
+}
 
 
 def random_latents(width=4):
@@ -53,9 +58,7 @@ def folded(tmp_path_factory):
     labels = small_run.write_inputs(root, folds=FOLDS)
     config = small_run.small_config(root)
     config.data.n_folds = 2
-    config.models.stacked = {"family": "stacked", "members": STACKED}
-    config.models.mean = {"family": "stacked", "members": STACKED, "weights": "equal"}
-    config.models.joint_kernel = {"family": "tabular", "estimator": "kernel", "features": "none", "latents": ("joint",)}
+    config.models.update(FURTHER)
     plan = small_run.plan_of(config, root / "run")
     prepare.run(plan)
     small_run.write_embeddings(plan, random_latents())
@@ -216,7 +219,7 @@ def test_horizons_of_a_task_are_its_own(folded):
     plan, _ = folded
     config = small_run.small_config(Path(plan.config.data.labels_dir).parent)
     config.data.n_folds = 2
-    config.models.stacked = {"family": "stacked", "members": STACKED}
+    config.models.update(FURTHER)
     config.evaluate.task_horizons_days = {"relapse": (60.0, 120.0, 5000.0)}
     other = small_run.plan_of(config, plan.workdir.root)
     assert tasks.read(plan, "relapse").horizons == (30.0, 90.0, 180.0, 365.0)
