@@ -27,6 +27,7 @@ def get_config(variant=""):
         "linear_table": {"family": "tabular", "estimator": "linear"},
         "age_sex": {"family": "tabular", "estimator": "linear", "features": "demographics"},
     }
+    config_lib.add_kernel_probes(config, "ehr_only")
     config.prepare.update({"min_subjects": 20, "value_bins": 5})
     config.joint.context.update(
         {

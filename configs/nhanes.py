@@ -39,6 +39,7 @@ def get_config(variant=""):
     # the wearable with and without the facts that the other models know beside it
     config.models.wear_only_static = {"family": "joint", "modalities": ("wear",), "static": True}
     config.models.stacked = {"family": "stacked", "members": ("ehr_only", "wear_only")}
+    config_lib.add_kernel_probes(config, "joint", "ehr_only", "wear_only", "late_fusion")
     # what z adds to the table
     config.models.boosting_table_z = {"family": "tabular", "latents": ("joint",)}
     config.prepare.update(

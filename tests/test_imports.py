@@ -71,7 +71,7 @@ LAYERS = (
     _layer("models.tabular", "models.tabular data", banned=ACCELERATOR),
     _layer("models.late_fusion.config", "", external=""),
     _layer("models.late_fusion", "models.late_fusion", external="numpy"),
-    _layer("models.stacked", "", external=""),
+    _layer("models.stacked", "config.options", external=""),
     _layer("models.motor.config", "config.options", external=""),
     _layer("models.motor", "models.motor models.layers models.family models.objective models.row_packing "
            "models.vocabulary data config.data", external="flax jax numpy"),

@@ -1,6 +1,6 @@
 """Holds the options of every part as plain dataclasses, their defaults and what checks them; imports no jax."""
 
-from ehrwear_jax.config.base import base
+from ehrwear_jax.config.base import add_kernel_probes, base
 from ehrwear_jax.config.data import SIMULATED
 from ehrwear_jax.config.run import RunConfig, check, parse, read
 from ehrwear_jax.config.time_scale import set_time_scale
@@ -10,6 +10,7 @@ __all__ = [
     "SIMULATED",
     "VARIANTS",
     "RunConfig",
+    "add_kernel_probes",
     "apply_variants",
     "base",
     "check",

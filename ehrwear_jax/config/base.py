@@ -35,6 +35,29 @@ def base() -> ml_collections.ConfigDict:
     return config
 
 
+def add_kernel_probes(config: ml_collections.ConfigDict, *names: str) -> None:
+    """Adds models with a Gaussian kernel, and means of them and of the models on the table, to config.models.
+
+    <name>_kernel is a probe on the latents of a model, and kernel_table the same on hand-made features. What the first
+    model's z adds to the table: boosting_and_<name>_kernel and tables_and_<name>_kernel, plain means with boosting and
+    with both boosting and the linear model; tables_and_kernel_table is what one more model of the table alone adds.
+
+    Args:
+      names: networks or late fusion of the config, the one that the run is about first.
+    """
+    kernel = {"family": "tabular", "estimator": "kernel"}
+    for name in names:
+        config.models[f"{name}_kernel"] = {**kernel, "features": "none", "latents": (name,)}
+    config.models.kernel_table = kernel
+    boosting, tables = ("gradient_boosting",), ("gradient_boosting", "linear_table")
+    for name, members in (
+        (f"boosting_and_{names[0]}_kernel", (*boosting, f"{names[0]}_kernel")),
+        (f"tables_and_{names[0]}_kernel", (*tables, f"{names[0]}_kernel")),
+        ("tables_and_kernel_table", (*tables, "kernel_table")),
+    ):
+        config.models[name] = {"family": "stacked", "members": members, "weights": "equal"}
+
+
 def _open(values):
     """A ConfigDict with nested ones; options that are None get their type from the caller."""
     out = ml_collections.ConfigDict()

@@ -75,6 +75,18 @@ def log_odds(probability: npt.ArrayLike) -> np.ndarray:
     return np.log(p) - np.log1p(-p)
 
 
+def mean_stack(objective: str, score: npt.ArrayLike) -> Stack:
+    """The plain mean of the members, which a stack is drawn to; nothing of it but their means is fitted.
+
+    Args, Raises: see fit_stack.
+    """
+    if objective not in OBJECTIVES:
+        raise ValueError(f"the objective is {objective!r}; it can be {', '.join(OBJECTIVES)}")
+    score_NxK = check_features(score, "scores")
+    n_members, limit = score_NxK.shape[1], MAX_SCORE if objective == "survival" else np.inf
+    return Stack(np.full(n_members, 1 / n_members), 0.0, score_NxK.mean(0, np.float64), limit)
+
+
 def fit_stack(objective: str, score: npt.ArrayLike, target: Target) -> Stack:
     """Weights of the members of a stack; deterministic.
 
@@ -86,13 +98,9 @@ def fit_stack(objective: str, score: npt.ArrayLike, target: Target) -> Stack:
     Raises:
       ValueError: another objective, bad shapes or values, or no event.
     """
-    if objective not in OBJECTIVES:
-        raise ValueError(f"the objective is {objective!r}; it can be {', '.join(OBJECTIVES)}")
-    score_NxK = check_features(score, "scores")
-    n_members, survival = score_NxK.shape[1], objective == "survival"
-    mean = Stack(
-        np.full(n_members, 1 / n_members), 0.0, score_NxK.mean(0, np.float64), MAX_SCORE if survival else np.inf
-    )
+    mean = mean_stack(objective, score)
+    score_NxK, survival = check_features(score, "scores"), objective == "survival"
+    n_members = score_NxK.shape[1]
     x_NxK, offset, unit = mean.deviations(score_NxK), mean.centre_K.mean(), 1.0
     if survival:
         loss = _cox(x_NxK, *cast(tuple, target))

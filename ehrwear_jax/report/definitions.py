@@ -96,6 +96,12 @@ DEFINITIONS: dict[str, tuple[str, str]] = {
         "frequent code and ancestor over 30, 180 and 365 days and ever, time since, level and slope of "
         "values, summaries of the wearable over 1 to 90 days and all.",
     ),
+    "kernel_machine": (
+        "Kernel machine",
+        "logistic, Cox or ridge regression with a Gaussian kernel, which finds risk that is not linear in what it is "
+        "given: z, or hand-made features. Width of the kernel and penalty are chosen on the tuning split. "
+        "Williams and Seeger, NeurIPS 2000.",
+    ),
     "reliability": (
         "Reliability diagram",
         "predictions in up to ten bins of equal size: mean prediction against the share of "

@@ -143,10 +143,11 @@ def _model_notes(records: Sequence[Record]) -> list[Block]:
         "late_fusion": "Late fusion combines models that were trained separately.",
         "stacked": "Stacked predictions combine what other models predict, with weights from the tuning split.",
         "tabular": "The tabular models are baselines without pretraining.",
+        "kernel_machine": "Kernel machines are probes that are not linear.",
     }
     tabular = ("gradient_boosting", "boosting_counts", "linear_table", "average_table", "age_sex")
-    has_tabular = any(model.startswith(tabular) for model in models)
-    shown = [k for k in notes if k in models or (k == "tabular" and has_tabular)]
+    kinds = {"tabular": lambda m: m.startswith(tabular), "kernel_machine": lambda m: "kernel" in m}
+    shown = [k for k in notes if k in models or (k in kinds and any(map(kinds[k], models)))]
     text = " ".join(notes[key] for key in shown)
     if "oracle" not in shown:
         text = f"There is no oracle: true risk is known only for simulated cohorts. {text}"

@@ -131,16 +131,19 @@ def stacked(
     target: Mapping[str, Any],
     times_T: npt.ArrayLike = (),
     competing: Split | None = None,
+    weights: str = "fitted",
 ) -> tuple[Fitted, np.ndarray]:
     """(predictions of several models combined, the weight of each [K]); curves as `from_table` has them.
 
     Args:
-      members: predictions of one fold. See evals/stacking.py for what is fitted on its tuning split.
+      members: predictions of one fold. weights: of stacked.Config; see evals/stacking.py for what is fitted on the
+        tuning split.
     """
     x = {s: np.stack([getattr(m, s) for m in members], axis=1) for s in ("tuning", "held_out")}
     if kind == BINARY:
         x = {s: stacking.log_odds(p_NxK) for s, p_NxK in x.items()}
-    stack = stacking.fit_stack(kind, x["tuning"], target["tuning"])
+    equal = weights == "equal"
+    stack = stacking.mean_stack(kind, x["tuning"]) if equal else stacking.fit_stack(kind, x["tuning"], target["tuning"])
     scores = {s: stack(x_NxK) for s, x_NxK in x.items()}
     return _of_scores(kind, scores, target, times_T, competing), stack.weight_K
 

@@ -115,7 +115,7 @@ def _tabular(plan, name):
     def fit(task, fold):
         made = hand_made_features(plan, fold.name)
         names = tabular.columns(config, made.columns)
-        if not names:
+        if not names and config.features != "none":
             return None
         chosen = made.columns.filter(pl.col("name").is_in(pl.Series(names).implode()))
         logging.info("  %s %s, %s: %d features", fold.name, task.name, name, chosen.height)
@@ -142,15 +142,16 @@ def _stacks(plan, task, known):
     for seed in plan.config.seeds:
         by_name = {p.name: p for p in known if p.seed in (None, seed)}
         for name in plan.config.stacked:
-            members = [by_name[m] for m in plan.config.model_config(name).members]
+            config = plan.config.model_config(name)
+            members = [by_name[m] for m in config.members]
             if any(m.seed is not None for m in members):
-                out.append(_stacked(plan, task, name, seed, members))
+                out.append(_stacked(plan, task, name, seed, members, config.weights))
             elif seed == plan.config.seeds[0]:
-                out.append(_stacked(plan, task, name, None, members))
+                out.append(_stacked(plan, task, name, None, members, config.weights))
     return out
 
 
-def _stacked(plan, task, name, seed, members):
+def _stacked(plan, task, name, seed, members, weights="fitted"):
     made = [predictions_artifact(plan, task, m) for m in members]
 
     def fit(task, fold):
@@ -159,13 +160,14 @@ def _stacked(plan, task, name, seed, members):
             lacking = next(m.name for m, f in zip(members, found, strict=True) if f is None)
             logging.info("  %s %s, %s: none, as %s does not predict it", fold.name, task.name, name, lacking)
             return None
-        stack, weight_K = evaluate_fit.stacked(task.kind, found, fold.target, task.times_T, fold.competing)
-        weights = ", ".join(f"{m.name} {w:.2f}" for m, w in zip(members, weight_K, strict=True))
-        logging.info("  %s %s, %s: weights %s", fold.name, task.name, name, weights)
+        stack, weight_K = evaluate_fit.stacked(task.kind, found, fold.target, task.times_T, fold.competing, weights)
+        told = ", ".join(f"{m.name} {w:.2f}" for m, w in zip(members, weight_K, strict=True))
+        logging.info("  %s %s, %s: weights %s", fold.name, task.name, name, told)
         return stack
 
     # the members are told by their predictions, not by name
-    return Predictor(name, seed, {"stacked": [a.digest for a in made], "revision": stacking.REVISION}, fit)
+    of = {"stacked": [a.digest for a in made], "revision": stacking.REVISION}
+    return Predictor(name, seed, of if weights == "fitted" else of | {"weights": weights}, fit)
 
 
 def feature_ranges(plan: Plan) -> tabular_features.Ranges:

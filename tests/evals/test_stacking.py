@@ -127,6 +127,12 @@ def test_with_next_to_nothing_known_it_is_the_mean_of_the_members():
     np.testing.assert_allclose(exact(x), x.mean(1), atol=1e-12)
 
 
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_a_plain_mean_is_that_of_the_scores(objective):
+    x, _, _ = simulated(objective, [1.0, 0.5, 0.2], [1.0, 0.3, 2.0], n=50)
+    np.testing.assert_allclose(stacking.mean_stack(objective, x[:20])(x), x.mean(1), atol=1e-12)
+
+
 def test_scores_are_cut_where_they_would_decide_alone():
     np.testing.assert_allclose(stacking.log_odds([0.0, 0.5, 1.0]), [-np.log(1e6), 0, np.log(1e6)], atol=1e-6)
     np.testing.assert_allclose(stacking.log_odds([[0.2, 0.9]]), [[np.log(0.25), np.log(9)]], rtol=1e-12)

@@ -6,6 +6,7 @@ import numpy as np
 import polars as pl
 import pytest
 import small_run
+from scipy import sparse
 from sklearn.metrics import roc_auc_score
 from sksurv.metrics import brier_score
 from sksurv.util import Surv
@@ -13,6 +14,7 @@ from small_run import FOLDS, value
 
 from ehrwear_jax.data.sources.simulator import truth
 from ehrwear_jax.evals import protocol, stacking, survival
+from ehrwear_jax.models.tabular import family as tabular
 from ehrwear_jax.stages import (
     evaluate,
     evaluate_fractions,
@@ -28,6 +30,11 @@ from ehrwear_jax.stages.plan import Trained
 
 SPLITS = ("train", "tuning", "held_out")
 STACKED = ("wear_only", "linear_table")  # a network and a model without one
+FURTHER = {
+    "stacked": {"family": "stacked", "members": STACKED},
+    "mean": {"family": "stacked", "members": STACKED, "weights": "equal"},
+    "joint_kernel": {"family": "tabular", "estimator": "kernel", "features": "none", "latents": ("joint",)},
+}
 
 
 def random_latents(width=4):
@@ -51,7 +58,7 @@ def folded(tmp_path_factory):
     labels = small_run.write_inputs(root, folds=FOLDS)
     config = small_run.small_config(root)
     config.data.n_folds = 2
-    config.models.stacked = {"family": "stacked", "members": STACKED}
+    config.models.update(FURTHER)
     plan = small_run.plan_of(config, root / "run")
     prepare.run(plan)
     small_run.write_embeddings(plan, random_latents())
@@ -212,7 +219,7 @@ def test_horizons_of_a_task_are_its_own(folded):
     plan, _ = folded
     config = small_run.small_config(Path(plan.config.data.labels_dir).parent)
     config.data.n_folds = 2
-    config.models.stacked = {"family": "stacked", "members": STACKED}
+    config.models.update(FURTHER)
     config.evaluate.task_horizons_days = {"relapse": (60.0, 120.0, 5000.0)}
     other = small_run.plan_of(config, plan.workdir.root)
     assert tasks.read(plan, "relapse").horizons == (30.0, 90.0, 180.0, 365.0)
@@ -238,6 +245,30 @@ def test_late_fusion_is_a_probe_on_the_concatenated_embeddings(folded):
     expected = protocol.predict_binary(x, y).probability["held_out"]
     mine = found.join(by["held_out"], on="subject_id", how="semi")
     np.testing.assert_allclose(mine["predicted_boolean_probability"], expected, rtol=1e-6)
+
+
+def test_a_kernel_is_fitted_to_the_latents_alone(folded):
+    plan, _ = folded
+    task = tasks.read(plan, "readmission")
+    made = {p.name: p for p in predictors.predict(plan, task)}
+    config, expected = plan.config.model_config("joint_kernel"), []
+    for fold in task.folds:
+        z = predictors.latents(plan, "joint", 0)(fold)
+        columns = pl.DataFrame(schema={"name": pl.String, "kind": pl.String})
+        nothing = tabular.Table(columns, lambda s, f=fold: sparse.csr_matrix((f.of(s).height, 0), dtype=np.float32))
+        expected.append(tabular.scores(config, task.kind, tabular.with_latents(nothing, "joint", z), fold.target))
+    score_N = np.concatenate([e["held_out"] for e in expected])
+    np.testing.assert_allclose(made["joint_kernel"].held_out, 1 / (1 + np.exp(-score_N)), rtol=1e-5)
+
+
+@pytest.mark.parametrize("task", ["readmission", "relapse"])
+def test_equal_weights_are_the_mean_of_the_members(folded, task):
+    plan, _ = folded
+    made, kind = {p.name: p for p in predictors.predict(plan, tasks.read(plan, task))}, tasks.read(plan, task).kind
+    assert made["mean"].artifact.of["of"]["weights"] == "equal" and "weights" not in made["stacked"].artifact.of["of"]
+    x = np.stack([made[m].held_out for m in STACKED], axis=1)
+    expected = x.mean(1) if kind == "survival" else 1 / (1 + np.exp(-np.log(x / (1 - x)).mean(1)))
+    np.testing.assert_allclose(made["mean"].held_out, expected, rtol=1e-6)
 
 
 @pytest.mark.parametrize("task", ["readmission", "relapse"])

@@ -4,6 +4,7 @@ Array suffixes: N rows, F features.
 """
 
 import dataclasses
+import logging
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -11,7 +12,7 @@ import numpy as np
 import polars as pl
 from scipy import sparse
 
-from ehrwear_jax.models.tabular import boosting, linear, losses
+from ehrwear_jax.models.tabular import boosting, kernel, linear, losses
 from ehrwear_jax.models.tabular.config import Config
 from ehrwear_jax.models.tabular.encoder import Encoder
 from ehrwear_jax.models.tabular.features import AGE, COUNT, VALUE
@@ -59,12 +60,13 @@ def with_latents(table: Table, model: str, z: Mapping[str, np.ndarray]) -> Table
 def columns(config: Config, table: pl.DataFrame) -> list[str]:
     """The features that a model is given, of Features.columns; [] where it would be another one's or has none.
 
-    A model of fewer modalities than there are differs from one of all only where there are features of both.
+    None are wanted by a model of latents alone. A model of fewer modalities than there are differs from one of all only
+    where there are features of both.
     """
     name = pl.col("name")
     there = [m for m in ("ehr", "wear") if table["name"].str.starts_with(f"{m}__").any()]
     mine = [m for m in there if m in config.modalities]
-    if not mine or (len(config.modalities) == 1 and len(there) == 1):
+    if config.features == "none" or not mine or (len(config.modalities) == 1 and len(there) == 1):
         return []
     if config.features == "demographics":
         sexes = (name.str.starts_with(f"ehr__static__{prefix}") for prefix in config.sex_prefixes)
@@ -89,7 +91,9 @@ def scores(config: Config, kind: str, table: Table, target: Mapping[str, Any]) -
     if config.estimator == "average":
         both = [scores(dataclasses.replace(config, estimator=e), kind, table, target) for e in ("boosting", "linear")]
         return {split: (both[0][split] + both[1][split]) / 2 for split in both[0]}
-    fit = _linear if config.estimator == "linear" else _boosted
+    fit = {"linear": _linear, "kernel": _kernel, "boosting": _boosted}[config.estimator]
+    if config.estimator == "kernel":
+        target = {**target, "train": _some_rows(kind, target["train"])}
     return fit(config, table, *(losses.of(kind, target[s], s) for s in ("train", "tuning")))
 
 
@@ -105,6 +109,24 @@ def _boosted(config, table, train, tuning):
     del rows
     found = {"tuning": model.score(x_tuning)}
     del x_tuning
+    return found | {"held_out": model.score(encode(table.read("held_out")))}
+
+
+def _some_rows(kind, target):
+    """The targets of the rows that a kernel machine is fitted to."""
+    if kind == losses.SURVIVAL:
+        return tuple(np.asarray(of_N)[kernel.rows(len(of_N))] for of_N in target)
+    return np.asarray(target)[kernel.rows(len(target))]
+
+
+def _kernel(config, table, train, tuning):
+    x_train = table.read("train")
+    encode = Encoder(x_train, table.columns["kind"].to_list(), table.since_days)
+    x_train, x_tuning = encode(x_train), encode(table.read("tuning"))
+    x_train = x_train[kernel.rows(x_train.shape[0])]
+    model = kernel.fit(x_train, train, x_tuning, tuning, config.averaged)
+    logging.info("    kernel: tuning loss by gamma %s", {g: round(loss, 4) for g, loss in model.tuning_loss.items()})
+    found = {"tuning": model.score(x_tuning)}
     return found | {"held_out": model.score(encode(table.read("held_out")))}
 
 

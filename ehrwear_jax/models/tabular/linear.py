@@ -14,7 +14,7 @@ from ehrwear_jax.models.tabular.losses import Loss
 
 L2_GRID = (100.0, 30.0, 10.0, 3.0, 1.0, 0.3, 0.1, 0.03, 0.01, 3e-3, 1e-3, 1e-4, 1e-5)
 RARE_SD = 0.1  # columns of less spread (counts of codes that one person in a hundred has) are not blown up further
-Blocks = Sequence[sparse.csr_matrix]
+Blocks = Sequence[sparse.csr_matrix | np.ndarray]
 _ENTRIES_AT_ONCE = 500_000
 _WORSE = 2  # penalties in a row without a lower tuning loss after which weaker ones are not tried
 
@@ -44,14 +44,16 @@ def fit(
     x_tuning: Blocks,
     tuning: Loss,
     l2_grid: Sequence[float] = L2_GRID,
+    moments: tuple[np.ndarray, np.ndarray] | None = None,
 ) -> Linear:
     """A linear model; no randomness.
 
     Args:
       x_train, x_tuning: encoded features, blocks of columns side by side, float32 [N, F in all]. train, tuning: losses
         of their rows.
+      moments: mean and scale [F] by which columns are standardised; None: those of x_train, which is sparse then.
     """
-    mean_F, scale_F = _moments(x_train)
+    mean_F, scale_F = moments or _moments(x_train)
     fits: dict[float, tuple[np.ndarray, float]] = {}
     losses: dict[float, float] = {}
     start = np.zeros(len(mean_F) + 1)

@@ -1,5 +1,7 @@
 """Which features a model is given, and what it predicts for every kind of task."""
 
+import functools
+
 import numpy as np
 import polars as pl
 import pytest
@@ -7,7 +9,8 @@ from scipy import sparse
 from sklearn.metrics import roc_auc_score
 
 from ehrwear_jax.evals import concordance
-from ehrwear_jax.models.tabular import family, losses
+from ehrwear_jax.models.tabular import family, kernel, losses
+from ehrwear_jax.models.tabular.encoder import Encoder
 from ehrwear_jax.models.tabular.features import AGE, COUNT, FLAG, SINCE, VALUE
 
 COLUMNS = pl.DataFrame(
@@ -35,6 +38,7 @@ EHR = COLUMNS["name"].to_list()[:6]
         ({"features": "counts"}, ["ehr__n_events_all", "ehr__A__count_30d"]),
         ({"features": "demographics"}, [AGE, "ehr__static__GENDER//F"]),
         ({"features": "demographics", "sex_prefixes": ("RACE//",)}, [AGE, "ehr__static__RACE//a"]),
+        ({"features": "none", "latents": ("joint",)}, []),
     ],
 )
 def test_columns(options, expected):
@@ -70,6 +74,7 @@ def test_a_model_of_one_modality_is_none_where_there_is_no_other():
         ({"features": "labs"}, "features is 'labs'"),
         ({"features": "counts", "modalities": ("wear",)}, "are of modality ehr"),
         ({"candidates": 0}, "must be positive"),
+        ({"features": "none"}, "are of nothing unless latents"),
         ({"modalities": ("ppg",)}, "modalities are"),
     ],
 )
@@ -100,7 +105,7 @@ def table(n=1500, seed=0):
     return lambda: family.Table(COLUMNS, lambda split: sparse.csr_matrix(x[parts[split]])), by_split
 
 
-@pytest.mark.parametrize("estimator", ["boosting", "linear", "average"])
+@pytest.mark.parametrize("estimator", ["boosting", "linear", "average", "kernel"])
 @pytest.mark.parametrize("kind", [losses.BINARY, losses.SURVIVAL, losses.REGRESSION])
 def test_every_kind_of_task_is_predicted(kind, estimator):
     make, target = table()
@@ -121,6 +126,28 @@ def test_an_average_is_the_mean_of_both_estimators():
           for e in ("boosting", "linear", "average")}  # fmt: skip
     for split in ("tuning", "held_out"):
         np.testing.assert_allclose(by["average"][split], (by["boosting"][split] + by["linear"][split]) / 2, rtol=1e-12)
+
+
+def test_a_kernel_is_fitted_to_the_drawn_rows_and_their_targets(monkeypatch):
+    monkeypatch.setattr(kernel, "MOST_ROWS", 300)
+    make, target = table()
+    drawn, config = kernel.rows(800), family.Config(estimator="kernel")
+    for kind in (losses.BINARY, losses.SURVIVAL):
+        y = target[kind]
+        whole = family.scores(config, kind, make(), y)
+        y_drawn = tuple(a[drawn] for a in y["train"]) if kind == losses.SURVIVAL else y["train"][drawn]
+        plain = make()
+        # what units are is told by all rows, so that these stay the same
+        monkeypatch.setattr(family, "Encoder", functools.partial(fitted_to, plain.read("train")))
+        part = family.Table(COLUMNS, lambda s, plain=plain: plain.read(s)[drawn] if s == "train" else plain.read(s))
+        found = family.scores(config, kind, part, {**y, "train": y_drawn})
+        np.testing.assert_allclose(found["held_out"], whole["held_out"], atol=1e-5)
+        monkeypatch.undo()
+        monkeypatch.setattr(kernel, "MOST_ROWS", 300)
+
+
+def fitted_to(x_train, x, *args):
+    return Encoder(x_train, *args)
 
 
 def test_held_out_rows_change_nothing_but_themselves():
