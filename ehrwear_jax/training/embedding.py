@@ -30,7 +30,11 @@ def row_devices(batch_size: int) -> list[jax.Device]:
 
 
 def encoder(
-    network: Any, variables: dict, dropout_seed: int | None = None, devices: Sequence[jax.Device] | None = None
+    network: Any,
+    variables: dict,
+    dropout_seed: int | None = None,
+    devices: Sequence[jax.Device] | None = None,
+    method: str = "encode",
 ) -> Encoder:
     """A network's `encode`, compiled for some of this process's devices.
 
@@ -39,6 +43,7 @@ def encoder(
       variables: {"params", "collections"}.
       dropout_seed: with it the dropout of training stays on, other masks for each row and each call in turn; the same
         seed and calls give the same masks (Monte Carlo dropout, interpret/uncertainty.py).
+      method: instead of `encode`; encode_drawn of one with a posterior takes the seed for draws of z, without dropout.
       devices: that share the rows of a batch; None: the first one.
 
     Raises:
@@ -51,14 +56,14 @@ def encoder(
     whole = {"params": variables["params"], **variables["collections"]}
     whole = jax.device_put(jax.device_get(whole), sharding.replicated(mesh))
     if dropout_seed is None:
-        encode = jax.jit(lambda v, b: network.apply(v, b, method="encode"))
+        encode = jax.jit(lambda v, b: network.apply(v, b, method=method))
         return lambda batch: np.asarray(encode(whole, sharding.device_batch(batch, mesh)))
     key, calls = jax.random.key(dropout_seed), itertools.count()
 
     @jax.jit
     def encode_with_dropout(v, b, call):
         rngs = {"dropout": jax.random.fold_in(key, call)}
-        return network.apply(v, b, deterministic=False, method="encode", rngs=rngs)
+        return network.apply(v, b, deterministic=False, method=method, rngs=rngs)
 
     return lambda batch: np.asarray(encode_with_dropout(whole, sharding.device_batch(batch, mesh), next(calls)))
 

@@ -25,12 +25,16 @@ class Latents(NamedTuple):
     """What the heads read: latents of tokens and queries, contents of tokens before time and context, raw windows.
 
     Drawn from their posteriors while training the ELBO variant, whose means, variances and prior are `posterior`.
+
+    Attributes:
+      drawn_BxTxD: states of tokens for likelihoods, drawn at inference too, where `token_BxTxD` are means.
     """
 
     token_BxTxD: jax.Array
     query_BxQxD: jax.Array
     content_BxTxD: jax.Array
     posterior: dict[str, jax.Array]
+    drawn_BxTxD: jax.Array
     raw_BxNxD: jax.Array | None = None
 
 
@@ -87,8 +91,9 @@ def active(config: Config, facts: Facts) -> tuple[Term, ...]:
     """The terms whose weight is not zero throughout and that the modalities can feed, in the order of WEIGHTS."""
     # they subclass Term
     from ehrwear_jax.models.joint import cross_terms, ehr_terms, next_value, raw_terms, value_terms, wear_terms
+    from ehrwear_jax.models.joint import likelihood_terms as likelihoods
 
-    modules = (ehr_terms, value_terms, next_value, wear_terms, raw_terms, cross_terms)
+    modules = (ehr_terms, value_terms, next_value, wear_terms, raw_terms, cross_terms, likelihoods)
     known = {t.name: t for module in modules for t in module.TERMS}
     found = []
     for name, (start, end, _) in config.weights.items():
