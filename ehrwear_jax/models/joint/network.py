@@ -163,7 +163,7 @@ class JointNetwork(nn.Module):
         if self.config.network.posterior != "point":
             states, posterior = self._sampled(z, batch, jnp.zeros if deterministic else self._noise)
             drawn_BxTxD = states[0]
-            if deterministic and any(t.name in LIKELIHOODS for t in terms):
+            if deterministic and any(t.name in LIKELIHOODS for t in self.terms):
                 # of draws all the same: at the mean of q likelihoods are larger, and would be no bound
                 (drawn_BxTxD, _), posterior = self._sampled(z, batch, _noise_of_places)
         latents = Latents(*states, contents.token_BxTxD, posterior, drawn_BxTxD, contents.raw_BxNxD)
