@@ -129,7 +129,8 @@ class SdePosterior(nn.Module):
         before = jnp.take_along_axis(z_BxTxD, jnp.maximum(last_BxQ, 0)[..., None], axis=1)
         shape = (*h_BxQxD.shape[:2], self.steps + 1, self.width)
         drawn = jnp.moveaxis(noise(shape), 2, 0)
-        z_BxQxD, kl_BxQ = self._next(before, self._steering(h_BxQxD), *of_queries, drawn)
+        about = self._steering(h_BxQxD), of_queries.days, of_queries.begins
+        z_BxQxD, kl_BxQ = self._next(before, *about, drawn)
         return z_BxTxD, z_BxQxD, {"kl_token": kl_BxT, "kl_query": kl_BxQ}
 
     def _along(self, h_BxTxD, gaps, noise):
@@ -139,8 +140,8 @@ class SdePosterior(nn.Module):
         steering = jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), (self._steering(h_BxTxD), *gaps))
 
         def one(z_BxD, now):
-            *about, noise_KxBxD = now
-            z_BxD, cost_B = self._next(z_BxD, *about, noise_KxBxD)
+            steering, days_B, begins_B, noise_KxBxD = now
+            z_BxD, cost_B = self._next(z_BxD, steering, days_B, begins_B, noise_KxBxD)
             return z_BxD, (z_BxD, cost_B)
 
         first = jnp.zeros((h_BxTxD.shape[0], self.width), jnp.float32)

@@ -166,7 +166,7 @@ class JointNetwork(nn.Module):
             if deterministic and any(t.name in LIKELIHOODS for t in self.terms):
                 # of draws all the same: at the mean of q likelihoods are larger, and would be no bound
                 (drawn_BxTxD, _), posterior = self._sampled(z, batch, _noise_of_places)
-        latents = Latents(*states, contents.token_BxTxD, posterior, drawn_BxTxD, contents.raw_BxNxD)
+        latents = Latents(states[0], states[1], contents.token_BxTxD, posterior, drawn_BxTxD, contents.raw_BxNxD)
         out = {t.name: t.predict(self, self.term_head.get(t.name), latents, batch) for t in terms}
         asking = [t for t in terms if isinstance(t, CodeTerm)]
         for trains_table in sorted({t.trains_table for t in asking}):
