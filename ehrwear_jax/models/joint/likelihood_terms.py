@@ -30,10 +30,7 @@ _HALF_LOG_2PI = float(0.5 * np.log(2 * np.pi))
 
 
 def event_targets(batch: Arrays) -> tuple[jax.Array, jax.Array]:
-    """(what each token says or hides: vocabulary id, int32 [B, T]; whether it is an EHR token that is known: [B, T]).
-
-    Hidden events beyond the room for targets stay unknown.
-    """
+    """(what each token says or hides: vocabulary id, int32 [B, T]; whether it is an EHR token in a context: [B, T])."""
     token_BxT, position_BxM = batch["token"], batch["masked_position"]
     there = jnp.where(position_BxM >= 0, position_BxM, token_BxT.shape[1])
     put = jax.vmap(lambda row, at, target: row.at[at].set(target, mode="drop"))
@@ -103,6 +100,7 @@ class SignalLikelihood(Term):
 
     name = "signal_likelihood"
     needs = ("wear",)
+    hides_signal = True
     uses = ("signal",)
 
     def head(self) -> nn.Module:

@@ -46,6 +46,7 @@ class Term:
       name: as in config.WEIGHTS.
       needs: modalities without which there is nothing to predict, or to predict from.
       targets: fields of a batch that `fill` writes. at_events: whether predictions are made at events too.
+      hides_signal: whether steps of windows are hidden for it.
       uses: heads that several terms share: "codes" (see ehr_terms.CodeTerm), "signal" (network.signal_decoder).
     """
 
@@ -56,6 +57,7 @@ class Term:
     needs: ClassVar[tuple[str, ...]] = ()
     targets: ClassVar[dict[str, Field]] = {}
     at_events: ClassVar[bool] = False
+    hides_signal: ClassVar[bool] = False
     uses: ClassVar[tuple[str, ...]] = ()
 
     def has_targets(self) -> bool:

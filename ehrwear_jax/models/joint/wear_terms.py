@@ -38,6 +38,7 @@ class WearMasked(Term):
 
     name = "wear_masked"
     needs = ("wear",)
+    hides_signal = True
     uses = ("signal",)
 
     def predict(self, network: nn.Module, head: Any, z: Latents, batch: Arrays) -> Any:
