@@ -36,7 +36,7 @@ def compute(run: LoadedRun, name: str, folder: Any) -> list[dict]:
 def _predictions(run, name, loaded, n_draws):
     """Of draws of z at the held-out prediction times, through the probe that was fitted on means."""
     probe, seed, n_resamples = run.probe(name), run.config.data.seed, run.config.evaluate.n_resamples
-    encode = embedding.encoder(loaded.network, loaded.variables, dropout_seed=seed, method="encode_drawn")
+    encode = embedding.encoder(loaded.network, loaded.variables, draw_seed=seed)
     p_SxN = uncertainty.sample(lambda _: probe.predict_proba(run.embed(name, run.held, encode=encode)), n_draws)
     entropies = uncertainty.decompose(p_SxN)
     error_N = np.square(run.held["boolean_value"].to_numpy().astype(float) - entropies.mean_NxK[:, 1])

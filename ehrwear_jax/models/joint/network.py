@@ -1,5 +1,6 @@
 """Computes latents and predictions of the joint model: encoders, shared backbone, and a head per loss term."""
 
+import itertools
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
@@ -133,10 +134,10 @@ class JointNetwork(nn.Module):
         terms = tuple(t for t in self.terms if t.name in names)
         return self._predictions(z, contents, self._timed(batch), terms, True)
 
-    def encode_drawn(self, batch: dict, deterministic: bool = True) -> jax.Array:
-        """As `encode`, a draw from the posterior of each query; of a network that has one."""
+    def encode_drawn(self, batch: dict) -> jax.Array:
+        """As `encode` at inference, a draw from the posterior of each query; of a network that has one."""
         batch = self._timed(batch)
-        return self._sampled(self._encode(batch, deterministic)[:2], batch, self._noise)[0][1]
+        return self._sampled(self._encode(batch, True)[:2], batch, self._noise)[0][1]
 
     def decoded(self, z: tuple[jax.Array, jax.Array], batch: dict) -> dict:
         """What likelihoods say of hidden events and of windows from a draw of their states.
@@ -165,7 +166,7 @@ class JointNetwork(nn.Module):
             drawn_BxTxD = states[0]
             if deterministic and any(t.name in LIKELIHOODS for t in self.terms):
                 # of draws all the same: at the mean of q likelihoods are larger, and would be no bound
-                (drawn_BxTxD, _), posterior = self._sampled(z, batch, _noise_of_places)
+                (drawn_BxTxD, _), posterior = self._sampled(z, batch, _noise_of_places())
         latents = Latents(states[0], states[1], contents.token_BxTxD, posterior, drawn_BxTxD, contents.raw_BxNxD)
         out = {t.name: t.predict(self, self.term_head.get(t.name), latents, batch) for t in terms}
         asking = [t for t in terms if isinstance(t, CodeTerm)]
@@ -277,6 +278,7 @@ class JointNetwork(nn.Module):
         return tuple(drawn), out
 
 
-def _noise_of_places(shape):
-    """The same for each row, so that a row's value does not depend on the batch that it is in."""
-    return jnp.broadcast_to(jax.random.normal(jax.random.key(0), (1, *shape[1:])), shape)
+def _noise_of_places():
+    """The same for each row, so that a row's value does not depend on the batch that it is in; another at each call."""
+    keys = (jax.random.key(i) for i in itertools.count())
+    return lambda shape: jnp.broadcast_to(jax.random.normal(next(keys), (1, *shape[1:])), shape)

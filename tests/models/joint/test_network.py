@@ -12,6 +12,7 @@ from random_rows import CONFIG, EVERY_TERM, model_of
 from small_model import random_params
 
 from ehrwear_jax.models.joint import batch as batch_lib
+from ehrwear_jax.models.joint import network as network_lib
 from ehrwear_jax.models.joint.batch import Facts
 from ehrwear_jax.models.joint.config import WEIGHTS, Config, ContextConfig, NetworkConfig
 
@@ -256,3 +257,11 @@ def test_draws_differ_and_without_noise_z_is_one(batch, posterior):
     np.testing.assert_array_equal(z, again)
     assert np.all(drawn != other) and np.all(drawn != z) and np.isfinite(drawn).all()
     assert metrics["latent_kl/token"] > 0 and metrics["latent_kl/query"] > 0
+
+
+def test_the_noise_of_validation_is_one_for_all_rows_and_another_for_queries_than_for_tokens():
+    """Else a query's noise would repeat that of the path before it, and the mean cost would be no divergence."""
+    noise = network_lib._noise_of_places()
+    tokens, queries = noise((3, 5, 2)), noise((3, 5, 2))
+    np.testing.assert_array_equal(tokens, np.broadcast_to(tokens[:1], tokens.shape))
+    assert np.all(tokens != queries)
