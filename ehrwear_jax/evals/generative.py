@@ -1,8 +1,9 @@
 """Compares what a model generates from draws of z with held-out data: frequencies, moments, coverage, uncertainty.
 
 Section 3.4 of the paper names uncertainty calibration and generative consistency without a definition; these are ours.
-Predictions are mixtures over draws of z. Everything is a ratio of sums over rows, of which intervals resample whole
-ones: people do not share rows. Axes: R rows, N predictions, V vocabulary, C channels, A levels.
+Predictions are mixtures over draws of z. Everything is a ratio of sums over rows of contexts, of which intervals
+resample whole ones as if nobody were in two: they are too narrow by as much as the same people fill up further rows.
+Axes: R rows, N predictions, V vocabulary, C channels, A levels.
 """
 
 from typing import Any, NamedTuple
@@ -62,7 +63,7 @@ def of_codes(sums: CodeSums, n_resamples: int = 1000, seed: int = 0) -> list[dic
         return []
 
     def statistic(weight_RxB):
-        total_B = np.maximum(n_R @ weight_RxB, 1e-300)
+        total_B = _counts(n_R, weight_RxB)
         apart = 0.5 * np.abs((sums.expected_RxV - sums.observed_RxV).T @ weight_RxB).sum(0) / total_B
         found = {"code_total_variation": apart, "code_log_likelihood": sums.log_p_R @ weight_RxB / total_B}
         inside = {("code_coverage", a): sums.inside_RxA[:, i] for i, a in enumerate(LEVELS)}
@@ -91,7 +92,7 @@ def of_signal(sums: SignalSums, names: tuple[str, ...], n_resamples: int = 1000,
             continue
 
         def statistic(weight_RxB, c=c):
-            total_B = np.maximum(sums.n_RxC[:, c] @ weight_RxB, 1e-300)
+            total_B = _counts(sums.n_RxC[:, c], weight_RxB)
             means = [x[:, c] @ weight_RxB / total_B for x in sums[1:5]]
             seen, seen_square, said, said_square = means
             spread_B = np.maximum(seen_square - seen**2, 1e-300)
@@ -123,6 +124,12 @@ def of_uncertainty(
             return {"": np.where(spread > 1e-12, shared / np.sqrt(np.maximum(spread, 1e-300)), np.nan)}
 
     return _with_intervals(statistic, len(x_N), n_resamples, seed, np.asarray(group_N))[""]
+
+
+def _counts(n_R, weight_RxB):
+    """How many there are under each weighting, NaN for none: such a resample says nothing, and is left out."""
+    total_B = n_R @ weight_RxB
+    return np.where(total_B > 0, total_B, np.nan)
 
 
 def _with_intervals(statistic, n_rows, n_resamples, seed, group_N=None):

@@ -56,9 +56,12 @@ def _generated(run, loaded, n_draws):
     module, size, seed = loaded.interpretation, run.config.embed.batch_size, run.config.data.seed
     config = module.masked(loaded.model.config)
     held = loaded.model.module.examples(run.store.view("held_out"), config, seed, train=False)
-    batches = feed.train_batches(held, size, n_steps=max(1, held.rows_per_epoch // size), threads=0)
+    n_rows = held.rows_per_epoch
+    batches = feed.train_batches(held, size, n_steps=-(-n_rows // size), threads=0)
     params, n_resamples = loaded.variables["params"], run.config.evaluate.n_resamples
     sums = module.generated(loaded.network, params, batches, n_draws, seed, generative.LEVELS)
+    # the last batch goes on with the next epoch, in which the same people would count again
+    sums = {kind: {name: x_R[:n_rows] for name, x_R in of_rows.items()} for kind, of_rows in sums.items()}
     out = []
     if "code" in sums:
         out += generative.of_codes(generative.CodeSums(**sums["code"]), n_resamples, seed)

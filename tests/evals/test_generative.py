@@ -68,9 +68,18 @@ def test_rank_correlation_is_spearmans_and_intervals_are_of_people():
     people = np.arange(300)
     value, lo, hi = generative.of_uncertainty(x_N, y_N, people, 300)
     assert value == pytest.approx(stats.spearmanr(x_N, y_N)[0]) and lo < value < hi
-    _, lo_30, hi_30 = generative.of_uncertainty(x_N, y_N, people // 10, 300)
-    assert hi_30 - lo_30 > 0.5 * (hi - lo)
+    again = generative.of_uncertainty(*(np.repeat(a, 10) for a in (x_N, y_N, people)), 300)
+    np.testing.assert_allclose(again, (value, lo, hi), rtol=1e-9, err_msg="rows of one person are no further evidence")
     assert all(np.isnan(generative.of_uncertainty(np.ones(300), y_N, people, 20)))
+
+
+def test_resamples_without_a_step_are_left_out():
+    """Of three rows one has the channel: where it is not drawn there is no mean, and its coverage is not zero."""
+    x = np.random.default_rng(0).normal(size=(3, 500, 1))
+    sums = SignalSums(*(a * np.array([1.0, 0, 0]).reshape(-1, *(1,) * (a.ndim - 1)) for a in signal_sums(x, 0.0, 1.0)))
+    found = by_name(generative.of_signal(sums, ("a",), 100))
+    for r in found.values():
+        np.testing.assert_allclose([r["lo"], r["hi"]], r["value"], rtol=1e-9)
 
 
 def test_nothing_that_was_hidden_is_no_entry():
