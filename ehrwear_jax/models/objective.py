@@ -42,10 +42,15 @@ class Term(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class WeightedTerms:
-    """Weighted sum of terms (models/family.py, Objective): out is a dict with an entry per term."""
+    """Weighted sum of terms (models/family.py, Objective): out is a dict with an entry per term.
+
+    Attributes:
+      bounds: {metric: terms of which it is the negative sum, whatever their weights}: logged where all are there.
+    """
 
     terms: tuple[Term, ...]
     ramps: Mapping[str, Ramp]
+    bounds: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
 
     def weights(self, step: jax.Array | int) -> dict[str, jax.Array | float]:
         """{term: weight} at a step."""
@@ -70,6 +75,9 @@ class WeightedTerms:
             loss = loss + weights[term.name] * value
             metrics[f"loss/{term.name}"] = value
             metrics |= {f"{term.name}/{k}": v for k, v in diagnostics.items()}
+        for name, parts in self.bounds.items():
+            if all(f"loss/{part}" in metrics for part in parts):
+                metrics[name] = -functools.reduce(jnp.add, [metrics[f"loss/{part}"] for part in parts])
         return loss, metrics | {"loss/total": loss}
 
 

@@ -231,6 +231,15 @@ DEFINITIONS: dict[str, tuple[str, str]] = {
         "explains (AUROC of facts that are there or not). Features are clipped to the training quantiles of 1 and 99%; "
         "counts and times since are logarithms.",
     ),
+    "posterior": (
+        "Posterior of z",
+        "z is drawn from its posterior, and predictions are averaged over draws. Entropies as for Monte Carlo dropout; "
+        "a rank correlation (Spearman) with squared errors is positive where uncertain predictions are wrong more "
+        "often. Events and steps hidden from the model are decoded from draws of the state at their times. Coverage: "
+        "share of events whose code is in the smallest set of codes with at least that probability, and of steps in "
+        "the central interval; at the level itself where the model is calibrated, above it for sets, which are whole "
+        "codes. Distance of frequencies: half the summed absolute difference (total variation).",
+    ),
     "whitened_distance": (
         "Distance in whitened z",
         "Euclidean distance after z is turned and scaled so that each direction has a standard deviation of 1 over the "

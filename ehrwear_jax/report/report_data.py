@@ -62,7 +62,7 @@ class ReportData:
     Attributes:
       subgroups, curves, fractions, prevalence, demographics: as in evaluate/details.json (stages/evaluate_score.py,
         evaluate_curves.py, evaluate_subgroups.py).
-      robustness, geometry, ledger, retrieval, uncertainty: as in interpret/*.json (stages/interpret.py).
+      robustness, geometry, ledger, posterior, retrieval, uncertainty: as in interpret/*.json (stages/interpret.py).
       mechanisms: as in interpret/mechanisms.json (stages/interpret_people.py).
       trials: {task, kind, competing_known, design, splits, outcomes, steps} of every task (stages/target_trial.py).
       families: {kind, metric, of, tests} of the tests behind q-values (evals/families.py).
@@ -83,6 +83,7 @@ class ReportData:
     robustness: Sequence[Entry] = ()
     geometry: Sequence[Entry] = ()
     ledger: Sequence[Entry] = ()
+    posterior: Sequence[Entry] = ()
     retrieval: Sequence[Entry] = ()
     uncertainty: Sequence[Entry] = ()
     mechanisms: Mapping[str, Any] = field(default_factory=dict)

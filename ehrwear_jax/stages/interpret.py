@@ -17,6 +17,7 @@ of every network also
                     (over the slices, n of them), mmd2_class (outcome against none), effective_rank, lipschitz_per_day
                     (whitened, mean over people). Fields that do not apply are null.
   kernels.npz       days_K, and kernel: K(d) / K(0), [layers, heads, K], where the family has kernels of time.
+  posterior.json    what draws of z are worth, see interpret_posterior.py; empty where z is no distribution.
   kernels.json      {half_life_days: [layer][head], null where beyond the grid}.
 
 of the reference model also uncertainty and, where its family can be opened (`interpretation`), interpret_people.py's:
@@ -49,7 +50,7 @@ from ehrwear_jax.evals import perturbed
 from ehrwear_jax.evals.estimates import Resampling
 from ehrwear_jax.interpret import attention, geometry, mechanisms, retrieval, uncertainty
 from ehrwear_jax.runtime import files
-from ehrwear_jax.stages import interpret_ledger, interpret_people, predictors
+from ehrwear_jax.stages import interpret_ledger, interpret_people, interpret_posterior, predictors
 from ehrwear_jax.stages.artifacts import Artifact
 from ehrwear_jax.stages.loaded_run import LoadedRun, identity, prediction_times, reference
 from ehrwear_jax.stages.plan import Plan
@@ -103,7 +104,7 @@ def parts(plan: Plan, name: str) -> dict[str, Callable[[LoadedRun, str, Path], A
     """{name of a JSON file: what computes it} of a model."""
     out: dict[str, Callable] = {"robustness": _robustness, "ledger": interpret_ledger.compute}
     if name in plan.config.networks:
-        out |= {"geometry": _geometry, "kernels": _kernels}
+        out |= {"geometry": _geometry, "kernels": _kernels, "posterior": interpret_posterior.compute}
     if name == reference(plan):
         out |= {"retrieval": _retrieval, "uncertainty": _uncertainty}
         out |= {"mechanisms": interpret_people.mechanisms_of, "people": interpret_people.people}

@@ -22,7 +22,7 @@ from ehrwear_jax.training.pretrain import MODEL
 
 MAX_POINTS = 3000  # of a map
 # parts that models have each, and those of the reference model
-OF_MODELS, OF_REFERENCE = ("robustness", "geometry", "ledger"), ("retrieval", "uncertainty", "mechanisms")
+OF_MODELS, OF_REFERENCE = ("robustness", "geometry", "ledger", "posterior"), ("retrieval", "uncertainty", "mechanisms")
 NOT_INTERPRETED = (
     ": robustness, geometry, retrieval, uncertainty, learned kernels, mechanisms and single predictions are not shown."
 )

@@ -30,7 +30,11 @@ def row_devices(batch_size: int) -> list[jax.Device]:
 
 
 def encoder(
-    network: Any, variables: dict, dropout_seed: int | None = None, devices: Sequence[jax.Device] | None = None
+    network: Any,
+    variables: dict,
+    dropout_seed: int | None = None,
+    devices: Sequence[jax.Device] | None = None,
+    draw_seed: int | None = None,
 ) -> Encoder:
     """A network's `encode`, compiled for some of this process's devices.
 
@@ -40,6 +44,7 @@ def encoder(
       dropout_seed: with it the dropout of training stays on, other masks for each row and each call in turn; the same
         seed and calls give the same masks (Monte Carlo dropout, interpret/uncertainty.py).
       devices: that share the rows of a batch; None: the first one.
+      draw_seed: with it z is drawn from its posterior (`encode_drawn`), in the same way and without dropout.
 
     Raises:
       ValueError: dropout is to stay on in a network whose statistics would then be those of each batch.
@@ -50,17 +55,19 @@ def encoder(
     # by way of the host: parameters that lie on all processes cannot be moved to this one's device directly
     whole = {"params": variables["params"], **variables["collections"]}
     whole = jax.device_put(jax.device_get(whole), sharding.replicated(mesh))
-    if dropout_seed is None:
+    if (seed := dropout_seed if draw_seed is None else draw_seed) is None:
         encode = jax.jit(lambda v, b: network.apply(v, b, method="encode"))
         return lambda batch: np.asarray(encode(whole, sharding.device_batch(batch, mesh)))
-    key, calls = jax.random.key(dropout_seed), itertools.count()
+    key, calls = jax.random.key(seed), itertools.count()
 
     @jax.jit
-    def encode_with_dropout(v, b, call):
+    def encode_at_random(v, b, call):
         rngs = {"dropout": jax.random.fold_in(key, call)}
+        if draw_seed is not None:
+            return network.apply(v, b, method="encode_drawn", rngs=rngs)
         return network.apply(v, b, deterministic=False, method="encode", rngs=rngs)
 
-    return lambda batch: np.asarray(encode_with_dropout(whole, sharding.device_batch(batch, mesh), next(calls)))
+    return lambda batch: np.asarray(encode_at_random(whole, sharding.device_batch(batch, mesh), next(calls)))
 
 
 def restore(

@@ -251,9 +251,14 @@ def test_the_ablations_of_the_paper_are_what_they_are_called():
     assert weights["no_wear_to_ehr"]["ehr_to_wear"] == (0.1, 0.1, 0)
     assert full[""].context.wear_mask == 0.25 and full["half_masked"].context.wear_mask == 0.5
     assert full[""].network.n_components == 4 and full["r8"].network.n_components == 8
-    assert full["elbo"].network.posterior == "normal" and weights["elbo"]["latent_kl"] == (0.0, 0.01, 50_000)
+    assert full["elbo"].network.posterior == "normal" and weights["elbo"]["latent_kl"] == (0.0, 1.0, 50_000)
+    assert weights["elbo"]["event_likelihood"] == weights["elbo"]["signal_likelihood"] == (1.0, 1.0, 0)
+    assert weights["elbo"]["ehr_masked"] == weights["elbo"]["wear_masked"] == off, "the bound has them"
+    assert weights["elbo"]["contrast"] == weights[""]["contrast"], "no likelihood: beside the bound"
+    sde = config_lib.parse(load("full.py", "latent_sde")).model_config("joint")
+    assert sde.network.posterior == "sde" and sde.weights == weights["elbo"], "section 7: the same bound"
     assert full[""].context.pairs == 8 and weights[""]["contrast"][1] == 0.05, "the regulariser has a small weight"
-    assert load("tiny.py", "elbo").joint.weights.latent_kl == (0.0, 0.01, 25), "ramps fit a short run"
+    assert load("tiny.py", "elbo").joint.weights.latent_kl == (0.0, 1.0, 25), "ramps fit a short run"
 
 
 def test_the_full_config_is_appendix_a4_and_can_be_trimmed():

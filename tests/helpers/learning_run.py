@@ -26,7 +26,7 @@ from ehrwear_jax.models.layers.vocabulary_loss import token_loss
 from ehrwear_jax.training import feed
 from ehrwear_jax.training.pretrain import Model, pretrain
 
-PENALTIES = ("content_norm", "latent_kl")  # predict nothing
+PENALTIES = ("content_norm", "latent_kl", "event_likelihood", "signal_likelihood")  # predict nothing
 
 
 def share(hits, count):

@@ -7,7 +7,7 @@ import numpy as np
 from flax import traverse_util
 from random_rows import spec_of
 
-from ehrwear_jax.models.joint.batch import Facts
+from ehrwear_jax.models.joint.batch import MODALITY_EHR, N_SPECIAL, Facts
 from ehrwear_jax.models.joint.config import MODALITIES, WEIGHTS, Config, ContextConfig, NetworkConfig
 from ehrwear_jax.models.joint.ehr_terms import CodeTerm
 from ehrwear_jax.models.joint.terms import active
@@ -36,6 +36,7 @@ CONFIG = Config(
 SPEC = spec_of(CONFIG, FACTS)
 PRIOR = {"prior_rate": np.float32([0.02, 0.3, 1.0, 5.0]), "prior_variance": np.float32([0.5, 1.0, 2.0, 1.5])}
 TEMPERATURE = np.float32(0.4)
+LOG_SD = np.float32([-0.5, 0.3])  # of channels
 # {term/name: shape of a row} of what is predicted
 OUTPUTS = {
     "ehr_masked/masked": (M, V),
@@ -63,6 +64,8 @@ OUTPUTS = {
     "latent_kl/mean_query": (Q, D),
     "latent_kl/variance_token": (T, D),
     "latent_kl/variance_query": (Q, D),
+    "event_likelihood/token": (T, V),
+    "signal_likelihood/mean": (W, L, C),
 }
 
 
@@ -88,12 +91,13 @@ def random_outputs(seed, terms=tuple(WEIGHTS)):
             x /= np.linalg.norm(x, axis=-1, keepdims=True)
         out[name] = np.exp(0.5 * x) if "variance" in name else x
     out |= {"contrast/temperature": TEMPERATURE} | {f"latent_kl/{k}": v for k, v in PRIOR.items()}
+    out |= {"signal_likelihood/log_sd": LOG_SD}
     return {name: x for name, x in out.items() if name.partition("/")[0] in terms}
 
 
 def quiet(out):
     """Zeros where a network would speak, variances of one."""
-    constant = {"contrast/temperature", *(f"latent_kl/{k}" for k in PRIOR)}
+    constant = {"contrast/temperature", "signal_likelihood/log_sd", *(f"latent_kl/{k}" for k in PRIOR)}
     return {k: v if k in constant else np.full_like(v, float("variance" in k)) for k, v in out.items()}
 
 
@@ -107,9 +111,11 @@ def random_batch(seed):
         mask[-1] = False
         batch[name] = np.where(mask, values, batch[name]).astype(batch[name].dtype)
 
+    some("token", rng.integers(0, V, batch["token"].shape), 0.9)
     for target in ("masked_target", "event_next", "query_next"):
         some(target, rng.integers(1, V, batch[target].shape))
-    some("masked_position", rng.integers(0, T, batch["masked_position"].shape))
+    distinct = np.stack([rng.permutation(T)[:M] for _ in range(B)])  # an event is hidden once
+    some("masked_position", distinct)
     some("query_segment", rng.integers(1, 3, batch["query_segment"].shape))
     some("query_horizons", rng.integers(0, A + 1, batch["query_horizons"].shape), 0.9)
     some("query_code_bin", rng.integers(0, A, batch["query_code_bin"].shape), 0.5)
@@ -205,6 +211,29 @@ def nll(logits, target):
     logits = [float(x) for x in logits]
     peak = max(logits)
     return peak + math.log(sum(math.exp(x - peak) for x in logits)) - logits[target]
+
+
+def known_events(batch):
+    """{(row, position): vocabulary id} of EHR tokens in a context, hidden ones by what they hide."""
+    said = {(b, t): batch["token"][b, t] for b, t in np.ndindex(B, T)}
+    for b, m in np.ndindex(B, M):
+        if batch["masked_position"][b, m] >= 0:
+            said[b, batch["masked_position"][b, m]] = batch["masked_target"][b, m]
+    return {
+        i: int(token) for i, token in said.items()
+        if token >= N_SPECIAL and batch["modality"][i] == MODALITY_EHR and batch["segment"][i] > 0
+    }  # fmt: skip
+
+
+def known_steps(batch):
+    """[(row, window, step, channel)] of the measured steps of windows."""
+    at = zip(*np.nonzero(batch["observed"]), strict=True)
+    return [i for i in at if batch["window_position"][i[:2]] >= 0]
+
+
+def observed_of(batch):
+    """By how many steps the parts of the bound are divided."""
+    return len(known_events(batch)) + len(known_steps(batch))
 
 
 # ------------------------------------------------------------------------------------- what holds for every term

@@ -9,6 +9,7 @@ import numpy as np
 import polars as pl
 import pytest
 import small_run
+from joint_rows import rows_of
 from sklearn.metrics import roc_auc_score
 
 from ehrwear_jax.interpret import ledger, retrieval
@@ -16,11 +17,21 @@ from ehrwear_jax.models.joint import interpretation
 from ehrwear_jax.report import explained, export, html_page, mechanism_figures, page, result_records
 from ehrwear_jax.report.report_data import ReportData
 from ehrwear_jax.report.table_model import Row
-from ehrwear_jax.stages import embed, interpret, interpret_ledger, interpret_people, prepare, report_inputs
+from ehrwear_jax.stages import (
+    embed,
+    interpret,
+    interpret_ledger,
+    interpret_people,
+    interpret_posterior,
+    prepare,
+    report_inputs,
+)
 from ehrwear_jax.stages.loaded_run import LoadedRun
 from ehrwear_jax.training import embedding, pretrain, sharding
 
 MODELS = ("joint", "ehr_only")
+POSTERIOR = {"network": {"posterior": "normal"},
+             "weights": {"latent_kl": (0.0, 1.0, 10), "event_likelihood": (1.0, 1.0, 0)}}  # of the second
 
 
 def random_variables(folder, model, store, devices=None):
@@ -52,6 +63,7 @@ def done(tmp_path_factory, patched):
     config = small_run.small_config(root)
     for name in {"wear_only", "late_fusion", *small_run.TABLES}:
         del config.models[name]
+    config.models.ehr_only.update(POSTERIOR)
     config.prepare.window_hours = 24  # a context of 16 windows reaches back into the periods that are occluded
     config.embed.trajectories = 0
     config.interpret.update(
@@ -165,6 +177,28 @@ def test_geometry_names_every_measure(done):
         assert 1 / tried <= mine["mmd2_class"]["p_value"] <= 1
         assert mine["lipschitz_per_day"]["lo"] <= mine["lipschitz_per_day"]["value"] <= mine["lipschitz_per_day"]["hi"]
     assert all(r["slice"] < -1 for r in records if r["measure"] == "mmd2_adjacent")
+
+
+def test_draws_of_a_posterior_are_judged_and_a_point_has_none(done, run):
+    assert load(done, "posterior") == []
+    found = {(r["measure"], r["level"]): r for r in load(done, "posterior", "ehr_only")}
+    assert {r["model"] for r in found.values()} == {"ehr_only"}
+    total = found["expected_entropy", None]["value"] + found["mutual_information", None]["value"]
+    assert found["predictive_entropy", None]["value"] == pytest.approx(total)
+    assert found["mutual_information", None]["value"] > 0, "draws of z differ, dropout is off"
+    assert found["mutual_information", None]["n"] == run.held.height
+    for measure in interpret_posterior.MEASURES:
+        r = found[f"{measure}_of_errors", None]
+        assert -1 <= r["value"] <= 1 and r["lo"] <= r["value"] <= r["hi"]
+    coverage = [found["code_coverage", level]["value"] for level in (0.5, 0.8, 0.95)]
+    assert coverage == sorted(coverage)
+    loaded = run.network("ehr_only")
+    config, held = interpretation.masked(loaded.model.config), run.store.view("held_out")
+    rows = rows_of(loaded.model.module.examples(held, config, run.config.data.seed, train=False), 1)
+    n_hidden = sum((row["masked_position"] >= 0).sum() for row in rows)
+    assert found["code_coverage", 0.5]["n"] == n_hidden > 10, "each row once"
+    assert all(0 < found[f"code_total_variation{of}", None]["value"] < 1.001 for of in ("", "_floor"))
+    assert not any(measure.startswith("signal") for measure, _ in found), "it is given no signal"
 
 
 def test_retrieval_uncertainty_and_kernels(done):

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 import polars as pl
 import pytest
+import random_rows
 from joint_rows import config_of, examples_of
 from small_model import random_params
 from toy_families import pooled
@@ -234,6 +235,21 @@ def test_masks_of_dropout_follow_the_seed_and_the_number_of_the_call(joint):
     np.testing.assert_array_equal(again(batch)[at], two)
     for other in (two, runs[2](batch)[at], encode(batch)[at]):
         assert np.all(np.any(other != one, axis=-1))
+
+
+def test_draws_of_z_vary_about_its_mean_by_their_deviation_alone():
+    """Dropout at a rate of a half would move them farther."""
+    often = dataclasses.replace(random_rows.CONFIG.network, dropout=0.5)
+    config = dataclasses.replace(random_rows.CONFIG, modalities=("ehr",), network=often)
+    spec, network, _ = random_rows.model_of(config, dataclasses.replace(random_rows.FACTS, modalities=("ehr",)))
+    keys = {"params": jax.random.key(0), "dropout": jax.random.key(1)}
+    params = random_params(jax.eval_shape(lambda: network.init(keys, spec.empty(1), method="encode_drawn"))["params"])
+    params["posterior"]["log_variance"] = {"kernel": np.zeros((8, 8), np.float32), "bias": np.full(8, -10, np.float32)}
+    variables, batch = {"params": params, "collections": {}}, random_rows.make_batch(4, spec)
+    draw = embedding.encoder(network, variables, draw_seed=1)
+    off = np.stack([draw(batch), draw(batch)]) - embedding.encoder(network, variables)(batch)
+    assert np.abs(off).max() < 6 * np.exp(-5.0) and 0.7 < np.std(off) / np.exp(-5.0) < 1.3
+    assert np.all(off[0] != off[1]), "others at each call"
 
 
 def cut_cohort(source, target, times):

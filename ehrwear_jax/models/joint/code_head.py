@@ -27,6 +27,12 @@ class CodeHead(nn.Module):
         self.to_token = dense(self.token_width, ("embed", None), dtype=self.dtype)
         self.bias_V = self.param("bias", named(nn.initializers.zeros, "token"), (self.vocabulary,))
 
+    def log_probabilities(self, hidden_BxSxD: jax.Array, table_VxE: jax.Array) -> jax.Array:
+        """Of all tokens of the vocabulary at every place, [B, S, V] float32: for places that are few."""
+        vector_BxSxE = self.to_token(self.norm(hidden_BxSxD))
+        scores = jnp.einsum("bse,ve->bsv", vector_BxSxE, table_VxE, preferred_element_type=jnp.float32)
+        return jax.nn.log_softmax(scores + self.bias_V[None, None].astype(jnp.float32))
+
     def __call__(
         self, hidden_BxSxD: jax.Array, table_VxE: jax.Array, target_BxS: jax.Array, mask_BxS: jax.Array
     ) -> TokenLoss:

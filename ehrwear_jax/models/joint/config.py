@@ -16,13 +16,14 @@ NETWORK_CHOICES = {
     "wear_encoder": ("transformer", "tcn"),
     "kernel": ("mixture", "rational_quadratic", "none"),
     "pool": ("attention", "temporal"),
-    "posterior": ("point", "normal"),
+    "posterior": ("point", "normal", "sde"),
     "residual_init": ("fan_in", "depth"),
     "query": ("learned", "hidden"),
     "remat": ("none", "full", "attention", "products"),
     "wear_remat": ("none", "full", "attention", "products"),
     "dtype": ("float32", "bfloat16"),
 }
+LIKELIHOODS = ("event_likelihood", "signal_likelihood")  # with latent_kl, the terms of the ELBO
 _MANY = float("inf")
 
 
@@ -121,11 +122,9 @@ class ContextConfig:
     day_temperature: float = 0.3
     """How much more often patient-days with rare codes are sampled, as mask_temperature."""
     patient_temperature: float = 0.0
-    """How much more often patients with rare codes are sampled, see packing.patient_weights; 0: every patient once in
-    an epoch."""
+    """How much more often patients with rare codes are sampled, see packing.patient_weights; 0: all once an epoch."""
     time_warp: float = 0.0
-    """Most that a step of the signal is moved, as a share of a window (appendix A.3); 0: not at all. In training
-    only."""
+    """Most that a step of the signal is moved, share of a window (appendix A.3); 0: not at all. In training only."""
     noise: float = 0.0
     """Standard deviation of the noise added to the signal, relative to the signal's local one. In training only."""
     noise_steps: int = 8
@@ -196,8 +195,7 @@ class NetworkConfig:
     """Days of the unit in which the network counts time. Time kernels, decayed counts and what a position knows of its
     distance from other tokens begin at scales that fit records of years; 1/24 makes them fit records of days."""
     shortest_period_days: float = 0.25
-    """Shortest period of the encoding of age, days. Data by the day need no less than months; fine phases of an age
-    identify people."""
+    """Shortest period of the encoding of age, days. Data by the day need months: fine phases of an age tell people."""
     cycles_days: tuple = ()
     """Exact periods beside those of the encoding of age, days: 1, 7 and 365.25 tell the time of day, the weekday and
     the season, all relative to the origin of ages (midnight of birth, else the first record)."""
@@ -245,8 +243,10 @@ class NetworkConfig:
     learn_temperature: bool = True
     """Whether the temperature is learned."""
     posterior: str = "point"
-    """What z is. point: a vector; normal, for the ELBO variant: a normal distribution, drawn from in training, whose
-    mean is used otherwise."""
+    """What z is. point: a vector; normal: a normal distribution; sde: a path of a stochastic differential equation;
+    outside of training their mean, and the path without noise (paper, sections 3.4 and 7; latent_sde.py)."""
+    sde_steps: int = options.added(4)
+    """Steps of the solver between two tokens, for posterior=sde."""
     detach_cross_modal: bool = False
     """Whether the cross-modal terms train their heads alone and leave z as it is: a comparison for what they add."""
     dropout: float = 0.1
@@ -294,7 +294,7 @@ class NetworkConfig:
     def __post_init__(self) -> None:
         for name, choices in NETWORK_CHOICES.items():
             options.require_choice("config.joint.network", name, getattr(self, name), choices)
-        limits = dict.fromkeys(("wear_unroll", "count_rates"), (1.0, _MANY))
+        limits = dict.fromkeys(("wear_unroll", "count_rates", "sde_steps"), (1.0, _MANY))
         limits |= {"time_unit_days": (1e-9, _MANY), "skip_tolerance": (0, 0.5), "encoder_dropout": (0, 0.99)}
         options.require_range("config.joint.network", self, limits)
 
@@ -314,9 +314,7 @@ WEIGHTS = {
     "future_signal": (1.0, 1.0, 0),
     "wear_to_ehr": (0.2, 1.0, 50_000),
     "ehr_to_wear": (0.1, 0.1, 0),
-    "contrast": (0.0, 0.0, 0),
-    "content_norm": (0.0, 0.0, 0),
-    "latent_kl": (0.0, 0.0, 0),
+    **dict.fromkeys(("contrast", "content_norm", "latent_kl", *LIKELIHOODS), (0.0, 0.0, 0)),
 }
 
 
@@ -340,7 +338,7 @@ class Config:
     """Rows and targets."""
     network: NetworkConfig = NetworkConfig()
     """Sizes."""
-    weights: dict = options.added_keys(WEIGHTS, "raw_masked")
+    weights: dict = options.added_keys(WEIGHTS, "raw_masked", *LIKELIHOODS)
     """(start, end, steps of the ramp) of each term's weight; zero throughout: the term and its head are not built."""
     z_loss: float = 0.0
     """Weight, in the terms that predict tokens, of the squared logarithm of the sum that scores are divided by. It
@@ -356,11 +354,13 @@ class Config:
         weighted = {name for name, (start, end, _) in self.weights.items() if start or end}
         if "contrast" in weighted and not self.context.pairs:
             raise ValueError(f"{where}.weights.contrast needs pairs to align: set {where}.context.pairs")
-        if ("latent_kl" in weighted) != (self.network.posterior == "normal"):
+        if ("latent_kl" in weighted) != (self.network.posterior != "point"):
             raise ValueError(
                 f"{where}.network.posterior is {self.network.posterior!r} and {where}.weights.latent_kl is "
-                f"{self.weights['latent_kl']}: a posterior that is normal has a prior, and no other has"
+                f"{self.weights['latent_kl']}: a distribution has a prior, and a point has none"
             )
+        if (parts := weighted & set(LIKELIHOODS)) and "latent_kl" not in weighted:
+            raise ValueError(f"{where}.weights.{min(parts)} is part of the ELBO, as latent_kl is: give it a weight too")
         if "ehr" not in self.modalities:  # its identity does not depend on a budget that it has not
             n = MAX_STATIC if self.static else self.context.windows
             object.__setattr__(self, "context", dataclasses.replace(self.context, tokens=n, context_tokens=n))

@@ -10,9 +10,11 @@ import numpy as np
 from ehrwear_jax.data.formats.times import DAY_US
 from ehrwear_jax.models.family import Batch, Field
 from ehrwear_jax.models.joint.batch import MASK, MODALITY_EHR, MODALITY_WEAR, PAD
+from ehrwear_jax.models.joint.config import LIKELIHOODS
 from ehrwear_jax.models.joint.ehr_terms import CodeTerm, FutureEvent
 from ehrwear_jax.models.joint.heads import Alignment, WearablePool
 from ehrwear_jax.models.joint.layout import Contexts
+from ehrwear_jax.models.joint.likelihood_terms import observed_steps
 from ehrwear_jax.models.joint.terms import Arrays, Latents, Loss, Term, take
 from ehrwear_jax.models.joint.wear_terms import average
 from ehrwear_jax.models.layers.dense import Mlp
@@ -270,7 +272,11 @@ def ou_kl(state: tuple, before: tuple, gap_days: jax.Array, begins: jax.Array, p
 
 
 class LatentKl(Term):
-    """KL(q(z) || p(z)) of the ELBO (paper, section 3.4) with an Ornstein-Uhlenbeck prior, per state.
+    """KL(q(z) || p(z)) of the ELBO (paper, section 3.4) with an Ornstein-Uhlenbeck prior.
+
+    Its sum over states, divided by their number, or by that of observed steps beside the likelihoods of
+    likelihood_terms.py, with which it is the bound. States of queries, at which nothing is observed, are part of q and
+    p like the others: the bound holds with them and is lower by what they cost.
 
     A token's state follows that of the token before it in its context; a query's follows that of the last token it
     sees, and nothing follows a query: up to its time the prior is the same process. The gap between two states is at
@@ -283,10 +289,18 @@ class LatentKl(Term):
         return z.posterior
 
     def normaliser(self, batch: Arrays) -> jax.Array:
-        """Tokens and queries that are no padding."""
+        """Tokens and queries that are no padding; the observed steps where it is part of the bound."""
+        if any(any(self.config.weights[name][:2]) for name in LIKELIHOODS):
+            return observed_steps(batch, self.config)
         return n_true_of(batch[n] > 0 for n in ("segment", "query_segment"))
 
     def loss(self, out: Any, batch: Arrays, normaliser: Any) -> Loss:
+        if "kl_token" in out:  # of an SDE, which knows what its path cost
+            of_tokens, of_queries = (
+                jnp.sum(jnp.where(batch[segment] > 0, out[f"kl_{name}"], 0.0)) / jnp.maximum(normaliser, 1)
+                for name, segment in (("token", "segment"), ("query", "query_segment"))
+            )
+            return of_tokens + of_queries, {"token": of_tokens, "query": of_queries}
         token = out["mean_token"], out["variance_token"]
         prior = out["prior_rate"], out["prior_variance"]
 

@@ -37,7 +37,7 @@ class CodeTerm(Term):
         """{name: (token int32 [B, N], whether it is a target bool [B, N])}."""
         raise NotImplementedError
 
-    def normaliser(self, batch: Arrays) -> jax.Array:
+    def normaliser(self, batch: Arrays) -> Any:
         return n_true_of(mask for _, mask in self.asked(batch).values())
 
     def loss(self, out: Mapping[str, TokenLoss], batch: Arrays, normaliser: Any) -> Loss:

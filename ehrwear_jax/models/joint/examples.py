@@ -181,7 +181,7 @@ class JointExamples(Examples):
         self.people, self.config, self.seed, self.augmented = People(store, config), config, seed, augmented
         self.facts = self.people.facts()
         active = terms.active(config, self.facts)
-        self.people.terms, self.people.hides_signal = active, any(t.name == "wear_masked" for t in active)
+        self.people.terms, self.people.hides_signal = active, any(t.hides_signal for t in active)
         self.spec: BatchSpec = batch_spec(config.context, self.facts, terms.target_fields(active))
         self.people.row_tokens = self.spec.sizes["T"]
         self.subject_id = self.people.index["subject_id"].to_numpy()

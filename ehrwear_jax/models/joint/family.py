@@ -12,7 +12,7 @@ from ehrwear_jax.models.joint import interpretation
 from ehrwear_jax.models.joint import network as network_lib
 from ehrwear_jax.models.joint import published as published_lib
 from ehrwear_jax.models.joint.batch import Facts, batch_spec
-from ehrwear_jax.models.joint.config import Config
+from ehrwear_jax.models.joint.config import LIKELIHOODS, Config
 from ehrwear_jax.models.joint.examples import JointExamples
 from ehrwear_jax.models.joint.terms import active, target_fields
 from ehrwear_jax.models.layers.mesh_ops import ONE_DEVICE, MeshOps
@@ -32,9 +32,11 @@ def network(spec: BatchSpec, config: Config, mesh_ops: MeshOps = ONE_DEVICE) -> 
 
 
 def objective(spec: BatchSpec, config: Config) -> WeightedTerms:
-    """The weighted sum of the terms."""
+    """The weighted sum of the terms; with likelihoods, also the ELBO in nats per observed step."""
     terms = active(config, spec.facts)
-    return WeightedTerms(terms, {t.name: Ramp(*config.weights[t.name]) for t in terms})
+    likelihoods = tuple(t.name for t in terms if t.name in LIKELIHOODS)
+    bounds = {"elbo/bound": (*likelihoods, "latent_kl")} if likelihoods else {}
+    return WeightedTerms(terms, {t.name: Ramp(*config.weights[t.name]) for t in terms}, bounds)
 
 
 def assumed(config: Config, prepare: PrepareConfig, vocabulary: int) -> tuple[BatchSpec, dict[str, int]]:

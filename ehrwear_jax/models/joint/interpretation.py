@@ -4,6 +4,8 @@ A family that has this module as `interpretation` is looked into beyond what z a
 """
 
 import dataclasses
+import functools
+import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -18,6 +20,7 @@ from ehrwear_jax.models.joint.config import Config
 from ehrwear_jax.models.joint.encoders import EhrEmbedder
 from ehrwear_jax.models.joint.examples import JointExamples
 from ehrwear_jax.models.joint.prediction import shown_at
+from ehrwear_jax.models.joint.wear_terms import hidden_steps
 
 Params = Mapping[str, Any]
 
@@ -132,6 +135,88 @@ def score_of_embedded(
             return head(z)
 
     return score
+
+
+# ------------------------------------------------------------------------------------------- draws of the posterior
+
+
+def has_posterior(config: Config) -> bool:
+    """Whether z is a distribution, and `encode_drawn` draws from it."""
+    return config.network.posterior != "point"
+
+
+def masked(config: Config) -> Config:
+    """The config all of whose contexts hide something: what the states are not told is held out."""
+    return dataclasses.replace(config, context=dataclasses.replace(config.context, masked_contexts=1.0))
+
+
+def generated(
+    network: nn.Module, params: Params, batches: Iterable[Batch], n_draws: int, seed: int, levels: tuple[float, ...]
+) -> dict[str, dict[str, np.ndarray]]:
+    """Hidden events and steps beside what draws of their states say of them, as sums over each row.
+
+    Args:
+      batches: of examples of a `masked` config. n_draws: of each state; what they say is averaged.
+      levels: of predictive sets and intervals.
+
+    Returns:
+      {"code": fields of evals.generative.CodeSums, "signal": of SignalSums}, float64; without a likelihood not there.
+    """
+    apply: Callable[..., Any] = functools.partial(network.apply, {"params": params})
+
+    @jax.jit
+    def sums(batch, key):
+        z, _ = apply(batch, method="read")
+
+        def add(total, key):
+            found = apply(z, batch, method="decoded", rngs={"dropout": key})
+            return jax.tree.map(lambda a, b: a + b / n_draws, total, _mixed(found, batch)), None
+
+        keys = jax.random.split(key, n_draws)
+        shapes = jax.eval_shape(lambda: _mixed(apply(z, batch, method="decoded", rngs={"dropout": key}), batch))
+        mixed, _ = jax.lax.scan(add, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes), keys)
+        code = {"code": _code_sums(mixed["code"], batch, levels)} if "code" in mixed else {}
+        return code | ({"signal": _signal_sums(mixed, batch, levels)} if "mean" in mixed else {})
+
+    keys = (jax.random.fold_in(jax.random.key(seed), i) for i in itertools.count())
+    parts = [jax.device_get(sums(batch, key)) for batch, key in zip(batches, keys, strict=False)]
+    return jax.tree.map(lambda *x: np.concatenate(x).astype(np.float64), *parts) if parts else {}
+
+
+def _mixed(found, batch):
+    """Of one draw, what is averaged over draws."""
+    out = {"code": jnp.exp(found["code"])} if "code" in found else {}
+    if "mean" in found:
+        mean, sd = found["mean"], jnp.exp(found["log_sd"])[None, None, None]
+        below = jax.scipy.stats.norm.cdf((batch["wear"] - mean) / sd)
+        out |= {"mean": mean, "square": jnp.square(mean) + jnp.square(sd), "below": below}
+    return out
+
+
+def _code_sums(p_BxMxV, batch, levels):
+    target_BxM = batch["masked_target"]
+    real_BxM = batch["masked_position"] >= 0
+    own_BxM = jnp.take_along_axis(p_BxMxV, target_BxM[..., None], axis=-1)[..., 0]
+    above_BxM = jnp.sum(jnp.where(p_BxMxV > own_BxM[..., None], p_BxMxV, 0.0), axis=-1)
+    # in the smallest set that reaches a level if the codes before it do not
+    inside_BxMxA = real_BxM[..., None] & (above_BxM[..., None] < jnp.asarray(levels)[None, None])
+    observed = real_BxM[..., None] & (target_BxM[..., None] == jnp.arange(p_BxMxV.shape[-1])[None, None])
+    expected_BxV = jnp.sum(jnp.where(real_BxM[..., None], p_BxMxV, 0.0), axis=1)
+    log_p_B = jnp.sum(jnp.where(real_BxM, jnp.log(jnp.maximum(own_BxM, 1e-30)), 0.0), axis=1)
+    return {"expected_RxV": expected_BxV, "observed_RxV": observed.sum(1), "inside_RxA": inside_BxMxA.sum(1),
+            "log_p_R": log_p_B}  # fmt: skip
+
+
+def _signal_sums(mixed, batch, levels):
+    known = hidden_steps(batch)
+
+    def sums(value):
+        return jnp.sum(jnp.where(known, value, 0.0), axis=(1, 2))
+
+    wear, inside = batch["wear"], [sums(2 * jnp.abs(mixed["below"] - 0.5) <= a) for a in levels]
+    found = {"n": jnp.ones_like(wear), "observed": wear, "observed_square": jnp.square(wear), "decoded": mixed["mean"],
+             "decoded_square": mixed["square"]}  # fmt: skip
+    return {f"{name}_RxC": sums(x) for name, x in found.items()} | {"inside_RxCxA": jnp.stack(inside, axis=-1)}
 
 
 # ------------------------------------------------------------------------------------------- trained projections

@@ -1,5 +1,6 @@
 """Computes latents and predictions of the joint model: encoders, shared backbone, and a head per loss term."""
 
+import itertools
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
@@ -11,11 +12,13 @@ import numpy as np
 from ehrwear_jax.models.joint import encoders
 from ehrwear_jax.models.joint.batch import MASK, MODALITY_EHR, MODALITY_WEAR, N_MODALITY, Facts
 from ehrwear_jax.models.joint.code_head import CodeHead
-from ehrwear_jax.models.joint.config import Config, NetworkConfig
+from ehrwear_jax.models.joint.config import LIKELIHOODS, Config, NetworkConfig
+from ehrwear_jax.models.joint.cross_terms import MIN_GAP_DAYS
 from ehrwear_jax.models.joint.ehr_terms import CodeTerm
 from ehrwear_jax.models.joint.heads import Posterior
+from ehrwear_jax.models.joint.latent_sde import SdePosterior, gaps_of
 from ehrwear_jax.models.joint.raw_encoder import RawEncoder
-from ehrwear_jax.models.joint.terms import Latents, Term
+from ehrwear_jax.models.joint.terms import Latents, Term, take
 from ehrwear_jax.models.joint.wear_terms import SignalDecoder
 from ehrwear_jax.models.layers import time_encoding
 from ehrwear_jax.models.layers.decayed_counts import DecayedCounts
@@ -85,8 +88,9 @@ class JointNetwork(nn.Module):
             self.wear = encoders.WearableEncoder(wearable_config(self.config), self.mesh_ops)
             if n.raw_width:
                 self.raw = RawEncoder(n.raw_width, n.wear_width, dtype=n.dtype)
-        if n.posterior == "normal":
-            self.posterior = Posterior(n.width)
+        if n.posterior != "point":
+            of_sde = SdePosterior(n.width, steps=n.sde_steps)
+            self.posterior = of_sde if n.posterior == "sde" else Posterior(n.width)
         if n.query == "learned":
             self.query = self.param("query", nn.initializers.normal(0.02), (n.width,))
         if facts.value_inputs:
@@ -110,7 +114,9 @@ class JointNetwork(nn.Module):
 
     def latents(self, batch: dict, deterministic: bool = True) -> tuple[jax.Array, jax.Array]:
         """Latents of the tokens and of the queries: (z_BxTxD, z_BxQxD) float32."""
-        return self._encode(self._timed(batch), deterministic)[:2]
+        batch = self._timed(batch)
+        z = self._encode(batch, deterministic)[:2]
+        return self._sampled(z, batch, jnp.zeros)[0] if self.config.network.posterior == "sde" else z
 
     def __call__(self, batch: dict, deterministic: bool = True) -> dict:
         """{term: its prediction}."""
@@ -119,7 +125,7 @@ class JointNetwork(nn.Module):
         return self._predictions((z_BxTxD, z_BxQxD), contents, batch, self.terms, deterministic)
 
     def read(self, batch: dict) -> tuple[tuple[jax.Array, jax.Array], Contents]:
-        """What the heads read, at inference: (z as `latents` gives it, what tokens and raw windows say)."""
+        """What the heads read, at inference: (z as `latents` gives it, of an SDE what steers it; what contents say)."""
         z_BxTxD, z_BxQxD, contents = self._encode(self._timed(batch), True)
         return (z_BxTxD, z_BxQxD), contents
 
@@ -128,12 +134,40 @@ class JointNetwork(nn.Module):
         terms = tuple(t for t in self.terms if t.name in names)
         return self._predictions(z, contents, self._timed(batch), terms, True)
 
+    def encode_drawn(self, batch: dict) -> jax.Array:
+        """As `encode` at inference, a draw from the posterior of each query; of a network that has one."""
+        batch = self._timed(batch)
+        return self._sampled(self._encode(batch, True)[:2], batch, self._noise)[0][1]
+
+    def decoded(self, z: tuple[jax.Array, jax.Array], batch: dict) -> dict:
+        """What likelihoods say of hidden events and of windows from a draw of their states.
+
+        Args:
+          z: of `read`.
+
+        Returns:
+          {"code": log probabilities [B, M, V]} with event_likelihood, {"mean" [B, W, L, C], "log_sd" [C]} with
+          signal_likelihood.
+        """
+        (drawn, _), _ = self._sampled(z, self._timed(batch), self._noise)
+        names, out = {t.name for t in self.terms}, {}
+        if "event_likelihood" in names:
+            hidden = take(drawn, batch["masked_position"])
+            out["code"] = self.code_head.log_probabilities(hidden, self.ehr.table.embedding)
+        if "signal_likelihood" in names:
+            out["mean"] = self.signal_decoder(take(drawn, batch["window_position"]), 0)
+            out["log_sd"] = self.term_head["signal_likelihood"]()
+        return out
+
     def _predictions(self, z, contents, batch, terms, deterministic):
-        z_BxTxD, z_BxQxD = z
-        posterior = {}
-        if self.config.network.posterior == "normal":
-            z_BxTxD, z_BxQxD, posterior = self._drawn(z_BxTxD, z_BxQxD, deterministic)
-        latents = Latents(z_BxTxD, z_BxQxD, contents.token_BxTxD, posterior, contents.raw_BxNxD)
+        states, posterior, drawn_BxTxD = z, {}, z[0]
+        if self.config.network.posterior != "point":
+            states, posterior = self._sampled(z, batch, jnp.zeros if deterministic else self._noise)
+            drawn_BxTxD = states[0]
+            if deterministic and any(t.name in LIKELIHOODS for t in self.terms):
+                # of draws all the same: at the mean of q likelihoods are larger, and would be no bound
+                (drawn_BxTxD, _), posterior = self._sampled(z, batch, _noise_of_places())
+        latents = Latents(states[0], states[1], contents.token_BxTxD, posterior, drawn_BxTxD, contents.raw_BxNxD)
         out = {t.name: t.predict(self, self.term_head.get(t.name), latents, batch) for t in terms}
         asking = [t for t in terms if isinstance(t, CodeTerm)]
         for trains_table in sorted({t.trains_table for t in asking}):
@@ -227,12 +261,24 @@ class JointNetwork(nn.Module):
             return 0.0
         return self.stream(time_encoding.stream_features(*position)).astype(self.config.network.dtype)
 
-    def _drawn(self, z_BxTxD, z_BxQxD, deterministic):
-        """States of tokens and queries drawn from q(z) (their means if deterministic), and q and p."""
+    def _noise(self, shape):
+        return jax.random.normal(self.make_rng("dropout"), shape)
+
+    def _sampled(self, z, batch, noise):
+        """((states of tokens, of queries) of q(z), what LatentKl takes); noise: shape -> normal numbers, or zeros."""
+        if self.config.network.posterior == "sde":
+            gaps = gaps_of(batch, self.config.network.time_unit_days, MIN_GAP_DAYS)
+            z_BxTxD, z_BxQxD, cost = self.posterior(z, *gaps, noise)
+            return (z_BxTxD, z_BxQxD), cost
         drawn, out = [], {}
-        for name, mean in (("token", z_BxTxD), ("query", z_BxQxD)):
+        for name, mean in zip(("token", "query"), z, strict=True):
             out[f"mean_{name}"], out[f"variance_{name}"] = mean, self.posterior.variance(mean)
-            noise = 0.0 if deterministic else jax.random.normal(self.make_rng("dropout"), mean.shape)
-            drawn.append(mean + jnp.sqrt(out[f"variance_{name}"]) * noise)
+            drawn.append(mean + jnp.sqrt(out[f"variance_{name}"]) * noise(mean.shape))
         out["prior_rate"], out["prior_variance"] = self.posterior.prior()
-        return *drawn, out
+        return tuple(drawn), out
+
+
+def _noise_of_places():
+    """The same for each row, so that a row's value does not depend on the batch that it is in; another at each call."""
+    keys = (jax.random.key(i) for i in itertools.count())
+    return lambda shape: jnp.broadcast_to(jax.random.normal(next(keys), (1, *shape[1:])), shape)

@@ -25,12 +25,16 @@ class Latents(NamedTuple):
     """What the heads read: latents of tokens and queries, contents of tokens before time and context, raw windows.
 
     Drawn from their posteriors while training the ELBO variant, whose means, variances and prior are `posterior`.
+
+    Attributes:
+      drawn_BxTxD: states of tokens for likelihoods, drawn at inference too, where `token_BxTxD` are means.
     """
 
     token_BxTxD: jax.Array
     query_BxQxD: jax.Array
     content_BxTxD: jax.Array
     posterior: dict[str, jax.Array]
+    drawn_BxTxD: jax.Array
     raw_BxNxD: jax.Array | None = None
 
 
@@ -42,6 +46,7 @@ class Term:
       name: as in config.WEIGHTS.
       needs: modalities without which there is nothing to predict, or to predict from.
       targets: fields of a batch that `fill` writes. at_events: whether predictions are made at events too.
+      hides_signal: whether steps of windows are hidden for it.
       uses: heads that several terms share: "codes" (see ehr_terms.CodeTerm), "signal" (network.signal_decoder).
     """
 
@@ -52,6 +57,7 @@ class Term:
     needs: ClassVar[tuple[str, ...]] = ()
     targets: ClassVar[dict[str, Field]] = {}
     at_events: ClassVar[bool] = False
+    hides_signal: ClassVar[bool] = False
     uses: ClassVar[tuple[str, ...]] = ()
 
     def has_targets(self) -> bool:
@@ -87,8 +93,9 @@ def active(config: Config, facts: Facts) -> tuple[Term, ...]:
     """The terms whose weight is not zero throughout and that the modalities can feed, in the order of WEIGHTS."""
     # they subclass Term
     from ehrwear_jax.models.joint import cross_terms, ehr_terms, next_value, raw_terms, value_terms, wear_terms
+    from ehrwear_jax.models.joint import likelihood_terms as likelihoods
 
-    modules = (ehr_terms, value_terms, next_value, wear_terms, raw_terms, cross_terms)
+    modules = (ehr_terms, value_terms, next_value, wear_terms, raw_terms, cross_terms, likelihoods)
     known = {t.name: t for module in modules for t in module.TERMS}
     found = []
     for name, (start, end, _) in config.weights.items():

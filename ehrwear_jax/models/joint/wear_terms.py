@@ -38,20 +38,21 @@ class WearMasked(Term):
 
     name = "wear_masked"
     needs = ("wear",)
+    hides_signal = True
     uses = ("signal",)
 
     def predict(self, network: nn.Module, head: Any, z: Latents, batch: Arrays) -> Any:
         return network.signal_decoder(take(z.token_BxTxD, batch["window_position"]), 0)
 
     def normaliser(self, batch: Arrays) -> jax.Array:
-        return n_true(_hidden_steps(batch))
+        return n_true(hidden_steps(batch))
 
     def loss(self, out: Any, batch: Arrays, normaliser: Any) -> Loss:
-        mask = _hidden_steps(batch)
+        mask = hidden_steps(batch)
         return masked_mean(jnp.square(out - batch["wear"]), mask, normaliser), {"count": n_true(mask)}
 
 
-def _hidden_steps(batch):
+def hidden_steps(batch: Arrays) -> jax.Array:
     """Measured steps that the model did not see: bool [B, W, L, C]."""
     steps = batch["wear"].shape[2]
     patch_steps = steps // batch["patch_mask"].shape[-1]

@@ -39,7 +39,7 @@ def test_contexts_that_cannot_be_are_refused(options, sentence):
         ("wear_encoder", "lstm", "wear_encoder is 'lstm'; it can be transformer, tcn"),
         ("kernel", "gaussian", "kernel is 'gaussian'; it can be mixture, rational_quadratic, none"),
         ("pool", "last", "pool is 'last'; it can be attention, temporal"),
-        ("posterior", "cauchy", "posterior is 'cauchy'; it can be point, normal"),
+        ("posterior", "cauchy", "posterior is 'cauchy'; it can be point, normal, sde"),
         ("remat", "some", "remat is 'some'; it can be none, full, attention, products"),
         ("dtype", "int8", "dtype is 'int8'; it can be float32, bfloat16"),
     ],
@@ -60,7 +60,7 @@ def test_the_modules_know_the_same_names():
         ({"modalities": ()}, "modalities is .*; it can hold ehr and wear"),
         ({"weights": {"ehr_next": (1, 1, 0)}}, "weights has no term 'ehr_next'; there are ehr_masked, future_event,"),
         ({"weights": {"contrast": (0.1, 0.1, 0)}}, "contrast needs pairs to align: set config.joint.context.pairs"),
-        ({"weights": {"latent_kl": (0.0, 0.1, 9)}}, "a posterior that is normal has a prior, and no other has"),
+        ({"weights": {"latent_kl": (0.0, 0.1, 9)}}, "a distribution has a prior, and a point has none"),
         ({"network": NetworkConfig(posterior="normal")}, "network.posterior is 'normal' and config.joint.weights.lat"),
     ],
 )

@@ -15,6 +15,7 @@ from ehrwear_jax.data.formats import wearable
 from ehrwear_jax.models.joint import batch as batch_lib
 from ehrwear_jax.models.joint import context
 from ehrwear_jax.models.joint import patient as patient_lib
+from ehrwear_jax.models.joint.config import LIKELIHOODS
 from ehrwear_jax.models.joint.examples import JointExamples
 from ehrwear_jax.models.joint.patient import DAY_US
 
@@ -422,6 +423,10 @@ def test_nothing_is_hidden_where_no_term_asks_for_it(many_people):
     for one, two in zip(plain, seen, strict=True):
         at = one["masked_position"] >= 0
         np.testing.assert_array_equal(two["token"][one["masked_position"][at]], one["masked_target"][at])
+    # the likelihoods of the ELBO hide as the reconstructions do whose places they take
+    on = off | dict.fromkeys(("latent_kl", *LIKELIHOODS), (1.0, 1.0, 0))
+    of_bound = OPTIONS | {"masked_contexts": 1.0}
+    assert_same(plain, rows_of(examples_of(many_people, of_bound, weights=on, posterior="normal")))
 
 
 def test_offsets_of_the_wearable_change_ages_alone_and_only_what_comes_after_them(tmp_path):

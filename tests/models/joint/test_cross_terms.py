@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import term_cases
-from term_cases import PRIOR, TEMPERATURE, B, D, E, J, Q, mean, nll
+from term_cases import PRIOR, TEMPERATURE, B, D, E, J, Q, mean, nll, observed_of
 
 from ehrwear_jax.models.joint.batch import MODALITY_EHR, MODALITY_WEAR, PAD
 
@@ -51,7 +51,7 @@ def slow_content_norm(out, batch):
 
 def slow_latent_kl(out, batch):
     """Dense Gaussian algebra: the covariance of each context's states, in which queries hang on the last seen token."""
-    total, n = 0.0, 0
+    total = 0.0
     for b in range(B):
         for s in range(1, batch["segment"][b].max() + 1):
             tokens = np.nonzero(batch["segment"][b] == s)[0]
@@ -67,14 +67,12 @@ def slow_latent_kl(out, batch):
                     states.append(("query", q, clock[hi - 1], gap))
                 else:
                     states.append(("query", q, np.inf, 0.0))
-            n += len(states)
             total += sum(dense_kl(out, b, states, d) for d in range(D))
         loose = [
             ("query", q, np.inf, 0.0) for q in np.nonzero(batch["query_segment"][b] > batch["segment"][b].max())[0]
         ]
-        n += len(loose)
         total += sum(dense_kl(out, b, [x], d) for x in loose for d in range(D))
-    return total / n
+    return total / observed_of(batch)
 
 
 def dense_kl(out, b, states, d):

@@ -1,13 +1,21 @@
 """The joint model opened for interpretation: attributions of its inputs are complete and causal; kernels; contexts."""
 
+import dataclasses
+
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+import random_rows
 import small_model
 from joint_rows import examples_of
+from small_model import random_params
 
+from ehrwear_jax.evals.generative import CodeSums, SignalSums
 from ehrwear_jax.interpret import attention, attribution
 from ehrwear_jax.models.joint import interpretation
+from ehrwear_jax.models.joint.config import LIKELIHOODS, WEIGHTS
+from ehrwear_jax.models.joint.wear_terms import hidden_steps
 
 CONTEXT = {"tokens": 64, "windows": 32, "context_tokens": 40, "queries": 8, "events": 8, "patch_steps": 3}
 
@@ -86,3 +94,44 @@ def test_a_row_shows_the_tokens_known_at_the_prediction_with_their_parts(few_peo
                           for w, v in zip(is_wear, batch["token"][b, shown.known], strict=True)]  # fmt: skip
         n_seen += len(ends)
     assert n_seen > 5
+
+
+# ------------------------------------------------------------------------------------------- draws of the posterior
+
+LEVELS = (0.5, 1.0)
+
+
+def test_sums_are_those_of_what_is_hidden_at_states_that_hardly_vary():
+    on = ("latent_kl", "ehr_masked", "wear_masked", *LIKELIHOODS)
+    weights = {name: (1.0, 1.0, 0) if name in on else (0.0, 0.0, 0) for name in WEIGHTS}
+    config = dataclasses.replace(random_rows.CONFIG, weights=weights)
+    assert interpretation.has_posterior(config)
+    spec, network, _ = random_rows.model_of(config)
+    params = random_params(jax.eval_shape(lambda: network.init(jax.random.key(0), spec.empty(1)))["params"])
+    params["posterior"]["log_variance"] = {"kernel": jnp.zeros((8, 8)), "bias": jnp.full(8, -10.0)}  # least
+    batch = random_rows.make_batch(4, spec)
+    found = interpretation.generated(network, params, [batch, batch], 3, 0, LEVELS)
+    codes, signal = CodeSums(**found["code"]), SignalSums(**found["signal"])
+    out = jax.jit(lambda b: network.apply({"params": params}, b))(batch)
+
+    real = batch["masked_position"] >= 0
+    nll = np.where(real, out["ehr_masked"]["masked"].nll, 0.0).sum(1)
+    np.testing.assert_allclose(codes.log_p_R, np.tile(-nll, 2), rtol=0.02, atol=0.02)
+    np.testing.assert_allclose(codes.expected_RxV.sum(1), np.tile(real.sum(1), 2), rtol=1e-4)
+    for row, target, there in zip(codes.observed_RxV, batch["masked_target"], real, strict=False):
+        np.testing.assert_array_equal(row, np.bincount(target[there], minlength=row.size))
+    np.testing.assert_array_equal(codes.inside_RxA[:, 1], codes.observed_RxV.sum(1))
+    assert np.all(codes.inside_RxA[:, 0] <= codes.inside_RxA[:, 1])
+
+    hidden = np.asarray(hidden_steps(batch))
+    np.testing.assert_array_equal(signal.n_RxC, np.tile(hidden.sum((1, 2)), (2, 1)))
+    np.testing.assert_allclose(signal.observed_RxC, np.tile((batch["wear"] * hidden).sum((1, 2)), (2, 1)), rtol=1e-5)
+    decoded = (np.asarray(out["wear_masked"]) * hidden).sum((1, 2))
+    np.testing.assert_allclose(signal.decoded_RxC, np.tile(decoded, (2, 1)), rtol=0.03, atol=0.03)
+    np.testing.assert_array_equal(signal.inside_RxCxA[..., 1], signal.n_RxC)
+    assert np.all(signal.decoded_square_RxC >= signal.n_RxC * 0.9 * np.exp(2 * params_log_sd(params)))
+
+
+def params_log_sd(params):
+    """Of the one channel, as the likelihood takes it."""
+    return float(np.clip(params["term_head_signal_likelihood"]["log_sd"], -4.0, 2.0)[0])

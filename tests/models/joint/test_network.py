@@ -12,6 +12,7 @@ from random_rows import CONFIG, EVERY_TERM, model_of
 from small_model import random_params
 
 from ehrwear_jax.models.joint import batch as batch_lib
+from ehrwear_jax.models.joint import network as network_lib
 from ehrwear_jax.models.joint.batch import Facts
 from ehrwear_jax.models.joint.config import WEIGHTS, Config, ContextConfig, NetworkConfig
 
@@ -22,7 +23,7 @@ OF_EHR = Facts(modalities=("ehr",), vocabulary=6, steps=4, channels=0, derived=0
 
 def config(**network):
     """A model of EHR alone."""
-    weights = {"latent_kl": (1.0, 1.0, 0)} if network.get("posterior") == "normal" else {}
+    weights = {"latent_kl": (1.0, 1.0, 0)} if network.get("posterior", "point") != "point" else {}
     return Config(
         modalities=("ehr",),
         context=ContextConfig(tokens=N_TOKENS, context_tokens=N_TOKENS, queries=2, events=1, horizons=(30,),
@@ -239,3 +240,28 @@ def test_a_query_begins_as_a_hidden_event_does_or_as_a_vector_of_its_own(batch, 
     moved = distance(z["masked"], z["as it is"])
     assert moved > 1e-3 if query == "hidden" else moved == 0.0
     assert distance(z["query"], z["as it is"]) == 0.0
+
+
+@pytest.mark.parametrize("posterior", ["normal", "sde"])
+def test_draws_differ_and_without_noise_z_is_one(batch, posterior):
+    """Of queries as they are embedded, and of an SDE, whose states the heads read, of tokens in a row."""
+    spec, network, objective = model_of(config(posterior=posterior, sde_steps=2), OF_EHR)
+    params = random_params(jax.eval_shape(lambda: network.init(jax.random.key(0), spec.empty(1)))["params"])
+    batch = batch | {name: np.ones_like(batch[name]) for name in ("segment", "query_segment")}
+    apply = jax.jit(lambda b, key: (
+        network.apply({"params": params}, b, method="encode"),
+        network.apply({"params": params}, b, method="encode_drawn", rngs={"dropout": key}),
+        objective(network.apply({"params": params}, b), b, objective.weights(0), objective.normalisers(b))[1],
+    ))  # fmt: skip
+    (z, drawn, metrics), (again, other, _) = apply(batch, jax.random.key(0)), apply(batch, jax.random.key(1))
+    np.testing.assert_array_equal(z, again)
+    assert np.all(drawn != other) and np.all(drawn != z) and np.isfinite(drawn).all()
+    assert metrics["latent_kl/token"] > 0 and metrics["latent_kl/query"] > 0
+
+
+def test_the_noise_of_validation_is_one_for_all_rows_and_another_for_queries_than_for_tokens():
+    """Else a query's noise would repeat that of the path before it, and the mean cost would be no divergence."""
+    noise = network_lib._noise_of_places()
+    tokens, queries = noise((3, 5, 2)), noise((3, 5, 2))
+    np.testing.assert_array_equal(tokens, np.broadcast_to(tokens[:1], tokens.shape))
+    assert np.all(tokens != queries)

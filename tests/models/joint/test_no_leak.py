@@ -46,10 +46,12 @@ PREDICTIONS = {
     "contrast": ("contrast/ehr", "contrast/wear"),
     "content_norm": ("content_norm",),
     "latent_kl": tuple(f"latent_kl/{part}_{of}" for part in ("mean", "variance") for of in ("token", "query")),
+    "event_likelihood": ("event_likelihood/token",),
+    "signal_likelihood": ("signal_likelihood/mean",),
 }
-AT_TOKENS = ("content_norm", "latent_kl/mean_token", "latent_kl/variance_token")
+AT_TOKENS = ("content_norm", "latent_kl/mean_token", "latent_kl/variance_token", "event_likelihood/token")
 AT_EVENTS = ("future_event/event", "wear_to_ehr/event", "ehr_to_wear/event", "next_value/event")
-AT_WINDOWS = ("wear_masked", "future_signal/step_window")
+AT_WINDOWS = ("wear_masked", "future_signal/step_window", "signal_likelihood/mean")
 AT_QUERIES = ("future_event/query", "future_codes", "ehr_history", "ehr_values", "future_signal/query_window",
               "wear_history", "wear_values", "next_value/query", "wear_to_ehr/query", "ehr_to_wear/query",
               "latent_kl/mean_query", "latent_kl/variance_query")  # fmt: skip
@@ -312,6 +314,8 @@ def test_hidden_content_does_not_reach_its_prediction(packed_people, look, kind)
         changed["wear"] = changed["wear"].astype(np.float32)
         for name in ("masked_target", "event_next", "query_next", "query_code_bin", "event_summary", "query_summary"):
             changed[name] = np.roll(batch[name], 1, axis=-1)  # targets are no inputs
+        # without one a hidden event would not be scored
+        changed["masked_target"] = np.maximum(changed["masked_target"], batch_lib.N_SPECIAL)
         after = look(changed)
         for name in before:
             np.testing.assert_array_equal(after[name], before[name], err_msg=name)

@@ -7,12 +7,13 @@ import pytest
 from random_rows import CONFIG, EVERY_TERM, FACTS, model_of, spec_of
 
 from ehrwear_jax.models.joint import cross_terms, ehr_terms, next_value, raw_terms, value_terms, wear_terms
+from ehrwear_jax.models.joint import likelihood_terms as likelihoods
 from ehrwear_jax.models.joint.batch import INPUTS, RAW
-from ehrwear_jax.models.joint.config import WEIGHTS
+from ehrwear_jax.models.joint.config import LIKELIHOODS, WEIGHTS
 from ehrwear_jax.models.joint.terms import active, target_fields
 
 OFF = (0.0, 0.0, 0)
-MODULES = (ehr_terms, value_terms, next_value, wear_terms, raw_terms, cross_terms)
+MODULES = (ehr_terms, value_terms, next_value, wear_terms, raw_terms, cross_terms, likelihoods)
 TERMS = {t.name: t for module in MODULES for t in module.TERMS}
 # {term: parts of the network that are its own, or that it shares with terms that need the same}
 OWN = {
@@ -22,14 +23,16 @@ OWN = {
     "wear_history": ("term_head_wear_history",), "raw_masked": ("term_head_raw_masked",),
     "future_signal": (), "wear_to_ehr": ("term_head_wear_to_ehr",), "ehr_to_wear": ("term_head_ehr_to_wear",),
     "contrast": ("term_head_contrast",), "content_norm": (), "latent_kl": (),
+    "event_likelihood": (), "signal_likelihood": ("term_head_signal_likelihood",),
 }  # fmt: skip
-SHARED = {"code_head": {"ehr_masked", "future_event", "wear_to_ehr"},
-          "signal_decoder": {"wear_masked", "future_signal"}}  # fmt: skip
+SHARED = {"code_head": {"ehr_masked", "future_event", "wear_to_ehr", "event_likelihood"},
+          "signal_decoder": {"wear_masked", "future_signal", "signal_likelihood"}}  # fmt: skip
 
 
 def config_of(terms):
     """The config with these terms only."""
     network = dataclasses.replace(CONFIG.network, posterior="normal" if "latent_kl" in terms else "point")
+    terms = set(terms) - (set() if "latent_kl" in terms else set(LIKELIHOODS))  # parts of one bound
     weights = {name: EVERY_TERM[name] if name in terms else OFF for name in WEIGHTS}
     return dataclasses.replace(CONFIG, network=network, weights=weights)
 
@@ -62,7 +65,7 @@ def test_a_term_without_weight_has_no_field_of_its_own(term):
     of_others = {name for t in TERMS.values() if t.name != term for name in target_fields((t(FACTS, CONFIG),))}
     own = TERMS[term].targets.keys() - of_others
     assert spec_of(others).fields.keys() == spec_of().fields.keys() - own
-    if term in ("ehr_masked", "future_codes", "contrast", "future_signal"):
+    if term in ("future_codes", "contrast", "future_signal"):
         assert own, "nothing else writes them"
 
 
