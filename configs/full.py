@@ -14,8 +14,8 @@ criteria of appendix A.2, relaxed with a month of EHR and three days of wear, at
 pretraining, at a date that you give (--config.cohort.cutoff=2019-01-01, where records of training people then end; or
 --config.cohort.pretraining=everybody); layers=N and seq=N (tokens of a row, half of them for the EHR and half for
 windows) trim the model to the compute at hand, e.g. configs/full.py:layers=4,seq=512; ehrwear_jax.config.VARIANTS has
-the ablations of Table 4 and appendix A.6; h100, a100, v5e, v6e, v5p fit rows, memory and mesh to the accelerator, see
-HARDWARE. Needs accelerators: 500,000 steps of 32 rows a device. What it takes of them:
+the ablations of Table 4 and appendix A.6; h100, a100, v5e, v6e, v5p set rows, memory and mesh for an accelerator, of
+which h100 alone was measured, see HARDWARE. Needs accelerators: 500,000 steps of 32 rows a device. What that takes:
 
     python -m ehrwear_jax.main --config=configs/full.py --stages=describe
     python -m ehrwear_jax.main --config=configs/full.py --stages=compile --config.compile.topology=v5e:16x16

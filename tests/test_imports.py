@@ -95,7 +95,7 @@ LAYERS = (
 ONLY_IN = {
     "orbax": {"runtime.checkpoint"},
     # programs that are started with a config file
-    "absl.flags": {"main", "benchmarks.encoder", "benchmarks.step", "stages.worker"},
+    "absl.flags": {"main", "benchmarks.encoder", "benchmarks.loader_scaling", "benchmarks.step", "stages.worker"},
     "ml_collections": {
         "main", "config.base", "config.time_scale", "config.variants", "benchmarks.encoder", "benchmarks.step"
     },

@@ -23,7 +23,7 @@ Arrays that change while training without a gradient (batch norm) are further co
 
 import abc
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import flax.linen as nn
@@ -140,6 +140,14 @@ class Examples(abc.ABC):
     def content_names(self) -> dict[str, list[str]]:
         """Further lists that must be alike for parameters of `place_names` to mean the same, such as horizons."""
         return {}
+
+
+def places_by_person(position_N: Iterable[int]) -> dict[int, list[int]]:
+    """{person: places of their prediction times}, people as they come: to make a person once, cached or not."""
+    found: dict[int, list[int]] = {}
+    for k, i in enumerate(position_N):
+        found.setdefault(int(i), []).append(k)
+    return found
 
 
 class Objective(Protocol):

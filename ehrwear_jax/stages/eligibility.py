@@ -48,15 +48,17 @@ class Judge:
         return [{**step, "step": f"{task}: {step['step']}"} for step in steps]
 
 
-def of(judged: Artifact, table: pl.DataFrame) -> pl.DataFrame:
+def of(path: Path, table: pl.DataFrame) -> pl.DataFrame:
     """The rows of a task's table whose prediction times are eligible, in their order.
+
+    Args:
+      path: ELIGIBLE in the task's artifact.
 
     Raises:
       FileNotFoundError: the prepare stage has not judged them.
     """
-    path = judged.folder / ELIGIBLE
     if not path.exists():
-        raise FileNotFoundError(f"{path}: who is eligible for {judged.name} is not known yet: run the prepare stage")
+        raise FileNotFoundError(f"{path}: who is eligible is not known yet: run the prepare stage")
     return table.join(pl.read_parquet(path), on=cohort.KEYS, how="semi", maintain_order="left")
 
 

@@ -10,19 +10,21 @@ trajectories/ holds <subject>-<points>.npz: time_us [N] and z [N, D].
 import base64
 import functools
 import logging
+import os
 import time
 import zlib
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import polars as pl
 from tqdm import tqdm
 
 from ehrwear_jax.data.formats import parquet
+from ehrwear_jax.data.store import RecordStore
 from ehrwear_jax.runtime import distributed, files, run_dir
 from ehrwear_jax.stages import eligibility, tokens_seen
-from ehrwear_jax.stages.labels import Labels
+from ehrwear_jax.stages.labels import Labels, times_of
 from ehrwear_jax.stages.plan import Plan, Trained
 from ehrwear_jax.stages.workdir import write_npz
 from ehrwear_jax.training import embedding
@@ -82,8 +84,11 @@ class Embeddings:
 @functools.lru_cache(maxsize=16)
 def prediction_times(plan: Plan, fold: str) -> pl.DataFrame:
     """subject_id, prediction_time, split, group_id of all tasks' prediction times that are evaluated; sorted."""
-    times = Labels(plan).prediction_times(plan.config.evaluate.tasks)
-    subjects = pl.read_parquet(plan.fit(fold).folder / "subjects.parquet").select("subject_id", "split", "group_id")
+    return _of_fold(plan, Labels(plan).prediction_times(plan.config.evaluate.tasks), plan.fit(fold).folder)
+
+
+def _of_fold(plan, times, fit):
+    subjects = pl.read_parquet(fit / "subjects.parquet").select("subject_id", "split", "group_id")
     known = times.join(subjects, on="subject_id", how="inner", maintain_order="left")
     return eligibility.in_period(known, plan.config.data)
 
@@ -106,19 +111,23 @@ def run(plan: Plan) -> None:
       ValueError: a process sees other prediction times than the first one. OSError: the first one does not see what
         another has written.
     """
+    first = distributed.is_first()
     for fold, number in plan.config.folds:
-        times = prediction_times(plan, fold)
-        if distributed.is_first() and number in (None, 0):
+        if first and number in (None, 0):
             _warn_of_lost(plan, fold)
+        # Where files lie, and what is there, is said by one process: another may see a file system that is behind, and
+        # would look at every raw file, or read it, for the digests that folders are called by.
+        sources = _from_first(_sources(plan, fold) if first else None)
+        root = plan.workdir.root
+        times = _of_fold(plan, times_of(sources["tasks"], root), root / sources["fit"])
         for trained in (t for t in plan.trained() if t.fold == fold):
-            # what is there is decided by one process: another may see a file system that is behind
-            asked = _asked(plan, trained, times) if distributed.is_first() else None
-            asked = distributed.from_first("embed", asked, timeout_s=distributed.LONGEST_STAGE_S)
+            asked = _from_first(_asked(plan, trained, times) if first else None)
+            places = _Places(*(root / path for path in asked["places"]))
             lacking = times.filter(_unpacked(asked, times.height))
-            undrawn = _undrawn(plan, trained, times) if distributed.is_first() else []
+            undrawn = _undrawn(plan, trained, times) if first else []
             if lacking.height or undrawn:
-                _embed(plan, trained, lacking, undrawn)
-            _meet(plan.embeddings(trained), lacking, plan.config.embed.shard_people)
+                _embed(plan, trained, places, lacking, undrawn)
+            _meet(places.embeddings, lacking, plan.config.embed.shard_people)
 
 
 def one(plan: Plan, trained: Trained) -> None:
@@ -130,7 +139,8 @@ def one(plan: Plan, trained: Trained) -> None:
     _warn_of_lost(plan, trained.fold)
     times = prediction_times(plan, trained.fold)
     with run_dir.Lease(plan.embeddings(trained)):
-        _embed(plan, trained, Embeddings(plan.embeddings(trained)).lacking(times), _undrawn(plan, trained, times))
+        lacking = Embeddings(plan.embeddings(trained)).lacking(times)
+        _embed(plan, trained, _places(plan, trained), lacking, _undrawn(plan, trained, times))
 
 
 def folder_of(plan: Plan, trained: Trained) -> Path:
@@ -150,12 +160,39 @@ def _warn_of_lost(plan, fold):
         logging.warning("embed: %d prediction times belong to people who are not in the dataset", lost)
 
 
+class _Places(NamedTuple):
+    """Folders: of a network's embeddings, of the network, of the records, of their fit."""
+
+    embeddings: Path
+    network: Path
+    records: Path
+    fit: Path
+
+
+def _places(plan, trained):
+    return _Places(
+        plan.embeddings(trained), plan.pretrained(trained).folder, plan.records.folder, plan.fit(trained.fold).folder
+    )
+
+
+def _from_first(value):
+    return distributed.from_first("embed", value, timeout_s=distributed.LONGEST_STAGE_S)
+
+
+def _sources(plan, fold) -> dict[str, Any]:
+    """What the prediction times of a fold are read from, below the workdir."""
+    fit = os.path.relpath(plan.fit(fold).folder, plan.workdir.root)
+    return {"tasks": Labels(plan).sources(plan.config.evaluate.tasks), "fit": fit}
+
+
 def _asked(plan, trained, times) -> dict[str, Any]:
-    """Which of the prediction times are lacking, as JSON holds it in few bytes."""
+    """Where a network's files lie, and which of the prediction times are lacking, as JSON holds it in few bytes."""
     lacking = Embeddings(plan.embeddings(trained)).lacking(times)
     mask_N = times.select(KEYS).join(lacking.with_columns(is_lacking=True), on=KEYS, how="left", maintain_order="left")
     bits = np.packbits(mask_N["is_lacking"].fill_null(False).to_numpy())
-    return {"times": times.height, "lacking": base64.b64encode(zlib.compress(bits.tobytes())).decode()}
+    places = [os.path.relpath(folder, plan.workdir.root) for folder in _places(plan, trained)]
+    packed = base64.b64encode(zlib.compress(bits.tobytes())).decode()
+    return {"places": places, "times": times.height, "lacking": packed}
 
 
 def _unpacked(asked, n_times):
@@ -174,18 +211,17 @@ def _name(times):
     return files.digest(times.select(KEYS).write_csv())[:16]
 
 
-def _embed(plan, trained, lacking, undrawn):
+def _embed(plan, trained, places, lacking, undrawn):
     """Every n-th shard of what is lacking, of n processes; the first one also draws trajectories."""
-    folder, size = plan.embeddings(trained), plan.config.embed.batch_size
+    folder, size = places.embeddings, plan.config.embed.batch_size
     every = slice(distributed.process_index(), None, distributed.process_count())
     mine = embedding.shards(lacking.select(KEYS), plan.config.embed.shard_people)[every]
     if not mine and not undrawn:
         return
     if lacking.height:
         logging.info("  %s: %d prediction times", trained.key, lacking.height)
-    pretrained, model = plan.pretrained(trained).folder, plan.model(trained)
-    devices = embedding.row_devices(size)
-    examples, network, variables = embedding.restore(pretrained, model, plan.store(trained.fold), devices)
+    devices, store = embedding.row_devices(size), RecordStore(places.records, places.fit)
+    examples, network, variables = embedding.restore(places.network, plan.model(trained), store, devices)
     encode = embedding.encoder(network, variables, devices=devices)
     folder.mkdir(parents=True, exist_ok=True)
     for part in tqdm(mine, f"embed {trained.key}", unit="shard", disable=None):

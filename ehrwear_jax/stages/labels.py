@@ -2,6 +2,8 @@
 
 import dataclasses
 import functools
+import os
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import polars as pl
@@ -118,8 +120,8 @@ class Labels:
 
     def table(self, task: str) -> pl.DataFrame:
         """The labels of a task's eligible prediction times, see `given`."""
-        judged = self.eligibility().get(task)
-        return self.given(task) if judged is None else eligibility.of(judged, self.given(task))
+        judged, table = self.eligibility().get(task), self.given(task)
+        return table if judged is None else eligibility.of(judged.folder / eligibility.ELIGIBLE, table)
 
     def given(self, task: str) -> pl.DataFrame:
         """A task's labels: subject_id, prediction_time and its value column(s).
@@ -134,13 +136,17 @@ class Labels:
             raise FileNotFoundError(
                 f"config.evaluate.tasks: no label table {task}.parquet; there are {', '.join(there) or 'none'}"
             )
-        table = meds.read_labels(found)
-        if table.columns[2] not in KINDS:
-            raise ValueError(
-                f"config.evaluate.tasks: {task} holds {table.columns[2]}; boolean, float and survival labels are "
-                "evaluated"
-            )
-        return table
+        return _read(task, found)
+
+    def sources(self, tasks: Iterable[str]) -> dict[str, list[list[str]]]:
+        """{task: [files of its table, file of its eligible times or none]}, below the workdir: for `times_of`."""
+        judged, root = self.eligibility(), self._plan.workdir.root
+        found = {}
+        for task in tasks:
+            self.given(task)  # says what is wrong with it
+            files_of = self.files(task), [judged[task].folder / eligibility.ELIGIBLE] if task in judged else []
+            found[task] = [[os.path.relpath(path, root) for path in paths] for paths in files_of]
+        return found
 
     def design(self, task: str) -> dict[str, str] | None:
         """How a task's labels were made, {time_zero, eligibility, outcome, follow_up, competing_events, censoring}: a
@@ -162,8 +168,7 @@ class Labels:
         """
         if not tasks:
             raise ValueError("config.evaluate.tasks is empty: name at least one label table")
-        keys = [self.table(t).select("subject_id", "prediction_time") for t in tasks]
-        return pl.concat(keys).unique().sort("subject_id", "prediction_time")
+        return _distinct(self.table(t) for t in tasks)
 
     def check(self) -> None:
         """Raises FileNotFoundError for a task that no table can be there for, before anything is made."""
@@ -234,6 +239,33 @@ class Labels:
         for name, table in made.items():
             _write(prepare, folder, name, table)
         return [_count(name, table, index, "too few usable days in the period") for name, table in made.items()]
+
+
+def times_of(sources: Mapping[str, Sequence[Sequence[str]]], root: Path) -> pl.DataFrame:
+    """Labels.prediction_times of the tasks of Labels.sources, without a look at what the labels were made from.
+
+    Args:
+      root: of the workdir.
+    """
+    found = []
+    for task, (tables, judged) in sources.items():
+        table = _read(task, [root / path for path in tables])
+        found.append(eligibility.of(root / judged[0], table) if judged else table)
+    return _distinct(found)
+
+
+def _read(task, found):
+    table = meds.read_labels(found)
+    if table.columns[2] not in KINDS:
+        raise ValueError(
+            f"config.evaluate.tasks: {task} holds {table.columns[2]}; boolean, float and survival labels are evaluated"
+        )
+    return table
+
+
+def _distinct(tables):
+    keys = [table.select("subject_id", "prediction_time") for table in tables]
+    return pl.concat(keys).unique().sort("subject_id", "prediction_time")
 
 
 def with_extraction_date(prepare: PrepareConfig, meds_dir: Path) -> tuple[PrepareConfig, str]:

@@ -90,7 +90,7 @@ def test_the_criteria_stand_in_the_design_of_a_task():
 
 def test_a_task_that_was_not_judged_says_so(root):
     plan = plan_of(root, {"cohort": {"min_wear_days": 2, "pretraining": "everybody"}}, "empty")
-    with pytest.raises(FileNotFoundError, match="eligible for readmission is not known yet: run the prepare stage"):
+    with pytest.raises(FileNotFoundError, match="readmission-.*eligible is not known yet: run the prepare stage"):
         Labels(plan).table("readmission")
 
 

@@ -1,5 +1,6 @@
 """What each artifact depends on: a change of the config makes others of these, and of nothing else."""
 
+import collections
 import contextlib
 import json
 import shutil
@@ -11,7 +12,7 @@ import small_run
 from ehrwear_jax import config as config_lib
 from ehrwear_jax.config import parse
 from ehrwear_jax.runtime import checkpoint_manifest, distributed
-from ehrwear_jax.stages import evaluate, interpret, predictors, prepare, pretrain, report, tasks
+from ehrwear_jax.stages import embed, evaluate, interpret, predictors, prepare, pretrain, report, tasks
 from ehrwear_jax.stages.artifacts import Artifact
 from ehrwear_jax.stages.inputs import Inputs
 from ehrwear_jax.stages.plan import Plan
@@ -319,29 +320,65 @@ def test_scores_depend_on_the_times_that_weights_of_censoring_are_made_of(root, 
         assert changed(one, other)[0] == {"scores/early_90d", "report"}
 
 
+class Job:
+    """Two processes of a job, one after the other in this one: what the first says is kept for the second."""
+
+    def __init__(self, monkeypatch):
+        self._monkeypatch, self._said = monkeypatch, collections.defaultdict(list)
+        monkeypatch.setattr(distributed, "from_first", self._from_first)
+
+    def _from_first(self, name, value=None, timeout_s=0.0):
+        if distributed.is_first():
+            self._said[name].append(json.dumps(value))
+            return value
+        return json.loads(self._said[name].pop(0))
+
+    def goes_on_as_another(self):
+        """From here on this is a process that must not look at a raw input."""
+
+        def refuse(*arguments):
+            raise AssertionError("a raw input was looked at")
+
+        self._monkeypatch.setattr(distributed, "is_first", lambda: False)
+        for method in ("digest", "of_files", "has", "noted"):
+            self._monkeypatch.setattr(Inputs, method, refuse)
+
+
 def test_the_other_processes_of_a_job_read_no_raw_input(root, monkeypatch):
     """Not even to know where their work lies: the first process, which knows, says so."""
-    config, said, trained = parse(small(root)), {}, []
-
-    def from_first(name, value=None):
-        said.update({name: value} if distributed.is_first() else {})
-        return json.loads(json.dumps(said[name]))
+    config, job, trained = parse(small(root)), Job(monkeypatch), []
 
     def stand_in(folder, model, store, mesh):
         trained.append((folder, model, store.digest(), mesh))
         return None, model.train.steps
 
-    monkeypatch.setattr(pretrain.distributed, "from_first", from_first)
     monkeypatch.setattr(pretrain, "pretrain", stand_in)
     monkeypatch.setattr(Artifact, "making", lambda artifact: contextlib.nullcontext(artifact.folder))
     pretrain.run(Plan(config, Workdir(root / "run")))
     first, trained[:] = list(trained), []
-
-    def refuse(*arguments):
-        raise AssertionError("a raw input was looked at")
-
-    monkeypatch.setattr(pretrain.distributed, "is_first", lambda: False)
-    for method in ("digest", "of_files", "has", "noted"):
-        monkeypatch.setattr(Inputs, method, refuse)
+    job.goes_on_as_another()
     pretrain.run(Plan(config, Workdir(root / "run")))
     assert trained == first and len(first) == len(NETWORKS)
+
+
+@pytest.mark.parametrize("criteria", [{}, {"min_age_years": 1.0, "pretraining": "everybody"}])
+def test_the_other_processes_of_a_job_embed_without_a_look_at_raw_inputs(root, criteria, monkeypatch):
+    """The same prediction times of the same networks, with and without judged ones."""
+    config = small(root)
+    config.cohort.update(criteria)
+    config, job, embedded = parse(config), Job(monkeypatch), []
+    plan = Plan(config, Workdir(root / "run"))
+    if criteria:
+        prepare.run(plan)
+
+    def stand_in(plan, trained, places, lacking, undrawn):
+        embedded.append((trained, places, lacking.rows(), plan.model(trained)))
+
+    monkeypatch.setattr(embed, "_embed", stand_in)
+    monkeypatch.setattr(embed, "_meet", lambda *arguments: None)
+    embed.run(plan)
+    first, embedded[:] = list(embedded), []
+    assert first[0][1].embeddings == plan.embeddings(first[0][0]) and first[0][2]
+    job.goes_on_as_another()
+    embed.run(Plan(config, Workdir(root / "run")))
+    assert embedded == first and len(first) == len(NETWORKS)

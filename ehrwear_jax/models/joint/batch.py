@@ -110,6 +110,17 @@ def row_tokens(context: ContextConfig, facts: Facts) -> int:
     return context.tokens * ("ehr" in facts.modalities or facts.static) + context.windows * facts.wear
 
 
+def masked_slots(n_tokens: int, rate: float) -> int:
+    """Slots of a row for hidden events: for five thirds of the share that is hidden on average.
+
+    All of a row's tokens may be events, and all of its contexts hide some. With 2,048 tokens and a rate of 15%, 307 are
+    hidden on average of 512 slots; were they drawn alike, a row would need more once in e^51 (Chernoff's bound). Rare
+    codes are hidden more often: a row's codes must be hidden five thirds as often as codes are on average to fill the
+    slots. What is drawn beyond them, the row's last events, stays visible and has no loss.
+    """
+    return max(1, int(n_tokens * min(1.0, rate * 5 / 3)))
+
+
 def slot_sizes(n_window: int, n_parts: int) -> tuple[int, ...]:
     """How many of a row's n_window slots may be encoded: all; or none, or the first so many of several equal parts."""
     if n_parts == 1:
@@ -139,7 +150,7 @@ def batch_spec(context: ContextConfig, facts: Facts, targets: dict[str, Field]) 
         "L": facts.steps,
         "C": facts.channels,
         "P": facts.steps // context.patch_steps,
-        "M": max(1, n_tokens // 4),
+        "M": masked_slots(n_tokens, context.ehr_mask),
         "E": n_tokens if context.every_time else context.events,
         "Q": context.queries,
         "H": context.future_windows,

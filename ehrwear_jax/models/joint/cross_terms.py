@@ -147,8 +147,10 @@ class Contrast(Term):
     """L_contr (paper, section 3.3): InfoNCE, which of the batch's wearable windows lies near a pair's EHR events.
 
     A pair's own window against those of all other patients of the batch; windows of the same patient, in whichever row
-    or context, are no negatives. Under `jax.jit` the batch is the global one. Of a batch cut into micro-batches, each
-    part has its own windows as negatives: there are fewer, and the term's value is lower than that of the whole.
+    or context, are no negatives. Under `jax.jit` the batch is the global one, and negatives are as many as a pod has
+    rows for: the term's value rises with the logarithm of their number, what devices send each other for it with the
+    number itself, and with another number of rows it is another term. Of a batch cut into micro-batches, each part has
+    its own windows as negatives: there are fewer, and the value is lower than that of the whole.
 
     Contents before time and context are aligned: through attention one could copy the other, and the encoding of an age
     tells patients apart without a look at what the two modalities say.

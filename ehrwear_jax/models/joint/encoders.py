@@ -48,25 +48,20 @@ class EhrEmbedder(nn.Module):
             self.value_table = embedding(self.vocabulary, self.token_width)
         self.project = dense(self.out_width, (None, "embed"), dtype=self.dtype)
         if self.value_features:
-            self.curves = ValueEncoder(self.vocabulary, self.token_width, self.value_features)
+            self.curves = ValueEncoder(self.vocabulary, self.token_width, self.value_features, self.mesh_ops)
 
     def __call__(
         self, token: jax.Array, value: jax.Array, quantile: jax.Array | None = None, deterministic: bool = True
     ) -> jax.Array:
         """token int32 [B, T], value float32 [B, T] and, with value_features, its quantile -> [B, T, out_width]."""
-        vector = self._rows(self.table, token)
+        vector = self.mesh_ops.look_up(self.table.embedding, token)
         if self.value_channel:
-            vector = vector + value[..., None] * self._rows(self.value_table, token)
+            vector = vector + value[..., None] * self.mesh_ops.look_up(self.value_table.embedding, token)
         if quantile is not None and self.value_features:
             vector = vector + self.curves(token, quantile)
         if self.dropout and not deterministic:
             vector = dropped(vector, self.dropout, dropout_seed(self.make_rng("dropout")), 0)
         return self.project((self.scale * vector).astype(self.dtype))
-
-    def _rows(self, table, token):
-        # The table is gathered first: split over devices that hold rows of a batch, as it is kept, the vectors of the
-        # whole batch would travel instead, which grow with the number of devices.
-        return jnp.take(self.mesh_ops.constrain(table.embedding, "token", None), token, axis=0)
 
 
 # --------------------------------------------------------------------------------------------------- wearable windows

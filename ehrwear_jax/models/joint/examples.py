@@ -333,8 +333,7 @@ class JointExamples(Examples):
 
     def tokens_seen(self, position_N: np.ndarray, time_us_N: np.ndarray) -> dict[str, np.ndarray]:
         """Static tokens, events and windows, see models/family.py."""
-        pairs = zip(position_N, time_us_N, strict=True)
-        spans = [prediction_lib.shown_at(self.people, self.spec, self.people[int(i)], int(t)) for i, t in pairs]
+        spans = prediction_lib.shown_at_all(self.people, self.spec, position_N, time_us_N)
         named = {"static": "n_static", "events": "n_events", "windows": "n_windows",
                  "events_left_out": "n_events_out", "windows_left_out": "n_windows_out"}  # fmt: skip
         return {name: np.array([getattr(s, of) for s in spans], np.int64) for name, of in named.items()}

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ehrwear_jax.models.family import Batch, BatchSpec, Transform
+from ehrwear_jax.models.family import Batch, BatchSpec, Transform, places_by_person
 from ehrwear_jax.models.joint import context
 from ehrwear_jax.models.joint.patient import Patient
 from ehrwear_jax.models.joint.row import fill_row
@@ -115,6 +115,17 @@ def shown_at(people: "People", spec: BatchSpec, patient: Patient, time_us: int) 
     return context.fit(patient, stop, people.config.context_tokens, spec.sizes["W"])
 
 
+def shown_at_all(
+    people: "People", spec: BatchSpec, position_N: np.ndarray, time_us_N: np.ndarray
+) -> list[context.Span]:
+    """`shown_at` of each prediction time."""
+    found: dict[int, context.Span] = {}
+    for i, places in places_by_person(position_N).items():
+        patient = people[i]
+        found |= {k: shown_at(people, spec, patient, int(time_us_N[k])) for k in places}
+    return [found[k] for k in range(len(found))]
+
+
 def _contexts(people, spec, position_N, time_us_N, transform):
     """(patient, [(place of a prediction time, what a context of its own shows)] by time), people as they come.
 
@@ -125,10 +136,7 @@ def _contexts(people, spec, position_N, time_us_N, transform):
             patient = people.of(transform(people.record(int(i)), int(t)))
             yield patient, [(k, shown_at(people, spec, patient, int(t)))]
         return
-    places: dict[int, list[int]] = {}
-    for k, i in enumerate(position_N):
-        places.setdefault(int(i), []).append(k)
-    for i, of_person in places.items():
+    for i, of_person in places_by_person(position_N).items():
         patient = people[i]
         shared: list[tuple[int, context.Span]] = []
         for k in sorted(of_person, key=time_us_N.__getitem__):

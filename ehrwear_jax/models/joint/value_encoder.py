@@ -7,6 +7,7 @@ import numpy as np
 from jax.scipy.special import ndtri
 
 from ehrwear_jax.models.layers.dense import dense, embedding
+from ehrwear_jax.models.layers.mesh_ops import ONE_DEVICE, MeshOps
 
 
 def curves(quantile: jax.Array, n_features: int) -> jax.Array:
@@ -32,6 +33,7 @@ class ValueEncoder(nn.Module):
     vocabulary: int
     width: int
     n_features: int
+    mesh_ops: MeshOps = ONE_DEVICE
 
     def setup(self) -> None:
         self.gain = embedding(self.vocabulary, self.width)
@@ -39,4 +41,4 @@ class ValueEncoder(nn.Module):
 
     def __call__(self, token: jax.Array, quantile: jax.Array) -> jax.Array:
         """token int32 [...], quantile float32 [...] as in `curves` -> float32 [..., width]."""
-        return self.gain(token) * self.mix(curves(quantile, self.n_features))
+        return self.mesh_ops.look_up(self.gain.embedding, token) * self.mix(curves(quantile, self.n_features))

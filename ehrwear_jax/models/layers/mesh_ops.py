@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
 
 from ehrwear_jax.ops.kernel_attention import kernel_attention
 
@@ -27,6 +28,14 @@ class MeshOps:
     constrain: Callable = no_constraint
     attend: Callable = kernel_attention
     row_groups: int = 1
+
+    def look_up(self, table_VxD: jax.Array, index: jax.Array) -> jax.Array:
+        """Vectors of a table at int32 [...]: [..., D].
+
+        The table is gathered first: split over devices that hold rows of a batch, as it is kept, the vectors of the
+        whole batch would travel instead, which grow with the number of devices.
+        """
+        return jnp.take(self.constrain(table_VxD, "token", None), index, axis=0)
 
 
 ONE_DEVICE = MeshOps()

@@ -13,7 +13,7 @@ import numpy as np
 from ehrwear_jax.data import random_streams
 from ehrwear_jax.data.formats.times import DAY_US
 from ehrwear_jax.data.store import RecordStore
-from ehrwear_jax.models.family import Batch, BatchSpec, Examples, Field, Transform
+from ehrwear_jax.models.family import Batch, BatchSpec, Examples, Field, Transform, places_by_person
 from ehrwear_jax.models.motor import timelines
 from ehrwear_jax.models.motor.config import Config
 from ehrwear_jax.models.motor.timelines import PAD, PERSON, Facts
@@ -227,10 +227,7 @@ class MotorExamples(Examples):
                 stop = self._known(timeline, int(t))
                 yield timeline, stop, [(k, stop)]
             return
-        places: dict[int, list[int]] = {}
-        for k, i in enumerate(position_N):
-            places.setdefault(int(i), []).append(k)
-        for i, of_person in places.items():
+        for i, of_person in places_by_person(position_N).items():
             timeline = self.people[i]
             known = [(k, self._known(timeline, int(time_us_N[k]))) for k in of_person]
             known.sort(key=lambda x: x[1])
@@ -247,12 +244,13 @@ class MotorExamples(Examples):
         """Events and static events that z depends on, see models/family.py; repeats that are no tokens do not count."""
         names = ("static", "static_left_out", "events", "events_left_out")
         seen = np.zeros((len(names), len(position_N)), np.int64)
-        for k, (i, t) in enumerate(zip(position_N, time_us_N, strict=True)):
-            timeline = self.people[int(i)]
-            known = self._known(timeline, int(t))
-            events, first = min(known, self._room, self.config.reach), min(known, self._room) < self.config.reach
-            static = self._n_static(timeline) if first else 0
-            seen[:, k] = static, len(timeline.static_token_S) - static, events, known - events
+        for i, of_person in places_by_person(position_N).items():
+            timeline = self.people[i]
+            for k in of_person:
+                known = self._known(timeline, int(time_us_N[k]))
+                events, first = min(known, self._room, self.config.reach), min(known, self._room) < self.config.reach
+                static = self._n_static(timeline) if first else 0
+                seen[:, k] = static, len(timeline.static_token_S) - static, events, known - events
         return dict(zip(names, seen, strict=True))
 
     # ------------------------------------------------------------------------------------------------- for others

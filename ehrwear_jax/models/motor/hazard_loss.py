@@ -28,12 +28,16 @@ def event_days(batch: Mapping[str, jax.Array], n_tasks: int) -> jax.Array:
     Args:
       batch: with the pairs of examples.FIELDS.
     """
-    n_rows, n_sites = batch["site"].shape
+    n_sites = batch["site"].shape[1]
     # of padding: a place that there is not, whose pairs are dropped
     site_BxP = jnp.where(batch["pair_site"] >= 0, batch["pair_site"], n_sites)
-    row_BxP = jnp.broadcast_to(jnp.arange(n_rows)[:, None], site_BxP.shape)
-    never = jnp.full((n_rows, n_sites, n_tasks), jnp.inf, jnp.float32)
-    return never.at[row_BxP, site_BxP, batch["pair_task"]].set(batch["pair_days"], mode="drop")
+
+    # Row by row: were the row an index too, each device would be sent the pairs of the whole batch.
+    def of_row(site_P, task_P, days_P):
+        never = jnp.full((n_sites, n_tasks), jnp.inf, jnp.float32)
+        return never.at[site_P, task_P].set(days_P, mode="drop")
+
+    return jax.vmap(of_row)(site_BxP, batch["pair_task"], batch["pair_days"])
 
 
 def place_loss(

@@ -179,10 +179,10 @@ class MotorNetwork(nn.Module):
         """Sums of entries, normed, and ages: [B, T, D]."""
         c = self.config
         x: Any = 0.0
-        table = self.dictionary.embedding.astype(c.dtype)
+        table, look_up = self.dictionary.embedding.astype(c.dtype), self.mesh_ops.look_up
         share_BxTxA = jnp.where(batch["entry"] == PAD, 0.0, batch["weight"]).astype(c.dtype)
         for a in range(batch["entry"].shape[-1]):  # an entry at a time: [B, T, A, D] would be A times as large
-            x = x + share_BxTxA[..., a, None] * jnp.take(table, batch["entry"][..., a], axis=0)
+            x = x + share_BxTxA[..., a, None] * look_up(table, batch["entry"][..., a])
         x = self.norm_in(x)
         if c.normed_ages:
             mean, std = self.facts.age_days

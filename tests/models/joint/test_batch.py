@@ -7,6 +7,7 @@ import pytest
 from random_rows import CONFIG, FACTS, SPEC, spec_of
 
 from ehrwear_jax.models.joint import batch as batch_lib
+from ehrwear_jax.models.joint import masking
 from ehrwear_jax.models.joint.config import Config, ContextConfig
 
 SIZES = ContextConfig(tokens=28, context_tokens=28, windows=3, queries=8, events=6, pairs=14, future_windows=9,
@@ -39,6 +40,21 @@ def test_an_empty_batch_holds_nothing_in_the_stated_sizes():
         assert not batch[name].any()
     assert batch["query_token_bin"].shape == (11, 8, 13) and np.all(batch["query_token_bin"] == 255)
     assert np.all(batch["query_code_bin"] == 255) and not batch["observed"].any() and not batch["patch_mask"].any()
+
+
+@pytest.mark.parametrize("rate", [0.02, 0.15, 0.4, 0.8])
+def test_hidden_events_have_slots_by_their_rate(rate):
+    """As many as ever at the default rate; enough for rows of skewed codes, of which a tenth is rare."""
+    n_tokens, rng = 2048, np.random.default_rng(0)
+    assert batch_lib.masked_slots(n_tokens, 0.15) == n_tokens // 4 and batch_lib.masked_slots(3, 0.0) == 1
+    count_V = 1e7 / np.arange(10, 2010)
+    weight_V = masking.token_weights(count_V, 0.3)
+    token_RxT = rng.choice(len(count_V), (200, n_tokens), p=count_V / count_V.sum())
+    token_RxT[:, : n_tokens // 10] = len(count_V) - 1
+    hidden_R = (rng.random(token_RxT.shape) < masking.mask_chances(token_RxT, weight_V, rate)).sum(axis=1)
+    slots = batch_lib.masked_slots(n_tokens, rate)
+    assert 0.9 * rate < hidden_R.mean() / n_tokens or rate > 0.5, "a chance is 90% at most"
+    assert hidden_R.max() <= slots <= 5 / 3 * rate * n_tokens
 
 
 def test_token_ids_and_modalities_are_distinct():

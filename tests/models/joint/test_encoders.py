@@ -1,5 +1,6 @@
 """Encoders of events and raw windows: embeddings and scores from one table; each raw window speaks for its patch."""
 
+import device_traffic
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,7 +14,6 @@ from ehrwear_jax.models.joint.code_head import CodeHead
 from ehrwear_jax.models.joint.config import MODALITIES, Config, ContextConfig, NetworkConfig
 from ehrwear_jax.models.joint.encoders import EhrEmbedder
 from ehrwear_jax.models.joint.raw_encoder import RawEncoder
-from ehrwear_jax.training import hlo, sharding
 
 # --------------------------------------------------------------------------------------------------------- EHR events
 
@@ -64,32 +64,20 @@ def test_the_scale_is_that_of_what_is_read_and_not_of_scores(setting):
     np.testing.assert_array_equal(run()[1].nll, apply(token, value, hidden)[1].nll)
 
 
-def travelled(n_devices):
-    """(bytes that collectives bring a device, temporary bytes) of a gradient, with two rows on each device."""
-    mesh = sharding.make_mesh(jax.devices()[:n_devices], sharding.MeshConfig(data=1, fsdp=n_devices))
-    module = EhrEmbedder(512, 64, 64, mesh_ops=sharding.mesh_ops(mesh))
-    rows = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("fsdp"))
-    shapes = (jax.ShapeDtypeStruct((2 * n_devices, 80), x, sharding=rows) for x in ("int32", "float32"))
-    variables = jax.eval_shape(module.init, jax.random.key(0), np.zeros((1, 2), np.int32), np.zeros((1, 2), np.float32))
-    axes = {
-        "table/embedding": ("token", "embed"),
-        "value_table/embedding": ("token", "embed"),
-        "project/kernel": (None, "embed"),
-    }
-    places = sharding.state_sharding(nn.meta.unbox(variables), mesh, axes)
-    params = jax.tree.map(
-        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), nn.meta.unbox(variables), places
-    )
-    run = jax.jit(jax.grad(lambda p, *x: jnp.sum(module.apply(p, *x) ** 2)), out_shardings=places)
-    compiled = run.lower(params, *shapes).compile()
-    memory = compiled.memory_analysis()
-    return sum(size for _, size in hlo.collectives(compiled.as_text()).values()), memory.temp_size_in_bytes
-
-
 def test_what_looking_up_tokens_sends_does_not_grow_with_the_devices():
-    (few, few_memory), (many, many_memory) = travelled(2), travelled(8)
-    assert 0 < many <= few, "the tables and their gradient, and no vector of the batch"
-    assert many_memory <= 1.1 * few_memory
+    """The tables and their gradient travel, and no vector of the batch."""
+    fields = {"token": np.zeros((1, 400), np.int32), "value": np.zeros((1, 400), np.float32)}
+    fields["quantile"] = fields["value"]
+    device_traffic.does_not_grow(
+        lambda ops: EhrEmbedder(512, 64, 64, value_features=3, mesh_ops=ops), fields, lambda m, batch: m(**batch)
+    )
+
+
+def test_what_raw_windows_send_does_not_grow_with_the_devices():
+    shapes = {"raw": (1, 12, S, A), "raw_observed": (1, 12, S, A), "raw_window": (1, 12), "raw_patch": (1, 12)}
+    dtypes = np.float32, np.bool_, np.int32, np.int32
+    fields = {name: np.zeros(shape, dtype) for (name, shape), dtype in zip(shapes.items(), dtypes, strict=True)}
+    device_traffic.does_not_grow(lambda _: RawEncoder(8, 64, n_blocks=1), fields, lambda m, batch: m(batch, 8, 8))
 
 
 def test_logits_use_the_input_table(setting):

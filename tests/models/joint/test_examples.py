@@ -1,6 +1,7 @@
 """Contexts, targets and packing on a small random cohort, against slow recomputation in plain Python."""
 
 import pickle
+from unittest import mock
 
 import numpy as np
 import polars as pl
@@ -255,6 +256,18 @@ def test_wearables_with_static_facts_see_sex_and_age_and_no_event(few_people):
     np.testing.assert_array_equal(seen["windows"], without["windows"])
     assert seen["static"].sum() == rows.people.n_static.sum() > n / 2
     assert not without["static"].any() and not seen["events"].any()
+
+
+def test_people_beyond_the_cache_are_read_once_for_all_of_their_times(few_people):
+    """Of prediction times in any order: to embed, and to count what is seen."""
+    rows = examples(few_people, split=None)
+    rows.people.cache_bytes = 0
+    index = np.random.default_rng(0).permutation(np.repeat(np.arange(6), 4))
+    times = np.array([rows.people[int(i)].end_us - k * DAY_US for k, i in enumerate(index)])
+    for use in (rows.tokens_seen, lambda *asked: list(rows.prediction_batches(*asked, 2))):
+        with mock.patch.object(rows.people.store, "read", wraps=rows.people.store.read) as read:
+            use(index, times)
+        assert read.call_count == 6
 
 
 def test_predictions_are_of_each_time_once_and_of_the_past_only(few_people):

@@ -1,6 +1,7 @@
 """Rows and prediction batches of MOTOR: who sees whom, what is predicted where, and what z is read from."""
 
 import pickle
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -195,6 +196,17 @@ def test_what_z_depends_on_is_counted(people, asked):
     assert n_cut > 5
     whole = examples_of(people, None, attention_window=48)
     assert (whole.tokens_seen(position, time)["events"].max(), whole.config.reach) == (19, 20)
+
+
+def test_people_beyond_the_cache_are_read_once_to_count_what_is_seen(people, asked):
+    whole, position, time = asked
+    examples = examples_of(people, None)
+    examples.people.cache_bytes = 0
+    examples.people._cache.clear()
+    with mock.patch.object(examples.people.store, "read", wraps=examples.people.store.read) as read:
+        seen = examples.tokens_seen(position, time)
+    assert read.call_count == len(np.unique(position))
+    np.testing.assert_array_equal(seen["events"], whole.tokens_seen(position, time)["events"])
 
 
 def test_counts_by_hand(examples):

@@ -2,6 +2,7 @@
 
 import functools
 
+import device_traffic
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -213,3 +214,11 @@ def test_on_a_mesh_of_several_devices_losses_and_gradients_are_those_of_one(exam
         several = found(sharding.mesh_ops(sharding.make_mesh(jax.devices()[:4], config)))
         for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(several), strict=True):
             np.testing.assert_allclose(a, b, rtol=2e-4, atol=1e-5 * np.abs(a).max())
+
+
+def test_what_devices_send_each_other_does_not_grow_with_them(people):
+    """Of the whole network: no token, place or pair of other devices' rows."""
+    sizes = {"tokens": 96, "sites": 48, "pairs": 480}
+    examples = family.examples(small_run.store(people, "train"), config_of(**sizes))
+    fields = examples.spec.empty(1)
+    device_traffic.does_not_grow(lambda ops: family.network(examples.spec, examples.config, ops), fields)
