@@ -100,6 +100,21 @@ def test_parsing_keeps_defaults_and_changes(tmp_path):
     assert config_lib.read(tmp_path / "config.json") == run
 
 
+def test_what_is_not_said_of_a_part_is_what_the_field_that_holds_it_says():
+    """And not what the part's class says; the reference prints the same."""
+
+    @dataclasses.dataclass(frozen=True)
+    class Part:
+        a: int = 1
+        b: int = 1
+
+    whole = dataclasses.make_dataclass("Whole", [("part", Part, Part(b=2))], frozen=True)
+    assert options.build(whole, {"part": {"a": 3}}).part == Part(3, 2) and options.build(whole, {}).part == Part(1, 2)
+    assert options.build(whole, {"part": {}}).part == Part(1, 2) and options.build(Part, {"a": 3}) == Part(3, 1)
+    with pytest.raises(ValueError, match=r"config.part.a is 'x'; it must be a whole number"):
+        options.build(whole, {"part": {"a": "x"}})
+
+
 def test_a_model_differs_from_its_family_in_what_its_entry_says():
     config = config_lib.base()
     config.models.r1 = {"family": "joint", "network": {"n_components": 1}, "train": {"steps": 7, "warmup_steps": 2}}
