@@ -13,9 +13,10 @@ Networks as small and as shortly trained as these do not find it: among the 239 
 has .724, EHR only .714 and boosting on both .744 at 90 days, and .701, .715 and .734 at 365 days.
 
 The model is ours (base extended); tiny.py:paper is the paper's, tiny.py:paper+extended has both. Other variants,
-several of them joined by "+": motor, which has a small MOTOR beside the others; the negative controls redundant, where
-one modality suffices, and noise, where the wearable says nothing; and the ablations of ehrwear_jax.config.VARIANTS, as
-in tiny.py:no_cross_modal+r1. The best possible in a control:
+several of them joined by "+": motor, which has a small MOTOR beside the others; himae, a small HiMAE of raw pulse
+waves, which every wearer then has; the negative controls redundant, where one modality suffices, and noise, where the
+wearable says nothing; and the ablations of ehrwear_jax.config.VARIANTS, as in tiny.py:no_cross_modal+r1. The best
+possible in a control:
 
     python -m ehrwear_jax.data.sources.simulator.bounds --preset=redundant
 """
@@ -40,9 +41,26 @@ MOTOR = {
     "task_width": 32,
 }
 
+# raw pulse waves of 30 s; the simulated sensor has 25 samples a second
+PPG = {"channels": ("ppg",), "rate_hz": 25.0, "seconds": 30.0, "filter": "bandpass:0.5-8"}
+HIMAE = {
+    "family": "himae",
+    "signal": {"rate_hz": 25.0, "per_person": 3},
+    "widths": (8, 16, 24, 32),
+    "train": {
+        "batch_size": 8,
+        "steps": 250,
+        "warmup_steps": 25,
+        "peak_learning_rate": 3e-3,
+        "adam_b2": 0.999,
+        "decay": "linear",
+    },
+}
+ON_WAVES = {"himae": HIMAE}  # models of raw pulse waves
+
 
 def get_config(variant=""):
-    variants = config_lib.variants(variant, "tiny.py", ("motor", *config_lib.SIMULATED))
+    variants = config_lib.variants(variant, "tiny.py", ("motor", *ON_WAVES, *config_lib.SIMULATED))
     config = config_lib.base()
     config.name = "tiny"
     config.data.source = "synthetic"
@@ -104,6 +122,10 @@ def get_config(variant=""):
     config.report.update({"title": "Simulated cohort, small model", "reliability_task": "hospitalization_365d"})
     if "motor" in variants:
         config.models.motor = MOTOR
+    for name in (v for v in variants if v in ON_WAVES):
+        config.models[name] = ON_WAVES[name]
+        config.prepare.segments = {"ppg": PPG}
+        config.simulate.ppg_subjects_fraction = 1.0
     for name in variants:
         config.simulate.update(config_lib.SIMULATED.get(name, {}))
     config_lib.apply_variants(config, variants)

@@ -19,7 +19,9 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
+import polars as pl
 
+from ehrwear_jax.config.data import PrepareConfig
 from ehrwear_jax.config.segment_spec import SegmentReading
 from ehrwear_jax.data import random_streams
 from ehrwear_jax.data.formats.times import DAY_US
@@ -43,6 +45,14 @@ class Facts:
     channels: int
     samples: int
     from_grid: bool
+
+
+def assumed_facts(reading: SegmentReading, prepare: PrepareConfig) -> Facts:
+    """The Facts of records that are prepared so, before there are any; one channel where segments are not prepared."""
+    if not reading.segments:
+        return Facts(len(prepare.channels), reading.hours * 60 // prepare.step_minutes, True)
+    spec = prepare.segments.get(reading.segments)
+    return Facts(len(spec.channels) if spec else 1, reading.samples, False)
 
 
 # ------------------------------------------------------------------------------------------------ people's pieces
@@ -95,32 +105,32 @@ class PieceReader:
         self.windows = 1 if self.spec else reading.hours // window_hours  # of a piece
         samples = reading.samples if self.spec else self.windows * store.steps
         self.facts = Facts(len(self.channels), samples, self.spec is None)
-        self.parts = reading.parts(self.spec) if self.spec else 1
+        self.parts, self.rate_hz = (reading.parts(self.spec), self.spec.rate_hz) if self.spec else (1, 0.0)
 
     def of(self, record: Record) -> Pieces:
         """The pieces of a record, changed or not."""
         return self._of_segments(record) if self.spec else self._of_grid(record)
 
-    def most(self, index: Mapping[str, np.ndarray]) -> np.ndarray:
+    def most(self, index: pl.DataFrame) -> np.ndarray:
         """Upper bound of each person's number of pieces, int64 [people], by RecordStore.index."""
         column = f"n_segments_{self.reading.segments}" if self.spec else "n_windows"
-        return np.asarray(index[column]).astype(np.int64) * self.parts
+        return index[column].to_numpy().astype(np.int64) * self.parts
 
     def signal(self, pieces: Pieces, q: int) -> np.ndarray:
         """See Pieces.signal."""
-        if self.spec is None:
+        if not self.spec:
             return self._grid_signal(pieces.record, int(pieces.of_Q[q]))
         values_SxA = pieces.record.segments[self.reading.segments].values_RxSxA[int(pieces.of_Q[q])].astype(np.float64)
         n, part = self.facts.samples, int(pieces.part_Q[q])
         whole = [
-            segments_lib.resampled(x, self.spec.rate_hz, self.reading.rate_hz, self.parts * n) for x in values_SxA.T
+            segments_lib.resampled(x, self.rate_hz, self.reading.rate_hz, self.parts * n) for x in values_SxA.T
         ]
         return np.stack(whole, axis=1)[part * n : (part + 1) * n].astype(np.float32)
 
     def _of_segments(self, record):
         found = record.segments[self.reading.segments]
         seen_RxSxA = np.isfinite(found.values_RxSxA)
-        bound = np.round(np.arange(self.parts + 1) * self.reading.seconds * self.spec.rate_hz).astype(int)
+        bound = np.round(np.arange(self.parts + 1) * self.reading.seconds * self.rate_hz).astype(int)
         share_RxP = np.stack(
             [seen_RxSxA[:, a:b].mean(axis=1).max(axis=1, initial=0) for a, b in itertools.pairwise(bound)], axis=1
         )

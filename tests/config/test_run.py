@@ -47,7 +47,7 @@ def test_every_option_can_be_set_and_is_documented():
 
 def test_options_in_dicts_of_the_config_are_documented_too():
     found = {title: list(reference.entries(cls)) for title, cls in reference.further().items()}
-    assert len(found) == 5 and all(option.text for entries in found.values() for option in entries)
+    assert len(found) == 6 and all(option.text for entries in found.values() for option in entries)
     text = reference.markdown()
     for title, entries in found.items():
         section = text.partition(f"## {title}\n")[2].partition("\n## ")[0]
@@ -178,6 +178,7 @@ def base_of(file):
         ("tiny.py", ""),
         ("tiny.py", "contrast+detached"),
         ("tiny.py", "paper+extended"),
+        ("tiny.py", "motor+himae"),
         ("nafld.py", ""),
         ("nhanes.py", ""),
         ("nhanes.py", "transfer"),
@@ -193,7 +194,7 @@ def test_each_experiment_file_gives_a_whole_config(name, variant, tmp_path):
     assert config.name == "-".join([name.removesuffix(".py"), *base, *named]), "ablations say of what"
     assert set(config) == set(config_lib.base()) and config.evaluate.tasks
     run = config_lib.parse(config)
-    for model in run.networks:
+    for model in (m for m in run.networks if run.family(m) == "joint"):
         assert set(run.model_config(model).weights) == set(WEIGHTS)
         train = run.train_config(model)
         assert 0 < train.warmup_steps < train.steps

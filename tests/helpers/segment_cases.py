@@ -2,6 +2,7 @@
 
 import cohort
 import numpy as np
+import polars as pl
 import raw_cohort
 import small_run
 
@@ -43,3 +44,9 @@ def asked(root, reading):
         time += [int(t) for t in times]
     order = np.random.default_rng(0).permutation(len(time))
     return np.array(position)[order], np.array(time)[order], store
+
+
+def index_of(store, position, time):
+    """Prediction times for embedding.embed: subject_id, prediction_time."""
+    times = pl.Series("prediction_time", time).cast(pl.Datetime("us"))
+    return pl.DataFrame([pl.Series("subject_id", store.index["subject_id"].to_numpy()[position]), times])
