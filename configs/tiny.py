@@ -13,10 +13,10 @@ Networks as small and as shortly trained as these do not find it: among the 239 
 has .724, EHR only .714 and boosting on both .744 at 90 days, and .701, .715 and .734 at 365 days.
 
 The model is ours (base extended); tiny.py:paper is the paper's, tiny.py:paper+extended has both. Other variants,
-several of them joined by "+": motor, which has a small MOTOR beside the others; himae, a small HiMAE of raw pulse
-waves, which every wearer then has; the negative controls redundant, where one modality suffices, and noise, where the
-wearable says nothing; and the ablations of ehrwear_jax.config.VARIANTS, as in tiny.py:no_cross_modal+r1. The best
-possible in a control:
+several of them joined by "+": motor, which has a small MOTOR beside the others; himae and papagei, small ones of
+raw pulse waves, which every wearer then has; the negative controls redundant, where one modality suffices, and noise,
+where the wearable says nothing; and the ablations of ehrwear_jax.config.VARIANTS, as in tiny.py:no_cross_modal+r1. The
+best possible in a control:
 
     python -m ehrwear_jax.data.sources.simulator.bounds --preset=redundant
 """
@@ -43,20 +43,23 @@ MOTOR = {
 
 # raw pulse waves of 30 s; the simulated sensor has 25 samples a second
 PPG = {"channels": ("ppg",), "rate_hz": 25.0, "seconds": 30.0, "filter": "bandpass:0.5-8"}
+WAVES = {"rate_hz": 25.0, "per_person": 3}
 HIMAE = {
     "family": "himae",
-    "signal": {"rate_hz": 25.0, "per_person": 3},
+    "signal": WAVES,
     "widths": (8, 16, 24, 32),
-    "train": {
-        "batch_size": 8,
-        "steps": 250,
-        "warmup_steps": 25,
-        "peak_learning_rate": 3e-3,
-        "adam_b2": 0.999,
-        "decay": "linear",
-    },
+    "train": {"adam_b2": 0.999, "decay": "linear"},
 }
-ON_WAVES = {"himae": HIMAE}  # models of raw pulse waves
+PAPAGEI = {
+    "family": "papagei",
+    "signal": WAVES,
+    "width": 8,
+    "n_blocks": 6,
+    "out_width": 32,
+    "dropout": 0.1,
+    "train": {"adam_b2": 0.999, "weight_decay": 0.0},
+}
+ON_WAVES = {"himae": HIMAE, "papagei": PAPAGEI}  # models of raw pulse waves
 
 
 def get_config(variant=""):

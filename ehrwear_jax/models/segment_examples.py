@@ -65,7 +65,7 @@ class Pieces:
     Attributes:
       end_us_Q: int64, when each is known. of_Q: int64, its segment; of the grid, its first window. part_Q: int64,
         which part of the segment; of the grid, 0.
-      reader: makes their signal of `record`.
+      reader: makes their signal of `record`, once each.
     """
 
     record: Record
@@ -73,6 +73,7 @@ class Pieces:
     end_us_Q: np.ndarray
     of_Q: np.ndarray
     part_Q: np.ndarray
+    _made: dict[int, np.ndarray] = dataclasses.field(default_factory=dict, compare=False)
 
     def __len__(self) -> int:
         return len(self.end_us_Q)
@@ -83,7 +84,10 @@ class Pieces:
 
     def signal(self, q: int) -> np.ndarray:
         """Samples of piece q: float32 [S, A], NaN where not observed; see PieceReader for the unit."""
-        return self.reader.signal(self, q)
+        if q not in self._made:
+            self._made[q] = self.reader.signal(self, q)
+            self._made[q].flags.writeable = False
+        return self._made[q]
 
 
 class PieceReader:

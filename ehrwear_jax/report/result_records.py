@@ -74,6 +74,7 @@ MODELS = {
     "wear_only_static": ("Wearable and static facts (age, sex)", "Wearable + static"),
     "motor": ("MOTOR (EHR)", "MOTOR"),
     "himae": ("HiMAE (pulse wave)", "HiMAE"),
+    "papagei": ("PaPaGei (pulse wave)", "PaPaGei"),
     "late_fusion": ("Late fusion", "Late fusion"),
     "stacked": ("Stacked predictions", "Stacked"),
     "gradient_boosting": ("Gradient boosting (tabular)", "Gradient boosting"),
