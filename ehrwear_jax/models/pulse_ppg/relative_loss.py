@@ -1,0 +1,50 @@
+"""Computes the relative contrastive loss: of candidates in order of distance, each is nearer than those behind it.
+
+For an anchor and each candidate i, -log(exp(s_i) / sum of exp(s_j) over candidates j that are at least as far), with s
+the cosine similarity over a temperature; summed over all candidates but the farthest. Xu et al., "RelCon: relative
+contrastive learning for a motion foundation model for wearable data" (ICLR 2025).
+
+Axes: B anchors, C candidates of each, N signals, D width.
+"""
+
+import jax
+import jax.numpy as jnp
+
+
+def similarities(z_NxD: jax.Array, anchor_B: jax.Array, candidate_BxC: jax.Array, temperature: float) -> jax.Array:
+    """Cosine similarities of anchors with their candidates over a temperature: float32 [B, C].
+
+    Args:
+      anchor_B, candidate_BxC: places along N.
+    """
+    z = z_NxD.astype(jnp.float32)
+    z = z * jax.lax.rsqrt(jnp.maximum(jnp.sum(z * z, axis=-1, keepdims=True), 1e-12))
+    return jnp.take_along_axis(z[anchor_B] @ z.T, candidate_BxC, axis=1) / temperature
+
+
+def relative_loss(similarity_BxC: jax.Array, distance_BxC: jax.Array) -> jax.Array:
+    """The loss of each anchor, float32 [B]; 0 where no two candidates differ in distance.
+
+    Candidates of equal distance stand in each other's sum, so that their order does not matter.
+
+    Args:
+      distance_BxC: infinite for what is no candidate.
+    """
+    there_BxC = jnp.isfinite(distance_BxC)
+    order_BxC = jnp.argsort(distance_BxC, axis=1)
+    distance, there, s = (
+        jnp.take_along_axis(x, order_BxC, axis=1) for x in (distance_BxC, there_BxC, similarity_BxC.astype(jnp.float32))
+    )
+    # not -inf, of which the gradient is NaN
+    behind = jax.lax.cumlogsumexp(jnp.where(there, s, -1e30), axis=1, reverse=True)
+    first = jax.vmap(lambda d: jnp.searchsorted(d, d, side="left"))(distance)  # of those that are equally far
+    terms = jnp.take_along_axis(behind, first, axis=1) - s
+    farthest = jnp.max(jnp.where(there, distance, -jnp.inf), axis=1, keepdims=True)
+    return jnp.sum(jnp.where(there & (distance < farthest), terms, 0.0), axis=1)
+
+
+def is_ranked(distance_BxC: jax.Array) -> jax.Array:
+    """Which anchors have candidates of different distances: bool [B]."""
+    there = jnp.isfinite(distance_BxC)
+    low = jnp.min(jnp.where(there, distance_BxC, jnp.inf), axis=1)
+    return low < jnp.max(jnp.where(there, distance_BxC, -jnp.inf), axis=1)
