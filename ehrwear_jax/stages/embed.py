@@ -88,12 +88,17 @@ def prediction_times(plan: Plan, fold: str) -> pl.DataFrame:
     return eligibility.in_period(known, plan.config.data)
 
 
+def _networks(plan, fold):
+    """Those that embed."""
+    return [t for name in plan.config.networks for t in plan.trained(name) if t.fold == fold]
+
+
 def missing(plan: Plan) -> list[str]:
     """Names of the networks that are not embedded at all prediction times."""
     out = []
     for fold, _ in plan.config.folds:
         times = prediction_times(plan, fold)
-        for trained in (t for t in plan.trained() if t.fold == fold):
+        for trained in _networks(plan, fold):
             if Embeddings(plan.embeddings(trained)).lacking(times).height or _undrawn(plan, trained, times):
                 out.append(trained.key)
     return out
@@ -110,7 +115,7 @@ def run(plan: Plan) -> None:
         times = prediction_times(plan, fold)
         if distributed.is_first() and number in (None, 0):
             _warn_of_lost(plan, fold)
-        for trained in (t for t in plan.trained() if t.fold == fold):
+        for trained in _networks(plan, fold):
             # what is there is decided by one process: another may see a file system that is behind
             asked = _asked(plan, trained, times) if distributed.is_first() else None
             asked = distributed.from_first("embed", asked, timeout_s=distributed.LONGEST_STAGE_S)

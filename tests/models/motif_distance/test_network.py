@@ -114,8 +114,7 @@ def test_a_distance_is_a_function_of_two_signals_and_the_seed(trained):
     network, variables, call = trained
     query, key = signals(4, 1), signals(4, 2)
     first = distance(call, query, key)
-    np.random.default_rng(3).random(10)
-    np.random.seed(3)
+    np.random.seed(3)  # noqa: NPY002
     np.testing.assert_array_equal(distance(call, query, key), first)
     turned = [tuple(x[[2, 0, 3, 1]] for x in both) for both in (query, key)]
     np.testing.assert_allclose(distance(call, *turned), first[[2, 0, 3, 1]], rtol=1e-5)
