@@ -176,6 +176,11 @@ def z_score(signal_SxA: np.ndarray) -> np.ndarray:
     return _per_channel(signal_SxA, lambda x: (x.mean(dtype=np.float64), x.std(dtype=np.float64)))
 
 
+def clipped(signal_SxA: np.ndarray, facts: Facts, highest: float) -> np.ndarray:
+    """z_score, clipped above at `highest`, where artefacts of pulse waves reach; of the grid, the signal as it is."""
+    return signal_SxA if facts.from_grid else np.minimum(z_score(signal_SxA), np.float32(highest))
+
+
 def _per_channel(signal_SxA, middle_and_unit):
     out_SxA = np.array(signal_SxA, np.float32)
     for a in range(out_SxA.shape[1]):
@@ -212,15 +217,16 @@ class SegmentExamples(Examples):
     learn from every piece, from which (`accepts`).
 
     Attributes:
-      reader: PieceReader. n_without: people of the split without a piece, by the index.
+      reader: PieceReader. n_without: people of the split with fewer than `least` pieces, by the index.
     """
 
     fields: Mapping[str, Field] = {}
 
     def __init__(
-        self, store: RecordStore, reading: SegmentReading, seed: int = 0, sizes: Mapping[str, int] | None = None
-    ) -> None:
-        """sizes: of further axes of `fields`."""
+        self, store: RecordStore, reading: SegmentReading, seed: int = 0, sizes: Mapping[str, int] | None = None,
+        least: int = 1,
+    ) -> None:  # fmt: skip
+        """sizes: of further axes of `fields`. least: pieces that a person has who is shown in training."""
         self.store, self.reading, self.seed = store, reading, seed
         self.reader = PieceReader(store, reading)
         self.subject_id = store.index["subject_id"].to_numpy()
@@ -228,11 +234,11 @@ class SegmentExamples(Examples):
         axes = {"N": reading.per_row, "S": facts.samples, "A": facts.channels} | dict(sizes or {})
         self.spec = BatchSpec(axes, FIELDS | dict(self.fields), facts)
         most_P = self.reader.most(store.index)
-        self._eligible = np.flatnonzero(most_P > 0)
+        self._eligible = np.flatnonzero(most_P >= least)
         self._copies = np.minimum(most_P[self._eligible], reading.per_person)
         self.n_without = len(most_P) - len(self._eligible)
         if self.n_without:
-            logging.info("%d of %d people have no segment to read", self.n_without, len(most_P))
+            logging.info("%d of %d people have fewer than %d segments to read", self.n_without, len(most_P), least)
         self._orders: dict[int, _Order] = {}
         self._lock = threading.Lock()
 

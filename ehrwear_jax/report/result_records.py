@@ -75,6 +75,8 @@ MODELS = {
     "motor": ("MOTOR (EHR)", "MOTOR"),
     "himae": ("HiMAE (pulse wave)", "HiMAE"),
     "papagei": ("PaPaGei (pulse wave)", "PaPaGei"),
+    "pulse_ppg": ("Pulse-PPG (pulse wave)", "Pulse-PPG"),
+    "motif_distance": ("Motif distance (of Pulse-PPG)", "Motif distance"),
     "late_fusion": ("Late fusion", "Late fusion"),
     "stacked": ("Stacked predictions", "Stacked"),
     "gradient_boosting": ("Gradient boosting (tabular)", "Gradient boosting"),

@@ -68,6 +68,7 @@ class ResNet1D(nn.Module):
 
     Attributes:
       width, kernel: of the first convolution; kernel of all. pool: over frames, see POOLS.
+      norm_out: whether the last block is normed, and its negative parts are zero, before frames are pooled.
       dropout: share of activations before each convolution of the blocks that training drops.
     """
 
@@ -78,6 +79,7 @@ class ResNet1D(nn.Module):
     widen_every: int = 4
     dropout: float = 0.5
     pool: str = "mean"
+    norm_out: bool = True
     dtype: str = "float32"
 
     @nn.compact
@@ -92,7 +94,9 @@ class ResNet1D(nn.Module):
                 name=f"block_{k}",
             )  # fmt: skip
             x = block(x, there_R, deterministic)
-        x = nn.relu(BatchNorm(self.dtype, name="norm_out")(x, there_R, deterministic)).astype(jnp.float32)
+        if self.norm_out:
+            x = nn.relu(BatchNorm(self.dtype, name="norm_out")(x, there_R, deterministic))
+        x = x.astype(jnp.float32)
         return jnp.mean(x, axis=1) if self.pool == "mean" else jnp.max(x, axis=1)
 
 

@@ -13,7 +13,8 @@ ICLR 2022), so that a key of another level or gain is far from the query. Not as
     the learned scale              is an exponential, and so never zero when it is undone
     a distance                     is a mean, not a sum, over hidden samples: the same order of candidates
 
-Axes: B rows, L samples, A channels, T frames (one every `stride` samples), D width, K taps of a kernel.
+Axes: B signals, S samples, A channels, T frames (one every `stride` samples), D width, K taps of a kernel, R all pieces
+of a batch.
 """
 
 from collections.abc import Mapping
@@ -25,49 +26,34 @@ import jax.numpy as jnp
 import numpy as np
 
 from ehrwear_jax.models.layers.dense import dense, named
+from ehrwear_jax.models.layers.instance_norm import instance_normed, statistics
 from ehrwear_jax.models.layers.mesh_ops import ONE_DEVICE, MeshOps
 from ehrwear_jax.models.motif_distance.config import Config
 
-_EPSILON = 1e-5  # added to variances
 _lecun = nn.initializers.lecun_normal()
 
 
 def hidden_samples(length: int, share: float, seed: int) -> np.ndarray:
-    """Samples that are hidden where a distance is computed, the same in every signal: bool [L]."""
-    hidden_L = np.zeros(length, bool)
-    hidden_L[np.random.default_rng(seed).permutation(length)[: max(1, round(share * length))]] = True
-    return hidden_L
-
-
-def statistics(x_BxLxA: jax.Array, known_BxLxA: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Mean and standard deviation over time of what is known, not differentiated: float32 [B, 1, A] both."""
-    x_BxLxA = jax.lax.stop_gradient(x_BxLxA.astype(jnp.float32))
-    count = jnp.maximum(known_BxLxA.sum(axis=1, keepdims=True, dtype=jnp.float32), 1.0)
-    mean = jnp.where(known_BxLxA, x_BxLxA, 0.0).sum(axis=1, keepdims=True) / count
-    variance = jnp.where(known_BxLxA, (x_BxLxA - mean) ** 2, 0.0).sum(axis=1, keepdims=True) / count
-    return mean, jnp.sqrt(variance + _EPSILON)
-
-
-def instance_normed(x_BxTxD: jax.Array) -> jax.Array:
-    """Each feature with mean 0 and variance 1 over time, in float32."""
-    x = x_BxTxD.astype(jnp.float32)
-    return (x - x.mean(axis=1, keepdims=True)) * jax.lax.rsqrt(x.var(axis=1, keepdims=True) + _EPSILON)
+    """Samples that are hidden where a distance is computed, the same in every signal: bool [S]."""
+    hidden_S = np.zeros(length, bool)
+    hidden_S[np.random.default_rng(seed).permutation(length)[: max(1, round(share * length))]] = True
+    return hidden_S
 
 
 class PartialConv(nn.Module):
-    """A convolution of what is known: its sum times K A / known samples, plus a bias; zero where nothing is known.
+    """A convolution of what is observed: its sum times K A / observed samples, plus a bias; zero where nothing is.
 
     Liu et al., "Image inpainting for irregular holes using partial convolutions" (ECCV 2018). Beyond the ends nothing
-    is known.
+    is observed.
     """
 
     width: int
     taps: int
 
     @nn.compact
-    def __call__(self, x_BxLxA: jax.Array, known_BxLxA: jax.Array) -> jax.Array:
-        """float32 [B, L, D]; x is not read where it is not known."""
-        n_in = x_BxLxA.shape[-1]
+    def __call__(self, x_BxSxA: jax.Array, observed_BxSxA: jax.Array) -> jax.Array:
+        """float32 [B, S, D]; x is not read where it is not observed."""
+        n_in = x_BxSxA.shape[-1]
         kernel_KxAxD = self.param("kernel", named(_lecun, None, None, "embed"), (self.taps, n_in, self.width))
         bias_D = self.param("bias", named(nn.initializers.zeros, None), (self.width,))
 
@@ -75,10 +61,10 @@ class PartialConv(nn.Module):
             ends = [((self.taps - 1) // 2,) * 2]
             return jax.lax.conv_general_dilated(x, kernel, (1,), ends, dimension_numbers=("NHC", "HIO", "NHC"))
 
-        n_known = convolved(known_BxLxA.astype(jnp.float32), jnp.ones((self.taps, n_in, 1)))
-        total = convolved(jnp.where(known_BxLxA, x_BxLxA.astype(jnp.float32), 0.0), kernel_KxAxD)
-        scaled = total * (self.taps * n_in / jnp.maximum(n_known, 1.0)) + bias_D[None, None]
-        return jnp.where(n_known > 0, scaled, 0.0)
+        n_observed = convolved(observed_BxSxA.astype(jnp.float32), jnp.ones((self.taps, n_in, 1)))
+        total = convolved(jnp.where(observed_BxSxA, x_BxSxA.astype(jnp.float32), 0.0), kernel_KxAxD)
+        scaled = total * (self.taps * n_in / jnp.maximum(n_observed, 1.0)) + bias_D[None, None]
+        return jnp.where(n_observed > 0, scaled, 0.0)
 
 
 class DilatedConvs(nn.Module):
@@ -90,10 +76,10 @@ class DilatedConvs(nn.Module):
     config: Config
 
     @nn.compact
-    def __call__(self, x_BxLxA: jax.Array, known_BxLxA: jax.Array) -> jax.Array:
+    def __call__(self, x_BxSxA: jax.Array, observed_BxSxA: jax.Array) -> jax.Array:
         """float32 [B, T, D]."""
         c = self.config
-        x = instance_normed(nn.gelu(PartialConv(c.width, c.taps, name="first")(x_BxLxA, known_BxLxA)))
+        x = instance_normed(nn.gelu(PartialConv(c.width, c.taps, name="first")(x_BxSxA, observed_BxSxA)))
         for i in range(c.n_layers):
             stride, reach = (c.stride if i == c.n_layers - 1 else 1), (c.taps - 1) // 2 * 2**i
             narrow = dense(c.width // 8, ("embed", "mlp"), dtype=c.dtype, name=f"narrow_{i}")(x)
@@ -108,7 +94,7 @@ class Keys(NamedTuple):
     """A signal as others are compared with it.
 
     Attributes:
-      key_BxTxD, value_BxTxD: of its frames. seen_BxT: bool, which hold a known sample.
+      key_BxTxD, value_BxTxD: of its frames. seen_BxT: bool, which hold an observed sample.
       mean_Bx1xA, std_Bx1xA: of the signal.
     """
 
@@ -134,86 +120,55 @@ class MotifNetwork(nn.Module):
         self.out = dense(self.n_channels, ("embed", None))
         self.dropout = nn.Dropout(c.dropout)
 
-    def keys(self, signal_BxLxA: jax.Array, known_BxLxA: jax.Array) -> Keys:
+    def keys(self, signal_BxSxA: jax.Array, observed_BxSxA: jax.Array) -> Keys:
         """The signals as Keys, which serve all queries."""
-        mean, std = statistics(signal_BxLxA, known_BxLxA)
-        x = self._normed(signal_BxLxA, mean, std)
-        stride, (n_rows, length, _) = self.config.stride, known_BxLxA.shape
-        in_frames = jnp.pad(known_BxLxA.any(axis=-1), ((0, 0), (0, -length % stride)))
+        mean, std = map(jax.lax.stop_gradient, statistics(signal_BxSxA, observed_BxSxA))
+        x = self._normed(signal_BxSxA, mean, std)
+        stride, (n_rows, length, _) = self.config.stride, observed_BxSxA.shape
+        in_frames = jnp.pad(observed_BxSxA.any(axis=-1), ((0, 0), (0, -length % stride)))
         seen_BxT = in_frames.reshape(n_rows, -1, stride).any(axis=-1)
-        return Keys(self.of_key(x, known_BxLxA), self.of_value(x, known_BxLxA), seen_BxT, mean, std)
+        return Keys(self.of_key(x, observed_BxSxA), self.of_value(x, observed_BxSxA), seen_BxT, mean, std)
 
     def reconstruct(
-        self, signal_BxLxA: jax.Array, known_BxLxA: jax.Array, keys: Keys, deterministic: bool = True
+        self, signal_BxSxA: jax.Array, observed_BxSxA: jax.Array, keys: Keys, deterministic: bool = True
     ) -> jax.Array:
         """The queries' frames from those of the keys, in the queries' units: float32 [B, T, A].
 
         Args:
-          known_BxLxA: without what is hidden.
+          observed_BxSxA: without what is hidden.
         """
-        x = self._normed(signal_BxLxA, keys.mean_Bx1xA, keys.std_Bx1xA)
-        query_BxTxD = self.mesh_ops.constrain(self.of_query(x, known_BxLxA), "batch", None, None)
+        x = self._normed(signal_BxSxA, keys.mean_Bx1xA, keys.std_Bx1xA)
+        query_BxTxD = self.mesh_ops.constrain(self.of_query(x, observed_BxSxA), "batch", None, None)
         score = jnp.einsum("bqd,bkd->bqk", query_BxTxD, keys.key_BxTxD) / np.sqrt(self.config.width)
         weight = nn.softmax(jnp.where(keys.seen_BxT[:, None], score, jnp.finfo(jnp.float32).min), axis=-1)
         weight = self.dropout(weight, deterministic=deterministic)
         y = self.out(jnp.einsum("bqk,bkd->bqd", weight, keys.value_BxTxD))
         return (y - self.shift[None, None]) * jnp.exp(-self.log_scale)[None, None] * keys.std_Bx1xA + keys.mean_Bx1xA
 
-    def distance(self, signal_BxLxA: jax.Array, known_BxLxA: jax.Array, keys: Keys) -> jax.Array:
-        """Mean squared error of the queries' hidden frames, infinite where none is known: float32 [B].
+    def distance(self, signal_BxSxA: jax.Array, observed_BxSxA: jax.Array, keys: Keys) -> jax.Array:
+        """Mean squared error of the queries' hidden frames, infinite where none is observed: float32 [B].
 
         A function of the two signals of a row, and of the config's seed alone.
         """
         c = self.config
-        hidden_L = hidden_samples(signal_BxLxA.shape[1], c.distance_share, c.distance_seed)
-        left = known_BxLxA & ~jnp.asarray(hidden_L)[None, :, None]
-        found = self.reconstruct(signal_BxLxA, left, keys)
-        judged = (known_BxLxA & jnp.asarray(hidden_L)[None, :, None])[:, :: c.stride]
-        error = jnp.where(judged, (found - signal_BxLxA[:, :: c.stride]) ** 2, 0.0).sum(axis=(1, 2))
+        hidden_S = hidden_samples(signal_BxSxA.shape[1], c.distance_share, c.distance_seed)
+        left = observed_BxSxA & ~jnp.asarray(hidden_S)[None, :, None]
+        found = self.reconstruct(signal_BxSxA, left, keys)
+        judged = (observed_BxSxA & jnp.asarray(hidden_S)[None, :, None])[:, :: c.stride]
+        error = jnp.where(judged, (found - signal_BxSxA[:, :: c.stride]) ** 2, 0.0).sum(axis=(1, 2))
         count = judged.sum(axis=(1, 2), dtype=jnp.float32)
         return jnp.where((count > 0) & keys.seen_BxT.any(axis=1), error / jnp.maximum(count, 1.0), jnp.inf)
 
-    def encode(self, batch: Mapping[str, jax.Array], deterministic: bool = True) -> jax.Array:
-        """Mean over frames of what is read of the signals, each feature squared: [B, 1, D]; no representation."""
-        del deterministic
-        keys = self.keys(batch["signal"], batch["known"])
-        return jnp.mean(keys.value_BxTxD**2, axis=1, keepdims=True)
-
     def __call__(self, batch: Mapping[str, jax.Array], deterministic: bool = True) -> dict[str, jax.Array]:
-        """{"reconstruction": float32 [B, T, A]} of the signals, from themselves."""
-        keys = self.keys(batch["signal"], batch["known"])
-        left = batch["known"] & ~batch["hidden"][..., None]
-        return {"reconstruction": self.reconstruct(batch["signal"], left, keys, deterministic)}
+        """{"reconstruction": float32 [R, T, A]} of the pieces of all rows, from themselves."""
+        signal, observed, hidden = pieces(batch)
+        keys = self.keys(signal, observed)
+        return {"reconstruction": self.reconstruct(signal, observed & ~hidden[..., None], keys, deterministic)}
 
     def _normed(self, x, mean, std):
         return (x - mean) / std * jnp.exp(self.log_scale)[None, None] + self.shift[None, None]
 
 
-class Reconstruction:
-    """Mean squared error of hidden samples that are known, at the frames that are reconstructed."""
-
-    name = "reconstruction"
-
-    def __init__(self, stride: int) -> None:
-        self._stride = stride
-
-    def judged(self, batch: Mapping[str, jax.Array]) -> jax.Array:
-        """Which samples are: bool [B, T, A]."""
-        return (batch["known"] & batch["hidden"][..., None])[:, :: self._stride]
-
-    def normaliser(self, batch: Mapping[str, jax.Array]) -> jax.Array:
-        """How many samples are judged."""
-        return self.judged(batch).sum(dtype=jnp.float32)
-
-    def loss(
-        self, out: jax.Array, batch: Mapping[str, jax.Array], normaliser: jax.Array
-    ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """(loss, {"of_mean": that of the mean of what is not hidden, "judged": samples})."""
-        judged, count = self.judged(batch), jnp.maximum(normaliser, 1.0)
-        target = batch["signal"][:, :: self._stride]
-        mean, _ = statistics(batch["signal"], batch["known"] & ~batch["hidden"][..., None])
-
-        def error(x):
-            return jnp.where(judged, (x - target) ** 2, 0.0).sum() / count
-
-        return error(out), {"of_mean": error(mean), "judged": judged.sum(dtype=jnp.float32)}
+def pieces(batch: Mapping[str, jax.Array]) -> tuple[jax.Array, ...]:
+    """"signal", "observed" and "hidden" of a batch without the axis of rows: [R, S, A] twice and [R, S]."""
+    return tuple(batch[name].reshape(-1, *batch[name].shape[2:]) for name in ("signal", "observed", "hidden"))

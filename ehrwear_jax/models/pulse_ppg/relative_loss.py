@@ -7,11 +7,14 @@ contrastive learning for a motion foundation model for wearable data" (ICLR 2025
 Axes: B anchors, C candidates of each, N signals, D width.
 """
 
+from collections.abc import Mapping
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 
-def similarities(z_NxD: jax.Array, anchor_B: jax.Array, candidate_BxC: jax.Array, temperature: float) -> jax.Array:
+def similarities(z_NxD: jax.Array, anchor_B: np.ndarray, candidate_BxC: np.ndarray, temperature: float) -> jax.Array:
     """Cosine similarities of anchors with their candidates over a temperature: float32 [B, C].
 
     Args:
@@ -48,3 +51,36 @@ def is_ranked(distance_BxC: jax.Array) -> jax.Array:
     there = jnp.isfinite(distance_BxC)
     low = jnp.min(jnp.where(there, distance_BxC, jnp.inf), axis=1)
     return low < jnp.max(jnp.where(there, distance_BxC, -jnp.inf), axis=1)
+
+
+class Relative:
+    """The relative loss, mean over the anchors of a batch; each is compared with what its micro-batch holds."""
+
+    name = "relative"
+
+    def normaliser(self, batch: Mapping[str, jax.Array]) -> jax.Array:
+        """How many anchors there are."""
+        return batch["observed"][:, 0].any(axis=(1, 2)).sum(dtype=jnp.float32)
+
+    def loss(
+        self, out: tuple[jax.Array, jax.Array], batch: Mapping[str, jax.Array], normaliser: jax.Array
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """(loss, diagnostics).
+
+        "of_equal": the loss of embeddings of which all are equally alike. "nearest_found": share of anchors whose most
+        similar candidate is the nearest one; "nearest_is_own": to whom a piece of the same person is the nearest.
+        """
+        similarity_BxC, distance_BxC = out
+        count, ranked_B = jnp.maximum(normaliser, 1.0), is_ranked(distance_BxC)
+        similar = jnp.where(jnp.isfinite(distance_BxC), similarity_BxC, -jnp.inf)
+        nearest_B, own = jnp.argmin(distance_BxC, axis=1), batch["observed"].shape[1] - 1
+
+        def share(of_B):
+            return (of_B & ranked_B).sum(dtype=jnp.float32) / count
+
+        diagnostics = {
+            "of_equal": relative_loss(jnp.zeros_like(similarity_BxC), distance_BxC).sum() / count,
+            "nearest_found": share(jnp.argmax(similar, axis=1) == nearest_B),
+            "nearest_is_own": share(nearest_B >= distance_BxC.shape[1] - own),
+        }
+        return relative_loss(similarity_BxC, distance_BxC).sum() / count, diagnostics
