@@ -13,10 +13,10 @@ Networks as small and as shortly trained as these do not find it: among the 239 
 has .724, EHR only .714 and boosting on both .744 at 90 days, and .701, .715 and .734 at 365 days.
 
 The model is ours (base extended); tiny.py:paper is the paper's, tiny.py:paper+extended has both. Other variants,
-several of them joined by "+": motor, which has a small MOTOR beside the others; himae and papagei, small ones of
-raw pulse waves, which every wearer then has; the negative controls redundant, where one modality suffices, and noise,
-where the wearable says nothing; and the ablations of ehrwear_jax.config.VARIANTS, as in tiny.py:no_cross_modal+r1. The
-best possible in a control:
+several of them joined by "+": motor, which has a small MOTOR beside the others; himae, papagei and pulse_ppg, small
+ones of raw pulse waves, which every wearer then has, and the distance that pulse_ppg learns from; the negative controls
+redundant, where one modality suffices, and noise, where the wearable says nothing; and the ablations of
+ehrwear_jax.config.VARIANTS, as in tiny.py:no_cross_modal+r1. The best possible in a control:
 
     python -m ehrwear_jax.data.sources.simulator.bounds --preset=redundant
 """
@@ -59,7 +59,28 @@ PAPAGEI = {
     "dropout": 0.1,
     "train": {"adam_b2": 0.999, "weight_decay": 0.0},
 }
-ON_WAVES = {"himae": HIMAE, "papagei": PAPAGEI}  # models of raw pulse waves
+ADAM = {"steps": 250, "warmup_steps": 25, "peak_learning_rate": 3e-3, "adam_b2": 0.999, "weight_decay": 0.0}
+# as a whole: pieces of one segment would be of the same half minute
+PULSE_PPG = {
+    "family": "pulse_ppg",
+    "signal": {"rate_hz": 25.0, "seconds": 30.0},
+    "width": 16,
+    "kernel": 7,
+    "n_blocks": 6,
+    "widen_every": 2,
+    "dropout": 0.1,
+    "within_person": 2,
+    "train": {"batch_size": 16, **ADAM},
+}
+MOTIF_DISTANCE = {
+    "family": "motif_distance",
+    "signal": {"rate_hz": 25.0, "seconds": 30.0, "per_person": 4, "per_row": 2},
+    "width": 16,
+    "n_layers": 4,
+    "hidden_samples": 50,
+    "train": {"batch_size": 8, **ADAM},
+}
+ON_WAVES = {"himae": HIMAE, "papagei": PAPAGEI, "pulse_ppg": PULSE_PPG}  # models of raw pulse waves
 
 
 def get_config(variant=""):
@@ -129,6 +150,8 @@ def get_config(variant=""):
         config.models[name] = ON_WAVES[name]
         config.prepare.segments = {"ppg": PPG}
         config.simulate.ppg_subjects_fraction = 1.0
+    if "pulse_ppg" in variants:
+        config.models.motif_distance = MOTIF_DISTANCE
     for name in variants:
         config.simulate.update(config_lib.SIMULATED.get(name, {}))
     config_lib.apply_variants(config, variants)
