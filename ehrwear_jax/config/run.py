@@ -241,7 +241,9 @@ def _check_names(config):
     reference = config.evaluate.reference_model
     if reference and reference not in config.models:
         raise ValueError(f"config.evaluate names the model {reference!r}, which is not in {sorted(config.models)}")
-    unstacked = [name for name in config.models if name not in config.stacked]
+    # others combine predictions themselves, or make none
+    without = {*config.stacked, *config.pretrained}.difference(config.networks)
+    unstacked = [name for name in config.models if name not in without]
     for model in config.models:
         known = unstacked if model in config.stacked else config.networks
         for member in getattr(config.model_config(model), "members", ()):

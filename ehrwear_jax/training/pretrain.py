@@ -147,11 +147,7 @@ def pretrain(
     if config.patience and not len(held.subject_id):
         raise ValueError("config.train.patience waits for a lower loss on the tuning split, which has nobody")
     task = make_task(model, examples.spec, mesh, mesh_config, needed)
-    frozen = {
-        name: {"params": other.variables["params"], **other.variables["collections"]}
-        for name, other in (needed or {}).items()
-    }
-    frozen = jax.device_put(frozen, sharding.replicated(mesh))
+    frozen = _frozen(needed or {}, mesh)
     sizes = cost.parameters(jax.eval_shape(lambda: task.init(jax.random.key(0))[0]))
     write_model(folder, model, examples, sizes)
     logging.info("%s: %d parameters", model.name, sum(sizes.values()))
@@ -178,6 +174,12 @@ def pretrain(
     )  # fmt: skip
     state, done = fit(job)
     return step.best_variables(state), done
+
+
+def _frozen(needed, mesh):
+    """{model: variables of its network}, whole on every device."""
+    found = {name: {"params": n.variables["params"], **n.variables["collections"]} for name, n in needed.items()}
+    return jax.device_put(found, sharding.replicated(mesh))
 
 
 def _warm(state, config, examples, task, folder):
