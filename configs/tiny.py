@@ -59,7 +59,7 @@ PAPAGEI = {
     "dropout": 0.1,
     "train": {"adam_b2": 0.999, "weight_decay": 0.0},
 }
-ADAM = {"steps": 250, "warmup_steps": 25, "peak_learning_rate": 3e-3, "adam_b2": 0.999, "weight_decay": 0.0}
+ADAM = {"adam_b2": 0.999, "weight_decay": 0.0}
 # as a whole: pieces of one segment would be of the same half minute
 PULSE_PPG = {
     "family": "pulse_ppg",
@@ -78,7 +78,7 @@ MOTIF_DISTANCE = {
     "width": 16,
     "n_layers": 4,
     "hidden_samples": 50,
-    "train": {"batch_size": 8, **ADAM},
+    "train": ADAM,
 }
 ON_WAVES = {"himae": HIMAE, "papagei": PAPAGEI, "pulse_ppg": PULSE_PPG}  # models of raw pulse waves
 

@@ -21,7 +21,7 @@ Not as in the original:
     the distance    is a function of two pieces and a seed, see models/motif_distance/network.py; candidates that are
                     equally far stand in each other's sums
     scale           is that of a piece, not of all of a person's recording; the input's norm takes it away in any case
-    people          of the training split alone are in a batch, and of each piece another time
+    a row           has pieces of one person of the split that are all different, drawn anew in every epoch
     an epoch        shows each person once, not each of their pieces
     missing samples are zero behind the input's norm, whose statistics leave them out
     batch norm      has its kept statistics wherever z is read, and leaves out pieces that are not there
