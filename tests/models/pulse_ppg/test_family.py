@@ -96,8 +96,8 @@ def last_of(folder, name):
 def test_it_learns_an_order_that_random_embeddings_do_not_know(tmp_path):
     """On the simulated cohort: the distance reconstructs more than the mean of the signal, and z follows its order.
 
-    The relative loss of people who were not trained on lies below that of random z, and below that of equal ones. Of 400
-    people after 250 steps the distance's error was 0.67, of the mean's 0.98; of z after 30 steps the loss of training
+    The relative loss of people who were not trained on lies below that of random z, and below that of equal ones. Of
+    400 people after 250 steps the distance's error was 0.67, the mean's 0.98; of z after 30 steps the loss of training
     30.0, of equal ones 33.5.
     """
     tiny = runpy.run_path(str(REPO / "configs" / "tiny.py"))["get_config"]("pulse_ppg")
