@@ -13,9 +13,10 @@ Networks as small and as shortly trained as these do not find it: among the 239 
 has .724, EHR only .714 and boosting on both .744 at 90 days, and .701, .715 and .734 at 365 days.
 
 The model is ours (base extended); tiny.py:paper is the paper's, tiny.py:paper+extended has both. Other variants,
-several of them joined by "+": motor, which has a small MOTOR beside the others; the negative controls redundant, where
-one modality suffices, and noise, where the wearable says nothing; and the ablations of ehrwear_jax.config.VARIANTS, as
-in tiny.py:no_cross_modal+r1. The best possible in a control:
+several of them joined by "+": motor, which has a small MOTOR beside the others; himae, papagei and pulse_ppg, small
+ones of raw pulse waves, which every wearer then has, and the distance that pulse_ppg learns from; the negative controls
+redundant, where one modality suffices, and noise, where the wearable says nothing; and the ablations of
+ehrwear_jax.config.VARIANTS, as in tiny.py:no_cross_modal+r1. The best possible in a control:
 
     python -m ehrwear_jax.data.sources.simulator.bounds --preset=redundant
 """
@@ -40,9 +41,50 @@ MOTOR = {
     "task_width": 32,
 }
 
+# raw pulse waves of 30 s; the simulated sensor has 25 samples a second
+PPG = {"channels": ("ppg",), "rate_hz": 25.0, "seconds": 30.0, "filter": "bandpass:0.5-8"}
+WAVES = {"rate_hz": 25.0, "per_person": 3}
+HIMAE = {
+    "family": "himae",
+    "signal": WAVES,
+    "widths": (8, 16, 24, 32),
+    "train": {"adam_b2": 0.999, "decay": "linear"},
+}
+PAPAGEI = {
+    "family": "papagei",
+    "signal": WAVES,
+    "width": 8,
+    "n_blocks": 6,
+    "out_width": 32,
+    "dropout": 0.1,
+    "train": {"adam_b2": 0.999, "weight_decay": 0.0},
+}
+ADAM = {"adam_b2": 0.999, "weight_decay": 0.0}
+# as a whole: pieces of one segment would be of the same half minute
+PULSE_PPG = {
+    "family": "pulse_ppg",
+    "signal": {"rate_hz": 25.0, "seconds": 30.0},
+    "width": 16,
+    "kernel": 7,
+    "n_blocks": 6,
+    "widen_every": 2,
+    "dropout": 0.1,
+    "within_person": 2,
+    "train": {"batch_size": 16, **ADAM},
+}
+MOTIF_DISTANCE = {
+    "family": "motif_distance",
+    "signal": {"rate_hz": 25.0, "seconds": 30.0, "per_person": 4, "per_row": 2},
+    "width": 16,
+    "n_layers": 4,
+    "hidden_samples": 50,
+    "train": ADAM,
+}
+ON_WAVES = {"himae": HIMAE, "papagei": PAPAGEI, "pulse_ppg": PULSE_PPG}  # models of raw pulse waves
+
 
 def get_config(variant=""):
-    variants = config_lib.variants(variant, "tiny.py", ("motor", *config_lib.SIMULATED))
+    variants = config_lib.variants(variant, "tiny.py", ("motor", *ON_WAVES, *config_lib.SIMULATED))
     config = config_lib.base()
     config.name = "tiny"
     config.data.source = "synthetic"
@@ -104,6 +146,12 @@ def get_config(variant=""):
     config.report.update({"title": "Simulated cohort, small model", "reliability_task": "hospitalization_365d"})
     if "motor" in variants:
         config.models.motor = MOTOR
+    for name in (v for v in variants if v in ON_WAVES):
+        config.models[name] = ON_WAVES[name]
+        config.prepare.segments = {"ppg": PPG}
+        config.simulate.ppg_subjects_fraction = 1.0
+    if "pulse_ppg" in variants:
+        config.models.motif_distance = MOTIF_DISTANCE
     for name in variants:
         config.simulate.update(config_lib.SIMULATED.get(name, {}))
     config_lib.apply_variants(config, variants)

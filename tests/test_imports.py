@@ -75,6 +75,19 @@ LAYERS = (
     _layer("models.motor.config", "config.options", external=""),
     _layer("models.motor", "models.motor models.layers models.family models.objective models.row_packing "
            "models.vocabulary data config.data", external="flax jax numpy"),
+    _layer("models.himae.config", "config.options config.data config.segment_spec", external=""),
+    _layer("models.himae", "models.himae models.segment_examples models.layers models.family models.objective data "
+           "config.data", external="flax jax numpy"),
+    _layer("models.papagei.config", "config.options config.data config.segment_spec", external=""),
+    _layer("models.papagei", "models.papagei models.segment_examples models.layers models.family models.objective data "
+           "config.data", external="flax jax numpy scipy"),
+    _layer("models.motif_distance.config", "config.options config.data config.segment_spec", external=""),
+    _layer("models.motif_distance", "models.motif_distance models.segment_examples models.layers models.family "
+           "models.objective data config.data", external="flax jax numpy"),
+    _layer("models.pulse_ppg.config", "config.options config.data config.segment_spec", external=""),
+    _layer("models.pulse_ppg", "models.pulse_ppg models.segment_examples models.layers models.family "
+           "models.objective data config.data", external="flax jax numpy"),
+    _layer("models.segment_examples", "data config.data config.segment_spec models.family", external="numpy polars"),
     _layer("models.layers", "models.layers ops", external="flax jax numpy"),
     _layer("models.vocabulary", "data", external="numpy polars"),
     _layer("models.row_packing", "", external="numpy"),

@@ -34,5 +34,11 @@ def config(family: str, values: Mapping[str, Any], path: str) -> Any:
 
 
 def is_network(family: str) -> bool:
-    """Whether models of a family are networks, which are pretrained and embed; others are fitted per task."""
+    """Whether models of a family are networks, which are pretrained; others are fitted per task."""
     return getattr(config_class(family), "IS_NETWORK", True)
+
+
+def has_latents(family: str) -> bool:
+    """Whether z of a family's networks is what tasks are predicted from; others are trained for networks that need
+    them."""
+    return is_network(family) and getattr(config_class(family), "HAS_LATENTS", True)

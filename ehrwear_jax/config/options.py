@@ -23,13 +23,14 @@ class Options(Protocol):
 T = TypeVar("T", bound=Options)
 
 
-def build(cls: type[T], values: Mapping[str, Any], path: str = "config") -> T:
+def build(cls: type[T], values: Mapping[str, Any], path: str = "config", base: T | None = None) -> T:
     """An instance of an option dataclass.
 
     Args:
       cls: frozen dataclass whose fields may be dataclasses themselves.
       values: field name -> value; absent fields keep their defaults; lists become tuples.
       path: what the values are called in errors.
+      base: has the defaults; None: those of the class. A part's are what the field that holds it says.
 
     Raises:
       ValueError: a key that is no field, a value of another type, or what the class's own checks say.
@@ -38,7 +39,10 @@ def build(cls: type[T], values: Mapping[str, Any], path: str = "config") -> T:
     known = {field.name: field for field in dataclasses.fields(cls)}
     if unknown := [key for key in values if key not in known]:
         raise ValueError(f"{path} has no {unknown[0]!r}; it has {', '.join(sorted(known))}")
-    given = {name: _converted(hints[name], value, f"{path}.{name}") for name, value in values.items()}
+    default = {name: field.default if base is None else getattr(base, name) for name, field in known.items()}
+    given = {name: _converted(hints[name], v, f"{path}.{name}", default[name]) for name, v in values.items()}
+    if base is not None:
+        return dataclasses.replace(base, **given)
     missing = [
         name
         for name, field in known.items()
@@ -49,10 +53,11 @@ def build(cls: type[T], values: Mapping[str, Any], path: str = "config") -> T:
     return cls(**given)
 
 
-def _converted(hint, value, path):
+def _converted(hint, value, path, default=dataclasses.MISSING):
     """The value as a field of this type holds it."""
     if isinstance(hint, type) and dataclasses.is_dataclass(hint):
-        return value if isinstance(value, hint) else build(hint, value, path)
+        base = default if isinstance(default, hint) else None
+        return value if isinstance(value, hint) else build(hint, value, path, base)
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
         if value is None and type(None) in arguments:

@@ -10,7 +10,7 @@ from ehrwear_jax.config.run import RunConfig
 from ehrwear_jax.config.segment_spec import SegmentSpec
 
 # families of the package whose options stand in config.models alone
-IN_MODELS = ("motor", "tabular", "late_fusion", "stacked")
+IN_MODELS = ("motor", "himae", "papagei", "motif_distance", "pulse_ppg", "tabular", "late_fusion", "stacked")
 
 
 class Option(NamedTuple):
@@ -22,8 +22,8 @@ class Option(NamedTuple):
     is_part: bool = False
 
 
-def entries(cls: type = RunConfig, path: str = "") -> Iterator[Option]:
-    """Every option, each part before what is in it."""
+def entries(cls: type = RunConfig, path: str = "", base: Any = None) -> Iterator[Option]:
+    """Every option, each part before what is in it; base: has the defaults, None: those of the class."""
     hints, documented = typing.get_type_hints(cls), options.documentation(cls)
     for field in dataclasses.fields(cls):
         name, hint = f"{path}{field.name}", hints[field.name]
@@ -31,9 +31,10 @@ def entries(cls: type = RunConfig, path: str = "") -> Iterator[Option]:
             hint = families.config_class(field.name)
         if isinstance(hint, type) and dataclasses.is_dataclass(hint):
             yield Option(name, None, (hint.__doc__ or documented[field.name]).strip().splitlines()[0], True)
-            yield from entries(hint, f"{name}.")
+            yield from entries(hint, f"{name}.", field.default if isinstance(field.default, hint) else None)
         else:
             default = field.default_factory() if callable(field.default_factory) else field.default
+            default = default if base is None else getattr(base, field.name)
             yield Option(name, default, documented[field.name])
 
 

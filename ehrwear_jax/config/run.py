@@ -86,8 +86,35 @@ class RunConfig:
 
     @property
     def networks(self) -> list[str]:
-        """Names of the models that are pretrained."""
-        return [name for name in self.models if families.is_network(self.family(name))]
+        """Names of the models that are pretrained and embed."""
+        return [name for name in self.models if families.has_latents(self.family(name))]
+
+    @property
+    def pretrained(self) -> list[str]:
+        """Names of all models that are pretrained: networks and what they need, which comes before them."""
+        out: list[str] = []
+        for name in self.models:
+            if families.is_network(self.family(name)):
+                out += [n for n in (*self.needed(name), name) if n not in out]
+        return out
+
+    def needed(self, model: str, of: tuple[str, ...] = ()) -> list[str]:
+        """Names of the networks that must be trained before a model: those that it needs, and what they need.
+
+        Args:
+          of: who asks, for the error.
+
+        Raises:
+          ValueError: a model needs one that is no network of the config, or needs itself.
+        """
+        out: list[str] = []
+        for name in getattr(self.model_config(model), "needs", ()):
+            if name not in self.models or not families.is_network(self.family(name)):
+                raise ValueError(f"config.models.{model} needs {name!r}, which is no network of config.models")
+            if name in (*of, model):
+                raise ValueError(f"config.models.{name} needs itself, by way of {model}")
+            out += [n for n in (*self.needed(name, (*of, model)), name) if n not in out]
+        return out
 
     @property
     def probed(self) -> list[str]:
@@ -155,7 +182,7 @@ def check(config: RunConfig) -> None:
     _check_cohort(config)
     for model in config.models:
         own = config.model_config(model)
-        if model in config.networks:
+        if model in config.pretrained:
             config.train_config(model)
         if hasattr(own, "check_prepared"):
             own.check_prepared(config.prepare)
@@ -214,7 +241,9 @@ def _check_names(config):
     reference = config.evaluate.reference_model
     if reference and reference not in config.models:
         raise ValueError(f"config.evaluate names the model {reference!r}, which is not in {sorted(config.models)}")
-    unstacked = [name for name in config.models if name not in config.stacked]
+    # others combine predictions themselves, or make none
+    without = {*config.stacked, *config.pretrained}.difference(config.networks)
+    unstacked = [name for name in config.models if name not in without]
     for model in config.models:
         known = unstacked if model in config.stacked else config.networks
         for member in getattr(config.model_config(model), "members", ()):

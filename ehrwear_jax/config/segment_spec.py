@@ -1,7 +1,8 @@
-"""Declares the options of a set of segments of sub-second signal."""
+"""Declares the options of a set of segments of sub-second signal, and of how a model of such signal reads them."""
 
 import dataclasses
 import re
+from collections.abc import Mapping
 
 from ehrwear_jax.config import options
 
@@ -72,3 +73,69 @@ class SegmentSpec:
                 f"config.prepare.segments: filter is {self.filter!r}; it can be empty or as in 'bandpass:0.5-12'"
             )
         return float(found[1]), float(found[2])
+
+
+@dataclasses.dataclass(frozen=True)
+class SegmentReading:
+    """What a model of signal reads: pieces of one length, of recorded segments or of the grid."""
+
+    segments: str = "ppg"
+    """Set of config.prepare.segments that is read. Empty: the grid, whose channels over `hours` are one piece, where a
+    cohort has no sub-second signal."""
+    rate_hz: float = 100.0
+    """Samples per second that segments are resampled to; of the grid, the step of config.prepare stays."""
+    seconds: float = 10.0
+    """Length of a piece. A segment that is longer holds several, one after the other, and what is left over is not
+    read."""
+    hours: int = 24
+    """Length of a piece of the grid; a multiple of config.prepare.window_hours that divides a day."""
+    min_observed: float = 0.5
+    """Least share of samples, in the channel with most of them, that a piece has; others are not read."""
+    last: int = 16
+    """Most pieces that z at a prediction time is the mean of: the latest ones known then."""
+    per_person: int = 1
+    """Pieces of each person in an epoch, one after the other; of a person with fewer, all."""
+    per_row: int = 8
+    """Pieces in a row of a batch."""
+
+    def __post_init__(self) -> None:
+        where, many = "config.models", float("inf")
+        limits = dict.fromkeys(("last", "per_person", "per_row"), (1, many)) | {"min_observed": (0, 1)}
+        options.require_range(where, self, limits | {"rate_hz": (1e-9, many), "hours": (1, 24)})
+        if 24 % self.hours or self.samples < 2:
+            raise ValueError(
+                f"{where}: hours is {self.hours}, which must divide a day, and seconds {self.seconds:g} at rate_hz "
+                f"{self.rate_hz:g}, which must be two samples at least"
+            )
+
+    @property
+    def samples(self) -> int:
+        """Samples of a piece of a segment."""
+        return round(self.seconds * self.rate_hz)
+
+    def parts(self, spec: SegmentSpec) -> int:
+        """Pieces that a segment of a set holds; ValueError if it is shorter than one."""
+        if not (n := int(spec.seconds / self.seconds + 1e-6)):
+            raise ValueError(
+                f"config.prepare.segments.{self.segments}.seconds is {spec.seconds:g}: a model that reads pieces of "
+                f"{self.seconds:g} s needs segments that hold one"
+            )
+        return n
+
+    def check_prepared(self, segments: Mapping[str, SegmentSpec], window_hours: int) -> None:
+        """Raises ValueError where the records that prepare makes cannot be read so.
+
+        Args:
+          segments, window_hours: of config.prepare.
+        """
+        if self.segments:
+            if self.segments not in segments:
+                raise ValueError(
+                    f"a model reads segments {self.segments!r}; config.prepare.segments has {sorted(segments)} (empty: "
+                    "it reads the grid)"
+                )
+            self.parts(segments[self.segments])
+        elif self.hours % window_hours:
+            raise ValueError(
+                f"a model reads {self.hours} hours of the grid at a time; config.prepare.window_hours is {window_hours}"
+            )

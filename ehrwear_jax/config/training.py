@@ -5,6 +5,7 @@ import dataclasses
 from ehrwear_jax.config import options
 
 SCRATCH = "scratch"  # begins without pretraining
+DECAYS = ("cosine", "linear")
 MODES = ("head", "lora", "adapter", "full", SCRATCH)
 
 
@@ -28,7 +29,9 @@ class TrainConfig:
     """Rows of the global batch that peak_learning_rate is meant for: of a batch of N rows it is sqrt(N / rate_rows)
     times that, as noise scales with Adam (Malladi et al. 2022). 0: it is what it says, whatever the batch."""
     warmup_steps: int = 10_000
-    """Steps of the linear warmup from peak / warmup_steps; a cosine to zero at `steps` follows."""
+    """Steps of the linear warmup from peak / warmup_steps; see decay."""
+    decay: str = options.added("cosine")
+    """How the rate falls from the warmup to zero at `steps`: cosine or linear."""
     weight_decay: float = 0.01
     """Decay of matrices; norms, biases, embeddings and parameters of the attention kernel have none."""
     clip_norm: float = 1.0
@@ -94,6 +97,7 @@ class TrainConfig:
             raise ValueError(
                 f"{where}.accumulate is {self.accumulate}; it must divide {where}.{rows}, {getattr(self, rows)}"
             )
+        options.require_choice(where, "decay", self.decay, DECAYS)
         for name in ("ema_decay", "gradients_decay"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{where}.{name} is {getattr(self, name)}; it must lie in [0, 1)")

@@ -15,7 +15,13 @@ and it may have these:
     network's methods read and predicted   its two halves, between which lies z: gradients on z (training/gradients.py)
     adapted(config, width)                 the config with adapters, which a mode of fine-tuning adds
     published(config, train, prepare)      ([(what, in its paper, here)], what is added to it): describe, the report
+    Config.needs                           names of models of the config whose networks, trained before, training calls
+    Config.HAS_LATENTS                     False of networks that only others need: not embedded, nothing predicted of z
     interpretation                         a module like models/joint/interpretation.py: kernels, attributable inputs
+
+A network whose Config has `needs` is called in training with one argument more, needed: {model: its network's `apply`
+with the variables that it was trained to}; where z is read it is called without. What is needed is an artifact of its
+own, trained first, on the same fold and with the same seed, and part of the identity of what needs it.
 
 The loop, checkpoints, sharding, embedding, probes, fine-tuning, cost and report take these and never name a family.
 Arrays that change while training without a gradient (batch norm) are further collections of the network's variables.

@@ -8,7 +8,7 @@
 | eligibility | task | tables, labels of the task, inclusion criteria: which prediction times are in |
 | fit | fold | records, how people are divided, criteria and cut-off of pretraining |
 | labels | task (group) | raw inputs, options of the labels; or the user's files of the task |
-| models | model, fold, seed | records and fit of the fold, the model's options, the members that it needs |
+| models | model, fold, seed | records and fit of the fold, the model's options, the models that it needs |
 | embeddings | model, fold, seed | the model; a file per set of prediction times |
 | finetuned | model, mode, task, fold | the model, labels, options of fine-tuning |
 | features | fold | tables and fit, prediction times: hand-made features of tabular models |

@@ -47,7 +47,9 @@ def compile_step(config: RunConfig) -> None:
     spec, counts = compile_only.assumed(model, config.prepare, c.vocabulary)
     shares = compile_only.shares(mesh)
     read = sorted({rows * len(s.blocks) // s.count for s in shares.values()})
-    done = compile_only.compile_step(model, spec, counts, mesh, "tpu", config.mesh)
+    others = {name: Model(**config.model(name, config.seeds[0])) for name in getattr(model.config, "needs", ())}
+    needed = {n: (m, compile_only.assumed(m, config.prepare, c.vocabulary)[0]) for n, m in others.items()}
+    done = compile_only.compile_step(model, spec, counts, mesh, "tpu", config.mesh, needed)
     axes = ", ".join(f"{name} {size}" for name, size in mesh.shape.items())
     print(f"{config.name}, {model.name}, on {c.topology}: {len(devices)} x {devices[0].device_kind}; {axes}")
     held = ", ".join(f"{n:,} {name}" for name, n in counts.items() if name in ("tokens", "windows"))

@@ -93,12 +93,17 @@ def _of_fold(plan, times, fit):
     return eligibility.in_period(known, plan.config.data)
 
 
+def _networks(plan, fold):
+    """Those that embed."""
+    return [t for name in plan.config.networks for t in plan.trained(name) if t.fold == fold]
+
+
 def missing(plan: Plan) -> list[str]:
     """Names of the networks that are not embedded at all prediction times."""
     out = []
     for fold, _ in plan.config.folds:
         times = prediction_times(plan, fold)
-        for trained in (t for t in plan.trained() if t.fold == fold):
+        for trained in _networks(plan, fold):
             if Embeddings(plan.embeddings(trained)).lacking(times).height or _undrawn(plan, trained, times):
                 out.append(trained.key)
     return out
@@ -120,7 +125,7 @@ def run(plan: Plan) -> None:
         sources = _from_first(_sources(plan, fold) if first else None)
         root = plan.workdir.root
         times = _of_fold(plan, times_of(sources["tasks"], root), root / sources["fit"])
-        for trained in (t for t in plan.trained() if t.fold == fold):
+        for trained in _networks(plan, fold):
             asked = _from_first(_asked(plan, trained, times) if first else None)
             places = _Places(*(root / path for path in asked["places"]))
             lacking = times.filter(_unpacked(asked, times.height))

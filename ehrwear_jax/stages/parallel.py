@@ -1,9 +1,10 @@
 """Runs a stage's networks side by side, each in a process of its own on this machine (stages/worker.py).
 
-A network is given to one process only, and each process has its share of the devices and of the cores, so that what is
-trained is what one process after the other would train. Its words go to log.txt in the network's folder. One that fails
-is named and lets the others finish; one that is lost, as to the kernel's out of memory killer, is started again. A stop
-of the run stops all of them, which save. A run that is killed takes them with it.
+A network is given to one process only, once those that its training needs are done, and each process has its share of
+the devices and of the cores, so that what is trained is what one process after the other would train. Its words go to
+log.txt in the network's folder. One that fails is named and lets the others finish; one that is lost, as to the
+kernel's out of memory killer, is started again. A stop of the run stops all of them, which save. A run that is killed
+takes them with it.
 """
 
 import contextlib
@@ -58,10 +59,14 @@ def run(stage: ModuleType, name: str, plan: Plan, processes: int) -> None:
     """
     missing = set(stage.missing(plan))
     wanted = [t for t in plan.trained() if t.key in missing]
-    slots = environments(min(processes, len(wanted)), *devices(), _cores(), os.environ)
-    for trained in wanted:
-        _check(plan, trained, len(slots))
-    failed = _Pool(stage, name, plan, slots).run(wanted)
+    left, failed, found = wanted, dict[str, tuple[int, str]](), devices()
+    while ready := [t for t in left if not missing.intersection(n.key for n in plan.needed(t).values())]:
+        slots = environments(min(processes, len(ready)), *found, _cores(), os.environ)
+        for trained in ready:
+            _check(plan, trained, len(slots))
+        failed |= _Pool(stage, name, plan, slots).run(ready)
+        left = [t for t in left if t not in ready]
+        missing = set(stage.missing(plan)) if left else set()
     if failed:
         raise _error(failed, len(wanted))
 

@@ -181,9 +181,14 @@ class Plan:
     # ------------------------------------------------------------------------------------------------------- models
 
     def trained(self, name: str | None = None) -> list[Trained]:
-        """Every network to train: of all models, or of one."""
-        names = self.config.networks if name is None else [name]
+        """Every network to train, what others need before them: of all models, or of one."""
+        names = self.config.pretrained if name is None else [name]
         return [Trained(n, fold, seed) for fold, _ in self.config.folds for n in names for seed in self.config.seeds]
+
+    def needed(self, trained: Trained) -> dict[str, Trained]:
+        """{model: its network} of those that a network's training calls."""
+        names = getattr(self.config.model_config(trained.name), "needs", ())
+        return {name: dataclasses.replace(trained, name=name) for name in names}
 
     def first(self, name: str) -> Trained:
         """A network of the first fold and seed: what is interpreted and drawn."""
@@ -215,6 +220,8 @@ class Plan:
         if model.train.init_from:
             source = model.train.init_from
             of["started_from"] = self.inputs.noted(source, warm_start.identity(source))
+        if needed := self.needed(trained):
+            of["needs"] = {name: self.pretrained(other).digest for name, other in needed.items()}
         return self.artifact("models", trained.key, of)
 
     def embeddings(self, trained: Trained) -> Path:

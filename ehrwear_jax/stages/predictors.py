@@ -77,7 +77,7 @@ def predictors(plan: Plan, task: Task) -> list[Predictor]:
     for name in plan.config.models:
         if name in probed(plan):
             out.append(_probed(plan, name, plan.config.seeds[0]))
-        elif name not in plan.config.stacked:
+        elif name not in plan.config.stacked and name not in plan.config.pretrained:
             out.append(_tabular(plan, name))
     out += finetuned_predictors(plan, task)
     if task.kind == REGRESSION:

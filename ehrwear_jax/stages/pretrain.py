@@ -10,7 +10,8 @@ from ehrwear_jax.runtime import checkpoint_manifest, distributed, run_dir, statu
 from ehrwear_jax.stages import workdir as workdir_lib
 from ehrwear_jax.stages.artifacts import Artifact, Paused
 from ehrwear_jax.stages.plan import Plan, Trained
-from ehrwear_jax.training.pretrain import pretrain
+from ehrwear_jax.training import embedding
+from ehrwear_jax.training.pretrain import Needed, pretrain
 
 
 def missing(plan: Plan) -> list[str]:
@@ -24,11 +25,11 @@ def run(plan: Plan) -> None:
     # would look at every raw file, or read it, for the digests that folders are called by.
     work = distributed.from_first("networks", _work(plan) if distributed.is_first() else None)
     for trained in (t for t in plan.trained() if t.key in work):
-        folder, *data = (plan.workdir.root / path for path in work[trained.key])
+        folder, records, fit, *needed = (plan.workdir.root / path for path in work[trained.key])
         if distributed.is_first():
             one(plan, trained)
         else:
-            _train(plan, folder, trained, data)
+            _train(plan, folder, trained, (records, fit), needed)
 
 
 def one(plan: Plan, trained: Trained) -> None:
@@ -37,7 +38,8 @@ def one(plan: Plan, trained: Trained) -> None:
     artifact = plan.pretrained(trained)
     _warn_of_others(artifact)
     with artifact.making() as folder:
-        _, step = _train(plan, folder, trained, [plan.records.folder, plan.fit(trained.fold).folder])
+        data = plan.records.folder, plan.fit(trained.fold).folder
+        _, step = _train(plan, folder, trained, data, _needed_folders(plan, trained))
         train = plan.model(trained).train
         if train.stop_after is not None and train.stop_after <= step < train.steps:
             raise Paused
@@ -55,17 +57,34 @@ def where(plan: Plan, trained: Trained) -> str:
 
 
 def _work(plan):
-    """{network that is missing: [its folder, that of the records, that of their fit], below the workdir}."""
-    folders = {
-        t.key: (plan.pretrained(t).folder, plan.records.folder, plan.fit(t.fold).folder)
-        for t in plan.trained()
-        if not plan.pretrained(t).done
-    }
+    """{network: [its folder, those of the records, of their fit, of what it needs], below the workdir}.
+
+    Of the networks that are missing, but for those that need one that this run leaves unfinished.
+    """
+    folders, unfinished = dict[str, tuple[Path, ...]](), set[Trained]()
+    for t in (t for t in plan.trained() if not plan.pretrained(t).done):
+        train = plan.model(t).train
+        waits = unfinished.intersection(plan.needed(t).values())
+        if waits:
+            logging.info("  %s waits for %s", t.key, min(other.key for other in waits))
+        else:
+            made = plan.pretrained(t).folder, plan.records.folder, plan.fit(t.fold).folder
+            folders[t.key] = (*made, *_needed_folders(plan, t))
+        if waits or (train.stop_after is not None and train.stop_after < train.steps):
+            unfinished.add(t)
     return {key: [os.path.relpath(f, plan.workdir.root) for f in found] for key, found in folders.items()}
 
 
-def _train(plan, folder, trained: Trained, data):
-    return pretrain(folder, plan.model(trained), RecordStore(*data), plan.config.mesh)
+def _needed_folders(plan, trained):
+    return [plan.pretrained(other).folder for other in plan.needed(trained).values()]
+
+
+def _train(plan, folder, trained: Trained, data, needed_folders):
+    store, needed = RecordStore(*data), {}
+    for (name, other), made in zip(plan.needed(trained).items(), needed_folders, strict=True):
+        _, network, variables = embedding.restore(made, plan.model(other), store)
+        needed[name] = Needed(network, variables)
+    return pretrain(folder, plan.model(trained), store, plan.config.mesh, needed)
 
 
 def _warn_of_others(artifact: Artifact) -> None:

@@ -62,7 +62,7 @@ def _added(config):
 
 
 def _losses(plan):
-    paths = {m: plan.pretrained(plan.first(m)).folder / "metrics.jsonl" for m in plan.config.networks}
+    paths = {m: plan.pretrained(plan.first(m)).folder / "metrics.jsonl" for m in plan.config.pretrained}
     return {model: [json.loads(x) for x in p.read_text().splitlines()] for model, p in paths.items() if p.exists()}
 
 
@@ -88,11 +88,11 @@ def _facts(plan):
     config = plan.config
     facts = {"config": config.name, "seeds": ", ".join(map(str, config.seeds)), "python": platform.python_version()}
     facts |= {name: metadata.version(name) for name in PACKAGES}
-    for model in config.networks:
+    for model in config.pretrained:
         facts[f"parameters of {model}"] = f"{report_inputs.parameters(plan, model):,}"
     for what, made in _made(plan).items():
         facts[f"time of {what}"] = f"{sum(a.seconds for a in made):.0f} s"
-    for model in config.networks:
+    for model in config.pretrained:
         train = config.train_config(model)
         batch = f"{train.rows_per_device} rows a device" if train.rows_per_device else train.batch_size
         facts[f"steps x batch of {model}"] = f"{train.steps:,} x {batch}"

@@ -188,7 +188,7 @@ def _compute(plan):
     And what it sees of a record at a prediction time, of the first fold.
     """
     out = []
-    for model in plan.config.networks:
+    for model in plan.config.pretrained:
         folders = [plan.pretrained(t).folder for t in plan.trained(model)]
         spent = [json.loads(p.read_text()) for f in folders if (p := f / goodput.NAME).exists()]
         steps = plan.config.train_config(model).steps

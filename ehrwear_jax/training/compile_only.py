@@ -9,6 +9,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
+import flax.linen as nn
 import jax
 from jax.experimental import topologies
 
@@ -19,7 +20,7 @@ from ehrwear_jax.ops.kernel_attention.target import compiling_for
 from ehrwear_jax.training import cost, hlo, sharding
 from ehrwear_jax.training.feed import Share
 from ehrwear_jax.training.optimizer import make_optimizer
-from ehrwear_jax.training.pretrain import Model, make_task, with_rows
+from ehrwear_jax.training.pretrain import Model, Needed, make_task, with_rows
 from ehrwear_jax.training.step import abstract_state, jit_step
 
 
@@ -113,12 +114,14 @@ def compile_step(
     mesh: jax.sharding.Mesh,
     platform: str | None = None,
     mesh_config: MeshConfig | None = None,
+    needed: Mapping[str, tuple[Model, BatchSpec]] | None = None,
 ) -> Compiled:
     """Compiles the training step that pretraining runs, on shapes alone.
 
     Args:
       row_counts: of a full row, for the flops.
       platform: of the mesh's devices, where it is not this machine's. mesh_config: see sharding.mesh_ops.
+      needed: models that the training of this one calls, and their batches.
 
     Raises:
       ValueError: rows that the mesh does not divide; the program does not fit the devices' memory; the compiler says
@@ -126,14 +129,16 @@ def compile_step(
     """
     config = with_rows(model.train, mesh)
     rows, optimizer = config.batch_size, make_optimizer(config)
-    task = make_task(model, spec, mesh, mesh_config)
+    others = {name: _needed(m, s, mesh) for name, (m, s) in (needed or {}).items()}
+    task = make_task(model, spec, mesh, mesh_config, others)
+    frozen = {name: other.variables for name, other in others.items()}
     place = sharding.batch_sharding(mesh)
     batch = {
         name: jax.ShapeDtypeStruct((rows, *x.shape[1:]), x.dtype, sharding=place) for name, x in spec.empty(1).items()
     }
     with compiling_for(platform) if platform else contextlib.nullcontext():
         state = abstract_state(task, optimizer, config, mesh)
-        lowered = jit_step(task, optimizer, config, model.seed, state).lower(state, {}, batch)
+        lowered = jit_step(task, optimizer, config, model.seed, state).lower(state, frozen, batch)
         began = time.monotonic()
         try:
             compiled = lowered.compile()
@@ -152,3 +157,11 @@ def compile_step(
     sizes = cost.parameters(state["params"])
     full = model.module.flops(spec, model.config, sizes, {name: rows * n for name, n in row_counts.items()})
     return Compiled(seconds, text, rows, parts | {"total": sum(parts.values())}, flops, full, hlo.collectives(text))
+
+
+def _needed(model, spec, mesh):
+    """A network that is called in training, with the shapes of its variables."""
+    network = model.module.network(spec, model.config)
+    shapes = nn.meta.unbox(jax.eval_shape(lambda: network.init(jax.random.key(0), spec.empty(1))))
+    whole = sharding.replicated(mesh)
+    return Needed(network, jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole), shapes))

@@ -20,7 +20,7 @@ def decayed(params: Any) -> Any:
 def make_optimizer(config: TrainConfig) -> optax.GradientTransformation:
     """AdamW behind a clip of the global norm (paper, section 3.5); batch_size says for how many rows."""
     peak = schedules.peak_rate(config.peak_learning_rate, config.batch_size, config.rate_rows)
-    rate = schedules.learning_rate(peak, config.warmup_steps, config.steps)
+    rate = schedules.learning_rate(peak, config.warmup_steps, config.steps, config.decay)
     return optax.chain(
         optax.clip_by_global_norm(config.clip_norm),
         optax.adamw(rate, b2=config.adam_b2, weight_decay=config.weight_decay, mask=decayed),

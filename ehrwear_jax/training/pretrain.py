@@ -3,10 +3,11 @@
 import dataclasses
 import functools
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -58,6 +59,13 @@ class Model:
         }
 
 
+class Needed(NamedTuple):
+    """A trained network that another one's training calls; its variables as embedding.restore returns them."""
+
+    network: nn.Module
+    variables: dict
+
+
 def without(values: dict, names: tuple[str, ...]) -> dict:
     """A nested dict without some of its values, named by dotted paths."""
     out = dict(values)
@@ -90,21 +98,35 @@ def with_rows(config: TrainConfig, mesh: jax.sharding.Mesh) -> TrainConfig:
 
 
 def make_task(
-    model: Model, spec: BatchSpec, mesh: jax.sharding.Mesh, mesh_config: MeshConfig | None = None
+    model: Model,
+    spec: BatchSpec,
+    mesh: jax.sharding.Mesh,
+    mesh_config: MeshConfig | None = None,
+    needed: Mapping[str, Needed] | None = None,
 ) -> step.NetworkTask:
-    """The model's network and objective on a mesh; mesh_config: see sharding.mesh_ops."""
+    """The model's network and objective on a mesh.
+
+    Args:
+      mesh_config: see sharding.mesh_ops. needed: to train it, see models/family.py.
+    """
     network = model.module.network(spec, model.config, sharding.mesh_ops(mesh, mesh_config))
-    return step.NetworkTask(network, spec, model.module.objective(spec, model.config))
+    networks = {name: other.network for name, other in (needed or {}).items()}
+    return step.NetworkTask(network, spec, model.module.objective(spec, model.config), networks)
 
 
 def pretrain(
-    folder: str | Path, model: Model, store: RecordStore, mesh_config: MeshConfig | None = None
+    folder: str | Path,
+    model: Model,
+    store: RecordStore,
+    mesh_config: MeshConfig | None = None,
+    needed: Mapping[str, Needed] | None = None,
 ) -> tuple[dict, int]:
     """Trains to model.train.steps, from the newest checkpoint in `folder`, else from train.init_from, else anew.
 
     Args:
       folder: receives checkpoints/, metrics.jsonl, tensorboard/, model.json and what Supervision writes.
       store: of all splits; the training split is learned from and the tuning split validates.
+      needed: {model: network} of those in the Config's `needs`.
 
     Returns:
       ({"params", "collections"}, step reached).
@@ -124,7 +146,8 @@ def pretrain(
         raise ValueError("config.train.patience waits for a lower validation loss: validate_batches must be positive")
     if config.patience and not len(held.subject_id):
         raise ValueError("config.train.patience waits for a lower loss on the tuning split, which has nobody")
-    task = make_task(model, examples.spec, mesh, mesh_config)
+    task = make_task(model, examples.spec, mesh, mesh_config, needed)
+    frozen = _frozen(needed or {}, mesh)
     sizes = cost.parameters(jax.eval_shape(lambda: task.init(jax.random.key(0))[0]))
     write_model(folder, model, examples, sizes)
     logging.info("%s: %d parameters", model.name, sum(sizes.values()))
@@ -141,7 +164,8 @@ def pretrain(
             examples, config.batch_size, share, start_step=begin, threads=config.data_threads,
             workers=config.data_workers,
         ),
-        validate=validation(held, task, config, mesh),
+        validate=validation(held, task, config, mesh, frozen),
+        frozen=frozen,
         measure=gradients.measurement(task, config, mesh),
         throughput=lambda begin: Throughput(examples.counts, flops, mesh, begin),
         subjects=lambda done: examples.subjects(range((done - 1) * config.batch_size, done * config.batch_size)),
@@ -150,6 +174,12 @@ def pretrain(
     )  # fmt: skip
     state, done = fit(job)
     return step.best_variables(state), done
+
+
+def _frozen(needed, mesh):
+    """{model: variables of its network}, whole on every device."""
+    found = {name: {"params": n.variables["params"], **n.variables["collections"]} for name, n in needed.items()}
+    return jax.device_put(found, sharding.replicated(mesh))
 
 
 def _warm(state, config, examples, task, folder):
@@ -171,17 +201,24 @@ def write_model(folder: Path, model: Model, examples: Examples, sizes: dict[str,
 
 
 def validation(
-    examples: Examples, task: step.Task, config: TrainConfig, mesh: jax.sharding.Mesh
+    examples: Examples, task: step.Task, config: TrainConfig, mesh: jax.sharding.Mesh, frozen: Any = None
 ) -> Callable[[step.State], dict[str, float]]:
     """state -> {"validation/<metric>": over the first batches of the split}, at the final loss weights.
 
     As of one large batch: a batch with few targets counts for little. Only contrasts compare within each of them. The
     batches are made once, and lie on the devices.
+
+    Args:
+      frozen: see step.Task.
     """
     batches: list[dict] = []
     whole: dict = {}
     weights = task.objective.weights(config.steps)
-    validate = jax.jit(lambda v, b, whole: step.validation_step(v, b, task=task, weights=weights, normalisers=whole))
+    validate = jax.jit(
+        lambda v, fixed, b, whole: step.validation_step(
+            v, b, task=task, weights=weights, normalisers=whole, frozen=fixed
+        )
+    )
 
     def run(state):
         if not batches and len(examples.subject_id) and config.validate_batches:
@@ -191,7 +228,7 @@ def validation(
             batches.extend(sharding.device_batch(b, mesh) for b in made)
             joined = jax.jit(lambda bs: task.objective.normalisers(jax.tree.map(lambda *x: jnp.concatenate(x), *bs)))
             whole.update(joined(batches))
-        results = [jax.device_get(validate(step.read_variables(state), b, whole)) for b in batches]
+        results = [jax.device_get(validate(step.read_variables(state), frozen, b, whole)) for b in batches]
         return {f"validation/{k}": float(np.sum([r[k] for r in results])) for k in (results[0] if results else {})}
 
     return run

@@ -57,11 +57,16 @@ class Task(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class NetworkTask:
-    """A family's network trained from the start; nothing is frozen."""
+    """A family's network trained from the start.
+
+    Attributes:
+      needed: {model: network} of those that its training calls; frozen are {model: their variables}.
+    """
 
     network: nn.Module
     spec: BatchSpec
     objective: Objective
+    needed: Mapping[str, nn.Module] = dataclasses.field(default_factory=dict)
 
     @functools.cached_property
     def _variables(self):
@@ -81,13 +86,14 @@ class NetworkTask:
         self, params: dict, collections: dict, frozen: Any, batch: dict, dropout_key: jax.Array | None
     ) -> tuple[Any, dict]:
         """The network's output."""
-        del frozen
-        variables = {"params": params, **collections}
+        variables, more = {"params": params, **collections}, dict[str, Any]()
+        if self.needed:
+            more["needed"] = {name: functools.partial(n.apply, frozen[name]) for name, n in self.needed.items()}
         if dropout_key is None:
-            return self.network.apply(variables, batch, deterministic=True), collections
+            return self.network.apply(variables, batch, deterministic=True, **more), collections
         rngs = {"dropout": dropout_key}
         mutable = list(collections) or False
-        out: Any = self.network.apply(variables, batch, deterministic=False, rngs=rngs, mutable=mutable)
+        out: Any = self.network.apply(variables, batch, deterministic=False, rngs=rngs, mutable=mutable, **more)
         return out if collections else (out, collections)
 
 
@@ -227,11 +233,13 @@ def validation_step(
     task: Task,
     weights: Mapping[str, jax.Array | float],
     normalisers: Mapping[str, Any],
+    frozen: Any = None,
 ) -> dict[str, jax.Array]:
     """A batch's part of the losses without dropout at the given weights: {name: float32 scalar}.
 
     Args:
       normalisers: of all batches together; their parts add up.
+      frozen: see Task.apply.
     """
-    out, _ = task.apply(variables["params"], variables["collections"], {}, batch, None)
+    out, _ = task.apply(variables["params"], variables["collections"], frozen or {}, batch, None)
     return task.objective(out, batch, weights, normalisers)[1]

@@ -47,7 +47,7 @@ def test_every_option_can_be_set_and_is_documented():
 
 def test_options_in_dicts_of_the_config_are_documented_too():
     found = {title: list(reference.entries(cls)) for title, cls in reference.further().items()}
-    assert len(found) == 5 and all(option.text for entries in found.values() for option in entries)
+    assert len(found) == 9 and all(option.text for entries in found.values() for option in entries)
     text = reference.markdown()
     for title, entries in found.items():
         section = text.partition(f"## {title}\n")[2].partition("\n## ")[0]
@@ -98,6 +98,21 @@ def test_parsing_keeps_defaults_and_changes(tmp_path):
     hash(ehr_only)  # frozen all through
     (tmp_path / "config.json").write_text(run.to_json())
     assert config_lib.read(tmp_path / "config.json") == run
+
+
+def test_what_is_not_said_of_a_part_is_what_the_field_that_holds_it_says():
+    """And not what the part's class says; the reference prints the same."""
+
+    @dataclasses.dataclass(frozen=True)
+    class Part:
+        a: int = 1
+        b: int = 1
+
+    whole = dataclasses.make_dataclass("Whole", [("part", Part, Part(b=2))], frozen=True)
+    assert options.build(whole, {"part": {"a": 3}}).part == Part(3, 2) and options.build(whole, {}).part == Part(1, 2)
+    assert options.build(whole, {"part": {}}).part == Part(1, 2) and options.build(Part, {"a": 3}) == Part(3, 1)
+    with pytest.raises(ValueError, match=r"config.part.a is 'x'; it must be a whole number"):
+        options.build(whole, {"part": {"a": "x"}})
 
 
 def test_a_model_differs_from_its_family_in_what_its_entry_says():
@@ -163,6 +178,7 @@ def base_of(file):
         ("tiny.py", ""),
         ("tiny.py", "contrast+detached"),
         ("tiny.py", "paper+extended"),
+        ("tiny.py", "motor+himae+papagei"),
         ("nafld.py", ""),
         ("nhanes.py", ""),
         ("nhanes.py", "transfer"),
@@ -178,7 +194,7 @@ def test_each_experiment_file_gives_a_whole_config(name, variant, tmp_path):
     assert config.name == "-".join([name.removesuffix(".py"), *base, *named]), "ablations say of what"
     assert set(config) == set(config_lib.base()) and config.evaluate.tasks
     run = config_lib.parse(config)
-    for model in run.networks:
+    for model in (m for m in run.networks if run.family(m) == "joint"):
         assert set(run.model_config(model).weights) == set(WEIGHTS)
         train = run.train_config(model)
         assert 0 < train.warmup_steps < train.steps

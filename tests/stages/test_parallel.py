@@ -75,6 +75,24 @@ def test_each_network_is_done_once_by_at_most_so_many_processes(stage, plan, tmp
     )
 
 
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_network_waits_for_those_that_it_needs(stage, tmp_path, fails):
+    """However many processes there are; it is not begun if one of them fails, and the others finish."""
+    config = small_run.small_config(tmp_path)
+    config.models.bag_of_another = {"family": "toy_families.bag_of_another", "teacher": "bag"}
+    config.models.bag = {"family": "toy_families.bag_without_latents"}
+    stage.does["bag"] = "time.sleep(0.3)"
+    stage.does["bag_of_another"] = f"assert pathlib.Path({str(tmp_path / 'bag' / 'done')!r}).exists()\n"
+    if fails:
+        stage.does["bag"] = "sys.exit('ehrwear_jax: a broken file')"
+        with pytest.raises(exit_codes.RunError, match="^bag/all-seed0 of 5 networks failed: a broken file$"):
+            parallel.run(stage, "pretrain", Plan(parse(config), Workdir(tmp_path / "run")), 5)
+        assert done(tmp_path) == {*NAMES} and not (tmp_path / "bag_of_another").exists()
+    else:
+        parallel.run(stage, "pretrain", Plan(parse(config), Workdir(tmp_path / "run")), 5)
+        assert done(tmp_path) == {*NAMES, "bag", "bag_of_another"}
+
+
 def test_what_is_there_is_not_started(stage, plan, tmp_path):
     (tmp_path / "joint").mkdir()
     (tmp_path / "joint" / "done").touch()

@@ -27,9 +27,19 @@ def test_learning_rate_at_its_knots(warmup, total):
     assert rate(0) > 0 and abs(rate(total)) < 1e-10
 
 
+def test_a_linear_decay_is_a_line_to_zero():
+    rate = schedules.learning_rate(1e-3, 10, 110, "linear")
+    np.testing.assert_allclose(rate(0), 1e-4, rtol=1e-6)
+    for step, share in ((10, 1.0), (35, 0.75), (60, 0.5), (109, 0.01), (110, 0.0), (120, 0.0)):
+        np.testing.assert_allclose(rate(step), 1e-3 * share, rtol=1e-4, atol=1e-10)
+    with pytest.raises(ValueError, match="decay is 'step'; it can be cosine, linear"):
+        TrainConfig(decay="step")
+
+
+@pytest.mark.parametrize("decay", ["cosine", "linear"])
 @pytest.mark.parametrize(("warmup", "total"), [(0, 10), (50, 10), (10, 10), (0, 1), (5, 1), (5, 2)])
-def test_runs_shorter_than_their_warmup_have_a_rate(warmup, total):
-    rate = schedules.learning_rate(1e-3, warmup, total)
+def test_runs_shorter_than_their_warmup_have_a_rate(warmup, total, decay):
+    rate = schedules.learning_rate(1e-3, warmup, total, decay)
     values = np.array([rate(step) for step in range(total)])
     assert np.isfinite(values).all() and np.all(values > 0) and values.max() <= 1e-3 * (1 + 1e-6)
     np.testing.assert_allclose(values.max(), 1e-3, rtol=1e-6)

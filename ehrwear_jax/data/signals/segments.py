@@ -216,27 +216,33 @@ def _score(values_N, rate_hz, spec):
 
 def _samples(values_N, rate_hz, spec):
     """[S] as they are stored: resampled, filtered and standardised as the spec says."""
-    values_S = _filtered(_resampled(values_N, rate_hz, spec), spec)
+    values_S = _filtered(resampled(values_N, rate_hz, spec.rate_hz, spec.samples), spec)
     return _standardised(values_S) if spec.standardise else values_S.astype(np.float32)
 
 
-def _resampled(values_N, rate_hz, spec):
-    """[S] float64 at spec.rate_hz, behind a zero-phase low-pass at the lower one of the two Nyquist frequencies.
+def resampled(values_N: np.ndarray, rate_hz: float, to_hz: float, samples: int) -> np.ndarray:
+    """Signal at another rate, behind a zero-phase low-pass at the lower one of the two Nyquist frequencies.
 
     Gaps are bridged by straight lines for the filter's sake and unknown afterwards: a sample is known if the recorded
     ones around it are.
+
+    Args:
+      values_N: float, NaN unknown, at rate_hz.
+
+    Returns:
+      float64 [samples] at to_hz from the same beginning, NaN unknown.
     """
     seen_N, position_N = np.isfinite(values_N), np.arange(len(values_N))
-    out_S = np.full(spec.samples, np.nan)
+    out_S = np.full(samples, np.nan)
     if not seen_N.any():
         return out_S
-    ratio = Fraction(spec.rate_hz / rate_hz).limit_denominator(1000)
+    ratio = Fraction(to_hz / rate_hz).limit_denominator(1000)
     filled_N = np.interp(position_N, position_N[seen_N], values_N[seen_N])
     if ratio != 1:
         filled_N = scipy.signal.resample_poly(filled_N, ratio.numerator, ratio.denominator, padtype="line")
-    n = min(len(filled_N), spec.samples)
+    n = min(len(filled_N), samples)
     out_S[:n] = filled_N[:n]
-    at_S = np.arange(spec.samples) * (rate_hz / spec.rate_hz)
+    at_S = np.arange(samples) * (rate_hz / to_hz)
     left_S = np.clip(np.floor(at_S + 1e-6), 0, len(values_N) - 1).astype(np.int64)
     right_S = np.clip(np.ceil(at_S - 1e-6), 0, len(values_N) - 1).astype(np.int64)
     return np.where(seen_N[left_S] & seen_N[right_S], out_S, np.nan)
