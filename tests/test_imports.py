@@ -73,11 +73,12 @@ LAYERS = (
     _layer("models.late_fusion", "models.late_fusion", external="numpy"),
     _layer("models.stacked", "", external=""),
     _layer("models.motor.config", "config.options", external=""),
-    _layer("models.motor", "models.motor models.layers models.family models.objective models.row_packing "
+    _layer("models.motor", "models.motor models.layers models.family models.objective models.packed_contexts "
            "models.vocabulary data config.data", external="flax jax numpy"),
     _layer("models.layers", "models.layers ops", external="flax jax numpy"),
     _layer("models.vocabulary", "data", external="numpy polars"),
     _layer("models.row_packing", "", external="numpy"),
+    _layer("models.packed_contexts", "models.family models.row_packing data", external="numpy"),
     _layer("models", "models.family models.layers", external="flax jax numpy"),
     # The loop takes any family, and names none.
     _layer("training", "training models.family models.layers models.registry ops data config evals runtime"),
