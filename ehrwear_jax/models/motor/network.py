@@ -17,6 +17,7 @@ from jax.ad_checkpoint import checkpoint_name
 from ehrwear_jax.models.layers import time_encoding
 from ehrwear_jax.models.layers.dense import LAYERS, dense, embedding, named, scaled
 from ehrwear_jax.models.layers.mesh_ops import ONE_DEVICE, MeshOps
+from ehrwear_jax.models.layers.rotation import rotated
 from ehrwear_jax.models.layers.transformer import Adapter, rematerialised
 from ehrwear_jax.models.motor.config import Config
 from ehrwear_jax.models.motor.hazard_loss import event_days, place_loss
@@ -28,13 +29,6 @@ _TASK_INIT = 0.1  # of codes' vectors, so that training begins near their rates
 def rotation_cycles(n_pairs: int) -> np.ndarray:
     """Turns a day of each pair of features: 10000^(-2 f / (F - 1)) radians, float64 [F]."""
     return 10_000.0 ** -np.linspace(0.0, 2.0, n_pairs) / (2.0 * np.pi)
-
-
-def rotated(x_BxTxHxD: jax.Array, sin_BxTx1xF: jax.Array, cos_BxTx1xF: jax.Array) -> jax.Array:
-    """Each pair of features (f, f + D / 2) turned by its angle (Su et al. 2021)."""
-    a, b = jnp.split(x_BxTxHxD.astype(jnp.float32), 2, axis=-1)
-    turned = [a * cos_BxTx1xF - b * sin_BxTx1xF, b * cos_BxTx1xF + a * sin_BxTx1xF]
-    return jnp.concatenate(turned, axis=-1).astype(x_BxTxHxD.dtype)
 
 
 class Block(nn.Module):
