@@ -110,4 +110,5 @@ def llama_base(**changes: Any) -> Config:
 
 def mamba_tiny(**changes: Any) -> Config:
     """The published Mamba: 121 million parameters with VOCABULARY tokens."""
-    return Config(**{"backbone": "mamba", "n_layers": 24, "tied_head": True} | changes)
+    sizes: dict[str, Any] = {"backbone": "mamba", "n_layers": 24, "tied_head": True}
+    return Config(**sizes | changes)

@@ -1,4 +1,41 @@
-"""Joins the parts of ContextClues to what models/family.py asks for: language models of EHR codes."""
+"""Joins the parts of ContextClues to what models/family.py asks for: language models of EHR codes with long contexts.
+
+Wornow et al. (ICLR 2025). Config has the published sizes of Llama; config.mamba_tiny those of Mamba. As in the
+original, no time enters but by the order of tokens, and z is that of the last token known. Not as in the original:
+
+    values          are put into ranges of their own code, which has one unit; there a number's unit is not looked at
+    events          outside the vocabulary are counted where they are dropped
+    first token     is one, not two; a part of a long record begins with it and the person's static events, too
+    long records    are shown in parts that end anywhere, at inference with the latest tokens before the time
+    days            between events are tokens on request, without those for the start and end of visits
+    optimiser       is AdamW with the options of config.train, behind a clip; the rate falls to zero
+    epochs          have an order of their own each, and rows are packed, not padded
+    rotation        is by positions alone, without the scaling of Llama 3.1
+
+Published training: learning rate 2e-4 after 40,000 steps of warmup, batches of at most 4,096 to 16,384 tokens, 4
+million steps. PyTorch is no dependency: agreement with the published weights has not been measured. Tests hold both
+backbones to plain loops in float64.
+
+What training takes, with L layers of width D, G of H heads for keys and values, M hidden units, I = 2 D of Mamba with
+S numbers of state and rank R, V tokens in all, and at once B rows of T tokens of s bytes:
+
+    parameters       Llama  P = L (2 D^2 (1 + G / H) + 3 D M), and 2 V D
+                     Mamba  P = L (3 D I + 2 I (R + S) + I S), and V D
+    flops a token    6 P + 6 V D, and Llama 12 L D (tokens seen), Mamba 21 L I S
+    bytes of state   16 a parameter: it, its gradient and two moments in float32
+    of a batch       21 B T + 4 B N
+    of activations   Llama  s B T L (8 D + 4 M), Mamba s B T L (2 D + 9 I); remat=full: s B T L D and a block of these
+    of the scan      about 40 B I S scan_chunk, and 4 B I S T / scan_chunk
+    of the loss      about 12 V loss_chunk, and 4 V D
+
+By these, with the published sizes: 2.0 GB of state; .71 Gflop a token of Llama in contexts of 4,096, .74 of Mamba.
+300,000 people with 3,000 tokens each are 9e8 tokens, 6.5e17 flops an epoch: half an hour at 350 Tflop/s. Mamba is
+slower than that: its scan moves states to memory and back, forward, again and backward, about 200 L I S bytes or 118 MB
+a token, which is 10 hours an epoch at 3 TB/s; a fused kernel would keep them on the chip. A row of 4,096 tokens in
+bfloat16 holds 1.1 GB of Llama's activations and 3.0 GB of Mamba's. On the host an epoch's plan takes 20 bytes a context
+and reads no record; timelines (13 bytes a token) are cached up to a limit. All of these follow from the formulae, of
+which the scan's are estimates; none was timed.
+"""
 
 import dataclasses
 from collections.abc import Mapping
