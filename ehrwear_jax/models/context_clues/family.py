@@ -46,11 +46,10 @@ from ehrwear_jax.models.context_clues import blocks
 from ehrwear_jax.models.context_clues import network as network_lib
 from ehrwear_jax.models.context_clues.config import Config
 from ehrwear_jax.models.context_clues.examples import ContextCluesExamples, batch_spec
-from ehrwear_jax.models.context_clues.next_code import NextCode
 from ehrwear_jax.models.context_clues.timelines import Facts
 from ehrwear_jax.models.family import BatchSpec
 from ehrwear_jax.models.layers.mesh_ops import ONE_DEVICE, MeshOps
-from ehrwear_jax.models.objective import Ramp, WeightedTerms
+from ehrwear_jax.models.objective import NextCode, Ramp, WeightedTerms
 
 __all__ = ["Config", "adapted", "assumed", "examples", "flops", "network", "objective"]
 
@@ -69,7 +68,7 @@ def network(spec: BatchSpec, config: Config, mesh_ops: MeshOps = ONE_DEVICE) -> 
 def objective(spec: BatchSpec, config: Config) -> WeightedTerms:
     """The token that follows, alone."""
     del spec, config
-    term = NextCode()
+    term = NextCode("target")
     return WeightedTerms((term,), {term.name: Ramp(1.0, 1.0)})
 
 

@@ -27,13 +27,18 @@ FIELDS = {
     "pair_task": Field("P", np.int32, 0, "the code's number among the tasks"),
     "pair_days": Field("P", np.float32, 0, "days from the place to the code's next occurrence, strictly later"),
 }
+_TIMES = ("site_days", "pair_site", "pair_task", "pair_days")  # of the fields, those of times to codes
+_NEXT = {"next_task": Field("T", np.int32, -1, "number of the next token's code among the tasks; -1: not predicted")}
 _LEAST_SITES = 5  # of a context, where it has as many places
 
 
 def batch_spec(config: Config, facts: Facts) -> BatchSpec:
     """The fields of a batch."""
     sizes = {"T": config.tokens, "A": config.features, "N": config.sites, "P": config.pairs, "2": 2}
-    return BatchSpec(sizes, FIELDS, facts)
+    fields = FIELDS
+    if config.predicts == "next_code":
+        fields = {name: field for name, field in FIELDS.items() if name not in _TIMES} | _NEXT
+    return BatchSpec(sizes, fields, facts)
 
 
 class MotorExamples(PackedContexts):
@@ -58,6 +63,9 @@ class MotorExamples(PackedContexts):
 
     def fill(self, row: Batch, g: int) -> None:
         """Writes training row g into the empty arrays of a row."""
+        if self.config.predicts == "next_code":
+            self._fill_next(row, g)
+            return
         rng, at, places = np.random.default_rng(random_streams.words([self.seed, int(g)])), 0, []
         for number, (_, timeline, start, stop) in enumerate(self._contexts(g), start=1):
             end = self._show(row, number, at, timeline, start, stop)
@@ -71,6 +79,14 @@ class MotorExamples(PackedContexts):
                 places.append((at + 1 + int(place) - start, rest, task_U, day_U))
             at = end
         self._predict(row, rng, places)
+
+    def _fill_next(self, row, g):
+        task_V, at = self.fitted.next_tasks(), 0
+        for number, (_, timeline, start, stop) in enumerate(self._contexts(g), start=1):
+            end = self._show(row, number, at, timeline, start, stop)
+            following = task_V[timeline.token_K[start : stop + 1]]  # behind the first token, that of the first event
+            row["next_task"][at : at + len(following)] = following
+            at = end
 
     def _n_ahead(self, timeline: timelines.Timeline) -> int:
         return 1
@@ -134,13 +150,16 @@ class MotorExamples(PackedContexts):
         begins = np.ones(segment.shape, bool)
         begins[:, 1:] = (segment[:, 1:] != segment[:, :-1]) | (day[:, 1:] != day[:, :-1])
         contexts = int(segment.max(axis=1, initial=0).sum())
-        return {
+        found = {
             "contexts": contexts,
             "tokens": int((segment > 0).sum()),
             "patient_days": int((begins & (segment > 0)).sum()) - contexts,  # a first token is of no day
             "sites": int((batch["site"] >= 0).sum()),
             "seen": int(np.diff(batch["kv_range"], axis=-1).sum(dtype=np.int64)),
         }
+        if "next_task" in batch:
+            found["targets"] = int((batch["next_task"] >= 0).sum())
+        return found
 
     def place_names(self) -> dict[str, list[str]]:
         """Names of the dictionary's entries and of the predicted codes, in order."""

@@ -210,6 +210,12 @@ class Fitted(NamedTuple):
         groups = np.flatnonzero(self.task_G >= 0)
         return [self.dictionary.groups[g] for g in groups[np.argsort(self.task_G[groups])]]
 
+    def next_tasks(self) -> np.ndarray:
+        """The task of each token's own code, which is no ancestor of it; -1 for none: int64 [V]."""
+        group_VxG = self.dictionary.group_VxG
+        own_V = group_VxG.max(axis=1, initial=-1)  # groups are in the order of their counts, and ancestors have more
+        return np.where(own_V >= 0, self.task_G[own_V], -1)
+
 
 def fit(store: RecordStore, config: Config) -> Fitted:
     """What is fitted on the training people of a store of any split.

@@ -8,7 +8,15 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from ehrwear_jax.models.layers.vocabulary_loss import Chunks, Table, TokenLoss, front, front_loss, masked_loss, token_loss
+from ehrwear_jax.models.layers.vocabulary_loss import (
+    Chunks,
+    Table,
+    TokenLoss,
+    front,
+    front_loss,
+    masked_loss,
+    token_loss,
+)
 from ehrwear_jax.training import sharding
 
 G, N, E, V = 3, 40, 8, 33
