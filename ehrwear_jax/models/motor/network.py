@@ -138,9 +138,9 @@ class NextCodeHead(nn.Module):
     mesh_ops: MeshOps
 
     @nn.compact
-    def __call__(self, z_BxTxD: jax.Array, next_BxT: jax.Array) -> TokenLoss:
-        """Losses of the codes that follow, zeros where it is -1: [B, T]."""
-        ops, shape = self.mesh_ops, (z_BxTxD.shape[-1], self.tasks)
+    def __call__(self, z_BxTxD: jax.Array, batch: Mapping[str, jax.Array]) -> TokenLoss:
+        """Losses of the codes that follow, zeros where none is predicted: [B, T]."""
+        ops, shape, next_BxT = self.mesh_ops, (z_BxTxD.shape[-1], self.tasks), batch["next_task"]
         kernel = self.param("kernel", named(scaled(_TASK_INIT), "embed", "future_code"), shape)
         bias = self.param("bias", named(nn.initializers.zeros, "future_code"), (self.tasks,))
         return masked_loss(
@@ -164,9 +164,10 @@ class MotorNetwork(nn.Module):
             self.age = dense(c.width, (None, "embed"), use_bias=False, dtype=c.dtype)
         self.backbone = Backbone(c, self.mesh_ops)
         if c.predicts == "next_code":
-            self.head = NextCodeHead(self.facts.tasks, c.dtype, self.mesh_ops)
+            head: nn.Module = NextCodeHead(self.facts.tasks, c.dtype, self.mesh_ops)
         else:
-            self.head = TimeToEventHead(self.facts, c.task_width, c.dtype, self.mesh_ops)
+            head = TimeToEventHead(self.facts, c.task_width, c.dtype, self.mesh_ops)
+        self.head: Any = head
 
     def encode(self, batch: Mapping[str, jax.Array], deterministic: bool = True) -> jax.Array:
         """z where it is read, float32 [B, N, D]; of slots without a place, some vector."""
@@ -189,7 +190,7 @@ class MotorNetwork(nn.Module):
         del more
         if self._term not in names:
             return {}
-        return {self._term: self.head(z, batch["next_task"] if self._term == "next_code" else batch)}
+        return {self._term: self.head(z, batch)}
 
     @property
     def _term(self):
