@@ -13,17 +13,17 @@ Networks as small and as shortly trained as these do not find it: among the 239 
 has .724, EHR only .714 and boosting on both .744 at 90 days, and .701, .715 and .734 at 365 days.
 
 The model is ours (base extended); tiny.py:paper is the paper's, tiny.py:paper+extended has both. Other variants,
-several of them joined by "+": motor, which has a small MOTOR beside the others; himae, papagei and pulse_ppg, small
-ones of raw pulse waves, which every wearer then has, and the distance that pulse_ppg learns from; the negative controls
-redundant, where one modality suffices, and noise, where the wearable says nothing; and the ablations of
-ehrwear_jax.config.VARIANTS, as in tiny.py:no_cross_modal+r1. The best possible in a control:
+several of them joined by "+": motor and context_clues, which have a small MOTOR or language model of codes beside the
+others; himae, papagei and pulse_ppg, small ones of raw pulse waves, which every wearer then has, and the distance that
+pulse_ppg learns from; the negative controls redundant, where one modality suffices, and noise, where the wearable says
+nothing; and the ablations of ehrwear_jax.config.VARIANTS, as in tiny.py:no_cross_modal+r1. The best possible in a control:
 
     python -m ehrwear_jax.data.sources.simulator.bounds --preset=redundant
 """
 
 from ehrwear_jax import config as config_lib
 
-# a model of the EHR alone with about as many parameters as the others
+# models of the EHR alone with about as many parameters as the others
 MOTOR = {
     "family": "motor",
     "width": 64,
@@ -40,6 +40,20 @@ MOTOR = {
     "time_bins": 6,
     "task_width": 32,
 }
+CONTEXT_CLUES = {
+    "family": "context_clues",
+    "width": 64,
+    "n_layers": 3,
+    "n_heads": 4,
+    "n_kv_heads": 2,
+    "mlp_width": 192,
+    "tokens": 320,
+    "context_tokens": 320,
+    "static_tokens": 16,
+    "sites": 48,
+}
+# variants that add a model
+ADDED = {"motor": MOTOR, "context_clues": CONTEXT_CLUES}
 
 # raw pulse waves of 30 s; the simulated sensor has 25 samples a second
 PPG = {"channels": ("ppg",), "rate_hz": 25.0, "seconds": 30.0, "filter": "bandpass:0.5-8"}
@@ -84,7 +98,7 @@ ON_WAVES = {"himae": HIMAE, "papagei": PAPAGEI, "pulse_ppg": PULSE_PPG}  # model
 
 
 def get_config(variant=""):
-    variants = config_lib.variants(variant, "tiny.py", ("motor", *ON_WAVES, *config_lib.SIMULATED))
+    variants = config_lib.variants(variant, "tiny.py", (*ADDED, *ON_WAVES, *config_lib.SIMULATED))
     config = config_lib.base()
     config.name = "tiny"
     config.data.source = "synthetic"
@@ -144,8 +158,6 @@ def get_config(variant=""):
     config.evaluate.tasks = tuple(f"hospitalization_{h}d" for h in (90, 365))
     config.interpret.update({"max_times": 100, "geometry_people": 30, "mechanism_people": 100, "dropout_samples": 4})
     config.report.update({"title": "Simulated cohort, small model", "reliability_task": "hospitalization_365d"})
-    if "motor" in variants:
-        config.models.motor = MOTOR
     for name in (v for v in variants if v in ON_WAVES):
         config.models[name] = ON_WAVES[name]
         config.prepare.segments = {"ppg": PPG}
@@ -153,6 +165,8 @@ def get_config(variant=""):
     if "pulse_ppg" in variants:
         config.models.motif_distance = MOTIF_DISTANCE
     for name in variants:
+        if name in ADDED:
+            config.models[name] = ADDED[name]
         config.simulate.update(config_lib.SIMULATED.get(name, {}))
     config_lib.apply_variants(config, variants)
     return config

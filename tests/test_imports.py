@@ -73,8 +73,11 @@ LAYERS = (
     _layer("models.late_fusion", "models.late_fusion", external="numpy"),
     _layer("models.stacked", "config.options", external=""),
     _layer("models.motor.config", "config.options", external=""),
-    _layer("models.motor", "models.motor models.layers models.family models.objective models.row_packing "
+    _layer("models.motor", "models.motor models.layers models.family models.objective models.packed_contexts "
            "models.vocabulary data config.data", external="flax jax numpy"),
+    _layer("models.context_clues.config", "config.options", external=""),
+    _layer("models.context_clues", "models.context_clues models.layers models.family models.objective "
+           "models.packed_contexts models.vocabulary data config.data", external="flax jax numpy"),
     _layer("models.himae.config", "config.options config.data config.segment_spec", external=""),
     _layer("models.himae", "models.himae models.segment_examples models.layers models.family models.objective data "
            "config.data", external="flax jax numpy"),
@@ -91,6 +94,7 @@ LAYERS = (
     _layer("models.layers", "models.layers ops", external="flax jax numpy"),
     _layer("models.vocabulary", "data", external="numpy polars"),
     _layer("models.row_packing", "", external="numpy"),
+    _layer("models.packed_contexts", "models.family models.row_packing data", external="numpy"),
     _layer("models", "models.family models.layers", external="flax jax numpy"),
     # The loop takes any family, and names none.
     _layer("training", "training models.family models.layers models.registry ops data config evals runtime"),

@@ -8,6 +8,8 @@ from typing import Any, Protocol
 import jax
 import jax.numpy as jnp
 
+from ehrwear_jax.models.layers.vocabulary_loss import TokenLoss
+
 
 @dataclasses.dataclass(frozen=True)
 class Ramp:
@@ -96,3 +98,26 @@ def masked_mean(value: jax.Array, mask: jax.Array, count: jax.Array | None = Non
     mask = jnp.broadcast_to(mask, value.shape)
     total = jnp.sum(jnp.where(mask, value.astype(jnp.float32), 0.0))
     return total / jnp.maximum(n_true(mask) if count is None else count, 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class NextCode:
+    """The code that follows: mean over places of -log p, nats.
+
+    Attributes:
+      target: field of the batch with what follows each place, -1 where nothing is predicted.
+    """
+
+    target: str
+    name: str = "next_code"
+
+    def normaliser(self, batch: Mapping[str, jax.Array]) -> jax.Array:
+        """How many places there are."""
+        return n_true(batch[self.target] >= 0)
+
+    def loss(
+        self, out: TokenLoss, batch: Mapping[str, jax.Array], normaliser: jax.Array
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """(mean of out.nll, {"accuracy": share of places where no code has a higher score than the right one})."""
+        real = batch[self.target] >= 0
+        return masked_mean(out.nll, real, normaliser), {"accuracy": masked_mean(out.right, real, normaliser)}

@@ -73,6 +73,7 @@ MODELS = {
     "wear_only": ("Wearable only", "Wearable only"),
     "wear_only_static": ("Wearable and static facts (age, sex)", "Wearable + static"),
     "motor": ("MOTOR (EHR)", "MOTOR"),
+    "context_clues": ("ContextClues (EHR)", "ContextClues"),
     "himae": ("HiMAE (pulse wave)", "HiMAE"),
     "papagei": ("PaPaGei (pulse wave)", "PaPaGei"),
     "pulse_ppg": ("Pulse-PPG (pulse wave)", "Pulse-PPG"),

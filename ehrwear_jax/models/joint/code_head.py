@@ -2,11 +2,10 @@
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 
 from ehrwear_jax.models.layers.dense import dense, named
 from ehrwear_jax.models.layers.mesh_ops import ONE_DEVICE, MeshOps
-from ehrwear_jax.models.layers.vocabulary_loss import Chunks, TokenLoss, front, front_loss
+from ehrwear_jax.models.layers.vocabulary_loss import Chunks, Table, TokenLoss, masked_loss
 
 
 class CodeHead(nn.Module):
@@ -36,21 +35,10 @@ class CodeHead(nn.Module):
     def __call__(
         self, hidden_BxSxD: jax.Array, table_VxE: jax.Array, target_BxS: jax.Array, mask_BxS: jax.Array
     ) -> TokenLoss:
-        """What hidden vectors say of the targets where the mask is true, [B, S]; zeros elsewhere.
-
-        The targets of the rows of one device are brought together first, so that the others cost nothing.
-        """
-        ops, (n_row, n_slot) = self.mesh_ops, mask_BxS.shape
-        n_group = ops.row_groups if n_row % ops.row_groups == 0 else 1
-        chunks = Chunks(min(self.chunk, n_row // n_group * n_slot), self.dtype, ops.constrain)
-
-        def grouped(x):
-            return ops.constrain(x.reshape(n_group, -1, *x.shape[2:]), "batch", *[None] * (x.ndim - 1))
-
-        from_GxK, to_GxN, count_G = front(grouped(mask_BxS), chunks.size)
-        hidden_GxKxD = jnp.take_along_axis(grouped(hidden_BxSxD), from_GxK[..., None], axis=1)
-        target_GxK = jnp.take_along_axis(grouped(target_BxS), from_GxK, axis=1)
-        vector_GxKxE = self.to_token(self.norm(ops.constrain(hidden_GxKxD, "batch", None, None)))
-        found = front_loss(chunks, vector_GxKxE, table_VxE, self.bias_V, target_GxK, count_G)
-        back = (jnp.take_along_axis(x, to_GxN, axis=1).reshape(mask_BxS.shape) for x in found)
-        return TokenLoss(*(jnp.where(mask_BxS, x, jnp.zeros((), x.dtype)) for x in back))
+        """What hidden vectors say of the targets where the mask is true, [B, S]; zeros elsewhere."""
+        ops = self.mesh_ops
+        return masked_loss(
+            hidden_BxSxD, target_BxS, mask_BxS, Table(table_VxE, self.bias_V),
+            chunks=Chunks(self.chunk, self.dtype, ops.constrain), n_groups=ops.row_groups,
+            to_vector=lambda x: self.to_token(self.norm(x)),
+        )  # fmt: skip

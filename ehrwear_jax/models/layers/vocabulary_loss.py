@@ -63,6 +63,41 @@ def front(mask_GxN: jax.Array, multiple: int) -> tuple[jax.Array, jax.Array, jax
     return jnp.pad(order, ((0, 0), (0, -n % multiple))), to, mask_GxN.sum(axis=1, dtype=jnp.int32)
 
 
+class Table(NamedTuple):
+    """What vectors are scored against: a vector and a bias for each token."""
+
+    vector_VxE: jax.Array
+    bias_V: jax.Array
+
+
+def masked_loss(
+    hidden_BxSxD: jax.Array, target_BxS: jax.Array, mask_BxS: jax.Array, table: Table, *, chunks: Chunks,
+    n_groups: int = 1, to_vector: Callable[[jax.Array], jax.Array] = lambda x: x,
+) -> TokenLoss:  # fmt: skip
+    """What hidden vectors say of the targets where the mask is true, [B, S]; zeros elsewhere.
+
+    The targets of the rows of one device are brought together first, so that the others cost nothing.
+
+    Args:
+      chunks: of at most `size` targets. n_groups: devices that rows are spread over; MeshOps.row_groups.
+      to_vector: from the hidden vectors, gathered, to what is scored.
+    """
+    n_row, n_slot = mask_BxS.shape
+    n_group = n_groups if n_row % n_groups == 0 else 1
+    chunks = dataclasses.replace(chunks, size=min(chunks.size, n_row // n_group * n_slot))
+
+    def grouped(x):
+        return chunks.constrain(x.reshape(n_group, -1, *x.shape[2:]), "batch", *[None] * (x.ndim - 1))
+
+    from_GxK, to_GxN, count_G = front(grouped(mask_BxS), chunks.size)
+    hidden_GxKxD = jnp.take_along_axis(grouped(hidden_BxSxD), from_GxK[..., None], axis=1)
+    target_GxK = jnp.take_along_axis(grouped(target_BxS), from_GxK, axis=1)
+    vector_GxKxE = to_vector(chunks.constrain(hidden_GxKxD, "batch", None, None))
+    found = front_loss(chunks, vector_GxKxE, table.vector_VxE, table.bias_V, target_GxK, count_G)
+    back = (jnp.take_along_axis(x, to_GxN, axis=1).reshape(mask_BxS.shape) for x in found)
+    return TokenLoss(*(jnp.where(mask_BxS, x, jnp.zeros((), x.dtype)) for x in back))
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def front_loss(
     chunks: Chunks, vector_GxNxE: jax.Array, table_VxE: jax.Array, bias_V: jax.Array, target_GxN: jax.Array,

@@ -2,15 +2,18 @@
 
 Steinberg, Fries, Xu and Shah, "MOTOR: a time-to-event foundation model for structured medical records" (ICLR 2024).
 The defaults are the published sizes: 143 million parameters with a dictionary of 65,536 entries (`DICTIONARY`).
+`clmbr` has those of CLMBR, the same network pretrained on the next code (Steinberg et al., "Language models are an
+effective representation learning technique for electronic health record data", 2021; CLMBR-T-base of EHRSHOT, 2023).
 """
 
 import dataclasses
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from ehrwear_jax.config import options
 
 DICTIONARY = 65_536  # entries of the published model
 CHOICES = {
+    "predicts": ("times", "next_code"),
     "dtype": ("float32", "bfloat16"),
     "remat": ("none", "full", "attention", "products"),
 }
@@ -74,6 +77,9 @@ class Config:
     """Blocks in a step of the loop over them."""
     adapter_width: int = 0
     """Of an adapter behind each block, for fine-tuning; 0: none."""
+    predicts: str = options.added("times")
+    """What is pretrained on: times, those to later codes (MOTOR), or next_code, the code of each token's next one where
+    it is one of the tasks (CLMBR)."""
 
     def __post_init__(self) -> None:
         path = "config.models"
@@ -94,3 +100,9 @@ class Config:
     def reach(self) -> int:
         """Number of the latest tokens that z depends on: each layer looks a window further back."""
         return min(self.context_tokens, self.n_layers * (self.attention_window - 1) + 1)
+
+
+def clmbr(**changes: Any) -> Config:
+    """CLMBR with the published sizes: 141 million parameters with DICTIONARY entries, and 8,192 codes."""
+    sizes: dict[str, Any] = {"predicts": "next_code", "tasks": 8192}
+    return Config(**sizes | changes)

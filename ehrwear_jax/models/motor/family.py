@@ -8,6 +8,9 @@ Steinberg et al. (ICLR 2024). Config has the published sizes. Not as in the orig
     follow-up       ends where the dataset says so, not with the last event; hazards are per day, not per second
     loss            is the sum over codes and pieces of time, of which the original takes the mean
 
+With config.clmbr it is CLMBR: the same tokens and blocks, pretrained on the code of each next token, where that is one
+of the predicted codes. Unlike the original it skips no events soon after birth.
+
 Layer-by-layer agreement with a published implementation has not been measured.
 
 What training takes, with L layers of width D, M hidden units, windows of W tokens, A entries a token, K pieces of time,
@@ -40,7 +43,7 @@ from ehrwear_jax.models.motor.config import Config
 from ehrwear_jax.models.motor.examples import MotorExamples, batch_spec
 from ehrwear_jax.models.motor.hazard_loss import TimeToEvent
 from ehrwear_jax.models.motor.timelines import Facts
-from ehrwear_jax.models.objective import Ramp, WeightedTerms
+from ehrwear_jax.models.objective import NextCode, Ramp, WeightedTerms
 
 __all__ = ["Config", "adapted", "assumed", "examples", "flops", "network", "objective"]
 
@@ -57,8 +60,9 @@ def network(spec: BatchSpec, config: Config, mesh_ops: MeshOps = ONE_DEVICE) -> 
 
 
 def objective(spec: BatchSpec, config: Config) -> WeightedTerms:
-    """The times to events alone."""
-    del config
+    """The times to events alone, or the next codes."""
+    if config.predicts == "next_code":
+        return WeightedTerms((NextCode("next_task"),), {"next_code": Ramp(1.0, 1.0)})
     term = TimeToEvent(len(spec.facts.bin_days) * spec.facts.tasks)
     return WeightedTerms((term,), {term.name: Ramp(1.0, 1.0)})
 
@@ -76,6 +80,8 @@ def assumed(config: Config, prepare: PrepareConfig, vocabulary: int) -> tuple[Ba
     n, window = config.tokens, min(config.attention_window, config.tokens)
     seen = window * (window + 1) // 2 + (n - window) * window
     counts = {"contexts": 1, "tokens": n, "sites": config.sites, "seen": seen}
+    if config.predicts == "next_code":
+        counts["targets"] = n
     return batch_spec(config, facts), counts
 
 
@@ -88,13 +94,15 @@ def flops(spec: BatchSpec, config: Config, sizes: Mapping[str, int], counts: Map
     """Flops of forward and backward pass over what a batch holds; what is computed twice counts once.
 
     6 for each parameter of the backbone and token, 12 width for each layer and key that is seen, and 6 for each
-    parameter of the head and place, those of codes once for each piece of time. The dictionary and padding are left
-    out.
+    parameter of the head and place, those of codes once for each piece of time; of CLMBR 6 for each number of its
+    head's and target. The dictionary and padding are left out.
 
     Args:
       sizes: {part of the network: number of parameters}. counts: of MotorExamples.counts.
     """
     n_bins, width = len(spec.facts.bin_days), config.task_width
-    head = n_bins * width * (config.width + spec.facts.tasks)
+    head = n_bins * width * (config.width + spec.facts.tasks) * counts["sites"]
+    if config.predicts == "next_code":
+        head = config.width * spec.facts.tasks * counts["targets"]
     backbone = 6 * sizes["backbone"] * counts["tokens"]
-    return float(backbone + 12 * config.width * config.n_layers * counts["seen"] + 6 * head * counts["sites"])
+    return float(backbone + 12 * config.width * config.n_layers * counts["seen"] + 6 * head)

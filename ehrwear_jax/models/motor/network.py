@@ -17,7 +17,9 @@ from jax.ad_checkpoint import checkpoint_name
 from ehrwear_jax.models.layers import time_encoding
 from ehrwear_jax.models.layers.dense import LAYERS, dense, embedding, named, scaled
 from ehrwear_jax.models.layers.mesh_ops import ONE_DEVICE, MeshOps
+from ehrwear_jax.models.layers.rotation import rotated
 from ehrwear_jax.models.layers.transformer import Adapter, rematerialised
+from ehrwear_jax.models.layers.vocabulary_loss import Chunks, Table, TokenLoss, masked_loss
 from ehrwear_jax.models.motor.config import Config
 from ehrwear_jax.models.motor.hazard_loss import event_days, place_loss
 from ehrwear_jax.models.motor.timelines import PAD, Facts
@@ -28,13 +30,6 @@ _TASK_INIT = 0.1  # of codes' vectors, so that training begins near their rates
 def rotation_cycles(n_pairs: int) -> np.ndarray:
     """Turns a day of each pair of features: 10000^(-2 f / (F - 1)) radians, float64 [F]."""
     return 10_000.0 ** -np.linspace(0.0, 2.0, n_pairs) / (2.0 * np.pi)
-
-
-def rotated(x_BxTxHxD: jax.Array, sin_BxTx1xF: jax.Array, cos_BxTx1xF: jax.Array) -> jax.Array:
-    """Each pair of features (f, f + D / 2) turned by its angle (Su et al. 2021)."""
-    a, b = jnp.split(x_BxTxHxD.astype(jnp.float32), 2, axis=-1)
-    turned = [a * cos_BxTx1xF - b * sin_BxTx1xF, b * cos_BxTx1xF + a * sin_BxTx1xF]
-    return jnp.concatenate(turned, axis=-1).astype(x_BxTxHxD.dtype)
 
 
 class Block(nn.Module):
@@ -135,6 +130,25 @@ class TimeToEventHead(nn.Module):
         return score + self.bias[None, None]
 
 
+class NextCodeHead(nn.Module):
+    """Scores of all codes to be that of the next token."""
+
+    tasks: int
+    dtype: str
+    mesh_ops: MeshOps
+
+    @nn.compact
+    def __call__(self, z_BxTxD: jax.Array, batch: Mapping[str, jax.Array]) -> TokenLoss:
+        """Losses of the codes that follow, zeros where none is predicted: [B, T]."""
+        ops, shape, next_BxT = self.mesh_ops, (z_BxTxD.shape[-1], self.tasks), batch["next_task"]
+        kernel = self.param("kernel", named(scaled(_TASK_INIT), "embed", "future_code"), shape)
+        bias = self.param("bias", named(nn.initializers.zeros, "future_code"), (self.tasks,))
+        return masked_loss(
+            z_BxTxD, jnp.maximum(next_BxT, 0), next_BxT >= 0, Table(kernel.T, bias),
+            chunks=Chunks(dtype=self.dtype, constrain=ops.constrain), n_groups=ops.row_groups,
+        )  # fmt: skip
+
+
 class MotorNetwork(nn.Module):
     """Dictionary, backbone and head over one batch."""
 
@@ -149,27 +163,46 @@ class MotorNetwork(nn.Module):
         if c.normed_ages:
             self.age = dense(c.width, (None, "embed"), use_bias=False, dtype=c.dtype)
         self.backbone = Backbone(c, self.mesh_ops)
-        self.head = TimeToEventHead(self.facts, c.task_width, c.dtype, self.mesh_ops)
+        if c.predicts == "next_code":
+            head: nn.Module = NextCodeHead(self.facts.tasks, c.dtype, self.mesh_ops)
+        else:
+            head = TimeToEventHead(self.facts, c.task_width, c.dtype, self.mesh_ops)
+        self.head: Any = head
 
     def encode(self, batch: Mapping[str, jax.Array], deterministic: bool = True) -> jax.Array:
         """z where it is read, float32 [B, N, D]; of slots without a place, some vector."""
-        z_BxTxD = self.backbone(self._tokens(batch), self._fields(batch), deterministic)
+        z_BxTxD = self._hidden(batch, deterministic)
         return jnp.take_along_axis(z_BxTxD, jnp.maximum(batch["site"], 0)[..., None], axis=1)
 
-    def __call__(self, batch: Mapping[str, jax.Array], deterministic: bool = True) -> dict[str, jax.Array]:
-        """{"time_to_event": loss of each place [B, N]}."""
-        return {"time_to_event": self.head(self.encode(batch, deterministic), batch)}
+    def __call__(self, batch: Mapping[str, jax.Array], deterministic: bool = True) -> dict[str, Any]:
+        """{"time_to_event": loss of each place [B, N]}, or {"next_code": TokenLoss of each token [B, T]}."""
+        z, _ = self._read(batch, deterministic)
+        return self.predicted(z, None, batch, (self._term,))
 
     def read(self, batch: Mapping[str, jax.Array]) -> tuple[jax.Array, None]:
         """What the head reads, at inference."""
-        return self.encode(batch), None
+        return self._read(batch, True)
 
     def predicted(
         self, z: jax.Array, more: None, batch: Mapping[str, jax.Array], names: Iterable[str]
     ) -> dict[str, Any]:
         """{term: its prediction} of some terms, from what `read` returned."""
         del more
-        return {"time_to_event": self.head(z, batch)} if "time_to_event" in names else {}
+        if self._term not in names:
+            return {}
+        return {self._term: self.head(z, batch)}
+
+    @property
+    def _term(self):
+        return "next_code" if self.config.predicts == "next_code" else "time_to_event"
+
+    def _read(self, batch, deterministic):
+        """z of all tokens, or of places alone."""
+        hidden = self._hidden if self._term == "next_code" else self.encode
+        return hidden(batch, deterministic), None
+
+    def _hidden(self, batch, deterministic):
+        return self.backbone(self._tokens(batch), self._fields(batch), deterministic)
 
     def log_hazards(self, batch: Mapping[str, jax.Array]) -> jax.Array:
         """Of all codes at the places of a small batch: see TimeToEventHead.log_hazards."""

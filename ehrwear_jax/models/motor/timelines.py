@@ -19,6 +19,7 @@ import numpy as np
 from ehrwear_jax.data import ages
 from ehrwear_jax.data.formats.times import DAY_US
 from ehrwear_jax.data.store import NO_BIRTH, Record, RecordStore
+from ehrwear_jax.models import packed_contexts
 from ehrwear_jax.models import vocabulary as vocabulary_lib
 from ehrwear_jax.models.motor.config import Config
 
@@ -162,38 +163,17 @@ def next_times(group_X: np.ndarray, time_X: np.ndarray, place_us_N: np.ndarray) 
     return group_U, next_NxU
 
 
-class People:
-    """The people of a store as timelines, at random access.
-
-    Args:
-      cache_bytes: memory that timelines may take; those beyond it are made at every use.
-    """
+class People(packed_contexts.People[Timeline]):
+    """The people of a store as timelines."""
 
     def __init__(self, store: RecordStore, dictionary: Dictionary, config: Config, cache_bytes: int = 2**28) -> None:
-        self.store, self.dictionary, self.drop_repeats = store, dictionary, config.drop_repeats
-        self.max_age_years, self.cache_bytes = store.max_age_years, cache_bytes
-        self._cache: dict[int, Timeline] = {}
-        self._cached_bytes = 0
-
-    def __len__(self) -> int:
-        return len(self.store)
-
-    def __getitem__(self, i: int) -> Timeline:
-        found = self._cache.get(i)
-        if found is None:
-            found = self.of(self.store.read(i))
-            if self._cached_bytes + found.nbytes <= self.cache_bytes:
-                self._cached_bytes += found.nbytes
-                self._cache[i] = found
-        return found
+        super().__init__(store, cache_bytes)
+        self.dictionary, self.drop_repeats = dictionary, config.drop_repeats
+        self.max_age_years = store.max_age_years
 
     def of(self, record: Record) -> Timeline:
         """The Timeline of a record of the store, changed or not."""
         return make_timeline(record, self.dictionary, self.drop_repeats)
-
-    def __getstate__(self) -> dict:
-        """For worker processes, which fill caches of their own."""
-        return vars(self) | {"_cache": {}, "_cached_bytes": 0}
 
 
 # ---------------------------------------------------------------------------------------- fitted on training people
@@ -229,6 +209,12 @@ class Fitted(NamedTuple):
         """Names of the tasks, in order."""
         groups = np.flatnonzero(self.task_G >= 0)
         return [self.dictionary.groups[g] for g in groups[np.argsort(self.task_G[groups])]]
+
+    def next_tasks(self) -> np.ndarray:
+        """The task of each token's own code, which is no ancestor of it; -1 for none: int64 [V]."""
+        group_VxG = self.dictionary.group_VxG
+        own_V = group_VxG.max(axis=1, initial=-1)  # groups are in the order of their counts, and ancestors have more
+        return np.where(own_V >= 0, self.task_G[own_V], -1)
 
 
 def fit(store: RecordStore, config: Config) -> Fitted:

@@ -8,7 +8,15 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from ehrwear_jax.models.layers.vocabulary_loss import Chunks, TokenLoss, front, front_loss, token_loss
+from ehrwear_jax.models.layers.vocabulary_loss import (
+    Chunks,
+    Table,
+    TokenLoss,
+    front,
+    front_loss,
+    masked_loss,
+    token_loss,
+)
 from ehrwear_jax.training import sharding
 
 G, N, E, V = 3, 40, 8, 33
@@ -60,6 +68,21 @@ def test_equals_the_plain_formula(size, share):
         scale = max(float(jnp.abs(right).max()), 1e-30)
         np.testing.assert_allclose(grad / scale, right / scale, atol=1e-6)
         assert bool(mask.any()) == bool(jnp.any(grad != 0))
+
+
+def test_rows_of_a_mask_have_their_losses_where_they_were():
+    """Against numpy in float64; groups of rows, and a product behind the gathering."""
+    vector, table, bias, target, mask = (np.asarray(x) for x in case(0.4))
+    for n_groups in (1, 3):
+        found = masked_loss(
+            vector, target, mask, Table(jnp.asarray(table), jnp.asarray(bias)), chunks=Chunks(7), n_groups=n_groups,
+            to_vector=lambda x: 2.0 * x,
+        )  # fmt: skip
+        score = 2.0 * vector.astype(np.float64) @ table.T + bias
+        log_sum = np.log(np.exp(score).sum(-1))
+        own = np.take_along_axis(score, target[..., None], -1)[..., 0]
+        np.testing.assert_allclose(found.nll, np.where(mask, log_sum - own, 0), rtol=1e-5, atol=1e-5)
+        np.testing.assert_array_equal(found.right, mask & (own == score.max(-1)))
 
 
 def test_half_precision_rounds_factors_and_adds_up_in_full():
