@@ -2,11 +2,10 @@
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 
 from ehrwear_jax.models.layers.dense import dense, named
 from ehrwear_jax.models.layers.mesh_ops import ONE_DEVICE, MeshOps
-from ehrwear_jax.models.layers.vocabulary_loss import Chunks, TokenLoss, front, front_loss
+from ehrwear_jax.models.layers.vocabulary_loss import Chunks, TokenLoss, masked_loss
 
 
 class CodeHead(nn.Module):
@@ -30,21 +29,10 @@ class CodeHead(nn.Module):
     def __call__(
         self, hidden_BxSxD: jax.Array, table_VxE: jax.Array, target_BxS: jax.Array, mask_BxS: jax.Array
     ) -> TokenLoss:
-        """What hidden vectors say of the targets where the mask is true, [B, S]; zeros elsewhere.
+        """What hidden vectors say of the targets where the mask is true, [B, S]; zeros elsewhere."""
+        chunks = Chunks(self.chunk, self.dtype, self.mesh_ops.constrain, self.mesh_ops.row_groups)
 
-        The targets of the rows of one device are brought together first, so that the others cost nothing.
-        """
-        ops, (n_row, n_slot) = self.mesh_ops, mask_BxS.shape
-        n_group = ops.row_groups if n_row % ops.row_groups == 0 else 1
-        chunks = Chunks(min(self.chunk, n_row // n_group * n_slot), self.dtype, ops.constrain)
+        def to_vector(hidden_GxKxD):
+            return self.to_token(self.norm(hidden_GxKxD))
 
-        def grouped(x):
-            return ops.constrain(x.reshape(n_group, -1, *x.shape[2:]), "batch", *[None] * (x.ndim - 1))
-
-        from_GxK, to_GxN, count_G = front(grouped(mask_BxS), chunks.size)
-        hidden_GxKxD = jnp.take_along_axis(grouped(hidden_BxSxD), from_GxK[..., None], axis=1)
-        target_GxK = jnp.take_along_axis(grouped(target_BxS), from_GxK, axis=1)
-        vector_GxKxE = self.to_token(self.norm(ops.constrain(hidden_GxKxD, "batch", None, None)))
-        found = front_loss(chunks, vector_GxKxE, table_VxE, self.bias_V, target_GxK, count_G)
-        back = (jnp.take_along_axis(x, to_GxN, axis=1).reshape(mask_BxS.shape) for x in found)
-        return TokenLoss(*(jnp.where(mask_BxS, x, jnp.zeros((), x.dtype)) for x in back))
+        return masked_loss(chunks, to_vector, hidden_BxSxD, table_VxE, self.bias_V, target_BxS, mask_BxS)

@@ -31,12 +31,13 @@ class Chunks:
     Attributes:
       size: targets of a group whose scores are alive at once.
       dtype: of the factors of the products, which add up in float32 as everything else does.
-      constrain: of MeshOps.
+      constrain, row_groups: of MeshOps.
     """
 
     size: int = 512
     dtype: str = "float32"
     constrain: Callable = no_constraint
+    row_groups: int = 1
 
 
 def token_loss(scores: jax.Array, target: jax.Array) -> TokenLoss:
@@ -45,6 +46,33 @@ def token_loss(scores: jax.Array, target: jax.Array) -> TokenLoss:
     log_sum = jax.nn.logsumexp(scores, axis=-1)
     own = jnp.take_along_axis(scores, target[..., None], axis=-1)[..., 0]
     return TokenLoss(log_sum - own, log_sum, own >= scores.max(axis=-1))
+
+
+def masked_loss(
+    chunks: Chunks, to_vector: Callable, hidden_BxSxD: jax.Array, table_VxE: jax.Array, bias_V: jax.Array,
+    target_BxS: jax.Array, mask_BxS: jax.Array,
+) -> TokenLoss:  # fmt: skip
+    """Cross-entropies where the mask is true, [B, S]; zeros elsewhere.
+
+    The targets of the rows of one device are brought together first, so that the others cost nothing.
+
+    Args:
+      to_vector: hidden_GxKxD -> vector_GxKxE whose products with the table are scores.
+    """
+    n_row, n_slot = mask_BxS.shape
+    n_group = chunks.row_groups if n_row % chunks.row_groups == 0 else 1
+    chunks = dataclasses.replace(chunks, size=min(chunks.size, n_row // n_group * n_slot))
+
+    def grouped(x):
+        return chunks.constrain(x.reshape(n_group, -1, *x.shape[2:]), "batch", *[None] * (x.ndim - 1))
+
+    from_GxK, to_GxN, count_G = front(grouped(mask_BxS), chunks.size)
+    hidden_GxKxD = jnp.take_along_axis(grouped(hidden_BxSxD), from_GxK[..., None], axis=1)
+    target_GxK = jnp.take_along_axis(grouped(target_BxS), from_GxK, axis=1)
+    vector_GxKxE = to_vector(chunks.constrain(hidden_GxKxD, "batch", None, None))
+    found = front_loss(chunks, vector_GxKxE, table_VxE, bias_V, target_GxK, count_G)
+    back = (jnp.take_along_axis(x, to_GxN, axis=1).reshape(mask_BxS.shape) for x in found)
+    return TokenLoss(*(jnp.where(mask_BxS, x, jnp.zeros((), x.dtype)) for x in back))
 
 
 def front(mask_GxN: jax.Array, multiple: int) -> tuple[jax.Array, jax.Array, jax.Array]:
