@@ -13,16 +13,16 @@ Networks as small and as shortly trained as these do not find it: among the 239 
 has .724, EHR only .714 and boosting on both .744 at 90 days, and .701, .715 and .734 at 365 days.
 
 The model is ours (base extended); tiny.py:paper is the paper's, tiny.py:paper+extended has both. Other variants,
-several of them joined by "+": motor, which has a small MOTOR beside the others; the negative controls redundant, where
-one modality suffices, and noise, where the wearable says nothing; and the ablations of ehrwear_jax.config.VARIANTS, as
-in tiny.py:no_cross_modal+r1. The best possible in a control:
+several of them joined by "+": motor and cehr_bert, which have a small MOTOR and a small CEHR-BERT beside the others; the
+negative controls redundant, where one modality suffices, and noise, where the wearable says nothing; and the ablations
+of ehrwear_jax.config.VARIANTS, as in tiny.py:no_cross_modal+r1. The best possible in a control:
 
     python -m ehrwear_jax.data.sources.simulator.bounds --preset=redundant
 """
 
 from ehrwear_jax import config as config_lib
 
-# a model of the EHR alone with about as many parameters as the others
+# models of the EHR alone with about as many parameters as the others
 MOTOR = {
     "family": "motor",
     "width": 64,
@@ -39,10 +39,24 @@ MOTOR = {
     "time_bins": 6,
     "task_width": 32,
 }
+CEHR_BERT = {
+    "family": "cehr_bert",
+    "width": 64,
+    "n_layers": 3,
+    "n_heads": 4,
+    "mlp_width": 192,
+    "tokens": 512,
+    "context_tokens": 256,
+    "visits": 96,
+    "sites": 24,
+    "visit_mlp_width": 128,
+    "encounter_codes": ("PROC//CPT4//99213",),
+}
+EHR_MODELS = {"motor": MOTOR, "cehr_bert": CEHR_BERT}
 
 
 def get_config(variant=""):
-    variants = config_lib.variants(variant, "tiny.py", ("motor", *config_lib.SIMULATED))
+    variants = config_lib.variants(variant, "tiny.py", (*EHR_MODELS, *config_lib.SIMULATED))
     config = config_lib.base()
     config.name = "tiny"
     config.data.source = "synthetic"
@@ -102,9 +116,9 @@ def get_config(variant=""):
     config.evaluate.tasks = tuple(f"hospitalization_{h}d" for h in (90, 365))
     config.interpret.update({"max_times": 100, "geometry_people": 30, "mechanism_people": 100, "dropout_samples": 4})
     config.report.update({"title": "Simulated cohort, small model", "reliability_task": "hospitalization_365d"})
-    if "motor" in variants:
-        config.models.motor = MOTOR
     for name in variants:
+        if name in EHR_MODELS:
+            config.models[name] = EHR_MODELS[name]
         config.simulate.update(config_lib.SIMULATED.get(name, {}))
     config_lib.apply_variants(config, variants)
     return config

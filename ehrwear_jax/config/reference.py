@@ -10,7 +10,7 @@ from ehrwear_jax.config.run import RunConfig
 from ehrwear_jax.config.segment_spec import SegmentSpec
 
 # families of the package whose options stand in config.models alone
-IN_MODELS = ("motor", "tabular", "late_fusion", "stacked")
+IN_MODELS = ("motor", "cehr_bert", "tabular", "late_fusion", "stacked")
 
 
 class Option(NamedTuple):

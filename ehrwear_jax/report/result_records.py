@@ -73,6 +73,7 @@ MODELS = {
     "wear_only": ("Wearable only", "Wearable only"),
     "wear_only_static": ("Wearable and static facts (age, sex)", "Wearable + static"),
     "motor": ("MOTOR (EHR)", "MOTOR"),
+    "cehr_bert": ("CEHR-BERT (EHR)", "CEHR-BERT"),
     "late_fusion": ("Late fusion", "Late fusion"),
     "stacked": ("Stacked predictions", "Stacked"),
     "gradient_boosting": ("Gradient boosting (tabular)", "Gradient boosting"),

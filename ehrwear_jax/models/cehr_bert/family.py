@@ -1,0 +1,80 @@
+"""Joins the parts of CEHR-BERT to what models/family.py asks for."""
+
+import dataclasses
+from collections.abc import Mapping
+
+from ehrwear_jax.config.data import PrepareConfig
+from ehrwear_jax.data.store import RecordStore
+from ehrwear_jax.models.cehr_bert import network as network_lib
+from ehrwear_jax.models.cehr_bert.config import Config
+from ehrwear_jax.models.cehr_bert.examples import CehrBertExamples, batch_spec
+from ehrwear_jax.models.cehr_bert.loss import CrossEntropy, MaskedValues
+from ehrwear_jax.models.cehr_bert.timelines import VISIT_SPECIAL, Facts, predicts_visits
+from ehrwear_jax.models.family import BatchSpec
+from ehrwear_jax.models.layers.mesh_ops import ONE_DEVICE, MeshOps
+from ehrwear_jax.models.objective import Ramp, Term, WeightedTerms
+
+__all__ = ["Config", "adapted", "assumed", "examples", "flops", "network", "objective"]
+
+
+def examples(store: RecordStore, config: Config, seed: int = 0, train: bool = True) -> CehrBertExamples:
+    """Rows of packed contexts; tokens are hidden in validation too, by whose prediction it judges."""
+    del train
+    return CehrBertExamples(store, config, seed)
+
+
+def network(spec: BatchSpec, config: Config, mesh_ops: MeshOps = ONE_DEVICE) -> network_lib.CehrBertNetwork:
+    """Embedder, encoder, and the heads of tokens, values and visits."""
+    return network_lib.CehrBertNetwork(config, spec.facts, mesh_ops)
+
+
+def objective(spec: BatchSpec, config: Config) -> WeightedTerms:
+    """Hidden tokens with weight 1, values and types of visits with theirs, where these are predicted."""
+    weights: dict[Term, float] = {CrossEntropy("masked_tokens", "target"): 1.0}
+    if config.value_weight > 0:
+        weights[MaskedValues()] = config.value_weight
+    if predicts_visits(config, spec.facts):
+        weights[CrossEntropy("visit_types", "visit_target")] = config.visit_weight
+    return WeightedTerms(tuple(weights), {term.name: Ramp(w, w) for term, w in weights.items()})
+
+
+def assumed(config: Config, prepare: PrepareConfig, vocabulary: int) -> tuple[BatchSpec, dict[str, int]]:
+    """The batches that data of this size would give, and the counts of a row that contexts of full length fill.
+
+    Args:
+      vocabulary: number of tokens. A visit has two types, and ten tokens.
+    """
+    del prepare
+    facts = Facts(vocabulary, len(VISIT_SPECIAL) + 1)
+    contexts, n = config.tokens // config.context_tokens, config.context_tokens
+    tokens, n_visits = contexts * n, min(config.visits, contexts * (n // 10))
+    counts = {"contexts": contexts, "tokens": tokens, "targets": round(config.masked * tokens), "seen": tokens * n}
+    if predicts_visits(config, facts):
+        counts |= {"visits": n_visits, "visit_seen": n_visits * (n + n // 10)}
+    return batch_spec(config, facts), counts
+
+
+def adapted(config: Config, width: int) -> Config:
+    """The config with adapters of this width in the blocks, for fine-tuning."""
+    return dataclasses.replace(config, adapter_width=width)
+
+
+def flops(spec: BatchSpec, config: Config, sizes: Mapping[str, int], counts: Mapping[str, int]) -> float:
+    """Flops of forward and backward pass over what a batch holds; what is computed twice counts once.
+
+    6 for each parameter of the backbone and token, of the embedder's products and token, of the decoder and visit (its
+    keys and values: and token), of the head, with the table, and target; 12 width for each layer and key that is seen.
+    Padding is left out.
+
+    Args:
+      sizes: {part of the network: number of parameters}. counts: of CehrBertExamples.counts.
+    """
+    d, n_tokens = config.width, counts["tokens"]
+    products = d * (d + 1) + d * (d + 3 * config.time_features)
+    total = 6 * (sizes["backbone"] + products) * n_tokens + 12 * d * config.n_layers * counts["seen"]
+    total += 6 * d * (d + spec.facts.tokens) * counts["targets"]
+    if predicts_visits(config, spec.facts):
+        keys = 2 * d * d
+        total += 6 * keys * n_tokens + 6 * (sizes["visit_decoder"] - keys) * counts["visits"]
+        total += 12 * d * counts["visit_seen"]
+    return float(total)
