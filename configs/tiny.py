@@ -13,9 +13,9 @@ Networks as small and as shortly trained as these do not find it: among the 239 
 has .724, EHR only .714 and boosting on both .744 at 90 days, and .701, .715 and .734 at 365 days.
 
 The model is ours (base extended); tiny.py:paper is the paper's, tiny.py:paper+extended has both. Other variants,
-several of them joined by "+": motor and cehr_bert, which have a small MOTOR and a small CEHR-BERT beside the others; the
-negative controls redundant, where one modality suffices, and noise, where the wearable says nothing; and the ablations
-of ehrwear_jax.config.VARIANTS, as in tiny.py:no_cross_modal+r1. The best possible in a control:
+several of them joined by "+": motor and cehr_bert, which have a small MOTOR or CEHR-BERT beside the others; the negative
+controls redundant, where one modality suffices, and noise, where the wearable says nothing; and the ablations of
+ehrwear_jax.config.VARIANTS, as in tiny.py:no_cross_modal+r1. The best possible in a control:
 
     python -m ehrwear_jax.data.sources.simulator.bounds --preset=redundant
 """
@@ -45,8 +45,9 @@ CEHR_BERT = {
     "n_layers": 3,
     "n_heads": 4,
     "mlp_width": 192,
-    "tokens": 512,
-    "context_tokens": 256,
+    "attention_dropout": 0.0,
+    "tokens": 320,
+    "context_tokens": 160,
     "visits": 96,
     "sites": 24,
     "visit_mlp_width": 128,

@@ -1,4 +1,39 @@
-"""Joins the parts of CEHR-BERT to what models/family.py asks for."""
+"""Joins the parts of CEHR-BERT to what models/family.py asks for: a bidirectional EHR model that hides and predicts.
+
+Pang et al. (ML4H 2021); Config has the sizes of the published PyTorch implementation. Not as in the original:
+
+    prediction     each time has a sequence of its own, of what is known then; whole visits are never shown ahead
+    visits         follow from admissions and discharges and from days, for records name no encounters
+    static events  are tokens behind the first one (`static_tokens`), for age is all that the original tells of a person
+    <cls>          is never hidden or replaced: nothing is to be learned of it
+    types          of visits are hidden among the tokens too; the original's encoder is not given them at all
+    dates          have sines of their own; the implementation embeds them with those of ages
+    visit numbers  count from the first visit of each context, not from the first one of a row that several share
+    values         of predicted tokens are hidden; the implementation shows what it predicts, and divides the squares by
+                   all values of a sequence
+    z              is the mean over a person's tokens, never over padding. The implementation reads <cls> or a mean that
+                   counts padding. Of its last state of <cls> no loss takes a gradient: hence the mean. `readout`
+
+Agreement with the published implementation, number by number, has not been measured: PyTorch is not among the
+requirements. tests/models/cehr_bert/test_network.py has all of it in numpy instead.
+
+What training takes, with L layers of width D, M hidden units, V tokens, contexts of K tokens, a share p of them
+predicted, F features of time, and at once B rows of T tokens, N sites, U visits, C target_chunk, in s bytes:
+
+    parameters       V (D + 1) + L (4 D^2 + 2 D M) + 3 D^2 + 3 F D, and 9 D^2 + 2 D visit_mlp_width of visits' decoder
+    flops a token    6 L (4 D^2 + 2 D M) + 12 L D K + 6 (2 D^2 + 3 F D) + 6 p D (D + V)
+    bytes of state   16 a parameter: it, its gradient and two moments in float32
+    of a batch       B (46 T + 8 N + 28 U)
+    of activations   s B T L (10 D + 2 M), or s B T L D with remat=full, and s B T M in the block at work
+    of the losses    about 12 C V, and 4 V D for the gradient of the table
+
+By these, with the published sizes: 9.75 million parameters, 160 MB of state, 55 Mflop a token. 300,000 people with
+3,000 tokens each are 9e8 tokens, 5e16 flops an epoch: two and a half minutes at 350 Tflop/s, which products as narrow
+as these do not reach. 64 rows of 512 tokens hold 4.2 GB of activations in bfloat16 with remat=none. On the host an
+epoch's plan takes 24 bytes a context, timelines (35 bytes a token) are cached up to a limit, and facts are fitted on
+`fit_people` at most. Parameters and bytes of a batch are tested; the other figures follow from the formulae, and none
+was timed.
+"""
 
 import dataclasses
 from collections.abc import Mapping
