@@ -13,9 +13,9 @@ Networks as small and as shortly trained as these do not find it: among the 239 
 has .724, EHR only .714 and boosting on both .744 at 90 days, and .701, .715 and .734 at 365 days.
 
 The model is ours (base extended); tiny.py:paper is the paper's, tiny.py:paper+extended has both. Other variants,
-several of them joined by "+": motor and cehr_bert, which have a small MOTOR or CEHR-BERT beside the others; the negative
-controls redundant, where one modality suffices, and noise, where the wearable says nothing; and the ablations of
-ehrwear_jax.config.VARIANTS, as in tiny.py:no_cross_modal+r1. The best possible in a control:
+several of them joined by "+": motor, cehr_bert, behrt and med_bert, which have a small model of that name beside the
+others; the negative controls redundant, where one modality suffices, and noise, where the wearable says nothing; and
+the ablations of ehrwear_jax.config.VARIANTS, as in tiny.py:no_cross_modal+r1. The best possible in a control:
 
     python -m ehrwear_jax.data.sources.simulator.bounds --preset=redundant
 """
@@ -53,7 +53,10 @@ CEHR_BERT = {
     "visit_mlp_width": 128,
     "encounter_codes": ("PROC//CPT4//99213",),
 }
-EHR_MODELS = {"motor": MOTOR, "cehr_bert": CEHR_BERT}
+# the same network as BEHRT and as Med-BERT, which are not told types of visits
+BEHRT = CEHR_BERT | {"inputs": "behrt", "visit_tokens": "end", "time_tokens": "none", "visit_weight": 0.0}
+MED_BERT = BEHRT | {"inputs": "med_bert", "visit_tokens": "none", "long_stay_weight": 1.0}
+EHR_MODELS = {"motor": MOTOR, "cehr_bert": CEHR_BERT, "behrt": BEHRT, "med_bert": MED_BERT}
 
 
 def get_config(variant=""):

@@ -74,6 +74,8 @@ MODELS = {
     "wear_only_static": ("Wearable and static facts (age, sex)", "Wearable + static"),
     "motor": ("MOTOR (EHR)", "MOTOR"),
     "cehr_bert": ("CEHR-BERT (EHR)", "CEHR-BERT"),
+    "behrt": ("BEHRT (EHR)", "BEHRT"),
+    "med_bert": ("Med-BERT (EHR)", "Med-BERT"),
     "late_fusion": ("Late fusion", "Late fusion"),
     "stacked": ("Stacked predictions", "Stacked"),
     "gradient_boosting": ("Gradient boosting (tabular)", "Gradient boosting"),

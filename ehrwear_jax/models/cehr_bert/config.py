@@ -2,7 +2,11 @@
 
 Pang et al., "CEHR-BERT: incorporating temporal information from structured EHR data to improve prediction tasks" (ML4H
 2021). The defaults are the sizes of its published PyTorch implementation, with the visit types of the paper; `original`
-has those of the implementation alone.
+has those of the implementation alone. `behrt` and `med_bert` are further models of the same parts:
+
+    BEHRT     Li et al., "BEHRT: transformer for electronic health records" (Scientific Reports 2020)
+    Med-BERT  Rasmy et al., "Med-BERT: pretrained contextualized embeddings on large-scale structured electronic health
+              records for disease prediction" (npj Digital Medicine 2021)
 """
 
 import dataclasses
@@ -12,7 +16,9 @@ from ehrwear_jax.config import options
 
 TOKENS = 20_000  # concepts of the published implementation's defaults
 CHOICES = {
-    "time_tokens": ("weeks", "day", "mix"),
+    "inputs": ("cehr_bert", "behrt", "med_bert"),
+    "visit_tokens": ("both", "end", "none"),
+    "time_tokens": ("weeks", "day", "mix", "none"),
     "readout": ("mean", "cls"),
     "dtype": ("float32", "bfloat16"),
     "remat": ("none", "full", "attention", "products"),
@@ -50,9 +56,14 @@ class Config:
     """Capacity of a row for prediction times at which z is read."""
     static_tokens: int = 8
     """Most static events that are tokens behind a context's first one, in their order; 0: none, as in the original."""
+    inputs: str = "cehr_bert"
+    """What tokens are told beside what they are. cehr_bert: values, time, age and visits, joined by a product; behrt:
+    age in months, the visit's number and its turn, added up; med_bert: the visit's number and the place, added up."""
+    visit_tokens: str = "both"
+    """Which tokens stand around a visit's: of its begin and end, of its end, or none."""
     time_tokens: str = "weeks"
-    """How the time between visits is said: weeks, months and a long time; day: in days; mix: in days, weeks, months.
-    See models/cehr_bert/time_tokens.py."""
+    """How the time between visits is said: weeks, months and a long time; day: in days; mix: in days, weeks, months;
+    none: not by tokens, nor is the time inside a visit. See models/cehr_bert/time_tokens.py."""
     value_bins: bool = False
     """Whether bins of values are tokens of their own; False: values are merged into the token of their code alone."""
     admission_codes: tuple = ("HOSPITAL_ADMISSION",)
@@ -72,6 +83,10 @@ class Config:
     """Of the loss of visit types; 0: no decoder. It is left out too where all visits are of one type."""
     visit_mlp_width: int = 512
     """Hidden units of the decoder of visit types."""
+    long_stay_weight: float = 0.0
+    """Of the loss of whether a context holds a stay longer than long_stay_days, by its first token; 0: none."""
+    long_stay_days: float = 7.0
+    """Length of a long stay."""
     value_weight: float = 0.0
     """Of the squared error of the values of masked tokens, in standard deviations; 0: not predicted."""
     readout: str = "mean"
@@ -102,12 +117,17 @@ class Config:
         unit, many = (0.0, 1.0), float("inf")
         limits = {"masked": (1e-9, 1.0), "visits_masked": unit, "dropout": (0.0, 0.99)}
         limits |= {"attention_dropout": (0.0, 0.99), "visit_weight": (0.0, many), "value_weight": (0.0, many)}
-        limits |= {"static_tokens": (0, many), "longest_stay_days": (0.0, many)}
+        limits |= {"static_tokens": (0, many), "longest_stay_days": (0.0, many), "long_stay_weight": (0.0, many)}
         options.require_range(path, self, limits)
         if self.width % self.n_heads:
             raise ValueError(f"{path}: width {self.width} is no multiple of n_heads {self.n_heads}")
         if self.time_features < 2 or self.time_features % 2:
             raise ValueError(f"{path}.time_features is {self.time_features}; it must be even and positive")
+        if max(self.value_weight, self.visit_weight) > 0 and self.inputs != "cehr_bert":
+            raise ValueError(
+                f"{path}: visit_weight {self.visit_weight} and value_weight {self.value_weight} must be 0 with inputs "
+                f"{self.inputs!r}, which tell neither values nor dates"
+            )
         if not self.static_tokens + 2 <= self.context_tokens <= self.tokens:
             raise ValueError(
                 f"{path}: context_tokens {self.context_tokens} must be above static_tokens {self.static_tokens} + 1 "
@@ -118,3 +138,21 @@ class Config:
 def original(**changes: Any) -> Config:
     """The published PyTorch implementation: its sizes, no static events and no visit types."""
     return dataclasses.replace(Config(static_tokens=0, visit_weight=0.0), **changes)
+
+
+def behrt(**changes: Any) -> Config:
+    """BEHRT with its published sizes; its visits end with a token and their time is told by age alone."""
+    sizes = Config(
+        width=288, n_layers=6, n_heads=12, mlp_width=512, tokens=64, context_tokens=64, static_tokens=0, inputs="behrt",
+        visit_tokens="end", time_tokens="none", visit_weight=0.0,
+    )  # fmt: skip
+    return dataclasses.replace(sizes, **changes)
+
+
+def med_bert(**changes: Any) -> Config:
+    """Med-BERT with its published sizes, 64 hidden units among them; no tokens beside codes, but long stays."""
+    sizes = Config(
+        width=192, n_layers=6, n_heads=6, mlp_width=64, static_tokens=0, inputs="med_bert", visit_tokens="none",
+        time_tokens="none", visit_weight=0.0, long_stay_weight=1.0,
+    )  # fmt: skip
+    return dataclasses.replace(sizes, **changes)

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from ehrwear_jax.data import random_streams
+from ehrwear_jax.data.formats.times import DAY_US
 from ehrwear_jax.data.store import RecordStore
 from ehrwear_jax.models.cehr_bert import timelines
 from ehrwear_jax.models.cehr_bert.config import Config
@@ -40,14 +41,18 @@ VISIT_FIELDS = {
     "visit_sees": Field("U2", np.int32, 0, "half-open range of the token positions of its context"),
     "visit_peers": Field("U2", np.int32, 0, "half-open range of the visits of its context, along U"),
 }
+LONG_STAY_FIELDS = {
+    "first_at": Field("N", np.int32, 0, "position of a context's first token"),
+    "long_stay": Field("N", np.int32, -1, "whether the context holds a long stay, 0 or 1; -1: not predicted"),
+}
 _HIDDEN, _REPLACED = 0.8, 0.1  # shares of what is predicted; the rest stays as it is
 
 
 def batch_spec(config: Config, facts: Facts) -> BatchSpec:
     """The fields of a batch."""
     sizes = {"T": config.tokens, "N": config.sites, "U": config.visits, "2": 2}
-    with_visits = timelines.predicts_visits(config, facts)
-    return BatchSpec(sizes, FIELDS | (VISIT_FIELDS if with_visits else {}), facts)
+    fields = FIELDS | (VISIT_FIELDS if timelines.predicts_visits(config, facts) else {})
+    return BatchSpec(sizes, fields | (LONG_STAY_FIELDS if config.long_stay_weight > 0 else {}), facts)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,6 +153,10 @@ class CehrBertExamples(Examples):
             part = timeline.part(start, stop, is_closed)
             begin, at = at, self._show(row, number, at, timeline, part)
             self._hide(row, rng, slice(begin + 1, at))
+            if self.config.long_stay_weight > 0 and number <= self.config.sites:
+                longest_us = timeline.stay_us_U[np.unique(part.visit_K)].max(initial=0)
+                row["first_at"][number - 1] = begin
+                row["long_stay"][number - 1] = longest_us > self.config.long_stay_days * DAY_US
             if self.with_visits:
                 n_visits = self._ask_visits(row, rng, (begin, at), n_visits, timeline, part)
 

@@ -14,6 +14,10 @@ Pang et al. (ML4H 2021); Config has the sizes of the published PyTorch implement
     z              is the mean over a person's tokens, never over padding. The implementation reads <cls> or a mean that
                    counts padding. Of its last state of <cls> no loss takes a gradient: hence the mean. `readout`
 
+BEHRT and Med-BERT (config.py) are the same network with other inputs. They too have contexts of their own for each
+prediction time and hide tokens as above; their sums of embeddings have no dropout; Med-BERT's codes of a visit stand in
+their order in time, not by importance, and 15% of them are predicted, not one.
+
 Agreement with the published implementation, number by number, has not been measured: PyTorch is not among the
 requirements. tests/models/cehr_bert/test_network.py has all of it in numpy instead.
 
@@ -64,12 +68,14 @@ def network(spec: BatchSpec, config: Config, mesh_ops: MeshOps = ONE_DEVICE) -> 
 
 
 def objective(spec: BatchSpec, config: Config) -> WeightedTerms:
-    """Hidden tokens with weight 1, values and types of visits with theirs, where these are predicted."""
+    """Hidden tokens with weight 1; values, types of visits and long stays with theirs, where these are predicted."""
     weights: dict[Term, float] = {CrossEntropy("masked_tokens", "target"): 1.0}
     if config.value_weight > 0:
         weights[MaskedValues()] = config.value_weight
     if predicts_visits(config, spec.facts):
         weights[CrossEntropy("visit_types", "visit_target")] = config.visit_weight
+    if config.long_stay_weight > 0:
+        weights[CrossEntropy("long_stays", "long_stay")] = config.long_stay_weight
     return WeightedTerms(tuple(weights), {term.name: Ramp(w, w) for term, w in weights.items()})
 
 
@@ -105,7 +111,7 @@ def flops(spec: BatchSpec, config: Config, sizes: Mapping[str, int], counts: Map
       sizes: {part of the network: number of parameters}. counts: of CehrBertExamples.counts.
     """
     d, n_tokens = config.width, counts["tokens"]
-    products = d * (d + 1) + d * (d + 3 * config.time_features)
+    products = d * (d + 1) + d * (d + 3 * config.time_features) if config.inputs == "cehr_bert" else 0
     total = 6 * (sizes["backbone"] + products) * n_tokens + 12 * d * config.n_layers * counts["seen"]
     total += 6 * d * (d + spec.facts.tokens) * counts["targets"]
     if predicts_visits(config, spec.facts):

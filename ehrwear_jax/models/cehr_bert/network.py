@@ -24,7 +24,12 @@ from ehrwear_jax.models.layers.vocabulary_loss import Chunks, TokenLoss, masked_
 VALUE_CLIP = 10.0  # standard deviations
 DATE_SCALE, AGE_SCALE = 1000.0, 100.0  # weeks, years
 N_VISIT_SEGMENTS = 3
-_NORM = {"epsilon": 1e-12}
+N_MONTHS, N_VISITS = 1440, 1000  # that the sums of BEHRT and Med-BERT tell apart
+
+
+def layer_norm(dtype: str, name: str | None = None) -> nn.LayerNorm:
+    """BERT's."""
+    return nn.LayerNorm(epsilon=1e-12, dtype=dtype, name=name)
 
 
 def visit_encoding(visit_BxT: jax.Array, n_features: int) -> jax.Array:
@@ -116,7 +121,7 @@ class Block(nn.Module):
             update = dropped(update, c.dropout, seed, stream) if drops else update
             if c.adapter_width:
                 update = Adapter(c.adapter_width, c.dtype, name=f"adapter_{name}")(update)
-            x = nn.LayerNorm(dtype=c.dtype, name=f"norm_{name}", **_NORM)(x + update)
+            x = layer_norm(c.dtype, f"norm_{name}")(x + update)
             return ops.constrain(x, "batch", "length", None)
 
         seen = Attention(c, ops, self.deterministic, name="attention")(x_BxTxD, x_BxTxD, kv_range_BxTx2)
@@ -177,6 +182,43 @@ class Embedder(nn.Module):
         return x + jnp.take(self.visit_segment.embedding.astype(c.dtype), batch["visit_segment"], axis=0)
 
 
+class SummedEmbedder(nn.Module):
+    """Vectors of tokens of BEHRT and Med-BERT: sums, normed, of what they say and where they stand."""
+
+    config: Config
+    facts: Facts
+
+    def setup(self) -> None:
+        c = self.config
+        self.table = embedding(self.facts.tokens, c.width)
+        if c.inputs == "behrt":
+            self.month = embedding(N_MONTHS, c.width, (None, "embed"))
+            self.visit_segment = embedding(N_VISIT_SEGMENTS, c.width, (None, "embed"))
+        else:
+            self.visit = embedding(N_VISITS, c.width, (None, "embed"))
+            self.place = embedding(c.context_tokens, c.width, (None, "embed"))
+        self.norm = layer_norm(c.dtype)
+
+    def __call__(self, batch: Mapping[str, jax.Array]) -> jax.Array:
+        """[B, T, D]."""
+        c = self.config
+
+        def of(table, index, n=None):
+            # of what is beyond a table, its last place
+            index = index if n is None else jnp.clip(index, 0, n - 1)
+            return jnp.take(table.embedding.astype(c.dtype), index, axis=0)
+
+        x = of(self.table, batch["token"])
+        if c.inputs == "behrt":
+            month = jnp.floor(batch["age"] * 12.0).astype(jnp.int32)
+            x = x + of(self.month, month, N_MONTHS) + of(self.visit_segment, batch["visit_segment"])
+            x = x + visit_encoding(batch["visit"], c.width).astype(c.dtype)
+        else:
+            place = jnp.arange(batch["token"].shape[1])[None] - batch["kv_range"][..., 0]
+            x = x + of(self.visit, batch["visit"], N_VISITS) + of(self.place, place, c.context_tokens)
+        return self.norm(x)
+
+
 class TokenHead(nn.Module):
     """Scores of tokens against states, with the table of the embedder, as in BERT."""
 
@@ -187,7 +229,7 @@ class TokenHead(nn.Module):
     def setup(self) -> None:
         c = self.config
         self.transform = dense(c.width, ("embed", None), dtype=c.dtype)
-        self.norm = nn.LayerNorm(dtype=c.dtype, **_NORM)
+        self.norm = layer_norm(c.dtype)
         self.bias_V = self.param("bias", named(nn.initializers.zeros, "token"), (self.tokens,))
 
     def __call__(self, state_BxTxD: jax.Array, table_VxD: jax.Array, target_BxT: jax.Array) -> TokenLoss:
@@ -222,7 +264,7 @@ class VisitDecoder(nn.Module):
         x = jnp.tanh(dense(c.width, (None, "embed"), dtype=c.dtype, name="join")(x))
 
         def summed(x, name, update):
-            return nn.LayerNorm(dtype=c.dtype, name=f"norm_{name}", **_NORM)(x + update)
+            return layer_norm(c.dtype, f"norm_{name}")(x + update)
 
         x = summed(x, "peers", Attention(c, ops, True, name="peers")(x, x, batch["visit_peers"]))
         x = summed(x, "tokens", Attention(c, ops, True, name="tokens")(x, state_BxTxD, batch["visit_sees"]))
@@ -241,11 +283,14 @@ class CehrBertNetwork(nn.Module):
 
     def setup(self) -> None:
         c = self.config
-        self.embedder = Embedder(c, self.facts)
+        self.embedder = (Embedder if c.inputs == "cehr_bert" else SummedEmbedder)(c, self.facts)
         self.backbone = Backbone(c, self.mesh_ops)
         self.token_head = TokenHead(c, self.facts.tokens, self.mesh_ops)
         if predicts_visits(c, self.facts):
             self.visit_decoder = VisitDecoder(c, self.facts.visit_types, self.mesh_ops)
+        if c.long_stay_weight > 0:
+            self.pooler = dense(c.width, ("embed", None), dtype=c.dtype)
+            self.long_stay = dense(2, (None, None))
         if c.value_weight > 0:
             self.value_hidden = dense(c.width // 2, ("embed", None), dtype=c.dtype)
             self.value_out = dense(1, (None, None))
@@ -266,7 +311,7 @@ class CehrBertNetwork(nn.Module):
 
     def __call__(self, batch: Mapping[str, jax.Array], deterministic: bool = True) -> dict[str, Any]:
         """{term: its prediction}, see `predicted`."""
-        names = ("masked_tokens", "masked_values", "visit_types")
+        names = ("masked_tokens", "masked_values", "visit_types", "long_stays")
         return self.predicted(self.states(batch, deterministic), None, batch, names)
 
     def read(self, batch: Mapping[str, jax.Array]) -> tuple[jax.Array, None]:
@@ -276,7 +321,7 @@ class CehrBertNetwork(nn.Module):
     def predicted(
         self, z: jax.Array, more: None, batch: Mapping[str, jax.Array], names: Iterable[str]
     ) -> dict[str, Any]:
-        """{term: its prediction} of some terms, from the states: TokenLoss [B, T], values [B, T], TokenLoss [B, U]."""
+        """{term: its prediction} of some terms, from the states: TokenLoss, of values the values [B, T]."""
         del more
         found: dict[str, Any] = {}
         if "masked_tokens" in names:
@@ -286,9 +331,8 @@ class CehrBertNetwork(nn.Module):
         if "visit_types" in names and predicts_visits(self.config, self.facts):
             times = self.embedder.times(batch["date"], batch["age"])
             found["visit_types"] = self.visit_decoder(z, times, batch)
+        if "long_stays" in names and self.config.long_stay_weight > 0:
+            first_BxNxD = jnp.take_along_axis(z, batch["first_at"][..., None], axis=1)
+            scores = self.long_stay(jnp.tanh(self.pooler(first_BxNxD)).astype(jnp.float32))
+            found["long_stays"] = token_loss(scores, jnp.maximum(batch["long_stay"], 0))
         return found
-
-    def scores(self, batch: Mapping[str, jax.Array]) -> jax.Array:
-        """Of all tokens at all positions of a small batch, float32 [B, T, V]; training never makes them."""
-        vector = self.token_head.vectors(self.states(batch))
-        return vector @ self.embedder.table.embedding.T + self.token_head.bias_V[None, None]

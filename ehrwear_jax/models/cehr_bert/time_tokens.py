@@ -3,8 +3,9 @@
     weeks   W0 to W3: whole weeks, below 28 days; M0 to M11: whole months of 30 days, below 360; LT: longer
     day     D0 to D1079: days; LT
     mix     D0 to D7: days, up to 7; W2 to W5: weeks begun, up to 30 days; M2 to M12: months begun, up to 360; LT
+    none    nothing
 
-In all of them W-1 is a visit that begins on a day before that on which the last one ended.
+In all others W-1 is a visit that begins on a day before that on which the last one ended.
 """
 
 import functools
@@ -48,6 +49,8 @@ _RULES = {"weeks": _weeks, "day": _day, "mix": _mix}
 @functools.cache
 def names(scheme: str) -> tuple[str, ...]:
     """All names of a scheme, by the days that they stand for."""
+    if scheme == "none":
+        return ()
     return tuple(dict.fromkeys(time_token(day, scheme) for day in range(-1, _LAST_DAY + 1)))
 
 

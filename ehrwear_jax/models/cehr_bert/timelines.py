@@ -45,7 +45,8 @@ class TokenTable:
       entry_V: token of each token of the vocabulary, int32.
       is_admission_C, is_discharge_C: bool, of each code_id of the data; all False where a visit is a day.
       type_C: type of visit that a code names, else VISIT_PAD: int32. visit_types: names of the types.
-      scheme: of the time between visits. longest_stay_us: see Config.
+      has_start, has_end: whether visits have tokens of it. scheme: of the time between them.
+      longest_stay_us: see Config.
     """
 
     vocabulary: vocabulary_lib.Vocabulary
@@ -57,6 +58,8 @@ class TokenTable:
     is_discharge_C: np.ndarray
     type_C: np.ndarray
     visit_types: list[str]
+    has_start: bool
+    has_end: bool
     scheme: str
     longest_stay_us: int
 
@@ -67,7 +70,7 @@ def make_table(vocabulary: vocabulary_lib.Vocabulary, config: Config) -> TokenTa
     Types of visits are the codes in the vocabulary, and so of training people, that name one.
     """
     between = time_tokens.names(config.time_tokens)
-    inside = [time_tokens.IN_VISIT + name for name in time_tokens.names("mix")]
+    inside = [time_tokens.IN_VISIT + name for name in time_tokens.names("mix")] if between else []
     names = [*SPECIAL, *between, *inside]
     entry_of: dict[str, int] = {}
     entry_V = np.full(len(vocabulary), PAD, np.int32)
@@ -90,10 +93,11 @@ def make_table(vocabulary: vocabulary_lib.Vocabulary, config: Config) -> TokenTa
     if not (admission_C.any() and discharge_C.any()):
         admission_C, discharge_C = np.zeros((2, len(codes)), bool)
     first_inside = len(SPECIAL) + len(between)
-    longest = config.longest_stay_days * DAY_US
+    longest_us = int(min(config.longest_stay_days * DAY_US, NEVER // 4))
+    has_start, has_end = config.visit_tokens == "both", config.visit_tokens != "none"
     return TokenTable(
         vocabulary, names + list(entry_of), len(SPECIAL), first_inside, entry_V, admission_C, discharge_C, type_C,
-        visit_types, config.time_tokens, int(min(longest, NEVER // 4)),
+        visit_types, has_start, has_end, config.time_tokens, longest_us,
     )  # fmt: skip
 
 
@@ -136,8 +140,10 @@ class Timeline:
     Attributes:
       static_S: int32, tokens of static events.
       tokens: all tokens but for the end of the last visit. known_K: int64 us, when each is known, in order.
-      type_U: int32, types of visits. closed_U: int64 us, when the end of each visit is known: for a day from its first
-        event on, NEVER for a stay without a discharge.
+      type_U: int32, types of visits.
+      closed_U: int64 us, when the token of each visit's end is known: for a day from its first event on, NEVER for a
+        stay without a discharge and where ends have no tokens.
+      stay_us_U: int64, from a stay's begin to its discharge; 0 of others.
       origin_us: birth, else the first event, as has_birth says.
     """
 
@@ -146,13 +152,14 @@ class Timeline:
     known_K: np.ndarray
     type_U: np.ndarray
     closed_U: np.ndarray
+    stay_us_U: np.ndarray
     origin_us: int
     has_birth: bool
 
     @property
     def nbytes(self) -> int:
         """Memory held, bytes."""
-        arrays = (self.static_S, *self.tokens, self.known_K, self.type_U, self.closed_U)
+        arrays = (self.static_S, *self.tokens, self.known_K, self.type_U, self.closed_U, self.stay_us_U)
         return sum(x.nbytes for x in arrays)
 
     def known(self, time_us: int) -> tuple[int, bool]:
@@ -202,6 +209,8 @@ def make_timeline(record: Record, table: TokenTable) -> Timeline:
     for e in np.flatnonzero(says != VISIT_PAD)[::-1]:  # of several, the first is assigned last
         type_U[visit_E[e]] = says[e]
     closed_U = np.array([time_E[e] if s < 0 else stays[s][2] for e, s in of_visit_E], np.int64)
+    stay_us_U = np.array([0 if s < 0 or stays[s][2] == NEVER else stays[s][2] - stays[s][0] for _, s in of_visit_E])
+    closed_U = closed_U if table.has_end else np.full_like(closed_U, NEVER)
     names_E = (says != VISIT_PAD) | table.is_discharge_C[code_E] if len(at) else np.zeros(0, bool)
     events = Part(table.entry_V[token_K[at]], value_K[at], time_E, visit_E, *np.zeros((2, len(at)), bool), names_E)
     events = events._replace(is_event_K=np.ones(len(at), bool))
@@ -209,7 +218,9 @@ def make_timeline(record: Record, table: TokenTable) -> Timeline:
     has_birth = record.birth_us != NO_BIRTH
     first_us = int(time_E[0]) if len(time_E) else record.end_us
     origin_us = record.birth_us if has_birth else first_us
-    return Timeline(table.entry_V[static_S[static_S >= 0]], tokens, known_K, type_U, closed_U, origin_us, has_birth)
+    static_S = table.entry_V[static_S[static_S >= 0]]
+    stay_us_U = stay_us_U.astype(np.int64)
+    return Timeline(static_S, tokens, known_K, type_U, closed_U, stay_us_U, origin_us, has_birth)
 
 
 def _stays(record, table):
@@ -249,23 +260,28 @@ def _with_visits(events, begins_E, of_visit_E, closed_U, table):
     if not n:
         return events, np.zeros(0, np.int64)
     passed_E = np.diff(time_E // DAY_US, prepend=time_E[0] // DAY_US)  # days since the last event
-    later_E = begins_E & (np.arange(n) > 0)
-    inside_E = ~begins_E & (passed_E > 0)
+    has_times, later_E = table.scheme != "none", begins_E & (np.arange(n) > 0)
+    start_E, between_E, inside_E = (
+        begins_E & table.has_start,
+        later_E & has_times,
+        ~begins_E & (passed_E > 0) & has_times,
+    )
     # the end of a visit is not known where another one begins without a discharge
     ended_E = later_E & (closed_U[np.maximum(visit_E - 1, 0)] != NEVER)
-    before_E = begins_E + later_E.astype(np.int64) + ended_E + inside_E
+    before_E = np.sum([start_E, between_E, ended_E, inside_E], axis=0)
     at_E = np.cumsum(1 + before_E) - 1
     tokens = Part(*(np.repeat(x, 1 + before_E) for x in events))
     is_put = np.ones(len(tokens.entry_K), bool)
     is_put[at_E] = False
     tokens.value_K[is_put], tokens.is_event_K[is_put], tokens.names_type_K[is_put] = np.nan, False, False
     known_K = tokens.time_K.copy()
-    tokens.entry_K[at_E[begins_E] - 1] = VISIT_START
-    between = at_E[later_E] - 2
-    tokens.entry_K[between] = table.first_between + time_tokens.numbers(passed_E[later_E], table.scheme)
-    tokens.is_between_K[between] = True
-    tokens.entry_K[at_E[inside_E] - 1] = table.first_inside + time_tokens.numbers(passed_E[inside_E], "mix")
-    end, last = at_E[ended_E] - 3, np.flatnonzero(ended_E) - 1
+    tokens.entry_K[at_E[start_E] - 1] = VISIT_START
+    if has_times:
+        between = (at_E - 1 - start_E)[between_E]
+        tokens.entry_K[between] = table.first_between + time_tokens.numbers(passed_E[between_E], table.scheme)
+        tokens.is_between_K[between] = True
+        tokens.entry_K[at_E[inside_E] - 1] = table.first_inside + time_tokens.numbers(passed_E[inside_E], "mix")
+    end, last = (at_E - before_E)[ended_E], np.flatnonzero(ended_E) - 1
     tokens.entry_K[end], tokens.time_K[end], tokens.visit_K[end] = VISIT_END, time_E[last], visit_E[last]
     return tokens, known_K
 

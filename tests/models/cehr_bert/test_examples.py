@@ -1,5 +1,6 @@
 """Rows and prediction batches of CEHR-BERT: who sees whom, what is hidden, and what z is read from."""
 
+import dataclasses
 import pickle
 
 import numpy as np
@@ -142,6 +143,25 @@ def test_types_of_visits_are_hidden_with_what_names_them(examples, rows):
         for name in ("visit_sees", "visit_peers"):
             assert np.all(np.diff(row[name], axis=0) >= 0) and not np.diff(row[name][used:]).any()
     assert n_hidden / n_visits == pytest.approx(0.5, abs=0.1) and n_named > 10 and len(table.visit_types) == 4
+
+
+def test_long_stays_are_asked_of_first_tokens(people):
+    options = {"inputs": "med_bert", "visit_weight": 0.0, "long_stay_weight": 1.0}
+    examples, n_long, n = examples_of(people, **options), 0, 0
+    rng = np.random.default_rng(0)
+    for i in range(len(examples.people)):
+        timeline = examples.people[i]
+        stay_us = (rng.choice([0, 6.9, 7.0, 7.1], len(timeline.type_U), p=[0.8, 0.1, 0.05, 0.05]) * DAY_US).astype(int)
+        examples.people._cache[i] = dataclasses.replace(timeline, stay_us_U=stay_us)
+    for g in range(examples.rows_per_epoch):
+        row, contexts = row_of(examples, g), list(examples._contexts(g))
+        for k, (_, timeline, start, stop, _) in enumerate(contexts):
+            shown = np.unique(timeline.tokens.visit_K[start:stop])
+            assert row["long_stay"][k] == (timeline.stay_us_U[shown] > 7 * DAY_US).any()
+            assert row["first_at"][k] == np.flatnonzero(row["segment"] == k + 1)[0]
+            n_long, n = n_long + int(row["long_stay"][k]), n + 1
+        assert (row["long_stay"][len(contexts) :] == -1).all()
+    assert 0 < n_long < n
 
 
 # -------------------------------------------------------------------------------------------------- prediction times

@@ -16,7 +16,7 @@ from small_model import random_params
 from ehrwear_jax.config.data import PrepareConfig
 from ehrwear_jax.config.training import MeshConfig
 from ehrwear_jax.models.cehr_bert import family
-from ehrwear_jax.models.cehr_bert.config import TOKENS, Config, original
+from ehrwear_jax.models.cehr_bert.config import TOKENS, Config, behrt, med_bert, original
 from ehrwear_jax.training import compile_only, cost, sharding
 from ehrwear_jax.training.pretrain import Model
 
@@ -127,11 +127,16 @@ def states_of(p, row, config):
     place[:, 0::2], place[:, 1::2] = np.sin(angle), np.cos(angle)
     x = gelu(affine(e["join"], np.concatenate([x, *times, place], -1)), False)
     x = x + e["visit_segment"]["embedding"][row["visit_segment"]]
+    return blocks(p, x, row, config), times
+
+
+def blocks(p, x, row, config):
+    """States of what embeddings are given."""
     for layer in range(config.n_layers):
         b = jax.tree.map(lambda a, i=layer: np.asarray(a[i], np.float64), p["backbone"]["blocks"])
         x = norm(b["norm_attention"], x + attention(b["attention"], x, x, row["kv_range"]))
         x = norm(b["norm_mlp"], x + feed_forward(b["mlp"], x))
-    return x, times
+    return x
 
 
 def losses_of(scores, target):
@@ -256,6 +261,56 @@ def test_the_original_has_as_many_parameters_as_by_hand():
     types, dff = spec.facts.visit_types, 512
     decoder = 8 * (d * d + d) + 2 * d * dff + dff + d + 3 * 2 * d + (d + 2 * f) * d + d + types * (d + 1)
     assert more == decoder
+
+
+@pytest.mark.parametrize(
+    ("config", "tokens", "others"),
+    [(behrt(), 5_000, 288 * (1440 + 3)), (med_bert(), 82_603, 192 * (1000 + 512) + 192 * 193 + 2 * 193)],
+)
+def test_behrt_and_med_bert_have_as_many_parameters_as_by_hand(config, tokens, others):
+    """Sums of embeddings and their norm, six blocks, the head with the table; of long stays two products."""
+    d, hidden = config.width, config.mlp_width
+    block = 4 * (d * d + d) + d * hidden + hidden + hidden * d + d + 2 * 2 * d
+    by_hand = tokens * d + others + 2 * d + 6 * block + d * d + d + 2 * d + tokens
+    spec, _ = family.assumed(config, PrepareConfig(), tokens)
+    assert sum(compile_only.parameters(Model(config.inputs, "cehr_bert", config), spec).values()) == by_hand
+
+
+def summed_inputs(p, row, inputs):
+    """Embeddings of BEHRT or Med-BERT."""
+    x = p["table"]["embedding"][row["token"]]
+    if inputs == "behrt":
+        d, month = x.shape[-1], np.minimum(np.floor(row["age"] * np.float32(12)).astype(int), 1439)
+        angle = row["visit"][:, None] / 10_000.0 ** (np.arange(0, d, 2) / d)
+        x = x + p["month"]["embedding"][month] + p["visit_segment"]["embedding"][row["visit_segment"]]
+        x = x + np.stack([np.sin(angle), np.cos(angle)], -1).reshape(len(x), d)
+    else:
+        place = np.arange(len(x)) - [np.flatnonzero(row["segment"] == s)[0] for s in row["segment"]]
+        x = x + p["visit"]["embedding"][row["visit"]] + p["place"]["embedding"][np.minimum(place, 23)]
+    return norm(p["norm"], x)
+
+
+@pytest.mark.parametrize("inputs", ["behrt", "med_bert"])
+def test_summed_inputs_and_long_stays_by_a_direct_computation(people, inputs):
+    config = config_of(inputs=inputs, visit_weight=0.0, long_stay_weight=1.0, n_layers=1)
+    examples = family.examples(small_run.store(people, "train"), config)
+    batch = batch_of(examples, range(2))
+    batch["long_stay"][:, 0], batch["age"][0, 0] = 1, 200.0  # an age beyond the table
+    net = family.network(examples.spec, config)
+    params = random_params(jax.eval_shape(lambda: net.init(jax.random.key(0), batch))["params"])
+    out, states = jax.jit(lambda b: [net.apply({"params": params}, b, method=m) for m in (None, "states")])(batch)
+    p, want = jax.tree.map(lambda x: np.asarray(x, np.float64), params), []
+    for r in range(2):
+        row = {k: v[r] for k, v in batch.items()}
+        x = blocks(p, summed_inputs(p["embedder"], row, inputs), row, config)
+        real = row["segment"] > 0
+        np.testing.assert_allclose(states[r][real], x[real], rtol=2e-4, atol=2e-4)
+        scores = affine(p["long_stay"], np.tanh(affine(p["pooler"], x[row["first_at"]])))
+        want += losses_of(scores, row["long_stay"])
+    objective = family.objective(examples.spec, config)
+    found = objective(out, batch, objective.weights(0), objective.normalisers(batch))[1]
+    assert float(found["loss/long_stays"]) == pytest.approx(np.mean(want), rel=1e-4) and len(want) > 2
+    assert set(objective.weights(0)) == {"masked_tokens", "long_stays"}
 
 
 def test_halves_and_micro_batches_add_up_to_the_whole(examples, batch, run, capfd):
