@@ -13,10 +13,11 @@ Networks as small and as shortly trained as these do not find it: among the 239 
 has .724, EHR only .714 and boosting on both .744 at 90 days, and .701, .715 and .734 at 365 days.
 
 The model is ours (base extended); tiny.py:paper is the paper's, tiny.py:paper+extended has both. Other variants,
-several of them joined by "+": motor and context_clues, which have a small MOTOR or language model of codes beside the
-others; himae, papagei and pulse_ppg, small ones of raw pulse waves, which every wearer then has, and the distance that
-pulse_ppg learns from; the negative controls redundant, where one modality suffices, and noise, where the wearable says
-nothing; and the ablations of ehrwear_jax.config.VARIANTS, as in tiny.py:no_cross_modal+r1. The best possible in a control:
+several of them joined by "+": motor, cehr_bert, behrt, med_bert and context_clues, which have a small model of that
+name beside the others; himae, papagei and pulse_ppg, small ones of raw pulse waves, which every wearer then has, and
+the distance that pulse_ppg learns from; the negative controls redundant, where one modality suffices, and noise, where
+the wearable says nothing; and the ablations of ehrwear_jax.config.VARIANTS, as in tiny.py:no_cross_modal+r1. The best
+possible in a control:
 
     python -m ehrwear_jax.data.sources.simulator.bounds --preset=redundant
 """
@@ -52,8 +53,30 @@ CONTEXT_CLUES = {
     "static_tokens": 16,
     "sites": 48,
 }
-# variants that add a model
-ADDED = {"motor": MOTOR, "context_clues": CONTEXT_CLUES}
+CEHR_BERT = {
+    "family": "cehr_bert",
+    "width": 64,
+    "n_layers": 3,
+    "n_heads": 4,
+    "mlp_width": 192,
+    "attention_dropout": 0.0,
+    "tokens": 320,
+    "context_tokens": 160,
+    "visits": 96,
+    "sites": 24,
+    "visit_mlp_width": 128,
+    "encounter_codes": ("PROC//CPT4//99213",),
+}
+# the same network as BEHRT and as Med-BERT, which are not told types of visits
+BEHRT = CEHR_BERT | {"inputs": "behrt", "visit_tokens": "end", "time_tokens": "none", "visit_weight": 0.0}
+MED_BERT = BEHRT | {"inputs": "med_bert", "visit_tokens": "none", "long_stay_weight": 1.0}
+EHR_MODELS = {
+    "motor": MOTOR,
+    "cehr_bert": CEHR_BERT,
+    "behrt": BEHRT,
+    "med_bert": MED_BERT,
+    "context_clues": CONTEXT_CLUES,
+}
 
 # raw pulse waves of 30 s; the simulated sensor has 25 samples a second
 PPG = {"channels": ("ppg",), "rate_hz": 25.0, "seconds": 30.0, "filter": "bandpass:0.5-8"}
@@ -98,7 +121,7 @@ ON_WAVES = {"himae": HIMAE, "papagei": PAPAGEI, "pulse_ppg": PULSE_PPG}  # model
 
 
 def get_config(variant=""):
-    variants = config_lib.variants(variant, "tiny.py", (*ADDED, *ON_WAVES, *config_lib.SIMULATED))
+    variants = config_lib.variants(variant, "tiny.py", (*EHR_MODELS, *ON_WAVES, *config_lib.SIMULATED))
     config = config_lib.base()
     config.name = "tiny"
     config.data.source = "synthetic"
@@ -165,8 +188,8 @@ def get_config(variant=""):
     if "pulse_ppg" in variants:
         config.models.motif_distance = MOTIF_DISTANCE
     for name in variants:
-        if name in ADDED:
-            config.models[name] = ADDED[name]
+        if name in EHR_MODELS:
+            config.models[name] = EHR_MODELS[name]
         config.simulate.update(config_lib.SIMULATED.get(name, {}))
     config_lib.apply_variants(config, variants)
     return config

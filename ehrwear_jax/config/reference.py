@@ -10,7 +10,18 @@ from ehrwear_jax.config.run import RunConfig
 from ehrwear_jax.config.segment_spec import SegmentSpec
 
 # families of the package whose options stand in config.models alone
-IN_MODELS = ("motor", "context_clues", "himae", "papagei", "motif_distance", "pulse_ppg", "tabular", "late_fusion", "stacked")
+IN_MODELS = (
+    "motor",
+    "cehr_bert",
+    "context_clues",
+    "himae",
+    "papagei",
+    "motif_distance",
+    "pulse_ppg",
+    "tabular",
+    "late_fusion",
+    "stacked",
+)
 
 
 class Option(NamedTuple):

@@ -47,7 +47,7 @@ def test_every_option_can_be_set_and_is_documented():
 
 def test_options_in_dicts_of_the_config_are_documented_too():
     found = {title: list(reference.entries(cls)) for title, cls in reference.further().items()}
-    assert len(found) == 10 and all(option.text for entries in found.values() for option in entries)
+    assert len(found) == 11 and all(option.text for entries in found.values() for option in entries)
     text = reference.markdown()
     for title, entries in found.items():
         section = text.partition(f"## {title}\n")[2].partition("\n## ")[0]

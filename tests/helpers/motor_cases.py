@@ -23,26 +23,30 @@ def config_of(**options):
     return Config(**SMALL | options)
 
 
-@functools.cache
-def dictionary(most=6):
-    """Of flu and asthma (lung, organ), gout (joint, organ), a lab value in two bins, and the static code F."""
-    codes = ["flu"] * 4 + ["asthma"] * 2 + ["gout"] * 5 + ["lab"] * 10 + ["F"]
-    value = [None] * 11 + [float(i) for i in range(10)] + [None]
+def vocabulary_of(codes, value, parents):
+    """A vocabulary of one event of a training person for each of the codes, with values in two bins."""
     events = pl.DataFrame({"subject_id": range(len(codes)), "code": codes, "numeric_value": value, "text_value": None},
                           {"subject_id": pl.Int64, "code": pl.String, "numeric_value": pl.Float32,
                            "text_value": pl.String})  # fmt: skip
-    described = pl.DataFrame({"code": list(PARENTS), "parent_codes": list(PARENTS.values()), "description": ""})
+    described = pl.DataFrame({"code": list(parents), "parent_codes": list(parents.values()), "description": ""})
     table = code_table.make_codes(events["code"].unique(), described, {}, False)
     texts = code_table.make_texts(
         pl.DataFrame(schema={"code": pl.String, "text": pl.String, "n_subjects": pl.Int64}), table
     )
     ids = code_table.event_ids(events, table, texts)
     fitted, counts = statistics.fit_in_memory(ids, table, texts, 1)
-    vocabulary = build_vocabulary(
+    return build_vocabulary(
         fitted, counts.join(texts, on="text_id"), dict(table.select("code", "ancestors").iter_rows()),
         min_text_subjects=1, value_bins=2, min_values=5,
     )  # fmt: skip
-    return timelines.make_dictionary(vocabulary, most)
+
+
+@functools.cache
+def dictionary(most=6):
+    """Of flu and asthma (lung, organ), gout (joint, organ), a lab value in two bins, and the static code F."""
+    codes = ["flu"] * 4 + ["asthma"] * 2 + ["gout"] * 5 + ["lab"] * 10 + ["F"]
+    value = [None] * 11 + [float(i) for i in range(10)] + [None]
+    return timelines.make_dictionary(vocabulary_of(codes, value, PARENTS), most)
 
 
 def timeline(events, end_day, birth_day=-1000.0, static=("F",), drop_repeats=True, values=None):
