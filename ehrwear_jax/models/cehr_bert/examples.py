@@ -4,6 +4,7 @@ A *context* is a first token <cls>, a person's static events and the latest of t
 which see one another and nobody else. A row is a function of (seed, its number).
 """
 
+import collections
 import dataclasses
 import threading
 from collections.abc import Iterator, Sequence
@@ -16,7 +17,7 @@ from ehrwear_jax.data.store import RecordStore
 from ehrwear_jax.models.cehr_bert import timelines
 from ehrwear_jax.models.cehr_bert.config import Config
 from ehrwear_jax.models.cehr_bert.timelines import CLS, MASK, PAD, VISIT_MASK, VISIT_PAD, Facts
-from ehrwear_jax.models.family import Batch, BatchSpec, Examples, Field, Transform
+from ehrwear_jax.models.family import Batch, BatchSpec, Examples, Field, Transform, places_by_person
 from ehrwear_jax.models.row_packing import pack
 
 FIELDS = {
@@ -269,13 +270,10 @@ class CehrBertExamples(Examples):
                 timeline = self.people.of(transform(self.people.store[int(i)], int(t)))
                 yield timeline, timeline.known(int(t)), [k]
             return
-        places: dict[int, list[int]] = {}
-        for k, i in enumerate(position_N):
-            places.setdefault(int(i), []).append(k)
-        for i, of_person in places.items():
-            timeline, alike = self.people[i], {}
+        for i, of_person in places_by_person(position_N).items():
+            timeline, alike = self.people[i], collections.defaultdict(list)
             for k in of_person:
-                alike.setdefault(timeline.known(int(time_us_N[k])), []).append(k)
+                alike[timeline.known(int(time_us_N[k]))].append(k)
             for known, asked in sorted(alike.items()):
                 for first in range(0, len(asked), self.config.sites):
                     yield timeline, known, asked[first : first + self.config.sites]
@@ -284,12 +282,14 @@ class CehrBertExamples(Examples):
         """Events and static events that z depends on, see models/family.py."""
         names = ("static", "static_left_out", "events", "events_left_out")
         seen = np.zeros((len(names), len(position_N)), np.int64)
-        for k, (i, t) in enumerate(zip(position_N, time_us_N, strict=True)):
-            timeline = self.people[int(i)]
-            known = timeline.known(int(t))
-            is_event_K, start, static = timeline.tokens.is_event_K, self._start(timeline, known), self._static(timeline)
-            older = int(is_event_K[:start].sum())
-            seen[:, k] = static, len(timeline.static_S) - static, int(is_event_K[start : known[0]].sum()), older
+        for i, of_person in places_by_person(position_N).items():
+            timeline = self.people[i]
+            is_event_K, static = timeline.tokens.is_event_K, self._static(timeline)
+            for k in of_person:
+                known = timeline.known(int(time_us_N[k]))
+                start = self._start(timeline, known)
+                older = int(is_event_K[:start].sum())
+                seen[:, k] = static, len(timeline.static_S) - static, int(is_event_K[start : known[0]].sum()), older
         return dict(zip(names, seen, strict=True))
 
     # ------------------------------------------------------------------------------------------------- for others

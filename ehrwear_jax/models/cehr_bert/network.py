@@ -114,11 +114,10 @@ class Block(nn.Module):
     def __call__(self, x_BxTxD: jax.Array, kv_range_BxTx2: jax.Array) -> tuple[jax.Array, None]:
         """One layer: (x, None)."""
         c, ops = self.config, self.mesh_ops
-        drops = c.dropout > 0 and not self.deterministic
-        seed = dropout_seed(self.make_rng("dropout")) if drops else None
+        seed = dropout_seed(self.make_rng("dropout")) if c.dropout > 0 and not self.deterministic else None
 
         def summed(x, name, update, stream):
-            update = dropped(update, c.dropout, seed, stream) if drops else update
+            update = update if seed is None else dropped(update, c.dropout, seed, stream)
             if c.adapter_width:
                 update = Adapter(c.adapter_width, c.dtype, name=f"adapter_{name}")(update)
             x = layer_norm(c.dtype, f"norm_{name}")(x + update)

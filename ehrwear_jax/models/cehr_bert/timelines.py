@@ -212,8 +212,8 @@ def make_timeline(record: Record, table: TokenTable) -> Timeline:
     stay_us_U = np.array([0 if s < 0 or stays[s][2] == NEVER else stays[s][2] - stays[s][0] for _, s in of_visit_E])
     closed_U = closed_U if table.has_end else np.full_like(closed_U, NEVER)
     names_E = (says != VISIT_PAD) | table.is_discharge_C[code_E] if len(at) else np.zeros(0, bool)
-    events = Part(table.entry_V[token_K[at]], value_K[at], time_E, visit_E, *np.zeros((2, len(at)), bool), names_E)
-    events = events._replace(is_event_K=np.ones(len(at), bool))
+    no_E, yes_E = np.zeros(len(at), bool), np.ones(len(at), bool)
+    events = Part(table.entry_V[token_K[at]], value_K[at], time_E, visit_E, no_E, yes_E, names_E)
     tokens, known_K = _with_visits(events, begins_E, of_visit_E, closed_U, table)
     has_birth = record.birth_us != NO_BIRTH
     first_us = int(time_E[0]) if len(time_E) else record.end_us

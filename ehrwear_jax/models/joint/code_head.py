@@ -2,6 +2,7 @@
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 
 from ehrwear_jax.models.layers.dense import dense, named
 from ehrwear_jax.models.layers.mesh_ops import ONE_DEVICE, MeshOps
