@@ -6,13 +6,13 @@ The model is ours (base extended; nhanes.py:paper is the paper's). nhanes.py:tra
 and all, and is scored on 2005-2006; :wide has a network with room for what some hundred values say, and three times the
 steps. DIR holds the files listed in ehrwear_jax/data/sources/nhanes_files.py. C-index of all-cause mortality. About an
 hour on two CPU cores without label efficiency (--config.evaluate.label_fractions='()'). Seen, frozen probes: joint .800
-[.787, .814], late fusion .812, EHR only .797, wearable only .738 (with age and sex .802). On hand-made features: boosting
-.837 [.825, .848] (EHR alone .832, wearable alone .756, counts of codes .761), Cox .833, age and sex .789.
+[.787, .814], late fusion .812, EHR only .797, wearable only .738 (with age and sex .802). On hand-made features:
+boosting .837 [.825, .848] (EHR alone .832, wearable alone .756, counts of codes .761), Cox .833, age and sex .789.
 
 Seen of nhanes.py:transfer+wide (joint alone, one seed, some 20 processor minutes): Cox probe on z .809 [.787, .831],
-kernel machine on z .806, with age and sex as they are beside z .818 (linear_z with features: demographics): z does not
-hold exactly how old somebody is. Cox on hand-made features .829 [.810, .850], boosting .828, kernel machine .813; z adds
-nothing to them (Cox on table and z .825; the mean of all three .827, with a kernel machine on the table .828).
+kernel machine on z .806; Cox on z and, as they are, age and sex .818: z does not hold exactly how old somebody is. On
+hand-made features Cox .829 [.810, .850], boosting .828, kernel machine .813; z adds nothing to them (Cox on table and z
+.825; the mean of Cox, boosting and kernel machine on z .827, on the table .828).
 """
 
 from ehrwear_jax import config as config_lib
