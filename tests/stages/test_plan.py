@@ -348,8 +348,8 @@ def test_the_other_processes_of_a_job_read_no_raw_input(root, monkeypatch):
     """Not even to know where their work lies: the first process, which knows, says so."""
     config, job, trained = parse(small(root)), Job(monkeypatch), []
 
-    def stand_in(folder, model, store, mesh):
-        trained.append((folder, model, store.digest(), mesh))
+    def stand_in(folder, model, store, mesh, needed):
+        trained.append((folder, model, store.digest(), mesh, needed))
         return None, model.train.steps
 
     monkeypatch.setattr(pretrain, "pretrain", stand_in)

@@ -239,7 +239,7 @@ def test_an_unfinished_pretraining_of_another_setting_is_kept_and_said(config, t
     plan = Plan(parse(config), Workdir(tmp_path))
     prepare.run(plan)
     steps = {"at": 4}
-    monkeypatch.setattr(pretrain, "_train", lambda plan, folder, trained, data: (None, steps["at"]))
+    monkeypatch.setattr(pretrain, "_train", lambda plan, folder, trained, data, needed: (None, steps["at"]))
     config.train.stop_after = 4
     pretrain.run(Plan(parse(config), Workdir(tmp_path)))
     (begun,) = (tmp_path / "models" / "joint").iterdir()
