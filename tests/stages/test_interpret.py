@@ -274,7 +274,7 @@ def test_nothing_names_a_person_and_a_second_run_computes_what_is_missing(done):
     _, plan = done
     folder, other = folder_of(done), folder_of(done, "ehr_only")
     parts = [p for f in (folder, other) for p in f.glob("*.json") if p.name != "artifact.json"]
-    assert len(parts) == 12 and not any("subject" in p.read_text() for p in parts)
+    assert len(parts) == 14 and not any("subject" in p.read_text() for p in parts)
     before, times, others = small_run.contents(folder), small_run.written_at(folder), small_run.written_at(other)
     small_run.interrupted(interpret.artifact(plan, "joint"), "kernels.json", "uncertainty.json")
     assert interpret.missing(plan) == ["joint"]

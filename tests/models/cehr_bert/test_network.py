@@ -362,5 +362,7 @@ def test_on_a_mesh_of_several_devices_losses_and_gradients_are_those_of_one(exam
     for shape in ({"data": 2, "fsdp": 2}, {"data": 2, "tensor": 2}):
         config = MeshConfig(**{"data": 1, "fsdp": 1, "tensor": 1, "context": 1} | shape)
         several = found(sharding.mesh_ops(sharding.make_mesh(jax.devices()[:4], config)))
+        # of all: biases of keys have no gradient but rounding
+        largest = max(np.abs(a).max() for a in jax.tree.leaves(one[1]))
         for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(several), strict=True):
-            np.testing.assert_allclose(a, b, rtol=2e-4, atol=1e-5 * np.abs(a).max())
+            np.testing.assert_allclose(a, b, rtol=2e-4, atol=1e-5 * largest)

@@ -60,7 +60,7 @@ def cohort_of_360(tmp_path_factory):
         config = runpy.run_path(str(REPO / "configs" / "tiny.py"))["get_config"]("context_clues")
         config.simulate.n_subjects = 360
         config.models.context_clues.update({"backbone": backbone, "tied_head": backbone == "mamba"})
-        config.train.update({"steps": 80, "validate_every": 80, "validate_batches": 4})
+        config.train.update({"steps": 40, "validate_every": 40, "validate_batches": 4})
         return parse(config)
 
     simulate.simulate(root / "raw", run("llama").simulate)

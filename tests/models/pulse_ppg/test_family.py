@@ -92,7 +92,7 @@ def last_of(folder, name):
     return next(x[name] for x in reversed(lines) if name in x)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_it_learns_an_order_that_random_embeddings_do_not_know(tmp_path):
     """On the simulated cohort: the distance reconstructs more than the mean of the signal, and z follows its order.
 
