@@ -76,7 +76,7 @@ LAYERS = (
     _layer("models.motor", "models.motor models.layers models.family models.objective models.packed_contexts "
            "models.vocabulary data config.data", external="flax jax numpy"),
     _layer("models.cehr_bert.config", "config.options", external=""),
-    _layer("models.cehr_bert", "models.cehr_bert models.layers models.family models.objective models.row_packing "
+    _layer("models.cehr_bert", "models.cehr_bert models.layers models.family models.objective models.packed_contexts "
            "models.vocabulary data config.data", external="flax jax numpy"),
     _layer("models.context_clues.config", "config.options", external=""),
     _layer("models.context_clues", "models.context_clues models.layers models.family models.objective "

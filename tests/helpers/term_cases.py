@@ -111,11 +111,9 @@ def random_batch(seed):
         mask[-1] = False
         batch[name] = np.where(mask, values, batch[name]).astype(batch[name].dtype)
 
-    some("token", rng.integers(0, V, batch["token"].shape), 0.9)
     for target in ("masked_target", "event_next", "query_next"):
         some(target, rng.integers(1, V, batch[target].shape))
-    distinct = np.stack([rng.permutation(T)[:M] for _ in range(B)])  # an event is hidden once
-    some("masked_position", distinct)
+    some("masked_position", rng.permuted(np.tile(np.arange(T), (B, 1)), axis=1)[:, :M])  # an event is hidden once
     some("query_segment", rng.integers(1, 3, batch["query_segment"].shape))
     some("query_horizons", rng.integers(0, A + 1, batch["query_horizons"].shape), 0.9)
     some("query_code_bin", rng.integers(0, A, batch["query_code_bin"].shape), 0.5)
@@ -145,6 +143,7 @@ def random_batch(seed):
     some("modality", rng.integers(1, 3, batch["modality"].shape), 0.9)
     for name in ("event_pool", "query_pool"):
         some(name, np.sort(rng.integers(0, T + 1, batch[name].shape), axis=-1), 1.0)
+    some("token", rng.integers(0, V, batch["token"].shape), 0.9)
     _fill_states(batch, rng)
     SPEC.check(batch, B)
     return batch

@@ -5,9 +5,7 @@ which see one another and nobody else. A row is a function of (seed, its number)
 """
 
 import collections
-import dataclasses
-import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -16,9 +14,9 @@ from ehrwear_jax.data.formats.times import DAY_US
 from ehrwear_jax.data.store import RecordStore
 from ehrwear_jax.models.cehr_bert import timelines
 from ehrwear_jax.models.cehr_bert.config import Config
-from ehrwear_jax.models.cehr_bert.timelines import CLS, MASK, PAD, VISIT_MASK, VISIT_PAD, Facts
-from ehrwear_jax.models.family import Batch, BatchSpec, Examples, Field, Transform, places_by_person
-from ehrwear_jax.models.row_packing import pack
+from ehrwear_jax.models.cehr_bert.timelines import CLS, MASK, PAD, VISIT_MASK, VISIT_PAD, Facts, Part, Timeline
+from ehrwear_jax.models.family import Batch, BatchSpec, Field, places_by_person
+from ehrwear_jax.models.packed_contexts import Need, PackedRows, Shown
 
 FIELDS = {
     "token": Field("T", np.int32, PAD, "token, as the network is given it"),
@@ -56,94 +54,34 @@ def batch_spec(config: Config, facts: Facts) -> BatchSpec:
     return BatchSpec(sizes, fields | (LONG_STAY_FIELDS if config.long_stay_weight > 0 else {}), facts)
 
 
-@dataclasses.dataclass(frozen=True)
-class _Plan:
-    """Contexts of an epoch in the order in which they are packed; row r holds bound_R[r] to bound_R[r + 1].
-
-    person_N: position in the split. need_N: tokens of the row that each may take. end_N: uniform draw of where a
-    context ends that does not hold the whole record.
-    """
-
-    person_N: np.ndarray
-    need_N: np.ndarray
-    end_N: np.ndarray
-    bound_R: np.ndarray
-
-
-@dataclasses.dataclass
-class _Filled:
-    """How much of a row of a prediction batch is taken."""
-
-    contexts: int = 0
-    tokens: int = 0
-    sites: int = 0
-
-
-class CehrBertExamples(Examples):
+class CehrBertExamples(PackedRows):
     """Training rows at random access, and batches for prediction times.
 
-    In an epoch a person appears about once for each context that their tokens fill; a record that one context holds is
-    shown whole, of another one a part that ends anywhere. Rows are planned by the index, from numbers of events: whose
-    events take more tokens than most people's is shown in part. Every epoch has as many rows as epoch 0; what does not
-    fit is left out of that epoch, another part each time.
+    A record that one context holds is shown whole, of another one a part that ends anywhere. Rows are planned from
+    numbers of events: whose events take more tokens than most people's is shown in part.
     """
 
+    people: timelines.People
+
     def __init__(self, store: RecordStore, config: Config, seed: int = 0) -> None:
-        self.config, self.seed = config, seed
+        self.config = config
         self.fitted = timelines.fit(store, config)
-        self.people = timelines.People(store, self.fitted.table)
-        self.spec = batch_spec(config, self.fitted.facts)
         self.with_visits = timelines.predicts_visits(config, self.fitted.facts)
-        self.subject_id = store.index["subject_id"].to_numpy()
-        self._n_static = np.minimum(store.index["known_static"].to_numpy(), config.static_tokens)
-        self._n_events = store.index["known_events"].to_numpy()
-        self._source = str(store.records_dir)
-        self._plans: dict[int, _Plan] = {}
-        self._lock = threading.Lock()
-
-    def __getstate__(self) -> dict:
-        """For worker processes: they plan for themselves."""
-        return {k: v for k, v in vars(self).items() if k not in ("_plans", "_lock")}
-
-    def __setstate__(self, state: dict) -> None:
-        vars(self).update(state, _plans={}, _lock=threading.Lock())
+        n_static = np.minimum(store.index["known_static"].to_numpy(), config.static_tokens)
+        n_tokens = np.ceil(self.fitted.tokens_per_event * store.index["known_events"].to_numpy()).astype(np.int64)
+        people, spec = timelines.People(store, self.fitted.table), batch_spec(config, self.fitted.facts)
+        super().__init__(people, spec, Need(1 + n_static, n_tokens), seed, config.context_tokens)
 
     # ----------------------------------------------------------------------------------------------- training rows
 
-    @property  # of the plan of an epoch, which is drawn when rows are first asked for
-    def rows_per_epoch(self) -> int:  # type: ignore[override]
-        """Rows of every epoch."""
-        return len(self._plan(0).bound_R) - 1
-
-    def _plan(self, epoch):
-        with self._lock:
-            if epoch not in self._plans:
-                eligible = np.flatnonzero(self._n_events > 0)
-                if not len(eligible):
-                    raise ValueError(f"{self._source}: no training person has an event of a known code")
-                rng = np.random.default_rng([self.seed, epoch])
-                n_tokens = np.ceil(self.fitted.tokens_per_event * self._n_events[eligible]).astype(np.int64)
-                first = 1 + self._n_static[eligible]
-                copies = -(-n_tokens // (self.config.context_tokens - first))
-                order = rng.permutation(np.repeat(np.arange(len(eligible)), copies))
-                need_N = np.minimum(first + n_tokens, self.config.context_tokens)[order]
-                bound_R = pack([need_N], [self.config.tokens])
-                plan = _Plan(eligible[order], need_N, rng.random(len(order)), bound_R)
-                self._plans = {k: v for k, v in self._plans.items() if k >= epoch - 1} | {epoch: plan}
-            return self._plans[epoch]
-
-    def _contexts(self, g):
+    def _contexts(self, g: int) -> Iterator[tuple]:
         """(person, timeline, first token, last + 1, whether the end of its visit is known) of contexts of row g."""
-        epoch, r = divmod(int(g), self.rows_per_epoch)
-        plan = self._plan(epoch)
-        r %= len(plan.bound_R) - 1
-        for k in range(int(plan.bound_R[r]), int(plan.bound_R[r + 1])):
-            person = int(plan.person_N[k])
+        for person, need, share in self._planned(g):
             timeline = self.people[person]
             n, is_closed = timeline.whole
-            room = int(plan.need_N[k]) - 1 - self._static(timeline)
+            room = need - 1 - self._static(timeline)
             # one end is the record's, the others are anywhere
-            stop = n if n + is_closed <= room else room + int(plan.end_N[k] * (n + 1 - room))
+            stop = n if n + is_closed <= room else room + int(share * (n + 1 - room))
             ends = is_closed and stop == n
             yield person, timeline, max(0, stop + ends - room), stop, ends
 
@@ -165,8 +103,8 @@ class CehrBertExamples(Examples):
         """How many static events are shown."""
         return min(len(timeline.static_S), self.config.static_tokens)
 
-    def _show(self, row, number, at, timeline, part):
-        """Writes a context's tokens from position `at` on; returns where it ends."""
+    def _show(self, row: Batch, number: int, at: int, timeline: Timeline, *what: Part) -> int:
+        (part,) = what
         n_first = 1 + self._static(timeline)
         end = at + n_first + len(part.entry_K)
         own, rest = slice(at, end), slice(at + n_first, end)
@@ -222,61 +160,26 @@ class CehrBertExamples(Examples):
         row["token"][tells], row["has_value"][tells], row["value"][tells] = MASK, False, 0.0
         return stop
 
-    def subjects(self, rows: Sequence[int]) -> list[int]:
-        """Sorted subject ids in the rows of the given global numbers."""
-        people = {person for g in rows for person, *_ in self._contexts(g)}
-        return sorted(self.subject_id[sorted(people)].tolist())
-
     # -------------------------------------------------------------------------------------------- prediction times
-
-    def prediction_batches(
-        self, position_N: np.ndarray, time_us_N: np.ndarray, batch_size: int, transform: Transform | None = None
-    ) -> Iterator[tuple[Batch, np.ndarray]]:
-        """See models/family.py: each time has a context that ends there, with nothing hidden.
-
-        Times of a person share a context if the same tokens are known at them, and no other.
-        """
-        batch, where = self.spec.empty(batch_size), np.full((batch_size, self.config.sites), -1)
-        filled = [_Filled() for _ in range(batch_size)]
-        for timeline, known, asked in self._asked(position_N, np.asarray(time_us_N, np.int64), transform):
-            start = self._start(timeline, known)
-            part = timeline.part(start, *known)
-            n = 1 + self._static(timeline) + len(part.entry_K)
-
-            def fits(row, n=n, asked=asked):
-                return row.tokens + n <= self.config.tokens and row.sites + len(asked) <= self.config.sites
-
-            r = next((r for r, row in enumerate(filled) if fits(row)), None)
-            if r is None:
-                yield batch, where
-                batch, where = self.spec.empty(batch_size), np.full((batch_size, self.config.sites), -1)
-                filled, r = [_Filled() for _ in range(batch_size)], 0
-            row = filled[r]
-            end = self._show({k: v[r] for k, v in batch.items()}, row.contexts + 1, row.tokens, timeline, part)
-            slots = slice(row.sites, row.sites + len(asked))
-            where[r, slots], batch["site"][r, slots] = asked, (row.tokens, end)
-            row.contexts, row.tokens, row.sites = row.contexts + 1, end, row.sites + len(asked)
-        if any(row.contexts for row in filled):
-            yield batch, where
 
     def _start(self, timeline, known):
         """First token of a context that ends with what is known."""
         return max(0, sum(known) - (self.config.context_tokens - 1 - self._static(timeline)))
 
-    def _asked(self, position_N, time_us_N, transform):
-        """(timeline, what is known of it, places of prediction times), people as they come."""
-        if transform is not None:
-            for k, (i, t) in enumerate(zip(position_N, time_us_N, strict=True)):
-                timeline = self.people.of(transform(self.people.store[int(i)], int(t)))
-                yield timeline, timeline.known(int(t)), [k]
-            return
-        for i, of_person in places_by_person(position_N).items():
-            timeline, alike = self.people[i], collections.defaultdict(list)
-            for k in of_person:
-                alike[timeline.known(int(time_us_N[k]))].append(k)
-            for known, asked in sorted(alike.items()):
-                for first in range(0, len(asked), self.config.sites):
-                    yield timeline, known, asked[first : first + self.config.sites]
+    def _shown(self, timeline: Timeline, time_us_N: np.ndarray, places: list[int]) -> Iterator[Shown]:
+        """Each time has a context that ends there, with nothing hidden, of which z is read as a whole.
+
+        Times share a context if the same tokens are known at them, and no other.
+        """
+        alike = collections.defaultdict(list)
+        for k in places:
+            alike[timeline.known(int(time_us_N[k]))].append(k)
+        for known, asked in sorted(alike.items()):
+            part = timeline.part(self._start(timeline, known), *known)
+            n = 1 + self._static(timeline) + len(part.entry_K)
+            for first in range(0, len(asked), self.config.sites):
+                some = asked[first : first + self.config.sites]
+                yield Shown(timeline, (part,), n, some, np.tile([0, n], (len(some), 1)))
 
     def tokens_seen(self, position_N: np.ndarray, time_us_N: np.ndarray) -> dict[str, np.ndarray]:
         """Events and static events that z depends on, see models/family.py."""

@@ -20,6 +20,7 @@ import numpy as np
 from ehrwear_jax.data import ages
 from ehrwear_jax.data.formats.times import DAY_US, YEAR_DAYS
 from ehrwear_jax.data.store import NO_BIRTH, Record, RecordStore
+from ehrwear_jax.models import packed_contexts
 from ehrwear_jax.models import vocabulary as vocabulary_lib
 from ehrwear_jax.models.cehr_bert import time_tokens
 from ehrwear_jax.models.cehr_bert.config import Config
@@ -286,37 +287,16 @@ def _with_visits(events, begins_E, of_visit_E, closed_U, table):
     return tokens, known_K
 
 
-class People:
-    """The people of a store as timelines, at random access.
+class People(packed_contexts.People[Timeline]):
+    """The people of a store as timelines, at random access."""
 
-    Args:
-      cache_bytes: memory that timelines may take; those beyond it are made at every use.
-    """
-
-    def __init__(self, store: RecordStore, table: TokenTable, cache_bytes: int = 2**28) -> None:
-        self.store, self.table, self.max_age_years = store, table, store.max_age_years
-        self.cache_bytes, self._cached_bytes = cache_bytes, 0
-        self._cache: dict[int, Timeline] = {}
-
-    def __len__(self) -> int:
-        return len(self.store)
-
-    def __getitem__(self, i: int) -> Timeline:
-        found = self._cache.get(i)
-        if found is None:
-            found = self.of(self.store.read(i))
-            if self._cached_bytes + found.nbytes <= self.cache_bytes:
-                self._cached_bytes += found.nbytes
-                self._cache[i] = found
-        return found
+    def __init__(self, store: RecordStore, table: TokenTable) -> None:
+        super().__init__(store)
+        self.table, self.max_age_years = table, store.max_age_years
 
     def of(self, record: Record) -> Timeline:
         """The Timeline of a record of the store, changed or not."""
         return make_timeline(record, self.table)
-
-    def __getstate__(self) -> dict:
-        """For worker processes, which fill caches of their own."""
-        return vars(self) | {"_cache": {}, "_cached_bytes": 0}
 
 
 # ---------------------------------------------------------------------------------------- fitted on training people

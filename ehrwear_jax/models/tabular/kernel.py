@@ -8,12 +8,12 @@ without further scaling is fitted in these (linear.py). gamma is a multiple of 1
 penalty are chosen on the tuning split, and the scores of the gammas of lowest loss are averaged, as those of boosted
 trees are.
 
-Memory: training rows (at most `MOST_ROWS`, drawn by the seed) times landmarks, float32. Array suffixes: N rows, F
-features, M landmarks.
+Memory: training rows (at most `MOST_ROWS`, drawn by the seed) and landmarks times landmarks, landmarks times features,
+float32; rows of features are read some at a time. Array suffixes: N rows, F features, M landmarks.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from scipy import linalg, sparse
@@ -50,8 +50,27 @@ class Coordinates:
         return cls(landmark_MxF, gamma, (vector_MxM[:, kept_M] / np.sqrt(value_M[kept_M])).astype(np.float32))
 
     def __call__(self, x_NxF: np.ndarray) -> np.ndarray:
-        """Float32 [N, M]."""
+        """Float32 [N, M], of standardised features."""
         return _kernel(x_NxF, self.landmark_MxF, self.gamma) @ self.map_MxM
+
+
+@dataclasses.dataclass(frozen=True)
+class Scale:
+    """What features are standardised by: mean and standard deviation of the training rows, infinite where constant."""
+
+    mean_F: np.ndarray
+    sd_F: np.ndarray
+
+    def __call__(self, x: sparse.csr_matrix) -> np.ndarray:
+        """Float32 [N, F]."""
+        unit_NxF = (x.toarray() - self.mean_F.astype(np.float32)) / self.sd_F.astype(np.float32)
+        return np.clip(unit_NxF, -_CLIP, _CLIP, out=unit_NxF)
+
+    def blocks(self, x: sparse.csr_matrix) -> Iterator[tuple[slice, np.ndarray]]:
+        """(which, float32 [n, F]) of all rows, some at a time."""
+        for begin in range(0, x.shape[0], _ROWS_AT_ONCE):
+            rows = slice(begin, begin + _ROWS_AT_ONCE)
+            yield rows, self(x[rows])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,22 +78,19 @@ class Kernel:
     """A fitted kernel machine.
 
     Attributes:
-      mean_F, scale_F: of the training rows; scale infinite of a constant column.
+      scale: of the features.
       members: coordinates, and the linear model in them, of each gamma whose scores are averaged.
       tuning_loss: {gamma: loss}, of those that were tried.
     """
 
-    mean_F: np.ndarray
-    scale_F: np.ndarray
+    scale: Scale
     members: list[tuple[Coordinates, linear.Linear]]
     tuning_loss: dict[float, float]
 
     def score(self, x: sparse.csr_matrix) -> np.ndarray:
         """Log-odds, log-hazard or value, float64 [N]."""
         total_N = np.zeros(x.shape[0])
-        for begin in range(0, x.shape[0], _ROWS_AT_ONCE):
-            rows = slice(begin, begin + _ROWS_AT_ONCE)
-            some = _standardised(x[rows], self.mean_F, self.scale_F)
+        for rows, some in self.scale.blocks(x):
             for coordinates, model in self.members:
                 total_N[rows] += model.score([coordinates(some)])
         return total_N / len(self.members)
@@ -94,22 +110,20 @@ def fit(
       x_train, x_tuning: encoded features, float32 [N, F]; no more rows to train on than MOST_ROWS (`rows`).
       train, tuning: losses of these rows. averaged: number of gammas whose scores are averaged.
     """
-    dense_NxF = x_train.toarray()
-    mean_F, sd_F = dense_NxF.mean(0, np.float64), dense_NxF.std(0, dtype=np.float64)
-    scale_F = np.where(sd_F > 1e-6 * np.maximum(np.abs(mean_F), 1e-30), sd_F, np.inf)
-    own_NxF = _standardised(dense_NxF, mean_F, scale_F)
-    other_NxF = _standardised(x_tuning, mean_F, scale_F)
-    landmark_MxF = own_NxF[_drawn(len(own_NxF), LANDMARKS)]
-    n_features = max(int(np.isfinite(scale_F).sum()), 1)
+    scale = Scale(*linear.moments([x_train], least=0.0))
+    landmark_MxF = scale(x_train[_drawn(x_train.shape[0], LANDMARKS)])
+    n_features = max(int(np.isfinite(scale.sd_F).sum()), 1)
     found = {}
     for gamma in gammas:
         coordinates = Coordinates.of(landmark_MxF, gamma / n_features)
-        own_NxM = coordinates(own_NxF)
-        moments = own_NxM.mean(0, np.float64), np.ones(own_NxM.shape[1])
-        model = linear.fit([own_NxM], train, [coordinates(other_NxF)], tuning, L2_GRID, moments)
+        own_NxM, other_NxM = (
+            np.concatenate([coordinates(some) for _, some in scale.blocks(x)]) for x in (x_train, x_tuning)
+        )
+        own = own_NxM.mean(0, np.float64), np.ones(own_NxM.shape[1])
+        model = linear.fit([own_NxM], train, [other_NxM], tuning, L2_GRID, own)
         found[gamma] = model.tuning_loss[model.l2], coordinates, model
     best = sorted(found, key=lambda gamma: found[gamma][0])[:averaged]
-    return Kernel(mean_F, scale_F, [found[g][1:] for g in best], {g: loss for g, (loss, *_) in found.items()})
+    return Kernel(scale, [found[g][1:] for g in best], {g: loss for g, (loss, *_) in found.items()})
 
 
 def rows(n_rows: int) -> np.ndarray:
@@ -119,11 +133,6 @@ def rows(n_rows: int) -> np.ndarray:
 
 def _drawn(n, most):
     return np.arange(n) if n <= most else np.sort(np.random.default_rng(0).permutation(n)[:most])
-
-
-def _standardised(x, mean_F, scale_F):
-    dense = x.toarray() if sparse.issparse(x) else x
-    return np.clip((dense - mean_F) / scale_F, -_CLIP, _CLIP).astype(np.float32)
 
 
 def _kernel(x_NxF, y_MxF, gamma):

@@ -44,16 +44,16 @@ def fit(
     x_tuning: Blocks,
     tuning: Loss,
     l2_grid: Sequence[float] = L2_GRID,
-    moments: tuple[np.ndarray, np.ndarray] | None = None,
+    standardised: tuple[np.ndarray, np.ndarray] | None = None,
 ) -> Linear:
     """A linear model; no randomness.
 
     Args:
       x_train, x_tuning: encoded features, blocks of columns side by side, float32 [N, F in all]. train, tuning: losses
         of their rows.
-      moments: mean and scale [F] by which columns are standardised; None: those of x_train, which is sparse then.
+      standardised: mean and scale [F] by which columns are standardised; None: `moments` of x_train, sparse then.
     """
-    mean_F, scale_F = moments or _moments(x_train)
+    mean_F, scale_F = standardised or moments(x_train)
     fits: dict[float, tuple[np.ndarray, float]] = {}
     losses: dict[float, float] = {}
     start = np.zeros(len(mean_F) + 1)
@@ -74,8 +74,12 @@ def _times(x, coef_F):
     return np.sum([block @ part for block, part in zip(x, parts, strict=True)], axis=0, dtype=np.float64)
 
 
-def _moments(x):
-    """(mean, scale) of the columns, zeros included, float64 [F]; scale infinite of a constant column."""
+def moments(x: Sequence[sparse.csr_matrix], least: float = RARE_SD) -> tuple[np.ndarray, np.ndarray]:
+    """(mean, scale) of the columns, zeros included, float64 [F]; scale infinite of a constant column.
+
+    Args:
+      least: scale of columns that vary less.
+    """
     n, sums = x[0].shape[0], []
     for block in x:
         total = np.zeros((2, block.shape[1]))
@@ -88,7 +92,7 @@ def _moments(x):
         sums.append(total)
     mean_F, square_F = np.concatenate(sums, axis=1) / n
     sd_F = np.sqrt(np.maximum(square_F - mean_F**2, 0))
-    return mean_F, np.where(sd_F > 1e-6 * np.maximum(np.abs(mean_F), 1e-30), np.maximum(sd_F, RARE_SD), np.inf)
+    return mean_F, np.where(sd_F > 1e-6 * np.maximum(np.abs(mean_F), 1e-30), np.maximum(sd_F, least), np.inf)
 
 
 def _minimise(x, loss, mean_F, scale_F, l2, start):

@@ -200,8 +200,9 @@ def test_the_contrast_is_over_the_whole_batch_on_a_mesh(people):
 def test_it_learns_more_than_chance(tmp_path, contrast):
     """On the simulated cohort's pulse waves, of people not trained on, against pieces that are all equal.
 
-    PaPaGei-P tells pieces apart. PaPaGei-S learns the quality of waves (error 0.22, of a constant 1.14), and nothing of
-    its contrast (3.52 against 3.51) and of IPA (0.970 against 0.973): simulated waves hardly differ in shape.
+    PaPaGei-S learns the quality of waves (error 0.22, of a constant 1.14), and nothing yet of its contrast (3.52
+    against 3.51) and of IPA (0.970 against 0.973): of simulated waves sVRI lies about 1.04 (quartiles 0.97 and 1.08),
+    at the edge of two bins.
     """
     config = runpy.run_path(str(REPO / "configs" / "tiny.py"))["get_config"]("papagei")
     config.simulate.update({"n_subjects": 100, "ppg_subjects_fraction": 1.0, "wear_days": 4})
@@ -214,10 +215,11 @@ def test_it_learns_more_than_chance(tmp_path, contrast):
     pretrain(tmp_path / "papagei", Model(**run.model("papagei", 0)), store)
     lines = [json.loads(x) for x in (tmp_path / "papagei" / "metrics.jsonl").read_text().splitlines()]
     found = next(x for x in reversed(lines) if "validation/loss/total" in x)
-    if contrast == "views":
-        assert found["validation/loss/contrast"] < 0.9 * found["validation/contrast/chance"], found
-    else:
+    if contrast == "morphology":
         assert found["validation/loss/sqi"] < 0.5 * found["validation/sqi/zero_error"], found
+        if found["validation/loss/contrast"] >= 0.9 * found["validation/contrast/chance"]:
+            pytest.xfail("simulated waves hardly differ in sVRI")
+    assert found["validation/loss/contrast"] < 0.9 * found["validation/contrast/chance"], found
 
 
 def test_published_training_can_be_set():

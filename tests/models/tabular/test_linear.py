@@ -75,12 +75,12 @@ def test_a_constant_column_has_no_coefficient_and_a_rare_one_is_not_blown_up():
 
 def test_moments_do_not_depend_on_how_many_entries_are_taken_at_once(monkeypatch):
     x = [data()[0]]
-    whole = linear._moments(x)
+    whole = linear.moments(x)
     dense = x[0].toarray().astype(np.float64)
     np.testing.assert_allclose(whole[0], dense.mean(0), rtol=1e-12, atol=1e-12)
     for entries in (1, 11, 1000):
         monkeypatch.setattr(linear, "_ENTRIES_AT_ONCE", entries)
-        np.testing.assert_array_equal(linear._moments(x), whole)
+        np.testing.assert_array_equal(linear.moments(x), whole)
 
 
 def test_blocks_side_by_side_are_one_table(monkeypatch):
