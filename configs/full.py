@@ -14,8 +14,11 @@ criteria of appendix A.2, relaxed with a month of EHR and three days of wear, at
 pretraining, at a date that you give (--config.cohort.cutoff=2019-01-01, where records of training people then end; or
 --config.cohort.pretraining=everybody); layers=N and seq=N (tokens of a row, half of them for the EHR and half for
 windows) trim the model to the compute at hand, e.g. configs/full.py:layers=4,seq=512; ehrwear_jax.config.VARIANTS has
-the ablations of Table 4 and appendix A.6; h100, a100, v5e, v6e, v5p set rows, memory and mesh for an accelerator, of
-which h100 alone was measured, see HARDWARE. Needs accelerators: 500,000 steps of 32 rows a device. What that takes:
+the ablations of Table 4 and appendix A.6; motor, clmbr, cehr_bert, behrt, med_bert, context_clues, context_clues_mamba,
+himae, papagei, papagei_views and pulse_ppg add a model of another paper, as published, beside it (--config.only runs it
+alone), those of pulse waves on segments of four minutes of a channel `ppg`; h100, a100, v5e, v6e, v5p set rows, memory
+and mesh for an accelerator, of which h100 alone was measured, see HARDWARE. Needs accelerators: 500,000 steps of 32
+rows a device. What that takes:
 
     python -m ehrwear_jax.main --config=configs/full.py --stages=describe
     python -m ehrwear_jax.main --config=configs/full.py --stages=compile --config.compile.topology=v5e:16x16
@@ -40,6 +43,7 @@ administrative, and which events of interest, is named differently in every data
 """
 
 from ehrwear_jax import config as config_lib
+from ehrwear_jax.config import families
 
 # ICD-10 categories of the paper's two groups of first diagnoses, in the spellings of codes that datasets use
 GROUPS = {
@@ -65,7 +69,10 @@ RATE_ROWS = 256  # rows of 2,048 tokens, half a million, for which the paper's r
 DEFAULT = "paper"  # base, see ehrwear_jax/config/bases.py
 PAPER_ROWS = 32  # of a replica
 LAYERS_220M = 14
-OWN = ("220m", "cohort", "relaxed", "ppg", *HARDWARE)
+BASELINES = config_lib.published()
+# raw pulse waves of four minutes for baselines that read them at 50 to 125 Hz, in pieces of their own length
+WAVES = {"channels": ("ppg",), "rate_hz": 125.0, "seconds": 240.0, "filter": "bandpass:0.5-12", "reject": True}
+OWN = ("220m", "cohort", "relaxed", "ppg", *HARDWARE, *BASELINES)
 SIZES = ("layers", "seq")
 
 
@@ -168,10 +175,26 @@ def get_config(variant=""):
     config.train.update({"log_every": 100, "validate_every": 5000, "checkpoint_every": 1000, "data_threads": 16})
     config.evaluate.update({"tasks": tuple(f"hospitalization_{h}d" for h in (30, 90, 180, 365)), "n_resamples": 5000})
     config.report.update({"title": "Joint EHR and wearable model", "reliability_task": "hospitalization_365d"})
+    for name in (v for v in variants if v in BASELINES):
+        _add_baseline(config, name)
     for name in HARDWARE.keys() & set(variants):
         _fit(config, HARDWARE[name], extended)
     config_lib.apply_variants(config, variants, DEFAULT)
     return config
+
+
+def _add_baseline(config, name):
+    """A model of another paper as published, with what it reads and needs; it is trained for as many steps."""
+    entry = BASELINES[name]
+    default = families.config_class(entry["family"])()
+    if hasattr(default, "signal"):
+        config.prepare.segments["waves"] = dict(WAVES)
+        # batches are whole, whatever those of the joint model are cut into
+        train = {**entry["train"], "rows_per_device": 0, "accumulate": 1}
+        entry = {**entry, "signal": {"segments": "waves"}, "train": train}
+    config.models[name] = entry
+    for other in getattr(default, "needs", ()):
+        _add_baseline(config, other)
 
 
 def _fit(config, hardware, extended):

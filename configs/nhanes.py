@@ -10,9 +10,10 @@ hour on two CPU cores without label efficiency (--config.evaluate.label_fraction
 boosting .837 [.825, .848] (EHR alone .832, wearable alone .756, counts of codes .761), Cox .833, age and sex .789.
 
 Seen of nhanes.py:transfer+wide (joint alone, one seed, some 20 processor minutes): Cox probe on z .809 [.787, .831],
-kernel machine on z .806; Cox on z and, as they are, age and sex .818: z does not hold exactly how old somebody is. On
-hand-made features Cox .829 [.810, .850], boosting .828, kernel machine .813; z adds nothing to them (Cox on table and z
-.825; the mean of Cox, boosting and kernel machine on z .827, on the table .828).
+kernel machine on z .806; Cox on z and, as they are, age and sex (estimator linear, features demographics, latents
+joint) .818: z does not hold exactly how old somebody is. On hand-made features Cox .829 [.810, .850], boosting .828,
+kernel machine .813; z adds nothing to them (Cox on table and z, latents joint, .825; the mean of Cox, boosting and
+kernel machine on z .827, on the table .828).
 """
 
 from ehrwear_jax import config as config_lib

@@ -13,6 +13,8 @@ from ehrwear_jax.config import options
 PACKAGE = "ehrwear_jax.models"
 # Families whose options may be set for all their models at once, in a part of the config of their name.
 SHARED = ("joint",)
+# Families of other papers' models, which declare entries of config.models as they were published.
+PUBLISHED = ("motor", "cehr_bert", "context_clues", "himae", "papagei", "motif_distance", "pulse_ppg")
 
 
 def config_class(family: str) -> type:
@@ -26,6 +28,12 @@ def config_class(family: str) -> type:
         return importlib.import_module(name).Config
     except (ModuleNotFoundError, AttributeError) as error:
         raise ValueError(f"there is no model family {family!r}: {error}") from error
+
+
+def published() -> dict[str, dict[str, Any]]:
+    """{name: entry of config.models} of the models of other papers, with their sizes, batches and rates."""
+    modules = (importlib.import_module(f"{PACKAGE}.{family}.config") for family in PUBLISHED)
+    return {name: dict(entry) for module in modules for name, entry in module.PUBLISHED.items()}
 
 
 def config(family: str, values: Mapping[str, Any], path: str) -> Any:

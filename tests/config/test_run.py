@@ -171,6 +171,8 @@ def base_of(file):
         ("full.py", "layers=4,seq=512"),
         ("full.py", "h100+r8"),
         ("full.py", "v5e"),
+        ("full.py", "motor+clmbr+cehr_bert+behrt+med_bert+context_clues+context_clues_mamba"),
+        ("full.py", "himae+papagei+papagei_views+pulse_ppg"),
         ("full.py", "extended"),
         ("full.py", "extended+h100+r8"),
         ("small.py", ""),

@@ -140,10 +140,10 @@ def random_batch(seed):
         batch[name] = rng.normal(size=batch[name].shape).astype(np.float32)
     some("channel_mask", True, 0.3)
     some("pair_patient", rng.integers(0, 3, batch["pair_patient"].shape), 0.8)
+    some("token", rng.integers(0, V, batch["token"].shape), 0.9)
     some("modality", rng.integers(1, 3, batch["modality"].shape), 0.9)
     for name in ("event_pool", "query_pool"):
         some(name, np.sort(rng.integers(0, T + 1, batch[name].shape), axis=-1), 1.0)
-    some("token", rng.integers(0, V, batch["token"].shape), 0.9)
     _fill_states(batch, rng)
     SPEC.check(batch, B)
     return batch

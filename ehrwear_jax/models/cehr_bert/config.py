@@ -25,6 +25,48 @@ CHOICES = {
 }
 
 
+# Entries of config.models with the sizes and rates of the published implementations. CEHR-BERT's has no static events
+# and no visit types. BEHRT's visits end with a token and their time is told by age alone. Med-BERT has no tokens beside
+# codes, but long stays, and 64 hidden units.
+PUBLISHED: dict[str, dict[str, Any]] = {
+    "cehr_bert": {
+        "family": "cehr_bert",
+        "static_tokens": 0,
+        "visit_weight": 0.0,
+        "train": {"peak_learning_rate": 5e-5},
+    },
+    "behrt": {
+        "family": "cehr_bert",
+        "width": 288,
+        "n_layers": 6,
+        "n_heads": 12,
+        "mlp_width": 512,
+        "tokens": 64,
+        "context_tokens": 64,
+        "static_tokens": 0,
+        "inputs": "behrt",
+        "visit_tokens": "end",
+        "time_tokens": "none",
+        "visit_weight": 0.0,
+        "train": {"peak_learning_rate": 3e-5},
+    },
+    "med_bert": {
+        "family": "cehr_bert",
+        "width": 192,
+        "n_layers": 6,
+        "n_heads": 6,
+        "mlp_width": 64,
+        "static_tokens": 0,
+        "inputs": "med_bert",
+        "visit_tokens": "none",
+        "time_tokens": "none",
+        "visit_weight": 0.0,
+        "long_stay_weight": 1.0,
+        "train": {"peak_learning_rate": 5e-5},
+    },
+}
+
+
 @dataclasses.dataclass(frozen=True)
 class Config:
     """A bidirectional model of EHR events, which is given at a prediction time what is known by then."""
@@ -133,26 +175,3 @@ class Config:
                 f"{path}: context_tokens {self.context_tokens} must be above static_tokens {self.static_tokens} + 1 "
                 f"and at most tokens {self.tokens}"
             )
-
-
-def original(**changes: Any) -> Config:
-    """The published PyTorch implementation: its sizes, no static events and no visit types."""
-    return dataclasses.replace(Config(static_tokens=0, visit_weight=0.0), **changes)
-
-
-def behrt(**changes: Any) -> Config:
-    """BEHRT with its published sizes; its visits end with a token and their time is told by age alone."""
-    sizes = Config(
-        width=288, n_layers=6, n_heads=12, mlp_width=512, tokens=64, context_tokens=64, static_tokens=0, inputs="behrt",
-        visit_tokens="end", time_tokens="none", visit_weight=0.0,
-    )  # fmt: skip
-    return dataclasses.replace(sizes, **changes)
-
-
-def med_bert(**changes: Any) -> Config:
-    """Med-BERT with its published sizes, 64 hidden units among them; no tokens beside codes, but long stays."""
-    sizes = Config(
-        width=192, n_layers=6, n_heads=6, mlp_width=64, static_tokens=0, inputs="med_bert", visit_tokens="none",
-        time_tokens="none", visit_weight=0.0, long_stay_weight=1.0,
-    )  # fmt: skip
-    return dataclasses.replace(sizes, **changes)

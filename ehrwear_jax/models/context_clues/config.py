@@ -17,6 +17,19 @@ CHOICES = {
 }
 
 
+# Entries of config.models with the published sizes: 123 and 121 million parameters with VOCABULARY tokens
+PUBLISHED: dict[str, dict[str, Any]] = {
+    "context_clues": {"family": "context_clues", "train": {"peak_learning_rate": 2e-4}},
+    "context_clues_mamba": {
+        "family": "context_clues",
+        "backbone": "mamba",
+        "n_layers": 24,
+        "tied_head": True,
+        "train": {"peak_learning_rate": 2e-4},
+    },
+}
+
+
 @dataclasses.dataclass(frozen=True)
 class Config:
     """A language model of EHR events, read at the last of them before a prediction time."""
@@ -101,14 +114,3 @@ class Config:
     def rank(self) -> int:
         """Rank of the projection to mamba's step sizes."""
         return self.step_rank or -(-self.width // 16)
-
-
-def llama_base(**changes: Any) -> Config:
-    """The published Llama: 123 million parameters with VOCABULARY tokens."""
-    return Config(**changes)
-
-
-def mamba_tiny(**changes: Any) -> Config:
-    """The published Mamba: 121 million parameters with VOCABULARY tokens."""
-    sizes: dict[str, Any] = {"backbone": "mamba", "n_layers": 24, "tied_head": True}
-    return Config(**sizes | changes)

@@ -6,6 +6,7 @@ it is trained there, for config.models.<name>.train.
 """
 
 import dataclasses
+from typing import Any
 
 from ehrwear_jax.config import options
 from ehrwear_jax.config.data import PrepareConfig
@@ -14,6 +15,8 @@ from ehrwear_jax.config.segment_spec import SegmentReading
 CHOICES = {"dtype": ("float32", "bfloat16")}
 # rows of eight pieces; what a run chooses is the number of steps, a tenth of which is the warmup
 TRAIN = {"batch_size": 128, "peak_learning_rate": 1e-3, "weight_decay": 1e-3, "adam_b2": 0.999, "decay": "linear"}
+# entry of config.models
+PUBLISHED: dict[str, dict[str, Any]] = {"himae": {"family": "himae", "train": TRAIN}}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -4,13 +4,15 @@ Its training is TRAIN, for config.models.<name>.train; the original goes through
 """
 
 import dataclasses
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from ehrwear_jax.config import options
 from ehrwear_jax.config.data import PrepareConfig
 from ehrwear_jax.config.segment_spec import SegmentReading
 
 TRAIN = {"batch_size": 16, "peak_learning_rate": 1e-3, "weight_decay": 0.0, "adam_b2": 0.999}
+# entry of config.models
+PUBLISHED: dict[str, dict[str, Any]] = {"motif_distance": {"family": "motif_distance", "train": TRAIN}}
 
 
 @dataclasses.dataclass(frozen=True)

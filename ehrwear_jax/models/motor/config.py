@@ -19,6 +19,13 @@ CHOICES = {
 }
 
 
+# Entries of config.models with the published sizes: 143 and 141 million parameters with DICTIONARY entries
+PUBLISHED: dict[str, dict[str, Any]] = {
+    "motor": {"family": "motor", "train": {"peak_learning_rate": 1e-4}},
+    "clmbr": {"family": "motor", "predicts": "next_code", "tasks": 8192, "train": {"peak_learning_rate": 1e-4}},
+}
+
+
 @dataclasses.dataclass(frozen=True)
 class Config:
     """A model of EHR events, read at the last of them before a prediction time."""
@@ -100,9 +107,3 @@ class Config:
     def reach(self) -> int:
         """Number of the latest tokens that z depends on: each layer looks a window further back."""
         return min(self.context_tokens, self.n_layers * (self.attention_window - 1) + 1)
-
-
-def clmbr(**changes: Any) -> Config:
-    """CLMBR with the published sizes: 141 million parameters with DICTIONARY entries, and 8,192 codes."""
-    sizes: dict[str, Any] = {"predicts": "next_code", "tasks": 8192}
-    return Config(**sizes | changes)

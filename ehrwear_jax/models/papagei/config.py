@@ -19,6 +19,11 @@ PARTICIPANT: dict[str, Any] = {
     "contrast": "views",
     "augmentation": {"noise": 0.35, "negation": 0.2, "flip": 0.2, "scaling": 0.4, "crop": 0.5},
 }
+# entries of config.models: -S and -P
+PUBLISHED: dict[str, dict[str, Any]] = {
+    "papagei": {"family": "papagei", "train": TRAIN},
+    "papagei_views": {"family": "papagei", **PARTICIPANT, "train": TRAIN},
+}
 
 
 @dataclasses.dataclass(frozen=True)

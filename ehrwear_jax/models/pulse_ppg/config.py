@@ -7,12 +7,15 @@ config.models.<name>.train; the original goes through all pieces 20 times.
 """
 
 import dataclasses
+from typing import Any
 
 from ehrwear_jax.config import options
 from ehrwear_jax.config.data import PrepareConfig
 from ehrwear_jax.config.segment_spec import SegmentReading
 
 TRAIN = {"batch_size": 16, "peak_learning_rate": 1e-4, "weight_decay": 0.0, "adam_b2": 0.999}
+# entry of config.models
+PUBLISHED: dict[str, dict[str, Any]] = {"pulse_ppg": {"family": "pulse_ppg", "train": TRAIN}}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,12 +11,13 @@ import small_run
 from cehr_cases import config_of
 from flax import traverse_util
 from motor_cases import batch_of
+from published_models import published
 from small_model import random_params
 
 from ehrwear_jax.config.data import PrepareConfig
 from ehrwear_jax.config.training import MeshConfig
 from ehrwear_jax.models.cehr_bert import family
-from ehrwear_jax.models.cehr_bert.config import TOKENS, Config, behrt, med_bert, original
+from ehrwear_jax.models.cehr_bert.config import TOKENS, Config
 from ehrwear_jax.training import compile_only, cost, sharding
 from ehrwear_jax.training.pretrain import Model
 
@@ -252,8 +253,8 @@ def test_the_original_has_as_many_parameters_as_by_hand():
     block = 4 * (d * d + d) + d * hidden + hidden + hidden * d + d + 2 * 2 * d
     head = d * d + d + 2 * d + TOKENS
     by_hand = embeddings + layers * block + head
-    spec, _ = family.assumed(original(), PrepareConfig(), TOKENS)
-    parts = compile_only.parameters(Model("cehr_bert", "cehr_bert", original()), spec)
+    spec, _ = family.assumed(published("cehr_bert"), PrepareConfig(), TOKENS)
+    parts = compile_only.parameters(Model("cehr_bert", "cehr_bert", published("cehr_bert")), spec)
     print(f"parameters of the original: {sum(parts.values()):,}, by hand {by_hand:,}; {parts}")
     assert sum(parts.values()) == pytest.approx(by_hand, rel=0.01) and by_hand == 9_752_800
     spec, _ = family.assumed(Config(), PrepareConfig(), TOKENS)
@@ -265,7 +266,10 @@ def test_the_original_has_as_many_parameters_as_by_hand():
 
 @pytest.mark.parametrize(
     ("config", "tokens", "others"),
-    [(behrt(), 5_000, 288 * (1440 + 3)), (med_bert(), 82_603, 192 * (1000 + 512) + 192 * 193 + 2 * 193)],
+    [
+        (published("behrt"), 5_000, 288 * (1440 + 3)),
+        (published("med_bert"), 82_603, 192 * (1000 + 512) + 192 * 193 + 2 * 193),
+    ],
 )
 def test_behrt_and_med_bert_have_as_many_parameters_as_by_hand(config, tokens, others):
     """Sums of embeddings and their norm, six blocks, the head with the table; of long stays two products."""

@@ -13,12 +13,13 @@ import small_run
 from context_clues_cases import config_of
 from flax import traverse_util
 from motor_cases import batch_of
+from published_models import published
 from small_model import random_params
 
 from ehrwear_jax.config.data import PrepareConfig
 from ehrwear_jax.config.training import MeshConfig, TrainConfig
 from ehrwear_jax.models.context_clues import family
-from ehrwear_jax.models.context_clues.config import VOCABULARY, llama_base, mamba_tiny
+from ehrwear_jax.models.context_clues.config import VOCABULARY
 from ehrwear_jax.training import compile_only, cost, optimizer, sharding
 from ehrwear_jax.training.pretrain import Model
 
@@ -172,7 +173,8 @@ def test_the_published_sizes():
     inner, rank, state = 2 * d, 48, 16
     mamba = 24 * (2 * d * inner + 5 * inner + inner * (rank + 2 * state) + rank * inner + inner + inner * state + inner
                   + inner * d + d)  # fmt: skip
-    for config, backbone, total in ((llama_base(), llama, 123.3e6), (mamba_tiny(), mamba, 121.1e6)):
+    for name, backbone, total in (("context_clues", llama, 123.3e6), ("context_clues_mamba", mamba, 121.1e6)):
+        config = published(name)
         spec, _ = family.assumed(config, PrepareConfig(), v)
         parts = compile_only.parameters(Model("clues", "context_clues", config), spec)
         assert parts["backbone"] == backbone + d

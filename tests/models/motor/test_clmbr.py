@@ -5,12 +5,13 @@ import numpy as np
 import pytest
 import small_run
 from motor_cases import batch_of, config_of, dictionary, row_of
+from published_models import published
 from small_model import random_params
 
 from ehrwear_jax.config import options
 from ehrwear_jax.config.data import PrepareConfig
 from ehrwear_jax.models.motor import family
-from ehrwear_jax.models.motor.config import DICTIONARY, Config, clmbr
+from ehrwear_jax.models.motor.config import DICTIONARY, Config
 from ehrwear_jax.models.motor.timelines import Fitted
 from ehrwear_jax.training import compile_only
 from ehrwear_jax.training.pretrain import Model
@@ -76,8 +77,8 @@ def test_the_loss_is_the_cross_entropy_of_z(examples):
 
 
 def test_the_published_sizes_have_141_million_parameters():
-    spec, counts = family.assumed(clmbr(), PrepareConfig(), DICTIONARY)
-    parts = compile_only.parameters(Model("clmbr", "motor", clmbr()), spec)
+    spec, counts = family.assumed(published("clmbr"), PrepareConfig(), DICTIONARY)
+    parts = compile_only.parameters(Model("clmbr", "motor", published("clmbr")), spec)
     assert sum(parts.values()) == pytest.approx(141e6, rel=0.01) and spec.facts.tasks == 8192
     assert parts["head"] == 768 * 8192 + 8192 and counts["targets"] == 2048
     small = config_of(predicts="next_code")
@@ -88,4 +89,5 @@ def test_the_published_sizes_have_141_million_parameters():
 
 
 def test_models_of_times_keep_their_identity():
-    assert "predicts" not in options.identity(Config()) and options.identity(clmbr())["predicts"] == "next_code"
+    assert "predicts" not in options.identity(Config())
+    assert options.identity(published("clmbr"))["predicts"] == "next_code"
