@@ -274,7 +274,8 @@ class SegmentExamples(Examples):
     @property
     def _n_places(self):
         if not len(self._eligible):
-            raise ValueError(f"{self.store.records_dir}: no training person has a segment to read")
+            what = f"segment of {self.reading.segments!r}" if self.reading.segments else "wearable window"
+            raise ValueError(f"{self.store.records_dir}: none of the {self.store.split} people has a {what} to read")
         return int(self._copies.sum())
 
     @property

@@ -16,13 +16,8 @@ from ehrwear_jax.models.segment_examples import PieceReader, SegmentExamples
 
 
 @pytest.fixture(scope="module")
-def people(tmp_path_factory):
-    return segment_cases.make_people(tmp_path_factory.mktemp("pieces"))
-
-
-@pytest.fixture(scope="module")
-def store(people):
-    return small_run.store(people, "train")
+def store(people_with_waves):
+    return small_run.store(people_with_waves, "train")
 
 
 @pytest.fixture(scope="module", params=["segments", "grid"])
@@ -105,9 +100,9 @@ def test_everybody_is_shown_in_an_epoch_with_different_pieces(examples):
     assert examples.subjects(rows) == sorted(examples.subject_id[list(want)].tolist())
 
 
-def test_people_of_a_split_are_no_others(people):
+def test_people_of_a_split_are_no_others(people_with_waves):
     shown = {
-        split: set(SegmentExamples(small_run.store(people, split), READING).subjects(range(40)))
+        split: set(SegmentExamples(small_run.store(people_with_waves, split), READING).subjects(range(40)))
         for split in ("train", "tuning")
     }
     assert shown["train"] and shown["tuning"] and not shown["train"] & shown["tuning"]
@@ -126,9 +121,9 @@ def test_what_is_not_accepted_is_not_shown(store):
 
 
 @pytest.mark.parametrize("reading", [READING, GRID], ids=["segments", "grid"])
-def test_z_is_read_from_the_last_pieces_known(people, reading):
+def test_z_is_read_from_the_last_pieces_known(people_with_waves, reading):
     """A slot each; a time before all of them has one without any, and is counted."""
-    position, time, store = segment_cases.asked(people, reading)
+    position, time, store = segment_cases.asked(people_with_waves, reading)
     examples, slots = SegmentExamples(store, reading), {k: [] for k in range(len(time))}
     for batch, where in examples.prediction_batches(position, time, 2):
         examples.spec.check(batch, 2)
@@ -152,8 +147,8 @@ def test_z_is_read_from_the_last_pieces_known(people, reading):
 
 
 @pytest.mark.parametrize("reading", [READING, GRID], ids=["segments", "grid"])
-def test_what_comes_after_a_time_changes_no_bit_of_its_batch(people, reading):
-    position, time, store = segment_cases.asked(people, reading)
+def test_what_comes_after_a_time_changes_no_bit_of_its_batch(people_with_waves, reading):
+    position, time, store = segment_cases.asked(people_with_waves, reading)
     examples = SegmentExamples(store, reading)
     whole, known = (
         list(examples.prediction_batches(position, time, 2, transform))
@@ -190,5 +185,5 @@ def test_what_was_not_prepared_is_named(store):
         dataclasses.replace(READING, hours=7)
     nobody = SegmentExamples(store, READING)
     nobody._eligible, nobody._copies = nobody._eligible[:0], nobody._copies[:0]
-    with pytest.raises(ValueError, match="no training person has a segment"):
+    with pytest.raises(ValueError, match="none of the train people has a segment of 'ppg' to read"):
         nobody.fill({}, 0)

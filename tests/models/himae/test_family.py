@@ -30,8 +30,8 @@ ON_GRID = dataclasses.replace(SMALL, signal=GRID)
 
 
 @pytest.fixture(scope="module", params=[SMALL, ON_GRID], ids=["segments", "grid"])
-def examples(request, people):
-    return family.examples(small_run.store(people, "train"), request.param)
+def examples(request, people_with_waves):
+    return family.examples(small_run.store(people_with_waves, "train"), request.param)
 
 
 @pytest.fixture(scope="module")
@@ -150,8 +150,8 @@ def test_pieces_that_are_not_there_change_no_statistics(examples, batch, variabl
 
 
 @pytest.mark.parametrize("config", [SMALL, ON_GRID], ids=["segments", "grid"])
-def test_later_segments_change_no_bit_of_z_and_everybody_has_one(people, config):
-    position, time, store = segment_cases.asked(people, config.signal)
+def test_later_segments_change_no_bit_of_z_and_everybody_has_one(people_with_waves, config):
+    position, time, store = segment_cases.asked(people_with_waves, config.signal)
     examples = family.examples(store, config, train=False)
     net = family.network(examples.spec, config)
     start = nn.meta.unbox(jax.jit(net.init, compiler_options=QUICK)(jax.random.key(1), examples.spec.empty(1)))
@@ -189,8 +189,8 @@ def test_wrong_options_are_named():
 
 
 @pytest.mark.slow
-def test_on_a_mesh_of_several_devices_losses_statistics_and_gradients_are_those_of_one(people):
-    examples = family.examples(small_run.store(people, "train"), SMALL)
+def test_on_a_mesh_of_several_devices_losses_statistics_and_gradients_are_those_of_one(people_with_waves):
+    examples = family.examples(small_run.store(people_with_waves, "train"), SMALL)
     batch, objective = batch_of(examples, range(4)), family.objective(examples.spec, SMALL)
 
     def found(mesh):

@@ -32,8 +32,8 @@ ON_GRID = dataclasses.replace(VIEWS, signal=GRID)
 
 
 @pytest.fixture(scope="module", params=[SMALL, VIEWS], ids=["morphology", "views"])
-def examples(request, people):
-    return family.examples(small_run.store(people, "train"), request.param)
+def examples(request, people_with_waves):
+    return family.examples(small_run.store(people_with_waves, "train"), request.param)
 
 
 @pytest.fixture(scope="module")
@@ -135,8 +135,8 @@ def test_z_of_a_piece_depends_on_no_other_of_its_batch(examples, batch, variable
 
 
 @pytest.mark.parametrize("config", [SMALL, ON_GRID], ids=["morphology", "grid"])
-def test_later_segments_change_no_bit_of_z_and_everybody_has_one(people, config):
-    position, time, store = segment_cases.asked(people, config.signal)
+def test_later_segments_change_no_bit_of_z_and_everybody_has_one(people_with_waves, config):
+    position, time, store = segment_cases.asked(people_with_waves, config.signal)
     examples = family.examples(store, config, train=False)
     net = family.network(examples.spec, config)
     start = nn.meta.unbox(jax.jit(net.init, compiler_options=QUICK)(jax.random.key(1), examples.spec.empty(1)))
@@ -172,10 +172,10 @@ def test_wrong_options_are_named():
 
 
 @pytest.mark.slow
-def test_the_contrast_is_over_the_whole_batch_on_a_mesh(people):
+def test_the_contrast_is_over_the_whole_batch_on_a_mesh(people_with_waves):
     """The published one is within each device."""
     config = dataclasses.replace(SMALL, dropout=0.0)
-    examples = family.examples(small_run.store(people, "train"), config)
+    examples = family.examples(small_run.store(people_with_waves, "train"), config)
     batch, objective = batch_of(examples, range(4)), family.objective(examples.spec, config)
 
     def found(mesh):
