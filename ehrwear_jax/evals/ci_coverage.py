@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from scipy.stats import kstest
+import scipy  # its submodules load at first use
 from tqdm import tqdm
 
 from ehrwear_jax.evals import bootstrap, calibration, classification, concordance, inference, weighting
@@ -154,8 +154,8 @@ def run(
     result = {f"coverage_{k}": float(np.mean([c[k] for c in covered])) for k in covered[0]}
     p_null = np.array([t["p_null"] for t in tests])
     result["null_p_below_0.05"] = float((p_null <= 0.05).mean())
-    result["null_p_ks_distance"] = float(kstest(p_null, "uniform").statistic)
-    result["null_p_ks_p"] = float(kstest(p_null, "uniform").pvalue)
+    result["null_p_ks_distance"] = float(scipy.stats.kstest(p_null, "uniform").statistic)
+    result["null_p_ks_p"] = float(scipy.stats.kstest(p_null, "uniform").pvalue)
     result["false_discovery_rate"] = float(np.mean([t["false_discovery_proportion"] for t in tests]))
     result["power_of_family"] = float(np.mean([t["found_of_worse"] for t in tests]))
     result["any_false_uncorrected"] = float(np.mean([t["any_false_uncorrected"] for t in tests]))

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from scipy.stats import rankdata
+import scipy  # its submodules load at first use
 
 from ehrwear_jax.evals import bootstrap, inference
 
@@ -112,7 +112,7 @@ def of_uncertainty(
 
     Ranks are those among all; intervals are over resampled patients.
     """
-    ranks = np.stack([rankdata(np.asarray(x, np.float64)) for x in (uncertainty_N, error_N)])
+    ranks = np.stack([scipy.stats.rankdata(np.asarray(x, np.float64)) for x in (uncertainty_N, error_N)])
     x_N, y_N = (ranks - ranks.mean(1, keepdims=True)) / len(ranks[0])
 
     def statistic(weight_NxB):

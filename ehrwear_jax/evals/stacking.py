@@ -26,7 +26,7 @@ from typing import cast
 
 import numpy as np
 import numpy.typing as npt
-from scipy import optimize
+import scipy  # its submodules load at first use
 
 from ehrwear_jax.evals.cox import PartialLikelihood
 from ehrwear_jax.evals.probes import check_features, check_labels, log_loss, sigmoid
@@ -135,7 +135,7 @@ def _posterior_mode(loss: Loss, n_members: int) -> np.ndarray:
 
     bounds = [(0.0, None)] * n_members + [(None, None)]
     options = {"maxiter": 1000, "ftol": 1e-14, "gtol": 1e-8}
-    return optimize.minimize(objective, start, jac=True, method="L-BFGS-B", bounds=bounds, options=options).x
+    return scipy.optimize.minimize(objective, start, jac=True, method="L-BFGS-B", bounds=bounds, options=options).x
 
 
 def _logistic(x_NxK: np.ndarray, offset: float, y_N: np.ndarray) -> Loss:

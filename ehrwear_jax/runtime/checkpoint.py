@@ -13,6 +13,7 @@ Its training.Checkpointer (tried with orbax 0.12.8) is not used, for it cannot w
 - After a save that failed, the next save raises that old error and is lost too, and what is to be removed is forgotten.
 """
 
+import functools
 import logging
 import math
 import shutil
@@ -21,7 +22,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from types import TracebackType
+from types import ModuleType, TracebackType
 from typing import Any, Self
 
 import jax
@@ -30,11 +31,6 @@ import numpy as np
 
 from ehrwear_jax.runtime import checkpoint_manifest, distributed, files
 from ehrwear_jax.runtime.exit_codes import NotSaved
-
-try:
-    from orbax.checkpoint import v1 as ocp
-except ImportError:  # where the v1 API still lives before orbax 1.0
-    from orbax.checkpoint.experimental import v1 as ocp
 
 PyTree = Any  # of arrays; State: a dict of them by name
 State = dict[str, PyTree]
@@ -46,6 +42,16 @@ HOST_BYTES = 1 << 26
 
 class DamagedCheckpoint(ValueError):
     """A checkpoint is not what was saved."""
+
+
+@functools.cache
+def orbax() -> ModuleType:
+    """orbax's v1 API, loaded at first use: a start that finds everything done reads no checkpoint."""
+    try:
+        from orbax.checkpoint import v1 as ocp
+    except ImportError:  # where the v1 API still lives before orbax 1.0
+        from orbax.checkpoint.experimental import v1 as ocp
+    return ocp
 
 
 def checksums(tree: PyTree) -> PyTree:
@@ -114,7 +120,7 @@ def preserved(times: dict[int, datetime], newest: int, every: int = 0) -> list[i
 
     By orbax's policies; which checkpoints are counted and when the others are removed is decided here (see above).
     """
-    policies = ocp.training.preservation_policies
+    policies = orbax().training.preservation_policies
     chosen = [policies.LatestN(newest), *([policies.EveryNSteps(every)] if every else [])]
     saved = [_Saved(step, times[step]) for step in sorted(times)]
     kept = policies.AnyPreservationPolicy(chosen).should_preserve(saved, context=policies.PreservationContext())
@@ -132,7 +138,7 @@ def _few_slices():
 
     Each share of each shape is a program of its own to compile: of a small model hundreds, that write a few bytes each.
     """
-    context = ocp.Context()
+    context = orbax().Context()
     context.array.saving.min_slice_bytes_for_replica_parallel = 1 << 20
     return context
 
@@ -194,7 +200,7 @@ class Checkpoints:
         self._saving, response, failure = (step, target), None, None
         try:
             with _few_slices():
-                response = ocp.save_checkpointables_async(target, _split(state))
+                response = orbax().save_checkpointables_async(target, _split(state))
         except Exception as error:
             failure = error
         arguments = (response, failure, target, about)
@@ -352,7 +358,7 @@ def _load(target, like):
     want = checkpoint_manifest.about(target)["leaves"]
     if reason := _mismatch(abstract, want):
         raise ValueError(f"{target.parent}: checkpoint {target.name} is of another model: {reason}")
-    parts = ocp.load_checkpointables(target, _split(abstract))
+    parts = orbax().load_checkpointables(target, _split(abstract))
     state = {k: parts[k] for k in APART if k in parts} | parts.get("state", {})
     got = _inventory(state)
     if wrong := [name for name in got if got[name] != want[name]]:
@@ -395,12 +401,12 @@ def read_parts(folder: Path | str, parts: Sequence[str] = ("params",)) -> dict[s
                 node = node.setdefault(key, {})
             node[last] = jax.ShapeDtypeStruct(tuple(shape), jnp.dtype(dtype), sharding=here)
     me = jax.process_index()
-    alone = ocp.Context()
+    alone = orbax().Context()
     alone.multiprocessing.primary_host = me
     alone.multiprocessing.active_processes = {me}
     alone.multiprocessing.barrier_sync_key_prefix = f"read{me}"
     with alone:
-        out = jax.device_get(ocp.load_checkpointables(folder, tree))
+        out = jax.device_get(orbax().load_checkpointables(folder, tree))
     for name, x in zip(names(out), jax.tree.leaves(out), strict=True):
         if _on_host(x) != about["leaves"][name][2]:
             raise DamagedCheckpoint(f"{folder.parent}: checkpoint {folder.name}: {name} is not what was saved")

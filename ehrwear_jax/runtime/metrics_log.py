@@ -6,11 +6,12 @@ import math
 import statistics
 from collections.abc import Mapping
 from pathlib import Path
-from typing import SupportsFloat, TextIO
-
-from tensorboardX import SummaryWriter
+from typing import TYPE_CHECKING, SupportsFloat, TextIO
 
 from ehrwear_jax.runtime import files
+
+if TYPE_CHECKING:
+    from tensorboardX import SummaryWriter
 
 
 class MetricsLog:
@@ -30,7 +31,10 @@ class MetricsLog:
             lines = [x for x in self._path.read_text().splitlines() if _step(x) <= from_step]
             files.write_text(self._path, "".join(x + "\n" for x in lines))
         self._file = open(self._path, "a")  # noqa: SIM115 (open as long as the loop runs)
-        self._board = SummaryWriter(str(Path(folder) / "tensorboard"), purge_step=from_step + 1)
+        # at first use, for it loads clients of cloud storage where there are any
+        import tensorboardX
+
+        self._board = tensorboardX.SummaryWriter(str(Path(folder) / "tensorboard"), purge_step=from_step + 1)
 
     def write(
         self, step: int, values: Mapping[str, SupportsFloat], board_only: Mapping[str, float] | None = None

@@ -62,7 +62,7 @@ class Failing:
         raise OSError("the disk of this process is gone")
 
 
-save = checkpoint.ocp.save_checkpointables_async
+save = checkpoint.orbax().save_checkpointables_async
 
 
 def save_with_fault(target, *arguments, **options):
@@ -71,7 +71,7 @@ def save_with_fault(target, *arguments, **options):
     return Failing(response) if mine else response
 
 
-checkpoint.ocp.save_checkpointables_async = save_with_fault
+checkpoint.orbax().save_checkpointables_async = save_with_fault
 if os.environ.get("PERMUTED"):  # a mesh in which the devices of a process are not neighbours
     make_mesh = sharding.make_mesh
     sharding.make_mesh = lambda config=None: make_mesh([*jax.devices()[::2], *jax.devices()[1::2]], config)

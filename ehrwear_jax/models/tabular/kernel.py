@@ -16,7 +16,8 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 
 import numpy as np
-from scipy import linalg, sparse
+import scipy  # its submodules load at first use
+from scipy import sparse
 
 from ehrwear_jax.models.tabular import linear
 from ehrwear_jax.models.tabular.losses import Loss
@@ -45,7 +46,7 @@ class Coordinates:
     @classmethod
     def of(cls, landmark_MxF: np.ndarray, gamma: float) -> "Coordinates":
         """From the eigenvectors of the landmarks' kernel matrix."""
-        value_M, vector_MxM = linalg.eigh(_kernel(landmark_MxF, landmark_MxF, gamma).astype(np.float64))
+        value_M, vector_MxM = scipy.linalg.eigh(_kernel(landmark_MxF, landmark_MxF, gamma).astype(np.float64))
         kept_M = value_M > _LEAST * value_M[-1]
         return cls(landmark_MxF, gamma, (vector_MxM[:, kept_M] / np.sqrt(value_M[kept_M])).astype(np.float32))
 

@@ -8,7 +8,8 @@ import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
-from scipy import optimize, sparse
+import scipy  # its submodules load at first use
+from scipy import sparse
 
 from ehrwear_jax.models.tabular.losses import Loss
 
@@ -109,4 +110,4 @@ def _minimise(x, loss, mean_F, scale_F, l2, start):
         return loss.mean(score_N) + l2 / 2 * theta[:-1] @ theta[:-1], gradient
 
     options = {"maxiter": 200, "maxcor": 20, "ftol": 1e-8, "gtol": 1e-6}
-    return optimize.minimize(objective, start, jac=True, method="L-BFGS-B", options=options).x
+    return scipy.optimize.minimize(objective, start, jac=True, method="L-BFGS-B", options=options).x
