@@ -38,6 +38,7 @@ ADDITIONS = (
         "losses that ask z for the state of values, and for the next values",
         {"weights.ehr_values": OFF, "weights.wear_values": OFF, "weights.next_value": OFF},
     ),
+    Addition("a loss that asks z for age and what never changes", {"weights.person": OFF}),
     Addition("the state of values as an input of queries", {"network.value_inputs": False}),
     Addition(
         "numeric values beside the ranges that tokens name",

@@ -66,6 +66,7 @@ OUTPUTS = {
     "latent_kl/variance_query": (Q, D),
     "event_likelihood/token": (T, V),
     "signal_likelihood/mean": (W, L, C),
+    "person": (Q, 1 + R),
 }
 
 
@@ -144,6 +145,8 @@ def random_batch(seed):
     some("modality", rng.integers(1, 3, batch["modality"].shape), 0.9)
     for name in ("event_pool", "query_pool"):
         some(name, np.sort(rng.integers(0, T + 1, batch[name].shape), axis=-1), 1.0)
+    some("query_static", True, 0.3)
+    some("query_age", np.random.default_rng(seed).uniform(0, 30_000, batch["query_age"].shape), 1.0)
     _fill_states(batch, rng)
     SPEC.check(batch, B)
     return batch

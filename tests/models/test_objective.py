@@ -36,7 +36,7 @@ def test_the_weights_of_the_paper(step, wear_to_ehr):
     weights = {name: float(Ramp(*of)(step)) for name, of in Config().weights.items()}
     np.testing.assert_allclose(weights.pop("wear_to_ehr"), wear_to_ehr, rtol=1e-6)
     np.testing.assert_allclose(weights.pop("ehr_to_wear"), 0.1, rtol=1e-6)
-    further = {"ehr_values", "next_value", "wear_values"}  # the paper has no such terms
+    further = {"ehr_values", "next_value", "wear_values", "person"}  # the paper has no such terms
     optional = {"contrast", "content_norm", "raw_masked", "latent_kl", "event_likelihood", "signal_likelihood"}
     assert {name for name, w in weights.items() if w == 0} == optional | further
     assert all(w in (0.0, 1.0) for w in weights.values())

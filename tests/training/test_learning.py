@@ -12,7 +12,7 @@ from ehrwear_jax.models.joint.config import WEIGHTS
 
 PENALTIES = ("content_norm", "latent_kl", "event_likelihood", "signal_likelihood")  # of the ELBO, or predict nothing
 # off in tiny.py; see tests/models/joint/test_value_terms.py and test_raw_terms.py
-OFF = ("ehr_values", "next_value", "wear_values", "raw_masked")
+OFF = ("ehr_values", "next_value", "wear_values", "raw_masked", "person")
 TERMS = [t for t in WEIGHTS if t not in PENALTIES + OFF]
 
 

@@ -314,7 +314,7 @@ WEIGHTS = {
     "future_signal": (1.0, 1.0, 0),
     "wear_to_ehr": (0.2, 1.0, 50_000),
     "ehr_to_wear": (0.1, 0.1, 0),
-    **dict.fromkeys(("contrast", "content_norm", "latent_kl", *LIKELIHOODS), (0.0, 0.0, 0)),
+    **dict.fromkeys(("contrast", "content_norm", "latent_kl", *LIKELIHOODS, "person"), (0.0, 0.0, 0)),
 }
 
 
@@ -338,7 +338,7 @@ class Config:
     """Rows and targets."""
     network: NetworkConfig = NetworkConfig()
     """Sizes."""
-    weights: dict = options.added_keys(WEIGHTS, "raw_masked", *LIKELIHOODS)
+    weights: dict = options.added_keys(WEIGHTS, "raw_masked", *LIKELIHOODS, "person")
     """(start, end, steps of the ramp) of each term's weight; zero throughout: the term and its head are not built."""
     z_loss: float = 0.0
     """Weight, in the terms that predict tokens, of the squared logarithm of the sum that scores are divided by. It

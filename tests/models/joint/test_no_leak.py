@@ -48,13 +48,14 @@ PREDICTIONS = {
     "latent_kl": tuple(f"latent_kl/{part}_{of}" for part in ("mean", "variance") for of in ("token", "query")),
     "event_likelihood": ("event_likelihood/token",),
     "signal_likelihood": ("signal_likelihood/mean",),
+    "person": ("person",),
 }
 AT_TOKENS = ("content_norm", "latent_kl/mean_token", "latent_kl/variance_token", "event_likelihood/token")
 AT_EVENTS = ("future_event/event", "wear_to_ehr/event", "ehr_to_wear/event", "next_value/event")
 AT_WINDOWS = ("wear_masked", "future_signal/step_window", "signal_likelihood/mean")
 AT_QUERIES = ("future_event/query", "future_codes", "ehr_history", "ehr_values", "future_signal/query_window",
               "wear_history", "wear_values", "next_value/query", "wear_to_ehr/query", "ehr_to_wear/query",
-              "latent_kl/mean_query", "latent_kl/variance_query")  # fmt: skip
+              "latent_kl/mean_query", "latent_kl/variance_query", "person")  # fmt: skip
 
 
 def make_examples(root, **options):
