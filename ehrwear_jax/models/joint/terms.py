@@ -92,10 +92,11 @@ def take(z_BxTxD: jax.Array, position_BxN: jax.Array) -> jax.Array:
 def active(config: Config, facts: Facts) -> tuple[Term, ...]:
     """The terms whose weight is not zero throughout and that the modalities can feed, in the order of WEIGHTS."""
     # they subclass Term
-    from ehrwear_jax.models.joint import cross_terms, ehr_terms, next_value, person_terms, raw_terms, value_terms, wear_terms
+    from ehrwear_jax.models.joint import cross_terms, ehr_terms, next_value, raw_terms, value_terms, wear_terms
     from ehrwear_jax.models.joint import likelihood_terms as likelihoods
+    from ehrwear_jax.models.joint import person_terms as person
 
-    modules = (ehr_terms, value_terms, next_value, wear_terms, raw_terms, cross_terms, likelihoods, person_terms)
+    modules = (ehr_terms, value_terms, next_value, wear_terms, raw_terms, cross_terms, likelihoods, person)
     known = {t.name: t for module in modules for t in module.TERMS}
     found = []
     for name, (start, end, _) in config.weights.items():

@@ -6,14 +6,15 @@ import jax
 import pytest
 from random_rows import CONFIG, EVERY_TERM, FACTS, model_of, spec_of
 
-from ehrwear_jax.models.joint import cross_terms, ehr_terms, next_value, person_terms, raw_terms, value_terms, wear_terms
+from ehrwear_jax.models.joint import cross_terms, ehr_terms, next_value, raw_terms, value_terms, wear_terms
 from ehrwear_jax.models.joint import likelihood_terms as likelihoods
+from ehrwear_jax.models.joint import person_terms as person
 from ehrwear_jax.models.joint.batch import INPUTS, RAW
 from ehrwear_jax.models.joint.config import LIKELIHOODS, WEIGHTS
 from ehrwear_jax.models.joint.terms import active, target_fields
 
 OFF = (0.0, 0.0, 0)
-MODULES = (ehr_terms, value_terms, next_value, wear_terms, raw_terms, cross_terms, likelihoods, person_terms)
+MODULES = (ehr_terms, value_terms, next_value, wear_terms, raw_terms, cross_terms, likelihoods, person)
 TERMS = {t.name: t for module in MODULES for t in module.TERMS}
 # {term: parts of the network that are its own, or that it shares with terms that need the same}
 OWN = {
