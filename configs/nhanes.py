@@ -3,8 +3,8 @@
     python -m ehrwear_jax.main --config=configs/nhanes.py --config.data.source_dir=DIR
 
 The model is ours (base extended; nhanes.py:paper is the paper's). nhanes.py:transfer learns from 2003-2004, labels
-and all, and is scored on 2005-2006; :wide has a network with room for what some hundred values say, and three times the
-steps. DIR holds the files listed in ehrwear_jax/data/sources/nhanes_files.py. C-index of all-cause mortality. About an
+and all, and is scored on 2005-2006; :wide has a network with room for what some hundred values say, a loss that asks z who
+the person is, and three times the steps. DIR holds the files listed in ehrwear_jax/data/sources/nhanes_files.py. C-index of all-cause mortality. About an
 hour on two CPU cores without label efficiency (--config.evaluate.label_fractions='()'). Seen, frozen probes: joint .800
 [.787, .814], late fusion .812, EHR only .797, wearable only .738 (with age and sex .802). On hand-made features:
 boosting .837 [.825, .848] (EHR alone .832, wearable alone .756, counts of codes .761), Cox .833, age and sex .789.
@@ -112,6 +112,7 @@ def get_config(variant=""):
         config.joint.network.update(WIDE)
         config.train.update({"steps": 800, "warmup_steps": 80, "weight_decay": 0.1, "ema_decay": 0.995})
         config.train.update({"validate_every": 200, "checkpoint_every": 200})
+        config.joint.weights.person = (2.0, 2.0, 0)
     config.joint.weights.wear_to_ehr = (0.2, 1.0, 100)
     config.joint.weights.update({"ehr_values": (2.0, 2.0, 0), "wear_values": (1.0, 1.0, 0)})
     # 1, 3, 5 and 10 years: follow-up is of years, and 2 of the people die in the first 30 days
