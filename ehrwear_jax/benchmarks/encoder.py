@@ -101,7 +101,8 @@ def measure(
     batches = {name: make_batch(spec, n_rows, share) for name, share in FILLED.items()}
     one = {name: x[:1] for name, x in batches["full"].items()}
     params = jax.jit(encoder.init)(jax.random.key(0), one)["params"]
-    gradient = _gradient(lambda p, b: encoder.apply({"params": p}, b, deterministic=False))  # as in training
+    rngs = {"dropout": jax.random.key(0)}
+    gradient = _gradient(lambda p, b: encoder.apply({"params": p}, b, deterministic=False, rngs=rngs))  # as in training
     compiled = gradient.lower(params, batches["full"]).compile()
     out = {"slots": float(n_rows * spec.sizes["W"]), "patches": float(n_rows * spec.sizes["W"] * spec.sizes["P"])}
     for name, value in (compiled.cost_analysis() or {}).items():

@@ -17,7 +17,8 @@ def small_config(parts):
                                  "window_parts": parts})  # fmt: skip
     config.joint.network.update({"width": 16, "n_layers": 1, "n_heads": 2, "mlp_width": 16, "token_width": 8,
                                  "time_features": 8, "wear_width": 64, "wear_layers": 2, "wear_heads": 2,
-                                 "wear_remat": "full", "source_width": 4, "count_width": 0})  # fmt: skip
+                                 "wear_remat": "full", "source_width": 4, "count_width": 0,
+                                 "encoder_dropout": 0.1})  # fmt: skip
     return config_lib.parse(config)
 
 
