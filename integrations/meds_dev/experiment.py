@@ -3,9 +3,9 @@
     python -m ehrwear_jax.main --config=integrations/meds_dev/experiment.py:motor --config.data.meds_dir=MEDS \
         --config.data.labels_dir=LABELS --config.evaluate.tasks="('TASK',)" --stages=prepare,pretrain,embed,evaluate
 
-The argument is motor, context_clues (published sizes) or joint (the events of the joint model, 58 million parameters);
-with ",demo=True" they are small and trained for 40 steps, a minute on two CPU cores over the MIMIC-IV demo. Published
-sizes want a GPU of 80 GB and days; they have not been trained on MIMIC-IV.
+The argument is motor, context_clues (published sizes) or joint (events alone, 87 million parameters with 32,768 codes);
+with ",demo=True" they are small and trained for 40 steps: minutes on two CPU cores over the MIMIC-IV demo. The others
+are for a GPU of 80 GB, and have not been trained on MIMIC-IV.
 """
 
 from ehrwear_jax import config as config_lib
