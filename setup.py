@@ -1,4 +1,4 @@
-"""Installation of ehrwear_jax: `pip install -e .`, with the extras gpu, tpu, cluster, peers, test and dev."""
+"""Installation of ehrwear_jax: `pip install -e .`, with the extras gpu, tpu, cluster, peers, parity, test and dev."""
 
 from pathlib import Path
 
@@ -43,6 +43,7 @@ TEST_REQUIRES = [
     "neurokit2>=0.2.13",
     "pytest>=8",
     "pytest-xdist>=3.8",
+    "pyyaml>=6",
     "ruff>=0.9",
     "scikit-survival>=0.25",  # GPL: never imported by the package
     "statsmodels>=0.14.4",
@@ -67,6 +68,8 @@ setup(
         "cluster": ["dask-jobqueue>=0.9"],
         # What benchmarks.peers measures beside this package: PyTorch comes with it, so in an environment of its own.
         "peers": ["MEDS-transforms>=0.6.7", "meds-torch-data>=0.9"],
+        # The second implementation that layers of the baselines are held to; those tests skip without it.
+        "parity": ["torch>=2.5"],
         "test": TEST_REQUIRES,
         "dev": [*TEST_REQUIRES, "ipykernel>=6.29", "pre-commit>=4", "py-spy>=0.4", "xprof>=2.20"],
     },

@@ -27,7 +27,7 @@ from ehrwear_jax.stages.plan import Plan
 from ehrwear_jax.stages.workdir import Workdir
 
 PAGES = ("docs/where_to_touch.md", "docs/reading_the_paper.md", "CONTRIBUTING.md", "README.md")
-FOLDERS = ("ehrwear_jax", "tests", "configs", "launch", "colabs", "docs", ".ci", ".github")
+FOLDERS = ("ehrwear_jax", "tests", "configs", "launch", "colabs", "docs", "integrations", ".ci", ".github")
 
 # ------------------------------------------------------------------------------------------------- names on the pages
 
