@@ -69,7 +69,7 @@ def readmission(root, folder):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", [m if m == "motor" else pytest.param(m, marks=pytest.mark.long) for m in MODELS])
 def test_the_commands_predict_a_task_of_the_mimic_demo(model, shared_data, tmp_path):
     """In the order of MEDS-DEV, each in a folder of its own that the next one is told; minutes each."""
     root, labels_dir = shared_data("mimic4_demo_meds"), tmp_path / "readmission" / "general_hospital" / "30d"
