@@ -27,6 +27,7 @@ _AUGMENTATION = 1  # names a stream of random numbers beside that of masks and p
 _PLANNED, _FURTHER = 0, 1  # so that no two samples share a key
 _GOLDEN = 0.6180339887498949  # phases of successive rows that cover [0, 1) evenly
 _LEAST_FREE = 32  # a row is full when less than this part of its tokens is free
+_TOKENS_AT_ONCE = 8192  # of rows that are filled together: calls of numpy cost little then, their arrays stay small
 _MOST_FAILED = 3  # further patients for whose windows a row has no room, after which it is left as it is
 
 
@@ -233,16 +234,28 @@ class JointExamples(Examples):
 
     def fill(self, row: Batch, g: int) -> None:
         """Writes training row g into the empty arrays of a row."""
+        row_lib.fill_rows({name: array[None] for name, array in row.items()}, self.people, [self._contents(g)])
+
+    def fill_rows(self, batch: Batch, numbers: Sequence[int]) -> None:
+        """Writes training rows into an empty batch, several at once."""
+        at_once = max(1, _TOKENS_AT_ONCE // self.spec.sizes["T"])
+        for first in range(0, len(numbers), at_once):
+            some = slice(first, first + at_once)
+            contents = [self._contents(g) for g in numbers[some]]
+            row_lib.fill_rows({name: array[some] for name, array in batch.items()}, self.people, contents)
+
+    def _contents(self, g):
+        """What training row g holds."""
         c, phase = self.config.context, (int(g) * _GOLDEN) % 1.0
         found = list(self.contexts(int(g)))
         bound_C = np.cumsum([0, *(span.n_tokens for _, span in found)])
-        n_query_C = context.quotas(c.queries, bound_C, self.people.row_tokens, phase).tolist()
+        n_query_C = context.quotas(c.queries, bound_C[:-1], bound_C[1:], self.people.row_tokens, phase).tolist()
         query_us = [
             query_times.draw(sample.draws.rng, sample.patient, span, n, c.queries_behind)
             for (sample, span), n in zip(found, n_query_C, strict=True)
         ]
         shown = [context.Shown(sample.patient, span, sample.position) for sample, span in found]
-        row_lib.fill_row(row, self.people, shown, query_us, [sample.draws for sample, _ in found], phase)
+        return context.Contents(shown, query_us, [sample.draws for sample, _ in found], phase)
 
     def subjects(self, rows: Sequence[int]) -> list[int]:
         """Sorted subject ids in the rows of the given global numbers."""
