@@ -27,7 +27,6 @@ _AUGMENTATION = 1  # names a stream of random numbers beside that of masks and p
 _PLANNED, _FURTHER = 0, 1  # so that no two samples share a key
 _GOLDEN = 0.6180339887498949  # phases of successive rows that cover [0, 1) evenly
 _LEAST_FREE = 32  # a row is full when less than this part of its tokens is free
-_TOKENS_AT_ONCE = 8192  # of rows that are filled together: calls of numpy cost little then, their arrays stay small
 _MOST_FAILED = 3  # further patients for whose windows a row has no room, after which it is left as it is
 
 
@@ -238,11 +237,8 @@ class JointExamples(Examples):
 
     def fill_rows(self, batch: Batch, numbers: Sequence[int]) -> None:
         """Writes training rows into an empty batch, several at once."""
-        at_once = max(1, _TOKENS_AT_ONCE // self.spec.sizes["T"])
-        for first in range(0, len(numbers), at_once):
-            some = slice(first, first + at_once)
-            contents = [self._contents(g) for g in numbers[some]]
-            row_lib.fill_rows({name: array[some] for name, array in batch.items()}, self.people, contents)
+        for some, part in row_lib.blocks(batch):
+            row_lib.fill_rows(part, self.people, [self._contents(g) for g in numbers[some]])
 
     def _contents(self, g):
         """What training row g holds."""

@@ -1,6 +1,6 @@
 """Fills rows with their contexts: the tokens, what is hidden of them, the signal, and what the loss terms predict."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -14,6 +14,21 @@ from ehrwear_jax.models.joint.context import Contents
 
 if TYPE_CHECKING:
     from ehrwear_jax.models.joint.examples import People
+
+
+_BYTES_AT_ONCE = 2**21
+
+
+def blocks(batch: Batch) -> Iterator[tuple[slice, Batch]]:
+    """(which rows, their arrays) of the parts of a batch that are filled together.
+
+    Many short rows share calls of numpy; of rows with much signal, each is done while its arrays are in a core's cache.
+    """
+    n_rows = len(batch["token"])
+    at_once = max(1, _BYTES_AT_ONCE * n_rows // sum(array.nbytes for array in batch.values()))
+    for first in range(0, n_rows, at_once):
+        some = slice(first, first + at_once)
+        yield some, {name: array[some] for name, array in batch.items()}
 
 
 def fill_rows(batch: Batch, people: "People", rows: Sequence[Contents]) -> None:

@@ -5,7 +5,6 @@ import pytest
 from joint_rows import check_together, examples_of
 
 from ehrwear_jax.models.joint import context, query_times, row, terms, value_fields
-from ehrwear_jax.models.joint import examples as examples_lib
 
 ROOM = 96  # of tokens and windows together: so many predictions, and each token has one
 OPTIONS = {
@@ -116,9 +115,11 @@ def test_a_context_is_what_it_would_be_alone_in_a_row(many_people, training, opt
     ],
 )
 def test_rows_that_are_written_together_are_what_each_is_alone(many_people, options, monkeypatch):
-    monkeypatch.setattr(examples_lib, "_TOKENS_AT_ONCE", 5 * ROOM)  # of twelve rows: five, five and two
     short = {"tokens": 32, "context_tokens": 24, "windows": 64, "queries": 24}
-    rows = check_together(examples_of(many_people, OPTIONS | short | options, value_inputs=True))
-    filled = {tuple(int((row[name] != 0).sum()) for name in ("segment", "query_segment")) for row in rows}
-    assert len(filled) > 3, "rows are filled unequally"
-    assert len({int((row["window_position"] >= 0).sum()) for row in rows}) > 3
+    examples = examples_of(many_people, OPTIONS | short | options, value_inputs=True)
+    five = sum(array.nbytes for array in examples.spec.empty(5).values())
+    monkeypatch.setattr(row, "_BYTES_AT_ONCE", five)
+    assert [some.start for some, _ in row.blocks(examples.spec.empty(12))] == [0, 5, 10]
+    rows = check_together(examples)
+    numbers = [tuple(counts(one).values()) for one in rows]
+    assert len(set(numbers)) > 3, "rows are filled unequally"
