@@ -11,7 +11,6 @@ import dataclasses
 import functools
 import hashlib
 import json
-import math
 import os
 import struct
 from collections.abc import Mapping
@@ -44,9 +43,8 @@ def decode(data: bytes) -> dict[str, np.ndarray]:
     (n_header,) = struct.unpack_from("<I", data)
     offset, arrays = 4 + n_header, {}
     for name, dtype, shape in json.loads(data[4:offset]):
-        flat = np.frombuffer(data, dtype, math.prod(shape), offset)
-        arrays[name] = flat if len(shape) == 1 else flat.reshape(shape)
-        offset += flat.nbytes
+        arrays[name] = np.ndarray(shape, dtype, data, offset)
+        offset += arrays[name].nbytes
     return arrays
 
 
@@ -209,6 +207,8 @@ class Record:
 
     def without_wear(self) -> "Record":
         """No windows and no segments."""
+        if not len(self.window_end_M) and not any(len(found.start_us_R) for found in self.segments.values()):
+            return self  # a copy takes as long as reading the record
         return self.select_windows(np.zeros(len(self.window_end_M), bool))
 
     def _from_what_is_left(self):
@@ -224,7 +224,8 @@ def make_record(
     for name, spec in segments.items():
         start_us_R, score_R, values_RxSxA = (arrays[f"{name}/{x}"] for x in ("start_us", "score", "values"))
         found[name] = Segments(start_us_R, score_R, values_RxSxA, spec.channels, spec.length_us)
-    record = Record(
+    end_us, firsts = int(arrays["end_us"]), [int(arrays[x][0]) for x in ("time_us", "window_end_us") if len(arrays[x])]
+    return Record(
         static_code_S=arrays["static_code"],
         static_value_S=arrays["static_value"],
         static_text_S=arrays["static_text"],
@@ -236,8 +237,8 @@ def make_record(
         window_MxLxC=arrays["window"],
         derived_MxX=arrays["derived"],
         birth_us=int(arrays["birth_us"]),
-        first_us=NO_BIRTH,
-        end_us=int(arrays["end_us"]),
+        first_us=min(firsts, default=end_us),
+        end_us=end_us,
         died=bool(arrays["died"]),
         channels=channels,
         window_us=window_us,
@@ -246,7 +247,6 @@ def make_record(
         worn_minutes_M=arrays.get("worn_minutes"),
         utc_offset_M=arrays.get("utc_offset"),
     )
-    return record._from_what_is_left()
 
 
 CACHE_BYTES = 2**28

@@ -112,6 +112,11 @@ class Examples(abc.ABC):
     def fill(self, row: Batch, g: int) -> None:
         """Writes training row g, of all epochs counted on, into the empty arrays of a row (no batch axis)."""
 
+    def fill_rows(self, batch: Batch, numbers: Sequence[int]) -> None:
+        """Writes training rows of these numbers into an empty batch; a family may make several at once."""
+        for r, g in enumerate(numbers):
+            self.fill({name: array[r] for name, array in batch.items()}, g)
+
     @abc.abstractmethod
     def subjects(self, rows: Sequence[int]) -> list[int]:
         """Sorted subject ids in training rows, for the log of a step that failed."""

@@ -66,7 +66,5 @@ class _Batches:
 
     def __call__(self, step):
         batch = self.examples.spec.empty(len(self.places))
-        for i, place in enumerate(self.places):
-            row = {name: array[i] for name, array in batch.items()}
-            self.examples.fill(row, int(step) * self.batch_size + place)
+        self.examples.fill_rows(batch, [int(step) * self.batch_size + place for place in self.places])
         return batch

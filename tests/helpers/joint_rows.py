@@ -38,6 +38,15 @@ def rows_of(examples, epochs=2):
     return [row_of(examples, g) for g in range(epochs * examples.rows_per_epoch)]
 
 
+def check_together(examples, n=12):
+    """Rows that are written together are what each is alone, bit by bit; returns them."""
+    batch = examples.spec.empty(n)
+    examples.fill_rows(batch, range(n))
+    rows = [{name: array[r] for name, array in batch.items()} for r in range(n)]
+    assert_same(rows, [row_of(examples, g) for g in range(n)], examples.spec.fields)
+    return rows
+
+
 def contexts(row):
     """Token positions of the row's contexts, one array each."""
     return [np.nonzero(row["segment"] == s)[0] for s in range(1, row["segment"].max() + 1)]

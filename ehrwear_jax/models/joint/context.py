@@ -1,5 +1,6 @@
 """Says what a context shows of a patient, how much of a row's predictions it gets, and by which draws it is made."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -85,14 +86,31 @@ class Draws(NamedTuple):
     augment_rng: np.random.Generator | None = None
 
 
-def quotas(capacity: int, bound_C: np.ndarray, max_tokens: int, phase: float) -> np.ndarray:
-    """How many of a row's predictions each context gets: by its length, rounded at random; int64 [C].
+class Contents(NamedTuple):
+    """The contexts of a row in order, and what they are made by.
+
+    Attributes:
+      shown: patients and what their contexts show. query_us: int64 sorted times of the queries of each, absolute.
+      draws: of each; None at inference: nothing is hidden, and there are no targets. phase: in [0, 1), see quotas.
+    """
+
+    shown: Sequence[Shown]
+    query_us: Sequence[np.ndarray]
+    draws: Sequence[Draws] | None = None
+    phase: float = 0.0
+
+
+def quotas(
+    capacity: int, begin_C: np.ndarray, end_C: np.ndarray, max_tokens: int, phase: float | np.ndarray
+) -> np.ndarray:
+    """How many of their row's predictions contexts get: by their length, rounded at random; int64 [C].
 
     Every token has the same expected number of predictions, and a row full of tokens uses the whole capacity.
 
     Args:
       capacity: predictions of a row of max_tokens tokens.
-      bound_C: int64 [C + 1], where the tokens of each context begin, and where those of the last one end.
-      phase: of the row, in [0, 1).
+      begin_C, end_C: int64, where the tokens of each context begin in its row, and where they end.
+      phase: of the row, or of that of each context: in [0, 1).
     """
-    return np.diff((capacity * bound_C / max_tokens + phase).astype(np.int64))
+    begin, end = ((capacity * at_C / max_tokens + phase).astype(np.int64) for at_C in (begin_C, end_C))
+    return end - begin

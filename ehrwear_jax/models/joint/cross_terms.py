@@ -59,15 +59,15 @@ class WearToEhr(CodeTerm):
         "query_pool": Field("Q2", np.int32, 0, "as event_pool"),
     }
 
-    def fill(self, row: Batch, c: Contexts) -> None:
+    def fill(self, batch: Batch, c: Contexts) -> None:
         begin_us = c.times_us_R - int(self.config.context.pool_days * DAY_US)
         begin_R = c.begins_at(begin_us, c.bound_R, "left")
         # static tokens have the time of the first one
-        of_R = np.repeat(np.arange(len(c)), np.diff(c.bound_R))
-        begin_R = np.where(c.anchor_C[of_R] < begin_us, begin_R, c.bound_N[of_R])
-        for name, n, mine in c.at_events_and_queries:
-            row[f"{name}_next"][:n] = c.future_token_R[mine]
-            row[f"{name}_pool"][:n] = np.stack([begin_R[mine], c.stop_R[mine]], axis=1)
+        begin_R = np.where(c.anchor_C[c.of_R] < begin_us, begin_R, c.bound_N[c.of_R])
+        pool_Rx2 = np.stack([begin_R, c.stop_R], axis=1) - c.row_begin_C[c.of_R][:, None]
+        for name, bounds, mine in c.at_events_and_queries:
+            c.put(batch[f"{name}_next"], bounds, c.future_token_R[mine])
+            c.put(batch[f"{name}_pool"], bounds, pool_Rx2[mine])
 
     def head(self) -> nn.Module:
         return PooledCodes(self.config.network.pool, self.config.network.width)
@@ -108,7 +108,7 @@ class EhrToWear(Term):
         "query_summary_mask": Field("QF", np.bool_, False, "as event_summary_mask"),
     }
 
-    def fill(self, row: Batch, c: Contexts) -> None:
+    def fill(self, batch: Batch, c: Contexts) -> None:
         days_us, at = int(self.config.context.summary_days * DAY_US), c.bound_R.tolist()
         value_RxF = np.zeros((at[-1], self.facts.summaries), np.float32)
         there_RxF = np.zeros(value_RxF.shape, bool)
@@ -122,8 +122,9 @@ class EhrToWear(Term):
             first, last = int(lo.min()), int(max(lo.max(), hi.max()))
             if last > first:
                 value_RxF[a:b], there_RxF[a:b] = average(p.summary(first, last), lo - first, hi - first)
-        for name, n, mine in c.at_events_and_queries:
-            row[f"{name}_summary"][:n], row[f"{name}_summary_mask"][:n] = value_RxF[mine], there_RxF[mine]
+        for name, bounds, mine in c.at_events_and_queries:
+            c.put(batch[f"{name}_summary"], bounds, value_RxF[mine])
+            c.put(batch[f"{name}_summary_mask"], bounds, there_RxF[mine])
 
     def head(self) -> nn.Module:
         return Mlp(self.config.network.width, self.facts.summaries)
@@ -164,30 +165,34 @@ class Contrast(Term):
         "pair_patient": Field("J", np.int32, -1, "number of the pair's patient in its split; -1: no pair"),
     }
 
-    def fill(self, row: Batch, c: Contexts) -> None:
+    def fill(self, batch: Batch, c: Contexts) -> None:
         """Windows with something visible, and with visible events near their end, in random choice.
 
         Static tokens have no time and are near to nothing.
         """
-        config, wear_at, room = self.config.context, np.flatnonzero(c.is_wear_N), len(row["pair_position"])
+        config, wear_at = self.config.context, np.flatnonzero(c.is_wear_N)
         if not len(wear_at):
             return
-        near_us, end_us, n = int(config.colocated_days * DAY_US), c.time_us_N[wear_at], len(wear_at)
+        near_us, end_us = int(config.colocated_days * DAY_US), c.time_us_N[wear_at]
         lo, hi = c.begins_at(end_us - near_us, c.bound_M, "left"), c.begins_at(end_us + near_us, c.bound_M, "right")
         visible = np.concatenate([[0], np.cumsum(~c.is_wear_N & (c.token_N != MASK))])
-        hidden = row["patch_mask"][:n].all(axis=1) | row["channel_mask"][:n].all(axis=1)
-        shown = row["observed"][:n].any(axis=(1, 2)) & ~hidden
+        hidden = [c.gathered(batch[name], c.bound_M).all(axis=1) for name in ("patch_mask", "channel_mask")]
+        shown = c.gathered(batch["observed"], c.bound_M).any(axis=(1, 2)) & ~(hidden[0] | hidden[1])
         found = np.flatnonzero(shown & (visible[hi] > visible[lo]))
-        at, chosen = np.searchsorted(found, c.bound_M), []
-        for k, quota in enumerate(c.quotas(config.pairs).tolist()):
-            quota = min(room, quota)
+        at, chosen, bounds = np.searchsorted(found, c.bound_M), [], np.zeros(len(c) + 1, np.int64)
+        room_B = [batch["pair_position"].shape[1]] * len(batch["pair_position"])
+        for k, (r, quota) in enumerate(zip(c.row_C.tolist(), c.quotas(config.pairs).tolist(), strict=True)):
+            quota = min(room_B[r], quota)
             if quota > 0 and c.bound_M[k + 1] > c.bound_M[k]:
                 chosen.append(np.sort(c.rngs[k].permutation(found[at[k] : at[k + 1]])[:quota]))
-                room -= len(chosen[-1])
-        pair = np.concatenate([np.zeros(0, np.int64), *chosen])
-        row["pair_position"][: len(pair)] = wear_at[pair]
-        row["pair_near"][: len(pair)] = np.stack([lo[pair], hi[pair]], axis=1)
-        row["pair_patient"][: len(pair)] = np.array(c.positions)[c.of_N[wear_at[pair]]]
+                room_B[r] -= len(chosen[-1])
+                bounds[k + 1] = len(chosen[-1])
+        pair, bounds = np.concatenate([np.zeros(0, np.int64), *chosen]), np.cumsum(bounds)
+        of = c.of_N[wear_at[pair]]
+        near_Jx2 = np.stack([lo[pair], hi[pair]], axis=1) - c.row_begin_C[of][:, None]
+        c.put(batch["pair_position"], bounds, wear_at[pair] - c.row_begin_C[of])
+        c.put(batch["pair_near"], bounds, near_Jx2)
+        c.put(batch["pair_patient"], bounds, np.array(c.positions)[of])
 
     def head(self) -> nn.Module:
         n = self.config.network

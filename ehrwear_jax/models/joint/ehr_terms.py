@@ -80,9 +80,9 @@ class FutureEvent(CodeTerm):
         "query_next": Field("Q", np.int32, PAD, "as event_next"),
     }
 
-    def fill(self, row: Batch, c: Contexts) -> None:
-        for name, n, mine in c.at_events_and_queries:
-            row[f"{name}_next"][:n] = c.future_token_R[mine]
+    def fill(self, batch: Batch, c: Contexts) -> None:
+        for name, bounds, mine in c.at_events_and_queries:
+            c.put(batch[f"{name}_next"], bounds, c.future_token_R[mine])
 
     def head(self) -> nn.Module:
         width = self.config.network.width
@@ -144,10 +144,10 @@ class FutureCodes(Term):
         "query_horizons": Field("Q", np.int32, 0, "how many horizons end inside the follow-up"),
     }
 
-    def fill(self, row: Batch, c: Contexts) -> None:
+    def fill(self, batch: Batch, c: Contexts) -> None:
         if not len(c.query_us_Q):
             return
-        horizon_us = _horizons_us(self.config.context)
+        horizon_us, (row_Q, slot_Q) = _horizons_us(self.config.context), c.query_slots
         token_J, time_J, last_J, bound_J = _events_after(c, int(horizon_us[-1]))
         n_events, n_queries = len(token_J), len(c.query_us_Q)
         # The queries before an event are the first few of the sorted ones: note it at the last of them, then hand it on
@@ -159,10 +159,11 @@ class FutureCodes(Term):
         next_QxK = np.minimum.accumulate(next_QxK[::-1], axis=0)[::-1]
         q, k = np.nonzero(next_QxK < bound_J[c.of_Q + 1][:, None])  # others are of later contexts
         bin_ = _bins(time_J[next_QxK[q, k]] - c.query_us_Q[q], horizon_us)
-        row["query_code_bin"][q, k] = np.where(bin_ < len(horizon_us), bin_, 255)
+        batch["query_code_bin"][row_Q[q], slot_Q[q], k] = np.where(bin_ < len(horizon_us), bin_, 255)
         end_C, died_C = np.array([p.end_us for p in c.patients]), np.array([p.died for p in c.patients])
         inside_QxH = c.query_us_Q[:, None] + horizon_us <= end_C[c.of_Q][:, None]
-        row["query_horizons"][:n_queries] = np.where(died_C[c.of_Q], len(horizon_us), inside_QxH.sum(axis=1))
+        n_inside_Q = np.where(died_C[c.of_Q], len(horizon_us), inside_QxH.sum(axis=1))
+        c.put(batch["query_horizons"], c.bound_Q, n_inside_Q)
 
     def _rates(self):
         rate = np.asarray(self.facts.future_rates, np.float64).reshape(self.facts.future_codes, self.facts.n_horizons)
@@ -217,7 +218,7 @@ class EhrHistory(Term):
         ),
     }
 
-    def fill(self, row: Batch, c: Contexts) -> None:
+    def fill(self, batch: Batch, c: Contexts) -> None:
         if not len(c.query_us_Q):
             return
         horizon_us, begin_C = _horizons_us(self.config.context), c.bound_N[:-1]
@@ -234,7 +235,8 @@ class EhrHistory(Term):
         last = last_QxR[q, r]
         bin_ = _bins(c.query_us_Q[q] - c.time_us_N[last], horizon_us)
         bin_[(bin_ == len(horizon_us)) | c.is_static_N[last]] = 254
-        row["query_token_bin"][q, r] = bin_
+        row_Q, slot_Q = c.query_slots
+        batch["query_token_bin"][row_Q[q], slot_Q[q], r] = bin_
 
     def head(self) -> nn.Module:
         return dense((self.facts.history_tokens, self.facts.n_horizons + 1), ("embed", "history_token", "horizon"))

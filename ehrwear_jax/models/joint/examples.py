@@ -233,16 +233,25 @@ class JointExamples(Examples):
 
     def fill(self, row: Batch, g: int) -> None:
         """Writes training row g into the empty arrays of a row."""
+        row_lib.fill_rows({name: array[None] for name, array in row.items()}, self.people, [self._contents(g)])
+
+    def fill_rows(self, batch: Batch, numbers: Sequence[int]) -> None:
+        """Writes training rows into an empty batch, several at once."""
+        for some, part in row_lib.blocks(batch):
+            row_lib.fill_rows(part, self.people, [self._contents(g) for g in numbers[some]])
+
+    def _contents(self, g):
+        """What training row g holds."""
         c, phase = self.config.context, (int(g) * _GOLDEN) % 1.0
         found = list(self.contexts(int(g)))
         bound_C = np.cumsum([0, *(span.n_tokens for _, span in found)])
-        n_query_C = context.quotas(c.queries, bound_C, self.people.row_tokens, phase).tolist()
+        n_query_C = context.quotas(c.queries, bound_C[:-1], bound_C[1:], self.people.row_tokens, phase).tolist()
         query_us = [
             query_times.draw(sample.draws.rng, sample.patient, span, n, c.queries_behind)
             for (sample, span), n in zip(found, n_query_C, strict=True)
         ]
         shown = [context.Shown(sample.patient, span, sample.position) for sample, span in found]
-        row_lib.fill_row(row, self.people, shown, query_us, [sample.draws for sample, _ in found], phase)
+        return context.Contents(shown, query_us, [sample.draws for sample, _ in found], phase)
 
     def subjects(self, rows: Sequence[int]) -> list[int]:
         """Sorted subject ids in the rows of the given global numbers."""

@@ -1,7 +1,7 @@
-"""Lays out the contexts of a row one behind the other: what each shows, at what times, and where it predicts.
+"""Lays out the contexts of rows one behind the other: what each shows, at what times, and where it predicts.
 
-Work is done for all contexts of a row at once: a call of numpy costs as much for one short context as for twenty.
-What must look into a person's own arrays is done by person.
+Work is done for all contexts of several rows at once: a call of numpy costs as much for one short context as for
+hundreds. What must look into a person's own arrays is done by person.
 """
 
 import dataclasses
@@ -14,7 +14,7 @@ import numpy as np
 from ehrwear_jax.data.formats.times import DAY_US
 from ehrwear_jax.data.signals import local_time
 from ehrwear_jax.models.joint import context
-from ehrwear_jax.models.joint.context import Shown
+from ehrwear_jax.models.joint.context import Contents
 from ehrwear_jax.models.joint.patient import Patient
 
 if TYPE_CHECKING:
@@ -25,15 +25,18 @@ _NO_LIMIT = np.iinfo(np.int64).max
 
 @dataclasses.dataclass
 class Contexts:
-    """All contexts of a row while it is filled; what the terms' targets are made from.
+    """All contexts of some rows of a batch while these are filled; what the terms' targets are made from.
 
-    Axes: C contexts; N tokens, M windows, Q queries and E events at which predictions are made, of all contexts, in the
-    order and at the places that they have in the row; R places of predictions: of each context its events, then its
-    queries. An array of bounds [C + 1] says where the part of each context begins, and where the last one ends.
+    Axes: B rows; C contexts of all of them; N tokens, M windows, Q queries and E events at which predictions are made,
+    of all contexts, one behind the other without padding; R places of predictions: of each context its events, then its
+    queries. An array of bounds [C + 1] says where the part of each context begins, and where the last one ends. A row
+    has the entries of its contexts from its first slot on: `put`, `part`, `gathered` and `slots` go from one to the
+    other, and `in_row` counts positions from the beginning of a row, as a batch tells them.
 
     Attributes:
       people: examples.People. patients, positions: whose contexts they are, at which position in the split.
-      phase: of the row, in [0, 1), see context.quotas.
+      row_bound: int64 [B + 1], which contexts are of each row. row_C: the row of each. phase_C: of its row, in [0, 1),
+        see context.quotas.
       bound_N, bound_M, bound_Q, bound_E: bounds. of_N, of_Q: context of each token, of each query.
       n_static_C: static tokens, which come first in a context. anchor_C, origin_C: int64 us, when kernel times begin,
         and ages.
@@ -49,7 +52,9 @@ class Contexts:
     people: "People"
     patients: list[Patient]
     positions: list[int]
-    phase: float
+    row_bound: np.ndarray
+    row_C: np.ndarray
+    phase_C: np.ndarray
     bound_N: np.ndarray
     bound_M: np.ndarray
     bound_Q: np.ndarray
@@ -89,17 +94,61 @@ class Contexts:
         """Bounds of timed_N."""
         return np.searchsorted(self.timed_N, self.bound_N)
 
+    # ------------------------------------------------------------------------------------- places in the batch
+
+    def in_row(self, bounds: np.ndarray) -> np.ndarray:
+        """At which place of its row the part of each context begins: int64 [C]."""
+        return bounds[:-1] - bounds[self.row_bound[self.row_C]]
+
+    def _parts(self, field_BxX, bounds):
+        """(view of the entries that contexts have in a row, where these begin, where they end) of each row."""
+        at = bounds[self.row_bound].tolist()
+        return [(row[: b - a], a, b) for row, a, b in zip(field_BxX, at, at[1:], strict=False)]
+
+    def put(self, field_BxX: np.ndarray, bounds: np.ndarray, value_X: np.ndarray) -> None:
+        """Writes entries of all contexts into their rows, what is behind them stays."""
+        for part, a, b in self._parts(field_BxX, bounds):
+            part[...] = value_X[a:b]
+
+    def gathered(self, field_BxX: np.ndarray, bounds: np.ndarray) -> np.ndarray:
+        """The inverse of `put`: the entries of all contexts, one behind the other; a view where there is one row."""
+        parts = [part for part, _, _ in self._parts(field_BxX, bounds)]
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+    def part(self, field_BxX: np.ndarray, bounds: np.ndarray, k: int) -> np.ndarray:
+        """A view of the entries of context k in its row."""
+        r = int(self.row_C[k])
+        first, a, b = (int(bounds[at]) for at in (self.row_bound[r], k, k + 1))
+        return field_BxX[r, a - first : b - first]
+
+    def slots(self, bounds: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(row, place in it) of the entries of all contexts: int64 [X] both."""
+        at = bounds[self.row_bound]
+        row_X = np.repeat(np.arange(len(at) - 1), np.diff(at))
+        return row_X, np.arange(len(row_X)) - at[row_X]
+
+    @functools.cached_property
+    def query_slots(self) -> tuple[np.ndarray, np.ndarray]:
+        """`slots` of the queries."""
+        return self.slots(self.bound_Q)
+
+    @functools.cached_property
+    def row_begin_C(self) -> np.ndarray:
+        """The first token of the row of each context: positions in a row count from it."""
+        return self.bound_N[self.row_bound[self.row_C]]
+
     @functools.cached_property
     def worn(self) -> list[tuple[int, np.ndarray, tuple[int, int], tuple[int, int]]]:
-        """(place, windows, bounds of their slots, bounds of its queries) of each context that shows windows."""
+        """(place, windows, bounds of them, bounds of its queries) of each context that shows windows."""
         w, q = self.bound_M.tolist(), self.bound_Q.tolist()
         return [
             (k, windows, (w[k], w[k + 1]), (q[k], q[k + 1])) for k, windows in enumerate(self.windows) if len(windows)
         ]
 
     def quotas(self, capacity: int) -> np.ndarray:
-        """context.quotas of the row: int64 [C]."""
-        return context.quotas(capacity, self.bound_N, self.people.row_tokens, self.phase)
+        """context.quotas of the rows: int64 [C]."""
+        begin_C, n_C = self.in_row(self.bound_N), np.diff(self.bound_N)
+        return context.quotas(capacity, begin_C, begin_C + n_C, self.people.row_tokens, self.phase_C)
 
     # ------------------------------------------------------------------------------------- places of predictions
 
@@ -109,27 +158,31 @@ class Contexts:
         return self.bound_E + self.bound_Q
 
     @functools.cached_property
-    def at_events_and_queries(self) -> tuple[tuple[str, int, np.ndarray], tuple[str, int, np.ndarray]]:
-        """(name of the fields, how many of them are filled, which of the places of predictions) of the two kinds."""
-        n_events, n_queries = len(self.event_E), len(self.query_us_Q)
+    def of_R(self) -> np.ndarray:
+        """Context of each place of predictions."""
+        return np.repeat(np.arange(len(self)), np.diff(self.bound_R))
+
+    @functools.cached_property
+    def at_events_and_queries(self) -> tuple[tuple[str, np.ndarray, np.ndarray], tuple[str, np.ndarray, np.ndarray]]:
+        """(name of the fields, bounds of their entries, which of the places of predictions) of the two kinds."""
         of_E = np.repeat(np.arange(len(self)), np.diff(self.bound_E))
-        event_R = np.arange(n_events) + self.bound_Q[of_E]
-        query_R = np.arange(n_queries) + self.bound_E[self.of_Q + 1]
-        return ("event", n_events, event_R), ("query", n_queries, query_R)
+        event_R = np.arange(len(self.event_E)) + self.bound_Q[of_E]
+        query_R = np.arange(len(self.query_us_Q)) + self.bound_E[self.of_Q + 1]
+        return ("event", self.bound_E, event_R), ("query", self.bound_Q, query_R)
 
     @functools.cached_property
     def times_us_R(self) -> np.ndarray:
         """When predictions are made."""
-        (_, n_events, event_R), (_, n_queries, query_R) = self.at_events_and_queries
-        times_us = np.empty(n_events + n_queries, np.int64)
+        (_, _, event_R), (_, _, query_R) = self.at_events_and_queries
+        times_us = np.empty(len(event_R) + len(query_R), np.int64)
         times_us[event_R], times_us[query_R] = self.time_us_N[self.event_E], self.query_us_Q
         return times_us
 
     @functools.cached_property
     def stop_R(self) -> np.ndarray:
         """The first token that is not known at each prediction."""
-        (_, n_events, event_R), (_, n_queries, query_R) = self.at_events_and_queries
-        stop = np.empty(n_events + n_queries, np.int64)
+        (_, _, event_R), (_, _, query_R) = self.at_events_and_queries
+        stop = np.empty(len(event_R) + len(query_R), np.int64)
         stop[event_R], stop[query_R] = self.event_E + 1, self.stop_Q
         return stop
 
@@ -167,12 +220,11 @@ class Contexts:
         return out
 
 
-def lay_out(people: "People", shown: Sequence[Shown], query_us: Sequence[np.ndarray], phase: float = 0.0) -> Contexts:
-    """The contexts of a row, with nothing hidden and no event chosen.
-
-    Args:
-      query_us: int64 sorted times of the queries of each, absolute.
-    """
+def lay_out(people: "People", rows: Sequence[Contents]) -> Contexts:
+    """The contexts of some rows, with nothing hidden and no event chosen."""
+    shown, query_us = [x for row in rows for x in row.shown], [x for row in rows for x in row.query_us]
+    n_contexts_B = [len(row.shown) for row in rows]
+    row_C = np.repeat(np.arange(len(rows)), n_contexts_B)
     parts = [p.part(span.positions(p)) for p, span, _ in shown]
     begin_Cx2 = np.array([_begin(*x) for x in zip(shown, query_us, strict=True)], np.int64).reshape(-1, 2)
     origin_C, anchor_C = begin_Cx2.T
@@ -193,7 +245,8 @@ def lay_out(people: "People", shown: Sequence[Shown], query_us: Sequence[np.ndar
         token_N[is_static_N] = np.concatenate([p.static_token_S[: span.n_static] for p, span, _ in shown])
         value_N[is_static_N] = np.concatenate([p.static_value_S[: span.n_static] for p, span, _ in shown])
     c = Contexts(
-        people, [p for p, _, _ in shown], [i for _, _, i in shown], phase, bound_N, bound_M, bound_Q, of_N,
+        people, [p for p, _, _ in shown], [i for _, _, i in shown],
+        _bounds(n_contexts_B), row_C, np.array([row.phase for row in rows])[row_C], bound_N, bound_M, bound_Q, of_N,
         np.repeat(context_C, np.diff(bound_Q)), n_static_C, anchor_C, origin_C, is_static_N, is_wear_N,
         time_us_N, token_N, value_N,
         [p.window_ref[s.n_windows_out : s.n_windows_out + s.n_windows] for p, s, _ in shown],

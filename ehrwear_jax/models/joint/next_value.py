@@ -83,7 +83,7 @@ class NextValue(Term):
     def has_targets(self) -> bool:
         return self.facts.value_codes > 0 and self.config.context.next_values > 0
 
-    def fill(self, row: Batch, c: Contexts) -> None:
+    def fill(self, batch: Batch, c: Contexts) -> None:
         n_slots, at, parts, times = self.config.context.next_values, c.bound_R.tolist(), [], c.times_us_R
         first_R, there_R, n = np.zeros(at[-1], np.int64), np.zeros(at[-1], bool), 0
         for p, a, b in zip(c.patients, at, at[1:], strict=False):
@@ -105,16 +105,16 @@ class NextValue(Term):
         class_N, time_us_N, value_N, stop_N = (np.concatenate(x) for x in zip(*parts, strict=True))
         n_R, next_R = stop_N[first_R] - first_R, time_us_N[first_R]
         # no draw: what is hidden decides how many values are known, and must not decide what is drawn after
-        draw_R = (c.phase + _GOLDEN * (np.arange(1, at[-1] + 1) - np.repeat(c.bound_R[:-1], np.diff(c.bound_R)))) % 1.0
+        draw_R = (c.phase_C[c.of_R] + _GOLDEN * (np.arange(1, at[-1] + 1) - c.bound_R[c.of_R])) % 1.0
         first_R = first_R + (draw_R * (np.maximum(n_R - n_slots, 0) + 1)).astype(np.int64)
         slot_RxY = first_R[:, None] + np.arange(n_slots)
         real_RxY = there_R[:, None] & (np.arange(n_slots) < n_R[:, None])
         slot_RxY = np.where(real_RxY, slot_RxY, 0)
         gap_R = np.where(there_R, (next_R - times) / 86_400e6, 0.0)
-        for name, n, mine in c.at_events_and_queries:
-            row[f"{name}_mark_code"][:n] = np.where(real_RxY, class_N[slot_RxY], -1)[mine]
-            row[f"{name}_mark"][:n] = np.where(real_RxY, value_N[slot_RxY], 0.0)[mine]
-            row[f"{name}_mark_gap"][:n] = gap_R[mine]
+        code_RxY, mark_RxY = np.where(real_RxY, class_N[slot_RxY], -1), np.where(real_RxY, value_N[slot_RxY], 0.0)
+        for name, bounds, mine in c.at_events_and_queries:
+            for field, of_R in (("mark_code", code_RxY), ("mark", mark_RxY), ("mark_gap", gap_R)):
+                c.put(batch[f"{name}_{field}"], bounds, of_R[mine])
 
     def head(self) -> nn.Module:
         return NextValueHead(self.config.network.width, self.facts.value_codes)

@@ -188,7 +188,10 @@ def given(record: Record, modalities: tuple[str, ...], static: bool = False) -> 
     """The record with only the named modalities; static: without EHR, facts without a time and the birth date stay."""
     if "ehr" not in modalities:
         record = record.select_events(slice(0)) if static else record.without_ehr()
-    return record if "wear" in modalities else dataclasses.replace(record.without_wear(), quality_MxLxC=None)
+    if "wear" in modalities:
+        return record
+    record = record.without_wear()
+    return record if record.quality_MxLxC is None else dataclasses.replace(record, quality_MxLxC=None)
 
 
 def make_patient(record: Record, store: RecordStore, vocabulary: Vocabulary, raw_segments: str = "") -> Patient:

@@ -8,7 +8,7 @@ import numpy as np
 from ehrwear_jax.models.family import Batch, BatchSpec, Transform, places_by_person
 from ehrwear_jax.models.joint import context
 from ehrwear_jax.models.joint.patient import Patient
-from ehrwear_jax.models.joint.row import fill_row
+from ehrwear_jax.models.joint.row import blocks, fill_rows
 
 if TYPE_CHECKING:
     from ehrwear_jax.models.joint.examples import People
@@ -77,8 +77,8 @@ class _OpenBatch:
     def close(self) -> tuple[Batch, np.ndarray]:
         """(batch, where), see models/family.py."""
         batch = self._spec.empty(len(self._rows))
-        for r, row in enumerate(self._rows):
-            fill_row({name: array[r] for name, array in batch.items()}, self._people, row.shown, row.query_us)
+        for some, part in blocks(batch):
+            fill_rows(part, self._people, [context.Contents(row.shown, row.query_us) for row in self._rows[some]])
         return batch, self._where
 
 

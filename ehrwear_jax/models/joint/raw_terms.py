@@ -46,15 +46,17 @@ class RawMasked(Term):
     def has_targets(self) -> bool:
         return self.facts.raw_samples > 0 and self.config.network.raw_width > 0
 
-    def fill(self, row: Batch, c: Contexts) -> None:
-        n_parts, there_N = row["raw_mask"].shape[1], row["raw_window"] >= 0
-        # raw windows lie in the order of their windows, and these in that of their contexts
-        bound = np.searchsorted(row["raw_window"][: there_N.sum()], c.bound_M).tolist()
+    def fill(self, batch: Batch, c: Contexts) -> None:
+        n_parts, n_raw_B = batch["raw_mask"].shape[2], (batch["raw_window"] >= 0).sum(axis=1)
+        slot_C, n_windows_C, row_C = c.in_row(c.bound_M), np.diff(c.bound_M), c.row_C.tolist()
         for k in np.flatnonzero(c.hides_C).tolist():
-            mine = slice(bound[k], bound[k + 1])
+            r = row_C[k]
+            # raw windows lie in the order of their windows, and these in that of their contexts
+            of_windows = batch["raw_window"][r, : n_raw_B[r]]
+            mine = slice(*np.searchsorted(of_windows, [slot_C[k], slot_C[k] + n_windows_C[k]]).tolist())
             hidden = masking.mask_patches(c.rngs[k], mine.stop - mine.start, n_parts, self.config.context.wear_mask)
-            shown_N = np.asarray(row["raw_observed"][mine].any(axis=(1, 2)))
-            row["raw_mask"][mine] = hidden & shown_N[:, None]
+            shown_N = np.asarray(batch["raw_observed"][r, mine].any(axis=(1, 2)))
+            batch["raw_mask"][r, mine] = hidden & shown_N[:, None]
 
     def head(self) -> nn.Module:
         return RawDecoder(self.facts.raw_samples, self.facts.raw_channels)

@@ -1,37 +1,43 @@
-"""Fills a row with its contexts: the tokens, what is hidden of them, the signal, and what the loss terms predict."""
+"""Fills rows with their contexts: the tokens, what is hidden of them, the signal, and what the loss terms predict."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ehrwear_jax.data.formats.times import DAY_US
+from ehrwear_jax.models.family import Batch
 from ehrwear_jax.models.joint import augmentation, layout, masking, raw_fields, value_fields
 from ehrwear_jax.models.joint import patient as patient_lib
 from ehrwear_jax.models.joint.batch import MASK, MODALITY_EHR, MODALITY_WEAR
-from ehrwear_jax.models.joint.context import Draws, Shown
+from ehrwear_jax.models.joint.context import Contents
 
 if TYPE_CHECKING:
     from ehrwear_jax.models.joint.examples import People
 
 
-def fill_row(
-    row: dict,
-    people: "People",
-    shown: Sequence[Shown],
-    query_us: Sequence[np.ndarray],
-    draws: Sequence[Draws] | None = None,
-    phase: float = 0.0,
-) -> None:
-    """Writes all contexts of a row.
+_BYTES_AT_ONCE = 2**21
+
+
+def blocks(batch: Batch) -> Iterator[tuple[slice, Batch]]:
+    """(which rows, their arrays) of the parts of a batch that are filled together.
+
+    Many short rows share calls of numpy; of rows with much signal, each is done while its arrays are in a core's cache.
+    """
+    n_rows = len(batch["token"])
+    at_once = max(1, _BYTES_AT_ONCE * n_rows // sum(array.nbytes for array in batch.values()))
+    for first in range(0, n_rows, at_once):
+        some = slice(first, first + at_once)
+        yield some, {name: array[some] for name, array in batch.items()}
+
+
+def fill_rows(batch: Batch, people: "People", rows: Sequence[Contents]) -> None:
+    """Writes all contexts of some rows; each is what it is alone, in any company.
 
     Args:
-      row: dict of empty arrays without the batch axis, see joint/batch.py.
+      batch: empty arrays of these rows, see joint/batch.py.
       people: examples.People.
-      shown: the patients and what their contexts show.
-      query_us: int64 sorted times of the queries of each, absolute.
-      draws: None at inference: nothing is hidden, and there are no targets.
-      phase: in [0, 1), see context.quotas.
+      rows: what each of them holds; all are of training, or none.
 
     A warp and a loss of channels change what the model sees and what it is to rebuild alike; the past summary is that
     of the changed signal, the summary of the following windows that of the recording. Noise is added to what the model
@@ -39,67 +45,81 @@ def fill_row(
     them. Prediction of the next windows has the visible steps as targets, noise included: independent and with mean
     zero, it adds a constant to the expected squared error.
     """
-    c = layout.lay_out(people, shown, query_us, phase)
-    _fill_tokens(row, c)
-    if draws is not None:
+    c = layout.lay_out(people, rows)
+    training, draws = rows[0].draws is not None, [draw for row in rows for draw in row.draws or ()]
+    _fill_tokens(batch, c)
+    if training:
         c.rngs = [d.rng for d in draws]
-        _fill_masks(row, c)
-    _fill_signal(row, c, [None] * len(c) if draws is None else [d.augment_rng for d in draws])
+        _fill_masks(batch, c)
+    _fill_signal(batch, c, [d.augment_rng for d in draws] if training else [None] * len(c))
     if people.value_inputs:
-        if "query_value" in row:
-            value_fields.fill_codes(row, c)
-        if "query_signal" in row:
-            value_fields.fill_channels(row, c)
-    if draws is not None:
-        _fill_events(row, c)
+        if "query_value" in batch:
+            value_fields.fill_codes(batch, c)
+        if "query_signal" in batch:
+            value_fields.fill_channels(batch, c)
+    if training:
+        _fill_events(batch, c)
         for term in people.terms:
-            term.fill(row, c)
-    n = len(c.token_N)
-    row["token"][:n], row["value"][:n] = c.token_N, np.where(np.isnan(c.value_N), np.float32(0), c.value_N)
-    if "quantile" in row:
-        row["quantile"][:n] = people.value_quantiles(c.token_N, c.value_N)
+            term.fill(batch, c)
+    c.put(batch["token"], c.bound_N, c.token_N)
+    c.put(batch["value"], c.bound_N, np.where(np.isnan(c.value_N), np.float32(0), c.value_N))
+    if "quantile" in batch:
+        c.put(batch["quantile"], c.bound_N, people.value_quantiles(c.token_N, c.value_N))
 
 
-def _fill_tokens(row, c):
+def _fill_tokens(batch, c):
     """Order, times and visibility of the tokens and queries; padding at the end has an empty key range there."""
-    n, n_queries, begin_C = len(c.of_N), len(c.of_Q), c.bound_N[:-1]
-    row["modality"][:n] = np.where(c.is_wear_N, MODALITY_WEAR, MODALITY_EHR)
-    row["time"][:n] = (c.time_us_N - c.anchor_C[c.of_N]) / DAY_US
-    row["segment"][:n] = c.of_N + 1
-    row["kv_range"][:n, 0] = begin_C[c.of_N]
-    row["kv_range"][:n, 1] = np.arange(1, n + 1)
-    row["kv_range"][n:] = n  # which keeps it non-decreasing
-    wear_at = np.flatnonzero(c.is_wear_N)
-    row["window"][wear_at] = np.arange(len(wear_at))
-    row["window_position"][: len(wear_at)] = wear_at
-    row["query_time"][:n_queries] = (c.query_us_Q - c.anchor_C[c.of_Q]) / DAY_US
+    n, place_C, begin_N = len(c.of_N), c.in_row(c.bound_N), c.row_begin_C[c.of_N]
+    number_C = np.arange(len(c)) - c.row_bound[c.row_C] + 1
+    sees_N = np.stack([place_C[c.of_N], np.arange(1, n + 1) - begin_N], axis=1)
+    sees_Q = np.stack([place_C[c.of_Q], c.stop_Q - c.row_begin_C[c.of_Q]], axis=1)
     of, time_us = np.concatenate([c.of_N, c.of_Q]), np.concatenate([c.time_us_N, c.query_us_Q])
     age = layout.ages(c.patients, of, time_us, c.origin_C)
-    row["age"][:n], row["query_age"][:n_queries] = age[:n], age[n:]
-    row["query_segment"][:n_queries] = c.of_Q + 1
-    row["query_kv_range"][:n_queries, 0] = begin_C[c.of_Q]
-    row["query_kv_range"][:n_queries, 1] = c.stop_Q
-    row["query_kv_range"][n_queries:] = n
+    wear_at = np.flatnonzero(c.is_wear_N)
+    window_N = np.full(n, -1)
+    window_N[wear_at] = c.slots(c.bound_M)[1]
+    for name, bounds, value in (
+        ("modality", c.bound_N, np.where(c.is_wear_N, MODALITY_WEAR, MODALITY_EHR)),
+        ("time", c.bound_N, (c.time_us_N - c.anchor_C[c.of_N]) / DAY_US),
+        ("segment", c.bound_N, number_C[c.of_N]),
+        ("kv_range", c.bound_N, sees_N),
+        ("age", c.bound_N, age[:n]),
+        ("window", c.bound_N, window_N),
+        ("window_position", c.bound_M, wear_at - begin_N[wear_at]),
+        ("query_time", c.bound_Q, (c.query_us_Q - c.anchor_C[c.of_Q]) / DAY_US),
+        ("query_age", c.bound_Q, age[n:]),
+        ("query_segment", c.bound_Q, number_C[c.of_Q]),
+        ("query_kv_range", c.bound_Q, sees_Q),
+    ):
+        c.put(batch[name], bounds, value)
+    n_tokens_B, n_queries_B = (np.diff(bounds[c.row_bound]).tolist() for bounds in (c.bound_N, c.bound_Q))
+    for r, (n_tokens, n_queries) in enumerate(zip(n_tokens_B, n_queries_B, strict=True)):
+        batch["kv_range"][r, n_tokens:] = n_tokens  # which keeps it non-decreasing
+        batch["query_kv_range"][r, n_queries:] = n_tokens
 
 
-def _fill_masks(row, c):
+def _fill_masks(batch, c):
     """Hides events, and patches or channels of windows, in a share of the contexts; what no term asks for stays."""
     people, config, timed = c.people, c.people.config, c.timed_N
     chance_K = masking.mask_chances(c.token_N[timed], people.mask_weight_V, config.ehr_mask)
     draw_K, hidden_K = np.empty(len(timed)), np.zeros(len(timed), bool)
-    at, windows = c.timed_bound.tolist(), c.bound_M.tolist()
+    at, n_windows, of_signal = c.timed_bound.tolist(), np.diff(c.bound_M).tolist(), batch[_masked_field(config)]
     for k, rng in enumerate(c.rngs):
-        mine, w = slice(at[k], at[k + 1]), slice(windows[k], windows[k + 1])
+        mine = slice(at[k], at[k + 1])
         hidden_K[mine] = c.hides_C[k] = hidden = rng.random() < config.masked_contexts
         if config.interest_codes:
             chance_K[mine] = _boosted_chances(c, timed[mine])
         rng.random(out=draw_K[mine])
-        parts = _signal_mask(row, config, rng, w.stop - w.start)
+        parts = _signal_mask(config, rng, n_windows[k], of_signal.shape[-1])
         if hidden and parts is not None and people.hides_signal:
-            row[_masked_field(config)][w] = parts
-    if "masked_position" in row:
-        chosen = timed[(draw_K < chance_K) & hidden_K][: len(row["masked_position"])]
-        row["masked_position"][: len(chosen)], row["masked_target"][: len(chosen)] = chosen, c.token_N[chosen]
+            c.part(of_signal, c.bound_M, k)[...] = parts
+    if "masked_position" in batch:
+        chosen = timed[(draw_K < chance_K) & hidden_K]
+        _, slot_H = c.slots(np.searchsorted(chosen, c.bound_N))
+        chosen = chosen[slot_H < batch["masked_position"].shape[1]]
+        bounds = np.searchsorted(chosen, c.bound_N)
+        c.put(batch["masked_position"], bounds, chosen - c.row_begin_C[c.of_N[chosen]])
+        c.put(batch["masked_target"], bounds, c.token_N[chosen])
         c.token_N[chosen], c.value_N[chosen] = MASK, np.nan
 
 
@@ -115,9 +135,9 @@ def _masked_field(config):
     return "channel_mask" if config.wear_mask_kind == "channel" else "patch_mask"
 
 
-def _signal_mask(row, config, rng, n_windows):
+def _signal_mask(config, rng, n_windows, n_parts):
     """What is hidden of a context's windows; None without any, where a mask of whole windows draws all the same."""
-    kind, n_parts = config.wear_mask_kind, row[_masked_field(config)].shape[-1]
+    kind = config.wear_mask_kind
     if not n_windows and kind != "window":
         return None
     if kind == "channel":
@@ -126,60 +146,72 @@ def _signal_mask(row, config, rng, n_windows):
     return parts if n_windows else None
 
 
-def _fill_events(row, c):
+def _fill_events(batch, c):
     """Chooses the events at which predictions are made: the last one of a distinct time, so that codes count once."""
-    if "event_position" not in row:
+    if "event_position" not in batch:
         return
-    timed, room = c.timed_N, len(row["event_position"])
+    timed = c.timed_N
     time_us, of = c.time_us_N[timed], c.of_N[timed]
     is_last = np.ones(len(timed), bool)
     is_last[:-1] = (time_us[1:] != time_us[:-1]) | (of[1:] != of[:-1])
     last = timed[is_last]
     at, chosen = np.searchsorted(last, c.bound_N).tolist(), []
-    for k, (rng, quota) in enumerate(zip(c.rngs, c.quotas(c.people.config.events).tolist(), strict=True)):
+    room_B = [batch["event_position"].shape[1]] * len(batch["event_position"])
+    quotas = c.quotas(c.people.config.events).tolist()
+    for k, (r, rng, quota) in enumerate(zip(c.row_C.tolist(), c.rngs, quotas, strict=True)):
         mine = last[at[k] : at[k + 1]]
         if not c.people.config.every_time:
-            mine = rng.permutation(mine)[: min(room, quota)]
+            mine = rng.permutation(mine)[: min(room_B[r], quota)]
         chosen.append(mine)
-        room -= len(mine)
+        room_B[r] -= len(mine)
         c.bound_E[k + 1] = c.bound_E[k] + len(mine)
     if chosen:
         c.event_E = np.sort(np.concatenate(chosen))
-    row["event_position"][: len(c.event_E)] = c.event_E
+    c.put(batch["event_position"], c.bound_E, c.event_E - c.row_begin_C[c.of_N[c.event_E]])
 
 
 # --------------------------------------------------------------------------------------------------------- signal
 
 
-def _fill_signal(row, c, augment_rngs):
+def _fill_signal(batch, c, augment_rngs):
     """The windows, what is known of their quality, raw windows inside them, and the summaries of what is shown."""
-    people, config, at = c.people, c.people.config, c.bound_M.tolist()
-    if not at[-1]:
+    people, config = c.people, c.people.config
+    if not c.bound_M[-1]:
         return
     changed = config.augments_signal and augment_rngs[0] is not None
-    if changed:
-        worn = [k for k in range(len(c)) if at[k + 1] > at[k]]
-        found = [_changed_signal(row, people, c.patients[k], c.windows[k], at[k], augment_rngs[k]) for k in worn]
-        c.shown_MxF = np.concatenate(found)
-    else:
-        _fill_as_recorded(row, c)
-    n_raw = 0
-    for p, windows, w0 in zip(c.patients, c.windows, at, strict=False):
-        if p.quality_MxLxC is not None:
-            raw_fields.fill_quality(row, people, p.quality_MxLxC, windows, w0)
-        if p.raw is not None:
-            n_raw += raw_fields.fill_raw(row, n_raw, people, p.raw, (windows, w0), config.time_warp if changed else 0.0)
+    shown, slot_C, bound_B = [], c.in_row(c.bound_M).tolist(), c.row_bound.tolist()
+    for r, (first, end) in enumerate(zip(bound_B, bound_B[1:], strict=False)):
+        worn = [k for k in range(first, end) if len(c.windows[k])]
+        if not worn:
+            continue
+        row = {name: array[r] for name, array in batch.items()}
+        if changed:
+            shown += [
+                _changed_signal(row, people, c.patients[k], c.windows[k], slot_C[k], augment_rngs[k]) for k in worn
+            ]
+        else:
+            shown.append(_fill_as_recorded(row, [(c.patients[k], _runs(c.windows[k])) for k in worn]))
+        n_raw = 0
+        for k in worn:
+            p, at = c.patients[k], (c.windows[k], slot_C[k])
+            if p.quality_MxLxC is not None:
+                raw_fields.fill_quality(row, people, p.quality_MxLxC, *at)
+            if p.raw is not None:
+                n_raw += raw_fields.fill_raw(row, n_raw, people, p.raw, at, config.time_warp if changed else 0.0)
+    c.shown_MxF = np.concatenate(shown)
 
 
-def _fill_as_recorded(row, c):
-    """The windows of all contexts as they were recorded, a block at a time."""
-    parts = [(p, _runs(windows)) for p, windows in zip(c.patients, c.windows, strict=True) if len(windows)]
+def _fill_as_recorded(row, parts):
+    """The windows of a row as they were recorded, a block at a time, and the summaries of them.
+
+    parts: (patient, runs of the windows that are shown) of each context.
+    """
     raw_MxLxC = np.concatenate([p.window_MxLxC[a:b] for p, runs in parts for a, b in runs])
-    c.shown_MxF = np.concatenate([p.summary(a, b) for p, runs in parts for a, b in runs])
     for a, b in patient_lib.blocks(raw_MxLxC.shape, 0, len(raw_MxLxC)):
         signal_MxLxC = patient_lib.standard_signal(raw_MxLxC[a:b], parts[0][0].scales)
         observed_MxLxC = np.isfinite(signal_MxLxC)
         row["observed"][a:b], row["wear"][a:b] = observed_MxLxC, np.where(observed_MxLxC, signal_MxLxC, np.float32(0))
+    return np.concatenate([p.summary(a, b) for p, runs in parts for a, b in runs])
 
 
 def _runs(windows):

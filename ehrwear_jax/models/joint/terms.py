@@ -64,8 +64,8 @@ class Term:
         """Whether the data have what it predicts, beside the modalities."""
         return True
 
-    def fill(self, row: Batch, c: Contexts) -> None:
-        """Writes the targets of all contexts of a row."""
+    def fill(self, batch: Batch, c: Contexts) -> None:
+        """Writes the targets of all contexts of some rows."""
 
     def head(self) -> nn.Module | None:
         """The term's own head."""

@@ -1,4 +1,4 @@
-"""Fills what a row tells of values at its queries: the state of each numeric code, and of each channel.
+"""Fills what rows tell of values at its queries: the state of each numeric code, and of each channel.
 
 Both are of what the context shows before the query: hidden events and steps, and what lies before its first token, do
 not count. Terms predict them (value_terms.py); where the network is given them (value_inputs), they are inputs, too.
@@ -25,7 +25,7 @@ CHANNELS = {
 }
 
 
-def fill_codes(row: Batch, c: "Contexts") -> None:
+def fill_codes(batch: Batch, c: "Contexts") -> None:
     """Writes the fields CODES."""
     if not len(c.query_us_Q):
         return
@@ -52,11 +52,13 @@ def fill_codes(row: Batch, c: "Contexts") -> None:
     asked = value_states.Asked(series_R, day_Q[query_R], lo_QxS[query_R].T, hi_Q[query_R])
     found_RxG = value_states.value_states(series_K, scales(class_K, c.value_N[known]), day_K, asked, config.value_spans)
     known_RxG, class_R = ~np.isnan(found_RxG), (series_P % n_classes)[series_R]
-    row["query_value_mask"][query_R, class_R] = known_RxG
-    row["query_value"][query_R, class_R] = np.where(known_RxG, found_RxG, np.float32(0))
+    row_Q, slot_Q = c.query_slots
+    at_R = row_Q[query_R], slot_Q[query_R], class_R
+    batch["query_value_mask"][at_R] = known_RxG
+    batch["query_value"][at_R] = np.where(known_RxG, found_RxG, np.float32(0))
 
 
-def fill_channels(row: Batch, c: "Contexts") -> None:
+def fill_channels(batch: Batch, c: "Contexts") -> None:
     """Writes the fields CHANNELS; signal and masks are written before."""
     people, config, n, n_queries = c.people, c.people.config, int(c.bound_M[-1]), len(c.query_us_Q)
     if not n or not n_queries:
@@ -70,19 +72,21 @@ def fill_channels(row: Batch, c: "Contexts") -> None:
         lo_QxS[q0:q1] = end_us.searchsorted(query_us[:, None] - span_us_S, side="right")
         hi_Q[q0:q1] = end_us.searchsorted(query_us, side="right")
         end_day_M[w0:w1] = (end_us - last_us_C[k]) / DAY_US
-    seen_MxLxC = row["observed"][:n]
-    if row["patch_mask"][:n].any() or row["channel_mask"][:n].any():
+    seen_MxLxC, patch_MxP, channel_MxC = (
+        c.gathered(batch[name], c.bound_M) for name in ("observed", "patch_mask", "channel_mask")
+    )
+    if patch_MxP.any() or channel_MxC.any():
         hidden_MxL = np.zeros((n, people.steps), bool)
-        of_patches = np.repeat(row["patch_mask"][:n], config.patch_steps, axis=1)
+        of_patches = np.repeat(patch_MxP, config.patch_steps, axis=1)
         hidden_MxL[:, : of_patches.shape[1]] = of_patches
-        seen_MxLxC = seen_MxLxC & ~(hidden_MxL[..., None] | row["channel_mask"][:n, None])
+        seen_MxLxC = seen_MxLxC & ~(hidden_MxL[..., None] | channel_MxC[:, None])
     found = value_states.signal_states(
-        (row["wear"][:n], seen_MxLxC),
+        (c.gathered(batch["wear"], c.bound_M), seen_MxLxC),
         (end_day_M, people.window_us / people.steps / DAY_US),
         (c.bound_M, c.of_Q),
         (lo_QxS, hi_Q),
         config.wear_spans,
     )
     known = ~np.isnan(found)
-    row["query_signal_mask"][:n_queries] = known
-    row["query_signal"][:n_queries] = np.where(known, found, np.float32(0))
+    c.put(batch["query_signal_mask"], c.bound_Q, known)
+    c.put(batch["query_signal"], c.bound_Q, np.where(known, found, np.float32(0)))

@@ -39,16 +39,16 @@ class StateTerm(Term):
         """Names of X."""
         raise NotImplementedError
 
-    def write(self, row: Batch, c: Contexts) -> None:
+    def write(self, batch: Batch, c: Contexts) -> None:
         """Writes the field and its mask."""
         raise NotImplementedError
 
     def has_targets(self) -> bool:
         return self.n_series > 0
 
-    def fill(self, row: Batch, c: Contexts) -> None:
+    def fill(self, batch: Batch, c: Contexts) -> None:
         if not c.people.value_inputs:  # else they are written, as inputs
-            self.write(row, c)
+            self.write(batch, c)
 
     def head(self) -> nn.Module:
         return dense((self.n_series, len(self.statistics)), ("embed", *self.axes))
@@ -85,8 +85,8 @@ class EhrValues(StateTerm):
     def statistics(self) -> tuple[str, ...]:
         return value_states.names(self.config.context.value_spans)
 
-    def write(self, row: Batch, c: Contexts) -> None:
-        value_fields.fill_codes(row, c)
+    def write(self, batch: Batch, c: Contexts) -> None:
+        value_fields.fill_codes(batch, c)
 
 
 class WearValues(StateTerm):
@@ -108,8 +108,8 @@ class WearValues(StateTerm):
     def statistics(self) -> tuple[str, ...]:
         return value_states.signal_names(self.config.context.wear_spans)
 
-    def write(self, row: Batch, c: Contexts) -> None:
-        value_fields.fill_channels(row, c)
+    def write(self, batch: Batch, c: Contexts) -> None:
+        value_fields.fill_channels(batch, c)
 
 
 def balanced(target_BxQxUxG: jax.Array, mask_BxQxUxG: jax.Array) -> tuple[jax.Array, jax.Array]:

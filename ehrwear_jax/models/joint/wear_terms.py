@@ -74,13 +74,15 @@ class FutureSignal(Term):
     }
     decay = 0.7
 
-    def fill(self, row: Batch, c: Contexts) -> None:
+    def fill(self, batch: Batch, c: Contexts) -> None:
+        slot_C = c.in_row(c.bound_M).tolist()
         window_us, n = c.people.window_us, self.config.context.future_windows
-        for k, windows, (w0, w1), (q0, q1) in c.worn:
+        for k, windows, _, (q0, q1) in c.worn:
             end = c.patients[k].window_end_M[windows]
-            row["step_window"][w0:w1] = _next_windows(end, end, window_us, n, w0)
+            c.part(batch["step_window"], c.bound_M, k)[...] = _next_windows(end, end, window_us, n, slot_C[k])
             if q1 > q0:
-                row["query_window"][q0:q1] = _next_windows(c.query_us_Q[q0:q1], end, window_us, n, w0)
+                following = _next_windows(c.query_us_Q[q0:q1], end, window_us, n, slot_C[k])
+                c.part(batch["query_window"], c.bound_Q, k)[...] = following
 
     def predict(self, network: nn.Module, head: Any, z: Latents, batch: Arrays) -> Any:
         z_window, horizons = take(z.token_BxTxD, batch["window_position"]), range(1, batch["step_window"].shape[-1] + 1)
@@ -134,15 +136,15 @@ class WearHistory(Term):
         "query_past_mask": Field("QF", np.bool_, False, "whether the statistic exists"),
     }
 
-    def fill(self, row: Batch, c: Contexts) -> None:
+    def fill(self, batch: Batch, c: Contexts) -> None:
         days_us = int(self.config.context.summary_days * DAY_US)
         for k, windows, (w0, w1), (q0, q1) in c.worn:
             if q1 == q0:
                 continue
             end_M, query_us = c.patients[k].window_end_M[windows], c.query_us_Q[q0:q1]
             lo, hi = end_M.searchsorted(query_us - days_us, side="right"), end_M.searchsorted(query_us, side="right")
-            found = average(c.shown_MxF[w0:w1], lo, hi)
-            row["query_past"][q0:q1], row["query_past_mask"][q0:q1] = found
+            for name, found in zip(("query_past", "query_past_mask"), average(c.shown_MxF[w0:w1], lo, hi), strict=True):
+                c.part(batch[name], c.bound_Q, k)[...] = found
 
     def head(self) -> nn.Module:
         return dense(self.facts.summaries, ("embed", "mlp"))

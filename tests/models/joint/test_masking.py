@@ -24,7 +24,7 @@ def test_weights_average_one_over_occurrences_and_follow_the_power_law(counts, t
 
 
 def mask_events(rng, token_N, *chances):
-    """Which events are hidden, each by its own chance, as row.fill_row draws it."""
+    """Which events are hidden, each by its own chance, as row.fill_rows draws it."""
     return rng.random(len(token_N)) < masking.mask_chances(token_N, *chances)
 
 

@@ -10,7 +10,7 @@ import random_rows
 import small_model
 import term_cases
 from flax import linen as nn
-from joint_rows import examples_of, row_of
+from joint_rows import check_together, examples_of, row_of
 from raw_cohort import CONTEXT, PPG, RAW, with_waves
 from term_cases import RAW_A, RAW_S, RAW_V, B, N, mean
 
@@ -54,6 +54,11 @@ def root(tmp_path_factory):
 def examples(root, **options):
     context = CONTEXT | RAW | {"raw_windows": 64} | options
     return examples_of(root, context, "train", weights={"raw_masked": (1.0, 1.0, 0)}, raw_width=8)
+
+
+def test_rows_that_are_written_together_are_what_each_is_alone(root):
+    rows = check_together(examples(root, time_warp=0.05), n=6)
+    assert sum(bool(row["raw_mask"].any()) for row in rows) > 1
 
 
 def test_a_quarter_of_each_raw_window_is_hidden_in_contexts_with_masks(root):

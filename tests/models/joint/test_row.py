@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from joint_rows import examples_of
+from joint_rows import check_together, examples_of
 
 from ehrwear_jax.models.joint import context, query_times, row, terms, value_fields
 
@@ -49,7 +49,8 @@ def filled(examples, found, training):
     draws = None
     if training:
         draws = [context.Draws(np.random.default_rng([7, i]), np.random.default_rng([8, i])) for i in ids]
-    row.fill_row(row_, examples.people, shown, query_us, draws)
+    batch = {name: array[None] for name, array in row_.items()}
+    row.fill_rows(batch, examples.people, [context.Contents(shown, query_us, draws)])
     return row_
 
 
@@ -103,3 +104,22 @@ def test_a_context_is_what_it_would_be_alone_in_a_row(many_people, training, opt
     assert n_checked["tokens"] > 300 and n_checked["windows"] > 30
     if training:
         assert n_checked["masked"] > 10 and n_checked["events"] > 100 and n_checked["pairs"] > 10
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"masked_contexts": 1.0, "ehr_mask": 0.6, "pairs": 4, "events": 12},  # more than there is room for
+        {"noise": 0.2, "drop_ehr": 0.3, "drop_wear": 0.3, "patient_days": 0.5, "wear_mask_kind": "channel"},
+        {"every_time": True, "wear_mask_kind": "random", "interest_codes": ("LAB//",)},
+    ],
+)
+def test_rows_that_are_written_together_are_what_each_is_alone(many_people, options, monkeypatch):
+    short = {"tokens": 32, "context_tokens": 24, "windows": 64, "queries": 24}
+    examples = examples_of(many_people, OPTIONS | short | options, value_inputs=True)
+    five = sum(array.nbytes for array in examples.spec.empty(5).values())
+    monkeypatch.setattr(row, "_BYTES_AT_ONCE", five)
+    assert [some.start for some, _ in row.blocks(examples.spec.empty(12))] == [0, 5, 10]
+    rows = check_together(examples)
+    numbers = [tuple(counts(one).values()) for one in rows]
+    assert len(set(numbers)) > 3, "rows are filled unequally"
