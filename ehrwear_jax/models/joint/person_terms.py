@@ -29,12 +29,12 @@ class Person(Term):
     name = "person"
     targets = {"query_static": Field("QR", np.bool_, False, "whether token r is a static token of the context")}
 
-    def fill(self, row: Batch, c: Contexts) -> None:
+    def fill(self, batch: Batch, c: Contexts) -> None:
         class_N = np.where(c.is_static_N, c.people.history_class_V[c.token_N], -1)
         known = np.flatnonzero(class_N >= 0)
         static_CxR = np.zeros((len(c), self.facts.history_tokens), bool)
         static_CxR[c.of_N[known], class_N[known]] = True
-        row["query_static"][: len(c.of_Q)] = static_CxR[c.of_Q]
+        c.put(batch["query_static"], c.bound_Q, static_CxR[c.of_Q])
 
     def head(self) -> nn.Module:
         return dense(1 + self.facts.history_tokens, ("embed", None))
