@@ -4,9 +4,10 @@
 
 Without a variant it is the paper's model: the six losses of section 3.3, nothing between a token and attention but its
 encoding of time, 32 contexts a device, probes by Adam, five seeds. full.py:extended adds what
-ehrwear_jax.config.bases.ADDITIONS lists (next and later codes, recall of codes and signal, numeric values, decayed
-counts, length and gaps of the record, a learned query, z_loss), probes solved exactly, and one seed. Ablations are of
-the base that is named: full.py:r8 of the paper's, full.py:extended+r8 of ours.
+ehrwear_jax.config.bases.ADDITIONS lists (next and later codes, recall of codes and signal, predictions at every
+distinct time, numeric values, decayed counts, length and gaps of the record, a learned query, z_loss), 8 rows a device,
+probes solved exactly, and one seed. Ablations are of the base that is named: full.py:r8 of the paper's,
+full.py:extended+r8 of ours.
 
 Variants, several of them joined by "+" or ",": 220m has 14 backbone layers; ppg also gives the model raw windows of
 30 s of a channel `ppg`, band-passed at 0.5-3.5 Hz and without artefacts (appendix A.2); cohort applies the inclusion
@@ -168,7 +169,8 @@ def get_config(variant=""):
     # 32 patient-days a replica, in parts that fit into 16 GB
     config.train.update({"batch_size": 0, "rows_per_device": PAPER_ROWS, "accumulate": 4})
     if extended:
-        config.train.update({"rows_per_device": 8, "accumulate": 1, "rate_rows": RATE_ROWS})
+        config.train.update({"rows_per_device": 8, "accumulate": 2, "rate_rows": RATE_ROWS})
+        config.joint.context.every_time = True
     else:
         config.seeds = (0, 1, 2, 3, 4)
         config.evaluate.probe = "adam"
