@@ -61,8 +61,8 @@ class Person(Term):
     def loss(self, out: Any, batch: Arrays, normaliser: Any) -> Loss:
         of_age, weight_R = normaliser
         out = out.astype(jnp.float32)
-        years, real = self._age(batch)
-        age = jnp.sum(unexplained(out[..., :1, None], years, real, of_age))
+        target, real = self._age(batch)
+        age = jnp.sum(unexplained(out[..., :1, None], target, real, of_age))
         age = age / jnp.maximum(jnp.sum(of_age[1]), 1e-9)
         logits = out[..., 1:]
         nll = jax.nn.softplus(logits) - batch["query_static"] * logits
