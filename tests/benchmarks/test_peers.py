@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import sys
 
 import polars as pl
@@ -71,15 +72,18 @@ def test_medians_of_turns(tmp_path, monkeypatch):
 
 
 def test_seconds_are_those_of_a_command_and_its_children(tmp_path):
-    work = "sum(range(6_000_000))"
-    inner = f"import subprocess, sys; {work}; subprocess.run([sys.executable, '-c', '{work}'])"
-    one, both = (
-        min(peers.processor_seconds([sys.executable, "-c", script], tmp_path / "log") for _ in range(3))
-        for script in (work, inner)
-    )
-    assert 0.01 < 1.5 * one < both
+    own = "sum(range(2_000_000)); print('used', sum(os.times()[:2]), flush=True)"
+    inner = f"import os, subprocess, sys; subprocess.run([sys.executable, '-c', 'import os; ' + {own!r}]); {own}"
+    log = tmp_path / "log"
+    for _ in range(2):  # the second must not count the first again
+        before = sum(os.times()[2:4])
+        found = peers.processor_seconds([sys.executable, "-c", inner], log)
+        said = [float(line.split()[1]) for line in log.read_text().splitlines()]
+        assert len(said) == 2 and min(said) > 0.01
+        # What each process says of itself leaves out its end; os.times counts in hundredths of a second.
+        assert sum(said) - 0.03 <= found <= sum(os.times()[2:4]) - before + 0.03
     with pytest.raises(RuntimeError, match="no such thing"):
-        peers.processor_seconds([sys.executable, "-c", "raise SystemExit('no such thing')"], tmp_path / "log")
+        peers.processor_seconds([sys.executable, "-c", "raise SystemExit('no such thing')"], log)
 
 
 def test_missing_peers_are_named_with_what_to_do(capsys):
