@@ -6,14 +6,32 @@ For one GPU, or hours on two CPU cores; it can be interrupted and goes on where 
 a call at that step). `--stages=describe` prints the size of the model. The 3,600 people held out resolve a difference
 in AUROC of .02 at 90 days (three standard errors between the best models of both modalities and of the EHR); tiny.py
 says what can be expected of the cohort. The model is ours (base extended). Variants as in tiny.py: the negative
-controls redundant and noise, and the ablations of ehrwear_jax.config.VARIANTS.
+controls redundant and noise, models of other papers, of the size of ours, and the ablations of
+ehrwear_jax.config.VARIANTS.
 """
+
+import runpy
+from pathlib import Path
 
 from ehrwear_jax import config as config_lib
 
+TINY = runpy.run_path(str(Path(__file__).with_name("tiny.py")))
+_TRANSFORMER = {"width": 192, "n_layers": 6, "n_heads": 6, "mlp_width": 768, "tokens": 512, "context_tokens": 256}
+# what is larger than in tiny.py
+LARGER = {
+    "motor": {**_TRANSFORMER, "sites": 80, "pairs": 4096, "tasks": 128, "time_bins": 8, "task_width": 64},
+    "cehr_bert": {**_TRANSFORMER, "sites": 40, "visits": 160, "visit_mlp_width": 256},
+    "behrt": {**_TRANSFORMER, "sites": 40, "visits": 160},
+    "med_bert": {**_TRANSFORMER, "sites": 40, "visits": 160},
+    "context_clues": {**_TRANSFORMER, "n_kv_heads": 3, "context_tokens": 512, "sites": 80},
+    "himae": {"widths": (24, 48, 96, 128)},
+    "papagei": {"width": 24, "n_blocks": 10, "out_width": 128},
+    "pulse_ppg": {"width": 48, "n_blocks": 8},
+}
+
 
 def get_config(variant=""):
-    variants = config_lib.variants(variant, "small.py", tuple(config_lib.SIMULATED))
+    variants = config_lib.variants(variant, "small.py", (*LARGER, *config_lib.SIMULATED))
     config = config_lib.base()
     config.name = "small"
     config.data.source = "synthetic"
@@ -81,5 +99,6 @@ def get_config(variant=""):
     forecast = [f"hospitalization_{h}d" for h in (30, 90, 180, 365)]
     config.evaluate.tasks = (*forecast, "sleep_efficiency_7d", "activity_regularity_7d")
     config.report.update({"title": "Simulated cohort, small model", "reliability_task": "hospitalization_365d"})
+    TINY["add_others"](config, [v for v in variants if v in LARGER], LARGER)
     config_lib.apply_variants(config, variants)
     return config

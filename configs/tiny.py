@@ -120,6 +120,17 @@ MOTIF_DISTANCE = {
 ON_WAVES = {"himae": HIMAE, "papagei": PAPAGEI, "pulse_ppg": PULSE_PPG}  # models of raw pulse waves
 
 
+def add_others(config, names, larger=None):
+    """Adds models of other papers by name, with the segments that they need; larger: {name: options} of their own."""
+    for name in names:
+        config.models[name] = {**EHR_MODELS, **ON_WAVES}[name] | (larger or {}).get(name, {})
+        if name in ON_WAVES:
+            config.prepare.segments = {"ppg": PPG}
+            config.simulate.ppg_subjects_fraction = 1.0
+    if "pulse_ppg" in names:
+        config.models.motif_distance = MOTIF_DISTANCE
+
+
 def get_config(variant=""):
     variants = config_lib.variants(variant, "tiny.py", (*EHR_MODELS, *ON_WAVES, *config_lib.SIMULATED))
     config = config_lib.base()
@@ -181,15 +192,8 @@ def get_config(variant=""):
     config.evaluate.tasks = tuple(f"hospitalization_{h}d" for h in (90, 365))
     config.interpret.update({"max_times": 100, "geometry_people": 30, "mechanism_people": 100, "dropout_samples": 4})
     config.report.update({"title": "Simulated cohort, small model", "reliability_task": "hospitalization_365d"})
-    for name in (v for v in variants if v in ON_WAVES):
-        config.models[name] = ON_WAVES[name]
-        config.prepare.segments = {"ppg": PPG}
-        config.simulate.ppg_subjects_fraction = 1.0
-    if "pulse_ppg" in variants:
-        config.models.motif_distance = MOTIF_DISTANCE
+    add_others(config, [v for v in variants if v in EHR_MODELS or v in ON_WAVES])
     for name in variants:
-        if name in EHR_MODELS:
-            config.models[name] = EHR_MODELS[name]
         config.simulate.update(config_lib.SIMULATED.get(name, {}))
     config_lib.apply_variants(config, variants)
     return config

@@ -157,7 +157,7 @@ def parse(values: Mapping[str, Any]) -> RunConfig:
             raise ValueError(f"config.{key} names {unknown[0]!r}, which is not in {sorted(config.models)}")
     if not config.only:
         return config
-    models = {k: v for k, v in config.models.items() if k in config.only}
+    models = {k: _of_these(v, config.only) for k, v in config.models.items() if k in config.only}
     labelled, seen = (tuple(name for name in names if name in models) for names in named.values())
     return dataclasses.replace(
         config,
@@ -165,6 +165,12 @@ def parse(values: Mapping[str, Any]) -> RunConfig:
         evaluate=dataclasses.replace(config.evaluate, label_models=labelled),
         interpret=dataclasses.replace(config.interpret, models=seen),
     )
+
+
+def _of_these(entry, names):
+    """A model's entry without what its groups have beside these models."""
+    groups = [tuple(m for m in group if m in names) for group in entry.get("groups", ())]
+    return {**entry, "groups": tuple(g for g in groups if g)} if groups else entry
 
 
 def read(path: str | Path) -> RunConfig:
@@ -246,12 +252,13 @@ def _check_names(config):
     unstacked = [name for name in config.models if name not in without]
     for model in config.models:
         known = unstacked if model in config.stacked else config.networks
-        for member in getattr(config.model_config(model), "members", ()):
+        own = config.model_config(model)
+        for member in getattr(own, "networks", getattr(own, "members", ())):
             if model in config.stacked and member in config.stacked:
                 raise ValueError(f"config.models.{model} names {member!r}, which is stacked itself: name its members")
             if member not in known:
                 raise ValueError(f"config.models.{model} names {member!r}, which is not in {sorted(known)}")
-        for other in getattr(config.model_config(model), "latents", ()):
+        for other in getattr(own, "latents", ()):
             if other not in config.probed:
                 raise ValueError(f"config.models.{model} names {other!r}, which is not in {sorted(config.probed)}")
     for key, known in (("models", config.networks), ("tasks", config.evaluate.tasks)):

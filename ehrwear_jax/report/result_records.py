@@ -82,6 +82,7 @@ MODELS = {
     "pulse_ppg": ("Pulse-PPG (pulse wave)", "Pulse-PPG"),
     "motif_distance": ("Motif distance (of Pulse-PPG)", "Motif distance"),
     "late_fusion": ("Late fusion", "Late fusion"),
+    "best_fusion": ("Late fusion of the best EHR and wearable models", "Late fusion, best"),
     "stacked": ("Stacked predictions", "Stacked"),
     "gradient_boosting": ("Gradient boosting (tabular)", "Gradient boosting"),
     "gradient_boosting_ehr": ("Gradient boosting (tabular, EHR only)", "Boosting, EHR"),

@@ -80,6 +80,21 @@ def exact(
     return Fitted(model.predict(x["held_out"]), model.predict(x["tuning"]), l2=float(model.l2_K[0]))
 
 
+def tuning_loss(kind: str, fitted: Fitted, target: Mapping[str, Any]) -> float:
+    """How badly tuning people are predicted, by what the strengths of probes are chosen by.
+
+    The mean log loss; of a survival task the negative log partial likelihood of an event, of a regression the mean
+    squared error. Arguments as in `probe`.
+    """
+    observed = target["tuning"]
+    if kind == BINARY:
+        return probes.log_loss(observed, stacking.log_odds(fitted.tuning))
+    if kind == SURVIVAL:
+        likelihood = cox.PartialLikelihood(*observed)
+        return -likelihood.value(fitted.tuning) / likelihood.n_events
+    return float(np.mean((fitted.tuning - observed) ** 2))
+
+
 def competing_hazard(x: Split, target: Mapping[str, Any], competing: Split | None) -> Hazard | None:
     """The cause-specific hazard of the competing events of the held-out rows, None where none is in training.
 

@@ -196,7 +196,7 @@ class Plan:
 
     def members(self, name: str) -> tuple[str, ...]:
         """The networks whose latents a model's are: itself, or those that late fusion fuses."""
-        return (name,) if name in self.config.networks else tuple(self.config.model_config(name).members)
+        return (name,) if name in self.config.networks else self.config.model_config(name).networks
 
     def modalities(self, name: str) -> set[str]:
         """Those that a model is given."""

@@ -92,15 +92,36 @@ def predictors(plan: Plan, task: Task) -> list[Predictor]:
 def _probed(plan, name, seed):
     evaluate, read = plan.config.evaluate, latents(plan, name, seed)
     networks = _networks_identity(plan, name, seed)
+    groups = getattr(plan.config.model_config(name), "groups", ())
     settings = {k: getattr(evaluate, k) for k in ("probe", "probe_hidden", "probe_seeds")}
     settings = settings if evaluate.probe == "adam" else {"probe": evaluate.probe}
 
     def fit(task, fold):
-        found = evaluate_fit.probe(evaluate, task.kind, read(fold), fold.target, task.times_T, fold.competing)
+        x = _of_the_best(plan, groups, seed, task, fold) if groups else read(fold)
+        found = evaluate_fit.probe(evaluate, task.kind, x, fold.target, task.times_T, fold.competing)
         logging.info("  %s %s, %s: probe with l2 %.3g", fold.name, task.name, name, found.l2)
         return found
 
-    return Predictor(name, seed, {"networks": networks, "probe": settings}, fit)
+    of = {"networks": networks, "probe": settings}
+    return Predictor(name, seed, of | {"groups": [len(g) for g in groups]} if groups else of, fit)
+
+
+def _of_the_best(plan, groups, seed, task, fold):
+    """{split: latents} of the best member of each group side by side, as the probe of each predicts tuning people."""
+    parts = []
+    for group in groups:
+        x = {m: latents(plan, m, seed)(fold) for m in group}
+        losses = {}
+        for m in group:
+            found = evaluate_fit.probe(
+                plan.config.evaluate, task.kind, x[m], fold.target, task.times_T, fold.competing
+            )
+            losses[m] = evaluate_fit.tuning_loss(task.kind, found, fold.target)
+        best = min(group, key=losses.__getitem__)
+        told = ", ".join(f"{m} {loss:.4f}" for m, loss in losses.items())
+        logging.info("  %s %s: %s is fused, of tuning losses %s", fold.name, task.name, best, told)
+        parts.append(x[best])
+    return {split: np.concatenate([x[split] for x in parts], axis=1) for split in SPLITS}
 
 
 def _networks_identity(plan, name, seed):

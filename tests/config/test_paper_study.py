@@ -13,6 +13,7 @@ from ehrwear_jax.stages.labels import Labels
 from ehrwear_jax.stages.plan import Plan
 from ehrwear_jax.stages.workdir import Workdir
 
+BASELINES = {"motor", "cehr_bert", "context_clues", "himae", "papagei", "pulse_ppg"}
 ABLATIONS = {*TABLES["table4"], *TABLES["a6"]}
 
 
@@ -25,14 +26,19 @@ def study(variant):
 @pytest.mark.parametrize("variant, seeds", [("", 5), ("demo", 1), ("quick", 1), ("quick+noise", 1)])
 def test_every_size_has_every_model_and_kind_of_task(variant, seeds):
     config = study(variant)
-    assert set(config.networks) == {"joint", "ehr_only", "wear_only"} | ABLATIONS and "late_fusion" in config.models
+    assert set(config.networks) == {"joint", "ehr_only", "wear_only"} | BASELINES | ABLATIONS
+    assert {"late_fusion", "best_fusion", "stacked"} <= set(config.models)
+    assert set(config.model_config("best_fusion").networks) == {"ehr_only", "wear_only"} | BASELINES
+    trained = {(t.steps, t.batch_size) for t in map(config.train_config, config.networks)}
+    assert {steps for steps, _ in trained} == {config.train.steps}, "of every model"
     assert bases.added(options.as_dict(config.model_config("joint"))) == [], "the paper's model"
     assert len(config.seeds) == seeds
     tasks = config.evaluate.tasks
     assert {f"hospitalization_{h}d" for h in (30, 90, 180, 365)} <= set(tasks) and "time_to_hospitalization" in tasks
     assert {"sleep_efficiency_7d", "hrv_rmssd_7d", "activity_regularity_7d"} <= set(tasks), "Table 2"
     assert {"onset_cardiovascular_365d", "onset_metabolic_365d"} <= set(tasks), "Table 5"
-    ramps = [config.model_config(m).weights["wear_to_ehr"][2] for m in config.networks]
+    ours = [m for m in config.networks if config.family(m) == "joint"]
+    ramps = [config.model_config(m).weights["wear_to_ehr"][2] for m in ours]
     assert max(ramps) <= config.train.steps // 10
 
 

@@ -7,16 +7,18 @@ import polars as pl
 import pytest
 import small_run
 from scipy import sparse
-from sklearn.metrics import roc_auc_score
+from sklearn.metrics import log_loss, roc_auc_score
 from sksurv.metrics import brier_score
 from sksurv.util import Surv
 from small_run import FOLDS, value
+from statsmodels.duration.hazard_regression import PHReg
 
 from ehrwear_jax.data.sources.simulator import truth
 from ehrwear_jax.evals import protocol, stacking, survival
 from ehrwear_jax.models.tabular import family as tabular
 from ehrwear_jax.stages import (
     evaluate,
+    evaluate_fit,
     evaluate_fractions,
     evaluate_subgroups,
     predictors,
@@ -33,6 +35,7 @@ STACKED = ("wear_only", "linear_table")  # a network and a model without one
 FURTHER = {
     "stacked": {"family": "stacked", "members": STACKED},
     "mean": {"family": "stacked", "members": STACKED, "weights": "equal"},
+    "best_fusion": {"family": "late_fusion", "groups": (("joint", "ehr_only"), ("wear_only",))},
     "joint_kernel": {"family": "tabular", "estimator": "kernel", "features": "none", "latents": ("joint",)},
 }
 
@@ -245,6 +248,29 @@ def test_late_fusion_is_a_probe_on_the_concatenated_embeddings(folded):
     expected = protocol.predict_binary(x, y).probability["held_out"]
     mine = found.join(by["held_out"], on="subject_id", how="semi")
     np.testing.assert_allclose(mine["predicted_boolean_probability"], expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("task", ["readmission", "relapse"])
+def test_the_member_of_each_group_that_predicts_tuning_people_best_is_fused(folded, task):
+    """Its probe is that on both chosen latents side by side; the choice is each fold's own, by loss."""
+    plan, _ = folded
+    read, begin = tasks.read(plan, task), 0
+    (made,) = predictors.predict(plan, read, only=("best_fusion",))
+    for fold in read.folds:
+        z = {m: predictors.latents(plan, m, 0)(fold) for m in ("joint", "ehr_only", "wear_only")}
+        fits = {m: evaluate_fit.exact(read.kind, x, fold.target, read.times_T) for m, x in z.items()}
+        if read.kind == "survival":
+            time, event = fold.target["tuning"]
+            cox = {m: PHReg(time, f.tuning[:, None], status=event, ties="efron") for m, f in fits.items()}
+            loss = {m: -model.loglike([1.0]) for m, model in cox.items()}
+        else:
+            loss = {m: log_loss(fold.target["tuning"], f.tuning, labels=[0, 1]) for m, f in fits.items()}
+        best = min(("joint", "ehr_only"), key=loss.__getitem__)
+        both = {s: np.concatenate([z[best][s], z["wear_only"][s]], axis=1) for s in SPLITS}
+        expected = evaluate_fit.exact(read.kind, both, fold.target, read.times_T).held_out
+        np.testing.assert_allclose(made.held_out[begin : begin + len(expected)], expected, rtol=1e-6)
+        begin += len(expected)
+    assert begin == len(made.held_out)
 
 
 def test_a_kernel_is_fitted_to_the_latents_alone(folded):

@@ -22,4 +22,4 @@ def features(config: Config, latents: Mapping[str, np.ndarray]) -> np.ndarray:
     Returns:
       float32 [N, sum of D].
     """
-    return np.concatenate([latents[member] for member in config.members], axis=1)
+    return np.concatenate([latents[member] for member in config.networks], axis=1)
