@@ -37,6 +37,7 @@ import polars as pl
 from ehrwear_jax.benchmarks import data_cohort
 from ehrwear_jax.config.data import PrepareConfig
 from ehrwear_jax.config.labels import LabelsConfig
+from ehrwear_jax.config.training import TrainConfig
 from ehrwear_jax.data import store
 from ehrwear_jax.data.formats import meds
 from ehrwear_jax.data.labels import event_tasks
@@ -136,20 +137,20 @@ def _labels(root: Path) -> None:
     event_tasks.make(source, ["hospitalization", *(f"onset_{name}" for name in groups)])
 
 
-def load(root: Path, length: int, seconds: float, cached: bool) -> dict[str, float]:
-    """Real tokens a second, and their share of all slots, of training batches of a prepared cohort."""
+def load(root: Path, length: int, seconds: float, cache_mib: int) -> dict[str, float]:
+    """Real tokens a second, and their share of all slots, of training batches of a prepared cohort.
+
+    cache_mib: for people, as config.train.cache_mib; one epoch is read before it is measured unless it is 0.
+    """
     from ehrwear_jax.models.joint import family  # loaded here: neither prepare nor labels wait for JAX
     from ehrwear_jax.training import feed
 
     context = ContextConfig(tokens=length, context_tokens=length, queries=length // 16, events=length // 8)
     weights = {"ehr_values": (1.0, 1.0, 0), "next_value": (1.0, 1.0, 0)}
-    cache_bytes = store.CACHE_BYTES if cached else 0
-    records = store.RecordStore(root / "records", root / "fit", "train", cache_bytes, pretraining=True)
+    records = store.RecordStore(root / "records", root / "fit", "train", cache_mib * 2**20, pretraining=True)
     examples = family.examples(records, Config(("ehr",), context=context, weights=weights))
-    if not cached:
-        examples.people.cache_bytes = 0
     batches = feed.train_batches(examples, BATCH, threads=0)
-    for _ in range(-(-examples.rows_per_epoch // BATCH) if cached else 1):
+    for _ in range(-(-examples.rows_per_epoch // BATCH) if cache_mib else 1):
         next(batches)
     tokens = slots = 0
     took = 0.0
@@ -193,8 +194,8 @@ def measurements(root: Path, python: str, options: argparse.Namespace) -> dict[s
     }
     for length in options.lengths:
         peer = [python, "-c", _PEER_LOADER, str(root / "peer"), str(length), str(BATCH), str(options.seconds)]
-        for name, cached in (("cached", True), ("read", False)):
-            mine = ours("load", length, options.seconds, cached)
+        for name, cache_mib in (("cached", options.cache_mib), ("read", 0)):
+            mine = ours("load", length, options.seconds, cache_mib)
             found[f"loader, {length} tokens, {name}, tokens/s"] = {
                 "ours": functools.partial(rate, mine),
                 "peer": functools.partial(rate, peer),
@@ -236,6 +237,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--python", default=sys.executable, help="interpreter of an environment with the peers")
     parser.add_argument("--people", type=int, default=4000, help=f"of the cohort, with {EVENTS} events each on average")
     parser.add_argument("--lengths", default="256,1024", help="sequence lengths of the loaders")
+    parser.add_argument("--cache_mib", type=int, default=TrainConfig().cache_mib, help="as config.train.cache_mib")
     parser.add_argument("--rounds", type=int, default=3, help="how often each is measured")
     parser.add_argument("--seconds", type=float, default=5.0, help="of processor time that a loader is measured for")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers to a file")

@@ -56,6 +56,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     # no loss across modalities shapes z; their heads are trained all the same
     "detached": {"joint.network.detach_cross_modal": True},
     "averaged": {"train.ema_decay": 0.9999},
+    # weights are shares of the gradient on z, as it is measured; see training/loss_weights.py
+    "balanced": {"train.weights_from_gradients": True, "train.gradients_every": 100},
 }
 # what z is asked about the other modality's future, beside the paper's two losses
 _CROSS = {f"joint.weights.{t}": _OFF for t in ("future_event", "future_codes", "next_value")}

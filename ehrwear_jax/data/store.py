@@ -11,6 +11,7 @@ import dataclasses
 import functools
 import hashlib
 import json
+import math
 import os
 import struct
 from collections.abc import Mapping
@@ -41,11 +42,18 @@ def encode(arrays: Mapping[str, np.ndarray]) -> bytes:
 def decode(data: bytes) -> dict[str, np.ndarray]:
     """The inverse of `encode`; arrays are read-only views of the bytes."""
     (n_header,) = struct.unpack_from("<I", data)
-    offset, arrays = 4 + n_header, {}
-    for name, dtype, shape in json.loads(data[4:offset]):
-        arrays[name] = np.ndarray(shape, dtype, data, offset)
-        offset += arrays[name].nbytes
-    return arrays
+    begin = 4 + n_header
+    return {name: np.ndarray(shape, dtype, data, begin + at) for name, dtype, shape, at in _layout(data[4:begin])}
+
+
+@functools.lru_cache(2**13)  # many people have as many events, and windows, as others
+def _layout(header):
+    """(name, dtype, shape, place after the header) of each array."""
+    found, at = [], 0
+    for name, dtype, shape in json.loads(header):
+        found.append((name, np.dtype(dtype), tuple(shape), at))
+        at += found[-1][1].itemsize * math.prod(shape)
+    return found
 
 
 # -------------------------------------------------------------------------------------------------------- scales
@@ -249,7 +257,7 @@ def make_record(
     )
 
 
-CACHE_BYTES = 2**28
+CACHE_BYTES = 2**29
 
 # Options of config.prepare that families take to make tokens of what was fitted.
 FITTED_WITH = ("min_subjects", "value_bins", "min_values", "min_text_subjects")
@@ -275,7 +283,8 @@ class RecordStore:
     Args:
       records_dir, fit_dir: written by prepare_records and fit_split.
       split: "train", "tuning", "held_out" or None for all.
-      cache_bytes: how much memory decoded records may take; those beyond it are decoded at every use.
+      cache_bytes: how much memory decoded records may take, and again what a family makes of them; those beyond it are
+        decoded, and made, at every use.
       pretraining: only the people who are pretrained on, and of their records what is known at the cut-off.
     """
 

@@ -37,11 +37,11 @@ class People(abc.ABC, Generic[T]):
     """The people of a store as timelines, at random access.
 
     Args:
-      cache_bytes: memory that timelines may take; those beyond it are made at every use.
+      cache_bytes: memory that timelines may take; those beyond it are made at every use. None: the store's.
     """
 
-    def __init__(self, store: RecordStore, cache_bytes: int = 2**28) -> None:
-        self.store, self.cache_bytes = store, cache_bytes
+    def __init__(self, store: RecordStore, cache_bytes: int | None = None) -> None:
+        self.store, self.cache_bytes = store, store.cache_bytes if cache_bytes is None else cache_bytes
         self._cache: dict[int, T] = {}
         self._cached_bytes = 0
 

@@ -34,15 +34,15 @@ def test_the_cohort_is_sharded_by_split_and_everybody_has_a_static_event(cohort)
     assert sorted(static["subject_id"]) == list(range(1, 61)) and static["code"].n_unique() == 2
 
 
-@pytest.mark.parametrize("cached", [True, False])
-def test_the_loader_counts_tokens_and_keeps_nobody_where_it_is_told_to(cohort, cached, monkeypatch):
+@pytest.mark.parametrize("cache_mib", [1, 0])
+def test_the_loader_counts_tokens_and_keeps_nobody_where_it_is_told_to(cohort, cache_mib, monkeypatch):
     root, _ = cohort
     made = []
     examples = family.examples
     monkeypatch.setattr(family, "examples", lambda *a: made.append(examples(*a)) or made[-1])
-    found = peers.load(root, 64, 0.05, cached)
+    found = peers.load(root, 64, 0.05, cache_mib)
     assert found["rate"] > 100 and 0.8 < found["filled"] <= 1.0, "rows are packed"
-    assert bool(made[0].people._cache) == cached
+    assert bool(made[0].people._cache) == bool(cache_mib)
     names = {term.name for term in made[0].people.terms}
     assert {"ehr_masked", "future_event", "future_codes", "ehr_history", "ehr_values", "next_value"} <= names
 

@@ -123,6 +123,7 @@ NETWORKS = JOINT | {"models/ehr_only/all-seed0", "models/wear_only/all-seed0"}
         ("train.gradients_every", 9, set()),
         ("train.data_workers", 2, set()),
         ("train.data_threads", 5, set()),
+        ("train.cache_mib", 7, set()),
         ("train.checkpoint_every", 5, set()),
         ("train.stop_after", 3, set()),
         ("simulate.n_subjects", 5, set()),

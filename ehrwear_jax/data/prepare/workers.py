@@ -40,7 +40,7 @@ _WORKER_ENVIRONMENT = {
 }
 _WAITING_PER_WORKER = 4  # tasks handed out at a time
 _CONNECT_S = 60
-_WORTH_STARTING_S = 15.0  # of work that is left; two local processes take some 3 s to start
+_WORTH_STARTING_S = 60.0  # of work that is left; two local processes cost some 20 s of processor time more than one
 
 
 def check(scheduler: str) -> None:

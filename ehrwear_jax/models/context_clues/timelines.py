@@ -89,7 +89,7 @@ def make_timeline(record: Record, dictionary: Dictionary) -> Timeline:
 class People(packed_contexts.People[Timeline]):
     """The people of a store as timelines."""
 
-    def __init__(self, store: RecordStore, dictionary: Dictionary, cache_bytes: int = 2**28) -> None:
+    def __init__(self, store: RecordStore, dictionary: Dictionary, cache_bytes: int | None = None) -> None:
         super().__init__(store, cache_bytes)
         self.dictionary = dictionary
 

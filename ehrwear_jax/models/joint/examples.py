@@ -36,11 +36,11 @@ class People:
     Args:
       store: RecordStore of one split, or of all.
       config: of the joint family.
-      cache_bytes: how much memory patients may take; those beyond it are made at every use.
+      cache_bytes: how much memory patients may take; those beyond it are made at every use. None: the store's.
     """
 
-    def __init__(self, store: store_lib.RecordStore, config: Config, cache_bytes: int = 2**29) -> None:
-        self.store, self.cache_bytes = store, cache_bytes
+    def __init__(self, store: store_lib.RecordStore, config: Config, cache_bytes: int | None = None) -> None:
+        self.store, self.cache_bytes = store, store.cache_bytes if cache_bytes is None else cache_bytes
         self.modalities, self.static = config.modalities, config.static
         self.config = c = config.context
         self.terms: tuple[terms.Term, ...] = ()

@@ -166,7 +166,9 @@ def next_times(group_X: np.ndarray, time_X: np.ndarray, place_us_N: np.ndarray) 
 class People(packed_contexts.People[Timeline]):
     """The people of a store as timelines."""
 
-    def __init__(self, store: RecordStore, dictionary: Dictionary, config: Config, cache_bytes: int = 2**28) -> None:
+    def __init__(
+        self, store: RecordStore, dictionary: Dictionary, config: Config, cache_bytes: int | None = None
+    ) -> None:
         super().__init__(store, cache_bytes)
         self.dictionary, self.drop_repeats = dictionary, config.drop_repeats
         self.max_age_years = store.max_age_years
