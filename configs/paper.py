@@ -17,6 +17,7 @@ at any time and goes on where it was. A further model, seed or task trains only 
 | demo | 1,400 | 400 | 1 | two hours on two idle cores |
 | (none) | 12,000 | 1,200 | 5 | 110 trainings of 1 to 3 million parameters: GPUs, --processes=<number of GPUs> |
 
+--learning_rates=0.333,1,3 chooses every model's rate on tuning people first, and prints the flags that say so.
 Every model is trained on the same people, with as many steps of as many rows. Networks of quick and demo are those of
 tiny.py, whose docstring says what can be expected of them: an ablation is told
 from the model only where its interval over people and its spread over seeds say so, which neither has people enough

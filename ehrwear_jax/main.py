@@ -26,6 +26,7 @@ CONFIG = config_flags.DEFINE_config_file(
 WORKDIR = flags.DEFINE_string("workdir", None, "Where results go; runs/<config> by default.")
 STAGES = flags.DEFINE_list("stages", list(stages.ORDER), "Stages to run, in order; study: all of them.")
 PROCESSES = flags.DEFINE_integer("processes", 1, "Networks that are pretrained and embedded at a time.")
+RATES = flags.DEFINE_list("learning_rates", [], "Multiples of each network's peak rate to choose from; trains no more.")
 VERIFY = flags.DEFINE_bool("verify", False, "Read all raw inputs again, whatever their size and time say.")
 DEBUG = flags.DEFINE_bool("debug", False, "Show the traceback of an error.")
 
@@ -60,6 +61,11 @@ def _run():
     distributed.initialize()
     config = config_lib.parse(CONFIG.value)
     workdir = Path(WORKDIR.value or Path("runs") / config.name)
+    if RATES.value:
+        from ehrwear_jax.stages import learning_rates
+
+        learning_rates.search(config, workdir, [float(x) for x in RATES.value])
+        return
     runner.run(config, workdir, STAGES.value, VERIFY.value, PROCESSES.value)
 
 

@@ -23,7 +23,7 @@ from array_record.python.array_record_module import ArrayRecordWriter
 
 from ehrwear_jax.config.data import PrepareConfig
 from ehrwear_jax.config.options import build
-from ehrwear_jax.data import store
+from ehrwear_jax.data import record_bytes, store
 from ehrwear_jax.data.formats.times import DAY_US
 from ehrwear_jax.data.prepare import code_table, record_shards, statistics
 from ehrwear_jax.data.prepare.texts import TEXTS
@@ -156,7 +156,7 @@ def _write_shard(path, fitted, kind, first, n_patients, seed):
             "end_us": np.int64(last_us),
             "died": np.bool_(False),
         }
-        writer.write(store.encode(record))
+        writer.write(record_bytes.encode(record))
         days = (last_us - START_US) / DAY_US
         index.append((s, 1, n, n_windows, int(has_alias_N[mine].sum()), days))
     writer.close()

@@ -11,9 +11,7 @@ import dataclasses
 import functools
 import hashlib
 import json
-import math
 import os
-import struct
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -24,36 +22,12 @@ from array_record.python.array_record_data_source import ArrayRecordDataSource
 
 from ehrwear_jax.config import options
 from ehrwear_jax.config.segment_spec import SegmentSpec
+from ehrwear_jax.data import record_bytes
 
 NO_BIRTH = np.iinfo(np.int64).min
 NO_TEXT = -1
 OPTIONAL = PRETRAINING, RANGES = "pretraining.parquet", "value_ranges.parquet"
 HOUR_US, MINUTE_US = 3_600_000_000, 60_000_000
-
-
-# -------------------------------------------------------------------------------------------------------- bytes
-def encode(arrays: Mapping[str, np.ndarray]) -> bytes:
-    """{name: array} -> bytes: length of the header, a JSON header, the raw little-endian arrays in order."""
-    arrays = {name: np.asarray(array, order="C") for name, array in arrays.items()}
-    header = json.dumps([[name, a.dtype.str, a.shape] for name, a in arrays.items()]).encode()
-    return b"".join([struct.pack("<I", len(header)), header, *(a.tobytes() for a in arrays.values())])
-
-
-def decode(data: bytes) -> dict[str, np.ndarray]:
-    """The inverse of `encode`; arrays are read-only views of the bytes."""
-    (n_header,) = struct.unpack_from("<I", data)
-    begin = 4 + n_header
-    return {name: np.ndarray(shape, dtype, data, begin + at) for name, dtype, shape, at in _layout(data[4:begin])}
-
-
-@functools.lru_cache(2**13)  # many people have as many events, and windows, as others
-def _layout(header):
-    """(name, dtype, shape, place after the header) of each array."""
-    found, at = [], 0
-    for name, dtype, shape in json.loads(header):
-        found.append((name, np.dtype(dtype), tuple(shape), at))
-        at += found[-1][1].itemsize * math.prod(shape)
-    return found
 
 
 # -------------------------------------------------------------------------------------------------------- scales
@@ -374,7 +348,7 @@ class RecordStore:
 
     def read(self, i: int) -> Record:
         """Record i of the split, decoded anew."""
-        arrays = decode(self._source[int(self._position[i])])
+        arrays = record_bytes.decode(self._source[int(self._position[i])])
         record = make_record(arrays, self.channels, self.window_us, self.segments)
         return record if self._ends_us is None else record.until(self._ends_us)
 

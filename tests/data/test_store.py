@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from raw_cohort import PPG, with_waves
 
-from ehrwear_jax.data import store
+from ehrwear_jax.data import record_bytes, store
 from ehrwear_jax.data.formats.times import DAY_US
 
 DTYPES = (np.int8, np.uint8, np.int32, np.int64, np.float16, np.float32, np.float64, np.bool_)
@@ -31,7 +31,7 @@ def test_round_trip_keeps_names_order_dtypes_shapes_and_bits(fields):
         arrays[name] = raw.view(dtype)[..., 0] % 2 if dtype is np.uint8 else raw.view(dtype)[..., 0]
         if dtype is np.bool_:
             arrays[name] = raw[..., 0] % 2 == 0
-    back = store.decode(store.encode(arrays))
+    back = record_bytes.decode(record_bytes.encode(arrays))
     assert list(back) == list(arrays)
     for name, want in arrays.items():
         assert back[name].dtype == want.dtype and back[name].shape == want.shape
@@ -49,20 +49,20 @@ def test_views_scalars_and_special_values():
         "special": np.array([np.nan, np.inf, -np.inf, -0.0], np.float16),
         "empty": np.zeros((0, 24, 2), np.float16),
     }
-    back = store.decode(store.encode(arrays))
+    back = record_bytes.decode(record_bytes.encode(arrays))
     for name, want in arrays.items():
         np.testing.assert_array_equal(back[name], want, strict=True)
     assert np.signbit(back["special"][3])
 
 
 def test_decoded_arrays_cannot_change_the_cached_record():
-    back = store.decode(store.encode({"x": np.arange(3)}))
+    back = record_bytes.decode(record_bytes.encode({"x": np.arange(3)}))
     with pytest.raises(ValueError, match="read-only"):
         back["x"][0] = 1
 
 
 def test_the_layout_is_the_documented_one():
-    data = store.encode({"a": np.array([1, 2], np.int32), "b": np.float64(0.5)})
+    data = record_bytes.encode({"a": np.array([1, 2], np.int32), "b": np.float64(0.5)})
     (n,) = struct.unpack("<I", data[:4])
     assert json.loads(data[4 : 4 + n]) == [["a", "<i4", [2]], ["b", "<f8", []]]
     assert data[4 + n :] == struct.pack("<iid", 1, 2, 0.5)

@@ -18,7 +18,7 @@ from array_record.python.array_record_module import ArrayRecordWriter
 from ehrwear_jax.config import options
 from ehrwear_jax.config.data import PrepareConfig
 from ehrwear_jax.config.segment_spec import SegmentSpec
-from ehrwear_jax.data import store
+from ehrwear_jax.data import record_bytes, store
 from ehrwear_jax.data.formats import npy_rows as npy
 from ehrwear_jax.data.formats.parquet import write_frame, write_json, writing
 from ehrwear_jax.data.formats.times import DAY_US
@@ -196,7 +196,7 @@ def _one_shard(job, tables, out, meta):
         writer = ArrayRecordWriter(str(partial), "group_size:1")
         for person in chunk.iter_rows(named=True):
             record = _record(person, sources)
-            writer.write(store.encode(record))
+            writer.write(record_bytes.encode(record))
             end_us = int(record["end_us"])
             first_us = int(min([*record["window_end_us"][:1], *record["time_us"][:1], end_us]))
             days = (end_us - first_us) / DAY_US if end_us > store.NO_BIRTH else 0.0

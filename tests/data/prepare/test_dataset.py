@@ -13,7 +13,7 @@ import pytest
 from array_record.python.array_record_module import ArrayRecordReader
 
 from ehrwear_jax.config.data import PrepareConfig
-from ehrwear_jax.data import store
+from ehrwear_jax.data import record_bytes, store
 from ehrwear_jax.data.formats import meds, meds_checks, wearable
 from ehrwear_jax.data.prepare import dataset, events, record_shards, signal_statistics, specs, statistics
 from ehrwear_jax.data.prepare import output_manifest as manifest
@@ -74,7 +74,8 @@ def read_records(root):
         reader.close()
     index = pl.read_parquet(folder / "index.parquet")
     assert index["position"].to_list() == list(range(len(data)))
-    return {row["subject_id"]: (row, store.decode(d)) for row, d in zip(index.iter_rows(named=True), data, strict=True)}
+    rows = index.iter_rows(named=True)
+    return {row["subject_id"]: (row, record_bytes.decode(d)) for row, d in zip(rows, data, strict=True)}
 
 
 def files(folder):

@@ -21,7 +21,7 @@ from sklearn.metrics import roc_auc_score
 
 from ehrwear_jax import config as config_lib
 from ehrwear_jax.config.data import PrepareConfig
-from ehrwear_jax.data import store
+from ehrwear_jax.data import record_bytes, store
 from ehrwear_jax.data.formats import meds, meds_checks, wearable
 from ehrwear_jax.data.prepare import dataset, deidentify
 from ehrwear_jax.data.prepare import events as prepare_events
@@ -239,7 +239,7 @@ def persons(plan):
     index = pl.read_parquet(plan.records.folder / "index.parquet")
     out = {}
     for path in sorted(plan.records.folder.glob("*.array_record")):
-        out |= dict(enumerate((store.decode(r) for r in ArrayRecordReader(str(path)).read_all()), len(out)))
+        out |= dict(enumerate((record_bytes.decode(r) for r in ArrayRecordReader(str(path)).read_all()), len(out)))
     return {s: out[p] for s, p in index.select("subject_id", "position").iter_rows()}
 
 

@@ -16,7 +16,7 @@ from scipy.signal import butter, resample_poly, sosfreqz
 
 from ehrwear_jax.config.data import PrepareConfig
 from ehrwear_jax.config.segment_spec import SegmentSpec
-from ehrwear_jax.data import store
+from ehrwear_jax.data import record_bytes
 from ehrwear_jax.data.formats import wearable
 from ehrwear_jax.data.prepare import specs
 from ehrwear_jax.data.signals import grid, segments
@@ -290,7 +290,7 @@ def test_without_the_option_nothing_is_written_and_no_batch_changes(raw_cohort, 
     meta = json.loads((off / "records" / "meta.json").read_text())
     assert list(meta) == ["steps", "step_minutes", "window_hours", "channels", "log_channels", "derived", "quality",
                           "max_age_years", "segments", "shards"]  # fmt: skip
-    assert list(store.decode(cohort.open_store(off)._source[0])) == [
+    assert list(record_bytes.decode(cohort.open_store(off)._source[0])) == [
         "static_code", "static_value", "static_text", "code", "value", "text", "time_us", "window_end_us", "window",
         "worn_minutes", "utc_offset", "derived", "birth_us", "end_us", "died",
     ]  # fmt: skip
