@@ -81,7 +81,8 @@ def _needed_folders(plan, trained):
 
 def _train(plan, folder, trained: Trained, data, needed_folders):
     train = plan.model(trained).train
-    store, needed = RecordStore(*data, cache_bytes=train.cache_mib * 2**20), {}
+    records, fit = data
+    store, needed = RecordStore(records, fit, cache_bytes=train.cache_mib * 2**20), {}
     for (name, other), made in zip(plan.needed(trained).items(), needed_folders, strict=True):
         _, network, variables = embedding.restore(made, plan.model(other), store)
         needed[name] = Needed(network, variables)
