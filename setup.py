@@ -1,4 +1,4 @@
-"""Installation of ehrwear_jax: `pip install -e .`, with the extras gpu, tpu, cluster, peers, parity, test and dev."""
+"""Installation of ehrwear_jax: `pip install -e .`, with the extras gpu, tpu, cluster, peers, parity, docs, test and dev."""
 
 from pathlib import Path
 
@@ -32,6 +32,9 @@ INSTALL_REQUIRES = [
     "tqdm>=4.66",
 ]
 
+# The site of docs/.
+DOCS_REQUIRES = ["mkdocs-material>=9.5", "mkdocstrings[python]>=0.27"]
+
 # Oracles and tools of the test suite; nothing in the package imports them.
 TEST_REQUIRES = [
     "dask-jobqueue>=0.9",
@@ -39,6 +42,7 @@ TEST_REQUIRES = [
     "hypothesis>=6.100",
     "lifelines>=0.30",
     "meds-evaluation>=0.0.6",
+    *DOCS_REQUIRES,
     "mypy>=1.18",
     "neurokit2>=0.2.13",
     "pytest>=8",
@@ -70,6 +74,7 @@ setup(
         "peers": ["MEDS-transforms>=0.6.7", "meds-torch-data>=0.9"],
         # The second implementation that layers of the baselines are held to; those tests skip without it.
         "parity": ["torch>=2.5"],
+        "docs": DOCS_REQUIRES,
         "test": TEST_REQUIRES,
         "dev": [*TEST_REQUIRES, "ipykernel>=6.29", "pre-commit>=4", "py-spy>=0.4", "xprof>=2.20"],
     },
