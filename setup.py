@@ -1,4 +1,4 @@
-"""Installation of ehrwear_jax: `pip install -e .`, with the extras gpu, tpu, cluster, peers, parity, docs, test and dev."""
+"""Installation of ehrwear_jax: `pip install -e .`; extras gpu, tpu, cluster, peers, parity, docs, test, dev."""
 
 from pathlib import Path
 
