@@ -61,8 +61,14 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.11",
-    packages=find_packages(include=["ehrwear_jax", "ehrwear_jax.*"]),
-    package_data={"ehrwear_jax.report": ["templates/*"], "ehrwear_jax.data.prepare": ["*.csv"]},
+    packages=[*find_packages(include=["ehrwear_jax", "ehrwear_jax.*"]), "ehrwear_jax.configs"],
+    package_dir={"ehrwear_jax": "ehrwear_jax", "ehrwear_jax.configs": "configs"},  # --config=tiny, without a checkout
+    entry_points={"console_scripts": ["ehrwear-jax = ehrwear_jax.main:cli"]},
+    package_data={
+        "ehrwear_jax": ["py.typed"],
+        "ehrwear_jax.report": ["templates/*"],
+        "ehrwear_jax.data.prepare": ["*.csv"],
+    },
     install_requires=INSTALL_REQUIRES,
     extras_require={
         # CUDA 13 needs a 580 or newer driver; with an older one install jax[cuda12] instead.

@@ -19,6 +19,7 @@ from ml_collections import config_flags
 
 from ehrwear_jax import config as config_lib
 from ehrwear_jax import stages
+from ehrwear_jax.config import config_files
 
 CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Experiment file, e.g. configs/tiny.py or configs/full.py:220m."
@@ -71,11 +72,10 @@ def _run():
 
 def _parse(argv):
     """absl's flag parsing, with one sentence for a mistake in a flag, a config file or a config key."""
-    for flag, following in zip(argv, [*argv[1:], ""], strict=True):
-        name, equals, value = flag.partition("=")
-        path = (value if equals else following).split(":")[0]
-        if name in ("--config", "-config") and not os.path.isfile(path):
-            sys.exit(f"ehrwear_jax: there is no config file {path}")
+    try:
+        sys.argv = argv = config_files.in_arguments(argv)  # ml_collections looks there for fields of a config
+    except FileNotFoundError as error:
+        sys.exit(f"ehrwear_jax: {error}")
     try:
         return flags.FLAGS(argv)
     except Exception as error:  # a config file is code: anything may come out of it
@@ -91,9 +91,14 @@ def _parse(argv):
         sys.exit(f"ehrwear_jax: {' '.join(text.split())}")
 
 
-if __name__ == "__main__":
+def cli() -> None:
+    """The program."""
     if not {"-h", "-help", "--help", "-?", "--?"} & set(sys.argv):
         import jax
 
         jax.config.config_with_absl()  # JAX's own flags, which --helpfull lists
     app.run(main, flags_parser=_parse)
+
+
+if __name__ == "__main__":
+    cli()
