@@ -55,6 +55,23 @@ def further() -> dict[str, type]:
     return {"A set of segments, in prepare.segments": SegmentSpec} | models
 
 
+def of_run(config: RunConfig) -> str:
+    """Every option as a run has it, with its default where it is another one, and what it does; then the models."""
+    values, lines = options.as_dict(config), [f"config {config.name}"]
+    for option in entries():
+        found: Any = values
+        for key in option.name.split("."):
+            found = found.get(key, option.default) if isinstance(found, dict) else option.default
+        if option.is_part:
+            lines += ["", f"{option.name}: {option.text}"]
+        elif option.name != "models":
+            told = "" if found == option.default else f"  (default {option.default!r})"
+            lines += [f"  config.{option.name} = {found!r}{told}", f"      {' '.join(option.text.split())}"]
+    (models,) = (option.text for option in entries() if option.name == "models")
+    lines += ["", f"models: {models}"]
+    return "\n".join([*lines, *(f"  {name}: {entry!r}" for name, entry in config.models.items())]) + "\n"
+
+
 def markdown() -> str:
     """The reference as Markdown: a section per part, a line per option."""
     lines = ["# Options", "", "Set with `--config.<option>=<value>`, or in a file of configs/.", ""]

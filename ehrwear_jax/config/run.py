@@ -202,6 +202,11 @@ def _check_data(config):
             "no data: set --config.data.meds_dir to a MEDS dataset (and --config.data.wearable_dir to wearable "
             "tables), or simulate a cohort with --config.data.source=synthetic"
         )
+    if data.source != "meds" and (data.meds_dir or data.wearable_dir):
+        raise ValueError(
+            f"config.data.meds_dir or wearable_dir is set, and config.data.source is {data.source!r}, which makes its "
+            "own: set --config.data.source=meds, or use configs/own.py"
+        )
     if data.source in ADAPTERS and not data.source_dir:
         raise ValueError(
             f"no data: set --config.data.source_dir to the folder with the {data.source} CSV files "

@@ -1,6 +1,6 @@
-"""Prints what a config costs: the describe and compile stages, which need no data, no devices and no workdir."""
+"""Prints what a config says and costs: print_config, describe and compile, which need no data, devices or workdir."""
 
-from ehrwear_jax.config import RunConfig
+from ehrwear_jax.config import RunConfig, reference
 from ehrwear_jax.training import compile_only, sharding
 from ehrwear_jax.training.pretrain import Model, with_rows
 
@@ -16,6 +16,11 @@ def _reference(config: RunConfig) -> Model:
 def _parameters(config, model):
     spec, _ = compile_only.assumed(model, config.prepare, config.compile.vocabulary)
     return compile_only.parameters(model, spec)
+
+
+def print_config(config: RunConfig) -> None:
+    """Prints every option of a run and what it does."""
+    print(reference.of_run(config), end="")
 
 
 def describe(config: RunConfig) -> None:

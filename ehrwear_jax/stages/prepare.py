@@ -128,6 +128,7 @@ def _raw(root, config, simulated):
 
 
 def _log(plan, min_subjects, n_codes, undescribed):
+    nothing = False
     for c in counts(plan):
         logging.info(
             "  %-58s %12s kept %10s dropped  %s",
@@ -136,8 +137,12 @@ def _log(plan, min_subjects, n_codes, undescribed):
             f"{c['dropped']:,}",
             c["reason"] if c["dropped"] or " read = " in c["reason"] else "",
         )
-        if c["dropped"] and not c["n"] and "events of frequent codes" in c["step"]:
-            logging.info("  no code is frequent: lower config.prepare.min_subjects (%d)", min_subjects)
+        nothing = nothing or (c["dropped"] and not c["n"] and "events of frequent codes" in c["step"])
+    if nothing:
+        raise ValueError(
+            f"no code is frequent, so that no event is left: lower config.prepare.min_subjects ({min_subjects}), or "
+            "let configs/own.py choose it"
+        )
     if undescribed:
         logging.info(
             "  %s of %s codes are used by name, without parents: no row in metadata/codes.parquet (the first: %s)",

@@ -23,7 +23,7 @@ STAGES: dict[str, ModuleType] = dict(zip(ORDER, (prepare, pretrain, embed, evalu
 # The report is whole without it, and says that it has not been run.
 OPTIONAL = "interpret"
 # What only prints: needs no data, leaves nothing behind, runs when it is named and before the others.
-PRINTED = {"describe": dry_run.describe, "compile": dry_run.compile_step}
+PRINTED = {"print_config": dry_run.print_config, "describe": dry_run.describe, "compile": dry_run.compile_step}
 TOGETHER = ("pretrain", "embed")  # stages that all processes of a job do; the others are the first one's
 
 
