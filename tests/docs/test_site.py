@@ -63,7 +63,8 @@ def test_the_flags_and_the_config_of_every_run_are_accepted(words, monkeypatch):
         values[name] = flags.FLAGS[name]
     holder = main.config_flags.DEFINE_config_file("config", None, "", flag_values=values)
     if any(word.startswith("--config=configs/own.py:MEDS") for word in words):
-        with pytest.raises(flags.IllegalFlagValueError, match="there is no MEDS dataset in MEDS"):  # it looks at the folder
+        # it looks at the folder
+        with pytest.raises(flags.IllegalFlagValueError, match="there is no MEDS dataset in MEDS"):
             values(["main", *words])
         return
     values(["main", *words])
