@@ -58,7 +58,11 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["ehrwear_jax", "ehrwear_jax.*"]),
-    package_data={"ehrwear_jax.report": ["templates/*"], "ehrwear_jax.data.prepare": ["*.csv"]},
+    package_data={
+        "ehrwear_jax.report": ["templates/*"],
+        "ehrwear_jax.data.prepare": ["*.csv"],
+        "ehrwear_jax.inference": ["bundles/*/*"],
+    },
     install_requires=INSTALL_REQUIRES,
     extras_require={
         # CUDA 13 needs a 580 or newer driver; with an older one install jax[cuda12] instead.
