@@ -19,12 +19,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--fold", default="", help="the first one by default")
     parser.add_argument("--half", action="store_true", help="weights in half precision")
     given = parser.parse_args(arguments)
-    from ehrwear_jax.inference import export
+    from ehrwear_jax.inference import write_bundle
 
     try:
-        plan = export.open_run(given.run)
-        folder = export.write(
-            plan, export.chosen(plan, given.model, given.seed, given.fold), given.destination, given.half
+        plan = write_bundle.open_run(given.run)
+        folder = write_bundle.write(
+            plan, write_bundle.chosen(plan, given.model, given.seed, given.fold), given.destination, given.half
         )
     except (ValueError, OSError) as error:
         print(f"ehrwear_jax.bundle: {error}", file=sys.stderr)

@@ -28,6 +28,7 @@ class Report:
     Attributes:
       codes: CODES of every code: known_as is "known", "ancestor" (stands_for says which) or "unknown" (left out).
       units: [{what, from, to, factor, offset}] of the codes and channels that were converted.
+      unstated_units: codes with values whose unit is not stated here or in the training data: not compared.
       missing_channels: channels of the training data that these have not.
       people, windows: how many. steps: what prepare kept and dropped, [{step, n, dropped, reason}].
       warnings: sentences.
@@ -35,6 +36,7 @@ class Report:
 
     codes: pl.DataFrame
     units: list[dict]
+    unstated_units: list[str]
     missing_channels: list[str]
     people: int
     windows: int
@@ -59,6 +61,7 @@ class Report:
             "codes": {kind: {"codes": n, "events": events} for kind, n, events in counted.sort("known_as").iter_rows()},
             "not_known": other.head(most_codes).to_dicts(),
             "units_converted": self.units,
+            "units_not_compared": self.unstated_units,
             "missing_channels": self.missing_channels,
             "steps": self.steps,
             "warnings": self.warnings,
@@ -67,6 +70,8 @@ class Report:
     def __str__(self) -> str:
         told = ", ".join(f"{100 * share:.1f}% {kind}" for kind, share in self.shares.items())
         lines = [f"{self.people:,} people, {self.windows:,} wearable windows; events by their code: {told}"]
+        if self.unstated_units:
+            lines.append(f"units of {len(self.unstated_units)} codes with values could not be compared: not stated")
         lines += [f"{u['what']}: converted from {u['from']} to {u['to']}" for u in self.units]
         return "\n".join(lines + [f"warning: {w}" for w in self.warnings])
 

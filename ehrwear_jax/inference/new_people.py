@@ -7,6 +7,7 @@ has; without one they are in the records and become no token. Values and channel
 
 import dataclasses
 import os
+import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -41,11 +42,15 @@ _UNITS = "units.csv"
 
 
 class Prepared(NamedTuple):
-    """Records of new people, what is known of their codes (coverage.CODES), and what was done to units."""
+    """Records of new people, what is known of their codes (coverage.CODES), and what was done to units.
+
+    unstated_units: codes whose values are used and whose unit is not stated here or in the training data.
+    """
 
     store: RecordStore
     codes: pl.DataFrame
     units: list[dict]
+    unstated_units: list[str]
     missing_channels: list[str]
     steps: list[dict]
 
@@ -96,7 +101,9 @@ def prepare(bundle: Path, about: Mapping[str, Any], sources: Sources, out: Path)
         write_json(record_shards.make_meta(subjects.height, config), records / "meta.json")
         steps += dataset.prepare_records(tables, None, records, config, None, pool)
         _fit(bundle, coded, subjects, (tables, records, fit), pool)
-    return Prepared(RecordStore(records, fit), _coverage(tables, coded), converted, missing, steps)
+    found = _coverage(tables, coded)
+    unstated = _unstated(source, table, bundle, found)
+    return Prepared(RecordStore(records, fit), found, converted, unstated, missing, steps)
 
 
 def _options(bundle, about, mapping) -> PrepareConfig:
@@ -154,6 +161,14 @@ def _units_of_codes(source, table, bundle, config) -> list[dict]:
             )
         out.append({"what": code, "from": unit, "to": target, "factor": found[0], "offset": found[1]})
     return out
+
+
+def _unstated(source, table, bundle, found):
+    """Codes of the events whose values are used, and whose units could not be compared."""
+    here = harmonise.dataset_units(source / "metadata" / "codes.parquet")
+    used = pl.read_parquet(bundle / "code_statistics.parquet").filter(pl.col("mean").is_not_null())["code"]
+    stated = set(table.filter(pl.col("unit").is_not_null())["code"]) & set(here)
+    return sorted(set(used) & set(found["code"]) - stated)
 
 
 def _same_unit(unit: str, other: str) -> bool:
@@ -273,7 +288,8 @@ def _extended(bundle, table, used, described, implied_parents) -> _Coded:
     new = new.filter(~pl.col("code").is_in(list(ids)) & pl.col("code").is_in(used))
     above = dict(table.select("code", "ancestors").iter_rows())
     lineage = [[x for a in found for x in (a, *(above.get(a) or []))] for found in new["ancestors"].to_list()]
-    alias = [next((ids[a] for a in found if a in ids), None) for found in lineage]
+    spelt = {_one_slash(code): i for code, i in ids.items()} | ids  # LOINC/718-7 and LOINC//718-7 are one code
+    alias = [next((spelt[x] for a in found for x in (a, _one_slash(a)) if x in spelt), None) for found in lineage]
     new_id = pl.Series("code_id", range(table.height, table.height + new.height), pl.Int32)
     new = new.with_columns(code_id=new_id)
     rows = new.select("code_id", "code").with_columns(
@@ -286,6 +302,10 @@ def _extended(bundle, table, used, described, implied_parents) -> _Coded:
         pl.concat([known, rows], how="diagonal").select(*statistics.CODE_STATISTICS).cast(statistics.CODE_STATISTICS)
     )
     return _Coded(pl.concat([table, new.select(table.columns).cast(table.schema)]), whole, table.height)
+
+
+def _one_slash(code):
+    return re.sub("/+", "/", code)
 
 
 def _fit(bundle, coded, subjects, folders, pool):

@@ -22,7 +22,7 @@ import polars as pl
 from ehrwear_jax.config import families
 from ehrwear_jax.data.formats import parquet
 from ehrwear_jax.data.store import RecordStore
-from ehrwear_jax.inference import bundle_files, coverage, export, new_people, stored_probes
+from ehrwear_jax.inference import bundle_files, coverage, new_people, stored_probes, write_bundle
 from ehrwear_jax.inference.coverage import Report
 from ehrwear_jax.inference.stored_probes import StoredProbe
 from ehrwear_jax.models.family import Examples
@@ -61,9 +61,9 @@ def load(source: str | Path, model: str = "", seed: int | None = None, fold: str
         if model or seed is not None or fold:
             raise ValueError(f"{folder} is a bundle, which holds one network; model, seed and fold are for runs")
         return TrainedModel(folder)
-    plan = export.open_run(folder)
+    plan = write_bundle.open_run(folder)
     kept = tempfile.TemporaryDirectory(prefix="ehrwear_jax-")
-    bundle = export.write(plan, export.chosen(plan, model, seed, fold), Path(kept.name) / "bundle")
+    bundle = write_bundle.write(plan, write_bundle.chosen(plan, model, seed, fold), Path(kept.name) / "bundle")
     return TrainedModel(bundle, kept)
 
 
@@ -178,8 +178,8 @@ class People:
         index, modalities = self.store.index, model.about["modalities"]
         found = coverage.of_data(prepared.codes, prepared.missing_channels, index, modalities)
         self.report = Report(
-            prepared.codes, prepared.units, prepared.missing_channels, index.height, int(index["n_windows"].sum()),
-            prepared.steps, [],
+            prepared.codes, prepared.units, prepared.unstated_units, prepared.missing_channels, index.height,
+            int(index["n_windows"].sum()), prepared.steps, [],
         )  # fmt: skip
         self._warn(found)
         self._embedded: list[tuple[pl.DataFrame, np.ndarray]] = []

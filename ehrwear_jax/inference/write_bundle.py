@@ -104,7 +104,7 @@ def _about(plan, trained, store, step) -> dict[str, Any]:
     kept = {k: v for k, v in options.as_dict(prepare).items() if k not in _NOT_KEPT}
     return {
         "format": bundle_files.FORMAT,
-        "written_by": importlib.metadata.version("ehrwear_jax"),
+        "written_by": _version(),
         "model": {
             "name": model.name,
             "family": model.family,
@@ -120,6 +120,13 @@ def _about(plan, trained, store, step) -> dict[str, Any]:
         "n_codes": store.code_statistics["alias"].drop_nulls().n_unique(),
         "identity": plan.pretrained(trained).digest,
     }
+
+
+def _version():
+    try:
+        return importlib.metadata.version("ehrwear_jax")
+    except importlib.metadata.PackageNotFoundError:  # a checkout that is not installed
+        return "of a checkout"
 
 
 def _channels(plan):
