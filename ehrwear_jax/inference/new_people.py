@@ -183,7 +183,7 @@ def _conversion(unit, target, names):
         return units.conversion(unit, target)
     if found := units.conversion(a, b, units.LABORATORY):
         return found
-    row = clinical_ranges.test_of(names)
+    row = clinical_ranges.row_of(names)
     return None if row is None else row.between(a, b)
 
 

@@ -270,7 +270,7 @@ def _number(names, by_number):
     return next((number for number in found if number in by_number), "")
 
 
-def test_of(names: Iterable[str]) -> Measured | None:
+def row_of(names: Iterable[str]) -> Measured | None:
     """The row of the first of some names (a code's own, then its ancestors') that holds a LOINC code of the table."""
     by_number = {number: row for row in read().values() for number in row.loinc}
     return by_number.get(_number(names, by_number))
