@@ -65,7 +65,7 @@ def of_run(plan: Plan, trained: Trained, about: Mapping[str, Any], probes: Mappi
         "cohort": evaluate_subgroups.demographics(evaluate_subgroups.described(plan), config.evaluate.min_per_class)
         if scored
         else [],
-        "limits": [*([SIMULATED] if simulated else []), *LIMITS, *_limits(probes, scored)],
+        "limits": [*([SIMULATED] if simulated else []), *LIMITS, *_limits(about, probes, scored)],
     }
 
 
@@ -76,8 +76,12 @@ def _metrics(plan, trained, probes):
     return [{name: r[name] for name in fields} for r in mine]
 
 
-def _limits(probes, scored):
+def _limits(about, probes, scored):
     out = [] if scored else ["No metrics: the run was not evaluated."]
+    if few := about["values_of_few"]:
+        out.append(
+            f"It holds quantiles of values of fewer people than min_subjects, of {len(few)} codes: do not pass it on."
+        )
     if any(p.kind == SURVIVAL for p in probes.values()):
         out.append("Risks of time-to-event tasks are told at the horizons alone.")
     return out

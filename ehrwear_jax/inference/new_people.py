@@ -101,9 +101,9 @@ def prepare(bundle: Path, about: Mapping[str, Any], sources: Sources, out: Path)
         write_json(record_shards.make_meta(subjects.height, config), records / "meta.json")
         steps += dataset.prepare_records(tables, None, records, config, None, pool)
         _fit(bundle, coded, subjects, (tables, records, fit), pool)
-    found = _coverage(tables, coded)
-    unstated = _unstated(source, table, bundle, found)
-    return Prepared(RecordStore(records, fit), found, converted, unstated, missing, steps)
+    known = _coverage(tables, coded)
+    unstated = _unstated(source, table, bundle, known)
+    return Prepared(RecordStore(records, fit), known, converted, unstated, missing, steps)
 
 
 def _options(bundle, about, mapping) -> PrepareConfig:

@@ -17,6 +17,8 @@ from ehrwear_jax.data.formats import wearable
 from ehrwear_jax.data.formats.parquet import write_frame, write_json
 from ehrwear_jax.data.prepare import specs
 from ehrwear_jax.data.store import FAMILY_FACTS, RANGES, RecordStore
+from ehrwear_jax.evals.cox import CoxModel
+from ehrwear_jax.evals.trained_probes import TrainedProbe
 from ehrwear_jax.inference import bundle_files, model_card, stored_probes
 from ehrwear_jax.inference.stored_probes import StoredProbe
 from ehrwear_jax.runtime import files
@@ -30,7 +32,7 @@ from ehrwear_jax.training import embedding
 _NOT_KEPT = ("pseudonymise", "shift_days", "shift_whole_weeks", "key_file", "extraction_date", "mapping_files",
              "ranges_file", "ranges_codes", "ranges_usual_units", "scheduler", "workers")  # fmt: skip
 _MOST_DIFFERENT = 1e-6  # of stored predictions from those of the run
-_MOST_DIFFERENT_CURVE = 0.02  # with competing events, see stored_probes.py
+MOST_DIFFERENT_CURVE = 0.02  # with competing events, see stored_probes.py
 
 
 def chosen(plan: Plan, model: str = "", seed: int | None = None, fold: str = "") -> Trained:
@@ -118,8 +120,16 @@ def _about(plan, trained, store, step) -> dict[str, Any]:
         "channels": _channels(plan),
         "batch_size": plan.config.embed.batch_size,
         "n_codes": store.code_statistics["alias"].drop_nulls().n_unique(),
+        "values_of_few": _values_of_few(store),
         "identity": plan.pretrained(trained).digest,
     }
+
+
+def _values_of_few(store):
+    """Codes whose quantiles are of values of fewer people than a code needs: it is frequent by what it stands for."""
+    own = store.code_statistics.filter(pl.col("alias") == pl.col("code_id"))
+    used = own.filter(pl.col("n_values") >= max(store.min_values, 1))
+    return used.filter(pl.col("subjects") < store.min_subjects)["code"].to_list()
 
 
 def _version():
@@ -249,20 +259,22 @@ def probe_of(plan: Plan, trained: Trained, task: Task) -> StoredProbe:
             probe, calibration=stored_probes.calibrate(target["tuning"], probe.score(x["tuning"]))
         )
     if task.kind == SURVIVAL:
-        probe = _with_grid(probe)
+        probe = on_grid(probe)
     _require_alike(plan, trained, task, probe, x["held_out"])
     return probe
 
 
-def _with_grid(probe):
+def on_grid(probe: StoredProbe) -> StoredProbe:
+    """A survival probe whose baseline hazards are those at its times_T alone."""
     model, times_T = probe.model, probe.times_T
-    if isinstance(model, stored_probes.CoxModel):
-        model = stored_probes.on_grid(model, times_T)
+    if isinstance(model, TrainedProbe):
+        at = [np.append(0.0, hazard)[np.searchsorted(t, times_T, "right")] for t, hazard in model.baselines]
+        kept: stored_probes.Probe = dataclasses.replace(model, baselines=tuple((times_T, hazard) for hazard in at))
     else:
-        at = [np.append(0.0, h)[np.searchsorted(t, times_T, "right")] for t, h in model.baselines]
-        model = dataclasses.replace(model, baselines=tuple((times_T, h) for h in at))
+        assert isinstance(model, CoxModel), "what predicts a time-to-event task"
+        kept = stored_probes.on_grid(model, times_T)
     other = None if probe.competing is None else stored_probes.on_grid(probe.competing, times_T)
-    return dataclasses.replace(probe, model=model, competing=other)
+    return dataclasses.replace(probe, model=kept, competing=other)
 
 
 def _require_alike(plan, trained, task, probe, z_NxD):
@@ -276,7 +288,7 @@ def _require_alike(plan, trained, task, probe, z_NxD):
     with np.load(artifact.folder / predictors.PREDICTIONS) as there:
         apart = [(np.abs(there["held_out"] - probe.score(z_NxD)).max(initial=0.0), _MOST_DIFFERENT)]
         if task.kind == SURVIVAL and len(task.times_T):
-            limit = _MOST_DIFFERENT if probe.competing is None else _MOST_DIFFERENT_CURVE
+            limit = _MOST_DIFFERENT if probe.competing is None else MOST_DIFFERENT_CURVE
             apart.append((np.abs(there["curve_NxT"] - probe.event_free(z_NxD)).max(initial=0.0), limit))
     if wrong := [a for a, limit in apart if a > limit]:
         raise ValueError(f"{task.name}: the stored probe predicts otherwise than the run, by {wrong[0]:.2g}")
