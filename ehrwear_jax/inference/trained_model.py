@@ -11,7 +11,6 @@ import functools
 import json
 import logging
 import tempfile
-from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -22,15 +21,28 @@ import polars as pl
 from ehrwear_jax.config import families
 from ehrwear_jax.data.formats import parquet
 from ehrwear_jax.data.store import RecordStore
+from ehrwear_jax.evals.probes import LogisticProbe
 from ehrwear_jax.inference import bundle_files, coverage, new_people, stored_probes, write_bundle
 from ehrwear_jax.inference.coverage import Report
 from ehrwear_jax.inference.stored_probes import StoredProbe
-from ehrwear_jax.models.family import Examples
+from ehrwear_jax.stages import interpret_people
 from ehrwear_jax.stages.embed import KEYS
+from ehrwear_jax.stages.loaded_run import LoadedNetwork
 from ehrwear_jax.training import embedding
 from ehrwear_jax.training.pretrain import Model
 
 SHIPPED = Path(__file__).parent / "bundles"
+_EXPLAINED = pl.Schema(
+    {
+        "subject_id": pl.Int64(),
+        "prediction_time": pl.Datetime("us"),
+        "days": pl.Float64(),
+        "token": pl.String(),
+        "attribution": pl.Float64(),
+        "rollout": pl.Float64(),
+        "completeness_gap": pl.Float64(),
+    }
+)
 _TIMES: parquet.Schema = {"subject_id": pl.Int64, "prediction_time": pl.Datetime("us")}
 
 
@@ -191,12 +203,13 @@ class People:
                 logging.warning("%s", sentence)
 
     @functools.cached_property
-    def _network(self) -> tuple[Examples, Callable]:
+    def _network(self) -> LoadedNetwork:
         model, size = self.model, self.model.about["batch_size"]
         devices = embedding.row_devices(size)
         where = str(model.folder / bundle_files.WEIGHTS)
         examples, network = embedding.assemble(model.model, self.store, model.variables, where, devices)
-        return examples, embedding.encoder(network, model.variables, devices=devices)
+        encode = embedding.encoder(network, model.variables, devices=devices)
+        return LoadedNetwork(model.model, examples, network, model.variables, encode)
 
     def last_times(self) -> pl.DataFrame:
         """subject_id, prediction_time: the last record of each person."""
@@ -212,8 +225,8 @@ class People:
         if other := sorted(set(wanted["subject_id"]) - set(self.store.index["subject_id"])):
             raise ValueError(f"{len(other)} people of the prediction times are not in the data, e.g. {other[0]}")
         self._warn(coverage.of_times(wanted, self.store.index))
-        examples, encode = self._network
-        z_NxD = embedding.embed(encode, examples, wanted, self.model.about["batch_size"])
+        network = self._network
+        z_NxD = embedding.embed(network.encode, network.examples, wanted, self.model.about["batch_size"])
         std_D = self.model._latents.get("std")
         self._warn(coverage.of_latents(wanted["subject_id"].to_numpy(), z_NxD, std_D))
         self._embedded = [*self._embedded[-3:], (wanted, z_NxD)]
@@ -244,6 +257,36 @@ class People:
         probe = self.model.probe(task)
         keys, z_NxD = self.latents(times)
         return keys.hstack(probe.predict(z_NxD))
+
+    def explain(self, task: str, times: pl.DataFrame | str | Path, steps: int = 16) -> pl.DataFrame:
+        """What of a person's record the logit of a binary task is read from, by integrated gradients.
+
+        Args:
+          times: few of them, each takes `steps` passes back through the network.
+          steps: nodes of the path from a record without content; more of them lower completeness_gap.
+
+        Returns:
+          A row per event and wearable window that is shown at a time: subject_id, prediction_time, days (before it,
+          negative), token, attribution (part of the logit), rollout (of attention, sums to one) and completeness_gap
+          (of the time: the sum of the parts less the change of the logit from a record without content).
+
+        Raises:
+          ValueError: no such task, its probe is no logistic regression, or the family has no attribution.
+        """
+        probe, network = self.model.probe(task).model, self._network
+        if not isinstance(probe, LogisticProbe):
+            raise ValueError(f"the probe of {task} is no logistic regression, whose logit could be explained")
+        if not hasattr(network.interpretation, "embedded_inputs"):
+            raise ValueError(f"the family {self.model.model.family} has no attribution of its inputs")
+        wanted = read_times(times)
+        position = dict(zip(self.store.index["subject_id"].to_list(), range(len(self.store)), strict=True))
+        embedding.positions(network.examples, wanted)  # an error for people who are not there
+        rows = []
+        found = interpret_people.explain(network, probe, position, wanted, steps)
+        for key, one in zip(wanted.iter_rows(), found, strict=True):
+            names = ("days", "label", "gradient", "rollout")
+            rows += [(*key, *(token[n] for n in names), one["completeness_gap"]) for token in one["tokens"]]
+        return pl.DataFrame(rows, _EXPLAINED, orient="row")
 
 
 def read_times(times: pl.DataFrame | str | Path) -> pl.DataFrame:

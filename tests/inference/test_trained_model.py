@@ -64,6 +64,20 @@ def test_predictions_are_those_of_the_run(made):
             np.testing.assert_allclose(1 - got[f"predicted_risk_{days:g}d"], free, atol=1e-5)
 
 
+def test_attributions_add_up_to_the_logit_or_are_refused(made):
+    _, plan, _, model, people = made
+    times = of_run(plan)[0].filter(pl.col("subject_id").is_in([1, 2])).unique("subject_id", maintain_order=True)
+    if model.model.family != "joint":
+        with pytest.raises(ValueError, match="has no attribution"):
+            people.explain("readmission", times)
+        return
+    with pytest.raises(ValueError, match="no logistic regression"):
+        people.explain("relapse", times)
+    found = people.explain("readmission", times)
+    assert found["subject_id"].unique().to_list() == [1, 2] and (found["days"] <= 0).all()
+    assert (found["completeness_gap"].abs() < 0.05).all() and found["attribution"].abs().max() > 0
+
+
 def test_other_codes_units_and_channels(made, tmp_path):
     root, plan, _, model, people = made
     there = small_bundle.elsewhere(root / "raw", tmp_path / "elsewhere")
