@@ -68,6 +68,7 @@ setup(
         "ehrwear_jax": ["py.typed"],
         "ehrwear_jax.report": ["templates/*"],
         "ehrwear_jax.data.prepare": ["*.csv"],
+        "ehrwear_jax.inference": ["bundles/*/*"],
     },
     install_requires=INSTALL_REQUIRES,
     extras_require={

@@ -7,14 +7,16 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ehrwear_jax.inference.trained_model import load
     from ehrwear_jax.ops.kernel_attention import kernel_attention
 
 # Name -> module that defines it.
 _MODULES = {
     "kernel_attention": "ehrwear_jax.ops.kernel_attention",
+    "load": "ehrwear_jax.inference.trained_model",
 }
 
-__all__ = ["kernel_attention"]
+__all__ = ["kernel_attention", "load"]
 
 
 def __getattr__(name: str) -> Any:

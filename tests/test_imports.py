@@ -37,7 +37,7 @@ def _layer(name: str, internal: str, *, external: str | None = None, banned: str
 
 
 # The package itself: it names the public API for type checkers, and imports it when it is used.
-PUBLIC_API = _layer("", "ops", external="")
+PUBLIC_API = _layer("", "ops inference", external="")
 
 ACCELERATOR = "jax jaxlib flax optax chex orbax"
 
@@ -106,6 +106,10 @@ LAYERS = (
     # Models that are fitted per task, and not pretrained, are named in stages.predictors and evaluate_fit.
     _layer("stages", "stages config data training evals interpret report models.family models.late_fusion "
            "models.tabular runtime"),
+    # What users hold, on top of everything; it names no family.
+    _layer("inference", "inference stages config data training evals interpret models.family models.registry runtime"),
+    _layer("bundle", "inference"),
+    _layer("predict", "inference data.formats"),
     _layer("benchmarks", "benchmarks evals data models.family models.joint ops config stages training"),
     _layer("main", "stages config runtime.distributed"),
     _layer("", ""),

@@ -23,10 +23,11 @@ from array_record.python.array_record_data_source import ArrayRecordDataSource
 from ehrwear_jax.config import options
 from ehrwear_jax.config.segment_spec import SegmentSpec
 from ehrwear_jax.data import record_bytes
+from ehrwear_jax.runtime import files
 
 NO_BIRTH = np.iinfo(np.int64).min
 NO_TEXT = -1
-OPTIONAL = PRETRAINING, RANGES = "pretraining.parquet", "value_ranges.parquet"
+OPTIONAL = PRETRAINING, RANGES, FAMILY_FACTS = "pretraining.parquet", "value_ranges.parquet", "family_facts.json"
 HOUR_US, MINUTE_US = 3_600_000_000, 60_000_000
 
 
@@ -246,12 +247,12 @@ class RecordStore:
         known_static, known_events (events of a code that has an alias, see code_statistics), rarity (mean over these
         timed events of -log of their alias's share of all training events that have one).
       codes: code_id, code, description, ancestors (nearest first), unit. texts: text_id, code_id, text, n_subjects.
-      channels, log_channels, derived: names. steps, step_us, window_us: of the grid.
-      segments: {set: SegmentSpec}. has_quality: whether records hold it.
-      scales, derived_scales: Scales of windows and of derived features.
+      channels, log_channels, derived: names. steps, step_us, window_us: of the grid. has_quality: of records.
+      segments: {set: SegmentSpec}. scales, derived_scales: Scales of windows and of derived features.
       min_subjects, value_bins, min_values, min_text_subjects: config.prepare's, for families that make tokens.
       max_age_years: highest age that is told, see data/ages.py; None without a limit.
       cutoff_us: when records end that are learned from; None where they do not.
+      family_facts: what a family fitted on training people who are not here (Examples.family_facts), else {}.
       folder: the closest folder above both parts, to which `files` are relative.
 
     Args:
@@ -274,14 +275,16 @@ class RecordStore:
         self.cache_bytes, self._cached_bytes = cache_bytes, 0
         self._cache: dict[int, Record] = {}
         self.folder = Path(os.path.commonpath([os.path.abspath(p) for p in (records_dir, fit_dir)]))
-        fitted = pl.read_parquet(self.fit_dir / "subject_statistics.parquet")
+        people = pl.read_parquet(self.fit_dir / "subject_statistics.parquet")
         index = pl.read_parquet(self.records_dir / "index.parquet")
-        index = index.join(fitted, on="subject_id", how="left", maintain_order="left")
+        index = index.join(people, on="subject_id", how="left", maintain_order="left")
         fitted_with = json.loads((self.fit_dir / "meta.json").read_text())
-        cutoff = fitted_with.get("cutoff")
-        self.cutoff_us = int(np.datetime64(cutoff, "us").astype(np.int64)) if cutoff else None
+        cut = fitted_with.get("cutoff")
+        self.cutoff_us = int(np.datetime64(cut, "us").astype(np.int64)) if cut else None
         learned = self._learned(index)
-        self.train_days = float(learned.filter(pl.col("split") == "train")["days"].sum())
+        own_days = learned.filter(pl.col("split") == "train")["days"].sum()
+        self.train_days = float(fitted_with.get("train_days", own_days))
+        self.family_facts: dict = files.read_json(self.fit_dir / FAMILY_FACTS, {})
         self._ends_us: int | None = self.cutoff_us if pretraining else None
         index = learned if pretraining else index
         self.index = index if split is None else index.filter(pl.col("split") == split)
@@ -294,17 +297,15 @@ class RecordStore:
         self.max_age_years: float | None = meta["max_age_years"] or None
         self.segments = {name: options.build(SegmentSpec, spec) for name, spec in meta["segments"].items()}
         signal = json.loads((self.fit_dir / "signal_statistics.json").read_text())
+        fitted = {name: np.asarray(values, np.float32) for name, values in signal.items()}
         is_log = np.array([c in self.log_channels for c in self.channels], bool)
-        fitted_signals = {name: np.asarray(values, np.float32) for name, values in signal.items()}
-        self.scales = Scales(is_log, fitted_signals["mean"], fitted_signals["std"])
-        no_log = np.zeros(len(self.derived), bool)
-        self.derived_scales = Scales(no_log, fitted_signals["derived_mean"], fitted_signals["derived_std"])
+        self.scales = Scales(is_log, fitted["mean"], fitted["std"])
+        self.derived_scales = Scales(np.zeros(len(self.derived), bool), fitted["derived_mean"], fitted["derived_std"])
         self.min_subjects, self.value_bins, self.min_values, self.min_text_subjects = (
             fitted_with[name] for name in FITTED_WITH
         )
         self._shards = tuple(meta["shards"])
-        paths = [str(self.records_dir / name) for name in self._shards]
-        self._source = ArrayRecordDataSource(paths) if paths else []
+        self._source = ArrayRecordDataSource([str(self.records_dir / s) for s in self._shards]) if self._shards else []
 
     def _learned(self, index):
         """The part of the index that is pretrained on, with the counts of what is known at the cut-off."""

@@ -49,6 +49,11 @@ class Recalibration:
         found = {"calibration_slope": slope_B, "calibration_intercept": self._shift(weight_MxB)}
         return {name: np.where(one_class_B, np.nan, value_B) for name, value_B in found.items()}
 
+    def line(self) -> tuple[float, float]:
+        """(a, b) of logit P(y = 1) = a + b logit(p) of the rows as they are; NaN where undefined."""
+        a, b = (float(v[0]) for v in self._line(self._factor_M[:, None]))
+        return a - b * self._centre / self._scale, b / self._scale
+
     def _line(self, weight_MxB):
         """(a, b) of logit P = a + b z, NaN where no maximum was reached."""
         z_M = self._z_M

@@ -144,6 +144,13 @@ class Examples(abc.ABC):
         del position_N, time_us_N
         return {}
 
+    def family_facts(self) -> dict[str, Any]:
+        """What was fitted on training people beside what prepare fits, as JSON holds it; {} of most families.
+
+        It goes with the network to where those people are not: there the store has it, as `family_facts`.
+        """
+        return {}
+
     def place_names(self) -> dict[str, list[str]]:
         """{logical axis name: what its places are called}, by which another run's parameters find theirs."""
         return {}

@@ -73,8 +73,7 @@ def exact(
         found = protocol.predict_survival(x, time, event)
         curve = found.model.survival(x["held_out"], times_T)
         if other := competing_hazard(x, target, competing):
-            baseline = found.model.event_times_T, found.model.cumulative_hazard_T
-            curve = cox.event_free(Hazard(found.risk["held_out"], *baseline), other, times_T)
+            curve = cox.event_free(Hazard(found.risk["held_out"], *baseline(found.model)), other, times_T)
         return Fitted(found.risk["held_out"], found.risk["tuning"], curve, l2=found.l2)
     model = probes.fit_ridge(x["train"], target["train"], x["tuning"], target["tuning"])
     return Fitted(model.predict(x["held_out"]), model.predict(x["tuning"]), l2=float(model.l2_K[0]))
@@ -96,25 +95,56 @@ def tuning_loss(kind: str, fitted: Fitted, target: Mapping[str, Any]) -> float:
 
 
 def competing_hazard(x: Split, target: Mapping[str, Any], competing: Split | None) -> Hazard | None:
-    """The cause-specific hazard of the competing events of the held-out rows, None where none is in training.
+    """The cause-specific hazard of the competing events of the held-out rows, None where none is in training."""
+    model = competing_model(x, target, competing)
+    return None if model is None else Hazard(model.log_hazard(x["held_out"]), *baseline(model))
+
+
+def baseline(model: cox.CoxModel) -> tuple[np.ndarray, np.ndarray]:
+    """(Times, cumulative hazard) of a Cox model at log-hazard zero."""
+    return model.event_times_T, model.cumulative_hazard_T
+
+
+def competing_model(x: Split, target: Mapping[str, Any], competing: Split | None) -> cox.CoxModel | None:
+    """What `competing_hazard` predicts with.
 
     A ridge Cox model of the features; without a competing event in the tuning split, which would choose its strength,
-    the hazard of the training rows without covariates.
+    the hazard of the training rows without covariates: coefficients of zero.
     """
     if competing is None or not competing["train"].any():
         return None
     if competing["tuning"].any():
-        found = protocol.predict_survival(x, {s: target[s][0] for s in target}, competing)
-        model = found.model
-        return Hazard(found.risk["held_out"], model.event_times_T, model.cumulative_hazard_T)
-    baseline = cox.breslow(target["train"][0], competing["train"], np.zeros(len(competing["train"])))
-    return Hazard(np.zeros(len(x["held_out"])), *baseline)
+        return protocol.predict_survival(x, {s: target[s][0] for s in target}, competing).model
+    hazard = cox.breslow(target["train"][0], competing["train"], np.zeros(len(competing["train"])))
+    none_D = np.zeros(x["train"].shape[1])
+    return cox.CoxModel(probes.Standardizer(none_D, none_D + 1, none_D > 0), none_D, np.inf, {}, *hazard)
+
+
+Probe = probes.LogisticProbe | cox.CoxModel | probes.RidgeProbe | trained_probes.TrainedProbe
+
+
+def probe_model(config: EvaluateConfig, kind: str, x: Split, target: Mapping[str, Any]) -> Probe:
+    """What `probe` predicts with, beside the competing hazard of a survival task."""
+    if config.probe == "adam":
+        return trained_probe(config, kind, x, target)
+    if kind == BINARY:
+        return protocol.predict_binary(x, target).model
+    if kind == SURVIVAL:
+        return protocol.predict_survival(x, *({s: target[s][k] for s in target} for k in (0, 1))).model
+    return probes.fit_ridge(x["train"], target["train"], x["tuning"], target["tuning"])
+
+
+def trained_probe(
+    config: EvaluateConfig, kind: str, x: Split, target: Mapping[str, Any]
+) -> trained_probes.TrainedProbe:
+    """The paper's training."""
+    settings = trained_probes.ProbeSettings(hidden=config.probe_hidden, seeds=tuple(config.probe_seeds))
+    return trained_probes.fit_probe(kind, x["train"], target["train"], x["tuning"], target["tuning"], settings)
 
 
 def _trained(config, kind, x, target, times_T, competing):
     """The paper's training; predictions are averaged over the seeds (of survival: the log-hazards)."""
-    settings = trained_probes.ProbeSettings(hidden=config.probe_hidden, seeds=tuple(config.probe_seeds))
-    model = trained_probes.fit_probe(kind, x["train"], target["train"], x["tuning"], target["tuning"], settings)
+    model = trained_probe(config, kind, x, target)
     predict = model.predict_proba if kind == BINARY else model.output
     seeds_SxN = predict(x["held_out"])
     curve = model.survival(x["held_out"], times_T).mean(0) if kind == SURVIVAL else None

@@ -80,22 +80,42 @@ def restore(
     Raises:
       FileNotFoundError: there is no checkpoint yet. ValueError: it is damaged, or of another model.
     """
+    variables, number = read_variables(folder, model)
+    where = f"{Path(folder) / 'checkpoints'}: checkpoint {number}"
+    return (*assemble(model, store, variables, where, devices), variables)
+
+
+def read_variables(folder: str | Path, model: Model) -> tuple[dict, int]:
+    """({"params", "collections"} that z is computed with, step) of a trained model's newest whole checkpoint.
+
+    Raises:
+      FileNotFoundError: there is no checkpoint yet. ValueError: it is damaged.
+    """
     folder = Path(folder) / "checkpoints"
     if not checkpoint_manifest.steps(folder):
         raise FileNotFoundError(f"{folder.parent}: no checkpoint; run the pretrain stage first")
     part = "best" if model.train.patience else "average" if model.train.ema_decay else "params"
     parts, number = read_newest(folder, (part, "collections"))
     if part == "best":
-        variables = {"collections": {}} | parts["best"]["variables"]
-    else:
-        variables = {"params": parts[part], "collections": parts.get("collections", {})}
+        return {"collections": {}} | parts["best"]["variables"], number
+    return {"params": parts[part], "collections": parts.get("collections", {})}, number
+
+
+def assemble(
+    model: Model, store: RecordStore, variables: dict, where: str, devices: Sequence[jax.Device] | None = None
+) -> tuple[Examples, Any]:
+    """(examples of all people, network) for variables, of which `where` says in an error where they are from.
+
+    Raises:
+      ValueError: they are of another model.
+    """
     examples = model.module.examples(store.view(None), model.config, model.seed, train=False)
     task = make_task(model, examples.spec, sharding.make_mesh(devices or jax.local_devices()[:1]))
     want = jax.eval_shape(lambda: task.init(jax.random.key(0)))
     got = (variables["params"], variables["collections"])
     if jax.tree.map(lambda x: tuple(x.shape), want) != jax.tree.map(lambda x: tuple(np.shape(x)), got):
-        raise ValueError(f"{folder}: checkpoint {number} is of another model than the config says")
-    return examples, task.network, variables
+        raise ValueError(f"{where} is of another model than the config says")
+    return examples, task.network
 
 
 def embed(

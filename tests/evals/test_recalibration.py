@@ -33,6 +33,12 @@ def test_slope_and_intercept_equal_statsmodels_on_every_resample():
     np.testing.assert_allclose(found, [oracle(y, p, w) for w in weight], atol=1e-7)
 
 
+def test_the_line_is_that_of_statsmodels():
+    y, p, _ = problem()
+    want = sm.GLM(y.astype(float), sm.add_constant(logit(p)), family=sm.families.Binomial()).fit(tol=1e-14).params
+    np.testing.assert_allclose(recalibration.Recalibration(y, p).line(), want, atol=1e-8)
+
+
 def test_fixed_factors_weigh_rows_and_leave_those_of_zero_out():
     y, p, _ = problem()
     factor = np.random.default_rng(3).choice([0.0, 1.0, 2.5], len(y))

@@ -23,7 +23,7 @@ http://loinc.org/license. LOINC(R) is a registered United States trademark of Re
 import dataclasses
 import functools
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -84,6 +84,11 @@ class Measured:
             if step := units_lib.conversion(unit, other, units_lib.LABORATORY):
                 return step[0] * factor, step[1] * factor + offset
         return None
+
+    def between(self, unit: str, target: str) -> tuple[float, float] | None:
+        """(factor, offset) from a unit to another one, both as for `conversion`; None: one of them does not convert."""
+        here, there = self.conversion(unit), self.conversion(target)
+        return None if here is None or there is None else (here[0] / there[0], (here[1] - there[1]) / there[0])
 
     def bounds(self, unit: str) -> list[float] | None:
         """Inner bounds of the ranges in a unit, so that (low, high] are the bins; None if it does not convert.
@@ -263,6 +268,12 @@ def _number(names, by_number):
     """The first LOINC code of the table in some names, "" without one."""
     found = (number for name in names for number in _LOINC.findall(name))
     return next((number for number in found if number in by_number), "")
+
+
+def row_of(names: Iterable[str]) -> Measured | None:
+    """The row of the first of some names (a code's own, then its ancestors') that holds a LOINC code of the table."""
+    by_number = {number: row for row in read().values() for number in row.loinc}
+    return by_number.get(_number(names, by_number))
 
 
 @functools.lru_cache(maxsize=4096)

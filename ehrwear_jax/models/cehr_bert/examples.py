@@ -72,6 +72,10 @@ class CehrBertExamples(PackedRows):
         people, spec = timelines.People(store, self.fitted.table), batch_spec(config, self.fitted.facts)
         super().__init__(people, spec, Need(1 + n_static, n_tokens), seed, config.context_tokens)
 
+    def family_facts(self) -> dict:
+        """How many tokens an event takes in most people's records."""
+        return {"tokens_per_event": self.fitted.tokens_per_event}
+
     # ----------------------------------------------------------------------------------------------- training rows
 
     def _contexts(self, g: int) -> Iterator[tuple]:

@@ -340,6 +340,8 @@ def _fit(records_dir: Path, fit_dir: Path, digest: str, config: Config) -> Fitte
     del digest
     store = RecordStore(records_dir, fit_dir, "train", pretraining=True)
     table = make_table(vocabulary_lib.of_store(store), config)
+    if kept := store.family_facts:
+        return Fitted(Facts(len(table.names), len(table.visit_types)), table, kept["tokens_per_event"])
     people = People(store, table)
     eligible = np.flatnonzero(store.index["known_events"].to_numpy() > 0)
     if not len(eligible):

@@ -4,6 +4,8 @@ A *context* is a person's first token, which adds up their static events at age 
 before some end. A row is a function of (seed, its number).
 """
 
+import dataclasses
+
 import numpy as np
 
 from ehrwear_jax.data import random_streams
@@ -58,6 +60,10 @@ class MotorExamples(PackedContexts):
             Need(np.ones_like(n_events), n_events), seed,
             context_tokens=config.context_tokens, window=config.attention_window,
         )  # fmt: skip
+
+    def family_facts(self) -> dict:
+        """The facts, and the task of each group of the dictionary."""
+        return {"facts": dataclasses.asdict(self.fitted.facts), "task_G": self.fitted.task_G.tolist()}
 
     # ----------------------------------------------------------------------------------------------- training rows
 

@@ -234,6 +234,8 @@ def _fit(records_dir: Path, fit_dir: Path, digest: str, config: Config) -> Fitte
     del digest
     store = RecordStore(records_dir, fit_dir, "train", pretraining=True)
     dictionary = make_dictionary(vocabulary_lib.of_store(store), config.features)
+    if kept := store.family_facts:
+        return Fitted(Facts(**{k: _tuples(v) for k, v in kept["facts"].items()}), dictionary, np.array(kept["task_G"]))
     people = People(store, dictionary, config)
     chosen = np.unique(np.linspace(0, len(people) - 1, min(len(people), config.fit_people)).astype(int))
     timelines = [people[int(i)] for i in chosen] if len(people) else []
@@ -249,6 +251,10 @@ def _fit(records_dir: Path, fit_dir: Path, digest: str, config: Config) -> Fitte
         _age_scale(timelines, store.max_age_years),
     )  # fmt: skip
     return Fitted(facts, dictionary, task_G)
+
+
+def _tuples(value):
+    return tuple(value) if isinstance(value, list) else value
 
 
 def informative(dictionary: Dictionary, timelines: list[Timeline], config: Config) -> np.ndarray:

@@ -225,3 +225,11 @@ def test_a_users_bound_holds_its_own_value_in_float32(tmp_path):
     ranges, table = clinical_ranges.value_ranges(codes, PrepareConfig(ranges_file=str(tmp_path / "r.csv")), {})
     value = pl.Series([4.3], dtype=pl.Float32).cast(pl.Float64)[0]
     assert table is None and 4.3 < value <= ranges[0][0]
+
+
+def test_units_convert_by_the_substance_behind_a_code():
+    row = clinical_ranges.row_of(["LAB//glucose", "LOINC/2345-7"])
+    assert row.name == "glucose" and clinical_ranges.row_of(["LAB//glucose"]) is None
+    factor, offset = row.between("mmol/L", "mg/dL")
+    assert factor == pytest.approx(18.016, rel=1e-3) and offset == 0
+    assert row.between("mg/dL", "mmol/L")[0] == pytest.approx(1 / factor) and row.between("mm/h", "mg/dL") is None

@@ -1,0 +1,309 @@
+"""Answers questions about new people with a trained network: `load`, then `embed` and `predict`.
+
+    import ehrwear_jax as ew
+    model = ew.load("tiny")
+    risk = model.predict("hospitalization_365d", "meds", "wearable")
+
+`load` takes a bundle, a run's folder or the name of a bundle that comes with the package.
+"""
+
+import functools
+import json
+import logging
+import tempfile
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from ehrwear_jax.config import families
+from ehrwear_jax.data.formats import parquet
+from ehrwear_jax.data.store import RecordStore
+from ehrwear_jax.evals.probes import LogisticProbe
+from ehrwear_jax.inference import bundle_files, coverage, new_people, stored_probes, write_bundle
+from ehrwear_jax.inference.coverage import Report
+from ehrwear_jax.inference.stored_probes import StoredProbe
+from ehrwear_jax.stages import interpret_people
+from ehrwear_jax.stages.embed import KEYS
+from ehrwear_jax.stages.loaded_run import LoadedNetwork
+from ehrwear_jax.training import embedding
+from ehrwear_jax.training.pretrain import Model
+
+SHIPPED = Path(__file__).parent / "bundles"
+_EXPLAINED = pl.Schema(
+    {
+        "subject_id": pl.Int64(),
+        "prediction_time": pl.Datetime("us"),
+        "days": pl.Float64(),
+        "token": pl.String(),
+        "attribution": pl.Float64(),
+        "rollout": pl.Float64(),
+        "completeness_gap": pl.Float64(),
+    }
+)
+_TIMES: parquet.Schema = {"subject_id": pl.Int64, "prediction_time": pl.Datetime("us")}
+
+
+def shipped() -> list[str]:
+    """Names of the bundles that come with the package."""
+    return sorted(p.name for p in SHIPPED.iterdir() if bundle_files.is_bundle(p)) if SHIPPED.is_dir() else []
+
+
+def load(source: str | Path, model: str = "", seed: int | None = None, fold: str = "") -> "TrainedModel":
+    """A trained network, ready for new data.
+
+    Args:
+      source: a bundle's folder, the folder of a run (workdir), or the name of a bundle that comes with the package.
+      model, seed, fold: which network of a run; by default its reference model, first seed and fold.
+
+    Raises:
+      FileNotFoundError: there is no such thing. ValueError: a bundle is damaged or of a later format, which names the
+        file; a run has no such network.
+    """
+    folder = Path(source)
+    if not folder.exists() and str(source) in shipped():
+        folder = SHIPPED / str(source)
+    if not folder.exists():
+        raise FileNotFoundError(
+            f"{source}: no such bundle or run; the bundles that come with the package: {', '.join(shipped()) or 'none'}"
+        )
+    if bundle_files.is_bundle(folder) or (folder / "COMMIT").exists():
+        if model or seed is not None or fold:
+            raise ValueError(f"{folder} is a bundle, which holds one network; model, seed and fold are for runs")
+        return TrainedModel(folder)
+    plan = write_bundle.open_run(folder)
+    kept = tempfile.TemporaryDirectory(prefix="ehrwear_jax-")
+    bundle = write_bundle.write(plan, write_bundle.chosen(plan, model, seed, fold), Path(kept.name) / "bundle")
+    return TrainedModel(bundle, kept)
+
+
+class TrainedModel:
+    """A trained network of a bundle.
+
+    Attributes:
+      card: the model card, as a dict; `card_text` in Markdown.
+      tasks: names of the tasks that it has probes for.
+
+    Args:
+      folder: of a bundle. kept: what lives as long as the model does.
+
+    Raises:
+      As bundle_files.read_about.
+    """
+
+    def __init__(self, folder: Path, kept: Any = None) -> None:
+        self.folder, self._kept = Path(folder), kept
+        self.about = bundle_files.read_about(self.folder)
+        of = self.about["model"]
+        where = f"{self.folder / bundle_files.ABOUT}: model.config"
+        config = families.config(of["family"], of["config"], where)
+        self.model = Model(of["name"], of["family"], config, seed=of["seed"])
+        self.card: dict[str, Any] = json.loads((self.folder / bundle_files.CARD).read_text())
+        self.card_text = (self.folder / bundle_files.CARD_TEXT).read_text()
+
+    def __repr__(self) -> str:
+        return f"<{self.card['name']}, {self.model.family}; tasks: {', '.join(self.tasks) or 'none'}>"
+
+    @functools.cached_property
+    def probes(self) -> dict[str, StoredProbe]:
+        """{task: its probe}."""
+        arrays = bundle_files.read_arrays(self.folder / bundle_files.PROBES)
+        listed = json.loads((self.folder / bundle_files.PROBES_ABOUT).read_text())
+        return {x["task"]: stored_probes.of_arrays(arrays[str(i)], x) for i, x in enumerate(listed)}
+
+    @property
+    def tasks(self) -> list[str]:
+        """Names of the tasks that it has probes for."""
+        return list(self.probes)
+
+    @functools.cached_property
+    def variables(self) -> dict:
+        """{"params", "collections"} of the network."""
+        found = bundle_files.read_arrays(self.folder / bundle_files.WEIGHTS)
+        return {"collections": {}} | found
+
+    @functools.cached_property
+    def _latents(self):
+        path = self.folder / bundle_files.LATENTS
+        return bundle_files.read_arrays(path) if path.exists() else {}
+
+    # -------------------------------------------------------------------------------------------------------- answers
+
+    def read(
+        self, meds_dir: str | Path, wearable_dir: str | Path | None = None, mapping: str | Path | None = None
+    ) -> "People":
+        """New people, prepared once for any number of questions.
+
+        Args:
+          meds_dir: a MEDS data set; splits are not looked at. wearable_dir: wearable tables (data/formats/wearable.py).
+          mapping: table of code, target and perhaps factor and offset, CSV or parquet: which of the model's codes your
+            codes stand for (data/prepare/harmonise.py).
+
+        Raises:
+          FileNotFoundError, ValueError: what is wrong with the data, naming the file; a unit that does not convert.
+        """
+        folder = tempfile.TemporaryDirectory(prefix="ehrwear_jax-")
+        worn = None if wearable_dir is None else Path(wearable_dir)
+        sources = new_people.Sources(Path(meds_dir), worn, () if mapping is None else (Path(mapping),))
+        prepared = new_people.prepare(self.folder, self.about, sources, Path(folder.name))
+        return People(self, prepared, folder)
+
+    def embed(
+        self,
+        meds_dir: str | Path,
+        wearable_dir: str | Path | None = None,
+        times: pl.DataFrame | str | Path | None = None,
+    ) -> pl.DataFrame:
+        """subject_id, prediction_time, z0, z1, ... of new people; see `read` and `People.embed`."""
+        return self.read(meds_dir, wearable_dir).embed(times)
+
+    def predict(
+        self,
+        task: str,
+        meds_dir: str | Path,
+        wearable_dir: str | Path | None = None,
+        times: pl.DataFrame | str | Path | None = None,
+    ) -> pl.DataFrame:
+        """subject_id, prediction_time and the predictions of a task; see `read` and `People.predict`."""
+        self.probe(task)
+        return self.read(meds_dir, wearable_dir).predict(task, times)
+
+    def probe(self, task: str) -> StoredProbe:
+        """The probe of a task; ValueError without one."""
+        if task not in self.probes:
+            raise ValueError(f"the model has no task {task!r}; it has {', '.join(self.tasks) or 'none'}")
+        return self.probes[task]
+
+
+class People:
+    """New people as a model reads them.
+
+    Attributes:
+      report: what the model knows of their data; a question adds its warnings, which are logged too.
+    """
+
+    def __init__(self, model: TrainedModel, prepared: new_people.Prepared, folder: Any) -> None:
+        self.model, self._prepared, self._folder = model, prepared, folder
+        self.store: RecordStore = prepared.store
+        index, modalities = self.store.index, model.about["modalities"]
+        found = coverage.of_data(prepared.codes, prepared.missing_channels, index, modalities)
+        self.report = Report(
+            prepared.codes, prepared.units, prepared.unstated_units, prepared.missing_channels, index.height,
+            int(index["n_windows"].sum()), prepared.steps, [],
+        )  # fmt: skip
+        self._warn(found)
+        self._embedded: list[tuple[pl.DataFrame, np.ndarray]] = []
+
+    def _warn(self, found):
+        for sentence in found:
+            if sentence not in self.report.warnings:
+                self.report.warnings.append(sentence)
+                logging.warning("%s", sentence)
+
+    @functools.cached_property
+    def _network(self) -> LoadedNetwork:
+        model, size = self.model, self.model.about["batch_size"]
+        devices = embedding.row_devices(size)
+        where = str(model.folder / bundle_files.WEIGHTS)
+        examples, network = embedding.assemble(model.model, self.store, model.variables, where, devices)
+        encode = embedding.encoder(network, model.variables, devices=devices)
+        return LoadedNetwork(model.model, examples, network, model.variables, encode)
+
+    def last_times(self) -> pl.DataFrame:
+        """subject_id, prediction_time: the last record of each person."""
+        with_any = self.store.index.filter(pl.col("n_static") + pl.col("n_events") + pl.col("n_windows") > 0)
+        return with_any.select("subject_id", pl.col("end_us").cast(pl.Datetime("us")).alias("prediction_time"))
+
+    def latents(self, times: pl.DataFrame | str | Path | None = None) -> tuple[pl.DataFrame, np.ndarray]:
+        """(subject_id and prediction_time, z float32 [N, D]); NaN where there is nothing to read. See `embed`."""
+        wanted = self.last_times() if times is None else read_times(times)
+        for known, z_NxD in self._embedded:
+            if known.equals(wanted):
+                return known, z_NxD
+        if other := sorted(set(wanted["subject_id"]) - set(self.store.index["subject_id"])):
+            raise ValueError(f"{len(other)} people of the prediction times are not in the data, e.g. {other[0]}")
+        self._warn(coverage.of_times(wanted, self.store.index))
+        network = self._network
+        z_NxD = embedding.embed(network.encode, network.examples, wanted, self.model.about["batch_size"])
+        std_D = self.model._latents.get("std")
+        self._warn(coverage.of_latents(wanted["subject_id"].to_numpy(), z_NxD, std_D))
+        self._embedded = [*self._embedded[-3:], (wanted, z_NxD)]
+        return wanted, z_NxD
+
+    def embed(self, times: pl.DataFrame | str | Path | None = None) -> pl.DataFrame:
+        """z at prediction times, from what was known then.
+
+        Args:
+          times: subject_id and prediction_time, as a frame or a parquet file; None: the last record of each person.
+
+        Returns:
+          subject_id, prediction_time, z0, z1, ... (Float32; null where there is nothing to read).
+
+        Raises:
+          ValueError: a column is missing, or somebody is not in the data.
+        """
+        keys, z_NxD = self.latents(times)
+        names = [f"z{i}" for i in range(z_NxD.shape[1])]
+        return keys.hstack(pl.DataFrame(z_NxD, names).fill_nan(None))
+
+    def predict(self, task: str, times: pl.DataFrame | str | Path | None = None) -> pl.DataFrame:
+        """Predictions of a task: subject_id, prediction_time and the columns of StoredProbe.predict.
+
+        Raises:
+          ValueError: no such task; as `embed`.
+        """
+        probe = self.model.probe(task)
+        keys, z_NxD = self.latents(times)
+        return keys.hstack(probe.predict(z_NxD))
+
+    def explain(self, task: str, times: pl.DataFrame | str | Path, steps: int = 16) -> pl.DataFrame:
+        """What of a person's record the logit of a binary task is read from, by integrated gradients.
+
+        Args:
+          times: few of them, each takes `steps` passes back through the network.
+          steps: nodes of the path from a record without content; more of them lower completeness_gap.
+
+        Returns:
+          A row per event and wearable window that is shown at a time: subject_id, prediction_time, days (before it,
+          negative), token, attribution (part of the logit), rollout (of attention, sums to one) and completeness_gap
+          (of the time: the sum of the parts less the change of the logit from a record without content).
+
+        Raises:
+          ValueError: no such task, its probe is no logistic regression, or the family has no attribution.
+        """
+        probe, network = self.model.probe(task).model, self._network
+        if not isinstance(probe, LogisticProbe):
+            raise ValueError(f"the probe of {task} is no logistic regression, whose logit could be explained")
+        if not hasattr(network.interpretation, "embedded_inputs"):
+            raise ValueError(f"the family {self.model.model.family} has no attribution of its inputs")
+        wanted = read_times(times)
+        position = dict(zip(self.store.index["subject_id"].to_list(), range(len(self.store)), strict=True))
+        embedding.positions(network.examples, wanted)  # an error for people who are not there
+        rows = []
+        found = interpret_people.explain(network, probe, position, wanted, steps)
+        for key, one in zip(wanted.iter_rows(), found, strict=True):
+            names = ("days", "label", "gradient", "rollout")
+            rows += [(*key, *(token[n] for n in names), one["completeness_gap"]) for token in one["tokens"]]
+        return pl.DataFrame(rows, _EXPLAINED, orient="row")
+
+
+def read_times(times: pl.DataFrame | str | Path) -> pl.DataFrame:
+    """subject_id i64, prediction_time us of a frame or a parquet file, further columns left out.
+
+    Raises:
+      FileNotFoundError, ValueError: naming what is missing or null.
+    """
+    name = "times" if isinstance(times, pl.DataFrame) else str(times)
+    table = times if isinstance(times, pl.DataFrame) else parquet.read_parquet(Path(times))
+    if missing := [c for c in KEYS if c not in table.columns]:
+        raise ValueError(f"{name}: no column {missing[0]!r}; there are {', '.join(table.columns) or 'none'}")
+    table = parquet.normalise(table.select(KEYS), _TIMES, name)
+    parquet.require_not_null(table, KEYS, name)
+    return table
+
+
+def at(subject_id: int, *moments: datetime) -> pl.DataFrame:
+    """Prediction times of one person, for `embed` and `predict`."""
+    return pl.DataFrame({"subject_id": [subject_id] * len(moments), "prediction_time": list(moments)}, _TIMES)
