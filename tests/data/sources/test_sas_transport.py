@@ -89,7 +89,11 @@ def test_faults_are_named(tmp_path):
 def test_the_same_as_another_library_reads_and_writes(tmp_path):
     pyreadstat = pytest.importorskip("pyreadstat")
     rng = np.random.default_rng(1)
-    columns = {"SEQN": np.arange(40.0), "X": np.append(rng.normal(size=39), np.nan), "T": [f"t{i % 7}" for i in range(40)]}
+    columns = {
+        "SEQN": np.arange(40.0),
+        "X": np.append(rng.normal(size=39), np.nan),
+        "T": [f"t{i % 7}" for i in range(40)],
+    }
     ours = write_xpt(tmp_path / "ours.xpt", columns)
     read, _ = pyreadstat.read_xport(str(ours), output_format="polars")
     np.testing.assert_allclose(read["X"].to_numpy(), columns["X"], rtol=1e-15)
