@@ -26,7 +26,8 @@ from ehrwear_jax.stages.labels import Labels
 from ehrwear_jax.stages.plan import Plan
 from ehrwear_jax.stages.workdir import Workdir
 
-PAGES = ("docs/where_to_touch.md", "docs/reading_the_paper.md", "CONTRIBUTING.md", "README.md")
+PAGES = ("docs/where_to_touch.md", "docs/reading_the_paper.md", "docs/nhanes.md", "docs/omop.md", "CONTRIBUTING.md",
+         "README.md")  # fmt: skip
 FOLDERS = ("ehrwear_jax", "tests", "configs", "launch", "colabs", "docs", "integrations", ".ci", ".github")
 
 # ------------------------------------------------------------------------------------------------- names on the pages

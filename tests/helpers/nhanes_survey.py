@@ -141,7 +141,7 @@ def _answers(rng, person, put, gender):
     levels = ("excellent", "very_good", "good", "fair", "poor")
     events |= {(f"HEALTH//{levels[health - 1]}", None)} if health < 6 else set()
     stayed = int(rng.choice([1, 2]))
-    put("HUQ", "HUQ070" if person.letter in "CDG" else "HUQ071", stayed)
+    put("HUQ", "HUQ071", stayed)
     events |= {("HOSPITAL//past_year", None)} if stayed == 1 else set()
     kind = int(rng.integers(4))
     if kind == 0:

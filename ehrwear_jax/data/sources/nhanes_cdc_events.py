@@ -123,8 +123,6 @@ ANSWERED: dict[str, dict[str, dict[float, tuple[str, str]]]] = {
             4.0: ("HEALTH//fair", "General health fair, by own account"),
             5.0: ("HEALTH//poor", "General health poor, by own account"),
         },
-        # asked as HUQ070 until 2012, as HUQ071 since
-        "HUQ070": {_YES: ("HOSPITAL//past_year", "Stayed in a hospital overnight in the past year")},
         "HUQ071": {_YES: ("HOSPITAL//past_year", "Stayed in a hospital overnight in the past year")},
     },
 }
@@ -273,8 +271,11 @@ def examination(folder: Path, cycle: files.Cycle, people: pl.DataFrame, ledger: 
             table = people
         else:
             rows = files.read_table(folder, stem, columns)
-            if all(rows[c].null_count() == len(rows) for c in columns):
+            absent = [c for c in columns if rows[c].null_count() == len(rows)]
+            if len(absent) == len(columns):
                 raise ValueError(f"{files.find(folder, stem + '.xpt')}: holds none of {columns}")
+            why = f"not in the file, or empty: {', '.join(absent)}" if absent else ""
+            ledger.add(f"{stem}: variables for {name}", len(columns) - len(absent), len(absent), why)
             table = rows.filter(pl.col("SEQN").is_in(people["SEQN"].implode()))
             ledger.add(f"{stem}: rows for {name}", len(table), len(rows) - len(table), "of people interviewed only")
         for of in measured:

@@ -20,9 +20,9 @@ SEASONS = {1: (11, 12, 1, 2, 3, 4), 2: (5, 6, 7, 8, 9, 10)}
 YEARS = {"C": (2003, 2004), "D": (2005, 2006), "G": (2011, 2012), "H": (2013, 2014)}
 
 
-@pytest.fixture(scope="module")
-def survey():
-    return Survey(64)
+@pytest.fixture(scope="module", params=[64, pytest.param(1000, marks=pytest.mark.long)])
+def survey(request):
+    return Survey(request.param)
 
 
 @pytest.fixture(scope="module")
@@ -185,8 +185,7 @@ def test_sums_over_the_week_are_known_when_it_ends(recordings, exams):
         assert row["start_time"] + length == exams[row["subject_id"]] + 7 * DAY
 
 
-def test_files_can_be_read_in_any_portions(survey, source, tmp_path, monkeypatch, recordings):
-    monkeypatch.setattr(nhanes_cdc.nhanes_cdc_wear, "ROWS_PER_READ", 17_000)
+def test_files_can_be_read_in_any_portions(survey, source):
     for read, letter in ((nhanes_cdc.nhanes_cdc_wear.read_counts, "C"), (nhanes_cdc.nhanes_cdc_wear.read_mims, "G")):
         cycle = next(c for c in nhanes_cdc_files.CYCLES if c.letter == letter)
         everybody = {p.seqn for p in survey.people if p.examined}
