@@ -5,7 +5,9 @@ them. SEQN modulo KINDS says what is odd about a person's monitor.
 """
 
 import dataclasses
+import sys
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 from xpt_writer import XptWriter, texts, write_xpt
@@ -370,3 +372,7 @@ class Survey:
                     p.weekday, p.start_seconds = weekday, start * 60
                     p.wear = {"mims": true, "wear_flag": worn, "sleep_flag": sleeping}
         write_xpt(folder / f"PAXHD_{letter}.xpt", head)
+
+
+if __name__ == "__main__":  # python tests/helpers/nhanes_survey.py DIR N_PEOPLE
+    Survey(int(sys.argv[2])).write(Path(sys.argv[1]))
