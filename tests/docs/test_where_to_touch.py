@@ -26,8 +26,7 @@ from ehrwear_jax.stages.labels import Labels
 from ehrwear_jax.stages.plan import Plan
 from ehrwear_jax.stages.workdir import Workdir
 
-PAGES = ("docs/where_to_touch.md", "docs/reading_the_paper.md", "docs/nhanes.md", "docs/omop.md", "CONTRIBUTING.md",
-         "README.md")  # fmt: skip
+PAGES = ("docs/where_to_touch.md", "docs/reading_the_paper.md", "docs/nhanes.md", "CONTRIBUTING.md", "README.md")
 FOLDERS = ("ehrwear_jax", "tests", "configs", "launch", "colabs", "docs", "integrations", ".ci", ".github")
 
 # ------------------------------------------------------------------------------------------------- names on the pages
