@@ -35,7 +35,8 @@ SMALL = {
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory):
     folder = tmp_path_factory.mktemp("nhanes_cdc_run")
-    source = Survey(160).write(folder / "source")
+    # a tenth of those labelled must have deaths among them to tune on
+    source = Survey(600).write(folder / "source")
     command = [sys.executable, "-m", "ehrwear_jax.main", "--config=configs/nhanes.py:cdc"]
     command += [f"--workdir={folder / 'run'}", f"--config.data.source_dir={source}"]
     command += [f"--config.{name}={value}" for name, value in SMALL.items()]
