@@ -47,6 +47,7 @@ TEST_REQUIRES = [
     "neurokit2>=0.2.13",
     "pytest>=8",
     "pytest-xdist>=3.8",
+    "pyreadstat>=1.3",
     "pyyaml>=6",
     "ruff>=0.9",
     "scikit-survival>=0.25",  # GPL: never imported by the package

@@ -1,11 +1,14 @@
 """The launch scripts with stand-ins for srun, scontrol and gcloud: what is called, and what is started again."""
 
+import hashlib
 import os
 import subprocess
+import zipfile
 
 import pytest
 from repo import REPO
 
+from ehrwear_jax.data.sources import nhanes_cdc_events, nhanes_cdc_files
 from ehrwear_jax.runtime import exit_codes as exits
 
 yaml = pytest.importorskip("yaml")
@@ -86,3 +89,58 @@ def test_the_shell_and_the_package_agree_on_what_is_worth_starting_again(tmp_pat
     check = "source launch/restart.sh; for c in $(seq 0 255); do worth_restarting $c && echo $c; done; true"
     done = run(tmp_path, "bash", "-c", check)
     assert [int(c) for c in done.stdout.split()] == [*exits.RESTART, *range(129, 256)]
+
+
+def adapter_files(cycle):
+    """The files that the adapter reads of a cycle of NHANES, PAXRAW as it is published."""
+    tables = [nhanes_cdc_files.stem(name, cycle.letter) for name in (*nhanes_cdc_events.TABLES, "RXQ_RX")]
+    minutes = (
+        [f"PAXRAW_{cycle.letter}.zip"] if cycle.counts else [f"{n}_{cycle.letter}.xpt" for n in ("PAXHD", "PAXMIN")]
+    )
+    return {*(f"{t}.xpt" for t in tables if t), *minutes, nhanes_cdc_files.mortality_name(cycle)}
+
+
+def test_the_download_of_nhanes_is_of_what_the_adapter_reads(tmp_path):
+    for cycle in nhanes_cdc_files.CYCLES:
+        listed = run(tmp_path, "launch/nhanes_download.sh", "--list", cycle.letter).stdout.split()
+        assert len(listed) == len(set(listed)) and all(url.startswith("https://") for url in listed)
+        assert {url.rpartition("/")[2] for url in listed} == adapter_files(cycle)
+        year = cycle.years[:4]
+        assert f"https://wwwn.cdc.gov/Nchs/Data/Nhanes/Public/{year}/DataFiles/DEMO_{cycle.letter}.xpt" in listed
+    everything = run(tmp_path, "launch/nhanes_download.sh", "--list").stdout.split()
+    assert len(everything) == sum(len(adapter_files(cycle)) for cycle in nhanes_cdc_files.CYCLES)
+    done = run(tmp_path, "launch/nhanes_download.sh", str(tmp_path / "x"), "E")
+    assert done.returncode and "none of C, D, G, H" in done.stderr and not (tmp_path / "x").exists()
+
+
+def test_the_download_of_nhanes_keeps_checksums_and_sees_what_changed(tmp_path):
+    site = tmp_path / "site"
+    site.mkdir()
+    for name in adapter_files(nhanes_cdc_files.CYCLES[0]):
+        (site / name).write_text(f"HEADER RECORD {name}" if name.endswith("xpt") else f"62161 {name}")
+    with zipfile.ZipFile(site / "PAXRAW_C.zip", "w") as made:
+        made.writestr("paxraw_c.xpt", "HEADER RECORD of minutes")
+    put(tmp_path, "curl", f'for last; do :; done; echo "$last" >>{tmp_path}/calls; '
+        f'while [[ $1 != --output ]]; do shift; done; cp "{site}/${{last##*/}}" "$2"')  # fmt: skip
+
+    def download():
+        return run(tmp_path, "launch/nhanes_download.sh", str(tmp_path / "got"), "C")
+
+    first = download()
+    assert first.returncode == 0, first.stderr
+    got = {path.name: path.read_bytes() for path in (tmp_path / "got").iterdir()}
+    assert got.pop("PAXRAW_C.xpt") == b"HEADER RECORD of minutes"
+    sums = dict(reversed(line.split()) for line in got.pop("SHA256SUMS").decode().splitlines())
+    assert got == {path.name: path.read_bytes() for path in site.iterdir()}
+    assert sums == {name: hashlib.sha256(content).hexdigest() for name, content in got.items()}
+    n_calls = len((tmp_path / "calls").read_text().splitlines())
+    assert download().returncode == 0 and len((tmp_path / "calls").read_text().splitlines()) == n_calls == len(sums)
+    (site / "BMX_C.xpt").write_text("HEADER RECORD of a new release")
+    (tmp_path / "got" / "BMX_C.xpt").unlink()
+    changed = download()
+    assert changed.returncode and "BMX_C.xpt: differs from its line in SHA256SUMS" in changed.stderr
+    (site / "BMX_C.xpt").write_text("<html>Page not found</html>")
+    (tmp_path / "got" / "BMX_C.xpt").unlink()
+    page = download()
+    assert page.returncode and "what came is not such a file" in page.stderr
+    assert not (tmp_path / "got" / "BMX_C.xpt").exists()

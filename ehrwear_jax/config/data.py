@@ -12,6 +12,7 @@ from ehrwear_jax.config.segment_spec import SegmentSpec
 ADAPTERS = {
     "nafld": ("seed",),
     "nhanes": ("seed", "n_folds"),
+    "nhanes_cdc": ("seed", "n_folds"),
     "physionet2012": ("seed", "n_folds", "sets", "vitals_as_events"),
 }
 SOURCES = ("synthetic", "meds", *ADAPTERS)
@@ -33,7 +34,7 @@ class DataConfig:
 
     source: str = "meds"
     """Kind of data. synthetic: simulate a cohort; meds: your own data; nafld, nhanes,
-    physionet2012: adapters of public data."""
+    nhanes_cdc, physionet2012: adapters of public data."""
     meds_dir: str = ""
     """Folder of a MEDS dataset, which holds data/ and metadata/."""
     wearable_dir: str = ""

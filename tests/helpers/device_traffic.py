@@ -33,9 +33,7 @@ def of_gradient(
     places = sharding.state_sharding(variables, mesh, axes)
     struct = jax.ShapeDtypeStruct
     shapes = jax.tree.map(lambda x, at: struct(x.shape, x.dtype, sharding=at), variables, places)
-    batch = {
-        name: struct((ROWS * n_devices, *x.shape[1:]), x.dtype, sharding=place) for name, x in fields.items()
-    }
+    batch = {name: struct((ROWS * n_devices, *x.shape[1:]), x.dtype, sharding=place) for name, x in fields.items()}
 
     def loss(variables, batch):
         found = jax.tree.leaves(nn.apply(call, module)(variables, batch))

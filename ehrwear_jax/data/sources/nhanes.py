@@ -253,7 +253,7 @@ def build(
     labels = _labels(people, wear_start, ledger)
     ids_N = people["SEQN"].to_numpy()
     splits = pl.DataFrame({"subject_id": ids_N, "split": hashed_splits(ids_N, seed)})
-    folds = _folds(ids_N, labels, seed, n_folds, ledger) if n_folds > 1 else None
+    folds = folds_of(ids_N, labels, seed, n_folds, ledger) if n_folds > 1 else None
     sites = people.select(subject_id="SEQN", cycle=pl.col("SDDSRVYR").replace_strict(CYCLE_NAME))
     events, codes = _events(people, wear_start_N, seed)
     with staged(root) as folder:
@@ -309,7 +309,7 @@ def _read(
     return examined, flags, counts
 
 
-def _folds(ids_N: np.ndarray, labels: pl.DataFrame, seed: int, n_folds: int, ledger: Ledger) -> pl.DataFrame:
+def folds_of(ids_N: np.ndarray, labels: pl.DataFrame, seed: int, n_folds: int, ledger: Ledger) -> pl.DataFrame:
     """subject_id, fold: 0 to n_folds - 1 by a hash for those labelled, -1 for all others."""
     fold_N = (hashed_uniform(ids_N, seed, "fold") * n_folds).astype(np.int64)
     fold_N = np.where(np.isin(ids_N, labels["subject_id"].to_numpy()), fold_N, -1)
