@@ -170,10 +170,10 @@ class Cohort:
             fields[90016, 0, 0] = no if what == "uncalibrated" else yes
         reasons = {"short": "not worn for long enough (90015)", "uncalibrated": "not calibrated (90016)",
                    "unknown": "quality unknown (90015, 90016)"}  # fmt: skip
-        n = self.wear_days * 17280
+        n = int(self.wear_days * 17280)
         base = rng.uniform(10, 40)
         values = [round(base * (0.2 if k // 720 % 24 > 13 else 1.5), 2) for k in range(n)]
-        gap = range(n // 3, n // 3 + 2000) if rng.random() < 0.5 else range(0)
+        gap = range(n // 3, n // 3 + n // 8) if rng.random() < 0.5 else range(0)
         cut = what == "good" and rng.random() < 0.05
         self.recordings[eid] = (start, values[: n // 2] if cut else values, gap, n)
         if what != "good":

@@ -1,8 +1,8 @@
 """Turns the participants' fields into events: birth, sex, ethnicity, measurements at visits, first occurrences.
 
 A first occurrence is the first date of an ICD-10 category over all sources. What hospital and death registers tell is
-in their own tables, with the day on which it was known, and is left out where these are there; so is primary care. What a
-person reported is known at the visit and not at the date that they remember: it is dated to the later of the date
+in their own tables, with the day on which it was known, and is left out where these are there; so is primary care. What
+a person reported is known at the visit and not at the date that they remember: it is dated to the later of the date
 and the first visit. Fields are named by their number, `FIRST_OCCURRENCE//130000`, unless the data dictionary is
 there (`*data_dictionary*.csv` of the platform, or `Data_Dictionary_Showcase.csv` or `.tsv`), whose titles say which
 category each is of: `FIRST_OCCURRENCE//ICD10//A00`.
