@@ -181,8 +181,8 @@ def write(folder: Path, source: Path, splits: pl.DataFrame, good: pl.DataFrame, 
                 wearable.write_shard(folder / "wearable" / split / f"{number}.parquet", pl.concat(rows), table)
                 number, n = number + 1, n + len(rows)
     tally.drop("file is not as field 90004 has it", len(bad))
-    for error in bad[:10]:
-        ledger.add(f"left out: {error}", 0)
+    for reason in bad[:10]:
+        ledger.add(f"left out: {reason}", 0)
     if n:
         wearable.write_channels(folder / "wearable", table)
     return n

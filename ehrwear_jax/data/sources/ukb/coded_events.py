@@ -16,23 +16,21 @@ from pathlib import Path
 import polars as pl
 import pyarrow.parquet as pq
 
-from ehrwear_jax.data.formats import meds
+from ehrwear_jax.data.formats import meds, parquet
 from ehrwear_jax.data.sources.ukb.export_files import Tally
 
 # Of the same person and time, in this order.
 RANKS = {"birth": 0, "admission": 1, "operation": 2, "primary care": 3, "prescription": 4, "assessment": 5,
          "first occurrence": 6, "diagnosis": 7, "discharge": 8, "death": 9, "cause of death": 10}  # fmt: skip
-SCHEMA = pl.Schema(
-    {
-        "subject_id": pl.Int64,
-        "time": pl.Datetime("us"),
-        "code": pl.String,
-        "numeric_value": pl.Float32,
-        "rank": pl.Int8,
-        "part": pl.Int8,  # 0: the event that stands for its row; 1: a second value of it
-        "row": pl.UInt64,  # hash of what the row says: the same twice is one
-    }
-)
+SCHEMA: parquet.Schema = {
+    "subject_id": pl.Int64,
+    "time": pl.Datetime("us"),
+    "code": pl.String,
+    "numeric_value": pl.Float32,
+    "rank": pl.Int8,
+    "part": pl.Int8,  # 0: the event that stands for its row; 1: a second value of it
+    "row": pl.UInt64,  # hash of what the row says: the same twice is one
+}
 REPEATED = "says what another row says"
 MAP_COLUMNS = ("vocabulary", "code", "mapped_code")
 SECOND = "//2"  # the ending of a row's second value
@@ -92,7 +90,7 @@ def events(rows: pl.DataFrame, kind: str, maps: pl.DataFrame | None, *, part: in
     if "row" not in given:
         rows = rows.with_columns(pl.struct("subject_id", "time", "code", "numeric_value").hash(0).alias("row"))
     rank, piece = pl.lit(RANKS[kind], pl.Int8).alias("rank"), pl.lit(part, pl.Int8).alias("part")
-    return rows.with_columns(rank, piece).select(list(SCHEMA)).cast(dict(SCHEMA))
+    return rows.with_columns(rank, piece).select(pl.col(name).cast(dtype) for name, dtype in SCHEMA.items())
 
 
 def ancestors(code: str) -> list[str]:

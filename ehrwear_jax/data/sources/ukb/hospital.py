@@ -159,8 +159,8 @@ def operations(
         code = pl.coalesce(pl.lit("OPCS4//") + opcs4, pl.lit("OPCS3//") + opcs3)
         rows = _of_episode(rows.with_columns(code.alias("code")), found, people)
         # HES writes 1800-01-01 and 1801-01-01 for no date, which is before any birth
-        day = pl.when(special_dates.fault("opdate", date.max).is_null()).then(special_dates.resolved("opdate"))
-        rows = tally.keep(rows.with_columns(day.alias("day")), *_FAULTS)
+        own = pl.when(special_dates.fault("opdate", date.max).is_null()).then(special_dates.resolved("opdate"))
+        rows = tally.keep(rows.with_columns(own.alias("day")), *_FAULTS)
         # a day after the discharge is a typing error
         day = pl.when(pl.col("day") <= pl.col("known")).then("day").otherwise("known")
         rows = rows.with_columns(day.alias("day"))

@@ -43,10 +43,13 @@ def resolved(column: str) -> pl.Expr:
     A day before the birth, but in its month, is that of birth: the day of birth is not known.
     """
     day, birth = parsed(column), pl.col("birth")
-    told = pl.when(day == AT_BIRTH).then(birth)
-    told = told.when(day == IN_YEAR_OF_BIRTH).then(pl.date(birth.dt.year(), 12, 31))
-    told = told.when(day.is_null() | day.is_in(SPECIAL) | (day < birth.dt.month_start())).then(None)
-    return told.otherwise(pl.max_horizontal(day, birth))
+    none = day.is_null() | day.is_in(SPECIAL) | (day < birth.dt.month_start())
+    return (
+        pl.when(day == AT_BIRTH).then(birth)
+        .when(day == IN_YEAR_OF_BIRTH).then(pl.date(birth.dt.year(), 12, 31))
+        .when(none).then(None)
+        .otherwise(pl.max_horizontal(day, birth))
+    )  # fmt: skip
 
 
 def fault(column: str, latest: date) -> pl.Expr:
