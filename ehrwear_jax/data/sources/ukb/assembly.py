@@ -12,9 +12,9 @@ import polars as pl
 from ehrwear_jax.data.formats import meds
 from ehrwear_jax.data.sources.csv_source import Ledger, hashed_splits, staged
 from ehrwear_jax.data.sources.ukb import (
-    accelerometry,
     coded_events,
     export_files,
+    five_second_files,
     hospital,
     linkage,
     mortality,
@@ -97,10 +97,10 @@ def build(
         meds.write_metadata(folder / "meds", meds.Metadata("ukb", release, coded_events.code_table(codes), splits))
         table = _followed(reading, people, ukb_followup)
         linkage.write(table, folder / "meds")
-        good = accelerometry.quality(found.wear, reading.tally("accelerometry"))
+        good = five_second_files.quality(found.wear, reading.tally("accelerometry"))
         good = good.join(splits, on="subject_id", how="semi", maintain_order="left")
         files = reading.tally("accelerometry files")
-        n_stretches = accelerometry.write(folder, source_dir, splits, good, files, ledger)
+        n_stretches = five_second_files.write(folder, source_dir, splits, good, files, ledger)
         for tally in reading.tallies.values():
             tally.report(ledger)
         ledger.add("people written", people.height)

@@ -6,7 +6,7 @@ from datetime import datetime
 
 import pytest
 
-from ehrwear_jax.data.sources.ukb import accelerometry, primary_care
+from ehrwear_jax.data.sources.ukb import five_second_files, primary_care
 
 HEADER = "acceleration (mg) - 2015-08-06 10:00:00 - 2015-08-06 10:00:10 - sampleRate = 5 seconds,imputed"
 
@@ -20,15 +20,15 @@ def file(folder, lines, header=HEADER, name="1000001_90004_0_0.csv"):
 
 @pytest.mark.parametrize("name", ["1000001_90004_0_0.csv", "1000001_90004_0_0.csv.gz"])
 def test_imputed_values_are_missing(tmp_path, name):
-    found = accelerometry.read_file(file(tmp_path, ["12.5,0", "20,1", ",0"], name=name))
+    found = five_second_files.read_file(file(tmp_path, ["12.5,0", "20,1", ",0"], name=name))
     assert (found.start, found.seconds) == (datetime(2015, 8, 6, 10), 5.0)
     assert found.values[0] == 12.5 and math.isnan(found.values[1]) and math.isnan(found.values[2])
-    assert accelerometry.find_recordings(tmp_path)["subject_id"].to_list() == [1000001]
+    assert five_second_files.find_recordings(tmp_path)["subject_id"].to_list() == [1000001]
 
 
 def test_a_header_with_zones_and_an_end_after_the_last_sample(tmp_path):
     zoned = HEADER.replace("10:00:00 ", "10:00:00.000000+0100 [Europe/London] ")
-    assert len(accelerometry.read_file(file(tmp_path, ["1,0", "2,0"], zoned)).values) == 2
+    assert len(five_second_files.read_file(file(tmp_path, ["1,0", "2,0"], zoned)).values) == 2
 
 
 @pytest.mark.parametrize(
@@ -42,7 +42,7 @@ def test_a_header_with_zones_and_an_end_after_the_last_sample(tmp_path):
 )
 def test_other_files_are_refused(tmp_path, lines, header, message):
     with pytest.raises(ValueError, match=message):
-        accelerometry.read_file(file(tmp_path, lines, header))
+        five_second_files.read_file(file(tmp_path, lines, header))
 
 
 @pytest.mark.parametrize(
