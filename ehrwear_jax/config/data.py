@@ -14,7 +14,10 @@ ADAPTERS = {
     "nhanes": ("seed", "n_folds"),
     "nhanes_cdc": ("seed", "n_folds"),
     "physionet2012": ("seed", "n_folds", "sets", "vitals_as_events"),
+    "ukb": ("seed", "ukb_followup"),
 }
+# Sources whose labels are made from the events, unless the user gives tables.
+LABELLED_FROM_EVENTS = ("meds", "ukb")
 SOURCES = ("synthetic", "meds", *ADAPTERS)
 # A code of our simulator that says how long a person was observed.
 FOLLOWUP_END = "FOLLOWUP_END"
@@ -34,7 +37,7 @@ class DataConfig:
 
     source: str = "meds"
     """Kind of data. synthetic: simulate a cohort; meds: your own data; nafld, nhanes,
-    nhanes_cdc, physionet2012: adapters of public data."""
+    nhanes_cdc, physionet2012: adapters of public data; ukb: of the files of UK Biobank (docs/uk_biobank.md)."""
     meds_dir: str = ""
     """Folder of a MEDS dataset, which holds data/ and metadata/."""
     wearable_dir: str = ""
@@ -42,11 +45,14 @@ class DataConfig:
     labels_dir: str = ""
     """Folder of label tables <task>.parquet; empty: hospitalisation labels are made from the events."""
     source_dir: str = ""
-    """Folder with the files of nafld, nhanes or physionet2012, as published."""
+    """Folder with the files of nafld, nhanes, physionet2012 or ukb, as published."""
     sets: tuple = ("a",)
     """Sets of physionet2012 that are used, of a, b and c."""
     vitals_as_events: bool = False
     """Whether vital signs of physionet2012 are events too, beside the wearable channels that they are."""
+    ukb_followup: str = options.added("hospital")
+    """Until when people of ukb are followed. hospital: as hospital records are linked; primary_care: while they are
+    registered with a practice that sends records, and only they (data/sources/ukb/linkage.py)."""
     n_folds: int = 0
     """Number of folds for out-of-fold evaluation: those of metadata/subject_folds.parquet or, where there is none, of
     people or whole groups by hashes of their ids; 0 or 1: one split."""

@@ -209,8 +209,8 @@ def _check_data(config):
         )
     if data.source in ADAPTERS and not data.source_dir:
         raise ValueError(
-            f"no data: set --config.data.source_dir to the folder with the {data.source} CSV files "
-            f"(where to get them: ehrwear_jax/data/sources/{data.source}.py)"
+            f"no data: set --config.data.source_dir to the folder with the {data.source} files "
+            f"(which, and where to get them: ehrwear_jax/data/sources/{data.source}.py or {data.source}/)"
         )
     for key in ("meds_dir", "wearable_dir", "labels_dir", "source_dir"):
         if getattr(data, key) and not os.path.isdir(getattr(data, key)):

@@ -9,7 +9,7 @@ from pathlib import Path
 import polars as pl
 
 from ehrwear_jax.config import options
-from ehrwear_jax.config.data import DATE_ONLY_OPTIONS, PrepareConfig
+from ehrwear_jax.config.data import DATE_ONLY_OPTIONS, LABELLED_FROM_EVENTS, PrepareConfig
 from ehrwear_jax.data.formats import label_tables, meds
 from ehrwear_jax.data.labels import event_tasks, signal_outcomes, task_design
 from ehrwear_jax.data.prepare import deidentify, specs, workers
@@ -40,7 +40,7 @@ class Labels:
     @property
     def makes_events(self) -> bool:
         """Whether all labels of events are made here."""
-        return self._config.data.source == "meds" and not self._config.data.labels_dir
+        return self._config.data.source in LABELLED_FROM_EVENTS and not self._config.data.labels_dir
 
     @property
     def _event_groups(self):
