@@ -73,7 +73,7 @@ def command(*arguments):
         ([TINY, "--workdir=/dev/null/run"], "cannot write to the workdir /dev/null/run: Not a directory"),
         (["--config=configs/full.py"], "no data: set --config.data.meds_dir to a MEDS dataset"),
         (["--config=configs/full.py", "--config.data.meds_dir=/no"], "config.data.meds_dir: there is no folder /no"),
-        (["--config=configs/nafld.py"], "no data: set --config.data.source_dir to the folder with the nafld CSV"),
+        (["--config=configs/nafld.py"], "no data: set --config.data.source_dir to the folder with the nafld files"),
         ([TINY, "--config.evaluate.reference_model=x"], "config.evaluate names the model 'x', which is not in"),
     ],
 )

@@ -179,7 +179,9 @@ def test_full_changes_what_z_depends_on(examples, params, encode, times, found):
 
     np.testing.assert_array_equal(z_without(before.keys() - read), z)
     assert {"term_head_future_codes/kernel", "term_head_ehr_history/kernel", "code_head/bias"} < before.keys() - read
-    assert not [name for name in read if np.all(z_without({name}) == z)]
+    cancels = "backbone/blocks/key/bias"  # in softmax, the same for all keys: only rounding is left of it, or nothing
+    assert cancels in read
+    assert not [name for name in sorted(read - {cancels}) if np.all(z_without({name}) == z)]
 
 
 @pytest.mark.slow
