@@ -35,7 +35,7 @@ CHANNELS = (
     "mean_bp_cuff",
 )
 HOUR = 1 / 24  # days
-LABEL_MODELS = ("joint", "gradient_boosting", "linear_table", "average_table")
+LABEL_MODELS = ("joint", "joint_kernel", "gradient_boosting", "linear_table", "average_table")
 
 
 def get_config(variant=""):
