@@ -90,7 +90,7 @@ class TrainedModel:
       folder: of a bundle. kept: what lives as long as the model does.
 
     Raises:
-      As bundle_files.read_about.
+      ValueError: a damaged bundle or one of a later format, as bundle_files.read_about says.
     """
 
     def __init__(self, folder: Path, kept: Any = None) -> None:
