@@ -9,7 +9,7 @@ import pytest
 from nhanes_survey import Survey
 from repo import REPO
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 # a network and a number of steps that show that it runs, and nothing else
 SMALL = {
     "only": "('joint','gradient_boosting','linear_table')",
