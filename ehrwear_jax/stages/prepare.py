@@ -98,8 +98,19 @@ def run(plan: Plan) -> None:
             fit = functools.partial(
                 dataset.fit_split, tables, records, config=prepare, division=divided, units=units, pool=pool
             )
-            _make(plan.fit(fold), fit)
-    _log(plan, prepare.min_subjects, *meds.undescribed_codes(source, codes))
+            _make(plan.fit(fold), lambda out, fit=fit: _require_events(plan, fit(out)))
+    _log(plan, *meds.undescribed_codes(source, codes))
+
+
+def _require_events(plan, counts):
+    """The counts of a fit; ValueError where no event of them all is left for the networks that read events."""
+    lost = any(c["dropped"] and not c["n"] for c in counts if "events of frequent codes" in c["step"])
+    if lost and any("ehr" in plan.modalities(name) for name in plan.config.networks):
+        raise ValueError(
+            "no code is frequent, so that no event is left: lower config.prepare.min_subjects "
+            f"({plan.config.prepare.min_subjects}), or let configs/own.py choose it"
+        )
+    return counts
 
 
 def _make_eligibility(plan):
@@ -127,8 +138,7 @@ def _raw(root, config, simulated):
     return adapter.build(Path(config.data.source_dir), root, **given)
 
 
-def _log(plan, min_subjects, n_codes, undescribed):
-    nothing = False
+def _log(plan, n_codes, undescribed):
     for c in counts(plan):
         logging.info(
             "  %-58s %12s kept %10s dropped  %s",
@@ -136,12 +146,6 @@ def _log(plan, min_subjects, n_codes, undescribed):
             f"{c['n']:,}",
             f"{c['dropped']:,}",
             c["reason"] if c["dropped"] or " read = " in c["reason"] else "",
-        )
-        nothing = nothing or (c["dropped"] and not c["n"] and "events of frequent codes" in c["step"])
-    if nothing:
-        raise ValueError(
-            f"no code is frequent, so that no event is left: lower config.prepare.min_subjects ({min_subjects}), or "
-            "let configs/own.py choose it"
         )
     if undescribed:
         logging.info(
