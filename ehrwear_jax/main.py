@@ -8,7 +8,6 @@ write data, each of which imports this module.
 """
 
 import logging
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -44,14 +43,9 @@ def main(argv: Sequence[str]) -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
     if CONFIG.value is None:
         sys.exit("ehrwear_jax: say which experiment to run, e.g. --config=configs/tiny.py (all flags: --help)")
-    cache = os.environ.get("JAX_COMPILATION_CACHE_DIR") or os.path.join(
-        os.path.expanduser("~"), ".cache", "ehrwear_jax", "jax"
-    )
-    import jax
+    from ehrwear_jax.runtime import compile_cache, distributed
 
-    from ehrwear_jax.runtime import distributed
-
-    jax.config.update("jax_compilation_cache_dir", cache)
+    compile_cache.use()
     distributed.to_the_end(_run, DEBUG.value)
 
 

@@ -7,10 +7,10 @@ import bundle_people
 import pytest
 from repo import REPO
 
-from ehrwear_jax import bundle, predict
+from ehrwear_jax.inference import bundle, predict
 
 PAGE = (REPO / "docs" / "use_a_trained_model.md").read_text()
-COMMANDS = {"ehrwear_jax.bundle": bundle.main, "ehrwear_jax.predict": predict.main}
+COMMANDS = {"ehrwear_jax.inference.bundle": bundle.main, "ehrwear_jax.inference.predict": predict.main}
 
 
 def blocks(language):

@@ -12,10 +12,10 @@ import pytest
 import small_bundle
 
 import ehrwear_jax as ew
-from ehrwear_jax import bundle as bundle_command
-from ehrwear_jax import predict as predict_command
 from ehrwear_jax.data.formats import wearable
+from ehrwear_jax.inference import bundle as bundle_command
 from ehrwear_jax.inference import bundle_files, new_people, trained_model
+from ehrwear_jax.inference import predict as predict_command
 from ehrwear_jax.runtime import checkpoint_manifest
 from ehrwear_jax.stages import embed, predictors, tasks
 

@@ -1,7 +1,7 @@
 """Answers questions about new people from the shell: z and the risks of a bundled model, as parquet.
 
-python -m ehrwear_jax.predict BUNDLE --meds_dir=DIR [--wearable_dir=DIR] [--mapping=FILE] [--times=FILE] [--task=NAME]
-    --out=DIR
+python -m ehrwear_jax.inference.predict BUNDLE --meds_dir=DIR [--wearable_dir=DIR] [--mapping=FILE] [--times=FILE]
+    [--task=NAME] --out=DIR
 
 BUNDLE is a bundle, a run's folder or the name of a bundle that comes with the package. Writes embeddings.parquet,
 predictions/<task>.parquet of each task, unknown.json (what the model did not know of the data, and warnings) and
@@ -9,7 +9,6 @@ codes.parquet (every code and what it was known as).
 """
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,7 +16,8 @@ from pathlib import Path
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; the exit code, 2 with one sentence where it cannot."""
-    parser = argparse.ArgumentParser(prog="python -m ehrwear_jax.predict", description=(__doc__ or "").splitlines()[0])
+    program, what = "python -m ehrwear_jax.inference.predict", (__doc__ or "").splitlines()[0]
+    parser = argparse.ArgumentParser(prog=program, description=what)
     parser.add_argument("bundle", help="a bundle, a run, or the name of a bundle that comes with the package")
     parser.add_argument("--meds_dir", type=Path, required=True, help="MEDS data set of the new people")
     parser.add_argument("--wearable_dir", type=Path, help="their wearable tables, if any")
@@ -31,20 +31,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         _run(given)
     except (ValueError, OSError) as error:
-        print(f"ehrwear_jax.predict: {error}", file=sys.stderr)
+        print(f"ehrwear_jax.inference.predict: {error}", file=sys.stderr)
         return 2
     return 0
 
 
 def _run(given):
-    import jax
-
     from ehrwear_jax.data.formats.parquet import write_frame, write_json
     from ehrwear_jax.inference import trained_model
+    from ehrwear_jax.runtime import compile_cache
 
-    # a program that was compiled once is not compiled again, as in main.py
-    cache = os.environ.get("JAX_COMPILATION_CACHE_DIR") or Path.home() / ".cache" / "ehrwear_jax" / "jax"
-    jax.config.update("jax_compilation_cache_dir", str(cache))
+    compile_cache.use()
     if given.out.exists():
         raise FileExistsError(f"{given.out}: is there already; name a folder that is not")
     times = None if given.times is None else trained_model.read_times(given.times)  # everything given is read first

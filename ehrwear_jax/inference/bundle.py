@@ -1,6 +1,6 @@
 """Writes a trained network of a run as a bundle, one folder that is all that new data need.
 
-python -m ehrwear_jax.bundle RUN DESTINATION [--model=joint] [--half]
+python -m ehrwear_jax.inference.bundle RUN DESTINATION [--model=joint] [--half]
 """
 
 import argparse
@@ -11,7 +11,8 @@ from pathlib import Path
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; the exit code, 2 with one sentence where it cannot."""
-    parser = argparse.ArgumentParser(prog="python -m ehrwear_jax.bundle", description=(__doc__ or "").splitlines()[0])
+    program, what = "python -m ehrwear_jax.inference.bundle", (__doc__ or "").splitlines()[0]
+    parser = argparse.ArgumentParser(prog=program, description=what)
     parser.add_argument("run", type=Path, help="folder of a run (its workdir)")
     parser.add_argument("destination", type=Path, help="folder of the bundle, which must not be there yet")
     parser.add_argument("--model", default="", help="which network; the reference model by default")
@@ -27,7 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             plan, write_bundle.chosen(plan, given.model, given.seed, given.fold), given.destination, given.half
         )
     except (ValueError, OSError) as error:
-        print(f"ehrwear_jax.bundle: {error}", file=sys.stderr)
+        print(f"ehrwear_jax.inference.bundle: {error}", file=sys.stderr)
         return 2
     size = sum(p.stat().st_size for p in folder.iterdir())
     print(f"{folder}: {size:,} bytes")
