@@ -17,10 +17,16 @@ at any time and goes on where it was. A further model, seed or task trains only 
 | demo | 1,400 | 400 | 1 | two hours on two idle cores |
 | (none) | 12,000 | 1,200 | 5 | 110 trainings of 1 to 3 million parameters: GPUs, --processes=<number of GPUs> |
 
---learning_rates=0.333,1,3 chooses every model's rate on tuning people first, and prints the flags that say so.
-Every model is trained on the same people, with as many steps of as many rows. Networks of quick and demo are those of
-tiny.py, whose docstring says what can be expected of them: an ablation is told
-from the model only where its interval over people and its spread over seeds say so, which neither has people enough
+Every model is trained on the same people, for as many steps. How many rows and tokens a step has is the config of each
+family; the report's table of models says what each was given, its parameters and its operations. Rates are those of the
+config files until they are chosen on tuning people, of three for each model, by
+
+    python -m ehrwear_jax.main --config=configs/paper.py:demo --learning_rates=0.333,1,3 --config.only="$COMPARED"
+
+with COMPARED="('joint','ehr_only','wear_only','motor','cehr_bert','context_clues','himae','papagei','pulse_ppg',
+'motif_distance')", which prints the flags that say so, of the ablations too. Networks of quick and demo are those of
+tiny.py, whose docstring says what can be expected of them: an ablation is told from the model only where its interval
+over people and its spread over seeds say so, which neither has people enough
 for. The others are those of small.py. Further variants, joined by "+": extended (ours in the place of the paper's
 model), and the cohorts redundant and noise.
 """

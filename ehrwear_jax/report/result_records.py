@@ -98,6 +98,7 @@ MODELS = {
         "Mean of three, tabular",
     ),
     "joint_kernel": ("Kernel machine (z of the joint model)", "Kernel, z"),
+    "joint_demographics": ("Linear model (z of the joint model, age and sex)", "Linear, z + age, sex"),
     "ehr_only_kernel": ("Kernel machine (z of EHR only)", "Kernel, z of EHR only"),
     "wear_only_kernel": ("Kernel machine (z of wearable only)", "Kernel, z of wearable only"),
     "late_fusion_kernel": ("Kernel machine (z of late fusion)", "Kernel, late fusion"),

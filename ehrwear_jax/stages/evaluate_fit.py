@@ -64,19 +64,27 @@ def exact(
     kind: str, x: Split, target: Mapping[str, Any], times_T: npt.ArrayLike = (), competing: Split | None = None
 ) -> Fitted:
     """Logistic regression, Cox or ridge, solved; the penalty is chosen on the tuning split."""
+    model = exact_model(kind, x, target)
+    if isinstance(model, probes.LogisticProbe):
+        return Fitted(model.predict_proba(x["held_out"]), model.predict_proba(x["tuning"]), l2=model.l2)
+    if isinstance(model, probes.RidgeProbe):
+        return Fitted(model.predict(x["held_out"]), model.predict(x["tuning"]), l2=float(model.l2_K[0]))
+    held_out, tuning = (model.log_hazard(x[split]) for split in ("held_out", "tuning"))
+    curve = model.survival(x["held_out"], times_T)
+    if other := competing_hazard(x, target, competing):
+        curve = cox.event_free(Hazard(held_out, *baseline(model)), other, times_T)
+    return Fitted(held_out, tuning, curve, l2=model.l2)
+
+
+def exact_model(
+    kind: str, x: Split, target: Mapping[str, Any]
+) -> probes.LogisticProbe | cox.CoxModel | probes.RidgeProbe:
+    """What `exact` predicts with, beside the competing hazard of a survival task."""
     if kind == BINARY:
-        fitted = protocol.predict_binary(x, target)
-        p = fitted.probability
-        return Fitted(p["held_out"], p["tuning"], l2=fitted.l2)
+        return protocol.predict_binary(x, target).model
     if kind == SURVIVAL:
-        time, event = ({s: target[s][k] for s in target} for k in (0, 1))
-        found = protocol.predict_survival(x, time, event)
-        curve = found.model.survival(x["held_out"], times_T)
-        if other := competing_hazard(x, target, competing):
-            curve = cox.event_free(Hazard(found.risk["held_out"], *baseline(found.model)), other, times_T)
-        return Fitted(found.risk["held_out"], found.risk["tuning"], curve, l2=found.l2)
-    model = probes.fit_ridge(x["train"], target["train"], x["tuning"], target["tuning"])
-    return Fitted(model.predict(x["held_out"]), model.predict(x["tuning"]), l2=float(model.l2_K[0]))
+        return protocol.predict_survival(x, *({s: target[s][k] for s in target} for k in (0, 1))).model
+    return probes.fit_ridge(x["train"], target["train"], x["tuning"], target["tuning"])
 
 
 def tuning_loss(kind: str, fitted: Fitted, target: Mapping[str, Any]) -> float:
@@ -125,13 +133,7 @@ Probe = probes.LogisticProbe | cox.CoxModel | probes.RidgeProbe | trained_probes
 
 def probe_model(config: EvaluateConfig, kind: str, x: Split, target: Mapping[str, Any]) -> Probe:
     """What `probe` predicts with, beside the competing hazard of a survival task."""
-    if config.probe == "adam":
-        return trained_probe(config, kind, x, target)
-    if kind == BINARY:
-        return protocol.predict_binary(x, target).model
-    if kind == SURVIVAL:
-        return protocol.predict_survival(x, *({s: target[s][k] for s in target} for k in (0, 1))).model
-    return probes.fit_ridge(x["train"], target["train"], x["tuning"], target["tuning"])
+    return trained_probe(config, kind, x, target) if config.probe == "adam" else exact_model(kind, x, target)
 
 
 def trained_probe(

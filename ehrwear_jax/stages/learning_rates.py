@@ -4,7 +4,9 @@
 
 Each network is trained with every multiple of its rate, with the first seed on the first fold; a network that another
 one needs is chosen first, and stands as chosen where that one is trained. What is trained so lies among the other
-models of the workdir: main finds it again with the flags that are printed, and a search that was ended goes on.
+models of the workdir: main finds it again with the flags that are printed, and a search that was ended goes on. The
+rate of the reference model becomes that of all models that were not searched and have none of their own, so that an
+ablation differs from it in nothing else: search the models that are compared, by --config.only, and not ablations.
 """
 
 import dataclasses
@@ -20,11 +22,10 @@ from ehrwear_jax.stages.plan import Plan
 from ehrwear_jax.stages.workdir import Workdir
 
 LOSS = "validation/loss/total"
-FOUND = "learning_rates.json"  # in the workdir
 
 
 def search(config: RunConfig, workdir: str | Path, factors: Sequence[float]) -> dict[str, dict[float, float]]:
-    """Trains with every rate, logs what was found with the flags that choose it, and writes both to FOUND.
+    """Trains with every rate, logs what was found with the flags that choose it, and writes both into the workdir.
 
     Args:
       config: as main takes it; config.only names the models that are searched, if not all.
@@ -51,12 +52,18 @@ def search(config: RunConfig, workdir: str | Path, factors: Sequence[float]) -> 
             chosen[name] = best(found[name])
             told = ", ".join(f"{r:g} {loss:.5g}" for r, loss in found[name].items())
             logging.info("%s: loss of tuning people by rate %s; chosen %g", name, told, chosen[name])
-            flags = {n: f"--config.models.{n}.train.peak_learning_rate={r:g}" for n, r in chosen.items()}
-            files.write_json(
-                paths.root / FOUND, {"losses": found, "chosen": chosen, "flags": list(flags.values())}, indent=1
-            )
-    logging.info("%s", " ".join(flags.values()))
+            flags = flags_of(config, chosen)
+            files.write_json(paths.learning_rates, {"losses": found, "chosen": chosen, "flags": flags}, indent=1)
+    logging.info("%s", " ".join(flags))
     return found
+
+
+def flags_of(config: RunConfig, chosen: Mapping[str, float]) -> list[str]:
+    """Flags of main by which models have the chosen rates."""
+    flags = [f"--config.models.{name}.train.peak_learning_rate={rate:g}" for name, rate in chosen.items()]
+    if (reference := config.evaluate.reference_model) in chosen:
+        flags.append(f"--config.train.peak_learning_rate={chosen[reference]:g}")
+    return flags
 
 
 def best(loss_by_rate: Mapping[float, float]) -> float:

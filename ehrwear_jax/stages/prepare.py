@@ -98,12 +98,13 @@ def run(plan: Plan) -> None:
             fit = functools.partial(
                 dataset.fit_split, tables, records, config=prepare, division=divided, units=units, pool=pool
             )
-            _make(plan.fit(fold), lambda out, fit=fit: _require_events(plan, fit(out)))
+            _make(plan.fit(fold), functools.partial(_fit, plan=plan, fit=fit))
     _log(plan, *meds.undescribed_codes(source, codes))
 
 
-def _require_events(plan, counts):
-    """The counts of a fit; ValueError where no event of them all is left for the networks that read events."""
+def _fit(out, plan, fit):
+    """Makes a fit; returns its counts. ValueError where no event is left, and a network reads events."""
+    counts = fit(out)
     lost = any(c["dropped"] and not c["n"] for c in counts if "events of frequent codes" in c["step"])
     if lost and any("ehr" in plan.modalities(name) for name in plan.config.networks):
         raise ValueError(

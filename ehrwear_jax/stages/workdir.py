@@ -45,6 +45,11 @@ class Workdir:
         return self.root / CONFIG
 
     @property
+    def learning_rates(self) -> Path:
+        """What a search for learning rates found (learning_rates.py)."""
+        return self.root / "learning_rates.json"
+
+    @property
     def report(self) -> Path:
         """The last report."""
         return self.root / REPORT

@@ -31,9 +31,12 @@ def test_the_rate_of_the_lowest_loss_is_chosen_and_trained_once(config, tmp_path
     with caplog.at_level(logging.INFO):
         found = learning_rates.search(config, tmp_path, (1.0, 0.001, 1.0))
     assert {m: sorted(losses) for m, losses in found.items()} == {"joint": [1e-5, 0.01], "bag": [2e-5, 0.02]}
-    written = json.loads((tmp_path / learning_rates.FOUND).read_text())
+    written = json.loads(Workdir(tmp_path).learning_rates.read_text())
     assert written["chosen"] == {m: learning_rates.best(losses) for m, losses in found.items()}
     assert all(flag in caplog.text for flag in written["flags"])
+    own = [f"--config.models.{m}.train.peak_learning_rate={rate:g}" for m, rate in written["chosen"].items()]
+    of_the_reference = f"--config.train.peak_learning_rate={written['chosen'][config.evaluate.reference_model]:g}"
+    assert written["flags"] == [*own, of_the_reference], "ablations take the rate of what they are ablations of"
     for losses in found.values():
         assert losses[min(losses)] != losses[max(losses)], "rates that differ train networks that differ"
     chosen = Plan(learning_rates.with_rates(config, written["chosen"]), Workdir(tmp_path))
