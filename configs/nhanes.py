@@ -13,8 +13,9 @@ only .797, wearable only .738 (with age and sex .802). On hand-made features: bo
 Seen of nhanes.py:transfer+wide (joint alone, some 25 processor minutes a seed): Cox probe on z .820 [.800, .842] over
 four seeds, less Cox on the table -.009 [-.016, -.003]; of seed 0 .823, kernel machine on z .816; Cox on z and, as they
 are, age and sex (joint_demographics) .824. Without the loss that asks who the person is: .809, .806, .818. On
-hand-made features Cox .829 [.810, .850], boosting .828, kernel machine .813; z adds nothing to them (Cox on table and z, latents joint, .829; boosting on both .826; the mean of Cox and joint .829). With a
-tenth of the labels: probe on z .790, Cox on the table .783, boosting .789.
+hand-made features Cox .829 [.810, .850], boosting .828, kernel machine .813; z adds nothing to them (Cox on table and
+z, latents joint, .829; boosting on both .826; the mean of Cox and joint .829). With a tenth of the labels: probe on z
+.790, Cox on the table .783, boosting .789.
 
 nhanes.py:cdc is for the files as the CDC publishes them, 2003-2006 and 2011-2014 or some of these cycles
 (launch/nhanes_download.sh, docs/nhanes.md): all minute counts, more of the examination. nhanes.py:cdc+smirnova asks

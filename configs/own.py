@@ -18,7 +18,7 @@ import polars as pl
 
 SIZES = ((1_500, "tiny"), (20_000, "small"), (float("inf"), "full"))  # people below which a file's sizes are taken
 FREQUENT, FEWEST, MOST = 0.01, 5, 100  # share of people that have a frequent code, and limits of their number
-# what codes of admissions and discharges start with, before "//" or "/", in MEDS extracts that people have
+# what codes of admissions and discharges start with, before "//", in MEDS extracts that people have
 ADMISSIONS = ("HOSPITAL_ADMISSION", "ADMISSION", "Visit/IP", "Visit/ERIP")
 DISCHARGES = ("HOSPITAL_DISCHARGE", "DISCHARGE")
 DEATH = "MEDS_DEATH"
@@ -103,6 +103,8 @@ def get_config(variant=""):
         config.data.wearable_dir = str(wearable)
         config.prepare.channels = tuple(declared["channel"])
         config.prepare.log_channels = tuple(declared.filter(pl.col("unit").is_in(COUNTED))["channel"])
+        known = {*declared["channel"], "auto"}  # of the size's file, which is for channels of its own
+        config.prepare.summaries = tuple(s for s in config.prepare.summaries if s.split(":")[0] in known)
     else:
         config.prepare.update({"channels": (), "log_channels": (), "summaries": ()})
         for name in WEAR_MODELS:

@@ -195,7 +195,9 @@ class Survey:
             months_followed = float(rng.integers(0, 180))
             dies = rng.random() < 0.3
             if person.adult and rng.random() < 0.97:
-                person.mortality = (1, int(dies), int(rng.choice([1, 2, 5, 10])) if dies else None, months_followed)
+                cause = int(rng.choice([1, 2, 5, 10])) if dies else None
+                # of some it is not known what they died of
+                person.mortality = (1, int(dies), None if cause == 10 and person.seqn % 2 else cause, months_followed)
             self.people.append(person)
 
     def write(self, folder):

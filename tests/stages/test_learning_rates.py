@@ -72,6 +72,24 @@ def test_factors_that_are_none_are_refused_before_anything_is_made(config, tmp_p
     assert not (tmp_path / "run").exists()
 
 
+def test_the_loader_keeps_as_much_as_the_config_says(config, tmp_path, monkeypatch):
+    """Of each model's own training; see RecordStore and People for what they do with it."""
+    runner.run(config, tmp_path, ("prepare",))
+    bag = config.models["bag"]
+    models = config.models | {"bag": {**bag, "train": {**bag["train"], "cache_mib": 3}}}
+    plan = Plan(dataclasses.replace(config, models=models), Workdir(tmp_path))
+    given = []
+
+    def stop(folder, model, store, *_):
+        given.append((store.cache_bytes, store.view("train").cache_bytes))
+        raise exit_codes.Stopped("seen")
+
+    monkeypatch.setattr(pretrain, "pretrain", stop)
+    with pytest.raises(exit_codes.Stopped):
+        pretrain.one(plan, plan.first("bag"))
+    assert given == [(3 * 2**20, 3 * 2**20)]
+
+
 def test_a_network_that_another_needs_stands_as_chosen(config):
     rates = learning_rates.with_rates(config, {"bag": 0.5})
     assert rates.train_config("bag").peak_learning_rate == 0.5 and rates.train_config("bag").validate_batches > 0

@@ -57,7 +57,7 @@ _SEASONS = {1: (11, 12, 1, 2, 3, 4), 2: (5, 6, 7, 8, 9, 10)}  # RIDEXMON -> mont
 DESIGN = nhanes.DESIGN | {
     "eligibility": f"Adults of {ADULT_YEARS} years and older with a valid day of wear and a known vital status, alive "
     "at the end of that week.",
-    "competing_events": "None for death from any cause; of deaths by cause, death from another one.",
+    "competing_events": "None for death from any cause; of deaths by cause, death from another or an unknown one.",
 }
 
 
@@ -307,13 +307,12 @@ def labels(
                "followed for less than the week of wear, or for an unknown time")  # fmt: skip
     keys = [pl.col("SEQN").alias("subject_id"), pl.col("prediction_time"), pl.col("time_to_event_days")]
     out = {TASK: kept.select(*keys, event_observed=pl.col("died"))}
-    of_cause = kept.filter(~pl.col("died") | pl.col("UCOD_LEADING").is_not_null())
-    ledger.add(
-        "people labelled by cause of death", len(of_cause), len(kept) - len(of_cause), "died of an unknown cause"
-    )
+    # a death of an unknown cause competes, too: to leave these people out would select by what comes later
+    n = kept.filter("died", pl.col("UCOD_LEADING").is_null()).height
+    ledger.add("people labelled by cause of death", len(kept), 0, f"{n:,} of them died of an unknown cause, as another")
     for task, causes in CAUSES.items():
         died_of = pl.col("died") & pl.col("UCOD_LEADING").is_in(causes).fill_null(False)
-        out[task] = of_cause.select(*keys, event_observed=died_of, competing_event=pl.col("died") & ~died_of)
+        out[task] = kept.select(*keys, event_observed=died_of, competing_event=pl.col("died") & ~died_of)
     return out
 
 

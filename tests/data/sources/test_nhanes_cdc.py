@@ -150,6 +150,7 @@ def test_labels_are_those_of_the_facts(survey, built, exams):
             if days > 0:
                 expected[p.seqn] = (exams[p.seqn] + 7 * DAY, days, died == 1, cause)
     assert len(expected) > 20
+    assert any(died and cause is None for *_, died, cause in expected.values()), "of an unknown cause"
     for task, causes in {"all_cause_mortality": None, **nhanes_cdc.CAUSES}.items():
         table = meds.read_labels(root / "labels" / f"{task}.parquet")
         assert set(table["subject_id"]) == set(expected)

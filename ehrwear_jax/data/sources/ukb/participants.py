@@ -14,7 +14,6 @@ Exports may have codes or their labels (Female, July, Cardiff). People on a list
 import dataclasses
 import re
 from collections.abc import Iterable, Sequence
-from datetime import date
 from pathlib import Path
 from typing import NamedTuple
 
@@ -206,8 +205,3 @@ def _occurrences(fields: pl.DataFrame) -> pl.DataFrame:
     sources = rows.filter(pl.col("field") % 2 == 1)
     sources = sources.select("subject_id", pl.col("field") - 1, pl.col("text").alias("source"))
     return days.join(sources, on=["subject_id", "field"], how="left", maintain_order="left")
-
-
-def latest_visit(participants: Participants) -> date | None:
-    """The last day of anybody's visit."""
-    return participants.visits["day"].max()  # type: ignore[return-value]
