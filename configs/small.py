@@ -24,8 +24,8 @@ LARGER = {
     "behrt": {**_TRANSFORMER, "sites": 40, "visits": 160},
     "med_bert": {**_TRANSFORMER, "sites": 40, "visits": 160},
     "context_clues": {**_TRANSFORMER, "n_kv_heads": 3, "context_tokens": 512, "sites": 80},
-    "himae": {"widths": (24, 48, 96, 128)},
-    "papagei": {"width": 24, "n_blocks": 10, "out_width": 128},
+    "himae": {"widths": (64, 128, 256, 320)},
+    "papagei": {"width": 96, "n_blocks": 10, "out_width": 128},
     "pulse_ppg": {"width": 48, "n_blocks": 8},
 }
 

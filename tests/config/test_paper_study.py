@@ -12,6 +12,8 @@ from ehrwear_jax.stages import interpret
 from ehrwear_jax.stages.labels import Labels
 from ehrwear_jax.stages.plan import Plan
 from ehrwear_jax.stages.workdir import Workdir
+from ehrwear_jax.training import compile_only
+from ehrwear_jax.training.pretrain import Model
 
 BASELINES = {"motor", "cehr_bert", "context_clues", "himae", "papagei", "pulse_ppg"}
 ABLATIONS = {*TABLES["table4"], *TABLES["a6"]}
@@ -40,6 +42,17 @@ def test_every_size_has_every_model_and_kind_of_task(variant, seeds):
     ours = [m for m in config.networks if config.family(m) == "joint"]
     ramps = [config.model_config(m).weights["wear_to_ehr"][2] for m in ours]
     assert max(ramps) <= config.train.steps // 10
+
+
+@pytest.mark.parametrize("variant", ["", "demo", "quick"])
+def test_no_baseline_is_much_smaller_than_the_model_that_it_is_compared_with(variant):
+    config, sizes = study(variant), {}
+    for name in ("joint", *BASELINES):
+        model = Model(**config.model(name, 0))
+        spec, _ = compile_only.assumed(model, config.prepare, vocabulary=512)
+        sizes[name] = sum(compile_only.parameters(model, spec).values())
+    assert min(sizes.values()) > 0.6 * sizes["joint"], sizes
+    assert max(sizes.values()) < 2.0 * sizes["joint"], sizes
 
 
 def test_sizes_differ_by_size_and_extended_adds_what_is_ours():
