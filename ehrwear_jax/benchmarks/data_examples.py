@@ -174,7 +174,7 @@ def open_examples(folder: Path, kind: str, **options: float | str) -> JointExamp
     room = {"windows": windows, "tokens": TOKENS - windows, "context_tokens": TOKENS - windows}
     context = build(ContextConfig, room | CONTEXT | options)
     examples = family.examples(records, Config(context=context))
-    examples.people.cache_bytes = CACHE_BYTES
+    examples.people.cache.memory_bytes = CACHE_BYTES
     return examples
 
 

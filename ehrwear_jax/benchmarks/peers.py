@@ -1,7 +1,7 @@
 """Measures prepare, the loader and the start beside MEDS-transforms with meds-torch-data, in processor time.
 
     python -m venv VENV && VENV/bin/pip install meds-torch-data MEDS-transforms      # or the extra `peers`
-    python -m ehrwear_jax.benchmarks.peers --python=VENV/bin/python [--people=4000] [--json=FILE]
+    python -m ehrwear_jax.benchmarks.peers --python=VENV/bin/python [--people=4000] [--events=250] [--json=FILE]
 
 Both are given the same MEDS dataset: made up (data_cohort.py), sharded by split as the peers want it, with a static
 event for each person. Runs take turns, ours and the peer's, and what is printed are medians of processor time, of all
@@ -12,8 +12,9 @@ the peers' environment alone.
   labels; what ours for hospitalisation and five diagnosis groups cost is printed beside it.
 - loader: real tokens a second, static ones included, of one process with one thread, in batches of 32, at the same
   sequence length: theirs is random crops of one person each, padded; ours rows of packed contexts with all targets of
-  the EHR. "cached": after a pass over everybody, so that what fits into memory is there; "read": with no cache, as for
-  most people of a cohort that is much larger than memory.
+  the EHR. "cached": after a pass over everybody, so that what fits into memory is there; "mapped": likewise, with
+  nobody in memory and everybody in the file of config.train.file_cache_mib, as for most people of a cohort that is
+  much larger than memory (theirs are in mapped files, too); "read": kept nowhere, as in the first epoch.
 - start: --help of the two programs, and their import.
 """
 
@@ -89,9 +90,12 @@ def require_peers(python: str) -> dict[str, str]:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def write_cohort(root: Path, people: int) -> int:
-    """Writes ROOT/meds, sharded by split, with a static event for each person; returns the number of events."""
-    n = data_cohort.write_events(root / "meds", people, EVENTS)
+def write_cohort(root: Path, people: int, events_each: int = EVENTS) -> int:
+    """Writes ROOT/meds, sharded by split, with a static event for each person; returns the number of events.
+
+    events_each: of a person, on average.
+    """
+    n = data_cohort.write_events(root / "meds", people, events_each)
     splits = pl.read_parquet(meds.splits_path(root / "meds"))
     for path in meds.list_shards(root / "meds"):
         events = meds.read_shard(path)
@@ -137,20 +141,21 @@ def _labels(root: Path) -> None:
     event_tasks.make(source, ["hospitalization", *(f"onset_{name}" for name in groups)])
 
 
-def load(root: Path, length: int, seconds: float, cache_mib: int) -> dict[str, float]:
+def load(root: Path, length: int, seconds: float, cache_mib: int, file_cache_mib: int = 0) -> dict[str, float]:
     """Real tokens a second, and their share of all slots, of training batches of a prepared cohort.
 
-    cache_mib: for people, as config.train.cache_mib; one epoch is read before it is measured unless it is 0.
+    cache_mib, file_cache_mib: as of config.train; one epoch is read before it is measured unless both are 0.
     """
     from ehrwear_jax.models.joint import family  # loaded here: neither prepare nor labels wait for JAX
     from ehrwear_jax.training import feed
 
     context = ContextConfig(tokens=length, context_tokens=length, queries=length // 16, events=length // 8)
     weights = {"ehr_values": (1.0, 1.0, 0), "next_value": (1.0, 1.0, 0)}
-    records = store.RecordStore(root / "records", root / "fit", "train", cache_mib * 2**20, pretraining=True)
+    sizes = {"cache_bytes": cache_mib * 2**20, "file_cache_bytes": file_cache_mib * 2**20}
+    records = store.RecordStore(root / "records", root / "fit", "train", pretraining=True, **sizes)
     examples = family.examples(records, Config(("ehr",), context=context, weights=weights))
     batches = feed.train_batches(examples, BATCH, threads=0)
-    for _ in range(-(-examples.rows_per_epoch // BATCH) if cache_mib else 1):
+    for _ in range(-(-examples.rows_per_epoch // BATCH) if cache_mib or file_cache_mib else 1):
         next(batches)
     tokens = slots = 0
     took = 0.0
@@ -194,8 +199,9 @@ def measurements(root: Path, python: str, options: argparse.Namespace) -> dict[s
     }
     for length in options.lengths:
         peer = [python, "-c", _PEER_LOADER, str(root / "peer"), str(length), str(BATCH), str(options.seconds)]
-        for name, cache_mib in (("cached", options.cache_mib), ("read", 0)):
-            mine = ours("load", length, options.seconds, cache_mib)
+        kept = {"cached": (options.cache_mib, 0), "mapped": (0, TrainConfig().file_cache_mib), "read": (0, 0)}
+        for name, sizes in kept.items():
+            mine = ours("load", length, options.seconds, *sizes)
             found[f"loader, {length} tokens, {name}, tokens/s"] = {
                 "ours": functools.partial(rate, mine),
                 "peer": functools.partial(rate, peer),
@@ -235,7 +241,8 @@ def main(argv: list[str] | None = None) -> int:
     """The command, see above; returns its exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--python", default=sys.executable, help="interpreter of an environment with the peers")
-    parser.add_argument("--people", type=int, default=4000, help=f"of the cohort, with {EVENTS} events each on average")
+    parser.add_argument("--people", type=int, default=4000, help="of the cohort")
+    parser.add_argument("--events", type=int, default=EVENTS, help="of a person, on average")
     parser.add_argument("--lengths", default="256,1024", help="sequence lengths of the loaders")
     parser.add_argument("--cache_mib", type=int, default=TrainConfig().cache_mib, help="as config.train.cache_mib")
     parser.add_argument("--rounds", type=int, default=3, help="how often each is measured")
@@ -256,7 +263,7 @@ def main(argv: list[str] | None = None) -> int:
     except (RuntimeError, OSError) as error:
         parser.exit(2, f"{parser.prog}: {error}\n")
     with tempfile.TemporaryDirectory(prefix="bench_peers_") as folder:
-        n = write_cohort(Path(folder), options.people)
+        n = write_cohort(Path(folder), options.people, options.events)
         found = measure(Path(folder), options.python, options)
     named = ", ".join(f"{name} {version}" for name, version in versions.items())
     print(f"{options.people:,} people, {n:,} events; medians of {options.rounds} rounds; {named}")

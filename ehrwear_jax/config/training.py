@@ -65,8 +65,11 @@ class TrainConfig:
     data_workers: int = 0
     """Further processes that make the batches; 0: the training process does."""
     cache_mib: int = 512
-    """Memory, MiB, that each process may take for people whose records it has made ready; those beyond it are read and
-    made ready again at every use."""
+    """Memory, MiB, that each process may take for people whose records it has made ready."""
+    file_cache_mib: int = 8192
+    """Size, MiB, up to which each process keeps those beyond cache_mib in a temporary file (in TMPDIR if it is set);
+    it stops growing where the disk would have less than 2 GiB left. Those beyond it are read and made ready again at
+    every use."""
     gradients_every: int = 500
     """Steps from one measurement of every loss term's gradient on z to the next: its norm over the step's batch at
     weight 1, without dropout, is logged as gradient/<term>, and what share of the sum its weight gives it as
@@ -100,8 +103,9 @@ class TrainConfig:
             raise ValueError(
                 f"{where}.accumulate is {self.accumulate}; it must divide {where}.{rows}, {getattr(self, rows)}"
             )
-        if self.cache_mib < 0:
-            raise ValueError(f"{where}.cache_mib is {self.cache_mib}; it must not be negative")
+        for name in ("cache_mib", "file_cache_mib"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{where}.{name} is {getattr(self, name)}; it must not be negative")
         options.require_choice(where, "decay", self.decay, DECAYS)
         for name in ("ema_decay", "gradients_decay"):
             if not 0 <= getattr(self, name) < 1:
@@ -114,8 +118,9 @@ class TrainConfig:
 # what init_from holds is identified by stages/plan.py.
 TRAIN_NOT_RESULTS = (
     "rows_per_device", "init_from", "log_every", "validate_every", "validate_batches", "checkpoint_every", "keep",
-    "keep_every", "data_threads", "data_workers", "cache_mib", "stop_after", "max_skipped", "spike_factor",
-    "step_timeout_s", "profile_at", "profile_steps", "gradients_every", "weights_from_gradients", "gradients_decay",
+    "keep_every", "data_threads", "data_workers", "cache_mib", "file_cache_mib", "stop_after", "max_skipped",
+    "spike_factor", "step_timeout_s", "profile_at", "profile_steps", "gradients_every", "weights_from_gradients",
+    "gradients_decay",
 )  # fmt: skip
 # Of these, what decides the model after all where an option is on.
 TRAIN_RESULTS_WITH = {

@@ -23,6 +23,7 @@ from array_record.python.array_record_data_source import ArrayRecordDataSource
 from ehrwear_jax.config import options
 from ehrwear_jax.config.segment_spec import SegmentSpec
 from ehrwear_jax.data import record_bytes
+from ehrwear_jax.data.cache import Cache
 from ehrwear_jax.runtime import files
 
 NO_BIRTH = np.iinfo(np.int64).min
@@ -259,7 +260,9 @@ class RecordStore:
       records_dir, fit_dir: written by prepare_records and fit_split.
       split: "train", "tuning", "held_out" or None for all.
       cache_bytes: how much memory decoded records may take, and again what a family makes of them; those beyond it are
-        decoded, and made, at every use.
+        decoded at every use.
+      file_cache_bytes: of a temporary file for what a family makes of records and memory does not hold; what is beyond
+        it, too, is made at every use.
       pretraining: only the people who are pretrained on, and of their records what is known at the cut-off.
     """
 
@@ -270,10 +273,11 @@ class RecordStore:
         split: str | None = None,
         cache_bytes: int = CACHE_BYTES,
         pretraining: bool = False,
+        file_cache_bytes: int = 0,
     ) -> None:
         self.records_dir, self.fit_dir, self.split = Path(records_dir), Path(fit_dir), split
-        self.cache_bytes, self._cached_bytes = cache_bytes, 0
-        self._cache: dict[int, Record] = {}
+        self.cache_bytes, self.file_cache_bytes = cache_bytes, file_cache_bytes
+        self._cache = Cache[Record](cache_bytes)
         self.folder = Path(os.path.commonpath([os.path.abspath(p) for p in (records_dir, fit_dir)]))
         people = pl.read_parquet(self.fit_dir / "subject_statistics.parquet")
         index = pl.read_parquet(self.records_dir / "index.parquet")
@@ -357,14 +361,13 @@ class RecordStore:
         record = self._cache.get(i)
         if record is None:
             record = self.read(i)
-            if self._cached_bytes + record.nbytes <= self.cache_bytes:
-                self._cached_bytes += record.nbytes
-                self._cache[i] = record
+            self._cache.put(i, record)
         return record
 
     def view(self, split: str | None, pretraining: bool = False) -> "RecordStore":
         """The records of another split; for pretraining only what is learned from, see RecordStore."""
-        return RecordStore(self.records_dir, self.fit_dir, split, self.cache_bytes, pretraining)
+        sizes = {"cache_bytes": self.cache_bytes, "file_cache_bytes": self.file_cache_bytes}
+        return RecordStore(self.records_dir, self.fit_dir, split, pretraining=pretraining, **sizes)
 
     def files(self) -> list[str]:
         """Names, below `folder`, of the files that examples are made of."""
@@ -378,7 +381,3 @@ class RecordStore:
         """SHA-256 of what both folders' manifests say of their files."""
         manifests = [json.loads((d / "manifest.json").read_text())["files"] for d in (self.records_dir, self.fit_dir)]
         return hashlib.sha256(json.dumps(manifests, sort_keys=True).encode()).hexdigest()
-
-    def __getstate__(self) -> dict:
-        """For worker processes, which fill caches of their own."""
-        return vars(self) | {"_cache": {}, "_cached_bytes": 0}

@@ -12,23 +12,14 @@ import abc
 import dataclasses
 import threading
 from collections.abc import Iterator, Sequence
-from typing import Any, Generic, NamedTuple, Protocol, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
 
+from ehrwear_jax.data.cache import Cache, Held, from_arrays, to_arrays
 from ehrwear_jax.data.store import Record, RecordStore
 from ehrwear_jax.models.family import Batch, BatchSpec, Examples, Transform, places_by_person
 from ehrwear_jax.models.row_packing import pack
-
-
-class Held(Protocol):
-    """A person's timeline."""
-
-    @property
-    def nbytes(self) -> int:
-        """Memory held, bytes."""
-        ...
-
 
 T = TypeVar("T", bound=Held)
 
@@ -36,14 +27,17 @@ T = TypeVar("T", bound=Held)
 class People(abc.ABC, Generic[T]):
     """The people of a store as timelines, at random access.
 
+    A timeline is a NamedTuple or a dataclass of arrays and numbers.
+
     Args:
-      cache_bytes: memory that timelines may take; those beyond it are made at every use. None: the store's.
+      cache_bytes: memory that timelines may take; those beyond it lie in a file, as the store says, or are made at
+        every use. None: the store's.
     """
 
     def __init__(self, store: RecordStore, cache_bytes: int | None = None) -> None:
-        self.store, self.cache_bytes = store, store.cache_bytes if cache_bytes is None else cache_bytes
-        self._cache: dict[int, T] = {}
-        self._cached_bytes = 0
+        self.store = store
+        memory = store.cache_bytes if cache_bytes is None else cache_bytes
+        self.cache = Cache[T](memory, store.file_cache_bytes, to_arrays, from_arrays)
 
     @abc.abstractmethod
     def of(self, record: Record) -> T:
@@ -53,17 +47,11 @@ class People(abc.ABC, Generic[T]):
         return len(self.store)
 
     def __getitem__(self, i: int) -> T:
-        found = self._cache.get(i)
+        found = self.cache.get(i)
         if found is None:
             found = self.of(self.store.read(i))
-            if self._cached_bytes + found.nbytes <= self.cache_bytes:
-                self._cached_bytes += found.nbytes
-                self._cache[i] = found
+            self.cache.put(i, found)
         return found
-
-    def __getstate__(self) -> dict:
-        """For worker processes, which fill caches of their own."""
-        return vars(self) | {"_cache": {}, "_cached_bytes": 0}
 
 
 class Need(NamedTuple):

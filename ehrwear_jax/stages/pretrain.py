@@ -82,7 +82,8 @@ def _needed_folders(plan, trained):
 def _train(plan, folder, trained: Trained, data, needed_folders):
     train = plan.model(trained).train
     records, fit = data
-    store, needed = RecordStore(records, fit, cache_bytes=train.cache_mib * 2**20), {}
+    sizes = {"cache_bytes": train.cache_mib * 2**20, "file_cache_bytes": train.file_cache_mib * 2**20}
+    store, needed = RecordStore(records, fit, **sizes), {}
     for (name, other), made in zip(plan.needed(trained).items(), needed_folders, strict=True):
         _, network, variables = embedding.restore(made, plan.model(other), store)
         needed[name] = Needed(network, variables)

@@ -42,7 +42,7 @@ def test_the_loader_counts_tokens_and_keeps_nobody_where_it_is_told_to(cohort, c
     monkeypatch.setattr(family, "examples", lambda *a: made.append(examples(*a)) or made[-1])
     found = peers.load(root, 64, 0.05, cache_mib)
     assert found["rate"] > 100 and 0.8 < found["filled"] <= 1.0, "rows are packed"
-    assert bool(made[0].people._cache) == bool(cache_mib)
+    assert bool(made[0].people.cache.held) == bool(cache_mib)
     names = {term.name for term in made[0].people.terms}
     assert {"ehr_masked", "future_event", "future_codes", "ehr_history", "ehr_values", "next_value"} <= names
 

@@ -246,7 +246,7 @@ def test_transforms_reach_the_batches(tmp_path):
 
     by_hand = examples_of(root, CONTEXT, None)
     for i, t in zip(place, times.tolist(), strict=True):
-        by_hand.people._cache[i] = people.of(transform(people.record(i), t))
+        by_hand.people.cache.held[i] = people.of(transform(people.record(i), t))
     got = list(rows.prediction_batches(place, times, 2, transform))
     want = list(by_hand.prediction_batches(place, times, 2))
     plain = list(rows.prediction_batches(place, times, 2))

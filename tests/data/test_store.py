@@ -180,8 +180,8 @@ def test_the_cache_stays_within_its_bytes(root):
     assert all(whole[i] is whole[i] for i in range(len(whole)))
     small = cohort.open_store(root, cache_bytes=total // 2)
     kept = [small[i] is small[i] for i in range(len(small))]
-    assert 0 < sum(r.nbytes for r in small._cache.values()) <= total // 2 and 0 < sum(kept) < len(kept)
-    assert whole.read(0) is not whole.read(0) and not pickle.loads(pickle.dumps(whole))._cache
+    assert 0 < sum(r.nbytes for r in small._cache.held.values()) <= total // 2 and 0 < sum(kept) < len(kept)
+    assert whole.read(0) is not whole.read(0) and not pickle.loads(pickle.dumps(whole))._cache.held
 
 
 def test_files_are_all_that_examples_are_made_of_and_lie_below_the_folder(root):

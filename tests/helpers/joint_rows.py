@@ -1,6 +1,7 @@
 """Training rows and prediction batches of the joint family on a prepared cohort, for tests that look into them."""
 
 import dataclasses
+from unittest import mock
 
 import numpy as np
 import small_run
@@ -47,6 +48,24 @@ def check_together(examples, n=12):
     return rows
 
 
+def check_mapped(examples, n=12):
+    """Rows of people who lie in a file, none of them in memory, are those of people who are held."""
+    kept = examples.people.cache
+    want = [row_of(examples, g) for g in range(n)]
+    assert kept.held and kept.file is None
+    cache = examples.people.cache = type(kept)(0, 2**30, kept._pack, kept._unpack)
+    try:
+        for _ in range(2):
+            for g in range(n):
+                for name, x in row_of(examples, g).items():
+                    np.testing.assert_array_equal(x, want[g][name], err_msg=name)
+        assert not cache.held and len(cache.file)
+        with mock.patch.object(type(examples.people.store), "read", side_effect=AssertionError("read again")):
+            row_of(examples, 0)
+    finally:
+        examples.people.cache = kept
+
+
 def contexts(row):
     """Token positions of the row's contexts, one array each."""
     return [np.nonzero(row["segment"] == s)[0] for s in range(1, row["segment"].max() + 1)]
@@ -63,5 +82,5 @@ def assert_same(some, others, names=None):
 
 def with_patient(examples, i, **changes):
     """Changes the record of person i as the examples read it; returns the examples."""
-    examples.people._cache[i] = dataclasses.replace(examples.people[i], **changes)
+    examples.people.cache.held[i] = dataclasses.replace(examples.people[i], **changes)
     return examples

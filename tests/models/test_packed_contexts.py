@@ -2,14 +2,20 @@
 
 import pickle
 
+import cehr_cases
 import cohort
+import motor_cases
 import numpy as np
 import pytest
 import small_run
 from context_clues_cases import config_of
+from joint_rows import check_mapped
 from motor_cases import row_of
 
+from ehrwear_jax.models.cehr_bert import family as cehr_bert
+from ehrwear_jax.models.context_clues import family as context_clues
 from ehrwear_jax.models.context_clues.examples import ContextCluesExamples
+from ehrwear_jax.models.motor import family as motor
 
 
 @pytest.fixture(scope="module")
@@ -48,6 +54,13 @@ def test_an_epoch_is_planned_without_reading_a_record(store, monkeypatch):
     monkeypatch.setattr(type(store), "read", lambda *_: pytest.fail("a record was read"))
     examples = ContextCluesExamples(store, config_of(day_tokens=True))
     assert examples.rows_per_epoch > 1
+
+
+@pytest.mark.parametrize("family, config", [
+    (context_clues, config_of()), (motor, motor_cases.config_of()), (cehr_bert, cehr_cases.config_of()),
+])  # fmt: skip
+def test_rows_are_the_same_of_people_in_the_mapped_file(store, family, config):
+    check_mapped(family.examples(store, config, 0, True), n=6)
 
 
 def test_timelines_beyond_the_cache_are_made_anew(store, examples):

@@ -15,6 +15,7 @@ from joint_rows import config_of, examples_of
 from small_model import random_params
 
 from ehrwear_jax.config.training import FinetuneConfig, TrainConfig
+from ehrwear_jax.data.cache import Cache
 from ehrwear_jax.evals import cox, protocol
 from ehrwear_jax.models.joint.batch import N_SPECIAL
 from ehrwear_jax.runtime import run_dir
@@ -291,13 +292,13 @@ def test_what_comes_after_a_prediction_time_is_in_no_batch(examples, times):
     end = table["prediction_time"].to_physical()[0]
     other, n_changed = copy.copy(examples), 0
     other.people = copy.copy(examples.people)
-    other.people._cache = {}
+    other.people.cache = Cache(0)
     for i in range(len(examples)):
         person = examples.people[i]
         later = person.event_time_K > end
         token = np.where(later, N_SPECIAL, person.event_token_K).astype(person.event_token_K.dtype)
         value = np.where(later, np.float32(9), person.event_value_K)
-        other.people._cache[i] = dataclasses.replace(person, event_token_K=token, event_value_K=value)
+        other.people.cache.held[i] = dataclasses.replace(person, event_token_K=token, event_value_K=value)
         n_changed += later.sum()
     assert n_changed > 50 and table.height > 10
     one, two = batches(examples, table), batches(other, table)

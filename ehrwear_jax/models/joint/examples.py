@@ -13,6 +13,7 @@ import polars as pl
 
 from ehrwear_jax.data import random_streams
 from ehrwear_jax.data import store as store_lib
+from ehrwear_jax.data.cache import Cache
 from ehrwear_jax.models import vocabulary as vocabulary_lib
 from ehrwear_jax.models.family import Batch, BatchSpec, Examples, Transform
 from ehrwear_jax.models.joint import augmentation, context, masking, packing, query_times, terms, value_scales
@@ -36,18 +37,19 @@ class People:
     Args:
       store: RecordStore of one split, or of all.
       config: of the joint family.
-      cache_bytes: how much memory patients may take; those beyond it are made at every use. None: the store's.
+      cache_bytes: how much memory patients may take; those beyond it lie in a file, as the store says, or are made at
+        every use. None: the store's.
     """
 
     def __init__(self, store: store_lib.RecordStore, config: Config, cache_bytes: int | None = None) -> None:
-        self.store, self.cache_bytes = store, store.cache_bytes if cache_bytes is None else cache_bytes
+        self.store = store
+        memory = store.cache_bytes if cache_bytes is None else cache_bytes
+        self.cache = Cache(memory, store.file_cache_bytes, patient_lib.packed, patient_lib.unpacked)
         self.modalities, self.static = config.modalities, config.static
         self.config = c = config.context
         self.terms: tuple[terms.Term, ...] = ()
         self.hides_signal = False
         self.row_tokens = 0
-        self._cache: dict[int, patient_lib.Patient] = {}
-        self._cached_bytes = 0
         self.index, self.train_days = store.index, store.train_days
         self.steps, self.channels, self.window_us = store.steps, store.channels, store.window_us
         self.has_quality = store.has_quality
@@ -90,12 +92,10 @@ class People:
         return len(self.store)
 
     def __getitem__(self, i: int) -> patient_lib.Patient:
-        patient = self._cache.get(i)
+        patient = self.cache.get(i)
         if patient is None:
             patient = self.of(patient_lib.given(self.store.read(i), self.modalities, self.static))
-            if self._cached_bytes + patient.nbytes <= self.cache_bytes:
-                self._cached_bytes += patient.nbytes
-                self._cache[i] = patient
+            self.cache.put(i, patient)
         return patient
 
     def record(self, i: int) -> store_lib.Record:
@@ -107,10 +107,6 @@ class People:
         has_raw = self.config.raw_windows and "wear" in self.modalities
         raw_segments = self.config.raw_segments if has_raw else ""
         return patient_lib.make_patient(record, self.store, self.vocabulary, raw_segments)
-
-    def __getstate__(self) -> dict:
-        """For worker processes, which fill caches of their own."""
-        return vars(self) | {"_cache": {}, "_cached_bytes": 0}
 
     def _starting_with(self, prefixes):
         """Which tokens are of a code that starts with one of the prefixes: bool [V]."""

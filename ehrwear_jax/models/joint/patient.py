@@ -18,6 +18,7 @@ SIGNAL_CLIP = 10.0  # standard deviations
 # Windows are worked on in blocks of this size in float32: their temporaries stay in a core's cache.
 BLOCK_BYTES = 256_000
 
+_NONE = np.zeros(0, np.int64)
 _DERIVED_BYTES = 36  # for each place of a stream: where it is, its token and value, numeric events
 
 
@@ -81,12 +82,12 @@ class Patient:
     @functools.cached_property
     def event_at(self) -> np.ndarray:
         """Where in the stream its events are: int64, increasing."""
-        return np.flatnonzero(~self.is_wear_N)
+        return np.flatnonzero(~self.is_wear_N) if len(self.window_end_M) else np.arange(len(self.time_N))
 
     @functools.cached_property
     def window_at(self) -> np.ndarray:
         """Where in the stream its windows are: int64, increasing."""
-        return np.flatnonzero(self.is_wear_N)
+        return np.flatnonzero(self.is_wear_N) if len(self.window_end_M) else _NONE
 
     @functools.cached_property
     def window_ref(self) -> np.ndarray:
@@ -101,6 +102,8 @@ class Patient:
     @functools.cached_property
     def _stream(self):
         """(tokens, values) of the stream: int32 [N], WEAR for windows; float32 [N], NaN where there is none."""
+        if not len(self.window_end_M) and len(self.time_N) == len(self.event_token_K):
+            return self.event_token_K, self.event_value_K
         token_N = np.full(len(self.time_N), batch_lib.WEAR, np.int32)
         value_N = np.full(len(self.time_N), np.nan, np.float32)
         events = self.ref_N[self.event_at]
@@ -204,7 +207,6 @@ def make_patient(record: Record, store: RecordStore, vocabulary: Vocabulary, raw
     derived: np.ndarray = np.zeros(record.derived_MxX.shape, np.float32)
     if derived.size:
         derived = np.clip(store.derived_scales.standardise(record.derived_MxX), -SIGNAL_CLIP, SIGNAL_CLIP)
-    times, ref, is_wear = _merged(end, time)
     window, quality = record.window_MxLxC, record.quality_MxLxC
     offset = record.utc_offset_M
     offset = offset.copy() if offset is not None and offset.any() else None
@@ -212,9 +214,7 @@ def make_patient(record: Record, store: RecordStore, vocabulary: Vocabulary, raw
         # copies, since a view keeps the whole record with its windows or segments in memory
         end, window, quality = end.copy(), window.copy(), None if quality is None else quality.copy()
     return Patient(
-        time_N=times,
-        ref_N=ref,
-        is_wear_N=is_wear,
+        **_stream_of(end, time),
         static_token_S=static_token,
         static_value_S=static_value,
         event_token_K=token,
@@ -228,8 +228,7 @@ def make_patient(record: Record, store: RecordStore, vocabulary: Vocabulary, raw
         end_us=record.end_us,
         died=record.died,
         scales=store.scales,
-        _summary_MxF=np.empty((len(end), len(batch_lib.SUMMARIES) * window.shape[2] + derived.shape[1]), np.float32),
-        _summed_M=np.zeros(len(end), bool),
+        **_no_summaries(window, derived),
         raw=_raw_windows(record, raw_segments, store) if raw_segments else None,
         quality_MxLxC=quality,
         utc_offset_M=offset,
@@ -237,15 +236,58 @@ def make_patient(record: Record, store: RecordStore, vocabulary: Vocabulary, raw
     )
 
 
-def _merged(end_M, time_K):
-    """(times, place among windows or events, whether it is a window) of both in order of time, windows first."""
+def _no_summaries(window_MxLxC, derived_MxX):
+    n, n_channels = len(window_MxLxC), window_MxLxC.shape[2]
+    width = len(batch_lib.SUMMARIES) * n_channels + derived_MxX.shape[1]
+    return {"_summary_MxF": np.empty((n, width), np.float32), "_summed_M": np.zeros(n, bool)}
+
+
+_OF_EVENTS = ("event_time_K", "static_token_S", "static_value_S", "event_token_K", "event_value_K")
+_OF_WINDOWS = ("window_end_M", "window_MxLxC", "derived_MxX")
+_OPTIONAL = ("quality_MxLxC", "utc_offset_M")
+
+
+def packed(patient: Patient) -> dict[str, np.ndarray]:
+    """A patient of `make_patient` as named arrays, without what is the same for everybody of a store."""
+    p = patient
+    found = {"facts": np.array([p.origin_us, p.has_birth, p.end_us, p.died], np.int64)}
+    found |= {name: getattr(p, name) for name in _OF_EVENTS}
+    if len(p.window_end_M):
+        found |= {name: getattr(p, name) for name in _OF_WINDOWS}
+        found |= {name: x for name in _OPTIONAL if (x := getattr(p, name)) is not None}
+    return found | (p.raw._asdict() if p.raw is not None else {})
+
+
+def unpacked(arrays: dict[str, np.ndarray], like: Patient) -> Patient:
+    """The inverse of `packed`, of the store that `like` is of."""
+    origin_us, has_birth, end_us, died = arrays.pop("facts").tolist()
+    raw = None if like.raw is None else RawWindows(*(arrays.pop(name) for name in RawWindows._fields))
+    if "window_end_M" not in arrays:
+        arrays |= {name: getattr(like, name)[:0] for name in _OF_WINDOWS}
+        arrays |= {} if like.quality_MxLxC is None else {"quality_MxLxC": like.quality_MxLxC[:0]}
+    return Patient(
+        **arrays,
+        **_stream_of(arrays["window_end_M"], arrays["event_time_K"]),
+        **_no_summaries(arrays["window_MxLxC"], arrays["derived_MxX"]),
+        origin_us=origin_us,
+        has_birth=bool(has_birth),
+        end_us=end_us,
+        died=bool(died),
+        scales=like.scales,
+        raw=raw,
+        max_age_years=like.max_age_years,
+    )
+
+
+def _stream_of(end_M, time_K):
+    """Fields of both in order of time, windows first: times, places among windows or events, which are windows."""
     if not len(end_M):
-        return time_K, np.arange(len(time_K)), np.zeros(len(time_K), bool)
+        return {"time_N": time_K, "ref_N": np.arange(len(time_K)), "is_wear_N": np.zeros(len(time_K), bool)}
     times = np.concatenate([end_M, time_K])
     order = np.argsort(times, kind="stable")  # of the same time: windows, which come first here, before events
     is_wear = np.arange(len(times)) < len(end_M)
     ref = np.concatenate([np.arange(len(end_M)), np.arange(len(time_K))])
-    return times[order], ref[order], is_wear[order]
+    return {"time_N": times[order], "ref_N": ref[order], "is_wear_N": is_wear[order]}
 
 
 def _raw_windows(record, name, store):
@@ -306,8 +348,8 @@ def sample_day(draw: float, patient: Patient, weight_V: np.ndarray) -> int:
     Args:
       draw: uniform in [0, 1).
     """
-    weight_N = np.ones(len(patient.time_N))
-    weight_N[~patient.is_wear_N] = weight_V[patient.event_token_K[patient.ref_N[~patient.is_wear_N]]]
+    weight_N, at = np.ones(len(patient.time_N)), patient.event_at
+    weight_N[at] = weight_V[patient.event_token_K[patient.ref_N[at]]]
     total_N = np.cumsum(weight_N)
     if not total_N[-1] > 0:
         total_N = np.arange(1.0, len(weight_N) + 1)

@@ -43,7 +43,7 @@ class ValueScales:
 
     def __call__(self, class_N: np.ndarray, value_N: np.ndarray) -> np.ndarray:
         """Standardised values (Vocabulary.encode) of the classes on the robust scale: float64 [N], NaN stays."""
-        clipped_N = np.clip(value_N, self.low_U[class_N], self.high_U[class_N])
+        clipped_N = np.minimum(np.maximum(value_N, self.low_U[class_N]), self.high_U[class_N])
         return (clipped_N - self.centre_U[class_N]) / self.spread_U[class_N]
 
 

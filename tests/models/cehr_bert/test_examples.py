@@ -152,7 +152,7 @@ def test_long_stays_are_asked_of_first_tokens(people):
     for i in range(len(examples.people)):
         timeline = examples.people[i]
         stay_us = (rng.choice([0, 6.9, 7.0, 7.1], len(timeline.type_U), p=[0.8, 0.1, 0.05, 0.05]) * DAY_US).astype(int)
-        examples.people._cache[i] = dataclasses.replace(timeline, stay_us_U=stay_us)
+        examples.people.cache.held[i] = dataclasses.replace(timeline, stay_us_U=stay_us)
     for g in range(examples.rows_per_epoch):
         row, contexts = row_of(examples, g), list(examples._contexts(g))
         for k, (_, timeline, start, stop, _) in enumerate(contexts):

@@ -7,7 +7,7 @@ import numpy as np
 import polars as pl
 import pytest
 import small_run
-from joint_rows import config_of, contexts, examples_of, row_of
+from joint_rows import check_mapped, config_of, contexts, examples_of, row_of
 
 from ehrwear_jax.models.joint import batch as batch_lib
 from ehrwear_jax.models.joint import masking
@@ -85,7 +85,7 @@ def test_every_patient_once_per_epoch_and_rows_are_a_function_of_seed_and_index(
 def test_batches_do_not_depend_on_processes_threads_or_where_a_run_resumes(few_people, options):
     rows, fresh = examples(few_people, **options), examples(few_people, **options)
     whole = [next(it) for it in [train_batches(rows, 4)] for _ in range(6)]
-    fresh.people.cache_bytes = 30_000  # what a run has read before, and how much it keeps of it, is no state
+    fresh.people.cache.memory_bytes = 30_000  # what a run has read before, and how much it keeps of it, is no state
     resumed = train_batches(fresh, 4, start_step=4, threads=7)
     halves = [train_batches(rows, 4, Share((p,), 2), threads=p) for p in range(2)]
     for step in range(6):
@@ -258,10 +258,15 @@ def test_wearables_with_static_facts_see_sex_and_age_and_no_event(few_people):
     assert not without["static"].any() and not seen["events"].any()
 
 
+@pytest.mark.parametrize("modalities", [("ehr", "wear"), ("ehr",), ("wear",)])
+def test_rows_are_the_same_of_people_in_the_mapped_file(few_people, modalities):
+    check_mapped(examples(few_people, modalities=modalities, **EVERYTHING))
+
+
 def test_people_beyond_the_cache_are_read_once_for_all_of_their_times(few_people):
     """Of prediction times in any order: to embed, and to count what is seen."""
     rows = examples(few_people, split=None)
-    rows.people.cache_bytes = 0
+    rows.people.cache.memory_bytes = 0
     index = np.random.default_rng(0).permutation(np.repeat(np.arange(6), 4))
     times = np.array([rows.people[int(i)].end_us - k * DAY_US for k, i in enumerate(index)])
     for use in (rows.tokens_seen, lambda *asked: list(rows.prediction_batches(*asked, 2))):
@@ -320,7 +325,7 @@ def test_the_cache_stays_within_its_bytes(few_people):
     assert all(whole[i] is whole[i] for i in range(len(whole)))
     small = people(cache_bytes=total // 2)
     kept = [small[i] is small[i] for i in range(len(small))]
-    assert 0 < sum(p.nbytes for p in small._cache.values()) <= total // 2 and 0 < sum(kept) < len(kept)
+    assert 0 < sum(p.nbytes for p in small.cache.held.values()) <= total // 2 and 0 < sum(kept) < len(kept)
     ehr = people(("ehr",))
     assert all(x.base is None for x in (ehr[0].event_time_K, ehr[0].window_MxLxC)), "a view would keep the windows"
 

@@ -358,7 +358,7 @@ def test_hidden_events_leave_no_trace_in_any_input(packed_people):
             np.testing.assert_array_equal(changed[name], row[name], err_msg=name)
         assert not records or np.any(changed["masked_target"] != row["masked_target"])
         for i, patient in records:  # other rows may show other parts of the same record
-            other.people._cache[i] = patient
+            other.people.cache.held[i] = patient
     assert n_changed > 20
 
 

@@ -10,7 +10,7 @@ import random_rows
 import small_model
 import term_cases
 from flax import linen as nn
-from joint_rows import check_together, examples_of, row_of
+from joint_rows import check_mapped, check_together, examples_of, row_of
 from raw_cohort import CONTEXT, PPG, RAW, with_waves
 from term_cases import RAW_A, RAW_S, RAW_V, B, N, mean
 
@@ -54,6 +54,10 @@ def root(tmp_path_factory):
 def examples(root, **options):
     context = CONTEXT | RAW | {"raw_windows": 64} | options
     return examples_of(root, context, "train", weights={"raw_masked": (1.0, 1.0, 0)}, raw_width=8)
+
+
+def test_rows_are_the_same_of_people_in_the_mapped_file(root):
+    check_mapped(examples(root, time_warp=0.05))
 
 
 def test_rows_that_are_written_together_are_what_each_is_alone(root):

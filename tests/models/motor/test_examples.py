@@ -8,6 +8,7 @@ import pytest
 import small_run
 from motor_cases import batch_of, config_of, row_of
 
+from ehrwear_jax.data.cache import Cache
 from ehrwear_jax.data.formats.times import DAY_US
 from ehrwear_jax.models.motor.examples import MotorExamples
 
@@ -201,8 +202,7 @@ def test_what_z_depends_on_is_counted(people, asked):
 def test_people_beyond_the_cache_are_read_once_to_count_what_is_seen(people, asked):
     whole, position, time = asked
     examples = examples_of(people, None)
-    examples.people.cache_bytes = 0
-    examples.people._cache.clear()
+    examples.people.cache = Cache(0)
     with mock.patch.object(examples.people.store, "read", wraps=examples.people.store.read) as read:
         seen = examples.tokens_seen(position, time)
     assert read.call_count == len(np.unique(position))
