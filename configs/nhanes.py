@@ -21,7 +21,8 @@ nhanes.py:cdc is for the files as the CDC publishes them, 2003-2006 and 2011-201
 (launch/nhanes_download.sh, docs/nhanes.md): all minute counts, more of the examination. nhanes.py:cdc+smirnova asks
 what Smirnova et al. (2019) did of 2003-2006, on a folder that holds those two cycles: 50 to 84 years, three days with
 ten hours of wear, death within five years; their 2,978 people had 297 deaths, and an AUC of .798 without activity and
-.838 with it. Neither has been run on the real files.
+.838 with it. Neither has been run on the real files. nhanes.py:weighted (with any of them) has metrics of the
+population and intervals of the survey's design (docs/nhanes.md).
 """
 
 from ehrwear_jax import config as config_lib
@@ -67,7 +68,7 @@ WIDE = {
 
 
 def get_config(variant=""):
-    variants = config_lib.variants(variant, "nhanes.py", ("transfer", "wide", "cdc", "smirnova"))
+    variants = config_lib.variants(variant, "nhanes.py", ("transfer", "wide", "cdc", "smirnova", "weighted"))
     config = config_lib.base()
     config.name = "nhanes"
     config.data.update({"source": "nhanes", "n_folds": 5})
@@ -150,5 +151,8 @@ def get_config(variant=""):
         config.cohort.update({"min_age_years": 50.0, "max_age_years": 84.0, "pretraining": "everybody"})
         config.cohort.update({"min_wear_days": 3, "min_wear_hours": 10.0})
         config.evaluate.task_horizons_days = {"all_cause_mortality": (1826.0,)}
+    if "weighted" in variants:
+        config.evaluate.update({"survey_weight": "WTMEC2YR", "survey_strata": ("SDMVSTRA",)})
+        config.evaluate.survey_units = ("SDMVPSU",)
     config_lib.apply_variants(config, variants)
     return config

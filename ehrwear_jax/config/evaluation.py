@@ -67,6 +67,15 @@ class EvaluateConfig:
     """Fewest patients of each class of a subgroup that is shown. Also the smallest count of people on the page:
     smaller ones are hidden in the flow of the cohort, demographics, prevalence and confusion matrices, with the others
     and the rates that would tell them; 1 shows all."""
+    survey_weight: str = options.added("")
+    """Column of metadata/subject_survey.parquet of the dataset: how many people of the population each person of a
+    survey stands for. Metrics are then the population's, and intervals those of the survey's design. Empty: people
+    count alike."""
+    survey_strata: tuple = options.added(())
+    """Columns that tell the strata of the survey apart, from which sampling units were drawn."""
+    survey_units: tuple = options.added(())
+    """Columns that tell the sampling units of a stratum apart, whose people were drawn together; empty: each person (or
+    group by which the data are split) is one."""
     label_fractions: tuple = (0.01, 0.1, 1.0)
     """Shares of the training patients on whose labels models are fitted for label efficiency; empty: none."""
     label_models: tuple = ()
@@ -83,6 +92,8 @@ class EvaluateConfig:
         if any(days <= 0 for days in self.feature_ranges_days):
             found = self.feature_ranges_days
             raise ValueError(f"config.evaluate.feature_ranges_days is {found}; it must hold days above 0")
+        if (self.survey_strata or self.survey_units) and not self.survey_weight:
+            raise ValueError("config.evaluate.survey_weight is empty, but strata or units of a survey are named")
         for task, days in self.task_horizons_days.items():
             if not isinstance(days, tuple) or not days or not all(isinstance(d, (int, float)) and d > 0 for d in days):
                 raise ValueError(

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from threadpoolctl import threadpool_limits
 
+from ehrwear_jax.evals.survey import Design
 from ehrwear_jax.evals.weighting import LANES, Deferred, Statistic, lanes_of
 
 Key = TypeVar("Key", bound=Hashable)
@@ -105,6 +106,7 @@ def resample(
     *,
     universe: npt.ArrayLike | None = None,
     whole: bool = False,
+    design: Design | None = None,
 ) -> dict[Key, dict[str, np.ndarray]]:
     """Evaluates several statistics on shared resamples: {key: {metric: float64 [B]}}; {} without a weighting.
 
@@ -114,10 +116,11 @@ def resample(
 
     Args:
       whole: the data as they are come first, as one more weighting.
+      design: of a survey, of the groups of the universe: its weights and resamples take the place of these.
     """
     n_processes = min(os.cpu_count() or 1, len(statistics))
     cells = len(np.asarray(group_N)) * n_resamples * len(statistics)
-    blocks = functools.partial(_blocks, group_N, n_resamples, seed, universe, whole)
+    blocks = functools.partial(_blocks, group_N, n_resamples, seed, universe, whole, design)
     if n_processes < 2 or cells < PARALLEL_CELLS:
         return _some_at_a_time(statistics, len(np.asarray(group_N)), blocks)
     names = list(statistics)
@@ -128,7 +131,15 @@ def resample(
     return {name: found[name] for name in names}
 
 
-def _blocks(group_N, n_resamples, seed, universe, whole):
+def _blocks(group_N, n_resamples, seed, universe, whole, design):
+    if design is not None:
+        index_N, n_groups = _positions(group_N, universe)
+        if n_groups != len(design.weight_G):
+            raise ValueError(f"the design is of {len(design.weight_G)} groups, and {n_groups} are resampled")
+        if whole:
+            yield design.weight_G[index_N, None]
+        yield from design.blocks(index_N, n_resamples, seed)
+        return
     if whole:
         yield np.ones((len(np.asarray(group_N)), 1))
     yield from weight_blocks(group_N, n_resamples, seed, universe=universe)

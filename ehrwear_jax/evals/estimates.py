@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ehrwear_jax.evals import bootstrap
+from ehrwear_jax.evals.survey import Design
 from ehrwear_jax.evals.weighting import Statistic
 
 NO_SAMPLES = np.empty(0)
@@ -22,11 +23,13 @@ class Resampling:
       seed: of the resamples, not negative.
       universe: all groups of the held-out set, so that tasks in which some groups have no row share their resamples;
         None: the groups that are present.
+      design: of a survey whose weights metrics are under, of the groups of the universe; None: people count alike.
     """
 
     n_resamples: int = 1000
     seed: int = 0
     universe: np.ndarray | None = None
+    design: Design | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,8 +71,9 @@ def estimate(
     """
     resampling = resampling or Resampling()
     found = bootstrap.resample(
-        statistics, group_N, resampling.n_resamples, resampling.seed, universe=resampling.universe, whole=True
-    )
+        statistics, group_N, resampling.n_resamples, resampling.seed, universe=resampling.universe, whole=True,
+        design=resampling.design,
+    )  # fmt: skip
     values = {key: {metric: float(value_B[0]) for metric, value_B in of.items()} for key, of in found.items()}
     if not resampling.n_resamples:
         return Estimates(values, {})

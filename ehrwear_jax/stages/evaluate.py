@@ -21,12 +21,14 @@ import numpy as np
 import polars as pl
 
 from ehrwear_jax.config.evaluation import EvaluateConfig
+from ehrwear_jax.data.formats import meds
 from ehrwear_jax.data.formats.label_tables import COMPETING
 from ehrwear_jax.data.sources.simulator import truth
 from ehrwear_jax.evals import classification, families, meds_predictions, seeds, subgroups
 from ehrwear_jax.evals.builders import PredictedCurves
 from ehrwear_jax.evals.estimates import Resampling
 from ehrwear_jax.evals.protocol import TaskSpec
+from ehrwear_jax.evals.survey import Design
 from ehrwear_jax.evals.survival import TrainingCurves
 from ehrwear_jax.report.result_records import horizon_of
 from ehrwear_jax.runtime import files, memory
@@ -115,6 +117,9 @@ def scores(plan: Plan, task: Task) -> Artifact:
         "people": files.digest(tasks.held_out_groups(plan).tolist()),
         "seed": plan.config.data.seed,
     }
+    if plan.config.evaluate.survey_weight:
+        table = meds.survey_path(plan.meds_dir)
+        of["survey"] = files.digest_file(table) if table.exists() else None
     return plan.artifact("scores", task.name, of)
 
 
@@ -138,9 +143,11 @@ def _log(task, records):
 # ------------------------------------------------------------------------------------------------- one task
 
 
-def task_spec(config: EvaluateConfig, dataset: str, name: str, seed: int, universe: np.ndarray) -> TaskSpec:
-    """What the protocol takes of a task; universe: groups that are resampled."""
-    resampling = Resampling(config.n_resamples, seed, universe)
+def task_spec(
+    config: EvaluateConfig, dataset: str, name: str, seed: int, universe: np.ndarray, design: Design | None = None
+) -> TaskSpec:
+    """What the protocol takes of a task; universe: groups that are resampled. design: see Resampling."""
+    resampling = Resampling(config.n_resamples, seed, universe, design)
     limits = subgroups.Suppression(config.min_patients, config.min_per_class)
     return TaskSpec(dataset, name, config.reference_model or None, resampling, limits)
 
@@ -161,7 +168,8 @@ class _Scoring:
         self._further = [p for p in predicted if p.seed not in first]
         self._held = task.of("held_out")
         universe = tasks.held_out_groups(plan)
-        self._spec = task_spec(self._config, plan.config.name, task.name, plan.config.data.seed, universe)
+        seed, design = plan.config.data.seed, tasks.survey_design(plan)
+        self._spec = task_spec(self._config, plan.config.name, task.name, seed, universe, design)
 
     def score(self) -> dict[str, Any]:
         """{records, subgroups, curves, fractions, prevalence, trials}."""

@@ -127,6 +127,8 @@ def _notes(config: RunConfig):
         "event.",
     ]
     notes.append(report_inputs.privacy_note(config.evaluate.min_per_class))
+    if config.evaluate.survey_weight:
+        notes.append(report_inputs.survey_note(config.evaluate))
     if config.data.source == "synthetic":
         notes.append(
             f"The cohort is simulated, {CONTROLS[config.simulate.control]}. The oracle knows each person's latent "

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from ehrwear_jax.config.evaluation import EvaluateConfig
 from ehrwear_jax.config.run import RunConfig
 from ehrwear_jax.data.formats import wearable
 from ehrwear_jax.evals import disclosure, families
@@ -71,6 +72,16 @@ def _interpreted(plan) -> dict[str, Any]:
     found |= {part: json.loads((main / f"{part}.json").read_text()) for part in OF_REFERENCE}
     codes = {name: tuple(getattr(plan.config.interpret, f"{name}_prefixes")) for name in ("event", "drug")}
     return found | {"kernels": _kernels(folders), "explained": _people(plan, main), "codes": codes}
+
+
+def survey_note(config: EvaluateConfig) -> str:
+    """What measures and intervals are of, where people stand for others."""
+    units, strata = " and ".join(config.survey_units) or "people", " and ".join(config.survey_strata) or "everybody"
+    return (
+        f"Measures are those of the surveyed population: people weigh by {config.survey_weight}. Their intervals are "
+        f"over resamples of sampling units ({units} within {strata}; Rao, Wu and Yue 1992) in the place of people. "
+        "Counts of people, models and thresholds are unweighted."
+    )
 
 
 def privacy_note(limit: int) -> str:

@@ -6,7 +6,9 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from ehrwear_jax.data.formats import meds
 from ehrwear_jax.data.formats.label_tables import COMPETING
+from ehrwear_jax.evals import survey
 from ehrwear_jax.evals.survival import FollowUp
 from ehrwear_jax.runtime import files
 from ehrwear_jax.stages import eligibility, embed, evaluate_score
@@ -136,8 +138,31 @@ def read(plan: Plan, name: str) -> Task:
 
 def held_out_groups(plan: Plan) -> np.ndarray:
     """Groups of all held-out people with a prediction time, so that the tasks share their resamples."""
-    held = [
-        embed.prediction_times(plan, fold).filter(pl.col("split") == "held_out")["group_id"]
-        for fold, _ in plan.config.folds
-    ]
-    return pl.concat(held).unique().sort().to_numpy()
+    return _held_out_people(plan)["group_id"].unique().sort().to_numpy()
+
+
+def _held_out_people(plan):
+    times = (embed.prediction_times(plan, fold) for fold, _ in plan.config.folds)
+    held = [t.filter(pl.col("split") == "held_out").select("subject_id", "group_id") for t in times]
+    return pl.concat(held).unique().sort("subject_id")
+
+
+def survey_design(plan: Plan) -> survey.Design | None:
+    """The design of the survey that held_out_groups are of; None: config.evaluate names no weight.
+
+    Raises:
+      ValueError: ids were changed, so that nobody is found in the survey; what survey.read raises.
+      FileNotFoundError: the dataset has no such table.
+    """
+    config = plan.config.evaluate
+    if not config.survey_weight:
+        return None
+    if plan.changes_people:
+        raise ValueError(
+            "config.evaluate.survey_weight: prepare changes the ids of people, and the survey's table has their own"
+        )
+    people, path = _held_out_people(plan), meds.survey_path(plan.meds_dir)
+    if not path.exists():
+        raise FileNotFoundError(f"config.evaluate.survey_weight is {config.survey_weight!r}, and there is no {path}")
+    columns = config.survey_weight, config.survey_strata, config.survey_units
+    return survey.read(path, people["subject_id"].to_numpy(), people["group_id"].to_numpy(), columns)

@@ -2,10 +2,11 @@
 
 Writes MEDS 0.4; reads MEDS 0.3.3 and 0.4, with shards at any depth below `data/`. The schemas are
 those of the Medical Event Data Standard (https://github.com/Medical-Event-Data-Standard/meds). The
-checks of events are in meds_checks.py, label tables in label_tables.py. Three optional files are ours:
+checks of events are in meds_checks.py, label tables in label_tables.py. Four optional files are ours:
 `metadata/subject_groups.parquet` (the unit of splitting and of the bootstrap),
-`metadata/subject_folds.parquet` (out-of-fold evaluation) and `metadata/subject_followup.parquet`
-(who was observed when, see data/labels/followup.py).
+`metadata/subject_folds.parquet` (out-of-fold evaluation), `metadata/subject_followup.parquet` (who was
+observed when, see data/labels/followup.py) and `metadata/subject_survey.parquet` (weights, strata and
+sampling units of a survey, see evals/survey.py).
 """
 
 import dataclasses
@@ -156,6 +157,11 @@ def splits_path(meds_dir: Path) -> Path:
 def folds_path(meds_dir: Path) -> Path:
     """Where the folds of a dataset are, if it has any."""
     return Path(meds_dir) / "metadata" / "subject_folds.parquet"
+
+
+def survey_path(meds_dir: Path) -> Path:
+    """Where the design of a dataset that is a survey is, if it is one."""
+    return Path(meds_dir) / "metadata" / "subject_survey.parquet"
 
 
 def read_splits(meds_dir: Path, names: Mapping[str, str] | None = None) -> pl.DataFrame:

@@ -67,6 +67,8 @@ DAILY_CHANNELS = {
     "astp": ("active_to_sedentary", "1", 0.0, 1.0, "Probability of turning sedentary in an active minute"),
 }
 
+SURVEY_COLUMNS = ("WTINT2YR", "WTMEC2YR", "SDMVSTRA", "SDMVPSU")  # the design of the survey
+
 # How the labels were made, for the report; see data/labels/task_design.py.
 DESIGN = {
     "time_zero": "The end of the week of wear that follows the examination.",
@@ -259,6 +261,8 @@ def build(
     with staged(root) as folder:
         metadata = meds.Metadata("nhanes", "2003-2006", codes, splits, folds=folds, sites=sites)
         meds.write_dataset(folder, events, metadata, SUBJECTS_PER_SHARD)
+        survey = people.select(pl.col("SEQN").alias("subject_id"), *SURVEY_COLUMNS)
+        parquet.write_frame(survey.join(sites, on="subject_id"), meds.survey_path(folder / "meds"))
         ledger.add("events written", len(events))
         table = channels()
         wearable.write_channels(folder / "wearable", table)

@@ -46,8 +46,6 @@ CAUSES = {"cardiovascular_mortality": (1, 5), "cancer_mortality": (2,)}
 DEVICES = {True: nhanes.DEVICE, False: "ActiGraph GT3X+"}
 ADULT_YEARS = 18
 PEOPLE_PER_SHARD = 500  # of recordings, all of whose minutes are in memory
-SURVEY_COLUMNS = ("WTINT2YR", "WTMEC2YR", "SDMVSTRA", "SDMVPSU")
-SURVEY_TABLE = "subject_survey.parquet"
 MIMS_PROFILE = "mims_profile"
 _UNITS = {COUNTS: "count/min", STEPS: "steps/min", MIMS: "MIMS/min", WORN: "1", ASLEEP: "1"}
 _OF_WEEK = {name: (channel, unit) for name, (channel, unit, *_) in nhanes.DAILY_CHANNELS.items()}
@@ -373,5 +371,5 @@ def _write_beside(metadata_dir: Path, people: pl.DataFrame, week_of: dict[int, i
         timestamps((week_N + WEEK_DAYS) * DAY_US).alias("end"),
     )
     parquet.write_frame(observed, metadata_dir / followup.TABLE)
-    survey = people.select(pl.col("SEQN").alias("subject_id"), *SURVEY_COLUMNS, cycle=_of_cycle(people, "years"))
-    parquet.write_frame(survey, metadata_dir / SURVEY_TABLE)
+    survey = people.select(pl.col("SEQN").alias("subject_id"), *nhanes.SURVEY_COLUMNS, cycle=_of_cycle(people, "years"))
+    parquet.write_frame(survey, meds.survey_path(metadata_dir.parent))

@@ -30,6 +30,9 @@ CYCLE_SUNDAY = {3: "2003-01-05", 4: "2005-01-02"}  # first Sunday of the cycle's
 _COVARIATES_SCHEMA: parquet.Schema = {
     "SEQN": pl.Int64,
     "SDDSRVYR": pl.Int64,
+    "SDMVPSU": pl.Int64,
+    "SDMVSTRA": pl.Int64,
+    "WTINT2YR": pl.Float64,
     "WTMEC2YR": pl.Float64,
     "RIDAGEMN": pl.Int64,
     "RIDAGEEX": pl.Int64,

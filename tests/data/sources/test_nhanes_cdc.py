@@ -168,7 +168,7 @@ def test_labels_are_those_of_the_facts(survey, built, exams):
 
 def test_the_survey_design_and_the_time_of_observation_are_beside_the_data(survey, built, exams):
     metadata = built[0] / "meds" / "metadata"
-    design = pl.read_parquet(metadata / nhanes_cdc.SURVEY_TABLE)
+    design = pl.read_parquet(meds.survey_path(metadata.parent))
     examined = {p.seqn: p for p in survey.people if p.examined}
     assert set(design["subject_id"]) == set(examined)
     for seqn, interview, exam, stratum, unit, cycle in design.iter_rows():
