@@ -13,6 +13,7 @@ from ehrwear_jax.report import (
     checklist,
     explained,
     export,
+    first_screen,
     html_page,
     latent_figures,
     mechanism_figures,
@@ -101,7 +102,7 @@ def report_page(inputs: ReportInputs, records: Sequence[Record]) -> page.Page:
     """The report's content."""
     data, drawn = inputs.data, _without_ablations(inputs.predictions)
     parts = (
-        sections.summary(records, inputs.added),
+        _led(sections.summary(records, inputs.added), first_screen.at_a_glance(records, data, inputs.cohort)),
         target_trial_table.target_trial(data),
         paper.paper_tables(records, data),
         _extended(sections.forecasting(records), report_figures.horizon_figure(records)),
@@ -135,6 +136,10 @@ def _without_ablations(predictions):
         task: {model: found for model, found in models.items() if model not in paper.ALL_ABLATIONS}
         for task, models in predictions.items()
     }
+
+
+def _led(section: page.Section, blocks: Sequence[page.Block]) -> page.Section:
+    return page.Section(section.identifier, section.title, (*blocks, *section.blocks))
 
 
 def _extended(section: page.Section, blocks: Sequence[page.Block]) -> page.Section:

@@ -31,9 +31,9 @@ def target_trial(data: ReportData) -> Section:
     lines: list[Row | Group] = []
     for tasks in _alike(data.trials):
         lines.append(Group("; ".join(rec.task_label(t["task"]) for t in tasks)))
-        design = _design(tasks[0])
+        parts = design(tasks[0])
         for part, label in PARTS.items():
-            told = design[part] + (f" {_counted(tasks)}" if part == "eligibility" else "")
+            told = parts[part] + (f" {_counted(tasks)}" if part == "eligibility" else "")
             lines.append(Row((label, told.strip())))
     columns = (Column("Part", "target_trial", is_text=True), Column("Of this task", is_text=True))
     blocks: list[Block] = [Text(text), Table("The tasks as target trials.", columns, tuple(lines), (), "target_trial")]
@@ -56,7 +56,7 @@ def _alike(trials: Sequence[Entry]) -> list[list[Entry]]:
     return list(groups.values())
 
 
-def _design(trial: Entry) -> Mapping[str, str]:
+def design(trial: Entry) -> Mapping[str, str]:
     """The task's design; of a table that somebody else made, what is known of any."""
     if trial["design"] is not None:
         return {part: trial["design"].get(part, UNTOLD) for part in PARTS}

@@ -1,3 +1,4 @@
+import base64
 import dataclasses
 import json
 import re
@@ -13,6 +14,7 @@ from ehrwear_jax.report.build import build_report, report_page
 from ehrwear_jax.report.figures import COLORS
 from ehrwear_jax.report.sections import loss_curves
 
+CSV = "data:text/csv;charset=utf-8;base64,"
 FILES = ("report.html", "report.md", "results.json")
 VOID = {"meta", "br", "hr", "img", "link", "input"}
 
@@ -75,18 +77,30 @@ def test_html_is_well_formed_with_unique_ids_and_anchors_that_exist(html):
     page = Page(html)
     assert page.faults == []
     assert len(page.ids) == len(set(page.ids))
-    assert {r[1:] for r in page.refs} <= set(page.ids)
+    assert {r[1:] for r in page.refs if not r.startswith(CSV)} <= set(page.ids)
     assert html.startswith("<!DOCTYPE html>") and "viewport" in html
 
 
 def test_page_loads_nothing(html):
     page = Page(html)
-    assert all(r.startswith("#") for r in page.refs)
-    assert not page.tags & {"script", "link", "img", "iframe", "object", "image"}
+    assert all(r.startswith(("#", CSV)) for r in page.refs)
+    assert not page.tags & {"link", "img", "iframe", "object", "image"}
+    (script,) = re.findall(r"<script>(.*?)</script>", html, re.DOTALL)
+    assert not re.search(r"fetch|XMLHttp|import|eval|innerHTML|document\.write|src\b", script)
     assert "@import" not in html
     assert not re.search(r"url\(\s*['\"]?(?!#)", html)
     addresses = set(re.findall(r"https?://[^\s\"'<>)]+", html))
     assert addresses <= {"http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"}
+
+
+def test_every_table_can_be_taken_along(built, html):
+    """Each table of the page is a link to itself as CSV; those with a name are the files beside the page."""
+    links = dict(re.findall(r'download="([^"]+)" href="' + re.escape(CSV) + '([^"]+)"', html))
+    assert html.count('<figure class="table">') == html.count('class="download"') > 5
+    files = {p.name: p.read_text(encoding="utf-8") for p in (built / "tables").glob("*.csv")}
+    assert set(files) <= set(links)
+    assert all(base64.b64decode(links[name]).decode() == text for name, text in files.items())
+    assert all(re.fullmatch(r"[A-Za-z0-9_-]+\.csv", name) for name in links)
 
 
 def test_every_colour_has_a_value_for_light_and_for_dark(html):
