@@ -14,6 +14,7 @@ from ehrwear_jax.models.layers.dense import dense, embedding
 from ehrwear_jax.models.objective import masked_mean, n_true, n_true_of
 
 N_COMPONENTS = 3
+_AHEAD = 64  # events that are looked at first for the value after the last prediction
 _GOLDEN = 0.6180339887498949  # multiples of it cover [0, 1) evenly
 _LOG_SD = (-3.0, 2.0)  # values that many share and clipped ones must not make a density without bound
 
@@ -47,17 +48,23 @@ class _Numeric(NamedTuple):
     stop_N: np.ndarray
 
 
-def _numeric(p, scales):
-    """The values of a patient's events, found once."""
-    found = p.memo.get(NextValue.name)
-    if found is None:
-        class_K = scales.class_V[p.event_token_K]
-        known = np.flatnonzero((class_K >= 0) & np.isfinite(p.event_value_K))
-        class_N, time_us_N = class_K[known], p.event_time_K[known]
-        value_N = scales(class_N, p.event_value_K[known])
-        found = _Numeric(class_N, time_us_N, value_N, np.searchsorted(time_us_N, time_us_N, side="right"))
-        p.memo[NextValue.name] = found
-    return found
+def _numeric(p, scales, after_us, last_us):
+    """The values of a patient's events after a time, until all of the next time after `last_us` are among them."""
+    begin, stop = p.event_time_K.searchsorted((after_us, last_us), side="right").tolist()
+    n, ahead = len(p.event_time_K), _AHEAD
+    while True:
+        end = min(stop + ahead, n)
+        if end < n:  # whole times
+            end = int(p.event_time_K.searchsorted(p.event_time_K[end - 1], side="right"))
+        class_K, value_K = scales.class_V[p.event_token_K[begin:end]], p.event_value_K[begin:end]
+        known = np.flatnonzero((class_K >= 0) & np.isfinite(value_K))
+        time_us_N = p.event_time_K[begin:end][known]
+        if end == n or (len(known) and time_us_N[-1] > last_us):
+            break
+        ahead *= 8
+    class_N = class_K[known]
+    stop_N = np.searchsorted(time_us_N, time_us_N, side="right")
+    return _Numeric(class_N, time_us_N, scales(class_N, value_K[known]), stop_N)
 
 
 class NextValue(Term):
@@ -87,8 +94,10 @@ class NextValue(Term):
         n_slots, at, parts, times = self.config.context.next_values, c.bound_R.tolist(), [], c.times_us_R
         first_R, there_R, n = np.zeros(at[-1], np.int64), np.zeros(at[-1], bool), 0
         for p, a, b in zip(c.patients, at, at[1:], strict=False):
-            known = _numeric(p, c.people.value_scales)
-            if b == a or not len(known.time_us_N):
+            if b == a:
+                continue
+            known = _numeric(p, c.people.value_scales, times[a:b].min(), times[a:b].max())
+            if not len(known.time_us_N):
                 continue
             first = known.time_us_N.searchsorted(times[a:b], side="right")
             lo, hi = int(first.min()), min(int(first.max()), len(known.time_us_N) - 1)

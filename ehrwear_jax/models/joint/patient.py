@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -19,7 +19,7 @@ SIGNAL_CLIP = 10.0  # standard deviations
 BLOCK_BYTES = 256_000
 
 _NONE = np.zeros(0, np.int64)
-_DERIVED_BYTES = 36  # for each place of a stream: where it is, its token and value, numeric events
+_DERIVED_BYTES = 20  # for each place of a stream: where it is, its token and value, the next token
 
 
 class RawWindows(NamedTuple):
@@ -46,7 +46,6 @@ class Patient:
       raw: RawWindows, or None where the context has no room for them.
       quality_MxLxC: uint8, see grid_quality.py; None where it was not prepared. max_age_years: as of the RecordStore.
       utc_offset_M: minutes, as in Record; None: all zero, also where the context shows no wearable.
-      memo: what loss terms derive of its events, by their name; a copy with other events begins with none.
     """
 
     time_N: np.ndarray
@@ -71,7 +70,6 @@ class Patient:
     quality_MxLxC: np.ndarray | None = None
     utc_offset_M: np.ndarray | None = None
     max_age_years: float | None = None
-    memo: dict[str, Any] = dataclasses.field(default_factory=dict, init=False)
 
     @functools.cached_property
     def max_days(self) -> int | None:
