@@ -1,4 +1,4 @@
-"""Installation of ehrwear_jax: `pip install -e .`; extras gpu, tpu, cluster, peers, parity, docs, test, dev."""
+"""Installation of ehrwear_jax: extras gpu, tpu, cluster, axivity, peers, parity, docs, test, dev."""
 
 from pathlib import Path
 
@@ -50,6 +50,7 @@ TEST_REQUIRES = [
     "pyreadstat>=1.3",
     "pyyaml>=6",
     "ruff>=0.9",
+    "scikit-digital-health>=0.17",
     "scikit-survival>=0.25",  # GPL: never imported by the package
     "statsmodels>=0.14.4",
 ]
@@ -78,6 +79,8 @@ setup(
         "tpu": ["jax[tpu]>=0.10.2"],
         # Jobs of a batch system (Slurm, PBS, ...) as workers of prepare.
         "cluster": ["dask-jobqueue>=0.9"],
+        # Raw recordings of Axivity loggers (.cwa).
+        "axivity": ["scikit-digital-health>=0.17"],
         # What benchmarks.peers measures beside this package: PyTorch comes with it, so in an environment of its own.
         "peers": ["MEDS-transforms>=0.6.7", "meds-torch-data>=0.9"],
         # The second implementation that layers of the baselines are held to; those tests skip without it.

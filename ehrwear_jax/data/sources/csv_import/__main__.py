@@ -5,9 +5,9 @@
     python -m ehrwear_jax.data.sources.csv_import SOURCE --preset=apple_health --subject=7 --dry-run
 
 SOURCE is a file or a folder. --mapping: tables that a TOML file explains (mapping.py). --preset: fitbit, apple_health,
-daily, empatica or polar, each as its module says. DESTINATION gets wearable/, counts.json, in which readings = kept +
-dropped by each reason, and subject_ids.csv where ids were numbered or given. --dry-run reads everything, says what it
-understood and writes nothing there.
+daily, empatica, polar or axivity, each as its module says. DESTINATION gets wearable/, counts.json, in which readings =
+kept + dropped by each reason, and subject_ids.csv where ids were numbered or given. --dry-run reads everything, says
+what it understood and writes nothing there.
 
 A subject whose id is an integer keeps it; where any is not, all are numbered from 1 in sorted order. --subject-ids
 names a table of the ids to use instead, so that they are those of the health records.
@@ -25,13 +25,14 @@ from pathlib import Path
 import polars as pl
 
 from ehrwear_jax.data.formats import meds_checks, parquet, wearable_validate
-from ehrwear_jax.data.sources.csv_import import apple_health, daily, empatica, fitbit, mapped, polar
+from ehrwear_jax.data.sources.csv_import import apple_health, axivity, daily, empatica, fitbit, mapped, polar
 from ehrwear_jax.data.sources.csv_import.convert import Result, Wanted, convert
 from ehrwear_jax.data.sources.csv_import.mapping import PATTERNS, Channel, read_mapping
 from ehrwear_jax.data.sources.csv_import.readings import Job, Tally, find_files, noted, show_time
 from ehrwear_jax.data.sources.csv_source import Ledger, read_csv, require_unique, staged
 
-PRESETS = {"fitbit": fitbit, "apple_health": apple_health, "daily": daily, "empatica": empatica, "polar": polar}
+PRESETS = {"fitbit": fitbit, "apple_health": apple_health, "daily": daily, "empatica": empatica, "polar": polar,
+           "axivity": axivity}  # fmt: skip
 _SHOWN_FILES = 5
 
 
@@ -40,7 +41,7 @@ def main(argv: list[str]) -> int:
     options = _options(argv)
     try:
         return _run(options)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ImportError) as error:
         print(f"csv_import: {error}", file=sys.stderr)
         return 1
 
