@@ -47,10 +47,10 @@ def test_a_run_stopped_by_the_config_goes_on_to_the_same_numbers(root):
     assert is_same(root, "stopped") and results(root, "stopped") == results(root, "whole")
 
 
-@pytest.mark.parametrize(
-    "name, while_saving",
-    [("SIGKILL", False), ("SIGKILL", True), ("SIGTERM", True), ("SIGINT", False)],
-)
+LONG = [pytest.param(name, False, marks=pytest.mark.long) for name in ("SIGKILL", "SIGINT")]
+
+
+@pytest.mark.parametrize("name, while_saving", [("SIGKILL", True), ("SIGTERM", True), *LONG])
 def test_a_run_ended_in_pretraining_goes_on_to_the_same_numbers(root, name, while_saving):
     """At a random step; more of it: python tests/helpers/kill_and_resume.py --times=20."""
     number = getattr(signal, name)
