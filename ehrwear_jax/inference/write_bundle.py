@@ -234,8 +234,7 @@ def _write_probes(plan, trained, folder) -> dict[str, StoredProbe]:
         z_NxD = found.read(times.filter(pl.col("split") == "train")).astype(np.float64)
         spread = {"mean": np.nanmean(z_NxD, axis=0), "std": np.nanstd(z_NxD, axis=0)}
         bundle_files.write_arrays(folder / bundle_files.LATENTS, spread)
-        for name in plan.config.evaluate.tasks:
-            probes[name] = probe_of(plan, trained, tasks.read(plan, name))
+        probes = {task.name: probe_of(plan, trained, task) for task in tasks.evaluated(plan)}
     stored = {name: stored_probes.to_arrays(probe) for name, probe in probes.items()}
     arrays = {str(i): arrays for i, (arrays, _) in enumerate(stored.values())}
     bundle_files.write_arrays(folder / bundle_files.PROBES, arrays)

@@ -59,15 +59,26 @@ NOT_SCORES = ("tasks", "probe", "probe_hidden", "probe_seeds", "label_tasks", "s
 
 
 def missing(plan: Plan) -> list[str]:
-    """Names of the tasks that are not scored."""
-    return [t.name for t in _tasks(plan) if not scores(plan, t).done]
+    """Names of the tasks that are not scored; those that cannot be are not among them, unless there is no other."""
+    found = tasks.evaluated(plan)
+    return [t.name for t in found if not scores(plan, t).done] if found else list(plan.config.evaluate.tasks)
 
 
 def run(plan: Plan) -> None:
-    """Computes what is missing."""
+    """Computes what is missing, and says which tasks are left out.
+
+    Raises:
+      ValueError: no task is left, or a model cannot be fitted.
+    """
+    left_out = tasks.left_out(plan)
+    for name, why in left_out.items():
+        logging.warning("  %s is left out: %s", name, why)
+    if len(left_out) == len(plan.config.evaluate.tasks):
+        told = "; ".join(f"{name}: {why}" for name, why in left_out.items())
+        raise ValueError(f"config.evaluate.tasks: no task can be evaluated ({told})")
     evaluate_subgroups.held_out_attributes(plan)
     memory.give_back()
-    for task in _tasks(plan):
+    for task in tasks.evaluated(plan):
         for note in task.notes:
             logging.info(note)
         predicted = predictors.predict(plan, task)
@@ -84,7 +95,7 @@ def results(plan: Plan) -> tuple[list[dict], dict[str, list]]:
     """(records of all tasks, with q within their families, {subgroups, ..., demographics, families})."""
     records: list[dict] = []
     details: dict[str, list] = {name: [] for name in DETAILS}
-    for task in _tasks(plan):
+    for task in tasks.evaluated(plan):
         found = json.loads((scores(plan, task).folder / SCORES).read_text())
         records += found["records"]
         for name in DETAILS:
@@ -96,10 +107,6 @@ def results(plan: Plan) -> tuple[list[dict], dict[str, list]]:
     details["subgroups"], of_subgroups = families.of_subgroups(details["subgroups"])
     details["families"] = primary + of_subgroups
     return records + adjusted, details
-
-
-def _tasks(plan):
-    return [tasks.read(plan, name) for name in plan.config.evaluate.tasks]
 
 
 def scores(plan: Plan, task: Task) -> Artifact:
@@ -122,7 +129,7 @@ def label_tasks(plan: Plan) -> tuple[str, ...]:
     """Tasks that are fitted on fractions of the labels: those of the config, else the last binary one, or survival."""
     if plan.config.evaluate.label_tasks:
         return plan.config.evaluate.label_tasks
-    found = _tasks(plan)
+    found = tasks.evaluated(plan)
     of_kind = [[t.name for t in found if t.kind == kind] for kind in (BINARY, SURVIVAL)]
     return tuple((of_kind[0] or of_kind[1])[-1:])
 

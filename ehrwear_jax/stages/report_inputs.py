@@ -14,7 +14,7 @@ from ehrwear_jax.report.report_data import Explained, Kernels, PatientMap, Repor
 from ehrwear_jax.report.result_records import model_label
 from ehrwear_jax.report.trajectories import principal_components
 from ehrwear_jax.runtime import goodput
-from ehrwear_jax.stages import embed, interpret, loaded_run, target_trial, tokens_seen
+from ehrwear_jax.stages import embed, interpret, loaded_run, target_trial, tasks, tokens_seen
 from ehrwear_jax.stages.embed import KEYS, Embeddings
 from ehrwear_jax.stages.labels import Labels
 from ehrwear_jax.stages.plan import Plan
@@ -33,6 +33,12 @@ def shows_individuals(config: RunConfig) -> bool:
     return config.data.source == "synthetic" or config.report.individuals
 
 
+def main_task(plan: Plan) -> str:
+    """config.report.reliability_task, "" where it is not evaluated."""
+    named = plan.config.report.reliability_task
+    return named if named in {task.name for task in tasks.evaluated(plan)} else ""
+
+
 def gather(plan: Plan, details: dict[str, Any]) -> ReportData:
     """Everything; of the interpret stage only what it made with this config, else a sentence that says so.
 
@@ -48,7 +54,7 @@ def gather(plan: Plan, details: dict[str, Any]) -> ReportData:
         individuals=shows_individuals(plan.config),
         compute=_compute(plan),
         encounter_codes=plan.config.evaluate.encounter_prefixes,
-        main_task=plan.config.report.reliability_task,
+        main_task=main_task(plan),
     )
 
 
@@ -163,7 +169,7 @@ def _kernels(folders):
 def _maps(plan):
     """Principal components of all prediction times of the first fold; the held-out ones of the main task are drawn."""
     config, labels = plan.config, Labels(plan)
-    binary = [t for t in config.evaluate.tasks if labels.table(t).columns[2] == "boolean_value"]
+    binary = [t.name for t in tasks.evaluated(plan) if t.kind == tasks.BINARY]
     if not binary:
         return ()
     task = config.report.reliability_task if config.report.reliability_task in binary else binary[-1]
