@@ -1,10 +1,10 @@
 """Runs the embed stage: z of every network at the prediction times of the tasks, and along some people's records.
 
 All processes of a job do it. A network's folder holds a file for each shard of people, <digest>.parquet (subject_id,
-prediction_time, embedding), named by its prediction times, written whole and never again: what is there need not be
-computed, so that a run that was stopped goes on at the shard, and a further task adds files with the times that are
-new. tokens_seen/<digest>.parquet says how much of their records the model sees there (stages/tokens_seen.py).
-trajectories/ holds <subject>-<points>.npz: time_us [N] and z [N, D].
+prediction_time, embedding; the network's step in the metadata), named by its prediction times, written whole and never
+again: what is there need not be computed, so that a run that was stopped goes on at the shard, and a further task adds
+files with the times that are new. tokens_seen/<digest>.parquet says how much of their records the model sees there
+(stages/tokens_seen.py). trajectories/ holds <subject>-<points>.npz: time_us [N] and z [N, D].
 """
 
 import base64
@@ -226,13 +226,16 @@ def _embed(plan, trained, places, lacking, undrawn):
     if lacking.height:
         logging.info("  %s: %d prediction times", trained.key, lacking.height)
     devices, store = embedding.row_devices(size), RecordStore(places.records, places.fit)
-    examples, network, variables = embedding.restore(places.network, plan.model(trained), store, devices)
+    model = plan.model(trained)
+    variables, step = embedding.read_variables(places.network, model)
+    where = f"{places.network}: checkpoint {step}"
+    examples, network = embedding.assemble(model, store, variables, where, devices)
     encode = embedding.encoder(network, variables, devices=devices)
     folder.mkdir(parents=True, exist_ok=True)
     for part in tqdm(mine, f"embed {trained.key}", unit="shard", disable=None):
         name = _name(part)
         tokens_seen.write(folder, name, examples, part)
-        embedding.write(folder / f"{name}.parquet", part, embedding.embed(encode, examples, part, size))
+        embedding.write(folder / f"{name}.parquet", part, embedding.embed(encode, examples, part, size), step)
     for path, subject, grid in undrawn:
         path.parent.mkdir(parents=True, exist_ok=True)
         along = pl.DataFrame({"subject_id": [subject] * len(grid), "prediction_time": grid})

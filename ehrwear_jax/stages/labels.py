@@ -176,7 +176,13 @@ class Labels:
         if table and not Path(table).is_file():
             raise FileNotFoundError(f"config.labels.followup_file: there is no table {table}")
         given = Path(self._config.data.labels_dir) if self._config.data.labels_dir else None
+        simulated = [f"{HOSPITALIZATION}_{h}d" for h in self._config.simulate.horizons_days]
         for task in self._config.evaluate.tasks:
+            is_simulated = self._config.data.source == "synthetic" and given is None
+            if is_simulated and task not in (known := [*simulated, *self._made_tasks()]):
+                raise FileNotFoundError(
+                    f"config.evaluate.tasks: no label table {task}.parquet is made; there are {', '.join(known)}"
+                )
             if given is not None and not label_tables.task_files(given, task) and task not in self._made_tasks():
                 there = ", ".join(sorted({*label_tables.tasks(given), *self._made_tasks()})) or "none"
                 raise FileNotFoundError(

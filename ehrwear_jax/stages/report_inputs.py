@@ -18,6 +18,7 @@ from ehrwear_jax.stages import embed, interpret, loaded_run, target_trial, tasks
 from ehrwear_jax.stages.embed import KEYS, Embeddings
 from ehrwear_jax.stages.labels import Labels
 from ehrwear_jax.stages.plan import Plan
+from ehrwear_jax.training import embedding
 from ehrwear_jax.training.pretrain import MODEL
 
 MAX_POINTS = 3000  # of a map
@@ -197,8 +198,10 @@ def _compute(plan):
     for model in plan.config.pretrained:
         folders = [plan.pretrained(t).folder for t in plan.trained(model)]
         spent = [json.loads(p.read_text()) for f in folders if (p := f / goodput.NAME).exists()]
-        steps = plan.config.train_config(model).steps
+        steps = embedding.last_step(folders[0]) or plan.config.train_config(model).steps
         entry = {"Model": model_label(model), "Parameters": f"{parameters(plan, model):,}", "Steps": f"{steps:,}"}
+        if embedded := embedding.steps_of(plan.embeddings(plan.first(model))):
+            entry["Step of z"] = ", ".join(f"{step:,}" for step in embedded)
         if spent:
             hours = sum(sum(s["seconds"].values()) for s in spent) / 3600
             steps_hours = sum(s["seconds"]["step"] for s in spent) / 3600

@@ -71,6 +71,7 @@ def run(
         raise OSError(f"cannot write to the workdir {paths.root}: {error.strerror}") from error
     with run_dir.Lease(paths.root), interruptible():
         _lead(Plan(config, paths, verify), wanted, processes)
+        paths.link_config(config)  # a command that fails leaves the config of what was finished
         distributed.from_first("stage", None)
 
 
@@ -108,7 +109,7 @@ def _lead(plan: Plan, wanted: list[str], processes: int) -> None:
         if stage not in wanted:
             _require(plan, stage, [s for s in ORDER[ORDER.index(stage) :] if s in wanted])
             continue
-        plan.workdir.write_config(plan.config)
+        plan.workdir.keep_config(plan.config)
         lacking = STAGES[stage].missing(plan)
         if not lacking:
             logging.info("%s: done before, skipped", stage)

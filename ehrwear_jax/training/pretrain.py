@@ -23,7 +23,7 @@ from ehrwear_jax.training.loop import Job, fit
 from ehrwear_jax.training.optimizer import make_optimizer
 from ehrwear_jax.training.throughput import Throughput
 
-MODEL = "model.json"
+MODEL, LAST_STEP = "model.json", "last_step"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,7 +124,8 @@ def pretrain(
     """Trains to model.train.steps, from the newest checkpoint in `folder`, else from train.init_from, else anew.
 
     Args:
-      folder: receives checkpoints/, metrics.jsonl, tensorboard/, model.json and what Supervision writes.
+      folder: receives checkpoints/, metrics.jsonl, tensorboard/, model.json (with `last_step` once it ended) and what
+        Supervision writes.
       store: of all splits; the training split is learned from and the tuning split validates.
       needed: {model: network} of those in the Config's `needs`.
 
@@ -173,6 +174,8 @@ def pretrain(
         start=lambda state: _warm(state, config, examples, task, folder),
     )  # fmt: skip
     state, done = fit(job)
+    if distributed.is_first():
+        files.write_json(folder / MODEL, files.read_json(folder / MODEL) | {LAST_STEP: done}, indent=1)
     return step.best_variables(state), done
 
 
