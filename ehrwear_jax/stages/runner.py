@@ -46,6 +46,8 @@ def run(
     """
     if unknown := [s for s in stage_names if s not in (*STAGES, *PRINTED, STUDY)]:
         raise ValueError(f"unknown stage {unknown[0]!r}; stages are {', '.join((*ORDER, *PRINTED, STUDY))}")
+    if not stage_names:
+        raise ValueError(f"--stages is empty; stages are {', '.join((*ORDER, *PRINTED, STUDY))}")
     if processes < 1:
         raise ValueError(f"--processes={processes}: it must be at least 1")
     for stage in (s for s in PRINTED if s in stage_names):

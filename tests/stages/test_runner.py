@@ -197,6 +197,8 @@ def test_the_report_needs_no_interpret_stage(work, config, tmp_path):
 def test_an_unknown_stage_and_an_unwritable_workdir_are_said(work, config, tmp_path):
     with pytest.raises(ValueError, match="unknown stage 'trian'; stages are prepare, pretrain, embed, evaluate, int"):
         runner.run(parse(config), tmp_path, ["prepare", "trian"])
+    with pytest.raises(ValueError, match="--stages is empty; stages are prepare, pretrain"):
+        runner.run(parse(config), tmp_path, [])
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError, match="^cannot write to the workdir .*file/run: Not a directory$"):
         runner.run(parse(config), tmp_path / "file" / "run", ALL)
