@@ -15,6 +15,9 @@ class EmbedConfig:
     shard_people: int = options.within(1024, 1)
     """People whose embeddings are computed one after the other and written as a file: at most so much is done anew
     after an interruption, and lies in memory. The processes of a job share the files."""
+    times: str = options.added("")
+    """Parquet table of subject_id and prediction_time at which z is computed beside the tasks' prediction times; no
+    label is needed, and no task where only z is wanted. Empty: none."""
     trajectories: int = options.within(3, 0)
     """Number of held-out people whose z(t) is drawn in the report."""
     trajectory_points: int = options.within(120, 2)

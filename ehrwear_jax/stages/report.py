@@ -34,7 +34,7 @@ def artifact(plan: Plan) -> Artifact:
         "networks": networks,
         "interpreted": interpreted,
         "interpret": options.as_dict(config.interpret),
-        "embed": options.as_dict(config.embed),
+        "embed": options.identity(config.embed),
         "prepared": [a.digest for a in prepare.artifacts(plan)],
     }
     of |= {"left_out": left_out} if (left_out := tasks.left_out(plan)) else {}

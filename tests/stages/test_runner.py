@@ -6,6 +6,7 @@ import os
 import signal
 import types
 
+import polars as pl
 import pytest
 import small_run
 
@@ -228,6 +229,26 @@ def test_a_misspelt_task_of_a_simulation_is_said_before_anything_is_made(work, c
     config.evaluate.tasks = ("hospitalization_90d", "time_to_hospitalization")
     runner.run(parse(config), tmp_path, ALL)
     assert work.take() == ALL
+
+
+def test_faulty_tables_of_the_users_are_said_before_anything_is_made(work, config, inputs, tmp_path):
+    table = pl.read_parquet(inputs / "labels" / "readmission.parquet")
+    table.drop("boolean_value").write_parquet(tmp_path / "times.parquet")
+    labels, run = tmp_path / "labels", tmp_path / "run"
+    labels.mkdir()
+    table.drop("boolean_value").write_parquet(labels / "readmission.parquet")
+    table.drop("prediction_time").write_parquet(tmp_path / "no_times.parquet")
+    config.evaluate.tasks = ("readmission",)
+    config.embed.times = str(tmp_path / "no_times.parquet")
+    with pytest.raises(ValueError, match="no_times.parquet: no column 'prediction_time'"):
+        runner.run(parse(config), run, ALL)
+    config.embed.times = str(tmp_path / "times.parquet")
+    runner.run(parse(config), run, ALL)
+    assert work.take() == ALL
+    config.data.labels_dir = str(labels)
+    with pytest.raises(ValueError, match="is missing; prediction times without labels are for config.embed.times"):
+        runner.run(parse(config), run, ALL)
+    assert work.take() == []
 
 
 def test_faults_of_the_config_are_said_before_the_workdir_is_made(work, config, tmp_path):
