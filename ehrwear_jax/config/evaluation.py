@@ -69,6 +69,10 @@ class EvaluateConfig:
     """Fewest patients of each class of a subgroup that is shown. Also the smallest count of people on the page:
     smaller ones are hidden in the flow of the cohort, demographics, prevalence and confusion matrices, with the others
     and the rates that would tell them; 1 shows all."""
+    min_task_people: int = options.within(10, 0)
+    """Fewest held-out people of a task of which numbers are told; of fewer, the page says how few they are."""
+    min_task_events: int = options.within(5, 0)
+    """Fewest held-out people with the event, and of a binary task without it, likewise."""
     label_fractions: tuple = options.within((0.01, 0.1, 1.0), 0.0, 1.0)
     """Shares of the training patients on whose labels models are fitted for label efficiency; empty: none."""
     label_models: tuple = ()
@@ -155,8 +159,8 @@ class InterpretConfig:
 class ReportConfig:
     """The report."""
 
-    title: str = "ehrwear_jax"
-    """Title of the page."""
+    title: str = ""
+    """Title of the page; empty: the name of the data."""
     reliability_task: str = ""
     """The main task: tables 6 to 9 of the paper, the open decision curve and interpretation are of it."""
     predictions_dir: str = ""

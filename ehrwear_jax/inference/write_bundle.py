@@ -1,7 +1,6 @@
 """Writes a trained network of a run as a bundle (bundle_files.py)."""
 
 import dataclasses
-import importlib.metadata
 import json
 import logging
 import shutil
@@ -21,7 +20,7 @@ from ehrwear_jax.evals.cox import CoxModel
 from ehrwear_jax.evals.trained_probes import TrainedProbe
 from ehrwear_jax.inference import bundle_files, model_card, stored_probes
 from ehrwear_jax.inference.stored_probes import StoredProbe
-from ehrwear_jax.runtime import files
+from ehrwear_jax.runtime import files, software
 from ehrwear_jax.stages import embed, evaluate_fit, predictors, tasks
 from ehrwear_jax.stages.plan import Plan, Trained
 from ehrwear_jax.stages.tasks import BINARY, SURVIVAL, Task
@@ -106,7 +105,7 @@ def _about(plan, trained, store, step) -> dict[str, Any]:
     kept = {k: v for k, v in options.as_dict(prepare).items() if k not in _NOT_KEPT}
     return {
         "format": bundle_files.FORMAT,
-        "written_by": _version(),
+        "written_by": software.version(),
         "model": {
             "name": model.name,
             "family": model.family,
@@ -130,13 +129,6 @@ def _values_of_few(store):
     own = store.code_statistics.filter(pl.col("alias") == pl.col("code_id"))
     used = own.filter(pl.col("n_values") >= max(store.min_values, 1))
     return used.filter(pl.col("subjects") < store.min_subjects)["code"].to_list()
-
-
-def _version():
-    try:
-        return importlib.metadata.version("ehrwear_jax")
-    except importlib.metadata.PackageNotFoundError:  # a checkout that is not installed
-        return "of a checkout"
 
 
 def _channels(plan):

@@ -2,7 +2,8 @@
 
 A task's scores are an artifact that depends on all models' predictions. Its folder holds
 
-scores.json                 {records, subgroups, curves, fractions, prevalence, trials} of the task
+scores.json                 {records, subgroups, curves, fractions, prevalence, trials} of the task, and too_few
+                            where it has too few people for numbers
 meds_evaluation.json        {model: numbers by meds-evaluation's definitions} of a binary task
 predictions/<model>.parquet held-out predictions: binary tasks in the MEDS prediction schema; time_to_event_days,
                             event_observed, competing_event where there is one, predicted_log_hazard and
@@ -36,6 +37,7 @@ from ehrwear_jax.stages import (
     evaluate_fractions,
     evaluate_score,
     evaluate_subgroups,
+    evaluate_too_few,
     predictors,
     target_trial,
     tasks,
@@ -51,7 +53,7 @@ from ehrwear_jax.stages.tasks import BINARY, REGRESSION, SPLITS, SURVIVAL, Task
 SURVIVAL_COLUMNS = ("time_to_event_days", "event_observed", COMPETING)
 SCORES, MEDS_EVALUATION = "scores.json", "meds_evaluation.json"
 _TRUTHS_AT_ONCE = 2048  # prediction times
-DETAILS = ("subgroups", "curves", "fractions", "prevalence", "trials")
+DETAILS = ("subgroups", "curves", "fractions", "prevalence", "trials", "too_few")
 # Options of config.evaluate that the scores do not depend on; those of probes, their predictions do, and the horizons
 # that a task has are named beside.
 NOT_SCORES = ("tasks", "probe", "probe_hidden", "probe_seeds", "label_tasks", "sex_prefixes",
@@ -135,6 +137,8 @@ def label_tasks(plan: Plan) -> tuple[str, ...]:
 
 
 def _log(task, records):
+    if not records:
+        logging.warning("  %s: too few held-out people or events: no numbers", task.name)
     for r in records:
         if r["metric"] in ("auroc", "auprc", "c_index", "rmse"):
             value = "undefined" if r["value"] is None else f"{r['value']:.3f}"
@@ -177,11 +181,13 @@ class _Scoring:
         at_times = self._held.join(known.drop("split"), on=KEYS, how="left", maintain_order="left")
         cohort = Cohort(task.group_N, evaluate_subgroups.levels(self._config, at_times))
         found = {BINARY: self._binary, SURVIVAL: self._survival}.get(task.kind, self._regression)(cohort)
-        limit = self._config.min_per_class
+        limit, label = self._config.min_per_class, None
         if task.kind != REGRESSION:
             label = self._held["boolean_value" if task.kind == BINARY else "event_observed"].to_numpy()
             found = evaluate_score.protected(found, label, cohort, limit)
-        if task.name in label_tasks(plan):
+        few = evaluate_too_few.counted(self._config, task.name, task.kind, label, cohort.group_N)
+        found = evaluate_too_few.withheld(found, few)
+        if few is None and task.name in label_tasks(plan):
             found["fractions"] = evaluate_fractions.label_efficiency(plan, task, self._spec)
         times = pl.concat([task.of(s) for s in SPLITS])
         found["trials"] = [target_trial.counts(plan, task)]

@@ -2,6 +2,7 @@
 
 import json
 import platform
+from datetime import UTC, datetime
 from importlib import metadata
 
 import numpy as np
@@ -11,7 +12,7 @@ from ehrwear_jax.data.formats.times import DAY_US
 from ehrwear_jax.evals import disclosure
 from ehrwear_jax.report.build import ReportInputs, Trajectory
 from ehrwear_jax.report.result_records import task_label
-from ehrwear_jax.stages import embed, evaluate, interpret, predictors, prepare, report_inputs, tasks
+from ehrwear_jax.stages import embed, evaluate, interpret, predictors, prepare, report_inputs, report_provenance, tasks
 from ehrwear_jax.stages.labels import Labels
 from ehrwear_jax.stages.plan import Plan
 from ehrwear_jax.training.pretrain import Model
@@ -34,16 +35,17 @@ def contents(plan: Plan) -> ReportInputs:
     """Everything that the page shows of a finished run."""
     config = plan.config
     records, details = evaluate.results(plan)
+    today = datetime.now(UTC).date()
     return ReportInputs(
-        title=config.report.title,
-        subtitle=f"dataset {config.name}, seed{'s' * (len(config.seeds) > 1)} {', '.join(map(str, config.seeds))}",
+        title=report_provenance.title(plan),
+        subtitle=report_provenance.subtitle(plan, today),
         dataset=config.name,
         results=records,
         losses=_losses(plan),
-        predictions=_predictions(plan),
+        predictions=_predictions(plan, {few["task"] for few in details["too_few"]}),
         trajectories=_trajectories(plan) if report_inputs.shows_individuals(config) else (),
         cohort=disclosure.hide_steps(prepare.counts(plan), config.evaluate.min_per_class),
-        facts=_facts(plan),
+        facts=report_provenance.facts(plan, today) | _facts(plan),
         notes=notes(plan),
         data=report_inputs.gather(plan, details),
         added=_added(config),
@@ -65,9 +67,9 @@ def _losses(plan):
     return {model: [json.loads(x) for x in p.read_text().splitlines()] for model, p in paths.items() if p.exists()}
 
 
-def _predictions(plan):
+def _predictions(plan, left_out):
     out = {}
-    for task in tasks.evaluated(plan):
+    for task in (t for t in tasks.evaluated(plan) if t.name not in left_out):
         by_model = {}
         for path in sorted((evaluate.scores(plan, task).folder / "predictions").glob("*.parquet")):
             table = pl.read_parquet(path)
@@ -141,7 +143,7 @@ def notes(plan: Plan) -> list[str]:
             "on them. Loss curves are of the first fold."
         )
     if not report_inputs.shows_individuals(config):
-        found.append("No single person is drawn (config.report.individuals).")
+        found.append("No single person is drawn.")
     return found
 
 

@@ -62,13 +62,13 @@ def gather(plan: Plan, details: dict[str, Any]) -> ReportData:
 def _interpreted(plan) -> dict[str, Any]:
     """Fields of ReportData that the interpret stage leaves."""
     if not plan.config.interpret.enabled:
-        return {"not_interpreted": f"The interpret stage is switched off (config.interpret.enabled){NOT_INTERPRETED}"}
+        return {"not_interpreted": f"The interpret stage is switched off{NOT_INTERPRETED}"}
     if lacking := interpret.missing(plan):
         return {"not_interpreted": f"The interpret stage has not been run for {', '.join(lacking)}{NOT_INTERPRETED}"}
     reference, found = loaded_run.reference(plan), {}
     folders = {m: interpret.artifact(plan, m).folder for m in interpret.finished(plan)}
     if reference not in folders:
-        left_out = f"no interpretation of {reference} (config.interpret.models)"
+        left_out = f"no interpretation of {reference}"
         which = "no network to interpret" if reference is None else left_out
         return {"not_interpreted": f"The run has {which}{NOT_INTERPRETED}"}
     for part in OF_MODELS:
@@ -83,7 +83,7 @@ def _interpreted(plan) -> dict[str, Any]:
 def privacy_note(limit: int) -> str:
     """What is said of hidden counts."""
     return (
-        f"Counts of fewer than {limit} people (config.evaluate.min_per_class) are hidden, with as many others of their "
+        f"Counts of fewer than {limit} people are hidden, with as many others of their "
         "table as would tell them, and with what can be computed from them alone: prevalence, and the rates of a "
         "confusion matrix. Single tables are protected, not what follows from several pages or from what is known "
         "elsewhere."

@@ -112,7 +112,7 @@ NOT_RUN, OFF = "The interpret stage has not been run for joint: ", "The interpre
         (other_network, NOT_RUN),
         (other_labels, NOT_RUN),
         (unfinished, NOT_RUN),
-        (switched_off, f"{OFF} (config.interpret.enabled): "),
+        (switched_off, f"{OFF}: "),
     ],
 )
 def test_nothing_else_is_shown_as_current(run, change, sentence):
