@@ -191,7 +191,7 @@ class People:
             prepared.codes, prepared.units, prepared.unstated_units, prepared.missing_channels, index.height,
             int(index["n_windows"].sum()), prepared.steps, [],
         )  # fmt: skip
-        self._warn(found)
+        self._warn([*found, *prepared.warnings])
         self._embedded: list[tuple[pl.DataFrame, np.ndarray]] = []
 
     def _warn(self, found):

@@ -117,6 +117,7 @@ def _about(plan, trained, store, step) -> dict[str, Any]:
         "modalities": sorted(plan.modalities(trained.name)),
         "prepare": kept,
         "channels": _channels(plan),
+        "rates": _rates(plan),
         "batch_size": plan.config.embed.batch_size,
         "n_codes": store.code_statistics["alias"].drop_nulls().n_unique(),
         "values_of_few": _values_of_few(store),
@@ -137,6 +138,11 @@ def _channels(plan):
         return []
     table = wearable.read_channels(plan.wearable_dir)
     return table.select("channel", "unit", "valid_min", "valid_max").to_dicts()
+
+
+def _rates(plan):
+    """{channel: (lowest, highest) Hz} of the recordings that the run read."""
+    return wearable.rates(plan.wearable_dir) if _channels(plan) else {}
 
 
 def _copy_mappings(paths: Sequence[str], folder: Path) -> list[str]:
