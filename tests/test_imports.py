@@ -45,6 +45,7 @@ ACCELERATOR = "jax jaxlib flax optax chex orbax"
 LAYERS = (
     # A run can be looked at from anywhere: neither needs jax.
     _layer("runtime.status", "runtime.checkpoint_manifest runtime.files runtime.goodput runtime.run_dir", external=""),
+    _layer("runtime.compare", "runtime.files runtime.run_dir", external=""),
     _layer("runtime.run_dir", "runtime.files runtime.exit_codes", external=""),
     _layer("runtime.checkpoint_manifest", "runtime.files", external=""),
     _layer("runtime.goodput", "runtime.files", external=""),

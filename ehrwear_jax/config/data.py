@@ -53,7 +53,7 @@ class DataConfig:
     ukb_followup: str = options.added("hospital")
     """Until when people of ukb are followed. hospital: as hospital records are linked; primary_care: while they are
     registered with a practice that sends records, and only they (data/sources/ukb/linkage.py)."""
-    n_folds: int = 0
+    n_folds: int = options.within(0, 0)
     """Number of folds for out-of-fold evaluation: those of metadata/subject_folds.parquet or, where there is none, of
     people or whole groups by hashes of their ids; 0 or 1: one split."""
     split_names: dict = dataclasses.field(default_factory=dict)
@@ -67,10 +67,10 @@ class DataConfig:
     from that date on; of the others nothing from that date on is learned from, neither records nor outcomes.
     "site:PREFIX": everybody with a code that begins so is held out, and nobody else; "site:COLUMN=VALUE": with that
     value in a column of metadata/subject_splits.parquet."""
-    holdout_gap_days: float = 0.0
+    holdout_gap_days: float = options.within(0.0, 0.0)
     """With a temporal hold-out: days that an outcome takes to be known, for tasks whose name does not end in _<days>d
     and that are not times to an event."""
-    seed: int = 0
+    seed: int = options.within(0, 0)
     """Seed of everything about the people: simulation, prediction times, folds and splits that are drawn here."""
 
     def __post_init__(self) -> None:
@@ -89,7 +89,7 @@ class DataConfig:
         _ = self.holdout_time
         if self.holdout_site and self.n_folds > 1:
             raise ValueError("config.data.holdout: a site is held out once; set config.data.n_folds to 0")
-        options.require_range("config.data", self, {"holdout_gap_days": (0.0, float("inf"))})
+        options.require_within("config.data", self)
 
     @property
     def holdout_time(self) -> datetime | None:
@@ -120,17 +120,17 @@ class PrepareConfig:
     """Wearable channels to use, in order; empty: none."""
     log_channels: tuple = ()
     """Channels of which the model is given log(1 + x)."""
-    window_hours: int = 6
+    window_hours: int = options.within(6, 1, 24)
     """Length of a wearable window, hours; must divide a day."""
-    step_minutes: int = 5
+    step_minutes: int = options.within(5, 1)
     """Length of a step of a window's grid, minutes."""
-    min_coverage: float = 0.1
+    min_coverage: float = options.within(0.1, 0.0, 1.0)
     """Least share of a window's steps that must be recorded; windows with less are left out."""
     non_wear: tuple = ("auto",)
     """How time not worn is found and taken out before windows are cut, "channel:rule" with a rule of counts,
     acceleration (of three axes: x,y,z:acceleration) or flag; auto: counts and acceleration for the channels whose units
     say so; empty: what is recorded counts as worn. See signals/non_wear.py."""
-    non_wear_minutes: int = 90
+    non_wear_minutes: int = options.within(90, 1)
     """Minutes of zero counts in a row, without a heart rate, that are not worn."""
     acceleration: tuple = options.added(())
     """Three axes of raw acceleration, as in ("acc_x", "acc_y", "acc_z"), of which the channels enmo (mg) and arm_angle
@@ -146,13 +146,13 @@ class PrepareConfig:
     """Sets of segments of sub-second signal, as many as wanted: name -> the options listed below."""
     quality: bool = False
     """Score how well each step of the grid was measured (signals/grid_quality.py); the model is given the score."""
-    min_subjects: int = 10
+    min_subjects: int = options.within(10, 0)
     """Training patients that a code needs for a token of its own; rarer codes are replaced by an ancestor."""
-    value_bins: int = 10
+    value_bins: int = options.within(10, 2)
     """Quantile bins of a code's values, fitted on the training split."""
-    min_values: int = 50
+    min_values: int = options.within(50, 0)
     """Values that a code needs in the training split for its values to be binned and standardised."""
-    value_fence: float = 10.0
+    value_fence: float = options.within(10.0, 0.0)
     """Robust standard deviations from the median beyond which a value, of a code or of a channel, counts as at that
     distance when mean and standard deviation are fitted (data/prepare/code_counts.py, bounds), so that a single
     mistyped one does not make all others alike; 0: all count as they are. What a model is given is clipped at 5
@@ -160,7 +160,7 @@ class PrepareConfig:
     impute_gap_minutes: float = options.added(0.0)
     """Gaps of a channel of at most so many minutes (A.2: 10) count, when its mean and standard deviation are fitted, as
     an autoregressive model fills them (signals/imputation.py). The model's input keeps them missing; 0: no gap is."""
-    min_text_subjects: int = 5
+    min_text_subjects: int = options.within(5, 0)
     """Patients of the dataset that must have a text, where it is an event's only result, for it to be kept; of the
     training split, and at least min_subjects of them, for a token of its own."""
     mapping_files: tuple = ()
@@ -180,7 +180,7 @@ class PrepareConfig:
     atc_level: int = options.added(0)
     """Level of the classes, 1 to 4, that ATC codes are replaced by: 3 makes A10B, the first four characters, of
     A10BA02; 0: codes stay as they are."""
-    max_per_day: int = 0
+    max_per_day: int = options.within(0, 0)
     """Most events of one code for a person and day; the first ones are kept; 0: all are."""
     drop_codes: tuple = (FOLLOWUP_END,)
     """Codes that never become input, such as administrative ones."""
@@ -193,43 +193,41 @@ class PrepareConfig:
     date_only_at_day_end: bool = True
     """An event at midnight of a code that carries dates without times is known at the day's end. Codes are judged by
     the dataset (prepare/date_only.py)."""
-    date_only_share: float = 0.3
+    date_only_share: float = options.within(0.3, options.ABOVE_0, 1.0)
     """Share of a code's events at midnight from which on they are dates without times; a chart that is filled every six
     hours has a quarter of its events there."""
-    date_only_min_events: int = 20
+    date_only_min_events: int = options.within(20, 1)
     """Events that a code needs to be judged by itself; rarer ones are judged with others that begin like them."""
-    subjects_per_shard: int = 2000
+    subjects_per_shard: int = options.within(2000, 1)
     """Patients in a record shard."""
     pseudonymise: bool = False
     """Replace ids by keyed pseudonyms; see prepare/deidentify.py."""
-    shift_days: int = 0
+    shift_days: int = options.within(0, 0)
     """Most days by which a person's dates are moved, all by the same secret number; 0: dates stay."""
     shift_whole_weeks: bool = False
     """Move dates by whole weeks only, so that weekdays stay."""
-    max_age_years: float = 0.0
+    max_age_years: float = options.within(0.0, 0.0)
     """Highest age that is told, such as 90: at a time at which somebody is older, every age is this one, in what models
     are given, in attributes and on pages; 0: no limit. Who is older at the first record gets a birth date of this age
     there. Tables and records keep the birth date of those who reach the age later: do not pass them on."""
     key_file: str = ""
     """File with the secret key of pseudonyms and shifts."""
-    tuning_fraction: float = 0.1
+    tuning_fraction: float = options.within(0.1, 0.0, 1.0)
     """With folds: share of the groups outside a fold that becomes its tuning split."""
     scheduler: str = ""
     """Where shards are worked on. "": local processes; tcp://host:port: a dask scheduler; jobqueue:slurm and the like:
     jobs."""
-    workers: int = 1
+    workers: int = options.within(1, 0)
     """Local processes or jobs; 1: this process alone; 0: one per core, once there is work for them. The result is the
     same with any number."""
-    worker_memory_gb: float = 0.0
+    worker_memory_gb: float = options.within(0.0, 0.0)
     """Memory of a local process above which it is started again, GB; 0: its share of the machine's memory."""
-    rows_per_piece: int = 2_000_000
+    rows_per_piece: int = options.within(2_000_000, 1)
     """Events above which a shard is read in pieces; a piece has about as many and holds whole subjects."""
 
     def __post_init__(self) -> None:
-        many = float("inf")
-        limits = {"date_only_share": (1e-9, 1.0), "date_only_min_events": (1, many), "impute_gap_minutes": (0.0, many)}
-        limits |= {"atc_level": (0, 4)}
-        options.require_range("config.prepare", self, limits)
+        options.require_within("config.prepare", self)
+        options.require_range("config.prepare", self, {"impute_gap_minutes": (0.0, float("inf")), "atc_level": (0, 4)})
         if (self.ranges_codes or self.ranges_usual_units) and self.ranges_file != CLINICAL:
             raise ValueError(
                 f"config.prepare.ranges_codes and ranges_usual_units are for ranges_file {CLINICAL!r}; it is "
@@ -237,8 +235,6 @@ class PrepareConfig:
             )
         if not isinstance(self.segments, Mapping):
             raise ValueError(f"config.prepare.segments is {self.segments!r}; it must be a dict of name -> options")
-        if self.non_wear_minutes < 1:
-            raise ValueError(f"config.prepare.non_wear_minutes is {self.non_wear_minutes}; it must be at least 1")
         if self.acceleration not in ((), (AUTO,)):
             if len(set(self.acceleration)) != 3:
                 raise ValueError(

@@ -32,27 +32,27 @@ class PhysiologyConfig:
     """What is labelled: names of MEASURES in config/labels.py. A task is called MEASURE_<days>d."""
     period_days: tuple = (7,)
     """Lengths of the period after the prediction time, days."""
-    per_subject: int = 2
+    per_subject: int = options.within(2, 1)
     """Prediction times drawn for each person, at midnights of the clock of start_time."""
-    min_history_days: float = 1.0
+    min_history_days: float = options.within(1.0, 0.0)
     """Least days from the beginning of wear to a prediction time."""
-    min_days: int = 4
+    min_days: int = options.within(4, 1)
     """Fewest usable days (for sleep: nights with both ends seen) in a period."""
-    min_day_share: float = 0.6
+    min_day_share: float = options.within(0.6, 0.0, 1.0)
     """Share of a day that must be observed for it to be usable for the rhythm."""
     activity_channel: str = "activity"
     """Channel of activity, counts per minute, not negative."""
     heart_rate_channel: str = "heart_rate"
     """Channel of the heart rate, beats per minute; empty if there is none."""
-    counts_scale: float = 0.01
+    counts_scale: float = options.within(0.01, options.ABOVE_0)
     """Factor that brings the counts to those of Cole and Kripke; depends on the device, see
     rest_activity.asleep_counts."""
-    counts_cap: float = 300.0
+    counts_cap: float = options.within(300.0, 0.0)
     """Highest scaled count; depends on the device."""
-    non_wear_minutes: int = 90
+    non_wear_minutes: int = options.within(90, 0)
     """Minutes of zero counts in a row, without a heart rate, that count as time not worn (signals/non_wear.py); 0:
     zeros are taken as they are."""
-    still_counts: float = 0.0
+    still_counts: float = options.within(0.0, 0.0)
     """Most counts of a minute at rest, in the channel's unit, see rest_activity.resting_heart_rate."""
     hrv_channel: str = ""
     """Channel of the heart rate variability; empty if there is none."""
@@ -61,7 +61,7 @@ class PhysiologyConfig:
     it."""
     hrv_minutes: int = 60
     """Length of the pieces of which a value of the heart rate variability is computed, minutes; must divide a day."""
-    min_hrv_values: int = 1
+    min_hrv_values: int = options.within(1, 1)
     """Fewest values of the heart rate variability that make a day usable."""
 
     def __post_init__(self) -> None:
@@ -74,9 +74,7 @@ class PhysiologyConfig:
             raise ValueError(f"{where}.measures holds 'hrv_rmssd': name the channel in {where}.hrv_channel")
         if self.hrv_minutes < 1 or (24 * 60) % self.hrv_minutes:
             raise ValueError(f"{where}.hrv_minutes is {self.hrv_minutes}, must divide a day")
-        for name in ("per_subject", "min_days", "min_hrv_values"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{where}.{name} is {getattr(self, name)}, must be at least 1")
+        options.require_within(where, self)
         for days in self.period_days:
             if days < self.min_days:
                 raise ValueError(f"{where}.period_days holds {days}, less than min_days {self.min_days}")
@@ -101,11 +99,11 @@ class LabelsConfig:
     competing event. A label at a horizon is unknown, and there is no row, if follow-up ends before it without an event.
     """
 
-    horizons_days: tuple = (30, 90, 180, 365)
+    horizons_days: tuple = options.within((30, 90, 180, 365), options.ABOVE_0)
     """Horizons of hospitalisation, death and first diagnoses, days."""
-    per_subject: int = 2
+    per_subject: int = options.within(2, 1)
     """Prediction times drawn for each person."""
-    min_history_days: float = 180.0
+    min_history_days: float = options.within(180.0, 0.0)
     """Least days from the first record, or from the start of follow-up where that is known, to a prediction time."""
     after_wearable: bool = True
     """Draw prediction times only after the first day of wear, where there are wearables."""
@@ -116,9 +114,9 @@ class LabelsConfig:
     transfer_codes: tuple = ()
     """Codes of moves between hospitals or departments, the same way: a stay that begins with one is no new
     admission."""
-    stay_gap_hours: float = 24.0
+    stay_gap_hours: float = options.within(24.0, 0.0)
     """Longest time from a discharge to an admission that goes on with the same stay (data/labels/episodes.py)."""
-    longest_stay_days: float = 365.0
+    longest_stay_days: float = options.within(365.0, 0.0)
     """Longest time from an admission to a discharge that belongs to it."""
     death: bool = False
     """Whether death is labelled as a task: death_<days>d and time_to_death."""
@@ -145,13 +143,12 @@ class LabelsConfig:
     """Labels from signals."""
 
     def __post_init__(self) -> None:
-        where, many = "config.labels", float("inf")
+        where = "config.labels"
         options.require_choice(where, "followup", self.followup, FOLLOWUPS)
         options.require_choice(where, "shifted_dates", self.shifted_dates, ("auto", "yes", "no"))
-        limits = {"stay_gap_hours": (0.0, many), "longest_stay_days": (0.0, many), "min_history_days": (0.0, many)}
-        options.require_range(where, self, limits)
-        if not self.horizons_days or min(self.horizons_days) <= 0:
-            raise ValueError(f"{where}.horizons_days is {self.horizons_days}; it must hold days above 0")
+        options.require_within(where, self)
+        if not self.horizons_days:
+            raise ValueError(f"{where}.horizons_days is empty; it must hold days")
         for name, prefixes in self.diagnosis_groups.items():
             if not isinstance(prefixes, tuple | list) or not prefixes or "" in prefixes:
                 raise ValueError(

@@ -7,6 +7,8 @@ An option is a field of a frozen dataclass whose default is the product's; the s
 import ast
 import dataclasses
 import inspect
+import math
+import sys
 import textwrap
 import types
 import typing
@@ -90,7 +92,8 @@ def _plain(value):
     return value
 
 
-_ADDED, _ADDED_KEYS = "added", "added_keys"
+ABOVE_0 = sys.float_info.min  # as the lower limit of a field
+_ADDED, _ADDED_KEYS, _WITHIN = "added", "added_keys", "within"
 
 
 def added(default: Any) -> Any:
@@ -103,6 +106,15 @@ def added(default: Any) -> Any:
 def added_keys(default: Mapping[str, Any], *keys: str) -> Any:
     """A field that is a dict, some of whose keys came when there were artifacts already: see `identity`."""
     return dataclasses.field(default_factory=lambda: dict(default), metadata={_ADDED_KEYS: keys})
+
+
+def within(default: Any, low: float, high: float = math.inf) -> Any:
+    """A field whose value, or each value of whose tuple, lies in [low, high]; `require_within` checks it.
+
+    Args:
+      default: of the field; None, if it can be that, lies within any limits.
+    """
+    return dataclasses.field(default=default, metadata={_WITHIN: (low, high)})
 
 
 def identity(options: Any) -> Any:
@@ -166,7 +178,15 @@ def require_range(where: str, options: Any, limits: Mapping[str, tuple[float, fl
         value = getattr(options, name)
         for x in value if isinstance(value, tuple) else (value,):
             if not low <= x <= high:
-                raise ValueError(f"{where}.{name} is {x}; it must lie in [{low:g}, {high:g}]")
+                least = "above 0" if low == ABOVE_0 else f"at least {low:g}"
+                must = f"be {least}" if high == math.inf else f"lie in [{low:g}, {high:g}]"
+                raise ValueError(f"{where}.{name} is {x}; it must {must}")
+
+
+def require_within(where: str, options: Options) -> None:
+    """Raises ValueError for a field of a dataclass outside the limits that it was declared `within`."""
+    declared = {f.name: f.metadata[_WITHIN] for f in dataclasses.fields(options) if _WITHIN in f.metadata}
+    require_range(where, options, {k: limits for k, limits in declared.items() if getattr(options, k) is not None})
 
 
 def require_choice(where: str, name: str, value: str, choices: tuple[str, ...]) -> None:

@@ -23,7 +23,7 @@ class RunConfig:
 
     name: str = "base"
     """Name of the experiment: of the default workdir and, in results, of the dataset."""
-    seeds: tuple = (0,)
+    seeds: tuple = options.within((0,), 0)
     """Each network is trained once per seed; the first one's is the model that is reported, the others tell how far
     results depend on it."""
     data: DataConfig = DataConfig()
@@ -59,6 +59,11 @@ class RunConfig:
     """What is looked into."""
     report: ReportConfig = ReportConfig()
     """The report."""
+
+    def __post_init__(self) -> None:
+        options.require_within("config", self)
+        if not self.seeds:
+            raise ValueError("config.seeds is empty; it must hold at least one seed")
 
     def family(self, model: str) -> str:
         """The family of a model."""

@@ -1,6 +1,6 @@
 """Defines what a bundle is: a folder that holds one trained network and all that it needs away from its training data.
 
-    bundle.json                model (family, config, seed), options of prepare, channels and their units, sizes
+    bundle.json                model (family, config, seed), options of prepare, channels, their units and rates, sizes
     weights.npz                the variables that z is computed with, as float16 or float32
     codes.parquet, code_statistics.parquet, texts.parquet, text_statistics.parquet, signal_statistics.json,
     fit.json                   the code table with its units and what prepare fitted (data/store.py)

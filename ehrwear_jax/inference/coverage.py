@@ -1,6 +1,7 @@
 """Tells how well a bundled model knows new data: codes, units, channels, prediction times, and what z came out."""
 
 import dataclasses
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,8 @@ CODES = pl.Schema(
 )
 LOW_COVERAGE = 0.5  # share of events of known codes, below which it is told
 SMALLEST_SPREAD = 0.01  # of z between people, in its standard deviations over the training people
+FAR, FAR_SHARE = 3.0, 0.5  # standard deviations that a person's median is off; share of people of whom that is told
+OTHER_RATE = 2.0  # factor between sampling rates
 _SAME = 1e-4  # likewise: z that are as near as this are the same
 
 
@@ -94,6 +97,54 @@ def of_data(codes: pl.DataFrame, missing_channels: list[str], index: pl.DataFram
     if (empty := index.filter(pl.col("known_events") + pl.col("n_windows") == 0).height) and index.height:
         out.append(f"{empty:,} of {index.height:,} people have nothing that the model knows")
     return out
+
+
+def of_channels(
+    windows: pl.DataFrame, channels: Mapping[str, str], trained: Mapping[str, Sequence[float]], logs: Collection[str]
+) -> list[str]:
+    """Warnings about the range of signals: people whose median lies far from what was trained on.
+
+    Args:
+      windows: subject_id and <channel>__mean of each window. channels: {channel: unit} in the order of `trained`, the
+        {"mean", "std"} of the training split's samples (signal_statistics.json). logs: channels of which both are of
+        log(1 + x).
+    """
+    out = []
+    for i, (channel, unit) in enumerate(channels.items()):
+        mean, std = trained["mean"][i], max(trained["std"][i], 1e-12)
+        if f"{channel}__mean" not in windows.columns:
+            continue
+        value = pl.col(f"{channel}__mean").cast(pl.Float64).fill_nan(None)
+        median_P = windows.group_by("subject_id").agg(value.median().alias("median"))["median"].drop_nulls().to_numpy()
+        z_P = (median_P - mean) / std
+        far = int((np.abs(z_P) > FAR).sum())
+        if len(z_P) and far >= FAR_SHARE * len(z_P):
+            told = (mean - FAR * std, mean + FAR * std, float(np.median(median_P)))
+            low, high, here = np.expm1(told) if channel in logs else told
+            out.append(
+                f"{channel}: the median of {far:,} of {len(z_P):,} people lies outside {low:.3g} to {high:.3g} "
+                f"{unit}, {FAR:g} standard deviations about the training data's mean (median of all here: "
+                f"{here:.3g})"
+            )
+    return out
+
+
+def of_rates(here: Mapping[str, Sequence[float]], trained: Mapping[str, Sequence[float]]) -> list[str]:
+    """Warnings about sampling rates beyond those of the training data by more than a factor OTHER_RATE.
+
+    Args:
+      here, trained: {channel: (lowest, highest) Hz}; channels of which one says nothing are not compared.
+    """
+    return [
+        f"{channel}: recorded at {_range(here[channel])} Hz, and at {_range(known)} Hz in the training data"
+        for channel, known in trained.items()
+        if channel in here and (here[channel][0] * OTHER_RATE < known[0] or here[channel][1] > known[1] * OTHER_RATE)
+    ]
+
+
+def _range(ends):
+    low, high = ends
+    return f"{low:.3g}" if low == high else f"{low:.3g} to {high:.3g}"
 
 
 def of_times(times: pl.DataFrame, index: pl.DataFrame) -> list[str]:

@@ -6,6 +6,7 @@ has; without one they are in the records and become no token. Values and channel
 """
 
 import dataclasses
+import json
 import os
 import re
 import shutil
@@ -44,7 +45,8 @@ _UNITS = "units.csv"
 class Prepared(NamedTuple):
     """Records of new people, what is known of their codes (coverage.CODES), and what was done to units.
 
-    unstated_units: codes whose values are used and whose unit is not stated here or in the training data.
+    unstated_units: codes whose values are used and whose unit is not stated here or in the training data. warnings: of
+    signals unlike those of the training data.
     """
 
     store: RecordStore
@@ -53,6 +55,7 @@ class Prepared(NamedTuple):
     unstated_units: list[str]
     missing_channels: list[str]
     steps: list[dict]
+    warnings: list[str]
 
 
 class Sources(NamedTuple):
@@ -103,7 +106,20 @@ def prepare(bundle: Path, about: Mapping[str, Any], sources: Sources, out: Path)
         _fit(bundle, coded, subjects, (tables, records, fit), pool)
     known = _coverage(tables, coded)
     unstated = _unstated(source, table, bundle, known)
-    return Prepared(RecordStore(records, fit), known, converted, unstated, missing, steps)
+    unlike = _unlike_training(bundle, about, worn, tables)
+    return Prepared(RecordStore(records, fit), known, converted, unstated, missing, steps, unlike)
+
+
+def _unlike_training(bundle, about, worn, tables) -> list[str]:
+    """Warnings of signals whose rate or range is not that of the training data; bundles may not tell their rates."""
+    if worn is None:
+        return []
+    units_of = {c["channel"]: c["unit"] for c in about["channels"]}
+    channels = {name: units_of.get(name, "") for name in about["prepare"]["channels"]}
+    trained = json.loads((bundle / "signal_statistics.json").read_text())
+    parts = [pl.read_parquet(path) for path in sorted((tables / "windows").glob("*.parquet"))]
+    out = coverage.of_rates(wearable.rates(worn), about.get("rates", {}))
+    return out + coverage.of_channels(pl.concat(parts), channels, trained, about["prepare"]["log_channels"])
 
 
 def _options(bundle, about, mapping) -> PrepareConfig:

@@ -37,6 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(given):
+    from ehrwear_jax.data.formats import label_tables
     from ehrwear_jax.data.formats.parquet import write_frame, write_json
     from ehrwear_jax.inference import trained_model
     from ehrwear_jax.runtime import compile_cache
@@ -44,7 +45,7 @@ def _run(given):
     compile_cache.use()
     if given.out.exists():
         raise FileExistsError(f"{given.out}: is there already; name a folder that is not")
-    times = None if given.times is None else trained_model.read_times(given.times)  # everything given is read first
+    times = None if given.times is None else label_tables.read_times(given.times)  # everything given is read first
     model = trained_model.load(given.bundle)
     tasks = given.task or model.tasks
     for task in tasks:

@@ -19,14 +19,13 @@ import numpy as np
 import polars as pl
 
 from ehrwear_jax.config import families
-from ehrwear_jax.data.formats import parquet
+from ehrwear_jax.data.formats.label_tables import KEY_SCHEMA, read_times
 from ehrwear_jax.data.store import RecordStore
 from ehrwear_jax.evals.probes import LogisticProbe
 from ehrwear_jax.inference import bundle_files, coverage, new_people, stored_probes, write_bundle
 from ehrwear_jax.inference.coverage import Report
 from ehrwear_jax.inference.stored_probes import StoredProbe
 from ehrwear_jax.stages import interpret_people
-from ehrwear_jax.stages.embed import KEYS
 from ehrwear_jax.stages.loaded_run import LoadedNetwork
 from ehrwear_jax.training import embedding
 from ehrwear_jax.training.pretrain import Model
@@ -43,7 +42,6 @@ _EXPLAINED = pl.Schema(
         "completeness_gap": pl.Float64(),
     }
 )
-_TIMES: parquet.Schema = {"subject_id": pl.Int64, "prediction_time": pl.Datetime("us")}
 
 
 def shipped() -> list[str]:
@@ -193,7 +191,7 @@ class People:
             prepared.codes, prepared.units, prepared.unstated_units, prepared.missing_channels, index.height,
             int(index["n_windows"].sum()), prepared.steps, [],
         )  # fmt: skip
-        self._warn(found)
+        self._warn([*found, *prepared.warnings])
         self._embedded: list[tuple[pl.DataFrame, np.ndarray]] = []
 
     def _warn(self, found):
@@ -289,21 +287,6 @@ class People:
         return pl.DataFrame(rows, _EXPLAINED, orient="row")
 
 
-def read_times(times: pl.DataFrame | str | Path) -> pl.DataFrame:
-    """subject_id i64, prediction_time us of a frame or a parquet file, further columns left out.
-
-    Raises:
-      FileNotFoundError, ValueError: naming what is missing or null.
-    """
-    name = "times" if isinstance(times, pl.DataFrame) else str(times)
-    table = times if isinstance(times, pl.DataFrame) else parquet.read_parquet(Path(times))
-    if missing := [c for c in KEYS if c not in table.columns]:
-        raise ValueError(f"{name}: no column {missing[0]!r}; there are {', '.join(table.columns) or 'none'}")
-    table = parquet.normalise(table.select(KEYS), _TIMES, name)
-    parquet.require_not_null(table, KEYS, name)
-    return table
-
-
 def at(subject_id: int, *moments: datetime) -> pl.DataFrame:
     """Prediction times of one person, for `embed` and `predict`."""
-    return pl.DataFrame({"subject_id": [subject_id] * len(moments), "prediction_time": list(moments)}, _TIMES)
+    return pl.DataFrame({"subject_id": [subject_id] * len(moments), "prediction_time": list(moments)}, KEY_SCHEMA)

@@ -1,7 +1,6 @@
 """Writes a trained network of a run as a bundle (bundle_files.py)."""
 
 import dataclasses
-import importlib.metadata
 import json
 import logging
 import shutil
@@ -21,7 +20,7 @@ from ehrwear_jax.evals.cox import CoxModel
 from ehrwear_jax.evals.trained_probes import TrainedProbe
 from ehrwear_jax.inference import bundle_files, model_card, stored_probes
 from ehrwear_jax.inference.stored_probes import StoredProbe
-from ehrwear_jax.runtime import files
+from ehrwear_jax.runtime import files, software
 from ehrwear_jax.stages import embed, evaluate_fit, predictors, tasks
 from ehrwear_jax.stages.plan import Plan, Trained
 from ehrwear_jax.stages.tasks import BINARY, SURVIVAL, Task
@@ -106,7 +105,7 @@ def _about(plan, trained, store, step) -> dict[str, Any]:
     kept = {k: v for k, v in options.as_dict(prepare).items() if k not in _NOT_KEPT}
     return {
         "format": bundle_files.FORMAT,
-        "written_by": _version(),
+        "written_by": software.version(),
         "model": {
             "name": model.name,
             "family": model.family,
@@ -118,6 +117,7 @@ def _about(plan, trained, store, step) -> dict[str, Any]:
         "modalities": sorted(plan.modalities(trained.name)),
         "prepare": kept,
         "channels": _channels(plan),
+        "rates": _rates(plan),
         "batch_size": plan.config.embed.batch_size,
         "n_codes": store.code_statistics["alias"].drop_nulls().n_unique(),
         "values_of_few": _values_of_few(store),
@@ -132,19 +132,17 @@ def _values_of_few(store):
     return used.filter(pl.col("subjects") < store.min_subjects)["code"].to_list()
 
 
-def _version():
-    try:
-        return importlib.metadata.version("ehrwear_jax")
-    except importlib.metadata.PackageNotFoundError:  # a checkout that is not installed
-        return "of a checkout"
-
-
 def _channels(plan):
     """[{channel, unit, valid_min, valid_max}] of the wearable tables that the run read."""
     if plan.wearable_dir is None or not plan.config.prepare.channels:
         return []
     table = wearable.read_channels(plan.wearable_dir)
     return table.select("channel", "unit", "valid_min", "valid_max").to_dicts()
+
+
+def _rates(plan):
+    """{channel: (lowest, highest) Hz} of the recordings that the run read."""
+    return wearable.rates(plan.wearable_dir) if _channels(plan) else {}
 
 
 def _copy_mappings(paths: Sequence[str], folder: Path) -> list[str]:
@@ -234,8 +232,7 @@ def _write_probes(plan, trained, folder) -> dict[str, StoredProbe]:
         z_NxD = found.read(times.filter(pl.col("split") == "train")).astype(np.float64)
         spread = {"mean": np.nanmean(z_NxD, axis=0), "std": np.nanstd(z_NxD, axis=0)}
         bundle_files.write_arrays(folder / bundle_files.LATENTS, spread)
-        for name in plan.config.evaluate.tasks:
-            probes[name] = probe_of(plan, trained, tasks.read(plan, name))
+        probes = {task.name: probe_of(plan, trained, task) for task in tasks.evaluated(plan)}
     stored = {name: stored_probes.to_arrays(probe) for name, probe in probes.items()}
     arrays = {str(i): arrays for i, (arrays, _) in enumerate(stored.values())}
     bundle_files.write_arrays(folder / bundle_files.PROBES, arrays)

@@ -1,6 +1,7 @@
 """Builds the report: report.html, report.md, results.json, and its tables as CSV and LaTeX."""
 
 import json
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -81,6 +82,8 @@ def build_report(inputs: ReportInputs, out_dir: str | os.PathLike) -> Path:
     records = check_records(inputs.results, inputs.dataset)
     _check_predictions(inputs.predictions)
     content = report_page(inputs, records)
+    for hint in page.hints(content):
+        logging.info("  report: %s", hint)
     texts = {
         "results.json": json.dumps(records, indent=1, allow_nan=False) + "\n",
         "report.md": page.to_markdown_page(content),
@@ -102,7 +105,10 @@ def report_page(inputs: ReportInputs, records: Sequence[Record]) -> page.Page:
     """The report's content."""
     data, drawn = inputs.data, _without_ablations(inputs.predictions)
     parts = (
-        _led(sections.summary(records, inputs.added), first_screen.at_a_glance(records, data, inputs.cohort)),
+        _led(
+            sections.summary(records, inputs.added, data.too_few),
+            first_screen.at_a_glance(records, data, inputs.cohort),
+        ),
         target_trial_table.target_trial(data),
         paper.paper_tables(records, data),
         _extended(sections.forecasting(records), report_figures.horizon_figure(records)),

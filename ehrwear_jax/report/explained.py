@@ -39,10 +39,10 @@ def explained(data: ReportData) -> Section:
     """Single people, the first open and the others folded."""
     title, people = "Single predictions", data.explained
     if not people:
-        text = (
-            "No single prediction is explained: it is done for simulated cohorts, or with config.interpret.individuals."
-        )
-        return Section("explained", title, (Text(data.not_interpreted and "Not computed." or text),))
+        if data.not_interpreted:
+            return Section("explained", title, (Text("Not computed."),))
+        text = "No single prediction is explained: it is done for simulated cohorts, or where it was permitted."
+        return Section("explained", title, (Text(text, hint="config.interpret.individuals"),))
     task = f" of {rec.task_label(data.robustness[0]['task']).lower()}" if data.robustness else ""
     shown = people[:DRAWN_PEOPLE]
     blocks: list[Block] = [

@@ -124,7 +124,7 @@ def _drift(part: Part | None, least: int):
     """As `_jump`."""
     if part is None:
         text = (
-            "No drift under a raised channel is shown: the channel (config.interpret.raised_channel) is not there, or "
+            "No drift under a raised channel is shown: the channel is not there, or "
             "fewer than two held-out people wore a device for two weeks."
         )
         return [(text,)], None, []
@@ -174,8 +174,8 @@ def _shapes(rows: Sequence[Row]) -> Table:
 def _precursors(found: Mapping[str, Part] | None, data: ReportData, least: int) -> list[Block]:
     if found is None:
         return [Text("No precursor is shown: fewer than two people have an event with wearable windows 30 to 7 days "
-                     "before it in the context, none of config.interpret.precursor_channels exists, or there is no "
-                     "binary task.")]  # fmt: skip
+                     "before it in the context, none of the precursors' channels exists, or there is no "
+                     "binary task.", hint="config.interpret.precursor_channels")]  # fmt: skip
     by = {tuple(name.rpartition(", ")[::2]): part for name, part in found.items()}
     channels, periods = (list(dict.fromkeys(k[i] for k in by)) for i in (0, 1))
     n = max(part["n"] for part in found.values())
@@ -245,8 +245,8 @@ def _precursor_row(text: str, part: Part) -> Row:
 def _drug_start(found: Part | None, data: ReportData, least: int) -> list[Block]:
     if found is None:
         return [Text("No signal around the start of a drug is shown: fewer than two people wore a device before and "
-                     f"after their first drug code{_codes(data, 'drug')}, or none of "
-                     "config.interpret.response_channels exists.")]  # fmt: skip
+                     f"after their first drug code{_codes(data, 'drug')}, or no channel of "
+                     "heart rate variability exists.", hint="config.interpret.response_channels")]  # fmt: skip
     channel, edges = channel_label(found["channel"]), found["edge_days"]
     text = (
         f"Start of a drug{_codes(data, 'drug')}: {channel} by week from the first drug code, as the change from "

@@ -11,10 +11,14 @@ from ehrwear_jax.report.table_model import Table, markdown_text, to_markdown
 
 @dataclass(frozen=True)
 class Text:
-    """A paragraph; `definitions` are keys of DEFINITIONS, referred to at its end."""
+    """A paragraph; `definitions` are keys of DEFINITIONS, referred to at its end.
+
+    `hint`, options of the config that would change what it says, goes to the log: readers of the page have no config.
+    """
 
     text: str
     definitions: tuple[str, ...] = ()
+    hint: str = ""
 
 
 @dataclass(frozen=True)
@@ -68,6 +72,12 @@ class Page:
     title: str
     subtitle: str
     sections: tuple[Section, ...]
+
+
+def hints(page: Page) -> list[str]:
+    """What the page's texts say with the options that would change it, a line each."""
+    texts = [b for section in page.sections for b in section.blocks if isinstance(b, Text) and b.hint]
+    return [f"{text.text} ({text.hint})" for text in texts]
 
 
 def used_definitions(page: Page) -> list[str]:

@@ -162,6 +162,10 @@ def _heading(records: Lookup, task: str, text: str) -> str:
     return f"{text} ({rec.format_population(found)})" if found else text
 
 
+# options by which tables are filled
+HINTS = {"2": "config.labels.physiology.measures, config.evaluate.tasks", "6": "config.report.tuning_dir"}
+
+
 def paper_tables(records: Sequence[Record], data: ReportData) -> Section:
     """Every table of the paper that the run has the numbers for, then what is missing and why."""
     found = Lookup(records, data.families)
@@ -176,8 +180,8 @@ def paper_tables(records: Sequence[Record], data: ReportData) -> Section:
             absent[number] = NO_BINARY_TASK if task is None and number in OF_BINARY_TASK else reason
 
     add("1", _forecasting(found, records), NO_BINARY_TASK)
-    add("2", [_physiology(found, records)], "the run has no task with float labels; they are made from wearable "
-        "recordings by config.labels.physiology.measures and named in config.evaluate.tasks.")  # fmt: skip
+    add("2", [_physiology(found, records)], "the run has no task with float labels; they can be made from "
+        "wearable recordings.")  # fmt: skip
     add("3", _survival(found, records), "the run has no time-to-event task (a label table with time_to_event_days and "
         "event_observed).")  # fmt: skip
     add("4", [_ablations(found, task)], "it compares models that are pretrained separately, one for each variant of "
@@ -186,7 +190,7 @@ def paper_tables(records: Sequence[Record], data: ReportData) -> Section:
         blocks.append(dataclasses.replace(further, name="a6"))
     add("5", [_prevalence(data)], "the predictions do not say who was labelled.")
     add("6", [_confusion(found, task)], "its thresholds are chosen on a tuning split, and no tuning predictions were "
-        "given (config.report.tuning_dir).")  # fmt: skip
+        "given.")  # fmt: skip
     add("7", [_effects(found, task)], "no paired difference was computed: there is no reference model, or no other.")
     for number in ("8", "9"):
         reason = "the device is not known of the people evaluated." if number == "9" else "age and sex are not known."
@@ -194,7 +198,7 @@ def paper_tables(records: Sequence[Record], data: ReportData) -> Section:
     if not blocks:
         blocks.append(Text("No table of the paper can be filled from this run."))
     for number, reason in sorted(absent.items()):
-        blocks.append(Text(f"Table {number} is not filled: {reason}"))
+        blocks.append(Text(f"Table {number} is not filled: {reason}", hint=HINTS.get(number, "")))
     return Section("paper", "The paper's tables", tuple(blocks))
 
 

@@ -24,10 +24,7 @@ MEASURES = {
     "signal_variance_ratio": "Decoded over observed variance",
     "signal_coverage": "Hidden steps in predictive intervals",
 }
-NONE = (
-    "No network of this run has a posterior of z (config.joint.network.posterior, the variant elbo), so there are no "
-    "draws of z to judge."
-)
+NONE = "No network of this run has a posterior of z, so there are no draws of z to judge."
 
 
 def posterior(data: ReportData) -> Section:

@@ -65,6 +65,7 @@ class ReportData:
       robustness, geometry, ledger, posterior, retrieval, uncertainty: as in interpret/*.json (stages/interpret.py).
       mechanisms: as in interpret/mechanisms.json (stages/interpret_people.py).
       trials: {task, kind, competing_known, design, splits, outcomes, steps} of every task (stages/target_trial.py).
+      too_few: {task, people, events, others, limit} of tasks without numbers (stages/evaluate_score.py).
       families: {kind, metric, of, tests} of the tests behind q-values (evals/families.py).
       codes: {"event", "drug": prefixes of the codes that the mechanisms are about}.
       kernels, maps, explained: what is drawn of the networks and of single predictions.
@@ -88,6 +89,7 @@ class ReportData:
     uncertainty: Sequence[Entry] = ()
     mechanisms: Mapping[str, Any] = field(default_factory=dict)
     trials: Sequence[Entry] = ()
+    too_few: Sequence[Entry] = ()
     families: Sequence[Entry] = ()
     codes: Mapping[str, Sequence[str]] = field(default_factory=dict)
     kernels: Sequence[Kernels] = ()

@@ -188,7 +188,7 @@ def subgroups(records: Sequence[Record], data: ReportData) -> Section:
         caption = f"{rec.task_label(task)} by subgroup, with 95% intervals; groups too small to show are left out."
         blocks.append(FigureGrid(caption, tuple(panels), charts.legend(models, _labels(models)), "medium"))
     else:
-        blocks.append(Text("Every subgroup is too small to show (config.evaluate.min_patients, min_per_class)."))
+        blocks.append(Text("Every subgroup is too small to show.", hint="config.evaluate.min_patients, min_per_class"))
     table = paper.subgroup_table(data, task, "")
     blocks += [Details("The same in numbers, with calibration", (table,))] if table else []
     return Section("subgroups", title, tuple(blocks))

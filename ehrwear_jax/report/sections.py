@@ -48,11 +48,14 @@ def _table(records: Sequence[Record], metrics: Sequence[str], caption: str) -> t
 # ---------------------------------------------------------------------------------------------
 
 
-def summary(records: Sequence[Record], added: Mapping[str, Sequence[str]]) -> Section:
+def summary(
+    records: Sequence[Record], added: Mapping[str, Sequence[str]], too_few: Sequence[Mapping[str, Any]] = ()
+) -> Section:
     """One sentence for each task that compares the main model with the best other one.
 
     Args:
       added: pretrained model -> what it adds to the model of its paper, which is told first.
+      too_few: of ReportData.
     """
     first, items = paper.beside_the_paper(added), []
     for metric in ("auroc", "c_index"):
@@ -63,6 +66,7 @@ def summary(records: Sequence[Record], added: Mapping[str, Sequence[str]]) -> Se
             if main is not None:
                 text = _comparison(main, by_model, records, task, metric)
                 items.append((f"{rec.task_label(task)}.", text))
+    items += [(f"{rec.task_label(few['task'])}.", f"No numbers, too few: {_how_few(few)}.") for few in too_few]
     if not items:
         return Section("summary", "Summary", (*first, Text("No result was evaluated in this run.")))
     blocks: list[Block] = [*first, Bullets(tuple(items))]
@@ -70,6 +74,13 @@ def summary(records: Sequence[Record], added: Mapping[str, Sequence[str]]) -> Se
         text = "Where the interval of a difference includes zero, the data do not distinguish the two models."
         blocks.append(Text(text, ("difference",)))
     return Section("summary", "Summary", tuple(blocks))
+
+
+def _how_few(few: Mapping[str, Any]) -> str:
+    """`26 people, fewer than 10 events`; those without the event where they are the few."""
+    named = {"people": few["people"], "events": few["events"], "without the event": few["others"]}
+    told = {what: f"fewer than {few['limit']}" if n == -1 else f"{n:,}" for what, n in named.items() if n is not None}
+    return ", ".join(f"{n} {what}" for what, n in told.items())
 
 
 def _comparison(main: str, by_model: Mapping[str, Record], records: Sequence[Record], task: str, metric: str) -> str:

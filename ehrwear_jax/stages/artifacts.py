@@ -25,6 +25,7 @@ Nothing is deleted or moved; what another config made stays where it is.
 import contextlib
 import dataclasses
 import json
+import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -65,9 +66,12 @@ class Artifact:
 
     @property
     def done(self) -> bool:
-        """Whether it was made whole."""
+        """Whether it was made whole, and no file has gone since."""
         about = workdir_lib.read_about(self.folder)
-        return bool(about.get("done")) and about.get("digest") == self.digest
+        if not about.get("done") or about.get("digest") != self.digest:
+            return False
+        there = _counts(self.folder)
+        return all(there.get(folder, 0) >= n for folder, n in about.get("files", {}).items())
 
     @property
     def seconds(self) -> float:
@@ -92,7 +96,18 @@ class Artifact:
             pass
         finally:
             seconds = spent + time.monotonic() - began
-            workdir_lib.write_about(self.folder, about | {"done": done, "seconds": seconds})
+            counted = {"files": _counts(self.folder)} if done else {}
+            workdir_lib.write_about(self.folder, about | {"done": done, "seconds": seconds} | counted)
+
+
+def _counts(root):
+    """{folder below an artifact's: number of files in it}, of what lasts."""
+    found = {}
+    for folder, _, names in os.walk(root):
+        lasting = [n for n in names if n != workdir_lib.ABOUT and not n.startswith("lease.json")]
+        if lasting := [n for n in lasting if ".partial" not in n]:
+            found[os.path.relpath(folder, root)] = len(lasting)
+    return found
 
 
 def _text(value):

@@ -1,10 +1,10 @@
-"""Runs the embed stage: z of every network at the prediction times of the tasks, and along some people's records.
+"""Runs the embed stage: z of every network at the tasks' and further prediction times, and along some people's records.
 
 All processes of a job do it. A network's folder holds a file for each shard of people, <digest>.parquet (subject_id,
-prediction_time, embedding), named by its prediction times, written whole and never again: what is there need not be
-computed, so that a run that was stopped goes on at the shard, and a further task adds files with the times that are
-new. tokens_seen/<digest>.parquet says how much of their records the model sees there (stages/tokens_seen.py).
-trajectories/ holds <subject>-<points>.npz: time_us [N] and z [N, D].
+prediction_time, embedding; the network's step in the metadata), named by its prediction times, written whole and never
+again: what is there need not be computed, so that a run that was stopped goes on at the shard, and a further task adds
+files with the times that are new. tokens_seen/<digest>.parquet says how much of their records the model sees there
+(stages/tokens_seen.py). trajectories/ holds <subject>-<points>.npz: time_us [N] and z [N, D].
 """
 
 import base64
@@ -20,7 +20,7 @@ import numpy as np
 import polars as pl
 from tqdm import tqdm
 
-from ehrwear_jax.data.formats import parquet
+from ehrwear_jax.data.formats import label_tables, parquet
 from ehrwear_jax.data.store import RecordStore
 from ehrwear_jax.runtime import distributed, files, run_dir
 from ehrwear_jax.stages import eligibility, tokens_seen
@@ -87,10 +87,40 @@ def prediction_times(plan: Plan, fold: str) -> pl.DataFrame:
     return _of_fold(plan, Labels(plan).prediction_times(plan.config.evaluate.tasks), plan.fit(fold).folder)
 
 
-def _of_fold(plan, times, fit):
+def _of_tasks(plan, fold):
+    """As `prediction_times`; no row without a task where config.embed.times alone are embedded."""
+    no_task = plan.config.embed.times and not plan.config.evaluate.tasks
+    return _given_times(plan, plan.fit(fold).folder).clear() if no_task else prediction_times(plan, fold)
+
+
+@functools.lru_cache(maxsize=16)
+def _wanted_times(plan, fold):
+    """As `prediction_times`, with those of config.embed.times: all at which z is computed."""
+    return _united(_of_tasks(plan, fold), _given_times(plan, plan.fit(fold).folder))
+
+
+def _given_times(plan, fit):
+    """Of config.embed.times, with the ids and dates of the dataset as it is prepared."""
+    return _in_dataset(_read_given(plan), fit)
+
+
+def _read_given(plan):
+    path = plan.config.embed.times
+    table = label_tables.read_times(path) if path else pl.DataFrame(schema=label_tables.KEY_SCHEMA)
+    return plan.deidentifier.table(table).unique().sort(KEYS)
+
+
+def _in_dataset(times, fit):
     subjects = pl.read_parquet(fit / "subjects.parquet").select("subject_id", "split", "group_id")
-    known = times.join(subjects, on="subject_id", how="inner", maintain_order="left")
-    return eligibility.in_period(known, plan.config.data)
+    return times.join(subjects, on="subject_id", how="inner", maintain_order="left")
+
+
+def _united(times, given):
+    return pl.concat([times, given.join(times, on=KEYS, how="anti")]).sort(KEYS)
+
+
+def _of_fold(plan, times, fit):
+    return eligibility.in_period(_in_dataset(times, fit), plan.config.data)
 
 
 def _networks(plan, fold):
@@ -102,9 +132,10 @@ def missing(plan: Plan) -> list[str]:
     """Names of the networks that are not embedded at all prediction times."""
     out = []
     for fold, _ in plan.config.folds:
-        times = prediction_times(plan, fold)
+        times = _wanted_times(plan, fold)
         for trained in _networks(plan, fold):
-            if Embeddings(plan.embeddings(trained)).lacking(times).height or _undrawn(plan, trained, times):
+            undrawn = _undrawn(plan, trained, _of_tasks(plan, fold))
+            if Embeddings(plan.embeddings(trained)).lacking(times).height or undrawn:
                 out.append(trained.key)
     return out
 
@@ -124,12 +155,15 @@ def run(plan: Plan) -> None:
         # would look at every raw file, or read it, for the digests that folders are called by.
         sources = _from_first(_sources(plan, fold) if first else None)
         root = plan.workdir.root
-        times = _of_fold(plan, times_of(sources["tasks"], root), root / sources["fit"])
+        fit = root / sources["fit"]
+        times = _given_times(plan, fit)
+        if sources["tasks"]:
+            times = _united(_of_fold(plan, times_of(sources["tasks"], root), fit), times)
         for trained in _networks(plan, fold):
             asked = _from_first(_asked(plan, trained, times) if first else None)
             places = _Places(*(root / path for path in asked["places"]))
             lacking = times.filter(_unpacked(asked, times.height))
-            undrawn = _undrawn(plan, trained, times) if first else []
+            undrawn = _undrawn(plan, trained, _of_tasks(plan, fold)) if first else []
             if lacking.height or undrawn:
                 _embed(plan, trained, places, lacking, undrawn)
             _meet(places.embeddings, lacking, plan.config.embed.shard_people)
@@ -142,10 +176,10 @@ def one(plan: Plan, trained: Trained) -> None:
       InUse: another process does.
     """
     _warn_of_lost(plan, trained.fold)
-    times = prediction_times(plan, trained.fold)
+    times, of_tasks = _wanted_times(plan, trained.fold), _of_tasks(plan, trained.fold)
     with run_dir.Lease(plan.embeddings(trained)):
         lacking = Embeddings(plan.embeddings(trained)).lacking(times)
-        _embed(plan, trained, _places(plan, trained), lacking, _undrawn(plan, trained, times))
+        _embed(plan, trained, _places(plan, trained), lacking, _undrawn(plan, trained, of_tasks))
 
 
 def folder_of(plan: Plan, trained: Trained) -> Path:
@@ -159,7 +193,9 @@ def where(plan: Plan, trained: Trained) -> str:
 
 
 def _warn_of_lost(plan, fold):
-    wanted = Labels(plan).prediction_times(plan.config.evaluate.tasks)
+    wanted = _read_given(plan)
+    if tasks := plan.config.evaluate.tasks:
+        wanted = pl.concat([wanted, Labels(plan).prediction_times(tasks)])
     of_fold = pl.read_parquet(plan.fit(fold).folder / "subjects.parquet", columns=["subject_id"])
     if lost := wanted.join(of_fold, on="subject_id", how="anti").height:
         logging.warning("embed: %d prediction times belong to people who are not in the dataset", lost)
@@ -226,13 +262,16 @@ def _embed(plan, trained, places, lacking, undrawn):
     if lacking.height:
         logging.info("  %s: %d prediction times", trained.key, lacking.height)
     devices, store = embedding.row_devices(size), RecordStore(places.records, places.fit)
-    examples, network, variables = embedding.restore(places.network, plan.model(trained), store, devices)
+    model = plan.model(trained)
+    variables, step = embedding.read_variables(places.network, model)
+    where = f"{places.network}: checkpoint {step}"
+    examples, network = embedding.assemble(model, store, variables, where, devices)
     encode = embedding.encoder(network, variables, devices=devices)
     folder.mkdir(parents=True, exist_ok=True)
     for part in tqdm(mine, f"embed {trained.key}", unit="shard", disable=None):
         name = _name(part)
         tokens_seen.write(folder, name, examples, part)
-        embedding.write(folder / f"{name}.parquet", part, embedding.embed(encode, examples, part, size))
+        embedding.write(folder / f"{name}.parquet", part, embedding.embed(encode, examples, part, size), step)
     for path, subject, grid in undrawn:
         path.parent.mkdir(parents=True, exist_ok=True)
         along = pl.DataFrame({"subject_id": [subject] * len(grid), "prediction_time": grid})

@@ -2,7 +2,8 @@
 
 A task's scores are an artifact that depends on all models' predictions. Its folder holds
 
-scores.json                 {records, subgroups, curves, fractions, prevalence, trials} of the task
+scores.json                 {records, subgroups, curves, fractions, prevalence, trials} of the task, and too_few
+                            where it has too few people for numbers
 meds_evaluation.json        {model: numbers by meds-evaluation's definitions} of a binary task
 predictions/<model>.parquet held-out predictions: binary tasks in the MEDS prediction schema; time_to_event_days,
                             event_observed, competing_event where there is one, predicted_log_hazard and
@@ -38,6 +39,7 @@ from ehrwear_jax.stages import (
     evaluate_fractions,
     evaluate_score,
     evaluate_subgroups,
+    evaluate_too_few,
     predictors,
     target_trial,
     tasks,
@@ -53,7 +55,7 @@ from ehrwear_jax.stages.tasks import BINARY, REGRESSION, SPLITS, SURVIVAL, Task
 SURVIVAL_COLUMNS = ("time_to_event_days", "event_observed", COMPETING)
 SCORES, MEDS_EVALUATION = "scores.json", "meds_evaluation.json"
 _TRUTHS_AT_ONCE = 2048  # prediction times
-DETAILS = ("subgroups", "curves", "fractions", "prevalence", "trials")
+DETAILS = ("subgroups", "curves", "fractions", "prevalence", "trials", "too_few")
 # Options of config.evaluate that the scores do not depend on; those of probes, their predictions do, and the horizons
 # that a task has are named beside.
 NOT_SCORES = ("tasks", "probe", "probe_hidden", "probe_seeds", "label_tasks", "sex_prefixes",
@@ -61,15 +63,26 @@ NOT_SCORES = ("tasks", "probe", "probe_hidden", "probe_seeds", "label_tasks", "s
 
 
 def missing(plan: Plan) -> list[str]:
-    """Names of the tasks that are not scored."""
-    return [t.name for t in _tasks(plan) if not scores(plan, t).done]
+    """Names of the tasks that are not scored; those that cannot be are not among them, unless there is no other."""
+    found = tasks.evaluated(plan)
+    return [t.name for t in found if not scores(plan, t).done] if found else list(plan.config.evaluate.tasks)
 
 
 def run(plan: Plan) -> None:
-    """Computes what is missing."""
+    """Computes what is missing, and says which tasks are left out.
+
+    Raises:
+      ValueError: no task is left, or a model cannot be fitted.
+    """
+    left_out = tasks.left_out(plan)
+    for name, why in left_out.items():
+        logging.warning("  %s is left out: %s", name, why)
+    if len(left_out) == len(plan.config.evaluate.tasks):
+        told = "; ".join(f"{name}: {why}" for name, why in left_out.items())
+        raise ValueError(f"config.evaluate.tasks: no task can be evaluated ({told})")
     evaluate_subgroups.held_out_attributes(plan)
     memory.give_back()
-    for task in _tasks(plan):
+    for task in tasks.evaluated(plan):
         for note in task.notes:
             logging.info(note)
         predicted = predictors.predict(plan, task)
@@ -86,7 +99,7 @@ def results(plan: Plan) -> tuple[list[dict], dict[str, list]]:
     """(records of all tasks, with q within their families, {subgroups, ..., demographics, families})."""
     records: list[dict] = []
     details: dict[str, list] = {name: [] for name in DETAILS}
-    for task in _tasks(plan):
+    for task in tasks.evaluated(plan):
         found = json.loads((scores(plan, task).folder / SCORES).read_text())
         records += found["records"]
         for name in DETAILS:
@@ -98,10 +111,6 @@ def results(plan: Plan) -> tuple[list[dict], dict[str, list]]:
     details["subgroups"], of_subgroups = families.of_subgroups(details["subgroups"])
     details["families"] = primary + of_subgroups
     return records + adjusted, details
-
-
-def _tasks(plan):
-    return [tasks.read(plan, name) for name in plan.config.evaluate.tasks]
 
 
 def scores(plan: Plan, task: Task) -> Artifact:
@@ -127,12 +136,14 @@ def label_tasks(plan: Plan) -> tuple[str, ...]:
     """Tasks that are fitted on fractions of the labels: those of the config, else the last binary one, or survival."""
     if plan.config.evaluate.label_tasks:
         return plan.config.evaluate.label_tasks
-    found = _tasks(plan)
+    found = tasks.evaluated(plan)
     of_kind = [[t.name for t in found if t.kind == kind] for kind in (BINARY, SURVIVAL)]
     return tuple((of_kind[0] or of_kind[1])[-1:])
 
 
 def _log(task, records):
+    if not records:
+        logging.warning("  %s: too few held-out people or events: no numbers", task.name)
     for r in records:
         if r["metric"] in ("auroc", "auprc", "c_index", "rmse"):
             value = "undefined" if r["value"] is None else f"{r['value']:.3f}"
@@ -178,11 +189,13 @@ class _Scoring:
         at_times = self._held.join(known.drop("split"), on=KEYS, how="left", maintain_order="left")
         cohort = Cohort(task.group_N, evaluate_subgroups.levels(self._config, at_times))
         found = {BINARY: self._binary, SURVIVAL: self._survival}.get(task.kind, self._regression)(cohort)
-        limit = self._config.min_per_class
+        limit, label = self._config.min_per_class, None
         if task.kind != REGRESSION:
             label = self._held["boolean_value" if task.kind == BINARY else "event_observed"].to_numpy()
             found = evaluate_score.protected(found, label, cohort, limit)
-        if task.name in label_tasks(plan):
+        few = evaluate_too_few.counted(self._config, task.name, task.kind, label, cohort.group_N)
+        found = evaluate_too_few.withheld(found, few)
+        if few is None and task.name in label_tasks(plan):
             found["fractions"] = evaluate_fractions.label_efficiency(plan, task, self._spec)
         times = pl.concat([task.of(s) for s in SPLITS])
         found["trials"] = [target_trial.counts(plan, task)]

@@ -167,21 +167,38 @@ class Labels:
           ValueError: no task.
         """
         if not tasks:
-            raise ValueError("config.evaluate.tasks is empty: name at least one label table")
+            raise ValueError(
+                "config.evaluate.tasks is empty: name at least one label table, or config.embed.times for z alone"
+            )
         return _distinct(self.table(t) for t in tasks)
 
     def check(self) -> None:
-        """Raises FileNotFoundError for a task that no table can be there for, before anything is made."""
+        """Reads what the user gives, before anything is made.
+
+        Raises:
+          FileNotFoundError: a task that no table can be there for, or a table that is not there.
+          ValueError: a table of the user's is faulty.
+        """
+        if times := self._config.embed.times:
+            label_tables.read_times(times)
         table = self._config.labels.followup_file
         if table and not Path(table).is_file():
             raise FileNotFoundError(f"config.labels.followup_file: there is no table {table}")
         given = Path(self._config.data.labels_dir) if self._config.data.labels_dir else None
+        simulated = [f"{HOSPITALIZATION}_{h}d" for h in self._config.simulate.horizons_days]
         for task in self._config.evaluate.tasks:
+            is_simulated = self._config.data.source == "synthetic" and given is None
+            if is_simulated and task not in (known := [*simulated, *self._made_tasks()]):
+                raise FileNotFoundError(
+                    f"config.evaluate.tasks: no label table {task}.parquet is made; there are {', '.join(known)}"
+                )
             if given is not None and not label_tables.task_files(given, task) and task not in self._made_tasks():
                 there = ", ".join(sorted({*label_tables.tasks(given), *self._made_tasks()})) or "none"
                 raise FileNotFoundError(
                     f"config.evaluate.tasks: no label table {given / task}.parquet; there are {there}"
                 )
+            if given is not None and (found := label_tables.task_files(given, task)):
+                _read(task, found)
             if self.makes_events and task not in self._made_tasks():
                 there = ", ".join(self._made_tasks())
                 raise FileNotFoundError(

@@ -41,13 +41,13 @@ class LoadedNetwork:
 
 
 def main_task(plan: Plan) -> str | None:
-    """The binary task that probes are fitted for: the one that the config names, else the first; None without one."""
-    config = plan.config
-    wanted = config.interpret.task or config.report.reliability_task
-    for task in [wanted] if wanted else config.evaluate.tasks:
-        if "boolean_value" in Labels(plan).table(task).columns:
-            return task
-    return None
+    """The binary task that probes are fitted for: the one that the config names, if it is evaluated, else the first.
+
+    None without one, and where the config names one of another kind.
+    """
+    wanted = plan.config.interpret.task or plan.config.report.reliability_task
+    kinds = {task.name: task.kind for task in tasks.evaluated(plan)}
+    return next((n for n in ([wanted] if wanted in kinds else kinds) if kinds[n] == tasks.BINARY), None)
 
 
 def reference(plan: Plan) -> str | None:

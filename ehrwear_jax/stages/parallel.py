@@ -123,7 +123,7 @@ def _check(plan, trained, n):
 def command(plan: Plan, stage: str, trained: Trained) -> list[str]:
     """The command line of a process for one network."""
     workdir = plan.workdir
-    arguments = [str(workdir.root), str(workdir.config.resolve()), stage, trained.key]
+    arguments = [str(workdir.root), str(workdir.config_file(plan.config)), stage, trained.key]
     return [sys.executable, "-m", "ehrwear_jax.stages.worker", *arguments]
 
 

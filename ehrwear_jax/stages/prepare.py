@@ -15,7 +15,7 @@ from ehrwear_jax.data.formats import meds
 from ehrwear_jax.data.prepare import clinical_ranges, dataset, harmonise, specs, workers
 from ehrwear_jax.data.sources.simulator import simulate
 from ehrwear_jax.runtime import files
-from ehrwear_jax.stages import eligibility
+from ehrwear_jax.stages import eligibility, tasks
 from ehrwear_jax.stages.artifacts import Artifact
 from ehrwear_jax.stages.labels import COUNTS, Labels, with_extraction_date
 from ehrwear_jax.stages.plan import Plan
@@ -155,6 +155,9 @@ def _log(plan, n_codes, undescribed):
             f"{n_codes:,}",
             undescribed[0],
         )
+    if all(Labels(plan).files(name) for name in plan.config.evaluate.tasks):  # known before anything is trained
+        for name, why in tasks.left_out(plan).items():
+            logging.warning("  %s will not be evaluated: %s", name, why)
     quarantine = plan.tables.folder / QUARANTINE
     if any(quarantine.iterdir()):
         logging.info("  quarantined rows, with file, row, column and reason: %s", quarantine)

@@ -30,13 +30,14 @@ def artifact(plan: Plan) -> Artifact:
     networks = {t.key: plan.pretrained(t).digest for t in plan.trained()}
     interpreted = [interpret.artifact(plan, m).digest for m in interpret.finished(plan)]
     of = {
-        "scores": [evaluate.scores(plan, tasks.read(plan, name)).digest for name in config.evaluate.tasks],
+        "scores": [evaluate.scores(plan, task).digest for task in tasks.evaluated(plan)],
         "networks": networks,
         "interpreted": interpreted,
         "interpret": options.as_dict(config.interpret),
-        "embed": options.as_dict(config.embed),
+        "embed": options.identity(config.embed),
         "prepared": [a.digest for a in prepare.artifacts(plan)],
     }
+    of |= {"left_out": left_out} if (left_out := tasks.left_out(plan)) else {}
     return plan.artifact("reports", config.name, shown | of)
 
 
@@ -73,13 +74,13 @@ def run(plan: Plan) -> None:
 def _copy_predictions(plan, folder):
     """The predictions of all tasks in the layout of config.report.predictions_dir, so that a report stands alone."""
     meds = {}
-    for name in plan.config.evaluate.tasks:
-        scores = evaluate.scores(plan, tasks.read(plan, name)).folder
+    for task in tasks.evaluated(plan):
+        scores = evaluate.scores(plan, task).folder
         for kind in ("predictions", "tuning"):
             if (scores / kind).is_dir():
-                shutil.copytree(scores / kind, folder / kind / name, dirs_exist_ok=True)
+                shutil.copytree(scores / kind, folder / kind / task.name, dirs_exist_ok=True)
         if (scores / evaluate.MEDS_EVALUATION).exists():
-            meds[name] = json.loads((scores / evaluate.MEDS_EVALUATION).read_text())
+            meds[task.name] = json.loads((scores / evaluate.MEDS_EVALUATION).read_text())
     files.write_json(folder / evaluate.MEDS_EVALUATION, meds, indent=1)
 
 

@@ -2,17 +2,17 @@
 
 import json
 import platform
+from datetime import UTC, datetime
 from importlib import metadata
 
 import numpy as np
 import polars as pl
 
-from ehrwear_jax.config.run import RunConfig
 from ehrwear_jax.data.formats.times import DAY_US
 from ehrwear_jax.evals import disclosure
 from ehrwear_jax.report.build import ReportInputs, Trajectory
 from ehrwear_jax.report.result_records import task_label
-from ehrwear_jax.stages import embed, evaluate, interpret, predictors, prepare, report_inputs, tasks
+from ehrwear_jax.stages import embed, evaluate, interpret, predictors, prepare, report_inputs, report_provenance, tasks
 from ehrwear_jax.stages.labels import Labels
 from ehrwear_jax.stages.plan import Plan
 from ehrwear_jax.training.pretrain import Model
@@ -35,17 +35,18 @@ def contents(plan: Plan) -> ReportInputs:
     """Everything that the page shows of a finished run."""
     config = plan.config
     records, details = evaluate.results(plan)
+    today = datetime.now(UTC).date()
     return ReportInputs(
-        title=config.report.title,
-        subtitle=f"dataset {config.name}, seed{'s' * (len(config.seeds) > 1)} {', '.join(map(str, config.seeds))}",
+        title=report_provenance.title(plan),
+        subtitle=report_provenance.subtitle(plan, today),
         dataset=config.name,
         results=records,
         losses=_losses(plan),
-        predictions=_predictions(plan),
+        predictions=_predictions(plan, {few["task"] for few in details["too_few"]}),
         trajectories=_trajectories(plan) if report_inputs.shows_individuals(config) else (),
         cohort=disclosure.hide_steps(prepare.counts(plan), config.evaluate.min_per_class),
-        facts=_facts(plan),
-        notes=_notes(config),
+        facts=report_provenance.facts(plan, today) | _facts(plan),
+        notes=notes(plan),
         data=report_inputs.gather(plan, details),
         added=_added(config),
     )
@@ -66,11 +67,11 @@ def _losses(plan):
     return {model: [json.loads(x) for x in p.read_text().splitlines()] for model, p in paths.items() if p.exists()}
 
 
-def _predictions(plan):
+def _predictions(plan, left_out):
     out = {}
-    for task in plan.config.evaluate.tasks:
+    for task in (t for t in tasks.evaluated(plan) if t.name not in left_out):
         by_model = {}
-        for path in sorted((evaluate.scores(plan, tasks.read(plan, task)).folder / "predictions").glob("*.parquet")):
+        for path in sorted((evaluate.scores(plan, task).folder / "predictions").glob("*.parquet")):
             table = pl.read_parquet(path)
             if "predicted_boolean_probability" in table.columns and not disclosure.tells_few(
                 table["boolean_value"].to_numpy(), table["subject_id"], plan.config.evaluate.min_per_class
@@ -80,7 +81,7 @@ def _predictions(plan):
                     table["predicted_boolean_probability"].to_numpy(),
                 )
         if by_model:
-            out[task] = by_model
+            out[task.name] = by_model
     return out
 
 
@@ -106,7 +107,7 @@ def _facts(plan):
 
 def _made(plan):
     """{what: artifacts} whose times are told."""
-    read = [tasks.read(plan, name) for name in plan.config.evaluate.tasks]
+    read = tasks.evaluated(plan)
     predictions = [predictors.predictions_artifact(plan, t, p) for t in read for p in predictors.predictors(plan, t)]
     return {
         "preparing": prepare.artifacts(plan),
@@ -116,8 +117,11 @@ def _made(plan):
     }
 
 
-def _notes(config: RunConfig):
-    notes = [
+def notes(plan: Plan) -> list[str]:
+    """What the page says of its numbers, and of the tasks that are not evaluated."""
+    config = plan.config
+    found = [f"{task_label(name)} is not evaluated: {why}." for name, why in tasks.left_out(plan).items()]
+    found += [
         "Intervals are 95% percentile intervals over resampled patients (or groups of patients where the dataset has "
         "them); all models of a task share the resamples.",
         "Probes are fitted on frozen representations; their penalty is chosen on the tuning split.",
@@ -126,29 +130,29 @@ def _notes(config: RunConfig):
         "Prediction times censored before the horizon without an event are left out; a death before it counts as no "
         "event.",
     ]
-    notes.append(report_inputs.privacy_note(config.evaluate.min_per_class))
+    found.append(report_inputs.privacy_note(config.evaluate.min_per_class))
     if config.evaluate.survey_weight:
-        notes.append(report_inputs.survey_note(config.evaluate))
+        found.append(report_inputs.survey_note(config.evaluate))
     if config.data.source == "synthetic":
-        notes.append(
+        found.append(
             f"The cohort is simulated, {CONTROLS[config.simulate.control]}. The oracle knows each person's latent "
             "state and the process: its value is the highest that can be expected."
         )
     if config.data.n_folds > 1:
-        notes.append("Censoring is estimated on all training people.")
-        notes.append(
+        found.append("Censoring is estimated on all training people.")
+        found.append(
             f"Out-of-fold over {config.data.n_folds} folds; every person is predicted by a model that was not trained "
             "on them. Loss curves are of the first fold."
         )
     if not report_inputs.shows_individuals(config):
-        notes.append("No single person is drawn (config.report.individuals).")
-    return notes
+        found.append("No single person is drawn.")
+    return found
 
 
 def _trajectories(plan):
     events = pl.scan_parquet(sorted((plan.tables.folder / "events").glob("*.parquet")))
     names = report_inputs.code_names(plan)
-    task = plan.config.report.reliability_task or plan.config.evaluate.tasks[-1]
+    task = report_inputs.main_task(plan) or tasks.evaluated(plan)[-1].name
     labels = Labels(plan).table(task)
     out = []
     for number, path in enumerate(embed.trajectories(plan), 1):

@@ -15,10 +15,11 @@ from ehrwear_jax.report.report_data import Explained, Kernels, PatientMap, Repor
 from ehrwear_jax.report.result_records import model_label
 from ehrwear_jax.report.trajectories import principal_components
 from ehrwear_jax.runtime import goodput
-from ehrwear_jax.stages import embed, interpret, loaded_run, target_trial, tokens_seen
+from ehrwear_jax.stages import embed, interpret, loaded_run, target_trial, tasks, tokens_seen
 from ehrwear_jax.stages.embed import KEYS, Embeddings
 from ehrwear_jax.stages.labels import Labels
 from ehrwear_jax.stages.plan import Plan
+from ehrwear_jax.training import embedding
 from ehrwear_jax.training.pretrain import MODEL
 
 MAX_POINTS = 3000  # of a map
@@ -32,6 +33,12 @@ NOT_INTERPRETED = (
 def shows_individuals(config: RunConfig) -> bool:
     """Single people are drawn of simulated cohorts, or where the config permits it."""
     return config.data.source == "synthetic" or config.report.individuals
+
+
+def main_task(plan: Plan) -> str:
+    """config.report.reliability_task, "" where it is not evaluated."""
+    named = plan.config.report.reliability_task
+    return named if named in {task.name for task in tasks.evaluated(plan)} else ""
 
 
 def gather(plan: Plan, details: dict[str, Any]) -> ReportData:
@@ -49,20 +56,20 @@ def gather(plan: Plan, details: dict[str, Any]) -> ReportData:
         individuals=shows_individuals(plan.config),
         compute=_compute(plan),
         encounter_codes=plan.config.evaluate.encounter_prefixes,
-        main_task=plan.config.report.reliability_task,
+        main_task=main_task(plan),
     )
 
 
 def _interpreted(plan) -> dict[str, Any]:
     """Fields of ReportData that the interpret stage leaves."""
     if not plan.config.interpret.enabled:
-        return {"not_interpreted": f"The interpret stage is switched off (config.interpret.enabled){NOT_INTERPRETED}"}
+        return {"not_interpreted": f"The interpret stage is switched off{NOT_INTERPRETED}"}
     if lacking := interpret.missing(plan):
         return {"not_interpreted": f"The interpret stage has not been run for {', '.join(lacking)}{NOT_INTERPRETED}"}
     reference, found = loaded_run.reference(plan), {}
     folders = {m: interpret.artifact(plan, m).folder for m in interpret.finished(plan)}
     if reference not in folders:
-        left_out = f"no interpretation of {reference} (config.interpret.models)"
+        left_out = f"no interpretation of {reference}"
         which = "no network to interpret" if reference is None else left_out
         return {"not_interpreted": f"The run has {which}{NOT_INTERPRETED}"}
     for part in OF_MODELS:
@@ -87,7 +94,7 @@ def survey_note(config: EvaluateConfig) -> str:
 def privacy_note(limit: int) -> str:
     """What is said of hidden counts."""
     return (
-        f"Counts of fewer than {limit} people (config.evaluate.min_per_class) are hidden, with as many others of their "
+        f"Counts of fewer than {limit} people are hidden, with as many others of their "
         "table as would tell them, and with what can be computed from them alone: prevalence, and the rates of a "
         "confusion matrix. Single tables are protected, not what follows from several pages or from what is known "
         "elsewhere."
@@ -174,7 +181,7 @@ def _kernels(folders):
 def _maps(plan):
     """Principal components of all prediction times of the first fold; the held-out ones of the main task are drawn."""
     config, labels = plan.config, Labels(plan)
-    binary = [t for t in config.evaluate.tasks if labels.table(t).columns[2] == "boolean_value"]
+    binary = [t.name for t in tasks.evaluated(plan) if t.kind == tasks.BINARY]
     if not binary:
         return ()
     task = config.report.reliability_task if config.report.reliability_task in binary else binary[-1]
@@ -202,8 +209,10 @@ def _compute(plan):
     for model in plan.config.pretrained:
         folders = [plan.pretrained(t).folder for t in plan.trained(model)]
         spent = [json.loads(p.read_text()) for f in folders if (p := f / goodput.NAME).exists()]
-        steps = plan.config.train_config(model).steps
+        steps = embedding.last_step(folders[0]) or plan.config.train_config(model).steps
         entry = {"Model": model_label(model), "Parameters": f"{parameters(plan, model):,}", "Steps": f"{steps:,}"}
+        if embedded := embedding.steps_of(plan.embeddings(plan.first(model))):
+            entry["Step of z"] = ", ".join(f"{step:,}" for step in embedded)
         if spent:
             hours = sum(sum(s["seconds"].values()) for s in spent) / 3600
             steps_hours = sum(s["seconds"]["step"] for s in spent) / 3600

@@ -14,6 +14,7 @@ tasks' predictions of the tuning split in the same layout. All models of a task 
 
 import re
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +30,11 @@ from ehrwear_jax.evals.survival import TrainingCurves
 from ehrwear_jax.report.build import ReportInputs
 from ehrwear_jax.report.report_data import ReportData
 from ehrwear_jax.report.result_records import horizon_of, main_model
-from ehrwear_jax.stages import evaluate_score, evaluate_subgroups, report_inputs, target_trial
+from ehrwear_jax.runtime import software
+from ehrwear_jax.stages import evaluate_score, evaluate_subgroups, evaluate_too_few, report_inputs, target_trial
 from ehrwear_jax.stages.embed import KEYS
 from ehrwear_jax.stages.evaluate_score import Cohort
-from ehrwear_jax.stages.tasks import follow_up_of
+from ehrwear_jax.stages.tasks import KIND_OF_COLUMN, SURVIVAL, follow_up_of
 
 ATTRIBUTES = "attributes.parquet"
 NOT_INTERPRETED = "Mechanisms and attributions of single predictions cannot be computed from saved predictions alone."
@@ -57,30 +59,37 @@ def inputs(config: RunConfig) -> ReportInputs:
     known = pl.read_parquet(folder / ATTRIBUTES) if (folder / ATTRIBUTES).exists() else None
     records: list[dict] = []
     limit = config.evaluate.min_per_class
-    details: dict[str, Any] = {k: [] for k in ("subgroups", "curves", "prevalence", "trials")}
+    details: dict[str, Any] = {k: [] for k in ("subgroups", "curves", "prevalence", "trials", "too_few")}
     for task, (times, by_model) in tasks.items():
         cohort = Cohort(times["subject_id"].to_numpy(), _levels(config, times, known))
         found = _score(config, _spec(config, task, by_model, everyone), times, by_model, cohort)
+        label_N = None
         if (label := next((c for c in ("boolean_value", "event_observed") if c in times.columns), None)) is not None:
-            found = evaluate_score.protected(found, times[label].to_numpy(), cohort, limit)
+            label_N = times[label].to_numpy()
+            found = evaluate_score.protected(found, label_N, cohort, limit)
+        kind = KIND_OF_COLUMN.get(times.columns[2], SURVIVAL)
+        few = evaluate_too_few.counted(config.evaluate, task, kind, label_N, cohort.group_N)
+        found = evaluate_too_few.withheld(found, few)
         records += found["records"]
         held = times.with_columns(split=pl.lit("held_out"))
         found["prevalence"] = evaluate_subgroups.prevalence(task, held, times.columns[2], limit)
         found["trials"] = [target_trial.of_saved(task, times, limit, config.evaluate.horizons_of(task))]
         for part in details:
-            details[part] += found[part]
+            details[part] += found.get(part, [])
     adjusted, primary = families.primary(records)
     details["subgroups"], of_subgroups = families.of_subgroups(details["subgroups"])
     binary = {t: found for t, found in tasks.items() if "boolean_value" in found[0].columns}
     return ReportInputs(
-        title=config.report.title,
-        subtitle=f"dataset {config.name}, from saved predictions",
+        title=config.report.title or config.name,
+        subtitle=f"dataset {config.name}, from saved predictions; made on {datetime.now(UTC):%Y-%m-%d} with "
+        f"ehrwear_jax {software.version()}",
         dataset=config.name,
         results=records + adjusted,
         predictions={
             t: {m: (times["boolean_value"].to_numpy().astype(int), v["p"]) for m, v in by_model.items()}
             for t, (times, by_model) in binary.items()
             if not disclosure.tells_few(times["boolean_value"], times["subject_id"], limit)
+            and t not in {few["task"] for few in details["too_few"]}
         },
         facts={"predictions": f"{len(tasks)} tasks, {len(everyone):,} patients", "seed": str(config.data.seed),
                "resamples of patients": f"{config.evaluate.n_resamples:,}"},

@@ -46,6 +46,8 @@ def run(
     """
     if unknown := [s for s in stage_names if s not in (*STAGES, *PRINTED, STUDY)]:
         raise ValueError(f"unknown stage {unknown[0]!r}; stages are {', '.join((*ORDER, *PRINTED, STUDY))}")
+    if not stage_names:
+        raise ValueError(f"--stages is empty; stages are {', '.join((*ORDER, *PRINTED, STUDY))}")
     if processes < 1:
         raise ValueError(f"--processes={processes}: it must be at least 1")
     for stage in (s for s in PRINTED if s in stage_names):
@@ -71,6 +73,7 @@ def run(
         raise OSError(f"cannot write to the workdir {paths.root}: {error.strerror}") from error
     with run_dir.Lease(paths.root), interruptible():
         _lead(Plan(config, paths, verify), wanted, processes)
+        paths.link_config(config)  # a command that fails leaves the config of what was finished
         distributed.from_first("stage", None)
 
 
@@ -108,7 +111,7 @@ def _lead(plan: Plan, wanted: list[str], processes: int) -> None:
         if stage not in wanted:
             _require(plan, stage, [s for s in ORDER[ORDER.index(stage) :] if s in wanted])
             continue
-        plan.workdir.write_config(plan.config)
+        plan.workdir.keep_config(plan.config)
         lacking = STAGES[stage].missing(plan)
         if not lacking:
             logging.info("%s: done before, skipped", stage)

@@ -136,6 +136,38 @@ def read(plan: Plan, name: str) -> Task:
     return dataclasses.replace(task, horizons=tuple(horizons), times_T=times_T, notes=tuple(notes))
 
 
+def evaluated(plan: Plan) -> list[Task]:
+    """The tasks of config.evaluate.tasks that models can be fitted to; [] if there is none."""
+    return [task for task in (read(plan, name) for name in plan.config.evaluate.tasks) if unusable(task) is None]
+
+
+def left_out(plan: Plan) -> dict[str, str]:
+    """{task of config.evaluate.tasks that no model can be fitted to: why}."""
+    found = {name: unusable(read(plan, name)) for name in plan.config.evaluate.tasks}
+    return {name: why for name, why in found.items() if why is not None}
+
+
+def unusable(task: Task) -> str | None:
+    """Why nothing can be fitted to a task or told of it, a clause; None where it can.
+
+    Training needs both outcomes, or an event; so does the tuning split of a time-to-event task, as its partial
+    likelihood chooses penalties.
+    """
+    if not task.of("held_out").height:
+        return "nobody in its held-out split has a label"
+    for fold in task.folds:
+        where = f" of {fold.name}" if len(task.folds) > 1 else ""
+        for split in ("train", "tuning"):
+            mine, name = fold.of(split), f"its {split} split{where}"
+            if not mine.height:
+                return f"nobody in {name} has a label"
+            if task.kind == SURVIVAL and not mine["event_observed"].any():
+                return f"{name} holds no event"
+            if task.kind == BINARY and split == "train" and mine[task.column].n_unique() < 2:
+                return f"{name} holds one class only ({str(mine[task.column][0]).lower()})"
+    return None
+
+
 def held_out_groups(plan: Plan) -> np.ndarray:
     """Groups of all held-out people with a prediction time, so that the tasks share their resamples."""
     return _held_out_people(plan)["group_id"].unique().sort().to_numpy()

@@ -1,7 +1,8 @@
 """Knows every path of a workdir.
 
     inputs.json                     digests of raw inputs, remembered by size and time of modification
-    configs/<digest>.json           every config that ran here; config.json is a link to the last one
+    configs/<digest>.json           every config that ran here; config.json is a link to the last one whose command
+                                    ended well, or to the first one
     <kind>/<name>-<digest>/         artifacts (artifacts.py): made once, never changed, moved or deleted
         artifact.json               what it is, what it was made of, how long that took; whether it is done
     report                          a link to the last report
@@ -54,14 +55,22 @@ class Workdir:
         """The last report."""
         return self.root / REPORT
 
-    def write_config(self, config: RunConfig) -> None:
-        """Keeps a config, and links it as the last one."""
-        text = config.to_json()
-        path = self.root / "configs" / f"{files.digest(text)[:8]}.json"
+    def config_file(self, config: RunConfig) -> Path:
+        """Where a config is kept."""
+        return self.root / "configs" / f"{files.digest(config.to_json())[:8]}.json"
+
+    def keep_config(self, config: RunConfig) -> None:
+        """Keeps a config that begins to run; it is the last one if there was none before it."""
+        path = self.config_file(config)
         path.parent.mkdir(exist_ok=True)
         if not path.exists():
-            files.write_text(path, text)
-        link(self.config, path)
+            files.write_text(path, config.to_json())
+        if not self.config.exists():
+            link(self.config, path)
+
+    def link_config(self, config: RunConfig) -> None:
+        """Links a config that was kept as the last one."""
+        link(self.config, self.config_file(config))
 
     def read_config(self) -> RunConfig:
         """The last config."""

@@ -12,10 +12,12 @@ import polars as pl
 from ehrwear_jax.data.formats.parquet import write_frame
 from ehrwear_jax.data.store import RecordStore
 from ehrwear_jax.models.family import Batch, Examples, Transform
-from ehrwear_jax.runtime import checkpoint_manifest
-from ehrwear_jax.runtime.checkpoint import read_newest
+from ehrwear_jax.runtime import checkpoint_manifest, files
+from ehrwear_jax.runtime.checkpoint import DamagedCheckpoint, read_newest, read_parts
 from ehrwear_jax.training import sharding
-from ehrwear_jax.training.pretrain import Model, make_task
+from ehrwear_jax.training.pretrain import LAST_STEP, MODEL, Model, make_task
+
+STEP = "ehrwear_jax.step"  # in the metadata of a file of embeddings
 
 # batch -> z [rows, slots, width] float32, on the host
 Encoder = Callable[[Batch], np.ndarray]
@@ -73,7 +75,7 @@ def encoder(
 def restore(
     folder: str | Path, model: Model, store: RecordStore, devices: Sequence[jax.Device] | None = None
 ) -> tuple[Examples, Any, dict]:
-    """(examples of all people, network, {"params", "collections"}) of a trained model's newest whole checkpoint.
+    """(examples of all people, network, {"params", "collections"}) of a trained model, as `read_variables` finds it.
 
     The variables lie on the host. The network is made for `devices`, None: this process's first one.
 
@@ -86,19 +88,40 @@ def restore(
 
 
 def read_variables(folder: str | Path, model: Model) -> tuple[dict, int]:
-    """({"params", "collections"} that z is computed with, step) of a trained model's newest whole checkpoint.
+    """({"params", "collections"} that z is computed with, step) of a trained model.
+
+    Of a training that ended its last checkpoint, never an earlier one in the place of a damaged one; of one that runs,
+    or was written before `last_step` was noted, the newest whole one.
 
     Raises:
       FileNotFoundError: there is no checkpoint yet. ValueError: it is damaged.
     """
-    folder = Path(folder) / "checkpoints"
-    if not checkpoint_manifest.steps(folder):
+    folder, ended = Path(folder) / "checkpoints", last_step(folder)
+    if ended is None and not checkpoint_manifest.steps(folder):
         raise FileNotFoundError(f"{folder.parent}: no checkpoint; run the pretrain stage first")
     part = "best" if model.train.patience else "average" if model.train.ema_decay else "params"
-    parts, number = read_newest(folder, (part, "collections"))
+    if ended is None:
+        parts, number = read_newest(folder, (part, "collections"))
+    else:
+        parts, number = _read_last(folder, ended, (part, "collections")), ended
     if part == "best":
         return {"collections": {}} | parts["best"]["variables"], number
     return {"params": parts[part], "collections": parts.get("collections", {})}, number
+
+
+def last_step(folder: str | Path) -> int | None:
+    """The step at which the training in a folder ended, None before that."""
+    return files.read_json(Path(folder) / MODEL, {}).get(LAST_STEP)
+
+
+def _read_last(folder, ended, parts):
+    try:
+        return read_parts(folder / str(ended), parts)
+    except DamagedCheckpoint as error:
+        raise DamagedCheckpoint(
+            f"{error}. The training ended there, and an earlier checkpoint is another model: remove "
+            f"{folder / str(ended)} and run the stage pretrain, which goes on from the checkpoint before"
+        ) from error
 
 
 def assemble(
@@ -172,10 +195,20 @@ def shards(index: pl.DataFrame, people: int) -> list[pl.DataFrame]:
     return [index.slice(begin, end - begin) for begin, end in itertools.pairwise(bounds)]
 
 
-def write(path: Path, index: pl.DataFrame, z_NxD: np.ndarray) -> None:
-    """Writes the embeddings of `index` as parquet, whole or not at all: its columns and `embedding` list<f32>."""
+def write(path: Path, index: pl.DataFrame, z_NxD: np.ndarray, step: int | None = None) -> None:
+    """Writes the embeddings of `index` as parquet, whole or not at all: its columns and `embedding` list<f32>.
+
+    Args:
+      step: of the network, in the file's metadata as STEP.
+    """
     z = pl.Series("embedding", z_NxD.astype(np.float32, copy=False)).arr.to_list()
-    write_frame(index.with_columns(z), path)
+    write_frame(index.with_columns(z), path, {} if step is None else {STEP: str(step)})
+
+
+def steps_of(folder: Path) -> list[int]:
+    """Steps of the network whose embeddings lie in a folder, ascending; files that do not say are left out."""
+    told = {pl.read_parquet_metadata(path).get(STEP) for path in folder.glob("*.parquet")}
+    return sorted(int(step) for step in told if step is not None)
 
 
 def read(path: Path) -> np.ndarray:

@@ -23,7 +23,7 @@ from ehrwear_jax.training.loop import Job, fit
 from ehrwear_jax.training.optimizer import make_optimizer
 from ehrwear_jax.training.throughput import Throughput
 
-MODEL = "model.json"
+MODEL, LAST_STEP = "model.json", "last_step"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,10 +142,7 @@ def pretrain(
     model = dataclasses.replace(model, train=config)
     examples = model.module.examples(store.view("train", pretraining=True), model.config, model.seed)
     held = model.module.examples(store.view("tuning", pretraining=True), model.config, model.seed, train=False)
-    if config.patience and not config.validate_batches:
-        raise ValueError("config.train.patience waits for a lower validation loss: validate_batches must be positive")
-    if config.patience and not len(held.subject_id):
-        raise ValueError("config.train.patience waits for a lower loss on the tuning split, which has nobody")
+    _require_validation(config, held)
     task = make_task(model, examples.spec, mesh, mesh_config, needed)
     frozen = _frozen(needed or {}, mesh)
     sizes = cost.parameters(jax.eval_shape(lambda: task.init(jax.random.key(0))[0]))
@@ -173,7 +170,22 @@ def pretrain(
         start=lambda state: _warm(state, config, examples, task, folder),
     )  # fmt: skip
     state, done = fit(job)
+    _note_end(folder, done)
     return step.best_variables(state), done
+
+
+def _require_validation(config, held):
+    """ValueError where patience waits for losses that nobody computes."""
+    if config.patience and not config.validate_batches:
+        raise ValueError("config.train.patience waits for a lower validation loss: validate_batches must be positive")
+    if config.patience and not len(held.subject_id):
+        raise ValueError("config.train.patience waits for a lower loss on the tuning split, which has nobody")
+
+
+def _note_end(folder, done):
+    """Adds to model.json the step that training ended with, which embeddings are computed of."""
+    if distributed.is_first():
+        files.write_json(folder / MODEL, files.read_json(folder / MODEL) | {LAST_STEP: done}, indent=1)
 
 
 def _frozen(needed, mesh):

@@ -12,6 +12,7 @@ from repo import REPO
 
 from ehrwear_jax import config as config_lib
 from ehrwear_jax.config import options, reference
+from ehrwear_jax.config.run import RunConfig
 from ehrwear_jax.models.joint import terms
 from ehrwear_jax.models.joint.config import WEIGHTS, Config, ContextConfig
 
@@ -212,6 +213,29 @@ def stacked(*members):
         ("train.rows_per_device", 4, ValueError, "config.train.batch_size is 32 and config.train.rows_per_device 4: o"),
         ("train.batch_size", 0, ValueError, "config.train.batch_size is 0 and config.train.rows_per_device 0: one of "),
         ("train.ema_decay", 1.0, ValueError, "config.train.ema_decay is 1.0; it must lie in [0, 1)"),
+        ("train.steps", 0, ValueError, "config.train.steps is 0; it must be at least 1"),
+        ("train.batch_size", -8, ValueError, "config.train.batch_size is -8; it must be at least 0"),
+        ("train.peak_learning_rate", -1e-3, ValueError, "config.train.peak_learning_rate is -0.001; it must be"),
+        ("train.clip_norm", 0.0, ValueError, "config.train.clip_norm is 0.0; it must be above 0"),
+        ("train.checkpoint_every", 0, ValueError, "config.train.checkpoint_every is 0; it must be at least 1"),
+        ("models.joint.train", {"steps": 0}, ValueError, "config.train.steps is 0; it must be at least 1"),
+        ("joint.network.n_layers", 0, ValueError, "config.joint.network.n_layers is 0; it must be at least 1"),
+        ("joint.context.tokens", -1, ValueError, "config.joint.context.tokens is -1; it must be at least 1"),
+        ("finetune.rank", 0, ValueError, "config.finetune.rank is 0; it must be at least 1"),
+        ("mesh.data", -2, ValueError, "config.mesh.data is -2; it must be at least -1"),
+        ("embed.batch_size", -1, ValueError, "config.embed.batch_size is -1; it must be at least 1"),
+        ("evaluate.n_resamples", -5, ValueError, "config.evaluate.n_resamples is -5; it must be at least 0"),
+        ("evaluate.label_fractions", (0.1, 2.0), ValueError, "config.evaluate.label_fractions is 2.0; it must lie"),
+        ("evaluate.horizons_days", (0.0,), ValueError, "config.evaluate.horizons_days is 0.0; it must be above 0"),
+        ("interpret.people", -1, ValueError, "config.interpret.people is -1; it must be at least 0"),
+        ("prepare.window_hours", 0, ValueError, "config.prepare.window_hours is 0; it must lie in [1, 24]"),
+        ("prepare.step_minutes", 0, ValueError, "config.prepare.step_minutes is 0; it must be at least 1"),
+        ("prepare.workers", -1, ValueError, "config.prepare.workers is -1; it must be at least 0"),
+        ("labels.per_subject", 0, ValueError, "config.labels.per_subject is 0; it must be at least 1"),
+        ("labels.physiology.min_days", 0, ValueError, "config.labels.physiology.min_days is 0; it must be at least 1"),
+        ("data.seed", -1, ValueError, "config.data.seed is -1; it must be at least 0"),
+        ("seeds", (), ValueError, "config.seeds is empty"),
+        ("seeds", (0, -1), ValueError, "config.seeds is -1; it must be at least 0"),
         ("finetune.modes", ("qlora",), ValueError, "config.finetune.modes is 'qlora'; it can be head, lora, adapter, "),
         ("finetune.tasks", ("b",), ValueError, "config.finetune.tasks names 'b', which is not in ['a']"),
         ("finetune.models", ("a",), ValueError, "config.finetune.models names 'a', which is not in ['ehr_only', 'join"),
@@ -230,6 +254,20 @@ def test_a_config_that_cannot_run_is_refused(tmp_path, key, value, error, senten
     with pytest.raises(error) as caught:
         config_lib.check(config_lib.parse(config))
     assert str(caught.value).startswith(sentence) and "\n" not in str(caught.value)
+
+
+def test_every_number_of_the_parts_says_its_limits():
+    """But for those that any number may be, and those whose limits their part checks itself."""
+    free = {"config.interpret.noise_db", "config.interpret.raised_sd"}
+    free |= {f"config.train.{name}" for name in ("adam_b2", "ema_decay", "gradients_decay")}
+    free |= {f"config.prepare.{name}" for name in ("impute_gap_minutes", "atc_level")}
+    free |= {"config.labels.physiology.hrv_minutes"}
+    parts = {"config": RunConfig(), "config.labels.physiology": RunConfig().labels.physiology}
+    names = ("data", "labels", "prepare", "train", "mesh", "compile", "embed", "evaluate", "finetune", "interpret")
+    parts |= {f"config.{name}": getattr(RunConfig(), name) for name in names}
+    numbers = {f"{where}.{f.name}": f for where, part in parts.items() for f in dataclasses.fields(part)
+               if f.type in (int, float, "int", "float")}  # fmt: skip
+    assert {name for name, f in numbers.items() if "within" not in f.metadata} == free
 
 
 RAW = {"joint.context.raw_segments": "ppg", "joint.context.raw_windows": 84, "joint.network.raw_width": 32}

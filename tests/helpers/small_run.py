@@ -62,7 +62,8 @@ def small_config(root):
     config.train.update({"steps": 6, "batch_size": 8, "peak_learning_rate": 3e-3, "warmup_steps": 2, "log_every": 1,
                          "validate_every": 3, "validate_batches": 1, "checkpoint_every": 2})  # fmt: skip
     config.embed.update({"batch_size": 4, "trajectories": 2, "trajectory_points": 12})
-    config.evaluate.update({"tasks": ("readmission", "relapse"), "n_resamples": 50, "min_horizon_events": 1})
+    config.evaluate.update({"tasks": ("readmission", "relapse"), "n_resamples": 50, "min_horizon_events": 1,
+                            "min_task_people": 0, "min_task_events": 0})  # fmt: skip
     for name in TABLES:
         config.models[name].update({"candidates": 2, "max_trees": 20})
     config.interpret.enabled = False  # has tests of its own

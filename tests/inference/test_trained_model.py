@@ -124,6 +124,23 @@ def test_a_unit_that_does_not_convert_is_refused_by_name(made, tmp_path):
         model.read(root / "raw" / "meds", tmp_path / "raw" / "wearable")
 
 
+def test_signals_unlike_those_of_the_training_data_are_warned_of(made, tmp_path):
+    root, _, _, model, people = made
+    if "wear" not in model.about["modalities"]:
+        pytest.skip("reads no signals")
+    assert model.about["rates"] == {"activity": [1 / 60, 1 / 60], "heart_rate": [1 / 60, 1 / 60]}
+    assert not [w for w in people.report.warnings if "training data" in w], "its own people are alike"
+    shutil.copytree(root / "raw", tmp_path / "raw")
+    for path in wearable.list_shards(tmp_path / "raw" / "wearable"):
+        rows = pl.read_parquet(path)
+        doubled = pl.col("values").list.eval(pl.element() * 2).cast(pl.List(pl.Float32))
+        changed = pl.when(pl.col("channel") == "heart_rate").then(doubled).otherwise("values")
+        rows.with_columns(values=changed, sample_rate_hz=pl.col("sample_rate_hz") / 3).write_parquet(path)
+    told = " ".join(model.read(tmp_path / "raw" / "meds", tmp_path / "raw" / "wearable").report.warnings)
+    assert "heart_rate: recorded at 0.00556 Hz, and at 0.0167 Hz in the training data" in told
+    assert "heart_rate: the median of" in told and "activity: the median of" not in told
+
+
 def test_people_without_wearables_and_times_before_any_data(made):
     root, _, _, model, _ = made
     people = model.read(root / "raw" / "meds")

@@ -145,7 +145,7 @@ def test_wearable_parts_are_by_signal_and_sum_to_those_of_the_tokens():
 def test_nobody_is_shown_without_permission_and_it_is_said():
     shown = section()
     (text,) = shown.blocks
-    assert "simulated cohorts, or with config.interpret.individuals" in text.text
+    assert "simulated cohorts, or where it was permitted" in text.text and "config.interpret" in text.hint
     assert section(not_interpreted="x").blocks[0].text == "Not computed."
 
 

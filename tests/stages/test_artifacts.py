@@ -57,6 +57,27 @@ def test_the_folder_of_another_artifact_is_not_taken_for_it(tmp_path):
     assert not a.done
 
 
+def test_a_file_that_was_deleted_is_made_again(tmp_path):
+    a = make(tmp_path)
+    with a.making() as folder:
+        (folder / "parts").mkdir()
+        for name in ("x", "parts/0", "parts/1", "x.partial", "lease.json"):
+            (folder / name).write_text("1")
+    (a.folder / "x.partial").unlink()
+    (a.folder / "lease.json").unlink()
+    assert a.done, "what is there for a time is not waited for"
+    for name in ("x", "parts/1"):
+        (a.folder / name).unlink()
+        assert not a.done
+        with a.making() as folder:
+            (folder / name).write_text("1")
+        assert a.done
+    about = workdir_lib.read_about(a.folder)
+    del about["files"]
+    workdir_lib.write_about(a.folder, about)
+    assert a.done, "as one that was made before files were counted"
+
+
 def test_a_link_is_replaced_whole(tmp_path):
     link, (one, two) = tmp_path / "report", (tmp_path / "reports" / x for x in "ab")
     for target in (one, two):

@@ -5,8 +5,11 @@ from datetime import datetime, timedelta
 import numpy as np
 import polars as pl
 import pytest
+import small_run
 
-from ehrwear_jax.stages.embed import Embeddings
+from ehrwear_jax.stages import embed, prepare
+from ehrwear_jax.stages.embed import KEYS, Embeddings
+from ehrwear_jax.training import embedding
 
 
 def times(subjects, day=0):
@@ -39,3 +42,33 @@ def test_files_are_read_together_in_the_order_that_is_asked_for(tmp_path):
 def test_nothing_is_asked_for(tmp_path):
     write(tmp_path / "z", "a", times([1]), [[1.0]])
     assert Embeddings(tmp_path / "z").read(times([])).shape[0] == 0
+
+
+def test_times_without_labels_are_embedded_beside_the_tasks_or_alone(tmp_path, monkeypatch):
+    """Once each, at the tasks' times and those of the table; the people who are drawn stay those of the tasks."""
+    labels = small_run.write_inputs(tmp_path)
+    wanted = pl.concat([times([3, 1, 999]), times([3]), labels["readmission"].select(KEYS).head(2)])
+    wanted.write_parquet(tmp_path / "times.parquet")
+    config = small_run.one_model(small_run.small_config(tmp_path), "ehr_only")
+    config.evaluate.tasks, config.embed.times = ("readmission",), str(tmp_path / "times.parquet")
+    plan = small_run.plan_of(config, tmp_path / "run")
+    prepare.run(plan)
+    drawn = [path.name for path in embed.trajectories(plan)]
+    monkeypatch.setattr(embedding, "read_variables", lambda folder, model: ({}, 6))
+    monkeypatch.setattr(embedding, "assemble", lambda *_: (None, None))
+    monkeypatch.setattr(embedding, "encoder", lambda *_, **__: None)
+    monkeypatch.setattr(embedding, "embed", lambda encode, examples, part, size: np.ones((part.height, 2)))
+    monkeypatch.setattr(embed.tokens_seen, "write", lambda *_: None)
+    given = wanted.filter(pl.col("subject_id") < 999).unique()  # the rest is not in the dataset
+    both = pl.concat([given, labels["readmission"].select(KEYS)]).unique()
+    for tasks, expected in (((), given), (("readmission",), both)):
+        config.evaluate.tasks = tasks
+        plan = small_run.plan_of(config, tmp_path / "run")
+        (trained,) = plan.trained()
+        assert embed.missing(plan) == [trained.key]
+        embed.run(plan)
+        assert embed.missing(plan) == []
+        found = pl.concat([pl.read_parquet(p) for p in plan.embeddings(trained).glob("*.parquet")])
+        assert found.select(KEYS).sort(KEYS).equals(expected.sort(KEYS))
+    assert [path.name for path in embed.trajectories(plan)] == drawn
+    assert embedding.steps_of(plan.embeddings(trained)) == [6]

@@ -269,7 +269,7 @@ def test_a_surveys_people_weigh_as_its_design_says(folded):
             assert value(records, "relapse", model, "c_index") == pytest.approx(expected)
         differ = [r for r, q in zip(records, plain, strict=True) if r["metric"] == "auroc" and r["value"] != q["value"]]
         assert len(differ) > 3 and {r["n"] for r in records} == {r["n"] for r in plain}
-        assert "weigh by w" in " ".join(report_contents._notes(weighted.config))
+        assert "weigh by w" in " ".join(report_contents.notes(weighted))
     finally:
         path.unlink()
 

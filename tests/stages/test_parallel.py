@@ -197,7 +197,7 @@ def test_the_command_names_what_the_worker_reads(tmp_path):
     config = parse(small_run.small_config(tmp_path))
     plan = Plan(config, Workdir(tmp_path / "run"))
     plan.workdir.root.mkdir()
-    plan.workdir.write_config(config)
+    plan.workdir.keep_config(config)
     *_, module, workdir, path, stage, key = parallel.command(plan, "embed", Trained("joint", "all", 0))
     assert (module, workdir, stage, key) == (
         "ehrwear_jax.stages.worker",

@@ -1,6 +1,7 @@
 """What the report takes from a workdir: the interpret stage's output only where it is current, names, and devices."""
 
 import json
+from datetime import datetime
 
 import numpy as np
 import polars as pl
@@ -11,6 +12,7 @@ import small_run
 from ehrwear_jax.report import explained, mechanism_figures
 from ehrwear_jax.report.report_data import ReportData
 from ehrwear_jax.stages import interpret, prepare, report_inputs
+from ehrwear_jax.training import embedding
 
 LABELS = ("LAB//glucose//Q4", "DX//I10", "ATC//X", "wearable window")
 
@@ -110,7 +112,7 @@ NOT_RUN, OFF = "The interpret stage has not been run for joint: ", "The interpre
         (other_network, NOT_RUN),
         (other_labels, NOT_RUN),
         (unfinished, NOT_RUN),
-        (switched_off, f"{OFF} (config.interpret.enabled): "),
+        (switched_off, f"{OFF}: "),
     ],
 )
 def test_nothing_else_is_shown_as_current(run, change, sentence):
@@ -176,6 +178,20 @@ def test_device_hours_are_the_devices_seconds_over_folds_and_starts(prepared, tm
     assert entry["Devices"] == "4 x H100" and entry["Device-hours"] == "12"
     assert entry["Hours"] == "7" and entry["Goodput"] == "29%" and entry["Model FLOPs"] == "1.44e+16"
     assert entry["Parameters"] == "1,234" and entry["Steps"] == "6"
+
+
+def test_the_step_that_z_is_of_is_told(prepared, tmp_path):
+    """A training that ran out of patience ends before the config's last step."""
+    plan = small_run.plan_of(config_of(prepared), tmp_path)
+    pretrained(plan, {"all": {"seconds": {"step": 60.0}}})
+    (trained,) = plan.trained()
+    model = plan.pretrained(trained).folder / "model.json"
+    model.write_text(json.dumps({"parameters": 1234, "last_step": 4}))
+    index = pl.DataFrame({"subject_id": [1], "prediction_time": [datetime(2016, 1, 1)]})
+    plan.embeddings(trained).mkdir(parents=True)
+    embedding.write(plan.embeddings(trained) / "z.parquet", index, np.zeros((1, 2)), step=4)
+    (entry,) = report_inputs._compute(plan)
+    assert (entry["Steps"], entry["Step of z"]) == ("4", "4")
 
 
 def test_restarts_on_other_devices_are_told_apart_and_old_runs_said_to_be_unknown(prepared, tmp_path):

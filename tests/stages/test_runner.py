@@ -6,6 +6,7 @@ import os
 import signal
 import types
 
+import polars as pl
 import pytest
 import small_run
 
@@ -149,6 +150,19 @@ def test_a_stage_that_fails_ends_the_run_and_is_run_again(work, config, tmp_path
     assert work.take() == ALL[2:]
 
 
+def test_a_command_that_fails_leaves_the_config_of_what_was_finished(work, config, tmp_path):
+    """`bundle` and others open a run by its last config."""
+    runner.run(parse(config), tmp_path, ALL)
+    before, config.report.title, work.fail = parse(config), "Another title", "pretrain"
+    with pytest.raises(ValueError, match="a broken file"):
+        runner.run(parse(config), tmp_path, ALL)
+    assert Workdir(tmp_path).read_config() == before
+    assert Workdir(tmp_path).config_file(parse(config)).exists(), "workers read it there"
+    work.fail = None
+    runner.run(parse(config), tmp_path, ALL)
+    assert Workdir(tmp_path).read_config() == parse(config)
+
+
 def test_a_stage_can_run_alone_after_those_before_it(work, config, tmp_path):
     for stage in ALL:
         runner.run(parse(config), tmp_path, [stage])
@@ -184,6 +198,8 @@ def test_the_report_needs_no_interpret_stage(work, config, tmp_path):
 def test_an_unknown_stage_and_an_unwritable_workdir_are_said(work, config, tmp_path):
     with pytest.raises(ValueError, match="unknown stage 'trian'; stages are prepare, pretrain, embed, evaluate, int"):
         runner.run(parse(config), tmp_path, ["prepare", "trian"])
+    with pytest.raises(ValueError, match="--stages is empty; stages are prepare, pretrain"):
+        runner.run(parse(config), tmp_path, [])
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError, match="^cannot write to the workdir .*file/run: Not a directory$"):
         runner.run(parse(config), tmp_path / "file" / "run", ALL)
@@ -199,6 +215,40 @@ def test_a_missing_label_table_is_said_before_anything_is_made(work, config, tmp
     with pytest.raises(FileNotFoundError, match="no label table .*readmision.parquet; there are readmission, relapse$"):
         runner.run(parse(config), tmp_path, ALL)
     assert work.take() == [] and small_run.written(tmp_path) == before
+
+
+def test_a_misspelt_task_of_a_simulation_is_said_before_anything_is_made(work, config, tmp_path):
+    config.data.update({"source": "synthetic", "meds_dir": "", "wearable_dir": "", "labels_dir": ""})
+    config.evaluate.tasks, config.report.reliability_task = ("hospitalization_36d",), ""
+    there = "hospitalization_30d, hospitalization_90d, hospitalization_180d, hospitalization_365d"
+    with pytest.raises(
+        FileNotFoundError, match=f"no label table hospitalization_36d.parquet is made; there are {there}"
+    ):
+        runner.run(parse(config), tmp_path, ALL)
+    assert work.take() == [] and not (tmp_path / "config.json").exists()
+    config.evaluate.tasks = ("hospitalization_90d", "time_to_hospitalization")
+    runner.run(parse(config), tmp_path, ALL)
+    assert work.take() == ALL
+
+
+def test_faulty_tables_of_the_users_are_said_before_anything_is_made(work, config, inputs, tmp_path):
+    table = pl.read_parquet(inputs / "labels" / "readmission.parquet")
+    table.drop("boolean_value").write_parquet(tmp_path / "times.parquet")
+    labels, run = tmp_path / "labels", tmp_path / "run"
+    labels.mkdir()
+    table.drop("boolean_value").write_parquet(labels / "readmission.parquet")
+    table.drop("prediction_time").write_parquet(tmp_path / "no_times.parquet")
+    config.evaluate.tasks = ("readmission",)
+    config.embed.times = str(tmp_path / "no_times.parquet")
+    with pytest.raises(ValueError, match="no_times.parquet: no column 'prediction_time'"):
+        runner.run(parse(config), run, ALL)
+    config.embed.times = str(tmp_path / "times.parquet")
+    runner.run(parse(config), run, ALL)
+    assert work.take() == ALL
+    config.data.labels_dir = str(labels)
+    with pytest.raises(ValueError, match="is missing; prediction times without labels are for config.embed.times"):
+        runner.run(parse(config), run, ALL)
+    assert work.take() == []
 
 
 def test_faults_of_the_config_are_said_before_the_workdir_is_made(work, config, tmp_path):

@@ -1,6 +1,8 @@
 """z at prediction times: the mean over its slots, of what is known then; a record cut there gives the same bits."""
 
 import dataclasses
+import json
+import shutil
 import types
 
 import cohort
@@ -80,7 +82,8 @@ def test_a_subject_that_was_not_prepared_is_named():
 def test_embeddings_are_written_with_their_index(tmp_path):
     index = index_of(EXAMPLES.subject_id[:7].tolist(), [300 * DAY_US] * 7)
     z = embedding.embed(sums, EXAMPLES, index, 8)
-    embedding.write(tmp_path / "z.parquet", index, z)
+    embedding.write(tmp_path / "z.parquet", index, z, step=250)
+    assert embedding.steps_of(tmp_path) == [250]
     found = pl.read_parquet(tmp_path / "z.parquet")
     assert found.drop("embedding").equals(index) and found.schema["embedding"] == pl.List(pl.Float32)
     np.testing.assert_array_equal(np.array(found["embedding"].to_list(), np.float32), z)
@@ -134,6 +137,26 @@ def test_what_cannot_be_restored_is_said(trained, tmp_path):
     wider = dataclasses.replace(model, config=pooled.Config(width=8))
     with pytest.raises(ValueError, match="checkpoint 4 is of another model than the config says"):
         embedding.restore(folder, wider, STORE)
+
+
+def test_of_a_training_that_ended_no_earlier_step_is_taken(trained, tmp_path):
+    """The checkpoint of step 2 is whole, and another model."""
+    folder, model, _ = trained
+    assert embedding.last_step(folder) == 4 and embedding.read_variables(folder, model)[1] == 4
+    copy = tmp_path / "copy"
+    shutil.copytree(folder, copy)
+    manifest = json.loads((copy / "checkpoints" / "4" / "manifest.json").read_text())
+    damaged = max(manifest["files"], key=lambda name: manifest["files"][name]["bytes"])
+    (copy / "checkpoints" / "4" / damaged).write_bytes(b"x")
+    with pytest.raises(
+        ValueError, match="checkpoint 4 is damaged: .* remove .*checkpoints/4 and run the stage pretrain"
+    ):
+        embedding.read_variables(copy, model)
+    shutil.rmtree(copy / "checkpoints" / "4")
+    with pytest.raises(ValueError, match="checkpoint 4 is damaged: there is no folder"):
+        embedding.read_variables(copy, model)
+    _, done = pretrain(copy, model, STORE)
+    assert done == 4 and embedding.read_variables(copy, model)[1] == 4, "made again from step 2"
 
 
 def test_dropout_cannot_stay_on_alone_where_statistics_follow_batches(trained):

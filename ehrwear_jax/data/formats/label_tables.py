@@ -13,15 +13,15 @@ import pyarrow as pa
 
 from ehrwear_jax.data.formats import parquet
 
-_KEYS: parquet.Schema = {"subject_id": pl.Int64, "prediction_time": pl.Datetime("us")}
+KEY_SCHEMA: parquet.Schema = {"subject_id": pl.Int64, "prediction_time": pl.Datetime("us")}
 VALUE_TYPES: parquet.Schema = {
     "boolean_value": pl.Boolean,
     "integer_value": pl.Int64,
     "float_value": pl.Float32,
     "categorical_value": pl.String,
 }
-BINARY_LABEL_SCHEMA: parquet.Schema = {**_KEYS, "boolean_value": pl.Boolean}
-SURVIVAL_LABEL_SCHEMA: parquet.Schema = {**_KEYS, "time_to_event_days": pl.Float64, "event_observed": pl.Boolean}
+BINARY_LABEL_SCHEMA: parquet.Schema = {**KEY_SCHEMA, "boolean_value": pl.Boolean}
+SURVIVAL_LABEL_SCHEMA: parquet.Schema = {**KEY_SCHEMA, "time_to_event_days": pl.Float64, "event_observed": pl.Boolean}
 COMPETING = "competing_event"
 _ARROW_TYPES = {
     "subject_id": pa.int64(),
@@ -48,7 +48,8 @@ def _used_columns(labels: pl.DataFrame, source: str | Path) -> list[str]:
     if not there:
         raise ValueError(
             f"{source}: column 'boolean_value' (or integer_value, float_value, categorical_value, or "
-            "'time_to_event_days' and 'event_observed') is missing"
+            "'time_to_event_days' and 'event_observed') is missing; prediction times without labels are for "
+            "config.embed.times"
         )
     if len(filled) > 1:
         raise ValueError(f"{source}: holds both {filled[0]} and {filled[1]}; a label table has one value per row")
@@ -64,7 +65,7 @@ def validate_labels(labels: pl.DataFrame, source: str | Path) -> pl.DataFrame:
     """
     used = _used_columns(labels, source)
     of_type = VALUE_TYPES | SURVIVAL_LABEL_SCHEMA | {COMPETING: pl.Boolean}
-    schema: parquet.Schema = _KEYS | {name: of_type[name] for name in used}
+    schema: parquet.Schema = KEY_SCHEMA | {name: of_type[name] for name in used}
     labels = parquet.normalise(labels, schema, source)
     parquet.require_not_null(labels, labels.columns, source)
     for column in {"time_to_event_days", "float_value"}.intersection(used):
@@ -77,7 +78,7 @@ def validate_labels(labels: pl.DataFrame, source: str | Path) -> pl.DataFrame:
     if COMPETING in used and (both := labels["event_observed"] & labels[COMPETING]).any():
         row = parquet.first_true(both)
         raise ValueError(f"{source}: row {row}: event_observed and {COMPETING} are both true; the first event decides")
-    repeated = labels.select(list(_KEYS)).is_duplicated()
+    repeated = labels.select(list(KEY_SCHEMA)).is_duplicated()
     if repeated.any():
         row = parquet.first_true(repeated)
         raise ValueError(
@@ -97,7 +98,7 @@ def write_labels(path: Path, labels: pl.DataFrame) -> None:
     Raises:
       ValueError: see validate_labels.
     """
-    labels = validate_labels(labels, path).sort(list(_KEYS))
+    labels = validate_labels(labels, path).sort(list(KEY_SCHEMA))
     parquet.write_parquet(path, labels, _ARROW_TYPES, not_null=labels.columns)
 
 
@@ -150,7 +151,7 @@ def read_labels(path: Path | list[Path]) -> pl.DataFrame:
         if shard.columns != first.columns:
             raise ValueError(f"{p}: holds {shard.columns[2]}, but {first_path} holds {first.columns[2]}")
     whole = pl.concat([shard.with_columns(pl.lit(str(p)).alias("file")) for p, shard in filled])
-    repeated = whole.filter(~pl.struct(list(_KEYS)).is_first_distinct())
+    repeated = whole.filter(~pl.struct(list(KEY_SCHEMA)).is_first_distinct())
     if repeated.height:
         row = repeated.row(0, named=True)
         raise ValueError(
@@ -164,3 +165,18 @@ def _with_competing(table: pl.DataFrame) -> pl.DataFrame:
     if COMPETING in table.columns or "event_observed" not in table.columns:
         return table
     return table.with_columns(pl.lit(False).alias(COMPETING))
+
+
+def read_times(times: pl.DataFrame | str | Path) -> pl.DataFrame:
+    """subject_id i64, prediction_time us of a frame or a parquet file, further columns left out.
+
+    Raises:
+      FileNotFoundError, ValueError: naming what is missing or null.
+    """
+    name = "times" if isinstance(times, pl.DataFrame) else str(times)
+    table = times if isinstance(times, pl.DataFrame) else parquet.read_parquet(Path(times))
+    if missing := [c for c in KEY_SCHEMA if c not in table.columns]:
+        raise ValueError(f"{name}: no column {missing[0]!r}; there are {', '.join(table.columns) or 'none'}")
+    table = parquet.normalise(table.select(list(KEY_SCHEMA)), KEY_SCHEMA, name)
+    parquet.require_not_null(table, list(KEY_SCHEMA), name)
+    return table

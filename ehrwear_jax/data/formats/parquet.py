@@ -211,10 +211,14 @@ def write_parquet(
         pq.write_table(table.cast(pa.schema(fields)), partial, compression="zstd", **options)
 
 
-def write_frame(table: pl.DataFrame, path: Path) -> None:
-    """Writes a table of the product's own, with whatever types it has; errors as `writing`."""
+def write_frame(table: pl.DataFrame, path: Path, metadata: dict[str, str] | None = None) -> None:
+    """Writes a table of the product's own, with whatever types it has; errors as `writing`.
+
+    Args:
+      metadata: keys and values of the file.
+    """
     with writing(path) as partial:
-        table.write_parquet(partial)
+        table.write_parquet(partial, metadata=metadata)
 
 
 @contextlib.contextmanager

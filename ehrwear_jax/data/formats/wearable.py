@@ -171,6 +171,19 @@ def read_channels(wearable_dir: Path) -> pl.DataFrame:
     return _validate_channels(parquet.read_parquet(path), path)
 
 
+def rates(wearable_dir: Path) -> dict[str, tuple[float, float]]:
+    """{channel: (lowest, highest) sample_rate_hz} of the recordings, without what is no rate; reads no values."""
+    found: dict[str, tuple[float, float]] = {}
+    for path in list_shards(wearable_dir):
+        rows = parquet.read_parquet(path, ["channel", "sample_rate_hz"]).drop_nulls()
+        rows = rows.filter(pl.col("sample_rate_hz").is_finite() & (pl.col("sample_rate_hz") > 0))
+        ends = (pl.col("sample_rate_hz").min().alias("low"), pl.col("sample_rate_hz").max().alias("high"))
+        for channel, low, high in rows.group_by("channel").agg(*ends).iter_rows():
+            before = found.get(channel, (low, high))
+            found[channel] = min(low, before[0]), max(high, before[1])
+    return dict(sorted(found.items()))
+
+
 def units(channels: pl.DataFrame) -> dict[str, str]:
     """{channel: its unit} of the table that read_channels returns."""
     return dict(channels.select("channel", "unit").iter_rows())

@@ -1,19 +1,21 @@
-"""Checks a folder of wearable tables: a message per bad row, then what the folder holds.
+"""Checks a folder of wearable tables: a message per bad row, then what the folder holds and what in it is unlikely.
 
     python -m ehrwear_jax.data.formats.wearable_validate DIR
 
-Exit code 0: clean; 1: something is wrong; 2: the command itself is.
+Exit code 0: no fault, whatever is warned of (wearable_oddities.py); 1: something is wrong; 2: the command itself is.
 """
 
 import argparse
 import dataclasses
 import sys
 from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
+from typing import cast
 
 import polars as pl
 
-from ehrwear_jax.data.formats import meds_checks, wearable, wearable_checks
+from ehrwear_jax.data.formats import meds_checks, wearable, wearable_checks, wearable_oddities
 from ehrwear_jax.data.formats.stretches import Limits
 
 
@@ -26,7 +28,8 @@ class Summary:
       files, rows: files of recordings, and their rows.
       channels: per channel: unit, rows, people, rates (Hz, the distinct ones), devices (None: unnamed), samples,
         missing (NaN or null), outside (of the valid range), overlapping (rows that begin before an earlier one of the
-        channel has ended).
+        channel has ended), and the counts of wearable_oddities.count.
+      worn: subject_id, first and last time, and hours with a value in the channel that has most, of each person.
     """
 
     people: int = 0
@@ -34,6 +37,7 @@ class Summary:
     files: int = 0
     rows: int = 0
     channels: dict[str, dict] = dataclasses.field(default_factory=dict)
+    worn: list[tuple[int, datetime, datetime, float]] = dataclasses.field(default_factory=list)
 
     def lines(self) -> list[str]:
         """For people to read."""
@@ -51,18 +55,23 @@ class Summary:
                 f"{len(c['devices'])} devices, {c['samples']:,} samples ({c['missing'] / n:.1%} missing, "
                 f"{c['outside'] / n:.1%} outside the valid range), {c['overlapping']:,} rows overlap an earlier one"
             )
-        return out
+        return out + wearable_oddities.worn_lines(self.worn)
+
+    def warnings(self) -> list[str]:
+        """What is unlikely, a sentence each."""
+        return [w for name, c in sorted(self.channels.items()) for w in wearable_oddities.warnings(name, c)]
 
 
 def _tally(rows: pl.DataFrame, limits: Limits, summary: Summary) -> pl.DataFrame:
     """Adds good rows of one person to the summary; returns the days that they touch."""
     length = (pl.col("values").list.len() / pl.col("sample_rate_hz") * 1e6).cast(pl.Int64)
     rows = rows.with_columns((pl.col("start_time") + pl.duration(microseconds=length)).alias("end_time"))
+    hours = 0.0
     for (name,), part in rows.group_by("channel"):
         c = summary.channels.setdefault(
             name,
             {"unit": part["unit"][0], "rows": 0, "people": 0, "rates": set(), "devices": set()}
-            | dict.fromkeys(("samples", "missing", "outside", "overlapping"), 0),
+            | dict.fromkeys(("samples", "missing", "outside", "overlapping", *wearable_oddities.COUNTS), 0),
         )
         values = part["values"].explode()
         low, high = limits[name]
@@ -75,6 +84,12 @@ def _tally(rows: pl.DataFrame, limits: Limits, summary: Summary) -> pl.DataFrame
         c["outside"] += int((values.is_not_nan() & ((values < low) | (values > high))).sum())
         by_start = part.sort("start_time").select("start_time", pl.col("end_time").cum_max().shift(1))
         c["overlapping"] += int((by_start["start_time"] < by_start["end_time"]).sum())
+        for count, n in wearable_oddities.count(part).items():
+            c[count] += n
+        given = part["values"].list.eval(pl.element().is_not_nan()).list.sum()
+        hours = max(hours, float((given / part["sample_rate_hz"]).sum()) / 3600)
+    first, end = rows["start_time"].min(), rows["end_time"].max()
+    summary.worn.append((rows["subject_id"][0], cast(datetime, first), cast(datetime, end), hours))
     last = pl.col("end_time") - pl.duration(microseconds=1)
     days = pl.date_ranges(pl.col("start_time").dt.date(), pl.max_horizontal("start_time", last).dt.date())
     return rows.select(days.alias("day")).explode("day").unique()
@@ -137,7 +152,7 @@ def main(argv: list[str]) -> int:
             print(message)
     if n > options.max_messages:
         print(f"... and {n - options.max_messages:,} more")
-    print("\n".join(summary.lines()))
+    print("\n".join([*summary.lines(), *(f"warning: {warning}" for warning in summary.warnings())]))
     print(f"{options.folder}: {n:,} faults" if n else f"{options.folder}: no fault found")
     return 1 if n else 0
 

@@ -31,11 +31,11 @@ _MANY = float("inf")
 class ContextConfig:
     """How patients become rows of a batch, what is hidden, and what is predicted; times in days."""
 
-    tokens: int = 128
+    tokens: int = options.within(128, 1)
     """Capacity of a row for EHR tokens. A row of a model of both modalities has room for `windows` more: what it is
     given of one does not depend on how much there is of the other, so that it sees all that models of one modality
     see. What a row's windows leave free, more EHR tokens take."""
-    windows: int = 64
+    windows: int = options.within(64, 0)
     """Capacity of a row for wearable windows, and most windows of one patient: the latest."""
     window_parts: int = 1
     """Equal parts of a row's slots for windows that are left out where a batch does not need them: the encoder is
@@ -44,28 +44,28 @@ class ContextConfig:
     What a window says depends on the number by rounding alone. Each number keeps what its own backward pass needs,
     zeros where another is taken: 2 take half as much memory again, and skipping costs the least with wear_remat=full.
     1: all slots are encoded, empty or not."""
-    context_tokens: int = 128
+    context_tokens: int = options.within(128, 1)
     """Most EHR tokens of one patient in a row, static ones included, then the latest events; at most `tokens`."""
-    queries: int = 8
+    queries: int = options.within(8, 0)
     """Capacity of a row for queries at free times, shared among its contexts by their length."""
-    queries_behind: float = 0.0
+    queries_behind: float = options.within(0.0, 0, 1)
     """Share of queries that are moved behind the last token of their context, to any time before the next token or the
     end of follow-up, where labels are read."""
-    events: int = 16
+    events: int = options.within(16, 0)
     """Capacity of a row for predictions at events, shared among its contexts by their length."""
     every_time: bool = False
     """Whether predictions are made at every distinct time of a context's events, and not at so many as `events` says.
     Tokens are scored over the vocabulary only where there is a target; what terms compare at each event (pooled
     windows, next values) takes memory by the row's tokens."""
-    future_windows: int = 4
+    future_windows: int = options.within(4, 0)
     """Number of windows ahead that are predicted (multi-step prediction of the signal)."""
     horizons: tuple = (30, 90, 180, 365)
     """Horizons of the prediction of future codes and of the reconstruction of past ones, days."""
-    future_codes: int = 128
+    future_codes: int = options.within(128, 0)
     """Number of codes and ancestors of codes, the most frequent ones, that are predicted."""
     history_tokens: int = 256
     """Number of tokens, the most frequent ones, that are reconstructed."""
-    value_codes: int = 64
+    value_codes: int = options.within(64, 0)
     """Number of numeric codes, those with the most values, whose state of values is predicted (ehr_values)."""
     value_spans: tuple = (365.0,)
     """Spans back from a query, days, over which the state of values has a mean, maximum, minimum, trend and count."""
@@ -90,11 +90,11 @@ class ContextConfig:
     """Capacity of a row for raw windows of sub-second signal, shared among its wearable windows; 0: none."""
     raw_parts: int = options.added(30)
     """Equal parts of a raw window, of which the share wear_mask is hidden and rebuilt (raw_masked)."""
-    patch_steps: int = 6
+    patch_steps: int = options.within(6, 1)
     """Steps in a patch of the wearable encoder."""
-    ehr_mask: float = 0.15
+    ehr_mask: float = options.within(0.15, 0.0, 1.0)
     """Share of events that are hidden in a context with masks."""
-    wear_mask: float = 0.25
+    wear_mask: float = options.within(0.25, 0.0, 1.0)
     """Share of the signal that is hidden in a context with masks."""
     mask_temperature: float = 0.3
     """How much more often rare codes are hidden: weight count ** -temperature; 0: all alike. See
@@ -116,7 +116,7 @@ class ContextConfig:
     """Prefixes of administrative codes, which are hidden, and whose days are sampled, less often."""
     administrative_weight: float = 0.1
     """Factor of the chance that such a code is hidden or its day sampled."""
-    patient_days: float = 0.0
+    patient_days: float = options.within(0.0, 0, 1)
     """Share of contexts that end with a sampled patient-day. The others end with the record where it fits into a
     context, else at a token that has a full context before it."""
     day_temperature: float = 0.3
@@ -129,15 +129,16 @@ class ContextConfig:
     """Standard deviation of the noise added to the signal, relative to the signal's local one. In training only."""
     noise_steps: int = 8
     """Steps over which the signal's local standard deviation is taken."""
-    channel_dropout: float = 0.0
+    channel_dropout: float = options.within(0.0, 0, 1)
     """Chance that a channel of a window loses the whole window or a run of its steps. In training only."""
-    drop_ehr: float = 0.0
+    drop_ehr: float = options.within(0.0, 0, 1)
     """Chance that a context of both modalities is given without its EHR. In training only."""
     drop_wear: float = 0.0
     """Chance that a context of both modalities is given without its wearables. In training only."""
 
     def __post_init__(self) -> None:
         where = "config.joint.context"
+        options.require_within(where, self)
         options.require_choice(where, "wear_mask_kind", self.wear_mask_kind, WEAR_MASKS)
         for name in ("interest_codes", "administrative_codes"):
             if isinstance(getattr(self, name), str):
@@ -150,15 +151,10 @@ class ContextConfig:
         limits = dict.fromkeys(positive, (0, _MANY))
         limits |= {
             "interest_factor": (1, _MANY),
-            "patient_days": (0, 1),
             "time_warp": (0, MAX_WARP),
             "noise_steps": (2, _MANY),
             **dict.fromkeys(("window_parts", "raw_parts"), (1, _MANY)),
-            "channel_dropout": (0, 1),
-            "drop_ehr": (0, 1),
             "drop_wear": (0, 1 - self.drop_ehr),
-            "value_codes": (0, _MANY),
-            "queries_behind": (0, 1),
         }
         options.require_range(where, self, limits)
 
@@ -172,15 +168,15 @@ class ContextConfig:
 class NetworkConfig:
     """Sizes of the network; the defaults are those of appendix A.4."""
 
-    width: int = 1024
+    width: int = options.within(1024, 1)
     """Width of the backbone and of z."""
-    n_layers: int = 24
+    n_layers: int = options.within(24, 1)
     """Layers of the backbone."""
-    n_heads: int = 16
+    n_heads: int = options.within(16, 1)
     """Attention heads of the backbone."""
-    mlp_width: int = 4096
+    mlp_width: int = options.within(4096, 1)
     """Hidden units of the backbone's feed-forward blocks."""
-    token_width: int = 512
+    token_width: int = options.within(512, 1)
     """Width of the table of token embeddings."""
     value_channel: bool = options.added(True)
     """Whether a token carries its numeric value, and not only the range that it names."""
@@ -189,7 +185,7 @@ class NetworkConfig:
     need not find the last value of each code among many tokens by attention."""
     value_features: int = 0
     """Curves of a value's quantile within its code, mixed by a vector per token, beside the value itself; 0: none."""
-    time_features: int = 128
+    time_features: int = options.within(128, 1)
     """Number of features of the encoding of age, rho (q in the paper)."""
     time_unit_days: float = 1.0
     """Days of the unit in which the network counts time. Time kernels, decayed counts and what a position knows of its
@@ -212,17 +208,17 @@ class NetworkConfig:
     """Days of earlier windows that a window's patches see; 0: their own window only."""
     raw_width: int = 0
     """Width of the encoder of raw windows, for batches that hold them; 0: none."""
-    wear_width: int = 512
+    wear_width: int = options.within(512, 1)
     """Width of the wearable encoder."""
-    wear_layers: int = 6
+    wear_layers: int = options.within(6, 1)
     """Layers of the wearable encoder."""
-    wear_heads: int = 8
+    wear_heads: int = options.within(8, 1)
     """Attention heads of the wearable encoder."""
     kernel: str = "mixture"
     """Time kernel: mixture, rational_quadratic or none."""
-    n_components: int = 4
+    n_components: int = options.within(4, 1)
     """Exponentials of the mixture (R in the paper); 1: a single exponential."""
-    source_width: int = 16
+    source_width: int = options.within(16, 1)
     """Width of the projection of source tokens in the modality bias."""
     count_width: int = 64
     """Number of features that decayed counts sum over the record; 0: no decayed counts."""
@@ -249,13 +245,13 @@ class NetworkConfig:
     """Steps of the solver between two tokens, for posterior=sde."""
     detach_cross_modal: bool = False
     """Whether the cross-modal terms train their heads alone and leave z as it is: a comparison for what they add."""
-    dropout: float = 0.1
+    dropout: float = options.within(0.1, 0.0, 0.99)
     """Dropout rate of the backbone."""
     encoder_dropout: float = options.added(0.0)
     """Dropout rate of what an EHR token says and of what each sublayer of the wearable encoder adds."""
-    attention_dropout: float = 0.0
+    attention_dropout: float = options.within(0.0, 0.0, 0.99)
     """Dropout rate of attention weights."""
-    stochastic_depth: float = 0.0
+    stochastic_depth: float = options.within(0.0, 0.0, 0.99)
     """Chance that a row skips the last layer's update; smaller in earlier layers, in proportion to their depth."""
     qk_norm: bool = False
     """Whether queries and keys of each head are normalised."""
@@ -297,6 +293,7 @@ class NetworkConfig:
         limits = dict.fromkeys(("wear_unroll", "count_rates", "sde_steps"), (1.0, _MANY))
         limits |= {"time_unit_days": (1e-9, _MANY), "skip_tolerance": (0, 0.5), "encoder_dropout": (0, 0.99)}
         options.require_range("config.joint.network", self, limits)
+        options.require_within("config.joint.network", self)
 
 
 # (start, end, steps of the ramp) of each term's weight; the curriculum of appendix A.4

@@ -72,6 +72,11 @@ def test_a_clean_folder_is_summed_up_and_exits_with_0(tmp_path):
         "valid range), 1 rows overlap an earlier one",
         "  ppg [a.u.]: 1 people, 2 rows, 25 to 100 Hz, 2 devices, 100 samples (0.0% missing, 0.0% outside the valid "
         "range), 1 rows overlap an earlier one",
+        "  first time per person: 2017-03-01 (subject 1) to 2017-03-01 (subject 2); quartiles 2017-03-01, 2017-03-01, "
+        "2017-03-01",
+        "  last time per person: 2017-03-01 (subject 1) to 2017-03-02 (subject 2); quartiles 2017-03-01, 2017-03-01, "
+        "2017-03-02",
+        "  hours of wear per person: 0.1 (subject 2) to 0.1 (subject 1); quartiles 0.1, 0.1, 0.1",
         f"{root}: no fault found",
     ]
 
@@ -215,3 +220,53 @@ def test_an_offset_that_no_place_has_is_named_and_its_row_set_aside(tmp_path):
     kept = pl.concat([mine for _, mine in wearable.read_subjects(path, CHANNELS, BOUNDS, aside)])
     assert kept["utc_offset_minutes"].to_list() == [-840, None, 840]
     assert pl.concat(aside)["utc_offset_minutes"].to_list() == [841]
+
+
+# ------------------------------------------------------------------------------------------------ what is unlikely
+
+
+def warned(root, *changes):
+    summary = wearable_validate.Summary()
+    assert list(wearable_validate.validate(folder(root, table(*changes)), BOUNDS, summary)) == []
+    return summary.warnings()
+
+
+def hours_of(*starts, **more):
+    """Recordings of an hour of minutes."""
+    return [{"start_time": T0 + timedelta(hours=h), "values": [60.0 + h] * 60, **more} for h in starts]
+
+
+def test_recordings_that_follow_one_another_are_not_warned_of(tmp_path):
+    assert warned(tmp_path, *hours_of(0, 1, 2, 5), *hours_of(0, 1, device="ring")) == []
+
+
+@pytest.mark.parametrize(
+    "changes, sentence",
+    [
+        (hours_of(0, 1) + [{"start_time": datetime(1970, 1, 18), "device": "ring"}],
+         "heart_rate: 1 of 3 rows begin in 1970: is start_time in another unit, or not set?"),
+        (hours_of(0, 1, 2, sample_rate_hz=60.0),
+         "heart_rate: 2 of 2 rows are followed as if their rate was one over the written one (60 Hz): a sample every "
+         "60 s is 1/60 Hz"),
+        (hours_of(0, sample_rate_hz=60.0), "heart_rate: 60 Hz is much for bpm: a sample every 60 s is 1/60 Hz"),
+        (hours_of(0, 0.25, 0.5, 0.75), "heart_rate: 3 of 4 rows begin before an earlier one has ended: is the rate too "
+         "low, or is every recording there twice?"),
+        ([{"values": [1.2, 1.3, 70.0, float("nan")]}],
+         "heart_rate: 2 of 3 values lie outside valid_min to valid_max: are they in bpm?"),
+        ([{"values": [float("nan")] * 3}], "heart_rate: all of 3 samples are missing"),
+        (hours_of(0, 1, 2) + [{"start_time": T0 + timedelta(hours=9), "values": [float("nan")] * 3}],
+         "heart_rate: 1 of 4 rows hold no value"),
+        (hours_of(0, 1, 2) + hours_of(1), "heart_rate: 1 of 4 rows are exact copies of another one"),
+    ],
+)  # fmt: skip
+def test_what_is_well_formed_and_unlikely_is_warned_of(tmp_path, changes, sentence):
+    assert warned(tmp_path, *changes) == [sentence]
+
+
+def test_wear_is_told_by_person_and_warnings_are_no_faults(tmp_path, capsys):
+    rows = table(*hours_of(0, 1), *({"subject_id": 2} | h for h in hours_of(100, sample_rate_hz=60.0)))
+    assert wearable_validate.main([str(folder(tmp_path, rows))]) == 0
+    told = capsys.readouterr().out
+    assert "hours of wear per person: 0.0 (subject 2) to 2.0 (subject 1)" in told
+    assert "first time per person: 2017-03-01 (subject 1) to 2017-03-05 (subject 2)" in told
+    assert "\nwarning: heart_rate: 60 Hz is much for bpm" in told and told.endswith("no fault found\n")

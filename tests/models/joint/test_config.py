@@ -20,10 +20,10 @@ from ehrwear_jax.models.layers.transformer import REMAT
         ({"wear_mask_kind": "patches"}, "wear_mask_kind is 'patches'; it can be contiguous, random, window, channel"),
         ({"interest_codes": "DX"}, "interest_codes is a string; it must be a tuple of strings"),
         ({"time_warp": 0.2}, "time_warp is 0.2; it must lie in [0, 0.1]"),
-        ({"noise": -1.0}, "noise is -1.0; it must lie in [0, inf]"),
+        ({"noise": -1.0}, "noise is -1.0; it must be at least 0"),
         ({"drop_ehr": 0.6, "drop_wear": 0.5}, "drop_wear is 0.5; it must lie in [0, 0.4]"),
         ({"patient_days": float("nan")}, "patient_days is nan; it must lie in [0, 1]"),
-        ({"patient_temperature": -1}, "patient_temperature is -1; it must lie in [0, inf]"),
+        ({"patient_temperature": -1}, "patient_temperature is -1; it must be at least 0"),
     ],
 )
 def test_contexts_that_cannot_be_are_refused(options, sentence):
