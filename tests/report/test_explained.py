@@ -158,7 +158,7 @@ def test_malicious_labels_stay_text(tmp_path):
     one = person(labels=NASTY, groups={"<script>": -0.5}, counterfactuals={"without <b>$": 0.5},
                  signals=("</text><script>", "&amp;"))  # fmt: skip
     text = build_report(inputs(data=ReportData(explained=[one], robustness=TASK)), tmp_path).read_text()
-    assert not re.search(r"<(script|img|b)\b", text)
+    assert not re.search(r"<(img|b)\b", text) and text.count("<script") == 1, "the page's own alone"
     for shown in ("&lt;script&gt;alert(1)&lt;/script&gt;", "ICD10//&quot;&gt;&lt;img src=x&gt;".replace("&quot;", '"'),
                   "a &amp; b // $x^2$ $", "line break &lt;/svg&gt;", "without &lt;b&gt;$"):  # fmt: skip
         assert shown in text, shown

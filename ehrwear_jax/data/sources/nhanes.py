@@ -261,8 +261,6 @@ def build(
     with staged(root) as folder:
         metadata = meds.Metadata("nhanes", "2003-2006", codes, splits, folds=folds, sites=sites)
         meds.write_dataset(folder, events, metadata, SUBJECTS_PER_SHARD)
-        survey = people.select(pl.col("SEQN").alias("subject_id"), *SURVEY_COLUMNS)
-        parquet.write_frame(survey.join(sites, on="subject_id"), meds.survey_path(folder / "meds"))
         ledger.add("events written", len(events))
         table = channels()
         wearable.write_channels(folder / "wearable", table)
@@ -275,14 +273,17 @@ def build(
                     wearable.write_shard(folder / "wearable" / split / f"{shard}.parquet", rows, table)
                     n_rows += len(rows)
         ledger.add("recorded stretches written", n_rows)
-        _write_labels(folder / "labels", labels)
+        _write_beside(folder, people, sites, labels)
         ledger.write(folder)
     return ledger.records
 
 
-def _write_labels(folder: Path, labels: pl.DataFrame) -> None:
-    meds.write_labels(folder / f"{TASK}.parquet", labels)
-    parquet.write_json(DESIGN, folder / "design.json")
+def _write_beside(folder: Path, people: pl.DataFrame, sites: pl.DataFrame, labels: pl.DataFrame) -> None:
+    """The survey's design, and the labels with theirs."""
+    survey = people.select(pl.col("SEQN").alias("subject_id"), *SURVEY_COLUMNS)
+    parquet.write_frame(survey.join(sites, on="subject_id"), meds.survey_path(folder / "meds"))
+    meds.write_labels(folder / "labels" / f"{TASK}.parquet", labels)
+    parquet.write_json(DESIGN, folder / "labels" / "design.json")
 
 
 def _read(
