@@ -12,6 +12,7 @@ import pytest
 import small_bundle
 
 import ehrwear_jax as ew
+from ehrwear_jax.data import perturbations
 from ehrwear_jax.data.formats import wearable
 from ehrwear_jax.inference import bundle as bundle_command
 from ehrwear_jax.inference import bundle_files, new_people, trained_model
@@ -139,6 +140,16 @@ def test_signals_unlike_those_of_the_training_data_are_warned_of(made, tmp_path)
     told = " ".join(model.read(tmp_path / "raw" / "meds", tmp_path / "raw" / "wearable").report.warnings)
     assert "heart_rate: recorded at 0.00556 Hz, and at 0.0167 Hz in the training data" in told
     assert "heart_rate: the median of" in told and "activity: the median of" not in told
+
+
+def test_changed_records_answer_what_if_and_change_no_other_answer(made):
+    _, _, _, _, people = made
+    before = people.embed()
+    changed = people.embed(transform=perturbations.truncate(days=20.0))
+    assert changed.select(embed.KEYS).equals(before.select(embed.KEYS)) and not changed.equals(before)
+    assert people.embed().equals(before)
+    risk = people.predict("readmission", transform=perturbations.truncate(days=20.0))
+    assert not risk.equals(people.predict("readmission"))
 
 
 def test_people_without_wearables_and_times_before_any_data(made):
