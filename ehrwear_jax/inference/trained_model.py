@@ -19,10 +19,11 @@ import numpy as np
 import polars as pl
 
 from ehrwear_jax.config import families
+from ehrwear_jax.config.training import FinetuneConfig
 from ehrwear_jax.data.formats.label_tables import KEY_SCHEMA, read_times
 from ehrwear_jax.data.store import RecordStore
 from ehrwear_jax.evals.probes import LogisticProbe
-from ehrwear_jax.inference import bundle_files, coverage, new_people, stored_probes, write_bundle
+from ehrwear_jax.inference import bundle_files, coverage, fine_tuned, new_people, stored_probes, write_bundle
 from ehrwear_jax.inference.coverage import Report
 from ehrwear_jax.inference.stored_probes import StoredProbe
 from ehrwear_jax.models.family import Transform
@@ -169,6 +170,33 @@ class TrainedModel:
         self.probe(task)
         return self.read(meds_dir, wearable_dir).predict(task, times)
 
+    def fine_tune(
+        self,
+        meds_dir: str | Path,
+        wearable_dir: str | Path | None,
+        labels: str | Path,
+        task: str,
+        workdir: str | Path,
+        config: FinetuneConfig | None = None,
+        mode: str = "lora",
+    ) -> fine_tuned.FineTuned:
+        """The network fine-tuned for a task of other people, which predicts as this one does.
+
+        A call with the same arguments goes on where one stopped, or reads what it found.
+
+        Args:
+          meds_dir: a MEDS data set with metadata/subject_splits.parquet: train people are learned from, tuning people
+            say when to stop. labels: folder of label tables. workdir: receives checkpoints.
+          config: options; None: their defaults. mode: head, lora, adapter or full.
+
+        Raises:
+          FileNotFoundError, ValueError: what is wrong with the data; one class, no event.
+        """
+        table, splits = fine_tuned.labels_of(Path(labels), task), fine_tuned.splits_of(Path(meds_dir))
+        people = self.read(meds_dir, wearable_dir)
+        settings = config or FinetuneConfig()
+        return fine_tuned.fine_tune(self, people, splits, table, task, Path(workdir), settings, mode)
+
     def probe(self, task: str) -> StoredProbe:
         """The probe of a task; ValueError without one."""
         if task not in self.probes:
@@ -202,7 +230,8 @@ class People:
                 logging.warning("%s", sentence)
 
     @functools.cached_property
-    def _network(self) -> LoadedNetwork:
+    def network(self) -> LoadedNetwork:
+        """The network, compiled at its first question, with the examples of these people."""
         model, size = self.model, self.model.about["batch_size"]
         devices = embedding.row_devices(size)
         where = str(model.folder / bundle_files.WEIGHTS)
@@ -226,7 +255,7 @@ class People:
         if other := sorted(set(wanted["subject_id"]) - set(self.store.index["subject_id"])):
             raise ValueError(f"{len(other)} people of the prediction times are not in the data, e.g. {other[0]}")
         self._warn(coverage.of_times(wanted, self.store.index))
-        network, size = self._network, self.model.about["batch_size"]
+        network, size = self.network, self.model.about["batch_size"]
         z_NxD = embedding.embed(network.encode, network.examples, wanted, size, transform)
         if transform is not None:
             return wanted, z_NxD
@@ -282,7 +311,7 @@ class People:
         Raises:
           ValueError: no such task, its probe is no logistic regression, or the family has no attribution.
         """
-        probe, network = self.model.probe(task).model, self._network
+        probe, network = self.model.probe(task).model, self.network
         if not isinstance(probe, LogisticProbe):
             raise ValueError(f"the probe of {task} is no logistic regression, whose logit could be explained")
         if not hasattr(network.interpretation, "embedded_inputs"):
