@@ -1,79 +1,100 @@
 # %% [markdown]
 # # Explore the latent state of a person
-# Loads a finished run, draws z(t) of one held-out person beside their signals and events, and computes counterfactuals:
-# how does the predicted risk change when a drug is removed or the heart rate is raised? A counterfactual describes the
+# Loads a trained model, draws z(t) of one person beside their signals and events, and computes counterfactuals: how
+# does the predicted risk change when a drug is removed or the heart rate is raised? A counterfactual describes the
 # model, not an effect on the person.
 #
-# Make a run first: `launch/demo.sh` (minutes on two CPU cores), or in Colab
-# `!git clone <repository> ehrwear_jax && cd ehrwear_jax && pip install -e . && launch/demo.sh`.
+# In Colab, first `!git clone <repository> ehrwear_jax && cd ehrwear_jax && pip install -e .`.
 
 # %%
 import os
+import tempfile
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
 import polars as pl
 
+import ehrwear_jax as ew
 from ehrwear_jax.data import perturbations
-from ehrwear_jax.interpret import geometry
+from ehrwear_jax.data.sources.simulator import __main__ as simulator
 from ehrwear_jax.report.trajectories import principal_components
-from ehrwear_jax.stages import loaded_run
-from ehrwear_jax.stages.plan import Plan
-from ehrwear_jax.stages.workdir import Workdir
 
 DAY_US = 86_400_000_000
-WORKDIR = Path(os.environ.get("EHRWEAR_RUN", "runs/tiny"))  # @param {type:"string"}
+MODEL = os.environ.get("EHRWEAR_MODEL", "tiny")  # @param {type:"string"}
+PEOPLE = os.environ.get("EHRWEAR_PEOPLE", "")  # @param {type:"string"}
 
 # %% [markdown]
-# ## The run
-# Config, networks and embeddings are those of the last config that ran in the workdir; the model is the reference
-# model. The probe is the one of the evaluate stage: logistic regression on frozen z, fitted on the training split.
+# ## The model and the people
+# `MODEL` is the name of a bundle that comes with the package, or the folder of a bundle or of a run. `PEOPLE` is a
+# folder with `meds/` and perhaps `wearable/`; where it is empty, 70 people are simulated whom the model has never
+# seen. Of a run's own data, most people were trained on.
 
 # %%
-workdir = Workdir(WORKDIR)
-plan = Plan(workdir.read_config(), workdir)
-run = loaded_run.LoadedRun(plan)
-model = loaded_run.reference(plan)
-store, probe = run.store, run.probe(model)
-print(f"{WORKDIR}: model {model}, task {run.task}, {run.held.height} held-out prediction times")
+folder = Path(PEOPLE or tempfile.mkdtemp(prefix="people-"))
+if not PEOPLE:
+    simulator.main([str(folder), "--seed=7"])
+model = ew.load(MODEL)
+people = model.read(folder / "meds", folder / "wearable" if (folder / "wearable").is_dir() else None)
+store = people.store
+TASK = next(name for name in reversed(model.tasks) if model.probe(name).kind == "binary")
+print(f"{model!r}\n{people.report}\ntask {TASK}")
 
 # %% [markdown]
 # ## The person
-# `RANK` 0 is the held-out person with the most wearable windows in the 30 days before a prediction time; what follows
-# is about this prediction time and the record up to it. People are not named.
+# What follows is about one time, the end of somebody's last wearable window, and the record up to it. `RANK` 0 is who
+# has most windows in the 30 days before, of those with a drug where there are any: of somebody without a signal in
+# what the model reads, nothing changes with the signal. People are not named.
 
 # %%
 RANK = 0  # @param {type:"integer"}
+DRUG = "ATC//"  # @param {type:"string"}
+is_drug = perturbations.code_matcher(store.codes, (DRUG,))
 
 
-def recent_windows(row):
-    """How many windows of a person end in the 30 days before a prediction time."""
-    end_us = run.record(model, run.position[row["subject_id"]]).window_end_M
-    return int(np.sum((end_us <= row["at_us"]) & (end_us > row["at_us"] - 30 * DAY_US)))
+def candidate(position):
+    """(has a drug, windows in the last 30 days, position, time) of a person; without a window at the last event."""
+    record = store[position]
+    ends = record.window_end_M if len(record.window_end_M) else record.time_K
+    last = int(ends[-1]) if len(ends) else record.first_us
+    windows = record.window_end_M
+    recent = int(np.sum((windows <= last) & (windows > last - 30 * DAY_US)))
+    return bool(is_drug(record.code_K[record.time_K <= last]).any()) and recent > 0, recent, position, last
 
 
-held = run.held.select("subject_id", at_us=pl.col("prediction_time").to_physical())
-held = held.with_columns(recent=pl.struct("subject_id", "at_us").map_elements(recent_windows, pl.Int64))
-ranked = held.sort("recent", "at_us", "subject_id", descending=[True, True, False])
-subject, last, recent = ranked.unique("subject_id", keep="first", maintain_order=True).row(RANK)
-person = run.record(model, run.position[subject])
+_, recent, position, last = sorted(map(candidate, range(len(store))), reverse=True)[RANK]
+person, subject = store[position], store.index["subject_id"][position]
 begin = person.first_us
 n_events, n_windows = np.sum(person.time_K <= last), np.sum(person.window_end_M <= last)
 print(f"{n_events} events, {n_windows} windows ({recent} in the last 30 days), {(last - begin) / DAY_US:.0f} days")
 
 # %% [markdown]
 # ## z(t), signals and events on one time axis
-# z is whitened by the training split and drawn along its first two principal components over this person's record.
+# z is standardised by that of all people and drawn along its first two principal components over this person's
+# record.
 
 # %%
 POINTS = 80  # @param {type:"integer"}
+RISK = "predicted_boolean_probability"
 grid = np.linspace(begin, last, POINTS).astype(np.int64)
-along = loaded_run.prediction_times([subject] * POINTS, grid)
-whiten = geometry.fit_whitening(run.train_latents(model))
-z = run.embed(model, along)
-(components,), _ = principal_components([whiten(z)])
-risk = probe.predict_proba(z)
+
+
+def at(time_us):
+    """The person's prediction times, of microseconds since 1970."""
+    time = pl.Series("prediction_time", np.asarray(time_us, np.int64)).cast(pl.Datetime("us"))
+    return pl.DataFrame([pl.Series("subject_id", [subject] * len(time), pl.Int64), time])
+
+
+def values(embedded):
+    """z as float64 [N, D]."""
+    return embedded.drop("subject_id", "prediction_time").to_numpy().astype(np.float64)
+
+
+everybody = values(people.embed())
+z = values(people.embed(at(grid)))
+z = (z - np.nanmean(everybody, 0)) / np.maximum(np.nanstd(everybody, 0), 1e-6)
+(components,), _ = principal_components([np.nan_to_num(z)])
+risk = people.predict(TASK, at(grid))[RISK].to_numpy()
 
 
 def days(time_us):
@@ -93,9 +114,9 @@ axes[1].legend(frameon=False)
 axes[2].scatter(days(person.time_K), [lanes.index(k) for k in kinds], s=8, color="#444444")
 axes[2].set_yticks(range(len(lanes)), lanes)
 for c, channel in enumerate(store.channels):
-    values = np.ma.masked_invalid(person.window_MxLxC[..., c])
-    if len(values):
-        axes[3 + c].plot(days(person.window_end_M), values.mean(1), ".", markersize=3, color="#0072B2")
+    signal = np.ma.masked_invalid(person.window_MxLxC[..., c])
+    if len(signal):
+        axes[3 + c].plot(days(person.window_end_M), signal.mean(1), ".", markersize=3, color="#0072B2")
     axes[3 + c].set_ylabel(f"{channel}\n(mean of a window)")
 axes[-1].set_xlabel("days since the first record")
 axes[-1].set_xlim(0, days(last))
@@ -110,12 +131,7 @@ plt.show()
 
 # %%
 def risk_at(time_us, change=None):
-    return float(probe.predict_proba(run.embed(model, loaded_run.prediction_times([subject], [time_us]), change))[0])
-
-
-def without(prefix):
-    """The record without the codes that start with `prefix`."""
-    return perturbations.drop_codes(perturbations.code_matcher(store.codes, (prefix,)))
+    return float(people.predict(TASK, at([time_us]), change)[RISK][0])
 
 
 def raised(channel, sd, from_days_before=np.inf):
@@ -123,9 +139,9 @@ def raised(channel, sd, from_days_before=np.inf):
     return perturbations.add_to_channel(channel, sd, store.scales, from_days_before)
 
 
-DRUG = "ATC//"  # @param {type:"string"}
 CHANNEL, SD = "heart_rate", 1.0
-changes = {"as recorded": None, f"without {DRUG}": without(DRUG), "no wearable": perturbations.drop_wear()}
+changes = {"as recorded": None, f"without {DRUG}": perturbations.drop_codes(is_drug)}
+changes["no wearable"] = perturbations.drop_wear()
 if CHANNEL in store.channels:
     changes[f"{CHANNEL} + {SD:g} SD"] = raised(CHANNEL, SD)
 counterfactuals = {name: risk_at(last, change) for name, change in changes.items()}
@@ -138,7 +154,7 @@ for name, value in counterfactuals.items():
 
 # %%
 if CHANNEL in store.channels:
-    changed = probe.predict_proba(run.embed(model, along, raised(CHANNEL, SD)))
+    changed = people.predict(TASK, at(grid), raised(CHANNEL, SD))[RISK].to_numpy()
     fig, ax = plt.subplots(figsize=(9, 3))
     ax.plot(days(grid), risk, color="#0072B2", label="as recorded")
     ax.plot(days(grid), changed, color="#D55E00", linestyle="--", label=f"{CHANNEL} + {SD:g} SD")

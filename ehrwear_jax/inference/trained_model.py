@@ -19,12 +19,14 @@ import numpy as np
 import polars as pl
 
 from ehrwear_jax.config import families
+from ehrwear_jax.config.training import FinetuneConfig
 from ehrwear_jax.data.formats.label_tables import KEY_SCHEMA, read_times
 from ehrwear_jax.data.store import RecordStore
 from ehrwear_jax.evals.probes import LogisticProbe
-from ehrwear_jax.inference import bundle_files, coverage, new_people, stored_probes, write_bundle
+from ehrwear_jax.inference import bundle_files, coverage, fine_tuned, new_people, stored_probes, write_bundle
 from ehrwear_jax.inference.coverage import Report
 from ehrwear_jax.inference.stored_probes import StoredProbe
+from ehrwear_jax.models.family import Transform
 from ehrwear_jax.stages import interpret_people
 from ehrwear_jax.stages.loaded_run import LoadedNetwork
 from ehrwear_jax.training import embedding
@@ -168,6 +170,33 @@ class TrainedModel:
         self.probe(task)
         return self.read(meds_dir, wearable_dir).predict(task, times)
 
+    def fine_tune(
+        self,
+        meds_dir: str | Path,
+        wearable_dir: str | Path | None,
+        labels: str | Path,
+        task: str,
+        workdir: str | Path,
+        config: FinetuneConfig | None = None,
+        mode: str = "lora",
+    ) -> fine_tuned.FineTuned:
+        """The network fine-tuned for a task of other people, which predicts as this one does.
+
+        A call with the same arguments goes on where one stopped, or reads what it found.
+
+        Args:
+          meds_dir: a MEDS data set with metadata/subject_splits.parquet: train people are learned from, tuning people
+            say when to stop. labels: folder of label tables. workdir: receives checkpoints.
+          config: options; None: their defaults. mode: head, lora, adapter or full.
+
+        Raises:
+          FileNotFoundError, ValueError: what is wrong with the data; one class, no event.
+        """
+        table, splits = fine_tuned.labels_of(Path(labels), task), fine_tuned.splits_of(Path(meds_dir))
+        people = self.read(meds_dir, wearable_dir)
+        settings = config or FinetuneConfig()
+        return fine_tuned.fine_tune(self, people, splits, table, task, Path(workdir), settings, mode)
+
     def probe(self, task: str) -> StoredProbe:
         """The probe of a task; ValueError without one."""
         if task not in self.probes:
@@ -201,7 +230,8 @@ class People:
                 logging.warning("%s", sentence)
 
     @functools.cached_property
-    def _network(self) -> LoadedNetwork:
+    def network(self) -> LoadedNetwork:
+        """The network, compiled at its first question, with the examples of these people."""
         model, size = self.model, self.model.about["batch_size"]
         devices = embedding.row_devices(size)
         where = str(model.folder / bundle_files.WEIGHTS)
@@ -214,27 +244,32 @@ class People:
         with_any = self.store.index.filter(pl.col("n_static") + pl.col("n_events") + pl.col("n_windows") > 0)
         return with_any.select("subject_id", pl.col("end_us").cast(pl.Datetime("us")).alias("prediction_time"))
 
-    def latents(self, times: pl.DataFrame | str | Path | None = None) -> tuple[pl.DataFrame, np.ndarray]:
+    def latents(
+        self, times: pl.DataFrame | str | Path | None = None, transform: Transform | None = None
+    ) -> tuple[pl.DataFrame, np.ndarray]:
         """(subject_id and prediction_time, z float32 [N, D]); NaN where there is nothing to read. See `embed`."""
         wanted = self.last_times() if times is None else read_times(times)
-        for known, z_NxD in self._embedded:
+        for known, z_NxD in self._embedded if transform is None else ():
             if known.equals(wanted):
                 return known, z_NxD
         if other := sorted(set(wanted["subject_id"]) - set(self.store.index["subject_id"])):
             raise ValueError(f"{len(other)} people of the prediction times are not in the data, e.g. {other[0]}")
         self._warn(coverage.of_times(wanted, self.store.index))
-        network = self._network
-        z_NxD = embedding.embed(network.encode, network.examples, wanted, self.model.about["batch_size"])
+        network, size = self.network, self.model.about["batch_size"]
+        z_NxD = embedding.embed(network.encode, network.examples, wanted, size, transform)
+        if transform is not None:
+            return wanted, z_NxD
         std_D = self.model._latents.get("std")
         self._warn(coverage.of_latents(wanted["subject_id"].to_numpy(), z_NxD, std_D))
         self._embedded = [*self._embedded[-3:], (wanted, z_NxD)]
         return wanted, z_NxD
 
-    def embed(self, times: pl.DataFrame | str | Path | None = None) -> pl.DataFrame:
+    def embed(self, times: pl.DataFrame | str | Path | None = None, transform: Transform | None = None) -> pl.DataFrame:
         """z at prediction times, from what was known then.
 
         Args:
           times: subject_id and prediction_time, as a frame or a parquet file; None: the last record of each person.
+          transform: what becomes of each record before it is read (data/perturbations.py), as for counterfactuals.
 
         Returns:
           subject_id, prediction_time, z0, z1, ... (Float32; null where there is nothing to read).
@@ -242,18 +277,23 @@ class People:
         Raises:
           ValueError: a column is missing, or somebody is not in the data.
         """
-        keys, z_NxD = self.latents(times)
+        keys, z_NxD = self.latents(times, transform)
         names = [f"z{i}" for i in range(z_NxD.shape[1])]
         return keys.hstack(pl.DataFrame(z_NxD, names).fill_nan(None))
 
-    def predict(self, task: str, times: pl.DataFrame | str | Path | None = None) -> pl.DataFrame:
+    def predict(
+        self, task: str, times: pl.DataFrame | str | Path | None = None, transform: Transform | None = None
+    ) -> pl.DataFrame:
         """Predictions of a task: subject_id, prediction_time and the columns of StoredProbe.predict.
+
+        Args:
+          times, transform: as `embed` takes them.
 
         Raises:
           ValueError: no such task; as `embed`.
         """
         probe = self.model.probe(task)
-        keys, z_NxD = self.latents(times)
+        keys, z_NxD = self.latents(times, transform)
         return keys.hstack(probe.predict(z_NxD))
 
     def explain(self, task: str, times: pl.DataFrame | str | Path, steps: int = 16) -> pl.DataFrame:
@@ -271,7 +311,7 @@ class People:
         Raises:
           ValueError: no such task, its probe is no logistic regression, or the family has no attribution.
         """
-        probe, network = self.model.probe(task).model, self._network
+        probe, network = self.model.probe(task).model, self.network
         if not isinstance(probe, LogisticProbe):
             raise ValueError(f"the probe of {task} is no logistic regression, whose logit could be explained")
         if not hasattr(network.interpretation, "embedded_inputs"):

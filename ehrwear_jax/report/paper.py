@@ -162,7 +162,6 @@ def _heading(records: Lookup, task: str, text: str) -> str:
     return f"{text} ({rec.format_population(found)})" if found else text
 
 
-# options by which tables are filled
 HINTS = {"2": "config.labels.physiology.measures, config.evaluate.tasks", "6": "config.report.tuning_dir"}
 
 

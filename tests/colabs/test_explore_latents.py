@@ -32,17 +32,32 @@ def test_cells_of_a_script():
     assert found == [("markdown", "# Title\n\ntext"), ("code", "x = 1  # %% no mark"), ("code", "y = 2")]
 
 
+def run_script(monkeypatch, **named):
+    for name in ("MODEL", "PEOPLE"):
+        monkeypatch.delenv(f"EHRWEAR_{name}", raising=False)
+    for name, value in named.items():
+        monkeypatch.setenv(f"EHRWEAR_{name.upper()}", str(value))
+    monkeypatch.setenv("MPLBACKEND", "agg")
+    return runpy.run_path(str(SCRIPT))
+
+
 @pytest.mark.slow
 def test_the_script_runs_on_a_small_run(tmp_path, monkeypatch, capsys):
     small_run.write_inputs(tmp_path)
     config = small_run.one_model(small_run.small_config(tmp_path), "joint")
     runner.run(config_lib.parse(config), tmp_path / "run", ["prepare", "pretrain", "embed"])
-    monkeypatch.setenv("EHRWEAR_RUN", str(tmp_path / "run"))
-    monkeypatch.setenv("MPLBACKEND", "agg")
-    found = runpy.run_path(str(SCRIPT))
-    risks = found["counterfactuals"]
+    risks = run_script(monkeypatch, model=tmp_path / "run", people=tmp_path / "raw")["counterfactuals"]
     assert set(risks) == {"as recorded", "without ATC//", "no wearable", "heart_rate + 1 SD"}
     assert all(0 < r < 1 for r in risks.values())
     assert risks["without ATC//"] == pytest.approx(risks["as recorded"])  # the cohort has no such codes
     assert risks["heart_rate + 1 SD"] != risks["as recorded"] != risks["no wearable"]
     assert "change +0.000" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_the_script_runs_without_a_run_on_somebody_of_whom_it_has_something_to_show(monkeypatch):
+    """The bundle that comes with the package, and people who are simulated: each change changes the risk."""
+    found = run_script(monkeypatch)
+    assert found["recent"] > 0 and found["is_drug"](found["person"].code_K).any()
+    risks = found["counterfactuals"]
+    assert len(set(risks.values())) == len(risks) == 4

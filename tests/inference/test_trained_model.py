@@ -1,5 +1,6 @@
 """A bundle answers as the run that it is of, on the same people and on people who are recorded otherwise."""
 
+import dataclasses
 import json
 import shutil
 import tempfile
@@ -12,12 +13,15 @@ import pytest
 import small_bundle
 
 import ehrwear_jax as ew
+from ehrwear_jax.config.training import FinetuneConfig
+from ehrwear_jax.data import perturbations
 from ehrwear_jax.data.formats import wearable
 from ehrwear_jax.inference import bundle as bundle_command
 from ehrwear_jax.inference import bundle_files, new_people, trained_model
 from ehrwear_jax.inference import predict as predict_command
 from ehrwear_jax.runtime import checkpoint_manifest
-from ehrwear_jax.stages import embed, predictors, tasks
+from ehrwear_jax.stages import embed, finetuned, predictors, tasks
+from ehrwear_jax.stages.plan import Plan
 
 TASKS = ["readmission", "relapse"]
 SLOW = ("joint", "motor", "cehr_bert")
@@ -139,6 +143,35 @@ def test_signals_unlike_those_of_the_training_data_are_warned_of(made, tmp_path)
     told = " ".join(model.read(tmp_path / "raw" / "meds", tmp_path / "raw" / "wearable").report.warnings)
     assert "heart_rate: recorded at 0.00556 Hz, and at 0.0167 Hz in the training data" in told
     assert "heart_rate: the median of" in told and "activity: the median of" not in told
+
+
+def test_changed_records_answer_what_if_and_change_no_other_answer(made):
+    _, _, _, _, people = made
+    before = people.embed()
+    changed = people.embed(transform=perturbations.truncate(days=20.0))
+    assert changed.select(embed.KEYS).equals(before.select(embed.KEYS)) and not changed.equals(before)
+    assert people.embed().equals(before)
+    risk = people.predict("readmission", transform=perturbations.truncate(days=20.0))
+    assert not risk.equals(people.predict("readmission"))
+
+
+@pytest.mark.slow
+def test_fine_tuned_it_predicts_as_the_stage_does(made, tmp_path):
+    """The same training from the same latents; another call reads what the first one found."""
+    root, plan, _, model, people = made
+    settings = FinetuneConfig(steps=4, warmup_steps=1, batch_size=4, validate_every=2)
+    given = root / "raw" / "meds", root / "raw" / "wearable", root / "labels", "readmission", tmp_path
+    tuned = model.fine_tune(*given, settings, mode="full")
+    task = tasks.read(plan, "readmission")
+    (fold,) = task.folds
+    other = dataclasses.replace(plan.config, finetune=settings)
+    want = finetuned.predictions(Plan(other, plan.workdir), task, fold, plan.config.networks[0], "full")["held_out"]
+    got = tuned.predict_people(people, fold.of("held_out"))
+    np.testing.assert_allclose(got["predicted_boolean_probability"], want, atol=1e-4)
+    again = model.fine_tune(*given, settings, mode="full")
+    assert again.predict_people(people, fold.of("held_out")).equals(got)
+    with pytest.raises(FileNotFoundError, match="no label table death.parquet; there are readmission, relapse"):
+        model.fine_tune(*given[:3], "death", tmp_path)
 
 
 def test_people_without_wearables_and_times_before_any_data(made):
