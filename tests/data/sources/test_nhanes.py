@@ -15,8 +15,9 @@ from ehrwear_jax.data.sources import nhanes, nhanes_files
 
 DAY = datetime.timedelta(days=1)
 COVARIATES = [
-    "SEQN", "SDDSRVYR", "SDMVPSU", "WTMEC2YR", "RIDAGEMN", "RIDAGEEX", "RIDAGEYR", "BMI", "Race", "Gender", "Diabetes",
-    "CHF", "CHD", "Cancer", "Stroke", "EducationAdult", "MobilityProblem", "DrinkStatus", "DrinksPerWeek", "SmokeCigs",
+    "SEQN", "SDDSRVYR", "SDMVPSU", "SDMVSTRA", "WTINT2YR", "WTMEC2YR", "RIDAGEMN", "RIDAGEEX", "RIDAGEYR", "BMI", "Race",
+    "Gender", "Diabetes", "CHF", "CHD", "Cancer", "Stroke", "EducationAdult", "MobilityProblem", "DrinkStatus",
+    "DrinksPerWeek", "SmokeCigs",
 ]  # fmt: skip
 MORTALITY = ["SEQN", "eligstat", "mortstat", "permth_exm"]
 IDA = ["seqn", "age", "sys", "lbxtc", "lbdhdd", *nhanes_files.SUMMARIES, *nhanes_files.PROFILE]
@@ -36,7 +37,7 @@ def survey(n_people=80, seed=0):
         months = None if kind == 4 else 12 * years + rng.randint(0, 11)
         adult = rng.random() < 0.9
         covariates.append([
-            seqn, rng.choice([3, 4]), 1, 0.0 if kind == 1 else 5000.5, months,
+            seqn, rng.choice([3, 4]), 1 + seqn % 2, 40 + seqn % 15, 4000.25, 0.0 if kind == 1 else 5000.5, months,
             None if kind in (1, 5) else months, years,
             rng.choice([None, 22.5, 31.25]), rng.choice(list(nhanes_files.RACES)), rng.choice(["Male", "Female"]),
             rng.choice(["Yes", "No", "Borderline", "Don't know", None]),
@@ -123,6 +124,14 @@ def built(cohort, tmp_path_factory):
     source = write_source(folder / "source", cohort)
     records = nhanes.build(source, folder / "root", strict=False, progress=False)
     return folder / "root", {record["step"]: record for record in records}
+
+
+def test_the_design_of_the_survey_is_beside_the_data(cohort, built):
+    design = pl.read_parquet(meds.survey_path(built[0] / "meds"))
+    examined = {row[0] for row in cohort["covariates"] if row[0] % 8 != 1}
+    assert set(design["subject_id"]) == examined and {"WTMEC2YR", "SDMVSTRA", "SDMVPSU", "cycle"} <= set(design.columns)
+    for seqn, interview, exam, stratum, unit, _ in design.iter_rows():
+        assert (interview, exam, stratum, unit) == (4000.25, 5000.5, 40 + seqn % 15, 1 + seqn % 2)
 
 
 def read_events(root):
