@@ -15,8 +15,8 @@ from ehrwear_jax.data.sources import nhanes, nhanes_files
 
 DAY = datetime.timedelta(days=1)
 COVARIATES = [
-    "SEQN", "SDDSRVYR", "SDMVPSU", "SDMVSTRA", "WTINT2YR", "WTMEC2YR", "RIDAGEMN", "RIDAGEEX", "RIDAGEYR", "BMI", "Race",
-    "Gender", "Diabetes", "CHF", "CHD", "Cancer", "Stroke", "EducationAdult", "MobilityProblem", "DrinkStatus",
+    "SEQN", "SDDSRVYR", "SDMVPSU", "SDMVSTRA", "WTINT2YR", "WTMEC2YR", "RIDAGEMN", "RIDAGEEX", "RIDAGEYR", "BMI",
+    "Race", "Gender", "Diabetes", "CHF", "CHD", "Cancer", "Stroke", "EducationAdult", "MobilityProblem", "DrinkStatus",
     "DrinksPerWeek", "SmokeCigs",
 ]  # fmt: skip
 MORTALITY = ["SEQN", "eligstat", "mortstat", "permth_exm"]
