@@ -22,8 +22,10 @@ from ehrwear_jax.config import families
 from ehrwear_jax.data.formats import parquet
 from ehrwear_jax.data.store import RecordStore
 from ehrwear_jax.evals.probes import LogisticProbe
-from ehrwear_jax.inference import bundle_files, coverage, new_people, stored_probes, write_bundle
+from ehrwear_jax.inference import bundle_files, coverage, new_people, patient_state, stored_probes, write_bundle
 from ehrwear_jax.inference.coverage import Report
+from ehrwear_jax.inference.growing_record import GrowingRecord
+from ehrwear_jax.inference.patient_state import PatientState
 from ehrwear_jax.inference.stored_probes import StoredProbe
 from ehrwear_jax.stages import interpret_people
 from ehrwear_jax.stages.embed import KEYS
@@ -101,6 +103,7 @@ class TrainedModel:
         config = families.config(of["family"], of["config"], where)
         self.model = Model(of["name"], of["family"], config, seed=of["seed"])
         self.card: dict[str, Any] = json.loads((self.folder / bundle_files.CARD).read_text())
+        self._readers: dict[str, patient_state.Reader] = {}
         self.card_text = (self.folder / bundle_files.CARD_TEXT).read_text()
 
     def __repr__(self) -> str:
@@ -169,6 +172,28 @@ class TrainedModel:
         """subject_id, prediction_time and the predictions of a task; see `read` and `People.predict`."""
         self.probe(task)
         return self.read(meds_dir, wearable_dir).predict(task, times)
+
+    def state(
+        self,
+        patient: str = "",
+        saved: bytes | str | Path | None = None,
+        mapping: str | Path | None = None,
+        late_days: float = patient_state.LATE_DAYS,
+    ) -> PatientState:
+        """A patient's state, to which rows are appended as they arrive; see patient_state.py.
+
+        Args:
+          patient: what you call the patient. saved: what PatientState.to_bytes or save made; None: nothing is known.
+          mapping: as in `read`. late_days: see PatientState.
+
+        Raises:
+          ValueError: a damaged state; a model that rows cannot be appended for (growing_record.Intake).
+        """
+        reader = self._readers.get(str(mapping)) or patient_state.Reader(self, mapping)
+        self._readers[str(mapping)] = reader
+        data = saved if isinstance(saved, bytes | None) else Path(saved).read_bytes()
+        record = None if data is None else GrowingRecord.of_bytes(reader.intake, data)
+        return PatientState(self, reader, patient, record, late_days)
 
     def probe(self, task: str) -> StoredProbe:
         """The probe of a task; ValueError without one."""
