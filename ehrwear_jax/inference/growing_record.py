@@ -368,6 +368,8 @@ def frame(rows: Iterable[Mapping[str, Any]] | pl.DataFrame | None, schema: Mappi
     if rows is None or isinstance(rows, pl.DataFrame):
         return rows
     listed = list(rows)
+    if not all(isinstance(row, Mapping) for row in listed):
+        raise ValueError("a row is not an object with a value for each column")
     names = dict.fromkeys(name for row in listed for name in row)
     if unknown := [name for name in names if name not in schema]:
         raise ValueError(f"there is no column {str(unknown[0])[:40]!r}; there are {', '.join(schema)}")

@@ -35,28 +35,35 @@ class Reader:
     """What all states of a model share: how rows become records, and how z is read from them.
 
     Attributes:
-      intake: of the bundle. decoder: of the family, None without one. n_events: that states keep; None: all.
+      intake: of the bundle. n_events: that states keep; None: all.
     """
 
     def __init__(self, model: "TrainedModel", mapping: str | Path | None = None, incremental: bool = True) -> None:
-        self.intake = Intake(model.folder, model.about, mapping)
-        where = str(model.folder / bundle_files.WEIGHTS)
-        self._examples, self._network = embedding.assemble(model.model, self.intake.store, model.variables, where)
-        self._variables = model.variables
-        made = getattr(model.model.module, "Decoder", None)
-        self.decoder = made(self._examples, self._network, model.variables) if made and incremental else None
-        most = None if self.decoder is None else self.decoder.n_events
+        self.intake, self._model = Intake(model.folder, model.about, mapping), model
+        self._decoder = getattr(model.model.module, "Decoder", None) if incremental else None
+        most = None if self._decoder is None else self._decoder.n_events(model.model.config)
         self.n_events = None if most is None else 2 * most  # so that reads a little further back stay possible
 
     @functools.cached_property
+    def _assembled(self):
+        """(examples, network); made when z is first read, which rows need not wait for."""
+        model, where = self._model, str(self._model.folder / bundle_files.WEIGHTS)
+        return embedding.assemble(model.model, self.intake.store, model.variables, where)
+
+    @functools.cached_property
+    def decoder(self) -> Any:
+        """The family's Decoder, None without one."""
+        return None if self._decoder is None else self._decoder(*self._assembled, self._model.variables)
+
+    @functools.cached_property
     def _encode(self):
-        return embedding.encoder(self._network, self._variables)
+        return embedding.encoder(self._assembled[1], self._model.variables)
 
     def recomputed(self, record: Any, time_us: int) -> np.ndarray:
         """z of a record at a time as embedding.embed computes it; NaN where there is nothing to read."""
         index = pl.DataFrame({"subject_id": [NOBODY], "prediction_time": [time_us]})
         index = index.with_columns(pl.col("prediction_time").cast(pl.Datetime("us")))
-        return embedding.embed(self._encode, self._examples, index, 1, lambda *_: record)[0]
+        return embedding.embed(self._encode, self._assembled[0], index, 1, lambda *_: record)[0]
 
 
 class PatientState:

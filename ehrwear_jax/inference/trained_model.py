@@ -189,11 +189,16 @@ class TrainedModel:
         Raises:
           ValueError: a damaged state; a model that rows cannot be appended for (growing_record.Intake).
         """
-        reader = self._readers.get(str(mapping)) or patient_state.Reader(self, mapping)
-        self._readers[str(mapping)] = reader
+        reader = self.reader(mapping)
         data = saved if isinstance(saved, bytes | None) else Path(saved).read_bytes()
         record = None if data is None else GrowingRecord.of_bytes(reader.intake, data)
         return PatientState(self, reader, patient, record, late_days)
+
+    def reader(self, mapping: str | Path | None = None) -> patient_state.Reader:
+        """What the states of all patients share, made once; see `state`."""
+        if str(mapping) not in self._readers:
+            self._readers[str(mapping)] = patient_state.Reader(self, mapping)
+        return self._readers[str(mapping)]
 
     def probe(self, task: str) -> StoredProbe:
         """The probe of a task; ValueError without one."""

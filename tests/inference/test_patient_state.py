@@ -41,7 +41,7 @@ def _times(events, signal):
 def compare(model, root, seeds, most_events=60, incremental=True):
     """(largest difference from the batch, reads) over random sequences of cuts and appends."""
     codes, people, asked, got = codes_of(model), {}, [], []
-    reader = patient_state.Reader(model, incremental=incremental)
+    reader = model.reader() if incremental else patient_state.Reader(model, incremental=False)
     for seed in seeds:
         rng = np.random.default_rng(seed)
         n_worn = int(rng.integers(0, 60)) if seed % 2 else 0
@@ -64,11 +64,16 @@ def compare(model, root, seeds, most_events=60, incremental=True):
 
 
 def test_what_is_read_is_what_the_batch_says(model, tmp_path):
-    worst, n = compare(model, tmp_path, range(12))
-    assert worst < ATOL and n > 15
+    worst, n = compare(model, tmp_path, range(6))
+    assert worst < ATOL and n > 6
 
 
 @pytest.mark.slow
+def test_a_hundred_sequences(model, tmp_path):
+    assert compare(model, tmp_path, range(100, 200), most_events=120)[0] < ATOL
+
+
+@pytest.mark.long
 def test_a_thousand_sequences(model, tmp_path):
     worst, n = compare(model, tmp_path, range(1000, 2000), most_events=120)
     print(f"{n} reads of 1,000 sequences: largest difference {worst:.1e}")
@@ -144,6 +149,7 @@ def test_what_cannot_be_used_is_refused_whole(model, events, signal, what):
     assert state.to_bytes() == before
 
 
+@pytest.mark.slow
 def test_predictions_are_those_of_the_people(model, tmp_path):
     state, rows = model.state(), [{"time": "2018-01-01T09:00", "code": "LOINC//2345-7", "numeric_value": 300.0}]
     state.append(rows)

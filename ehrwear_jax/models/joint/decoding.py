@@ -26,6 +26,7 @@ from ehrwear_jax.models.family import Batch
 from ehrwear_jax.models.joint import context
 from ehrwear_jax.models.joint import patient as patient_lib
 from ehrwear_jax.models.joint.batch import MODALITY_WEAR, batch_spec
+from ehrwear_jax.models.joint.config import Config
 from ehrwear_jax.models.joint.examples import JointExamples
 from ehrwear_jax.models.joint.network import JointNetwork
 from ehrwear_jax.models.joint.patient import Patient
@@ -63,7 +64,6 @@ class Decoder:
 
     Attributes:
       is_incremental: whether what is known of earlier tokens is used.
-      n_events: how many of the latest timed events of a record a read may depend on; None: on all.
 
     Args:
       examples, network: of the model. variables: {"params", "collections"}.
@@ -76,10 +76,14 @@ class Decoder:
         self._spec = batch_spec(config.context, examples.facts, {})
         of_others = config.network.wear_span_days > 0 or config.context.raw_windows > 0
         self.is_incremental = config.network.posterior != "sde" and not of_others
-        self.n_events = None if config.network.value_inputs else config.context.context_tokens
         self._variables = jax.device_put({"params": variables["params"], **variables["collections"]})
         self._extend = jax.jit(lambda v, b, known: network.apply(v, b, known, method="extend"), donate_argnums=2)
         self._encode = jax.jit(lambda v, b: network.apply(v, b, method="encode"))
+
+    @staticmethod
+    def n_events(config: Config) -> int | None:
+        """How many of the latest timed events of a record a read may depend on; None: on all."""
+        return None if config.network.value_inputs else config.context.context_tokens
 
     def patient(self, record: Record) -> Patient:
         """The stream of a record, made once for any number of reads."""
