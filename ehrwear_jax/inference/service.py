@@ -35,7 +35,7 @@ from ehrwear_jax.inference.state_store import KeyTaken, StateStore, UnknownPatie
 
 LOG = logging.getLogger("ehrwear_jax.serve")
 _LONGEST_NAME = 256  # characters of a patient, a key, a task, a time
-FIELDS = {
+FIELDS: dict[str, dict[str, type]] = {
     "append": {"patient": str, "key": str, "events": list, "signal": list},
     "read": {"patient": str, "time": str},
     "predict": {"patient": str, "task": str, "time": str},

@@ -1,6 +1,5 @@
 """The service refuses what it must, stays up, tells logs nothing, and loses nothing that it acknowledged."""
 
-
 import http.client
 import json
 import random
