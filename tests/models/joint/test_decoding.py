@@ -19,7 +19,6 @@ VARIANTS = {
     "plain": {"kernel": "none", "count_width": 0, "day_bins": True, "time_unit_days": 1 / 24},
     "values": {"value_inputs": True, "value_features": 3, "count_rates": 1, "adapter_width": 2},
     "normal": {"posterior": "normal", "weights": {"latent_kl": (1.0, 1.0, 0)}},
-    "sde": {"posterior": "sde", "weights": {"latent_kl": (1.0, 1.0, 0)}},
     "span": {"wear_span_days": 2.0},
     "windows in parts": {"context": {"window_parts": 2}},
     "ehr": {"modalities": ("ehr",)},
@@ -42,7 +41,7 @@ def made(root, **options):
 def test_a_growing_record_is_read_as_the_batch_reads_it(few_people, name):
     examples, network, variables = made(few_people, **VARIANTS[name])
     decoder = Decoder(examples, network, variables)
-    assert decoder.is_incremental == (name not in ("sde", "span"))
+    assert decoder.is_incremental == (name != "span")
     encode, rng = embedding.encoder(network, variables), np.random.default_rng(0)
     position, times, got = [], [], []
     for i in range(3):
