@@ -35,6 +35,9 @@ INSTALL_REQUIRES = [
 # The site of docs/.
 DOCS_REQUIRES = ["mkdocs-material>=9.5", "mkdocstrings[python]>=0.27"]
 
+# The HTTP service of a trained model, inference/serve.py.
+SERVE_REQUIRES = ["starlette>=0.40", "uvicorn>=0.30"]
+
 # Oracles and tools of the test suite; nothing in the package imports them.
 TEST_REQUIRES = [
     "dask-jobqueue>=0.9",
@@ -43,6 +46,7 @@ TEST_REQUIRES = [
     "lifelines>=0.30",
     "meds-evaluation>=0.0.6",
     *DOCS_REQUIRES,
+    *SERVE_REQUIRES,
     "mypy>=1.18",
     "neurokit2>=0.2.13",
     "pytest>=8",
@@ -86,6 +90,7 @@ setup(
         # The second implementation that layers of the baselines are held to; those tests skip without it.
         "parity": ["torch>=2.5"],
         "docs": DOCS_REQUIRES,
+        "serve": SERVE_REQUIRES,
         "test": TEST_REQUIRES,
         "dev": [*TEST_REQUIRES, "ipykernel>=6.29", "pre-commit>=4", "py-spy>=0.4", "xprof>=2.20"],
     },

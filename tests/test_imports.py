@@ -109,7 +109,8 @@ LAYERS = (
            "models.tabular runtime"),
     # What users hold, on top of everything; it names no family.
     _layer("inference", "inference stages config data training evals interpret models.family models.registry runtime"),
-    _layer("benchmarks", "benchmarks evals data models.family models.joint ops config stages training"),
+    _layer("benchmarks", "benchmarks evals data models.family models.joint ops config stages training inference "
+           "runtime.compile_cache"),
     _layer("main", "stages config runtime.distributed runtime.compile_cache"),
     _layer("", ""),
 )  # fmt: skip

@@ -10,7 +10,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -84,7 +84,7 @@ def prepare(bundle: Path, about: Mapping[str, Any], sources: Sources, out: Path)
     tables, records, fit = (out / name for name in ("tables", "records", "fit"))
     for folder in (tables, records, fit):
         folder.mkdir(parents=True)
-    config = _options(bundle, about, sources.mapping)
+    config = prepare_options(bundle, about, sources.mapping)
     table = pl.read_parquet(bundle / "codes.parquet")
     if found := _units_of_codes(source, table, bundle, config):
         converted += found
@@ -97,7 +97,7 @@ def prepare(bundle: Path, about: Mapping[str, Any], sources: Sources, out: Path)
         _decide_beforehand(bundle, source, tables, config, table, pool)
         steps = dataset.prepare_tables(source, worn, tables, config, quarantine_dir=out / "quarantine", pool=pool)
         described = meds.read_codes(source) if (source / "metadata" / "codes.parquet").exists() else None
-        coded = _extended(bundle, table, code_table.used_codes(tables, pool), described, config.implied_parents)
+        coded = extended(bundle, table, code_table.used_codes(tables, pool), described, config.implied_parents)
         subjects = pl.read_parquet(tables / "subjects.parquet")
         write_frame(coded.codes, records / "codes.parquet")
         shutil.copyfile(bundle / "texts.parquet", records / "texts.parquet")
@@ -122,7 +122,8 @@ def _unlike_training(bundle, about, worn, tables) -> list[str]:
     return out + coverage.of_channels(pl.concat(parts), channels, trained, about["prepare"]["log_channels"])
 
 
-def _options(bundle, about, mapping) -> PrepareConfig:
+def prepare_options(bundle: Path, about: Mapping[str, Any], mapping: Iterable[Path]) -> PrepareConfig:
+    """The options of prepare of a bundle, with further tables of codes (Sources.mapping)."""
     paths = [*(bundle / name for name in about["mapping_files"]), *mapping]
     values = dict(about["prepare"]) | {"mapping_files": [str(path) for path in paths]}
     return options.build(PrepareConfig, values, f"{bundle / bundle_files.ABOUT}: prepare")
@@ -289,7 +290,7 @@ def _decide_beforehand(bundle, source, tables, config, table, pool):
     write_frame(pl.DataFrame(schema=texts.BY_CODE), tables / "texts_by_code.parquet")
 
 
-class _Coded(NamedTuple):
+class Coded(NamedTuple):
     """code_table.CODES and statistics.CODE_STATISTICS with the new codes behind; how many are the bundle's."""
 
     codes: pl.DataFrame
@@ -297,7 +298,10 @@ class _Coded(NamedTuple):
     n_known: int
 
 
-def _extended(bundle, table, used, described, implied_parents) -> _Coded:
+def extended(
+    bundle: Path, table: pl.DataFrame, used: list[str], described: pl.DataFrame | None, implied_parents: bool
+) -> Coded:
+    """The bundle's table of codes, and behind it those of `used` that it lacks, with the code that stands for each."""
     known = pl.read_parquet(bundle / "code_statistics.parquet")
     ids = dict(table.select("code", "code_id").iter_rows())
     new = code_table.make_codes([code for code in used if code not in ids], described, {}, implied_parents)
@@ -317,7 +321,7 @@ def _extended(bundle, table, used, described, implied_parents) -> _Coded:
     whole = (
         pl.concat([known, rows], how="diagonal").select(*statistics.CODE_STATISTICS).cast(statistics.CODE_STATISTICS)
     )
-    return _Coded(pl.concat([table, new.select(table.columns).cast(table.schema)]), whole, table.height)
+    return Coded(pl.concat([table, new.select(table.columns).cast(table.schema)]), whole, table.height)
 
 
 def _one_slash(code):

@@ -23,8 +23,18 @@ from ehrwear_jax.config.training import FinetuneConfig
 from ehrwear_jax.data.formats.label_tables import KEY_SCHEMA, read_times
 from ehrwear_jax.data.store import RecordStore
 from ehrwear_jax.evals.probes import LogisticProbe
-from ehrwear_jax.inference import bundle_files, coverage, fine_tuned, new_people, stored_probes, write_bundle
+from ehrwear_jax.inference import (
+    bundle_files,
+    coverage,
+    fine_tuned,
+    new_people,
+    patient_state,
+    stored_probes,
+    write_bundle,
+)
 from ehrwear_jax.inference.coverage import Report
+from ehrwear_jax.inference.growing_record import GrowingRecord
+from ehrwear_jax.inference.patient_state import PatientState
 from ehrwear_jax.inference.stored_probes import StoredProbe
 from ehrwear_jax.models.family import Transform
 from ehrwear_jax.stages import interpret_people
@@ -101,6 +111,7 @@ class TrainedModel:
         config = families.config(of["family"], of["config"], where)
         self.model = Model(of["name"], of["family"], config, seed=of["seed"])
         self.card: dict[str, Any] = json.loads((self.folder / bundle_files.CARD).read_text())
+        self._readers: dict[str, patient_state.Reader] = {}
         self.card_text = (self.folder / bundle_files.CARD_TEXT).read_text()
 
     def __repr__(self) -> str:
@@ -196,6 +207,33 @@ class TrainedModel:
         people = self.read(meds_dir, wearable_dir)
         settings = config or FinetuneConfig()
         return fine_tuned.fine_tune(self, people, splits, table, task, Path(workdir), settings, mode)
+
+    def state(
+        self,
+        patient: str = "",
+        saved: bytes | str | Path | None = None,
+        mapping: str | Path | None = None,
+        late_days: float = patient_state.LATE_DAYS,
+    ) -> PatientState:
+        """A patient's state, to which rows are appended as they arrive; see patient_state.py.
+
+        Args:
+          patient: what you call the patient. saved: what PatientState.to_bytes or save made; None: nothing is known.
+          mapping: as in `read`. late_days: see PatientState.
+
+        Raises:
+          ValueError: a damaged state; a model that rows cannot be appended for (growing_record.Intake).
+        """
+        reader = self.reader(mapping)
+        data = saved if isinstance(saved, bytes | None) else Path(saved).read_bytes()
+        record = None if data is None else GrowingRecord.of_bytes(reader.intake, data)
+        return PatientState(self, reader, patient, record, late_days)
+
+    def reader(self, mapping: str | Path | None = None) -> patient_state.Reader:
+        """What the states of all patients share, made once; see `state`."""
+        if str(mapping) not in self._readers:
+            self._readers[str(mapping)] = patient_state.Reader(self, mapping)
+        return self._readers[str(mapping)]
 
     def probe(self, task: str) -> StoredProbe:
         """The probe of a task; ValueError without one."""

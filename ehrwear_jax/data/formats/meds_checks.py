@@ -23,6 +23,9 @@ EVENT_SCHEMA: parquet.Schema = {
     "numeric_value": pl.Float32,
     "text_value": pl.String,
 }
+_QUARANTINED: parquet.Schema = {
+    "file": pl.String, "row": pl.Int64, "column": pl.String, "reason": pl.String, "value": pl.String, **EVENT_SCHEMA,
+}  # fmt: skip
 # Dates of de-identified records are often shifted into the 22nd century (MIMIC-IV: 2110 to 2212).
 LATEST_WITHOUT_EXTRACTION = datetime(2300, 1, 1)
 BIRTH_CODE = "MEDS_BIRTH"
@@ -148,8 +151,10 @@ def _screen_rows(
     """As `screen`, of a part of a file that begins with row first_row; events keep the column row, not yet in order."""
     events = _normalise(events, source).with_row_index("row", first_row)
     faults = [(name, which.fill_null(False), why) for name, which, why in _row_faults(bounds)]
-    bad = pl.any_horizontal(which for _, which, _ in faults)
-    good, aside = events.filter(~bad), events.filter(bad)
+    is_bad = events.select(pl.any_horizontal(which for _, which, _ in faults)).to_series()
+    if not is_bad.any():  # most parts, and what is appended to one person's record row by row
+        return events, pl.DataFrame(schema=_QUARANTINED)
+    good, aside = events.filter(~is_bad), events.filter(is_bad)
     column = reason = value = pl.lit(None, pl.String)
     for name, which, why in reversed(faults):
         column = pl.when(which).then(pl.lit(name)).otherwise(column)

@@ -2,6 +2,7 @@
 
 import functools
 from pathlib import Path
+from typing import NamedTuple
 
 import polars as pl
 import pyarrow.parquet as pq
@@ -73,16 +74,9 @@ def prepare_events(
         config.mapping_files, harmonise.dataset_units(Path(meds_dir) / "metadata" / "codes.parquet")
     )
     decided = date_only.prepared(shards, names, out, config, pool)
-    work = functools.partial(
-        _one_shard,
-        without_times=date_only.names(decided),
-        out=out,
-        quarantine=quarantine,
-        config=config,
-        deidentifier=deidentifier,
-        mapping=mapping,
-        frequent=texts.frequent_texts(shards, names, out, config, mapping, pool),
-    )
+    frequent = texts.frequent_texts(shards, names, out, config, mapping, pool)
+    rules = Rules(config, mapping, frequent, date_only.names(decided))
+    work = functools.partial(_one_shard, out=out, quarantine=quarantine, deidentifier=deidentifier, rules=rules)
     jobs = list(zip(shards, names, strict=True))
     tallies = manifest.run_jobs(work, jobs, [out / "people" / f"{name}.json" for name in names], out, pool, "events")
     total = manifest.add_up(t["rows"] for t in tallies)
@@ -141,14 +135,15 @@ def _midnight_steps(total, decided):
     return [{"step": step, "n": n, "dropped": 0, "reason": f"{n_codes:,} codes; {stay}"}]
 
 
-def _one_shard(job, out, quarantine, config, deidentifier, mapping, frequent, without_times):
+def _one_shard(job, out, quarantine, deidentifier, rules):
     """Writes one shard's events and people; its tally, PEOPLE/NAME.json, comes last."""
     path, name = job
+    config = rules.config
     rows, reasons, written, n = [], [], [], 0
     for raw, bad in meds_checks.screen_pieces(path, specs.time_bounds(config), config.rows_per_piece):
         raw, bad = deidentifier.events(raw, bad)
         events, people, aside = _piece_paths(out, quarantine, name, n)
-        rows.append(_one_piece(raw, (events, people), config, mapping, frequent, without_times))
+        rows.append(_one_piece(raw, (events, people), rules))
         reasons.append(count_reasons(bad))
         set_aside(bad, aside)
         written += [events, people, *([aside] if bad.height else [])]
@@ -176,13 +171,41 @@ def _piece_paths(out, quarantine, name, k):
     )
 
 
-def _one_piece(raw, paths, config, mapping, frequent, without_times):
+class Rules(NamedTuple):
+    """How rows become events.
+
+    Attributes:
+      config: options. mapping: of harmonise.read_mapping. frequent: texts.TEXTS of the categories.
+      without_times: codes that carry dates alone, see date_only.names.
+    """
+
+    config: PrepareConfig
+    mapping: pl.DataFrame
+    frequent: pl.DataFrame
+    without_times: pl.Series
+
+
+def known_events(raw: pl.DataFrame, rules: Rules) -> tuple[pl.DataFrame, pl.DataFrame, pl.DataFrame, dict[str, int]]:
+    """The events of rows: at the times at which they are known, under common codes, with frequent texts alone.
+
+    Args:
+      raw: as meds_checks.screen returns them.
+
+    Returns:
+      (events subject_id, time, code, numeric_value, text_value; births and ends of harmonise_events; counts).
+    """
+    known, births, ends = harmonise_events(raw, rules.config, rules.without_times)
+    mapped, n_mapped, n_classified = harmonise.to_common(known, rules.mapping, rules.config.atc_level)
+    capped, n_capped = harmonise.cap_frequency(mapped, rules.config.max_per_day)
+    kept, n_text, n_category = texts.keep_frequent(capped, rules.frequent)
+    counts = {"kept": kept.height, "beyond the cap": n_capped, "mapped": n_mapped, "classified": n_classified}
+    return kept, births, ends, counts | {"text only": n_text, "categories": n_category}
+
+
+def _one_piece(raw, paths, rules):
     """Writes one piece, its events and people; returns how many of its rows went where."""
     events_path, people_path = paths
-    known, births, ends = harmonise_events(raw, config, without_times)
-    mapped, n_mapped, n_classified = harmonise.to_common(known, mapping, config.atc_level)
-    capped, n_capped = harmonise.cap_frequency(mapped, config.max_per_day)
-    kept, n_text, n_category = texts.keep_frequent(capped, frequent)
+    kept, births, ends, counts = known_events(raw, rules)
     is_birth = pl.col("code").str.starts_with(meds.BIRTH_CODE)
     people = raw.select("subject_id").unique(maintain_order=True)
     people = people.join(births, on="subject_id", how="left", maintain_order="left")
@@ -190,20 +213,14 @@ def _one_piece(raw, paths, config, mapping, frequent, without_times):
     write_frame(kept, events_path)
     write_frame(people, people_path)
     at_midnight = raw.filter(~is_birth & date_only.at_midnight())
-    n_later = at_midnight.filter(pl.col("code").is_in(without_times.implode())).height
+    n_later = at_midnight.filter(pl.col("code").is_in(rules.without_times.implode())).height
     n_birth, n_administrative = raw.select(
-        is_birth.sum().alias("birth"), (~is_birth & pl.col("code").is_in(config.drop_codes)).sum().alias("other")
+        is_birth.sum().alias("birth"), (~is_birth & pl.col("code").is_in(rules.config.drop_codes)).sum().alias("other")
     ).row(0)
-    return {
-        "kept": kept.height,
+    return counts | {
         "birth": n_birth,
         "administrative": n_administrative,
-        "beyond the cap": n_capped,
         "at the day's end": n_later,
         "at midnight": at_midnight.height - n_later,
-        "mapped": n_mapped,
-        "classified": n_classified,
-        "text only": n_text,
-        "categories": n_category,
-        "not frequent": n_text - n_category,
+        "not frequent": counts["text only"] - counts["categories"],
     }

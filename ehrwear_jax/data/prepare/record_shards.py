@@ -26,7 +26,7 @@ from ehrwear_jax.data.prepare import code_table, specs, workers
 from ehrwear_jax.data.prepare import output_manifest as manifest
 from ehrwear_jax.data.signals import derived_features, segments
 
-_CODED = np.dtype([("time", "<i8"), ("code", "<i4"), ("value", "<f4"), ("text", "<i4")])
+CODED = np.dtype([("time", "<i8"), ("code", "<i4"), ("value", "<f4"), ("text", "<i4")])
 INDEX = {
     "subject_id": pl.Int64,
     "group_id": pl.Int64,
@@ -77,6 +77,16 @@ def code_events(tables: Path, out: Path, subjects: pl.DataFrame, pool: workers.P
     return people, {"in": n_in, "out": {"in records": here, "of people left out": n_in - here}}
 
 
+def coded_events(events: pl.DataFrame) -> np.ndarray:
+    """CODED [N] of events as code_table.event_ids returns them; a static one has the time NO_BIRTH."""
+    coded = np.empty(events.height, CODED)
+    coded["time"] = events["time"].to_physical().fill_null(store.NO_BIRTH).to_numpy()
+    coded["code"] = events["code_id"].to_numpy()
+    coded["value"] = events["numeric_value"].fill_null(float("nan")).to_numpy()
+    coded["text"] = events["text_id"].fill_null(store.NO_TEXT).to_numpy()
+    return coded
+
+
 @functools.lru_cache(maxsize=2)
 def _tables_of(folder, _):
     return code_table.tables_of(folder)
@@ -91,12 +101,8 @@ def _code(path, out, modified):
     events = code_table.event_ids(named, *_tables_of(out, modified))
     if unknown := named.filter(events["code_id"].is_null())["code"].unique().sort().to_list():
         raise ValueError(f"{out / 'codes.parquet'}: holds no code {unknown[0]!r}, which {path} has")
-    coded = np.empty(events.height, _CODED)
-    coded["time"] = events["time"].to_physical().fill_null(store.NO_BIRTH).to_numpy()
-    coded["code"] = events["code_id"].to_numpy()
-    coded["value"] = events["numeric_value"].fill_null(float("nan")).to_numpy()
-    coded["text"] = events["text_id"].fill_null(store.NO_TEXT).to_numpy()
-    with npy.writing_rows(array_path, (), _CODED) as append:
+    coded = coded_events(events)
+    with npy.writing_rows(array_path, (), CODED) as append:
         append(coded)
     subject_N = events["subject_id"].to_numpy()
     is_first_N = np.append(True, subject_N[1:] != subject_N[:-1])[: len(subject_N)]
@@ -213,7 +219,7 @@ def _record(person, sources):
     """The arrays of one person, see store.make_record."""
     opened, tables, coded, meta = sources
     n_static, n_coded = person["n_static"], person["n_static"] + person["n_events"]
-    events = np.zeros(0, _CODED)
+    events = np.zeros(0, CODED)
     if n_coded:
         events = opened[coded / f"{person['events_of']}.npy"].read(person["first_row"], n_coded)
     worn = _worn(person, sources)

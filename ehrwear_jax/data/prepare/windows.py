@@ -35,6 +35,21 @@ _NON_WEAR = "recorded while the device was not worn, as config.prepare.non_wear 
 _WINDOWS_AT_ONCE = 2048  # summarised and written together
 
 
+class How(NamedTuple):
+    """How recordings become windows: the grid, plausible ranges, derived features, rules of non-wear, the options.
+
+    rates: channels whose artefacts are taken out. in_g: {axis of raw acceleration: factor that brings its unit to g}.
+    """
+
+    spec: grid.WindowSpec
+    limits: Mapping
+    wanted: list
+    rules: non_wear.Rules
+    rates: tuple[str, ...]
+    in_g: Mapping[str, float]
+    config: PrepareConfig
+
+
 def prepare_windows(
     wearable_dir: Path,
     out: Path,
@@ -63,7 +78,7 @@ def prepare_windows(
       ValueError: a channel that is not declared, or a fault of a file; see wearable.read_subjects.
     """
     table = wearable.read_channels(wearable_dir)
-    how = _how(wearable_dir, table, config)
+    how = how_of(wearable_dir, table, config)
     shards = wearable.list_shards(wearable_dir)
     folders = [f"segments/{name}" for name in config.segments] + (["window_quality"] if config.quality else [])
     for folder in folders:
@@ -81,8 +96,8 @@ def prepare_windows(
     return _steps(total, reasons, config), {"recorded stretches": counts}, manifest.merge_files(tallies)
 
 
-def _how(wearable_dir, table, config):
-    """The _How of a dataset; ValueError for channels that it does not declare, or that are not what they must be."""
+def how_of(wearable_dir: str | Path, table: pl.DataFrame, config: PrepareConfig) -> How:
+    """The How of a dataset; ValueError for channels that it does not declare, or that are not what they must be."""
     declared = wearable.units(table)
     unit_of = specs.made_units(config, declared)
     of_segments = [c for spec in specs.segment_specs(config).values() for c in spec.channels]
@@ -99,7 +114,7 @@ def _how(wearable_dir, table, config):
     wanted = derived_features.parse(config.summaries, config.channels, unit_of)
     rules = non_wear.parse(config.non_wear, declared, config.non_wear_minutes)
     in_g, rates = {axis: c[0] for axis, c in found.items() if c}, rate_artefacts.parse(config.artefacts, declared)
-    return _How(specs.window_spec(config), wearable.plausible_limits(table), wanted, rules, rates, in_g, config)
+    return How(specs.window_spec(config), wearable.plausible_limits(table), wanted, rules, rates, in_g, config)
 
 
 def _steps(total, reasons, config):
@@ -154,6 +169,12 @@ def window_dtype(wanted: list[tuple[str, str]]) -> np.dtype:
     return np.dtype([("end", "<i8"), ("worn_minutes", "<i2"), ("utc_offset", "<i2"), derived])
 
 
+def in_records(derived_MxX: np.ndarray, wanted: list[tuple[str, str]]) -> np.ndarray:
+    """The derived features that records have, of all that are made."""
+    columns = derived_features.columns(wanted)
+    return derived_MxX[:, [columns.index(c) for c in derived_features.targets(wanted)]]
+
+
 def log_scaled(values: np.ndarray, channels: tuple[str, ...], log_channels: tuple[str, ...]) -> np.ndarray:
     """A copy of values [..., channels] with log(1 + x) of the log channels, of which negative values count as 0."""
     out = values.copy()
@@ -163,22 +184,7 @@ def log_scaled(values: np.ndarray, channels: tuple[str, ...], log_channels: tupl
     return out
 
 
-class _How(NamedTuple):
-    """How recordings become windows: the grid, plausible ranges, derived features, rules of non-wear, the options.
-
-    rates: channels whose artefacts are taken out. in_g: {axis of raw acceleration: factor that brings its unit to g}.
-    """
-
-    spec: grid.WindowSpec
-    limits: Mapping
-    wanted: list
-    rules: non_wear.Rules
-    rates: tuple[str, ...]
-    in_g: Mapping[str, float]
-    config: PrepareConfig
-
-
-class _Windows(NamedTuple):
+class Windows(NamedTuple):
     """Windows of one person: int64 ends, float32 values and derived features, int16 worn minutes and UTC offsets."""
 
     end_M: np.ndarray
@@ -194,7 +200,7 @@ class _Shard:
     def __init__(self, name, how, out, stack) -> None:
         self.spec, self.wanted, self.config = how.spec, how.wanted, how.config
         wanted, config = how.wanted, how.config
-        self.waiting: list[tuple[np.ndarray, _Windows]] = []
+        self.waiting: list[tuple[np.ndarray, Windows]] = []
         self.windows, self.people = (out / folder / f"{name}.parquet" for folder in ("windows", "wearers"))
         shape, self.arrays, self.append = (self.spec.steps, len(self.spec.channels)), {}, {}
         kinds: dict[str, tuple[tuple[int, ...], Any]] = {"window_values": (shape, np.float32)}
@@ -207,7 +213,7 @@ class _Shard:
             self.append[folder] = stack.enter_context(npy.writing_rows(self.arrays[folder], row_shape, dtype))
         self._append_table = stack.enter_context(writing_table(self.windows))
 
-    def add(self, subject: int, windows: _Windows) -> None:
+    def add(self, subject: int, windows: Windows) -> None:
         """Takes one person's windows."""
         self.waiting.append((np.full(len(windows.end_M), subject, np.int64), windows))
         if sum(len(ids) for ids, _ in self.waiting) >= _WINDOWS_AT_ONCE:
@@ -217,12 +223,10 @@ class _Shard:
         """Writes what is waiting."""
         waiting = [(np.zeros(0, np.int64), _no_windows(self.spec, self.wanted)), *self.waiting]
         id_M = np.concatenate([ids for ids, _ in waiting])
-        windows = _Windows(*map(np.concatenate, zip(*(w for _, w in waiting), strict=True)))
+        windows = Windows(*map(np.concatenate, zip(*(w for _, w in waiting), strict=True)))
         row_M = np.zeros(len(id_M), window_dtype(self.wanted))
         row_M["end"], row_M["worn_minutes"], row_M["utc_offset"] = windows.end_M, windows.worn_M, windows.offset_M
-        columns = derived_features.columns(self.wanted)
-        at = [columns.index(c) for c in derived_features.targets(self.wanted)]
-        row_M["derived"] = windows.derived_MxX[:, at]
+        row_M["derived"] = in_records(windows.derived_MxX, self.wanted)
         self.append["window_values"](windows.window_MxLxC)
         self.append["wearers"](row_M)
         logged = log_scaled(windows.window_MxLxC, self.spec.channels, self.config.log_channels)
@@ -251,7 +255,7 @@ def _one_shard(job, table, how, out, quarantine, deidentifier):
         shard = _Shard(name, how, out, stack)
         for subject, rows in wearable.read_subjects(path, table, specs.time_bounds(config), aside):
             subject, rows = deidentifier.recordings(subject, rows)
-            stretches, windows = _one_person(rows, how, counted)
+            stretches, windows = of_person(rows, how, counted)
             wearer = [subject, counted["windows"], len(windows.end_M)]
             if config.quality:
                 quality = grid_quality.of_person(stretches, windows.end_M, how.spec, how.limits)
@@ -308,11 +312,17 @@ def _no_windows(spec, wanted):
     """Zero windows."""
     derived = np.zeros((0, len(derived_features.columns(wanted))), np.float32)
     values = np.zeros((0, spec.steps, len(spec.channels)), np.float32)
-    return _Windows(np.zeros(0, np.int64), values, derived, *np.zeros((2, 0), np.int16))
+    return Windows(np.zeros(0, np.int64), values, derived, *np.zeros((2, 0), np.int16))
 
 
-def _one_person(rows: pl.DataFrame, how: _How, counted: dict) -> tuple[list, _Windows]:
-    """(stretches without artefacts and what was not worn, windows) of one person; counts them."""
+def of_person(rows: pl.DataFrame, how: How, counted: dict[str, int]) -> tuple[list[Stretch], Windows]:
+    """(stretches without artefacts and what was not worn, windows) of one person.
+
+    A window is made of what was recorded up to its end.
+
+    Args:
+      rows: as wearable_checks.screen returns them. counted: where what was done is counted; every count is there.
+    """
     spec, limits, wanted, rules, config = how.spec, how.limits, how.wanted, how.rules, how.config
     of_segments = (channel for segment_spec in config.segments.values() for channel in segment_spec.channels)
     shown = dict.fromkeys([*config.channels, *(channel for channel, _ in wanted), *of_segments])
@@ -334,7 +344,7 @@ def _one_person(rows: pl.DataFrame, how: _How, counted: dict) -> tuple[list, _Wi
     for key, n in resolved.items():
         counted[key] += n
     worn_M = non_wear.minutes_of_windows(minutes, end)
-    return stretches, _Windows(end, window, derived, worn_M, local_time.offsets(recorded, end))
+    return stretches, Windows(end, window, derived, worn_M, local_time.offsets(recorded, end))
 
 
 def _recorded(used, how, counted):

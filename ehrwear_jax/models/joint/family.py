@@ -13,12 +13,16 @@ from ehrwear_jax.models.joint import network as network_lib
 from ehrwear_jax.models.joint import published as published_lib
 from ehrwear_jax.models.joint.batch import Facts, batch_spec
 from ehrwear_jax.models.joint.config import LIKELIHOODS, Config
+from ehrwear_jax.models.joint.decoding import Decoder
 from ehrwear_jax.models.joint.examples import JointExamples
 from ehrwear_jax.models.joint.terms import active, target_fields
 from ehrwear_jax.models.layers.mesh_ops import ONE_DEVICE, MeshOps
 from ehrwear_jax.models.objective import Ramp, WeightedTerms
 
-__all__ = ["Config", "adapted", "assumed", "examples", "flops", "interpretation", "network", "objective", "published"]
+__all__ = [
+    "Config", "Decoder", "adapted", "assumed", "examples", "flops", "interpretation", "network", "objective",
+    "published",
+]  # fmt: skip
 
 
 def examples(store: RecordStore, config: Config, seed: int = 0, train: bool = True) -> JointExamples:

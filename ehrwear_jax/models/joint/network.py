@@ -121,12 +121,12 @@ class JointNetwork(nn.Module):
     def __call__(self, batch: dict, deterministic: bool = True) -> dict:
         """{term: its prediction}."""
         batch = self._timed(batch)
-        z_BxTxD, z_BxQxD, contents = self._encode(batch, deterministic)
+        z_BxTxD, z_BxQxD, contents, _ = self._encode(batch, deterministic)
         return self._predictions((z_BxTxD, z_BxQxD), contents, batch, self.terms, deterministic)
 
     def read(self, batch: dict) -> tuple[tuple[jax.Array, jax.Array], Contents]:
         """What the heads read, at inference: (z as `latents` gives it, of an SDE what steers it; what contents say)."""
-        z_BxTxD, z_BxQxD, contents = self._encode(self._timed(batch), True)
+        z_BxTxD, z_BxQxD, contents, _ = self._encode(self._timed(batch), True)
         return (z_BxTxD, z_BxQxD), contents
 
     def predicted(self, z: tuple[jax.Array, jax.Array], contents: Contents, batch: dict, names: Iterable[str]) -> dict:
@@ -194,8 +194,30 @@ class JointNetwork(nn.Module):
             return batch
         return {**batch, **{name: batch[name] / n.time_unit_days for name in ("time", "query_time")}}
 
-    def _encode(self, batch, deterministic):
-        """(z_BxTxD, z_BxQxD, Contents)."""
+    def extend(self, batch: dict, known: dict) -> tuple[jax.Array, dict]:
+        """Latents of queries, float32 [1, Q, D], where a context goes on; see decoding.py.
+
+        Args:
+          batch: inputs of one row as at inference, of the tokens from place `first` (int32) on and of their windows.
+          known: of `known_before`, of the tokens before.
+
+        Returns:
+          (z_BxQxD, what is known then).
+        """
+        _, z_BxQxD, _, known = self._encode(self._timed(batch), True, known)
+        return z_BxQxD, known
+
+    def known_before(self, n_places: int) -> dict:
+        """What is known of no token yet, with room for so many of one context: arrays for each layer, and for all."""
+        n, f32 = self.config.network, np.float32
+        shape = (n.n_layers, 1, n_places, n.n_heads, n.width // n.n_heads)
+        layers = {name: np.zeros(shape, n.dtype) for name in ("key", "value")}
+        layers["bias"] = np.zeros((n.n_layers, 1, n.n_heads, N_MODALITY, n_places), f32)
+        found = {"layers": layers, "time": np.zeros((1, n_places), f32)}
+        return found | ({"sums": np.zeros((1, n_places, n.count_rates, n.count_width), f32)} if n.count_width else {})
+
+    def _encode(self, batch, deterministic, known=None):
+        """(z_BxTxD, z_BxQxD, Contents, what is known of the tokens: see `extend`)."""
         n = self.config.network
         x = self.ehr(batch["token"], batch["value"], batch.get("quantile"), deterministic)
         raw_BxNxD = None
@@ -206,17 +228,29 @@ class JointNetwork(nn.Module):
             x = jnp.where(is_wear_BxTx1, jnp.take_along_axis(h_BxWxD, slot_BxTx1, axis=1), x)
         # where tests differentiate with respect to what tokens say; adds nothing otherwise
         h_BxTxD = x = self.perturb("content", x)
-        counts = self.counts(x, batch) if n.count_width else (0.0, 0.0)
-        before = jnp.broadcast_to(jnp.arange(-1, x.shape[1] - 1)[None], x.shape[:2])
+        first, key_time, of_context = 0, batch["time"], None
+        if known is not None:
+            first = batch["first"]
+            key_time = jax.lax.dynamic_update_slice_in_dim(known["time"], batch["time"], first, axis=1)
+            known = {**known, "time": key_time}
+            of_context = {"first": first, "time": key_time, "sums": known.get("sums")}
+        counts: Any = self.counts(x, batch, of_context) if n.count_width else (0.0, 0.0)
+        before = jnp.broadcast_to(first + jnp.arange(-1, x.shape[1] - 1)[None], x.shape[:2])
         x = x + self._time(batch["age"]) + self.modality(batch["modality"]).astype(n.dtype)
-        x = x + self._stream(batch["time"], batch["kv_range"], before, batch["time"]) + counts[0]
+        x = x + self._stream(batch["time"], batch["kv_range"], before, key_time) + counts[0]
         last = batch["query_kv_range"][..., 1] - 1
         y = self._query(batch) + self._time(batch["query_age"])
-        y = y + self._stream(batch["query_time"], batch["query_kv_range"], last, batch["time"]) + counts[1]
+        y = y + self._stream(batch["query_time"], batch["query_kv_range"], last, key_time) + counts[1]
         y = y + self._states(batch) if self.facts.value_inputs else y
         x, y = (self.mesh_ops.constrain(z, "batch", "length", None) for z in (x, y))
-        z = self.backbone(x, y, {n: batch[n] for n in BACKBONE_FIELDS}, deterministic)
-        return *z, Contents(h_BxTxD, raw_BxNxD)
+        fields, contents = {name: batch[name] for name in BACKBONE_FIELDS}, Contents(h_BxTxD, raw_BxNxD)
+        if known is None:
+            z_BxTxD, z_BxQxD = self.backbone(x, y, fields, deterministic)
+            return z_BxTxD, z_BxQxD, contents, None
+        fields |= {"first": first, "key_time": key_time}
+        z_BxTxD, z_BxQxD, layers = self.backbone(x, y, fields, deterministic, known["layers"])
+        known = {**known, "layers": layers} | ({"sums": counts[2]} if n.count_width else {})
+        return z_BxTxD, z_BxQxD, contents, known
 
     def _query(self, batch):
         """What queries are before time and context: [1 or B, 1 or Q, D]."""

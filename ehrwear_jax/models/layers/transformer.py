@@ -3,6 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Mapping
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -25,6 +26,7 @@ REMAT: dict[str, tuple[str, ...] | None] = {
 }
 
 
+_MOST_DIRECT = 2**18  # scores of a head that are computed at once where tokens are few: no tile of them would be full
 N_STREAMS = 4  # updates of a layer whose entries are dropped: of tokens and queries, by attention and feed-forward
 
 
@@ -205,11 +207,35 @@ class Block(nn.Module):
         self, carry: tuple[jax.Array, jax.Array], layer_drop: jax.Array, fields: Mapping[str, jax.Array]
     ) -> tuple[tuple[jax.Array, jax.Array], None]:
         """One layer: (x_BxTxD, y_BxQxD), its chance of being dropped, and the batch's fields -> (carry, None)."""
-        x_BxTxD, y_BxQxD = carry
         # one key a layer: each key is a program of its own on the device
         seed = dropout_seed(self.make_rng("dropout")) if self.drops else None
-        x_norm, y_norm = self.norm_attention(x_BxTxD), self.norm_attention(y_BxQxD)
-        keys = self._keys(x_norm, fields["time"])
+        norms = tuple(self.norm_attention(x) for x in carry)
+        return self._updated(carry, norms, self._keys(norms[0], fields["time"]), fields, layer_drop, seed), None
+
+    def extend(
+        self, carry: tuple[jax.Array, jax.Array], known: Mapping[str, jax.Array], fields: Mapping[str, jax.Array]
+    ) -> tuple[tuple[jax.Array, jax.Array], dict[str, jax.Array]]:
+        """As `__call__` at inference, of tokens behind others whose keys and values are known.
+
+        Args:
+          known: key and value [B, S, H, D] and bias [B, H, M, S] of the tokens before place fields["first"].
+          fields: also key_time [B, S], of all tokens.
+
+        Returns:
+          (carry, what is known then: of the new tokens too).
+        """
+        norms = tuple(self.norm_attention(x) for x in carry)
+        keys = self._keys(norms[0], fields["key_time"])  # times of all of them, and keys of the new ones
+        known = {
+            name: jax.lax.dynamic_update_slice_in_dim(known[name], keys[name], fields["first"], axis)
+            for name, axis in (("key", 1), ("value", 1), ("bias", 3))
+        }
+        n_scores = fields["time"].shape[1] * fields["key_time"].shape[1]
+        direct = {"implementation": "reference"} if n_scores <= _MOST_DIRECT else {}
+        return self._updated(carry, norms, keys | known | direct, fields, jnp.float32(0.0), None), known
+
+    def _updated(self, carry, norms, keys, fields, layer_drop, seed):
+        (x_BxTxD, y_BxQxD), (x_norm, y_norm) = carry, norms
         queries = jnp.full(y_BxQxD.shape[:2], self.config.query_modality % self.config.n_modalities)
         seen = self._attended(x_norm, keys, fields["time"], fields["kv_range"], fields["modality"])
         x_BxTxD = self._residual(x_BxTxD, "attention", seen, layer_drop, (seed, 0))
@@ -217,7 +243,7 @@ class Block(nn.Module):
         y_BxQxD = self._residual(y_BxQxD, "attention", seen, layer_drop, (seed, 1))
         x_BxTxD = self._residual(x_BxTxD, "mlp", self._feed_forward(x_BxTxD), layer_drop, (seed, 2))
         y_BxQxD = self._residual(y_BxQxD, "mlp", self._feed_forward(y_BxQxD), layer_drop, (seed, 3))
-        return (x_BxTxD, y_BxQxD), None
+        return x_BxTxD, y_BxQxD
 
     def _projected(self, name, x):
         heads = self.mesh_ops.constrain(getattr(self, name)(x), "batch", "length", "heads", None)
@@ -250,7 +276,7 @@ class Block(nn.Module):
             dropout_key=self.make_rng("dropout") if rate else None,
             skip_tolerance=self.config.skip_tolerance,
             bit_causal=self.deterministic,  # where z is read
-            implementation=self.config.attention,
+            implementation=keys.get("implementation", self.config.attention),
         )
         return self.out(attended)
 
@@ -278,10 +304,30 @@ class Backbone(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x_BxTxD: jax.Array, y_BxQxD: jax.Array, fields: Mapping[str, jax.Array], deterministic: bool
-    ) -> tuple[jax.Array, jax.Array]:
-        """Args: x tokens, y queries, fields of the batch (times, ranges, modality). Returns (z_BxTxD, z_BxQxD)."""
+        self,
+        x_BxTxD: jax.Array,
+        y_BxQxD: jax.Array,
+        fields: Mapping[str, jax.Array],
+        deterministic: bool,
+        known: Mapping[str, jax.Array] | None = None,
+    ) -> tuple[Any, ...]:
+        """Args: x tokens, y queries, fields of the batch (times, ranges, modality). Returns (z_BxTxD, z_BxQxD).
+
+        known: as Block.extend takes and returns it, of all layers, [L, ...]; what is known then comes third.
+        """
         c = self.config
+        if known is not None:
+            going_on = nn.scan(
+                Block,
+                variable_axes={"params": 0},
+                split_rngs={"params": False},
+                length=c.n_layers,
+                in_axes=(0, nn.broadcast),
+                methods=["extend"],
+            )
+            (x, y), known = going_on(c, self.mesh_ops, True, name="blocks").extend((x_BxTxD, y_BxQxD), known, fields)
+            norm = nn.LayerNorm(dtype=jnp.float32, name="norm_out")
+            return norm(x), norm(y), known
         scan = nn.scan(
             rematerialised(Block, c.remat),
             variable_axes={"params": 0, "intermediates": 0},
