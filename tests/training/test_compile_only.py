@@ -73,8 +73,10 @@ def test_the_full_model_of_two_layers_compiles_for_a_pod():
     text = compile_for("configs/full.py:layers=2", "--config.compile.topology=v5e:16x16")
     assert "on v5e:16x16: 256 x TPU v5 lite; data 1, fsdp 256, tensor 1, context 1" in text
     assert float(re.search(r"memory +([\d.]+) GiB a device: total", text)[1]) < 16.0
-    gathered = re.search(r"all-gather +(\d+) a step", text)
-    assert gathered and int(gathered[1]) > 2 * 2, "parameters lie on all devices, and each layer gathers its own"
+    state = re.search(r"memory +([\d.]+) GiB a device: state and batch", text)
+    assert state and float(state[1]) < 0.2, "a 256th of the state; all of it would be more than a GiB"
+    gathered = re.search(r"all-gather +(\d+) a step", text)  # layers are one loop: their number does not tell
+    assert gathered and int(gathered[1]) >= 1, "what a device does not hold is sent to it"
 
 
 WALK = """

@@ -74,12 +74,12 @@ class Decoder:
 
     def __init__(self, examples: JointExamples, network: JointNetwork, variables: dict) -> None:
         config = network.config
+        if config.network.posterior == "sde":
+            raise ValueError("no state of a network with posterior=sde is kept: its reads were not those of the batch")
         self._people, self._network = examples.people, network
         self._modalities, self._static = config.modalities, config.static
         self._spec = batch_spec(config.context, examples.facts, {})
         of_others = config.network.wear_span_days > 0 or config.context.raw_windows > 0
-        if config.network.posterior == "sde":
-            raise ValueError("no state of a network with posterior=sde is kept: its reads were not those of the batch")
         self.is_incremental = not of_others
         self._variables = jax.device_put({"params": variables["params"], **variables["collections"]})
         self._extend = jax.jit(lambda v, b, known: network.apply(v, b, known, method="extend"), donate_argnums=2)

@@ -1,5 +1,7 @@
 """A decoder that is fed a growing record reads what a batch reads of the whole one, for every option of networks."""
 
+import types
+
 import jax
 import numpy as np
 import pytest
@@ -62,3 +64,10 @@ def test_a_growing_record_is_read_as_the_batch_reads_it(few_people, name):
 
 def test_sizes_are_few():
     assert {_padded(n, 4, 8, 244) for n in range(1, 245)} == {4, 32, 244}
+
+
+def test_a_stochastic_path_is_refused():
+    config = config_of(CONTEXT, posterior="sde", weights={"latent_kl": (1.0, 1.0, 0)})
+    examples = types.SimpleNamespace(people=None, facts=None)
+    with pytest.raises(ValueError, match="no state of a network with posterior=sde is kept"):
+        Decoder(examples, types.SimpleNamespace(config=config), {"params": {}, "collections": {}})
