@@ -25,6 +25,17 @@ LIMITS = (
     "Predictions of other data should be validated and recalibrated there before they are used for anything.",
     "Whether the network's parameters tell of single training people was not examined.",
 )
+_NHANES = (
+    "National Health and Nutrition Examination Survey with linked mortality (CDC, National Center for Health "
+    "Statistics): public use, for statistics alone and never to find out who somebody is"
+)
+# config.data.source: whose the data are, and on what terms
+TERMS = {
+    "nhanes": _NHANES,
+    "nhanes_cdc": _NHANES,
+    "physionet2012": "PhysioNet/Computing in Cardiology Challenge 2012 (Silva et al., Computing in Cardiology 39, "
+    "2012): Open Data Commons Attribution License v1.0",
+}
 _TOLD = ("auroc", "auprc", "brier", "ece", "calibration_slope", "calibration_intercept", "c_index", "rmse", "mae", "r2")
 
 
@@ -45,7 +56,12 @@ def of_run(plan: Plan, trained: Trained, about: Mapping[str, Any], probes: Mappi
         "family": about["model"]["family"],
         "written_by": f"ehrwear_jax {about['written_by']}",
         "intended_use": INTENDED,
-        "data": {"name": config.name, "source": config.data.source, "people": dict(splits.drop_nulls().rows())},
+        "data": {
+            "name": config.name,
+            "source": config.data.source,
+            "people": dict(splits.drop_nulls().rows()),
+            "terms": TERMS.get(config.data.source, ""),
+        },
         "inputs": {
             "modalities": about["modalities"],
             "codes": about["n_codes"],
@@ -65,7 +81,12 @@ def of_run(plan: Plan, trained: Trained, about: Mapping[str, Any], probes: Mappi
         "cohort": evaluate_subgroups.demographics(evaluate_subgroups.described(plan), config.evaluate.min_per_class)
         if scored
         else [],
-        "limits": [*([SIMULATED] if simulated else []), *LIMITS, *_limits(about, probes, scored)],
+        "limits": [
+            *([SIMULATED] if simulated else []),
+            *LIMITS,
+            *_limits(about, probes, scored),
+            *_of_fold(plan, trained),
+        ],
     }
 
 
@@ -87,6 +108,12 @@ def _limits(about, probes, scored):
     return out
 
 
+def _of_fold(plan, trained):
+    if (n := plan.config.data.n_folds) < 2:
+        return []
+    return [f"The metrics are out of fold, of {n} networks; this is that of {trained.fold}, which saw the other folds."]
+
+
 # ----------------------------------------------------------------------------------------------------------- Markdown
 
 
@@ -102,6 +129,7 @@ def as_markdown(card: Mapping[str, Any]) -> str:
         "",
         f"- Family `{card['family']}`, {training['steps']} steps of {training['batch_size']} rows.",
         f"- Trained on `{data['name']}` (source {data['source']}); people: {people}.",
+        *([f"- Data: {data['terms']}."] if data.get("terms") else []),
         f"- Reads {' and '.join(inputs['modalities'])}: {inputs['codes']:,} codes; channels: {channels}.",
         f"- Written by {card['written_by']}.",
         "",
