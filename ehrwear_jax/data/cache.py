@@ -86,7 +86,7 @@ class MappedFile:
         chunk, begin, end = found
         return record_bytes.decode(self._views[chunk][begin:end], _ALIGN)
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple:
         """For worker processes: an empty one."""
         return MappedFile, (self.max_bytes, self.folder)
 

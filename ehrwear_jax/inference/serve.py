@@ -16,6 +16,10 @@ import sys
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ehrwear_jax.inference.trained_model import TrainedModel
 
 TOKEN = "EHRWEAR_TOKEN"
 
@@ -92,7 +96,7 @@ def _tokens(path):
     return tokens
 
 
-def warm_up(model, mapping: Path | None = None) -> None:
+def warm_up(model: "TrainedModel", mapping: Path | None = None) -> None:
     """Compiles what reads of most records need, so that the first patient does not wait for it."""
     import polars as pl
 

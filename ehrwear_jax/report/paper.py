@@ -179,7 +179,7 @@ def paper_tables(records: Sequence[Record], data: ReportData) -> Section:
             absent[number] = NO_BINARY_TASK if task is None and number in OF_BINARY_TASK else reason
 
     add("1", _forecasting(found, records), NO_BINARY_TASK)
-    add("2", [_physiology(found, records)], "no task has float labels; they can be made from wearable recordings.")
+    add("2", [_physiology(found, records)], "there is no task with float labels; wearable recordings can give some.")
     add("3", _survival(found, records), "the run has no time-to-event task (a label table with time_to_event_days and "
         "event_observed).")  # fmt: skip
     add("4", [_ablations(found, task)], "it compares models that are pretrained separately, one for each variant of "

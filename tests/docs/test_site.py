@@ -28,10 +28,25 @@ def blocks(page, language):
     return re.findall(rf"```{language}\n(.*?)```", (REPO / page).read_text(), re.DOTALL)
 
 
+def whole_lines(block):
+    """Lines of a block, those that quotes go on in together."""
+    waiting = ""
+    for line in block.splitlines():
+        waiting += line
+        try:
+            shlex.split(waiting, comments=True)
+        except ValueError:
+            waiting += "\n"
+            continue
+        yield waiting
+        waiting = ""
+    assert not waiting, f"a quote does not end: {waiting}"
+
+
 def commands(page):
     """Arguments of `python` in the shell blocks of a page, without comments and settings of the environment."""
     for block in blocks(page, "bash"):
-        for line in block.replace("\\\n", " ").splitlines():
+        for line in whole_lines(block.replace("\\\n", " ")):
             words = shlex.split(line, comments=True)
             if "python" in words:
                 yield words[words.index("python") + 1 :]
