@@ -66,7 +66,7 @@ def test_physionet2012_fears_for_who_is_worse_and_older():
     np.testing.assert_allclose(list(risk.values()), RISK_ICU, atol=2e-3)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_nhanes_activity_answers_as_its_run_did(shared_data, tmp_path):
     """People of the survey's second cycle, from its files: risks as reported, by half precision's rounding."""
     nhanes.build(shared_data("nhanes_linked"), tmp_path / "raw", progress=False)
