@@ -34,22 +34,30 @@ POSTERIOR = {"network": {"posterior": "normal"},
              "weights": {"latent_kl": (0.0, 1.0, 10), "event_likelihood": (1.0, 1.0, 0)}}  # of the second
 
 
-def random_variables(folder, model, store, devices=None):
-    """Stands for `embedding.restore`: no training, weights far from zero."""
-    del folder, devices
+def unknown_variables(folder, model):
+    """Stands for `embedding.read_variables`; there is no checkpoint, and `with_random_variables` fills them."""
+    del folder, model
+    return {}, 1
+
+
+def with_random_variables(model, store, variables, where, devices=None):
+    """Stands for `embedding.assemble`: no training, weights far from zero."""
+    del where, devices
     examples = model.module.examples(store.view(None), model.config, model.seed, train=False)
     task = pretrain.make_task(model, examples.spec, sharding.make_mesh(jax.local_devices()[:1]))
     shapes, collections = jax.eval_shape(lambda: task.init(jax.random.key(0)))
     leaves, tree = jax.tree.flatten(shapes)
     rng = np.random.default_rng(0)
     params = tree.unflatten([jnp.asarray(rng.normal(0.05, 0.3, x.shape), x.dtype) for x in leaves])
-    return examples, task.network, {"params": params, "collections": dict(collections)}
+    variables.update({"params": params, "collections": dict(collections)})
+    return examples, task.network
 
 
 @pytest.fixture(scope="module")
 def patched():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(embedding, "restore", random_variables)
+        patch.setattr(embedding, "read_variables", unknown_variables)
+        patch.setattr(embedding, "assemble", with_random_variables)
         patch.setattr(ledger, "LEAST_ROWS", 4)  # a small cohort
         yield patch
 
