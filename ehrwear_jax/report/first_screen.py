@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from ehrwear_jax.report import paper, target_trial_table
 from ehrwear_jax.report import result_records as rec
-from ehrwear_jax.report.page import Block, Bullets, Text, join_words
+from ehrwear_jax.report.page import Block, Bullets, join_words
 from ehrwear_jax.report.report_data import Entry, ReportData
 from ehrwear_jax.report.result_records import Record
 
@@ -39,7 +39,7 @@ def at_a_glance(records: Sequence[Record], data: ReportData, cohort: Sequence[En
         ("How sure.", _how_sure(main, metric, by_model, records)),
         ("For whom not.", _for_whom_not(task, main, data, cohort)),
     )
-    return [Bullets(items), Text("The other outcomes, and the comparisons of models:")]
+    return [Bullets(items)]
 
 
 def _asked(task, trial):
