@@ -67,9 +67,9 @@ class TrainConfig:
     cache_mib: int = options.within(512, 0)
     """Memory, MiB, that each process may take for people whose records it has made ready."""
     file_cache_mib: int = options.within(8192, 0)
-    """Size, MiB, up to which each process keeps those beyond cache_mib in a temporary file (in TMPDIR if it is set);
-    it stops growing where the disk would have less than 2 GiB left. Those beyond it are read and made ready again at
-    every use."""
+    """Size, MiB, up to which each process keeps those beyond cache_mib in a temporary file, in TMPDIR if it is set
+    (which is to be a disk, not memory); it stops growing where the disk would have less than 2 GiB left. Those beyond
+    it are read and made ready again at every use."""
     gradients_every: int = options.within(500, 0)
     """Steps from one measurement of every loss term's gradient on z to the next: its norm over the step's batch at
     weight 1, without dropout, is logged as gradient/<term>, and what share of the sum its weight gives it as

@@ -59,10 +59,6 @@ class MappedFile:
         """Bytes of the file."""
         return len(self._chunks) * CHUNK_BYTES
 
-    def __len__(self) -> int:
-        """How many entries there are."""
-        return len(self._at)
-
     def put(self, i: int, arrays: Arrays) -> bool:
         """Keeps arrays under a number; whether there was room."""
         data = record_bytes.encode(arrays, _ALIGN)

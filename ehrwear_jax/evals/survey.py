@@ -32,7 +32,7 @@ class Design:
     unit_G: np.ndarray
 
     @property
-    def single(self) -> int:
+    def n_single(self) -> int:
         """How many strata have one unit, of which no resample can tell how much it varies: its people always weigh the
         same, and intervals are as if they were the whole of their stratum.
         """

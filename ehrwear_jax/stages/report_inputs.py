@@ -87,7 +87,7 @@ def survey_note(config: EvaluateConfig) -> str:
     return (
         f"Measures are those of the surveyed population: people weigh by {config.survey_weight}. Their intervals are "
         f"over resamples of sampling units ({units} within {strata}; Rao, Wu and Yue 1992) in the place of people. "
-        "Counts of people, models and thresholds are unweighted."
+        "Counts of people, models, thresholds and what the interpret stage computes are unweighted."
     )
 
 

@@ -48,8 +48,10 @@ def inputs(config: RunConfig) -> ReportInputs:
 
     Raises:
       ValueError: a file without the columns of a kind, models of a task that differ in their prediction times or
-        labels.
+        labels; weights of a survey are asked for.
     """
+    if config.evaluate.survey_weight:
+        raise ValueError("config.evaluate.survey_weight: of saved predictions people count alike; weigh them in a run")
     folder = Path(config.report.predictions_dir)
     folders = [p for p in folder.iterdir() if p.is_dir() and any(p.glob("*.parquet"))]
     tasks = {p.name: read_task(p) for p in sorted(folders, key=lambda p: horizon_of(p.name) or (p.name, 0.0))}

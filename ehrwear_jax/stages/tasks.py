@@ -1,6 +1,7 @@
 """Reads a task: its labelled prediction times in every fold, with split and group, and the targets as arrays."""
 
 import dataclasses
+import logging
 from typing import Any
 
 import numpy as np
@@ -197,4 +198,10 @@ def survey_design(plan: Plan) -> survey.Design | None:
     if not path.exists():
         raise FileNotFoundError(f"config.evaluate.survey_weight is {config.survey_weight!r}, and there is no {path}")
     columns = config.survey_weight, config.survey_strata, config.survey_units
-    return survey.read(path, people["subject_id"].to_numpy(), people["group_id"].to_numpy(), columns)
+    found = survey.read(path, people["subject_id"].to_numpy(), people["group_id"].to_numpy(), columns)
+    if found.n_single:
+        logging.warning(
+            "  %s of %s strata of the survey have one sampling unit: intervals leave out how much it varies",
+            found.n_single, len(np.unique(found.stratum_G)),
+        )  # fmt: skip
+    return found

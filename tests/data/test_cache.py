@@ -63,7 +63,7 @@ def test_what_memory_does_not_hold_comes_back_from_the_file():
     people = [made(i) for i in range(50)]
     for i, person in enumerate(people):
         kept.put(i, person)
-    assert 0 < len(kept.held) < 50 and len(kept.file) == 50 - len(kept.held), "what memory holds is not in the file"
+    assert 0 < len(kept.held) < 50 and len(kept.file._at) == 50 - len(kept.held), "what memory holds is not in the file"
     assert sum(x.nbytes for x in kept.held.values()) == kept.held_bytes <= 400
     for i, person in enumerate(people):
         assert_same(person, kept.get(i))
@@ -81,7 +81,7 @@ def test_a_worker_process_gets_an_empty_cache():
     for i in range(9):
         kept.put(i, made(i, 4))
     other = pickle.loads(pickle.dumps(kept))
-    assert not other.held and len(other.file) == 0 and other.get(3) is None and len(kept.file) > 0
+    assert not other.held and len(other.file._at) == 0 and other.get(3) is None and len(kept.file._at) > 0
     other.put(3, made(3, 4))
     assert other.held_bytes == 0 or other.held, "its own count begins at none"
     other.put(4, made(4, 40))
@@ -132,4 +132,4 @@ def test_threads_share_a_file(monkeypatch):
 
     with concurrent.futures.ThreadPoolExecutor(8) as pool:
         list(pool.map(use, range(800)))
-    assert len(kept.file) + len(kept.held) == 97
+    assert len(kept.file._at) + len(kept.held) == 97

@@ -120,7 +120,7 @@ def test_resamples_do_not_depend_on_their_number_or_on_blocks(design, people, mo
 def test_a_stratum_with_one_unit_stays_as_it_is(people, tmp_path):
     alone = people.filter((pl.col("stratum") != 3) | (pl.col("unit") == 0))
     found = read(alone, tmp_path)
-    assert found.single == 1
+    assert found.n_single == 1
     weight_NxB = np.concatenate(list(found.blocks(np.arange(alone.height), 30, 0)), axis=1)
     of_it = (alone["stratum"] == 3).to_numpy()
     np.testing.assert_array_equal(weight_NxB[of_it], np.repeat(alone["weight"].to_numpy()[of_it, None], 30, axis=1))

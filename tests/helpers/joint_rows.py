@@ -59,7 +59,7 @@ def check_mapped(examples, n=12):
             for g in range(n):
                 for name, x in row_of(examples, g).items():
                     np.testing.assert_array_equal(x, want[g][name], err_msg=name)
-        assert not cache.held and len(cache.file)
+        assert not cache.held and cache.file.nbytes
         with mock.patch.object(type(examples.people.store), "read", side_effect=AssertionError("read again")):
             row_of(examples, 0)
     finally:

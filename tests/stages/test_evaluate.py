@@ -13,9 +13,8 @@ from sksurv.util import Surv
 from small_run import FOLDS, value
 from statsmodels.duration.hazard_regression import PHReg
 
-from ehrwear_jax.data.formats import meds
 from ehrwear_jax.data.sources.simulator import truth
-from ehrwear_jax.evals import concordance, protocol, stacking, survival
+from ehrwear_jax.evals import protocol, stacking, survival
 from ehrwear_jax.models.tabular import family as tabular
 from ehrwear_jax.stages import (
     evaluate,
@@ -24,7 +23,6 @@ from ehrwear_jax.stages import (
     evaluate_subgroups,
     predictors,
     prepare,
-    report_contents,
     tasks,
     workdir,
 )
@@ -233,45 +231,6 @@ def test_horizons_of_a_task_are_its_own(folded):
     assert scores(other, "relapse").folder != scores(plan, "relapse").folder
     config.evaluate.min_horizon_events = 10_000
     assert tasks.read(small_run.plan_of(config, plan.workdir.root), "relapse").horizons == ()
-
-
-def test_a_surveys_people_weigh_as_its_design_says(folded):
-    """Values against scikit-learn and scikit-survival's own rules, by the weights of the table; scores lie apart."""
-    plan, _ = folded
-    config = small_run.small_config(Path(plan.config.data.labels_dir).parent)
-    config.data.n_folds = 2
-    config.models.update(FURTHER)
-    config.evaluate.update({"survey_weight": "w", "survey_strata": ("h",), "survey_units": ("u",)})
-    weighted, rng = small_run.plan_of(config, plan.workdir.root), np.random.default_rng(0)
-    path = meds.survey_path(plan.meds_dir)
-    with pytest.raises(FileNotFoundError, match="survey_weight is 'w', and there is no .*subject_survey.parquet"):
-        evaluate.run(weighted)
-    ids = FOLDS["subject_id"]
-    design = pl.DataFrame({"subject_id": ids, "w": rng.uniform(1, 9, len(ids)), "h": ids % 3, "u": ids // 3 % 2})
-    design.write_parquet(path)
-    try:
-        evaluate.run(weighted)
-        assert scores(weighted, "relapse").folder != scores(plan, "relapse").folder
-        records, _ = evaluate.results(weighted)
-        plain, _ = evaluate.results(plan)
-        # what is written is rounded to 32 bits, by which some predictions are tied
-        exact = {p.name: p.held_out for p in predictors.predict(weighted, tasks.read(weighted, "readmission"))}
-        for model in plan.config.models:
-            table = predictions(weighted, "readmission", model).join(design, on="subject_id")
-            y, w = table["boolean_value"].to_numpy(), table["w"].to_numpy()
-            expected = roc_auc_score(y, exact[model], sample_weight=w)
-            assert value(records, "readmission", model, "auroc") == pytest.approx(expected)
-            table = predictions(weighted, "relapse", model).join(design, on="subject_id")
-            time, event, risk, w = (
-                table[c].to_numpy() for c in ("time_to_event_days", "event_observed", "predicted_log_hazard", "w")
-            )
-            expected = concordance.concordance_index(time, event, risk, w)
-            assert value(records, "relapse", model, "c_index") == pytest.approx(expected)
-        differ = [r for r, q in zip(records, plain, strict=True) if r["metric"] == "auroc" and r["value"] != q["value"]]
-        assert len(differ) > 3 and {r["n"] for r in records} == {r["n"] for r in plain}
-        assert "weigh by w" in " ".join(report_contents.notes(weighted))
-    finally:
-        path.unlink()
 
 
 def test_late_fusion_is_a_probe_on_the_concatenated_embeddings(folded):

@@ -1,5 +1,6 @@
 """A page of saved predictions alone: no data, no model, no stage before it."""
 
+import dataclasses
 import json
 from datetime import datetime
 
@@ -172,6 +173,13 @@ def test_single_people_are_shown_of_simulated_cohorts_or_by_the_flag(source, wan
     config = config_lib.base()
     config.data.source, config.report.individuals = source, wanted
     assert report_inputs.shows_individuals(config_lib.parse(config)) == drawn
+
+
+def test_weights_of_a_survey_are_refused_and_not_passed_over(tmp_path):
+    plan = plan_of(tmp_path)
+    evaluate = dataclasses.replace(plan.config.evaluate, survey_weight="w")
+    with pytest.raises(ValueError, match="of saved predictions people count alike"):
+        report_predictions.inputs(dataclasses.replace(plan.config, evaluate=evaluate))
 
 
 def test_an_empty_folder_is_said(tmp_path):
