@@ -89,7 +89,9 @@ def read(
         raise ValueError(f"{path} has no column {missing[0]!r}; it has {', '.join(table.columns)}")
     people = pl.DataFrame({"subject_id": subject_P, "group": group_P})
     table = people.join(table.with_columns(pl.col("subject_id").cast(pl.Int64)), on="subject_id", how="left")
-    unknown = table.filter(pl.any_horizontal(pl.col(weight, *strata, *units).is_null()) | ~(pl.col(weight) >= 0))
+    known = pl.col(weight).cast(pl.Float64)
+    usable = known.is_finite() & (known >= 0)
+    unknown = table.filter(pl.any_horizontal(pl.col(weight, *strata, *units).is_null()) | ~usable)
     if unknown.height:
         raise ValueError(
             f"{path}: {unknown.height} of {table.height} people have no {weight} (or it is negative), no stratum or no "

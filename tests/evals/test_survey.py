@@ -131,7 +131,7 @@ def test_what_the_table_lacks_is_said(people, tmp_path):
     with pytest.raises(ValueError, match="has no column 'psu'; it has stratum, unit, weight, y, subject_id"):
         read(people, tmp_path, ("weight", ("stratum",), ("psu",)))
     first = people["subject_id"][0]
-    for wrong in (None, -1.0):
+    for wrong in (None, -1.0, float("nan")):
         changed = people.with_columns(weight=pl.when(pl.col("subject_id") == first).then(wrong).otherwise("weight"))
         with pytest.raises(ValueError, match=f"1 of {people.height} people have no weight .*e.g. subject {first}"):
             read(changed, tmp_path)
