@@ -104,6 +104,7 @@ def build_report(inputs: ReportInputs, out_dir: str | os.PathLike) -> Path:
 def report_page(inputs: ReportInputs, records: Sequence[Record]) -> page.Page:
     """The report's content."""
     data, drawn = inputs.data, _without_ablations(inputs.predictions)
+    cohort = sections.cohort(inputs.cohort)  # refuses malformed steps, which others read
     parts = (
         _led(
             sections.summary(records, inputs.added, data.too_few),
@@ -127,7 +128,7 @@ def report_page(inputs: ReportInputs, records: Sequence[Record]) -> page.Page:
         explained.explained(data),
         sections.pretraining(inputs.losses),
         run_tables.compute(data),
-        _extended(sections.cohort(inputs.cohort), run_tables.people_tables(data)),
+        _extended(cohort, run_tables.people_tables(data)),
         sections.facts(inputs.facts),
         sections.limitations(inputs.notes),
         sections.every_number(records),

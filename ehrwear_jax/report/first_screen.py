@@ -112,10 +112,14 @@ def _how_sure(main, metric, by_model, records):
 
 def _for_whom_not(task, main, data, cohort):
     parts = []
-    dropped = sorted((s for s in cohort if s.get("dropped")), key=lambda s: -s["dropped"])[:MOST_STEPS]
-    people = [f"{s['dropped']:,} ({s['reason'] or s['step']})" for s in dropped if "people" in s["step"]]
-    if people:
-        parts.append(f"Left out: {'; '.join(people)}.")
+    others = [f"{t['task']}: " for t in data.trials if t["task"] != task]
+    left_out: dict[str, int] = {}  # by reason: folds tell the same again
+    for step in cohort:
+        if step["dropped"] and "people" in step["step"] and not any(name in step["step"] for name in others):
+            reason = step["reason"] or step["step"]
+            left_out[reason] = max(left_out.get(reason, 0), step["dropped"])
+    if most := sorted(left_out.items(), key=lambda item: -item[1])[:MOST_STEPS]:
+        parts.append(f"Left out: {'; '.join(f'{n:,} ({reason})' for reason, n in most)}.")
     mine = [r for r in data.subgroups if r["task"] == task and r["model"] == main and r["attribute"] != "all"]
     worse = [
         f"{paper.level_label(r['attribute'], r['level'])} ({rec.format_interval(r)})"

@@ -13,6 +13,9 @@ COHORT = [
     {"step": "people who are followed", "n": 990, "dropped": 20, "reason": "record < 30 days"},
     {"step": "people of the right age", "n": 900, "dropped": 90, "reason": "younger than 18"},
     {"step": "events of frequent codes", "n": 5, "dropped": 7_000, "reason": "rare"},
+    {"step": f"{TASKS[0]}: people with enough wear", "n": 860, "dropped": 39, "reason": "too little wear"},
+    {"step": f"fold0, {TASK}: people with enough wear", "n": 860, "dropped": 40, "reason": "too little wear"},
+    {"step": f"fold1, {TASK}: people with enough wear", "n": 860, "dropped": 38, "reason": "too little wear"},
 ]
 DESIGN = {"time_zero": "The end of a day.", "outcome": "The first admission.", "eligibility": "All."}
 
@@ -26,7 +29,7 @@ def data(**changes):
     held = {"people": "400", "age, years: median (IQR)": "61.0 (50.0 to 70.0)", "sex: F": "220 (55.0%)"}
     fields = {
         "demographics": [{"split": "held_out", "measure": k, "value": v} for k, v in held.items()],
-        "trials": [{"task": TASK, "kind": "binary", "competing_known": False, "design": DESIGN}],
+        "trials": [{"task": t, "kind": "binary", "competing_known": False, "design": DESIGN} for t in TASKS],
         "subgroups": [subgroup("<50"), subgroup(">=65", hi=-0.01), subgroup("M", "suppressed", attribute="sex",
                                                                               suppressed=True, value=None)],
     }  # fmt: skip
@@ -75,7 +78,8 @@ def test_the_best_other_model_is_told_apart_by_the_interval(lo, hi, side):
 
 def test_who_was_left_out_who_fares_worse_and_who_is_too_few():
     text = told()["For whom not."]
-    assert text.startswith("Left out: 90 (younger than 18); 20 (record < 30 days).") and "7,000" not in text
+    told_of = "Left out: 90 (younger than 18); 40 (too little wear); 20 (record < 30 days)."
+    assert text.startswith(told_of) and "7,000" not in text and "39" not in text, "of this outcome, and of people"
     assert "Worse than in the largest group of their kind: age >=65" in text and "age <50" not in text
     assert "Too few to tell: " in text and text.endswith(UNTESTED)
     alike = told(given=data(subgroups=[subgroup("<50")]))["For whom not."]
